@@ -1,0 +1,236 @@
+"""Every error that lockguard raises.
+
+::
+
+    LockguardError
+    ├ ConfigurationError (ValueError)      a value that cannot work; the message names it and the remedy
+    ├ AcquireError                         the lock was not obtained
+    │ ├ ResourceBusy           retryable   somebody else holds it: holder, operation, token, age, retry_after
+    │ │ └ QueueFull            retryable   and no more waiters are taken
+    │ ├ QuorumUnavailable      retryable   too few nodes answered: votes
+    │ ├ FenceUnavailable       retryable   Postgres could not be asked
+    │ └ SelfDeadlock                       a child task asked for the lock that its own parent holds
+    ├ LeaseError                           a lease that was held is not, or never was
+    │ ├ LeaseLost                          it ended under the body: reason; read the state again before trying again
+    │ └ LeaseNotHeld                       the caller's bug: used after release, outside a body, by another task
+    ├ StaleToken                           Postgres refused a write: presented, current; never retry it
+    ├ OutcomeUnknown                       a commit whose reply was lost
+    └ NodeError                            one Redis node: node
+      ├ NodeRefused                        it did not execute the command
+      └ NodeUnknown                        it may have executed the command
+
+Errors carry facts as attributes; the text is for people. ``retryable`` tells whether the same call may
+simply be made again later.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import timedelta
+
+__all__ = [
+    "AcquireError",
+    "ConfigurationError",
+    "FenceUnavailable",
+    "LeaseError",
+    "LeaseLost",
+    "LeaseNotHeld",
+    "LockguardError",
+    "LossReason",
+    "NodeError",
+    "NodeRefused",
+    "NodeUnknown",
+    "OutcomeUnknown",
+    "QueueFull",
+    "QuorumUnavailable",
+    "ResourceBusy",
+    "SelfDeadlock",
+    "StaleToken",
+]
+
+
+class LockguardError(Exception):
+    """Base of every error of this library."""
+
+    retryable: ClassVar[bool] = False
+
+
+class ConfigurationError(LockguardError, ValueError):
+    """A value or a set-up that cannot work; nothing was started."""
+
+
+class AcquireError(LockguardError):
+    """The lock was not obtained; the body did not run.
+
+    Attributes:
+        resource: what was asked for.
+    """
+
+    def __init__(self, message: str, *, resource: str) -> None:
+        super().__init__(message)
+        self.resource = resource
+
+
+class ResourceBusy(AcquireError):
+    """Somebody else holds the resource, or is next in line for it.
+
+    Attributes:
+        holder: who, as text for people; ``None`` when the lock is only reserved for a waiter.
+        operation: what the holder said it is doing.
+        token: the holder's fencing token.
+        age: how long it has been held.
+        retry_after: when asking again may help: the rest of the holder's lease, an upper bound.
+    """
+
+    retryable = True
+
+    def __init__(  # noqa: PLR0913 - one fact, one argument
+        self,
+        message: str,
+        *,
+        resource: str,
+        holder: str | None = None,
+        operation: str | None = None,
+        token: int | None = None,
+        age: timedelta | None = None,
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(message, resource=resource)
+        self.holder = holder
+        self.operation = operation
+        self.token = token
+        self.age = age
+        self.retry_after = retry_after
+
+
+class QueueFull(ResourceBusy):
+    """The resource is held and its queue is at its cap; this caller was not queued."""
+
+
+class QuorumUnavailable(AcquireError):
+    """Too few nodes could be asked, so nobody can say who holds the lock.
+
+    Attributes:
+        votes: node name to what it answered.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, *, resource: str, votes: Mapping[str, str]) -> None:
+        super().__init__(message, resource=resource)
+        self.votes = dict(votes)
+
+
+class FenceUnavailable(AcquireError):
+    """The fence could not be asked in time, so no lease was handed out."""
+
+    retryable = True
+
+
+class SelfDeadlock(AcquireError):
+    """A task asked for a lock that the task which started it holds: it would wait for ever."""
+
+
+class LeaseError(LockguardError):
+    """A lease that is not held.
+
+    Attributes:
+        resource: what it was for.
+        token: its fencing token, when it had one.
+    """
+
+    def __init__(self, message: str, *, resource: str, token: int | None = None) -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.token = token
+
+
+class LossReason(StrEnum):
+    """Why a lease ended before its body did."""
+
+    EXPIRED = "expired"
+    """The deadline passed without a renewal that succeeded."""
+    REFUSED = "refused"
+    """The node said that the lock is no longer held by this grant."""
+    BROKEN = "broken"
+    """An operator broke it."""
+    MAX_HOLD = "max_hold"
+    """It was held for as long as the guard allows."""
+    CLOSED = "closed"
+    """The guard was closed under it."""
+
+
+class LeaseLost(LeaseError):
+    """The lease ended while its body ran, and the body was cancelled.
+
+    What the body had begun may be half done. Read the state again, under a new lease, before trying again.
+
+    Attributes:
+        reason: how it was lost.
+    """
+
+    def __init__(self, message: str, *, resource: str, token: int | None, reason: LossReason) -> None:
+        super().__init__(message, resource=resource, token=token)
+        self.reason = reason
+
+
+class LeaseNotHeld(LeaseError):
+    """A lease was used after its release, or needed where there is none."""
+
+
+class StaleToken(LockguardError):
+    """Postgres refused a write because its token is not the one in force. Never retry it.
+
+    Attributes:
+        resource: what was to be written under.
+        presented: the token that the write carried; ``None`` when it carried none.
+        current: the token in force; ``None`` when the resource was never sealed.
+    """
+
+    def __init__(self, message: str, *, resource: str, presented: int | None, current: int | None) -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.presented = presented
+        self.current = current
+
+
+class OutcomeUnknown(LockguardError):
+    """A commit was sent and its reply was lost: it may have happened or not.
+
+    Attributes:
+        resource: what was written under.
+        token: the token that the write carried.
+    """
+
+    def __init__(self, message: str, *, resource: str, token: int | None) -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.token = token
+
+
+class NodeError(LockguardError):
+    """One Redis node did not do what it was asked.
+
+    Attributes:
+        node: its name, without credentials.
+    """
+
+    def __init__(self, message: str, *, node: str) -> None:
+        super().__init__(message)
+        self.node = node
+
+
+class NodeRefused(NodeError):
+    """The node certainly did not execute the command."""
+
+    retryable = True
+
+
+class NodeUnknown(NodeError):
+    """The command was sent and no reply came: it may have been executed, now or later."""
+
+    retryable = True

@@ -1,0 +1,92 @@
+"""What happens to leases, as frozen facts for observers: logs, metrics, traces, timelines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lockguard.errors import LossReason
+from lockguard.lease import Grant, Resource
+
+__all__ = [
+    "Acquired",
+    "Event",
+    "FenceCloseFailed",
+    "Lost",
+    "ObserverFailed",
+    "Released",
+    "RenewalUnanswered",
+    "Renewed",
+    "Waited",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A lease was handed out. ``waited_ms`` counts from the call."""
+
+    grant: Grant
+    waited_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """A caller found the resource busy and waits, or gave up."""
+
+    resource: Resource
+    holder: str
+    operation: str
+    gave_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """A lease was renewed."""
+
+    grant: Grant
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalUnanswered:
+    """A renewal got no majority; the lease stands until its deadline, ``remaining_ms`` from now."""
+
+    grant: Grant
+    remaining_ms: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A lease ended under its body."""
+
+    grant: Grant
+    reason: LossReason
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A lease was given back after ``held_ms``. ``found`` is false if the server had dropped it already."""
+
+    grant: Grant
+    held_ms: float
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FenceCloseFailed:
+    """The fence could not be closed on release; it stays open for this ended grant until the next seal."""
+
+    grant: Grant
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverFailed:
+    """An observer raised; it was dropped."""
+
+    cause: str
+
+
+Event: TypeAlias = (
+    Acquired | Waited | Renewed | RenewalUnanswered | Lost | Released | FenceCloseFailed | ObserverFailed
+)

@@ -1,0 +1,229 @@
+"""Resources, grants and leases: the nouns that everything else passes around.
+
+A *grant* is one successful acquisition. Its id is 128 random bits and it alone is authority: the holder's
+text is for people. A *lease* is what the running code holds: a grant with the local instant, the
+*deadline*, after which it must not be trusted. The deadline counts from before the request that granted
+or renewed it was sent, less an allowance for drift, so it always lies before the instant at which the
+server drops the key.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from functools import lru_cache
+from typing import TYPE_CHECKING, NewType
+
+from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
+
+if TYPE_CHECKING:
+    from lockguard.clock import Clock
+
+__all__ = ["Grant", "GrantId", "Lease", "LeaseState", "Resource", "Token", "new_grant_id", "parse_resource"]
+
+Resource = NewType("Resource", str)
+"""A validated name of what is locked, such as ``binance:APTUSDT``."""
+
+GrantId = NewType("GrantId", str)
+"""32 hexadecimal digits: 128 random bits."""
+
+Token = NewType("Token", int)
+"""The fencing token: strictly increasing per resource."""
+
+RESOURCE_BYTES_MAX = 200
+_NO_TIME = timedelta(0)
+
+
+@lru_cache(maxsize=4096)
+def parse_resource(name: str) -> Resource:
+    """Check a resource's name.
+
+    Braces are refused because they would move the Redis hash tag: ``{A}}x`` lands in the slot of ``{A}``,
+    and ``{}`` switches the tag off, so the keys of one lock would be spread over a cluster.
+
+    Raises:
+        ConfigurationError: empty, over 200 bytes as UTF-8, or with braces or control characters.
+    """
+    shown = f"{name[:40]!r}..." if len(name) > 40 else repr(name)  # noqa: PLR2004 - only for the message
+    if not name:
+        raise ConfigurationError("a resource needs a name, such as 'binance:APTUSDT'; got an empty one")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"resource {shown} is not valid Unicode; use plain text") from None
+    if size > RESOURCE_BYTES_MAX:
+        raise ConfigurationError(
+            f"resource {shown} is {size} bytes long; the limit is {RESOURCE_BYTES_MAX}: use a shorter name"
+        )
+    if "{" in name or "}" in name:
+        raise ConfigurationError(f"resource {shown} has a brace; braces mark the Redis hash tag: leave them out")
+    if not name.isprintable():
+        raise ConfigurationError(f"resource {shown} has a control or unprintable character; leave it out")
+    return Resource(name)
+
+
+def new_grant_id() -> GrantId:
+    """128 random bits as 32 hexadecimal digits."""
+    return GrantId(secrets.token_hex(16))
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One successful acquisition, as granted by Redis and, where there is a fence, sealed.
+
+    Attributes:
+        resource: what is locked.
+        id: the grant's identity, the only authority.
+        token: its fencing token.
+        holder: who holds it, for people.
+        operation: what for, for people.
+        ttl_ms: its life after each renewal, in milliseconds.
+    """
+
+    resource: Resource
+    id: GrantId
+    token: Token
+    holder: str
+    operation: str
+    ttl_ms: int
+
+
+class LeaseState(Enum):
+    """What the holder knows of its lease."""
+
+    HELD = "held"
+    UNKNOWN = "unknown"
+    """The last renewal was not answered; the lease is good until its deadline."""
+    LOST = "lost"
+    RELEASED = "released"
+
+
+class Lease:
+    """The right to act on a resource, until its deadline.
+
+    Read it anywhere in the body; only the guard changes it.
+    """
+
+    __slots__ = ("_clock", "_deadline", "_loss", "_released", "_unanswered", "_wanted", "grant")
+
+    def __init__(self, grant: Grant, *, deadline: float, clock: Clock) -> None:
+        self.grant = grant
+        self._deadline = deadline
+        self._clock = clock
+        self._loss: LossReason | None = None
+        self._released = False
+        self._unanswered = False
+        self._wanted = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<Lease {self.grant.resource!r} token={self.grant.token} {self.state.value}"
+            f" remaining={self.remaining.total_seconds():.3f}s>"
+        )
+
+    @property
+    def resource(self) -> Resource:
+        """What is locked."""
+        return self.grant.resource
+
+    @property
+    def token(self) -> Token:
+        """The fencing token that every write under this lease carries."""
+        return self.grant.token
+
+    @property
+    def deadline(self) -> float:
+        """The instant on the guard's clock, in seconds, from which the lease must not be trusted."""
+        return self._deadline
+
+    @property
+    def remaining(self) -> timedelta:
+        """How long the lease is good for without another renewal; zero when it has ended."""
+        if self._released or self._loss is not None:
+            return _NO_TIME
+        return timedelta(seconds=max(0.0, self._deadline - self._clock.now()))
+
+    @property
+    def state(self) -> LeaseState:
+        """Held, held with a renewal unanswered, lost or released."""
+        if self._released:
+            return LeaseState.RELEASED
+        if self._loss is not None or self._clock.now() >= self._deadline:
+            return LeaseState.LOST
+        return LeaseState.UNKNOWN if self._unanswered else LeaseState.HELD
+
+    @property
+    def loss(self) -> LossReason | None:
+        """Why the lease was lost, or ``None``. A deadline that has passed counts as lost."""
+        if self._loss is None and not self._released and self._clock.now() >= self._deadline:
+            return LossReason.EXPIRED
+        return self._loss
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody asked the holder to hand over when it can."""
+        return self._wanted
+
+    def ensure(self, needed: timedelta = _NO_TIME) -> None:
+        """Check that the lease is held and stays so for at least ``needed``.
+
+        Call it before each effect that Postgres cannot refuse, such as an order: after a stalled event
+        loop resumes, the loss may not have been delivered yet, and this looks at the clock itself.
+
+        Args:
+            needed: how long the effect may take.
+
+        Raises:
+            LeaseLost: it has ended, or would before ``needed`` is over.
+            LeaseNotHeld: it was released.
+        """
+        if self._released:
+            raise LeaseNotHeld(
+                f"the lease on {self.resource!r} was released; take a new one before going on",
+                resource=self.resource,
+                token=self.token,
+            )
+        if (reason := self.loss) is not None:
+            raise self.lost_error(reason)
+        if needed and (left := self._deadline - self._clock.now()) < needed.total_seconds():
+            raise LeaseLost(
+                f"the lease on {self.resource!r} has {left:.3f} s left and {needed.total_seconds():.3f} s are needed",
+                resource=self.resource,
+                token=self.token,
+                reason=LossReason.EXPIRED,
+            )
+
+    def lost_error(self, reason: LossReason) -> LeaseLost:
+        """The error that tells this lease's loss."""
+        return LeaseLost(
+            f"the lease on {self.resource!r} (token {self.token}) was lost: {reason.value};"
+            " read the state again under a new lease before going on",
+            resource=self.resource,
+            token=self.token,
+            reason=reason,
+        )
+
+    # What follows is for the guard's renewal only.
+
+    def mark_renewed(self, deadline: float, *, wanted: bool) -> None:
+        """A renewal was granted. It never revives a lease that has ended (S6)."""
+        if self._released or self.loss is not None:
+            return
+        self._deadline = max(self._deadline, deadline)
+        self._unanswered = False
+        self._wanted = self._wanted or wanted
+
+    def mark_unanswered(self) -> None:
+        """A renewal was not answered; the deadline stands (L7)."""
+        self._unanswered = True
+
+    def mark_lost(self, reason: LossReason) -> None:
+        """The lease has ended under its body."""
+        if not self._released and self._loss is None:
+            self._loss = reason
+
+    def mark_released(self) -> None:
+        """The body has ended."""
+        self._released = True

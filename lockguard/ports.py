@@ -1,0 +1,313 @@
+"""What the core needs from the world: nodes that keep locks, a fence that refuses, somebody who watches.
+
+A node answers with a *vote*. There are four and none is an exception, because the quorum has to count
+them: granted, busy, refused (certainly not executed) and unknown (may have been executed, or may be
+later). Unknown is never taken for a yes or a no.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol, TypeAlias
+
+from lockguard.errors import NodeRefused, NodeUnknown
+from lockguard.events import Event
+from lockguard.lease import Grant, GrantId, Resource, Token
+
+__all__ = [
+    "AcquireRequest",
+    "AcquireVote",
+    "Broken",
+    "Busy",
+    "Done",
+    "Extended",
+    "Fence",
+    "Granted",
+    "Inspection",
+    "LockNode",
+    "Observer",
+    "Outrun",
+    "Refused",
+    "Sealed",
+    "Unknown",
+    "Waiter",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireRequest:
+    """One caller's wish for one resource. The same request sent again is the same wish (S7).
+
+    Attributes:
+        resource: what is wanted.
+        grant: the id that the lock will carry.
+        holder: who asks, for people.
+        operation: what for, for people.
+        ttl_ms: the life asked for, in milliseconds.
+        queue: whether to be queued when it is busy.
+        ticket: the place in the queue that an earlier busy answer gave, 0 for none. Sent along so that a
+            waiter keeps its place through a reconnect, a lost reservation and a wiped server.
+        lock_delay_ms: how long the resource stays closed after this grant ends by expiry.
+    """
+
+    resource: Resource
+    grant: GrantId
+    holder: str
+    operation: str
+    ttl_ms: int
+    queue: bool = False
+    ticket: int = 0
+    lock_delay_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The node holds the lock for this grant."""
+
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another grant holds the lock, or a waiter has it reserved.
+
+    Attributes:
+        holder: who holds it; empty while it is only reserved or closed by a lock delay.
+        operation: what for.
+        token: the holder's token, 0 while nobody holds it.
+        age_ms: how long it has been held.
+        retry_after_ms: when the node's view changes at the latest without anybody acting.
+        ticket: this caller's place in the queue, 0 if it was not queued.
+        requeued: the caller had a ticket and was not in the queue: it had been dropped, or the server's
+            data are gone, so its companions' places are gone too.
+        queue_full: the queue is at its cap.
+    """
+
+    holder: str
+    operation: str
+    token: Token
+    age_ms: int
+    retry_after_ms: int
+    ticket: int = 0
+    requeued: bool = False
+    queue_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The node certainly did not do it."""
+
+    error: NodeRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The node may have done it, or may still do it."""
+
+    error: NodeUnknown
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """The answer to an extend.
+
+    Attributes:
+        held: whether this grant holds the lock on this node.
+        wanted: whether somebody asked for a hand-over.
+    """
+
+    held: bool
+    wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer to a settle or a release.
+
+    Attributes:
+        found: whether this grant held the lock.
+    """
+
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The answer to a break.
+
+    Attributes:
+        grant: the grant that was thrown out, empty if the lock was free.
+        holder: its holder.
+        token: the token floor after the break.
+    """
+
+    grant: str
+    holder: str
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """One place in a queue.
+
+    Attributes:
+        grant: whose place.
+        inbox: the process that waits, for people.
+        ticket: its place: lower is earlier.
+        silent_ms: since when its process has not been heard of.
+    """
+
+    grant: str
+    inbox: str
+    ticket: int
+    silent_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """All that a node knows of a resource.
+
+    Attributes:
+        resource: the resource.
+        held: whether anybody holds it.
+        grant: the holder's grant.
+        token: the holder's token, or the floor while it is free; 0 if neither is known.
+        holder: who.
+        operation: what for.
+        age_ms: how long it has been held.
+        remaining_ms: until the server drops it.
+        ttl_ms: its life after each renewal.
+        renewals: how often it was renewed.
+        waiters: the queue, first first.
+    """
+
+    resource: Resource
+    held: bool
+    grant: str
+    token: int
+    holder: str
+    operation: str
+    age_ms: int
+    remaining_ms: int
+    ttl_ms: int
+    renewals: int
+    waiters: tuple[Waiter, ...]
+
+
+AcquireVote: TypeAlias = Granted | Busy | Refused | Unknown
+NoVote: TypeAlias = Refused | Unknown
+
+
+class LockNode(Protocol):
+    """One independent keeper of locks.
+
+    Every method queues its command *before it returns*, in call order, and gives a future that always gets
+    a vote. Cancelling the future does not take the command back; a command queued later runs later. So an
+    undo that is queued behind a cancelled acquire undoes it.
+    """
+
+    @property
+    def name(self) -> str:
+        """The node, for people; without credentials."""
+        ...
+
+    async def connect(self) -> None:
+        """Be ready to send. Returns at once when it is.
+
+        Raises:
+            NodeError: it cannot be reached, or refuses the credentials.
+        """
+        ...
+
+    def acquire(self, request: AcquireRequest) -> Future[AcquireVote]:
+        """Take the lock, or a place in its queue."""
+        ...
+
+    def settle(self, resource: Resource, grant: GrantId, token: Token) -> Future[Done | NoVote]:
+        """Write the lease's final token while this grant holds the lock."""
+        ...
+
+    def extend(self, resource: Resource, grant: GrantId, ttl_ms: int) -> Future[Extended | NoVote]:
+        """Renew, if this grant holds the lock."""
+        ...
+
+    def release(self, resource: Resource, grant: GrantId) -> Future[Done | NoVote]:
+        """Remove this grant wherever it stands: lock, reservation or queue. It leaves at once."""
+        ...
+
+    def break_(self, resource: Resource, *, reason: str, token: Token) -> Future[Broken | NoVote]:
+        """Throw out whoever holds the lock; raise the token floor to at least ``token``."""
+        ...
+
+    def inspect(self, resource: Resource) -> Future[Inspection | NoVote]:
+        """Read everything, change nothing."""
+        ...
+
+    def request_handover(self, resource: Resource, *, reason: str) -> Future[Done | NoVote]:
+        """Ask the holder to end when it can."""
+        ...
+
+    def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
+        """Have ``callback(grant)`` called when the node wakes a waiter, ``callback(None)`` for all of them."""
+        ...
+
+    async def aclose(self) -> None:
+        """Send what is queued, then close."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The fence is raised to this grant; nothing older can commit any more."""
+
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Outrun:
+    """The fence has a token at least as high under another grant, or this grant was closed.
+
+    Either a successor sealed first, or Redis lost its data and handed out a low token. Only Redis knows
+    which: settle a higher token there, which works only while the lock is still held, and seal again.
+    """
+
+    current: Token
+
+
+class Fence(Protocol):
+    """The database's side: what refuses a stale holder's writes."""
+
+    async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
+        """Make ``grant`` the only one whose writes are accepted. Idempotent per grant.
+
+        Raises:
+            FenceUnavailable: it could not be done, or nobody knows whether it was, within ``within``.
+        """
+        ...
+
+    async def close(self, grant: Grant, *, within: timedelta) -> None:
+        """Accept no more writes of ``grant``. Not an error if a newer grant is in force.
+
+        Raises:
+            FenceUnavailable: it could not be done within ``within``.
+        """
+        ...
+
+    async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
+        """Accept no more writes of whoever holds ``resource``; returns the token in force from now on.
+
+        Raises:
+            FenceUnavailable: it could not be done within ``within``.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Somebody who watches. It must not block and what it raises is dropped."""
+
+    def on(self, event: Event) -> None:
+        """Something happened."""
+        ...
