@@ -1,0 +1,130 @@
+-- Take the lock, or a place in its queue. Sent again for the same grant it gives the same answer (S7).
+--
+-- KEYS[1] lock      hash; this script sets grant, token, holder, operation, acquired_at_ms, ttl_ms, renewals
+-- KEYS[2] floor     string: the last token given out
+-- KEYS[3] queue     sorted set: member "<grant> <inbox>", score ticket
+-- KEYS[4] inboxes   sorted set: member <inbox>, score when it was last heard of, in ms
+-- KEYS[5] next      string: the grant that the free lock is reserved for
+-- KEYS[6] tenure    string: exists from a grant with a lock delay until that delay is over
+-- KEYS[7] history   stream, capped
+--
+-- ARGV[1] grant     32 hex digits
+-- ARGV[2] ttl_ms
+-- ARGV[3] holder    text for people
+-- ARGV[4] operation text for people
+-- ARGV[5] inbox     channel that wakes the caller, or "" not to be queued
+-- ARGV[6] ticket    the place that an earlier answer gave, or 0
+-- ARGV[7] lock_delay_ms
+--
+-- Returns
+--   {1, token}                                                            granted
+--   {0, holder, operation, token, age_ms, retry_after_ms, ticket, requeued} busy; ticket 0: not queued
+--   {2, holder, operation, token, age_ms, retry_after_ms}                 busy, and the queue is full
+--
+-- Tokens are formatted with %.0f: tostring() would print 1.795e+15.
+
+local QUEUE_MAX = 10000        -- waiters per resource
+local RESERVED_MS = 500        -- how long a woken waiter has to come
+local SILENT_MS = 2500         -- a process not heard of for this long is passed over
+local QUEUE_TTL_MS = 60000     -- a queue that nobody asks about is dropped
+local FLOOR_TTL_MS = 604800000 -- may expire: the next token is at least the time in microseconds
+local HISTORY_MAX = 100
+
+local grant, ttl_ms, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[5]
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_us = time[1] * 1000000 + time[2]
+local member = grant .. ' ' .. inbox
+
+local function grant_it()
+  local token = math.max(now_us, (tonumber(redis.call('GET', KEYS[2])) or 0) + 1)
+  local text = string.format('%.0f', token)
+  redis.call('HSET', KEYS[1], 'grant', grant, 'token', text, 'holder', ARGV[3], 'operation', ARGV[4],
+    'acquired_at_ms', string.format('%.0f', now_ms), 'ttl_ms', ARGV[2], 'renewals', '0')
+  redis.call('PEXPIRE', KEYS[1], ttl_ms)
+  redis.call('SET', KEYS[2], text, 'PX', FLOOR_TTL_MS)
+  redis.call('DEL', KEYS[5])
+  redis.call('ZREM', KEYS[3], member)
+  local delay = tonumber(ARGV[7])
+  if delay > 0 then
+    redis.call('SET', KEYS[6], ARGV[7], 'PX', ttl_ms + delay)
+  end
+  local last = redis.pcall('XREVRANGE', KEYS[7], '+', '-', 'COUNT', 1)
+  if last[1] and last[1][2][2] == 'granted' then
+    redis.pcall('XADD', KEYS[7], 'MAXLEN', HISTORY_MAX, '*', 'event', 'expired', 'grant', last[1][2][4])
+  end
+  redis.pcall('XADD', KEYS[7], 'MAXLEN', HISTORY_MAX, '*', 'event', 'granted', 'grant', grant,
+    'token', text, 'holder', ARGV[3], 'operation', ARGV[4])
+  redis.pcall('PEXPIRE', KEYS[7], FLOOR_TTL_MS)
+  return {1, text}
+end
+
+local function busy(held, retry_after_ms)
+  local holder, operation, token, age_ms = '', '', '0', 0
+  if held[1] then
+    holder, operation, token = held[2] or '', held[3] or '', held[4] or '0'
+    age_ms = now_ms - (tonumber(held[5]) or now_ms)
+  end
+  if inbox == '' then
+    return {0, holder, operation, token, age_ms, retry_after_ms, '0', 0}
+  end
+  redis.call('ZADD', KEYS[4], now_ms, inbox)
+  redis.call('PEXPIRE', KEYS[4], QUEUE_TTL_MS)
+  local ticket, requeued = redis.call('ZSCORE', KEYS[3], member), 0
+  if not ticket then
+    if redis.call('ZCARD', KEYS[3]) >= QUEUE_MAX then
+      return {2, holder, operation, token, age_ms, retry_after_ms}
+    end
+    if ARGV[6] ~= '0' then
+      ticket, requeued = ARGV[6], 1
+    else
+      local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+      ticket = string.format('%.0f', math.max(now_us, (tonumber(last[2]) or 0) + 1))
+    end
+    redis.call('ZADD', KEYS[3], ticket, member)
+  end
+  redis.call('PEXPIRE', KEYS[3], QUEUE_TTL_MS)
+  return {0, holder, operation, token, age_ms, retry_after_ms, string.format('%.0f', ticket), requeued}
+end
+
+local held = redis.call('HMGET', KEYS[1], 'grant', 'holder', 'operation', 'token', 'acquired_at_ms')
+if held[1] == grant then
+  redis.call('PEXPIRE', KEYS[1], ttl_ms)
+  return {1, held[4]}
+end
+if held[1] then
+  return busy(held, redis.call('PTTL', KEYS[1]))
+end
+
+local reserved_for = redis.call('GET', KEYS[5])
+if reserved_for == grant then
+  return grant_it()
+end
+if reserved_for then
+  return busy({}, redis.call('PTTL', KEYS[5]))
+end
+
+local delay_ms = redis.call('PTTL', KEYS[6])
+if delay_ms > 0 then
+  return busy({}, delay_ms)
+end
+
+-- Free, and reserved for nobody: it expired, was deleted, or the waiter that was woken did not come.
+-- Whoever waited longest and is alive has it; a newcomer never overtakes (L2).
+while true do
+  local first = redis.call('ZRANGE', KEYS[3], 0, 0)[1]
+  if not first or first == member then
+    return grant_it()
+  end
+  local first_ticket = tonumber(redis.call('ZSCORE', KEYS[3], first))
+  if ARGV[6] ~= '0' and tonumber(ARGV[6]) < first_ticket then
+    return grant_it() -- our place was dropped and was before all of these
+  end
+  local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
+  local heard_ms = tonumber(redis.call('ZSCORE', KEYS[4], first_inbox)) or 0
+  redis.call('ZREM', KEYS[3], first)
+  if now_ms - heard_ms <= SILENT_MS and redis.call('PUBLISH', first_inbox, first_grant) > 0 then
+    redis.call('SET', KEYS[5], first_grant, 'PX', RESERVED_MS)
+    return busy({}, RESERVED_MS)
+  end
+end

@@ -1,0 +1,50 @@
+-- Remove a grant wherever it stands: it holds the lock, or has it reserved, or waits, or none of these.
+-- If that frees the lock, exactly one waiter is woken and the lock is reserved for it for a short while.
+-- Needs no memory to free the lock: DEL works on a full server, all that follows is best effort.
+--
+-- KEYS[1] lock  KEYS[2] queue  KEYS[3] inboxes  KEYS[4] next  KEYS[5] tenure  KEYS[6] history
+-- (as in acquire.lua)
+--
+-- ARGV[1] grant
+-- ARGV[2] inbox     the channel it was queued with
+--
+-- Returns 1 if it held the lock, else 0.
+
+local RESERVED_MS = 500
+local SILENT_MS = 2500
+local HISTORY_MAX = 100
+
+local grant = ARGV[1]
+local held = redis.call('HGET', KEYS[1], 'grant') == grant
+local freed = held
+if held then
+  redis.call('DEL', KEYS[1], KEYS[5])
+  redis.pcall('XADD', KEYS[6], 'MAXLEN', HISTORY_MAX, '*', 'event', 'released', 'grant', grant)
+else
+  redis.call('ZREM', KEYS[2], grant .. ' ' .. ARGV[2])
+  if redis.call('GET', KEYS[4]) == grant then
+    redis.call('DEL', KEYS[4])
+    freed = redis.call('EXISTS', KEYS[1]) == 0
+  end
+end
+
+while freed do
+  local first = redis.call('ZPOPMIN', KEYS[2])[1]
+  if not first then
+    break
+  end
+  local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
+  local time = redis.call('TIME')
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  local heard_ms = tonumber(redis.call('ZSCORE', KEYS[3], first_inbox)) or 0
+  if now_ms - heard_ms <= SILENT_MS then
+    -- Reserve first: on a full server SET fails, and a waiter that is woken without a reservation still
+    -- finds the lock free.
+    redis.pcall('SET', KEYS[4], first_grant, 'PX', RESERVED_MS)
+    if redis.call('PUBLISH', first_inbox, first_grant) > 0 then
+      break
+    end
+    redis.call('DEL', KEYS[4])
+  end
+end
+return held and 1 or 0
