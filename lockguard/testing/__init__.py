@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from lockguard.testing.binaries import ServerBinary, find_postgres, find_valkey
+from lockguard.testing.clock import FakeClock
+from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mode
 from lockguard.testing.postgres_server import PostgresServer
 from lockguard.testing.redis_server import RedisServer
 
-__all__ = ["PostgresServer", "RedisServer", "ServerBinary", "find_postgres", "find_valkey"]
+__all__ = [
+    "DROP",
+    "HOLD",
+    "PASS",
+    "FakeClock",
+    "FaultProxy",
+    "Flow",
+    "Mode",
+    "PostgresServer",
+    "RedisServer",
+    "ServerBinary",
+    "find_postgres",
+    "find_valkey",
+]

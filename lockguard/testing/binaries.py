@@ -99,7 +99,8 @@ def _find_valkey(named: str, search_path: str) -> ServerBinary:
         if found is not None:
             return found
     raise ConfigurationError(
-        f"no Valkey or Redis server found: {_INSTALL}, or name one with {REDIS_VARIABLE}=/path/to/valkey-server"
+        f"no Valkey or Redis server found: {_INSTALL}, "
+        f"or name one with {REDIS_VARIABLE}=/path/to/valkey-server"
     )
 
 
@@ -118,7 +119,8 @@ def _find_postgres(named: str, search_path: str) -> ServerBinary:
         if found is not None:
             return found
     raise ConfigurationError(
-        f"no PostgreSQL server found: {_INSTALL}, or name one with {POSTGRES_VARIABLE}=/path/to/postgresql/bin"
+        f"no PostgreSQL server found: {_INSTALL}, "
+        f"or name one with {POSTGRES_VARIABLE}=/path/to/postgresql/bin"
     )
 
 

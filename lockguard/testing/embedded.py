@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from lockguard.clock import SYSTEM_CLOCK
@@ -13,6 +12,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.testing import ports, scratch, supervision
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from lockguard.testing.binaries import ServerBinary
@@ -221,7 +221,7 @@ class EmbeddedServer(ABC):
             if SYSTEM_CLOCK.now() > deadline:
                 process.kill()
                 raise ConfigurationError(
-                    f"{self._binary} did not take connections within {_START_WAIT_S:.0f} s: {self._log_tail()}"
+                    f"{self._binary} did not answer within {_START_WAIT_S:.0f} s: {self._log_tail()}"
                 )
             supervision.pause_s(0.005)
 
@@ -244,7 +244,5 @@ class EmbeddedServer(ABC):
 
     def _running_process(self) -> ServerProcess:
         if self._process is None or not self._process.alive():
-            raise ConfigurationError(
-                f"this {type(self).__name__} does not run: call start() or restart() first"
-            )
+            raise ConfigurationError(f"this {type(self).__name__} does not run: start() or restart() it")
         return self._process

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
-import secrets
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -99,7 +98,7 @@ def own(path: Path, user: RunAs) -> None:
     os.chown(path, user.uid, user.gid)
     for parent, directories, files in os.walk(path):
         for name in (*directories, *files):
-            os.chown(os.path.join(parent, name), user.uid, user.gid, follow_symlinks=False)  # noqa: PTH118
+            os.chown(os.path.join(parent, name), user.uid, user.gid, follow_symlinks=False)
 
 
 def set_password(binary: ServerBinary, user: RunAs, data: Path, password: str) -> None:

@@ -159,7 +159,7 @@ class PostgresServer(EmbeddedServer):
             lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
         except OSError:
             return False
-        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"  # noqa: PLR2004
+        return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
 
     def _end(self, process: ServerProcess, *, keep_data: bool) -> None:
         # Not SIGKILL: an orderly end removes the shared memory. SIGQUIT skips the checkpoint.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
@@ -16,6 +15,7 @@ from lockguard.testing.supervision import ServerProcess, Spawn, server_environme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["Persistence", "RedisServer"]
 
@@ -40,7 +40,7 @@ class RedisServer(EmbeddedServer):
         ConfigurationError: an argument that cannot work, or no server on this machine.
     """
 
-    def __init__(  # noqa: PLR0913 - one option, one argument
+    def __init__(
         self,
         *,
         port: int = 0,
@@ -55,9 +55,7 @@ class RedisServer(EmbeddedServer):
             raise ConfigurationError(f"persistence={persistence!r} is unknown: give 'none' or 'aof'")
         for line in (password or "", *acl, *config):
             if "\n" in line or "\r" in line:
-                raise ConfigurationError(
-                    "a password, ACL or configuration line must not contain a line break"
-                )
+                raise ConfigurationError("a password, an ACL or a configuration line has a line break in it")
         super().__init__(binary if binary is not None else find_valkey(), port)
         self._password = password
         self._acl = tuple(acl)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -21,6 +20,7 @@ from lockguard.testing import scratch, warden
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = [
     "ServerProcess",
@@ -147,7 +147,7 @@ class _Supervisor:
             # is inherited, so that `lockguard demo | tee` ends with the demo and not with the warden.
             self._process = subprocess.Popen(
                 [sys.executable, "-I", warden.__file__],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",

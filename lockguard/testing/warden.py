@@ -23,6 +23,7 @@ The file runs by its path, with no import of the library, and needs psutil only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -80,10 +81,8 @@ def kill_tree(root: psutil.Process) -> list[psutil.Process]:
 
 
 def _signal(process: psutil.Process, number: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def drop_shared_memory(data_directory: Path) -> None:
