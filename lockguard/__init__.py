@@ -1,0 +1,60 @@
+"""Lease locks in Redis with fencing tokens that Postgres checks itself."""
+
+from __future__ import annotations
+
+from lockguard.context import current_lease, current_leases
+from lockguard.errors import (
+    AcquireError,
+    ConfigurationError,
+    FenceUnavailable,
+    LeaseError,
+    LeaseLost,
+    LeaseNotHeld,
+    LockguardError,
+    LossReason,
+    NodeError,
+    NodeRefused,
+    NodeUnknown,
+    OutcomeUnknown,
+    QueueFull,
+    QuorumUnavailable,
+    ResourceBusy,
+    SelfDeadlock,
+    StaleToken,
+)
+from lockguard.exclusive import Skipped
+from lockguard.guard import LockGuard, exclusive
+from lockguard.lease import Grant, GrantId, Lease, LeaseState, Resource, Token
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AcquireError",
+    "ConfigurationError",
+    "FenceUnavailable",
+    "Grant",
+    "GrantId",
+    "Lease",
+    "LeaseError",
+    "LeaseLost",
+    "LeaseNotHeld",
+    "LeaseState",
+    "LockGuard",
+    "LockguardError",
+    "LossReason",
+    "NodeError",
+    "NodeRefused",
+    "NodeUnknown",
+    "OutcomeUnknown",
+    "QueueFull",
+    "QuorumUnavailable",
+    "Resource",
+    "ResourceBusy",
+    "SelfDeadlock",
+    "Skipped",
+    "StaleToken",
+    "Token",
+    "current_lease",
+    "current_leases",
+    "exclusive",
+]

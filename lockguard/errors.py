@@ -11,8 +11,8 @@
     │ ├ FenceUnavailable       retryable   Postgres could not be asked
     │ └ SelfDeadlock                       a child task asked for the lock that its own parent holds
     ├ LeaseError                           a lease that was held is not, or never was
-    │ ├ LeaseLost                          it ended under the body: reason; read the state again before trying again
-    │ └ LeaseNotHeld                       the caller's bug: used after release, outside a body, by another task
+    │ ├ LeaseLost                          it ended under the body: reason; read the state again
+    │ └ LeaseNotHeld                       the caller's bug: used after release, or without one
     ├ StaleToken                           Postgres refused a write: presented, current; never retry it
     ├ OutcomeUnknown                       a commit whose reply was lost
     └ NodeError                            one Redis node: node
@@ -88,7 +88,7 @@ class ResourceBusy(AcquireError):
 
     retryable = True
 
-    def __init__(  # noqa: PLR0913 - one fact, one argument
+    def __init__(
         self,
         message: str,
         *,

@@ -10,7 +10,7 @@ server drops the key.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
 from functools import lru_cache
@@ -46,7 +46,7 @@ def parse_resource(name: str) -> Resource:
     Raises:
         ConfigurationError: empty, over 200 bytes as UTF-8, or with braces or control characters.
     """
-    shown = f"{name[:40]!r}..." if len(name) > 40 else repr(name)  # noqa: PLR2004 - only for the message
+    shown = f"{name[:40]!r}..." if len(name) > 40 else repr(name)
     if not name:
         raise ConfigurationError("a resource needs a name, such as 'binance:APTUSDT'; got an empty one")
     try:
@@ -58,7 +58,9 @@ def parse_resource(name: str) -> Resource:
             f"resource {shown} is {size} bytes long; the limit is {RESOURCE_BYTES_MAX}: use a shorter name"
         )
     if "{" in name or "}" in name:
-        raise ConfigurationError(f"resource {shown} has a brace; braces mark the Redis hash tag: leave them out")
+        raise ConfigurationError(
+            f"resource {shown} has a brace; braces mark the Redis hash tag: leave them out"
+        )
     if not name.isprintable():
         raise ConfigurationError(f"resource {shown} has a control or unprintable character; leave it out")
     return Resource(name)
@@ -189,7 +191,8 @@ class Lease:
             raise self.lost_error(reason)
         if needed and (left := self._deadline - self._clock.now()) < needed.total_seconds():
             raise LeaseLost(
-                f"the lease on {self.resource!r} has {left:.3f} s left and {needed.total_seconds():.3f} s are needed",
+                f"the lease on {self.resource!r} has {left:.3f} s left"
+                f" and {needed.total_seconds():.3f} s are needed",
                 resource=self.resource,
                 token=self.token,
                 reason=LossReason.EXPIRED,
@@ -205,7 +208,12 @@ class Lease:
             reason=reason,
         )
 
-    # What follows is for the guard's renewal only.
+    # What follows is for the guard only.
+
+    def settle(self, token: Token) -> None:
+        """The fence had the last word on the token. Before the lease is handed out only."""
+        if token != self.grant.token:
+            self.grant = replace(self.grant, token=token)
 
     def mark_renewed(self, deadline: float, *, wanted: bool) -> None:
         """A renewal was granted. It never revives a lease that has ended (S6)."""

@@ -214,11 +214,17 @@ class LockNode(Protocol):
         """The node, for people; without credentials."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether commands would go out now."""
+        ...
+
     async def connect(self) -> None:
         """Be ready to send. Returns at once when it is.
 
         Raises:
-            NodeError: it cannot be reached, or refuses the credentials.
+            NodeError: it cannot be reached.
+            ConfigurationError: it refuses the log-in.
         """
         ...
 
@@ -251,7 +257,7 @@ class LockNode(Protocol):
         ...
 
     def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
-        """Have ``callback(grant)`` called when the node wakes a waiter, ``callback(None)`` for all of them."""
+        """Have ``callback(grant)`` called when the node wakes a waiter, with ``None`` for all."""
         ...
 
     async def aclose(self) -> None:

@@ -1,0 +1,125 @@
+"""What a guard is made of, and the few things that its holds share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lockguard.errors import ConfigurationError, FenceUnavailable, LossReason
+from lockguard.events import Event, FenceCloseFailed
+from lockguard.renewal import Keeper
+from lockguard.waiting import Queue
+
+if TYPE_CHECKING:
+    from lockguard.clock import Clock
+    from lockguard.lease import Grant
+    from lockguard.ports import Fence, Observer
+    from lockguard.redlock import Redlock
+
+__all__ = ["Core"]
+
+
+class Core:
+    """The parts of one guard, bound to the first event loop and process that use it.
+
+    Args:
+        redlock: the lock.
+        fence: the database's side, if there is one.
+        clock: for deadlines.
+        observers: told what happens.
+        fence_within: how long a seal or a close may take.
+    """
+
+    def __init__(
+        self,
+        redlock: Redlock,
+        *,
+        fence: Fence | None,
+        clock: Clock,
+        observers: Sequence[Observer],
+        fence_within: timedelta,
+    ) -> None:
+        self.redlock = redlock
+        self.fence = fence
+        self.clock = clock
+        self.fence_within = fence_within
+        self.queue = Queue(redlock, clock=clock)
+        self.keeper = Keeper(redlock, clock=clock, emit=self.emit)
+        self._observers = list(observers)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether every node is connected."""
+        return self.redlock.ready
+
+    async def connect(self) -> None:
+        """Try to connect to every node.
+
+        Raises:
+            ConfigurationError: a node refused the log-in.
+        """
+        await self.redlock.connect()
+
+    def enter(self) -> asyncio.Task[Any]:
+        """Check that the guard can be used here; gives the running task.
+
+        Raises:
+            ConfigurationError: it is closed, or was first used in another process or event loop.
+        """
+        if self._closed:
+            raise ConfigurationError("this guard is closed; make a new one with LockGuard.from_url()")
+        task = asyncio.current_task()
+        if task is None:
+            raise ConfigurationError(
+                "a guard is used inside a running asyncio task, for example under asyncio.run()"
+            )
+        loop = task.get_loop()
+        if self._loop is None:
+            self._loop, self._pid = loop, os.getpid()
+        elif self._loop is not loop:
+            raise ConfigurationError("this guard belongs to another event loop; make one guard for each loop")
+        if self._pid != os.getpid():
+            # Two processes on one socket would read each other's replies.
+            raise ConfigurationError(
+                "this guard was first used before a fork; make a new one in the child process"
+            )
+        return task
+
+    def emit(self, event: Event) -> None:
+        """Tell the observers; one that raises is dropped, because it must not break a lock."""
+        for observer in list(self._observers):
+            try:
+                observer.on(event)
+            except Exception:  # noqa: BLE001 - whatever a user's observer raises
+                self._observers.remove(observer)
+
+    def close_fence(self, grant: Grant) -> asyncio.Task[None]:
+        """Close the fence for an ended grant; never raises. The guard waits for it when it closes."""
+        task = asyncio.create_task(self._close_fence(grant), name="lockguard-close-fence")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
+
+    async def aclose(self) -> None:
+        """End every lease, then everything else."""
+        self._closed = True
+        self.keeper.lose_all(LossReason.CLOSED)
+        await self.keeper.aclose()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self.redlock.aclose()
+
+    async def _close_fence(self, grant: Grant) -> None:
+        if self.fence is None:
+            return
+        try:
+            await self.fence.close(grant, within=self.fence_within)
+        except FenceUnavailable as exc:
+            # Not raised: the body has ended, and the next seal shuts this grant out.
+            self.emit(FenceCloseFailed(grant, str(exc)))

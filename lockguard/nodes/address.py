@@ -1,0 +1,99 @@
+"""Where a Redis is and how to log in, from a URL.
+
+redis-py reads the URL (its forms are the ones that people know); what it gives becomes one frozen value
+whose ``repr`` has no secret.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.asyncio.connection import parse_url
+
+from lockguard.errors import ConfigurationError
+
+__all__ = ["Address"]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server.
+
+    Attributes:
+        host: name or IP address; empty for a Unix socket.
+        port: TCP port; 0 for a Unix socket.
+        path: of a Unix socket; empty for TCP.
+        db: database number.
+        username: ACL user, ``None`` for the default one.
+        password: its password.
+        tls: the context for ``rediss://``.
+    """
+
+    host: str
+    port: int
+    path: str
+    db: int
+    username: str | None
+    password: str | None = field(repr=False)
+    tls: ssl.SSLContext | None = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """For people and logs; has no credentials."""
+        where = self.path or f"{self.host}:{self.port}"
+        return f"{where}/{self.db}" if self.db else where
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read ``redis://``, ``rediss://`` or ``unix://``.
+
+        Raises:
+            ConfigurationError: it is none of these, or a part of it makes no sense.
+        """
+        shown = _without_secrets(url)
+        try:
+            options: dict[str, Any] = dict(parse_url(url))
+            port = int(options.get("port", 6379))
+            db = int(options.get("db", 0))
+        except (ValueError, TypeError) as exc:
+            raise ConfigurationError(
+                f"{shown!r} is not a Redis URL; write redis://[user:password@]host[:port][/db],"
+                " rediss:// for TLS, or unix:///path/to/socket"
+            ) from exc
+        path = str(options.get("path", ""))
+        tls = _tls_context(options) if urlsplit(url).scheme == "rediss" else None
+        return cls(
+            host="" if path else str(options.get("host", "localhost")),
+            port=0 if path else port,
+            path=path,
+            db=db,
+            username=options.get("username"),
+            password=options.get("password"),
+            tls=tls,
+        )
+
+
+def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        if options.get("ssl_certfile"):
+            context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    except OSError as exc:
+        raise ConfigurationError(f"the TLS files of the Redis URL cannot be read: {exc}") from exc
+    if str(options.get("ssl_check_hostname", "true")).lower() in {"false", "0", "no"}:
+        context.check_hostname = False
+    if str(options.get("ssl_cert_reqs", "required")) == "none":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _without_secrets(url: str) -> str:
+    before, at, after = url.rpartition("@")
+    if not at:
+        return url
+    scheme, sep, _ = before.partition("://")
+    return f"{scheme}{sep}***@{after}"

@@ -1,0 +1,158 @@
+"""Bytes to and from one Redis connection.
+
+One connection carries everything that a process says to a node. Commands that are sent in one turn of the
+event loop leave in one write, because a hundred coroutines that lock at once would otherwise pay for a
+hundred system calls. Replies come in the order of the commands, so each command leaves a *slot* in a
+queue and each reply goes to the oldest slot. A caller that was cancelled keeps its slot: taking it out
+would hand every later reply to the wrong caller.
+
+Between "sent" and "answered" nothing is known. When the connection ends, slots whose command had left are
+told :class:`Cut` (it may have been executed, or may be yet); those whose command was still in our buffer
+are told :class:`NotSent` (it was certainly not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import hiredis
+
+__all__ = ["Cut", "NotSent", "Reply", "Slot", "Wire"]
+
+Reply: TypeAlias = Any
+"""What hiredis gives: bytes, int, None, list, dict, or an exception object for an error reply."""
+
+Slot: TypeAlias = Callable[[Reply], None]
+"""Called once with the reply, or with an exception object. It must not raise."""
+
+PENDING_MAX = 100_000
+_NO_MORE = object()
+
+
+class Cut(Exception):
+    """The connection ended after the command had been sent."""
+
+
+class NotSent(Exception):
+    """The command never left this process."""
+
+
+class Wire(asyncio.Protocol):
+    """One connection; made by ``loop.create_connection``.
+
+    Args:
+        on_push: called with each out-of-band message.
+        on_end: called once with the cause when the connection has ended.
+        reply_timeout_s: a connection that owes replies and brings no byte for this long is ended; without
+            it a hung server would keep its callers for ever.
+    """
+
+    def __init__(
+        self, *, on_push: Callable[[list[Any]], None], on_end: Callable[[str], None], reply_timeout_s: float
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_push = on_push
+        self._on_end = on_end
+        self._reply_timeout_s = reply_timeout_s
+        self._reader = hiredis.Reader(notEnoughData=_NO_MORE)
+        self._transport: asyncio.Transport | None = None
+        self._slots: deque[Slot] = deque()
+        self._unsent: list[bytes] = []
+        self._unsent_slots = 0
+        self._flush_due = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._heard = False
+        self._ended: str | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether commands can be sent."""
+        return self._transport is not None and self._ended is None
+
+    def send(self, slot: Slot, *command: str | bytes | int) -> None:
+        """Queue a command; it leaves at the end of this turn of the event loop."""
+        if self._ended is not None or self._transport is None:
+            slot(NotSent(self._ended or "not connected"))
+            return
+        if len(self._slots) >= PENDING_MAX:
+            slot(NotSent(f"{PENDING_MAX} commands are unanswered already"))
+            return
+        self.send_unanswered(*command)
+        self._slots.append(slot)
+        self._unsent_slots += 1
+        if self._watch is None:
+            self._heard = True
+            self._watch = self._loop.call_later(self._reply_timeout_s, self._check_progress)
+
+    def send_unanswered(self, *command: str | bytes | int) -> None:
+        """Queue a command that gets no reply of its own, such as SUBSCRIBE in RESP3."""
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub forgot bytes
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is queued now: for an undo whose task is about to end."""
+        self._flush_due = False
+        if self._unsent and self._transport is not None and self._ended is None:
+            data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
+            self._unsent.clear()
+            self._unsent_slots = 0
+            self._transport.write(data)
+
+    def end(self, cause: str) -> None:
+        """Close at once; every open slot is told."""
+        if self._ended is not None:
+            return
+        self._ended = cause
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        slots, self._slots = self._slots, deque()
+        sent = len(slots) - self._unsent_slots
+        self._unsent.clear()
+        for index, slot in enumerate(slots):
+            slot(Cut(cause) if index < sent else NotSent(cause))
+        self._on_end(cause)
+
+    def _check_progress(self) -> None:
+        self._watch = None
+        if not self._slots:
+            return
+        if not self._heard:
+            self.end(f"no reply for {self._reply_timeout_s:g} s")
+            return
+        self._heard = False
+        self._watch = self._loop.call_later(self._reply_timeout_s, self._check_progress)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The transport is ready."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: hand each complete reply to the oldest slot."""
+        self._heard = True
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not _NO_MORE:
+                if isinstance(reply, hiredis.PushNotification):
+                    self._on_push(reply)
+                elif self._slots:
+                    self._slots.popleft()(reply)
+                else:
+                    self.end("a reply came that nobody asked for")
+                    return
+        except hiredis.ProtocolError as exc:
+            self.end(f"not the Redis protocol: {exc}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The peer or the network ended it."""
+        self.end(str(exc) if exc is not None else "the server closed the connection")

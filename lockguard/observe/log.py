@@ -1,0 +1,41 @@
+"""Events as log records of the logger ``lockguard``."""
+
+from __future__ import annotations
+
+import logging
+
+from lockguard.events import Event, FenceCloseFailed, Lost, Released, RenewalUnanswered
+
+__all__ = ["LogObserver"]
+
+_LOG = logging.getLogger("lockguard")
+
+
+class LogObserver:
+    """Warns of what an operator must know; the rest is for debugging."""
+
+    def on(self, event: Event) -> None:
+        """Log one event."""
+        match event:
+            case Lost(grant, reason):
+                _LOG.error(
+                    "lease lost: %s token=%d operation=%s: %s",
+                    grant.resource,
+                    grant.token,
+                    grant.operation,
+                    reason.value,
+                )
+            case RenewalUnanswered(grant, remaining_ms, cause):
+                _LOG.warning(
+                    "renewal not answered: %s token=%d, %.0f ms left: %s",
+                    grant.resource,
+                    grant.token,
+                    remaining_ms,
+                    cause,
+                )
+            case FenceCloseFailed(grant, cause):
+                _LOG.warning("fence not closed: %s token=%d: %s", grant.resource, grant.token, cause)
+            case Released(grant, _, found) if not found:
+                _LOG.warning("released late: %s token=%d: Redis had dropped it", grant.resource, grant.token)
+            case _:
+                _LOG.debug("%s", event)

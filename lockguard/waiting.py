@@ -1,0 +1,215 @@
+"""First come, first served: waiting for a resource that somebody holds.
+
+The queue is in Redis: a failed acquire leaves the caller's place there, and the release of the holder
+wakes exactly the first by a message on its process's channel and reserves the lock for it for a short
+while. Redis numbers the places (tickets) with its own clock, and a caller sends its ticket along each time
+it asks, so it keeps its place through a lost reservation, a reconnect and a wiped server.
+
+A message can be lost, and a key can vanish without a release. So of all who wait in this process for one
+resource, the first one also asks again by itself: when the holder's lease would end, and at least every
+``ASK_AGAIN_S``. That is also the process's sign of life. The others sleep; they are woken by name, or
+become the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+from lockguard.clock import Clock
+from lockguard.errors import QueueFull, QuorumUnavailable, ResourceBusy
+from lockguard.lease import GrantId, Resource
+from lockguard.ports import AcquireRequest, Busy
+from lockguard.redlock import Contended, NoQuorum, Redlock, Won
+
+__all__ = ["ASK_AGAIN_S", "Queue"]
+
+ASK_AGAIN_S = 0.9
+"""How often the first waiter of a process asks: a vanished key is noticed within a second (L4)."""
+
+REST_S = 30.0
+"""How long the others rest at most: only in case that everything that should wake them is lost."""
+
+_RETRY_FIRST_S = 0.02
+_RETRY_MAX_S = 0.5
+
+
+class _Place:
+    """One caller's place in this process's line for one resource."""
+
+    __slots__ = ("_signal", "grant", "woken")
+
+    def __init__(self, grant: GrantId) -> None:
+        self.grant = grant
+        self.woken = False
+        self._signal = asyncio.Event()
+
+    def wake(self) -> None:
+        """It is this caller's turn to ask."""
+        self.woken = True
+        self._signal.set()
+
+    def nudge(self) -> None:
+        """Only how long to rest has changed."""
+        self._signal.set()
+
+    async def rest(self, seconds: float) -> bool:
+        """Until woken, nudged or the time is over; tells whether to ask now."""
+        timed_out = False
+        if not self._signal.is_set():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._signal.wait()
+            except TimeoutError:
+                timed_out = True
+        self._signal.clear()
+        # Taken before asking: a wake-up that comes while the question is under way is kept for the next rest.
+        ask, self.woken = self.woken or timed_out, False
+        return ask
+
+
+class Queue:
+    """All who wait in this process.
+
+    Args:
+        redlock: what is waited for.
+        clock: for patience.
+    """
+
+    def __init__(self, redlock: Redlock, *, clock: Clock) -> None:
+        self._redlock = redlock
+        self._clock = clock
+        self._lines: dict[Resource, dict[GrantId, _Place]] = {}
+        self._places: dict[GrantId, _Place] = {}
+        for node in redlock.nodes:
+            node.on_wake(self.wake)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def wake(self, grant: GrantId | None) -> None:
+        """A node says that it is this waiter's turn; ``None``: all should ask again."""
+        for place in self._places.values() if grant is None else filter(None, [self._places.get(grant)]):
+            place.wake()
+
+    async def acquire(self, request: AcquireRequest, *, patience: timedelta) -> Won:
+        """Get the lock, waiting for up to ``patience`` if the request says so.
+
+        Whatever ends it other than success leaves nothing of the request on any node (S8).
+
+        Raises:
+            ResourceBusy: somebody else holds it, still.
+            QueueFull: and there are too many waiters.
+            QuorumUnavailable: too few nodes could be asked, still.
+        """
+        give_up_at = self._clock.now() + patience.total_seconds()
+        try:
+            attempt = await self._redlock.acquire(request)
+            if isinstance(attempt, Won):
+                return attempt
+            if self._hopeless(attempt, request):
+                raise _refusal(attempt, request)
+            return await self._wait(request, attempt, give_up_at)
+        except ResourceBusy:
+            if request.queue:
+                self._redlock.undo(request)
+            raise
+        except BaseException:
+            self._redlock.undo(request)
+            raise
+
+    async def _wait(self, request: AcquireRequest, attempt: Contended | NoQuorum, give_up_at: float) -> Won:
+        retry_s = _RETRY_FIRST_S
+        with self._place(request) as place:
+            while True:
+                if isinstance(attempt, Contended):
+                    retry_s = _RETRY_FIRST_S
+                    request = self._note_place(request, attempt.busy)
+                else:
+                    retry_s = min(retry_s * 2, _RETRY_MAX_S)
+                left_s = give_up_at - self._clock.now()
+                if left_s <= 0:
+                    raise _refusal(attempt, request)
+                if not await place.rest(min(left_s, self._rest_s(request, attempt, retry_s))):
+                    continue
+                if isinstance(attempt, NoQuorum):
+                    await self._redlock.connect()
+                match await self._redlock.acquire(request):
+                    case Won() as won:
+                        return won
+                    case again:
+                        attempt = again
+
+    def _rest_s(self, request: AcquireRequest, attempt: Contended | NoQuorum, retry_s: float) -> float:
+        if isinstance(attempt, NoQuorum):
+            # Jitter breaks split votes: callers that asked together do not ask together again.
+            return retry_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+        if len(self._redlock.nodes) > 1:
+            # Each node has its own queue, so the order over several is best effort: wake-ups, and asking.
+            return random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
+        if self._is_first(request):
+            return min(ASK_AGAIN_S, attempt.busy.retry_after_ms / 1000 + 0.001)
+        return REST_S
+
+    def _hopeless(self, attempt: Contended | NoQuorum, request: AcquireRequest) -> bool:
+        return not request.queue or (isinstance(attempt, Contended) and attempt.busy.queue_full)
+
+    def _note_place(self, request: AcquireRequest, busy: Busy) -> AcquireRequest:
+        if busy.requeued:
+            # Our place had vanished, so those of our companions have too: let them take theirs again.
+            for place in self._lines[request.resource].values():
+                if place.grant != request.grant:
+                    place.wake()
+        if busy.ticket and busy.ticket != request.ticket and len(self._redlock.nodes) == 1:
+            return replace(request, ticket=busy.ticket)
+        return request
+
+    @contextmanager
+    def _place(self, request: AcquireRequest) -> Iterator[_Place]:
+        place = _Place(request.grant)
+        line = self._lines.setdefault(request.resource, {})
+        line[request.grant] = self._places[request.grant] = place
+        try:
+            yield place
+        finally:
+            was_first = self._is_first(request)
+            del line[request.grant], self._places[request.grant]
+            if not line:
+                del self._lines[request.resource]
+            elif was_first:
+                next(iter(line.values())).nudge()
+
+    def _is_first(self, request: AcquireRequest) -> bool:
+        return next(iter(self._lines[request.resource])) == request.grant
+
+
+def _refusal(attempt: Contended | NoQuorum, request: AcquireRequest) -> ResourceBusy | QuorumUnavailable:
+    if isinstance(attempt, NoQuorum):
+        told = "; ".join(f"{node}: {vote}" for node, vote in attempt.votes.items())
+        return QuorumUnavailable(
+            f"cannot lock {request.resource!r}: {told}", resource=request.resource, votes=attempt.votes
+        )
+    return _busy_error(attempt.busy, request)
+
+
+def _busy_error(busy: Busy, request: AcquireRequest) -> ResourceBusy:
+    age = timedelta(milliseconds=busy.age_ms)
+    who = f"held by {busy.holder} ({busy.operation or 'no operation given'}, token {busy.token})"
+    if not busy.holder:
+        who = "reserved for the next in its queue"
+    kind, why = ResourceBusy, ""
+    if busy.queue_full:
+        kind, why = QueueFull, " and its queue is full"
+    return kind(
+        f"{request.resource!r} is {who} for {age.total_seconds():.3f} s{why}",
+        resource=request.resource,
+        holder=busy.holder or None,
+        operation=busy.operation or None,
+        token=busy.token or None,
+        age=age,
+        retry_after=timedelta(milliseconds=busy.retry_after_ms),
+    )
