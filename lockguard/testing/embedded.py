@@ -24,7 +24,7 @@ _START_WAIT_S = 30.0
 _LOG_TAIL_LINES = 3
 
 
-class _PortTaken(Exception):  # noqa: N818 - a signal within this module
+class _PortTaken(Exception):
     pass
 
 

@@ -64,7 +64,7 @@ HOLD = Flow(Mode.HOLD)
 DROP = Flow(Mode.DROP)
 
 
-class _Closed(Exception):  # noqa: N818 - a signal within this module
+class _Closed(Exception):
     """The connection ends here."""
 
 
