@@ -1,0 +1,1 @@
+"""ccxt under a lease."""

@@ -1,0 +1,61 @@
+"""A local exchange that the original ccxt talks to, for tests and demonstrations.
+
+It speaks the REST API of Binance's USD-M futures, with signatures, filters, netting and conditional orders
+that fire when the price moves, and can be told to be slow, to lag behind itself and to fail in every way
+that leaves an order in doubt. What it really did is in its own record.
+
+Needs ``pip install 'lockguard[testing]'``; to talk to it, ``'lockguard[ccxt]'`` as well.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+if find_spec("aiohttp") is None:
+    raise ImportError("the local exchange needs aiohttp; pip install 'lockguard[testing]'")
+
+from lockguard_ccxt.testing.client import connect, point_at
+from lockguard_ccxt.testing.desk import Visibility
+from lockguard_ccxt.testing.faults import Execution, Fault, FaultKind, Operation
+from lockguard_ccxt.testing.markets import DEFAULT_MARKETS, MarketSpec, market_for, parse_markets
+from lockguard_ccxt.testing.model import (
+    AlgoOrder,
+    AlgoStatus,
+    Fill,
+    Order,
+    OrderStatus,
+    OrderType,
+    Position,
+    Side,
+)
+from lockguard_ccxt.testing.record import ExchangeRecord, Request
+from lockguard_ccxt.testing.remote import ControlClient
+from lockguard_ccxt.testing.server import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange
+
+__all__ = [
+    "DEFAULT_MARKETS",
+    "LOCAL_API_KEY",
+    "LOCAL_SECRET",
+    "AlgoOrder",
+    "AlgoStatus",
+    "ControlClient",
+    "ExchangeRecord",
+    "Execution",
+    "Fault",
+    "FaultKind",
+    "Fill",
+    "LocalExchange",
+    "MarketSpec",
+    "Operation",
+    "Order",
+    "OrderStatus",
+    "OrderType",
+    "Position",
+    "Request",
+    "Side",
+    "Visibility",
+    "connect",
+    "market_for",
+    "parse_markets",
+    "point_at",
+]

@@ -1,0 +1,109 @@
+"""Pointing the original ccxt at a local exchange.
+
+Two things must change. The URLs, of course. And the table of errors: ccxt looks at the beginning of the
+request's URL to know whether a code is the futures market's or the spot market's, and for a URL it does not
+know it has neither, so that -2021, "would immediately trigger", arrives as a bare ``ExchangeError``. Here
+the URL is translated back before ccxt looks.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from lockguard.errors import ConfigurationError
+from lockguard_ccxt.testing.server import LOCAL_API_KEY, LOCAL_SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["connect", "point_at"]
+
+_HOSTS = {
+    "/api/": "https://api.binance.com",
+    "/sapi/": "https://api.binance.com",
+    "/fapi/": "https://fapi.binance.com",
+    "/futures/": "https://fapi.binance.com",
+    "/dapi/": "https://dapi.binance.com",
+    "/eapi/": "https://eapi.binance.com",
+    "/papi/": "https://papi.binance.com",
+}
+
+
+def point_at(exchange: Any, url: str) -> None:
+    """Let an existing ccxt ``binance`` or ``binanceusdm`` talk to a local exchange.
+
+    Args:
+        exchange: any class of ccxt's Binance family, asyncio or not.
+        url: where the local exchange listens.
+
+    Raises:
+        ConfigurationError: another exchange, or a URL that is not HTTP.
+    """
+    name = str(getattr(exchange, "id", exchange))
+    if not name.startswith("binance"):
+        raise ConfigurationError(f"{name!r} cannot talk to the local exchange; it speaks Binance's API only")
+    base = url.rstrip("/")
+    if urlsplit(base).scheme not in {"http", "https"}:
+        raise ConfigurationError(
+            f"{url!r} is not a URL of a local exchange; it looks like http://127.0.0.1:8080"
+        )
+    exchange.urls["api"] = {name: base + urlsplit(old).path for name, old in exchange.urls["api"].items()}
+    original = exchange.get_exceptions_by_url
+
+    def get_exceptions_by_url(asked: str | None, kind: str) -> dict[str, Any]:
+        table: dict[str, Any] = original(_official(asked, base), kind)
+        return table
+
+    exchange.get_exceptions_by_url = get_exceptions_by_url
+
+
+def _official(url: str | None, base: str) -> str | None:
+    """The URL that the request would have had at Binance."""
+    if url is None or not url.startswith(base):
+        return url
+    path = url[len(base) :]
+    return next((host + path for prefix, host in _HOSTS.items() if path.startswith(prefix)), url)
+
+
+def connect(
+    url: str,
+    *,
+    api_key: str = LOCAL_API_KEY,
+    secret: str = LOCAL_SECRET,
+    exchange_id: str = "binanceusdm",
+    config: Mapping[str, Any] | None = None,
+) -> Any:
+    """The original ``ccxt.async_support.binanceusdm``, pointed at a local exchange.
+
+    The caller closes it: ``await client.close()``. ccxt's own rate limiter is off, as there is no limit here;
+    its retries stay off, as they would send an order again without asking what became of it.
+
+    Args:
+        url: where the local exchange listens.
+        api_key: the account's key.
+        secret: the account's secret.
+        exchange_id: ``binanceusdm`` or ``binance``.
+        config: further settings for ccxt's constructor.
+
+    Raises:
+        ConfigurationError: another exchange, or a URL that is not HTTP.
+        ImportError: ccxt is not installed.
+    """
+    try:
+        ccxt = import_module("ccxt.async_support")
+    except ImportError as exc:
+        raise ImportError("ccxt is not installed; pip install 'lockguard[ccxt]'") from exc
+    factory = getattr(ccxt, exchange_id, None)
+    if factory is None:
+        raise ConfigurationError(f"ccxt has no exchange {exchange_id!r}; use binanceusdm or binance")
+    settings: dict[str, Any] = {
+        "apiKey": api_key,
+        "secret": secret,
+        "enableRateLimit": False,
+        **(config or {}),
+    }
+    exchange = factory(settings)
+    point_at(exchange, url)
+    return exchange

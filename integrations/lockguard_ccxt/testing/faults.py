@@ -1,0 +1,175 @@
+"""Faults: what the exchange can do to a request, and whether it carries it out all the same.
+
+What makes an exchange's fault dangerous is not the answer but the doubt: a timeout says nothing about
+whether the order was executed. So each fault states both: how the request ends for the client, and when, if
+at all, the exchange carries it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["Execution", "Fault", "FaultKind", "FaultPlan", "Operation"]
+
+HOLD_MS_MAX = 120_000
+
+
+class Operation(StrEnum):
+    """What a request asks for."""
+
+    TIME = "time"
+    EXCHANGE_INFO = "exchange_info"
+    TICKER = "ticker"
+    CREATE_ORDER = "create_order"
+    GET_ORDER = "get_order"
+    CANCEL_ORDER = "cancel_order"
+    CANCEL_ALL = "cancel_all"
+    OPEN_ORDERS = "open_orders"
+    ALL_ORDERS = "all_orders"
+    CREATE_ALGO = "create_algo"
+    GET_ALGO = "get_algo"
+    CANCEL_ALGO = "cancel_algo"
+    CANCEL_ALL_ALGOS = "cancel_all_algos"
+    OPEN_ALGOS = "open_algos"
+    ALL_ALGOS = "all_algos"
+    POSITIONS = "positions"
+    ACCOUNT = "account"
+    BALANCE = "balance"
+    TRADES = "trades"
+    LEVERAGE = "leverage"
+    MARGIN_TYPE = "margin_type"
+    BRACKETS = "brackets"
+    POSITION_MODE = "position_mode"
+
+    @property
+    def writes(self) -> bool:
+        """Whether it changes something."""
+        return self in _WRITES
+
+
+_WRITES = frozenset(
+    {
+        Operation.CREATE_ORDER,
+        Operation.CANCEL_ORDER,
+        Operation.CANCEL_ALL,
+        Operation.CREATE_ALGO,
+        Operation.CANCEL_ALGO,
+        Operation.CANCEL_ALL_ALGOS,
+        Operation.LEVERAGE,
+        Operation.MARGIN_TYPE,
+    }
+)
+
+
+class FaultKind(StrEnum):
+    """How a request ends for the client."""
+
+    UNAVAILABLE = "unavailable"
+    """A bare 503."""
+    OVERLOADED = "overloaded"
+    """A 503 with code -1008."""
+    RATE_LIMITED = "rate_limited"
+    """A 429."""
+    TIMEOUT = "timeout"
+    """A 408 with code -1007: the exchange itself does not know."""
+    CLOCK = "clock"
+    """A 400 with code -1021: the request's time is out of its window."""
+    REJECTED = "rejected"
+    """A 400 with the fault's own code and message."""
+    HANG = "hang"
+    """No answer until the client gives up or ``hold_ms`` is over."""
+    DISCONNECT = "disconnect"
+    """The connection is cut without an answer."""
+    TRUNCATED = "truncated"
+    """A 200 whose body breaks off."""
+    DELAY = "delay"
+    """A right answer, ``hold_ms`` late."""
+
+
+class Execution(StrEnum):
+    """When the exchange carries out the request that the fault hits."""
+
+    NEVER = "never"
+    FIRST = "first"
+    """Before the client sees the fault."""
+    LATE = "late"
+    """``hold_ms`` after the client saw it, or gave up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that waits for the requests it hits.
+
+    Attributes:
+        kind: how the request ends for the client.
+        operation: which requests it hits; ``None`` for any.
+        execution: whether and when the request is carried out.
+        symbol: only requests for this contract's id; ``None`` for any.
+        skip: how many matching requests it lets pass first.
+        times: how many it then hits.
+        hold_ms: how long ``HANG``, ``DELAY`` and ``Execution.LATE`` take.
+        code: what ``REJECTED`` says.
+        message: what ``REJECTED`` says.
+    """
+
+    kind: FaultKind
+    operation: Operation | None = None
+    execution: Execution = Execution.NEVER
+    symbol: str | None = None
+    skip: int = 0
+    times: int = 1
+    hold_ms: int = 1_000
+    code: int = -1000
+    message: str = "An unknown error occurred while processing the request."
+
+    def __post_init__(self) -> None:
+        if self.skip < 0 or self.times < 1:
+            raise ValueError(
+                f"a fault needs skip >= 0 and times >= 1, got skip={self.skip} times={self.times}"
+            )
+        if not 0 <= self.hold_ms <= HOLD_MS_MAX:
+            raise ValueError(f"hold_ms must be from 0 to {HOLD_MS_MAX}, got {self.hold_ms}")
+
+    def matches(self, operation: Operation, symbol: str | None) -> bool:
+        """Whether a request is one of those it waits for."""
+        return self.operation in {None, operation} and self.symbol in {None, symbol}
+
+
+@dataclass(slots=True)
+class _Armed:
+    fault: Fault
+    seen: int = 0
+
+
+class FaultPlan:
+    """The faults that are waiting, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._armed: list[_Armed] = []
+
+    def add(self, fault: Fault) -> None:
+        """Let a fault wait."""
+        self._armed.append(_Armed(fault))
+
+    def clear(self) -> None:
+        """Take all faults back."""
+        self._armed.clear()
+
+    @property
+    def waiting(self) -> tuple[Fault, ...]:
+        """The faults that have not done all their work yet."""
+        return tuple(armed.fault for armed in self._armed)
+
+    def take(self, operation: Operation, symbol: str | None) -> Fault | None:
+        """The fault that hits this request, if one does. Only one does; the others do not count it."""
+        for armed in self._armed:
+            if not armed.fault.matches(operation, symbol):
+                continue
+            armed.seen += 1
+            if armed.seen <= armed.fault.skip:
+                continue
+            if armed.seen == armed.fault.skip + armed.fault.times:
+                self._armed.remove(armed)
+            return armed.fault
+        return None

@@ -1,0 +1,178 @@
+"""Which contracts the local exchange lists, and the steps in which each is traded.
+
+The numbers are those that Binance has for these contracts, give or take; what matters is that they differ
+from one another, so that code that takes one contract's step for another's is refused here as it would be
+there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+from lockguard.errors import ConfigurationError
+
+__all__ = ["DEFAULT_MARKETS", "MarketSpec", "market_for", "parse_markets", "plain_id"]
+
+_QUOTES = ("USDT", "USDC")
+_UNIFIED = re.compile(r"^(?P<base>[A-Z0-9]+)/(?P<quote>[A-Z]+)(?::(?P=quote)(?:-(?P<delivery>\d{6}))?)?$")
+_PLAIN = re.compile(rf"^(?P<base>[A-Z0-9]+?)(?P<quote>{'|'.join(_QUOTES)})(?:_(?P<delivery>\d{{6}}))?$")
+_DELIVERY_HOUR = 8
+"""Dated contracts are settled at 08:00 UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarketSpec:
+    """One USD-M contract.
+
+    Attributes:
+        base: the coin, such as ``BTC``.
+        quote: what it is priced and margined in.
+        price: the price it opens at, in ``quote``.
+        tick: the step of prices.
+        step: the step of quantities, and the smallest one.
+        max_qty: the largest quantity of one market order.
+        min_notional: the smallest price times quantity of an order that is not reduce-only.
+        delivery: the day it is settled; ``None`` for a perpetual.
+    """
+
+    base: str
+    quote: str = "USDT"
+    price: Decimal = Decimal(10)
+    tick: Decimal = Decimal("0.001")
+    step: Decimal = Decimal("0.1")
+    max_qty: Decimal = Decimal(1_000_000)
+    min_notional: Decimal = Decimal(5)
+    delivery: date | None = None
+
+    @property
+    def id(self) -> str:
+        """The exchange's own name: ``BTCUSDT``, ``BTCUSDT_250926``."""
+        suffix = f"_{self.delivery:%y%m%d}" if self.delivery else ""
+        return f"{self.base}{self.quote}{suffix}"
+
+    @property
+    def symbol(self) -> str:
+        """The unified name: ``BTC/USDT:USDT``, ``BTC/USDT:USDT-250926``."""
+        suffix = f"-{self.delivery:%y%m%d}" if self.delivery else ""
+        return f"{self.base}/{self.quote}:{self.quote}{suffix}"
+
+    @property
+    def delivery_ms(self) -> int | None:
+        """The instant of settlement, in milliseconds since 1970; ``None`` for a perpetual."""
+        if self.delivery is None:
+            return None
+        day = self.delivery
+        return int(datetime(day.year, day.month, day.day, _DELIVERY_HOUR, tzinfo=UTC).timestamp() * 1000)
+
+
+def _spec(
+    base: str, price: str, tick: str, step: str, max_qty: str = "1000000", notional: str = "5"
+) -> MarketSpec:
+    return MarketSpec(
+        base=base,
+        price=Decimal(price),
+        tick=Decimal(tick),
+        step=Decimal(step),
+        max_qty=Decimal(max_qty),
+        min_notional=Decimal(notional),
+    )
+
+
+DEFAULT_MARKETS: tuple[MarketSpec, ...] = (
+    _spec("BTC", "62000.0", "0.10", "0.001", "120", "100"),
+    _spec("ETH", "2500.00", "0.01", "0.001", "2000", "20"),
+    _spec("APT", "8.5000", "0.0001", "0.1", "80000"),
+    _spec("SOL", "150.0000", "0.0100", "0.01", "40000"),
+    _spec("BNB", "580.00", "0.010", "0.01", "2000"),
+    _spec("XRP", "0.6000", "0.0001", "0.1", "2000000"),
+    _spec("DOGE", "0.120000", "0.000010", "1", "30000000"),
+    _spec("ADA", "0.45000", "0.00010", "1", "300000"),
+    _spec("AVAX", "27.0000", "0.0010", "1", "5000"),
+    _spec("LINK", "11.000", "0.001", "0.01", "60000", "20"),
+    _spec("DOT", "4.500", "0.001", "0.1", "50000"),
+    _spec("LTC", "70.00", "0.01", "0.001", "5000", "20"),
+    _spec("TRX", "0.15000", "0.00001", "1", "5000000"),
+    _spec("ATOM", "4.800", "0.001", "0.01", "10000"),
+    _spec("NEAR", "4.900", "0.0010", "1", "20000"),
+    _spec("ARB", "0.600000", "0.000100", "0.1", "130000"),
+    _spec("OP", "1.7000000", "0.0001000", "0.1", "400000"),
+    _spec("SUI", "1.800000", "0.000100", "0.1", "200000"),
+    _spec("INJ", "20.000000", "0.001000", "0.1", "20000"),
+    _spec("FIL", "3.800", "0.001", "0.1", "50000"),
+    _spec("AAVE", "150.000", "0.010", "0.1", "1500"),
+    _spec("UNI", "7.0000", "0.0010", "1", "20000"),
+    _spec("RUNE", "5.0000", "0.0010", "1", "20000"),
+    _spec("SEI", "0.4000000", "0.0001000", "1", "1200000"),
+    _spec("TIA", "5.5000000", "0.0001000", "1", "50000"),
+    _spec("WLD", "2.0000000", "0.0001000", "1", "300000"),
+    _spec("1000PEPE", "0.0100000", "0.0000001", "1", "80000000"),
+    _spec("CRV", "0.300", "0.001", "0.1", "500000"),
+    _spec("GALA", "0.02200", "0.00001", "1", "14000000"),
+    _spec("LDO", "1.100000", "0.000100", "1", "300000"),
+)
+"""Thirty perpetuals, margined in USDT."""
+
+_KNOWN = {spec.id: spec for spec in DEFAULT_MARKETS}
+
+
+def plain_id(symbol: str) -> str:
+    """The exchange's own name of a symbol written either way: ``BTC/USDT:USDT`` gives ``BTCUSDT``."""
+    text = symbol.strip().upper()
+    if match := _UNIFIED.match(text):
+        delivery = match["delivery"]
+        return f"{match['base']}{match['quote']}{'_' + delivery if delivery else ''}"
+    return text
+
+
+def market_for(symbol: str) -> MarketSpec:
+    """The contract called ``symbol``, with its known steps or, for one that is not known, usual ones.
+
+    Args:
+        symbol: ``BTCUSDT``, ``BTC/USDT``, ``BTC/USDT:USDT``, or dated ``BTCUSDT_250926``,
+            ``BTC/USDT:USDT-250926``.
+
+    Raises:
+        ConfigurationError: it does not read as a USDT or USDC contract.
+    """
+    market_id = plain_id(symbol)
+    if known := _KNOWN.get(market_id):
+        return known
+    match = _PLAIN.match(market_id)
+    if match is None:
+        raise ConfigurationError(
+            f"symbol {symbol!r} is not a USD-M contract; write it as BTCUSDT or BTC/USDT:USDT"
+        )
+    perpetual = _KNOWN.get(f"{match['base']}{match['quote']}") or MarketSpec(match["base"], match["quote"])
+    delivery = _delivery(match["delivery"], symbol) if match["delivery"] else None
+    return MarketSpec(
+        base=perpetual.base,
+        quote=perpetual.quote,
+        price=perpetual.price,
+        tick=perpetual.tick,
+        step=perpetual.step,
+        max_qty=perpetual.max_qty,
+        min_notional=perpetual.min_notional,
+        delivery=delivery,
+    )
+
+
+def _delivery(text: str, symbol: str) -> date:
+    try:
+        return datetime.strptime(text, "%y%m%d").replace(tzinfo=UTC).date()
+    except ValueError:
+        raise ConfigurationError(
+            f"symbol {symbol!r} ends in {text!r}, which is not a day as yymmdd"
+        ) from None
+
+
+def parse_markets(text: str) -> tuple[MarketSpec, ...]:
+    """The contracts of a comma-separated list; an empty text gives the default ones.
+
+    Raises:
+        ConfigurationError: one of them does not read as a contract.
+    """
+    names = [name for name in (part.strip() for part in text.split(",")) if name]
+    return tuple(market_for(name) for name in dict.fromkeys(names)) or DEFAULT_MARKETS
