@@ -26,11 +26,15 @@ else
     redis.call('DEL', KEYS[4])
     freed = redis.call('EXISTS', KEYS[1]) == 0
   end
+  if redis.call('EXISTS', KEYS[2]) == 0 then
+    redis.call('DEL', KEYS[3])
+  end
 end
 
 while freed do
   local first = redis.call('ZPOPMIN', KEYS[2])[1]
   if not first then
+    redis.call('DEL', KEYS[3])
     break
   end
   local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')

@@ -1,0 +1,241 @@
+"""The laws of the lock, over one real server and over five."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from lockguard import LeaseLost, LeaseNotHeld, LeaseState, LossReason, ResourceBusy, SelfDeadlock, current_lease
+from lockguard.lease import new_grant_id, parse_resource
+from lockguard.ports import AcquireRequest
+from lockguard.redlock import Contended, Redlock, Renewal, Won
+
+NAME = "binance:APTUSDT"
+
+
+def wish(**changes: object) -> AcquireRequest:
+    facts = {"resource": parse_resource(NAME), "grant": new_grant_id(), "holder": "h", "operation": "o", "ttl_ms": 5000}
+    return AcquireRequest(**(facts | changes))  # type: ignore[arg-type]
+
+
+def redlock_of(guard: object) -> Redlock:
+    return guard._core.redlock  # type: ignore[attr-defined, no-any-return]
+
+
+async def test_only_one_holds_at_a_time_and_tokens_increase(new_guard):
+    guards = [new_guard(), new_guard()]
+    inside, most, tokens = 0, 0, []
+
+    async def work(guard):
+        nonlocal inside, most
+        async with guard.hold(NAME) as lease:
+            inside += 1
+            most = max(most, inside)
+            tokens.append(lease.token)
+            await asyncio.sleep(0)
+            inside -= 1
+
+    await asyncio.gather(*(work(guards[i % 2]) for i in range(20)))
+    assert most == 1
+    assert len(tokens) == 20
+    assert tokens == sorted(set(tokens))
+
+
+async def test_tokens_increase_when_the_servers_lose_everything(new_guard, cluster):
+    guard, tokens = new_guard(), []
+    for _ in range(5):
+        async with guard.hold(NAME) as lease:
+            tokens.append(lease.token)
+        cluster.each("FLUSHALL")
+    assert tokens == sorted(set(tokens))
+
+
+async def test_nothing_but_floor_and_history_is_left_after_release(new_guard, cluster):
+    guard, other = new_guard(), new_guard()
+    async with guard.hold(NAME):
+        waiting = asyncio.create_task(_hold_once(other))
+        await _until(lambda: _queued(cluster))
+    await waiting
+    assert cluster.leftovers() == []
+
+
+async def test_asking_again_for_the_same_grant_gives_the_same_token(new_guard):
+    redlock = redlock_of(new_guard())
+    await redlock.connect()
+    request = wish()
+    first, second = await redlock.acquire(request), await redlock.acquire(request)
+    assert isinstance(first, Won)
+    assert isinstance(second, Won)
+    assert first.token == second.token
+
+
+async def test_a_stale_release_leaves_the_new_lease_alone(new_guard):
+    redlock = redlock_of(new_guard())
+    await redlock.connect()
+    old, new = wish(), wish()
+    assert isinstance(await redlock.acquire(old), Won)
+    assert await redlock.confirm(redlock.undo(old))
+    assert isinstance(await redlock.acquire(new), Won)
+    assert not await redlock.confirm(redlock.undo(old))
+    assert isinstance(await redlock.acquire(wish()), Contended)
+
+
+async def test_a_late_renewal_does_not_bring_a_lease_back(new_guard, cluster):
+    guard = new_guard()
+    async with guard.hold(NAME) as lease:
+        grant = lease.grant
+    redlock = redlock_of(guard)
+    asked = redlock.extend(grant)
+    await asyncio.wait(asked)
+    assert redlock.tally(asked, sent_at=0, ttl_ms=grant.ttl_ms).renewal is Renewal.REFUSED
+    assert cluster.leftovers() == []
+
+
+async def test_a_busy_resource_tells_who_holds_it(new_guard):
+    guard, other = new_guard(), new_guard()
+    async with guard.hold(NAME, operation="open_position") as lease:
+        with pytest.raises(ResourceBusy) as caught:
+            async with other.hold(NAME, on_busy="raise"):
+                pass
+    busy = caught.value
+    assert busy.operation == "open_position"
+    assert busy.token == lease.token
+    assert busy.holder is not None
+    assert busy.age is not None
+    assert timedelta(0) < busy.retry_after <= timedelta(seconds=10)
+    assert NAME in str(busy)
+
+
+async def test_patience_ends_and_leaves_no_place_in_the_queue(new_guard, cluster):
+    guard, other = new_guard(), new_guard()
+    async with guard.hold(NAME):
+        with pytest.raises(ResourceBusy):
+            async with other.hold(NAME, wait=timedelta(milliseconds=200)):
+                pass
+        await _until(lambda: not _queued(cluster))
+
+
+async def test_the_lock_of_a_holder_that_vanished_is_free_within_ttl_and_a_quarter_second(new_guard):
+    redlock, other = redlock_of(new_guard()), new_guard()
+    await redlock.connect()
+    async with other:
+        assert isinstance(await redlock.acquire(wish(ttl_ms=1000)), Won)
+        async with asyncio.timeout(1.25):
+            async with other.hold(NAME):
+                pass
+
+
+async def test_a_lease_outlives_its_ttl_while_its_body_runs(new_guard, cluster):
+    guard, other = new_guard(ttl=timedelta(milliseconds=300)), new_guard()
+    async with guard.hold(NAME) as lease:
+        await _until(lambda: all(int(n) >= 5 for n in cluster.each("HGET", f"lockguard:{{{NAME}}}", "renewals")))
+        with pytest.raises(ResourceBusy):
+            async with other.hold(NAME, on_busy="raise"):
+                pass
+        assert lease.state is LeaseState.HELD
+
+
+async def test_a_lease_that_was_taken_away_cancels_its_body_as_lost(new_guard, cluster):
+    guard = new_guard(ttl=timedelta(milliseconds=300))
+    with pytest.raises(LeaseLost) as caught:
+        async with guard.hold(NAME):
+            cluster.each("FLUSHALL")
+            await asyncio.Event().wait()
+    assert caught.value.reason is LossReason.REFUSED
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_break_ends_the_holder_and_frees_the_lock(new_guard):
+    guard, other = new_guard(ttl=timedelta(milliseconds=300)), new_guard()
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME, operation="stuck") as lease:
+            broken = await other.break_(NAME, reason="stuck for an hour")
+            assert broken.grant == lease.grant.id
+            async with other.hold(NAME) as successor:
+                assert successor.token > lease.token
+            await asyncio.Event().wait()
+
+
+async def test_a_holder_sees_that_its_lease_is_wanted(new_guard):
+    guard, other = new_guard(ttl=timedelta(milliseconds=300)), new_guard()
+    async with guard.hold(NAME) as lease:
+        assert await other.request_handover(NAME, reason="deploy")
+        await _until(lambda: lease.wanted)
+    assert not await other.request_handover(NAME, reason="deploy")
+
+
+async def test_the_same_task_enters_again_with_the_same_lease(new_guard):
+    guard = new_guard()
+    async with guard.hold(NAME) as outer:
+        async with guard.hold(NAME) as inner:
+            assert inner is outer
+        assert current_lease() is outer
+        assert outer.state is LeaseState.HELD
+    assert current_lease() is None
+
+
+async def test_a_child_task_that_would_wait_for_its_parent_is_told(new_guard):
+    guard = new_guard()
+    async with guard.hold(NAME):
+        with pytest.raises(SelfDeadlock, match="wait for ever"):
+            await asyncio.create_task(_hold_once(guard))
+
+
+async def test_a_task_that_outlives_the_body_may_lock_for_itself(new_guard):
+    guard, go = new_guard(), asyncio.Event()
+
+    async def later():
+        await go.wait()
+        await _hold_once(guard)
+
+    async with guard.hold(NAME) as lease:
+        child = asyncio.create_task(later())
+    go.set()
+    await child
+    with pytest.raises(LeaseNotHeld, match="released"):
+        lease.ensure()
+
+
+async def test_inspect_shows_holder_and_waiters_in_order(new_guard):
+    guard, others = new_guard(), [new_guard(), new_guard()]
+    free = await guard.inspect(NAME)
+    assert not free.held
+    assert free.waiters == ()
+    async with guard.hold(NAME, operation="open") as lease:
+        waiting = []
+        for position, other in enumerate(others, start=1):
+            waiting.append(asyncio.create_task(_hold_once(other)))
+            await _until_async(lambda n=position: _waiters(guard, n))
+        seen = await guard.inspect(NAME)
+        assert seen.held
+        assert seen.token == lease.token
+        assert seen.operation == "open"
+        assert [w.ticket for w in seen.waiters] == sorted(w.ticket for w in seen.waiters)
+    await asyncio.gather(*waiting)
+
+
+async def _hold_once(guard):
+    async with guard.hold(NAME):
+        pass
+
+
+async def _waiters(guard, count):
+    return len((await guard.inspect(NAME)).waiters) == count
+
+
+def _queued(cluster):
+    return any(cluster.each("ZCARD", f"lockguard:{{{NAME}}}:queue"))
+
+
+async def _until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def _until_async(condition):
+    async with asyncio.timeout(10):
+        while not await condition():
+            await asyncio.sleep(0.005)
