@@ -10,6 +10,8 @@ import asyncpg
 import psutil
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from lockguard.errors import ConfigurationError
 from lockguard.testing import PostgresServer, RedisServer
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lockguard.testing.embedded import EmbeddedServer
+
+NO_RETRY = Retry(NoBackoff(), 0)
 
 
 async def query(url: str, statement: str) -> object:
@@ -203,7 +207,10 @@ def test_redis_asks_for_its_password_and_shows_it_to_nobody() -> None:
     with RedisServer(password=secret) as server:
         with redis.Redis.from_url(server.url) as client:
             assert client.ping()
-        with redis.Redis("127.0.0.1", server.port) as client, pytest.raises(redis.AuthenticationError):
+        with (
+            redis.Redis("127.0.0.1", server.port, retry=NO_RETRY) as client,
+            pytest.raises(redis.AuthenticationError),
+        ):
             client.ping()
         assert secret not in " ".join(psutil.Process(server.pid).cmdline())
         assert secret not in repr(server)
