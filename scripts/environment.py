@@ -1,4 +1,4 @@
-"""Makes ``.venv`` in the checkout from the pinned requirements. Runs on a bare Python, with uv if there is one.
+"""Makes ``.venv`` in the checkout from the pinned requirements, with uv if it is there, else with venv and pip.
 
 An environment is trusted only when its stamp says that it is complete and that it was made from the present
 requirements, for this checkout. The stamp is removed before anything is changed and written when all is done,
@@ -67,25 +67,32 @@ def make(level: str) -> None:
     """Make the environment, or add to it what the level needs."""
     uv = shutil.which("uv")
     if is_extensible():
-        say(f"adding requirements/{level}.txt to .venv")
         STAMP.unlink()
     else:
         tool = "uv" if uv else "venv and pip"
         version = ".".join(map(str, sys.version_info[:3]))
-        say(f"first run: making .venv with Python {version} from requirements/{level}.txt ({tool})")
+        say(f"making .venv with Python {version} ({tool})")
         STAMP.unlink(missing_ok=True)
         shutil.rmtree(VENV, ignore_errors=True)
         create(uv)
     requirements = f"requirements/{level}.txt"
+    say(f"installing the {count_pinned(requirements)} packages that {requirements} pins by hash")
     install(uv, "--require-hashes", "--requirement", requirements)
     install(uv, "--no-deps", "--no-build-isolation", "--editable", ".")
     STAMP.write_text(json.dumps(wanted_stamp(level)))
+    say("done: later runs start at once")
+
+
+def count_pinned(requirements: str) -> int:
+    """How many packages a requirements file names."""
+    lines = (CHECKOUT / requirements).read_text().splitlines()
+    return sum("==" in line and not line.startswith((" ", "#")) for line in lines)
 
 
 def create(uv: str | None) -> None:
     """Make an empty environment."""
     if uv:
-        run(uv, "venv", "--quiet", "--no-project", "--no-config", "--python", sys.executable, str(VENV))
+        run(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, str(VENV))
     else:
         run(sys.executable, "-m", "venv", str(VENV))
 
