@@ -100,27 +100,17 @@ def create(uv: str | None) -> None:
 def install(uv: str | None, *what: str) -> None:
     """Install into the environment."""
     if uv:
-        run(uv, "pip", "install", "--quiet", "--no-config", "--python", str(VENV_PYTHON), *what)
+        run(uv, "pip", "install", "--quiet", "--python", str(VENV_PYTHON), *what)
     else:
-        run(
-            str(VENV_PYTHON),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-input",
-            "--disable-pip-version-check",
-            *what,
-        )
+        quietly = ("--quiet", "--no-input", "--disable-pip-version-check")
+        run(str(VENV_PYTHON), "-m", "pip", "install", *quietly, *what)
 
 
 def run(*argv: str) -> None:
     """Run a tool to its end; its own words are shown when it fails."""
-    # PIP_USER and PIP_REQUIRE_HASHES are read even inside an environment, and would make pip refuse.
-    env = {
-        name: value for name, value in os.environ.items() if name not in {"PIP_USER", "PIP_REQUIRE_HASHES"}
-    }
-    subprocess.run(argv, check=True, cwd=CHECKOUT, env=env | {"PIP_USER": "0"}, stdin=subprocess.DEVNULL)
+    # Either setting, made for other uses of pip, would have it refuse here.
+    env = os.environ | {"PIP_USER": "0", "PIP_REQUIRE_HASHES": "0"}
+    subprocess.run(argv, check=True, cwd=CHECKOUT, env=env, stdin=subprocess.DEVNULL)
 
 
 def main() -> int:
@@ -138,9 +128,8 @@ def main() -> int:
             if not is_ready(arguments.level) or _python_version() != list(sys.version_info[:2]):
                 make(arguments.level)
     except subprocess.CalledProcessError as error:
-        say(
-            f"{Path(error.cmd[0]).name} failed with exit code {error.returncode}: .venv is not complete; run again"
-        )
+        command = " ".join(error.cmd[:4])
+        say(f"{command} ... failed with exit code {error.returncode}: .venv is not complete; run again")
         return 1
     except OSError as error:
         say(f"{error.filename or CHECKOUT}: {error.strerror}: .venv cannot be made")

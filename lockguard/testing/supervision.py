@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import signal
@@ -35,6 +37,7 @@ __all__ = [
 
 _POLL_S = 0.005
 _EXIT_WAIT_S = 10.0
+_CLOSE_WAIT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,13 @@ class _Supervisor:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def close(self) -> None:
+        """Let the warden end everything, and wait for it."""
+        self._replies.close()
+        self._connection.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_WAIT_S)
+
     def forget(self) -> None:
         """After a fork: the servers are the parent's; holding its socket would keep them alive."""
         self._replies.close()
@@ -198,7 +208,10 @@ _supervisor_lock = threading.Lock()
 def _get_supervisor() -> _Supervisor:
     global _supervisor  # noqa: PLW0603 - one warden per process
     with _supervisor_lock:
-        if _supervisor is None or not _supervisor.alive():
+        if _supervisor is not None and not _supervisor.alive():
+            _supervisor.close()
+            _supervisor = None
+        if _supervisor is None:
             _supervisor = _Supervisor()
         return _supervisor
 
@@ -211,7 +224,13 @@ def _after_fork_in_child() -> None:
         _supervisor = None
 
 
+def _at_exit() -> None:
+    if _supervisor is not None:
+        _supervisor.close()
+
+
 os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
 
 
 def hold_directory(directory: Path) -> None:
