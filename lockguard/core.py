@@ -110,7 +110,11 @@ class Core:
     async def aclose(self) -> None:
         """End every lease, then everything else."""
         self._closed = True
-        self.keeper.lose_all(LossReason.CLOSED)
+        self.queue.close()
+        for lease in self.keeper.lose_all(LossReason.CLOSED):
+            # Their bodies are being cancelled and will find the connections closed.
+            self.redlock.undo(lease.resource, lease.grant.id)
+            self.close_fence(lease.grant)
         await self.keeper.aclose()
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self.redlock.aclose()

@@ -126,7 +126,7 @@ class Hold:
         pop_entry(self._context)
         loss = lease.loss
         self._core.keeper.drop(lease)
-        asked = self._core.redlock.undo(lease.grant)
+        asked = self._core.redlock.undo(lease.resource, lease.grant.id)
         lease.mark_released()
         cut_only = cut.reason is not None and await cut.take_back(exc)
         if loss is None:
@@ -160,7 +160,7 @@ class Hold:
             lease.ensure()
         except BaseException as exc:
             self._core.keeper.drop(lease)
-            self._core.redlock.undo(lease.grant)
+            self._core.redlock.undo(lease.resource, lease.grant.id)
             self._core.close_fence(lease.grant)
             if cut.reason is not None and await cut.take_back(exc):
                 raise lease.lost_error(cut.reason) from exc

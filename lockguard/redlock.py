@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from lockguard.clock import Clock
 from lockguard.errors import NodeError
-from lockguard.lease import Grant, Token
+from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import (
     AcquireRequest,
     AcquireVote,
@@ -190,13 +190,12 @@ class Redlock:
         await self._wait(asked, self._settle_is_decided)
         return self._settled(asked) >= self._quorum
 
-    def undo(self, request: AcquireRequest | Grant) -> list[Future[Done | NoVote]]:
+    def undo(self, resource: Resource, grant: GrantId) -> list[Future[Done | NoVote]]:
         """Remove the grant from every node: lock, reservation, queue. It has left when this returns.
 
         Needs no await, so that a cancelled task leaves nothing behind (S8).
         """
-        grant = request.id if isinstance(request, Grant) else request.grant
-        return [node.release(request.resource, grant) for node in self.nodes]
+        return [node.release(resource, grant) for node in self.nodes]
 
     async def aclose(self) -> None:
         """Close every node."""

@@ -84,10 +84,12 @@ class Keeper:
         if kept is not None and kept.timer is not None:
             kept.timer.cancel()
 
-    def lose_all(self, reason: LossReason) -> None:
-        """End every lease that is kept."""
-        for kept in list(self._kept.values()):
+    def lose_all(self, reason: LossReason) -> list[Lease]:
+        """End every lease that is kept; gives them."""
+        ended = list(self._kept.values())
+        for kept in ended:
             self._lose(kept, reason)
+        return [kept.lease for kept in ended]
 
     async def aclose(self) -> None:
         """End the task. Leases that are still kept are no longer renewed."""

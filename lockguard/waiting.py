@@ -21,7 +21,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from lockguard.clock import Clock
-from lockguard.errors import QueueFull, QuorumUnavailable, ResourceBusy
+from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, ResourceBusy
 from lockguard.lease import GrantId, Resource
 from lockguard.ports import AcquireRequest, Busy
 from lockguard.redlock import Contended, NoQuorum, Redlock, Won
@@ -85,6 +85,7 @@ class Queue:
         self._clock = clock
         self._lines: dict[Resource, dict[GrantId, _Place]] = {}
         self._places: dict[GrantId, _Place] = {}
+        self._closed = False
         for node in redlock.nodes:
             node.on_wake(self.wake)
 
@@ -96,6 +97,14 @@ class Queue:
         for place in self._places.values() if grant is None else filter(None, [self._places.get(grant)]):
             place.wake()
 
+    def close(self) -> None:
+        """Send everybody home; their places in Redis are given up now."""
+        self._closed = True
+        for resource, line in self._lines.items():
+            for place in line.values():
+                self._redlock.undo(resource, place.grant)
+                place.wake()
+
     async def acquire(self, request: AcquireRequest, *, patience: timedelta) -> Won:
         """Get the lock, waiting for up to ``patience`` if the request says so.
 
@@ -105,6 +114,7 @@ class Queue:
             ResourceBusy: somebody else holds it, still.
             QueueFull: and there are too many waiters.
             QuorumUnavailable: too few nodes could be asked, still.
+            ConfigurationError: the guard was closed meanwhile.
         """
         give_up_at = self._clock.now() + patience.total_seconds()
         try:
@@ -116,10 +126,10 @@ class Queue:
             return await self._wait(request, attempt, give_up_at)
         except ResourceBusy:
             if request.queue:
-                self._redlock.undo(request)
+                self._redlock.undo(request.resource, request.grant)
             raise
         except BaseException:
-            self._redlock.undo(request)
+            self._redlock.undo(request.resource, request.grant)
             raise
 
     async def _wait(self, request: AcquireRequest, attempt: Contended | NoQuorum, give_up_at: float) -> Won:
@@ -136,6 +146,8 @@ class Queue:
                     raise _refusal(attempt, request)
                 if not await place.rest(min(left_s, self._rest_s(request, attempt, retry_s))):
                     continue
+                if self._closed:
+                    raise ConfigurationError(f"the guard was closed while it waited for {request.resource!r}")
                 if isinstance(attempt, NoQuorum):
                     await self._redlock.connect()
                 match await self._redlock.acquire(request):

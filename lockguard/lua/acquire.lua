@@ -98,6 +98,7 @@ end
 
 local reserved_for = redis.call('GET', KEYS[5])
 if reserved_for == grant then
+  redis.call('ZADD', KEYS[4], 'XX', now_ms, inbox)
   return grant_it()
 end
 if reserved_for then
@@ -123,8 +124,10 @@ while true do
   local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
   local heard_ms = tonumber(redis.call('ZSCORE', KEYS[4], first_inbox)) or 0
   redis.call('ZREM', KEYS[3], first)
-  if now_ms - heard_ms <= SILENT_MS and redis.call('PUBLISH', first_inbox, first_grant) > 0 then
+  if now_ms - heard_ms <= SILENT_MS then
+    redis.call('ZADD', KEYS[4], 0, first_inbox) -- one chance for each process, see release.lua
     redis.call('SET', KEYS[5], first_grant, 'PX', RESERVED_MS)
+    redis.call('PUBLISH', first_inbox, first_grant)
     return busy({}, RESERVED_MS)
   end
 end

@@ -42,13 +42,13 @@ while freed do
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   local heard_ms = tonumber(redis.call('ZSCORE', KEYS[3], first_inbox)) or 0
   if now_ms - heard_ms <= SILENT_MS then
-    -- Reserve first: on a full server SET fails, and a waiter that is woken without a reservation still
-    -- finds the lock free.
+    -- One chance for each process: it counts as silent until it is heard of again, so that a dead one
+    -- costs one reservation and not one for each of its waiters. Its connection may also just be coming
+    -- back (then PUBLISH reaches nobody); it asks again as soon as it is.
+    redis.pcall('ZADD', KEYS[3], 0, first_inbox)
     redis.pcall('SET', KEYS[4], first_grant, 'PX', RESERVED_MS)
-    if redis.call('PUBLISH', first_inbox, first_grant) > 0 then
-      break
-    end
-    redis.call('DEL', KEYS[4])
+    redis.call('PUBLISH', first_inbox, first_grant)
+    break
   end
 end
 return held and 1 or 0

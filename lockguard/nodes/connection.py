@@ -110,13 +110,13 @@ class Connection:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._wire is not None:
             wire, self._wire = self._wire, None
-            if wire.open:
-                answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                wire.send(lambda _: None if answered.done() else answered.set_result(None), "PING")
+            try:
                 # A PING behind everything else: when it is answered, all of it was received.
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(answered, self._reply_timeout_s)
-            wire.end("closed")
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    await asyncio.wait_for(_ask(wire, "PING"), self._reply_timeout_s)
+            finally:
+                wire.end("closed")
+            await wire.gone.wait()
 
     async def _connect_once(self) -> None:
         loop = asyncio.get_running_loop()

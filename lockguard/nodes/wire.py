@@ -66,6 +66,8 @@ class Wire(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._heard = False
         self._ended: str | None = None
+        self.gone = asyncio.Event()
+        """Set when the socket is closed, which is a turn of the loop after :meth:`end`."""
 
     @property
     def open(self) -> bool:
@@ -156,3 +158,4 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer or the network ended it."""
         self.end(str(exc) if exc is not None else "the server closed the connection")
+        self.gone.set()

@@ -76,9 +76,9 @@ async def test_a_stale_release_leaves_the_new_lease_alone(new_guard):
     await redlock.connect()
     old, new = wish(), wish()
     assert isinstance(await redlock.acquire(old), Won)
-    assert await redlock.confirm(redlock.undo(old))
+    assert await redlock.confirm(redlock.undo(old.resource, old.grant))
     assert isinstance(await redlock.acquire(new), Won)
-    assert not await redlock.confirm(redlock.undo(old))
+    assert not await redlock.confirm(redlock.undo(old.resource, old.grant))
     assert isinstance(await redlock.acquire(wish()), Contended)
 
 

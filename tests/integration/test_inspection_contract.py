@@ -1,0 +1,98 @@
+"""What an operator sees with plain redis-cli is a contract: keys, fields and command counts."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import timedelta
+
+import redis
+
+from lockguard import LockGuard
+
+NAME = "binance:APTUSDT"
+LOCK = "lockguard:{binance:APTUSDT}"
+
+
+async def test_a_held_lock_is_one_hash_with_these_fields(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url) as guard:
+        async with guard.hold(NAME, operation="open_position_atomic") as lease:
+            seen = client.hgetall(LOCK)
+            assert set(seen) == {
+                "grant",
+                "token",
+                "holder",
+                "operation",
+                "acquired_at_ms",
+                "ttl_ms",
+                "renewals",
+            }
+            assert re.fullmatch(r"[0-9a-f]{32}", seen["grant"])
+            assert seen["token"] == str(lease.token)
+            assert re.fullmatch(r".+:\d+/.+", seen["holder"])
+            assert seen["operation"] == "open_position_atomic"
+            assert seen["ttl_ms"] == "10000"
+            assert seen["renewals"] == "0"
+            assert 9000 < client.pttl(LOCK) <= 10000
+        assert not client.exists(LOCK)
+    client.close()
+
+
+async def test_every_key_has_a_ttl_and_all_share_one_slot(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url) as guard, LockGuard.from_url(redis_url) as other:
+        async with guard.hold(NAME):
+            waiting = asyncio.create_task(_hold_once(other))
+            async with asyncio.timeout(5):
+                while not client.zcard(f"{LOCK}:queue"):
+                    await asyncio.sleep(0.005)
+            keys = sorted(client.keys("*"))
+            assert keys == [LOCK, f"{LOCK}:history", f"{LOCK}:inboxes", f"{LOCK}:queue", f"{LOCK}:token"]
+            assert all(client.pttl(key) > 0 for key in keys)
+            assert all(key.startswith(LOCK) for key in keys)
+        await waiting
+    client.close()
+
+
+async def test_history_tells_what_became_of_each_grant(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url, ttl=timedelta(milliseconds=500)) as guard:
+        async with guard.hold(NAME):
+            pass
+        async with guard.hold(NAME):
+            client.delete(LOCK)  # as an expiry or an eviction would
+            async with LockGuard.from_url(redis_url) as other:
+                await _hold_once(other)
+        told = [fields["event"] for _, fields in client.xrange(f"{LOCK}:history")]
+    assert told == ["granted", "released", "granted", "expired", "granted", "released"]
+    client.close()
+
+
+async def test_an_uncontended_guarded_call_sends_exactly_two_commands(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url) as guard:
+
+        @guard.exclusive("{exchange}:{symbol}")
+        async def open_position(symbol: str, exchange: str) -> None:
+            pass
+
+        await open_position("APTUSDT", "binance")  # the first call teaches the server the scripts
+        marker = redis.Redis.from_url(redis_url, single_connection_client=True)
+        with client.monitor() as monitor:
+            await open_position("APTUSDT", "binance")
+            marker.echo("end")
+            sent = []
+            for command in monitor.listen():
+                if command["command"] == "ECHO end":
+                    break
+                if command["client_type"] != "lua":
+                    sent.append(command["command"].split()[0])
+    assert sent == ["EVALSHA", "EVALSHA"]
+    marker.close()
+    client.close()
+
+
+async def _hold_once(guard):
+    async with guard.hold(NAME):
+        pass

@@ -1,0 +1,337 @@
+"""How a lease ends when it should not: before the server drops it, as one typed error, never masking another."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+
+import pytest
+import redis
+
+from lockguard import LeaseLost, LeaseState, LockGuard, LossReason, ResourceBusy, current_lease
+from lockguard.events import RenewalUnanswered
+from lockguard.testing import HOLD, FaultProxy, RedisServer
+
+NAME = "binance:APTUSDT"
+LOCK = "lockguard:{binance:APTUSDT}"
+SHORT = timedelta(milliseconds=600)
+
+
+@pytest.fixture
+async def link(redis_server, redis_url):
+    async with FaultProxy(redis_server.port) as proxy:
+        yield proxy, proxy.url_for(redis_url), redis_url
+
+
+async def test_the_body_is_cancelled_before_the_server_would_drop_the_key(link):
+    proxy, url, direct = link
+    async with LockGuard.from_url(url, ttl=SHORT) as guard:
+        with pytest.raises(LeaseLost) as caught:
+            async with guard.hold(NAME) as lease:
+                proxy.partition()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    with redis.Redis.from_url(direct) as client:
+                        left_ms = client.pttl(LOCK)
+        assert left_ms > 0
+        assert caught.value.reason is LossReason.EXPIRED
+        assert caught.value.token == lease.token
+        assert asyncio.current_task().cancelling() == 0
+        proxy.heal()
+
+
+async def test_the_caller_learns_of_the_loss_although_the_server_still_hangs(link):
+    proxy, url, _ = link
+    async with LockGuard.from_url(url, ttl=SHORT) as guard:
+        began = time.monotonic()
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME):
+                proxy.partition()
+                await asyncio.Event().wait()
+        assert time.monotonic() - began < 1.0
+        proxy.heal()
+
+
+async def test_one_unanswered_renewal_does_not_end_a_lease(link):
+    proxy, url, direct = link
+    seen = []
+
+    class Watcher:
+        def on(self, event):
+            seen.append(event)
+            if isinstance(event, RenewalUnanswered):
+                proxy.heal()
+
+    async with LockGuard.from_url(url, ttl=timedelta(seconds=1), observers=[Watcher()]) as guard:
+        async with guard.hold(NAME) as lease:
+            first_deadline = lease.deadline
+            proxy.to_client.set(HOLD)
+            async with asyncio.timeout(5):
+                while lease.deadline < first_deadline + 0.5:
+                    await asyncio.sleep(0.01)
+            assert lease.state is LeaseState.HELD
+    assert any(isinstance(event, RenewalUnanswered) for event in seen)
+
+
+async def test_a_lease_survives_a_reset_connection(link):
+    proxy, url, _ = link
+    async with LockGuard.from_url(url, ttl=SHORT) as guard:
+        async with guard.hold(NAME) as lease:
+            first_deadline = lease.deadline
+            proxy.reset()
+            async with asyncio.timeout(5):
+                while lease.deadline < first_deadline + 1.0:
+                    await asyncio.sleep(0.01)
+
+
+async def test_the_bodys_own_error_wins_and_the_loss_is_noted_on_it(link):
+    proxy, url, _ = link
+    async with LockGuard.from_url(url, ttl=SHORT) as guard:
+        with pytest.raises(ValueError, match="mine") as caught:
+            async with guard.hold(NAME):
+                proxy.partition()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    raise ValueError("mine")
+        assert any("was lost" in note for note in caught.value.__notes__)
+        assert asyncio.current_task().cancelling() == 0
+        await asyncio.sleep(0)
+        proxy.heal()
+
+
+async def test_a_cancel_from_outside_stays_a_cancel(link):
+    proxy, url, direct = link
+    async with LockGuard.from_url(url) as guard:
+
+        async def body():
+            async with guard.hold(NAME):
+                inside.set()
+                await asyncio.Event().wait()
+
+        inside = asyncio.Event()
+        task = asyncio.create_task(body())
+        await inside.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        with redis.Redis.from_url(direct) as client:
+            assert not client.exists(LOCK)
+
+
+async def test_an_outside_cancel_together_with_the_loss_stays_a_cancel(link):
+    proxy, url, _ = link
+    async with LockGuard.from_url(url, ttl=SHORT) as guard:
+
+        async def body():
+            async with guard.hold(NAME):
+                proxy.partition()
+                inside.set()
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    task.cancel()
+                    raise
+
+        inside = asyncio.Event()
+        task = asyncio.create_task(body())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        proxy.heal()
+
+
+async def test_a_body_that_swallows_the_cancel_still_ends_as_lost(link):
+    proxy, url, _ = link
+    async with LockGuard.from_url(url, ttl=SHORT) as guard:
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME):
+                proxy.partition()
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    pass
+        await asyncio.sleep(0)
+        proxy.heal()
+
+
+async def test_a_body_that_stalled_the_loop_past_its_deadline_ends_as_lost(redis_url):
+    async with LockGuard.from_url(redis_url, ttl=timedelta(milliseconds=200)) as guard:
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME) as lease:
+                time.sleep(0.4)  # a stalled event loop: nothing of ours could run meanwhile
+                with pytest.raises(LeaseLost):
+                    lease.ensure()
+                assert current_lease() is lease
+        await asyncio.sleep(0)
+        assert asyncio.current_task().cancelling() == 0
+
+
+async def test_ensure_refuses_what_would_outlast_the_lease(redis_url):
+    async with LockGuard.from_url(redis_url, ttl=timedelta(seconds=5)) as guard:
+        async with guard.hold(NAME) as lease:
+            lease.ensure(timedelta(seconds=1))
+            with pytest.raises(LeaseLost, match=r"6\.000 s are needed"):
+                lease.ensure(timedelta(seconds=6))
+            assert lease.state is LeaseState.HELD
+
+
+async def test_a_closed_guard_ends_its_leases(redis_url):
+    guard = LockGuard.from_url(redis_url)
+    with pytest.raises(LeaseLost) as caught:
+        async with guard.hold(NAME):
+            closing = asyncio.create_task(guard.aclose())
+            await asyncio.Event().wait()
+    assert caught.value.reason is LossReason.CLOSED
+    await closing
+    with redis.Redis.from_url(redis_url) as client:
+        assert not client.exists(LOCK)
+
+
+async def test_a_key_deleted_under_a_waiter_is_noticed_within_a_second(redis_url):
+    async with LockGuard.from_url(redis_url) as guard, LockGuard.from_url(redis_url) as other:
+        entered = asyncio.Event()
+
+        async def wait_for_it():
+            async with other.hold(NAME):
+                entered.set()
+
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME):
+                task = asyncio.create_task(wait_for_it())
+                with redis.Redis.from_url(redis_url) as client:
+                    async with asyncio.timeout(5):
+                        while not client.zcard(f"{LOCK}:queue"):
+                            await asyncio.sleep(0.005)
+                    client.flushall()
+                async with asyncio.timeout(1):
+                    await entered.wait()
+                await asyncio.Event().wait()
+        await task
+
+
+async def test_a_dead_waiter_at_the_head_costs_at_most_a_second(redis_server, redis_url):
+    async with (
+        FaultProxy(redis_server.port) as proxy,
+        LockGuard.from_url(redis_url) as holder,
+        LockGuard.from_url(proxy.url_for(redis_url)) as dead,
+        LockGuard.from_url(redis_url) as alive,
+    ):
+        client = redis.Redis.from_url(redis_url)
+
+        async def queued(count):
+            async with asyncio.timeout(5):
+                while client.zcard(f"{LOCK}:queue") != count:
+                    await asyncio.sleep(0.005)
+
+        async def once(guard):
+            async with guard.hold(NAME):
+                return time.monotonic()
+
+        async with holder.hold(NAME):
+            head = asyncio.create_task(once(dead))
+            await queued(1)
+            second = asyncio.create_task(once(alive))
+            await queued(2)
+            proxy.partition()  # still connected as far as the server knows, like a stopped process
+        released = time.monotonic()
+        assert await second - released < 1.05
+        proxy.heal()
+        await head
+        client.close()
+
+
+async def test_waiters_of_many_processes_are_served_in_the_order_they_came(redis_url):
+    guards = [LockGuard.from_url(redis_url) for _ in range(4)]
+    client = redis.Redis.from_url(redis_url)
+    served = []
+
+    async def once(number):
+        async with guards[number % 4].hold(NAME):
+            served.append(number)
+
+    async with guards[0].hold(NAME):
+        tasks = []
+        for number in range(40):
+            tasks.append(asyncio.create_task(once(number), context=_fresh()))
+            async with asyncio.timeout(5):
+                while client.zcard(f"{LOCK}:queue") != number + 1:
+                    await asyncio.sleep(0.001)
+    await asyncio.gather(*tasks)
+    assert served == list(range(40))
+    for guard in guards:
+        await guard.aclose()
+    client.close()
+
+
+async def test_a_newcomer_does_not_overtake_the_queue(redis_url):
+    async with LockGuard.from_url(redis_url) as guard, LockGuard.from_url(redis_url) as other:
+        async with guard.hold(NAME):
+            waiting = asyncio.create_task(_hold_until(other, release := asyncio.Event()))
+            with redis.Redis.from_url(redis_url) as client:
+                async with asyncio.timeout(5):
+                    while not client.zcard(f"{LOCK}:queue"):
+                        await asyncio.sleep(0.005)
+        with pytest.raises(ResourceBusy):
+            async with guard.hold(NAME, on_busy="raise"):
+                pass
+        release.set()
+        await waiting
+
+
+async def test_a_waiter_keeps_its_place_through_a_reconnect(redis_server, redis_url):
+    async with (
+        FaultProxy(redis_server.port) as proxy,
+        LockGuard.from_url(redis_url) as holder,
+        LockGuard.from_url(proxy.url_for(redis_url)) as first,
+        LockGuard.from_url(redis_url) as second,
+    ):
+        client = redis.Redis.from_url(redis_url)
+        served = []
+
+        async def once(guard, name):
+            async with guard.hold(NAME):
+                served.append(name)
+
+        async with holder.hold(NAME):
+            tasks = []
+            for count, (guard, name) in enumerate([(first, "first"), (second, "second")], start=1):
+                tasks.append(asyncio.create_task(once(guard, name), context=_fresh()))
+                async with asyncio.timeout(5):
+                    while client.zcard(f"{LOCK}:queue") != count:
+                        await asyncio.sleep(0.005)
+            proxy.reset()
+            async with asyncio.timeout(5):
+                while not first._core.connected:
+                    await asyncio.sleep(0.005)
+        await asyncio.gather(*tasks)
+        client.close()
+    assert served == ["first", "second"]
+
+
+async def test_waiting_goes_on_through_a_restart_of_the_server():
+    with RedisServer() as server:
+        guard, other = LockGuard.from_url(server.url, ttl=SHORT), LockGuard.from_url(server.url, ttl=SHORT)
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME):
+                waiting = asyncio.create_task(_hold_until(other, done := asyncio.Event()))
+                await asyncio.to_thread(server.restart, keep_data=False)
+                await asyncio.Event().wait()
+        done.set()
+        async with asyncio.timeout(5):
+            await waiting
+        await guard.aclose()
+        await other.aclose()
+
+
+async def _hold_until(guard, event):
+    async with guard.hold(NAME):
+        await event.wait()
+
+
+def _fresh():
+    import contextvars
+
+    return contextvars.Context()
