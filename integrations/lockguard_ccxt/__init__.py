@@ -1,1 +1,55 @@
-"""ccxt under a lease."""
+"""ccxt under a lease: guarded calls, orders that can be found again, one name for one position.
+
+Needs ``pip install 'lockguard[ccxt]'``. A local exchange for tests is in :mod:`lockguard_ccxt.testing`.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+if find_spec("ccxt") is None:
+    raise ImportError("lockguard_ccxt needs ccxt; pip install 'lockguard[ccxt]'")
+
+from lockguard_ccxt.classify import Doubt, Verdict, classify, exchange_code
+from lockguard_ccxt.guarded import GuardedExchange
+from lockguard_ccxt.holdings import Holding
+from lockguard_ccxt.ids import Step, client_order_id
+from lockguard_ccxt.keys import resource_key
+from lockguard_ccxt.money import MarketRules, decimal_of, rules_of
+from lockguard_ccxt.outcome import (
+    Executed,
+    OrderState,
+    Outcome,
+    PlacedOrder,
+    Refusal,
+    Refused,
+    Side,
+    Unknown,
+    opposite,
+)
+from lockguard_ccxt.placing import Patience
+
+__all__ = [
+    "Doubt",
+    "Executed",
+    "GuardedExchange",
+    "Holding",
+    "MarketRules",
+    "OrderState",
+    "Outcome",
+    "Patience",
+    "PlacedOrder",
+    "Refusal",
+    "Refused",
+    "Side",
+    "Step",
+    "Unknown",
+    "Verdict",
+    "classify",
+    "client_order_id",
+    "decimal_of",
+    "exchange_code",
+    "opposite",
+    "resource_key",
+    "rules_of",
+]

@@ -1,0 +1,339 @@
+"""A ccxt exchange that changes nothing without a lease."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from datetime import timedelta
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.context import current_leases
+from lockguard.errors import ConfigurationError, LeaseNotHeld
+from lockguard_ccxt import proxy
+from lockguard_ccxt.classify import ccxt_errors
+from lockguard_ccxt.gate import attempt, install
+from lockguard_ccxt.holdings import Holding, parse_holdings
+from lockguard_ccxt.ids import Step, client_order_id
+from lockguard_ccxt.keys import resource_key, venue_name
+from lockguard_ccxt.money import MarketRules, rules_of
+from lockguard_ccxt.outcome import Executed, Outcome, PlacedOrder, Side
+from lockguard_ccxt.placing import PATIENCE, Patience, Placer, Plan
+from lockguard_ccxt.venues import parse_order, venue_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from decimal import Decimal
+
+    from lockguard.clock import Clock
+    from lockguard.lease import Lease, Resource
+
+__all__ = ["GuardedExchange"]
+
+_CLOCK_AHEAD = timedelta(seconds=1)
+
+
+class GuardedExchange:
+    """A guard around a ccxt (asyncio) exchange.
+
+    Its own calls place, find and cancel orders by intent and say what became of them. Every other attribute
+    is the exchange's own: reads untouched, and calls that change something checked against the lease first,
+    bounded by it, and, if they place an order, refused without a client order id.
+
+    Not guarded: mutual exclusion of the exchange calls themselves. An exchange cannot check a token; what
+    stands in its place is the check of the lease right before sending, a request that does not outlive the
+    lease, and an order that the next holder finds by its name.
+
+    Args:
+        exchange: from ``ccxt.async_support``. The last check is put into its ``fetch``.
+        patience: how much of the lease a call needs, and how long an order without an answer is looked for.
+        clock: measures the search.
+
+    Raises:
+        ConfigurationError: ccxt's own retries are on: they send an order again without asking what became
+            of it.
+    """
+
+    def __init__(
+        self,
+        exchange: Any,
+        *,
+        patience: Patience = PATIENCE,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if exchange.options.get("maxRetriesOnFailure"):
+            raise ConfigurationError(
+                f"maxRetriesOnFailure of {exchange.id} is {exchange.options['maxRetriesOnFailure']!r};"
+                " set it to 0, as ccxt would repeat orders blindly"
+            )
+        self._exchange = exchange
+        self._patience = patience
+        self._clock = clock
+        install(exchange)
+
+    def __repr__(self) -> str:
+        return f"<GuardedExchange {self._exchange.id}>"
+
+    @property
+    def exchange(self) -> Any:
+        """The exchange inside; its ``fetch`` is guarded only within calls made through this object."""
+        return self._exchange
+
+    @property
+    def name(self) -> str:
+        """The venue, as resource keys have it."""
+        return venue_name(self._exchange)
+
+    @property
+    def in_doubt_for(self) -> timedelta:
+        """How long after it was sent an order without an answer may still turn up.
+
+        The exchange refuses a request older than its receive window; then come its clock's tolerance and the
+        lag of its reads. An order that does not show after that was not placed.
+        """
+        return venue_of(self._exchange).window + _CLOCK_AHEAD + self._patience.search
+
+    async def load(self) -> None:
+        """Load the markets, so that no order waits for it."""
+        await self._exchange.load_markets()
+
+    # --- names and steps ---
+
+    def resource(self, symbol: str) -> Resource:
+        """The resource that guards positions in ``symbol``."""
+        return resource_key(self._exchange, symbol)
+
+    def client_id(self, symbol: str, intent: int, step: Step) -> str:
+        """The client order id of one step of one intent."""
+        return client_order_id(self.resource(symbol), intent, step)
+
+    def rules(self, symbol: str) -> MarketRules:
+        """In which steps ``symbol`` is traded.
+
+        Raises:
+            ConfigurationError: the markets are not loaded, or there is no such market.
+        """
+        if not self._exchange.markets:
+            raise ConfigurationError(f"the markets of {self.name} are not loaded; await load() first")
+        try:
+            return rules_of(self._exchange, self._exchange.market(symbol))
+        except ccxt_errors().BadSymbol as exc:
+            raise ConfigurationError(
+                f"{self.name} has no market {symbol!r}; write the unified symbol, such as BTC/USDT:USDT"
+            ) from exc
+
+    # --- orders by intent ---
+
+    async def place_entry(
+        self,
+        symbol: str,
+        side: Side,
+        amount: Decimal,
+        *,
+        intent: int,
+        stop_price: Decimal | None = None,
+        again: bool = False,
+    ) -> Outcome:
+        """Open or enlarge a position with a market order.
+
+        Args:
+            symbol: the unified symbol.
+            side: ``buy`` for long, ``sell`` for short.
+            amount: rounded down to the exchange's step.
+            intent: the intent's number.
+            stop_price: a stop to attach where the exchange attaches stops (Bybit); elsewhere ignored, and
+                the stop is a step of its own.
+            again: whether this intent may have been sent before; then the order is looked for first.
+
+        Raises:
+            LeaseLost: the lease on the resource ended before the order was sent.
+            LeaseNotHeld: there is no lease on the resource.
+            ConfigurationError: an unknown symbol, or an amount below one step.
+        """
+        stop = None if stop_price is None else _plain(self.rules(symbol).price(stop_price))
+        client_id = self.client_id(symbol, intent, Step.ENTRY)
+        params = venue_of(self._exchange).entry_params(stop, client_id)
+        return await self._place(Step.ENTRY, symbol, side, amount, client_id, params, again=again)
+
+    async def place_stop(
+        self, symbol: str, side: Side, amount: Decimal, *, trigger: Decimal, intent: int, again: bool = False
+    ) -> Outcome:
+        """Place a reduce-only stop.
+
+        ``Refused(Refusal.WOULD_TRIGGER)`` means that the price has passed it: close the position.
+
+        Args:
+            symbol: the unified symbol.
+            side: the stop's own side: ``sell`` protects a long position.
+            amount: rounded down to the exchange's step.
+            trigger: the price it waits for, rounded to the nearest tick.
+            intent: the intent's number.
+            again: whether this intent may have been sent before; then the order is looked for first.
+
+        Raises:
+            LeaseLost: the lease on the resource ended before the order was sent.
+            LeaseNotHeld: there is no lease on the resource.
+            ConfigurationError: an unknown symbol, or an amount or a price below one step.
+        """
+        price = _plain(self.rules(symbol).price(trigger))
+        client_id = self.client_id(symbol, intent, Step.STOP)
+        params = venue_of(self._exchange).stop_params(price, client_id)
+        return await self._place(Step.STOP, symbol, side, amount, client_id, params, again=again)
+
+    async def close_position(
+        self, symbol: str, side: Side, amount: Decimal, *, intent: int, again: bool = False
+    ) -> Outcome:
+        """Make a position smaller with a reduce-only market order; it never opens the other way.
+
+        ``Refused(Refusal.REDUCE_ONLY)`` means that there is nothing left to close.
+
+        Args:
+            symbol: the unified symbol.
+            side: the order's own side: ``sell`` closes a long position.
+            amount: rounded down to the exchange's step.
+            intent: the intent's number.
+            again: whether this intent may have been sent before; then the order is looked for first.
+
+        Raises:
+            LeaseLost: the lease on the resource ended before the order was sent.
+            LeaseNotHeld: there is no lease on the resource.
+            ConfigurationError: an unknown symbol, or an amount below one step.
+        """
+        client_id = self.client_id(symbol, intent, Step.CLOSE)
+        params = {"reduceOnly": True, "clientOrderId": client_id}
+        return await self._place(Step.CLOSE, symbol, side, amount, client_id, params, again=again)
+
+    async def _place(
+        self,
+        step: Step,
+        symbol: str,
+        side: Side,
+        amount: Decimal,
+        client_id: str,
+        params: dict[str, Any],
+        *,
+        again: bool,
+    ) -> Outcome:
+        plan = Plan(step, symbol, side, self.rules(symbol).amount(amount), client_id, params)
+        lease = self._lease_on(self.resource(symbol))
+        placer = self._placer()
+        if again:
+            found = await placer.find(symbol, client_id, conditional=plan.conditional)
+            if found is not None:
+                return Executed(found, found=True)
+        return await placer.place(plan, lease)
+
+    async def cancel(self, order: PlacedOrder) -> Outcome:
+        """Cancel an order, in whichever book it is.
+
+        Raises:
+            LeaseLost: the lease on the resource ended before the request was sent.
+            LeaseNotHeld: there is no lease on the resource.
+        """
+        return await self._placer().cancel(order, self._lease_on(self.resource(order.symbol)))
+
+    # --- looking ---
+
+    async def find_order(
+        self, symbol: str, client_id: str, *, conditional: bool = False
+    ) -> PlacedOrder | None:
+        """An order by its client id, in every book, or ``None`` when the exchange does not know it.
+
+        "Not known" is not "not placed" before :attr:`in_doubt_for` has passed.
+
+        Args:
+            symbol: the unified symbol.
+            client_id: the client order id.
+            conditional: which book to ask first.
+
+        Raises:
+            ccxt.OperationFailed: the exchange did not answer, after retries.
+        """
+        return await self._placer().find(symbol, client_id, conditional=conditional)
+
+    async def open_orders(self, symbol: str) -> tuple[PlacedOrder, ...]:
+        """The open orders of a symbol, conditional ones included.
+
+        Raises:
+            ccxt.OperationFailed: the exchange did not answer, after retries.
+        """
+        found: dict[str, PlacedOrder] = {}
+        for params in ({}, {"trigger": True}):
+            orders = await self._placer().read(
+                partial(self._exchange.fetch_open_orders, symbol, None, None, dict(params))
+            )
+            for order in orders:
+                parsed = parse_order(order)
+                found[parsed.id] = parsed
+        return tuple(found.values())
+
+    async def holdings(self, symbols: Sequence[str] | None = None) -> tuple[Holding, ...]:
+        """The open positions, of some symbols or all.
+
+        Raises:
+            ccxt.OperationFailed: the exchange did not answer, after retries. A failed read is not "flat".
+        """
+        wanted = None if symbols is None else list(symbols)
+        return parse_holdings(await self._placer().read(lambda: self._exchange.fetch_positions(wanted)))
+
+    async def holding(self, symbol: str) -> Holding | None:
+        """The open position in a symbol; ``None`` when it is flat."""
+        return next((held for held in await self.holdings([symbol]) if held.symbol == symbol), None)
+
+    # --- everything else is the exchange's own ---
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._exchange, name)
+        if proxy.is_write(name) and inspect.iscoroutinefunction(value):
+            return self._guarded(name, value)
+        return value
+
+    def _guarded(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        signature = inspect.signature(call)
+
+        @wraps(call)
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            if proxy.is_order_call(name) and not proxy.has_client_id(bound):
+                raise ConfigurationError(
+                    f"{name} without a client order id: its order could not be found again if the answer were"
+                    " lost; pass params={'clientOrderId': client_order_id(...)}"
+                )
+            symbol = proxy.symbol_of(bound)
+            lease = self._any_lease(name) if symbol is None else self._lease_on(self.resource(symbol))
+            with attempt(lease, self._patience.needed):
+                seconds = min(float(self._exchange.timeout) / 1000, lease.remaining.total_seconds())
+                try:
+                    async with asyncio.timeout(seconds):
+                        return await call(*args, **kwargs)
+                except TimeoutError as exc:
+                    raise ccxt_errors().RequestTimeout(
+                        f"{self._exchange.id} {name} got no answer in {seconds:.3f} s; its outcome is unknown"
+                    ) from exc
+
+        return guarded
+
+    # --- inside ---
+
+    def _placer(self) -> Placer:
+        return Placer(self._exchange, venue_of(self._exchange), self._patience, self._clock)
+
+    def _lease_on(self, resource: Resource) -> Lease:
+        for lease in reversed(current_leases()):
+            if lease.resource == resource:
+                return lease
+        raise LeaseNotHeld(
+            f"no lease on {resource!r} is held here; enter guard.hold({str(resource)!r}) first",
+            resource=resource,
+        )
+
+    def _any_lease(self, name: str) -> Lease:
+        leases = current_leases()
+        if not leases:
+            raise LeaseNotHeld(f"{name} needs a lease, and none is held here", resource=self.name)
+        return leases[-1]
+
+
+def _plain(number: Decimal) -> str:
+    return format(number, "f")

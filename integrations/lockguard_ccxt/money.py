@@ -1,0 +1,126 @@
+"""Decimal from end to end, in the exchange's own steps.
+
+ccxt gives a market's precision in one of three ways. Nearly every exchange uses the step itself (0.001);
+some give the number of digits (3). Code that takes one for the other turned 0.057 BTC into nothing. ccxt
+also hands numbers out as floats: their shortest text is the number that the exchange sent, and that text is
+what is read here, once.
+
+ccxt's own rounding sets the rounding mode of the current decimal context as a side effect, so every rounding
+here names its mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from typing import Any
+
+from lockguard.errors import ConfigurationError
+
+__all__ = ["MarketRules", "decimal_of", "rules_of"]
+
+_DECIMAL_PLACES = 2
+_TICK_SIZE = 4
+_ZERO = Decimal(0)
+
+
+def decimal_of(value: object) -> Decimal | None:
+    """A number that ccxt hands out, as the exchange sent it; ``None`` for what is no finite number."""
+    if value is None or value == "":
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+@dataclass(frozen=True, slots=True)
+class MarketRules:
+    """In which steps a market is traded.
+
+    Attributes:
+        symbol: the unified symbol.
+        amount_step: quantities are whole multiples of it.
+        price_tick: prices are whole multiples of it.
+        amount_min: the smallest quantity.
+        amount_max: the largest quantity of a market order; ``None`` without limit.
+        cost_min: the smallest price times quantity of an order that opens; ``None`` without limit.
+    """
+
+    symbol: str
+    amount_step: Decimal
+    price_tick: Decimal
+    amount_min: Decimal
+    amount_max: Decimal | None
+    cost_min: Decimal | None
+
+    def amount(self, wanted: Decimal) -> Decimal:
+        """``wanted`` in whole steps, never more than asked for.
+
+        Raises:
+            ConfigurationError: less than the smallest quantity, or more than the largest.
+        """
+        if not wanted.is_finite() or wanted <= _ZERO:
+            raise ConfigurationError(f"an amount of {self.symbol} must be above zero, got {wanted}")
+        rounded = wanted - wanted % self.amount_step
+        if rounded < max(self.amount_min, self.amount_step):
+            raise ConfigurationError(
+                f"an amount of {wanted} {self.symbol} is below the smallest, "
+                f"{max(self.amount_min, self.amount_step)}; ask for more"
+            )
+        if self.amount_max is not None and rounded > self.amount_max:
+            raise ConfigurationError(
+                f"an amount of {wanted} {self.symbol} is above the largest, {self.amount_max}; ask for less"
+            )
+        return rounded
+
+    def price(self, wanted: Decimal) -> Decimal:
+        """``wanted`` at the nearest tick.
+
+        Raises:
+            ConfigurationError: not above zero, or less than half a tick.
+        """
+        if not wanted.is_finite() or wanted <= _ZERO:
+            raise ConfigurationError(f"a price of {self.symbol} must be above zero, got {wanted}")
+        rounded = (wanted / self.price_tick).to_integral_value(ROUND_HALF_EVEN) * self.price_tick
+        if rounded == _ZERO:
+            raise ConfigurationError(
+                f"a price of {wanted} {self.symbol} is below one tick, {self.price_tick}"
+            )
+        return rounded
+
+
+def rules_of(exchange: Any, market: Any) -> MarketRules:
+    """A market's steps, whichever way the exchange gives them.
+
+    Raises:
+        ConfigurationError: the exchange counts significant digits, or gives no step.
+    """
+    limits = market["limits"]
+    amount, cost = limits.get("amount") or {}, limits.get("cost") or {}
+    of_market_orders = limits.get("market") or {}
+    return MarketRules(
+        symbol=str(market["symbol"]),
+        amount_step=_step(exchange, market, "amount"),
+        price_tick=_step(exchange, market, "price"),
+        amount_min=decimal_of(amount.get("min")) or _ZERO,
+        amount_max=decimal_of(of_market_orders.get("max")) or decimal_of(amount.get("max")),
+        cost_min=decimal_of(cost.get("min")),
+    )
+
+
+def _step(exchange: Any, market: Any, what: str) -> Decimal:
+    value = decimal_of(market["precision"].get(what))
+    if value is None:
+        raise ConfigurationError(f"{exchange.id} gives no {what} precision for {market['symbol']}")
+    match exchange.precisionMode:
+        case mode if mode == _TICK_SIZE and value > _ZERO:
+            return value
+        case mode if mode == _DECIMAL_PLACES and value == value.to_integral_value():
+            return Decimal(1).scaleb(-int(value))
+        case mode:
+            raise ConfigurationError(
+                f"{exchange.id} gives the {what} precision of {market['symbol']} as {value} in mode {mode};"
+                " only steps (mode 4) and decimal places (mode 2) are understood"
+            )

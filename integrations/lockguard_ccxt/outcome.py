@@ -1,0 +1,159 @@
+"""What became of a request that changes something: executed, refused, or not known.
+
+There is no fourth answer and none of them is an exception, so that a caller has to say what it does about
+each. *Unknown is not no*: an order whose outcome is unknown may be open, filled, or still on its way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+__all__ = [
+    "Executed",
+    "OrderState",
+    "Outcome",
+    "PlacedOrder",
+    "Refusal",
+    "Refused",
+    "Side",
+    "Unknown",
+    "opposite",
+]
+
+Side: TypeAlias = Literal["buy", "sell"]
+
+
+def opposite(side: Side) -> Side:
+    """The side that closes what ``side`` opened."""
+    return "sell" if side == "buy" else "buy"
+
+
+class OrderState(StrEnum):
+    """How an order stands, in few words."""
+
+    ACCEPTED = "accepted"
+    """The exchange took it and has not said more."""
+    OPEN = "open"
+    CLOSED = "closed"
+    """Filled; or, for a conditional order, triggered."""
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedOrder:
+    """An order as the exchange knows it.
+
+    Attributes:
+        id: the exchange's id.
+        client_id: ours; empty for an order placed by somebody who gave none.
+        symbol: the unified symbol.
+        state: how it stands.
+        amount: what was asked for, in the base currency or contracts.
+        filled: how much of it is filled. The order's own fill counts, whether or not the position endpoint
+            shows it yet.
+        average: what it was filled at; ``None`` when nothing is.
+        trigger: the price it waits for; ``None`` for an ordinary order.
+        reduce_only: whether it can only make a position smaller.
+    """
+
+    id: str
+    client_id: str
+    symbol: str
+    side: Side
+    state: OrderState
+    amount: Decimal
+    filled: Decimal
+    average: Decimal | None
+    trigger: Decimal | None
+    reduce_only: bool
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it waits for a price, in the exchange's second book where it has one."""
+        return self.trigger is not None
+
+    @property
+    def live(self) -> bool:
+        """Whether it may still be filled or triggered."""
+        return self.state in {OrderState.ACCEPTED, OrderState.OPEN}
+
+
+class Refusal(StrEnum):
+    """Why nothing was executed."""
+
+    WOULD_TRIGGER = "would trigger at once"
+    """The stop's price has been passed: the position must be closed, not protected."""
+    REDUCE_ONLY = "nothing to reduce"
+    """There is no position on the other side."""
+    RATE_LIMITED = "too many requests"
+    OVERLOADED = "exchange overloaded"
+    CLOCK = "clock out of step"
+    FUNDS = "not enough margin"
+    NOT_FOUND = "no such order"
+    AUTHENTICATION = "key or permission refused"
+    INVALID = "not acceptable"
+    UNFILLED = "taken and ended without a fill"
+    NOT_SENT = "never left this machine"
+
+
+_PASSING = frozenset({Refusal.RATE_LIMITED, Refusal.OVERLOADED, Refusal.CLOCK})
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """The exchange carried it out.
+
+    Attributes:
+        order: as the exchange knows it.
+        found: ``True`` when the answer was lost, or another attempt had placed it, and the order was found
+            by its client id.
+    """
+
+    order: PlacedOrder
+    found: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The exchange certainly did not carry it out.
+
+    Attributes:
+        refusal: why.
+        code: the exchange's own code; ``None`` when there was none.
+        message: for people.
+        client_id: what the order would have been called.
+    """
+
+    refusal: Refusal
+    code: str | None
+    message: str
+    client_id: str
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may succeed a little later."""
+        return self.refusal in _PASSING
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Nobody can say yet. Do not order again under another id; look for this one.
+
+    Attributes:
+        client_id: what to look for.
+        message: for people.
+        searched: for how long it was looked for, in every book, without a trace.
+    """
+
+    client_id: str
+    message: str
+    searched: timedelta
+
+
+Outcome: TypeAlias = Executed | Refused | Unknown

@@ -1,0 +1,51 @@
+"""Which of ccxt's calls change something.
+
+The names tell: ccxt's unified calls and its generated ones (``fapiPrivatePostOrder``) are named by what they
+do, in camel or in snake case. A call that is not recognised counts as a read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+__all__ = ["has_client_id", "is_order_call", "is_write", "symbol_of"]
+
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_WRITE = re.compile(
+    r"^(?:create_|edit_|cancel_|close_|borrow_|repay_|transfer|withdraw|add_margin$|reduce_margin$|modify_margin"
+    r"|set_(?:leverage|margin|margin_mode|position_mode)$)"
+)
+_GENERATED_WRITE = re.compile(r"_(?:post|put|patch|delete)_")
+_ORDER = re.compile(r"^create_(?:\w+_)?orders?(?:_ws|_with_\w+)?$")
+_CLIENT_ID_PARAMS = ("clientOrderId", "newClientOrderId", "clientAlgoId", "orderLinkId")
+
+
+def _snake(name: str) -> str:
+    return _HUMP.sub("_", name).lower()
+
+
+def is_write(name: str) -> bool:
+    """Whether the call of this name changes something on the exchange."""
+    snake = _snake(name)
+    return bool(_WRITE.match(snake) or _GENERATED_WRITE.search(snake))
+
+
+def is_order_call(name: str) -> bool:
+    """Whether the call of this name places one order from unified arguments."""
+    return bool(_ORDER.match(_snake(name)))
+
+
+def has_client_id(bound: inspect.BoundArguments) -> bool:
+    """Whether an order, or each of several, carries a client order id."""
+    params: Any = bound.arguments.get("params") or {}
+    orders: Any = bound.arguments.get("orders")
+    each = [order.get("params") or {} for order in orders] if orders is not None else [params]
+    return all(any(one.get(name) for name in _CLIENT_ID_PARAMS) for one in each)
+
+
+def symbol_of(bound: inspect.BoundArguments) -> str | None:
+    """The symbol that a call is about, where it is about one."""
+    symbol = bound.arguments.get("symbol")
+    return symbol if isinstance(symbol, str) else None

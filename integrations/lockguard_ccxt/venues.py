@@ -1,0 +1,180 @@
+"""What differs between exchanges: how a stop is asked for, where an order is looked for, what an id is worth.
+
+Everything else about an order goes through ccxt's unified calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lockguard.errors import ConfigurationError
+from lockguard_ccxt.classify import ccxt_errors
+from lockguard_ccxt.keys import venue_name
+from lockguard_ccxt.money import decimal_of
+from lockguard_ccxt.outcome import OrderState, PlacedOrder, Side
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Binance", "Bybit", "Venue", "parse_order", "venue_of"]
+
+_ZERO = Decimal(0)
+_STATES = {
+    "open": OrderState.OPEN,
+    "closed": OrderState.CLOSED,
+    "canceled": OrderState.CANCELED,
+    "canceling": OrderState.CANCELED,
+    "expired": OrderState.EXPIRED,
+    "rejected": OrderState.REJECTED,
+}
+
+
+class Venue(Protocol):
+    """One exchange's ways."""
+
+    @property
+    def ids_unique_for_good(self) -> bool:
+        """Whether an id is refused for ever after its first use, or only while its order is open."""
+        ...
+
+    @property
+    def attaches_stops(self) -> bool:
+        """Whether an entry can carry its stop, so that there is no instant without one."""
+        ...
+
+    @property
+    def window(self) -> timedelta:
+        """After how long the exchange refuses a request that was on its way."""
+        ...
+
+    def stop_params(self, trigger: str, client_id: str) -> dict[str, Any]:
+        """What asks for a reduce-only stop at ``trigger``."""
+        ...
+
+    def entry_params(self, stop: str | None, client_id: str) -> dict[str, Any]:
+        """What asks for an entry, with its stop attached where that is possible."""
+        ...
+
+    async def find(
+        self, exchange: Any, symbol: str, client_id: str, *, conditional: bool
+    ) -> PlacedOrder | None:
+        """An order by its client id, in every book; the one where it should be first.
+
+        Raises:
+            ccxt.NetworkError: the exchange could not be asked. That is not "no such order".
+        """
+        ...
+
+    def cancel_params(self, order: PlacedOrder) -> dict[str, Any]:
+        """What asks to cancel an order, by our name for it if it has one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Binance:
+    """USD-M futures: stops live in a second book, and ids are unique among open orders only."""
+
+    window: timedelta = timedelta(seconds=10)
+    ids_unique_for_good: bool = False
+    attaches_stops: bool = False
+
+    def stop_params(self, trigger: str, client_id: str) -> dict[str, Any]:
+        """Any trigger sends the order to the algo order API."""
+        return {"stopLossPrice": trigger, "reduceOnly": True, "clientOrderId": client_id}
+
+    def entry_params(self, stop: str | None, client_id: str) -> dict[str, Any]:  # noqa: ARG002 - none to attach
+        """An entry carries no stop here."""
+        return {"clientOrderId": client_id}
+
+    async def find(
+        self, exchange: Any, symbol: str, client_id: str, *, conditional: bool
+    ) -> PlacedOrder | None:
+        """Ask both books."""
+        for trigger in (conditional, not conditional):
+            params = {"clientOrderId": client_id, **({"trigger": True} if trigger else {})}
+            try:
+                return parse_order(await exchange.fetch_order(None, symbol, params))
+            except ccxt_errors().OrderNotFound:
+                continue
+        return None
+
+    def cancel_params(self, order: PlacedOrder) -> dict[str, Any]:
+        """A stop is not found without ``trigger``."""
+        by_name = {"clientOrderId": order.client_id} if order.client_id else {}
+        return {**by_name, **({"trigger": True} if order.conditional else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Bybit:
+    """Linear contracts: an entry carries its stop, and ids are unique for good."""
+
+    window: timedelta = timedelta(seconds=5)
+    ids_unique_for_good: bool = True
+    attaches_stops: bool = True
+
+    def stop_params(self, trigger: str, client_id: str) -> dict[str, Any]:
+        """A conditional order that only reduces."""
+        return {"stopLossPrice": trigger, "reduceOnly": True, "clientOrderId": client_id}
+
+    def entry_params(self, stop: str | None, client_id: str) -> dict[str, Any]:
+        """The stop goes along with the entry."""
+        attached = {} if stop is None else {"stopLoss": {"triggerPrice": stop}}
+        return {"clientOrderId": client_id, **attached}
+
+    async def find(
+        self, exchange: Any, symbol: str, client_id: str, *, conditional: bool
+    ) -> PlacedOrder | None:
+        """Ask for open orders of both kinds, then for the history."""
+        by_id = {"orderLinkId": client_id}
+        for trigger in (conditional, not conditional):
+            params = {**by_id, **({"trigger": True} if trigger else {})}
+            for order in await exchange.fetch_open_orders(symbol, None, None, params):
+                return parse_order(order)
+        for order in await exchange.fetch_canceled_and_closed_orders(symbol, None, None, by_id):
+            return parse_order(order)
+        return None
+
+    def cancel_params(self, order: PlacedOrder) -> dict[str, Any]:
+        """There is one book."""
+        return {"orderLinkId": order.client_id} if order.client_id else {}
+
+
+def venue_of(exchange: Any) -> Venue:
+    """The ways of a ccxt exchange.
+
+    Raises:
+        ConfigurationError: an exchange whose ways are not known.
+    """
+    match venue_name(exchange):
+        case "binance":
+            window_ms = exchange.options.get("recvWindow")
+            return Binance(window=timedelta(milliseconds=window_ms)) if window_ms else Binance()
+        case "bybit":
+            return Bybit()
+        case other:
+            raise ConfigurationError(
+                f"placing orders by intent is known for binance and bybit, not for {other!r};"
+                " use the exchange's own calls through the guard instead"
+            )
+
+
+def parse_order(order: Mapping[str, Any]) -> PlacedOrder:
+    """A ccxt order, typed. What the exchange left out is taken for nothing: no fill, merely accepted."""
+    side: Side = "sell" if order.get("side") == "sell" else "buy"
+    filled = decimal_of(order.get("filled")) or _ZERO
+    average = decimal_of(order.get("average"))
+    return PlacedOrder(
+        id=str(order.get("id") or ""),
+        client_id=str(order.get("clientOrderId") or ""),
+        symbol=str(order.get("symbol") or ""),
+        side=side,
+        state=_STATES.get(str(order.get("status")), OrderState.ACCEPTED),
+        amount=decimal_of(order.get("amount")) or _ZERO,
+        filled=filled,
+        average=average if average and filled else None,
+        trigger=decimal_of(order.get("triggerPrice")),
+        reduce_only=bool(order.get("reduceOnly")),
+    )
