@@ -1,4 +1,4 @@
-"""Makes ``.venv`` in the checkout from the pinned requirements, with uv if it is there, else with venv and pip.
+"""Makes ``.venv`` in the checkout from the pinned requirements, with uv if it is there, otherwise with pip.
 
 An environment is trusted only when its stamp says that it is complete and that it was made from the present
 requirements, for this checkout. The stamp is removed before anything is changed and written when all is done,
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,9 @@ def run(*argv: str) -> None:
     """Run a tool to its end; its own words are shown when it fails."""
     # Either setting, made for other uses of pip, would have it refuse here.
     env = os.environ | {"PIP_USER": "0", "PIP_REQUIRE_HASHES": "0"}
+    if sys.platform == "darwin" or ssl.get_default_verify_paths().cafile or Path("/etc/ssl/certs").is_dir():
+        # uv trusts a list of its own by default, and so not the proxy of a company's network. As pip does:
+        env |= {"UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1"}  # newer and older name
     subprocess.run(argv, check=True, cwd=CHECKOUT, env=env, stdin=subprocess.DEVNULL)
 
 
