@@ -1,0 +1,294 @@
+"""Cancelled, cut off or refused at any point: nothing is left behind (S7, S8, S12)."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+import redis
+
+from lockguard import LockGuard, QuorumUnavailable, ResourceBusy
+from lockguard.errors import FenceUnavailable
+from lockguard.lease import Token
+from lockguard.ports import Outrun, Sealed
+from lockguard.testing import HOLD, FaultProxy, Flow, RedisServer
+
+NAME = "binance:APTUSDT"
+LOCK = "lockguard:{binance:APTUSDT}"
+OURS = ("lockguard-connect", "lockguard-renewal")
+"""Tasks that belong to the guard and end with it."""
+
+
+class PacedFence:
+    """A fence whose every call takes some turns of the event loop."""
+
+    def __init__(self) -> None:
+        self.sealed: str | None = None
+
+    async def seal(self, grant, *, within):
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.sealed = grant.id
+        return Sealed(grant.token)
+
+    async def close(self, grant, *, within):
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if self.sealed == grant.id:
+            self.sealed = None
+
+    async def break_(self, resource, *, reason, within):
+        return Token(1)
+
+
+def leftovers(client):
+    return [k for k in client.keys("*") if not k.endswith((":token", ":history"))]
+
+
+async def cancel_at_every_turn(make_body, settle):
+    """Cancel the body at its first turn of the loop, then at its second ... until it is faster; count them."""
+    for turn in range(1000):
+        task = asyncio.create_task(make_body())
+        for _ in range(turn):
+            await asyncio.sleep(0)
+            if task.done():
+                break
+        if task.done():
+            await task
+            return turn
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await settle(turn)
+    raise AssertionError("the body never ended")
+
+
+@pytest.mark.parametrize("fence", [None, PacedFence()], ids=["no-fence", "fence"])
+async def test_cancel_at_every_await_of_a_free_lock_leaves_nothing(redis_url, fence):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url, fence=fence) as guard:
+
+        @guard.exclusive("{symbol}")
+        async def body(symbol):
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+        async def settle(turn):
+            await guard.inspect(NAME)  # behind every undo, on the same connection
+            assert leftovers(client) == [], f"cancelled at turn {turn}"
+            while guard._core._closing:
+                await asyncio.sleep(0)
+            assert fence is None or fence.sealed is None, f"cancelled at turn {turn}"
+            left = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+            assert [t for t in left if not t.get_name().startswith(OURS)] == []
+            assert len(guard._core.keeper) == 0
+            assert len(guard._core.queue) == 0
+
+        points = await cancel_at_every_turn(lambda: body(NAME), settle)
+    assert points > 6
+    client.close()
+
+
+async def test_cancel_at_every_await_of_a_wait_leaves_nothing(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url) as holder, LockGuard.from_url(redis_url) as guard:
+        for turn in range(60):
+            async with holder.hold(NAME):
+                task = asyncio.create_task(_once(guard))
+                for _ in range(turn):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                await guard.inspect(NAME)
+                assert leftovers(client) == [LOCK], f"cancelled at turn {turn}"
+                assert len(guard._core.queue) == 0
+            # Cancelled at its turn: woken by a release, on its way to take the lock.
+            async with holder.hold(NAME):
+                task = asyncio.create_task(_once(guard))
+                async with asyncio.timeout(5):
+                    while not client.zcard(f"{LOCK}:queue"):
+                        await asyncio.sleep(0)
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            await guard.inspect(NAME)
+            assert leftovers(client) == [], f"cancelled {turn} turns after the release"
+    client.close()
+
+
+async def test_a_reply_cut_at_any_byte_costs_no_token_and_leaves_nothing(redis_server, redis_url):
+    """The connection ends after n bytes of the grant's reply, for every n; the same grant comes back."""
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with FaultProxy(redis_server.port) as proxy:
+        async with LockGuard.from_url(proxy.url_for(redis_url)) as guard:
+            async with guard.hold(NAME):
+                pass
+            reply_bytes = len(b"*2\r\n:1\r\n$16\r\n1795234948274854\r\n")
+            for cut_at in range(reply_bytes):
+                client.delete(f"{LOCK}:history")
+                proxy.to_client.set(Flow(cut_after_bytes=cut_at))
+                task = asyncio.create_task(_once(guard))
+                async with asyncio.timeout(5):
+                    while guard._core.connected:
+                        await asyncio.sleep(0)
+                proxy.heal()
+                async with asyncio.timeout(5):
+                    await task
+                told = [fields for _, fields in client.xrange(f"{LOCK}:history")]
+                assert [fields["event"] for fields in told] == ["granted", "released"], f"cut at {cut_at}"
+                assert leftovers(client) == []
+    client.close()
+
+
+async def test_an_acquire_stuck_in_an_old_connection_cannot_run_after_its_undo(redis_server, redis_url):
+    """The old connection is killed when the new one logs in, before anything else is said on it."""
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with FaultProxy(redis_server.port) as proxy:
+        async with LockGuard.from_url(proxy.url_for(redis_url)) as guard:
+            async with guard.hold(NAME):
+                pass
+            before = {c["id"] for c in client.client_list() if c["name"] == "lockguard"}
+            proxy.to_server.set(HOLD)
+            held = guard._core.redlock.nodes[0]._connection._wire
+            held.end("the client gave the connection up")
+            proxy.heal()
+            async with asyncio.timeout(5):
+                while not guard._core.connected:
+                    await asyncio.sleep(0.005)
+            after = {c["id"] for c in client.client_list() if c["name"] == "lockguard"}
+            assert len(after) == 1
+            assert not before & after
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("CONFIG", "SET", "maxmemory", "1"),
+        ("REPLICAOF", "127.0.0.1", "1"),
+        ("CONFIG", "SET", "min-replicas-to-write", "1"),
+    ],
+    ids=["out-of-memory", "read-only-replica", "too-few-replicas"],
+)
+async def test_an_error_reply_is_never_taken_for_a_grant(fault):
+    with RedisServer() as server:
+        client = redis.Redis.from_url(server.url, decode_responses=True)
+        async with LockGuard.from_url(server.url) as guard:
+            client.execute_command(*fault)
+            with pytest.raises(QuorumUnavailable) as caught:
+                async with guard.hold(NAME, on_busy="raise"):
+                    raise AssertionError("the body ran")
+            assert caught.value.votes
+            assert not client.exists(LOCK)
+        client.close()
+
+
+async def test_a_full_server_still_renews_and_releases():
+    with RedisServer() as server:
+        client = redis.Redis.from_url(server.url, decode_responses=True)
+        async with LockGuard.from_url(server.url, ttl=timedelta(milliseconds=600)) as guard:
+            async with guard.hold(NAME) as lease:
+                client.config_set("maxmemory", 1)
+                deadline = lease.deadline
+                async with asyncio.timeout(5):
+                    while lease.deadline < deadline + 1:
+                        await asyncio.sleep(0.01)
+            assert not client.exists(LOCK)
+        client.close()
+
+
+async def test_scripts_that_the_server_forgot_are_sent_again(redis_url):
+    client = redis.Redis.from_url(redis_url)
+    async with LockGuard.from_url(redis_url) as guard:
+        for _ in range(3):
+            async with guard.hold(NAME):
+                client.script_flush()
+        assert not client.exists(LOCK)
+    client.close()
+
+
+async def test_a_hung_server_ends_an_acquire_in_bounded_time_and_the_undo_follows(redis_server, redis_url):
+    client = redis.Redis.from_url(redis_url)
+    async with FaultProxy(redis_server.port) as proxy:
+        async with LockGuard.from_url(proxy.url_for(redis_url)) as guard:
+            await _once(guard)
+            proxy.to_client.set(HOLD)
+            task = asyncio.create_task(_once(guard))
+            async with asyncio.timeout(5):
+                while not client.exists(LOCK):
+                    await asyncio.sleep(0.005)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            async with asyncio.timeout(1):
+                while client.exists(LOCK):
+                    await asyncio.sleep(0.005)
+            proxy.heal()
+    client.close()
+
+
+class ScriptedFence(PacedFence):
+    """Answers as told, then as the paced one."""
+
+    def __init__(self, *answers) -> None:
+        super().__init__()
+        self.answers = list(answers)
+        self.presented: list[int] = []
+
+    async def seal(self, grant, *, within):
+        self.presented.append(grant.token)
+        if self.answers:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        return await super().seal(grant, within=within)
+
+
+async def test_a_fence_that_is_ahead_of_redis_raises_the_token_in_both(redis_url):
+    """Redis lost its data and its clock went back: the rightful holder is served all the same."""
+    ahead = Token(9_000_000_000_000_000)
+    fence = ScriptedFence(Outrun(ahead))
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url, fence=fence) as guard:
+        async with guard.hold(NAME) as lease:
+            assert lease.token == ahead + 1
+            assert client.hget(LOCK, "token") == str(lease.token)
+            assert client.get(f"{LOCK}:token") == str(lease.token)
+        async with guard.hold(NAME) as lease:
+            assert lease.token == ahead + 2
+    client.close()
+
+
+async def test_a_holder_whose_lock_passed_on_before_it_sealed_is_refused(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+
+    class Overtaken(ScriptedFence):
+        async def seal(self, grant, *, within):
+            client.delete(LOCK)  # the ttl passed while the seal was on its way ...
+            return Outrun(Token(grant.token + 1))  # ... and a successor sealed
+
+    async with LockGuard.from_url(redis_url, fence=Overtaken()) as guard:
+        with pytest.raises(ResourceBusy, match="passed to somebody else"):
+            await _once(guard)
+        assert leftovers(client) == []
+    client.close()
+
+
+async def test_a_fence_that_cannot_be_asked_gives_the_lock_back(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    fence = ScriptedFence(FenceUnavailable("Postgres is down", resource=NAME))
+    async with LockGuard.from_url(redis_url, fence=fence) as guard:
+        with pytest.raises(FenceUnavailable):
+            await _once(guard)
+        await guard.inspect(NAME)
+        assert leftovers(client) == []
+    client.close()
+
+
+async def _once(guard):
+    async with guard.hold(NAME):
+        pass
