@@ -1,0 +1,41 @@
+"""The fence: Postgres itself refuses the writes of a holder whose lease has ended."""
+
+from __future__ import annotations
+
+try:
+    import asyncpg as _asyncpg  # noqa: F401 - only to say which extra is missing
+except ModuleNotFoundError as exc:
+    if exc.name != "asyncpg":
+        raise
+    raise ImportError(
+        "lockguard_asyncpg needs asyncpg, which is not installed: pip install 'lockguard[postgres]'"
+    ) from exc
+
+from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, translate
+from lockguard_asyncpg.fence import PostgresFence, resolve
+from lockguard_asyncpg.schema import (
+    SCHEMA_VERSION,
+    Installed,
+    install,
+    schema_sql,
+    schema_version,
+    uninstall,
+)
+from lockguard_asyncpg.transaction import FencedTransaction, Limits, fenced_transaction
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "CommitUnknown",
+    "FencedTransaction",
+    "Installed",
+    "Limits",
+    "NotCommitted",
+    "PostgresFence",
+    "fenced_transaction",
+    "install",
+    "resolve",
+    "schema_sql",
+    "schema_version",
+    "translate",
+    "uninstall",
+]

@@ -1,0 +1,121 @@
+"""What a transaction presents to the fence, and the SQL text that presents it together with BEGIN.
+
+asyncpg sends BEGIN by itself and parameters only in a message of their own, so a check with parameters
+costs one more round trip in every transaction. Instead BEGIN, the limits and the checks leave as one
+simple query. That needs literals; here they are digits and hexadecimal digits only, the resource's name
+being the hex of its UTF-8 bytes, so nothing in a name can be read as SQL.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from lockguard.context import current_leases
+from lockguard.errors import LeaseNotHeld
+from lockguard.lease import GrantId, Lease, Resource, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Claim", "Entry", "Limits", "entry_for", "leases_for", "next_sequence"]
+
+_sequence = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a fenced transaction may keep a takeover waiting.
+
+    Attributes:
+        lock_timeout: the longest wait for a lock inside the transaction.
+        idle_timeout: how long the transaction may be open without a statement before the server ends it.
+            A holder that froze inside a transaction is thus taken over; by default after the lease's ttl.
+    """
+
+    lock_timeout: timedelta = timedelta(seconds=5)
+    idle_timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Claim:
+    """The pair that a write presents for a resource."""
+
+    resource: Resource
+    token: Token
+    grant: GrantId
+
+    def check_sql(self, sequence: int | None = None) -> str:
+        """The check as SQL text made of digits only; see the module's docstring."""
+        name = self.resource.encode().hex()
+        number = "null" if sequence is None else f"{sequence:d}"
+        return (
+            f"select lockguard.check(convert_from(decode('{name}','hex'),'UTF8'),"
+            f"{self.token:d},'{UUID(self.grant).hex}',{number});"
+        )
+
+
+def next_sequence() -> int:
+    """A number that this process has given to no other transaction."""
+    return next(_sequence)
+
+
+def leases_for(lease: Lease | Sequence[Lease] | None) -> tuple[Lease, ...]:
+    """The leases that a transaction is written under, by default all of the surrounding bodies.
+
+    Raises:
+        LeaseNotHeld: there is none.
+    """
+    leases = current_leases() if lease is None else (lease,) if isinstance(lease, Lease) else tuple(lease)
+    if not leases:
+        raise LeaseNotHeld(
+            "a fenced transaction needs a lease: open it inside `async with guard.hold(...)` or pass lease=",
+            resource="",
+        )
+    return leases
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """All that a transaction presents when it begins.
+
+    Attributes:
+        claims: in the order in which every transaction locks the fence's rows, so that two never deadlock.
+        sequence: the transaction's number, recorded with the first claim.
+        lock_ms: the bound on waiting for locks.
+        idle_ms: the bound on idling.
+    """
+
+    claims: tuple[Claim, ...]
+    sequence: int
+    lock_ms: int
+    idle_ms: int
+
+    def sql(self) -> str:
+        """What follows BEGIN: the limits, for this transaction only, then the checks."""
+        first, *others = self.claims
+        checks = (first.check_sql(self.sequence), *(claim.check_sql() for claim in others))
+        return f"select lockguard.bound({self.lock_ms:d},{self.idle_ms:d});" + "".join(checks)
+
+
+def entry_for(leases: Sequence[Lease], *, sequence: int, limits: Limits) -> Entry:
+    """What a transaction under ``leases`` presents.
+
+    Raises:
+        LeaseLost: one of them has ended.
+        LeaseNotHeld: one of them was released.
+    """
+    for lease in leases:
+        lease.ensure()
+    claims = {Claim(x.resource, x.token, x.grant.id) for x in leases}
+    ttl_ms = min(lease.grant.ttl_ms for lease in leases)
+    idle_ms = ttl_ms if limits.idle_timeout is None else _milliseconds(limits.idle_timeout)
+    return Entry(tuple(sorted(claims)), sequence, _milliseconds(limits.lock_timeout), max(1, idle_ms))
+
+
+def _milliseconds(time: timedelta) -> int:
+    # Zero would mean "no bound" to Postgres.
+    return max(1, int(time.total_seconds() * 1000))

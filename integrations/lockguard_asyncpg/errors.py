@@ -1,0 +1,158 @@
+"""What a database error means to a holder, decided in one place by SQLSTATE.
+
+Three questions matter after a failure: did it happen, may the same call be made again, and whose fault is
+it. :func:`meaning_of` answers them for every error that asyncpg can raise:
+
+=================  ==============================================================================
+STALE              the fence refused: never retry (LG001, LG002)
+RETRY              nothing was done; a new attempt of the whole transaction may succeed
+LOST               the connection is gone: nothing was done unless a COMMIT was under way
+UNAVAILABLE        the server cannot do it now (starting, full, read only, timed out)
+CONFIGURATION      it will fail until a person changes something
+STATEMENT          the statement's own error: the caller's, passed on untouched
+=================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+
+import asyncpg
+
+from lockguard.errors import ConfigurationError, LockguardError, OutcomeUnknown, StaleToken
+
+__all__ = [
+    "DATABASE_ERRORS",
+    "CommitUnknown",
+    "Meaning",
+    "NotCommitted",
+    "meaning_of",
+    "set_up_error",
+    "stale",
+    "translate",
+]
+
+DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What asyncpg raises when a statement fails, its timeouts included."""
+
+
+class CommitUnknown(OutcomeUnknown):
+    """A COMMIT was sent and its reply was lost; :func:`lockguard_asyncpg.resolve` finds out.
+
+    Attributes:
+        resource: what was written under.
+        token: the token that the write carried.
+        sequence: the number of the transaction; with resource and token it names it.
+    """
+
+    def __init__(self, *, resource: str, token: int, sequence: int) -> None:
+        super().__init__(
+            f"the reply to a COMMIT under {resource!r} (token {token}, sequence {sequence}) was lost:"
+            " it may have committed or not; ask lockguard_asyncpg.resolve(pool, error) before going on",
+            resource=resource,
+            token=token,
+        )
+        self.sequence = sequence
+
+
+class NotCommitted(LockguardError):
+    """The body of a transaction ended well, yet Postgres rolled it back: an error inside was swallowed."""
+
+
+class Meaning(Enum):
+    """What an error says about the work."""
+
+    STALE = "stale"
+    RETRY = "retry"
+    LOST = "lost"
+    UNAVAILABLE = "unavailable"
+    CONFIGURATION = "configuration"
+    STATEMENT = "statement"
+
+
+_BY_STATE = {
+    "LG001": Meaning.STALE,
+    "LG002": Meaning.STALE,
+    "LG003": Meaning.STATEMENT,
+    "LG004": Meaning.CONFIGURATION,
+    "40001": Meaning.RETRY,  # serialization failure
+    "40P01": Meaning.RETRY,  # deadlock
+    "40003": Meaning.LOST,  # statement completion unknown
+    "57014": Meaning.UNAVAILABLE,  # query canceled
+    "57P01": Meaning.LOST,  # admin shutdown
+    "57P02": Meaning.LOST,  # crash shutdown
+    "57P05": Meaning.LOST,  # idle session timeout
+    "25P03": Meaning.LOST,  # idle in transaction session timeout
+    "25P04": Meaning.LOST,  # transaction timeout
+    "25006": Meaning.UNAVAILABLE,  # read only: a standby, or not yet promoted
+    "55P03": Meaning.UNAVAILABLE,  # lock timeout
+    "57P03": Meaning.UNAVAILABLE,  # cannot connect now
+    "42501": Meaning.CONFIGURATION,  # insufficient privilege
+    "42883": Meaning.CONFIGURATION,  # undefined function
+    "42P01": Meaning.CONFIGURATION,  # undefined table
+    "57P04": Meaning.CONFIGURATION,  # database dropped
+    "08P01": Meaning.LOST,  # protocol violation
+}
+_BY_CLASS = {
+    "08": Meaning.LOST,  # connection
+    "28": Meaning.CONFIGURATION,  # authorization
+    "3D": Meaning.CONFIGURATION,  # no such database
+    "3F": Meaning.CONFIGURATION,  # no such schema
+    "53": Meaning.UNAVAILABLE,  # resources: disk, memory, connections
+    "57": Meaning.UNAVAILABLE,  # operator intervention
+    "58": Meaning.UNAVAILABLE,  # system error
+    "XX": Meaning.UNAVAILABLE,  # internal error, corruption
+}
+
+
+def meaning_of(exc: BaseException) -> Meaning:
+    """What ``exc``, raised by asyncpg, says about the work."""
+    if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate:
+        state = str(exc.sqlstate)
+        return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], Meaning.STATEMENT)
+    if isinstance(exc, asyncpg.ClientConfigurationError | asyncpg.TargetServerAttributeNotMatched):
+        return Meaning.CONFIGURATION
+    if isinstance(exc, asyncpg.InterfaceError):
+        # asyncpg reports a closed connection or pool as the caller's misuse, without a class of its own.
+        return Meaning.LOST if "closed" in str(exc) or "released" in str(exc) else Meaning.STATEMENT
+    if isinstance(exc, TimeoutError):
+        return Meaning.UNAVAILABLE
+    if isinstance(exc, OSError | EOFError | asyncpg.InternalClientError):
+        return Meaning.LOST
+    return Meaning.STATEMENT
+
+
+def stale(exc: BaseException) -> StaleToken | None:
+    """The fence's refusal as a :class:`StaleToken` with its facts, or ``None`` for anything else."""
+    if not isinstance(exc, asyncpg.PostgresError) or meaning_of(exc) is not Meaning.STALE:
+        return None
+    facts = json.loads(exc.detail or "{}")
+    return StaleToken(
+        exc.message or str(exc),
+        resource=facts.get("resource", ""),
+        presented=facts.get("presented"),
+        current=facts.get("current"),
+    )
+
+
+def set_up_error(exc: BaseException) -> ConfigurationError:
+    """The one line that tells what to change, for an error that means CONFIGURATION."""
+    state = str(getattr(exc, "sqlstate", None) or "")
+    first = str(exc).partition("\n")[0]
+    if state in {"3F000", "42P01"}:
+        remedy = "the database has no lockguard schema: run `lockguard fence install` on it"
+    elif state == "42883":
+        remedy = "the lockguard schema is missing or older than this library: run `lockguard fence upgrade`"
+    elif state == "42501":
+        remedy = "this role may not do that: as the schema's owner run `GRANT lockguard_app TO <role>`"
+    elif state.startswith("28"):
+        remedy = "check the user and the password of the database URL"
+    else:
+        remedy = "check the database URL and the schema"
+    return ConfigurationError(f"{first}; {remedy}")
+
+
+def translate(exc: BaseException) -> BaseException:
+    """``exc`` as lockguard's own error where the fence spoke; anything else comes back as it is."""
+    return stale(exc) or exc

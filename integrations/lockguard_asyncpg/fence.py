@@ -1,0 +1,167 @@
+"""The core's Fence port on Postgres: seal on acquire, close on release, break by an operator.
+
+Each is one statement that decides by itself, and each may be repeated: a seal is idempotent per grant,
+a close too, and a break only fences once more. So whatever failed for a passing reason (a dropped
+connection, a serialization failure) is simply done again until ``within`` is over. What is left then is
+:class:`FenceUnavailable`, and the caller closes the grant: a seal that arrives later finds it shut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import asyncpg
+
+from lockguard.errors import FenceUnavailable
+from lockguard.lease import Grant, Resource, Token
+from lockguard.ports import Outrun, Sealed
+from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+__all__ = ["PostgresFence", "resolve"]
+
+_SEAL = "select accepted, token from lockguard.seal($1, $2, $3, $4, $5, $6)"
+_CLOSE = "select lockguard.close($1, $2, $3, $4)"
+_BREAK = "select lockguard.break_($1, $2, $3)"
+_RESOLVE = "select lockguard.resolve($1, $2, $3, $4)"
+
+_ATTEMPTS_MAX = 20
+_PAUSE_FIRST_S = 0.01
+_PAUSE_MAX_S = 0.2
+# How long a connection may take to give up a cancelled statement before it is thrown away.
+_RELEASE_S = 0.5
+
+
+class PostgresFence:
+    """Refuses the writes of every grant but the one that sealed last.
+
+    Give it a pool of its own, or one with room to spare: an acquire that has to wait for a connection that
+    another body holds is slow, and fails with :class:`FenceUnavailable` in the end.
+
+    Args:
+        pool: an asyncpg pool on the primary, direct or through a pooler in transaction mode.
+    """
+
+    def __init__(self, pool: asyncpg.Pool[Any]) -> None:
+        self._pool = pool
+
+    async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
+        """Make ``grant`` the only one whose writes are accepted; waits for open transactions of the old one.
+
+        Raises:
+            FenceUnavailable: not done within ``within``, or nobody knows.
+            ConfigurationError: the schema is missing or old, or the role lacks a right.
+        """
+        who = (_storable(grant.holder), _storable(grant.operation))
+        args = (grant.resource, grant.token, UUID(grant.id), *who)
+        row = await _call(self._pool, _SEAL, args, resource=grant.resource, within=within)
+        token = Token(row["token"])
+        return Sealed(token) if row["accepted"] else Outrun(token)
+
+    async def close(self, grant: Grant, *, within: timedelta) -> None:
+        """Accept no more writes of ``grant``; waits for its own open transactions.
+
+        Raises:
+            FenceUnavailable: not done within ``within``, or nobody knows.
+            ConfigurationError: the schema is missing or old, or the role lacks a right.
+        """
+        args = (grant.resource, grant.token, UUID(grant.id))
+        await _call(self._pool, _CLOSE, args, resource=grant.resource, within=within)
+
+    async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
+        """Accept no more writes of whoever holds ``resource``; the reason is kept in ``lockguard.audit``.
+
+        Raises:
+            FenceUnavailable: not done within ``within``, or nobody knows.
+            ConfigurationError: the schema is missing or old, or the role lacks a right.
+        """
+        row = await _call(self._pool, _BREAK, (resource, _storable(reason)), resource=resource, within=within)
+        return Token(row[0])
+
+
+async def resolve(
+    pool: asyncpg.Pool[Any], error: CommitUnknown, *, within: timedelta = timedelta(seconds=10)
+) -> bool:
+    """Whether the transaction whose COMMIT reply was lost has committed. If not, it never will.
+
+    Waits for the transaction while the server still has it open.
+
+    Raises:
+        FenceUnavailable: no answer within ``within``; ask again.
+    """
+    assert error.token is not None
+    args = (error.resource, error.token, error.sequence)
+    row = await _call(pool, _RESOLVE, args, resource=error.resource, within=within)
+    return bool(row[0])
+
+
+def _storable(text: str) -> str:
+    """Text that Postgres can keep: no NUL and no lone surrogates, which would fail the whole acquire."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+
+
+async def _call(
+    pool: asyncpg.Pool[Any], query: str, args: tuple[Any, ...], *, resource: str, within: timedelta
+) -> asyncpg.Record:
+    """Run a repeatable statement until it is done or ``within`` is over."""
+    failure: Exception | None = None
+    try:
+        async with asyncio.timeout(within.total_seconds()) as scope:
+            for attempt in range(_ATTEMPTS_MAX):
+                if attempt:
+                    await asyncio.sleep(min(_PAUSE_MAX_S, _PAUSE_FIRST_S * 2 ** (attempt - 1)))
+                deadline = scope.when()
+                assert deadline is not None
+                # A little less than is left, so that the server's own answer, which says why, comes first.
+                left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
+                try:
+                    return await _once(pool, query, (*args, left_ms))
+                except DATABASE_ERRORS as exc:
+                    failure = exc
+                    if not _passing(exc):
+                        break
+    except TimeoutError as exc:
+        failure = failure or exc
+    raise _failed(failure, resource=resource, within=within) from failure
+
+
+def _passing(exc: Exception) -> bool:
+    match meaning_of(exc):
+        case Meaning.CONFIGURATION:
+            raise set_up_error(exc) from exc
+        case Meaning.STALE | Meaning.STATEMENT:
+            return False
+        case Meaning.RETRY | Meaning.LOST:
+            return True
+        case Meaning.UNAVAILABLE:
+            # A lock timeout has used the time up; a server that starts or is full may be ready soon.
+            return getattr(exc, "sqlstate", None) != "55P03"
+
+
+def _failed(failure: Exception | None, *, resource: str, within: timedelta) -> FenceUnavailable:
+    seconds = f"{within.total_seconds():g} s"
+    if getattr(failure, "sqlstate", None) == "55P03":
+        why = f"an open transaction of the previous holder kept it for {seconds}"
+    elif isinstance(failure, TimeoutError) or failure is None:
+        why = f"Postgres did not answer within {seconds}"
+    else:
+        why = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+    return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
+
+
+async def _once(pool: asyncpg.Pool[Any], query: str, args: tuple[Any, ...]) -> asyncpg.Record:
+    conn: PoolConnectionProxy[Any] = await pool.acquire()
+    try:
+        row: asyncpg.Record | None = await conn.fetchrow(query, *args)
+        assert row is not None
+        return row
+    finally:
+        # A silent server must not hold the caller beyond its bound: asyncpg then drops the connection.
+        with contextlib.suppress(TimeoutError):
+            await pool.release(conn, timeout=_RELEASE_S)

@@ -1,0 +1,131 @@
+"""The schema as numbered SQL files, applied in order, each once, all in one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg.errors import Meaning, meaning_of, set_up_error
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Installed",
+    "Step",
+    "install",
+    "schema_sql",
+    "schema_version",
+    "steps",
+    "uninstall",
+]
+
+# Two installers at once would both find version 0. The key is the text "lockgrd" as a number.
+_INSTALL_LOCK_KEY = 0x6C6F636B677264
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One numbered file of the schema."""
+
+    version: int
+    name: str
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What :func:`install` found and made: schema versions, 0 for none."""
+
+    before: int
+    after: int
+
+
+@cache
+def steps() -> tuple[Step, ...]:
+    """The schema's files in order."""
+    found = [f for f in (files("lockguard_asyncpg") / "sql").iterdir() if f.name[:4].isdigit()]
+    return tuple(
+        Step(int(f.name[:4]), f.name.removesuffix(".sql"), f.read_text(encoding="utf-8"))
+        for f in sorted(found, key=lambda f: f.name)
+    )
+
+
+SCHEMA_VERSION = steps()[-1].version
+
+
+def _recorded(step: Step) -> str:
+    return f"insert into lockguard.schema_version (version) values ({step.version});\n"  # noqa: S608 - an int of ours
+
+
+def schema_sql(*, after: int = 0) -> str:
+    """The whole schema as one script for a migration tool, or what is newer than version ``after``."""
+    return "\n".join(f"-- {s.name}\n{s.sql}\n{_recorded(s)}" for s in steps() if s.version > after)
+
+
+async def schema_version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
+    """The version that is installed, 0 for none."""
+    if await conn.fetchval("select to_regclass('lockguard.schema_version')") is None:
+        return 0
+    return int(await conn.fetchval("select coalesce(max(version), 0) from lockguard.schema_version") or 0)
+
+
+async def install(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> Installed:
+    """Bring the schema to this library's version, in one transaction. Does nothing if it is there already.
+
+    Raises:
+        ConfigurationError: the role may not create it, or the schema is newer than this library.
+    """
+    try:
+        async with conn.transaction():
+            await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)
+            before = await schema_version(conn)
+            if before > SCHEMA_VERSION:
+                raise ConfigurationError(
+                    f"the lockguard schema has version {before} and this library knows {SCHEMA_VERSION}:"
+                    " upgrade the library"
+                )
+            if before < SCHEMA_VERSION:
+                await conn.execute(schema_sql(after=before))
+            return Installed(before, SCHEMA_VERSION)
+    except asyncpg.InsufficientPrivilegeError as exc:
+        raise ConfigurationError(
+            f"{exc}; install as a role that may create schemas in this database, and create the role"
+            " lockguard_app beforehand if it may not create roles"
+        ) from exc
+
+
+async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> bool:
+    """Remove the schema with all its tokens; tells whether there was one. The role lockguard_app stays.
+
+    Tables that are still protected keep it: unprotect them first.
+
+    Raises:
+        ConfigurationError: the role may not, or tables are still protected.
+    """
+    try:
+        async with conn.transaction():
+            await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)
+            if await conn.fetchval("select to_regnamespace('lockguard')") is None:
+                return False
+            # Without CASCADE on the schema's name alone: what users hung on it must not vanish silently.
+            await conn.execute(_uninstall_sql())
+            return True
+    except asyncpg.DependentObjectsStillExistError as exc:
+        raise ConfigurationError(
+            f"the lockguard schema is still in use ({exc.detail}); unprotect those tables first"
+        ) from exc
+    except asyncpg.PostgresError as exc:
+        if meaning_of(exc) is Meaning.CONFIGURATION:
+            raise set_up_error(exc) from exc
+        raise
+
+
+def _uninstall_sql() -> str:
+    return (files("lockguard_asyncpg") / "sql" / "uninstall.sql").read_text(encoding="utf-8")

@@ -1,0 +1,16 @@
+-- Each thing by name and without CASCADE, so that a table still protected stops it.
+do $$
+declare
+  f record;
+begin
+  for f in
+    select p.oid::regprocedure as signature from pg_catalog.pg_proc p
+     where p.pronamespace = 'lockguard'::regnamespace and p.prorettype = 'trigger'::regtype
+       and not exists (
+         select from pg_catalog.pg_trigger t where t.tgfoid = p.oid and t.tgrelid = 'lockguard.fence'::regclass)
+  loop
+    execute format('drop function %s', f.signature);
+  end loop;
+end
+$$;
+drop schema lockguard cascade;
