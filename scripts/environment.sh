@@ -10,17 +10,26 @@ why_not() {
         echo "is not there"
         return
     }
-    "$1" - 2>/dev/null <<'CHECK' || echo "does not run"
+    answer=$(
+        "$1" - 2>/dev/null <<'CHECK'
 import shutil, sys
 if sys.version_info < (3, 11):
     print("is Python %d.%d, too old" % sys.version_info[:2])
 else:
     try:
         import ensurepip, venv
+        print("usable")
     except ImportError:
-        if shutil.which("uv") is None:
-            print("cannot make environments (no ensurepip; on Debian: apt install python3-venv; or install uv)")
+        if shutil.which("uv") is not None:
+            print("usable")
+        else:
+            print("has no ensurepip (on Debian: apt install python3-venv; elsewhere: install uv)")
 CHECK
+    ) || true
+    case $answer in
+    usable) ;;
+    *) echo "${answer:-does not run}" ;;
+    esac
 }
 
 # Prints the first usable Python.
