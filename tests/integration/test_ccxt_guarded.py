@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
 
-import ccxt.async_support as ccxt
 import pytest
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.context import Entry, pop_entry, push_entry
-from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld
+from lockguard.errors import LeaseLost, LeaseNotHeld
 from lockguard.lease import Grant, Lease, Token, new_grant_id, parse_resource
 from lockguard_ccxt import (
     Executed,
     GuardedExchange,
     Holding,
-    OrderState,
     Patience,
-    Refusal,
-    Refused,
     Step,
-    Unknown,
 )
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, Visibility, connect
+from lockguard_ccxt.testing import LocalExchange, connect
 
 APT = "APT/USDT:USDT"
 TEN = Decimal(10)
@@ -71,7 +64,9 @@ async def test_nothing_is_sent_without_a_lease(exchange: LocalExchange, guarded:
     assert exchange.record().orders == ()
 
 
-async def test_a_lease_on_another_resource_is_no_lease(exchange: LocalExchange, guarded: GuardedExchange) -> None:
+async def test_a_lease_on_another_resource_is_no_lease(
+    exchange: LocalExchange, guarded: GuardedExchange
+) -> None:
     with lease("binance:BTCUSDT"), pytest.raises(LeaseNotHeld):
         await guarded.place_entry(APT, "buy", TEN, intent=1)
     assert exchange.record().orders == ()
@@ -85,7 +80,9 @@ async def test_a_lease_with_too_little_left_sends_nothing(
     assert exchange.record().orders == ()
 
 
-async def test_entry_stop_and_close_do_what_they_say(exchange: LocalExchange, guarded: GuardedExchange) -> None:
+async def test_entry_stop_and_close_do_what_they_say(
+    exchange: LocalExchange, guarded: GuardedExchange
+) -> None:
     with lease():
         entry = await guarded.place_entry(APT, "buy", Decimal("10.07"), intent=1)
         assert isinstance(entry, Executed)

@@ -75,7 +75,11 @@ def test_client_ids_are_the_same_in_every_process() -> None:
     code = "from lockguard_ccxt import *; print(client_order_id('binance:APTUSDT', 1234, Step.STOP))"
     seen = {
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed},
         ).stdout.strip()
         for seed in ("1", "2")
     }
@@ -132,7 +136,11 @@ def exchange(mode: int) -> Any:
 
 
 def market(amount: object, price: object) -> Any:
-    return {"symbol": "A/B:B", "precision": {"amount": amount, "price": price}, "limits": {"amount": {"min": 1e-8}}}
+    return {
+        "symbol": "A/B:B",
+        "precision": {"amount": amount, "price": price},
+        "limits": {"amount": {"min": 1e-8}},
+    }
 
 
 def test_steps_are_read_in_both_ways_of_writing_them() -> None:
