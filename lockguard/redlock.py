@@ -145,8 +145,13 @@ class Redlock:
         """
         sent_at = self._clock.now()
         asked = [node.acquire(request) for node in self.nodes]
-        await self._wait(asked, self._acquire_is_decided)
-        votes = [_vote(future) for future in asked]
+        try:
+            await self._wait(asked, self._acquire_is_decided)
+            votes = [_vote(future) for future in asked]
+        finally:
+            # What comes later has no vote, and must not be sent again, behind its own undo (NOSCRIPT).
+            for future in asked:
+                future.cancel()
         tokens = [vote.token for vote in votes if isinstance(vote, Granted)]
         if len(tokens) >= self._quorum:
             token = max(tokens)
@@ -157,7 +162,9 @@ class Redlock:
         self._undo_split(request, votes)
         held = [vote for vote in votes if isinstance(vote, Busy)]
         if held and len(self.nodes) - len(held) < self._quorum:
-            return Contended(max(held, key=lambda busy: (busy.token, busy.retry_after_ms)))
+            # A node that missed the settling shows another token: believe the many.
+            tokens = [busy.token for busy in held]
+            return Contended(max(held, key=lambda busy: (tokens.count(busy.token), busy.retry_after_ms)))
         return NoQuorum({node.name: _spoken(vote) for node, vote in zip(self.nodes, votes, strict=True)})
 
     async def settle(self, request: AcquireRequest, token: Token) -> bool:

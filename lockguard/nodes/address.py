@@ -30,6 +30,7 @@ class Address:
         username: ACL user, ``None`` for the default one.
         password: its password.
         tls: the context for ``rediss://``.
+        protocol: the RESP version to begin with: 3, or 2 with ``?protocol=2``.
     """
 
     host: str
@@ -39,6 +40,7 @@ class Address:
     username: str | None
     password: str | None = field(repr=False)
     tls: ssl.SSLContext | None = field(repr=False)
+    protocol: int = 3
 
     @property
     def name(self) -> str:
@@ -58,6 +60,7 @@ class Address:
             options: dict[str, Any] = dict(parse_url(url))
             port = int(options.get("port", 6379))
             db = int(options.get("db", 0))
+            protocol = int(options.get("protocol", 3))
         except (ValueError, TypeError) as exc:
             raise ConfigurationError(
                 f"{shown!r} is not a Redis URL; write redis://[user:password@]host[:port][/db],"
@@ -73,6 +76,7 @@ class Address:
             username=options.get("username"),
             password=options.get("password"),
             tls=tls,
+            protocol=protocol,
         )
 
 

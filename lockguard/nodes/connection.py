@@ -18,16 +18,16 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import hiredis
-
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.nodes.address import Address
-from lockguard.nodes.wire import NotSent, Reply, Slot, Wire
+from lockguard.nodes.login import Identity, LogIn, ask
+from lockguard.nodes.wire import NotSent, Slot, Wire
 
 __all__ = ["Connection"]
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
+_RESP3 = 3
 
 
 class Connection:
@@ -53,16 +53,18 @@ class Connection:
         reply_timeout_s: float,
     ) -> None:
         self.address = address
-        self.inbox = inbox
+        self._log_in = LogIn(address, inbox)
         self._on_message = on_message
         self._on_reconnect = on_reconnect
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
         self._wire: Wire | None = None
+        self._listener: Wire | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._coming_back: asyncio.Task[None] | None = None
         self._subscribed: asyncio.Future[None] | None = None
-        self._previous: tuple[str, str] | None = None
+        self._identity: Identity | None = None
+        self._connected_before = False
         self._cause = "not connected yet"
         self._closed = False
 
@@ -108,97 +110,98 @@ class Connection:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._wire is not None:
-            wire, self._wire = self._wire, None
+        if (wire := self._wire) is not None:
             try:
-                # A PING behind everything else: when it is answered, all of it was received.
+                # Until nothing is owed: an undo may have to be sent a second time, as text (NOSCRIPT).
                 with contextlib.suppress(TimeoutError, ConnectionError):
-                    await asyncio.wait_for(_ask(wire, "PING"), self._reply_timeout_s)
+                    async with asyncio.timeout(self._reply_timeout_s):
+                        while wire.owed:
+                            await ask(wire, "PING")
             finally:
-                wire.end("closed")
+                self._hang_up("closed", wire, self._listener)
             await wire.gone.wait()
+            if self._listener is not None:
+                await self._listener.gone.wait()
 
     async def _connect_once(self) -> None:
-        loop = asyncio.get_running_loop()
-        again = self._previous is not None
-        wire = Wire(on_push=self._pushed, on_end=self._ended, reply_timeout_s=self._reply_timeout_s)
+        opened: list[Wire] = []
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                if self.address.path:
-                    await loop.create_unix_connection(lambda: wire, self.address.path)
-                else:
-                    await loop.create_connection(
-                        lambda: wire, self.address.host, self.address.port, ssl=self.address.tls
-                    )
-                await self._log_in(wire)
+                wire, listener = await self._open_all(opened)
         except (OSError, TimeoutError) as exc:
-            wire.end("not connected")
+            self._hang_up("not connected", *opened)
             self._cause = str(exc) or f"no answer within {self._connect_timeout_s:g} s"
             raise NodeRefused(
                 f"cannot connect to Redis at {self.address.name}: {self._cause};"
                 " check the URL and that the server runs",
                 node=self.address.name,
             ) from exc
-        except BaseException:
-            wire.end("the log-in did not finish")
+        except BaseException as exc:
+            self._hang_up("the log-in did not finish", *opened)
+            self._cause = str(exc) or "cancelled"
             raise
-        if self._closed:
-            wire.end("closed")
-            return
-        self._wire = wire
-        if again:
+        self._wire, self._listener = wire, listener
+        if self._connected_before:
             self._on_reconnect()
+        self._connected_before = True
 
-    async def _log_in(self, wire: Wire) -> None:
-        hello: list[str] = ["HELLO", "3"]
-        if self.address.password is not None:
-            hello += ["AUTH", self.address.username or "default", self.address.password]
-        self._accept(await _ask(wire, *hello, "SETNAME", "lockguard"))
-        if self.address.db:
-            self._accept(await _ask(wire, "SELECT", self.address.db))
-        if self._previous is not None:
-            client_id, addr = self._previous
-            await _ask(
-                wire, "CLIENT", "KILL", "ID", client_id, "ADDR", addr
-            )  # best effort: an ACL may forbid it
-        info = await _ask(wire, "CLIENT", "INFO")
-        self._previous = _identity(info) or self._previous
-        # In RESP3 the answer to SUBSCRIBE is a push, not a reply: wait for that.
+    async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:
+        """One wire; and with RESP2, which has no way to send a message between replies, one to listen."""
+        wire = await self._open(opened)
+        protocol = await self._log_in.greet(wire)
+        self._identity = await self._log_in.succeed(wire, self._identity)
         self._subscribed = asyncio.get_running_loop().create_future()
-        wire.send_unanswered("SUBSCRIBE", self.inbox)
-        refused = await _ask(wire, "PING")
-        if isinstance(refused, Exception) or not self._subscribed.done():
-            self._accept(
-                refused if isinstance(refused, Exception) else hiredis.ReplyError("NOPERM SUBSCRIBE")
-            )
+        if protocol == _RESP3:
+            await self._log_in.subscribe(wire, self._subscribed, protocol=protocol)
+            return wire, None
+        listener = await self._open(opened, listens=True)
+        await self._log_in.greet(listener)
+        await self._log_in.subscribe(listener, self._subscribed, protocol=protocol)
+        return wire, listener
 
-    def _accept(self, reply: Reply) -> None:
-        if not isinstance(reply, Exception):
-            return
-        self._cause = text = str(reply)
-        if text.startswith(("LOADING", "MASTERDOWN", "CLUSTERDOWN", "ERR max number of clients")):
-            raise NodeRefused(f"Redis at {self.address.name} is not ready: {text}", node=self.address.name)
-        remedy = "check the user, the password and the database number in the URL"
-        if text.startswith("NOPERM"):
-            remedy = "give its ACL user the commands and the channel that the documentation lists"
-        raise ConfigurationError(f"Redis at {self.address.name} refused the log-in: {text}; {remedy}")
+    async def _open(self, opened: list[Wire], *, listens: bool = False) -> Wire:
+        loop = asyncio.get_running_loop()
+        wire = Wire(
+            on_push=self._pushed,
+            on_end=self._ended,
+            reply_timeout_s=self._reply_timeout_s,
+            listens=listens,
+        )
+        opened.append(wire)
+        to = self.address
+        if to.path:
+            await loop.create_unix_connection(lambda: wire, to.path)
+        else:
+            await loop.create_connection(lambda: wire, to.host, to.port, ssl=to.tls)
+        return wire
 
-    def _pushed(self, message: list[Any]) -> None:
-        kind = message[0]
-        if kind == b"message":
+    def _pushed(self, message: list[Any] | Exception) -> None:
+        subscribed = self._subscribed
+        if isinstance(message, Exception):
+            if subscribed is not None and not subscribed.done():
+                subscribed.set_exception(message)
+        elif message[0] == b"message":
             self._on_message(message[2])
-        elif kind == b"subscribe" and self._subscribed is not None and not self._subscribed.done():
-            self._subscribed.set_result(None)
+        elif message[0] == b"subscribe" and subscribed is not None and not subscribed.done():
+            subscribed.set_result(None)
 
     def _ended(self, cause: str) -> None:
-        self._cause = cause
+        """One wire ended: the other ends with it, and both come back together."""
         if self._wire is None or self._closed:
             return
-        self._wire = None
+        wire, listener, self._wire, self._listener = self._wire, self._listener, None, None
+        self._cause = cause
+        self._hang_up(cause, wire, listener)
         if self._coming_back is None or self._coming_back.done():
             self._coming_back = asyncio.create_task(
-                self._come_back(), name=f"lockguard-back-{self.address.name}"
+                self._come_back(), name=f"lockguard-connect-again-{self.address.name}"
             )
+
+    @staticmethod
+    def _hang_up(cause: str, *wires: Wire | None) -> None:
+        for wire in wires:
+            if wire is not None:
+                wire.end(cause)
 
     async def _come_back(self) -> None:
         backoff_s = _BACKOFF_FIRST_S
@@ -209,21 +212,3 @@ class Connection:
                 # Jitter, so that a hundred bots do not come back to a restarted server in one instant.
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
-
-
-async def _ask(wire: Wire, *command: str | bytes | int) -> Reply:
-    """Send one command of the log-in; gives error replies as values."""
-    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-    wire.send(lambda reply: None if answer.done() else answer.set_result(reply), *command)
-    reply = await answer
-    if isinstance(reply, Exception) and not isinstance(reply, hiredis.ReplyError):
-        raise ConnectionError(str(reply))
-    return reply
-
-
-def _identity(info: Reply) -> tuple[str, str] | None:
-    """The (id, addr) by which the server knows this connection."""
-    if not isinstance(info, bytes):
-        return None
-    fields = dict(part.split("=", 1) for part in info.decode(errors="replace").split() if "=" in part)
-    return (fields["id"], fields["addr"]) if "id" in fields and "addr" in fields else None

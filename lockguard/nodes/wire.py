@@ -48,14 +48,21 @@ class Wire(asyncio.Protocol):
         on_end: called once with the cause when the connection has ended.
         reply_timeout_s: a connection that owes replies and brings no byte for this long is ended; without
             it a hung server would keep its callers for ever.
+        listens: messages come as plain replies, as RESP2 has it after SUBSCRIBE.
     """
 
     def __init__(
-        self, *, on_push: Callable[[list[Any]], None], on_end: Callable[[str], None], reply_timeout_s: float
+        self,
+        *,
+        on_push: Callable[[list[Any]], None],
+        on_end: Callable[[str], None],
+        reply_timeout_s: float,
+        listens: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_push = on_push
         self._on_end = on_end
+        self._listens = listens
         self._reply_timeout_s = reply_timeout_s
         self._reader = hiredis.Reader(notEnoughData=_NO_MORE)
         self._transport: asyncio.Transport | None = None
@@ -73,6 +80,11 @@ class Wire(asyncio.Protocol):
     def open(self) -> bool:
         """Whether commands can be sent."""
         return self._transport is not None and self._ended is None
+
+    @property
+    def owed(self) -> int:
+        """How many replies have not come yet."""
+        return len(self._slots)
 
     def send(self, slot: Slot, *command: str | bytes | int) -> None:
         """Queue a command; it leaves at the end of this turn of the event loop."""
@@ -149,6 +161,8 @@ class Wire(asyncio.Protocol):
                     self._on_push(reply)
                 elif self._slots:
                     self._slots.popleft()(reply)
+                elif self._listens:
+                    self._on_push(reply)
                 else:
                     self.end("a reply came that nobody asked for")
                     return

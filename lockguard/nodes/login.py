@@ -1,0 +1,125 @@
+"""The first words on a new connection: protocol, credentials, database, name, subscription."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import hiredis
+
+from lockguard.errors import ConfigurationError, NodeRefused
+from lockguard.nodes.address import Address
+from lockguard.nodes.wire import Reply, Wire
+
+__all__ = ["Identity", "LogIn", "ask"]
+
+CLIENT_NAME = "lockguard"
+_NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "ERR max number of clients")
+_NO_RESP3 = ("NOPROTO", "ERR unknown command")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How the server knows a connection: both together name no other one, also after a restart."""
+
+    id: str
+    addr: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogIn:
+    """Logs in on wires to one server.
+
+    Attributes:
+        address: the server and the credentials.
+        inbox: the channel to subscribe to.
+    """
+
+    address: Address
+    inbox: str
+
+    async def greet(self, wire: Wire) -> int:
+        """Authenticate and choose the database; gives the protocol version, 3 or 2.
+
+        Raises:
+            NodeRefused: the server is not ready.
+            ConfigurationError: it refuses the credentials or the database.
+            ConnectionError: the connection ended.
+        """
+        password = self.address.password
+        user = self.address.username
+        protocol = self.address.protocol
+        if protocol == 3:
+            words = ["HELLO", "3", *(() if password is None else ("AUTH", user or "default", password))]
+            reply = await ask(wire, *words, "SETNAME", CLIENT_NAME)
+            if isinstance(reply, Exception) and str(reply).startswith(_NO_RESP3):
+                protocol = 2
+            else:
+                self.accept(reply)
+        if protocol == 2:
+            if password is not None:
+                self.accept(await ask(wire, "AUTH", *((user, password) if user else (password,))))
+            self.accept(await ask(wire, "CLIENT", "SETNAME", CLIENT_NAME))
+        if self.address.db:
+            self.accept(await ask(wire, "SELECT", self.address.db))
+        return protocol
+
+    async def succeed(self, wire: Wire, previous: Identity | None) -> Identity | None:
+        """Kill the connection that this one follows, as far as the server allows; gives our own identity.
+
+        See the theory in ``connection.py``: what is left of the old connection could be executed after us.
+        """
+        if previous is not None:
+            await ask(wire, "CLIENT", "KILL", "ID", previous.id, "ADDR", previous.addr)
+        info = await ask(wire, "CLIENT", "INFO")
+        if not isinstance(info, bytes):
+            return None
+        facts = dict(part.split("=", 1) for part in info.decode(errors="replace").split() if "=" in part)
+        return Identity(facts["id"], facts["addr"]) if "id" in facts and "addr" in facts else None
+
+    async def subscribe(self, wire: Wire, done: asyncio.Future[None], *, protocol: int) -> None:
+        """Listen to the inbox; ``done`` is set by the message that confirms it, or by the refusal."""
+        wire.send_unanswered("SUBSCRIBE", self.inbox)
+        if protocol == 3:
+            # The confirmation is a push and takes no slot; a refusal is a reply and takes that of the PING.
+            answer = await ask(wire, "PING")
+            if not done.done():
+                self.accept(
+                    answer if isinstance(answer, Exception) else hiredis.ReplyError("NOPERM SUBSCRIBE")
+                )
+            return
+        try:
+            await done
+        except hiredis.ReplyError as exc:
+            self.accept(exc)
+
+    def accept(self, reply: Reply) -> None:
+        """Go on unless it is an error reply.
+
+        Raises:
+            NodeRefused: the server is not ready.
+            ConfigurationError: it refuses us.
+        """
+        if not isinstance(reply, Exception):
+            return
+        text, name = str(reply), self.address.name
+        if text.startswith(_NOT_READY):
+            raise NodeRefused(f"Redis at {name} is not ready: {text}", node=name)
+        remedy = "check the user, the password and the database number in the URL"
+        if text.startswith("NOPERM"):
+            remedy = "give its ACL user the commands and the channel that the documentation lists"
+        raise ConfigurationError(f"Redis at {name} refused the log-in: {text}; {remedy}")
+
+
+async def ask(wire: Wire, *command: str | bytes | int) -> Reply:
+    """Send one command and wait; an error reply is a value.
+
+    Raises:
+        ConnectionError: the connection ended.
+    """
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    wire.send(lambda reply: None if answer.done() else answer.set_result(reply), *command)
+    reply = await answer
+    if isinstance(reply, Exception) and not isinstance(reply, hiredis.ReplyError):
+        raise ConnectionError(str(reply))
+    return reply

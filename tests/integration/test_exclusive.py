@@ -1,0 +1,227 @@
+"""The decorator, and the ways to use a guard wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import timedelta
+
+import pytest
+
+from lockguard import ConfigurationError, LockGuard, QuorumUnavailable, ResourceBusy, Skipped, current_lease, exclusive
+from lockguard.testing import RedisServer
+from lockguard.testing.ports import free_port
+
+
+@pytest.fixture
+async def guard(redis_url):
+    async with LockGuard.from_url(redis_url) as made:
+        yield made
+
+
+async def test_the_template_reads_the_parameters_however_they_are_passed(guard):
+    @guard.exclusive("{exchange}:{symbol}")
+    async def body(symbol, exchange="binance", *, side="long"):
+        return current_lease().resource
+
+    assert await body("APTUSDT") == "binance:APTUSDT"
+    assert await body(exchange="bybit", symbol="APTUSDT") == "bybit:APTUSDT"
+    assert body.__name__ == "body"
+
+
+async def test_methods_find_their_guard_when_they_are_called(guard):
+    class Manager:
+        def __init__(self, guard):
+            self.guard = guard
+            self.exchange = "binance"
+
+        @exclusive("{self.exchange}:{symbol}", guard="guard")
+        async def open(self, symbol):
+            return current_lease().resource, (await self.guard.inspect(current_lease().resource)).operation
+
+    resource, operation = await Manager(guard).open("APTUSDT")
+    assert resource == "binance:APTUSDT"
+    assert operation.endswith("Manager.open")
+
+
+async def test_skip_returns_who_holds_it_and_does_not_run(guard, redis_url):
+    ran = []
+
+    async with LockGuard.from_url(redis_url) as other:
+
+        @other.exclusive("{symbol}", on_busy="skip")
+        async def sync_symbol(symbol):
+            ran.append(symbol)
+            return "synced"
+
+        async with guard.hold("APTUSDT", operation="open"):
+            skipped = await sync_symbol("APTUSDT")
+            assert not skipped
+            assert isinstance(skipped, Skipped)
+            assert skipped.busy.operation == "open"
+        assert ran == []
+        assert await sync_symbol("APTUSDT") == "synced"
+
+
+async def test_a_busy_error_of_the_body_itself_is_not_a_skip(guard):
+    @guard.exclusive("{symbol}", on_busy="skip")
+    async def body(symbol):
+        raise ResourceBusy("another lock", resource="other")
+
+    with pytest.raises(ResourceBusy, match="another lock"):
+        await body("APTUSDT")
+
+
+async def test_raise_does_not_wait(guard, redis_url):
+    async with LockGuard.from_url(redis_url) as other:
+
+        @other.exclusive("{symbol}", on_busy="raise")
+        async def body(symbol):
+            pass
+
+        async with guard.hold("APTUSDT"):
+            with pytest.raises(ResourceBusy):
+                await body("APTUSDT")
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("fixed", "names no parameter"),
+        ("{exchange}:{symbl}", "'symbl'"),
+        ("{exchange", "malformed"),
+        ("{}", "no parameter"),
+        ("{0}", "no parameter"),
+    ],
+)
+async def test_a_template_that_does_not_fit_is_refused_when_decorating(guard, template, told):
+    async def body(symbol, exchange):
+        pass
+
+    with pytest.raises(ConfigurationError, match=told):
+        guard.exclusive(template)(body)
+
+
+async def test_a_plain_function_cannot_be_guarded(guard):
+    with pytest.raises(ConfigurationError, match="async def"):
+
+        @guard.exclusive("{symbol}")
+        def body(symbol):
+            pass
+
+
+async def test_wrong_options_are_named(guard):
+    with pytest.raises(ConfigurationError, match="'later'"):
+        guard.exclusive("{symbol}", on_busy="later")
+    with pytest.raises(ConfigurationError, match="'skip'"):
+        guard.hold("x", on_busy="skip")
+    with pytest.raises(ConfigurationError, match="wait=5"):
+        guard.hold("x", wait=5)
+    with pytest.raises(ConfigurationError, match="brace"):
+        guard.hold("{x}")
+
+
+async def test_a_closed_guard_says_so(redis_url):
+    guard = LockGuard.from_url(redis_url)
+    await guard.aclose()
+    with pytest.raises(ConfigurationError, match="closed"):
+        guard.hold("x")
+
+
+def test_a_guard_serves_one_event_loop(redis_url):
+    guard = LockGuard.from_url(redis_url)
+
+    async def use():
+        async with guard.hold("x"):
+            pass
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(use())
+        with pytest.raises(ConfigurationError, match="another event loop"):
+            second.run(use())
+        first.run(use())
+        first.run(guard.aclose())
+
+
+async def test_a_guard_that_was_forked_says_so(guard, monkeypatch):
+    async with guard.hold("x"):
+        pass
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(ConfigurationError, match="fork"):
+        guard.hold("x")
+
+
+async def test_an_unreachable_server_is_named_with_the_remedy():
+    url = f"redis://127.0.0.1:{free_port()}"
+    async with LockGuard.from_url(url, wait=timedelta(milliseconds=200)) as guard:
+        with pytest.raises(QuorumUnavailable, match=r"127\.0\.0\.1.*check the URL"):
+            async with guard.hold("x"):
+                pass
+
+
+async def test_a_wrong_password_is_refused_at_once_and_not_shown():
+    with RedisServer(password="right") as server:
+        guard = LockGuard.from_url(server.url.replace("right", "hunter2"))
+        with pytest.raises(ConfigurationError, match="check the user, the password") as caught:
+            async with guard.hold("x"):
+                pass
+        assert "hunter2" not in str(caught.value)
+        await guard.aclose()
+
+
+async def test_a_missing_password_is_refused_at_once():
+    with RedisServer(password="right") as server:
+        guard = LockGuard.from_url(f"redis://127.0.0.1:{server.port}")
+        with pytest.raises(ConfigurationError, match="NOAUTH"):
+            async with guard.hold("x"):
+                pass
+        await guard.aclose()
+
+
+async def test_the_documented_acl_is_enough_and_least():
+    acl = "bot on >secret resetchannels &lockguard:inbox:* resetkeys ~lockguard:* -@all +@connection -client|kill"
+    rules = f"{acl} +evalsha +eval +subscribe +publish +time +hset +hget +hmget +pexpire +pttl +get +set +del"
+    rules += " +exists +zadd +zrem +zscore +zrange +zrevrange +zpopmin +zcard +hincrby +xadd +xrevrange"
+    with RedisServer(acl=[rules]) as server:
+        url = f"redis://bot:secret@127.0.0.1:{server.port}"
+        async with LockGuard.from_url(url) as guard, LockGuard.from_url(url) as other:
+            async with guard.hold("x"):
+                waiting = asyncio.create_task(_once(other))
+                async with asyncio.timeout(5):
+                    while not (await guard.inspect("x")).waiters:
+                        await asyncio.sleep(0.005)
+                await guard.request_handover("x", reason="r")
+            await waiting
+            await guard.break_("x", reason="r")
+
+
+async def test_a_unix_socket_works():
+    with RedisServer(unix_socket=True, password="secret") as server:
+        async with LockGuard.from_url(server.unix_url) as guard:
+            async with guard.hold("x"):
+                pass
+
+
+async def test_another_database_number_is_used():
+    with RedisServer() as server:
+        async with LockGuard.from_url(server.url[:-1] + "3") as guard, LockGuard.from_url(server.url) as other:
+            async with guard.hold("x"):
+                assert not (await other.inspect("x")).held
+                assert (await guard.inspect("x")).held
+
+
+async def _once(guard):
+    async with guard.hold("x"):
+        pass
+
+
+async def test_the_older_protocol_works_with_a_second_connection_to_listen(redis_url):
+    async with LockGuard.from_url(f"{redis_url}?protocol=2") as guard, LockGuard.from_url(redis_url) as other:
+        async with other.hold("x"):
+            waiting = asyncio.create_task(_once(guard))
+            async with asyncio.timeout(5):
+                while not (await other.inspect("x")).waiters:
+                    await asyncio.sleep(0.005)
+            released_at = asyncio.get_running_loop().time()
+        await waiting
+        assert asyncio.get_running_loop().time() - released_at < 0.5, "it was woken, not timed out"
