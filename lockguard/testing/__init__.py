@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+if find_spec("psutil") is None:
+    raise ImportError(
+        "lockguard.testing needs psutil, which is not installed: pip install 'lockguard[testing]'"
+    )
+
 from lockguard.testing.binaries import ServerBinary, find_postgres, find_valkey
 from lockguard.testing.clock import FakeClock
 from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mode

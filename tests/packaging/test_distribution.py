@@ -1,0 +1,105 @@
+"""What is shipped is what is in the checkout, and it works where nothing else is."""
+
+from __future__ import annotations
+
+import email
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+INTEGRATIONS = ("lockguard_asyncpg", "lockguard_ccxt", "lockguard_tenacity", "lockguard_positions")
+PACKAGES = {"lockguard": CHECKOUT / "lockguard"} | {
+    name: CHECKOUT / "integrations" / name for name in INTEGRATIONS
+}
+
+# What fails first when none of a module's third-party packages are there.
+EXTRA_OF = {
+    "lockguard.testing": "testing",
+    "lockguard_asyncpg": "postgres",
+    "lockguard_ccxt": "ccxt",
+}
+
+
+def expected_files() -> set[str]:
+    return {
+        f"{name}/{path.relative_to(package)}"
+        for name, package in PACKAGES.items()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def files_of(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def dist_info(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = [one for one in archive.namelist() if one.endswith(f".dist-info/{name}")]
+        return archive.read(path).decode()
+
+
+def run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_holds_the_packages_whole_and_nothing_else(wheel: Path) -> None:
+    assert files_of(wheel) == expected_files()
+
+
+def test_the_wheel_holds_scripts_statements_and_the_marks_of_typed_packages(wheel: Path) -> None:
+    files = files_of(wheel)
+    assert {"lockguard/lua/acquire.lua", "lockguard/lua/release.lua"} <= files
+    assert any(name.startswith("lockguard_asyncpg/sql/") and name.endswith(".sql") for name in files)
+    assert {f"{name}/py.typed" for name in PACKAGES} <= files
+
+
+def test_the_wheel_names_licence_extras_and_command(wheel: Path) -> None:
+    metadata = email.message_from_string(dist_info(wheel, "METADATA"))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert "Apache License" in dist_info(wheel, "licenses/LICENSE")
+    extras = set(metadata.get_all("Provides-Extra", []))
+    assert {"postgres", "ccxt", "tenacity", "cli", "positions", "testing", "demo"} <= extras
+    required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert {line.partition(">")[0] for line in required} == {"redis", "hiredis"}
+    assert "lockguard = lockguard.cli:main" in dist_info(wheel, "entry_points.txt")
+
+
+def test_a_wheel_from_the_source_distribution_is_the_same(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    assert (unpacked / "tests" / "packaging").is_dir()
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path / "dist"],
+        cwd=unpacked,
+        check=True,
+        capture_output=True,
+    )
+    (rebuilt,) = (tmp_path / "dist").glob("*.whl")
+    assert files_of(rebuilt) == files_of(wheel)
+
+
+def test_the_core_imports_with_its_own_dependencies_alone(bare_python: Path) -> None:
+    done = run(
+        bare_python, "import lockguard, lockguard.lua; print(lockguard.__file__, len(lockguard.lua.SCRIPTS))"
+    )
+    assert done.returncode == 0, done.stderr
+    path, scripts = done.stdout.split()
+    assert Path(path).is_relative_to(bare_python.parents[1])
+    assert int(scripts) > 0
+
+
+@pytest.mark.parametrize("module", EXTRA_OF)
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(bare_python: Path, module: str) -> None:
+    done = run(bare_python, f"import {module}")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert f"pip install 'lockguard[{EXTRA_OF[module]}]'" in last
