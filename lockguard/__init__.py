@@ -22,8 +22,8 @@ from lockguard.errors import (
     SelfDeadlock,
     StaleToken,
 )
-from lockguard.exclusive import Skipped
-from lockguard.guard import LockGuard, exclusive
+from lockguard.exclusive import Skipped, exclusive
+from lockguard.guard import LockGuard
 from lockguard.lease import Grant, GrantId, Lease, LeaseState, Resource, Token
 
 __version__ = "0.1.0"

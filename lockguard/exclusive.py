@@ -12,16 +12,18 @@ import inspect
 import string
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from lockguard.errors import ConfigurationError, ResourceBusy
+from lockguard.times import checked_ttl, checked_wait
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from lockguard.lease import Lease
 
-__all__ = ["Skipped", "compile_template", "wrap"]
+__all__ = ["Holds", "Keeps", "MaySkip", "Skipped", "compile_template", "exclusive"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +41,108 @@ class Skipped:
 
     def __bool__(self) -> bool:
         return False
+
+
+class Holds(Protocol):
+    """What the decorator needs of a guard."""
+
+    def hold(
+        self,
+        resource: str,
+        *,
+        wait: timedelta | None = None,
+        ttl: timedelta | None = None,
+        operation: str = "",
+        on_busy: Literal["wait", "raise"] = "wait",
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Hold a resource, see :meth:`LockGuard.hold`."""
+        ...
+
+
+class Keeps(Protocol):
+    """A decorator that keeps the function's type."""
+
+    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+        """Decorate."""
+        ...
+
+
+class MaySkip(Protocol):
+    """A decorator whose function may return :class:`Skipped` instead."""
+
+    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R | Skipped]]:
+        """Decorate."""
+        ...
+
+
+@overload
+def exclusive(
+    template: str,
+    *,
+    guard: str | Callable[..., Holds],
+    on_busy: Literal["wait", "raise"] = ...,
+    wait: timedelta | None = ...,
+    ttl: timedelta | None = ...,
+    operation: str | None = ...,
+) -> Keeps: ...
+@overload
+def exclusive(
+    template: str,
+    *,
+    guard: str | Callable[..., Holds],
+    on_busy: Literal["skip"],
+    wait: timedelta | None = ...,
+    ttl: timedelta | None = ...,
+    operation: str | None = ...,
+) -> MaySkip: ...
+def exclusive(
+    template: str,
+    *,
+    guard: str | Callable[..., Holds],
+    on_busy: Literal["wait", "raise", "skip"] = "wait",
+    wait: timedelta | None = None,
+    ttl: timedelta | None = None,
+    operation: str | None = None,
+) -> Any:
+    """As :meth:`LockGuard.exclusive`, for methods whose guard is known only when they are called.
+
+    Args:
+        template: as there; ``"{self.exchange}:{symbol}"`` works too.
+        guard: the name of an attribute of ``self``, or a function that gets the call's positional arguments.
+        on_busy: as there.
+        wait: as there.
+        ttl: as there.
+        operation: as there.
+
+    Raises:
+        ConfigurationError: the template does not fit the function, or a value cannot work.
+    """
+    if on_busy not in ("wait", "raise", "skip"):
+        raise ConfigurationError(f"on_busy={on_busy!r} is not known; write 'wait', 'raise' or 'skip'")
+    if wait is not None:
+        checked_wait(wait)
+    if ttl is not None:
+        checked_ttl(ttl)
+
+    def guard_of(args: tuple[Any, ...]) -> Holds:
+        found = guard(*args) if callable(guard) else getattr(args[0], guard, None)
+        if found is None:
+            raise ConfigurationError(
+                f"guard={guard!r} gave no LockGuard for {args[0]!r}; set it before the call"
+            )
+        return found
+
+    def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R | Skipped]]:
+        name = operation if operation is not None else getattr(function, "__qualname__", "")
+
+        def hold(args: tuple[Any, ...], resource: str) -> AbstractAsyncContextManager[Lease]:
+            return guard_of(args).hold(
+                resource, wait=wait, ttl=ttl, operation=name, on_busy="wait" if on_busy == "wait" else "raise"
+            )
+
+        return _wrap(function, template, hold, skip=on_busy == "skip")
+
+    return decorate
 
 
 def compile_template(template: str, function: Callable[..., Any]) -> Callable[..., str]:
@@ -77,7 +181,7 @@ def compile_template(template: str, function: Callable[..., Any]) -> Callable[..
     return resource_of
 
 
-def wrap(
+def _wrap(
     function: Callable[P, Awaitable[R]],
     template: str,
     hold: Callable[[tuple[Any, ...], str], AbstractAsyncContextManager[Lease]],

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.core import Core
 from lockguard.errors import ConfigurationError, QuorumUnavailable
-from lockguard.exclusive import Skipped, wrap
-from lockguard.hold import Hold
+from lockguard.exclusive import Keeps, MaySkip, exclusive
+from lockguard.hold import Hold, HoldMany
 from lockguard.lease import Token, new_grant_id, parse_resource
 from lockguard.nodes.address import Address
 from lockguard.nodes.standalone import StandaloneNode
 from lockguard.observe.log import LogObserver
 from lockguard.ports import AcquireRequest, Broken, Done, Fence, Inspection, LockNode, Observer
 from lockguard.redlock import Redlock
+from lockguard.times import checked_ttl, checked_wait, milliseconds
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["LockGuard", "exclusive"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = ["LockGuard"]
 
 TTL_DEFAULT = timedelta(seconds=10)
-TTL_MIN = timedelta(milliseconds=100)
-TTL_MAX = timedelta(days=1)
 WAIT_DEFAULT = timedelta(seconds=10)
-WAIT_MAX = timedelta(days=1)
 _TEXT_CHARACTERS_MAX = 200
-
-
-class _Keeps(Protocol):
-    """A decorator that keeps the function's type."""
-
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]: ...
-
-
-class _MaySkip(Protocol):
-    """A decorator whose function may return :class:`Skipped` instead."""
-
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R | Skipped]]: ...
 
 
 class LockGuard:
@@ -58,6 +42,9 @@ class LockGuard:
         nodes: one node, or several independent ones of which a majority decides.
         ttl: the life of a lease without renewal; at least 0.1 s. It is renewed from a third of it on.
         wait: how long a caller waits for a busy resource by default.
+        max_hold: end a lease after so long although it is renewed; ``None``: never.
+        lock_delay: how long a resource stays closed after a lease ended by expiry and not by release, so
+            that what its holder had sent to the exchange lands before the successor looks.
         fence: the database's side, for example ``lockguard_asyncpg.PostgresFence(pool)``.
         fence_within: how long sealing may take, including the wait for transactions of the last holder.
         observers: told what happens; the default one logs.
@@ -73,6 +60,8 @@ class LockGuard:
         *,
         ttl: timedelta = TTL_DEFAULT,
         wait: timedelta = WAIT_DEFAULT,
+        max_hold: timedelta | None = None,
+        lock_delay: timedelta = timedelta(0),
         fence: Fence | None = None,
         fence_within: timedelta = timedelta(seconds=5),
         observers: Sequence[Observer] | None = None,
@@ -80,8 +69,10 @@ class LockGuard:
     ) -> None:
         if not nodes:
             raise ConfigurationError("a guard needs at least one Redis node; got none")
-        self._ttl = _checked_ttl(ttl)
-        self._wait = _checked_wait(wait)
+        self._ttl = checked_ttl(ttl)
+        self._wait = checked_wait(wait)
+        self._max_hold_s = math.inf if max_hold is None else checked_ttl(max_hold, "max_hold").total_seconds()
+        self._lock_delay_ms = milliseconds(checked_wait(lock_delay, "lock_delay"))
         self._core = Core(
             Redlock(nodes, clock=clock),
             fence=fence,
@@ -147,7 +138,7 @@ class LockGuard:
         """
         if on_busy not in ("wait", "raise"):
             raise ConfigurationError(f"on_busy={on_busy!r} is not known here; write 'wait' or 'raise'")
-        ttl_ms = round((self._ttl if ttl is None else _checked_ttl(ttl)).total_seconds() * 1000)
+        ttl_ms = milliseconds(self._ttl if ttl is None else checked_ttl(ttl))
         request = AcquireRequest(
             resource=parse_resource(resource),
             grant=new_grant_id(),
@@ -155,8 +146,45 @@ class LockGuard:
             operation=operation[:_TEXT_CHARACTERS_MAX],
             ttl_ms=ttl_ms,
             queue=on_busy == "wait",
+            lock_delay_ms=self._lock_delay_ms,
         )
-        return Hold(self._core, request, patience=self._wait if wait is None else _checked_wait(wait))
+        patience = self._wait if wait is None else checked_wait(wait)
+        return Hold(self._core, request, patience=patience, max_hold_s=self._max_hold_s)
+
+    def hold_many(
+        self,
+        resources: Sequence[str],
+        *,
+        wait: timedelta | None = None,
+        ttl: timedelta | None = None,
+        operation: str = "",
+        on_busy: Literal["wait", "raise"] = "wait",
+    ) -> HoldMany:
+        """Hold several resources for the length of an ``async with`` body, all or none.
+
+        Args:
+            resources: what to lock; taken in the order of their names, so that nobody deadlocks.
+            wait: patience for all of them together; the guard's by default.
+            ttl: as for :meth:`hold`.
+            operation: as for :meth:`hold`.
+            on_busy: as for :meth:`hold`.
+
+        Returns:
+            An async context manager that gives the leases in the order of ``resources``.
+
+        Raises:
+            ConfigurationError: a value that cannot work.
+        """
+        if isinstance(resources, str) or not resources:
+            raise ConfigurationError(f"hold_many needs a list of resources; got {resources!r}")
+        for resource in resources:
+            parse_resource(resource)
+
+        def hold(resource: str, left: timedelta) -> Hold:
+            return self.hold(resource, wait=left, ttl=ttl, operation=operation, on_busy=on_busy)
+
+        patience = self._wait if wait is None else checked_wait(wait)
+        return HoldMany(resources, hold, patience=patience, clock=self._core.clock)
 
     @overload
     def exclusive(
@@ -167,7 +195,7 @@ class LockGuard:
         wait: timedelta | None = ...,
         ttl: timedelta | None = ...,
         operation: str | None = ...,
-    ) -> _Keeps: ...
+    ) -> Keeps: ...
     @overload
     def exclusive(
         self,
@@ -177,7 +205,7 @@ class LockGuard:
         wait: timedelta | None = ...,
         ttl: timedelta | None = ...,
         operation: str | None = ...,
-    ) -> _MaySkip: ...
+    ) -> MaySkip: ...
     def exclusive(
         self,
         template: str,
@@ -275,102 +303,7 @@ class LockGuard:
         return QuorumUnavailable("; ".join(told.values()), resource=resource, votes=told)
 
 
-@overload
-def exclusive(
-    template: str,
-    *,
-    guard: str | Callable[..., LockGuard],
-    on_busy: Literal["wait", "raise"] = ...,
-    wait: timedelta | None = ...,
-    ttl: timedelta | None = ...,
-    operation: str | None = ...,
-) -> _Keeps: ...
-@overload
-def exclusive(
-    template: str,
-    *,
-    guard: str | Callable[..., LockGuard],
-    on_busy: Literal["skip"],
-    wait: timedelta | None = ...,
-    ttl: timedelta | None = ...,
-    operation: str | None = ...,
-) -> _MaySkip: ...
-def exclusive(
-    template: str,
-    *,
-    guard: str | Callable[..., LockGuard],
-    on_busy: Literal["wait", "raise", "skip"] = "wait",
-    wait: timedelta | None = None,
-    ttl: timedelta | None = None,
-    operation: str | None = None,
-) -> Any:
-    """As :meth:`LockGuard.exclusive`, for methods whose guard is known only when they are called.
-
-    Args:
-        template: as there; ``"{self.exchange}:{symbol}"`` works too.
-        guard: the name of an attribute of ``self``, or a function that gets the call's positional arguments.
-        on_busy: as there.
-        wait: as there.
-        ttl: as there.
-        operation: as there.
-
-    Raises:
-        ConfigurationError: the template does not fit the function, or a value cannot work.
-    """
-    if on_busy not in ("wait", "raise", "skip"):
-        raise ConfigurationError(f"on_busy={on_busy!r} is not known; write 'wait', 'raise' or 'skip'")
-    if wait is not None:
-        _checked_wait(wait)
-    if ttl is not None:
-        _checked_ttl(ttl)
-
-    def guard_of(args: tuple[Any, ...]) -> LockGuard:
-        found = guard(*args) if callable(guard) else getattr(args[0], guard, None)
-        if not isinstance(found, LockGuard):
-            raise ConfigurationError(f"guard={guard!r} gave {found!r} instead of a LockGuard")
-        return found
-
-    def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R | Skipped]]:
-        name = operation if operation is not None else getattr(function, "__qualname__", "")
-
-        def hold(args: tuple[Any, ...], resource: str) -> Hold:
-            return guard_of(args).hold(
-                resource, wait=wait, ttl=ttl, operation=name, on_busy="wait" if on_busy == "wait" else "raise"
-            )
-
-        return wrap(function, template, hold, skip=on_busy == "skip")
-
-    return decorate
-
-
 def _new_inbox() -> str:
     """This process's wake-up channel: readable, and unlike any other's."""
     host = "".join(c for c in socket.gethostname() if c.isalnum() or c in "-._")[:60]
     return f"lockguard:inbox:{host}:{os.getpid()}:{new_grant_id()[:12]}"
-
-
-def _checked_ttl(ttl: timedelta) -> timedelta:
-    _require_timedelta("ttl", ttl)
-    if not TTL_MIN <= ttl <= TTL_MAX:
-        raise ConfigurationError(
-            f"ttl={ttl.total_seconds():g} s cannot work: a lease is trusted for its ttl less 1 % and 2 ms of"
-            f" clock drift, and is renewed from a third of it on; use {TTL_MIN.total_seconds():g} s to"
-            f" {TTL_MAX.total_seconds():g} s"
-        )
-    return ttl
-
-
-def _checked_wait(wait: timedelta) -> timedelta:
-    _require_timedelta("wait", wait)
-    if not timedelta(0) <= wait <= WAIT_MAX:
-        raise ConfigurationError(
-            f"wait={wait.total_seconds():g} s cannot work; use 0 s to {WAIT_MAX.total_seconds():g} s"
-        )
-    return wait
-
-
-def _require_timedelta(name: str, value: object) -> None:
-    if not isinstance(value, timedelta):
-        raise ConfigurationError(
-            f"{name}={value!r} has no unit; write a timedelta, such as timedelta(seconds=10)"
-        )

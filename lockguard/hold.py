@@ -15,10 +15,14 @@ The way out is where lock libraries hurt their users, so its rules are strict:
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from lockguard.clock import Clock
 from lockguard.context import Entry, entry_for, pop_entry, push_entry
 from lockguard.errors import FenceUnavailable, LossReason, ResourceBusy, SelfDeadlock
 from lockguard.events import Acquired, Released
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
     from lockguard.core import Core
 
-__all__ = ["Hold"]
+__all__ = ["Hold", "HoldMany"]
 
 _SEAL_ATTEMPTS = 3
 
@@ -69,12 +73,24 @@ class Hold:
     Entering it gives the :class:`~lockguard.lease.Lease`.
     """
 
-    __slots__ = ("_acquired_at", "_context", "_core", "_cut", "_lease", "_patience", "_request")
+    __slots__ = (
+        "_acquired_at",
+        "_context",
+        "_core",
+        "_cut",
+        "_lease",
+        "_max_hold_s",
+        "_patience",
+        "_request",
+    )
 
-    def __init__(self, core: Core, request: AcquireRequest, *, patience: timedelta) -> None:
+    def __init__(
+        self, core: Core, request: AcquireRequest, *, patience: timedelta, max_hold_s: float = math.inf
+    ) -> None:
         self._core = core
         self._request = request
         self._patience = patience
+        self._max_hold_s = max_hold_s
         self._lease: Lease | None = None
         self._cut: _Cut | None = None
         self._context: ContextToken[tuple[Entry, ...]] | None = None
@@ -101,7 +117,7 @@ class Hold:
         )
         lease = Lease(grant, deadline=won.deadline, clock=core.clock)
         self._cut = _Cut(task, task.cancelling())
-        core.keeper.keep(lease, self._cut)
+        core.keeper.keep(lease, self._cut, max_hold_s=self._max_hold_s)
         if core.fence is not None:
             await self._seal(lease)
         self._lease = lease
@@ -198,3 +214,48 @@ class Hold:
             await asyncio.shield(core.close_fence(lease.grant))
         found = await core.redlock.confirm(asked)
         core.emit(Released(lease.grant, (core.clock.now() - self._acquired_at) * 1000, found))
+
+
+class HoldMany:
+    """What ``guard.hold_many()`` returns: several holds, all or none, for one use.
+
+    They are taken in the order of their names, whatever the caller's order, so that two callers that want
+    the same ones never wait for each other. Losing one ends the body.
+    """
+
+    __slots__ = ("_clock", "_hold", "_patience", "_resources", "_stack")
+
+    def __init__(
+        self,
+        resources: Sequence[str],
+        hold: Callable[[str, timedelta], Hold],
+        *,
+        patience: timedelta,
+        clock: Clock,
+    ) -> None:
+        self._resources = tuple(resources)
+        self._hold = hold
+        self._patience = patience
+        self._clock = clock
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> tuple[Lease, ...]:
+        """The leases in the caller's order; ``patience`` covers all of them together.
+
+        Raises:
+            AcquireError: one could not be had; none is held.
+        """
+        give_up_at = self._clock.now() + self._patience.total_seconds()
+        leases: dict[str, Lease] = {}
+        async with AsyncExitStack() as stack:
+            for resource in sorted(set(self._resources)):
+                left = timedelta(seconds=max(0.0, give_up_at - self._clock.now()))
+                leases[resource] = await stack.enter_async_context(self._hold(resource, left))
+            self._stack = stack.pop_all()
+        return tuple(leases[resource] for resource in self._resources)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Release all of them, last first."""
+        return await self._stack.__aexit__(kind, exc, traceback)

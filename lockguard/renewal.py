@@ -14,6 +14,7 @@ A timer of the event loop does not run while the machine is suspended or the loo
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,6 +43,7 @@ class _Kept:
     on_lost: Callable[[LossReason], None]
     due_at: float
     slack_s: float
+    ends_at: float
     timer: asyncio.TimerHandle | None = None
 
 
@@ -66,11 +68,20 @@ class Keeper:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, lease: Lease, on_lost: Callable[[LossReason], None]) -> None:
-        """Renew ``lease`` until :meth:`drop`; call ``on_lost`` once if it ends before that."""
+    def keep(
+        self, lease: Lease, on_lost: Callable[[LossReason], None], *, max_hold_s: float = math.inf
+    ) -> None:
+        """Renew ``lease`` until :meth:`drop`; call ``on_lost`` once if it ends before that.
+
+        Args:
+            lease: just granted.
+            on_lost: told why.
+            max_hold_s: end it after so long, renewed or not.
+        """
         ttl_s = lease.grant.ttl_ms / 1000
-        due_at = self._clock.now() + ttl_s * _FIRST_AT
-        kept = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
+        now = self._clock.now()
+        due_at = now + ttl_s * _FIRST_AT
+        kept = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER, now + max_hold_s)
         self._kept[lease.grant.id] = kept
         self._arm(kept)
         if self._task is None or self._task.done():
@@ -100,12 +111,14 @@ class Keeper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _arm(self, kept: _Kept) -> None:
-        left_s = max(0.0, kept.lease.deadline - self._clock.now())
+        left_s = max(0.0, min(kept.lease.deadline, kept.ends_at) - self._clock.now())
         kept.timer = asyncio.get_running_loop().call_later(left_s, self._at_deadline, kept)
 
     def _at_deadline(self, kept: _Kept) -> None:
         # A renewal only moves the deadline; the timer finds out here, once, instead of at each renewal.
         reason = kept.lease.loss
+        if reason is None and self._clock.now() >= kept.ends_at:
+            reason = LossReason.MAX_HOLD
         if reason is None:
             self._arm(kept)
         else:

@@ -65,7 +65,9 @@ async def new_guard(cluster: Cluster) -> AsyncIterator[NewGuard]:
         def make(**options: Any) -> LockGuard:
             inbox = _new_inbox()
             options.setdefault("wait", timedelta(seconds=20))
-            guard = LockGuard([StandaloneNode(Address.parse(u), inbox=inbox) for u in cluster.urls], **options)
+            guard = LockGuard(
+                [StandaloneNode(Address.parse(u), inbox=inbox) for u in cluster.urls], **options
+            )
             stack.push_async_callback(guard.aclose)
             return guard
 

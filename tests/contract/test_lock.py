@@ -7,7 +7,15 @@ from datetime import timedelta
 
 import pytest
 
-from lockguard import LeaseLost, LeaseNotHeld, LeaseState, LossReason, ResourceBusy, SelfDeadlock, current_lease
+from lockguard import (
+    LeaseLost,
+    LeaseNotHeld,
+    LeaseState,
+    LossReason,
+    ResourceBusy,
+    SelfDeadlock,
+    current_lease,
+)
 from lockguard.lease import new_grant_id, parse_resource
 from lockguard.ports import AcquireRequest
 from lockguard.redlock import Contended, Redlock, Renewal, Won
@@ -16,7 +24,13 @@ NAME = "binance:APTUSDT"
 
 
 def wish(**changes: object) -> AcquireRequest:
-    facts = {"resource": parse_resource(NAME), "grant": new_grant_id(), "holder": "h", "operation": "o", "ttl_ms": 5000}
+    facts = {
+        "resource": parse_resource(NAME),
+        "grant": new_grant_id(),
+        "holder": "h",
+        "operation": "o",
+        "ttl_ms": 5000,
+    }
     return AcquireRequest(**(facts | changes))  # type: ignore[arg-type]
 
 
@@ -130,7 +144,9 @@ async def test_the_lock_of_a_holder_that_vanished_is_free_within_ttl_and_a_quart
 async def test_a_lease_outlives_its_ttl_while_its_body_runs(new_guard, cluster):
     guard, other = new_guard(ttl=timedelta(milliseconds=300)), new_guard()
     async with guard.hold(NAME) as lease:
-        await _until(lambda: all(int(n) >= 5 for n in cluster.each("HGET", f"lockguard:{{{NAME}}}", "renewals")))
+        await _until(
+            lambda: all(int(n) >= 5 for n in cluster.each("HGET", f"lockguard:{{{NAME}}}", "renewals"))
+        )
         with pytest.raises(ResourceBusy):
             async with other.hold(NAME, on_busy="raise"):
                 pass
@@ -239,3 +255,44 @@ async def _until_async(condition):
     async with asyncio.timeout(10):
         while not await condition():
             await asyncio.sleep(0.005)
+
+
+async def test_many_resources_are_held_all_or_none_and_without_deadlock(new_guard, cluster):
+    guard, other = new_guard(), new_guard()
+
+    async def both(guard, names):
+        for _ in range(10):
+            async with guard.hold_many(names) as leases:
+                assert [lease.resource for lease in leases] == names
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(both(guard, ["a", "b", "c"]), both(other, ["c", "b", "a"]))
+    async with guard.hold("b"):
+        with pytest.raises(ResourceBusy):
+            async with other.hold_many(["a", "b"], on_busy="raise"):
+                pass
+        assert not (await guard.inspect("a")).held
+    assert cluster.leftovers() == []
+
+
+async def test_a_lease_ends_after_the_longest_time_it_may_be_held(new_guard):
+    guard = new_guard(ttl=timedelta(milliseconds=300), max_hold=timedelta(milliseconds=700))
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(LeaseLost) as caught:
+        async with guard.hold(NAME):
+            await asyncio.Event().wait()
+    assert caught.value.reason is LossReason.MAX_HOLD
+    assert 0.69 < asyncio.get_running_loop().time() - began < 2
+
+
+async def test_a_lock_delay_keeps_the_resource_closed_after_an_expiry_but_not_after_a_release(new_guard):
+    guard, other = new_guard(lock_delay=timedelta(milliseconds=400)), new_guard()
+    redlock = redlock_of(guard)
+    async with guard.hold(NAME):
+        pass
+    async with other.hold(NAME, on_busy="raise"):
+        pass
+    began = asyncio.get_running_loop().time()
+    assert isinstance(await redlock.acquire(wish(ttl_ms=300, lock_delay_ms=400)), Won)
+    async with other.hold(NAME):
+        assert asyncio.get_running_loop().time() - began >= 0.69

@@ -47,7 +47,7 @@ def leftovers(client):
 
 
 async def cancel_at_every_turn(make_body, settle):
-    """Cancel the body at its first turn of the loop, then at its second ... until it is faster; count them."""
+    """Cancel the body at its first turn of the loop, at its second ... until it is faster; count them."""
     for turn in range(1000):
         task = asyncio.create_task(make_body())
         for _ in range(turn):

@@ -8,7 +8,15 @@ from datetime import timedelta
 
 import pytest
 
-from lockguard import ConfigurationError, LockGuard, QuorumUnavailable, ResourceBusy, Skipped, current_lease, exclusive
+from lockguard import (
+    ConfigurationError,
+    LockGuard,
+    QuorumUnavailable,
+    ResourceBusy,
+    Skipped,
+    current_lease,
+    exclusive,
+)
 from lockguard.testing import RedisServer
 from lockguard.testing.ports import free_port
 
@@ -179,8 +187,8 @@ async def test_a_missing_password_is_refused_at_once():
 
 
 async def test_the_documented_acl_is_enough_and_least():
-    acl = "bot on >secret resetchannels &lockguard:inbox:* resetkeys ~lockguard:* -@all +@connection -client|kill"
-    rules = f"{acl} +evalsha +eval +subscribe +publish +time +hset +hget +hmget +pexpire +pttl +get +set +del"
+    acl = "bot on >secret resetchannels &lockguard:inbox:* resetkeys ~lockguard:* -@all +@connection"
+    rules = f"{acl} -client|kill +evalsha +eval +subscribe +publish +time +hset +hget +hmget +pexpire +pttl +get +set +del"
     rules += " +exists +zadd +zrem +zscore +zrange +zrevrange +zpopmin +zcard +hincrby +xadd +xrevrange"
     with RedisServer(acl=[rules]) as server:
         url = f"redis://bot:secret@127.0.0.1:{server.port}"
@@ -204,7 +212,10 @@ async def test_a_unix_socket_works():
 
 async def test_another_database_number_is_used():
     with RedisServer() as server:
-        async with LockGuard.from_url(server.url[:-1] + "3") as guard, LockGuard.from_url(server.url) as other:
+        async with (
+            LockGuard.from_url(server.url[:-1] + "3") as guard,
+            LockGuard.from_url(server.url) as other,
+        ):
             async with guard.hold("x"):
                 assert not (await other.inspect("x")).held
                 assert (await guard.inspect("x")).held

@@ -1,4 +1,4 @@
-"""How a lease ends when it should not: before the server drops it, as one typed error, never masking another."""
+"""How a lease ends when it should not: before the server drops it, as one typed error that masks none."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_the_caller_learns_of_the_loss_although_the_server_still_hangs(lin
 
 
 async def test_one_unanswered_renewal_does_not_end_a_lease(link):
-    proxy, url, direct = link
+    proxy, url, _ = link
     seen = []
 
     class Watcher:
@@ -103,7 +103,7 @@ async def test_the_bodys_own_error_wins_and_the_loss_is_noted_on_it(link):
 
 
 async def test_a_cancel_from_outside_stays_a_cancel(link):
-    proxy, url, direct = link
+    _, url, direct = link
     async with LockGuard.from_url(url) as guard:
 
         async def body():

@@ -16,7 +16,9 @@ from lockguard.quorum import drift_ms, majority, trusted_s
 from lockguard.testing import FakeClock
 
 
-@pytest.mark.parametrize("name", ["binance:APTUSDT", "binance:APT/USDT:USDT", "bybit:BTC/USDT:USDT-250926", "é" * 100])
+@pytest.mark.parametrize(
+    "name", ["binance:APTUSDT", "binance:APT/USDT:USDT", "bybit:BTC/USDT:USDT-250926", "é" * 100]
+)
 def test_a_reasonable_name_is_a_resource(name):
     assert parse_resource(name) == name
 
@@ -93,7 +95,9 @@ def test_a_released_lease_is_the_callers_bug(clock):
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes():
     drawn = re.findall(r"^[ │├└]*([A-Z]\w+)", errors.__doc__, re.MULTILINE)
-    classes = {n for n, c in vars(errors).items() if inspect.isclass(c) and issubclass(c, errors.LockguardError)}
+    classes = {
+        n for n, c in vars(errors).items() if inspect.isclass(c) and issubclass(c, errors.LockguardError)
+    }
     assert classes == set(drawn) - {"Every", "Errors"}
     assert classes <= set(errors.__all__)
     assert classes <= set(lockguard.__all__)

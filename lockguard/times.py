@@ -1,0 +1,55 @@
+"""Times as callers give them: checked once, at the edge."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from lockguard.errors import ConfigurationError
+
+__all__ = ["TTL_MAX", "TTL_MIN", "WAIT_MAX", "checked_ttl", "checked_wait", "milliseconds"]
+
+TTL_MIN = timedelta(milliseconds=100)
+TTL_MAX = timedelta(days=1)
+WAIT_MAX = timedelta(days=1)
+
+
+def milliseconds(time: timedelta) -> int:
+    """For the wire."""
+    return round(time.total_seconds() * 1000)
+
+
+def checked_ttl(ttl: timedelta, name: str = "ttl") -> timedelta:
+    """A life that can be kept alive.
+
+    Raises:
+        ConfigurationError: no timedelta, or out of range.
+    """
+    _require_timedelta(name, ttl)
+    if not TTL_MIN <= ttl <= TTL_MAX:
+        raise ConfigurationError(
+            f"{name}={ttl.total_seconds():g} s cannot work: a lease is trusted for its ttl less 1 % and 2 ms"
+            f" of clock drift, and is renewed from a third of it on; use {TTL_MIN.total_seconds():g} s to"
+            f" {TTL_MAX.total_seconds():g} s"
+        )
+    return ttl
+
+
+def checked_wait(wait: timedelta, name: str = "wait") -> timedelta:
+    """A patience, which may be none.
+
+    Raises:
+        ConfigurationError: no timedelta, or out of range.
+    """
+    _require_timedelta(name, wait)
+    if not timedelta(0) <= wait <= WAIT_MAX:
+        raise ConfigurationError(
+            f"{name}={wait.total_seconds():g} s cannot work; use 0 s to {WAIT_MAX.total_seconds():g} s"
+        )
+    return wait
+
+
+def _require_timedelta(name: str, value: object) -> None:
+    if not isinstance(value, timedelta):
+        raise ConfigurationError(
+            f"{name}={value!r} has no unit; write a timedelta, such as timedelta(seconds=10)"
+        )
