@@ -266,7 +266,7 @@ class GuardedExchange:
             for order in orders:
                 parsed = parse_order(order)
                 found[parsed.id] = parsed
-        return tuple(found.values())
+        return tuple(order for order in found.values() if order.live)
 
     async def holdings(self, symbols: Sequence[str] | None = None) -> tuple[Holding, ...]:
         """The open positions, of some symbols or all.
@@ -285,7 +285,7 @@ class GuardedExchange:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._exchange, name)
-        if proxy.is_write(name) and inspect.iscoroutinefunction(value):
+        if proxy.is_write(name, value):
             return self._guarded(name, value)
         return value
 

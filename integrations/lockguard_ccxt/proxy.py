@@ -1,7 +1,7 @@
 """Which of ccxt's calls change something.
 
 The names tell: ccxt's unified calls and its generated ones (``fapiPrivatePostOrder``) are named by what they
-do, in camel or in snake case. A call that is not recognised counts as a read.
+do, in camel or in snake case. What is not recognised counts as a read.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ def _snake(name: str) -> str:
     return _HUMP.sub("_", name).lower()
 
 
-def is_write(name: str) -> bool:
-    """Whether the call of this name changes something on the exchange."""
+def is_write(name: str, call: object) -> bool:
+    """Whether a call, by its name, changes something on the exchange.
+
+    Helpers such as ``create_order_request`` are named alike and send nothing: they are not coroutines. The
+    generated calls are no coroutine functions either, yet return one.
+    """
     snake = _snake(name)
-    return bool(_WRITE.match(snake) or _GENERATED_WRITE.search(snake))
+    if _GENERATED_WRITE.search(snake):
+        return callable(call)
+    return bool(_WRITE.match(snake)) and inspect.iscoroutinefunction(call)
 
 
 def is_order_call(name: str) -> bool:
