@@ -11,9 +11,9 @@ import sys
 from datetime import timedelta
 
 import asyncpg
-from lockguard_asyncpg import PostgresFence
 
 from lockguard import LockGuard
+from lockguard_asyncpg import PostgresFence
 
 RESOURCE = "binance:APTUSDT"
 WRITE = "update bot set status = $1, token = lockguard.check($2, $3, $4)"

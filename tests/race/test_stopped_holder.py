@@ -10,9 +10,9 @@ from pathlib import Path
 
 import asyncpg
 import psutil
-from lockguard_asyncpg import PostgresFence, fenced_transaction, install
 
 from lockguard import LockGuard
+from lockguard_asyncpg import PostgresFence, fenced_transaction, install
 
 RESOURCE = "binance:APTUSDT"
 
