@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import ssl
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import trustme
 
 from lockguard import (
     ConfigurationError,
@@ -187,9 +191,10 @@ async def test_a_missing_password_is_refused_at_once():
 
 
 async def test_the_documented_acl_is_enough_and_least():
-    acl = "bot on >secret resetchannels &lockguard:inbox:* resetkeys ~lockguard:* -@all +@connection"
-    rules = f"{acl} -client|kill +evalsha +eval +subscribe +publish +time +hset +hget +hmget +pexpire +pttl +get +set +del"
-    rules += " +exists +zadd +zrem +zscore +zrange +zrevrange +zpopmin +zcard +hincrby +xadd +xrevrange"
+    page = (Path(__file__).parents[2] / "docs/howto/least-privilege.md").read_text(encoding="utf-8")
+    rules = " ".join(re.search(r"ACL SETUSER (bot .*?)```", page, re.DOTALL)[1].split()).replace(
+        "SECRET", "secret"
+    )
     with RedisServer(acl=[rules]) as server:
         url = f"redis://bot:secret@127.0.0.1:{server.port}"
         async with LockGuard.from_url(url) as guard, LockGuard.from_url(url) as other:
@@ -201,6 +206,45 @@ async def test_the_documented_acl_is_enough_and_least():
                 await guard.request_handover("x", reason="r")
             await waiting
             await guard.break_("x", reason="r")
+
+
+async def test_tls_is_used_and_a_stranger_is_refused(redis_server, redis_url, certificate):
+    authority, server_context = certificate
+
+    async def forward(reader, writer):
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=server_context) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with LockGuard.from_url(f"rediss://127.0.0.1:{port}?ssl_ca_certs={authority}") as guard:
+            await _once(guard)
+        async with LockGuard.from_url(
+            f"rediss://127.0.0.1:{port}", wait=timedelta(milliseconds=100)
+        ) as guard:
+            with pytest.raises(QuorumUnavailable, match=r"(?i)certificate"):
+                await _once(guard)
+
+
+async def _pump(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A private authority's file and a server context whose certificate it signed."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    return tmp_path / "ca.pem", context
 
 
 async def test_a_unix_socket_works():
