@@ -1,0 +1,68 @@
+"""Positions of a trading bot: open, keep in step, recover and close them, across processes and crashes.
+
+Needs ``pip install 'lockguard[positions]'``.
+"""
+
+from __future__ import annotations
+
+from lockguard_positions.errors import (
+    DuplicatePosition,
+    ExchangeUnreadable,
+    IllegalTransition,
+    MigrationRefused,
+    PositionChanged,
+    PositionError,
+)
+from lockguard_positions.events import Alert, LogPositions, Moved, PositionEvent, PositionObserver
+from lockguard_positions.manager import AtomicPositionManager
+from lockguard_positions.model import (
+    AlreadyOpen,
+    Intent,
+    IntentOutcome,
+    NotOpened,
+    Opened,
+    OpenResult,
+    Position,
+    PositionSide,
+)
+from lockguard_positions.reconcile import SyncAction, SyncOutcome, SyncReport
+from lockguard_positions.schema import LATEST, Migrated, migrate, version
+from lockguard_positions.status import OPEN, TERMINAL, TRANSITIONS, PositionStatus
+from lockguard_positions.store import PositionStore
+from lockguard_positions.venue import Pace
+
+__all__ = [
+    "LATEST",
+    "OPEN",
+    "TERMINAL",
+    "TRANSITIONS",
+    "Alert",
+    "AlreadyOpen",
+    "AtomicPositionManager",
+    "DuplicatePosition",
+    "ExchangeUnreadable",
+    "IllegalTransition",
+    "Intent",
+    "IntentOutcome",
+    "LogPositions",
+    "Migrated",
+    "MigrationRefused",
+    "Moved",
+    "NotOpened",
+    "OpenResult",
+    "Opened",
+    "Pace",
+    "Position",
+    "PositionChanged",
+    "PositionError",
+    "PositionEvent",
+    "PositionObserver",
+    "PositionSide",
+    "PositionStatus",
+    "PositionStore",
+    "SyncAction",
+    "SyncOutcome",
+    "SyncReport",
+    "migrate",
+    "version",
+]

@@ -1,0 +1,81 @@
+"""What can go wrong with a position, beside what can go wrong with its lease.
+
+::
+
+    LockguardError
+    └ PositionError
+      ├ IllegalTransition       a change of status that is not in the table: a bug
+      ├ PositionChanged         the row is not as it was read: a bug, or a write past the fence
+      ├ DuplicatePosition       there is an open row already: existing_id
+      ├ ExchangeUnreadable      the exchange did not answer a question; retryable
+      └ MigrationRefused        the schema cannot be changed as asked
+
+A lost lease (``LeaseLost``) and a refused write (``StaleToken``) are never turned into any of these: they
+stop the flow and reach its caller.
+"""
+
+from __future__ import annotations
+
+from lockguard.errors import LockguardError
+
+__all__ = [
+    "DuplicatePosition",
+    "ExchangeUnreadable",
+    "IllegalTransition",
+    "MigrationRefused",
+    "PositionChanged",
+    "PositionError",
+]
+
+
+class PositionError(LockguardError):
+    """Base of the errors of this package."""
+
+
+class IllegalTransition(PositionError):
+    """A change of status that is not in the table.
+
+    Attributes:
+        old: the status before; ``None`` for a new row.
+        new: the one that was asked for.
+    """
+
+    def __init__(self, *, old: str | None, new: str) -> None:
+        what = f"cannot begin as {new}" if old is None else f"cannot go from {old} to {new}"
+        super().__init__(f"a position {what}")
+        self.old = old
+        self.new = new
+
+
+class PositionChanged(PositionError):
+    """A row is not as it was read under the same lease.
+
+    Attributes:
+        position_id: the row.
+    """
+
+    def __init__(self, message: str, *, position_id: int) -> None:
+        super().__init__(message)
+        self.position_id = position_id
+
+
+class DuplicatePosition(PositionError):
+    """The symbol has an open row already.
+
+    Attributes:
+        existing_id: that row, if it could still be read.
+    """
+
+    def __init__(self, message: str, *, existing_id: int | None) -> None:
+        super().__init__(message)
+        self.existing_id = existing_id
+
+
+class ExchangeUnreadable(PositionError):
+    """The exchange did not answer a question. That is not an empty answer: nothing was decided."""
+
+    retryable = True
+
+
+class MigrationRefused(PositionError):
+    """The schema cannot be changed as asked; nothing was changed."""

@@ -1,0 +1,371 @@
+"""The manager: what a bot calls, and where leases are taken.
+
+Each call takes the lease of one symbol at the place where the decision is made, reads the row and the
+exchange under it, and lets :class:`~lockguard_positions.flow.Flow` do the rest. A lease that is lost and a
+write that Postgres refuses (``LeaseLost``, ``StaleToken``) reach the caller: the flow has stopped, and what
+it left belongs to the next holder. Do not catch them to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
+from lockguard_ccxt.keys import venue_name
+from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
+from lockguard_positions.events import LogPositions, Moved, PositionEvent, PositionObserver
+from lockguard_positions.flow import Flow
+from lockguard_positions.model import (
+    AlreadyOpen,
+    NewPosition,
+    NotOpened,
+    Opened,
+    OpenResult,
+    Position,
+    PositionSide,
+    money,
+)
+from lockguard_positions.reconcile import Reconciler, SyncAction, SyncOutcome, SyncReport
+from lockguard_positions.status import PositionStatus
+from lockguard_positions.store import PositionStore
+from lockguard_positions.venue import Pace, Venue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import asyncpg
+
+    from lockguard.guard import LockGuard
+    from lockguard.lease import Lease
+    from lockguard_ccxt import GuardedExchange
+
+__all__ = ["AtomicPositionManager"]
+
+_PACE = Pace()
+_STOP_PERCENT_DEFAULT = Decimal(2)
+_SYMBOLS_AT_ONCE = 8
+_HUNDRED = Decimal(100)
+
+
+class AtomicPositionManager:
+    """Opens, keeps in step and closes positions, one process at a time per symbol.
+
+    Args:
+        guard: with a fence over the same database.
+        pool: the database that has the tables (:func:`~lockguard_positions.migrate`).
+        exchanges: the guarded exchanges, with their markets loaded.
+        pace: how to wait.
+        adopt_stop_loss_percent: where the stop of a position that is found without a row goes.
+        observers: told of every change and of what a person should look at; the default one logs.
+        clock: measures the time without a stop.
+
+    Raises:
+        ConfigurationError: two exchanges are the same venue.
+    """
+
+    def __init__(
+        self,
+        guard: LockGuard,
+        pool: asyncpg.Pool[Any],
+        exchanges: Sequence[GuardedExchange],
+        *,
+        pace: Pace = _PACE,
+        adopt_stop_loss_percent: Decimal = _STOP_PERCENT_DEFAULT,
+        observers: Sequence[PositionObserver] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._guard = guard
+        self._store = PositionStore(pool)
+        self._venues: dict[str, Venue] = {}
+        for exchange in exchanges:
+            if exchange.name in self._venues:
+                raise ConfigurationError(f"two of the exchanges are {exchange.name!r}; give one of them")
+            self._venues[exchange.name] = Venue(exchange, pace)
+        self._pace = pace
+        self._adopt_stop_loss_percent = _percent(adopt_stop_loss_percent, name="adopt_stop_loss_percent")
+        self._observers: list[PositionObserver] = [LogPositions()] if observers is None else list(observers)
+        self._clock = clock
+
+    @property
+    def store(self) -> PositionStore:
+        """The rows; ``store.tick`` is the one write that needs no lease."""
+        return self._store
+
+    # --- open ---
+
+    async def open_position_atomic(
+        self,
+        signal: str | None,
+        symbol: str,
+        exchange: str,
+        side: str,
+        quantity: Decimal | str,
+        entry_price: Decimal | str,
+        stop_loss_percent: Decimal | str,
+        *,
+        wait: timedelta | None = None,
+    ) -> OpenResult:
+        """Open a position with its stop, or say why not.
+
+        Args:
+            signal: what asked for it, for the row.
+            symbol: in any spelling that the exchange knows.
+            exchange: its name.
+            side: ``long`` or ``short``; ``buy`` and ``sell`` mean the same.
+            quantity: in the base currency; rounded down to the exchange's step.
+            entry_price: what the signal was given at; it bounds nothing, the order is a market order.
+            stop_loss_percent: how far from the fill the stop is, above 0 and below 100.
+            wait: patience while somebody else works on the symbol; the guard's by default.
+
+        Returns:
+            :class:`Opened`; :class:`AlreadyOpen` with the open row, and nothing was ordered; or
+            :class:`NotOpened` with the reason.
+
+        Raises:
+            ConfigurationError: an argument that cannot work; nothing was written.
+            ResourceBusy: somebody else holds the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; the row, if any, is left to recovery.
+        """
+        venue = self._venue(exchange)
+        new = NewPosition(
+            exchange=venue.name,
+            symbol=venue.short(venue.unified(symbol)),
+            side=PositionSide.read(side),
+            quantity=money(quantity, name="quantity"),
+            entry_price=money(entry_price, name="entry_price"),
+            stop_loss_percent=_percent(money(stop_loss_percent, name="stop_loss_percent")),
+            signal_id=signal,
+        )
+        operation = f"open {new.side.value}"
+        async with self._guard.hold(venue.resource(symbol), wait=wait, operation=operation) as lease:
+            return await self._open(venue, lease, new)
+
+    async def _open(self, venue: Venue, lease: Lease, new: NewPosition) -> OpenResult:
+        flow, reconciler = self._workers(venue, lease)
+        row, _ = await reconciler.settle(new.symbol)
+        if row is not None:
+            return AlreadyOpen(row)
+        held = await venue.holding(new.symbol)
+        if held is not None:
+            outcome = await reconciler.adopt(new.symbol, held)
+            row = await self._store.open_of(venue.name, new.symbol)
+            return (
+                NotOpened(f"on the exchange already: {outcome.details}") if row is None else AlreadyOpen(row)
+            )
+        try:
+            new = _in_steps(venue, new)
+        except ConfigurationError as exc:
+            return NotOpened(str(exc), self._created(await self._store.refuse(lease, new, str(exc)), lease))
+        try:
+            progress = await self._store.begin(lease, new)
+        except DuplicatePosition as exc:
+            # Somebody wrote past the lease, but not past the index: stop here, order nothing.
+            row = await self._store.open_of(venue.name, new.symbol)
+            return NotOpened(str(exc)) if row is None else AlreadyOpen(row)
+        self._created(progress.position, lease)
+        position = await flow.drive(progress)
+        if position.status is PositionStatus.ACTIVE:
+            return Opened(position)
+        why = position.error_details or position.exit_reason or f"it is {position.status.value}"
+        return NotOpened(why, position)
+
+    # --- keep in step ---
+
+    async def sync_exchange_positions(self, exchange: str) -> SyncReport:
+        """Bring the table and the exchange together, symbol by symbol.
+
+        What is read first only tells which symbols to look at. Each of those is decided under its own lease,
+        on state read again under it. A symbol that somebody holds is skipped and reported.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer at all; nothing was decided.
+            LeaseLost: one of the leases ended; the other symbols were finished.
+            StaleToken: the same, as Postgres saw it.
+        """
+        venue = self._venue(exchange)
+        rows = {row.symbol: row for row in await self._store.open_on(venue.name)}
+        stops = await venue.waiting_stop_ids() if rows else frozenset[str]()
+        held = {venue.short(holding.symbol): holding for holding in await venue.holdings()}
+        loose = set(await self._store.symbols_with_loose_stops(venue.name))
+        in_step: list[SyncOutcome] = []
+        to_look_at: list[str] = []
+        for symbol in sorted(rows.keys() | held.keys() | loose):
+            row, holding = rows.get(symbol), held.get(symbol)
+            if (
+                symbol not in loose
+                and row is not None
+                and holding is not None
+                and row.status is PositionStatus.ACTIVE
+                and row.side.entry == holding.side
+                and row.quantity == holding.amount
+                and stops is not None
+                and row.stop_client_id in stops
+                and row.exit_reason is None
+            ):
+                in_step.append(SyncOutcome(symbol, SyncAction.IN_STEP, row.id))
+            else:
+                to_look_at.append(symbol)
+        looked_at = await self._each(venue, to_look_at, operation="sync")
+        return SyncReport(venue.name, (*in_step, *looked_at))
+
+    async def recover(self, exchange: str) -> SyncReport:
+        """Finish what dead holders left: rows that are not active, exits and stops in doubt. Run it at start.
+
+        Raises:
+            LeaseLost: one of the leases ended; the other symbols were finished.
+            StaleToken: the same, as Postgres saw it.
+        """
+        venue = self._venue(exchange)
+        rows = await self._store.open_on(venue.name)
+        half_done = {
+            row.symbol
+            for row in rows
+            if row.status is not PositionStatus.ACTIVE or row.exit_reason is not None
+        }
+        loose = await self._store.symbols_with_loose_stops(venue.name)
+        symbols = sorted(half_done.union(loose))
+        return SyncReport(venue.name, await self._each(venue, symbols, operation="recover"))
+
+    async def ensure_stop(self, symbol: str, exchange: str) -> SyncOutcome:
+        """Look at one symbol as a pass does, waiting for it if it is busy; above all, give it its stop.
+
+        Raises:
+            ResourceBusy: somebody else holds the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; nothing was decided.
+        """
+        venue = self._venue(exchange)
+        async with self._guard.hold(venue.resource(symbol), operation="ensure stop") as lease:
+            return await self._workers(venue, lease)[1].reconcile(venue.short(symbol))
+
+    # --- close ---
+
+    async def close_position(
+        self, symbol: str, exchange: str, *, reason: str = "exit", wait: timedelta | None = None
+    ) -> Position | None:
+        """Close the open position of a symbol: its stop is taken back, then it is closed, reduce-only.
+
+        Returns:
+            The row as it is now, open if the exit is in doubt; ``None`` when there was no open row.
+
+        Raises:
+            ResourceBusy: somebody else holds the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; recovery finishes the exit.
+        """
+        venue = self._venue(exchange)
+        async with self._guard.hold(venue.resource(symbol), wait=wait, operation="close") as lease:
+            flow, reconciler = self._workers(venue, lease)
+            row, _ = await reconciler.settle(venue.short(symbol))
+            if row is None or row.status is not PositionStatus.ACTIVE:
+                return row
+            return await flow.drive(await flow.intend_close(row, reason))
+
+    # --- inside ---
+
+    async def _each(self, venue: Venue, symbols: Sequence[str], *, operation: str) -> tuple[SyncOutcome, ...]:
+        """Reconcile each symbol under its own lease, some at once; what one raises is raised at the end."""
+        slots = asyncio.Semaphore(_SYMBOLS_AT_ONCE)
+        failed: list[Exception] = []
+
+        async def one(symbol: str) -> SyncOutcome:
+            async with slots:
+                try:
+                    return await self._reconcile(venue, symbol, operation)
+                except Exception as exc:  # noqa: BLE001 - raised below: one symbol must not end the others
+                    failed.append(exc)
+                    return SyncOutcome(symbol, SyncAction.IN_DOUBT, None, str(exc))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(symbol), name=f"{operation} {symbol}") for symbol in symbols]
+        if failed:
+            raise next((exc for exc in failed if isinstance(exc, LeaseLost | StaleToken)), failed[0])
+        return tuple(task.result() for task in tasks)
+
+    async def _reconcile(self, venue: Venue, symbol: str, operation: str) -> SyncOutcome:
+        try:
+            async with self._guard.hold(
+                venue.resource(symbol), on_busy="raise", operation=operation
+            ) as lease:
+                return await self._workers(venue, lease)[1].reconcile(symbol)
+        except ResourceBusy as busy:
+            return SyncOutcome(symbol, SyncAction.BUSY, None, f"{busy.holder} ({busy.operation})")
+        except (AcquireError, ExchangeUnreadable) as exc:
+            return SyncOutcome(symbol, SyncAction.UNREADABLE, None, str(exc))
+
+    def _venue(self, exchange: str) -> Venue:
+        name = venue_name(exchange)
+        if name not in self._venues:
+            known = ", ".join(self._venues) or "none"
+            raise ConfigurationError(f"exchange {exchange!r} was not given to this manager; it has: {known}")
+        return self._venues[name]
+
+    def _workers(self, venue: Venue, lease: Lease) -> tuple[Flow, Reconciler]:
+        flow = Flow(
+            self._store,
+            venue,
+            pace=self._pace,
+            lease=lease,
+            operation=lease.grant.operation,
+            emit=self._tell,
+            clock=self._clock,
+        )
+        reconciler = Reconciler(
+            self._store,
+            venue,
+            flow,
+            pace=self._pace,
+            lease=lease,
+            adopt_stop_loss_percent=self._adopt_stop_loss_percent,
+            emit=self._tell,
+        )
+        return flow, reconciler
+
+    def _created(self, position: Position, lease: Lease) -> Position:
+        self._tell(Moved(position, None, lease.grant.operation))
+        return position
+
+    def _tell(self, event: PositionEvent) -> None:
+        for observer in list(self._observers):
+            try:
+                observer.on(event)
+            except Exception:  # noqa: BLE001 - whatever a user's observer raises must not break an open
+                self._observers.remove(observer)
+
+
+def _percent(value: Decimal, *, name: str = "stop_loss_percent") -> Decimal:
+    if not 0 < value < _HUNDRED:
+        raise ConfigurationError(f"{name}={value} must be above 0 and below 100")
+    return value
+
+
+def _in_steps(venue: Venue, new: NewPosition) -> NewPosition:
+    """The quantity in the exchange's steps.
+
+    Raises:
+        ConfigurationError: the exchange would not take it.
+    """
+    rules = venue.rules(new.symbol)
+    quantity = rules.amount(new.quantity)
+    if rules.cost_min is not None and quantity * new.entry_price < rules.cost_min:
+        raise ConfigurationError(
+            f"{quantity} {new.symbol} at {new.entry_price} is worth less than the smallest order,"
+            f" {rules.cost_min}; ask for more"
+        )
+    return NewPosition(
+        exchange=new.exchange,
+        symbol=new.symbol,
+        side=new.side,
+        quantity=quantity,
+        entry_price=new.entry_price,
+        stop_loss_percent=new.stop_loss_percent,
+        signal_id=new.signal_id,
+    )

@@ -1,0 +1,220 @@
+"""The nouns: a signal's order, a position's row, an intent's row, and what came of a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from typing import TypeAlias
+
+from lockguard.errors import ConfigurationError
+from lockguard_ccxt import Side, Step
+from lockguard_positions.status import PositionStatus
+
+__all__ = [
+    "AlreadyOpen",
+    "Intent",
+    "IntentOutcome",
+    "NewPosition",
+    "NotOpened",
+    "OpenResult",
+    "Opened",
+    "Position",
+    "PositionSide",
+    "Progress",
+    "money",
+    "stop_price_of",
+]
+
+_HUNDRED = Decimal(100)
+
+
+class PositionSide(StrEnum):
+    """Which way a position goes."""
+
+    LONG = "long"
+    SHORT = "short"
+
+    @property
+    def entry(self) -> Side:
+        """The side of an order that opens it."""
+        return "buy" if self is PositionSide.LONG else "sell"
+
+    @property
+    def exit(self) -> Side:
+        """The side of an order that closes or protects it."""
+        return "sell" if self is PositionSide.LONG else "buy"
+
+    @classmethod
+    def read(cls, text: str) -> PositionSide:
+        """``long``, ``short``, or the entry's side ``buy``, ``sell``.
+
+        Raises:
+            ConfigurationError: something else.
+        """
+        match text.lower():
+            case "long" | "buy":
+                return cls.LONG
+            case "short" | "sell":
+                return cls.SHORT
+            case _:
+                raise ConfigurationError(f"side {text!r} is not known; write 'long' or 'short'")
+
+
+class IntentOutcome(StrEnum):
+    """What became of an intent."""
+
+    EXECUTED = "executed"
+    REFUSED = "refused"
+    ABSENT = "absent"
+    """Certainly never placed."""
+    CANCELED = "canceled"
+    """Placed, and taken back."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewPosition:
+    """What a signal asks for, checked and in the exchange's steps.
+
+    Attributes:
+        exchange: the venue, as in the lock's name.
+        symbol: as in the lock's name.
+        quantity: in the base currency.
+        entry_price: the price that the signal was given at; the fill's replaces it.
+        stop_loss_percent: how far from the entry the stop is, above 0 and below 100.
+        signal_id: what asked for it.
+    """
+
+    exchange: str
+    symbol: str
+    side: PositionSide
+    quantity: Decimal
+    entry_price: Decimal
+    stop_loss_percent: Decimal
+    signal_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A row of ``monitoring.positions``, without its ticks.
+
+    Attributes:
+        token: the fencing token under which its state was written last.
+        age_ms: how long ago it reached where it is: closed, else entered, else created.
+    """
+
+    id: int
+    exchange: str
+    symbol: str
+    side: PositionSide
+    quantity: Decimal
+    status: PositionStatus
+    signal_id: str | None
+    entry_price: Decimal | None
+    entry_order_id: str | None
+    entry_client_id: str | None
+    stop_loss_percent: Decimal | None
+    stop_price: Decimal | None
+    stop_order_id: str | None
+    stop_client_id: str | None
+    exit_price: Decimal | None
+    exit_order_id: str | None
+    exit_reason: str | None
+    error_details: str | None
+    opened_at: datetime | None
+    closed_at: datetime | None
+    token: int | None
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A row of ``monitoring.position_intents``: an order that is about to be sent, or may have been.
+
+    Attributes:
+        number: what the client order id is made of.
+        side: the order's own side.
+        trigger: the stop's price; ``None`` for other orders.
+        age_ms: how long ago it was written.
+        sent_before: whether it was found in the table: then the order may be there, sent by somebody else.
+    """
+
+    number: int
+    position_id: int
+    step: Step
+    client_id: str
+    side: Side
+    amount: Decimal
+    trigger: Decimal | None
+    age_ms: int = 0
+    sent_before: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A position, and the intent whose outcome is not known yet."""
+
+    position: Position
+    intent: Intent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The position stands, with its stop."""
+
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyOpen:
+    """There was an open position; nothing was ordered for this signal.
+
+    Attributes:
+        position: that one.
+    """
+
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class NotOpened:
+    """No position came of it, or none that is known to stand.
+
+    Attributes:
+        reason: why, for people.
+        position: the row that tells; ``None`` when none was written. One that is still open is in doubt, and
+            recovery will settle it: do not order again.
+    """
+
+    reason: str
+    position: Position | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the exchange may hold something for it all the same."""
+        return self.position is not None and self.position.status.open
+
+
+OpenResult: TypeAlias = Opened | AlreadyOpen | NotOpened
+
+
+def money(value: Decimal | str | float, *, name: str) -> Decimal:
+    """A number above zero. A float is read as the text it is shown as, never by its binary value.
+
+    Raises:
+        ConfigurationError: it is no number, or not above zero.
+    """
+    try:
+        number = value if isinstance(value, Decimal) else Decimal(str(value))
+    except InvalidOperation:
+        raise ConfigurationError(f"{name}={value!r} is not a number") from None
+    if not number.is_finite() or number <= 0:
+        raise ConfigurationError(f"{name}={value} must be above zero")
+    return number
+
+
+def stop_price_of(side: PositionSide, entry_price: Decimal, stop_loss_percent: Decimal) -> Decimal:
+    """The stop's price, before it is brought to the exchange's tick."""
+    share = stop_loss_percent / _HUNDRED
+    return entry_price * (1 - share if side is PositionSide.LONG else 1 + share)

@@ -1,0 +1,2 @@
+drop table monitoring.positions;
+drop function monitoring.touch();

@@ -1,0 +1,3 @@
+drop trigger check_status on monitoring.positions;
+drop function monitoring.check_status();
+drop table monitoring.status_transitions;

@@ -1,0 +1,130 @@
+-- What the repository reads and writes; each block is one statement. State is written only inside a fenced
+-- transaction, which has presented (token, grant) and keeps the fence's row locked until it ends.
+
+-- name: columns
+id, exchange, symbol, side, quantity, status, signal_id, entry_price, entry_order_id, entry_client_id,
+stop_loss_percent, stop_price, stop_order_id, stop_client_id, exit_price, exit_order_id, exit_reason,
+error_details, opened_at, closed_at, token,
+(extract(epoch from clock_timestamp() - coalesce(closed_at, opened_at, created_at)) * 1000)::bigint as age_ms
+
+-- name: intent_columns
+number, position_id, step, client_id, side, amount, trigger_price,
+(extract(epoch from clock_timestamp() - recorded_at) * 1000)::bigint as age_ms
+
+-- name: open_of_symbol
+select {columns} from monitoring.positions
+ where exchange = $1 and symbol = $2 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ order by id limit 1
+
+-- name: open_of_exchange
+select {columns} from monitoring.positions
+ where exchange = $1 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ order by id
+
+-- name: by_id
+select {columns} from monitoring.positions where id = $1
+
+-- name: last_ended
+select {columns} from monitoring.positions
+ where exchange = $1 and symbol = $2 and status in ('closed', 'rolled_back', 'canceled')
+ order by closed_at desc nulls last, id desc limit 1
+
+-- name: intent_in_doubt
+select {intent_columns} from monitoring.position_intents
+ where position_id = $1 and settled_at is null and step = any($2)
+ order by number desc limit 1
+
+-- name: loose_stops
+select {intent_columns} from monitoring.position_intents i
+ where i.exchange = $1 and i.symbol = $2 and i.step = 'stop' and i.settled_at is null
+   and exists (
+     select from monitoring.positions p
+      where p.id = i.position_id and p.status not in ('pending_entry', 'entry_placed', 'pending_sl', 'active'))
+ order by number
+
+-- name: symbols_with_loose_stops
+select distinct i.symbol from monitoring.position_intents i
+ where i.exchange = $1 and i.step = 'stop' and i.settled_at is null
+   and exists (
+     select from monitoring.positions p
+      where p.id = i.position_id and p.status not in ('pending_entry', 'entry_placed', 'pending_sl', 'active'))
+ order by 1
+
+-- name: stop_ids
+select client_id from monitoring.position_intents where position_id = $1 and step = 'stop'
+
+-- name: insert_position
+insert into monitoring.positions
+  (exchange, symbol, side, quantity, status, signal_id, entry_price, stop_loss_percent, error_details, token,
+   opened_at, closed_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+        case when $5 = 'entry_placed' then clock_timestamp() end,
+        case when $5 = 'failed' then clock_timestamp() end)
+returning {columns}
+
+-- name: next_intent
+-- Never below the clock: a restored database must not hand a number out again, as the exchange still knows
+-- the order of that name.
+select greatest(
+  (extract(epoch from clock_timestamp()) * 1000000)::bigint,
+  (select max(number) + 1 from monitoring.position_intents where exchange = $1 and symbol = $2))
+
+-- name: insert_intent
+insert into monitoring.position_intents
+  (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+returning {intent_columns}
+
+-- name: settle_intent
+update monitoring.position_intents
+   set settled_at = clock_timestamp(), outcome = $4, order_id = coalesce($5, order_id), details = $6
+ where exchange = $1 and symbol = $2 and number = $3 and settled_at is null
+returning number
+
+-- name: expect_entry
+update monitoring.positions set entry_client_id = $3, intent = $4, token = $5
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: record_entry
+update monitoring.positions
+   set status = 'entry_placed', entry_order_id = $3, entry_price = coalesce($4, entry_price), quantity = $5,
+       opened_at = clock_timestamp(), error_details = null, token = $6
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: expect_stop
+update monitoring.positions
+   set status = 'pending_sl', stop_price = $3, stop_client_id = $4, stop_order_id = null, intent = $5, token = $6
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: activate
+update monitoring.positions
+   set status = 'active', stop_order_id = $3, error_details = null, token = $4
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: expect_close
+update monitoring.positions set exit_client_id = $3, exit_reason = $4, intent = $5, token = $6
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: finish
+update monitoring.positions
+   set status = $3, exit_reason = coalesce($4, exit_reason), exit_price = $5, exit_order_id = $6,
+       error_details = coalesce($7, error_details), closed_at = clock_timestamp(), token = $8
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: note_error
+update monitoring.positions set error_details = $3, token = $4
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: tick
+update monitoring.positions
+   set current_price = $2,
+       unrealized_pnl = ($2 - entry_price) * quantity * case side when 'long' then 1 else -1 end
+ where id = $1 and status = 'active'
+returning id

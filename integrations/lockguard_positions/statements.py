@@ -1,0 +1,31 @@
+"""The statements of ``sql/*.sql``, by name."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+
+__all__ = ["statement", "statements"]
+
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_COLUMNS = ("columns", "intent_columns")
+
+
+@cache
+def statements(file: str) -> dict[str, str]:
+    """All statements of a file, with ``{columns}`` and ``{intent_columns}`` filled in from the same file."""
+    text = (files("lockguard_positions") / "sql" / file).read_text(encoding="utf-8")
+    _, *parts = _NAME.split(text)
+    blocks = {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    for name, body in blocks.items():
+        for columns in _COLUMNS:
+            if columns in blocks:
+                body = body.replace(f"{{{columns}}}", blocks[columns])  # noqa: PLW2901
+        blocks[name] = body
+    return blocks
+
+
+def statement(name: str, file: str = "positions.sql") -> str:
+    """One statement."""
+    return statements(file)[name]

@@ -1,0 +1,270 @@
+"""The exchange as the flow sees it: orders by intent, and reads that either answer or raise.
+
+A read that fails must never look like an empty answer: a bot of this design once took one failed
+``fetch_positions`` for "flat" and closed the rows of positions that lived on. So every failure of a read
+leaves here as :class:`ExchangeUnreadable`, and no decision is taken without the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lockguard.errors import ConfigurationError
+from lockguard_ccxt import Outcome, PlacedOrder, Refused, Step, resource_key
+from lockguard_ccxt.classify import ccxt_errors
+from lockguard_positions.errors import ExchangeUnreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from decimal import Decimal
+
+    from lockguard_ccxt import GuardedExchange, Holding, MarketRules
+    from lockguard_positions.model import Intent, Position
+
+__all__ = ["Pace", "Venue"]
+
+_READS_OF_FILL_MAX = 1_000
+_LISTS_ALL_STOPS = frozenset({"binance"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the flow waits. Every wait ends with what it waits for; these are the bounds.
+
+    Attributes:
+        settle: how long an entry may take to be filled.
+        poll: how often the exchange is asked meanwhile.
+        stop_deadline: how long a position may be without a stop before it is closed.
+        retry_pause: between attempts that the exchange refused for a passing reason; it doubles.
+        attempts: how many of those are made.
+        grace: for how long after a change the exchange's lists are not taken at their word.
+    """
+
+    settle: timedelta = timedelta(seconds=20)
+    poll: timedelta = timedelta(milliseconds=200)
+    stop_deadline: timedelta = timedelta(seconds=10)
+    retry_pause: timedelta = timedelta(milliseconds=300)
+    attempts: int = 4
+    grace: timedelta = timedelta(seconds=10)
+
+
+class Venue:
+    """One guarded exchange.
+
+    Args:
+        exchange: with its markets loaded.
+        pace: how to wait.
+    """
+
+    def __init__(self, exchange: GuardedExchange, pace: Pace) -> None:
+        self._exchange = exchange
+        self._pace = pace
+        self._names: dict[str, str] = {}
+        # ccxt wants it said that a list over all symbols is meant.
+        exchange.exchange.options["warnOnFetchOpenOrdersWithoutSymbol"] = False
+
+    @property
+    def name(self) -> str:
+        """As in the names of locks, and in the column ``exchange``."""
+        return self._exchange.name
+
+    @property
+    def in_doubt_ms(self) -> int:
+        """After how long an order that cannot be found was certainly not placed."""
+        return round(self._exchange.in_doubt_for / timedelta(milliseconds=1))
+
+    def resource(self, symbol: str) -> str:
+        """The resource that guards a symbol, however it is spelt."""
+        return self._exchange.resource(symbol)
+
+    def short(self, symbol: str) -> str:
+        """The symbol as the table has it."""
+        return self.resource(symbol).partition(":")[2]
+
+    def unified(self, symbol: str) -> str:
+        """The symbol as ccxt has it, from any spelling.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        short = self.short(symbol)
+        if not self._names:
+            # An exchange's own name may stand for a spot market as well; the lock's name does not.
+            exchange = self._exchange.exchange
+            for market in (exchange.markets or {}).values():
+                self._names[resource_key(exchange, market).partition(":")[2]] = str(market["symbol"])
+        if short not in self._names:
+            raise ConfigurationError(
+                f"{self.name} has no market {symbol!r}; write the unified symbol, such as BTC/USDT:USDT"
+            )
+        return self._names[short]
+
+    def rules(self, symbol: str) -> MarketRules:
+        """The steps in which a symbol is traded.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        return self._exchange.rules(self.unified(symbol))
+
+    # --- orders ---
+
+    async def enter(self, position: Position, intent: Intent, stop_price: Decimal | None) -> Outcome:
+        """Place an entry that was never sent before."""
+        return await self._patiently(
+            lambda: self._exchange.place_entry(
+                self.unified(position.symbol),
+                intent.side,
+                intent.amount,
+                intent=intent.number,
+                stop_price=stop_price,
+            )
+        )
+
+    async def stop(self, position: Position, intent: Intent) -> Outcome:
+        """Place the stop of an intent, or find it."""
+        assert intent.trigger is not None
+        trigger = intent.trigger
+        return await self._patiently(
+            lambda: self._exchange.place_stop(
+                self.unified(position.symbol),
+                intent.side,
+                intent.amount,
+                trigger=trigger,
+                intent=intent.number,
+                again=intent.sent_before,
+            )
+        )
+
+    async def close(self, position: Position, intent: Intent) -> Outcome:
+        """Close, never turning the position round."""
+        return await self._patiently(
+            lambda: self._exchange.close_position(
+                self.unified(position.symbol),
+                intent.side,
+                intent.amount,
+                intent=intent.number,
+                again=intent.sent_before,
+            )
+        )
+
+    async def cancel(self, order: PlacedOrder) -> Outcome:
+        """Take an order back."""
+        return await self._patiently(lambda: self._exchange.cancel(order))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Ask again what was certainly not done, for a reason that passes."""
+        pause = self._pace.retry_pause
+        for _ in range(1, self._pace.attempts):
+            with _translated():
+                outcome = await ask()
+            if not (isinstance(outcome, Refused) and outcome.passing):
+                return outcome
+            await asyncio.sleep(pause.total_seconds())
+            pause *= 2
+        with _translated():
+            return await ask()
+
+    # --- looking ---
+
+    async def find(self, position: Position, intent: Intent) -> PlacedOrder | None:
+        """The order of an intent; ``None`` while the exchange does not show it.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        with _translated():
+            return await self._exchange.find_order(
+                self.unified(position.symbol), intent.client_id, conditional=intent.step is Step.STOP
+            )
+
+    async def find_stop(self, position: Position) -> PlacedOrder | None:
+        """The order of a position's stop, waiting or not.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        assert position.stop_client_id is not None
+        with _translated():
+            return await self._exchange.find_order(
+                self.unified(position.symbol), position.stop_client_id, conditional=True
+            )
+
+    async def filled(self, position: Position, intent: Intent, order: PlacedOrder) -> PlacedOrder:
+        """Wait until an order is done; what is not done in time comes back as it is.
+
+        The order's own fill counts. The list of positions may show it seconds later, and a bot that waited
+        for the list instead has closed good positions.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        try:
+            async with asyncio.timeout(self._pace.settle.total_seconds()):
+                for _ in range(_READS_OF_FILL_MAX):
+                    if not order.live:
+                        break
+                    await asyncio.sleep(self._pace.poll.total_seconds())
+                    order = await self.find(position, intent) or order
+        except TimeoutError:
+            pass
+        return order
+
+    async def holding(self, symbol: str) -> Holding | None:
+        """What the exchange holds in a symbol; ``None`` when it says that it is flat.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        with _translated():
+            return await self._exchange.holding(self.unified(symbol))
+
+    async def holdings(self) -> tuple[Holding, ...]:
+        """Everything the exchange holds.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        with _translated():
+            return await self._exchange.holdings()
+
+    async def waiting_stops(self, symbol: str) -> tuple[PlacedOrder, ...]:
+        """The open reduce-only orders of a symbol that wait for a price.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        with _translated():
+            orders = await self._exchange.open_orders(self.unified(symbol))
+        return tuple(order for order in orders if order.conditional)
+
+    async def waiting_stop_ids(self) -> frozenset[str] | None:
+        """The client ids of every stop that waits, in one question; ``None`` where that cannot be asked.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        if self.name not in _LISTS_ALL_STOPS:
+            return None
+        with _translated():
+            orders = await self._exchange.fetch_open_orders(None, None, None, {"trigger": True})
+        return frozenset(str(order.get("clientOrderId") or "") for order in orders)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        if isinstance(exc, _exchange_errors()):
+            raise ExchangeUnreadable(f"the exchange did not answer: {type(exc).__name__}: {exc}") from exc
+        raise
+
+
+def _exchange_errors() -> tuple[type[BaseException], ...]:
+    base: Any = ccxt_errors().BaseError
+    return (base,)
