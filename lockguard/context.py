@@ -15,7 +15,15 @@ from lockguard.lease import Lease, LeaseState, Resource
 if TYPE_CHECKING:
     from asyncio import Task
 
-__all__ = ["Entry", "current_lease", "current_leases", "entry_for", "pop_entry", "push_entry"]
+__all__ = [
+    "Entry",
+    "current_lease",
+    "current_leases",
+    "entry_for",
+    "outlived_lease",
+    "pop_entry",
+    "push_entry",
+]
 
 
 class Entry:
@@ -63,3 +71,9 @@ def current_lease() -> Lease | None:
     """The innermost lease of the surrounding bodies, or ``None`` outside of any."""
     leases = current_leases()
     return leases[-1] if leases else None
+
+
+def outlived_lease() -> Lease | None:
+    """The innermost lease if it was released while this task, started in its body, runs on; else ``None``."""
+    entries = _entries.get()
+    return entries[-1].lease if entries and entries[-1].lease.state is LeaseState.RELEASED else None

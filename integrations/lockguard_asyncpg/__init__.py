@@ -11,6 +11,7 @@ except ModuleNotFoundError as exc:
         "lockguard_asyncpg needs asyncpg, which is not installed: pip install 'lockguard[postgres]'"
     ) from exc
 
+from lockguard_asyncpg.connection import FencedConnection, create_pool, fenced
 from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, translate
 from lockguard_asyncpg.fence import PostgresFence, resolve
 from lockguard_asyncpg.schema import (
@@ -22,20 +23,25 @@ from lockguard_asyncpg.schema import (
     uninstall,
 )
 from lockguard_asyncpg.transaction import FencedTransaction, Limits, fenced_transaction
+from lockguard_asyncpg.wire import unfenced
 
 __all__ = [
     "SCHEMA_VERSION",
     "CommitUnknown",
+    "FencedConnection",
     "FencedTransaction",
     "Installed",
     "Limits",
     "NotCommitted",
     "PostgresFence",
+    "create_pool",
+    "fenced",
     "fenced_transaction",
     "install",
     "resolve",
     "schema_sql",
     "schema_version",
     "translate",
+    "unfenced",
     "uninstall",
 ]

@@ -84,13 +84,13 @@ class Entry:
 
     Attributes:
         claims: in the order in which every transaction locks the fence's rows, so that two never deadlock.
-        sequence: the transaction's number, recorded with the first claim.
+        sequence: the transaction's number, recorded with the first claim; ``None`` records nothing.
         lock_ms: the bound on waiting for locks.
         idle_ms: the bound on idling.
     """
 
     claims: tuple[Claim, ...]
-    sequence: int
+    sequence: int | None
     lock_ms: int
     idle_ms: int
 
@@ -101,7 +101,7 @@ class Entry:
         return f"select lockguard.bound({self.lock_ms:d},{self.idle_ms:d});" + "".join(checks)
 
 
-def entry_for(leases: Sequence[Lease], *, sequence: int, limits: Limits) -> Entry:
+def entry_for(leases: Sequence[Lease], *, sequence: int | None, limits: Limits) -> Entry:
     """What a transaction under ``leases`` presents.
 
     Raises:

@@ -20,6 +20,7 @@ from lockguard.errors import FenceUnavailable
 from lockguard.lease import Grant, Resource, Token
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg.wire import unfenced
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -158,7 +159,8 @@ def _failed(failure: Exception | None, *, resource: str, within: timedelta) -> F
 async def _once(pool: asyncpg.Pool[Any], query: str, args: tuple[Any, ...]) -> asyncpg.Record:
     conn: PoolConnectionProxy[Any] = await pool.acquire()
     try:
-        row: asyncpg.Record | None = await conn.fetchrow(query, *args)
+        with unfenced():  # a seal under another lease is not that lease's write
+            row: asyncpg.Record | None = await conn.fetchrow(query, *args)
         assert row is not None
         return row
     finally:

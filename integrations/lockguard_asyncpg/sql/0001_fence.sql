@@ -198,8 +198,7 @@ end
 $$;
 comment on function lockguard.refuse(text, bigint, text, lockguard.fence) is 'lockguard: raises LG001 with the facts as JSON in DETAIL';
 
-create function lockguard.check(p_resource text, p_token bigint, p_grant uuid, p_sequence bigint default null)
-returns bigint
+create function lockguard.hold(p_resource text, p_token bigint, p_grant uuid) returns lockguard.fence
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -214,6 +213,20 @@ begin
   elsif held.released_at is not null then
     perform lockguard.refuse(p_resource, p_token, 'closed', held);
   end if;
+  return held;
+end
+$$;
+comment on function lockguard.hold(text, bigint, uuid) is
+  'lockguard: refuses (LG001) unless this (token, grant) is in force and open; keeps it so until the transaction ends';
+
+create function lockguard.check(p_resource text, p_token bigint, p_grant uuid, p_sequence bigint default null)
+returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  held constant lockguard.fence := lockguard.hold(p_resource, p_token, p_grant);
+begin
   if p_sequence is not null then
     insert into lockguard.outcome (resource, token, sequence) values (p_resource, p_token, p_sequence)
     on conflict do nothing;
@@ -228,7 +241,7 @@ begin
 end
 $$;
 comment on function lockguard.check(text, bigint, uuid, bigint) is
-  'lockguard: refuses (LG001) unless this (token, grant) is in force and open; keeps it so until the transaction ends. A sequence makes the outcome resolvable.';
+  'lockguard: presents a lease for the rest of the transaction, or is refused (LG001). A sequence makes the outcome resolvable. Returns the token.';
 
 create function lockguard.close(p_resource text, p_token bigint, p_grant uuid, p_within_ms integer) returns void
 language plpgsql security definer

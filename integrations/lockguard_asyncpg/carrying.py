@@ -1,0 +1,151 @@
+"""Plain asyncpg code, fenced without a change: each statement under a lease carries the lease's token.
+
+Inside a guarded body a statement outside of any transaction is sent as ``BEGIN`` + check, statement,
+``COMMIT`` (two round trips more); ``conn.transaction()`` presents the lease together with ``BEGIN`` (none
+more); a transaction that began before the lease presents it before its next statement (one more). Outside
+of guarded bodies the connection does what asyncpg's does.
+
+What was presented is forgotten with the lock that proves it: at the end of the transaction, and after an
+error or a rollback to a savepoint, which may have released the fence's row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import asyncpg
+from asyncpg.transaction import Transaction
+
+from lockguard.context import current_leases, outlived_lease
+from lockguard.errors import LeaseNotHeld
+from lockguard_asyncpg.claims import Limits, entry_for, next_sequence
+from lockguard_asyncpg.errors import DATABASE_ERRORS, stale
+from lockguard_asyncpg.statements import Kind, kind_of
+from lockguard_asyncpg.wire import Standing, Wire, is_unfenced, send_plain, standing_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lockguard.lease import Lease
+
+__all__ = ["LIMITS", "leases_here", "present", "run"]
+
+T = TypeVar("T")
+LIMITS = Limits()
+_ROLLBACK_S = 1.0
+
+
+def leases_here() -> tuple[Lease, ...]:
+    """The leases that the running code writes under.
+
+    Raises:
+        LeaseNotHeld: it is a task that has outlived its guarded body: it must not pass for code that never
+            had a lease.
+    """
+    if is_unfenced():
+        return ()
+    if (ended := outlived_lease()) is not None:
+        raise LeaseNotHeld(
+            f"this task was started under the lease on {ended.resource!r}, which was released:"
+            " await it inside the body, or write inside `with unfenced():` what needs no fence",
+            resource=ended.resource,
+            token=ended.token,
+        )
+    return current_leases()
+
+
+async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
+    """Run one statement of the caller's with whatever has to go before and after it."""
+    standing, task = standing_of(con), asyncio.current_task()
+    if standing.user is not None:
+        if standing.user is task:  # asyncpg runs a statement of its own within the caller's
+            return await send()
+        # Between our BEGIN and COMMIT another task's statement would join a transaction it does not know.
+        raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
+    leases = leases_here()
+    if not leases:
+        return await send()
+    for lease in leases:
+        lease.ensure()
+    kind = kind_of(text)
+    standing.user = task
+    try:
+        if con.is_in_transaction():
+            return await _inside(con, standing, leases, kind, text, send)
+        if kind is Kind.ORDINARY:
+            return await _alone(con, leases, send, timeout_s)
+        return await send()
+    finally:
+        standing.user = None
+
+
+async def _alone(
+    con: Any, leases: tuple[Lease, ...], send: Callable[[], Awaitable[T]], timeout_s: float | None
+) -> T:
+    """A statement outside of any transaction, in one of its own."""
+    wire: Any = Wire(con, lambda: leases, limits=LIMITS, timeout_s=timeout_s)
+    transaction = Transaction(wire, None, readonly=False, deferrable=False)
+    await transaction.start()
+    try:
+        result = await send()
+    except BaseException as exc:
+        if not con.is_closed():
+            try:
+                await asyncio.shield(asyncio.wait_for(transaction.rollback(), _ROLLBACK_S))
+            except (*DATABASE_ERRORS, asyncio.CancelledError):
+                con.terminate()
+        if (refusal := stale(exc)) is not None:
+            raise refusal from exc
+        raise
+    await transaction.commit()
+    return result
+
+
+async def _inside(
+    con: Any,
+    standing: Standing,
+    leases: tuple[Lease, ...],
+    kind: Kind,
+    text: str,
+    send: Callable[[], Awaitable[T]],
+) -> T:
+    """A statement in a transaction of the caller's."""
+    match kind:
+        case Kind.COMMIT:
+            wire = Wire(con, lambda: leases, limits=LIMITS)
+            tag: Any = await wire.commit(text)
+            return cast("T", tag)
+        case Kind.ROLLBACK:
+            standing.claims.clear()
+        case Kind.ORDINARY:
+            await present(con, standing, leases)
+        case Kind.BEGIN | Kind.SAVEPOINT | Kind.SETTING:
+            pass
+    try:
+        return await send()
+    except DATABASE_ERRORS as exc:
+        # Only a rollback, perhaps to a savepoint, leads on from here.
+        standing.claims.clear()
+        if (refusal := stale(exc)) is not None:
+            standing.refusal = refusal
+            raise refusal from exc
+        raise
+
+
+async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> None:
+    """Check what this transaction has not presented yet."""
+    if standing.read_only:
+        return
+    sequence = next_sequence() if standing.entry is None else None
+    entry = entry_for(leases, sequence=sequence, limits=LIMITS)
+    if standing.claims.issuperset(entry.claims):
+        return
+    try:
+        await send_plain(con, entry.sql())
+    except DATABASE_ERRORS as exc:
+        if (refusal := stale(exc)) is not None:
+            standing.refusal = refusal
+            raise refusal from exc
+        raise
+    standing.note(entry, leases)

@@ -1,0 +1,205 @@
+"""asyncpg's connection, pool and prepared statement with the fence's layer before them.
+
+The layer has no state and no slots of its own, so a connection that exists already can change to it: that
+is how :func:`fenced` reaches a pool that other code holds. What is known of a connection's transaction is
+kept beside it, see :mod:`lockguard_asyncpg.wire`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from asyncpg.pool import Pool
+from asyncpg.prepared_stmt import PreparedStatement
+from asyncpg.transaction import Transaction
+
+from lockguard_asyncpg.carrying import LIMITS, leases_here, present, run
+from lockguard_asyncpg.wire import Wire, bare, standing_of, unfenced
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+
+    from asyncpg.pool import PoolConnectionProxy
+
+    _Connection = asyncpg.Connection[Any]
+    _PreparedStatement = PreparedStatement[Any]
+else:
+    _Connection, _PreparedStatement = asyncpg.Connection, PreparedStatement
+
+__all__ = ["FencedConnection", "create_pool", "fenced"]
+
+# Methods that run statements, and whether the first argument is the statement's text.
+_CARRIERS = {
+    "execute": True,
+    "executemany": True,
+    "fetch": True,
+    "fetchval": True,
+    "fetchrow": True,
+    "fetchmany": True,
+    "copy_from_table": False,
+    "copy_from_query": False,
+    "copy_to_table": False,
+    "copy_records_to_table": False,
+}
+_STATEMENT_CARRIERS = ("fetch", "fetchval", "fetchrow", "fetchmany", "executemany")
+# Housekeeping that asyncpg does with statements of its own.
+_PLAIN = ("add_listener", "remove_listener", "set_type_codec", "reset_type_codec", "set_builtin_type_codec")
+
+
+class FenceLayer:
+    """What fencing adds to an asyncpg connection class; mixed in before it, without any state."""
+
+    __slots__ = ()
+
+    def transaction(
+        self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
+    ) -> Transaction:
+        """As asyncpg's; presents the lease together with BEGIN."""
+        con: Any = self
+        wire: Any = Wire(con, leases_here, limits=LIMITS)
+        return Transaction(wire, isolation, readonly, deferrable)
+
+    async def execute_plain(self, query: str, *, timeout: float | None = None) -> str:
+        """Asyncpg's ``execute``: for what goes before and after a fenced statement."""
+        parent: Any = super()
+        return str(await parent.execute(query, timeout=timeout))
+
+    def cursor(self, query: str, *args: object, **options: Any) -> Any:
+        """As asyncpg's; presents the lease before the first row."""
+        parent: Any = super()
+        return _Cursor(self, parent.cursor(query, *args, **options))
+
+    async def prepare(self, query: str, **options: Any) -> Any:
+        """As asyncpg's; the statement carries the lease that is in force when it is run."""
+        parent: Any = super()
+        with unfenced():
+            statement = await parent.prepare(query, **options)
+        statement.__class__ = _Statement
+        return statement
+
+    async def reset(self, *, timeout: float | None = None) -> None:
+        """As asyncpg's; never under a lease: a lost one must not cost the pool its connection."""
+        con: Any = self
+        standing_of(con).clear()
+        parent: Any = super()
+        with unfenced():
+            await parent.reset(timeout=timeout)
+
+
+def _carrier(name: str, *, has_text: bool) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(getattr(asyncpg.Connection, name))
+    async def method(self: Any, first: Any, *args: Any, **options: Any) -> Any:
+        parent = getattr(super(FenceLayer, self), name)
+        text = first if has_text else ""
+        return await run(self, text, lambda: parent(first, *args, **options), options.get("timeout"))
+
+    return method
+
+
+def _plain(name: str) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(getattr(asyncpg.Connection, name))
+    async def method(self: Any, *args: Any, **options: Any) -> Any:
+        with unfenced():
+            return await getattr(super(FenceLayer, self), name)(*args, **options)
+
+    return method
+
+
+# Set from outside, so that type checkers go on seeing asyncpg's own signatures.
+for _name, _has_text in _CARRIERS.items():
+    if hasattr(asyncpg.Connection, _name):
+        setattr(FenceLayer, _name, _carrier(_name, has_text=_has_text))
+for _name in _PLAIN:
+    setattr(FenceLayer, _name, _plain(_name))
+
+
+class FencedConnection(FenceLayer, _Connection):
+    """For ``asyncpg.create_pool(..., connection_class=FencedConnection)``: it carries the lease."""
+
+    __slots__ = ()
+
+
+class _Statement(_PreparedStatement):
+    """A prepared statement that carries the lease in force when it is run."""
+
+    __slots__ = ()
+
+
+def _statement_carrier(name: str) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(getattr(PreparedStatement, name))
+    async def method(self: Any, *args: Any, **options: Any) -> Any:
+        parent = getattr(super(_Statement, self), name)
+        text = self.get_query()
+        return await run(self._connection, text, lambda: parent(*args, **options), options.get("timeout"))
+
+    return method
+
+
+for _name in _STATEMENT_CARRIERS:
+    if hasattr(PreparedStatement, _name):
+        setattr(_Statement, _name, _statement_carrier(_name))
+
+
+class _Cursor:
+    """A cursor that presents the lease before it is opened."""
+
+    __slots__ = ("_con", "_inner")
+
+    def __init__(self, con: Any, inner: Any) -> None:
+        self._con = con
+        self._inner = inner
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        await self._present()
+        async for row in self._inner:
+            yield row
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from self._present().__await__()
+        return (yield from self._inner.__await__())
+
+    async def _present(self) -> None:
+        leases = leases_here()
+        if leases and self._con.is_in_transaction():
+            await present(self._con, standing_of(self._con), leases)
+
+
+def fenced(pool: Pool[Any]) -> Pool[Any]:
+    """Have every connection of ``pool`` carry the lease from now on, whoever already has the pool.
+
+    Connections that are out at the moment are fenced when they are next acquired. Calling it again changes
+    nothing.
+
+    Returns:
+        The same pool.
+    """
+    if not isinstance(pool, _PoolLayer):
+        kind: Any = type(pool)
+        pool.__class__ = _with_layer(_PoolLayer, kind)
+    return pool
+
+
+def create_pool(*args: Any, **options: Any) -> Pool[Any]:
+    """``asyncpg.create_pool``, fenced."""
+    return fenced(asyncpg.create_pool(*args, **options))
+
+
+class _PoolLayer:
+    __slots__ = ()
+
+    async def _acquire(self, timeout: float | None) -> PoolConnectionProxy[Any]:
+        parent: Any = super()
+        with unfenced():  # the pool's init and setup hooks are no part of the body
+            proxy: PoolConnectionProxy[Any] = await parent._acquire(timeout)
+        con = bare(proxy)
+        if not isinstance(con, FenceLayer):
+            con.__class__ = _with_layer(FenceLayer, type(con))
+        return proxy
+
+
+@functools.cache
+def _with_layer(layer: Any, base: Any) -> Any:
+    """``base`` with ``layer`` before it; without state of its own, so that an object may change to it."""
+    return type(base)(f"Fenced{base.__name__}", (layer, base), {"__slots__": (), "__module__": __name__})

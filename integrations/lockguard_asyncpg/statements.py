@@ -1,0 +1,80 @@
+"""Reading just enough of a statement to know whether it begins or ends a transaction.
+
+This is no SQL parser and nothing is trusted to it but one question: may the text be wrapped in a fenced
+transaction as it is? Quoted text and comments are blanked first, so that a word in a literal is not taken
+for a statement.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from functools import lru_cache
+
+from lockguard.errors import ConfigurationError
+
+__all__ = ["Kind", "kind_of"]
+
+_QUOTED = re.compile(
+    r"""
+      --[^\n]*
+    | /\*.*?\*/
+    | \b[eE]'(?:[^'\\]|\\.|'')*'
+    | '(?:[^']|'')*'
+    | "(?:[^"]|"")*"
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+
+
+class Kind(Enum):
+    """What a text is to the transaction around it."""
+
+    ORDINARY = "ordinary"
+    SETTING = "setting"
+    """SET, SHOW, RESET: no write, and SET TRANSACTION must come before any query."""
+    BEGIN = "begin"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    """Of the whole transaction or to a savepoint."""
+    SAVEPOINT = "savepoint"
+
+
+_BY_WORD = {
+    "BEGIN": Kind.BEGIN,
+    "START": Kind.BEGIN,
+    "COMMIT": Kind.COMMIT,
+    "END": Kind.COMMIT,
+    "PREPARE TRANSACTION": Kind.COMMIT,
+    "ROLLBACK": Kind.ROLLBACK,
+    "ABORT": Kind.ROLLBACK,
+    "SAVEPOINT": Kind.SAVEPOINT,
+    "RELEASE": Kind.SAVEPOINT,
+    "SET": Kind.SETTING,
+    "SHOW": Kind.SETTING,
+    "RESET": Kind.SETTING,
+}
+
+
+@lru_cache(maxsize=1024)
+def kind_of(query: str) -> Kind:
+    """What ``query`` is to the transaction around it.
+
+    Raises:
+        ConfigurationError: several statements in one text, among them one that begins or ends a
+            transaction: what follows it would escape the fence.
+    """
+    parts = [part for part in _QUOTED.sub("''", query).split(";") if part.strip()]
+    kinds = [_kind_of_one(part) for part in parts]
+    if len(kinds) > 1 and not {Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK}.isdisjoint(kinds):
+        raise ConfigurationError(
+            f"under a lease, {query[:60]!r} mixes transaction control with other statements in one text:"
+            " use conn.transaction(), or send BEGIN and COMMIT by themselves"
+        )
+    return kinds[0] if len(kinds) == 1 else Kind.ORDINARY
+
+
+def _kind_of_one(statement: str) -> Kind:
+    words = statement.upper().split(maxsplit=2)
+    return _BY_WORD.get(words[0]) or _BY_WORD.get(" ".join(words[:2]), Kind.ORDINARY)

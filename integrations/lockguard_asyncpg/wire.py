@@ -1,0 +1,248 @@
+"""How BEGIN, COMMIT and savepoints leave for the server when a lease is presented with them.
+
+asyncpg keeps its own books on transactions (nesting, savepoints, the state of ``async with``), so its
+``Transaction`` is used as it is. It gets a :class:`Wire` in place of the connection, which adds the check
+to what opens a transaction and looks at what comes back from what ends it.
+
+A :class:`Standing` remembers what a connection's open transaction has presented. It is worth exactly as
+much as the row lock behind it, so it is forgotten whenever the lock may have gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from lockguard.errors import LockguardError, StaleToken
+from lockguard.lease import Lease
+from lockguard_asyncpg.claims import Claim, Entry, Limits, entry_for, next_sequence
+from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
+
+__all__ = ["Standing", "Wire", "bare", "is_unfenced", "send_plain", "standing_of", "unfenced"]
+
+_OPEN_ATTEMPTS_MAX = 5
+_ROLLBACK_S = 1.0
+# The pool's proxy gives no public way to the connection that it stands for.
+_PROXIED = "_con"
+# Where a connection notes its outermost transaction.
+_NOTED = "_top_xact"
+
+_unfenced: ContextVar[bool] = ContextVar("lockguard_unfenced", default=False)
+
+
+@contextmanager
+def unfenced() -> Iterator[None]:
+    """Statements of this block carry no token, lease or not: for what needs no fence, such as price ticks.
+
+    Rows of protected tables still refuse them, but for exempt columns.
+    """
+    mark = _unfenced.set(True)
+    try:
+        yield
+    finally:
+        _unfenced.reset(mark)
+
+
+def is_unfenced() -> bool:
+    """Whether the running code is inside :func:`unfenced`."""
+    return _unfenced.get()
+
+
+class Standing:
+    """What a connection's open transaction has presented to the fence.
+
+    Attributes:
+        entry: what the transaction began with; ``None`` if its outcome is not recorded.
+        leases: those presented.
+        claims: the pairs whose rows are locked now.
+        read_only: it was begun READ ONLY: it cannot write, and cannot lock a row of the fence either.
+        refusal: the fence's refusal in this transaction, in case somebody swallows it.
+        user: the task in the middle of a statement that takes several messages.
+    """
+
+    __slots__ = ("claims", "entry", "leases", "read_only", "refusal", "user")
+
+    def __init__(self) -> None:
+        self.user: asyncio.Task[Any] | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """The transaction is over."""
+        self.entry: Entry | None = None
+        self.leases: tuple[Lease, ...] = ()
+        self.claims: set[Claim] = set()
+        self.read_only = False
+        self.refusal: StaleToken | None = None
+
+    def note(self, entry: Entry, leases: Sequence[Lease]) -> None:
+        """The fence has accepted ``entry``."""
+        if self.entry is None and entry.sequence is not None:
+            self.entry = entry
+        self.claims.update(entry.claims)
+        self.leases = (*self.leases, *leases)
+
+
+_standings: WeakKeyDictionary[asyncpg.Connection[Any], Standing] = WeakKeyDictionary()
+
+
+def standing_of(con: asyncpg.Connection[Any]) -> Standing:
+    """The standing of a connection; blank if it is in no transaction."""
+    standing = _standings.get(con)
+    if standing is None:
+        standing = _standings[con] = Standing()
+    elif con.is_closed() or not con.is_in_transaction():
+        standing.clear()
+    return standing
+
+
+def bare(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> asyncpg.Connection[Any]:
+    """The connection itself: asyncpg notes a transaction on it, not on the pool's proxy."""
+    if isinstance(conn, PoolConnectionProxy):
+        con: asyncpg.Connection[Any] = getattr(conn, _PROXIED)
+        return con
+    return conn
+
+
+async def send_plain(con: asyncpg.Connection[Any], query: str, *, timeout_s: float | None = None) -> str:
+    """A simple query without anything added, also on a connection that adds to those of its users."""
+    execute = getattr(con, "execute_plain", con.execute)
+    return str(await execute(query, timeout=timeout_s))
+
+
+class Wire:
+    """Stands between asyncpg's ``Transaction`` and its connection.
+
+    Everything but ``execute`` goes through to the connection, writes of its bookkeeping included.
+
+    Args:
+        con: the connection.
+        leases: what the transaction is written under, asked when it begins; empty for a plain one.
+        limits: bounds on waiting and idling inside.
+        sequence: the transaction's number.
+        timeout_s: the patience for BEGIN and COMMIT.
+    """
+
+    __slots__ = ("_con", "_leases", "_limits", "_sequence", "_timeout_s")
+
+    def __init__(
+        self,
+        con: asyncpg.Connection[Any],
+        leases: Callable[[], tuple[Lease, ...]],
+        *,
+        limits: Limits,
+        sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        # Past our own __setattr__, which writes on the connection.
+        object.__setattr__(self, "_con", con)
+        object.__setattr__(self, "_leases", leases)
+        object.__setattr__(self, "_limits", limits)
+        object.__setattr__(self, "_sequence", next_sequence() if sequence is None else sequence)
+        object.__setattr__(self, "_timeout_s", timeout_s)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._con, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._con, name, value)
+
+    async def execute(self, query: str) -> str:
+        """Send what asyncpg's ``Transaction`` wants to send, with our part."""
+        match query.split(maxsplit=1)[0].rstrip(";").upper():
+            case "BEGIN":
+                return await self._open(query, undo="ROLLBACK;", outermost=True)
+            case "SAVEPOINT":
+                return await self._open(query, undo=f"ROLLBACK TO {query.split()[1]}", outermost=False)
+            case "COMMIT" | "END":
+                return await self.commit(query)
+            case "RELEASE":
+                return await self._send(query)
+            case _:
+                # The rows locked inside the savepoint may be free again.
+                standing_of(self._con).claims.clear()
+                return await self._send(query)
+
+    async def _open(self, query: str, *, undo: str, outermost: bool) -> str:
+        standing = standing_of(self._con)
+        leases = self._leases()
+        for lease in leases:
+            lease.ensure()
+        if not leases or " READ ONLY" in query:
+            tag = await self._send(query)
+            standing.read_only = " READ ONLY" in query
+            return tag
+        for attempt in range(_OPEN_ATTEMPTS_MAX):
+            entry = entry_for(leases, sequence=self._sequence, limits=self._limits)
+            if standing.claims.issuperset(entry.claims):
+                return await self._send(query)
+            try:
+                tag = await self._send(query + entry.sql())
+            except BaseException as exc:
+                await self._roll_back(undo)
+                # Nothing of the caller's ran yet, so a snapshot that a seal overtook is simply taken anew.
+                if outermost and attempt + 1 < _OPEN_ATTEMPTS_MAX and meaning_of(exc) is Meaning.RETRY:
+                    continue
+                if outermost:
+                    # asyncpg has noted the transaction as open and would take the next one for a savepoint.
+                    setattr(self._con, _NOTED, None)
+                if (refusal := stale(exc)) is not None:
+                    raise refusal from exc
+                raise
+            standing.note(entry, leases)
+            return tag
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def commit(self, query: str) -> str:
+        """COMMIT, unless a lease has ended; raises if it did not happen or nobody knows."""
+        standing = standing_of(self._con)
+        entry, refusal = standing.entry, standing.refusal
+        try:
+            for lease in standing.leases:
+                lease.ensure()
+        except LockguardError:
+            await self._roll_back("ROLLBACK;")
+            raise
+        try:
+            tag = await self._send(query)
+        except asyncio.CancelledError as exc:
+            if entry is not None:
+                exc.add_note(f"cancelled during COMMIT: {_unknown(entry)}")
+            raise
+        except DATABASE_ERRORS as exc:
+            if entry is not None and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
+                raise _unknown(entry) from exc
+            if (said := stale(exc)) is not None:  # a deferred trigger speaks only now
+                raise said from exc
+            raise
+        if tag == "ROLLBACK" and entry is not None:
+            # The server says so only in the command tag, and asyncpg does not look.
+            raise NotCommitted(
+                "Postgres rolled the transaction back: a statement in it failed and the error was swallowed;"
+                " let it through, or use a savepoint (conn.transaction()) around what may fail"
+            ) from refusal
+        return tag
+
+    async def _send(self, query: str) -> str:
+        return await send_plain(self._con, query, timeout_s=self._timeout_s)
+
+    async def _roll_back(self, undo: str) -> None:
+        """Leave the connection outside the transaction, or closed: it must not go on half begun."""
+        if self._con.is_closed() or not self._con.is_in_transaction():
+            return
+        try:
+            await asyncio.shield(asyncio.wait_for(self._send(undo), _ROLLBACK_S))
+        except (*DATABASE_ERRORS, asyncio.CancelledError):
+            self._con.terminate()
+
+
+def _unknown(entry: Entry) -> CommitUnknown:
+    first = entry.claims[0]
+    assert entry.sequence is not None
+    return CommitUnknown(resource=first.resource, token=first.token, sequence=entry.sequence)
