@@ -46,7 +46,7 @@ class Core:
         self.fence = fence
         self.clock = clock
         self.fence_within = fence_within
-        self.queue = Queue(redlock, clock=clock)
+        self.queue = Queue(redlock, clock=clock, emit=self.emit)
         self.keeper = Keeper(redlock, clock=clock, emit=self.emit)
         self._observers = list(observers)
         self._closing: set[asyncio.Task[None]] = set()

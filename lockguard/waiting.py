@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
 from lockguard.clock import Clock
 from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, ResourceBusy
+from lockguard.events import Event, Waited
 from lockguard.lease import GrantId, Resource
 from lockguard.ports import AcquireRequest, Busy
 from lockguard.redlock import Contended, NoQuorum, Redlock, Won
@@ -78,10 +79,12 @@ class Queue:
     Args:
         redlock: what is waited for.
         clock: for patience.
+        emit: told who waits and who gave up.
     """
 
-    def __init__(self, redlock: Redlock, *, clock: Clock) -> None:
+    def __init__(self, redlock: Redlock, *, clock: Clock, emit: Callable[[Event], None]) -> None:
         self._redlock = redlock
+        self._emit = emit
         self._clock = clock
         self._lines: dict[Resource, dict[GrantId, _Place]] = {}
         self._places: dict[GrantId, _Place] = {}
@@ -121,7 +124,9 @@ class Queue:
             attempt = await self._redlock.acquire(request)
             if isinstance(attempt, Won):
                 return attempt
-            if self._hopeless(attempt, request):
+            gives_up = self._hopeless(attempt, request)
+            self._emit(_waited(attempt, request, gave_up=gives_up))
+            if gives_up:
                 raise _refusal(attempt, request)
             return await self._wait(request, attempt, give_up_at)
         except ResourceBusy:
@@ -143,6 +148,7 @@ class Queue:
                     retry_s = min(retry_s * 2, _RETRY_MAX_S)
                 left_s = give_up_at - self._clock.now()
                 if left_s <= 0:
+                    self._emit(_waited(attempt, request, gave_up=True))
                     raise _refusal(attempt, request)
                 if not await place.rest(min(left_s, self._rest_s(request, attempt, retry_s))):
                     continue
@@ -208,16 +214,23 @@ def _refusal(attempt: Contended | NoQuorum, request: AcquireRequest) -> Resource
     return _busy_error(attempt.busy, request)
 
 
+def _waited(attempt: Contended | NoQuorum, request: AcquireRequest, *, gave_up: bool) -> Waited:
+    busy = attempt.busy if isinstance(attempt, Contended) else None
+    holder, operation = (busy.holder, busy.operation) if busy else ("", "")
+    return Waited(request.resource, holder, operation, gave_up)
+
+
 def _busy_error(busy: Busy, request: AcquireRequest) -> ResourceBusy:
     age = timedelta(milliseconds=busy.age_ms)
-    who = f"held by {busy.holder} ({busy.operation or 'no operation given'}, token {busy.token})"
-    if not busy.holder:
-        who = "reserved for the next in its queue"
+    who = "not free yet: reserved for a waiter, or kept closed by a lock delay"
+    if busy.holder:
+        what = f"{busy.operation or 'no operation given'}, token {busy.token}"
+        who = f"held by {busy.holder} ({what}) for {age.total_seconds():.3f} s"
     kind, why = ResourceBusy, ""
     if busy.queue_full:
         kind, why = QueueFull, " and its queue is full"
     return kind(
-        f"{request.resource!r} is {who} for {age.total_seconds():.3f} s{why}",
+        f"{request.resource!r} is {who}{why}",
         resource=request.resource,
         holder=busy.holder or None,
         operation=busy.operation or None,

@@ -296,3 +296,26 @@ async def test_a_lock_delay_keeps_the_resource_closed_after_an_expiry_but_not_af
     assert isinstance(await redlock.acquire(wish(ttl_ms=300, lock_delay_ms=400)), Won)
     async with other.hold(NAME):
         assert asyncio.get_running_loop().time() - began >= 0.69
+
+
+async def test_observers_are_told_and_one_that_fails_is_dropped(new_guard):
+    seen, calls = [], []
+
+    class Failing:
+        def on(self, event):
+            calls.append(event)
+            raise RuntimeError("a broken observer")
+
+    class Watching:
+        def on(self, event):
+            seen.append(type(event).__name__)
+
+    guard, other = new_guard(observers=[Failing(), Watching()]), new_guard()
+    async with guard.hold(NAME):
+        pass
+    async with other.hold(NAME):
+        with pytest.raises(ResourceBusy):
+            async with guard.hold(NAME, on_busy="raise"):
+                pass
+    assert seen == ["Acquired", "Released", "Waited"]
+    assert len(calls) == 1
