@@ -10,11 +10,11 @@ from importlib.util import find_spec
 if find_spec("ccxt") is None:
     raise ImportError("lockguard_ccxt needs ccxt; pip install 'lockguard[ccxt]'")
 
-from lockguard_ccxt.classify import Doubt, Verdict, classify, exchange_code
+from lockguard_ccxt.classify import Doubt, Verdict, ccxt_errors, classify, exchange_code
 from lockguard_ccxt.guarded import GuardedExchange
 from lockguard_ccxt.holdings import Holding
 from lockguard_ccxt.ids import Step, client_order_id
-from lockguard_ccxt.keys import resource_key
+from lockguard_ccxt.keys import resource_key, unified_symbol
 from lockguard_ccxt.money import MarketRules, decimal_of, rules_of
 from lockguard_ccxt.outcome import (
     Executed,
@@ -45,6 +45,7 @@ __all__ = [
     "Step",
     "Unknown",
     "Verdict",
+    "ccxt_errors",
     "classify",
     "client_order_id",
     "decimal_of",
@@ -52,4 +53,5 @@ __all__ = [
     "opposite",
     "resource_key",
     "rules_of",
+    "unified_symbol",
 ]

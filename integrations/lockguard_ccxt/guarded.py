@@ -16,7 +16,7 @@ from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.gate import attempt, install
 from lockguard_ccxt.holdings import Holding, parse_holdings
 from lockguard_ccxt.ids import Step, client_order_id
-from lockguard_ccxt.keys import resource_key, venue_name
+from lockguard_ccxt.keys import resource_key, unified_symbol, venue_name
 from lockguard_ccxt.money import MarketRules, rules_of
 from lockguard_ccxt.outcome import Executed, Outcome, PlacedOrder, Side
 from lockguard_ccxt.placing import PATIENCE, Patience, Placer, Plan
@@ -104,6 +104,14 @@ class GuardedExchange:
         """The resource that guards positions in ``symbol``."""
         return resource_key(self._exchange, symbol)
 
+    def unified(self, symbol: str) -> str:
+        """The unified symbol of a market, however it is spelt.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        return unified_symbol(self._exchange, symbol)
+
     def client_id(self, symbol: str, intent: int, step: Step) -> str:
         """The client order id of one step of one intent."""
         return client_order_id(self.resource(symbol), intent, step)
@@ -116,12 +124,7 @@ class GuardedExchange:
         """
         if not self._exchange.markets:
             raise ConfigurationError(f"the markets of {self.name} are not loaded; await load() first")
-        try:
-            return rules_of(self._exchange, self._exchange.market(symbol))
-        except ccxt_errors().BadSymbol as exc:
-            raise ConfigurationError(
-                f"{self.name} has no market {symbol!r}; write the unified symbol, such as BTC/USDT:USDT"
-            ) from exc
+        return rules_of(self._exchange, self._exchange.market(self.unified(symbol)))
 
     # --- orders by intent ---
 
@@ -138,7 +141,7 @@ class GuardedExchange:
         """Open or enlarge a position with a market order.
 
         Args:
-            symbol: the unified symbol.
+            symbol: in any spelling.
             side: ``buy`` for long, ``sell`` for short.
             amount: rounded down to the exchange's step.
             intent: the intent's number.
@@ -164,7 +167,7 @@ class GuardedExchange:
         ``Refused(Refusal.WOULD_TRIGGER)`` means that the price has passed it: close the position.
 
         Args:
-            symbol: the unified symbol.
+            symbol: in any spelling.
             side: the stop's own side: ``sell`` protects a long position.
             amount: rounded down to the exchange's step.
             trigger: the price it waits for, rounded to the nearest tick.
@@ -189,7 +192,7 @@ class GuardedExchange:
         ``Refused(Refusal.REDUCE_ONLY)`` means that there is nothing left to close.
 
         Args:
-            symbol: the unified symbol.
+            symbol: in any spelling.
             side: the order's own side: ``sell`` closes a long position.
             amount: rounded down to the exchange's step.
             intent: the intent's number.
@@ -215,11 +218,12 @@ class GuardedExchange:
         *,
         again: bool,
     ) -> Outcome:
-        plan = Plan(step, symbol, side, self.rules(symbol).amount(amount), client_id, params)
+        rules = self.rules(symbol)
+        plan = Plan(step, rules.symbol, side, rules.amount(amount), client_id, params)
         lease = self._lease_on(self.resource(symbol))
         placer = self._placer()
         if again:
-            found = await placer.find(symbol, client_id, conditional=plan.conditional)
+            found = await placer.find(plan.symbol, client_id, conditional=plan.conditional)
             if found is not None:
                 return Executed(found, found=True)
         return await placer.place(plan, lease)
@@ -243,25 +247,29 @@ class GuardedExchange:
         "Not known" is not "not placed" before :attr:`in_doubt_for` has passed.
 
         Args:
-            symbol: the unified symbol.
+            symbol: in any spelling.
             client_id: the client order id.
             conditional: which book to ask first.
 
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries.
         """
-        return await self._placer().find(symbol, client_id, conditional=conditional)
+        return await self._placer().find(self.unified(symbol), client_id, conditional=conditional)
 
-    async def open_orders(self, symbol: str) -> tuple[PlacedOrder, ...]:
-        """The open orders of a symbol, conditional ones included.
+    async def open_orders(self, symbol: str | None = None) -> tuple[PlacedOrder, ...]:
+        """The open orders of a symbol, or of all, conditional ones included.
 
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries.
         """
+        if symbol is None:
+            # Unless it is told that all symbols are meant, ccxt's binance refuses to list them.
+            self._exchange.options["warnOnFetchOpenOrdersWithoutSymbol"] = False
+        wanted = None if symbol is None else self.unified(symbol)
         found: dict[str, PlacedOrder] = {}
         for params in ({}, {"trigger": True}):
             orders = await self._placer().read(
-                partial(self._exchange.fetch_open_orders, symbol, None, None, dict(params))
+                partial(self._exchange.fetch_open_orders, wanted, None, None, dict(params))
             )
             for order in orders:
                 parsed = parse_order(order)
@@ -274,12 +282,13 @@ class GuardedExchange:
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries. A failed read is not "flat".
         """
-        wanted = None if symbols is None else list(symbols)
+        wanted = None if symbols is None else [self.unified(symbol) for symbol in symbols]
         return parse_holdings(await self._placer().read(lambda: self._exchange.fetch_positions(wanted)))
 
     async def holding(self, symbol: str) -> Holding | None:
         """The open position in a symbol; ``None`` when it is flat."""
-        return next((held for held in await self.holdings([symbol]) if held.symbol == symbol), None)
+        wanted = self.unified(symbol)
+        return next((held for held in await self.holdings([wanted]) if held.symbol == wanted), None)
 
     # --- everything else is the exchange's own ---
 

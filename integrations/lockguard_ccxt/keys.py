@@ -18,7 +18,7 @@ from typing import Any
 from lockguard.errors import ConfigurationError
 from lockguard.lease import Resource, parse_resource
 
-__all__ = ["resource_key", "venue_name"]
+__all__ = ["resource_key", "unified_symbol", "venue_name"]
 
 _VENUES = {"binanceusdm": "binance", "binancecoinm": "binance"}
 
@@ -45,12 +45,13 @@ def resource_key(exchange: Any, market: str | Mapping[str, Any]) -> Resource:
     Raises:
         ConfigurationError: the name is not that of one market.
     """
-    if isinstance(market, str):
-        loaded = getattr(exchange, "markets", None)
-        symbol = _loaded_symbol(exchange, market) if loaded else _unified_symbol(market)
-    else:
-        symbol = str(market["symbol"])
+    symbol = unified_symbol(exchange, market) if isinstance(market, str) else str(market["symbol"])
     return parse_resource(f"{venue_name(exchange)}:{_short(symbol)}")
+
+
+def unified_symbol(exchange: Any, name: str) -> str:
+    """The unified symbol of a market, however it is spelt; takes and raises what :func:`resource_key` does."""
+    return _loaded_symbol(exchange, name) if getattr(exchange, "markets", None) else _read_symbol(name)
 
 
 def _short(symbol: str) -> str:
@@ -81,7 +82,7 @@ def _loaded_symbol(exchange: Any, name: str) -> str:
         ) from exc
 
 
-def _unified_symbol(name: str) -> str:
+def _read_symbol(name: str) -> str:
     text = name.strip().upper()
     if _UNIFIED.match(text):
         return text

@@ -142,6 +142,18 @@ async def test_no_call_outlives_its_lease(exchange: LocalExchange, guarded: Guar
     assert not [request for request in later if request.operation.writes]
 
 
+async def test_a_symbol_may_be_spelt_in_any_way(exchange: LocalExchange, guarded: GuardedExchange) -> None:
+    with lease():
+        assert isinstance(await guarded.place_entry("APTUSDT", "buy", TEN, intent=1), Executed)
+        stop = await guarded.place_stop("APTUSDT", "sell", TEN, trigger=Decimal(8), intent=1)
+        assert isinstance(stop, Executed)
+        assert stop.order.symbol == APT
+        assert await guarded.find_order("APTUSDT", stop.order.client_id) == stop.order
+        assert await guarded.open_orders() == await guarded.open_orders("APTUSDT") == (stop.order,)
+        assert (await guarded.holding("APTUSDT")) == (await guarded.holding(APT)) is not None
+    assert len(exchange.record().entries(APT)) == 1
+
+
 # --- faults ---
 
 WRITES = {
