@@ -14,6 +14,7 @@ except ModuleNotFoundError as exc:
 from lockguard_asyncpg.connection import FencedConnection, create_pool, fenced
 from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, translate
 from lockguard_asyncpg.fence import PostgresFence, resolve
+from lockguard_asyncpg.native import fenced_execute, fenced_fetch, fenced_fetchrow, fenced_fetchval
 from lockguard_asyncpg.schema import (
     SCHEMA_VERSION,
     Installed,
@@ -36,6 +37,10 @@ __all__ = [
     "PostgresFence",
     "create_pool",
     "fenced",
+    "fenced_execute",
+    "fenced_fetch",
+    "fenced_fetchrow",
+    "fenced_fetchval",
     "fenced_transaction",
     "install",
     "resolve",

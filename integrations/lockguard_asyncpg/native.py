@@ -1,0 +1,134 @@
+"""One write, fenced in the statement itself: no round trip more than the write alone.
+
+The write becomes a data-modifying CTE and the check the condition of the query over it::
+
+    with lockguard_write as (update ... returning id)
+    select w.* from lockguard_write w where (select lockguard.check(...)) is not null
+
+Postgres runs a data-modifying CTE to its end whatever the outer query reads, and evaluates a condition
+without columns once, also when no row was written. Whether the check comes before or after the write does
+not matter: either it fails the statement or it holds the fence's row until the statement has committed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import asyncpg
+
+from lockguard_asyncpg.claims import Limits, entry_for, leases_for, next_sequence
+from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, stale
+from lockguard_asyncpg.wire import unfenced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncpg.pool import PoolConnectionProxy
+
+    from lockguard.lease import Lease
+
+__all__ = ["fenced_execute", "fenced_fetch", "fenced_fetchrow", "fenced_fetchval"]
+
+_LIMITS = Limits()
+
+
+async def fenced_fetch(
+    target: asyncpg.Pool[Any] | asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    query: str,
+    *args: object,
+    lease: Lease | Sequence[Lease] | None = None,
+    timeout: float | None = None,
+) -> list[asyncpg.Record]:
+    """Run one INSERT, UPDATE, DELETE or MERGE with RETURNING under the lease; returns its rows.
+
+    Args:
+        target: a pool, or a connection.
+        query: the statement. It may begin with a WITH of its own, as long as that one only reads.
+        args: its parameters.
+        lease: one or several; by default those of the surrounding bodies.
+        timeout: patience in seconds.
+
+    Raises:
+        StaleToken: the lease is not the one in force; nothing was written.
+        LeaseLost: the lease has ended; nothing was sent.
+        CommitUnknown: the reply was lost.
+    """
+    return await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True)
+
+
+async def fenced_fetchrow(
+    target: asyncpg.Pool[Any] | asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    query: str,
+    *args: object,
+    lease: Lease | Sequence[Lease] | None = None,
+    timeout: float | None = None,
+) -> asyncpg.Record | None:
+    """As :func:`fenced_fetch`; returns the first row, or ``None`` if nothing was written."""
+    rows = await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True)
+    return rows[0] if rows else None
+
+
+async def fenced_fetchval(
+    target: asyncpg.Pool[Any] | asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    query: str,
+    *args: object,
+    lease: Lease | Sequence[Lease] | None = None,
+    timeout: float | None = None,
+) -> Any:
+    """As :func:`fenced_fetch`; returns the first row's first value, or ``None`` if nothing was written."""
+    rows = await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True)
+    return rows[0][0] if rows else None
+
+
+async def fenced_execute(
+    target: asyncpg.Pool[Any] | asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    query: str,
+    *args: object,
+    lease: Lease | Sequence[Lease] | None = None,
+    timeout: float | None = None,
+) -> None:
+    """As :func:`fenced_fetch`, for a statement without RETURNING."""
+    await _send(target, query, args, lease=lease, timeout_s=timeout, returning=False)
+
+
+async def _send(
+    target: asyncpg.Pool[Any] | asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    query: str,
+    args: tuple[object, ...],
+    *,
+    lease: Lease | Sequence[Lease] | None,
+    timeout_s: float | None,
+    returning: bool,
+) -> list[asyncpg.Record]:
+    leases, sequence = leases_for(lease), next_sequence()
+    entry = entry_for(leases, sequence=sequence, limits=_LIMITS)
+    first = entry.claims[0]
+    # Scalars, not arrays: asyncpg would ask the server about an array's type on each new connection.
+    presented: list[object] = []
+    for claim in entry.claims:
+        presented += claim.resource, claim.token, UUID(claim.grant), sequence if claim is first else None
+    text = _wrapped(query, len(args), leases=len(entry.claims), returning=returning)
+    inside = not isinstance(target, asyncpg.Pool) and target.is_in_transaction()
+    try:
+        with unfenced():
+            return list(await target.fetch(text, *args, *presented, timeout=timeout_s))
+    except DATABASE_ERRORS as exc:
+        if (refusal := stale(exc)) is not None:
+            raise refusal from exc
+        # In a transaction of the caller's a lost connection is certain: it was not committed.
+        if not inside and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
+            raise CommitUnknown(resource=first.resource, token=first.token, sequence=sequence) from exc
+        raise
+
+
+def _wrapped(query: str, count: int, *, leases: int, returning: bool) -> str:
+    calls = (
+        f"lockguard.check(${n}::text, ${n + 1}::bigint, ${n + 2}::uuid, ${n + 3}::bigint)"
+        for n in range(count + 1, count + 1 + 4 * leases, 4)
+    )
+    check = "select " + " + ".join(calls)
+    write = f"with lockguard_write as (\n{query.strip().removesuffix(';')}\n)"
+    if returning:
+        return f"{write} select w.* from lockguard_write w where ({check}) is not null"  # noqa: S608 - the caller's own SQL
+    return f"{write} {check}"
