@@ -149,6 +149,7 @@ class Connection:
         """One wire; and with RESP2, which has no way to send a message between replies, one to listen."""
         wire = await self._open(opened)
         protocol = await self._log_in.greet(wire)
+        self._log_in.teach(wire)
         self._identity = await self._log_in.succeed(wire, self._identity)
         self._subscribed = asyncio.get_running_loop().create_future()
         if protocol == _RESP3:

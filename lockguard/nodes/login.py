@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import hiredis
 
 from lockguard.errors import ConfigurationError, NodeRefused
+from lockguard.lua import SCRIPTS
 from lockguard.nodes.address import Address
 from lockguard.nodes.wire import Reply, Wire
 
@@ -63,6 +64,14 @@ class LogIn:
         if self.address.db:
             self.accept(await ask(wire, "SELECT", self.address.db))
         return protocol
+
+    def teach(self, wire: Wire) -> None:
+        """Have the server know the scripts, as far as it allows.
+
+        Otherwise each is sent twice the first time, and the second time behind what was sent meanwhile.
+        """
+        for script in SCRIPTS:
+            wire.send(lambda _: None, "SCRIPT", "LOAD", script.source)
 
     async def succeed(self, wire: Wire, previous: Identity | None) -> Identity | None:
         """Kill the connection that this one follows, as far as the server allows; gives our own identity.

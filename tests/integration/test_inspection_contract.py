@@ -77,7 +77,7 @@ async def test_an_uncontended_guarded_call_sends_exactly_two_commands(redis_url)
         async def open_position(symbol: str, exchange: str) -> None:
             pass
 
-        await open_position("APTUSDT", "binance")  # the first call teaches the server the scripts
+        await open_position("APTUSDT", "binance")  # the first call connects
         marker = redis.Redis.from_url(redis_url, single_connection_client=True)
         with client.monitor() as monitor:
             await open_position("APTUSDT", "binance")
