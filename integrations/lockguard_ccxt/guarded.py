@@ -293,6 +293,8 @@ class GuardedExchange:
     # --- everything else is the exchange's own ---
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         value = getattr(self._exchange, name)
         if proxy.is_write(name, value):
             return self._guarded(name, value)

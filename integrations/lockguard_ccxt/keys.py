@@ -50,7 +50,7 @@ def resource_key(exchange: Any, market: str | Mapping[str, Any]) -> Resource:
 
 
 def unified_symbol(exchange: Any, name: str) -> str:
-    """The unified symbol of a market, however it is spelt; takes and raises what :func:`resource_key` does."""
+    """The unified symbol of a market, however it is spelt; takes and raises as :func:`resource_key`."""
     return _loaded_symbol(exchange, name) if getattr(exchange, "markets", None) else _read_symbol(name)
 
 

@@ -15,6 +15,7 @@ a second copy cannot do harm, send again *under the same id*:
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -39,6 +40,8 @@ __all__ = ["PATIENCE", "Patience", "Placer", "Plan"]
 
 _NONE = timedelta(0)
 _ENDED = frozenset({OrderState.CANCELED, OrderState.EXPIRED, OrderState.REJECTED})
+_QUERY = re.compile(r"\?\S*")
+_MESSAGE_CHARS_MAX = 300
 _ATTEMPTS_MAX = 3
 _READS_MAX = 3
 
@@ -151,7 +154,7 @@ class Placer:
             except Exception as exc:  # whatever is raised after it was sent leaves it in doubt
                 if not running.sent and not isinstance(exc, ccxt_errors().BaseError):
                     raise
-                return None, classify(exc, sent=running.sent), str(exc) or type(exc).__name__
+                return None, classify(exc, sent=running.sent), _told(exc)
 
     def _time_for(self, lease: Lease) -> float:
         return min(float(self._exchange.timeout) / 1000, lease.remaining.total_seconds())
@@ -172,7 +175,10 @@ class Placer:
         found = await self.search(
             plan.symbol, plan.client_id, conditional=plan.conditional, patience=self._patience.search
         )
-        return refused if found is None else Executed(found, found=True)
+        if found is not None:
+            return Executed(found, found=True)
+        # A refusal for a passing reason says nothing about the first copy, which may still be on its way.
+        return Unknown(plan.client_id, refused.message, self._patience.search) if refused.passing else refused
 
     # --- looking ---
 
@@ -234,6 +240,12 @@ class Placer:
             if found is not None and found.state is OrderState.CANCELED:
                 return Executed(found, found=True)
         return Refused(verdict.refusal or Refusal.INVALID, verdict.code, message, order.client_id)
+
+
+def _told(exc: BaseException) -> str:
+    """What an error says, without the signed query of the request's URL, and not at any length."""
+    text = _QUERY.sub("?...", str(exc)) or type(exc).__name__
+    return text if len(text) <= _MESSAGE_CHARS_MAX else f"{text[:_MESSAGE_CHARS_MAX]}..."
 
 
 def _judged(plan: Plan, order: PlacedOrder) -> Outcome:

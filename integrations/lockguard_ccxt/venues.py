@@ -5,7 +5,7 @@ Everything else about an order goes through ccxt's unified calls.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
@@ -96,15 +96,29 @@ class Binance:
         for trigger in (conditional, not conditional):
             params = {"clientOrderId": client_id, **({"trigger": True} if trigger else {})}
             try:
-                return parse_order(await exchange.fetch_order(None, symbol, params))
+                order = await exchange.fetch_order(None, symbol, params)
             except ccxt_errors().OrderNotFound:
                 continue
+            return await _with_fill(exchange, symbol, order)
         return None
 
     def cancel_params(self, order: PlacedOrder) -> dict[str, Any]:
         """A stop is not found without ``trigger``."""
         by_name = {"clientOrderId": order.client_id} if order.client_id else {}
         return {**by_name, **({"trigger": True} if order.conditional else {})}
+
+
+async def _with_fill(exchange: Any, symbol: str, order: Mapping[str, Any]) -> PlacedOrder:
+    """A stop that has fired has become an ordinary order, and that one knows the fill."""
+    parsed = parse_order(order)
+    became = (order.get("info") or {}).get("actualOrderId")
+    if not parsed.conditional or not became:
+        return parsed
+    try:
+        filled = parse_order(await exchange.fetch_order(str(became), symbol))
+    except ccxt_errors().OrderNotFound:
+        return parsed
+    return replace(parsed, filled=filled.filled, average=filled.average)
 
 
 @dataclass(frozen=True, slots=True)

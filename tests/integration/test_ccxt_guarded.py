@@ -288,6 +288,46 @@ async def test_an_entry_is_not_sent_again_on_binance(
     assert guarded.in_doubt_for > timedelta(seconds=10)
 
 
+async def test_a_refused_second_copy_says_nothing_about_the_first(
+    exchange: LocalExchange, guarded: GuardedExchange
+) -> None:
+    with lease():
+        await open_a_position(guarded)
+        exchange.inject(Fault(FaultKind.DISCONNECT, Operation.CREATE_ALGO, LATE, hold_ms=1_500))
+        exchange.inject(Fault(FaultKind.RATE_LIMITED, Operation.CREATE_ALGO))
+        outcome = await act(guarded, Step.STOP)
+        assert isinstance(outcome, Unknown)
+        async with asyncio.timeout(5):
+            while not exchange.record().open_stops(APT):
+                await asyncio.sleep(0.01)
+        assert await guarded.find_order(APT, outcome.client_id, conditional=True) is not None
+
+
+async def test_a_stop_that_has_fired_tells_its_fill(
+    exchange: LocalExchange, guarded: GuardedExchange
+) -> None:
+    with lease():
+        await open_a_position(guarded)
+        stop = await act(guarded, Step.STOP)
+    exchange.set_price(APT, Decimal("7.9"))
+    fired = await guarded.find_order(APT, stop.order.client_id, conditional=True)
+    assert fired is not None
+    assert (fired.state, fired.filled, fired.average) == (OrderState.CLOSED, TEN, Decimal("7.9"))
+
+
+async def test_what_is_told_of_an_error_holds_no_signature(
+    exchange: LocalExchange, guarded: GuardedExchange
+) -> None:
+    with lease():
+        await open_a_position(guarded)
+        stop = await act(guarded, Step.STOP)
+        exchange.inject(Fault(FaultKind.DISCONNECT, Operation.CANCEL_ALGO, times=20))
+        outcome = await guarded.cancel(stop.order)
+    assert isinstance(outcome, Unknown)
+    assert "algoOrder?..." in outcome.message
+    assert "signature" not in outcome.message
+
+
 async def test_reads_that_fail_are_not_answers(exchange: LocalExchange, guarded: GuardedExchange) -> None:
     with lease():
         await open_a_position(guarded)

@@ -109,38 +109,22 @@ def plain() -> None: ...
 
 
 WRITES = [
-    "create_order",
-    "createOrder",
-    "create_orders",
-    "create_market_buy_order",
-    "edit_order",
-    "cancel_order",
-    "cancelAllOrders",
-    "close_all_positions",
-    "set_leverage",
-    "setMarginMode",
-    "set_position_mode",
-    "add_margin",
-    "reduceMargin",
-    "transfer",
-    "withdraw",
-    "borrow_cross_margin",
-    "fapiPrivatePostOrder",
-    "fapiprivate_delete_order",
-    "privatePostV5OrderCreate",
+    *("create_order", "createOrder", "create_orders", "create_market_buy_order", "edit_order"),
+    *(
+        "cancel_order",
+        "cancelAllOrders",
+        "close_all_positions",
+        "transfer",
+        "withdraw",
+        "borrow_cross_margin",
+    ),
+    *("set_leverage", "setMarginMode", "set_position_mode", "add_margin", "reduceMargin"),
+    *("fapiPrivatePostOrder", "fapiprivate_delete_order", "privatePostV5OrderCreate"),
 ]
 OTHERS = [
-    "fetch_order",
-    "fetchPositions",
-    "load_markets",
-    "close",
-    "set_sandbox_mode",
-    "set_markets",
-    "watch_orders",
-    "fapiPrivateGetOrder",
-    "fapiprivatev3_get_positionrisk",
-    "amount_to_precision",
-    "fetch_transfers",
+    *("fetch_order", "fetchPositions", "fetch_transfers", "watch_orders", "load_markets", "close"),
+    *("set_sandbox_mode", "set_markets", "amount_to_precision"),
+    *("fapiPrivateGetOrder", "fapiprivatev3_get_positionrisk"),
 ]
 
 

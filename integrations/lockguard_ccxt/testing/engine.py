@@ -81,6 +81,18 @@ class Engine:
         """All algo orders, oldest first, as they are or as they were."""
         return _versions(self._algos.values(), as_of_ms)
 
+    def open_orders(self, as_of_ms: int | None = None) -> Iterator[Order]:
+        """The ordinary orders in the book, as they are or as they were."""
+        if as_of_ms is None:
+            return (self._orders[order_id].now for order_id in sorted(self._open_orders))
+        return (order for order in self.orders(as_of_ms) if order.status is OrderStatus.NEW)
+
+    def open_algo_orders(self, as_of_ms: int | None = None) -> Iterator[AlgoOrder]:
+        """The algo orders that wait, as they are or as they were."""
+        if as_of_ms is None:
+            return (self._algos[algo_id].now for algo_id in sorted(self._open_algos))
+        return (algo for algo in self.algo_orders(as_of_ms) if algo.status is AlgoStatus.NEW)
+
     def order(
         self, symbol: str, order_id: int | None, client_id: str | None, as_of_ms: int | None = None
     ) -> Order:

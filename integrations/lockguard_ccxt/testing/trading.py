@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from lockguard_ccxt.testing.model import ZERO, AlgoStatus, NewAlgoOrder, NewOrder, OrderStatus, OrderType
+from lockguard_ccxt.testing.model import ZERO, NewAlgoOrder, NewOrder, OrderType
 from lockguard_ccxt.testing.rejections import Rejection, malformed
 from lockguard_ccxt.testing.render import algo_json, order_json
 
@@ -79,8 +79,7 @@ def cancel_all(desk: Desk, params: Params) -> Json:
 
 def open_orders(desk: Desk, params: Params) -> Json:
     """``GET openOrders``: the ordinary book only; algo orders are not in it."""
-    orders = (o for o in desk.engine.orders(_orders_as_of(desk)) if o.status is OrderStatus.NEW)
-    return _orders(desk, params, orders)
+    return _orders(desk, params, desk.engine.open_orders(_orders_as_of(desk)))
 
 
 def all_orders(desk: Desk, params: Params) -> Json:
@@ -140,8 +139,7 @@ def cancel_all_algos(desk: Desk, params: Params) -> Json:
 
 def open_algos(desk: Desk, params: Params) -> Json:
     """``GET openAlgoOrders``."""
-    algos = (a for a in desk.engine.algo_orders(_orders_as_of(desk)) if a.status is AlgoStatus.NEW)
-    return _algos(desk, params, algos)
+    return _algos(desk, params, desk.engine.open_algo_orders(_orders_as_of(desk)))
 
 
 def all_algos(desk: Desk, params: Params) -> Json:
@@ -150,8 +148,9 @@ def all_algos(desk: Desk, params: Params) -> Json:
     return _algos(desk, params, desk.engine.algo_orders(_orders_as_of(desk)))
 
 
-def _orders_as_of(desk: Desk) -> int:
-    return desk.now_ms - desk.visibility.orders_ms
+def _orders_as_of(desk: Desk) -> int | None:
+    lag_ms = desk.visibility.orders_ms
+    return desk.now_ms - lag_ms if lag_ms else None
 
 
 def _orders(desk: Desk, params: Params, orders: Iterable[Order]) -> Json:
