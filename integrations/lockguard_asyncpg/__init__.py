@@ -15,6 +15,7 @@ from lockguard_asyncpg.connection import FencedConnection, create_pool, fenced
 from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, translate
 from lockguard_asyncpg.fence import PostgresFence, resolve
 from lockguard_asyncpg.native import fenced_execute, fenced_fetch, fenced_fetchrow, fenced_fetchval
+from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
 from lockguard_asyncpg.schema import (
     SCHEMA_VERSION,
     Installed,
@@ -35,6 +36,7 @@ __all__ = [
     "Limits",
     "NotCommitted",
     "PostgresFence",
+    "Protection",
     "create_pool",
     "fenced",
     "fenced_execute",
@@ -43,10 +45,13 @@ __all__ = [
     "fenced_fetchval",
     "fenced_transaction",
     "install",
+    "protect",
+    "protections",
     "resolve",
     "schema_sql",
     "schema_version",
     "translate",
     "unfenced",
     "uninstall",
+    "unprotect",
 ]

@@ -71,9 +71,10 @@ def schema_sql(*, after: int = 0) -> str:
 
 async def schema_version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
     """The version that is installed, 0 for none."""
-    if await conn.fetchval("select to_regclass('lockguard.schema_version')") is None:
+    # By the function: an application role may not read the table.
+    if await conn.fetchval("select to_regprocedure('lockguard.version()')") is None:
         return 0
-    return int(await conn.fetchval("select coalesce(max(version), 0) from lockguard.schema_version") or 0)
+    return int(await conn.fetchval("select lockguard.version()") or 0)
 
 
 async def install(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> Installed:

@@ -1,0 +1,252 @@
+"""``lockguard fence``: the fence's schema and protected tables, from a shell or a deployment script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
+from urllib.parse import urlsplit
+
+try:
+    import click
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as missing:
+    raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
+
+import asyncpg
+
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
+from lockguard_asyncpg.schema import SCHEMA_VERSION, install, schema_sql, schema_version, uninstall
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["fence"]
+
+P = ParamSpec("P")
+_CONNECT_S = 10.0
+
+
+class _Mistake(click.ClickException):
+    """Something that the user can put right."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    resource: str
+    token: int
+    grant: str
+    holder: str
+    operation: str
+    is_open: bool
+    sealed_at: datetime
+    released_at: datetime | None
+
+
+@click.group()
+def fence() -> None:
+    """The fence in Postgres: its schema, its state and the tables that it protects."""
+
+
+def _connected(body: Callable[P, Awaitable[None]]) -> Callable[..., None]:
+    """A command with ``--url`` whose body gets the connection first."""
+
+    @click.option(
+        "--url",
+        envvar="LOCKGUARD_DATABASE_URL",
+        help="Such as postgresql://user@host/name.  [env: LOCKGUARD_DATABASE_URL, then PGHOST and so on]",
+    )
+    @wraps(body)
+    def command(url: str | None, **options: Any) -> None:
+        asyncio.run(_with_connection(url, body, options))
+
+    return command
+
+
+async def _with_connection(
+    url: str | None, body: Callable[..., Awaitable[None]], options: dict[str, Any]
+) -> None:
+    try:
+        conn = await asyncpg.connect(url, timeout=_CONNECT_S)
+    except (*DATABASE_ERRORS, ValueError) as exc:
+        raise _Mistake(f"cannot connect to {_shown(url)}: {_reason(exc)}") from exc
+    try:
+        await body(conn, **options)
+    except ConfigurationError as exc:
+        raise _Mistake(str(exc)) from exc
+    except DATABASE_ERRORS as exc:
+        if meaning_of(exc) is Meaning.CONFIGURATION:
+            raise _Mistake(str(set_up_error(exc))) from exc
+        raise click.ClickException(f"{_shown(url)}: {_reason(exc)}") from exc
+    finally:
+        await conn.close(timeout=_CONNECT_S)
+
+
+def _shown(url: str | None) -> str:
+    """The database for people, without the password."""
+    if url is None:
+        return "the database of the PG* environment variables (or give --url)"
+    try:
+        parts = urlsplit(url)
+        return f"{parts.hostname or 'the local server'}:{parts.port or 5432}{parts.path}"
+    except ValueError:
+        return "the database of --url"
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, TimeoutError):
+        return f"no answer within {_CONNECT_S:g} s; check host and port"
+    if isinstance(exc, OSError):
+        return f"{exc.strerror or exc}; check that the server runs there"
+    return str(exc).partition("\n")[0] or type(exc).__name__
+
+
+@fence.command()
+@click.option("--after", default=0, type=click.IntRange(0), help="Only the steps newer than this version.")
+def sql(after: int) -> None:
+    """Print the schema as a script, for your migration tool."""
+    click.echo(f"begin;\n{schema_sql(after=after)}commit;")
+
+
+@fence.command(name="install")
+@click.option("--grant-to", metavar="ROLE", help="A role that the bot logs in as; it may then take part.")
+@_connected
+async def install_(conn: asyncpg.Connection[Any], grant_to: str | None) -> None:
+    """Create or upgrade the schema, in one transaction."""
+    done = await install(conn)
+    click.echo(_told(done.before))
+    if grant_to is None:
+        return
+    grant = await conn.fetchval("select format('grant lockguard_app to %I', $1::text)", grant_to)
+    try:
+        await conn.execute(grant)
+    except asyncpg.UndefinedObjectError as exc:
+        raise ConfigurationError(f"there is no role {grant_to!r}; create it first") from exc
+    click.echo(f"{grant_to} may take part in fencing")
+
+
+@fence.command()
+@_connected
+async def upgrade(conn: asyncpg.Connection[Any]) -> None:
+    """Bring an installed schema to this library's version."""
+    if await schema_version(conn) == 0:
+        raise ConfigurationError(
+            "there is no lockguard schema in this database: run `lockguard fence install`"
+        )
+    done = await install(conn)
+    click.echo(_told(done.before))
+
+
+def _told(before: int) -> str:
+    if before == SCHEMA_VERSION:
+        return f"the schema is at version {SCHEMA_VERSION} already"
+    return f"the schema is at version {SCHEMA_VERSION} now (before: {before or 'none'})"
+
+
+@fence.command(name="uninstall")
+@click.option("--confirm", is_flag=True, help="Really do it: all tokens are forgotten.")
+@_connected
+async def uninstall_(conn: asyncpg.Connection[Any], *, confirm: bool) -> None:
+    """Remove the schema with all its tokens."""
+    if await schema_version(conn) == 0:
+        click.echo("there is no lockguard schema")
+        return
+    if not confirm:
+        count = await conn.fetchval("select count(*) from lockguard.status()")
+        raise ConfigurationError(f"the tokens of {count} resources would be forgotten; repeat with --confirm")
+    await uninstall(conn)
+    click.echo("removed")
+
+
+@fence.command()
+@click.argument("resource", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_connected
+async def status(conn: asyncpg.Connection[Any], resource: str | None, *, as_json: bool) -> None:
+    """Show the version, who holds what with which token, and the protected tables."""
+    version = await schema_version(conn)
+    if version == 0:
+        raise ConfigurationError(
+            "there is no lockguard schema in this database: run `lockguard fence install`"
+        )
+    query = "select * from lockguard.status($1)"
+    rows = [_row(r) for r in await conn.fetch(query, resource)]
+    # An older schema has no protection yet; its status is still worth seeing.
+    tables = await protections(conn) if version >= 2 else ()
+    if as_json:
+        facts = {
+            "version": version,
+            "library": SCHEMA_VERSION,
+            "resources": [asdict(r) for r in rows],
+            "protected": [asdict(t) for t in tables],
+        }
+        click.echo(json.dumps(facts, indent=2, default=str))
+        return
+    newer = (
+        ""
+        if version == SCHEMA_VERSION
+        else f" (this library has {SCHEMA_VERSION}: run `lockguard fence upgrade`)"
+    )
+    click.echo(f"schema version {version}{newer}")
+    _print(rows, tables)
+
+
+def _row(record: asyncpg.Record) -> _Row:
+    return _Row(
+        resource=record["resource"],
+        token=record["token"],
+        grant=record["grant_id"].hex,
+        holder=record["holder"],
+        operation=record["operation"],
+        is_open=record["is_open"],
+        sealed_at=record["sealed_at"],
+        released_at=record["released_at"],
+    )
+
+
+def _print(rows: list[_Row], tables: tuple[Protection, ...]) -> None:
+    console = Console()
+    now = datetime.now(UTC)
+    shown = Table("resource", "token", "state", "holder", "operation", "sealed")
+    for r in rows:
+        age = str(now - r.sealed_at).partition(".")[0]
+        state = "open" if r.is_open else "closed"
+        shown.add_row(r.resource, str(r.token), state, r.holder, r.operation, f"{age} ago")
+    console.print(shown if rows else "no resource was ever sealed")
+    guarded = Table("protected table", "resource", "exempt columns", "enabled")
+    for t in tables:
+        guarded.add_row(t.table, t.resource, ", ".join(t.exempt), "yes" if t.enabled else "NO")
+    console.print(guarded if tables else "no table is protected")
+
+
+@fence.command(name="protect")
+@click.argument("table")
+@click.option(
+    "--resource", required=True, help="A row's resource of its columns, such as '{exchange}:{symbol}'."
+)
+@click.option("--exempt", default="", help="Comma-separated columns that change without a lease.")
+@_connected
+async def protect_(conn: asyncpg.Connection[Any], table: str, resource: str, exempt: str) -> None:
+    """Have Postgres refuse changes of TABLE's rows that present no lease."""
+    columns = [c.strip() for c in exempt.split(",") if c.strip()]
+    await protect(conn, table, resource=resource, exempt=columns)
+    free = f"; {', '.join(columns)} may change without a lease" if columns else ""
+    click.echo(f"{table} is protected as {resource}{free}")
+
+
+@fence.command(name="unprotect")
+@click.argument("table")
+@_connected
+async def unprotect_(conn: asyncpg.Connection[Any], table: str) -> None:
+    """Remove the protection of TABLE."""
+    click.echo(
+        f"{table} is no longer protected" if await unprotect(conn, table) else f"{table} was not protected"
+    )

@@ -1,0 +1,165 @@
+"""``lockguard fence`` as an operator uses it: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from lockguard_asyncpg import SCHEMA_VERSION
+from lockguard_asyncpg.cli import fence
+
+if TYPE_CHECKING:
+    from lockguard.testing import PostgresServer
+
+Run = "Callable[..., Result]"
+
+
+@pytest.fixture
+def run(database_url: str) -> Run:
+    def call(*args: str, url: str = database_url, code: int = 0) -> Any:
+        result = CliRunner().invoke(fence, args, env={"LOCKGUARD_DATABASE_URL": url, "COLUMNS": "200"})
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return call
+
+
+@pytest.fixture
+def installed(run: Run, postgres_server: PostgresServer, database_url: str) -> Run:
+    run("install")
+    return run
+
+
+def psql(server: PostgresServer, url: str, statement: str) -> None:
+    import asyncio
+
+    import asyncpg
+
+    async def go() -> None:
+        conn = await asyncpg.connect(url)
+        try:
+            await conn.execute(statement)
+        finally:
+            await conn.close()
+
+    asyncio.run(go())
+
+
+def test_install_says_what_it_did(run: Run) -> None:
+    assert f"version {SCHEMA_VERSION} now (before: none)" in run("install").output
+    assert "already" in run("install").output
+    assert "already" in run("upgrade").output
+
+
+def test_sql_is_a_script_that_installs(run: Run, postgres_server: PostgresServer, database_url: str) -> None:
+    psql(postgres_server, database_url, run("sql").output)
+    assert "already" in run("upgrade").output
+
+
+def test_an_older_schema_is_shown_and_upgraded(
+    run: Run, postgres_server: PostgresServer, database_url: str
+) -> None:
+    whole, newer = run("sql").output, run("sql", "--after", "1").output
+    first = whole[: whole.index("-- 0002")] + "commit;"
+    psql(postgres_server, database_url, first)
+    assert "run `lockguard fence upgrade`" in run("status").output
+    assert (
+        "run `lockguard fence upgrade`"
+        in run("protect", "pg_class", "--resource", "{relname}", code=2).output
+    )
+    assert "(before: 1)" in run("upgrade").output
+    assert "-- 0002" in newer
+    assert "-- 0001" not in newer
+
+
+def test_status_shows_holders_and_protected_tables(
+    installed: Run, postgres_server: PostgresServer, database_url: str
+) -> None:
+    assert "no resource was ever sealed" in installed("status").output
+    psql(
+        postgres_server,
+        database_url,
+        "create table position (symbol text, price numeric);"
+        "select lockguard.seal('binance:APTUSDT', 7, gen_random_uuid(), 'host/12/bot', 'open', 1000);",
+    )
+    done = installed("protect", "position", "--resource", "binance:{symbol}", "--exempt", "price")
+    assert done.output == "position is protected as binance:{symbol}; price may change without a lease\n"
+    shown = installed("status").output
+    for part in ("binance:APTUSDT", "host/12/bot", "open", "position", "binance:{symbol}", "price"):
+        assert part in shown
+    facts = json.loads(installed("status", "--json").output)
+    assert facts["version"] == SCHEMA_VERSION
+    assert (facts["resources"][0]["token"], facts["resources"][0]["is_open"]) == (7, True)
+    assert facts["protected"] == [
+        {"table": '"position"', "resource": "binance:{symbol}", "exempt": ["price"], "enabled": True}
+    ]
+    assert "unprotect" in installed("uninstall", "--confirm", code=2).output
+    assert "no longer" in installed("unprotect", "position").output
+    assert "was not" in installed("unprotect", "position").output
+    assert "1 resources would be forgotten" in installed("uninstall", code=2).output
+    assert installed("uninstall", "--confirm").output == "removed\n"
+    assert "no lockguard schema" in installed("uninstall").output
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("protect", "nowhere.positions", "--resource", "{a}"), "there is no table 'nowhere.positions'"),
+        (("protect", "positions", "--resource", "{a}"), "there is no table 'positions'"),
+        (("protect", "a b c.", "--resource", "{a}"), "there is no table"),
+        (("protect", "lockguard.audit", "--resource", "{pair}"), "names a column 'pair'"),
+        (("protect", "lockguard.audit", "--resource", "fixed"), "write columns in braces"),
+        (("protect", "lockguard.audit", "--resource", "{actor}", "--exempt", "x"), "cannot exempt x"),
+        (("install", "--grant-to", "nobody_at_all"), "no role 'nobody_at_all'"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_two(
+    installed: Run, args: tuple[str, ...], says: str
+) -> None:
+    output = installed(*args, code=2).output
+    assert says in output
+    assert output.startswith("Error: ") or output.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("upgrade",), ("protect", "pg_class", "--resource", "{relname}")]
+)
+def test_a_missing_schema_names_the_remedy(run: Run, command: tuple[str, ...]) -> None:
+    assert "run `lockguard fence install`" in run(*command, code=2).output
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://bot:hunter2@127.0.0.1:1/x",
+        "postgresql://bot:hunter2@127.0.0.1:notaport/x",
+        "mysql://bot:hunter2@127.0.0.1/x",
+    ],
+)
+def test_a_database_out_of_reach_is_one_line_without_the_password(run: Run, url: str) -> None:
+    output = run("status", url=url, code=2).output
+    assert "cannot connect" in output
+    assert "hunter2" not in output
+    assert len(output.splitlines()) == 1
+
+
+def test_too_little_privilege_names_the_grant(
+    installed: Run, postgres_server: PostgresServer, database_url: str
+) -> None:
+    psql(postgres_server, database_url, "create role poor_bot login")
+    try:
+        poor = database_url.replace("postgres@", "poor_bot@", 1)
+        assert poor != database_url
+        assert "GRANT lockguard_app" in installed("status", url=poor, code=2).output
+        installed("install", "--grant-to", "poor_bot")
+        assert "schema version" in installed("status", url=poor).output
+        assert (
+            "takes a role that owns"
+            in installed("protect", "lockguard.audit", "--resource", "{actor}", url=poor, code=2).output
+        )
+    finally:
+        psql(postgres_server, database_url, "drop owned by poor_bot; drop role poor_bot")
