@@ -1,0 +1,227 @@
+"""What a race is, and what came of it: plain values that travel between its processes as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from lockguard.errors import ConfigurationError
+
+__all__ = [
+    "SCENARIOS",
+    "Crewman",
+    "RaceResult",
+    "RaceSettings",
+    "Report",
+    "Role",
+    "Scenario",
+    "StaleWrites",
+]
+
+Scenario: TypeAlias = Literal["A", "B", "C", "D", "stress"]
+Role: TypeAlias = Literal["opener", "syncer", "cleaner", "both"]
+
+SCENARIOS: dict[Scenario, str] = {
+    "A": "signal and signal: every process opens every symbol at the same moment",
+    "B": "signal and sync: one process syncs while the others open",
+    "C": "retry after rollback: the first stop of every symbol is refused, and another process tries again",
+    "D": "clean-up and signal: one process cleans up what looks incomplete while the others open",
+    "stress": "every process opens every symbol at a random moment, and syncs all the time",
+}
+
+_PROCESSES_MAX = 32
+_OPENS_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class RaceSettings:
+    """One race.
+
+    Attributes:
+        redis_url: the locks' server; one for tests, as the locks carry real symbols' names.
+        database_url: a database on a server where a scratch database may be made for the race.
+        exchange_url: a local exchange (``lockguard exchange serve``); it is reset.
+        scenario: one of :data:`SCENARIOS`.
+        guard: with the guard, on the latest schema; or the unguarded flow on the schema of version 1.
+        processes: at least two.
+        opens: how many positions are to be opened; one a symbol and round.
+        time_scale: what the flow's own fixed waits are multiplied by (3 s for the settlement).
+        seed: of everything random.
+        symbols: at most so many in one round; all that the exchange has by default.
+        latency_ms: of every request to the exchange.
+        stagger_ms: between the opens of one process, on average.
+        ttl_ms: of the leases.
+        keep_database: leave the scratch database there when it is over.
+        connect_s: how long to go on trying to reach the servers.
+    """
+
+    redis_url: str
+    database_url: str
+    exchange_url: str
+    scenario: Scenario = "B"
+    guard: bool = True
+    processes: int = 2
+    opens: int = 25
+    time_scale: float = 0.05
+    seed: int = 1
+    symbols: int | None = None
+    latency_ms: int = 30
+    stagger_ms: int = 120
+    ttl_ms: int = 5_000
+    keep_database: bool = False
+    connect_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.scenario not in get_args(Scenario):
+            raise ConfigurationError(f"scenario {self.scenario!r} is not one of {', '.join(SCENARIOS)}")
+        if not 2 <= self.processes <= _PROCESSES_MAX:
+            raise ConfigurationError(f"processes={self.processes}: a race needs 2 to {_PROCESSES_MAX}")
+        if not 1 <= self.opens <= _OPENS_MAX:
+            raise ConfigurationError(f"opens={self.opens} must be from 1 to {_OPENS_MAX}")
+        if not 0 < self.time_scale <= 10:
+            raise ConfigurationError(f"time_scale={self.time_scale} must be above 0 and at most 10")
+
+    def roles(self) -> tuple[Role, ...]:
+        """What each process does."""
+        first: Role = "both" if self.scenario == "stress" else "opener"
+        others: dict[Scenario, Role] = {"B": "syncer", "D": "cleaner"}
+        last = others.get(self.scenario, first)
+        return (*[first] * (self.processes - 1), last)
+
+
+@dataclass(frozen=True, slots=True)
+class Crewman:
+    """What one process of a race is told at its start."""
+
+    settings: RaceSettings
+    role: Role
+    number: int
+
+    def encode(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, line: str) -> Crewman:
+        """What :meth:`encode` made."""
+        data = json.loads(line)
+        return cls(**{**data, "settings": RaceSettings(**data["settings"])})
+
+
+@dataclass(slots=True)
+class Report:
+    """What one process saw in one round; or the sum of several.
+
+    Attributes:
+        opened: opens that ended with a position of their own.
+        refused: opens that ended without, as they should: there was one already, or somebody else held it.
+        failed: opens that were rolled back, or are in doubt.
+        skipped: symbols that a sync pass left to whoever held them.
+        passes: sync or clean-up passes.
+        violations: symbols where a unique index was violated.
+        stale_refused: writes that Postgres refused because their token was stale.
+        leases_lost: leases that ended under their body.
+        errors: anything else, as text.
+        open_ms: how long each successful open took.
+    """
+
+    opened: int = 0
+    refused: int = 0
+    failed: int = 0
+    skipped: int = 0
+    passes: int = 0
+    violations: list[str] = field(default_factory=list)
+    stale_refused: int = 0
+    leases_lost: int = 0
+    errors: list[str] = field(default_factory=list)
+    open_ms: list[float] = field(default_factory=list)
+
+    def encode(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    def add(self, other: Report) -> None:
+        """Add what another process, or another round, saw."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True)
+class StaleWrites:
+    """Writes of holders whose lease had ended."""
+
+    attempted: int = 0
+    refused: int = 0
+    committed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RaceResult:
+    """What came of a race.
+
+    Attributes:
+        opens: how many positions were to be opened.
+        duplicates: for how many of them two rows were open at once, the unique index was violated, or the
+            exchange entered a position that was open.
+        overlapping_rows: for how many of them two rows were open at once.
+        unique_violations: for how many of them the unique index was violated.
+        double_entries: for how many of them the exchange entered a position that was open, by its own record.
+        without_stop: positions without a stop on the exchange at the end of a round, by its own record.
+        orphan_stops: stops without a position, the same.
+        stale_writes: writes under a token that was not in force.
+        skipped: symbols that sync passes left to whoever held them.
+        passes: sync or clean-up passes.
+        rolled_back: opens that ended without a position.
+        errors: what else went wrong, as text.
+        open_ms_median: how long a successful open took.
+        database: the scratch database, if it was kept.
+    """
+
+    settings: RaceSettings
+    opens: int
+    duplicates: int
+    overlapping_rows: int
+    unique_violations: int
+    double_entries: int
+    without_stop: int
+    orphan_stops: int
+    stale_writes: StaleWrites
+    skipped: int
+    passes: int
+    rolled_back: int
+    errors: tuple[str, ...]
+    open_ms_median: float | None
+    seconds: float
+    database: str | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing happened that the guard is there to prevent."""
+        return not (
+            self.duplicates
+            or self.double_entries
+            or self.without_stop
+            or self.stale_writes.committed
+            or self.errors
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``; without URLs, which may hold passwords."""
+        values = {
+            name: value
+            for name, value in asdict(replace(self, settings=cast("RaceSettings", None))).items()
+            if name != "settings"
+        }
+        median = None if self.open_ms_median is None else round(self.open_ms_median, 1)
+        return {
+            "scenario": self.settings.scenario,
+            "guard": self.settings.guard,
+            "processes": self.settings.processes,
+            "time_scale": self.settings.time_scale,
+            "seed": self.settings.seed,
+            **values,
+            "errors": list(self.errors),
+            "open_ms_median": median,
+            "seconds": round(self.seconds, 3),
+        }

@@ -1,0 +1,281 @@
+"""One process of a race: ``python -m lockguard_positions.race_worker``.
+
+It is told what it is by the first line of its standard input, says ``ready`` when it is connected, and then
+plays one round for each line that it is given. It ends when its standard input does: so it dies with its
+parent, however that dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from decimal import ROUND_UP, Decimal
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard_asyncpg import PostgresFence
+from lockguard_ccxt import GuardedExchange, Patience, decimal_of, rules_of
+from lockguard_ccxt.testing import connect
+from lockguard_positions.errors import DuplicatePosition
+from lockguard_positions.manager import AtomicPositionManager
+from lockguard_positions.model import AlreadyOpen, Opened
+from lockguard_positions.naive import SETTLEMENT, NaiveManager
+from lockguard_positions.race_settings import Crewman, Report
+from lockguard_positions.venue import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["main"]
+
+_EXCHANGE = "binance"
+_STOP_PERCENT = Decimal(2)
+_WORTH = Decimal(60)
+_POOL_MAX = 12
+_PASS_GAP_S = 0.02
+_INCOMPLETE_AFTER = timedelta(seconds=2)
+"""What the unguarded clean-up takes for dead, at time scale 1."""
+
+
+class _Bot:
+    """The bot of this process, with the guard or without."""
+
+    def __init__(self, crewman: Crewman, client: Any, manager: AtomicPositionManager | NaiveManager) -> None:
+        self._settings = crewman.settings
+        self._client = client
+        self._manager = manager
+        self._prices: dict[str, Decimal] = {}
+
+    async def prepare(self) -> None:
+        """Learn the prices, so that a signal has one."""
+        for symbol, ticker in (await self._client.fetch_tickers()).items():
+            price = decimal_of(ticker.get("last"))
+            if price:
+                self._prices[symbol] = price
+
+    def unified(self, symbol: str) -> str:
+        return str(self._client.market(symbol)["symbol"])
+
+    async def open(self, symbol: str, report: Report) -> None:
+        """One signal."""
+        price = self._prices[symbol]
+        rules = rules_of(self._client, self._client.market(symbol))
+        steps = (
+            max(_WORTH, (rules.cost_min or Decimal(0)) * 2) / price / rules.amount_step
+        ).to_integral_value(ROUND_UP)
+        quantity = steps * rules.amount_step
+        started = SYSTEM_CLOCK.now()
+        if isinstance(self._manager, NaiveManager):
+            naive = await self._manager.open_position_atomic(
+                f"race {symbol}", symbol, "long", quantity, price, _STOP_PERCENT
+            )
+            report.violations += [symbol] if naive.unique_violation else []
+            report.refused += naive.existing
+            done = naive.error is None and not naive.existing
+            report.failed += naive.error is not None
+        else:
+            result = await self._manager.open_position_atomic(
+                f"race {symbol}", symbol, _EXCHANGE, "long", quantity, price, _STOP_PERCENT
+            )
+            done = isinstance(result, Opened)
+            report.refused += isinstance(result, AlreadyOpen)
+            report.failed += not isinstance(result, AlreadyOpen | Opened)
+        if done:
+            report.opened += 1
+            report.open_ms.append((SYSTEM_CLOCK.now() - started) * 1000)
+
+    async def sync(self, report: Report) -> None:
+        """One pass."""
+        report.passes += 1
+        if isinstance(self._manager, NaiveManager):
+            await self._manager.sync_exchange_positions(stop_loss_percent=_STOP_PERCENT)
+        else:
+            passed = await self._manager.sync_exchange_positions(_EXCHANGE)
+            report.skipped += len(passed.skipped)
+
+    async def clean_up(self, report: Report) -> None:
+        """One clean-up of what looks incomplete."""
+        report.passes += 1
+        if isinstance(self._manager, NaiveManager):
+            await self._manager.clean_up(_INCOMPLETE_AFTER * self._settings.time_scale)
+        else:
+            passed = await self._manager.recover(_EXCHANGE)
+            report.skipped += len(passed.skipped)
+
+
+class _Player:
+    """Plays rounds."""
+
+    def __init__(self, crewman: Crewman, bot: _Bot) -> None:
+        self._crewman = crewman
+        self._bot = bot
+        self.stopping = asyncio.Event()
+
+    async def play(self, symbols: list[str], seed: int) -> Report:
+        """One round; passes go on until :attr:`stopping` is set."""
+        self.stopping.clear()
+        report = Report()
+        role = self._crewman.role
+        async with asyncio.TaskGroup() as group:
+            if role in {"syncer", "both"}:
+                group.create_task(self._repeat(self._bot.sync, report))
+            if role == "cleaner":
+                group.create_task(self._repeat(self._bot.clean_up, report))
+            if role in {"opener", "both"}:
+                await self._open_all(symbols, seed, report)
+            _say({"opened": True})
+            await self.stopping.wait()
+        return report
+
+    async def settle(self) -> Report:
+        """A pass after all is over, as any bot makes one sooner or later."""
+        report = Report()
+        await self._tell(self._bot.sync(report), report)
+        return report
+
+    async def _open_all(self, symbols: list[str], seed: int, report: Report) -> None:
+        mine = self._share(symbols)
+        delays_s = self._delays_s(len(mine), seed)
+        async with asyncio.TaskGroup() as group:
+            for symbol, delay_s in zip(mine, delays_s, strict=True):
+                group.create_task(self._open_one(self._bot.unified(symbol), delay_s, report))
+
+    def _share(self, symbols: list[str]) -> list[str]:
+        settings, number = self._crewman.settings, self._crewman.number
+        if settings.scenario in {"B", "D"}:
+            return symbols[number :: settings.processes - 1]
+        return symbols
+
+    def _delays_s(self, count: int, seed: int) -> list[float]:
+        settings, number = self._crewman.settings, self._crewman.number
+        together = settings.scenario in {"A", "C"}
+        dice = random.Random(f"{seed}" if together else f"{seed}/{number}")  # noqa: S311 - a schedule
+        stagger_s = settings.stagger_ms / 1000
+        delays = [stagger_s * (i + dice.random()) for i in range(count)]
+        if settings.scenario == "stress":
+            dice.shuffle(delays)
+        if settings.scenario == "C":
+            # The first process is by then at, or just before, its rollback.
+            waited_s = 0.0 if settings.guard else SETTLEMENT.total_seconds() * settings.time_scale
+            late_s = number * (waited_s + 2.5 * settings.latency_ms / 1000)
+            return [delay + late_s for delay in delays]
+        return delays
+
+    async def _open_one(self, symbol: str, delay_s: float, report: Report) -> None:
+        await asyncio.sleep(delay_s)
+        await self._tell(self._bot.open(symbol, report), report, symbol)
+        _say({"progress": 1})
+
+    async def _repeat(self, action: Callable[[Report], Awaitable[None]], report: Report) -> None:
+        while not self.stopping.is_set():
+            await self._tell(action(report), report)
+            await asyncio.sleep(_PASS_GAP_S)
+
+    async def _tell(self, action: Awaitable[None], report: Report, symbol: str = "") -> None:
+        """Run it and note how it ended: a race goes on."""
+        try:
+            await action
+        except ResourceBusy:
+            report.refused += 1
+        except StaleToken:
+            report.stale_refused += 1
+        except LeaseLost:
+            report.leases_lost += 1
+        except (DuplicatePosition, asyncpg.UniqueViolationError):
+            report.violations.append(symbol)
+        except Exception as exc:  # noqa: BLE001 - whatever it was belongs in the result
+            report.errors.append(f"{symbol}: {type(exc).__name__}: {exc}"[:300])
+
+
+async def _set_up(stack: AsyncExitStack, crewman: Crewman) -> _Bot:
+    settings = crewman.settings
+    pool = await stack.enter_async_context(
+        asyncpg.create_pool(settings.database_url, min_size=1, max_size=_POOL_MAX)
+    )
+    client = connect(settings.exchange_url)
+    stack.push_async_callback(client.close)
+    await client.load_markets()
+    manager: AtomicPositionManager | NaiveManager
+    if settings.guard:
+        fence_pool = await stack.enter_async_context(
+            asyncpg.create_pool(settings.database_url, min_size=1, max_size=_POOL_MAX)
+        )
+        guard = await stack.enter_async_context(
+            LockGuard.from_url(
+                settings.redis_url,
+                fence=PostgresFence(fence_pool),
+                ttl=timedelta(milliseconds=settings.ttl_ms),
+                wait=timedelta(seconds=30),
+            )
+        )
+        exchange = GuardedExchange(
+            client,
+            patience=Patience(search=timedelta(seconds=1), poll=timedelta(milliseconds=50)),
+        )
+        pace = Pace(
+            poll=timedelta(milliseconds=50),
+            grace=timedelta(seconds=10) * settings.time_scale,
+        )
+        manager = AtomicPositionManager(guard, pool, [exchange], pace=pace)
+    else:
+        manager = NaiveManager(pool, client, time_scale=settings.time_scale)
+    bot = _Bot(crewman, client, manager)
+    await bot.prepare()
+    return bot
+
+
+async def _run() -> None:
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    listening = asyncio.create_task(_listen(lines))
+    crewman = Crewman.decode(await lines.get())
+    async with AsyncExitStack() as stack:
+        player = _Player(crewman, await _set_up(stack, crewman))
+        _say({"ready": True})
+        playing: asyncio.Task[Report] | None = None
+        while True:
+            command = json.loads(await lines.get())
+            match command["do"]:
+                case "play":
+                    playing = asyncio.create_task(player.play(command["symbols"], command["seed"]))
+                case "stop" if playing is not None:
+                    player.stopping.set()
+                    _say({"report": (await playing).encode()})
+                case "settle":
+                    _say({"report": (await player.settle()).encode()})
+                case "end":
+                    break
+    listening.cancel()
+
+
+async def _listen(lines: asyncio.Queue[str]) -> None:
+    """Pass the standard input on, and end the process with it."""
+    reader = asyncio.StreamReader(limit=1 << 20)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    while line := await reader.readline():
+        lines.put_nowait(line.decode())
+    # The parent is gone: nothing that is left to do here could matter to anybody.
+    os._exit(3)
+
+
+def _say(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Play until the standard input ends."""
+    asyncio.run(_run())
+
+
+if __name__ == "__main__":
+    main()
