@@ -1,9 +1,7 @@
 """What a transaction presents to the fence, and the SQL text that presents it together with BEGIN.
 
-asyncpg sends BEGIN by itself and parameters only in a message of their own, so a check with parameters
-costs one more round trip in every transaction. Instead BEGIN, the limits and the checks leave as one
-simple query. That needs literals; here they are digits and hexadecimal digits only, the resource's name
-being the hex of its UTF-8 bytes, so nothing in a name can be read as SQL.
+BEGIN, the limits and the checks leave as one simple query. A check with parameters would cost one more
+round trip in every transaction, since asyncpg sends parameters only in a message of their own.
 """
 
 from __future__ import annotations
@@ -12,11 +10,11 @@ import itertools
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from lockguard.context import current_leases
 from lockguard.errors import LeaseNotHeld
 from lockguard.lease import GrantId, Lease, Resource, Token
+from lockguard_asyncpg.literals import number, text, uuid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,12 +47,10 @@ class Claim:
     grant: GrantId
 
     def check_sql(self, sequence: int | None = None) -> str:
-        """The check as SQL text made of digits only; see the module's docstring."""
-        name = self.resource.encode().hex()
-        number = "null" if sequence is None else f"{sequence:d}"
+        """The check as a simple query."""
         return (
-            f"select lockguard.check(convert_from(decode('{name}','hex'),'UTF8'),"
-            f"{self.token:d},'{UUID(self.grant).hex}',{number});"
+            f"select lockguard.check({text(self.resource)},{number(self.token)},{uuid(self.grant)},"
+            f"{number(sequence)});"
         )
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import timedelta
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import asyncpg
 
@@ -20,17 +20,13 @@ from lockguard.errors import FenceUnavailable
 from lockguard.lease import Grant, Resource, Token
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.wire import unfenced
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 __all__ = ["PostgresFence", "resolve"]
-
-_SEAL = "select accepted, token from lockguard.seal($1, $2, $3, $4, $5, $6)"
-_CLOSE = "select lockguard.close($1, $2, $3, $4)"
-_BREAK = "select lockguard.break_($1, $2, $3)"
-_RESOLVE = "select lockguard.resolve($1, $2, $3, $4)"
 
 _ATTEMPTS_MAX = 20
 _PAUSE_FIRST_S = 0.01
@@ -59,11 +55,13 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
-        who = (_storable(grant.holder), _storable(grant.operation))
-        args = (grant.resource, grant.token, UUID(grant.id), *who)
-        row = await _call(self._pool, _SEAL, args, resource=grant.resource, within=within)
-        token = Token(row["token"])
-        return Sealed(token) if row["accepted"] else Outrun(token)
+        call = (
+            f"* from lockguard.seal({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
+            f"{text(grant.holder)},{text(grant.operation)},"
+        )
+        accepted, current = await _call(self._pool, call, resource=grant.resource, within=within)
+        token = Token(int(current))
+        return Sealed(token) if accepted == "t" else Outrun(token)
 
     async def close(self, grant: Grant, *, within: timedelta) -> None:
         """Accept no more writes of ``grant``; waits for its own open transactions.
@@ -72,8 +70,8 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
-        args = (grant.resource, grant.token, UUID(grant.id))
-        await _call(self._pool, _CLOSE, args, resource=grant.resource, within=within)
+        call = f"lockguard.close({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
+        await _call(self._pool, call, resource=grant.resource, within=within)
 
     async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
         """Accept no more writes of whoever holds ``resource``; the reason is kept in ``lockguard.audit``.
@@ -82,8 +80,9 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
-        row = await _call(self._pool, _BREAK, (resource, _storable(reason)), resource=resource, within=within)
-        return Token(row[0])
+        call = f"lockguard.break_({text(resource)},{text(reason)},"
+        (token,) = await _call(self._pool, call, resource=resource, within=within)
+        return Token(int(token))
 
 
 async def resolve(
@@ -97,20 +96,13 @@ async def resolve(
         FenceUnavailable: no answer within ``within``; ask again.
     """
     assert error.token is not None
-    args = (error.resource, error.token, error.sequence)
-    row = await _call(pool, _RESOLVE, args, resource=error.resource, within=within)
-    return bool(row[0])
+    call = f"lockguard.resolve({text(error.resource)},{number(error.token)},{number(error.sequence)},"
+    (committed,) = await _call(pool, call, resource=error.resource, within=within)
+    return committed == "t"
 
 
-def _storable(text: str) -> str:
-    """Text that Postgres can keep: no NUL and no lone surrogates, which would fail the whole acquire."""
-    return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
-
-
-async def _call(
-    pool: asyncpg.Pool[Any], query: str, args: tuple[Any, ...], *, resource: str, within: timedelta
-) -> asyncpg.Record:
-    """Run a repeatable statement until it is done or ``within`` is over."""
+async def _call(pool: asyncpg.Pool[Any], call: str, *, resource: str, within: timedelta) -> list[str]:
+    """Make a repeatable call, whose last argument is its bound, until it is done or ``within`` is over."""
     failure: Exception | None = None
     try:
         async with asyncio.timeout(within.total_seconds()) as scope:
@@ -122,7 +114,7 @@ async def _call(
                 # A little less than is left, so that the server's own answer, which says why, comes first.
                 left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
                 try:
-                    return await _once(pool, query, (*args, left_ms))
+                    return await _once(pool, f"select {call}{left_ms:d})")
                 except DATABASE_ERRORS as exc:
                     failure = exc
                     if not _passing(exc):
@@ -156,14 +148,15 @@ def _failed(failure: Exception | None, *, resource: str, within: timedelta) -> F
     return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
 
 
-async def _once(pool: asyncpg.Pool[Any], query: str, args: tuple[Any, ...]) -> asyncpg.Record:
+async def _once(pool: asyncpg.Pool[Any], query: str) -> list[str]:
+    """One simple query and the fields of its one row, by way of COPY: the only such query that gives rows."""
+    answer = BytesIO()
     conn: PoolConnectionProxy[Any] = await pool.acquire()
     try:
         with unfenced():  # a seal under another lease is not that lease's write
-            row: asyncpg.Record | None = await conn.fetchrow(query, *args)
-        assert row is not None
-        return row
+            await conn.copy_from_query(query, output=answer)
     finally:
         # A silent server must not hold the caller beyond its bound: asyncpg then drops the connection.
         with contextlib.suppress(TimeoutError):
             await pool.release(conn, timeout=_RELEASE_S)
+    return answer.getvalue().decode().rstrip("\n").split("\t")

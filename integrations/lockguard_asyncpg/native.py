@@ -8,6 +8,10 @@ The write becomes a data-modifying CTE and the check the condition of the query 
 Postgres runs a data-modifying CTE to its end whatever the outer query reads, and evaluates a condition
 without columns once, also when no row was written. Whether the check comes before or after the write does
 not matter: either it fails the statement or it holds the fence's row until the statement has committed.
+
+With ``statement_cache_size=0``, as behind a pooler in transaction mode, asyncpg needs two messages for a
+statement with parameters, and the pooler may give them to two servers. The write then goes in a transaction
+of its own, which is two round trips more.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import asyncpg
 
 from lockguard_asyncpg.claims import Limits, entry_for, leases_for, next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, stale
-from lockguard_asyncpg.wire import unfenced
+from lockguard_asyncpg.transaction import FencedTransaction
+from lockguard_asyncpg.wire import bare, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["fenced_execute", "fenced_fetch", "fenced_fetchrow", "fenced_fetchval"]
 
 _LIMITS = Limits()
+# Whether a connection keeps prepared statements, which is switched off behind a pooler.
+_CACHES = "_stmt_cache_enabled"
 
 
 async def fenced_fetch(
@@ -101,7 +108,31 @@ async def _send(
     timeout_s: float | None,
     returning: bool,
 ) -> list[asyncpg.Record]:
-    leases, sequence = leases_for(lease), next_sequence()
+    leases = leases_for(lease)
+    if isinstance(target, asyncpg.Pool):
+        for held in leases:
+            held.ensure()
+        async with target.acquire() as conn:
+            return await _send(conn, query, args, lease=leases, timeout_s=timeout_s, returning=returning)
+    if target.is_in_transaction() or getattr(bare(target), _CACHES):
+        return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning)
+    async with FencedTransaction(target, leases):
+        if returning:
+            return list(await target.fetch(query, *args, timeout=timeout_s))
+        await target.execute(query, *args, timeout=timeout_s)
+        return []
+
+
+async def _one(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    query: str,
+    args: tuple[object, ...],
+    leases: Sequence[Lease],
+    *,
+    timeout_s: float | None,
+    returning: bool,
+) -> list[asyncpg.Record]:
+    sequence = next_sequence()
     entry = entry_for(leases, sequence=sequence, limits=_LIMITS)
     first = entry.claims[0]
     # Scalars, not arrays: asyncpg would ask the server about an array's type on each new connection.
@@ -109,10 +140,10 @@ async def _send(
     for claim in entry.claims:
         presented += claim.resource, claim.token, UUID(claim.grant), sequence if claim is first else None
     text = _wrapped(query, len(args), leases=len(entry.claims), returning=returning)
-    inside = not isinstance(target, asyncpg.Pool) and target.is_in_transaction()
+    inside = conn.is_in_transaction()
     try:
         with unfenced():
-            return list(await target.fetch(text, *args, *presented, timeout=timeout_s))
+            return list(await conn.fetch(text, *args, *presented, timeout=timeout_s))
     except DATABASE_ERRORS as exc:
         if (refusal := stale(exc)) is not None:
             raise refusal from exc
