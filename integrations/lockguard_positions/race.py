@@ -161,7 +161,7 @@ async def _patiently(
         except worth_waiting as exc:
             if SYSTEM_CLOCK.now() >= until:
                 raise ConfigurationError(
-                    f"{what} could not be reached in {settings.connect_s:g} s: {_line(exc)}; check its URL"
+                    f"{what} could not be reached in {settings.connect_s:g} s: {_line(exc)}"
                 ) from exc
             await asyncio.sleep(_RETRY_S)
 

@@ -85,9 +85,9 @@ class RaceSettings:
     def roles(self) -> tuple[Role, ...]:
         """What each process does."""
         first: Role = "both" if self.scenario == "stress" else "opener"
-        others: dict[Scenario, Role] = {"B": "syncer", "D": "cleaner"}
-        last = others.get(self.scenario, first)
-        return (*[first] * (self.processes - 1), last)
+        lasts: dict[Scenario, Role] = {"B": "syncer", "D": "cleaner"}
+        last = self.processes - 1
+        return tuple(lasts.get(self.scenario, first) if n == last else first for n in range(last + 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from lockguard_positions.errors import DuplicatePosition
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.model import AlreadyOpen, Opened
 from lockguard_positions.naive import SETTLEMENT, NaiveManager
+from lockguard_positions.race_imports import import_lean
 from lockguard_positions.race_settings import Crewman, Report
 from lockguard_positions.venue import Pace
 
@@ -200,6 +201,7 @@ async def _set_up(stack: AsyncExitStack, crewman: Crewman) -> _Bot:
     pool = await stack.enter_async_context(
         asyncpg.create_pool(settings.database_url, min_size=1, max_size=_POOL_MAX)
     )
+    import_lean("binanceusdm")
     client = connect(settings.exchange_url)
     stack.push_async_callback(client.close)
     await client.load_markets()

@@ -1,0 +1,203 @@
+"""``lockguard race``: the race kit as a command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+try:
+    import click
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+except ImportError as missing:
+    raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
+
+from lockguard.errors import ConfigurationError, LockguardError
+from lockguard_positions.race_settings import SCENARIOS, RaceResult, RaceSettings, Scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["race", "result_table"]
+
+_UNCLEAN = 1
+_MISTAKE = 2
+
+
+@click.command(epilog="\n".join(f"\b\n{name}: {text}" for name, text in SCENARIOS.items()))
+@click.option(
+    "--scenario", type=click.Choice(list(SCENARIOS)), default="B", show_default=True, help="Which race."
+)
+@click.option("--guard/--no-guard", default=True, help="With lockguard, or the flow without it.")
+@click.option("--processes", type=int, default=2, show_default=True, help="Operating system processes.")
+@click.option("--opens", type=int, default=25, show_default=True, help="Positions to open.")
+@click.option(
+    "--time-scale",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="What the flow's own fixed waits (3 s for the settlement) are multiplied by.",
+)
+@click.option("--latency-ms", type=int, default=30, show_default=True, help="Of each exchange request.")
+@click.option("--stagger-ms", type=int, default=120, show_default=True, help="Between a process's opens.")
+@click.option("--ttl-ms", type=int, default=5_000, show_default=True, help="Life of the leases.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of everything random.")
+@click.option(
+    "--redis",
+    "redis_url",
+    envvar="LOCKGUARD_REDIS_URL",
+    help="A Redis for tests.  [default: an embedded one]",
+)
+@click.option(
+    "--database",
+    "database_url",
+    envvar="LOCKGUARD_DATABASE_URL",
+    help="A Postgres where a scratch database may be made.  [default: an embedded one]",
+)
+@click.option(
+    "--exchange",
+    "exchange_url",
+    envvar="LOCKGUARD_EXCHANGE_URL",
+    help="A local exchange; it is reset.  [default: an embedded one]",
+)
+@click.option("--keep-database", is_flag=True, help="Leave the scratch database there.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write the result there too.",
+)
+def race(
+    *,
+    scenario: Scenario,
+    guard: bool,
+    processes: int,
+    opens: int,
+    time_scale: float,
+    latency_ms: int,
+    stagger_ms: int,
+    ttl_ms: int,
+    seed: int,
+    redis_url: str | None,
+    database_url: str | None,
+    exchange_url: str | None,
+    keep_database: bool,
+    json_file: Path | None,
+) -> None:
+    """Race the open of positions against itself in real processes, and count what went wrong.
+
+    Ends with 0 when nothing did (without the guard: when it ran), 1 when something did.
+    """
+    console = Console()
+    try:
+        settings = RaceSettings(
+            redis_url=redis_url or "",
+            database_url=database_url or "",
+            exchange_url=exchange_url or "",
+            scenario=scenario,
+            guard=guard,
+            processes=processes,
+            opens=opens,
+            time_scale=time_scale,
+            seed=seed,
+            latency_ms=latency_ms,
+            stagger_ms=stagger_ms,
+            ttl_ms=ttl_ms,
+            keep_database=keep_database,
+        )
+        with _bar(console) as bar:
+            task = bar.add_task(f"scenario {scenario}", total=opens)
+            result = asyncio.run(_race(settings, lambda done, _: bar.update(task, completed=done), console))
+    except (LockguardError, ImportError) as exc:
+        raise _Mistake(str(exc)) from exc
+    console.print(result_table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
+    if guard and not result.clean:
+        raise SystemExit(_UNCLEAN)
+
+
+class _Mistake(click.ClickException):
+    """The user's mistake, told in one line."""
+
+    exit_code = _MISTAKE
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+async def _race(
+    settings: RaceSettings, on_progress: Callable[[int, int], None], console: Console
+) -> RaceResult:
+    """Run it, on embedded servers where no others are given."""
+    try:
+        from lockguard_positions.race import run_race  # noqa: PLC0415 - its extras may be missing
+    except ImportError as exc:
+        raise ConfigurationError(str(exc)) from exc
+    async with AsyncExitStack() as stack:
+        if not settings.redis_url:
+            from lockguard.testing import RedisServer  # noqa: PLC0415 - the same
+
+            redis = await stack.enter_async_context(RedisServer())
+            console.print(f"Redis:    {redis.binary}", highlight=False)
+            settings = replace(settings, redis_url=redis.url)
+        if not settings.database_url:
+            from lockguard.testing import PostgresServer  # noqa: PLC0415 - the same
+
+            postgres = await stack.enter_async_context(PostgresServer(max_connections=400))
+            console.print(f"Postgres: {postgres.binary}", highlight=False)
+            settings = replace(settings, database_url=postgres.url)
+        if not settings.exchange_url:
+            from lockguard_ccxt.testing import LocalExchange  # noqa: PLC0415 - the same
+
+            exchange = await stack.enter_async_context(LocalExchange())
+            console.print(f"exchange: local, {exchange.url}", highlight=False)
+            settings = replace(settings, exchange_url=exchange.url)
+        return await run_race(settings, on_progress=on_progress)
+
+
+def result_table(result: RaceResult) -> Table:
+    """What came of a race, for a terminal."""
+    settings = result.settings
+    guard = "with the guard" if settings.guard else "without the guard"
+    table = Table(title=f"Scenario {settings.scenario}, {settings.processes} processes, {guard}")
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    rows: list[tuple[str, int, bool]] = [
+        ("opens", result.opens, False),
+        ("duplicates", result.duplicates, True),
+        ("  two rows open at once", result.overlapping_rows, True),
+        ("  unique index violated", result.unique_violations, True),
+        ("  entered twice on the exchange", result.double_entries, True),
+        ("positions without a stop", result.without_stop, True),
+        ("stops without a position", result.orphan_stops, True),
+        ("stale writes refused", result.stale_writes.refused, False),
+        ("stale writes committed", result.stale_writes.committed, True),
+        ("opens rolled back", result.rolled_back, False),
+        ("passes, sync or clean-up", result.passes, False),
+        ("symbols that passes left to their holder", result.skipped, False),
+        ("errors", len(result.errors), True),
+    ]
+    for name, count, bad in rows:
+        style = None if not bad else "green" if not count else "red"
+        table.add_row(name, str(count), style=style)
+    median = "-" if result.open_ms_median is None else f"{result.open_ms_median:.0f} ms"
+    table.add_row("time to open, median", median)
+    table.add_row("time in all", f"{result.seconds:.1f} s")
+    for error in result.errors[:3]:
+        table.add_row("", error, style="red")
+    if result.database is not None:
+        table.add_row("scratch database", result.database)
+    return table
