@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from lockguard import LeaseLost, LeaseState, LockGuard, LossReason, ResourceBusy, current_lease
+from lockguard.clock import SYSTEM_CLOCK
 from lockguard.events import RenewalUnanswered
 from lockguard.testing import HOLD, FaultProxy, RedisServer
 
@@ -30,12 +31,15 @@ async def test_the_body_is_cancelled_before_the_server_would_drop_the_key(link):
         with pytest.raises(LeaseLost) as caught:
             async with guard.hold(NAME) as lease:
                 proxy.partition()
+                with redis.Redis.from_url(direct) as client:
+                    asked_at = SYSTEM_CLOCK.now()
+                    dropped_at = asked_at + client.pttl(LOCK) / 1000
+                assert asked_at < lease.deadline < dropped_at
                 try:
                     await asyncio.Event().wait()
                 finally:
-                    with redis.Redis.from_url(direct) as client:
-                        left_ms = client.pttl(LOCK)
-        assert left_ms > 0
+                    ended_at = SYSTEM_CLOCK.now()
+        assert lease.deadline <= ended_at < lease.deadline + 0.25
         assert caught.value.reason is LossReason.EXPIRED
         assert caught.value.token == lease.token
         assert asyncio.current_task().cancelling() == 0
