@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -300,6 +301,18 @@ async def test_leverage_margin_mode_and_brackets(client: Any) -> None:
     assert tiers[APT][0]["maxLeverage"] == 125
     assert (await client.fetch_position_mode())["hedged"] is False
     assert len((await client.fetch_order_book(APT))["bids"]) == 5
+
+
+async def test_candles_are_there_for_bots_that_want_them(client: Any) -> None:
+    candles = await client.fetch_ohlcv(APT, "5m", None, 20)
+    assert len(candles) == 20
+    assert {later[0] - earlier[0] for earlier, later in pairwise(candles)} == {300_000}
+    assert candles[-1][4] == 8.5
+    since = candles[10][0]
+    assert [candle[0] for candle in await client.fetch_ohlcv(APT, "5m", since, 3)] == [
+        candle[0] for candle in candles[10:13]
+    ]
+    assert (await client.fetch_trading_fee(APT))["taker"] == 0.0004
 
 
 # --- keys ---

@@ -16,6 +16,7 @@ __all__ = [
     "account",
     "balance",
     "brackets",
+    "commission_rate",
     "get_position_mode",
     "positions_v2",
     "positions_v3",
@@ -195,6 +196,14 @@ def brackets(desk: Desk, params: Params) -> Json:
         for market_id in desk.engine.markets
         if symbol in {None, market_id}
     ]
+
+
+def commission_rate(desk: Desk, params: Params) -> Json:
+    """``GET commissionRate`` of one contract."""
+    symbol = params.text("symbol")
+    desk.engine.market(symbol)
+    rate = text(desk.engine.account.fee_rate)
+    return {"symbol": symbol, "makerCommissionRate": rate, "takerCommissionRate": rate}
 
 
 def get_position_mode(desk: Desk, params: Params) -> Json:  # noqa: ARG001 - one signature for all

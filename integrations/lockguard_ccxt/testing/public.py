@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from lockguard_ccxt.testing.rejections import Rejection
 from lockguard_ccxt.testing.render import market_json, text
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "depth",
     "exchange_info",
     "exchange_info_of_nothing",
+    "klines",
     "nothing",
     "ping",
     "premium_index",
@@ -33,6 +35,9 @@ __all__ = [
 _DAY_MS = 86_400_000
 _FUNDING_MS = 28_800_000
 _DEPTH_LEVELS = 5
+_KLINES_DEFAULT = 500
+_KLINES_MAX = 1500
+_UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": _DAY_MS, "w": 7 * _DAY_MS, "M": 30 * _DAY_MS}
 
 
 def ping(desk: Desk, params: Params) -> Json:  # noqa: ARG001 - one signature for all
@@ -242,3 +247,23 @@ def depth(desk: Desk, params: Params) -> Json:
         "bids": [level(-n) for n in range(1, _DEPTH_LEVELS + 1)],
         "asks": [level(n) for n in range(1, _DEPTH_LEVELS + 1)],
     }
+
+
+def klines(desk: Desk, params: Params) -> Json:
+    """``GET klines``: as if the price had always been what it is."""
+    spec = desk.engine.market(params.text("symbol"))
+    interval = params.text("interval")
+    if interval[-1] not in _UNIT_MS or not interval[:-1].isdecimal() or int(interval[:-1]) < 1:
+        raise Rejection(-1120, "Invalid interval.")
+    step_ms = int(interval[:-1]) * _UNIT_MS[interval[-1]]
+    count = min(params.whole("limit") or _KLINES_DEFAULT, _KLINES_MAX)
+    until_ms = min(params.whole("endTime") or desk.now_ms, desk.now_ms)
+    start_ms = params.whole("startTime")
+    last_ms = until_ms // step_ms * step_ms
+    first_ms = last_ms - (count - 1) * step_ms if start_ms is None else -(-start_ms // step_ms) * step_ms
+    last_ms = min(last_ms, first_ms + (count - 1) * step_ms)
+    price = text(desk.engine.prices[spec.id], spec.tick)
+    return [
+        [at_ms, price, price, price, price, "1000", at_ms + step_ms - 1, "1000", 1, "500", "500", "0"]
+        for at_ms in range(first_ms, last_ms + 1, step_ms)
+    ]

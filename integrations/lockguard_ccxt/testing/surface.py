@@ -49,6 +49,7 @@ ROUTES: tuple[Route, ...] = (
     _public("/fapi/v2/ticker/price", Operation.TICKER, public.ticker_price),
     _public("/fapi/v1/ticker/bookTicker", Operation.TICKER, public.book_ticker),
     _public("/fapi/v1/premiumIndex", Operation.TICKER, public.premium_index),
+    _public("/fapi/v1/klines", Operation.TICKER, public.klines),
     _public("/fapi/v1/depth", Operation.TICKER, public.depth),
     Route("POST", "/fapi/v1/order", Operation.CREATE_ORDER, trading.create_order),
     Route("GET", "/fapi/v1/order", Operation.GET_ORDER, trading.get_order),
@@ -73,6 +74,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/fapi/v1/leverage", Operation.LEVERAGE, accounting.set_leverage),
     Route("POST", "/fapi/v1/marginType", Operation.MARGIN_TYPE, accounting.set_margin_type),
     Route("GET", "/fapi/v1/leverageBracket", Operation.BRACKETS, accounting.brackets),
+    Route("GET", "/fapi/v1/commissionRate", Operation.ACCOUNT, accounting.commission_rate),
     # What ccxt's binance, as against binanceusdm, asks for while it loads its markets.
     Route("GET", "/sapi/v1/capital/config/getall", Operation.EXCHANGE_INFO, public.nothing),
     _public("/sapi/v1/margin/allPairs", Operation.EXCHANGE_INFO, public.nothing),
