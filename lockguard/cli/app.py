@@ -1,0 +1,107 @@
+"""The group of all commands, and how each way of ending becomes one line and an exit code.
+
+=====  ==================================================================================
+0      done
+1      it could not be done: somebody holds it, a server does not answer, a check failed
+2      the user's mistake: an argument, a URL, a password, a missing package
+130    interrupted, by Ctrl-C or by SIGTERM
+=====  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from lockguard import __version__
+from lockguard.cli.locks import break_, inspect
+from lockguard.cli.plugins import contributed, load, summary
+from lockguard.errors import ConfigurationError, LockguardError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+__all__ = ["run"]
+
+_FAILED = 1
+_MISTAKE = 2
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """The commands of this package and, loaded when they are used, those of others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *contributed()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        point = contributed().get(cmd_name)
+        return None if point is None else load(point)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        own = {name: command.get_short_help_str(200).rstrip(".") for name, command in self.commands.items()}
+        others = {name: summary(point) for name, point in contributed().items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted({**others, **own}.items()))
+
+
+@click.group(cls=_Commands, invoke_without_command=True)
+@click.version_option(__version__, message="lockguard %(version)s")
+@click.pass_context
+def lockguard(ctx: click.Context) -> None:
+    """Lease locks in Redis, with fencing tokens that Postgres checks itself."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+lockguard.add_command(inspect)
+lockguard.add_command(break_)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; gives the exit code. Every failure that is no bug of ours is one line on stderr."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        code = lockguard.main(list(arguments), prog_name="lockguard", standalone_mode=False)
+    except click.ClickException as exc:
+        return _refuse(exc)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", _INTERRUPTED)
+    except ConfigurationError as exc:
+        return _complain(str(exc), _MISTAKE)
+    except LockguardError as exc:
+        return _complain(str(exc), _FAILED)
+    except ImportError as exc:
+        if "pip install" not in str(exc):
+            raise
+        return _complain(str(exc), _MISTAKE)
+    return code if isinstance(code, int) else 0
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what signal() wants
+    """SIGTERM is Ctrl-C, so that whatever cleans up after one cleans up after the other."""
+    if signal.getsignal(signal.SIGINT) in {signal.SIG_IGN, signal.SIG_DFL, None}:
+        # Shells start background jobs with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
+def _refuse(exc: click.ClickException) -> int:
+    if type(exc).__name__ == "NoArgsIsHelpError":  # its text is the help; click 8.2 and newer
+        exc.show()
+        return exc.exit_code
+    ctx = getattr(exc, "ctx", None)
+    hint = f"; see '{ctx.command_path} --help'" if ctx is not None else ""
+    return _complain(exc.format_message().rstrip(".") + hint, exc.exit_code)
+
+
+def _complain(text: str, code: int) -> int:
+    sys.stderr.write(f"lockguard: {' '.join(text.split())}\n")
+    return code

@@ -1,0 +1,184 @@
+"""The command itself: listing, loading, and how failures are told. No server is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import click
+import pytest
+
+from lockguard.cli import app, plugins
+from lockguard.errors import ConfigurationError, LockguardError
+from lockguard.lease import parse_resource
+
+BLOCKED = """
+import sys
+for name in {names!r}:
+    sys.modules[name] = None
+from lockguard.cli import main
+sys.argv = {argv!r}
+main()
+"""
+
+
+def without(packages: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command on a machine that lacks these packages."""
+    program = BLOCKED.format(names=packages, argv=["lockguard", *arguments])
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+
+def one_line(text: str) -> str:
+    assert text.count("\n") == 1, text
+    return text
+
+
+@pytest.fixture
+def points(monkeypatch):
+    """Contribute commands: points(name=value, ...)."""
+
+    def contribute(**values: str) -> None:
+        found = {n: EntryPoint(n, v, plugins.GROUP) for n, v in values.items()}
+        for module in (plugins, app):
+            monkeypatch.setattr(module, "contributed", lambda: found)
+
+    return contribute
+
+
+def test_the_version_is_the_package_s(capsys):
+    import lockguard
+
+    assert app.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"lockguard {lockguard.__version__}\n"
+
+
+def test_without_arguments_it_helps(capsys):
+    assert app.run([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+
+
+def test_help_lists_every_command_with_its_line_and_imports_none_of_them():
+    program = (
+        "import sys; from lockguard.cli.app import run; code = run(['--help']);"
+        "sys.exit(code or [m for m in sys.modules if m.startswith(('lockguard_', 'ccxt', 'asyncpg'))] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    listed = {
+        line.split()[0]: line.split()[1:] for line in done.stdout.partition("Commands:")[2].splitlines()[1:]
+    }
+    for name in ("break", "demo", "exchange", "fence", "inspect"):
+        assert listed[name], f"{name} has no line"
+
+
+def test_a_command_that_cannot_be_loaded_is_listed_all_the_same(points, capsys):
+    points(ghost="no_such_package.cli:ghost")
+    assert app.run(["--help"]) == 0
+    assert "ghost" in capsys.readouterr().out
+    assert app.run(["ghost"]) == 2
+    assert "no_such_package" in one_line(capsys.readouterr().err)
+
+
+def test_what_is_no_command_is_refused(points, capsys):
+    points(odd="json:dumps", none="json:absent")
+    assert app.run(["odd"]) == 2
+    assert "no click command" in one_line(capsys.readouterr().err)
+    assert app.run(["none"]) == 2
+    assert "absent" in one_line(capsys.readouterr().err)
+
+
+def test_a_plugin_cannot_take_a_core_command_s_place(points, capsys):
+    points(inspect="json:dumps")
+    assert app.run(["inspect", "--help"]) == 0
+    assert "who waits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_a_missing_cli_extra_is_one_line(package):
+    done = without([package], "--help")
+    assert done.returncode == 2
+    assert "pip install 'lockguard[cli]'" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("package", ["ccxt", "aiohttp", "psutil", "asyncpg"])
+def test_a_missing_demo_extra_is_one_line(package):
+    done = without([package], "demo", "--opens", "1")
+    assert done.returncode == 2
+    assert "pip install 'lockguard[demo]'" in one_line(done.stderr)
+
+
+def test_a_missing_extra_does_not_hide_the_other_commands():
+    done = without(["ccxt", "asyncpg", "aiohttp"], "--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("break", "demo", "exchange", "fence", "inspect"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nonsense"], "No such command 'nonsense'; see 'lockguard --help'"),
+        (["--nonsense"], "--nonsense"),
+        (["inspect"], "Missing argument 'RESOURCE'; see 'lockguard inspect --help'"),
+        (["break", "a:b"], "Missing option '--reason'; see 'lockguard break --help'"),
+        (["inspect", "a{b}"], "brace"),
+        (["inspect", "x" * 300], "300 bytes long; the limit is 200"),
+        (["inspect", "a", "--redis", "http://h"], "is not a Redis URL"),
+        (["break", "a:b", "--reason", " "], "--reason is empty"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, told, capsys):
+    assert app.run(arguments) == 2
+    assert told in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ConfigurationError("two\nlines"), 2, "lockguard: two lines\n"),
+        (LockguardError("no"), 1, "lockguard: no\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (ImportError("needs x; pip install 'lockguard[x]'"), 2, "pip install"),
+        (click.ClickException("bad"), 1, "lockguard: bad\n"),
+    ],
+)
+def test_each_way_to_fail_has_its_exit_code(error, code, told, monkeypatch, capsys):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setitem(app.lockguard.commands, "fail", click.Command("fail", callback=fail))
+    assert app.run(["fail"]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_a_bug_is_not_dressed_up(monkeypatch):
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(app.lockguard.commands, "fail", click.Command("fail", callback=fail))
+    with pytest.raises(ZeroDivisionError):
+        app.run(["fail"])
+
+
+def test_a_password_in_a_url_is_not_shown(capsys):
+    assert app.run(["inspect", "a", "--redis", "http://:hunter2@127.0.0.1:1/x"]) == 2
+    assert app.run(["inspect", "a", "--redis", "redis://:hunter2@127.0.0.1:1/0"]) == 1
+    assert "hunter2" not in capsys.readouterr().err
+
+
+def test_json_of_an_inspection_is_plain(monkeypatch, capsys):
+    from lockguard.cli import locks
+    from lockguard.ports import Inspection, Waiter
+
+    async def inspect(resource: str, url: str) -> Inspection:
+        waiters = (Waiter("ab", "inbox", 7, 10),)
+        return Inspection(parse_resource(resource), True, "ab", 5, "me", "open", 61_000, 20, 30, 1, waiters)
+
+    monkeypatch.setattr(locks, "_inspect", inspect)
+    assert app.run(["inspect", "a:b", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["token"] == 5
+    assert found["waiters"][0]["ticket"] == 7
+    assert app.run(["inspect", "a:b"]) == 0
+    assert "0:01:01" in capsys.readouterr().out
