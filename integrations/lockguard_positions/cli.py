@@ -43,7 +43,7 @@ _MISTAKE = 2
     show_default=True,
     help="What the flow's own fixed waits (3 s for the settlement) are multiplied by.",
 )
-@click.option("--latency-ms", type=int, default=30, show_default=True, help="Of each exchange request.")
+@click.option("--latency-ms", type=int, default=50, show_default=True, help="Of each exchange request.")
 @click.option("--stagger-ms", type=int, default=120, show_default=True, help="Between a process's opens.")
 @click.option("--ttl-ms", type=int, default=5_000, show_default=True, help="Life of the leases.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of everything random.")
@@ -181,6 +181,7 @@ def result_table(result: RaceResult) -> Table:
         ("  two rows open at once", result.overlapping_rows, True),
         ("  unique index violated", result.unique_violations, True),
         ("  entered twice on the exchange", result.double_entries, True),
+        ("positions turned round", result.reversed_positions, True),
         ("positions without a stop", result.without_stop, True),
         ("stops without a position", result.orphan_stops, True),
         ("stale writes refused", result.stale_writes.refused, False),

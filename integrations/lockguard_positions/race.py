@@ -97,6 +97,7 @@ async def run_race(
         overlapping_rows=score.overlapping_rows,
         unique_violations=score.unique_violations,
         double_entries=score.double_entries,
+        reversed_positions=score.reversed_positions,
         without_stop=score.without_stop,
         orphan_stops=score.orphan_stops,
         stale_writes=StaleWrites(

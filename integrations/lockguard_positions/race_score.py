@@ -26,6 +26,7 @@ class Score:
     overlapping_rows: int = 0
     unique_violations: int = 0
     double_entries: int = 0
+    reversed_positions: int = 0
     without_stop: int = 0
     orphan_stops: int = 0
     stale_committed: int = 0
@@ -48,7 +49,7 @@ async def score_round(
     rows = await conn.fetch(statement("overlapping", _FILE))
     overlapping = {str(row[0]) for row in rows}
     violated = {_plain(symbol) for symbol in violations if symbol}
-    doubled = double_entries(record)
+    doubled, turned = entered_twice_and_turned(record)
     stale = int(await conn.fetchval(statement("stale_committed", _FILE))) if guard else 0
     await conn.execute(statement("forget", _FILE))
     return Score(
@@ -56,22 +57,26 @@ async def score_round(
         overlapping_rows=len(overlapping),
         unique_violations=len(violated),
         double_entries=len(doubled),
+        reversed_positions=len(turned),
         without_stop=len(record.without_stop()),
         orphan_stops=len(record.orphan_stops()),
         stale_committed=stale,
     )
 
 
-def double_entries(record: ExchangeRecord) -> set[str]:
-    """The contracts in which something was opened while a position was open already."""
+def entered_twice_and_turned(record: ExchangeRecord) -> tuple[set[str], set[str]]:
+    """Contracts that were bought while held, and those that went short; all signals of a race are long."""
     held: dict[str, Decimal] = {}
     doubled: set[str] = set()
+    turned: set[str] = set()
     for fill in record.fills:
         before = held.get(fill.symbol, Decimal(0))
-        if before and fill.opened > 0:
+        after = held[fill.symbol] = before + fill.qty * fill.side.sign
+        if before > 0 and after > before:
             doubled.add(fill.symbol)
-        held[fill.symbol] = before + fill.qty * fill.side.sign
-    return doubled
+        if after < 0:
+            turned.add(fill.symbol)
+    return doubled, turned
 
 
 def _plain(symbol: str) -> str:

@@ -66,7 +66,7 @@ class RaceSettings:
     time_scale: float = 0.05
     seed: int = 1
     symbols: int | None = None
-    latency_ms: int = 30
+    latency_ms: int = 50
     stagger_ms: int = 120
     ttl_ms: int = 5_000
     keep_database: bool = False
@@ -167,6 +167,7 @@ class RaceResult:
         overlapping_rows: for how many of them two rows were open at once.
         unique_violations: for how many of them the unique index was violated.
         double_entries: for how many of them the exchange entered a position that was open, by its own record.
+        reversed_positions: for how many of them the position turned round, the same.
         without_stop: positions without a stop on the exchange at the end of a round, by its own record.
         orphan_stops: stops without a position, the same.
         stale_writes: writes under a token that was not in force.
@@ -184,6 +185,7 @@ class RaceResult:
     overlapping_rows: int
     unique_violations: int
     double_entries: int
+    reversed_positions: int
     without_stop: int
     orphan_stops: int
     stale_writes: StaleWrites
@@ -200,7 +202,7 @@ class RaceResult:
         """Whether nothing happened that the guard is there to prevent."""
         return not (
             self.duplicates
-            or self.double_entries
+            or self.reversed_positions
             or self.without_stop
             or self.stale_writes.committed
             or self.errors

@@ -29,7 +29,7 @@ from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.model import AlreadyOpen, Opened
 from lockguard_positions.naive import SETTLEMENT, NaiveManager
 from lockguard_positions.race_imports import import_lean
-from lockguard_positions.race_settings import Crewman, Report
+from lockguard_positions.race_settings import Crewman, Report, Role
 from lockguard_positions.venue import Pace
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ _EXCHANGE = "binance"
 _STOP_PERCENT = Decimal(2)
 _WORTH = Decimal(60)
 _POOL_MAX = 12
-_PASS_GAP_S = 0.02
+_PASS_GAP_S = 0.005
+_LANES: dict[Role, int] = {"opener": 0, "syncer": 3, "cleaner": 1, "both": 1}
+"""How many loops of passes a process runs; several, so that each phase of an open meets one."""
 _INCOMPLETE_AFTER = timedelta(seconds=2)
 """What the unguarded clean-up takes for dead, at time scale 1."""
 
@@ -126,10 +128,9 @@ class _Player:
         report = Report()
         role = self._crewman.role
         async with asyncio.TaskGroup() as group:
-            if role in {"syncer", "both"}:
-                group.create_task(self._repeat(self._bot.sync, report))
-            if role == "cleaner":
-                group.create_task(self._repeat(self._bot.clean_up, report))
+            for _ in range(_LANES[role]):
+                action = self._bot.clean_up if role == "cleaner" else self._bot.sync
+                group.create_task(self._repeat(action, report))
             if role in {"opener", "both"}:
                 await self._open_all(symbols, seed, report)
             _say({"opened": True})

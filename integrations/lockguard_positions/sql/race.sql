@@ -6,8 +6,8 @@ select distinct a.symbol
   from monitoring.positions a
   join monitoring.positions b on b.exchange = a.exchange and b.symbol = a.symbol and b.id > a.id
  where a.status <> 'failed' and b.status <> 'failed'
-   and tstzrange(a.created_at, coalesce(greatest(a.closed_at, a.created_at), 'infinity'))
-    && tstzrange(b.created_at, coalesce(greatest(b.closed_at, b.created_at), 'infinity'))
+   and coalesce(a.closed_at, 'infinity') > b.created_at
+   and coalesce(b.closed_at, 'infinity') > a.created_at
 
 -- name: stale_committed
 -- Writes that carry a lower token than one written before them.
