@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -22,6 +22,7 @@ import asyncpg
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
+from lockguard_asyncpg.race import ISOLATIONS, WRITES, RacePlan, race
 from lockguard_asyncpg.schema import SCHEMA_VERSION, install, schema_sql, schema_version, uninstall
 
 if TYPE_CHECKING:
@@ -250,3 +251,33 @@ async def unprotect_(conn: asyncpg.Connection[Any], table: str) -> None:
     click.echo(
         f"{table} is no longer protected" if await unprotect(conn, table) else f"{table} was not protected"
     )
+
+
+@fence.command(name="race")
+@click.option("--writes", default=2_000, show_default=True, type=click.IntRange(1), help="Operations a run.")
+@click.option("--holders", default=12, show_default=True, type=click.IntRange(2, 200))
+@click.option("--seed", default=1, show_default=True, help="Of the holders' random choices.")
+@click.option("--pooler", is_flag=True, help="The URL is a pooler in transaction mode.")
+@click.option("--url", envvar="LOCKGUARD_DATABASE_URL", required=True, help="A database with the schema.")
+def race_(url: str, writes: int, holders: int, seed: int, *, pooler: bool) -> None:
+    """Race against the fence: pauses, killed backends, lost replies; exit code 1 if a stale write got in.
+
+    Makes and drops a schema lockguard_race.
+    """
+    try:
+        sound = asyncio.run(_race(url, RacePlan(writes=writes, holders=holders, seed=seed), pooler=pooler))
+    except (*DATABASE_ERRORS, ValueError) as exc:
+        raise _Mistake(f"{_shown(url)}: {_reason(exc)}") from exc
+    raise SystemExit(0 if sound else 1)
+
+
+async def _race(url: str, plan: RacePlan, *, pooler: bool) -> bool:
+    options: dict[str, Any] = {"statement_cache_size": 0} if pooler else {}
+    sound = True
+    for isolation in ISOLATIONS:
+        for name, write in WRITES.items():
+            report = await race(url, replace(plan, isolation=isolation), write, **options)
+            sound = sound and not report.violations
+            facts = {"isolation": isolation, "write": name, **asdict(report), "violations": report.violations}
+            click.echo(json.dumps(facts))
+    return sound

@@ -15,7 +15,9 @@ from asyncpg.pool import Pool
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
+from lockguard.context import current_leases
 from lockguard_asyncpg.carrying import LIMITS, leases_here, present, run
+from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_asyncpg.wire import Wire, bare, standing_of, unfenced
 
 if TYPE_CHECKING:
@@ -197,6 +199,15 @@ class _PoolLayer:
         if not isinstance(con, FenceLayer):
             con.__class__ = _with_layer(FenceLayer, type(con))
         return proxy
+
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:
+        """As asyncpg's; in a guarded body an error of the release is not taken for the work's."""
+        parent: Any = super()
+        try:
+            await parent.release(connection, timeout=timeout)
+        except DATABASE_ERRORS:
+            if not current_leases():
+                raise
 
 
 @functools.cache

@@ -9,7 +9,6 @@ connection, a serialization failure) is simply done again until ``within`` is ov
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from datetime import timedelta
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from lockguard.lease import Grant, Resource, Token
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg.literals import number, text, uuid
-from lockguard_asyncpg.wire import unfenced
+from lockguard_asyncpg.wire import give_back, unfenced
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -157,6 +156,5 @@ async def _once(pool: asyncpg.Pool[Any], query: str) -> list[str]:
             await conn.copy_from_query(query, output=answer)
     finally:
         # A silent server must not hold the caller beyond its bound: asyncpg then drops the connection.
-        with contextlib.suppress(TimeoutError):
-            await pool.release(conn, timeout=_RELEASE_S)
+        await give_back(pool, conn, timeout_s=_RELEASE_S)
     return answer.getvalue().decode().rstrip("\n").split("\t")

@@ -24,7 +24,7 @@ import asyncpg
 from lockguard_asyncpg.claims import Limits, entry_for, leases_for, next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, stale
 from lockguard_asyncpg.transaction import FencedTransaction
-from lockguard_asyncpg.wire import bare, unfenced
+from lockguard_asyncpg.wire import bare, give_back, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,8 +112,11 @@ async def _send(
     if isinstance(target, asyncpg.Pool):
         for held in leases:
             held.ensure()
-        async with target.acquire() as conn:
-            return await _send(conn, query, args, lease=leases, timeout_s=timeout_s, returning=returning)
+        lent: PoolConnectionProxy[Any] = await target.acquire()
+        try:
+            return await _send(lent, query, args, lease=leases, timeout_s=timeout_s, returning=returning)
+        finally:
+            await give_back(target, lent)
     if target.is_in_transaction() or getattr(bare(target), _CACHES):
         return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning)
     async with FencedTransaction(target, leases):

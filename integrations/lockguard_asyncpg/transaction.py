@@ -16,7 +16,7 @@ from asyncpg.transaction import Transaction
 
 from lockguard_asyncpg.claims import Limits, leases_for, next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, NotCommitted, stale
-from lockguard_asyncpg.wire import Wire, bare
+from lockguard_asyncpg.wire import Wire, bare, give_back
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,7 +128,7 @@ class FencedTransaction:
     async def _give_back(self) -> None:
         lent, self._lent, self._con = self._lent, None, None
         if lent is not None and isinstance(self._target, asyncpg.Pool):
-            await self._target.release(lent)
+            await give_back(self._target, lent)
 
 
 def fenced_transaction(

@@ -11,8 +11,8 @@ much as the row lock behind it, so it is forgotten whenever the lock may have go
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +25,7 @@ from lockguard.lease import Lease
 from lockguard_asyncpg.claims import Claim, Entry, Limits, entry_for, next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
 
-__all__ = ["Standing", "Wire", "bare", "is_unfenced", "send_plain", "standing_of", "unfenced"]
+__all__ = ["Standing", "Wire", "bare", "give_back", "is_unfenced", "send_plain", "standing_of", "unfenced"]
 
 _OPEN_ATTEMPTS_MAX = 5
 _ROLLBACK_S = 1.0
@@ -37,7 +37,7 @@ _NOTED = "_top_xact"
 _unfenced: ContextVar[bool] = ContextVar("lockguard_unfenced", default=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def unfenced() -> Iterator[None]:
     """Statements of this block carry no token, lease or not: for what needs no fence, such as price ticks.
 
@@ -114,6 +114,18 @@ async def send_plain(con: asyncpg.Connection[Any], query: str, *, timeout_s: flo
     """A simple query without anything added, also on a connection that adds to those of its users."""
     execute = getattr(con, "execute_plain", con.execute)
     return str(await execute(query, timeout=timeout_s))
+
+
+async def give_back(
+    pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], *, timeout_s: float | None = None
+) -> None:
+    """Release a connection; that it turns out to be broken only then says nothing about the work.
+
+    asyncpg resets a connection on release and raises if it cannot, having dropped it from the pool. Raised
+    after a COMMIT that was answered, that error would pass for the work's own, and the work be done twice.
+    """
+    with contextlib.suppress(*DATABASE_ERRORS):
+        await pool.release(conn, timeout=timeout_s)
 
 
 class Wire:

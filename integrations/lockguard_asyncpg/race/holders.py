@@ -1,0 +1,165 @@
+"""The holders of a race and the desk that they take their tokens from."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lockguard.errors import FenceUnavailable, StaleToken
+from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard.ports import Outrun, Sealed
+from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, NotCommitted
+from lockguard_asyncpg.fence import PostgresFence, resolve
+from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Write
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from lockguard.clock import Clock
+
+__all__ = ["Holders"]
+
+_SEAL_WITHIN = timedelta(seconds=2)
+_RESOLVE_WITHIN = timedelta(seconds=20)
+_OP_ATTEMPTS_MAX = 50
+_WRITES_PER_LEASE_MAX = 6
+_PAUSE_S = 0.004
+
+
+class _Desk:
+    """Hands out tokens without asking whether the last holder has finished."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._next: Counter[str] = Counter()
+        self._latest: dict[str, str] = {}
+
+    def grant(self, resource: Resource) -> Grant:
+        if self._rng.random() < 0.01:  # the data are lost
+            self._next[resource] = max(0, self._next[resource] - 5)
+        self._next[resource] += 1
+        given = Grant(resource, new_grant_id(), Token(self._next[resource]), "race", "race", 60_000)
+        self._latest[resource] = given.id
+        return given
+
+    def settle(self, grant: Grant, token: Token) -> Grant | None:
+        """As Redis would: a higher token, for the latest grant only."""
+        if self._latest[grant.resource] != grant.id:
+            return None
+        self._next[grant.resource] = token
+        return Grant(grant.resource, grant.id, token, grant.holder, grant.operation, grant.ttl_ms)
+
+
+class Holders:
+    """All holders of one race, and what they know of what became of their operations."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], plan: RacePlan, write: Write, clock: Clock) -> None:
+        self.pool = pool
+        self.plan = plan
+        self.write = write
+        self.clock = clock
+        self.report = RaceReport()
+        self.rng = random.Random(plan.seed)  # noqa: S311 - no secret
+        self.desk = _Desk(self.rng)
+        self.fence = PostgresFence(pool)
+        self.resources = [Resource(f"race:{plan.seed}:{n}") for n in range(plan.resources)]
+        self.ops = itertools.count(1)
+        self.committed: set[int] = set()
+        self.refused: set[int] = set()
+        self.seen: dict[tuple[str, int], int] = {}
+
+    async def _pause(self) -> None:
+        """Often nothing, sometimes long enough for several takeovers."""
+        if (dice := self.rng.random()) < 0.5:
+            await asyncio.sleep(_PAUSE_S * dice * (20 if dice < 0.03 else 1))
+
+    async def holder(self) -> None:
+        """Take, write, give back or not, until all operations are done."""
+        while (op := next(self.ops)) <= self.plan.writes:
+            lease = await self._take(self.rng.choice(self.resources))
+            while lease is None:
+                lease = await self._take(self.rng.choice(self.resources))
+            for _ in range(self.rng.randint(1, _WRITES_PER_LEASE_MAX)):
+                if not await self._operate(lease, op) or (op := next(self.ops)) > self.plan.writes:
+                    break
+            if self.rng.random() < 0.5:
+                await self._give_back(lease.grant)
+
+    async def _take(self, resource: Resource) -> Lease | None:
+        grant: Grant | None = self.desk.grant(resource)
+        await self._pause()
+        while grant is not None:
+            try:
+                answer = await self.fence.seal(grant, within=_SEAL_WITHIN)
+                if isinstance(answer, Sealed):
+                    seen = await self._read(resource)
+                    self.seen[resource, answer.token] = seen
+                    self.report.counts["seals"] += 1
+                    return Lease(grant, deadline=self.clock.now() + 3600, clock=self.clock)
+            except (FenceUnavailable, *DATABASE_ERRORS):
+                self.report.counts["seals failed"] += 1
+                await self._give_back(grant)
+                return None
+            grant = self._outrun(grant, answer)
+        return None
+
+    def _outrun(self, grant: Grant, answer: Outrun) -> Grant | None:
+        settled = self.desk.settle(grant, Token(answer.current + 1))
+        self.report.counts["seals outrun, stale" if settled is None else "seals outrun, rightful"] += 1
+        return settled
+
+    async def _give_back(self, grant: Grant) -> None:
+        try:
+            await self.fence.close(grant, within=_SEAL_WITHIN)
+        except FenceUnavailable:
+            self.report.counts["closes failed"] += 1
+
+    async def _read(self, resource: Resource) -> int:
+        async with self.pool.acquire() as conn, conn.transaction():
+            n = await conn.fetchval("select n from lockguard_race.state where resource = $1", resource)
+        return int(n)
+
+    async def _operate(self, lease: Lease, op: int) -> bool:
+        """Try one operation until it is committed or refused; tells whether the lease is still good."""
+        for _ in range(_OP_ATTEMPTS_MAX):
+            attempt = Attempt(
+                self.pool,
+                lease,
+                op,
+                self.plan.isolation,
+                self._pause,
+                self.rng.random() < self.plan.lose_share,
+            )
+            self.report.counts["attempts"] += 1
+            try:
+                await self.write(attempt)
+            except StaleToken:
+                self.refused.add(op)
+                self.report.counts["refused"] += 1
+                return False
+            except CommitUnknown as unknown:
+                self.report.counts["unknown"] += 1
+                if not await self._found(unknown):
+                    continue
+            except (NotCommitted, *DATABASE_ERRORS):
+                self.report.counts["failed, certainly not committed"] += 1
+                continue
+            self.committed.add(op)
+            self.report.counts["committed"] += 1
+            return True
+        self.report.counts["given up"] += 1
+        self.refused.add(op)
+        return False
+
+    async def _found(self, unknown: CommitUnknown) -> bool:
+        while True:
+            try:
+                happened = await resolve(self.pool, unknown, within=_RESOLVE_WITHIN)
+            except FenceUnavailable:
+                continue
+            self.report.counts["unknown, had committed" if happened else "unknown, had not"] += 1
+            return happened
