@@ -1,0 +1,131 @@
+"""The race kit in real processes: without the guard it loses, with it nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from lockguard.errors import ConfigurationError
+from lockguard.testing import PostgresServer
+from lockguard_ccxt.testing import LocalExchange
+from lockguard_positions.cli import race
+from lockguard_positions.race import RaceSettings, Scenario, run_race
+
+OPENS = 12
+
+
+@pytest.fixture
+async def exchange() -> AsyncIterator[LocalExchange]:
+    async with LocalExchange() as running:
+        yield running
+
+
+@pytest.fixture
+def urls(redis_url: str, postgres_server: PostgresServer, exchange: LocalExchange) -> dict[str, str]:
+    return {
+        "redis_url": redis_url,
+        "database_url": postgres_server.url,
+        "exchange_url": exchange.url,
+    }
+
+
+async def test_a_pass_in_the_window_duplicates_most_unguarded_opens(urls: dict[str, str]) -> None:
+    result = await run_race(RaceSettings(**urls, scenario="B", guard=False, opens=OPENS))
+    assert result.duplicates > OPENS / 2
+    assert result.unique_violations > 0
+    assert result.errors == ()
+    assert not result.clean
+
+
+@pytest.mark.parametrize("scenario", ["A", "B", "C", "D", "stress"])
+async def test_nothing_happens_under_the_guard(urls: dict[str, str], scenario: Scenario) -> None:
+    seen: list[tuple[int, int]] = []
+    result = await run_race(
+        RaceSettings(**urls, scenario=scenario, guard=True, opens=OPENS, processes=3),
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert result.clean, result.as_json()
+    assert (result.duplicates, result.double_entries, result.without_stop, result.orphan_stops) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert result.stale_writes.committed == 0
+    assert seen[-1] == (OPENS, OPENS)
+
+
+async def test_opens_beyond_the_symbols_make_further_rounds(urls: dict[str, str]) -> None:
+    result = await run_race(
+        RaceSettings(**urls, scenario="A", opens=5, symbols=2, latency_ms=5, stagger_ms=10)
+    )
+    assert result.clean
+    assert result.opens == 5
+
+
+async def test_a_race_leaves_no_process_and_no_database(
+    urls: dict[str, str], postgres_server: PostgresServer
+) -> None:
+    import asyncpg
+
+    await run_race(RaceSettings(**urls, opens=2, latency_ms=5))
+    running = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert not [line for line in running if "race_worker" in line]
+    conn = await asyncpg.connect(postgres_server.url)
+    names = await conn.fetch("select datname from pg_database where datname like 'lockguard_race_%'")
+    await conn.close()
+    assert names == []
+
+
+async def test_a_worker_ends_with_its_parent() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "lockguard_positions.race_worker", stdin=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), 20) == 3
+
+
+async def test_an_exchange_that_is_not_there_is_named(urls: dict[str, str]) -> None:
+    wrong = {**urls, "exchange_url": "http://127.0.0.1:9"}
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:9"):
+        await run_race(RaceSettings(**wrong, connect_s=0.2))
+
+
+async def test_a_password_is_not_told(urls: dict[str, str]) -> None:
+    wrong = {**urls, "database_url": "postgresql://bot:secret@127.0.0.1:9/x"}
+    with pytest.raises(ConfigurationError) as caught:
+        await run_race(RaceSettings(**wrong, connect_s=0.2))
+    assert "secret" not in str(caught.value)
+    assert "127.0.0.1:9" in str(caught.value)
+
+
+def test_the_command_writes_its_result_and_its_exit_code(tmp_path: Path) -> None:
+    file = tmp_path / "race.json"
+    done = CliRunner().invoke(race, ["--opens", "4", "--latency-ms", "10", "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(file.read_text())
+    assert {
+        "scenario",
+        "guard",
+        "opens",
+        "duplicates",
+        "double_entries",
+        "without_stop",
+        "stale_writes",
+    } <= set(told)
+    assert set(told["stale_writes"]) == {"attempted", "refused", "committed"}
+    assert (told["scenario"], told["guard"], told["opens"], told["duplicates"]) == ("B", True, 4, 0)
+
+
+def test_a_mistake_is_one_line_and_two(tmp_path: Path) -> None:
+    done = CliRunner().invoke(race, ["--processes", "1"])
+    assert done.exit_code == 2
+    assert done.output.strip() == "Error: processes=1: a race needs 2 to 32"
