@@ -266,8 +266,10 @@ def race_(url: str, writes: int, holders: int, seed: int, *, pooler: bool) -> No
     """
     try:
         sound = asyncio.run(_race(url, RacePlan(writes=writes, holders=holders, seed=seed), pooler=pooler))
+    except ConfigurationError as exc:
+        raise _Mistake(str(exc)) from exc
     except (*DATABASE_ERRORS, ValueError) as exc:
-        raise _Mistake(f"{_shown(url)}: {_reason(exc)}") from exc
+        raise _Mistake(f"cannot race on {_shown(url)}: {_reason(exc)}") from exc
     raise SystemExit(0 if sound else 1)
 
 
@@ -278,6 +280,14 @@ async def _race(url: str, plan: RacePlan, *, pooler: bool) -> bool:
         for name, write in WRITES.items():
             report = await race(url, replace(plan, isolation=isolation), write, **options)
             sound = sound and not report.violations
-            facts = {"isolation": isolation, "write": name, **asdict(report), "violations": report.violations}
+            facts = {
+                "isolation": isolation,
+                "write": name,
+                "stale_commits": report.stale_commits,
+                "duplicates": report.duplicates,
+                "lost_writes": report.lost_writes,
+                "told": report.told,
+                **report.counts,
+            }
             click.echo(json.dumps(facts))
     return sound

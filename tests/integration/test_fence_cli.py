@@ -126,7 +126,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(
 
 
 @pytest.mark.parametrize(
-    "command", [("status",), ("upgrade",), ("protect", "pg_class", "--resource", "{relname}")]
+    "command", [("status",), ("upgrade",), ("race",), ("protect", "pg_class", "--resource", "{relname}")]
 )
 def test_a_missing_schema_names_the_remedy(run: Run, command: tuple[str, ...]) -> None:
     assert "run `lockguard fence install`" in run(*command, code=2).output
@@ -163,3 +163,18 @@ def test_too_little_privilege_names_the_grant(
         )
     finally:
         psql(postgres_server, database_url, "drop owned by poor_bot; drop role poor_bot")
+
+
+def test_a_race_prints_a_line_for_each_way_and_level(installed: Run, database_url: str) -> None:
+    lines = [
+        json.loads(x) for x in installed("race", "--writes", "60", "--url", database_url).output.splitlines()
+    ]
+    assert len(lines) == 6
+    assert all(x["stale_commits"] == x["duplicates"] == x["lost_writes"] == 0 for x in lines)
+    assert all(x["committed"] > 0 for x in lines)
+
+
+def test_a_race_on_a_database_out_of_reach_is_one_line(run: Run) -> None:
+    output = run("race", "--url", "postgresql://bot:hunter2@127.0.0.1:1/x", code=2).output
+    assert len(output.splitlines()) == 1
+    assert "hunter2" not in output

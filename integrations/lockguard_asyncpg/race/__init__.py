@@ -28,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard.errors import ConfigurationError
 from lockguard.lease import new_grant_id
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_asyncpg.race.holders import Holders
 from lockguard_asyncpg.race.oracle import judge
 from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Write
 from lockguard_asyncpg.race.writes import BUMP, native_write, transaction_write
+from lockguard_asyncpg.schema import schema_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +99,9 @@ async def race(
         progress: called now and then with the number of operations begun.
         clock: the leases' clock.
         connect: further arguments for ``asyncpg.create_pool``, such as ``statement_cache_size=0``.
+
+    Raises:
+        ConfigurationError: the schema is not installed.
     """
     name = f"lockguard-race-{new_grant_id()[:8]}"
     settings = {"application_name": name}
@@ -106,6 +111,10 @@ async def race(
     ) as pool:
         running = Holders(pool, plan, write, clock)
         async with pool.acquire() as conn:
+            if await schema_version(conn) == 0:
+                raise ConfigurationError(
+                    "there is no lockguard schema in this database: run `lockguard fence install`"
+                )
             await conn.execute(_SET_UP)
             async with conn.transaction():
                 await conn.executemany(
