@@ -91,17 +91,12 @@ class Connection:
         # Shielded: one caller's cancellation must not end the attempt that others wait for.
         await asyncio.shield(self._attempt)
 
-    def send(self, slot: Slot, *command: str | bytes | int) -> None:
-        """Queue a command; without a connection the slot is told so at once."""
+    def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
+        """As :meth:`Wire.send`; without a connection the slot is told so at once."""
         if self._wire is None:
             slot(NotSent(self._cause))
         else:
-            self._wire.send(slot, *command)
-
-    def flush(self) -> None:
-        """Write what is queued now."""
-        if self._wire is not None:
-            self._wire.flush()
+            self._wire.send(slot, *command, lone=lone)
 
     async def aclose(self) -> None:
         """Write what is queued, then close. Nothing of it is left when this returns."""

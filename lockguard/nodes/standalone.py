@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import hiredis
@@ -100,11 +102,10 @@ class StandaloneNode:
 
     def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
         """Run acquire.lua."""
-        lock = self._lock(request.resource)
         return self._run(
             ACQUIRE,
             _acquired,
-            (lock, f"{lock}:token", *_queue(lock), f"{lock}:tenure", f"{lock}:history"),
+            _keys(self._namespace, request.resource).acquire,
             request.grant,
             request.ttl_ms,
             request.holder,
@@ -112,25 +113,26 @@ class StandaloneNode:
             self._inbox if request.queue else "",
             request.ticket,
             request.lock_delay_ms,
+            lone=True,
         )
 
     def settle(self, resource: Resource, grant: GrantId, token: Token) -> asyncio.Future[Done | NoVote]:
         """Run settle.lua."""
-        lock = self._lock(resource)
-        return self._run(SETTLE, _done, (lock, f"{lock}:token"), grant, token)
+        return self._run(SETTLE, _done, _keys(self._namespace, resource).settle, grant, token)
 
     def extend(self, resource: Resource, grant: GrantId, ttl_ms: int) -> asyncio.Future[Extended | NoVote]:
         """Run extend.lua."""
-        lock = self._lock(resource)
-        return self._run(EXTEND, _extended, (lock, f"{lock}:tenure"), grant, ttl_ms)
+        # Not "lone": a guard renews all its leases in one turn of the loop, and they leave in one write.
+        return self._run(EXTEND, _extended, _keys(self._namespace, resource).extend, grant, ttl_ms)
 
     def release(self, resource: Resource, grant: GrantId) -> asyncio.Future[Done | NoVote]:
-        """Run release.lua; it is written at once, because the calling task may be about to end."""
-        lock = self._lock(resource)
-        keys = (lock, *_queue(lock), f"{lock}:tenure", f"{lock}:history")
-        vote = self._run(RELEASE, _done, keys, grant, self._inbox)
-        self._connection.flush()
-        return vote
+        """Run release.lua.
+
+        It is written in this turn of the loop or at the beginning of the next one, which comes before
+        anybody is told that the calling task has ended: no loop can be stopped in between.
+        """
+        keys = _keys(self._namespace, resource).release
+        return self._run(RELEASE, _done, keys, grant, self._inbox, lone=True)
 
     def break_(self, resource: Resource, *, reason: str, token: Token) -> asyncio.Future[Broken | NoVote]:
         """Run break.lua, by force."""
@@ -142,22 +144,21 @@ class StandaloneNode:
 
     def inspect(self, resource: Resource) -> asyncio.Future[Inspection | NoVote]:
         """Run inspect.lua."""
-        lock = self._lock(resource)
-        keys = (lock, f"{lock}:token", f"{lock}:queue", f"{lock}:inboxes")
+        keys = _keys(self._namespace, resource).inspect
         return self._run(INSPECT, lambda reply: _inspected(resource, reply), keys, _WAITERS_SHOWN_MAX)
 
     def _break(
         self, decode: Callable[[Any], T], resource: Resource, how: str, reason: str, token: int
     ) -> asyncio.Future[T | NoVote]:
-        lock = self._lock(resource)
-        keys = (lock, f"{lock}:token", f"{lock}:tenure", f"{lock}:history")
-        return self._run(BREAK, decode, keys, how, reason, token)
-
-    def _lock(self, resource: Resource) -> str:
-        return f"{self._namespace}:{{{resource}}}"
+        return self._run(BREAK, decode, _keys(self._namespace, resource).break_, how, reason, token)
 
     def _run(
-        self, script: Script, decode: Callable[[Any], T], keys: tuple[str, ...], *args: str | int
+        self,
+        script: Script,
+        decode: Callable[[Any], T],
+        keys: tuple[str, ...],
+        *args: str | int,
+        lone: bool = False,
     ) -> asyncio.Future[Any]:
         """Send a script by its SHA, and by its text if the server does not know it (L5)."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -175,7 +176,7 @@ class StandaloneNode:
             else:
                 future.set_result(self._no_vote(script, reply))
 
-        send(answered, "EVALSHA", script.sha, len(keys), *keys, *args)
+        send(answered, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
         return future
 
     def _read(self, script: Script, decode: Callable[[Any], T], reply: Reply) -> T | Unknown:
@@ -195,8 +196,31 @@ class StandaloneNode:
         return Refused(NodeRefused(text, node=self.name))
 
 
-def _queue(lock: str) -> tuple[str, str, str]:
-    return f"{lock}:queue", f"{lock}:inboxes", f"{lock}:next"
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The keys of one resource, in the order in which each script wants them."""
+
+    acquire: tuple[str, ...]
+    settle: tuple[str, ...]
+    extend: tuple[str, ...]
+    release: tuple[str, ...]
+    break_: tuple[str, ...]
+    inspect: tuple[str, ...]
+
+
+@lru_cache(maxsize=4096)
+def _keys(namespace: str, resource: Resource) -> _Keys:
+    lock = f"{namespace}:{{{resource}}}"
+    floor, queue, inboxes = f"{lock}:token", f"{lock}:queue", f"{lock}:inboxes"
+    following, tenure, history = f"{lock}:next", f"{lock}:tenure", f"{lock}:history"
+    return _Keys(
+        acquire=(lock, floor, queue, inboxes, following, tenure, history),
+        settle=(lock, floor),
+        extend=(lock, tenure),
+        release=(lock, queue, inboxes, following, tenure, history),
+        break_=(lock, floor, tenure, history),
+        inspect=(lock, floor, queue, inboxes),
+    )
 
 
 def _acquired(reply: list[Any]) -> AcquireVote:

@@ -86,30 +86,43 @@ class Wire(asyncio.Protocol):
         """How many replies have not come yet."""
         return len(self._slots)
 
-    def send(self, slot: Slot, *command: str | bytes | int) -> None:
-        """Queue a command; it leaves at the end of this turn of the event loop."""
+    def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
+        """Queue a command; it leaves at the end of this turn of the event loop.
+
+        Args:
+            slot: gets the reply.
+            *command: its words.
+            lone: write at once if no reply is owed: a caller that is alone saves a turn of the loop, and of
+                many only the first does not share the write.
+        """
         if self._ended is not None or self._transport is None:
             slot(NotSent(self._ended or "not connected"))
             return
         if len(self._slots) >= PENDING_MAX:
             slot(NotSent(f"{PENDING_MAX} commands are unanswered already"))
             return
-        self.send_unanswered(*command)
+        lone = lone and not self._slots
         self._slots.append(slot)
         self._unsent_slots += 1
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub forgot bytes
+        if lone:
+            self.flush()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self.flush)
         if self._watch is None:
             self._heard = True
             self._watch = self._loop.call_later(self._reply_timeout_s, self._check_progress)
 
     def send_unanswered(self, *command: str | bytes | int) -> None:
         """Queue a command that gets no reply of its own, such as SUBSCRIBE in RESP3."""
-        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub forgot bytes
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what is queued now: for an undo whose task is about to end."""
+        """Write what is queued now."""
         self._flush_due = False
         if self._unsent and self._transport is not None and self._ended is None:
             data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
