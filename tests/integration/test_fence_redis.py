@@ -1,0 +1,185 @@
+"""The fence under the whole lock: what Redis loses, Postgres remembers."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+import redis.asyncio as aioredis
+
+from lockguard.errors import LeaseLost, StaleToken
+from lockguard.guard import LockGuard
+from lockguard.testing import RedisServer
+from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install, resolve, unfenced
+from lockguard_asyncpg.errors import CommitUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+APT = "binance:APTUSDT"
+INSERT = "insert into note values ($1)"
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
+    async with create_pool(database_url, min_size=0, max_size=10) as pool:
+        async with pool.acquire() as conn:
+            await install(conn)
+            await conn.execute("create table note (text text)")
+        yield pool
+
+
+def guard(url: str, pool: asyncpg.Pool[Any], **options: Any) -> LockGuard:
+    return LockGuard.from_url(url, fence=PostgresFence(pool), **options)
+
+
+async def lose_the_data(url: str) -> None:
+    """All keys go, the token floors too."""
+    async with aioredis.Redis.from_url(url) as client:
+        await client.flushall()
+
+
+async def fence_ahead(pool: asyncpg.Pool[Any]) -> int:
+    """Leave the fence a day ahead of anything that Redis will hand out."""
+    return int(
+        await pool.fetchval(
+            "select token from lockguard.seal($1, (extract(epoch from now()) * 1e6)::bigint + 86400000000,"
+            " gen_random_uuid(), 'yesterday''s host', 'open', 1000)",
+            APT,
+        )
+    )
+
+
+async def test_tokens_increase_and_nobody_is_refused_across_a_flush(
+    redis_url: str, pool: asyncpg.Pool[Any]
+) -> None:
+    tokens = []
+    async with guard(redis_url, pool) as locks:
+        for _ in range(5):
+            async with locks.hold(APT) as lease:
+                tokens.append(lease.token)
+                await pool.execute(INSERT, str(lease.token))
+            await lose_the_data(redis_url)
+    assert tokens == sorted(set(tokens))
+
+
+async def test_the_rightful_holder_is_not_refused_when_redis_went_back_in_time(
+    redis_url: str, pool: asyncpg.Pool[Any]
+) -> None:
+    ahead = await fence_ahead(pool)
+    async with guard(redis_url, pool) as locks:
+        async with locks.hold(APT) as first:
+            await pool.execute(INSERT, "x")
+        async with locks.hold(APT) as second:
+            await pool.execute(INSERT, "y")
+    assert ahead < first.token < second.token
+
+
+async def test_tokens_increase_when_redis_restarts_empty(pool: asyncpg.Pool[Any]) -> None:
+    with RedisServer() as server:
+        await fence_ahead(pool)
+        async with guard(server.url, pool) as locks, locks.hold(APT) as first:
+            pass
+        server.restart(keep_data=False)
+        async with guard(server.url, pool) as locks, locks.hold(APT) as second:
+            await pool.execute(INSERT, "x")
+    assert first.token < second.token
+
+
+async def test_two_holders_after_a_flush_only_the_second_writes(
+    redis_url: str, pool: asyncpg.Pool[Any]
+) -> None:
+    """FLUSHALL under a holder: until it notices, Redis has two; Postgres has one."""
+    first_holds, second_done = asyncio.Event(), asyncio.Event()
+    outcome: list[type[BaseException]] = []
+
+    async def first() -> None:
+        async with guard(redis_url, pool, ttl=timedelta(seconds=30)) as locks:
+            async with locks.hold(APT):
+                first_holds.set()
+                await second_done.wait()
+                with pytest.raises(StaleToken) as caught:
+                    await pool.execute(INSERT, "first")
+                outcome.append(caught.type)
+
+    async def second() -> None:
+        await first_holds.wait()
+        await lose_the_data(redis_url)
+        async with guard(redis_url, pool) as locks, locks.hold(APT):
+            await pool.execute(INSERT, "second")
+        second_done.set()
+
+    await asyncio.gather(first(), second())
+    assert outcome == [StaleToken]
+    assert [r["text"] for r in await pool.fetch("select text from note")] == ["second"]
+
+
+async def test_nothing_is_written_after_the_body(redis_url: str, pool: asyncpg.Pool[Any]) -> None:
+    async with guard(redis_url, pool) as locks:
+        async with locks.hold(APT) as lease:
+            pass
+        stale = lease.grant
+    row = await pool.fetchrow("select token, is_open, holder from lockguard.status($1)", APT)
+    assert row is not None
+    assert (row["token"], row["is_open"], row["holder"]) == (stale.token, False, stale.holder)
+
+
+async def test_a_broken_holder_cannot_write(redis_url: str, pool: asyncpg.Pool[Any]) -> None:
+    async with (
+        guard(redis_url, pool, ttl=timedelta(seconds=2)) as holder,
+        guard(redis_url, pool) as operator,
+    ):
+        with pytest.raises(LeaseLost):
+            async with holder.hold(APT) as lease:
+                await operator.break_(APT, reason="stuck")
+                with pytest.raises((StaleToken, LeaseLost)):
+                    await fenced_execute(pool, INSERT, "late", lease=lease)
+                await asyncio.sleep(30)
+    assert await pool.fetchval("select count(*) from note") == 0
+
+
+async def test_a_nested_lease_is_sealed_outside_of_the_outer_ones_fence(
+    redis_url: str, pool: asyncpg.Pool[Any]
+) -> None:
+    async with guard(redis_url, pool) as locks, locks.hold("a"), locks.hold("b"):
+        await pool.execute(INSERT, "both")
+        with unfenced():
+            open_ones = await pool.fetch("select resource from lockguard.status() where is_open")
+    assert [r["resource"] for r in open_ones] == ["a", "b"]
+
+
+async def test_a_holder_frozen_inside_a_transaction_is_taken_over_soon(
+    redis_url: str, pool: asyncpg.Pool[Any]
+) -> None:
+    """Its process stops between two statements: nothing renews, nothing commits, nothing rolls back."""
+    ttl = timedelta(seconds=1)
+    frozen = guard(redis_url, pool, ttl=ttl)
+    hold = frozen.hold(APT)
+    lease = await hold.__aenter__()
+    conn = await pool.acquire()
+    transaction = conn.transaction()
+    await transaction.start()
+    await conn.execute(INSERT, "frozen")
+    # As SIGSTOP would: its renewals end and nothing of it runs any more.
+    frozen._core.keeper.drop(lease)
+    began = asyncio.get_running_loop().time()
+
+    async def successor() -> None:
+        async with guard(redis_url, pool, ttl=ttl) as locks, locks.hold(APT, wait=timedelta(seconds=10)):
+            await pool.execute(INSERT, "successor")
+
+    import contextvars
+
+    await asyncio.create_task(successor(), context=contextvars.Context())
+    assert asyncio.get_running_loop().time() - began < 2.5
+    with unfenced():
+        assert [r["text"] for r in await pool.fetch("select text from note")] == ["successor"]
+        lost = CommitUnknown(resource=APT, token=lease.token, sequence=1)
+        assert await resolve(pool, lost) is False
+    await pool.release(conn)
+    with pytest.raises(LeaseLost):
+        await hold.__aexit__(None, None, None)
+    await frozen.aclose()
