@@ -65,7 +65,7 @@ def kind_of(query: str) -> Kind:
         ConfigurationError: several statements in one text, among them one that begins or ends a
             transaction: what follows it would escape the fence.
     """
-    parts = [part for part in _QUOTED.sub("''", query).split(";") if part.strip()]
+    parts = [part for part in _QUOTED.sub(_blanked, query).split(";") if part.strip()]
     kinds = [_kind_of_one(part) for part in parts]
     if len(kinds) > 1 and not {Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK}.isdisjoint(kinds):
         raise ConfigurationError(
@@ -73,6 +73,10 @@ def kind_of(query: str) -> Kind:
             " use conn.transaction(), or send BEGIN and COMMIT by themselves"
         )
     return kinds[0] if len(kinds) == 1 else Kind.ORDINARY
+
+
+def _blanked(found: re.Match[str]) -> str:
+    return " " if found.group().startswith(("--", "/*")) else "''"
 
 
 def _kind_of_one(statement: str) -> Kind:
