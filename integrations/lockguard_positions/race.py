@@ -90,6 +90,14 @@ async def run_race(
                 record = await control.record()
                 score += await score_round(conn, record, violations=report.violations, guard=settings.guard)
                 total.add(report)
+    return _result(
+        settings, total, score, name if settings.keep_database else None, SYSTEM_CLOCK.now() - started
+    )
+
+
+def _result(
+    settings: RaceSettings, total: Report, score: Score, database: str | None, seconds: float
+) -> RaceResult:
     return RaceResult(
         settings=settings,
         opens=settings.opens,
@@ -110,8 +118,8 @@ async def run_race(
         rolled_back=total.failed,
         errors=tuple(total.errors),
         open_ms_median=statistics.median(total.open_ms) if total.open_ms else None,
-        seconds=SYSTEM_CLOCK.now() - started,
-        database=name if settings.keep_database else None,
+        seconds=seconds,
+        database=database,
     )
 
 

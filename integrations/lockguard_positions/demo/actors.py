@@ -113,7 +113,7 @@ class Actor:
         os.kill(self.pid, signal.SIGSTOP)
         process = psutil.Process(self.pid)
         async with asyncio.timeout(_STOPPED_S):
-            while process.status() != psutil.STATUS_STOPPED:
+            while process.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(_POLL_S)
 
     def resume(self) -> None:

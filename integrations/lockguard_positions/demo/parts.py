@@ -98,7 +98,7 @@ def end_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
-def say(word: str, fact: object = True) -> None:  # noqa: FBT001, FBT002 - a fact may be just that
+def say(word: str, fact: object = True) -> None:  # noqa: FBT002 - a fact may be just that
     """Tell the demo something."""
     sys.stdout.write(json.dumps({word: fact}) + "\n")
     sys.stdout.flush()

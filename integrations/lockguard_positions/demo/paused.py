@@ -35,6 +35,9 @@ __all__ = ["Cast", "PausedResult", "Round", "Watch", "Write", "play", "prepare"]
 
 _FILE = "demo.sql"
 _HOLDER = "lockguard_positions.demo.holder"
+_LONGER_S = 0.25
+"""How long the holder stays stopped after its successor has finished, so that a picture shows both."""
+
 _SUCCESSOR = "lockguard_positions.demo.successor"
 
 
@@ -241,6 +244,7 @@ class _Stage:
         done = await successor.expect("done")
         self.tell(0.8, "the successor has finished, the holder wakes up")
         would_overwrite = await self._try_unfenced(at["position"], at["token"])
+        await asyncio.sleep(_LONGER_S)
         await holder.tell("go on")
         resumed_at_ms = SYSTEM_CLOCK.wall() * 1000
         holder.resume()
@@ -276,7 +280,10 @@ class _Stage:
             return Watch(key, await looking.hash(key), await looking.remaining_ms(key))
 
     async def _try_unfenced(self, position_id: int, token: int) -> bool:
-        """Send the late write without its check, and take it back: a refusal proves nothing if it did nothing."""
+        """Send the late write without its check, and take it back.
+
+        A refusal would prove nothing if there was nothing to refuse.
+        """
         transaction = self.conn.transaction()
         await transaction.start()
         try:

@@ -19,7 +19,9 @@ LINE_PREFIX = "%n|%a|%e|"
 STALE = "LG001"
 
 _LINE = re.compile(r"^(?P<at>\d+)\.?(?P<ms>\d{3})?\|(?P<app>[^|]*)\|(?P<state>[^|]*)\|(?P<text>.*)$")
-_STALE = re.compile(r"stale token for (?P<resource>.+): presented (?P<presented>\d+), current (?P<current>\d+)")
+_STALE = re.compile(
+    r"stale token for (?P<resource>.+): presented (?P<presented>\d+), current (?P<current>\d+)"
+)
 _SENT = re.compile(r"statement: begin;.*update monitoring\.positions")
 
 

@@ -1,0 +1,71 @@
+"""``--keep``: the servers stay up, and something is there to look at."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from lockguard import LockGuard
+from lockguard_asyncpg import PostgresFence
+from lockguard_positions.demo.peek import lock_key
+
+if TYPE_CHECKING:
+    from lockguard_positions.demo.console import Screen
+    from lockguard_positions.demo.stage import Stage
+
+__all__ = ["keep"]
+
+_HELD = "binance:BTCUSDT"
+_SEEN = "binance:APTUSDT"
+_QUERIES = (
+    "select id, symbol, status, token, entry_price, stop_price from monitoring.positions",
+    "select * from lockguard.status()",
+    "select * from demo.writes order by number",
+)
+
+
+async def keep(stage: Stage, screen: Screen) -> None:
+    """Hold a lock, say how to look at it, and wait for Enter or Ctrl-C."""
+    async with asyncpg.create_pool(stage.database_url, min_size=1, max_size=2) as pool:
+        guard = LockGuard.from_url(stage.redis.url, fence=PostgresFence(pool), observers=[])
+        async with guard, guard.hold(_HELD, operation="lockguard demo --keep"):
+            screen.say(f"\nThe servers stay up, and {_HELD} is held and renewed. Look around:")
+            for line in lines(stage):
+                screen.verbatim(f"  {line}")
+            await _until_told(screen)
+
+
+def lines(stage: Stage) -> list[str]:
+    """Commands to copy."""
+    redis = f"redis-cli -p {stage.redis.port}"
+    psql = shutil.which("psql") or str(stage.postgres.binary.path.parent / "psql")
+    return [
+        f"{redis} HGETALL '{lock_key(_HELD)}'",
+        f"{redis} XRANGE '{lock_key(_SEEN)}:history' - +",
+        f"lockguard inspect {_HELD} --redis {stage.redis.url}",
+        *(f"{psql} {stage.database_url} -c '{query}'" for query in _QUERIES),
+    ]
+
+
+async def _until_told(screen: Screen) -> None:
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    at_terminal = sys.stdin.isatty()
+    screen.say("\nEnter or Ctrl-C ends them." if at_terminal else "\nCtrl-C or SIGTERM ends them.", "bold")
+    if at_terminal:
+        loop.add_reader(sys.stdin, told.set)
+    try:
+        await told.wait()
+    except asyncio.CancelledError:
+        # Ctrl-C is the way to end this, not a failure.
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+    finally:
+        if at_terminal:
+            loop.remove_reader(sys.stdin)
+            if told.is_set():
+                sys.stdin.readline()

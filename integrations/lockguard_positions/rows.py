@@ -1,0 +1,147 @@
+"""What one statement on a row does, inside whatever transaction it is given.
+
+The decisions are elsewhere (:mod:`~lockguard_positions.flow`), and so are the transactions
+(:mod:`~lockguard_positions.store`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from lockguard_ccxt import Side, Step, client_order_id
+from lockguard_positions.errors import PositionChanged
+from lockguard_positions.model import Intent, IntentOutcome, NewPosition, Position, PositionSide
+from lockguard_positions.statements import statement
+from lockguard_positions.status import PositionStatus, check_transition
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from lockguard.lease import Lease
+
+__all__ = [
+    "Connection",
+    "changed",
+    "decided_on",
+    "insert",
+    "intend",
+    "intent_of",
+    "position_of",
+    "position_or_none",
+    "settle",
+]
+
+Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
+
+
+async def insert(
+    conn: Connection, lease: Lease, new: NewPosition, status: PositionStatus, error: str | None
+) -> Position:
+    """A new row, in one of the statuses that a row may begin as."""
+    check_transition(None, status)
+    row = await conn.fetchrow(
+        statement("insert_position"),
+        new.exchange,
+        new.symbol,
+        new.side.value,
+        new.quantity,
+        status.value,
+        new.signal_id,
+        new.entry_price,
+        new.stop_loss_percent,
+        error,
+        lease.token,
+    )
+    assert row is not None
+    return position_of(row)
+
+
+async def intend(
+    conn: Connection,
+    lease: Lease,
+    position: Position,
+    step: Step,
+    side: Side,
+    amount: Decimal,
+    trigger: Decimal | None,
+) -> Intent:
+    """A new intent, with a number and a client order id that were never used."""
+    number = int(await conn.fetchval(statement("next_intent"), position.exchange, position.symbol))
+    row = await conn.fetchrow(
+        statement("insert_intent"),
+        position.exchange,
+        position.symbol,
+        number,
+        position.id,
+        step.value,
+        client_order_id(lease.resource, number, step),
+        side,
+        amount,
+        trigger,
+        lease.token,
+    )
+    assert row is not None
+    return intent_of(row)
+
+
+async def settle(
+    conn: Connection,
+    position: Position,
+    intent: Intent,
+    outcome: IntentOutcome,
+    order_id: str | None,
+    details: str | None = None,
+) -> None:
+    """What became of an intent; once settled it stays so."""
+    key = (position.exchange, position.symbol, intent.number)
+    await conn.fetchval(statement("settle_intent"), *key, outcome.value, order_id, details)
+
+
+def decided_on(position: Position) -> tuple[int, str]:
+    """The row and the status that a change was decided on."""
+    return position.id, position.status.value
+
+
+def changed(position: Position, row: asyncpg.Record | None) -> Position:
+    """The row that a write returned.
+
+    Raises:
+        PositionChanged: it returned none.
+    """
+    if row is None:
+        raise PositionChanged(
+            f"position {position.id} is no longer {position.status.value}, though its lease is held:"
+            " somebody wrote past the fence",
+            position_id=position.id,
+        )
+    return position_of(row)
+
+
+def position_or_none(row: asyncpg.Record | None) -> Position | None:
+    """A row, if there is one."""
+    return None if row is None else position_of(row)
+
+
+def position_of(row: asyncpg.Record) -> Position:
+    """A row of ``monitoring.positions``."""
+    values = dict(row)
+    return Position(
+        **{**values, "side": PositionSide(values["side"]), "status": PositionStatus(values["status"])}
+    )
+
+
+def intent_of(row: asyncpg.Record) -> Intent:
+    """A row of ``monitoring.position_intents``."""
+    return Intent(
+        number=row["number"],
+        position_id=row["position_id"],
+        step=Step(row["step"]),
+        client_id=row["client_id"],
+        side=row["side"],
+        amount=row["amount"],
+        trigger=row["trigger_price"],
+        age_ms=row["age_ms"],
+    )
