@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lockguard.clock import SYSTEM_CLOCK
@@ -63,7 +63,7 @@ async def play_all(stage: Stage, load: Load, screen: Screen) -> DemoResult:
         # Started now, so that nobody waits for them later: they idle until the third act.
         await cast.start()
         unguarded = await _unguarded(stage, load, screen)
-        guarded = await _guarded(stage, unguarded.settings, screen, against=unguarded)
+        guarded = await _guarded(screen, against=unguarded)
         async with peek(stage.race_redis_url) as looking:
             history = tuple(await looking.histories())
         paused = await _paused(stage, cast, screen)
@@ -84,40 +84,29 @@ async def play_all(stage: Stage, load: Load, screen: Screen) -> DemoResult:
 async def _unguarded(stage: Stage, load: Load, screen: Screen) -> RaceResult:
     """The first act, until duplicates appear."""
     screen.act(1, "without the guard", _UNGUARDED)
-    for seed in range(1, _ATTEMPTS_MAX + 1):
-        settings = RaceSettings(
-            redis_url=stage.race_redis_url,
-            database_url=stage.postgres.url,
-            exchange_url=stage.trading.url,
-            scenario="B",
-            guard=False,
-            processes=2,
-            opens=load.opens,
-            time_scale=load.time_scale,
-            seed=seed,
-        )
-        result = await _race(settings, screen)
-        if result.duplicates:
-            break
-    screen.race(result)
-    return result
-
-
-async def _guarded(stage: Stage, load: RaceSettings, screen: Screen, *, against: RaceResult) -> RaceResult:
-    """The second act: the first one's load."""
-    screen.act(2, "with the guard", _GUARDED)
     settings = RaceSettings(
         redis_url=stage.race_redis_url,
         database_url=stage.postgres.url,
         exchange_url=stage.trading.url,
-        scenario=load.scenario,
-        guard=True,
-        processes=load.processes,
+        scenario="B",
+        guard=False,
+        processes=2,
         opens=load.opens,
         time_scale=load.time_scale,
-        seed=load.seed,
     )
     result = await _race(settings, screen)
+    for seed in range(settings.seed + 1, settings.seed + _ATTEMPTS_MAX):
+        if result.duplicates:
+            break
+        result = await _race(replace(settings, seed=seed), screen)
+    screen.race(result)
+    return result
+
+
+async def _guarded(screen: Screen, *, against: RaceResult) -> RaceResult:
+    """The second act: the first one's load."""
+    screen.act(2, "with the guard", _GUARDED)
+    result = await _race(replace(against.settings, guard=True), screen)
     screen.race(result, against)
     return result
 
