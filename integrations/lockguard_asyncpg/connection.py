@@ -82,12 +82,21 @@ class FenceLayer:
         return statement
 
     async def reset(self, *, timeout: float | None = None) -> None:
-        """As asyncpg's; never under a lease: a lost one must not cost the pool its connection."""
+        """As asyncpg's; never under a lease: a lost one must not cost the pool its connection.
+
+        The pool calls it on release. In a guarded body an error of it is not raised: after a COMMIT that
+        was answered it would pass for the work's own, and the work be done twice.
+        """
         con: Any = self
         standing_of(con).clear()
         parent: Any = super()
-        with unfenced():
-            await parent.reset(timeout=timeout)
+        try:
+            with unfenced():
+                await parent.reset(timeout=timeout)
+        except DATABASE_ERRORS:
+            if not current_leases():
+                raise
+            con.terminate()
 
 
 def _carrier(name: str, *, has_text: bool) -> Callable[..., Awaitable[Any]]:

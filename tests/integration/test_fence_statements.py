@@ -77,7 +77,8 @@ async def test_a_text_arrives_as_it_was(conn: asyncpg.Connection[Any], value: st
 
 async def test_numbers_and_ids_arrive_as_they_were(conn: asyncpg.Connection[Any]) -> None:
     row = await conn.fetchrow(
-        f"select {literals.number(2**62)}, {literals.number(-1)}, {literals.number(None)}, {literals.uuid('ab' * 16)}"
+        f"select {literals.number(2**62)}, {literals.number(-1)}, {literals.number(None)},"
+        f" {literals.uuid('ab' * 16)}"
     )
     assert row is not None
     assert [row[0], row[1], row[2], row[3].hex] == [2**62, -1, None, "ab" * 16]
@@ -93,7 +94,9 @@ async def test_the_documented_version_column_stops_a_lost_update(conn: asyncpg.C
     await conn.execute(
         "create table settings (id int, value text, version int); insert into settings values (1, 'a', 1)"
     )
-    update = "update settings set value = $1, version = version + 1 where id = $2 and version = $3 returning version"
+    update = """
+        update settings set value = $1, version = version + 1 where id = $2 and version = $3 returning version
+    """
     assert await conn.fetchval(update, "b", 1, 1) == 2
     assert await conn.fetchrow(update, "late", 1, 1) is None
     assert await conn.fetchval("select value from settings") == "b"

@@ -29,7 +29,9 @@ from lockguard_asyncpg.race import (
     Attempt,
     RacePlan,
     Write,
+    native_write,
     race,
+    transaction_write,
 )
 
 if TYPE_CHECKING:
@@ -114,13 +116,15 @@ async def test_no_stale_write_commits(url: str, write: Write, isolation: Any) ->
     assert report.counts["refused"] > 0
 
 
-@ways
-@levels
+POOLED = [(transaction_write, level) for level in ISOLATIONS] + [(native_write, "read_committed")]
+
+
+@pytest.mark.parametrize(("write", "isolation"), POOLED, ids=lambda x: getattr(x, "__name__", x))
 async def test_no_stale_write_commits_through_a_transaction_pooler(
     bouncer: str, write: Write, isolation: Any
 ) -> None:
     plan = RacePlan(writes=WRITES_A_RUN, isolation=isolation)
-    report = await race(bouncer, plan, write, statement_cache_size=0)
+    report = await race(bouncer, plan, write, pooler=True)
     assert report.violations == 0, report
     assert report.counts["committed"] > 0
     assert report.counts["refused"] > 0
@@ -147,11 +151,9 @@ async def drop_in_write(attempt: Attempt) -> None:
 async def test_no_stale_write_commits_from_code_that_was_not_converted(
     url: str, pooled: bool, request: pytest.FixtureRequest
 ) -> None:
-    target, options = url, {}
-    if pooled:
-        target, options = request.getfixturevalue("bouncer"), {"statement_cache_size": 0}
+    target = request.getfixturevalue("bouncer") if pooled else url
     plan = RacePlan(writes=WRITES_A_RUN)
-    report = await race(target, plan, drop_in_write, connection_class=FencedConnection, **options)
+    report = await race(target, plan, drop_in_write, pooler=pooled, connection_class=FencedConnection)
     assert report.violations == 0, report
     assert report.counts["committed"] > 0
     assert report.counts["refused"] > 0

@@ -86,6 +86,7 @@ async def race(
     plan: RacePlan,
     write: Write = transaction_write,
     *,
+    pooler: bool = False,
     progress: Callable[[int], None] | None = None,
     clock: Clock = SYSTEM_CLOCK,
     **connect: Any,
@@ -96,19 +97,23 @@ async def race(
         url: a database with lockguard's schema, direct or through a pooler.
         plan: what to run.
         write: how to write; the two given here must never break a law, others may show that it is seen.
+        pooler: the URL is a pooler in transaction mode. It has no isolation of its own for a session, so a
+            write that opens no transaction is made at the server's default.
         progress: called now and then with the number of operations begun.
         clock: the leases' clock.
-        connect: further arguments for ``asyncpg.create_pool``, such as ``statement_cache_size=0``.
+        connect: further arguments for ``asyncpg.create_pool``.
 
     Raises:
         ConfigurationError: the schema is not installed.
     """
     name = f"lockguard-race-{new_grant_id()[:8]}"
     settings = {"application_name": name}
-    size = plan.holders + 4
-    async with asyncpg.create_pool(
-        url, min_size=0, max_size=size, server_settings=settings, **connect
-    ) as pool:
+    if pooler:
+        connect["statement_cache_size"] = 0
+    elif plan.isolation is not None:
+        settings["default_transaction_isolation"] = plan.isolation.replace("_", " ")
+    options = {"min_size": 0, "max_size": plan.holders + 4, "server_settings": settings, **connect}
+    async with asyncpg.create_pool(url, **options) as pool:
         running = Holders(pool, plan, write, clock)
         async with pool.acquire() as conn:
             if await schema_version(conn) == 0:
