@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from lockguard.ports import Fence, Observer
     from lockguard.redlock import Redlock
 
-__all__ = ["Core"]
+__all__ = ["TEXT_CHARACTERS_MAX", "Core"]
+
+TEXT_CHARACTERS_MAX = 200
+"""Of a holder or an operation."""
 
 
 class Core:
@@ -31,6 +36,8 @@ class Core:
         clock: for deadlines.
         observers: told what happens.
         fence_within: how long a seal or a close may take.
+        max_hold_s: how long a lease is renewed.
+        lock_delay_ms: how long a resource stays closed after a lease ended by expiry.
     """
 
     def __init__(
@@ -41,17 +48,22 @@ class Core:
         clock: Clock,
         observers: Sequence[Observer],
         fence_within: timedelta,
+        max_hold_s: float = math.inf,
+        lock_delay_ms: int = 0,
     ) -> None:
         self.redlock = redlock
         self.fence = fence
         self.clock = clock
         self.fence_within = fence_within
+        self.max_hold_s = max_hold_s
+        self.lock_delay_ms = lock_delay_ms
         self.queue = Queue(redlock, clock=clock, emit=self.emit)
         self.keeper = Keeper(redlock, clock=clock, emit=self.emit)
         self._observers = list(observers)
         self._closing: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
+        self._host = socket.gethostname()
         self._closed = False
 
     @property
@@ -92,13 +104,17 @@ class Core:
             )
         return task
 
+    def holder(self, task: asyncio.Task[Any]) -> str:
+        """Who holds, as text for people."""
+        return f"{self._host}:{self._pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
+
     def emit(self, event: Event) -> None:
         """Tell the observers; one that raises is dropped, because it must not break a lock."""
-        for observer in list(self._observers):
+        for observer in self._observers:
             try:
                 observer.on(event)
             except Exception:  # noqa: BLE001 - whatever a user's observer raises
-                self._observers.remove(observer)
+                self._observers = [other for other in self._observers if other is not observer]
 
     def close_fence(self, grant: Grant) -> asyncio.Task[None]:
         """Close the fence for an ended grant; never raises. The guard waits for it when it closes."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
-from lockguard.core import Core
+from lockguard.core import TEXT_CHARACTERS_MAX, Core
 from lockguard.errors import ConfigurationError, QuorumUnavailable
 from lockguard.exclusive import Keeps, MaySkip, exclusive
 from lockguard.hold import Hold, HoldMany
@@ -18,7 +18,7 @@ from lockguard.lease import Token, new_grant_id, parse_resource
 from lockguard.nodes.address import Address
 from lockguard.nodes.standalone import StandaloneNode
 from lockguard.observe.log import LogObserver
-from lockguard.ports import AcquireRequest, Broken, Done, Fence, Inspection, LockNode, Observer
+from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
 from lockguard.redlock import Redlock
 from lockguard.times import checked_ttl, checked_wait, milliseconds
 
@@ -29,7 +29,6 @@ __all__ = ["LockGuard"]
 
 TTL_DEFAULT = timedelta(seconds=10)
 WAIT_DEFAULT = timedelta(seconds=10)
-_TEXT_CHARACTERS_MAX = 200
 
 
 class LockGuard:
@@ -70,17 +69,17 @@ class LockGuard:
         if not nodes:
             raise ConfigurationError("a guard needs at least one Redis node; got none")
         self._ttl = checked_ttl(ttl)
+        self._ttl_ms = milliseconds(self._ttl)
         self._wait = checked_wait(wait)
-        self._max_hold_s = math.inf if max_hold is None else checked_ttl(max_hold, "max_hold").total_seconds()
-        self._lock_delay_ms = milliseconds(checked_wait(lock_delay, "lock_delay"))
         self._core = Core(
             Redlock(nodes, clock=clock),
             fence=fence,
             clock=clock,
             observers=[LogObserver()] if observers is None else observers,
             fence_within=fence_within,
+            max_hold_s=math.inf if max_hold is None else checked_ttl(max_hold, "max_hold").total_seconds(),
+            lock_delay_ms=milliseconds(checked_wait(lock_delay, "lock_delay")),
         )
-        self._host = socket.gethostname()
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> LockGuard:
@@ -138,18 +137,14 @@ class LockGuard:
         """
         if on_busy not in ("wait", "raise"):
             raise ConfigurationError(f"on_busy={on_busy!r} is not known here; write 'wait' or 'raise'")
-        ttl_ms = milliseconds(self._ttl if ttl is None else checked_ttl(ttl))
-        request = AcquireRequest(
-            resource=parse_resource(resource),
-            grant=new_grant_id(),
-            holder=self._holder(),
-            operation=operation[:_TEXT_CHARACTERS_MAX],
-            ttl_ms=ttl_ms,
+        return Hold(
+            self._core,
+            parse_resource(resource),
+            ttl_ms=self._ttl_ms if ttl is None else milliseconds(checked_ttl(ttl)),
+            patience=self._wait if wait is None else checked_wait(wait),
+            operation=operation[:TEXT_CHARACTERS_MAX],
             queue=on_busy == "wait",
-            lock_delay_ms=self._lock_delay_ms,
         )
-        patience = self._wait if wait is None else checked_wait(wait)
-        return Hold(self._core, request, patience=patience, max_hold_s=self._max_hold_s)
 
     def hold_many(
         self,
@@ -292,10 +287,6 @@ class LockGuard:
     async def aclose(self) -> None:
         """End every lease of this guard as lost, send what is queued, close the connections."""
         await self._core.aclose()
-
-    def _holder(self) -> str:
-        task = self._core.enter()
-        return f"{self._host}:{os.getpid()}/{task.get_name()}"[:_TEXT_CHARACTERS_MAX]
 
     def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:
         names = [node.name for node in self._core.redlock.nodes]

@@ -15,7 +15,6 @@ The way out is where lock libraries hurt their users, so its rules are strict:
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from lockguard.clock import Clock
 from lockguard.context import Entry, entry_for, pop_entry, push_entry
 from lockguard.errors import FenceUnavailable, LossReason, ResourceBusy, SelfDeadlock
 from lockguard.events import Acquired, Released
-from lockguard.lease import Grant, Lease, Token
+from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import AcquireRequest, Done, NoVote, Outrun, Sealed
 
 if TYPE_CHECKING:
@@ -71,6 +70,14 @@ class Hold:
     """What ``guard.hold()`` returns: an async context manager, for one use.
 
     Entering it gives the :class:`~lockguard.lease.Lease`.
+
+    Args:
+        core: the guard's parts.
+        resource: what to hold.
+        ttl_ms: the life asked for, in milliseconds.
+        patience: how long to wait.
+        operation: what for, for people.
+        queue: whether to wait at all.
     """
 
     __slots__ = (
@@ -79,18 +86,22 @@ class Hold:
         "_core",
         "_cut",
         "_lease",
-        "_max_hold_s",
+        "_operation",
         "_patience",
-        "_request",
+        "_queue",
+        "_resource",
+        "_ttl_ms",
     )
 
     def __init__(
-        self, core: Core, request: AcquireRequest, *, patience: timedelta, max_hold_s: float = math.inf
+        self, core: Core, resource: Resource, *, ttl_ms: int, patience: timedelta, operation: str, queue: bool
     ) -> None:
         self._core = core
-        self._request = request
+        self._resource = resource
+        self._ttl_ms = ttl_ms
         self._patience = patience
-        self._max_hold_s = max_hold_s
+        self._operation = operation
+        self._queue = queue
         self._lease: Lease | None = None
         self._cut: _Cut | None = None
         self._context: ContextToken[tuple[Entry, ...]] | None = None
@@ -104,22 +115,31 @@ class Hold:
             LeaseLost: it was obtained and ended again before it was sealed.
             ConfigurationError: the guard is closed or belongs to another event loop.
         """
-        core, request = self._core, self._request
+        core = self._core
         task = core.enter()
-        if (entry := entry_for(request.resource, core)) is not None:
+        if (entry := entry_for(self._resource, core)) is not None:
             return self._enter_again(entry, task)
         called_at = core.clock.now()
         if not core.connected:
             await core.connect()
+        request = AcquireRequest(
+            resource=self._resource,
+            grant=new_grant_id(),
+            holder=core.holder(task),
+            operation=self._operation,
+            ttl_ms=self._ttl_ms,
+            queue=self._queue,
+            lock_delay_ms=core.lock_delay_ms,
+        )
         won = await core.queue.acquire(request, patience=self._patience)
         grant = Grant(
             request.resource, request.grant, won.token, request.holder, request.operation, request.ttl_ms
         )
         lease = Lease(grant, deadline=won.deadline, clock=core.clock)
         self._cut = _Cut(task, task.cancelling())
-        core.keeper.keep(lease, self._cut, max_hold_s=self._max_hold_s)
+        core.keeper.keep(lease, self._cut, max_hold_s=core.max_hold_s)
         if core.fence is not None:
-            await self._seal(lease)
+            await self._seal(lease, request)
         self._lease = lease
         self._context = push_entry(Entry(lease, task, core))
         self._acquired_at = core.clock.now()
@@ -159,7 +179,7 @@ class Hold:
         if entry.owner is task:
             entry.lease.ensure()
             return entry.lease
-        resource = self._request.resource
+        resource = self._resource
         raise SelfDeadlock(
             f"{task.get_name()!r} asked for {resource!r}, which the task that started it"
             f" ({entry.owner.get_name()!r}) holds: it would wait for ever;"
@@ -167,12 +187,12 @@ class Hold:
             resource=resource,
         )
 
-    async def _seal(self, lease: Lease) -> None:
+    async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
         """Shut out everything older (S3). What fails here gives the lock back before it leaves."""
         cut = self._cut
         assert cut is not None
         try:
-            await self._seal_until_ours(lease)
+            await self._seal_until_ours(lease, request)
             lease.ensure()
         except BaseException as exc:
             self._core.keeper.drop(lease)
@@ -182,7 +202,7 @@ class Hold:
                 raise lease.lost_error(cut.reason) from exc
             raise
 
-    async def _seal_until_ours(self, lease: Lease) -> None:
+    async def _seal_until_ours(self, lease: Lease, request: AcquireRequest) -> None:
         core, fence = self._core, self._core.fence
         assert fence is not None
         for _ in range(_SEAL_ATTEMPTS):
@@ -194,7 +214,7 @@ class Hold:
                     # Either we are late and a successor sealed, or Redis lost its data and gave out a low
                     # token. Only Redis knows: the higher token sticks only if it is still ours there.
                     token = Token(current + 1)
-                    if not await core.redlock.settle(self._request, token):
+                    if not await core.redlock.settle(request, token):
                         raise ResourceBusy(
                             f"{lease.resource!r} passed to somebody else before it was sealed;"
                             f" its token is {current}",

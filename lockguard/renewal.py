@@ -4,11 +4,11 @@ One task renews all leases of a guard together, so a thousand leases cost one wr
 thousand watchdogs. It begins at a third of the ttl and goes on until the deadline: one failed renewal ends
 nothing (L7).
 
-What ends a lease does not depend on that task, nor on any reply. Each lease has a timer at its deadline,
-which lies before the instant at which the server drops the key (S10); when it fires and the deadline has
-not been moved, the lease is lost. So a hung or unreachable Redis, or a renewal that hangs, delays nothing.
-A timer of the event loop does not run while the machine is suspended or the loop is stalled; that is why
-``Lease`` looks at the clock itself as well.
+What ends a lease does not depend on that task, nor on any reply. One timer stands at the first deadline of
+all, which lies before the instant at which the server drops the key (S10); when it fires and that deadline
+has not been moved, the lease is lost. So a hung or unreachable Redis, or a renewal that hangs, delays
+nothing. A timer of the event loop does not run while the machine is suspended or the loop is stalled; that
+is why ``Lease`` looks at the clock itself as well.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ class _Kept:
     due_at: float
     slack_s: float
     ends_at: float
-    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def deadline(self) -> float:
+        """When it ends unless it is renewed."""
+        return min(self.lease.deadline, self.ends_at)
 
 
 class Keeper:
@@ -64,6 +68,8 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
         self._earlier = asyncio.Event()
         self._wakes_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -83,7 +89,7 @@ class Keeper:
         due_at = now + ttl_s * _FIRST_AT
         kept = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER, now + max_hold_s)
         self._kept[lease.grant.id] = kept
-        self._arm(kept)
+        self._look_by(kept.deadline, now)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="lockguard-renewal")
         elif due_at < self._wakes_at:
@@ -91,9 +97,7 @@ class Keeper:
 
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""
-        kept = self._kept.pop(lease.grant.id, None)
-        if kept is not None and kept.timer is not None:
-            kept.timer.cancel()
+        self._kept.pop(lease.grant.id, None)
 
     def lose_all(self, reason: LossReason) -> list[Lease]:
         """End every lease that is kept; gives them."""
@@ -104,25 +108,36 @@ class Keeper:
 
     async def aclose(self) -> None:
         """End the task. Leases that are still kept are no longer renewed."""
-        for kept in list(self._kept.values()):
-            self.drop(kept.lease)
+        self._kept.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _arm(self, kept: _Kept) -> None:
-        left_s = max(0.0, min(kept.lease.deadline, kept.ends_at) - self._clock.now())
-        kept.timer = asyncio.get_running_loop().call_later(left_s, self._at_deadline, kept)
+    def _look_by(self, deadline: float, now: float) -> None:
+        """Have the timer fire at ``deadline`` or before.
 
-    def _at_deadline(self, kept: _Kept) -> None:
-        # A renewal only moves the deadline; the timer finds out here, once, instead of at each renewal.
-        reason = kept.lease.loss
-        if reason is None and self._clock.now() >= kept.ends_at:
-            reason = LossReason.MAX_HOLD
-        if reason is None:
-            self._arm(kept)
-        else:
-            self._lose(kept, reason)
+        Neither a renewal nor a release touches it: it finds out when it fires, once and not each time.
+        """
+        if self._timer is not None:
+            if self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._clock.now()
+        for kept in list(self._kept.values()):
+            reason = kept.lease.loss
+            if reason is None and now >= kept.ends_at:
+                reason = LossReason.MAX_HOLD
+            if reason is not None:
+                self._lose(kept, reason)
+        if self._kept:
+            self._look_by(min(kept.deadline for kept in self._kept.values()), self._clock.now())
 
     def _lose(self, kept: _Kept, reason: LossReason) -> None:
         if kept.lease.grant.id not in self._kept:

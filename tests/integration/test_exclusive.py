@@ -137,7 +137,8 @@ async def test_a_closed_guard_says_so(redis_url):
     guard = LockGuard.from_url(redis_url)
     await guard.aclose()
     with pytest.raises(ConfigurationError, match="closed"):
-        guard.hold("x")
+        async with guard.hold("x"):
+            pass
 
 
 def test_a_guard_serves_one_event_loop(redis_url):
@@ -160,7 +161,8 @@ async def test_a_guard_that_was_forked_says_so(guard, monkeypatch):
         pass
     monkeypatch.setattr(os, "getpid", lambda: -1)
     with pytest.raises(ConfigurationError, match="fork"):
-        guard.hold("x")
+        async with guard.hold("x"):
+            pass
 
 
 async def test_an_unreachable_server_is_named_with_the_remedy():
