@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -15,11 +16,11 @@ from lockguard.errors import ConfigurationError, QuorumUnavailable
 from lockguard.exclusive import Keeps, MaySkip, exclusive
 from lockguard.hold import Hold, HoldMany
 from lockguard.lease import Token, new_grant_id, parse_resource
-from lockguard.nodes.address import Address
-from lockguard.nodes.standalone import StandaloneNode
+from lockguard.nodes.choose import node_for_url, nodes_for_urls
 from lockguard.observe.log import LogObserver
 from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
-from lockguard.redlock import Redlock
+from lockguard.quorum import majority
+from lockguard.redlock import Redlock, spoken
 from lockguard.times import checked_ttl, checked_wait, milliseconds
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = ["LockGuard"]
 
 TTL_DEFAULT = timedelta(seconds=10)
 WAIT_DEFAULT = timedelta(seconds=10)
+NODE_TIMEOUT_DEFAULT = timedelta(milliseconds=200)
 
 
 class LockGuard:
@@ -48,6 +50,7 @@ class LockGuard:
         fence_within: how long sealing may take, including the wait for transactions of the last holder.
         observers: told what happens; the default one logs.
         clock: for tests.
+        node_timeout: with several nodes, how long one that does not answer may delay a decision.
 
     Raises:
         ConfigurationError: a value that cannot work.
@@ -65,6 +68,7 @@ class LockGuard:
         fence_within: timedelta = timedelta(seconds=5),
         observers: Sequence[Observer] | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        node_timeout: timedelta = NODE_TIMEOUT_DEFAULT,
     ) -> None:
         if not nodes:
             raise ConfigurationError("a guard needs at least one Redis node; got none")
@@ -72,7 +76,11 @@ class LockGuard:
         self._ttl_ms = milliseconds(self._ttl)
         self._wait = checked_wait(wait)
         self._core = Core(
-            Redlock(nodes, clock=clock),
+            Redlock(
+                nodes,
+                clock=clock,
+                node_timeout_s=checked_wait(node_timeout, "node_timeout").total_seconds(),
+            ),
             fence=fence,
             clock=clock,
             observers=[LogObserver()] if observers is None else observers,
@@ -92,7 +100,20 @@ class LockGuard:
         Raises:
             ConfigurationError: the URL or an option cannot work. Nothing is connected yet.
         """
-        return cls([StandaloneNode(Address.parse(url), inbox=_new_inbox())], **options)
+        return cls([node_for_url(url, inbox=_new_inbox())], **options)
+
+    @classmethod
+    def from_urls(cls, urls: Sequence[str], **options: Any) -> LockGuard:
+        """A guard over several independent servers, of which a majority decides (Redlock).
+
+        Args:
+            urls: an odd number of servers, as for :meth:`from_url`.
+            **options: as for the class.
+
+        Raises:
+            ConfigurationError: the URLs or an option cannot work. Nothing is connected yet.
+        """
+        return cls(nodes_for_urls(urls, inbox=_new_inbox()), **options)
 
     def __repr__(self) -> str:
         nodes = ", ".join(node.name for node in self._core.redlock.nodes)
@@ -236,11 +257,12 @@ class LockGuard:
         self._core.enter()
         await self._core.connect()
         name = parse_resource(resource)
-        votes = [await node.inspect(name) for node in self._core.redlock.nodes]
+        votes = await self._core.redlock.ask_all(lambda node: node.inspect(name))
         seen = [vote for vote in votes if isinstance(vote, Inspection)]
         if not seen:
             raise self._unasked(resource, votes)
-        return max(seen, key=lambda inspection: (inspection.held, inspection.token))
+        shown = Counter(inspection.token for inspection in seen)
+        return max(seen, key=lambda inspection: (inspection.held, shown[inspection.token], inspection.token))
 
     async def break_(self, resource: str, *, reason: str) -> Broken:
         """End somebody else's lease by force: its writes are refused from now on, then the lock is freed.
@@ -259,10 +281,9 @@ class LockGuard:
         if self._core.fence is not None:
             # The fence first: freed first, the broken holder could still write beside its successor.
             token = await self._core.fence.break_(name, reason=reason, within=self._core.fence_within)
-        nodes = self._core.redlock.nodes
-        votes = [await node.break_(name, reason=reason, token=token) for node in nodes]
+        votes = await self._core.redlock.ask_all(lambda node: node.break_(name, reason=reason, token=token))
         done = [vote for vote in votes if isinstance(vote, Broken)]
-        if len(done) <= len(nodes) // 2:
+        if len(done) < majority(len(votes)):
             raise self._unasked(resource, votes)
         return max(done, key=lambda broken: broken.token)
 
@@ -278,7 +299,7 @@ class LockGuard:
         self._core.enter()
         await self._core.connect()
         name = parse_resource(resource)
-        votes = [await node.request_handover(name, reason=reason) for node in self._core.redlock.nodes]
+        votes = await self._core.redlock.ask_all(lambda node: node.request_handover(name, reason=reason))
         done = [vote for vote in votes if isinstance(vote, Done)]
         if not done:
             raise self._unasked(resource, votes)
@@ -290,7 +311,7 @@ class LockGuard:
 
     def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:
         names = [node.name for node in self._core.redlock.nodes]
-        told = {name: str(getattr(vote, "error", vote)) for name, vote in zip(names, votes, strict=True)}
+        told = {name: spoken(vote) for name, vote in zip(names, votes, strict=True)}
         return QuorumUnavailable("; ".join(told.values()), resource=resource, votes=told)
 
 

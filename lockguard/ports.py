@@ -11,7 +11,7 @@ from asyncio import Future
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from lockguard.errors import NodeRefused, NodeUnknown
 from lockguard.events import Event
@@ -28,8 +28,11 @@ __all__ = [
     "Granted",
     "Inspection",
     "LockNode",
+    "Membership",
     "Observer",
     "Outrun",
+    "Outsider",
+    "QuorumNode",
     "Refused",
     "Sealed",
     "Unknown",
@@ -51,6 +54,7 @@ class AcquireRequest:
         ticket: the place in the queue that an earlier busy answer gave, 0 for none. Sent along so that a
             waiter keeps its place through a reconnect, a lost reservation and a wiped server.
         lock_delay_ms: how long the resource stays closed after this grant ends by expiry.
+        proposal: a token that several nodes are asked to give, so that they give the same one; 0 for none.
     """
 
     resource: Resource
@@ -61,13 +65,20 @@ class AcquireRequest:
     queue: bool = False
     ticket: int = 0
     lock_delay_ms: int = 0
+    proposal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The node holds the lock for this grant."""
+    """The node holds the lock for this grant.
+
+    Attributes:
+        token: what it gave.
+        server_us: its clock when it did, in microseconds since 1970; 0 if it held the lock already.
+    """
 
     token: Token
+    server_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +119,34 @@ class Unknown:
     """The node may have done it, or may still do it."""
 
     error: NodeUnknown
+
+
+@dataclass(frozen=True, slots=True)
+class Outsider:
+    """The lock is free there, but the node may have forgotten one that it granted: it gives no vote yet.
+
+    Attributes:
+        quiet_ms: when it votes again; 0 while nobody has admitted it, see :class:`QuorumNode`.
+    """
+
+    quiet_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What a node knows of its right to vote.
+
+    Attributes:
+        known: whether it was ever admitted, as far as it knows.
+        member: whether it was admitted in the present run of its server.
+        quiet_ms: how long it does not vote yet.
+        ttl_max_ms: the longest lease that it granted or may have forgotten, as far as it knows.
+    """
+
+    known: bool
+    member: bool
+    quiet_ms: int
+    ttl_max_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +236,7 @@ class Inspection:
     waiters: tuple[Waiter, ...]
 
 
-AcquireVote: TypeAlias = Granted | Busy | Refused | Unknown
+AcquireVote: TypeAlias = Granted | Busy | Outsider | Refused | Unknown
 NoVote: TypeAlias = Refused | Unknown
 
 
@@ -262,6 +301,32 @@ class LockNode(Protocol):
 
     async def aclose(self) -> None:
         """Send what is queued, then close."""
+        ...
+
+
+@runtime_checkable
+class QuorumNode(LockNode, Protocol):
+    """A node that decides together with others that know nothing of it."""
+
+    @property
+    def server_ids(self) -> frozenset[str]:
+        """What this server shares with no independent one: its run and its replication; empty if unknown."""
+        ...
+
+    def membership(self) -> Future[Membership | NoVote]:
+        """Look whether it may vote."""
+        ...
+
+    def admit(self, *, quiet_ms: int, ttl_max_ms: int) -> Future[Membership | NoVote]:
+        """Let it vote after ``quiet_ms``, if nobody has admitted it yet; tells what was there before."""
+        ...
+
+    def rejoin(self, grant: Grant) -> Future[Done | NoVote]:
+        """Hold the lock for a grant that is held elsewhere, if it is free here."""
+        ...
+
+    def on_outsider(self, callback: Callable[[], None]) -> None:
+        """Have ``callback()`` called when the node has to be admitted."""
         ...
 
 

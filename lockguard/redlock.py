@@ -12,8 +12,13 @@ What each rule prevents:
   the undo is queued behind the acquire on the same connection, so it finds what the acquire left.
 * A node that did not answer, or answered with an error, is never counted as a yes.
 * With several nodes the token is settled: a maximum over counters alone does not increase (10, 5, 5: nodes
-  A and B give 11, later B and C give 7). The highest token is written to a majority while the lock is held
-  there, and the lease exists only then. With one node its token is final as it is.
+  A and B give 11, later B and C give 7). The lease's token stands on a majority while the lock is held there:
+  mostly because they gave the token that was proposed, otherwise because the highest one was written there in
+  a second round. Each node gives only what is higher than all before, and any later majority shares one with
+  this one, so the next token is higher. With one node its token is final as it is.
+* A node that may have forgotten a lock gives no vote until that lock has ended (``membership.py``); a holder
+  that has just renewed on a majority puts its lease back on the others.
+* A node that did not answer in time is not waited for again until it has caught up.
 
 A lease lives on a majority of clocks that may be wrong, and on servers that may lose their data. What makes
 it safe all the same is the fence (see ``ports.Fence``); the lock gives order and efficiency.
@@ -23,12 +28,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from lockguard.clock import Clock
+from lockguard.company import Company
 from lockguard.errors import NodeError
 from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import (
@@ -40,6 +47,7 @@ from lockguard.ports import (
     Granted,
     LockNode,
     NoVote,
+    Outsider,
     Refused,
     Unknown,
 )
@@ -48,9 +56,16 @@ from lockguard.quorum import majority, trusted_s
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Attempt", "Contended", "Extension", "NoQuorum", "Redlock", "Renewal", "Won"]
+__all__ = ["Attempt", "Contended", "Extension", "NoQuorum", "Redlock", "Renewal", "Won", "spoken"]
 
 T = TypeVar("T")
+
+_PROBE = Resource("lockguard-probe")
+
+_HEADSTART_US = 3_000
+"""How much later than a node's clock a proposed token is: the way there takes some of it."""
+
+_SKEW_US_MAX = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +125,7 @@ class Redlock:
     """The lock over its nodes.
 
     Args:
-        nodes: one, or an odd number of independent ones.
+        nodes: one, or several independent ones (an odd number of :class:`~lockguard.ports.QuorumNode`).
         clock: for deadlines.
         node_timeout_s: with several nodes, how long one may delay the decision. A single node's patience is
             the wire's, because there is nobody else to decide without it.
@@ -120,29 +135,53 @@ class Redlock:
         self.nodes = tuple(nodes)
         self._clock = clock
         self._quorum = majority(len(self.nodes))
-        self._node_timeout_s = node_timeout_s if len(self.nodes) > 1 else None
+        self._node_timeout_s = node_timeout_s
+        self._company = Company(self.nodes) if len(self.nodes) > 1 else None
+        self._silent: set[int] = set()
+        self._lead_us: dict[int, int] = {}
+        self._renewing: dict[GrantId, list[Future[Extended | NoVote]]] = {}
 
     @property
     def ready(self) -> bool:
-        """Whether every node is connected."""
-        return all(node.ready for node in self.nodes)
+        """Whether enough nodes are connected to decide."""
+        return sum(node.ready for node in self.nodes) >= self._quorum
 
     async def connect(self) -> None:
-        """Try to connect to every node. One that cannot be reached will vote so.
+        """Connect to enough nodes to decide, or find out that it cannot be done now.
+
+        With several nodes, one that cannot be reached costs nothing once the others are there; it goes on
+        being tried until :meth:`aclose`.
 
         Raises:
-            ConfigurationError: a node refused the log-in.
+            ConfigurationError: a node refused the log-in, or nodes are not independent.
         """
-        if len(self.nodes) == 1:
-            await _connect(self.nodes[0])
-        else:
-            await asyncio.gather(*map(_connect, self.nodes))
+        if self._company is not None:
+            await self._company.connect(enough=self._quorum)
+            return
+        with contextlib.suppress(NodeError):
+            await self.nodes[0].connect()
 
     async def acquire(self, request: AcquireRequest) -> Attempt:
         """Ask once. Asking again with the same request is the same wish: no token is burned (S7).
 
         A caller that gives up after anything but :class:`Won`, or is cancelled here, calls :meth:`undo`.
+
+        Raises:
+            ConfigurationError: nodes are not independent.
         """
+        if self._company is None:
+            return await self._ask(request)
+        company, rounds = self._company, self._company.rounds
+        company.check_independence()
+        company.note_ttl(request.ttl_ms)
+        attempt = await self._ask(replace(request, proposal=self._proposal()))
+        if isinstance(attempt, NoQuorum) and company.rounds != rounds:
+            # New nodes are admitted when they are first asked: then ask again.
+            await company.admitted()
+            return await self._ask(replace(request, proposal=self._proposal()))
+        return attempt
+
+    async def _ask(self, request: AcquireRequest) -> Attempt:
         sent_at = self._clock.now()
         asked = [node.acquire(request) for node in self.nodes]
         try:
@@ -154,18 +193,22 @@ class Redlock:
                 future.cancel()
         tokens = [vote.token for vote in votes if isinstance(vote, Granted)]
         if len(tokens) >= self._quorum:
-            token = max(tokens)
-            settled = len(self.nodes) == 1 or await self.settle(request, token)
+            self._note_clocks(votes)
+            token, agreeing = Counter(tokens).most_common(1)[0]
+            settled = agreeing >= self._quorum
+            if not settled:
+                token = max(tokens)
+                settled = await self.settle(request, token)
             deadline = sent_at + trusted_s(request.ttl_ms)
             if settled and self._clock.now() < deadline:
                 return Won(token, deadline)
         self._undo_split(request, votes)
         held = [vote for vote in votes if isinstance(vote, Busy)]
         if held and len(self.nodes) - len(held) < self._quorum:
-            # A node that missed the settling shows another token: believe the many.
-            tokens = [busy.token for busy in held]
-            return Contended(max(held, key=lambda busy: (tokens.count(busy.token), busy.retry_after_ms)))
-        return NoQuorum({node.name: _spoken(vote) for node, vote in zip(self.nodes, votes, strict=True)})
+            # A node that was late or missed the settling shows another token: believe the many.
+            shown = Counter(busy.token for busy in held)
+            return Contended(max(held, key=lambda busy: (shown[busy.token], busy.retry_after_ms)))
+        return NoQuorum({node.name: spoken(vote) for node, vote in zip(self.nodes, votes, strict=True)})
 
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
         """Write the final token on a majority, while this grant holds the lock there."""
@@ -174,8 +217,31 @@ class Redlock:
         return self._settled(asked) >= self._quorum
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
-        """Send a renewal to every node; give the futures to :meth:`tally` once they are done, or too late."""
-        return [node.extend(grant.resource, grant.id, grant.ttl_ms) for node in self.nodes]
+        """Send a renewal to every node; give the futures to :meth:`tally` once they are done, or too late.
+
+        Nodes that lost the lease get it back as soon as a majority has renewed it, unless it was undone
+        meanwhile: then nobody would be left to remove it.
+        """
+        asked = [node.extend(grant.resource, grant.id, grant.ttl_ms) for node in self.nodes]
+        if self._company is None:
+            return asked
+        self._renewing[grant.id] = asked
+        proven_until = self._clock.now() + trusted_s(grant.ttl_ms)
+        wanting = dict(zip(asked, self._company.nodes, strict=True))
+
+        def answered(_: object) -> None:
+            held = sum(isinstance(vote := _vote(future), Extended) and vote.held for future in asked)
+            current = self._renewing.get(grant.id) is asked and self._clock.now() < proven_until
+            if held < self._quorum or not current:
+                return
+            for future in [future for future in wanting if future.done()]:
+                node = wanting.pop(future)
+                if isinstance(vote := future.result(), Extended) and not vote.held:
+                    node.rejoin(grant)
+
+        for future in asked:
+            future.add_done_callback(answered)
+        return asked
 
     def tally(self, asked: Sequence[Future[Extended | NoVote]], *, sent_at: float, ttl_ms: int) -> Extension:
         """Count the answers to a renewal that was sent at ``sent_at``."""
@@ -189,7 +255,7 @@ class Redlock:
         if len(self.nodes) - (len(extended) - len(held)) < self._quorum:
             return Extension(Renewal.REFUSED)
         return Extension(
-            Renewal.UNANSWERED, cause="; ".join(_spoken(v) for v in votes if not isinstance(v, Extended))
+            Renewal.UNANSWERED, cause="; ".join(spoken(v) for v in votes if not isinstance(v, Extended))
         )
 
     async def confirm(self, asked: Sequence[Future[Done | NoVote]]) -> bool:
@@ -202,19 +268,28 @@ class Redlock:
 
         Needs no await, so that a cancelled task leaves nothing behind (S8).
         """
+        self._renewing.pop(grant, None)
         return [node.release(resource, grant) for node in self.nodes]
+
+    async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
+        """Ask every node the same; ``None`` for one that does not answer in time."""
+        asked = [ask(node) for node in self.nodes]
+        await self._wait(asked, lambda _: False)
+        return [_vote(future) for future in asked]
 
     async def aclose(self) -> None:
         """Close every node."""
+        if self._company is not None:
+            await self._company.aclose()
         await asyncio.gather(*(node.aclose() for node in self.nodes))
 
     def _undo_split(self, request: AcquireRequest, votes: Sequence[AcquireVote | None]) -> None:
         # A minority that we keep would block the others until its ttl. One node alone cannot split: its
         # unknown answer is resolved by asking again, and its queue must keep our place.
-        if len(self.nodes) == 1:
+        if self._company is None:
             return
         for node, vote in zip(self.nodes, votes, strict=True):
-            if not isinstance(vote, Busy | Refused):
+            if not isinstance(vote, Busy | Refused | Outsider):
                 node.release(request.resource, request.grant)
 
     async def _wait(self, asked: Sequence[Future[T]], decided: Callable[[Sequence[T]], bool]) -> None:
@@ -222,13 +297,59 @@ class Redlock:
         if len(asked) == 1:
             await asked[0]
             return
-        give_up_at = self._clock.now() + (self._node_timeout_s or 0.0)
-        pending = set(asked)
-        while pending and not decided([f.result() for f in asked if f.done()]):
-            left_s = give_up_at - self._clock.now()
-            if left_s <= 0:
-                return
-            _, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        loop = asyncio.get_running_loop()
+        decision: Future[bool] = loop.create_future()
+
+        def answered(_: object) -> None:
+            late = [index for index, future in enumerate(asked) if not future.done()]
+            votes = [future.result() for future in asked if future.done() and not future.cancelled()]
+            # A node that was silent the last time is listened to, but not waited for.
+            if not decision.done() and (self._silent.issuperset(late) or decided(votes)):
+                decision.set_result(True)
+
+        def give_up() -> None:
+            if not decision.done():
+                decision.set_result(False)
+
+        for future in asked:
+            future.add_done_callback(answered)
+        patience = loop.call_later(self._node_timeout_s, give_up)
+        try:
+            if not await decision:
+                self._note_silence([index for index, future in enumerate(asked) if not future.done()])
+        finally:
+            patience.cancel()
+            for future in asked:
+                future.remove_done_callback(answered)
+
+    def _note_silence(self, indexes: Sequence[int]) -> None:
+        for index in set(indexes) - self._silent:
+            self._silent.add(index)
+            # Its answer comes when all that the node owes has come, or the connection has ended.
+            self.nodes[index].inspect(_PROBE).add_done_callback(self._listen_again(index))
+
+    def _listen_again(self, index: int) -> Callable[[object], None]:
+        return lambda _: self._silent.discard(index)
+
+    def _note_clocks(self, votes: Sequence[AcquireVote | None]) -> None:
+        now_us = int(self._clock.now() * 1e6)
+        for index, vote in enumerate(votes):
+            if isinstance(vote, Granted) and vote.server_us:
+                self._lead_us[index] = vote.server_us - now_us
+
+    def _proposal(self) -> int:
+        """A token a little later than the nodes' clocks will show: if they all give it, it is settled.
+
+        Only a hint. A node gives a higher token when its own last one, or its clock, says so; then the
+        highest is settled in a second round.
+        """
+        if len(self._lead_us) < self._quorum:
+            return 0
+        leads_us = sorted(self._lead_us.values())
+        common_us = leads_us[len(leads_us) // 2]
+        # One clock that is far ahead must not carry the tokens of all along.
+        lead_us = max(lead for lead in leads_us if lead - common_us < _SKEW_US_MAX)
+        return int(self._clock.now() * 1e6) + lead_us + _HEADSTART_US
 
     def _acquire_is_decided(self, votes: Sequence[AcquireVote]) -> bool:
         granted = sum(isinstance(vote, Granted) for vote in votes)
@@ -243,17 +364,12 @@ class Redlock:
         return sum(isinstance(vote := _vote(f), Done) and vote.found for f in asked)
 
 
-async def _connect(node: LockNode) -> None:
-    with contextlib.suppress(NodeError):
-        await node.connect()
-
-
 def _vote(future: Future[T]) -> T | None:
     """The vote, or ``None`` while there is none."""
     return future.result() if future.done() and not future.cancelled() else None
 
 
-def _spoken(vote: object) -> str:
+def spoken(vote: object) -> str:
     """A vote as text for people."""
     match vote:
         case None:
@@ -262,6 +378,10 @@ def _spoken(vote: object) -> str:
             return f"granted with token {token}"
         case Busy(holder):
             return f"busy: {holder or 'reserved for a waiter'}"
+        case Outsider(quiet_ms) if quiet_ms:
+            return f"lost what it knew, or is new: gives no vote for another {quiet_ms / 1000:.1f} s"
+        case Outsider():
+            return "lost what it knew, or is new: has to be admitted"
         case Refused(error) | Unknown(error):
             return str(error)
         case _:

@@ -168,7 +168,8 @@ class Queue:
             return retry_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
         if len(self._redlock.nodes) > 1:
             # Each node has its own queue, so the order over several is best effort: wake-ups, and asking.
-            return random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
+            asks_s = random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
+            return min(asks_s, attempt.busy.retry_after_ms / 1000 + 0.002)
         if self._is_first(request):
             return min(ASK_AGAIN_S, attempt.busy.retry_after_ms / 1000 + 0.001)
         return REST_S

@@ -9,7 +9,18 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
-__all__ = ["ACQUIRE", "BREAK", "EXTEND", "INSPECT", "RELEASE", "SCRIPTS", "SETTLE", "Script"]
+__all__ = [
+    "ACQUIRE",
+    "ADMIT",
+    "BREAK",
+    "EXTEND",
+    "INSPECT",
+    "REJOIN",
+    "RELEASE",
+    "SCRIPTS",
+    "SETTLE",
+    "Script",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +44,12 @@ def _load(name: str) -> Script:
 
 
 ACQUIRE = _load("acquire")
+ADMIT = _load("admit")
 BREAK = _load("break")
 EXTEND = _load("extend")
 INSPECT = _load("inspect")
+REJOIN = _load("rejoin")
 RELEASE = _load("release")
 SETTLE = _load("settle")
 
-SCRIPTS = (ACQUIRE, BREAK, EXTEND, INSPECT, RELEASE, SETTLE)
+SCRIPTS = (ACQUIRE, ADMIT, BREAK, EXTEND, INSPECT, REJOIN, RELEASE, SETTLE)

@@ -7,6 +7,7 @@
 -- KEYS[5] next      string: the grant that the free lock is reserved for
 -- KEYS[6] tenure    string: exists from a grant with a lock delay until that delay is over
 -- KEYS[7] history   stream, capped
+-- KEYS[8] member    hash, only where several independent nodes decide together; see admit.lua
 --
 -- ARGV[1] grant     32 hex digits
 -- ARGV[2] ttl_ms
@@ -15,11 +16,14 @@
 -- ARGV[5] inbox     channel that wakes the caller, or "" not to be queued
 -- ARGV[6] ticket    the place that an earlier answer gave, or 0
 -- ARGV[7] lock_delay_ms
+-- ARGV[8] proposal  a token that all nodes are asked to give, so that they give the same one; 0 for none
+-- ARGV[9] run       with KEYS[8]: the server process that the caller is connected to
 --
 -- Returns
---   {1, token}                                                            granted
+--   {1, token, now_us}                                                    granted
 --   {0, holder, operation, token, age_ms, retry_after_ms, ticket, requeued} busy; ticket 0: not queued
 --   {2, holder, operation, token, age_ms, retry_after_ms}                 busy, and the queue is full
+--   {3, quiet_ms}      free, but this node may have lost what it knew: no vote. 0: not admitted yet
 --
 -- Tokens are formatted with %.0f: tostring() would print 1.795e+15.
 
@@ -37,7 +41,7 @@ local now_us = time[1] * 1000000 + time[2]
 local member = grant .. ' ' .. inbox
 
 local function grant_it()
-  local token = math.max(now_us, (tonumber(redis.call('GET', KEYS[2])) or 0) + 1)
+  local token = math.max(now_us, (tonumber(redis.call('GET', KEYS[2])) or 0) + 1, tonumber(ARGV[8] or 0))
   local text = string.format('%.0f', token)
   redis.call('HSET', KEYS[1], 'grant', grant, 'token', text, 'holder', ARGV[3], 'operation', ARGV[4],
     'acquired_at_ms', string.format('%.0f', now_ms), 'ttl_ms', ARGV[2], 'renewals', '0')
@@ -50,13 +54,13 @@ local function grant_it()
     redis.call('SET', KEYS[6], ARGV[7], 'PX', ttl_ms + delay)
   end
   local last = redis.pcall('XREVRANGE', KEYS[7], '+', '-', 'COUNT', 1)
-  if last[1] and last[1][2][2] == 'granted' then
+  if last[1] and (last[1][2][2] == 'granted' or last[1][2][2] == 'rejoined') then
     redis.pcall('XADD', KEYS[7], 'MAXLEN', HISTORY_MAX, '*', 'event', 'expired', 'grant', last[1][2][4])
   end
   redis.pcall('XADD', KEYS[7], 'MAXLEN', HISTORY_MAX, '*', 'event', 'granted', 'grant', grant,
     'token', text, 'holder', ARGV[3], 'operation', ARGV[4])
   redis.pcall('PEXPIRE', KEYS[7], FLOOR_TTL_MS)
-  return {1, text}
+  return {1, text, string.format('%.0f', now_us)}
 end
 
 local function busy(held, retry_after_ms)
@@ -90,10 +94,23 @@ end
 local held = redis.call('HMGET', KEYS[1], 'grant', 'holder', 'operation', 'token', 'acquired_at_ms')
 if held[1] == grant then
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
-  return {1, held[4]}
+  return {1, held[4], '0'}
 end
 if held[1] then
   return busy(held, redis.call('PTTL', KEYS[1]))
+end
+
+if KEYS[8] then
+  local standing = redis.call('HMGET', KEYS[8], 'run', 'quiet_until_ms', 'ttl_max_ms')
+  if standing[1] ~= ARGV[9] then
+    return {3, 0}
+  end
+  if tonumber(standing[2]) > now_ms then
+    return {3, tonumber(standing[2]) - now_ms}
+  end
+  if tonumber(standing[3]) < ttl_ms then
+    redis.call('HSET', KEYS[8], 'ttl_max_ms', ttl_ms)
+  end
 end
 
 local reserved_for = redis.call('GET', KEYS[5])

@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.nodes.address import Address
@@ -30,6 +30,13 @@ _BACKOFF_MAX_S = 1.0
 _RESP3 = 3
 
 
+class OnConnect(Protocol):
+    """Told that commands can be sent."""
+
+    def __call__(self, *, again: bool) -> None:
+        """``again``: it is not the first connection."""
+
+
 class Connection:
     """A wire that is remade when it breaks.
 
@@ -37,9 +44,11 @@ class Connection:
         address: the server.
         inbox: the channel on which this process is woken.
         on_message: called with the payload of each message on the inbox.
-        on_reconnect: called after each connection but the first.
+        on_login: looks at the server before anything else is said; raises if it will not do.
+        on_connect: called when commands can be sent; ``again`` for each connection but the first.
         connect_timeout_s: for the TCP connection and the log-in together.
         reply_timeout_s: how long a server may owe a reply without a byte.
+        locate: asked for the address before each attempt, for a server that moves.
     """
 
     def __init__(
@@ -48,14 +57,18 @@ class Connection:
         *,
         inbox: str,
         on_message: Callable[[bytes], None],
-        on_reconnect: Callable[[], None],
+        on_login: Callable[[Wire], Awaitable[None]],
+        on_connect: OnConnect,
         connect_timeout_s: float,
         reply_timeout_s: float,
+        locate: Callable[[], Awaitable[Address]] | None = None,
     ) -> None:
         self.address = address
-        self._log_in = LogIn(address, inbox)
+        self._inbox = inbox
         self._on_message = on_message
-        self._on_reconnect = on_reconnect
+        self._on_login = on_login
+        self._on_connect = on_connect
+        self._locate = locate
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
         self._wire: Wire | None = None
@@ -64,7 +77,8 @@ class Connection:
         self._coming_back: asyncio.Task[None] | None = None
         self._subscribed: asyncio.Future[None] | None = None
         self._identity: Identity | None = None
-        self._connected_before = False
+        self.connected_before = False
+        """Whether anything was ever said to the server."""
         self._cause = "not connected yet"
         self._closed = False
 
@@ -136,23 +150,26 @@ class Connection:
             self._cause = str(exc) or "cancelled"
             raise
         self._wire, self._listener = wire, listener
-        if self._connected_before:
-            self._on_reconnect()
-        self._connected_before = True
+        again, self.connected_before = self.connected_before, True
+        self._on_connect(again=again)
 
     async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:
         """One wire; and with RESP2, which has no way to send a message between replies, one to listen."""
+        if self._locate is not None:
+            self.address = await self._locate()
+        log_in = LogIn(self.address, self._inbox)
         wire = await self._open(opened)
-        protocol = await self._log_in.greet(wire)
-        self._log_in.teach(wire)
-        self._identity = await self._log_in.succeed(wire, self._identity)
+        protocol = await log_in.greet(wire)
+        await self._on_login(wire)
+        log_in.teach(wire)
+        self._identity = await log_in.succeed(wire, self._identity)
         self._subscribed = asyncio.get_running_loop().create_future()
         if protocol == _RESP3:
-            await self._log_in.subscribe(wire, self._subscribed, protocol=protocol)
+            await log_in.subscribe(wire, self._subscribed, protocol=protocol)
             return wire, None
         listener = await self._open(opened, listens=True)
-        await self._log_in.greet(listener)
-        await self._log_in.subscribe(listener, self._subscribed, protocol=protocol)
+        await log_in.greet(listener)
+        await log_in.subscribe(listener, self._subscribed, protocol=protocol)
         return wire, listener
 
     async def _open(self, opened: list[Wire], *, listens: bool = False) -> Wire:

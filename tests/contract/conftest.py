@@ -12,13 +12,10 @@ import pytest
 import redis
 
 from lockguard import LockGuard
-from lockguard.guard import _new_inbox
-from lockguard.nodes.address import Address
-from lockguard.nodes.standalone import StandaloneNode
 from lockguard.testing import RedisServer
 
-KEPT = (":token", ":history")
-"""What outlives a lock on purpose: the token floor and the history."""
+KEPT = (":token", ":history", ":member")
+"""What outlives a lock on purpose: the token floor, the history, and the right to vote."""
 
 
 @dataclass
@@ -63,11 +60,8 @@ async def new_guard(cluster: Cluster) -> AsyncIterator[NewGuard]:
     async with contextlib.AsyncExitStack() as stack:
 
         def make(**options: Any) -> LockGuard:
-            inbox = _new_inbox()
             options.setdefault("wait", timedelta(seconds=20))
-            guard = LockGuard(
-                [StandaloneNode(Address.parse(u), inbox=inbox) for u in cluster.urls], **options
-            )
+            guard = LockGuard.from_urls(cluster.urls, **options)
             stack.push_async_callback(guard.aclose)
             return guard
 

@@ -1,0 +1,31 @@
+-- Give a node that lost a held lease, or never had it, that lease again. For a holder that has just renewed it
+-- on a majority of the nodes; otherwise a lease that ended could block its successor here.
+--
+-- KEYS[1] lock  KEYS[2] floor  KEYS[3] history   (as in acquire.lua)
+--
+-- ARGV[1] grant
+-- ARGV[2] token
+-- ARGV[3] holder
+-- ARGV[4] operation
+-- ARGV[5] ttl_ms
+--
+-- Returns 1 if this grant now holds the lock here, 0 if another one does: nothing was changed.
+
+local FLOOR_TTL_MS = 604800000
+local HISTORY_MAX = 100
+
+local grant = redis.call('HGET', KEYS[1], 'grant')
+if grant then
+  return grant == ARGV[1] and 1 or 0
+end
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', KEYS[1], 'grant', ARGV[1], 'token', ARGV[2], 'holder', ARGV[3], 'operation', ARGV[4],
+  'acquired_at_ms', string.format('%.0f', now_ms), 'ttl_ms', ARGV[5], 'renewals', '0')
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+if (tonumber(redis.call('GET', KEYS[2])) or 0) < tonumber(ARGV[2]) then
+  redis.call('SET', KEYS[2], ARGV[2], 'PX', FLOOR_TTL_MS)
+end
+redis.pcall('XADD', KEYS[3], 'MAXLEN', HISTORY_MAX, '*', 'event', 'rejoined', 'grant', ARGV[1], 'token', ARGV[2])
+redis.pcall('PEXPIRE', KEYS[3], FLOOR_TTL_MS)
+return 1

@@ -1,0 +1,98 @@
+"""A server that is one of several independent ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from lockguard.lease import Grant
+from lockguard.lua import ACQUIRE, ADMIT, REJOIN
+from lockguard.nodes import votes
+from lockguard.nodes.address import Address
+from lockguard.nodes.scripted import NAMESPACE, keys_of
+from lockguard.nodes.standalone import StandaloneNode
+from lockguard.ports import AcquireRequest, AcquireVote, Done, Membership, NoVote, Outsider
+
+__all__ = ["MemberNode"]
+
+_LOOK = -1
+
+
+class MemberNode(StandaloneNode):
+    """Keeps locks together with others, of which a majority decides; see ``lockguard/company.py``.
+
+    Args:
+        address: the server.
+        inbox: this process's wake-up channel.
+        namespace: the first part of every key.
+        connect_timeout_s: for connecting and logging in.
+        reply_timeout_s: how long the server may owe a reply.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        inbox: str,
+        namespace: str = NAMESPACE,
+        connect_timeout_s: float = 2.0,
+        reply_timeout_s: float = 2.0,
+    ) -> None:
+        super().__init__(
+            address,
+            inbox=inbox,
+            namespace=namespace,
+            connect_timeout_s=connect_timeout_s,
+            reply_timeout_s=reply_timeout_s,
+        )
+        self._member = f"{namespace}:member"
+        self._outsider: Callable[[], None] = lambda: None
+
+    @property
+    def server_ids(self) -> frozenset[str]:
+        """What this server shares with no independent one: its run and its replication; empty if unknown."""
+        return frozenset(filter(None, [self._facts.run_id, self._facts.replication_id]))
+
+    def on_outsider(self, callback: Callable[[], None]) -> None:
+        """Have ``callback()`` called when the node has to be admitted."""
+        self._outsider = callback
+
+    def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
+        """Run acquire.lua, which looks whether the server may vote."""
+        return self._run(
+            ACQUIRE,
+            self._acquired,
+            (*keys_of(self._namespace, request.resource).acquire, self._member),
+            request.grant,
+            request.ttl_ms,
+            request.holder,
+            request.operation,
+            self._inbox if request.queue else "",
+            request.ticket,
+            request.lock_delay_ms,
+            request.proposal,
+            self._facts.run_id,
+            lone=True,
+        )
+
+    def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
+        """Run rejoin.lua."""
+        keys = keys_of(self._namespace, grant.resource).rejoin
+        args = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms)
+        return self._run(REJOIN, votes.done, keys, *args)
+
+    def membership(self) -> asyncio.Future[Membership | NoVote]:
+        """Run admit.lua, only to look."""
+        return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, _LOOK, 0)
+
+    def admit(self, *, quiet_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
+        """Run admit.lua."""
+        return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, quiet_ms, ttl_max_ms)
+
+    def _acquired(self, reply: list[Any]) -> AcquireVote:
+        vote = votes.acquired(reply)
+        if isinstance(vote, Outsider) and not vote.quiet_ms:
+            # Told here and not by the vote: the caller may have decided without it.
+            self._outsider()
+        return vote

@@ -1,0 +1,84 @@
+"""What each script's reply means; see the headers of the scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lockguard.lease import Resource, Token
+from lockguard.ports import (
+    AcquireVote,
+    Broken,
+    Busy,
+    Done,
+    Extended,
+    Granted,
+    Inspection,
+    Membership,
+    Outsider,
+    Waiter,
+)
+
+__all__ = ["acquired", "broken", "done", "extended", "inspected", "membership"]
+
+
+def acquired(reply: list[Any]) -> AcquireVote:
+    """Of acquire.lua."""
+    if reply[0] == 1:
+        return Granted(Token(int(reply[1])), int(reply[2]))
+    if reply[0] == 3:
+        return Outsider(quiet_ms=reply[1])
+    _, holder, operation, token, age_ms, retry_after_ms, *place = reply
+    ticket, requeued = (int(place[0]), bool(place[1])) if place else (0, False)
+    return Busy(
+        holder=holder.decode(),
+        operation=operation.decode(),
+        token=Token(int(token)),
+        age_ms=age_ms,
+        retry_after_ms=max(0, retry_after_ms),
+        ticket=ticket,
+        requeued=requeued,
+        queue_full=reply[0] == 2,
+    )
+
+
+def done(reply: int) -> Done:
+    """Of settle.lua, release.lua and rejoin.lua."""
+    return Done(found=reply == 1)
+
+
+def extended(reply: int) -> Extended:
+    """Of extend.lua."""
+    return Extended(held=reply != 0, wanted=reply == 2)
+
+
+def broken(reply: list[bytes]) -> Broken:
+    """Of break.lua."""
+    return Broken(reply[0].decode(), reply[1].decode(), Token(int(reply[2])))
+
+
+def inspected(resource: Resource, reply: list[Any]) -> Inspection:
+    """Of inspect.lua."""
+    grant, token, holder, operation, age_ms, remaining_ms, ttl_ms, renewals, flat = reply
+    waiters = []
+    for member, ticket, silent_ms in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+        waiting, _, inbox = member.decode().partition(" ")
+        waiters.append(Waiter(waiting, inbox, int(ticket), silent_ms))
+    return Inspection(
+        resource=resource,
+        held=bool(grant),
+        grant=grant.decode(),
+        token=int(token),
+        holder=holder.decode(),
+        operation=operation.decode(),
+        age_ms=age_ms,
+        remaining_ms=remaining_ms,
+        ttl_ms=ttl_ms,
+        renewals=renewals,
+        waiters=tuple(waiters),
+    )
+
+
+def membership(reply: list[int]) -> Membership:
+    """Of admit.lua."""
+    state, quiet_ms, ttl_max_ms = reply
+    return Membership(known=state > 0, member=state == 2, quiet_ms=quiet_ms, ttl_max_ms=ttl_max_ms)
