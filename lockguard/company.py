@@ -22,6 +22,7 @@ against that, only the fence helps.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Sequence
@@ -73,10 +74,15 @@ class Company:
         for node in self.nodes:
             node.on_outsider(self._admit_soon)
 
-    async def connect(self, *, enough: int) -> None:
+    async def connect(self, *, enough: int, grace_s: float) -> None:
         """Wait until so many nodes are connected, or each that is not was tried once.
 
         What is not connected then goes on being tried in the background.
+
+        Args:
+            enough: how many are needed.
+            grace_s: how long the others are waited for, the first time: with just enough of them, one that
+                is slow for a moment would decide.
 
         Raises:
             ConfigurationError: too few are connected and one refused the log-in, or two are not independent.
@@ -89,6 +95,9 @@ class Company:
                 )
         while sum(node.ready for node in self.nodes) < enough and not self._tried.issuperset(self.nodes):
             await self._next_news()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._all_tried()
         if sum(node.ready for node in self.nodes) < enough and self._refusals:
             raise next(iter(self._refusals.values()))
         self.check_independence()
@@ -108,6 +117,10 @@ class Company:
                         f"{other.name} and {node.name} are the same server, or one replicates the other;"
                         " a majority needs independent ones"
                     )
+
+    async def _all_tried(self) -> None:
+        while not self._tried.issuperset(self.nodes):
+            await self._next_news()
 
     async def _next_news(self) -> None:
         self._news.clear()
@@ -157,8 +170,7 @@ class Company:
 
     async def _admit(self) -> None:
         # A node that is still connecting would count as one that does not answer.
-        while not self._tried.issuperset(self.nodes):
-            await self._next_news()
+        await self._all_tried()
         found = await self._answers([node.membership() for node in self.nodes])
         outside = [
             node

@@ -122,7 +122,11 @@ class LockGuard:
 
     async def __aenter__(self) -> Self:
         self._core.enter()
-        await self._core.connect()
+        try:
+            await self._core.connect()
+        except BaseException:
+            await self.aclose()  # nodes that were reached before one refused
+            raise
         return self
 
     async def __aexit__(

@@ -156,7 +156,7 @@ class Redlock:
             ConfigurationError: a node refused the log-in, or nodes are not independent.
         """
         if self._company is not None:
-            await self._company.connect(enough=self._quorum)
+            await self._company.connect(enough=self._quorum, grace_s=self._node_timeout_s)
             return
         with contextlib.suppress(NodeError):
             await self.nodes[0].connect()

@@ -61,6 +61,7 @@ async def new_guard(cluster: Cluster) -> AsyncIterator[NewGuard]:
 
         def make(**options: Any) -> LockGuard:
             options.setdefault("wait", timedelta(seconds=20))
+            options.setdefault("node_timeout", timedelta(seconds=1))  # a busy machine is no fault
             guard = LockGuard.from_urls(cluster.urls, **options)
             stack.push_async_callback(guard.aclose)
             return guard

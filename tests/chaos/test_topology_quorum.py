@@ -1,0 +1,260 @@
+"""Five independent servers, and what happens to them: the guarantees hold, and it goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import statistics
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+import redis
+
+from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.company import Sentence, sentence_for
+from lockguard.ports import Membership
+from lockguard.testing import FaultProxy, RedisServer
+
+NAME = "binance:APTUSDT"
+LOCK = "lockguard:{binance:APTUSDT}"
+TTL = timedelta(seconds=1)
+PATIENT = timedelta(seconds=1)
+"""A node timeout that a busy machine does not reach by itself."""
+
+
+@pytest.fixture
+def servers():
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(RedisServer()) for _ in range(5)]
+
+
+@contextlib.asynccontextmanager
+async def guard_over(servers, **options) -> AsyncIterator[LockGuard]:
+    options = {"ttl": TTL, "node_timeout": PATIENT} | options
+    async with LockGuard.from_urls([server.url for server in servers], **options) as guard:
+        yield guard
+
+
+def ask(server, *command):
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        return client.execute_command(*command)
+
+
+async def until(condition, within_s=10.0):
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def once(guard):
+    began = SYSTEM_CLOCK.now()
+    async with guard.hold(NAME):
+        pass
+    return SYSTEM_CLOCK.now() - began
+
+
+async def test_a_hung_node_does_not_cost_its_connect_timeout_on_first_use(servers):
+    async with guard_over(servers) as guard:  # the nodes are no longer new
+        await once(guard)
+    servers[4].pause()
+    began = SYSTEM_CLOCK.now()
+    async with guard_over(servers, node_timeout=timedelta(milliseconds=200)) as guard:
+        await once(guard)
+        assert SYSTEM_CLOCK.now() - began < 1.5  # connecting to a hung node takes 2 s
+        servers[4].resume()
+        await until(lambda: all(node.ready for node in guard._core.redlock.nodes))
+
+
+async def test_a_dead_and_a_hung_node_cost_under_ten_milliseconds_each(servers):
+    async with guard_over(servers) as guard:
+        await once(guard)
+        healthy_s = statistics.median([await once(guard) for _ in range(30)])
+        servers[3].kill()
+        servers[4].pause()
+        await once(guard)
+        hurt_s = statistics.median([await once(guard) for _ in range(30)])
+        assert hurt_s < healthy_s + 0.02
+        servers[4].resume()
+
+
+async def test_a_split_with_a_silent_node_waits_for_it_once_and_not_again(servers):
+    async with guard_over(servers, node_timeout=timedelta(milliseconds=500)) as guard:
+        await once(guard)
+        servers[4].pause()
+        for server in servers[:2]:
+            ask(server, "HSET", LOCK, "grant", "f" * 32, "token", 1, "holder", "other")
+        times = []
+        for _ in range(3):
+            began = SYSTEM_CLOCK.now()
+            with pytest.raises(QuorumUnavailable) as caught:
+                async with guard.hold(NAME, on_busy="raise"):
+                    pass
+            times.append(SYSTEM_CLOCK.now() - began)
+        assert times[0] >= 0.5
+        assert max(times[1:]) < 0.5
+        votes = list(caught.value.votes.values())
+        assert sum("busy: other" in vote for vote in votes) == 2
+        assert sum("granted" in vote for vote in votes) == 2
+        assert sum("no answer in time" in vote for vote in votes) == 1
+        servers[4].resume()
+
+
+async def test_it_works_with_two_of_five_gone_and_refuses_with_three(servers):
+    async with guard_over(servers) as guard:
+        await once(guard)
+        servers[0].kill()
+        servers[1].pause()
+        await once(guard)
+        servers[2].pause()
+        with pytest.raises(QuorumUnavailable):
+            async with guard.hold(NAME, on_busy="raise"):
+                raise AssertionError("the body ran")
+        began = SYSTEM_CLOCK.now()
+        with pytest.raises(QuorumUnavailable) as caught:
+            async with guard.hold(NAME, on_busy="raise"):
+                raise AssertionError("the body ran")
+        assert SYSTEM_CLOCK.now() - began < PATIENT.total_seconds() + 0.2
+        assert len(caught.value.votes) == 5
+        servers[1].resume()
+        servers[2].resume()
+        async with asyncio.timeout(10):
+            async with guard.hold(NAME, wait=timedelta(seconds=10)):
+                pass
+
+
+async def test_an_acquire_cancelled_while_a_node_hangs_is_undone_there_when_it_goes_on(servers):
+    async with guard_over(servers, node_timeout=timedelta(seconds=5)) as guard:
+        await once(guard)
+        for server in servers[:3]:
+            server.pause()
+        task = asyncio.create_task(once(guard))
+        await until(lambda: any(ask(server, "EXISTS", LOCK) for server in servers[3:]))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for server in servers[:3]:
+            server.resume()
+        await until(lambda: not any(ask(server, "EXISTS", LOCK) for server in servers), within_s=3)
+
+
+async def test_a_release_that_was_lost_with_its_connection_is_sent_again(servers):
+    async with FaultProxy(servers[0].port) as proxy:
+        async with LockGuard.from_url(proxy.url_for(servers[0].url), ttl=timedelta(minutes=1)) as guard:
+            async with guard.hold(NAME):
+                proxy.refuse()
+                proxy.reset()
+                await until(lambda: not guard._core.connected)
+            assert ask(servers[0], "EXISTS", LOCK) == 1
+            await proxy.start()
+            await until(lambda: not ask(servers[0], "EXISTS", LOCK))
+
+
+async def test_nodes_that_lost_a_lease_get_it_back_and_never_a_second_majority(servers):
+    async with guard_over(servers) as guard, guard_over(servers) as other:
+        await once(other)
+        async with guard.hold(NAME) as lease:
+            for server in [*servers, *servers]:
+                ask(server, "FLUSHALL")
+                with pytest.raises((ResourceBusy, QuorumUnavailable)):
+                    async with other.hold(NAME, on_busy="raise"):
+                        raise AssertionError("a second majority")
+                await until(lambda server=server: ask(server, "HGET", LOCK, "grant") == lease.grant.id)
+                assert lease.state is not LeaseState.LOST
+        await until(lambda: not any(ask(server, "EXISTS", LOCK) for server in servers))
+
+
+@pytest.mark.parametrize("comes_back", ["empty", "with old data", "flushed"])
+async def test_a_node_that_may_have_forgotten_does_not_vote_for_the_longest_ttl(comes_back):
+    """A, B, C granted; C forgets; D and E are there again: C must not help them to a second majority."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(RedisServer(persistence="aof")) for _ in range(5)]
+        async with guard_over(servers) as guard, guard_over(servers) as other:
+            await once(guard)
+            await once(other)
+            lost = await silently_held(servers[:3])
+            forgets = servers[2]
+            if comes_back == "flushed":
+                ask(forgets, "FLUSHALL")
+            else:
+                if comes_back == "with old data":
+                    ask(forgets, "DEL", LOCK)
+                forgets.restart(keep_data=comes_back == "with old data")
+                run = ask(forgets, "INFO", "server")["run_id"]
+                node = other._core.redlock.nodes[2]
+                await until(lambda: node.ready and node._facts.run_id == run)
+            with pytest.raises(QuorumUnavailable) as caught:
+                async with other.hold(NAME, on_busy="raise"):
+                    raise AssertionError("a second majority")
+            assert any("lost what it knew" in vote for vote in caught.value.votes.values())
+            for server in servers[:2]:
+                ask(server, "DEL", LOCK)
+            async with other.hold(NAME, wait=timedelta(seconds=10)) as lease:
+                assert lease.token > lost
+
+
+async def silently_held(servers) -> int:
+    """A grant on these servers, as of a holder in another process."""
+    token = 9_000
+    for server in servers:
+        ask(server, "HSET", LOCK, "grant", "a" * 32, "token", token, "holder", "another process")
+        ask(server, "PEXPIRE", LOCK, 60_000)
+    return token
+
+
+async def test_new_nodes_vote_at_once_and_a_new_one_beside_old_ones_does_not(servers):
+    async with guard_over(servers) as guard:
+        assert await once(guard) < 2
+    await asyncio.to_thread(servers[0].restart, keep_data=False)
+    async with guard_over(servers, observers=[]) as guard:
+        await once(guard)
+        await until(lambda: ask(servers[0], "EXISTS", "lockguard:member"))
+        assert int(ask(servers[0], "HGET", "lockguard:member", "ttl_max_ms")) == 1000
+
+
+def test_how_long_a_node_is_quiet():
+    new = Membership(known=False, member=False, quiet_ms=0, ttl_max_ms=0)
+    old = Membership(known=True, member=True, quiet_ms=0, ttl_max_ms=7_000)
+    assert sentence_for([new] * 5, ttl_max_ms=10_000) == Sentence(0, 0)
+    assert sentence_for([new, old, old, old, old], ttl_max_ms=1_000) == Sentence(7_000, 7_000)
+    assert sentence_for([new, old, old, old, None], ttl_max_ms=10_000) == Sentence(10_000, 10_000)
+    assert sentence_for([new, new, new, old, old], ttl_max_ms=1_000) == Sentence(30_000, 30_000)
+    assert sentence_for([new, new, new, new, None], ttl_max_ms=1_000) == Sentence(30_000, 30_000)
+
+
+async def test_one_server_under_two_names_is_refused(servers):
+    urls = [server.url for server in servers[:2]] + [servers[0].url.replace("127.0.0.1", "localhost")]
+    with pytest.raises(ConfigurationError, match="same server"):
+        async with LockGuard.from_urls(urls) as guard:
+            await once(guard)
+    with pytest.raises(ConfigurationError, match="given twice"):
+        LockGuard.from_urls([servers[0].url, servers[1].url, servers[0].url])
+
+
+async def test_a_replica_of_another_node_is_refused(servers):
+    ask(servers[1], "REPLICAOF", "127.0.0.1", servers[0].port)
+    await until(lambda: ask(servers[1], "ROLE")[3] == "connected")
+    with pytest.raises(ConfigurationError, match="one replicates the other"):
+        async with guard_over(servers[:3]) as guard:
+            await once(guard)
+    with pytest.raises(QuorumUnavailable, match=f"is a replica of 127.0.0.1:{servers[0].port}"):
+        async with LockGuard.from_url(servers[1].url) as guard:
+            async with guard.hold(NAME, on_busy="raise"):
+                pass
+
+
+async def test_what_should_not_be_is_told_in_one_line(servers, caplog):
+    with pytest.warns(UserWarning, match="use an odd number"):
+        LockGuard.from_urls([server.url for server in servers[:4]])
+    ask(servers[0], "CONFIG", "SET", "maxmemory", "100mb")
+    ask(servers[0], "CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+    with caplog.at_level(logging.WARNING, logger="lockguard"):
+        async with LockGuard.from_url(servers[0].url) as guard:
+            await once(guard)
+    assert "volatile-lru" in caplog.text
+    with pytest.raises(ConfigurationError, match="needs a list"):
+        LockGuard.from_urls(servers[0].url)
+    with pytest.raises(ConfigurationError, match="independent servers"):
+        LockGuard.from_urls(["redis://a", "redis://b", "redis+cluster://c"])
