@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lockguard.errors import ConfigurationError, FenceUnavailable, LossReason
+from lockguard.errors import ConfigurationError, LockguardError, LossReason
 from lockguard.events import Event, FenceCloseFailed
 from lockguard.renewal import Keeper
 from lockguard.waiting import Queue
@@ -140,6 +140,7 @@ class Core:
             return
         try:
             await self.fence.close(grant, within=self.fence_within)
-        except FenceUnavailable as exc:
-            # Not raised: the body has ended, and the next seal shuts this grant out.
+        except LockguardError as exc:
+            # Not raised: the body has ended, and the next seal shuts this grant out. Also when the fence is
+            # set up wrongly by now (somebody removed its schema): the seal of the next caller says so.
             self.emit(FenceCloseFailed(grant, str(exc)))

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import redis
 
-from lockguard import LockGuard, QuorumUnavailable, ResourceBusy
+from lockguard import ConfigurationError, LockGuard, QuorumUnavailable, ResourceBusy
 from lockguard.errors import FenceUnavailable
 from lockguard.lease import Token
 from lockguard.ports import Outrun, Sealed
@@ -292,3 +292,19 @@ async def test_a_fence_that_cannot_be_asked_gives_the_lock_back(redis_url):
 async def _once(guard):
     async with guard.hold(NAME):
         pass
+
+
+async def test_a_fence_that_cannot_be_closed_does_not_fail_the_body(redis_url):
+    told = []
+
+    class Watcher:
+        def on(self, event):
+            told.append(type(event).__name__)
+
+    class Broken(PacedFence):
+        async def close(self, grant, *, within):
+            raise ConfigurationError("the schema was removed")
+
+    async with LockGuard.from_url(redis_url, fence=Broken(), observers=[Watcher()]) as guard:
+        await _once(guard)
+    assert told == ["Acquired", "FenceCloseFailed", "Released"]
