@@ -94,8 +94,8 @@ def _about_the_fence(resource: str, reason: str) -> str:
     name = resource.replace("'", "''")
     also = "" if "fence" not in contributed() else " ('lockguard fence status' shows it)"
     return (
-        f"In Redis only. If a fence guards it{also}, end the holder's writes at once with\n"
-        f"  psql -c \"select lockguard.break_('{name}', '{text}', 5000)\""
+        f"In Redis only. If a fence guards it{also}, end the holder's writes at once in psql:\n"
+        f"  select lockguard.break_('{name}', '{text}', 5000);"
     )
 
 

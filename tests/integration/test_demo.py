@@ -184,6 +184,10 @@ def test_the_demo_bears_out_its_claims_and_can_be_looked_around_in(run, tmp_path
         answer = subprocess.run(query, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stderr
 
+    breaking = ["break", "binance:BTCUSDT", "--reason", "to see", "--yes", *shlex.split(inspect)[-2:]]
+    subprocess.run([sys.executable, "-m", "lockguard.cli", *breaking], capture_output=True, check=True)
+    demo.read_until("LeaseLost: the lease on 'binance:BTCUSDT'")
+
     started, directories = demo.started(), demo.directories()
     assert len(directories) == 2
     os.write(demo.terminal, b"\n")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_positions.demo.console import Screen
 
@@ -84,9 +85,11 @@ async def _demo(wanted: _Wanted, screen: Screen) -> list[Claim]:
     from lockguard_positions.demo.run import Load, play_all  # noqa: PLC0415
     from lockguard_positions.demo.stage import stage  # noqa: PLC0415
 
+    began = SYSTEM_CLOCK.now()
+    screen.say("Starting a Redis-compatible server, a Postgres and a local exchange ...", "dim")
     async with stage() as up:
         screen.servers(up.servers)
-        result = await play_all(up, Load(wanted.opens, wanted.time_scale), screen)
+        result = await play_all(up, Load(wanted.opens, wanted.time_scale), screen, began=began)
         _write(wanted.picture, page(result))
         screen.say("\nThe timeline, who held the lock and what was refused:")
         screen.verbatim(f"  {wanted.picture.absolute()}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from lockguard import LockGuard
+from lockguard.errors import LockguardError
 from lockguard_asyncpg import PostgresFence
 from lockguard_positions.demo.peek import lock_key
 
@@ -32,11 +33,30 @@ async def keep(stage: Stage, screen: Screen) -> None:
     """Hold a lock, say how to look at it, and wait for Enter or Ctrl-C."""
     async with asyncpg.create_pool(stage.database_url, min_size=1, max_size=2) as pool:
         guard = LockGuard.from_url(stage.redis.url, fence=PostgresFence(pool), observers=[])
-        async with guard, guard.hold(_HELD, operation="lockguard demo --keep"):
-            screen.say(f"\nThe servers stay up, and {_HELD} is held and renewed. Look around:")
-            for line in lines(stage):
-                screen.verbatim(f"  {line}")
-            await _until_told(screen)
+        async with guard:
+            held = asyncio.Event()
+            # In a task of its own: whoever looks around may break the lock, which is no reason to end.
+            holding = asyncio.create_task(_hold(guard, held, screen), name="lockguard demo --keep")
+            try:
+                await held.wait()
+                screen.say(f"\nThe servers stay up, and {_HELD} is held and renewed. Look around:")
+                for line in lines(stage):
+                    screen.verbatim(f"  {line}")
+                await _until_told(screen)
+            finally:
+                holding.cancel()
+                await asyncio.gather(holding, return_exceptions=True)
+
+
+async def _hold(guard: LockGuard, held: asyncio.Event, screen: Screen) -> None:
+    try:
+        async with guard.hold(_HELD, operation="lockguard demo --keep"):
+            held.set()
+            await asyncio.Event().wait()
+    except LockguardError as exc:
+        screen.say(f"{type(exc).__name__}: {exc}")
+    finally:
+        held.set()
 
 
 def lines(stage: Stage) -> list[str]:

@@ -50,13 +50,12 @@ class Load:
     time_scale: float
 
 
-async def play_all(stage: Stage, load: Load, screen: Screen) -> DemoResult:
-    """Play the three acts and print what comes of them.
+async def play_all(stage: Stage, load: Load, screen: Screen, *, began: float) -> DemoResult:
+    """Play the three acts and print what comes of them; ``began`` is when the whole demo did.
 
     Raises:
         ConfigurationError: a server or a process does not do its part.
     """
-    began = SYSTEM_CLOCK.now()
     await prepare(stage.database_url)
     cast = Cast(stage.part, len(_SYMBOLS))
     try:
