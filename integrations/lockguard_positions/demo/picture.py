@@ -59,7 +59,7 @@ def _tiles(result: DemoResult) -> str:
             "good" if not guarded.duplicates else "bad",
             guarded.duplicates,
             guarded.opens,
-            "under the same load, with the guard",
+            "ended in one under the same load, with the guard",
         ),
         (
             "good" if refused == paused.attempted and not paused.committed else "bad",
