@@ -208,7 +208,7 @@ class Queue:
 
 def _refusal(attempt: Contended | NoQuorum, request: AcquireRequest) -> ResourceBusy | QuorumUnavailable:
     if isinstance(attempt, NoQuorum):
-        told = "; ".join(f"{node}: {vote}" for node, vote in attempt.votes.items())
+        told = "; ".join(vote if node in vote else f"{node}: {vote}" for node, vote in attempt.votes.items())
         return QuorumUnavailable(
             f"cannot lock {request.resource!r}: {told}", resource=request.resource, votes=attempt.votes
         )
