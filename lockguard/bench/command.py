@@ -1,0 +1,81 @@
+"""``lockguard bench``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from lockguard.bench.contenders import PEERS
+from lockguard.bench.figures import Figures, Sizes
+from lockguard.bench.plot import svg
+from lockguard.bench.run import measure
+from lockguard.bench.table import show
+from lockguard.errors import ConfigurationError
+
+__all__ = ["bench"]
+
+_ROUNDS_MAX = 100
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--peers",
+    default=",".join(PEERS),
+    show_default=True,
+    metavar="NAMES",
+    help="Whom to compare with, separated by commas; empty: nobody.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures."
+)
+@click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, _ROUNDS_MAX),
+    default=Sizes().rounds,
+    show_default=True,
+    help="Turns of each contender; the figures are medians over them.",
+)
+def bench(peers: str, json_file: Path | None, plot_file: Path | None, rounds: int) -> None:
+    """Measure lockguard, its limits and its peers in one run on a server of its own.
+
+    The limits are the same two script calls without lockguard around them. Trust the ratios within one run
+    more than the figures, and run it while the machine has nothing else to do.
+    """
+    names = _known(peers)
+    for file in (json_file, plot_file):
+        if file is not None and not file.parent.is_dir():
+            raise click.BadParameter(f"the directory of {str(file)!r} does not exist; make it first")
+    # python-redis-lock logs each lock, and renewals are not late here but measured.
+    logging.getLogger().setLevel(logging.CRITICAL)
+    console = Console()
+    with console.status("starting a server") as status:
+        figures = asyncio.run(
+            measure(
+                names, replace(Sizes(), rounds=rounds), progress=lambda what: status.update(f"{what} ...")
+            )
+        )
+    show(figures, console)
+    _write(figures, json_file, plot_file)
+
+
+def _known(peers: str) -> list[str]:
+    names = [name.strip() for name in peers.split(",") if name.strip()]
+    for name in names:
+        if name not in PEERS:
+            raise ConfigurationError(f"peer {name!r} is not known; give some of {', '.join(PEERS)}")
+    return list(dict.fromkeys(names))
+
+
+def _write(figures: Figures, json_file: Path | None, plot_file: Path | None) -> None:
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures.to_json(), indent=2) + "\n", encoding="utf-8")
+    if plot_file is not None:
+        plot_file.write_text(svg(figures), encoding="utf-8")

@@ -1,0 +1,162 @@
+"""Every benchmark runs, small; what is counted and not timed must hold at any size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from xml.etree import ElementTree as ET
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from lockguard.bench import command
+from lockguard.bench.command import bench
+from lockguard.bench.contenders import PEERS, missing
+from lockguard.bench.crowd import inversions
+from lockguard.bench.figures import Figures, Sizes, percentile
+from lockguard.bench.plot import svg
+from lockguard.bench.run import measure
+from lockguard.bench.table import show
+from lockguard.errors import ConfigurationError
+
+SMALL = Sizes(
+    rounds=1,
+    cycles=10,
+    tasks=10,
+    cycles_per_task=2,
+    hand_offs=1,
+    processes=2,
+    waiters=1000,
+    watch_s=1.0,
+    leases=1000,
+    renewal_ttl_ms=6000,
+    ticks=1,
+)
+INSTALLED = [peer for peer in PEERS if not missing(peer)]
+
+
+@pytest.fixture(scope="module")
+def figures() -> Figures:
+    return asyncio.run(measure(PEERS, SMALL, progress=lambda _: None))
+
+
+def test_an_uncontended_call_is_two_commands(figures):
+    assert figures.commands_per_call == 2
+
+
+def test_a_thousand_waiters_cost_what_one_does(figures):
+    crowd = figures.waiters
+    assert crowd.commands_per_release <= 2
+    assert crowd.commands_per_waiter_s <= 0.2
+    assert crowd.connections == 1
+
+
+def test_a_thousand_waiters_are_served_in_order(figures):
+    assert figures.waiters.fifo_inversions == 0
+
+
+def test_a_thousand_leases_are_renewed_in_one_write(figures):
+    assert figures.renewal.writes_per_tick == 1
+
+
+def test_the_json_has_the_documented_keys(figures):
+    told = figures.to_json()
+    assert set(told["uncontended"]) == {"lockguard_p50_us", "limit_p50_us", "peers"}
+    assert set(told["throughput_100"]) == {"lockguard", "limit", "peers"}
+    assert set(told["handoff_ms"]) == {"lockguard", "peers"}
+    assert set(told["handoff_ms"]["lockguard"]) == {"p50", "p99"}
+    assert set(told["waiters_1000"]) == {
+        "commands_per_release",
+        "commands_per_waiter_s",
+        "connections",
+        "fifo_inversions",
+    }
+    assert set(told["renewal_1000"]) == {"writes_per_tick", "cpu_share"}
+    assert isinstance(told["decorator_us"], float)
+    assert {"bytes_per_held_lock", "bytes_per_waiter"} <= set(told["memory"])
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_every_installed_peer_is_measured_and_every_other_one_named(figures):
+    told = figures.to_json()
+    for group in ("uncontended", "throughput_100", "handoff_ms"):
+        assert list(told[group]["peers"]) == INSTALLED
+    assert set(figures.about.left_out) == set(PEERS) - set(INSTALLED)
+
+
+def test_the_times_are_times(figures):
+    assert figures.uncontended.lockguard_p50_us > 0
+    assert figures.throughput.limit > 0
+    assert 0 < figures.hand_off.p50 <= figures.hand_off.p99
+    assert 0 < figures.renewal.cpu_share < 1
+    assert figures.memory.bytes_per_held_lock > figures.memory.bytes_per_free_lock > 0
+    assert figures.memory.bytes_per_waiter > 0
+
+
+def test_the_command_writes_what_it_shows(figures, monkeypatch, tmp_path):
+    async def measured(peers, sizes, *, progress):
+        progress("quickly")
+        assert peers == ["redis-py"]
+        assert sizes == replace(Sizes(), rounds=7)
+        return figures
+
+    monkeypatch.setattr(command, "measure", measured)
+    told, picture = tmp_path / "told.json", tmp_path / "picture.svg"
+    arguments = ["--peers", "redis-py", "--rounds", "7", "--json", str(told), "--plot", str(picture)]
+    ran = CliRunner().invoke(bench, arguments)
+    assert ran.exit_code == 0, ran.output
+    assert "commands per uncontended call" in ran.output
+    assert json.loads(told.read_text()) == figures.to_json()
+    shown = "".join(ET.fromstring(picture.read_text()).itertext())
+    for name in ("lockguard", "limit", *INSTALLED):
+        assert name in shown
+
+
+def test_a_peer_that_is_not_installed_is_named_in_the_table(figures):
+    why = {"pottery": "not installed: pip install 'lockguard[bench]'"}
+    console = Console(record=True, width=120)
+    show(replace(figures, about=replace(figures.about, left_out=why)), console)
+    assert "left out: pottery (not installed: pip install 'lockguard[bench]')" in console.export_text()
+
+
+def test_the_picture_says_only_what_was_measured(figures):
+    alone = replace(
+        figures,
+        hand_off_peers={},
+        uncontended=replace(figures.uncontended, peers={}),
+        throughput=replace(figures.throughput, peers={}),
+    )
+    shown = "".join(ET.fromstring(svg(alone)).itertext())
+    assert "lockguard" in shown
+    assert "pottery" not in shown
+
+
+def test_an_unknown_peer_is_refused_with_those_that_are_known():
+    ran = CliRunner().invoke(bench, ["--peers", "redis-py,redlock-ng"])
+    assert isinstance(ran.exception, ConfigurationError)
+    assert "'redlock-ng'" in str(ran.exception)
+    assert "python-redis-lock" in str(ran.exception)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_an_hour_is_spent(tmp_path):
+    ran = CliRunner().invoke(bench, ["--json", str(tmp_path / "absent" / "told.json")])
+    assert ran.exit_code == 2
+    assert "absent" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [([0, 1, 2, 3], 0), ([1, 0, 2, 3], 1), ([3, 0, 1, 2], 1), ([3, 2, 1, 0], 3), ([], 0)],
+)
+def test_whoever_is_served_before_an_earlier_one_is_counted(places, expected):
+    assert inversions(places) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.5, 50.5), (0.99, 100.0), (0.9, 91.0)],
+)
+def test_a_percentile_is_never_better_than_it_was(share, expected):
+    assert percentile([float(value) for value in range(1, 101)], share) == expected
