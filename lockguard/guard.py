@@ -90,17 +90,20 @@ class LockGuard:
         )
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> LockGuard:
-        """A guard over one Redis or Valkey: ``redis://``, ``rediss://`` or ``unix://``.
+    def from_url(cls, url: str, *, min_replicas: int = 0, **options: Any) -> LockGuard:
+        """A guard over one Redis or Valkey, or over one that fails over by itself.
 
         Args:
-            url: the server; user, password and database number as redis-py reads them.
+            url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database number as
+                redis-py reads them; ``redis+sentinel://host:port,host:port/service/db``; or
+                ``redis+cluster://host:port,host:port``. The last two with ``rediss+`` for TLS.
+            min_replicas: how many replicas must have the lock before it counts as granted; not for a cluster.
             **options: as for the class.
 
         Raises:
             ConfigurationError: the URL or an option cannot work. Nothing is connected yet.
         """
-        return cls([node_for_url(url, inbox=_new_inbox())], **options)
+        return cls([node_for_url(url, inbox=_new_inbox(), min_replicas=min_replicas)], **options)
 
     @classmethod
     def from_urls(cls, urls: Sequence[str], **options: Any) -> LockGuard:

@@ -15,7 +15,7 @@ from redis.asyncio.connection import parse_url
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["Address"]
+__all__ = ["Address", "shown_url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Address:
         Raises:
             ConfigurationError: it is none of these, or a part of it makes no sense.
         """
-        shown = _without_secrets(url)
+        shown = shown_url(url)
         try:
             options: dict[str, Any] = dict(parse_url(url))
             port = int(options.get("port", 6379))
@@ -95,7 +95,8 @@ def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
     return context
 
 
-def _without_secrets(url: str) -> str:
+def shown_url(url: str) -> str:
+    """A URL for messages: without user and password."""
     before, at, after = url.rpartition("@")
     if not at:
         return url

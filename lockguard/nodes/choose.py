@@ -8,7 +8,9 @@ from urllib.parse import urlsplit
 
 from lockguard.errors import ConfigurationError
 from lockguard.nodes.address import Address
+from lockguard.nodes.cluster import ClusterNode, seeds_of
 from lockguard.nodes.member import MemberNode
+from lockguard.nodes.sentinel import SentinelNode, SentinelUrl
 from lockguard.nodes.standalone import StandaloneNode
 from lockguard.ports import LockNode
 
@@ -17,13 +19,25 @@ __all__ = ["node_for_url", "nodes_for_urls"]
 _INDEPENDENT = ("redis", "rediss", "unix")
 
 
-def node_for_url(url: str, *, inbox: str) -> LockNode:
+def node_for_url(url: str, *, inbox: str, min_replicas: int = 0) -> LockNode:
     """One node.
 
     Raises:
         ConfigurationError: the URL cannot work.
     """
-    return StandaloneNode(Address.parse(url), inbox=inbox)
+    if min_replicas < 0:
+        raise ConfigurationError(f"min_replicas={min_replicas} cannot work; use 0 or more")
+    match urlsplit(url).scheme:
+        case "redis+sentinel" | "rediss+sentinel":
+            return SentinelNode(SentinelUrl.parse(url), inbox=inbox, min_replicas=min_replicas)
+        case "redis+cluster" | "rediss+cluster":
+            if min_replicas:
+                raise ConfigurationError(
+                    f"min_replicas={min_replicas} cannot be had from a cluster; leave it out"
+                )
+            return ClusterNode(seeds_of(url), inbox=inbox)
+        case _:
+            return StandaloneNode(Address.parse(url), inbox=inbox, min_replicas=min_replicas)
 
 
 def nodes_for_urls(urls: Sequence[str], *, inbox: str) -> list[LockNode]:

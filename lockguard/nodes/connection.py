@@ -26,7 +26,6 @@ from lockguard.nodes.wire import NotSent, Slot, Wire
 __all__ = ["Connection"]
 
 _BACKOFF_FIRST_S = 0.05
-_BACKOFF_MAX_S = 1.0
 _RESP3 = 3
 
 
@@ -49,6 +48,7 @@ class Connection:
         connect_timeout_s: for the TCP connection and the log-in together.
         reply_timeout_s: how long a server may owe a reply without a byte.
         locate: asked for the address before each attempt, for a server that moves.
+        backoff_max_s: between attempts to come back.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Connection:
         connect_timeout_s: float,
         reply_timeout_s: float,
         locate: Callable[[], Awaitable[Address]] | None = None,
+        backoff_max_s: float = 1.0,
     ) -> None:
         self.address = address
         self._inbox = inbox
@@ -69,6 +70,7 @@ class Connection:
         self._on_login = on_login
         self._on_connect = on_connect
         self._locate = locate
+        self._backoff_max_s = backoff_max_s
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
         self._wire: Wire | None = None
@@ -79,6 +81,7 @@ class Connection:
         self._identity: Identity | None = None
         self.connected_before = False
         """Whether anything was ever said to the server."""
+        self._opening: list[Wire] = []
         self._cause = "not connected yet"
         self._closed = False
 
@@ -112,6 +115,10 @@ class Connection:
         else:
             self._wire.send(slot, *command, lone=lone)
 
+    def drop(self, cause: str) -> None:
+        """End the connection, also one that is being made; it comes back, to where ``locate`` says."""
+        self._hang_up(cause, self._wire, self._listener, *self._opening)
+
     async def aclose(self) -> None:
         """Write what is queued, then close. Nothing of it is left when this returns."""
         self._closed = True
@@ -133,7 +140,7 @@ class Connection:
                 await self._listener.gone.wait()
 
     async def _connect_once(self) -> None:
-        opened: list[Wire] = []
+        opened = self._opening = []
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 wire, listener = await self._open_all(opened)
@@ -224,4 +231,4 @@ class Connection:
             except (NodeRefused, ConfigurationError):
                 # Jitter, so that a hundred bots do not come back to a restarted server in one instant.
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
-                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+                backoff_s = min(backoff_s * 2, self._backoff_max_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import hiredis
@@ -18,13 +19,33 @@ from lockguard.nodes.login import ask
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
 from lockguard.nodes.server import ServerFacts, require
 from lockguard.nodes.wire import Cut, NotSent, Reply, Wire
-from lockguard.ports import NoVote, Refused, Unknown
+from lockguard.ports import AcquireRequest, AcquireVote, Granted, NoVote, Refused, Unknown
 
-__all__ = ["StandaloneNode"]
+__all__ = ["Call", "StandaloneNode"]
 
 T = TypeVar("T")
 
 _OWED_MAX = 10_000
+_WAIT_MS_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A script on its way.
+
+    Attributes:
+        script: what to run.
+        keys: on which keys.
+        args: with which arguments.
+        answered: gets the reply.
+        future: what the caller waits for; done if it no longer does.
+    """
+
+    script: Script
+    keys: tuple[str, ...]
+    args: tuple[str | int, ...]
+    answered: Callable[[Reply], None]
+    future: asyncio.Future[Any]
 
 
 class StandaloneNode(ScriptedNode):
@@ -39,8 +60,13 @@ class StandaloneNode(ScriptedNode):
         namespace: the first part of every key.
         connect_timeout_s: for connecting and logging in.
         reply_timeout_s: how long the server may owe a reply.
+        min_replicas: how many replicas must have the lock before it counts as granted. All other commands of
+            this process wait meanwhile, up to a quarter of the ttl.
         mode: what the server has to be, ``standalone`` or ``cluster``.
         locate: asked for the address before each attempt to connect, for a server that moves.
+        backoff_max_s: between attempts to come back.
+        redirect: offered what was not done before it becomes a vote, as ``redirect(reply, call)``; tells
+            whether it took the call over.
     """
 
     def __init__(
@@ -51,11 +77,16 @@ class StandaloneNode(ScriptedNode):
         namespace: str = NAMESPACE,
         connect_timeout_s: float = 2.0,
         reply_timeout_s: float = 2.0,
+        min_replicas: int = 0,
         mode: str = "standalone",
         locate: Callable[[], Awaitable[Address]] | None = None,
+        backoff_max_s: float = 1.0,
+        redirect: Callable[[Exception, Call], bool] = lambda *_: False,
     ) -> None:
         super().__init__(inbox=inbox, namespace=namespace)
         self._mode = mode
+        self._min_replicas = min_replicas
+        self._redirect = redirect
         self._facts = ServerFacts()
         self._owed: deque[tuple[str | int, ...]] = deque(maxlen=_OWED_MAX)
         self._connection = Connection(
@@ -67,6 +98,7 @@ class StandaloneNode(ScriptedNode):
             connect_timeout_s=connect_timeout_s,
             reply_timeout_s=reply_timeout_s,
             locate=locate,
+            backoff_max_s=backoff_max_s,
         )
 
     @property
@@ -93,7 +125,18 @@ class StandaloneNode(ScriptedNode):
         """Send what is queued, then close."""
         await self._connection.aclose()
 
-    def _run(
+    def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
+        """Run acquire.lua; with ``min_replicas``, then wait until they have the lock."""
+        asked = super().acquire(request)
+        return asked if not self._min_replicas else self._replicated(asked, request.ttl_ms)
+
+    async def ask(self, *command: str | bytes | int) -> Reply:
+        """Say anything else; gives the reply, which may be an exception object."""
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._connection.send(lambda reply: None if answer.done() else answer.set_result(reply), *command)
+        return await answer
+
+    def run(
         self,
         script: Script,
         decode: Callable[[Any], T],
@@ -115,12 +158,62 @@ class StandaloneNode(ScriptedNode):
                 if not future.done() or script is RELEASE:
                     send(answered, "EVAL", script.source, len(keys), *keys, *args)
                 return
+            elif self._redirect(reply, Call(script, keys, args, answered, future)):
+                return
             else:
                 vote = self._no_vote(script, reply, keys, args)
             if not future.done():
                 future.set_result(vote)
 
         send(answered, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
+        return future
+
+    _run = run
+
+    def take_over(self, call: Call, *, asking: bool = False) -> None:
+        """Do what another server redirected here.
+
+        Args:
+            call: what it was asked to do.
+            asking: only this time: the slot is about to move here.
+        """
+        if asking:
+            self._connection.send(lambda _: None, "ASKING")
+        # As text, since NOSCRIPT would come back without its ASKING.
+        self._connection.send(
+            call.answered, "EVAL", call.script.source, len(call.keys), *call.keys, *call.args
+        )
+
+    def drop(self, cause: str) -> None:
+        """End the connection; it comes back."""
+        self._connection.drop(cause)
+
+    def _replicated(self, asked: asyncio.Future[AcquireVote], ttl_ms: int) -> asyncio.Future[AcquireVote]:
+        future: asyncio.Future[AcquireVote] = asyncio.get_running_loop().create_future()
+
+        def counted(reply: Reply) -> None:
+            if future.done():
+                return
+            if isinstance(reply, int) and reply >= self._min_replicas:
+                future.set_result(asked.result())
+                return
+            told = (
+                f"only {reply} of {self._min_replicas} replicas have it" if isinstance(reply, int) else reply
+            )
+            text = f"{self.name}: granted, but not replicated: {told}"
+            future.set_result(Unknown(NodeUnknown(text, node=self.name)))
+
+        def answered(_: object) -> None:
+            if future.done() or asked.cancelled():
+                return
+            if isinstance(asked.result(), Granted):
+                self._connection.send(counted, "WAIT", self._min_replicas, min(_WAIT_MS_MAX, ttl_ms // 4))
+            else:
+                future.set_result(asked.result())
+
+        asked.add_done_callback(answered)
+        # A cancelled caller's command must not be sent again (see run).
+        future.add_done_callback(lambda _: asked.cancel())
         return future
 
     def _read(self, script: Script, decode: Callable[[Any], T], reply: Reply) -> T | Unknown:

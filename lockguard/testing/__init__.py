@@ -14,17 +14,22 @@ from lockguard.testing.clock import FakeClock
 from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mode
 from lockguard.testing.postgres_server import PostgresServer
 from lockguard.testing.redis_server import RedisServer
+from lockguard.testing.topologies import ClusterRedis, IndependentRedis, ReplicatedRedis, SentinelRedis
 
 __all__ = [
     "DROP",
     "HOLD",
     "PASS",
+    "ClusterRedis",
     "FakeClock",
     "FaultProxy",
     "Flow",
+    "IndependentRedis",
     "Mode",
     "PostgresServer",
     "RedisServer",
+    "ReplicatedRedis",
+    "SentinelRedis",
     "ServerBinary",
     "find_postgres",
     "find_valkey",

@@ -1,0 +1,202 @@
+"""A lock node that is whatever server the Sentinels call the master.
+
+The Sentinels are asked before each attempt to connect, and twice a second meanwhile. The second matters: a
+master that was cut off from its Sentinels still takes writes from us and would go on granting locks beside
+its successor. What an old master granted last may be lost, and then its holder is refused at the next
+renewal; two holders may overlap until then, and the fence accepts the writes of one of them.
+
+Sentinels may disagree. The one with the highest configuration epoch knows of the latest failover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from lockguard.errors import ConfigurationError, NodeRefused
+from lockguard.nodes.address import Address, shown_url
+from lockguard.nodes.scripted import NAMESPACE
+from lockguard.nodes.standalone import StandaloneNode
+
+__all__ = ["SentinelNode", "SentinelUrl"]
+
+_WATCH_S = 0.5
+_ANSWER_S = 0.5
+_SENTINEL_PORT = 26_379
+_PORT = re.compile(r":\d+$")
+_CREDENTIALS = ("username", "password")
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelPlace:
+    """One Sentinel.
+
+    Attributes:
+        name: host and port, for people.
+        url: for redis-py.
+    """
+
+    name: str
+    url: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """What ``redis+sentinel://user:password@host:port,host:port/service/db?options`` says.
+
+    Attributes:
+        sentinels: how to reach each of them.
+        service: the name that they know the master by.
+        master: how to log in to the master; its host and port are found out.
+    """
+
+    sentinels: tuple[SentinelPlace, ...]
+    service: str
+    master: Address
+
+    @classmethod
+    def parse(cls, url: str) -> SentinelUrl:
+        """Read ``redis+sentinel://`` or, with TLS to all of them, ``rediss+sentinel://``.
+
+        User, password and options are the master's. The Sentinels' own are the options ``sentinel_username``
+        and ``sentinel_password``.
+
+        Raises:
+            ConfigurationError: a part of it is missing or makes no sense.
+        """
+        parts = urlsplit(url)
+        path = [unquote(part) for part in parts.path.split("/") if part]
+        if not 1 <= len(path) <= 2 or not parts.netloc:
+            raise ConfigurationError(
+                f"{shown_url(url)!r} does not say whom the Sentinels watch;"
+                " write redis+sentinel://host:port,host:port/service[/db]"
+            )
+        scheme = parts.scheme.removesuffix("+sentinel")
+        credentials, at, places = parts.netloc.rpartition("@")
+        options = dict(parse_qsl(parts.query))
+        user, password = (quote(options.pop(f"sentinel_{key}", ""), safe="") for key in _CREDENTIALS)
+        query = urlencode(options)
+        own = f"{user}:{password}@" if user or password else ""
+        sentinels = []
+        for place in places.split(","):
+            placed = place if _PORT.search(place) else f"{place}:{_SENTINEL_PORT}"
+            sentinels.append(SentinelPlace(placed, f"{scheme}://{own}{placed}?{query}"))
+        db = path[1] if len(path) == 2 else "0"
+        master = Address.parse(f"{scheme}://{credentials}{at}{path[0]}/{db}?{query}")
+        return cls(tuple(sentinels), path[0], master)
+
+
+class SentinelNode(StandaloneNode):
+    """Keeps locks in the master of one service.
+
+    Args:
+        url: the Sentinels and the service.
+        inbox: this process's wake-up channel.
+        namespace: the first part of every key.
+        connect_timeout_s: for connecting and logging in.
+        reply_timeout_s: how long the server may owe a reply.
+        min_replicas: how many replicas must have the lock before it counts as granted.
+    """
+
+    def __init__(
+        self,
+        url: SentinelUrl,
+        *,
+        inbox: str,
+        namespace: str = NAMESPACE,
+        connect_timeout_s: float = 1.0,
+        reply_timeout_s: float = 2.0,
+        min_replicas: int = 0,
+    ) -> None:
+        super().__init__(
+            url.master,
+            inbox=inbox,
+            namespace=namespace,
+            connect_timeout_s=connect_timeout_s,
+            reply_timeout_s=reply_timeout_s,
+            min_replicas=min_replicas,
+            locate=self._locate,
+            backoff_max_s=0.25,
+        )
+        self._url = url
+        self._clients: list[Redis] = []
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The service and where its master was last; no credentials."""
+        address = self._connection.address
+        where = "not found yet" if address is self._url.master else address.name
+        return f"{self._url.service} ({where})"
+
+    async def connect(self) -> None:
+        """Find the master and be ready to send.
+
+        Raises:
+            NodeRefused: no master was found or it cannot be reached.
+            ConfigurationError: it refuses the log-in.
+        """
+        if self._watcher is None:
+            self._clients = [_client(place) for place in self._url.sentinels]
+            self._watcher = asyncio.create_task(self._watch(), name=f"lockguard-connect-{self._url.service}")
+        await super().connect()
+
+    async def aclose(self) -> None:
+        """Send what is queued, then close everything."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await super().aclose()
+        for client in self._clients:
+            await client.aclose()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if not self._connection.connected_before:
+                continue
+            with contextlib.suppress(NodeRefused):
+                found = await self._locate()
+                if found != self._connection.address:
+                    self.drop(f"the master of {self._url.service} is now {found.name}")
+
+    async def _locate(self) -> Address:
+        """Where the master is, as the best-informed Sentinel says.
+
+        Raises:
+            NodeRefused: no Sentinel knows.
+        """
+        asked = [_state_of(client, self._url.service) for client in self._clients]
+        states = await asyncio.gather(*asked)
+        known = [state for state in states if isinstance(state, dict)]
+        if not known:
+            told = "; ".join(
+                f"{place.name}: {state}" for place, state in zip(self._url.sentinels, states, strict=True)
+            )
+            raise NodeRefused(f"no Sentinel knows {self._url.service!r}: {told}", node=self._url.service)
+        latest = max(known, key=lambda state: int(state.get("config-epoch", 0)))
+        return replace(self._url.master, host=str(latest["ip"]), port=int(latest["port"]))
+
+
+async def _state_of(client: Redis, service: str) -> dict[str, Any] | str:
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            return dict(await client.sentinel_master(service))  # type: ignore[arg-type]  # True in pipelines
+    except TimeoutError:
+        return f"no answer within {_ANSWER_S:g} s"
+    except (RedisError, OSError) as exc:
+        return str(exc)
+
+
+def _client(place: SentinelPlace) -> Redis:
+    # Not retried by the client: the others are asked at the same time, and all of them again soon.
+    return Redis.from_url(place.url, decode_responses=True, retry=Retry(NoBackoff(), 0))

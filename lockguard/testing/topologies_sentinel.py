@@ -1,0 +1,70 @@
+"""A Sentinel process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lockguard.testing.ports import LOOPBACK
+from lockguard.testing.redis_server import RedisServer
+from lockguard.testing.supervision import Spawn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lockguard.testing.binaries import ServerBinary
+
+__all__ = ["SentinelServer"]
+
+
+class SentinelServer(RedisServer):
+    """Watches one master and, with its companions, promotes a replica when the master is gone.
+
+    Args:
+        master_port: of the master on 127.0.0.1.
+        service: the name to give it.
+        quorum: how many Sentinels have to think it gone.
+        down_after_ms: how long it may be silent.
+        binary: which server to run; by default :func:`find_valkey` decides.
+    """
+
+    def __init__(
+        self,
+        *,
+        master_port: int,
+        service: str,
+        quorum: int,
+        down_after_ms: int,
+        binary: ServerBinary | None = None,
+    ) -> None:
+        super().__init__(binary=binary)
+        self._watched = (
+            f"sentinel monitor {service} {LOOPBACK} {master_port} {quorum}",
+            f"sentinel down-after-milliseconds {service} {down_after_ms}",
+            f"sentinel failover-timeout {service} {max(3_000, 3 * down_after_ms)}",
+            f"sentinel parallel-syncs {service} 1",
+        )
+
+    def _lines(self, directory: Path) -> list[str]:
+        return [
+            f"bind {LOOPBACK}",
+            f"port {self.port}",
+            f'dir "{directory / "data"}"',
+            "daemonize no",
+            *self._watched,
+            "loglevel notice",
+            'logfile ""',
+        ]
+
+    def _command(self, directory: Path) -> Spawn:
+        spawn = super()._command(directory)
+        return Spawn(
+            argv=(*spawn.argv, "--sentinel"),
+            log=spawn.log,
+            cwd=spawn.cwd,
+            env=spawn.env,
+            uid=spawn.uid,
+            gid=spawn.gid,
+        )
+
+    def _ready(self, directory: Path) -> bool:  # noqa: ARG002 - the log is enough
+        return "+monitor master" in self.log
