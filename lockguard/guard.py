@@ -17,6 +17,7 @@ from lockguard.exclusive import Keeps, MaySkip, exclusive
 from lockguard.hold import Hold, HoldMany
 from lockguard.lease import Token, new_grant_id, parse_resource
 from lockguard.nodes.choose import node_for_url, nodes_for_urls
+from lockguard.nodes.memory import MemoryNode, MemoryStore
 from lockguard.observe.log import LogObserver
 from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
 from lockguard.quorum import majority
@@ -117,6 +118,21 @@ class LockGuard:
             ConfigurationError: the URLs or an option cannot work. Nothing is connected yet.
         """
         return cls(nodes_for_urls(urls, inbox=_new_inbox()), **options)
+
+    @classmethod
+    def in_memory(cls, store: MemoryStore | None = None, **options: Any) -> LockGuard:
+        """A guard without a server, for unit tests of code that locks.
+
+        It keeps the laws of the lock within one process; nothing about failures can be learnt from it.
+
+        Args:
+            store: shared by guards that shall meet; a new one by default.
+            **options: as for the class.
+
+        Raises:
+            ConfigurationError: fakeredis is not installed, or an option cannot work.
+        """
+        return cls([MemoryNode(store or MemoryStore(), inbox=_new_inbox())], **options)
 
     def __repr__(self) -> str:
         nodes = ", ".join(node.name for node in self._core.redlock.nodes)

@@ -9,7 +9,8 @@ if find_spec("psutil") is None:
         "lockguard.testing needs psutil, which is not installed: pip install 'lockguard[testing]'"
     )
 
-from lockguard.testing.binaries import ServerBinary, find_postgres, find_valkey
+from lockguard.nodes.memory import MemoryStore
+from lockguard.testing.binaries import ServerBinary, find_postgres, find_redis, find_valkey
 from lockguard.testing.clock import FakeClock
 from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mode
 from lockguard.testing.postgres_server import PostgresServer
@@ -25,6 +26,7 @@ __all__ = [
     "FaultProxy",
     "Flow",
     "IndependentRedis",
+    "MemoryStore",
     "Mode",
     "PostgresServer",
     "RedisServer",
@@ -32,5 +34,6 @@ __all__ = [
     "SentinelRedis",
     "ServerBinary",
     "find_postgres",
+    "find_redis",
     "find_valkey",
 ]

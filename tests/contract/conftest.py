@@ -1,51 +1,127 @@
-"""One lock, kept by one node or by five: the same laws."""
+"""One lock over every kind of node and every server: the same laws."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 from lockguard import LockGuard
-from lockguard.testing import RedisServer
+from lockguard.testing import (
+    ClusterRedis,
+    IndependentRedis,
+    MemoryStore,
+    ReplicatedRedis,
+    SentinelRedis,
+    find_redis,
+    find_valkey,
+)
 
 KEPT = (":token", ":history", ":member")
 """What outlives a lock on purpose: the token floor, the history, and the right to vote."""
+
+SERVERS = {"valkey": find_valkey(), "redis": find_redis()}
+"""The servers of this machine; ``None`` for one that is not installed."""
+
+KINDS = {
+    "one-node": lambda binary: IndependentRedis(1, binary=binary),
+    "five-nodes": lambda binary: IndependentRedis(5, binary=binary),
+    "replicated": lambda binary: ReplicatedRedis(1, binary=binary),
+    "sentinel": lambda binary: SentinelRedis(1, binary=binary),
+    "cluster": lambda binary: ClusterRedis(3, binary=binary),
+}
+
+COMBINATIONS = [
+    *(f"{kind}-{server}" for server, binary in SERVERS.items() if binary for kind in KINDS),
+    "memory-fakeredis",
+]
+
+
+@pytest.fixture
+def combinations() -> list[str]:
+    """What the suite runs over."""
+    return COMBINATIONS
 
 
 @dataclass
 class Cluster:
     """The servers behind one kind of lock."""
 
-    urls: list[str]
+    kind: str
+    topology: Any = None
+    store: MemoryStore = field(default_factory=MemoryStore)
 
-    def clients(self) -> Iterator[redis.Redis]:
-        for url in self.urls:
-            with redis.Redis.from_url(url, decode_responses=True) as client:
-                yield client
+    def guard(self, **options: Any) -> LockGuard:
+        """A guard of its own process, as far as the servers can tell."""
+        match self.kind:
+            case "memory":
+                return LockGuard.in_memory(self.store, **options)
+            case "one-node" | "five-nodes":
+                return LockGuard.from_urls(self.topology.urls, **options)
+            case "replicated":
+                return LockGuard.from_url(self.topology.url, min_replicas=1, **options)
+            case _:
+                return LockGuard.from_url(self.topology.url, **options)
 
     def each(self, *command: Any) -> list[Any]:
-        return [client.execute_command(*command) for client in self.clients()]
+        """What each server that decides answers; in a cluster, only the one that has the key."""
+        if self.kind == "memory":
+            return [_text(self.store.client.execute_command(*command))]
+        return [_asked(server.url, command) for server in self._deciding(command)]
 
     def leftovers(self) -> list[str]:
         """Keys that a lock should not leave behind."""
         return [k for keys in self.each("KEYS", "*") for k in keys if not k.endswith(KEPT)]
 
+    def _deciding(self, command: tuple[Any, ...]) -> list[Any]:
+        match self.kind:
+            case "sentinel":
+                return [self.topology.master]
+            case "replicated":
+                return self.topology.servers[:1]
+            case "cluster" if command[0] not in {"FLUSHALL", "KEYS", "SCRIPT"}:
+                return [self.topology.owner_of(key_slot(command[1].encode()))]
+            case _:
+                return list(self.topology.servers)
+
+
+def _asked(url: str, command: tuple[Any, ...]) -> Any:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        return client.execute_command(*command)
+
+
+def _text(reply: Any) -> Any:
+    if isinstance(reply, list):
+        return [_text(part) for part in reply]
+    return reply.decode() if isinstance(reply, bytes) else reply
+
 
 @pytest.fixture(scope="session")
-def five_servers() -> Iterator[list[RedisServer]]:
+def topologies() -> Iterator[Callable[[str, str], Any]]:
+    """Starts each set-up when it is first needed."""
+    started: dict[tuple[str, str], Any] = {}
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(RedisServer()) for _ in range(5)]
+
+        def get(kind: str, server: str) -> Any:
+            if (kind, server) not in started:
+                started[kind, server] = stack.enter_context(KINDS[kind](SERVERS[server]))
+            return started[kind, server]
+
+        yield get
 
 
-@pytest.fixture(params=[1, 5], ids=["one-node", "five-nodes"])
-def cluster(request: pytest.FixtureRequest, five_servers: list[RedisServer]) -> Cluster:
-    found = Cluster([server.url for server in five_servers[: request.param]])
+@pytest.fixture(params=COMBINATIONS)
+def cluster(request: pytest.FixtureRequest, topologies: Callable[[str, str], Any]) -> Cluster:
+    kind, _, server = request.param.rpartition("-")
+    if kind == "memory":
+        return Cluster(kind)
+    found = Cluster(kind, topologies(kind, server))
     found.each("FLUSHALL")
     found.each("SCRIPT", "FLUSH")
     return found
@@ -62,7 +138,7 @@ async def new_guard(cluster: Cluster) -> AsyncIterator[NewGuard]:
         def make(**options: Any) -> LockGuard:
             options.setdefault("wait", timedelta(seconds=20))
             options.setdefault("node_timeout", timedelta(seconds=1))  # a busy machine is no fault
-            guard = LockGuard.from_urls(cluster.urls, **options)
+            guard = cluster.guard(**options)
             stack.push_async_callback(guard.aclose)
             return guard
 

@@ -1,0 +1,49 @@
+"""The suite beside this file runs over every kind of node that there is, and every server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lockguard.nodes.cluster import ClusterNode
+from lockguard.nodes.member import MemberNode
+from lockguard.nodes.memory import MemoryNode
+from lockguard.nodes.scripted import ScriptedNode
+from lockguard.nodes.sentinel import SentinelNode
+from lockguard.nodes.standalone import StandaloneNode
+from lockguard.testing import find_redis
+
+LAWS = (Path(__file__).parent / "test_lock.py").read_text()
+
+KINDS = {
+    "one-node": StandaloneNode,
+    "five-nodes": MemberNode,
+    "replicated": StandaloneNode,
+    "sentinel": SentinelNode,
+    "cluster": ClusterNode,
+}
+
+
+def kinds_of_nodes(base: type = ScriptedNode) -> set[type]:
+    return {kind for child in base.__subclasses__() for kind in {child} | kinds_of_nodes(child)}
+
+
+def test_every_kind_of_node_is_held_to_the_laws():
+    assert {*KINDS.values(), MemoryNode} == kinds_of_nodes()
+
+
+def test_every_kind_of_node_runs_over_every_server(combinations):
+    servers = ["valkey"]
+    if sys.version_info < (3, 14):  # for these there is a wheel with a genuine Redis
+        assert find_redis() is not None, "install the servers for tests"
+        servers.append("redis")
+    wanted = {f"{kind}-{server}" for kind in KINDS for server in servers} | {"memory-fakeredis"}
+    assert wanted <= set(combinations)
+
+
+def test_no_law_is_left_out_anywhere():
+    assert "skip" not in LAWS
+    assert "xfail" not in LAWS
+    laws = [line for line in LAWS.splitlines() if line.startswith(("async def test_", "def test_"))]
+    assert laws
+    assert [law for law in laws if "new_guard" not in law] == []
