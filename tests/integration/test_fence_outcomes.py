@@ -98,8 +98,7 @@ async def test_a_native_write_presents_all_leases(pool: asyncpg.Pool[Any]) -> No
 async def test_a_native_write_presents_the_lease_to_a_protected_table(pool: asyncpg.Pool[Any]) -> None:
     """The trigger runs while the statement's own check may still be to come; it finds the lease anyway."""
     await pool.execute(
-        "create table row (exchange text, symbol text);"
-        "select lockguard.protect('row', '{exchange}:{symbol}')"
+        "create table row (exchange text, symbol text);select lockguard.protect('row', '{exchange}:{symbol}')"
     )
     lease = await held(pool)
     insert = "insert into row values ('binance', $1)"
@@ -153,9 +152,10 @@ async def test_a_commit_that_never_arrived_is_found_not_to_have_committed(
         await transaction.__aenter__()
         await conn.execute(INSERT, 1)
         proxy.to_server.set(DROP)
+        said = proxy.to_server.received_bytes
         with pytest.raises(CommitUnknown) as caught:
             leaving = asyncio.ensure_future(transaction.__aexit__(None, None, None))
-            await asyncio.sleep(0.02)
+            await proxy.to_server.wait_received(said + 1)  # the COMMIT, on its way to nowhere
             # Nobody has told the server yet: asking waits for the open transaction.
             asking = asyncio.ensure_future(resolve(pool, _unknown(lease, transaction.sequence)))
             await _blocked(pool)

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from lockguard.cli import main as _main  # noqa: F401 - the console script that the image starts
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-COMPOSE = yaml.safe_load(TEXT)
+COMPOSE = YAML(typ="safe").load(TEXT)
 SERVICES = COMPOSE["services"]
 
 

@@ -169,11 +169,11 @@ async def _weak(attempt: Attempt, check: str, write: str, *args: object) -> None
             raise StaleToken("stale", resource=lease.resource, presented=lease.token, current=None)
         if not check:
             await attempt.pause()
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # the gap that a weak check leaves open
         tag = await conn.execute(write, lease.resource, lease.token, attempt.op, *args)
         if tag == "UPDATE 0":
             raise StaleToken("stale", resource=lease.resource, presented=lease.token, current=None)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # and the one before its commit
         await attempt.pause()
 
 

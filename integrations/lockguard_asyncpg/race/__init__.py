@@ -38,7 +38,7 @@ from lockguard_asyncpg.race.writes import BUMP, native_write, transaction_write
 from lockguard_asyncpg.schema import schema_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import timedelta
 
     from lockguard_asyncpg.transaction import Isolation
@@ -115,17 +115,7 @@ async def race(
     options = {"min_size": 0, "max_size": plan.holders + 4, "server_settings": settings, **connect}
     async with asyncpg.create_pool(url, **options) as pool:
         running = Holders(pool, plan, write, clock)
-        async with pool.acquire() as conn:
-            if await schema_version(conn) == 0:
-                raise ConfigurationError(
-                    "there is no lockguard schema in this database: run `lockguard fence install`"
-                )
-            await conn.execute(_SET_UP)
-            async with conn.transaction():
-                await conn.executemany(
-                    "insert into lockguard_race.state (resource, n) values ($1, 0)",
-                    [(r,) for r in running.resources],
-                )
+        await _set_up(pool, running.resources)
         helpers = (
             [asyncio.create_task(_kill(pool, plan.kill_every, name, running.report))]
             if plan.kill_every
@@ -144,6 +134,17 @@ async def race(
         await judge(running)
         await pool.execute("drop schema lockguard_race cascade")
         return running.report
+
+
+async def _set_up(pool: asyncpg.Pool[Any], resources: Sequence[str]) -> None:
+    async with pool.acquire() as conn:
+        if await schema_version(conn) == 0:
+            raise ConfigurationError(
+                "there is no lockguard schema in this database: run `lockguard fence install`"
+            )
+        await conn.execute(_SET_UP)
+        async with conn.transaction():
+            await conn.executemany(_RESOURCE, [(resource,) for resource in resources])
 
 
 async def _kill(pool: asyncpg.Pool[Any], every: timedelta, name: str, report: RaceReport) -> None:
