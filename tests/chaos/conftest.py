@@ -1,0 +1,84 @@
+"""What the tests about real failures share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import asyncpg
+import pytest
+import redis
+
+from lockguard import AcquireError, LeaseLost, LockGuard, StaleToken
+from lockguard_asyncpg import PostgresFence, fenced_transaction, install
+
+
+def ask(server, *command):
+    """Say one command to a server."""
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        return client.execute_command(*command)
+
+
+async def until(condition, within_s=15.0):
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Ledger:
+    """A number in Postgres that is read in one transaction and written, one higher, in a later one.
+
+    Two writers at a time would lose an update; then there were more commits than the number says.
+    """
+
+    pool: asyncpg.Pool
+    resource: str
+    commits: int = 0
+    refused: int = 0
+    retried: int = 0
+
+    async def work(self, guard: LockGuard, go_on: Callable[[], bool]) -> None:
+        while go_on():
+            try:
+                async with guard.hold(self.resource):
+                    await self._add_one()
+            except StaleToken:
+                self.refused += 1
+            except (AcquireError, LeaseLost):
+                self.retried += 1
+                await asyncio.sleep(0.01)
+
+    async def _add_one(self) -> None:
+        async with fenced_transaction(self.pool) as connection:
+            number = await connection.fetchval("select number from ledger")
+        await asyncio.sleep(0.005)  # what the holder does meanwhile
+        async with fenced_transaction(self.pool) as connection:
+            await connection.execute("update ledger set number = $1", number + 1)
+        self.commits += 1
+
+    async def number(self) -> int:
+        return await self.pool.fetchval("select number from ledger")
+
+
+@pytest.fixture
+async def ledger(database_url) -> AsyncIterator[Ledger]:
+    async with asyncpg.create_pool(database_url, min_size=2, max_size=8) as pool:
+        async with pool.acquire() as connection:
+            await install(connection)
+            await connection.execute("create table ledger (number bigint not null)")
+            await connection.execute("insert into ledger values (0)")
+        ledger = Ledger(pool, "binance:APTUSDT")
+        ledger.fence = PostgresFence(pool)
+        yield ledger
+
+
+@pytest.fixture(name="ask")
+def _ask():
+    return ask
+
+
+@pytest.fixture(name="until")
+def _until():
+    return until

@@ -1,0 +1,163 @@
+"""Failovers: the lock is there again, tokens go on, and Postgres accepts one writer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import timedelta
+
+import pytest
+
+from lockguard import ConfigurationError, LeaseLost, LeaseState, LockGuard, QuorumUnavailable
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.nodes.sentinel import SentinelUrl
+from lockguard.testing import SentinelRedis
+
+NAME = "binance:APTUSDT"
+LOCK = "lockguard:{binance:APTUSDT}"
+FAILOVERS = int(os.environ.get("LOCKGUARD_FAILOVERS", "3"))
+USABLE_AGAIN_S = 2.0
+"""Promised is one second after the failover; a busy machine gets another."""
+
+
+@pytest.fixture
+def setup():
+    with SentinelRedis(replicas=2) as setup:
+        yield setup
+
+
+def master_of(guard):
+    return guard._core.redlock.nodes[0]._connection.address.port
+
+
+async def hold_on_another_master(guard, old_port):
+    """Hold once the guard speaks to another master; gives the token."""
+    while True:
+        try:
+            async with guard.hold(NAME, wait=timedelta(seconds=20)) as lease:
+                if master_of(guard) != old_port:
+                    return lease.token
+        except (QuorumUnavailable, LeaseLost):
+            pass
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("fault", ["killed", "hung"])
+async def test_the_lock_is_usable_soon_after_a_failover_and_tokens_go_on(setup, until, fault):
+    async with LockGuard.from_url(setup.url) as guard:
+        async with guard.hold(NAME) as lease:
+            token = lease.token
+        old = setup.master
+        old.kill() if fault == "killed" else old.pause()
+        using = asyncio.create_task(hold_on_another_master(guard, old.port))
+        while await asyncio.to_thread(lambda: setup.master) is old:
+            await asyncio.sleep(0.005)
+        failed_over_at = SYSTEM_CLOCK.now()
+        async with asyncio.timeout(20):
+            assert await using > token
+        assert SYSTEM_CLOCK.now() - failed_over_at < USABLE_AGAIN_S
+        if fault == "hung":
+            old.resume()
+
+
+async def test_a_lease_that_was_replicated_outlives_a_failover(setup):
+    async with LockGuard.from_url(setup.url, min_replicas=2, ttl=timedelta(seconds=6)) as guard:
+        async with guard.hold(NAME) as lease:
+            old, deadline = setup.master, lease.deadline
+            await asyncio.to_thread(setup.failover)
+            async with asyncio.timeout(10):
+                while lease.deadline < deadline + 3 or master_of(guard) == old.port:
+                    await asyncio.sleep(0.01)
+            assert lease.state is LeaseState.HELD
+
+
+async def test_a_failover_that_loses_the_last_write_ends_the_lease_and_the_next_token_is_higher(setup, ask):
+    async with LockGuard.from_url(setup.url, ttl=timedelta(seconds=6)) as guard:
+        with pytest.raises(LeaseLost) as caught:
+            async with guard.hold(NAME):
+                for replica in setup.servers:
+                    if replica is not setup.master:
+                        ask(replica, "CONFIG", "SET", "replica-read-only", "no")
+                        ask(replica, "DEL", LOCK, f"{LOCK}:token", f"{LOCK}:history")
+                await asyncio.to_thread(setup.failover)
+                await asyncio.Event().wait()
+        async with guard.hold(NAME) as lease:
+            assert lease.token > caught.value.token
+
+
+async def test_an_old_master_that_comes_back_and_takes_writes_is_left(setup, ledger, ask, until):
+    options = {"ttl": timedelta(seconds=3), "fence": ledger.fence}
+    async with (
+        LockGuard.from_url(setup.url, **options) as first,
+        LockGuard.from_url(setup.url, **options) as second,
+    ):
+        busy = True
+        workers = [asyncio.create_task(ledger.work(guard, lambda: busy)) for guard in (first, second)]
+        await until(lambda: ledger.commits > 5)
+        old = setup.master
+        old.pause()
+        while await asyncio.to_thread(lambda: setup.master) is old:
+            await asyncio.sleep(0.01)
+        old.resume()  # it still thinks that it is the master, and takes writes until the Sentinels tell it
+        await until(lambda: old.port not in (master_of(first), master_of(second)))
+        since = ledger.commits
+        await until(lambda: ledger.commits > since + 5)
+        busy = False
+        await asyncio.gather(*workers)
+    assert await ledger.number() == ledger.commits
+
+
+async def test_failovers_lose_no_update(setup, ledger, until):
+    """LOCKGUARD_FAILOVERS sets how many."""
+    options = {"ttl": timedelta(seconds=2), "fence": ledger.fence}
+    async with (
+        LockGuard.from_url(setup.url, **options) as first,
+        LockGuard.from_url(setup.url, **options) as second,
+    ):
+        busy = True
+        workers = [asyncio.create_task(ledger.work(guard, lambda: busy)) for guard in (first, second, first)]
+        for _ in range(FAILOVERS):
+            since = ledger.commits
+            await until(lambda since=since: ledger.commits > since + 3, within_s=30)
+            await asyncio.to_thread(setup.failover)
+        since = ledger.commits
+        await until(lambda: ledger.commits > since + 3, within_s=30)
+        busy = False
+        await asyncio.gather(*workers)
+    assert await ledger.number() == ledger.commits
+
+
+async def test_sentinels_that_are_gone_do_not_end_what_is_connected(setup):
+    async with LockGuard.from_url(setup.url) as guard:
+        async with guard.hold(NAME):
+            pass
+        setup.sentinels[0].kill()
+        setup.sentinels[1].pause()
+        setup.sentinels[2].kill()
+        for _ in range(3):
+            async with guard.hold(NAME) as lease:
+                assert lease.state is LeaseState.HELD
+        setup.sentinels[1].resume()
+
+
+async def test_a_service_that_no_sentinel_knows_is_told_with_each_answer(setup):
+    url = setup.url.replace("/main/", "/other/")
+    async with LockGuard.from_url(url) as guard:
+        with pytest.raises(QuorumUnavailable, match="no Sentinel knows 'other'"):
+            async with guard.hold(NAME, on_busy="raise"):
+                pass
+
+
+def test_a_sentinel_url_is_read_with_its_credentials_and_shows_none():
+    parsed = SentinelUrl.parse(
+        "redis+sentinel://bot:secret@a:1,b,[::1]:3/main/2?sentinel_username=s&sentinel_password=hush"
+    )
+    assert [place.name for place in parsed.sentinels] == ["a:1", "b:26379", "[::1]:3"]
+    assert parsed.sentinels[0].url.startswith("redis://s:hush@a:1")
+    assert (parsed.service, parsed.master.db) == ("main", 2)
+    assert (parsed.master.username, parsed.master.password) == ("bot", "secret")
+    assert "hush" not in repr(parsed)
+    assert "secret" not in repr(parsed)
+    for wrong in ("redis+sentinel://a:1", "redis+sentinel:///main", "redis+sentinel://a/b/c/d"):
+        with pytest.raises(ConfigurationError, match="redis\\+sentinel://host:port,host:port/service"):
+            LockGuard.from_url(wrong)
