@@ -131,7 +131,8 @@ class Hold:
             queue=self._queue,
             lock_delay_ms=core.lock_delay_ms,
         )
-        won = await core.queue.acquire(request, patience=self._patience)
+        give_up_at = called_at + self._patience.total_seconds()
+        won = await core.queue.acquire(request, give_up_at=give_up_at)
         grant = Grant(
             request.resource, request.grant, won.token, request.holder, request.operation, request.ttl_ms
         )

@@ -144,6 +144,8 @@ class Redlock:
     @property
     def ready(self) -> bool:
         """Whether enough nodes are connected to decide."""
+        if self._company is None:
+            return self.nodes[0].ready
         return sum(node.ready for node in self.nodes) >= self._quorum
 
     async def connect(self) -> None:
@@ -170,7 +172,7 @@ class Redlock:
             ConfigurationError: nodes are not independent.
         """
         if self._company is None:
-            return await self._ask(request)
+            return await self._ask_one(request)
         company, rounds = self._company, self._company.rounds
         company.check_independence()
         company.note_ttl(request.ttl_ms)
@@ -180,6 +182,21 @@ class Redlock:
             await company.admitted()
             return await self._ask(replace(request, proposal=self._proposal()))
         return attempt
+
+    async def _ask_one(self, request: AcquireRequest) -> Attempt:
+        """One node's vote is the decision, and the token that it gave is final."""
+        sent_at = self._clock.now()
+        vote = await self.nodes[0].acquire(request)
+        match vote:
+            case Granted(token):
+                deadline = sent_at + trusted_s(request.ttl_ms)
+                if self._clock.now() < deadline:
+                    return Won(token, deadline)
+            case Busy():
+                return Contended(vote)
+            case _:
+                pass
+        return NoQuorum({self.nodes[0].name: spoken(vote)})
 
     async def _ask(self, request: AcquireRequest) -> Attempt:
         sent_at = self._clock.now()
@@ -260,6 +277,9 @@ class Redlock:
 
     async def confirm(self, asked: Sequence[Future[Done | NoVote]]) -> bool:
         """Wait for what :meth:`undo` sent; tells whether a majority still had the lock."""
+        if self._company is None:
+            vote = await asked[0]
+            return isinstance(vote, Done) and vote.found
         await self._wait(asked, self._settle_is_decided)
         return self._settled(asked) >= self._quorum
 

@@ -1,14 +1,14 @@
 """Keeping leases alive, and telling their bodies in time when that fails.
 
-One task renews all leases of a guard together, so a thousand leases cost one write per round and not a
-thousand watchdogs. It begins at a third of the ttl and goes on until the deadline: one failed renewal ends
-nothing (L7).
+One timer serves all leases of a guard: it stands at the first instant at which anything is to be done. Leases
+are renewed together, so a thousand of them cost one write per round and not a thousand watchdogs. It begins
+at a third of the ttl and goes on until the deadline: one failed renewal ends nothing (L7). A lease that is
+released sooner costs neither a task nor a timer of its own.
 
-What ends a lease does not depend on that task, nor on any reply. One timer stands at the first deadline of
-all, which lies before the instant at which the server drops the key (S10); when it fires and that deadline
-has not been moved, the lease is lost. So a hung or unreachable Redis, or a renewal that hangs, delays
-nothing. A timer of the event loop does not run while the machine is suspended or the loop is stalled; that
-is why ``Lease`` looks at the clock itself as well.
+What ends a lease depends on no reply. Its deadline lies before the instant at which the server drops the
+key (S10); when it has come and has not been moved, the lease is lost. So a hung or unreachable Redis, or a
+renewal that hangs, delays nothing. A timer of the event loop does not run while the machine is suspended or
+the loop is stalled; that is why ``Lease`` looks at the clock itself as well.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class Keeper:
         self._clock = clock
         self._emit = emit
         self._kept: dict[GrantId, _Kept] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._earlier = asyncio.Event()
-        self._wakes_at = 0.0
+        self._round: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -86,14 +84,9 @@ class Keeper:
         """
         ttl_s = lease.grant.ttl_ms / 1000
         now = self._clock.now()
-        due_at = now + ttl_s * _FIRST_AT
-        kept = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER, now + max_hold_s)
+        kept = _Kept(lease, on_lost, now + ttl_s * _FIRST_AT, ttl_s * _TOGETHER, now + max_hold_s)
         self._kept[lease.grant.id] = kept
-        self._look_by(kept.deadline, now)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="lockguard-renewal")
-        elif due_at < self._wakes_at:
-            self._earlier.set()
+        self._look_by(min(kept.due_at, kept.deadline), now)
 
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""
@@ -107,25 +100,25 @@ class Keeper:
         return [kept.lease for kept in ended]
 
     async def aclose(self) -> None:
-        """End the task. Leases that are still kept are no longer renewed."""
+        """Renew nothing any more."""
         self._kept.clear()
         if self._timer is not None:
             self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._round is not None:
+            self._round.cancel()
+            await asyncio.gather(self._round, return_exceptions=True)
 
-    def _look_by(self, deadline: float, now: float) -> None:
-        """Have the timer fire at ``deadline`` or before.
+    def _look_by(self, at: float, now: float) -> None:
+        """Have the timer fire at ``at`` or before.
 
         Neither a renewal nor a release touches it: it finds out when it fires, once and not each time.
         """
         if self._timer is not None:
-            if self._timer_at <= deadline:
+            if self._timer_at <= at:
                 return
             self._timer.cancel()
-        self._timer_at = deadline
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), self._look)
+        self._timer_at = at
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -136,8 +129,18 @@ class Keeper:
                 reason = LossReason.MAX_HOLD
             if reason is not None:
                 self._lose(kept, reason)
-        if self._kept:
-            self._look_by(min(kept.deadline for kept in self._kept.values()), self._clock.now())
+        if self._round is None and any(kept.due_at <= now for kept in self._kept.values()):
+            self._round = asyncio.create_task(self._renew_due(), name="lockguard-renewal")
+            self._round.add_done_callback(self._round_ended)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if not self._kept:
+            return
+        instants = [kept.deadline for kept in self._kept.values()]
+        if self._round is None:  # otherwise its end looks again
+            instants += [kept.due_at for kept in self._kept.values()]
+        self._look_by(min(instants), self._clock.now())
 
     def _lose(self, kept: _Kept, reason: LossReason) -> None:
         if kept.lease.grant.id not in self._kept:
@@ -147,32 +150,23 @@ class Keeper:
         self._emit(Lost(kept.lease.grant, reason))
         kept.on_lost(reason)
 
-    async def _run(self) -> None:
-        while self._kept:
-            self._earlier.clear()
-            self._wakes_at = min(kept.due_at for kept in self._kept.values())
-            left_s = self._wakes_at - self._clock.now()
-            if left_s > 0:
-                try:
-                    async with asyncio.timeout(left_s):
-                        await self._earlier.wait()
-                except TimeoutError:
-                    pass
-                continue
-            await self._renew_due()
-
     async def _renew_due(self) -> None:
         now = self._clock.now()
         due = [kept for kept in self._kept.values() if kept.due_at - kept.slack_s <= now]
+        for kept in due:  # should this round fail, the next one is not at once
+            kept.due_at = now + kept.lease.grant.ttl_ms / 1000 * _RETRY_AT
         asked = [(kept, self._redlock.extend(kept.lease.grant)) for kept in due]
-        futures = [future for _, futures in asked for future in futures]
-        if not futures:
+        if not asked:  # released meanwhile
             return
         # Bounded by the shortest lease among them, so that one hung node does not starve the others.
         patience_s = min(kept.lease.grant.ttl_ms for kept in due) / 1000 * _RETRY_AT
-        await asyncio.wait(futures, timeout=patience_s)
+        await asyncio.wait([future for _, votes in asked for future in votes], timeout=patience_s)
         for kept, votes in asked:
             self._apply(kept, votes, sent_at=now)
+
+    def _round_ended(self, _: object) -> None:
+        self._round = None
+        self._look_again()
 
     def _apply(self, kept: _Kept, votes: list[asyncio.Future[Extended | NoVote]], *, sent_at: float) -> None:
         grant: Grant = kept.lease.grant

@@ -108,8 +108,8 @@ class Queue:
                 self._redlock.undo(resource, place.grant)
                 place.wake()
 
-    async def acquire(self, request: AcquireRequest, *, patience: timedelta) -> Won:
-        """Get the lock, waiting for up to ``patience`` if the request says so.
+    async def acquire(self, request: AcquireRequest, *, give_up_at: float) -> Won:
+        """Get the lock, waiting until ``give_up_at`` on the clock if the request says so.
 
         Whatever ends it other than success leaves nothing of the request on any node (S8).
 
@@ -119,7 +119,6 @@ class Queue:
             QuorumUnavailable: too few nodes could be asked, still.
             ConfigurationError: the guard was closed meanwhile.
         """
-        give_up_at = self._clock.now() + patience.total_seconds()
         try:
             attempt = await self._redlock.acquire(request)
             if isinstance(attempt, Won):

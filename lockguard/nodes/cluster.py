@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
-from weakref import WeakKeyDictionary
 
 import hiredis
 from redis.crc import key_slot
@@ -97,7 +96,6 @@ class ClusterNode(ScriptedNode):
         self._refreshing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
-        self._tries: WeakKeyDictionary[Callable[[Any], None], int] = WeakKeyDictionary()
         self._closed = False
 
     @property
@@ -195,8 +193,8 @@ class ClusterNode(ScriptedNode):
         return False
 
     def _try_again(self, call: Call, after_s: float) -> bool:
-        self._tries[call.answered] = tried = self._tries.get(call.answered, 0) + 1
-        if tried > _TRY_AGAIN_MAX:
+        call.tries += 1
+        if call.tries > _TRY_AGAIN_MAX:
             return False
 
         def again() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import hiredis
@@ -29,23 +28,42 @@ _OWED_MAX = 10_000
 _WAIT_MS_MAX = 1_000
 
 
-@dataclass(frozen=True, slots=True)
 class Call:
-    """A script on its way.
+    """A script on its way. It takes its own reply from the wire.
+
+    A function that sends itself again would refer to itself, and what each command leaves would be there
+    until the garbage collector comes by.
 
     Attributes:
         script: what to run.
+        decode: makes a vote of the reply.
         keys: on which keys.
         args: with which arguments.
-        answered: gets the reply.
         future: what the caller waits for; done if it no longer does.
+        tries: how often it was redirected, for whoever redirects.
     """
 
-    script: Script
-    keys: tuple[str, ...]
-    args: tuple[str | int, ...]
-    answered: Callable[[Reply], None]
-    future: asyncio.Future[Any]
+    __slots__ = ("_node", "args", "decode", "future", "keys", "script", "tries")
+
+    def __init__(
+        self,
+        node: StandaloneNode,
+        script: Script,
+        decode: Callable[[Any], Any],
+        keys: tuple[str, ...],
+        args: tuple[str | int, ...],
+    ) -> None:
+        self._node = node
+        self.script = script
+        self.decode = decode
+        self.keys = keys
+        self.args = args
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.tries = 0
+
+    def __call__(self, reply: Reply) -> None:
+        """Take the reply."""
+        self._node.answered(self, reply)
 
 
 class StandaloneNode(ScriptedNode):
@@ -145,28 +163,26 @@ class StandaloneNode(ScriptedNode):
         lone: bool = False,
     ) -> asyncio.Future[Any]:
         """Send a script by its SHA, and by its text if the server does not know it (L5)."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        send = self._connection.send
+        call = Call(self, script, decode, keys, args)
+        self._connection.send(call, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
+        return call.future
 
-        def answered(reply: Reply) -> None:
-            vote: T | NoVote
-            if not isinstance(reply, Exception):
-                vote = self._read(script, decode, reply)
-            elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-                # Not executed, so it may be sent again. Not for a cancelled caller, though: its undo is
-                # already on its way and would be overtaken. An undo itself has nothing behind it.
-                if not future.done() or script is RELEASE:
-                    send(answered, "EVAL", script.source, len(keys), *keys, *args)
-                return
-            elif self._redirect(reply, Call(script, keys, args, answered, future)):
-                return
-            else:
-                vote = self._no_vote(script, reply, keys, args)
-            if not future.done():
-                future.set_result(vote)
-
-        send(answered, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
-        return future
+    def answered(self, call: Call, reply: Reply) -> None:
+        """Make a vote of a call's reply, unless it has to be sent again."""
+        if not isinstance(reply, Exception):
+            vote = self._read(call, reply)
+        elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+            # Not executed, so it may be sent again. Not for a cancelled caller, though: its undo is
+            # already on its way and would be overtaken. An undo itself has nothing behind it.
+            if not call.future.done() or call.script is RELEASE:
+                self._send_text(call)
+            return
+        elif self._redirect(reply, call):
+            return
+        else:
+            vote = self._no_vote(call, reply)
+        if not call.future.done():
+            call.future.set_result(vote)
 
     _run = run
 
@@ -180,9 +196,7 @@ class StandaloneNode(ScriptedNode):
         if asking:
             self._connection.send(lambda _: None, "ASKING")
         # As text, since NOSCRIPT would come back without its ASKING.
-        self._connection.send(
-            call.answered, "EVAL", call.script.source, len(call.keys), *call.keys, *call.args
-        )
+        self._send_text(call)
 
     def drop(self, cause: str) -> None:
         """End the connection; it comes back."""
@@ -216,20 +230,21 @@ class StandaloneNode(ScriptedNode):
         future.add_done_callback(lambda _: asked.cancel())
         return future
 
-    def _read(self, script: Script, decode: Callable[[Any], T], reply: Reply) -> T | Unknown:
+    def _send_text(self, call: Call) -> None:
+        self._connection.send(call, "EVAL", call.script.source, len(call.keys), *call.keys, *call.args)
+
+    def _read(self, call: Call, reply: Reply) -> Any:
         try:
-            return decode(reply)
+            return call.decode(reply)
         except (ValueError, TypeError, IndexError) as exc:  # somebody else wrote to our keys
-            text = f"{self.name}: {script.name}: unreadable reply {reply!r:.200}: {exc}"
+            text = f"{self.name}: {call.script.name}: unreadable reply {reply!r:.200}: {exc}"
             return Unknown(NodeUnknown(text, node=self.name))
 
-    def _no_vote(
-        self, script: Script, fault: Exception, keys: tuple[str, ...], args: tuple[str | int, ...]
-    ) -> NoVote:
+    def _no_vote(self, call: Call, fault: Exception) -> NoVote:
         """An error is never a yes (S12)."""
-        text = f"{self.name}: {script.name}: {fault}"
-        if script is RELEASE and isinstance(fault, Cut | NotSent) and self._connection.connected_before:
-            self._owed.append((script.sha, len(keys), *keys, *args))
+        text = f"{self.name}: {call.script.name}: {fault}"
+        if call.script is RELEASE and isinstance(fault, Cut | NotSent) and self._connection.connected_before:
+            self._owed.append((call.script.sha, len(call.keys), *call.keys, *call.args))
         if isinstance(fault, Cut):
             return Unknown(NodeUnknown(text, node=self.name))
         if isinstance(fault, NotSent):
