@@ -5,6 +5,7 @@ Needs ``pip install 'lockguard[positions]'``.
 
 from __future__ import annotations
 
+from lockguard_positions.diagnosis import Diagnosis, Finding, FindingKind, StatusFigures, diagnose
 from lockguard_positions.errors import (
     DuplicatePosition,
     ExchangeUnreadable,
@@ -26,7 +27,7 @@ from lockguard_positions.model import (
     PositionSide,
 )
 from lockguard_positions.reconcile import SyncAction, SyncOutcome, SyncReport
-from lockguard_positions.schema import LATEST, Migrated, migrate, version
+from lockguard_positions.schema import LATEST, Migrated, migrate, protect_positions, version
 from lockguard_positions.status import OPEN, TERMINAL, TRANSITIONS, PositionStatus
 from lockguard_positions.store import PositionStore
 from lockguard_positions.venue import Pace
@@ -39,8 +40,11 @@ __all__ = [
     "Alert",
     "AlreadyOpen",
     "AtomicPositionManager",
+    "Diagnosis",
     "DuplicatePosition",
     "ExchangeUnreadable",
+    "Finding",
+    "FindingKind",
     "IllegalTransition",
     "Intent",
     "IntentOutcome",
@@ -60,9 +64,12 @@ __all__ = [
     "PositionSide",
     "PositionStatus",
     "PositionStore",
+    "StatusFigures",
     "SyncAction",
     "SyncOutcome",
     "SyncReport",
+    "diagnose",
     "migrate",
+    "protect_positions",
     "version",
 ]

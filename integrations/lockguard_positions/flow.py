@@ -324,7 +324,8 @@ class Flow:
         """
         ours = await self._store.stop_ids(position)
         for order in await self._venue.waiting_stops(position.symbol):
-            if order.client_id in ours:
+            # By the exchange's own id too: a row of the time before intents knows no other.
+            if order.client_id in ours or order.id == position.stop_order_id:
                 outcome = await self._venue.cancel(order)
                 if isinstance(outcome, Unknown):
                     self._alert(

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
 from lockguard_ccxt.keys import venue_name
+from lockguard_positions.duplicates import Duplicates
 from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions.events import LogPositions, Moved, PositionEvent, PositionObserver
 from lockguard_positions.flow import Flow
@@ -28,6 +29,7 @@ from lockguard_positions.model import (
     Position,
     PositionSide,
     money,
+    percent,
 )
 from lockguard_positions.reconcile import Reconciler, SyncAction, SyncOutcome, SyncReport
 from lockguard_positions.status import PositionStatus
@@ -35,7 +37,7 @@ from lockguard_positions.store import PositionStore
 from lockguard_positions.venue import Pace, Venue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     import asyncpg
 
@@ -43,12 +45,13 @@ if TYPE_CHECKING:
     from lockguard.lease import Lease
     from lockguard_ccxt import GuardedExchange
 
+    Backup: TypeAlias = Callable[[str, str], Awaitable[None]]
+
 __all__ = ["AtomicPositionManager"]
 
 _PACE = Pace()
 _STOP_PERCENT_DEFAULT = Decimal(2)
 _SYMBOLS_AT_ONCE = 8
-_HUNDRED = Decimal(100)
 
 
 class AtomicPositionManager:
@@ -86,7 +89,7 @@ class AtomicPositionManager:
                 raise ConfigurationError(f"two of the exchanges are {exchange.name!r}; give one of them")
             self._venues[exchange.name] = Venue(exchange, pace)
         self._pace = pace
-        self._adopt_stop_loss_percent = _percent(adopt_stop_loss_percent, name="adopt_stop_loss_percent")
+        self._adopt_stop_loss_percent = percent(adopt_stop_loss_percent, name="adopt_stop_loss_percent")
         self._observers: list[PositionObserver] = [LogPositions()] if observers is None else list(observers)
         self._clock = clock
 
@@ -139,7 +142,7 @@ class AtomicPositionManager:
             side=PositionSide.read(side),
             quantity=money(quantity, name="quantity"),
             entry_price=money(entry_price, name="entry_price"),
-            stop_loss_percent=_percent(money(stop_loss_percent, name="stop_loss_percent")),
+            stop_loss_percent=percent(money(stop_loss_percent, name="stop_loss_percent")),
             signal_id=signal,
         )
         operation = f"open {new.side.value}"
@@ -159,7 +162,7 @@ class AtomicPositionManager:
                 NotOpened(f"on the exchange already: {outcome.details}") if row is None else AlreadyOpen(row)
             )
         try:
-            new = _in_steps(venue, new)
+            new = venue.in_steps(new)
         except ConfigurationError as exc:
             return NotOpened(str(exc), self._created(await self._store.refuse(lease, new, str(exc)), lease))
         try:
@@ -222,15 +225,55 @@ class AtomicPositionManager:
             StaleToken: the same, as Postgres saw it.
         """
         venue = self._venue(exchange)
-        rows = await self._store.open_on(venue.name)
+        symbols = await self.half_done(exchange)
+        return SyncReport(venue.name, await self._each(venue, symbols, operation="recover"))
+
+    async def half_done(self, exchange: str) -> tuple[str, ...]:
+        """The symbols that :meth:`recover` would look at, as the table has them; takes no lease."""
+        venue = self._venue(exchange)
         half_done = {
             row.symbol
-            for row in rows
+            for row in await self._store.open_on(venue.name)
             if row.status is not PositionStatus.ACTIVE or row.exit_reason is not None
         }
-        loose = await self._store.symbols_with_loose_stops(venue.name)
-        symbols = sorted(half_done.union(loose))
-        return SyncReport(venue.name, await self._each(venue, symbols, operation="recover"))
+        return tuple(sorted(half_done.union(await self._store.symbols_with_loose_stops(venue.name))))
+
+    async def clean_up(
+        self, symbol: str, exchange: str, *, backup: Backup | None = None
+    ) -> tuple[SyncOutcome, ...]:
+        """Put one symbol right, whatever is wrong with it, as far as that can be decided.
+
+        Of several open rows one is left (:mod:`~lockguard_positions.duplicates`); then the symbol is looked
+        at as a pass does; then stops without a position are taken back. Every order is reduce-only but the
+        stop of a position that had none.
+
+        Args:
+            symbol: in any spelling.
+            exchange: its name.
+            backup: awaited under the lease with venue and symbol, before anything is changed; what it raises
+                leaves everything as it was.
+
+        Returns:
+            What was done; a single ``BUSY`` outcome when somebody holds the symbol.
+
+        Raises:
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+        """
+        venue = self._venue(exchange)
+        short = venue.short(symbol)
+
+        async def work(lease: Lease) -> tuple[SyncOutcome, ...]:
+            if backup is not None:
+                await backup(venue.name, short)
+            flow, reconciler = self._workers(venue, lease)
+            duplicates = Duplicates(self._store, venue, flow, lease=lease, emit=self._tell)
+            done = await duplicates.settle(short)
+            if any(outcome.action is not SyncAction.ENDED for outcome in done):
+                return done
+            return (*done, await reconciler.reconcile(short), *await reconciler.take_back_stops(short))
+
+        return await self._under_lease(venue, short, "clean up", work)
 
     async def ensure_stop(self, symbol: str, exchange: str) -> SyncOutcome:
         """Look at one symbol as a pass does, waiting for it if it is busy; above all, give it its stop.
@@ -291,15 +334,29 @@ class AtomicPositionManager:
         return tuple(task.result() for task in tasks)
 
     async def _reconcile(self, venue: Venue, symbol: str, operation: str) -> SyncOutcome:
+        async def work(lease: Lease) -> tuple[SyncOutcome, ...]:
+            return (await self._workers(venue, lease)[1].reconcile(symbol),)
+
+        (outcome,) = await self._under_lease(venue, symbol, operation, work)
+        return outcome
+
+    async def _under_lease(
+        self,
+        venue: Venue,
+        symbol: str,
+        operation: str,
+        work: Callable[[Lease], Awaitable[tuple[SyncOutcome, ...]]],
+    ) -> tuple[SyncOutcome, ...]:
+        """Decide about a symbol, or report that it is busy or that somebody did not answer."""
         try:
             async with self._guard.hold(
                 venue.resource(symbol), on_busy="raise", operation=operation
             ) as lease:
-                return await self._workers(venue, lease)[1].reconcile(symbol)
+                return await work(lease)
         except ResourceBusy as busy:
-            return SyncOutcome(symbol, SyncAction.BUSY, None, f"{busy.holder} ({busy.operation})")
+            return (SyncOutcome(symbol, SyncAction.BUSY, None, f"{busy.holder} ({busy.operation})"),)
         except (AcquireError, ExchangeUnreadable) as exc:
-            return SyncOutcome(symbol, SyncAction.UNREADABLE, None, str(exc))
+            return (SyncOutcome(symbol, SyncAction.UNREADABLE, None, str(exc)),)
 
     def _venue(self, exchange: str) -> Venue:
         name = venue_name(exchange)
@@ -339,33 +396,3 @@ class AtomicPositionManager:
                 observer.on(event)
             except Exception:  # noqa: BLE001 - whatever a user's observer raises must not break an open
                 self._observers.remove(observer)
-
-
-def _percent(value: Decimal, *, name: str = "stop_loss_percent") -> Decimal:
-    if not 0 < value < _HUNDRED:
-        raise ConfigurationError(f"{name}={value} must be above 0 and below 100")
-    return value
-
-
-def _in_steps(venue: Venue, new: NewPosition) -> NewPosition:
-    """The quantity in the exchange's steps.
-
-    Raises:
-        ConfigurationError: the exchange would not take it.
-    """
-    rules = venue.rules(new.symbol)
-    quantity = rules.amount(new.quantity)
-    if rules.cost_min is not None and quantity * new.entry_price < rules.cost_min:
-        raise ConfigurationError(
-            f"{quantity} {new.symbol} at {new.entry_price} is worth less than the smallest order,"
-            f" {rules.cost_min}; ask for more"
-        )
-    return NewPosition(
-        exchange=new.exchange,
-        symbol=new.symbol,
-        side=new.side,
-        quantity=quantity,
-        entry_price=new.entry_price,
-        stop_loss_percent=new.stop_loss_percent,
-        signal_id=new.signal_id,
-    )

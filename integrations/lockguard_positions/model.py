@@ -24,6 +24,7 @@ __all__ = [
     "PositionSide",
     "Progress",
     "money",
+    "percent",
     "stop_price_of",
 ]
 
@@ -212,6 +213,17 @@ def money(value: Decimal | str | float, *, name: str) -> Decimal:
     if not number.is_finite() or number <= 0:
         raise ConfigurationError(f"{name}={value} must be above zero")
     return number
+
+
+def percent(value: Decimal, *, name: str = "stop_loss_percent") -> Decimal:
+    """A share of a price.
+
+    Raises:
+        ConfigurationError: it is not above 0 and below 100.
+    """
+    if not 0 < value < _HUNDRED:
+        raise ConfigurationError(f"{name}={value} must be above 0 and below 100")
+    return value
 
 
 def stop_price_of(side: PositionSide, entry_price: Decimal, stop_loss_percent: Decimal) -> Decimal:

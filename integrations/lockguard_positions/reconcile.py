@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from lockguard_ccxt import OrderState, Step
+from lockguard_ccxt import Executed, OrderState, Step
 from lockguard_positions.errors import DuplicatePosition
 from lockguard_positions.events import Alert, Moved
 from lockguard_positions.model import Intent, NewPosition, Position, PositionSide
@@ -44,6 +44,8 @@ class SyncAction(StrEnum):
     """The exchange holds it no more; the row follows."""
     STOP_PLACED = "stop placed"
     """Its stop was missing."""
+    STOP_TAKEN_BACK = "stop taken back"
+    """It waited without a position; only the clean-up looks for those."""
     BUSY = "busy"
     """Somebody holds the symbol: it was left alone, and is neither absent nor flat."""
     SETTLING = "settling"
@@ -198,6 +200,31 @@ class Reconciler:
             return SyncOutcome(symbol, SyncAction.ADOPTED, row.id)
         action = SyncAction.IN_DOUBT if row.status.open else SyncAction.ENDED
         return SyncOutcome(symbol, action, row.id, row.exit_reason or row.error_details or "")
+
+    async def take_back_stops(self, symbol: str) -> tuple[SyncOutcome, ...]:
+        """Cancel the reduce-only stops of a symbol that has neither a position nor an open row.
+
+        Also those that are not known here: a bot without client order ids has left them, and the next
+        position would be cut short by them.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer; nothing was decided.
+        """
+        last = await self._store.last_ended(self._venue.name, symbol)
+        if last is not None and last.age_ms < self._grace_ms:
+            return ()
+        if await self._store.open_of(self._venue.name, symbol) is not None:
+            return ()
+        # The stops first: one that is placed after this look belongs to a position that the next look shows.
+        stops = [stop for stop in await self._venue.waiting_stops(symbol) if stop.reduce_only]
+        if not stops or await self._venue.holding(symbol) is not None:
+            return ()
+        done = []
+        for stop in stops:
+            outcome = await self._venue.cancel(stop)
+            action = SyncAction.STOP_TAKEN_BACK if isinstance(outcome, Executed) else SyncAction.IN_DOUBT
+            done.append(SyncOutcome(symbol, action, None, f"{stop.client_id or stop.id} at {stop.trigger}"))
+        return tuple(done)
 
     # --- inside ---
 

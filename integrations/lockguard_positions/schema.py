@@ -14,12 +14,28 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.errors import ConfigurationError
+from lockguard_asyncpg import protect
 from lockguard_positions.errors import MigrationRefused
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
-__all__ = ["LATEST", "Migrated", "Migration", "migrate", "migrations", "version"]
+__all__ = [
+    "LATEST",
+    "TICK_COLUMNS",
+    "Migrated",
+    "Migration",
+    "migrate",
+    "migrations",
+    "protect_positions",
+    "version",
+]
+
+TICK_COLUMNS = ("current_price", "unrealized_pnl", "updated_at")
+"""What of ``monitoring.positions`` changes without a lease: opinions of the moment that decide nothing."""
+
+_PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": ()}
+_RESOURCE = "{exchange}:{symbol}"
 
 # Two migrations at once would both find the same version. The key is the text "lgrdpos" as a number.
 _LOCK_KEY = 0x6C677264706F73
@@ -105,6 +121,27 @@ async def migrate(
             break
         after = await _step(conn, target)
     return Migrated(before, after)
+
+
+async def protect_positions(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+) -> tuple[str, ...]:
+    """Have Postgres itself refuse every write of state that presents no lease, by whatever program or person.
+
+    Run it when every process that writes goes through the guard; ``lockguard fence unprotect`` undoes it.
+
+    Args:
+        conn: of a role that owns the tables and lockguard's schema.
+
+    Returns:
+        The protected tables.
+
+    Raises:
+        ConfigurationError: the fence or the tables are missing, or too little privilege.
+    """
+    for table, exempt in _PROTECTED.items():
+        await protect(conn, table, resource=_RESOURCE, exempt=exempt)
+    return tuple(_PROTECTED)
 
 
 async def _step(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], target: int) -> int:

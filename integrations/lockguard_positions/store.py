@@ -56,6 +56,11 @@ class PositionStore:
         """The open position of a symbol, in any of the open statuses."""
         return rows.position_or_none(await self._pool.fetchrow(statement("open_of_symbol"), exchange, symbol))
 
+    async def all_open_of(self, exchange: str, symbol: str) -> tuple[Position, ...]:
+        """Every open position of a symbol: more than one where the index does not cover all open rows yet."""
+        found = await self._pool.fetch(statement("all_open_of_symbol"), exchange, symbol)
+        return tuple(rows.position_of(row) for row in found)
+
     async def open_on(self, exchange: str) -> tuple[Position, ...]:
         """All open positions of an exchange."""
         found = await self._pool.fetch(statement("open_of_exchange"), exchange)

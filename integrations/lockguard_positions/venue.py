@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.errors import ExchangeUnreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from decimal import Decimal
 
     from lockguard_ccxt import GuardedExchange, Holding, MarketRules
-    from lockguard_positions.model import Intent, Position
+    from lockguard_positions.model import Intent, NewPosition, Position
 
 __all__ = ["Pace", "Venue"]
 
@@ -110,6 +110,21 @@ class Venue:
             ConfigurationError: there is no such market.
         """
         return self._exchange.rules(self.unified(symbol))
+
+    def in_steps(self, new: NewPosition) -> NewPosition:
+        """The same with its quantity in the exchange's steps.
+
+        Raises:
+            ConfigurationError: the exchange would not take it.
+        """
+        rules = self.rules(new.symbol)
+        quantity = rules.amount(new.quantity)
+        if rules.cost_min is not None and quantity * new.entry_price < rules.cost_min:
+            raise ConfigurationError(
+                f"{quantity} {new.symbol} at {new.entry_price} is worth less than the smallest order,"
+                f" {rules.cost_min}; ask for more"
+            )
+        return replace(new, quantity=quantity)
 
     # --- orders ---
 
@@ -240,6 +255,18 @@ class Venue:
         """
         with _translated():
             orders = await self._exchange.open_orders(self.unified(symbol))
+        return tuple(order for order in orders if order.conditional)
+
+    async def every_waiting_stop(self, symbols: Sequence[str]) -> tuple[PlacedOrder, ...]:
+        """The open orders that wait for a price: all where that can be asked, else those of ``symbols``.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        if self.name not in _LISTS_ALL_STOPS:
+            return tuple([stop for symbol in symbols for stop in await self.waiting_stops(symbol)])
+        with _translated():
+            orders = await self._exchange.open_orders()
         return tuple(order for order in orders if order.conditional)
 
     async def waiting_stop_ids(self) -> frozenset[str] | None:

@@ -16,6 +16,11 @@ select {columns} from monitoring.positions
  where exchange = $1 and symbol = $2 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
  order by id limit 1
 
+-- name: all_open_of_symbol
+select {columns} from monitoring.positions
+ where exchange = $1 and symbol = $2 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ order by id
+
 -- name: open_of_exchange
 select {columns} from monitoring.positions
  where exchange = $1 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')

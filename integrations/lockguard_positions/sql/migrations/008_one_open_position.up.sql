@@ -28,4 +28,4 @@ $$;
 
 create unique index idx_unique_open_position on monitoring.positions (symbol, exchange)
   where status in ('pending_entry', 'entry_placed', 'pending_sl', 'active');
-drop index monitoring.idx_unique_active_position;
+drop index if exists monitoring.idx_unique_active_position;

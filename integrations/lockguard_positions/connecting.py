@@ -1,0 +1,152 @@
+"""What the commands need of the outside: the database, the exchange, the manager over both.
+
+URLs come from options or the environment; keys only from the environment, as everybody can read the
+arguments of a process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from lockguard import LockGuard
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg import PostgresFence
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_ccxt import GuardedExchange
+from lockguard_ccxt.classify import ccxt_errors
+from lockguard_positions.manager import AtomicPositionManager
+from lockguard_positions.schema import version
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lockguard_positions.events import PositionObserver
+
+__all__ = ["Urls", "connect_database", "connect_exchange", "connect_manager"]
+
+_CONNECT_S = 10.0
+_POOL_MAX = 10
+_KEY = "LOCKGUARD_EXCHANGE_API_KEY"
+_SECRET = "LOCKGUARD_EXCHANGE_SECRET"  # noqa: S105 - the name of a variable
+_WITH_INTENTS = 3
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Urls:
+    """Where everything is; ``exchange`` is the URL of a local exchange or ccxt's name of a real one."""
+
+    database: str | None
+    exchange: str | None
+    redis: str | None
+
+
+@asynccontextmanager
+async def connect_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
+    """A pool on the database that has the tables.
+
+    Raises:
+        ConfigurationError: there is no URL, nobody answers there, or it has no positions.
+    """
+    if not url:
+        raise ConfigurationError("no database; give --database or set LOCKGUARD_DATABASE_URL")
+    where = _without_password(url)
+    try:
+        pool = await asyncpg.create_pool(url, min_size=1, max_size=_POOL_MAX, timeout=_CONNECT_S)
+    except (*DATABASE_ERRORS, ValueError) as exc:
+        reason = str(exc).partition("\n")[0] or type(exc).__name__
+        raise ConfigurationError(f"database {where} cannot be reached: {reason}") from exc
+    async with pool:
+        if await pool.fetchval("select to_regclass('monitoring.positions')") is None:
+            raise ConfigurationError(
+                f"database {where} has no table monitoring.positions; 'lockguard positions migrate' makes it"
+            )
+        yield pool
+
+
+@asynccontextmanager
+async def connect_exchange(url: str | None) -> AsyncIterator[GuardedExchange]:
+    """The exchange, with its markets loaded.
+
+    Raises:
+        ConfigurationError: there is none of that name, its keys are missing, or it does not answer.
+    """
+    if not url:
+        raise ConfigurationError(
+            "no exchange; give --exchange (a local one's URL, or ccxt's name) or set LOCKGUARD_EXCHANGE_URL"
+        )
+    client = _local(url) if "://" in url else _real(url)
+    try:
+        guarded = GuardedExchange(client)
+        try:
+            await guarded.load()
+        except ccxt_errors().BaseError as exc:
+            raise ConfigurationError(f"exchange {url} does not answer: {type(exc).__name__}") from exc
+        yield guarded
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def connect_manager(
+    urls: Urls, *, ttl: timedelta = timedelta(seconds=10), observers: Sequence[PositionObserver] | None = None
+) -> AsyncIterator[tuple[AtomicPositionManager, GuardedExchange, asyncpg.Pool[Any]]]:
+    """A manager over all of it.
+
+    Raises:
+        ConfigurationError: something is missing or does not answer; one line says what to do.
+    """
+    if not urls.redis:
+        raise ConfigurationError("no Redis; give --redis or set LOCKGUARD_REDIS_URL")
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(connect_database(urls.database))
+        async with pool.acquire() as conn:
+            found = await version(conn)
+        if found < _WITH_INTENTS:
+            raise ConfigurationError(
+                f"the positions schema has version {found} and this needs {_WITH_INTENTS};"
+                f" 'lockguard positions migrate --to {_WITH_INTENTS}' brings it there"
+            )
+        exchange = await stack.enter_async_context(connect_exchange(urls.exchange))
+        guard = await stack.enter_async_context(
+            LockGuard.from_url(urls.redis, fence=PostgresFence(pool), ttl=ttl, observers=[])
+        )
+        yield AtomicPositionManager(guard, pool, [exchange], observers=observers), exchange, pool
+
+
+def _local(url: str) -> Any:
+    from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, connect  # noqa: PLC0415 - an extra
+
+    return connect(
+        url,
+        api_key=os.environ.get(_KEY) or LOCAL_API_KEY,
+        secret=os.environ.get(_SECRET) or LOCAL_SECRET,
+    )
+
+
+def _real(name: str) -> Any:
+    factory = getattr(import_module("ccxt.async_support"), name, None)
+    if factory is None:
+        raise ConfigurationError(
+            f"ccxt has no exchange {name!r}; write binanceusdm, bybit, or the URL of a local one"
+        )
+    key, secret = os.environ.get(_KEY), os.environ.get(_SECRET)
+    if not key or not secret:
+        raise ConfigurationError(f"{name} needs the account's keys; set {_KEY} and {_SECRET}")
+    return factory({"apiKey": key, "secret": secret, "enableRateLimit": True})
+
+
+def _without_password(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        return f"{parts.hostname or 'the local server'}:{parts.port or 5432}{parts.path}"
+    except ValueError:
+        return "of --database"
