@@ -34,6 +34,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from lockguard.ballot import Ballot, Proposals, spoken, vote_of
 from lockguard.clock import Clock
 from lockguard.company import Company
 from lockguard.errors import NodeError
@@ -49,23 +50,15 @@ from lockguard.ports import (
     NoVote,
     Outsider,
     Refused,
-    Unknown,
 )
 from lockguard.quorum import majority, trusted_s
 
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Attempt", "Contended", "Extension", "NoQuorum", "Redlock", "Renewal", "Won", "spoken"]
+__all__ = ["Attempt", "Contended", "Extension", "NoQuorum", "Redlock", "Renewal", "Won"]
 
 T = TypeVar("T")
-
-_PROBE = Resource("lockguard-probe")
-
-_HEADSTART_US = 3_000
-"""How much later than a node's clock a proposed token is: the way there takes some of it."""
-
-_SKEW_US_MAX = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +130,8 @@ class Redlock:
         self._quorum = majority(len(self.nodes))
         self._node_timeout_s = node_timeout_s
         self._company = Company(self.nodes) if len(self.nodes) > 1 else None
-        self._silent: set[int] = set()
-        self._lead_us: dict[int, int] = {}
+        self._ballot = Ballot(self.nodes, patience_s=node_timeout_s)
+        self._proposals = Proposals(clock, quorum=self._quorum)
         self._renewing: dict[GrantId, list[Future[Extended | NoVote]]] = {}
 
     @property
@@ -176,11 +169,11 @@ class Redlock:
         company, rounds = self._company, self._company.rounds
         company.check_independence()
         company.note_ttl(request.ttl_ms)
-        attempt = await self._ask(replace(request, proposal=self._proposal()))
+        attempt = await self._ask(replace(request, proposal=self._proposals.next()))
         if isinstance(attempt, NoQuorum) and company.rounds != rounds:
             # New nodes are admitted when they are first asked: then ask again.
             await company.admitted()
-            return await self._ask(replace(request, proposal=self._proposal()))
+            return await self._ask(replace(request, proposal=self._proposals.next()))
         return attempt
 
     async def _ask_one(self, request: AcquireRequest) -> Attempt:
@@ -202,15 +195,15 @@ class Redlock:
         sent_at = self._clock.now()
         asked = [node.acquire(request) for node in self.nodes]
         try:
-            await self._wait(asked, self._acquire_is_decided)
-            votes = [_vote(future) for future in asked]
+            await self._ballot.wait(asked, self._acquire_is_decided)
+            votes = [vote_of(future) for future in asked]
         finally:
             # What comes later has no vote, and must not be sent again, behind its own undo (NOSCRIPT).
             for future in asked:
                 future.cancel()
         tokens = [vote.token for vote in votes if isinstance(vote, Granted)]
         if len(tokens) >= self._quorum:
-            self._note_clocks(votes)
+            self._proposals.note(votes)
             token, agreeing = Counter(tokens).most_common(1)[0]
             settled = agreeing >= self._quorum
             if not settled:
@@ -230,7 +223,7 @@ class Redlock:
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
         """Write the final token on a majority, while this grant holds the lock there."""
         asked = [node.settle(request.resource, request.grant, token) for node in self.nodes]
-        await self._wait(asked, self._settle_is_decided)
+        await self._ballot.wait(asked, self._settle_is_decided)
         return self._settled(asked) >= self._quorum
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
@@ -247,7 +240,7 @@ class Redlock:
         wanting = dict(zip(asked, self._company.nodes, strict=True))
 
         def answered(_: object) -> None:
-            held = sum(isinstance(vote := _vote(future), Extended) and vote.held for future in asked)
+            held = sum(isinstance(vote := vote_of(future), Extended) and vote.held for future in asked)
             current = self._renewing.get(grant.id) is asked and self._clock.now() < proven_until
             if held < self._quorum or not current:
                 return
@@ -262,7 +255,7 @@ class Redlock:
 
     def tally(self, asked: Sequence[Future[Extended | NoVote]], *, sent_at: float, ttl_ms: int) -> Extension:
         """Count the answers to a renewal that was sent at ``sent_at``."""
-        votes = [_vote(future) for future in asked]
+        votes = [vote_of(future) for future in asked]
         extended = [vote for vote in votes if isinstance(vote, Extended)]
         held = [vote for vote in extended if vote.held]
         if len(held) >= self._quorum:
@@ -280,7 +273,7 @@ class Redlock:
         if self._company is None:
             vote = await asked[0]
             return isinstance(vote, Done) and vote.found
-        await self._wait(asked, self._settle_is_decided)
+        await self._ballot.wait(asked, self._settle_is_decided)
         return self._settled(asked) >= self._quorum
 
     def undo(self, resource: Resource, grant: GrantId) -> list[Future[Done | NoVote]]:
@@ -294,8 +287,8 @@ class Redlock:
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask every node the same; ``None`` for one that does not answer in time."""
         asked = [ask(node) for node in self.nodes]
-        await self._wait(asked, lambda _: False)
-        return [_vote(future) for future in asked]
+        await self._ballot.wait(asked, lambda _: False)
+        return [vote_of(future) for future in asked]
 
     async def aclose(self) -> None:
         """Close every node."""
@@ -312,65 +305,6 @@ class Redlock:
             if not isinstance(vote, Busy | Refused | Outsider):
                 node.release(request.resource, request.grant)
 
-    async def _wait(self, asked: Sequence[Future[T]], decided: Callable[[Sequence[T]], bool]) -> None:
-        """Until the votes decide, all are in, or the nodes' time is up."""
-        if len(asked) == 1:
-            await asked[0]
-            return
-        loop = asyncio.get_running_loop()
-        decision: Future[bool] = loop.create_future()
-
-        def answered(_: object) -> None:
-            late = [index for index, future in enumerate(asked) if not future.done()]
-            votes = [future.result() for future in asked if future.done() and not future.cancelled()]
-            # A node that was silent the last time is listened to, but not waited for.
-            if not decision.done() and (self._silent.issuperset(late) or decided(votes)):
-                decision.set_result(True)
-
-        def give_up() -> None:
-            if not decision.done():
-                decision.set_result(False)
-
-        for future in asked:
-            future.add_done_callback(answered)
-        patience = loop.call_later(self._node_timeout_s, give_up)
-        try:
-            if not await decision:
-                self._note_silence([index for index, future in enumerate(asked) if not future.done()])
-        finally:
-            patience.cancel()
-            for future in asked:
-                future.remove_done_callback(answered)
-
-    def _note_silence(self, indexes: Sequence[int]) -> None:
-        for index in set(indexes) - self._silent:
-            self._silent.add(index)
-            # Its answer comes when all that the node owes has come, or the connection has ended.
-            self.nodes[index].inspect(_PROBE).add_done_callback(self._listen_again(index))
-
-    def _listen_again(self, index: int) -> Callable[[object], None]:
-        return lambda _: self._silent.discard(index)
-
-    def _note_clocks(self, votes: Sequence[AcquireVote | None]) -> None:
-        now_us = int(self._clock.now() * 1e6)
-        for index, vote in enumerate(votes):
-            if isinstance(vote, Granted) and vote.server_us:
-                self._lead_us[index] = vote.server_us - now_us
-
-    def _proposal(self) -> int:
-        """A token a little later than the nodes' clocks will show: if they all give it, it is settled.
-
-        Only a hint. A node gives a higher token when its own last one, or its clock, says so; then the
-        highest is settled in a second round.
-        """
-        if len(self._lead_us) < self._quorum:
-            return 0
-        leads_us = sorted(self._lead_us.values())
-        common_us = leads_us[len(leads_us) // 2]
-        # One clock that is far ahead must not carry the tokens of all along.
-        lead_us = max(lead for lead in leads_us if lead - common_us < _SKEW_US_MAX)
-        return int(self._clock.now() * 1e6) + lead_us + _HEADSTART_US
-
     def _acquire_is_decided(self, votes: Sequence[AcquireVote]) -> bool:
         granted = sum(isinstance(vote, Granted) for vote in votes)
         against = len(votes) - granted
@@ -381,28 +315,4 @@ class Redlock:
         return done >= self._quorum or len(self.nodes) - (len(votes) - done) < self._quorum
 
     def _settled(self, asked: Sequence[Future[Done | NoVote]]) -> int:
-        return sum(isinstance(vote := _vote(f), Done) and vote.found for f in asked)
-
-
-def _vote(future: Future[T]) -> T | None:
-    """The vote, or ``None`` while there is none."""
-    return future.result() if future.done() and not future.cancelled() else None
-
-
-def spoken(vote: object) -> str:
-    """A vote as text for people."""
-    match vote:
-        case None:
-            return "no answer in time"
-        case Granted(token):
-            return f"granted with token {token}"
-        case Busy(holder):
-            return f"busy: {holder or 'reserved for a waiter'}"
-        case Outsider(quiet_ms) if quiet_ms:
-            return f"lost what it knew, or is new: gives no vote for another {quiet_ms / 1000:.1f} s"
-        case Outsider():
-            return "lost what it knew, or is new: has to be admitted"
-        case Refused(error) | Unknown(error):
-            return str(error)
-        case _:
-            return type(vote).__name__.lower()
+        return sum(isinstance(vote := vote_of(f), Done) and vote.found for f in asked)

@@ -40,6 +40,9 @@ local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_us = time[1] * 1000000 + time[2]
 local member = grant .. ' ' .. inbox
 
+-- The usual case in one look: nobody has it, nobody waits, it is neither reserved nor closed.
+local untouched = redis.call('EXISTS', KEYS[1], KEYS[3], KEYS[5], KEYS[6]) == 0
+
 local function grant_it()
   local token = math.max(now_us, (tonumber(redis.call('GET', KEYS[2])) or 0) + 1, tonumber(ARGV[8] or 0))
   local text = string.format('%.0f', token)
@@ -47,8 +50,10 @@ local function grant_it()
     'acquired_at_ms', string.format('%.0f', now_ms), 'ttl_ms', ARGV[2], 'renewals', '0')
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
   redis.call('SET', KEYS[2], text, 'PX', FLOOR_TTL_MS)
-  redis.call('DEL', KEYS[5])
-  redis.call('ZREM', KEYS[3], member)
+  if not untouched then
+    redis.call('DEL', KEYS[5])
+    redis.call('ZREM', KEYS[3], member)
+  end
   local delay = tonumber(ARGV[7])
   if delay > 0 then
     redis.call('SET', KEYS[6], ARGV[7], 'PX', ttl_ms + delay)
@@ -91,7 +96,10 @@ local function busy(held, retry_after_ms)
   return {0, holder, operation, token, age_ms, retry_after_ms, string.format('%.0f', ticket), requeued}
 end
 
-local held = redis.call('HMGET', KEYS[1], 'grant', 'holder', 'operation', 'token', 'acquired_at_ms')
+local held = {}
+if not untouched then
+  held = redis.call('HMGET', KEYS[1], 'grant', 'holder', 'operation', 'token', 'acquired_at_ms')
+end
 if held[1] == grant then
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
   return {1, held[4], '0'}
@@ -111,6 +119,10 @@ if KEYS[8] then
   if tonumber(standing[3]) < ttl_ms then
     redis.call('HSET', KEYS[8], 'ttl_max_ms', ttl_ms)
   end
+end
+
+if untouched then
+  return grant_it()
 end
 
 local reserved_for = redis.call('GET', KEYS[5])
