@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
+from lockguard_positions.deadline import StopDeadline
 from lockguard_positions.errors import DuplicatePosition
 from lockguard_positions.events import Alert, Moved, PositionEvent
 from lockguard_positions.model import Intent, IntentOutcome, Position, Progress, stop_price_of
@@ -75,8 +76,7 @@ class Flow:
         self._lease = lease
         self._operation = operation
         self._emit = emit
-        self._clock = clock
-        self._unstopped_at: float | None = None
+        self._unstopped = StopDeadline(pace.stop_deadline, clock)
 
     # --- the loop ---
 
@@ -89,6 +89,10 @@ class Flow:
         intent = await self._store.in_doubt(position, Step.CLOSE)
         if intent is None and step:
             intent = await self._store.in_doubt(position, *step)
+        if position.status is PositionStatus.ENTRY_PLACED:
+            self._without_stop(position, already_ms=position.age_ms)
+        elif position.status is PositionStatus.PENDING_SL:
+            self._without_stop(position, already_ms=0 if intent is None else intent.age_ms)
         return await self.drive(Progress(position, intent))
 
     async def drive(self, progress: Progress) -> Position:
@@ -99,15 +103,18 @@ class Flow:
             StaleToken: the same, as Postgres saw it.
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
-        for _ in range(_STEPS_MAX):
-            self._lease.ensure()
-            position, intent = progress.position, progress.intent
-            if not position.status.open or (position.status is PositionStatus.ACTIVE and intent is None):
-                return position
-            moved = await self._next(position, intent)
-            if moved is None:
-                return position
-            progress = moved
+        try:
+            for _ in range(_STEPS_MAX):
+                self._lease.ensure()
+                position, intent = progress.position, progress.intent
+                if not position.status.open or (position.status is PositionStatus.ACTIVE and intent is None):
+                    return position
+                moved = await self._next(position, intent)
+                if moved is None:
+                    return position
+                progress = moved
+        finally:
+            self._unstopped.end()
         raise AssertionError(f"position {progress.position.id} did not settle in {_STEPS_MAX} steps")
 
     async def _next(self, position: Position, intent: Intent | None) -> Progress | None:
@@ -198,8 +205,7 @@ class Flow:
     # --- the stop ---
 
     async def _intend_stop(self, position: Position) -> Progress:
-        if self._unstopped_at is None:
-            self._unstopped_at = self._clock.now()
+        self._without_stop(position)
         trigger = _planned_stop(position)
         if trigger is None:
             return await self.intend_close(position, "no price or percentage to place a stop by")
@@ -209,8 +215,7 @@ class Flow:
         return progress
 
     async def _stop(self, position: Position, intent: Intent) -> Progress | None:
-        if self._unstopped_at is None:
-            self._unstopped_at = self._clock.now()
+        self._without_stop(position)
         outcome = await self._venue.stop(position, intent)
         match outcome:
             case Executed(order=order):
@@ -252,7 +257,7 @@ class Flow:
             moved = await self._store.activate(self._lease, position, intent, order.id)
         except DuplicatePosition as exc:
             return await self.intend_close(position, f"duplicate of position {exc.existing_id}")
-        self._unstopped_at = None
+        self._unstopped.end()
         return Progress(self._moved(moved, position))
 
     async def _gone(self, position: Position, intent: Intent) -> Progress:
@@ -269,12 +274,10 @@ class Flow:
 
     async def _again_or_out(self, position: Position, why: str, intent: Intent | None = None) -> Progress:
         """Try once more while the time without a stop is not up; then close the position."""
-        assert self._unstopped_at is not None
-        without_s = self._clock.now() - self._unstopped_at
-        if without_s < self._pace.stop_deadline.total_seconds():
+        if not self._unstopped.over:
             await asyncio.sleep(self._pace.poll.total_seconds())
             return Progress(position, intent)
-        self._alert(position, f"without a stop for {without_s:.1f} s, closing it: {why}")
+        self._alert(position, f"closing it, as it could not be given a stop: {why}")
         return await self.intend_close(position, why)
 
     # --- the way out ---
@@ -360,7 +363,7 @@ class Flow:
     async def replace_stop(self, position: Position) -> Position:
         """Place the stop of an active position anew, as it is missing."""
         self._alert(position, "its stop is missing, placing a new one")
-        self._unstopped_at = self._clock.now()
+        self._without_stop(position)
         return await self.drive(await self._intend_stop(position))
 
     # --- inside ---
@@ -373,6 +376,12 @@ class Flow:
     def _moved(self, now: Position, before: Position) -> Position:
         self._emit(Moved(now, before.status, self._operation))
         return now
+
+    def _without_stop(self, position: Position, *, already_ms: int = 0) -> None:
+        def passed(deadline_s: float) -> None:
+            self._alert(position, f"without a stop for longer than {deadline_s:g} s")
+
+        self._unstopped.begin(passed, already_ms=already_ms)
 
     def _alert(self, position: Position, message: str) -> None:
         self._emit(Alert(f"{position.exchange}:{position.symbol}", position.id, message))

@@ -25,6 +25,7 @@ from lockguard_positions.errors import DuplicatePosition
 from lockguard_positions.model import Intent, IntentOutcome, NewPosition, Position, Progress
 from lockguard_positions.statements import statement
 from lockguard_positions.status import PositionStatus, check_transition
+from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,44 +55,44 @@ class PositionStore:
 
     async def open_of(self, exchange: str, symbol: str) -> Position | None:
         """The open position of a symbol, in any of the open statuses."""
-        return rows.position_or_none(await self._pool.fetchrow(statement("open_of_symbol"), exchange, symbol))
+        return rows.position_or_none(await self._row("open_of_symbol", exchange, symbol))
 
     async def all_open_of(self, exchange: str, symbol: str) -> tuple[Position, ...]:
         """Every open position of a symbol: more than one where the index does not cover all open rows yet."""
-        found = await self._pool.fetch(statement("all_open_of_symbol"), exchange, symbol)
+        found = await self._rows("all_open_of_symbol", exchange, symbol)
         return tuple(rows.position_of(row) for row in found)
 
     async def open_on(self, exchange: str) -> tuple[Position, ...]:
         """All open positions of an exchange."""
-        found = await self._pool.fetch(statement("open_of_exchange"), exchange)
+        found = await self._rows("open_of_exchange", exchange)
         return tuple(rows.position_of(row) for row in found)
 
     async def get(self, position_id: int) -> Position | None:
         """One position."""
-        return rows.position_or_none(await self._pool.fetchrow(statement("by_id"), position_id))
+        return rows.position_or_none(await self._row("by_id", position_id))
 
     async def last_ended(self, exchange: str, symbol: str) -> Position | None:
         """The position of a symbol that was on the exchange and ended last."""
-        return rows.position_or_none(await self._pool.fetchrow(statement("last_ended"), exchange, symbol))
+        return rows.position_or_none(await self._row("last_ended", exchange, symbol))
 
     async def in_doubt(self, position: Position, *steps: Step) -> Intent | None:
         """The newest intent of a position whose outcome is not known."""
-        row = await self._pool.fetchrow(statement("intent_in_doubt"), position.id, [s.value for s in steps])
+        row = await self._row("intent_in_doubt", position.id, [s.value for s in steps])
         return None if row is None else replace(rows.intent_of(row), sent_before=True)
 
     async def loose_stops(self, exchange: str, symbol: str) -> tuple[Intent, ...]:
         """Stops of ended positions that may still be on the exchange."""
-        found = await self._pool.fetch(statement("loose_stops"), exchange, symbol)
+        found = await self._rows("loose_stops", exchange, symbol)
         return tuple(replace(rows.intent_of(row), sent_before=True) for row in found)
 
     async def symbols_with_loose_stops(self, exchange: str) -> tuple[str, ...]:
         """The symbols that :meth:`loose_stops` has something for."""
-        found = await self._pool.fetch(statement("symbols_with_loose_stops"), exchange)
+        found = await self._rows("symbols_with_loose_stops", exchange)
         return tuple(row[0] for row in found)
 
     async def stop_ids(self, position: Position) -> frozenset[str]:
         """The client ids of every stop that was ever meant for a position."""
-        found = await self._pool.fetch(statement("stop_ids"), position.id)
+        found = await self._rows("stop_ids", position.id)
         return frozenset(row[0] for row in found)
 
     # --- the way in ---
@@ -289,6 +290,14 @@ class PositionStore:
         return await self._pool.fetchval(statement("tick"), position_id, price) is not None
 
     # --- inside ---
+
+    @retry_reads()
+    async def _row(self, name: str, *args: object) -> asyncpg.Record | None:
+        return await self._pool.fetchrow(statement(name), *args)
+
+    @retry_reads()
+    async def _rows(self, name: str, *args: object) -> list[asyncpg.Record]:
+        return await self._pool.fetch(statement(name), *args)
 
     async def _write(self, lease: Lease, work: Callable[[rows.Connection], Awaitable[T]]) -> T:
         """Run ``work`` in a fenced transaction, again while it certainly was not done and may yet be.

@@ -17,6 +17,7 @@ from lockguard.errors import ConfigurationError
 from lockguard_ccxt import Outcome, PlacedOrder, Refused, Step, resource_key
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.errors import ExchangeUnreadable
+from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Pace", "Venue"]
 
 _READS_OF_FILL_MAX = 1_000
+_patient_reads = retry_reads(attempts=3)
 _LISTS_ALL_STOPS = frozenset({"binance"})
 
 
@@ -278,7 +280,9 @@ class Venue:
         if self.name not in _LISTS_ALL_STOPS:
             return None
         with _translated():
-            orders = await self._exchange.fetch_open_orders(None, None, None, {"trigger": True})
+            orders = await _patient_reads(self._exchange.fetch_open_orders)(
+                None, None, None, {"trigger": True}
+            )
         return frozenset(str(order.get("clientOrderId") or "") for order in orders)
 
 

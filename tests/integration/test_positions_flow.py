@@ -312,7 +312,9 @@ async def test_a_stop_that_nobody_can_place_has_a_deadline(bot: Bot) -> None:
     bot.fault(FaultKind.UNAVAILABLE, Operation.CREATE_ALGO, times=1000)
     result = await bot.open()
     assert isinstance(result, NotOpened)
-    assert any("without a stop" in alert for alert in bot.watch.alerts)
+    assert [alert for alert in bot.watch.alerts if "without a stop" in alert] == [
+        "without a stop for longer than 1 s"
+    ]
     record = bot.exchange.record()
     assert (record.position(APT), record.orphan_stops()) == (0, ())
 

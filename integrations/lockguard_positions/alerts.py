@@ -1,0 +1,154 @@
+"""Alerts through apprise: mail, chat, SMS and a hundred others, each by a URL.
+
+A notification service that hangs must not hold up an open. So alerts are only put into a bounded queue;
+one task, which belongs to the context manager, sends them one after another, each for a bounded time. What
+does not get through is logged and forgotten. ``Alert`` events alone are sent, the rest is for logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Self
+
+try:
+    import apprise
+except ImportError as missing:
+    raise ImportError("alerts need apprise; pip install 'lockguard[alerts]'") from missing
+
+from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard.errors import ConfigurationError
+from lockguard_positions.events import Alert
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from lockguard_positions.events import PositionEvent
+
+__all__ = ["AppriseAlerts"]
+
+_LOG = logging.getLogger("lockguard.positions.alerts")
+_WAITING_MAX = 100
+_REMEMBERED_MAX = 1_000
+_SEND_WITHIN = timedelta(seconds=15)
+_QUIET = timedelta(minutes=5)
+_FLUSH_WITHIN = timedelta(seconds=5)
+
+
+class AppriseAlerts:
+    """An observer that sends every alert to each of the URLs; use it as an async context manager.
+
+    ::
+
+        async with AppriseAlerts(["tgram://bottoken/ChatID"]) as alerts:
+            manager = AtomicPositionManager(guard, pool, [exchange], observers=[LogPositions(), alerts])
+
+    Args:
+        urls: as apprise has them; they hold passwords and are never shown.
+        title: what the messages are headed with.
+        send_within: how long one alert may take.
+        quiet: for how long the same alert is not sent again; passes see the same thing every few seconds.
+        flush_within: how long the end waits for alerts that are not sent yet.
+        clock: measures ``quiet``.
+
+    Raises:
+        ConfigurationError: there is no URL, or apprise does not know one.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        title: str = "lockguard",
+        send_within: timedelta = _SEND_WITHIN,
+        quiet: timedelta = _QUIET,
+        flush_within: timedelta = _FLUSH_WITHIN,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not urls:
+            raise ConfigurationError("alerts need at least one URL, such as mailto://user:password@host")
+        self._apprise = apprise.Apprise()
+        for number, url in enumerate(urls, start=1):
+            scheme, separator, _ = url.partition("://")
+            if not separator or not self._apprise.add(url):
+                shown = f"{scheme}://..." if separator else "without a scheme"
+                raise ConfigurationError(
+                    f"alert URL {number} ({shown}) is none that apprise knows; its documentation lists them"
+                )
+        self._title = title
+        self._send_within = send_within
+        self._quiet_s = quiet.total_seconds()
+        self._flush_within = flush_within
+        self._clock = clock
+        self._waiting: asyncio.Queue[Alert] = asyncio.Queue(_WAITING_MAX)
+        self._told_at: OrderedDict[Alert, float] = OrderedDict()
+        self._sender: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<AppriseAlerts to {len(self._apprise)} services>"
+
+    async def __aenter__(self) -> Self:
+        self._sender = asyncio.create_task(self._send_all(), name="lockguard alerts")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._sender is not None
+        try:
+            async with asyncio.timeout(self._flush_within.total_seconds()):
+                await self._waiting.join()
+        except TimeoutError:
+            _LOG.error("%d alerts could not be sent before the end", self._waiting.qsize() + 1)
+        finally:
+            self._sender.cancel()
+            await asyncio.wait({self._sender})
+
+    def on(self, event: PositionEvent) -> None:
+        """Queue an alert; drops it, and says so in the log, when too many wait."""
+        if not isinstance(event, Alert) or self._told_lately(event):
+            return
+        try:
+            self._waiting.put_nowait(event)
+        except asyncio.QueueFull:
+            _LOG.error("too many alerts wait, not sent: %s: %s", event.resource, event.message)
+
+    def _told_lately(self, alert: Alert) -> bool:
+        now = self._clock.now()
+        told_at = self._told_at.get(alert)
+        if told_at is not None and now - told_at < self._quiet_s:
+            return True
+        self._told_at[alert] = now
+        self._told_at.move_to_end(alert)
+        if len(self._told_at) > _REMEMBERED_MAX:
+            self._told_at.popitem(last=False)
+        return False
+
+    async def _send_all(self) -> None:
+        while True:
+            alert = await self._waiting.get()
+            try:
+                await self._send(alert)
+            finally:
+                self._waiting.task_done()
+
+    async def _send(self, alert: Alert) -> None:
+        row = "" if alert.position_id is None else f" position {alert.position_id}"
+        try:
+            async with asyncio.timeout(self._send_within.total_seconds()):
+                sent = await self._apprise.async_notify(
+                    title=self._title,
+                    body=f"{alert.resource}{row}: {alert.message}",
+                    notify_type=apprise.NotifyType.FAILURE,
+                )
+        except TimeoutError:
+            _LOG.error("an alert took longer than %s: %s", self._send_within, alert.resource)
+        except Exception as exc:  # noqa: BLE001 - whatever a service's code raises must not end the sending
+            # Its text may hold the URL, and with it a password.
+            _LOG.error("an alert could not be sent (%s): %s", type(exc).__name__, alert.resource)
+        else:
+            if not sent:
+                _LOG.error("an alert was not taken by every service: %s", alert.resource)
