@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from lockguard.ballot import spoken
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.core import TEXT_CHARACTERS_MAX, Core
 from lockguard.errors import ConfigurationError, QuorumUnavailable
@@ -21,7 +22,7 @@ from lockguard.nodes.memory import MemoryNode, MemoryStore
 from lockguard.observe.log import LogObserver
 from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
 from lockguard.quorum import majority
-from lockguard.redlock import Redlock, spoken
+from lockguard.redlock import Redlock
 from lockguard.times import checked_ttl, checked_wait, milliseconds
 
 if TYPE_CHECKING:

@@ -258,7 +258,10 @@ class ClusterRedis(Topology):
 
     def owner_of(self, slot: int) -> RedisServer:
         """The master that serves a slot."""
-        shards = command(self.servers[0].port, "CLUSTER", "SLOTS")
+        return self._owner_seen_by(self.servers[0], slot)
+
+    def _owner_seen_by(self, asked: RedisServer, slot: int) -> RedisServer:
+        shards = command(asked.port, "CLUSTER", "SLOTS")
         assert isinstance(shards, list)
         for shard in shards:
             assert isinstance(shard, list)
@@ -271,7 +274,7 @@ class ClusterRedis(Topology):
         raise ConfigurationError(f"nobody serves slot {slot}")
 
     def move_slot(self, slot: int, to: RedisServer) -> None:
-        """Move a slot with its keys to another master, key by key, as a resharding does."""
+        """Move a slot with its keys to another master, as a resharding does; returns when all know."""
         source = self.owner_of(slot)
         if source is to:
             return
@@ -282,7 +285,9 @@ class ClusterRedis(Topology):
         for server in (to, source, *self.servers):
             with contextlib.suppress(NodeError):  # replicas refuse it, and learn it from their masters
                 command(server.port, "CLUSTER", "SETSLOT", slot, "NODE", to_id)
-        wait_settled(lambda: self.owner_of(slot) is to, "the move", self)
+        wait_settled(
+            lambda: all(self._owner_seen_by(server, slot) is to for server in self.servers), "the move", self
+        )
 
     def _moved_all(self, slot: int, source: RedisServer, to: RedisServer, source_id: str) -> bool:
         keys = command(source.port, "CLUSTER", "GETKEYSINSLOT", slot, 100)

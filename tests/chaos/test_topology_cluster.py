@@ -49,6 +49,7 @@ async def test_locking_goes_on_while_the_slot_moves(setup, ledger):
         while SYSTEM_CLOCK.now() < end_at:
             await asyncio.to_thread(setup.move_slot, SLOT, setup.servers[moves % 3])
             moves += 1
+            await asyncio.sleep(0.05)
         busy = False
         await asyncio.gather(*workers, *others)
     assert moves > 5
