@@ -14,7 +14,14 @@ from lockguard_positions.errors import (
     PositionChanged,
     PositionError,
 )
-from lockguard_positions.events import Alert, LogPositions, Moved, PositionEvent, PositionObserver
+from lockguard_positions.events import (
+    Alert,
+    LogPositions,
+    Moved,
+    PositionEvent,
+    PositionObserver,
+    WriteRefused,
+)
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.model import (
     AlreadyOpen,
@@ -68,6 +75,7 @@ __all__ = [
     "SyncAction",
     "SyncOutcome",
     "SyncReport",
+    "WriteRefused",
     "diagnose",
     "migrate",
     "protect_positions",

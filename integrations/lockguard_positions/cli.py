@@ -31,10 +31,31 @@ _MISTAKE = 2
 
 @click.command(epilog="\n".join(f"\b\n{name}: {text}" for name, text in SCENARIOS.items()))
 @click.option(
-    "--scenario", type=click.Choice(list(SCENARIOS)), default="B", show_default=True, help="Which race."
+    "--scenario",
+    type=click.Choice(list(SCENARIOS), case_sensitive=False),
+    default="B",
+    show_default=True,
+    help="Which race.",
 )
 @click.option("--guard/--no-guard", default=True, help="With lockguard, or the flow without it.")
 @click.option("--processes", type=int, default=2, show_default=True, help="Operating system processes.")
+@click.option(
+    "--threads",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Openers in each process. In A, C and stress each opens every symbol; in B and D they share them.",
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=float,
+    metavar="SECONDS",
+    help="Go on with further rounds for so long, instead of --opens.",
+)
+@click.option(
+    "--expire-leases", is_flag=True, help="Take leases away in mid-flow; their holders are not told in time."
+)
 @click.option("--opens", type=int, default=25, show_default=True, help="Positions to open.")
 @click.option(
     "--time-scale",
@@ -77,6 +98,9 @@ def race(
     scenario: Scenario,
     guard: bool,
     processes: int,
+    threads: int,
+    duration_s: float | None,
+    expire_leases: bool,
     opens: int,
     time_scale: float,
     latency_ms: int,
@@ -102,6 +126,9 @@ def race(
             scenario=scenario,
             guard=guard,
             processes=processes,
+            threads=threads,
+            duration_s=duration_s,
+            expire_leases=expire_leases,
             opens=opens,
             time_scale=time_scale,
             seed=seed,
@@ -111,8 +138,12 @@ def race(
             keep_database=keep_database,
         )
         with _bar(console) as bar:
-            task = bar.add_task(f"scenario {scenario}", total=opens)
-            result = asyncio.run(_race(settings, lambda done, _: bar.update(task, completed=done), console))
+            task = bar.add_task(f"scenario {scenario}", total=opens if duration_s is None else None)
+
+            def show(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            result = asyncio.run(_race(settings, show, console))
     except (LockguardError, ImportError) as exc:
         raise _Mistake(str(exc)) from exc
     console.print(result_table(result))
@@ -184,6 +215,7 @@ def result_table(result: RaceResult) -> Table:
         ("positions turned round", result.reversed_positions, True),
         ("positions without a stop", result.without_stop, True),
         ("stops without a position", result.orphan_stops, True),
+        ("leases taken away in mid-flow", result.leases_expired, False),
         ("stale writes refused", result.stale_writes.refused, False),
         ("stale writes committed", result.stale_writes.committed, True),
         ("opens rolled back", result.rolled_back, False),

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 from lockguard_positions.model import Position
 from lockguard_positions.status import PositionStatus
 
-__all__ = ["Alert", "LogPositions", "Moved", "PositionEvent", "PositionObserver"]
+__all__ = ["Alert", "LogPositions", "Moved", "PositionEvent", "PositionObserver", "WriteRefused"]
 
 _LOG = logging.getLogger("lockguard.positions")
 
@@ -38,7 +38,21 @@ class Alert:
     message: str
 
 
-PositionEvent: TypeAlias = Moved | Alert
+@dataclass(frozen=True, slots=True)
+class WriteRefused:
+    """Postgres refused a write of this process: its lease is not in force any more.
+
+    Attributes:
+        presented: the token of the write; ``None`` when it had none.
+        current: the token in force; ``None`` when there is none.
+    """
+
+    resource: str
+    presented: int | None
+    current: int | None
+
+
+PositionEvent: TypeAlias = Moved | Alert | WriteRefused
 
 
 class PositionObserver(Protocol):
@@ -68,3 +82,10 @@ class LogPositions:
                 )
             case Alert(resource, position_id, message):
                 _LOG.error("%s position %s: %s", resource, position_id, message)
+            case WriteRefused(resource, presented, current):
+                _LOG.warning(
+                    "%s: a write was refused, presented token=%s, current token=%s",
+                    resource,
+                    presented,
+                    current,
+                )

@@ -18,7 +18,7 @@ from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, Resour
 from lockguard_ccxt.keys import venue_name
 from lockguard_positions.duplicates import Duplicates
 from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
-from lockguard_positions.events import LogPositions, Moved, PositionEvent, PositionObserver
+from lockguard_positions.events import LogPositions, Moved, PositionEvent, PositionObserver, WriteRefused
 from lockguard_positions.flow import Flow
 from lockguard_positions.model import (
     AlreadyOpen,
@@ -82,7 +82,7 @@ class AtomicPositionManager:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._guard = guard
-        self._store = PositionStore(pool)
+        self._store = PositionStore(pool, on_stale=self._refused)
         self._venues: dict[str, Venue] = {}
         for exchange in exchanges:
             if exchange.name in self._venues:
@@ -250,8 +250,7 @@ class AtomicPositionManager:
         Args:
             symbol: in any spelling.
             exchange: its name.
-            backup: awaited under the lease with venue and symbol, before anything is changed; what it raises
-                leaves everything as it was.
+            backup: awaited under the lease, with venue and symbol, before anything is changed.
 
         Returns:
             What was done; a single ``BUSY`` outcome when somebody holds the symbol.
@@ -389,6 +388,9 @@ class AtomicPositionManager:
     def _created(self, position: Position, lease: Lease) -> Position:
         self._tell(Moved(position, None, lease.grant.operation))
         return position
+
+    def _refused(self, stale: StaleToken) -> None:
+        self._tell(WriteRefused(stale.resource, stale.presented, stale.current))
 
     def _tell(self, event: PositionEvent) -> None:
         for observer in list(self._observers):

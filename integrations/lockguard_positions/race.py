@@ -11,6 +11,7 @@ import asyncio
 import secrets
 import statistics
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -23,6 +24,7 @@ from lockguard.errors import AcquireError, ConfigurationError
 from lockguard_asyncpg import install
 from lockguard_ccxt.testing import ControlClient, Execution, Fault, FaultKind, Operation
 from lockguard_positions.race_crew import Crew
+from lockguard_positions.race_expiry import Expiry
 from lockguard_positions.race_score import Score, score_round
 from lockguard_positions.race_settings import (
     SCENARIOS,
@@ -36,7 +38,7 @@ from lockguard_positions.race_settings import (
 from lockguard_positions.schema import migrate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 __all__ = ["SCENARIOS", "RaceResult", "RaceSettings", "Scenario", "StaleWrites", "run_race"]
 
@@ -64,14 +66,15 @@ async def run_race(
     """
     started = SYSTEM_CLOCK.now()
     total, score = Report(), Score()
-    ended = 0
+    ended = begun = expired = 0
 
     def count(opens: int) -> None:
         nonlocal ended
-        # Where several processes open the same symbol, it counts once.
+        # Where several open the same symbol, it counts once.
         ended += opens
         if on_progress is not None:
-            on_progress(min(settings.opens, ended // _openers_per_symbol(settings)), settings.opens)
+            done = ended // settings.openers_per_symbol
+            on_progress(min(begun, done), settings.opens if settings.duration_s is None else begun)
 
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(ControlClient(settings.exchange_url))
@@ -84,23 +87,24 @@ async def run_race(
         mine = _with_database(settings, database_url)
         crewmen = [Crewman(mine, role, number) for number, role in enumerate(settings.roles())]
         async with Crew(crewmen, count) as crew:
-            for number, batch in enumerate(_rounds(symbols, settings.opens)):
+            for number, batch in enumerate(_rounds(settings, symbols)):
+                begun += len(batch)
                 await _begin_round(settings, control, batch)
-                report = await crew.play(batch, settings.seed + number)
+                async with Expiry(settings, batch, settings.seed + number) as expiry:
+                    report = await crew.play(batch, settings.seed + number)
+                expired += expiry.count
+                report.add(await crew.settle())
                 record = await control.record()
                 score += await score_round(conn, record, violations=report.violations, guard=settings.guard)
                 total.add(report)
-    return _result(
-        settings, total, score, name if settings.keep_database else None, SYSTEM_CLOCK.now() - started
-    )
+    result = _result(settings, total, score, begun, SYSTEM_CLOCK.now() - started)
+    return replace(result, leases_expired=expired, database=name if settings.keep_database else None)
 
 
-def _result(
-    settings: RaceSettings, total: Report, score: Score, database: str | None, seconds: float
-) -> RaceResult:
+def _result(settings: RaceSettings, total: Report, score: Score, opens: int, seconds: float) -> RaceResult:
     return RaceResult(
         settings=settings,
-        opens=settings.opens,
+        opens=opens,
         duplicates=score.duplicates,
         overlapping_rows=score.overlapping_rows,
         unique_violations=score.unique_violations,
@@ -119,18 +123,18 @@ def _result(
         errors=tuple(total.errors),
         open_ms_median=statistics.median(total.open_ms) if total.open_ms else None,
         seconds=seconds,
-        database=database,
     )
 
 
-def _openers_per_symbol(settings: RaceSettings) -> int:
-    return 1 if settings.scenario in {"B", "D"} else settings.processes
-
-
-def _rounds(symbols: tuple[str, ...], opens: int) -> list[tuple[str, ...]]:
-    """The symbols of each round; each symbol is opened once in a round."""
+def _rounds(settings: RaceSettings, symbols: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The symbols of each round; each symbol is opened once in a round, by whoever opens it."""
     size = len(symbols)
-    return [symbols[: min(size, opens - start)] for start in range(0, opens, size)]
+    if settings.duration_s is None:
+        yield from (symbols[: min(size, settings.opens - start)] for start in range(0, settings.opens, size))
+        return
+    until = SYSTEM_CLOCK.now() + settings.duration_s
+    while SYSTEM_CLOCK.now() < until:
+        yield symbols
 
 
 async def _begin_round(settings: RaceSettings, control: ControlClient, symbols: tuple[str, ...]) -> None:

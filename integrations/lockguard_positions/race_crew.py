@@ -118,17 +118,20 @@ class Crew:
         await self._end(kill=exc is not None)
 
     async def play(self, symbols: Sequence[str], seed: int) -> Report:
-        """One round: all begin together; when all opens are over, the passes end, then one more is made."""
+        """One round: all begin together; when all opens are over, the passes end."""
         total = Report()
         await self._tell_all({"do": "play", "symbols": list(symbols), "seed": seed})
         await asyncio.gather(*(process.expect("opened") for process in self._processes))
         await self._tell_all({"do": "stop"})
         for report in await asyncio.gather(*(process.expect("report") for process in self._processes)):
             total.add(Report(**report))
+        return total
+
+    async def settle(self) -> Report:
+        """Passes of one process, as any bot makes them, until nothing is in doubt."""
         last = self._processes[-1]
         await last.tell({"do": "settle"})
-        total.add(Report(**await last.expect("report")))
-        return total
+        return Report(**await last.expect("report"))
 
     async def _tell_all(self, message: dict[str, Any]) -> None:
         await asyncio.gather(*(process.tell(message) for process in self._processes))

@@ -32,6 +32,8 @@ SCENARIOS: dict[Scenario, str] = {
 
 _PROCESSES_MAX = 32
 _OPENS_MAX = 100_000
+_THREADS_MAX = 100
+_DURATION_S_MAX = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,11 @@ class RaceSettings:
         scenario: one of :data:`SCENARIOS`.
         guard: with the guard, on the latest schema; or the unguarded flow on the schema of version 1.
         processes: at least two.
+        threads: openers in each process. In A, C and stress each of them opens every symbol; in B and D they
+            share the symbols.
         opens: how many positions are to be opened; one a symbol and round.
+        duration_s: go on with further rounds until so long has passed, whatever ``opens`` says.
+        expire_leases: take leases away in mid-flow, in Redis only: their holders learn of it from the fence.
         time_scale: what the flow's own fixed waits are multiplied by (3 s for the settlement).
         seed: of everything random.
         symbols: at most so many in one round; all that the exchange has by default.
@@ -62,6 +68,7 @@ class RaceSettings:
     scenario: Scenario = "B"
     guard: bool = True
     processes: int = 2
+    threads: int = 1
     opens: int = 25
     time_scale: float = 0.05
     seed: int = 1
@@ -69,6 +76,8 @@ class RaceSettings:
     latency_ms: int = 50
     stagger_ms: int = 120
     ttl_ms: int = 5_000
+    duration_s: float | None = None
+    expire_leases: bool = False
     keep_database: bool = False
     connect_s: float = 30.0
 
@@ -77,10 +86,21 @@ class RaceSettings:
             raise ConfigurationError(f"scenario {self.scenario!r} is not one of {', '.join(SCENARIOS)}")
         if not 2 <= self.processes <= _PROCESSES_MAX:
             raise ConfigurationError(f"processes={self.processes}: a race needs 2 to {_PROCESSES_MAX}")
+        if not 1 <= self.threads <= _THREADS_MAX:
+            raise ConfigurationError(f"threads={self.threads} must be from 1 to {_THREADS_MAX}")
+        if self.duration_s is not None and not 0 < self.duration_s <= _DURATION_S_MAX:
+            raise ConfigurationError(f"duration={self.duration_s:g} s must be above 0 and at most a day")
+        if self.expire_leases and not self.guard:
+            raise ConfigurationError("without the guard there are no leases to expire; leave one of them out")
         if not 1 <= self.opens <= _OPENS_MAX:
             raise ConfigurationError(f"opens={self.opens} must be from 1 to {_OPENS_MAX}")
         if not 0 < self.time_scale <= 10:
             raise ConfigurationError(f"time_scale={self.time_scale} must be above 0 and at most 10")
+
+    @property
+    def openers_per_symbol(self) -> int:
+        """How many try to open each symbol in a round."""
+        return 1 if self.scenario in {"B", "D"} else self.processes * self.threads
 
     def roles(self) -> tuple[Role, ...]:
         """What each process does."""
@@ -120,7 +140,7 @@ class Report:
         skipped: symbols that a sync pass left to whoever held them.
         passes: sync or clean-up passes.
         violations: symbols where a unique index was violated.
-        stale_refused: writes that Postgres refused because their token was stale.
+        stale_refused: writes that Postgres refused because their token was stale, every single one.
         leases_lost: leases that ended under their body.
         errors: anything else, as text.
         open_ms: how long each successful open took.
@@ -176,6 +196,7 @@ class RaceResult:
         rolled_back: opens that ended without a position.
         errors: what else went wrong, as text.
         open_ms_median: how long a successful open took.
+        leases_expired: how many leases were taken away in mid-flow.
         database: the scratch database, if it was kept.
     """
 
@@ -195,6 +216,7 @@ class RaceResult:
     errors: tuple[str, ...]
     open_ms_median: float | None
     seconds: float
+    leases_expired: int = 0
     database: str | None = None
 
     @property
@@ -220,6 +242,7 @@ class RaceResult:
             "scenario": self.settings.scenario,
             "guard": self.settings.guard,
             "processes": self.settings.processes,
+            "threads": self.settings.threads,
             "time_scale": self.settings.time_scale,
             "seed": self.settings.seed,
             **values,

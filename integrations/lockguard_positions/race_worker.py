@@ -25,6 +25,7 @@ from lockguard_asyncpg import PostgresFence
 from lockguard_ccxt import GuardedExchange, Patience, decimal_of, rules_of
 from lockguard_ccxt.testing import connect
 from lockguard_positions.errors import DuplicatePosition
+from lockguard_positions.events import LogPositions, PositionEvent, WriteRefused
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.model import AlreadyOpen, Opened
 from lockguard_positions.naive import SETTLEMENT, NaiveManager
@@ -42,6 +43,9 @@ _STOP_PERCENT = Decimal(2)
 _WORTH = Decimal(60)
 _POOL_MAX = 12
 _PASS_GAP_S = 0.005
+_SETTLE_GAP_S = 0.1
+_LATE_MS = 1_000
+_SETTLE_S_MAX = 20.0
 _LANES: dict[Role, int] = {"opener": 0, "syncer": 3, "cleaner": 1, "both": 1}
 """How many loops of passes a process runs; several, so that each phase of an open meets one."""
 _INCOMPLETE_AFTER = timedelta(seconds=2)
@@ -56,6 +60,7 @@ class _Bot:
         self._client = client
         self._manager = manager
         self._prices: dict[str, Decimal] = {}
+        self.settled = False
 
     async def prepare(self) -> None:
         """Learn the prices, so that a signal has one."""
@@ -98,11 +103,14 @@ class _Bot:
     async def sync(self, report: Report) -> None:
         """One pass."""
         report.passes += 1
+        self.settled = False
         if isinstance(self._manager, NaiveManager):
             await self._manager.sync_exchange_positions(stop_loss_percent=_STOP_PERCENT)
+            self.settled = True
         else:
             passed = await self._manager.sync_exchange_positions(_EXCHANGE)
             report.skipped += len(passed.skipped)
+            self.settled = passed.settled
 
     async def clean_up(self, report: Report) -> None:
         """One clean-up of what looks incomplete."""
@@ -117,9 +125,10 @@ class _Bot:
 class _Player:
     """Plays rounds."""
 
-    def __init__(self, crewman: Crewman, bot: _Bot) -> None:
+    def __init__(self, crewman: Crewman, bot: _Bot, refusals: _Refusals) -> None:
         self._crewman = crewman
         self._bot = bot
+        self._refusals = refusals
         self.stopping = asyncio.Event()
 
     async def play(self, symbols: list[str], seed: int) -> Report:
@@ -135,20 +144,34 @@ class _Player:
                 await self._open_all(symbols, seed, report)
             _say({"opened": True})
             await self.stopping.wait()
-        return report
+        return self._with_refusals(report)
 
     async def settle(self) -> Report:
-        """A pass after all is over, as any bot makes one sooner or later."""
+        """Passes after all is over, as any bot makes them, until one finds nothing left in doubt."""
         report = Report()
-        await self._tell(self._bot.sync(report), report)
+        until = SYSTEM_CLOCK.now() + _SETTLE_S_MAX
+        while True:
+            await self._tell(self._bot.sync(report), report)
+            if self._bot.settled or SYSTEM_CLOCK.now() >= until:
+                return self._with_refusals(report)
+            await asyncio.sleep(_SETTLE_GAP_S)
+
+    def _with_refusals(self, report: Report) -> Report:
+        report.stale_refused, self._refusals.count = self._refusals.count, 0
         return report
 
     async def _open_all(self, symbols: list[str], seed: int, report: Report) -> None:
         mine = self._share(symbols)
-        delays_s = self._delays_s(len(mine), seed)
         async with asyncio.TaskGroup() as group:
-            for symbol, delay_s in zip(mine, delays_s, strict=True):
-                group.create_task(self._open_one(self._bot.unified(symbol), delay_s, report))
+            for thread in range(self._threads_per_symbol):
+                delays_s = self._delays_s(len(mine), seed, thread)
+                for symbol, delay_s in zip(mine, delays_s, strict=True):
+                    group.create_task(self._open_one(self._bot.unified(symbol), delay_s, report))
+
+    @property
+    def _threads_per_symbol(self) -> int:
+        settings = self._crewman.settings
+        return 1 if settings.scenario in {"B", "D"} else settings.threads
 
     def _share(self, symbols: list[str]) -> list[str]:
         settings, number = self._crewman.settings, self._crewman.number
@@ -156,12 +179,13 @@ class _Player:
             return symbols[number :: settings.processes - 1]
         return symbols
 
-    def _delays_s(self, count: int, seed: int) -> list[float]:
+    def _delays_s(self, count: int, seed: int, thread: int) -> list[float]:
         settings, number = self._crewman.settings, self._crewman.number
         together = settings.scenario in {"A", "C"}
-        dice = random.Random(f"{seed}" if together else f"{seed}/{number}")  # noqa: S311 - a schedule
+        dice = random.Random(f"{seed}" if together else f"{seed}/{number}/{thread}")  # noqa: S311 - a schedule
         stagger_s = settings.stagger_ms / 1000
-        delays = [stagger_s * (i + dice.random()) for i in range(count)]
+        at_once = settings.threads // self._threads_per_symbol
+        delays = [stagger_s * (i // at_once + dice.random()) for i in range(count)]
         if settings.scenario == "stress":
             dice.shuffle(delays)
         if settings.scenario == "C":
@@ -187,9 +211,7 @@ class _Player:
             await action
         except ResourceBusy:
             report.refused += 1
-        except StaleToken:
-            report.stale_refused += 1
-        except LeaseLost:
+        except (LeaseLost, StaleToken):
             report.leases_lost += 1
         except (DuplicatePosition, asyncpg.UniqueViolationError):
             report.violations.append(symbol)
@@ -197,13 +219,26 @@ class _Player:
             report.errors.append(f"{symbol}: {type(exc).__name__}: {exc}"[:300])
 
 
-async def _set_up(stack: AsyncExitStack, crewman: Crewman) -> _Bot:
+class _Refusals:
+    """Counts the writes that Postgres refused."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on(self, event: PositionEvent) -> None:
+        if isinstance(event, WriteRefused):
+            self.count += 1
+
+
+async def _set_up(stack: AsyncExitStack, crewman: Crewman, refusals: _Refusals) -> _Bot:
     settings = crewman.settings
     pool = await stack.enter_async_context(
         asyncpg.create_pool(settings.database_url, min_size=1, max_size=_POOL_MAX)
     )
     import_lean("binanceusdm")
-    client = connect(settings.exchange_url)
+    # What was never sent is certain to be absent the sooner, the shorter the exchange takes late orders.
+    config = {"options": {"recvWindow": _LATE_MS}} if settings.expire_leases else {}
+    client = connect(settings.exchange_url, config=config)
     stack.push_async_callback(client.close)
     await client.load_markets()
     manager: AtomicPositionManager | NaiveManager
@@ -227,7 +262,9 @@ async def _set_up(stack: AsyncExitStack, crewman: Crewman) -> _Bot:
             poll=timedelta(milliseconds=50),
             grace=timedelta(seconds=10) * settings.time_scale,
         )
-        manager = AtomicPositionManager(guard, pool, [exchange], pace=pace)
+        manager = AtomicPositionManager(
+            guard, pool, [exchange], pace=pace, observers=[LogPositions(), refusals]
+        )
     else:
         manager = NaiveManager(pool, client, time_scale=settings.time_scale)
     bot = _Bot(crewman, client, manager)
@@ -240,7 +277,8 @@ async def _run() -> None:
     listening = asyncio.create_task(_listen(lines))
     crewman = Crewman.decode(await lines.get())
     async with AsyncExitStack() as stack:
-        player = _Player(crewman, await _set_up(stack, crewman))
+        refusals = _Refusals()
+        player = _Player(crewman, await _set_up(stack, crewman, refusals), refusals)
         _say({"ready": True})
         playing: asyncio.Task[Report] | None = None
         while True:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
+from lockguard.errors import StaleToken
 from lockguard_asyncpg import CommitUnknown, fenced_transaction, resolve
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
 from lockguard_ccxt import Step
@@ -46,10 +47,14 @@ class PositionStore:
 
     Args:
         pool: an asyncpg pool on the primary.
+        on_stale: told of each write that Postgres refused, before its error is raised.
     """
 
-    def __init__(self, pool: asyncpg.Pool[Any]) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool[Any], *, on_stale: Callable[[StaleToken], None] | None = None
+    ) -> None:
         self._pool = pool
+        self._on_stale = on_stale
 
     # --- reading ---
 
@@ -310,6 +315,10 @@ class PositionStore:
             try:
                 async with fenced_transaction(self._pool, lease) as conn:
                     done.append(await work(conn))
+            except StaleToken as stale:
+                if self._on_stale is not None:
+                    self._on_stale(stale)
+                raise
             except CommitUnknown as unknown:
                 if await resolve(self._pool, unknown):
                     return done[0]

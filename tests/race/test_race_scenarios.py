@@ -62,6 +62,38 @@ async def test_nothing_happens_under_the_guard(urls: dict[str, str], scenario: S
     assert seen[-1] == (OPENS, OPENS)
 
 
+async def test_leases_that_are_taken_away_in_mid_flow_cost_nothing(urls: dict[str, str]) -> None:
+    """What their holders still write is refused, and recovery finishes what they began."""
+    result = await run_race(
+        RaceSettings(**urls, scenario="stress", opens=25, threads=2, expire_leases=True, ttl_ms=2_000)
+    )
+    assert result.clean, result.as_json()
+    assert result.leases_expired > 0
+    assert (result.duplicates, result.double_entries, result.without_stop, result.orphan_stops) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    stale = result.stale_writes
+    assert (stale.attempted, stale.committed) == (stale.refused, 0)
+
+
+async def test_twenty_five_symbols_at_once_in_four_processes_all_open_once(urls: dict[str, str]) -> None:
+    result = await run_race(RaceSettings(**urls, scenario="A", opens=25, processes=4, stagger_ms=0))
+    assert result.clean, result.as_json()
+    assert (result.opens, result.rolled_back, result.double_entries) == (25, 0, 0)
+
+
+async def test_a_race_of_a_given_duration_goes_on_for_so_long(urls: dict[str, str]) -> None:
+    result = await run_race(
+        RaceSettings(**urls, scenario="B", symbols=3, threads=3, duration_s=2, latency_ms=5, stagger_ms=10)
+    )
+    assert result.clean, result.as_json()
+    assert result.seconds > 2
+    assert result.opens > 3
+
+
 async def test_opens_beyond_the_symbols_make_further_rounds(urls: dict[str, str]) -> None:
     result = await run_race(
         RaceSettings(**urls, scenario="A", opens=5, symbols=2, latency_ms=5, stagger_ms=10)
@@ -125,7 +157,19 @@ def test_the_command_writes_its_result_and_its_exit_code(tmp_path: Path) -> None
     assert (told["scenario"], told["guard"], told["opens"], told["duplicates"]) == ("B", True, 4, 0)
 
 
-def test_a_mistake_is_one_line_and_two(tmp_path: Path) -> None:
-    done = CliRunner().invoke(race, ["--processes", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--processes", "1"], "processes=1: a race needs 2 to 32"),
+        (["--threads", "0"], "threads=0 must be from 1 to 100"),
+        (["--duration", "-1"], "duration=-1 s must be above 0 and at most a day"),
+        (
+            ["--no-guard", "--expire-leases"],
+            "without the guard there are no leases to expire; leave one of them out",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_two(arguments: list[str], told: str) -> None:
+    done = CliRunner().invoke(race, arguments)
     assert done.exit_code == 2
-    assert done.output.strip() == "Error: processes=1: a race needs 2 to 32"
+    assert done.output.strip() == f"Error: {told}"
