@@ -1,11 +1,12 @@
 """A lock node that is whatever server the Sentinels call the master.
 
-The Sentinels are asked before each attempt to connect, and twice a second meanwhile. The second matters: a
+The Sentinels are asked before each attempt to connect, and all the time meanwhile. The second matters: a
 master that was cut off from its Sentinels still takes writes from us and would go on granting locks beside
 its successor. What an old master granted last may be lost, and then its holder is refused at the next
 renewal; two holders may overlap until then, and the fence accepts the writes of one of them.
 
-Sentinels may disagree. The one with the highest configuration epoch knows of the latest failover.
+Sentinels may disagree. The one with the highest configuration epoch knows of the latest failover; one that
+leads a failover knows the next master before it is called so.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lockguard.nodes.standalone import StandaloneNode
 
 __all__ = ["SentinelNode", "SentinelUrl"]
 
-_WATCH_S = 0.5
+_WATCH_S = 0.25
 _ANSWER_S = 0.5
 _SENTINEL_PORT = 26_379
 _PORT = re.compile(r":\d+$")
@@ -177,23 +178,46 @@ class SentinelNode(StandaloneNode):
         """
         asked = [_state_of(client, self._url.service) for client in self._clients]
         states = await asyncio.gather(*asked)
-        known = [state for state in states if isinstance(state, dict)]
+        known = [state for state in states if isinstance(state, _State)]
         if not known:
             told = "; ".join(
                 f"{place.name}: {state}" for place, state in zip(self._url.sentinels, states, strict=True)
             )
             raise NodeRefused(f"no Sentinel knows {self._url.service!r}: {told}", node=self._url.service)
-        latest = max(known, key=lambda state: int(state.get("config-epoch", 0)))
-        return replace(self._url.master, host=str(latest["ip"]), port=int(latest["port"]))
+        latest = max(known, key=lambda state: (state.epoch, state.promoting))
+        return replace(self._url.master, host=latest.host, port=latest.port)
 
 
-async def _state_of(client: Redis, service: str) -> dict[str, Any] | str:
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What one Sentinel says of the master.
+
+    Attributes:
+        epoch: of the failover that made it the master.
+        promoting: the Sentinel is about to make it the master.
+        host: where it is.
+        port: where it is.
+    """
+
+    epoch: int
+    promoting: bool
+    host: str
+    port: int
+
+
+async def _state_of(client: Redis, service: str) -> _State | str:
     try:
         async with asyncio.timeout(_ANSWER_S):
-            return dict(await client.sentinel_master(service))  # type: ignore[arg-type]  # True in pipelines
+            facts: dict[str, Any] = dict(await client.sentinel_master(service))  # type: ignore[arg-type]
+            host, port, promoting = str(facts["ip"]), int(facts["port"]), False
+            if "failover_in_progress" in str(facts["flags"]):
+                found = await client.sentinel_get_master_addr_by_name(service)
+                if isinstance(found, tuple) and (str(found[0]), int(found[1])) != (host, port):
+                    host, port, promoting = str(found[0]), int(found[1]), True
+            return _State(int(facts.get("config-epoch", 0)), promoting, host, port)
     except TimeoutError:
         return f"no answer within {_ANSWER_S:g} s"
-    except (RedisError, OSError) as exc:
+    except (RedisError, OSError, KeyError, ValueError) as exc:
         return str(exc)
 
 
