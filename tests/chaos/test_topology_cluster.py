@@ -127,3 +127,16 @@ async def test_a_lock_that_too_few_replicas_have_is_not_granted_and_given_back(a
 async def _once(guard):
     async with guard.hold(NAME):
         pass
+
+
+async def test_the_password_of_a_cluster_is_used_on_every_shard(ask):
+    with ClusterRedis() as setup:
+        for server in setup.servers:
+            ask(server, "CONFIG", "SET", "requirepass", "pw")
+        async with LockGuard.from_url(setup.url.replace("cluster://", "cluster://:pw@")) as guard:
+            for number in range(12):
+                async with guard.hold(f"resource-{number}"):
+                    pass
+        with pytest.raises(ConfigurationError, match="refused the log-in"):
+            async with LockGuard.from_url(setup.url) as guard:
+                await _once(guard)

@@ -15,6 +15,8 @@ import redis
 from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.company import Sentence, sentence_for
+from lockguard.errors import NodeRefused
+from lockguard.nodes.server import ServerFacts, require
 from lockguard.ports import Membership
 from lockguard.testing import FaultProxy, RedisServer
 
@@ -258,3 +260,13 @@ async def test_what_should_not_be_is_told_in_one_line(servers, caplog):
         LockGuard.from_urls(servers[0].url)
     with pytest.raises(ConfigurationError, match="independent servers"):
         LockGuard.from_urls(["redis://a", "redis://b", "redis+cluster://c"])
+
+
+def test_a_server_that_is_too_old_is_refused_and_one_that_says_nothing_is_not():
+    old = ServerFacts.parse(b"# Server\r\nredis_version:6.0.9\r\nredis_mode:standalone\r\nrole:master\r\n")
+    with pytest.raises(ConfigurationError, match=r"is 6\.0\.9; lockguard needs 6\.2 or newer"):
+        require(old, name="a:6379", mode="standalone")
+    require(ServerFacts.parse(Exception("NOPERM")), name="a:6379", mode="standalone")
+    loading = ServerFacts.parse(b"redis_version:7.2.4\r\nloading:1\r\n")
+    with pytest.raises(NodeRefused, match="still loading"):
+        require(loading, name="a:6379", mode="standalone")

@@ -161,3 +161,25 @@ def test_a_sentinel_url_is_read_with_its_credentials_and_shows_none():
     for wrong in ("redis+sentinel://a:1", "redis+sentinel:///main", "redis+sentinel://a/b/c/d"):
         with pytest.raises(ConfigurationError, match="redis\\+sentinel://host:port,host:port/service"):
             LockGuard.from_url(wrong)
+
+
+async def test_passwords_of_servers_and_of_sentinels_are_used(setup, ask):
+    for sentinel in setup.sentinels:
+        ask(sentinel, "SENTINEL", "SET", setup.service, "auth-pass", "pw")
+        ask(sentinel, "ACL", "SETUSER", "watcher", "on", ">hush", "+@all")
+    for server in setup.servers:
+        ask(server, "CONFIG", "SET", "masterauth", "pw")
+        ask(server, "CONFIG", "SET", "requirepass", "pw")
+    url = setup.url.replace("redis+sentinel://", "redis+sentinel://:pw@")
+    async with LockGuard.from_url(f"{url}?sentinel_username=watcher&sentinel_password=hush") as guard:
+        async with guard.hold(NAME) as lease:
+            assert lease.state is LeaseState.HELD
+    with pytest.raises(ConfigurationError, match="refused the log-in") as caught:
+        async with LockGuard.from_url(url.replace(":pw@", ":wrong@")) as guard:
+            await hold_on_another_master(guard, 0)
+    assert "wrong" not in str(caught.value)
+    async with LockGuard.from_url(f"{url}?sentinel_username=watcher&sentinel_password=wrong") as guard:
+        with pytest.raises(QuorumUnavailable, match="no Sentinel knows") as unknown:
+            async with guard.hold(NAME, on_busy="raise"):
+                pass
+    assert "sentinel_password" not in str(unknown.value)

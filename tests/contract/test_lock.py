@@ -320,3 +320,29 @@ async def test_observers_are_told_and_one_that_fails_is_dropped(new_guard):
                 pass
     assert seen == ["Acquired", "Released", "Waited"]
     assert len(calls) == 1
+
+
+async def test_cancelled_at_any_turn_of_the_loop_it_leaves_nothing(new_guard, cluster):
+    guard, holder = new_guard(), new_guard()
+    await _hold_once(guard)
+    await _hold_once(holder)
+    for turn in range(40):
+        task = asyncio.create_task(_hold_once(guard))
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await guard.inspect(NAME)  # behind every undo
+        assert cluster.leftovers() == [], f"cancelled at turn {turn}"
+    for turn in range(0, 40, 4):
+        async with holder.hold(NAME):
+            task = asyncio.create_task(_hold_once(guard))
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            await guard.inspect(NAME)
+            assert not _queued(cluster), f"cancelled at turn {turn} of a wait"
+        await holder.inspect(NAME)
+        assert cluster.leftovers() == []
+    assert len(guard._core.keeper) == len(guard._core.queue) == 0
