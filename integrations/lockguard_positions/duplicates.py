@@ -131,7 +131,8 @@ class Duplicates:
 
     async def _end(self, row: Position, keep: Position, reason: str) -> SyncOutcome:
         shared = row.stop_order_id is not None and row.stop_order_id == keep.stop_order_id
-        await self._flow.sweep_stops(replace(row, stop_order_id=None) if shared else row)
+        if not await self._flow.sweeper.sweep(replace(row, stop_order_id=None) if shared else row):
+            return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
         before_entry = row.status is PositionStatus.PENDING_ENTRY
         ended = await self._store.finish(
             self._lease,

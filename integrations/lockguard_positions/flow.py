@@ -29,6 +29,7 @@ from lockguard_positions.errors import DuplicatePosition
 from lockguard_positions.events import Alert, Moved, PositionEvent
 from lockguard_positions.model import Intent, IntentOutcome, Position, Progress, stop_price_of
 from lockguard_positions.status import PositionStatus
+from lockguard_positions.sweeping import Sweeper
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -77,6 +78,7 @@ class Flow:
         self._operation = operation
         self._emit = emit
         self._unstopped = StopDeadline(pace.stop_deadline, clock)
+        self.sweeper = Sweeper(store, venue, lease, emit)
 
     # --- the loop ---
 
@@ -287,14 +289,16 @@ class Flow:
         return await self._store.expect_close(self._lease, position, reason)
 
     async def _close(self, position: Position, intent: Intent) -> Progress | None:
-        await self.sweep_stops(position)
+        swept = await self.sweeper.sweep(position)
         outcome = await self._venue.close(position, intent)
         match outcome:
-            case Executed(order=order):
-                order = await self._venue.filled(position, intent, order)
+            case Executed() | Refused(refusal=Refusal.REDUCE_ONLY):
+                if not swept and not await self.sweeper.sweep(position):
+                    return None
+                if isinstance(outcome, Refused):
+                    return await self._closed(position, intent, IntentOutcome.REFUSED, None)
+                order = await self._venue.filled(position, intent, outcome.order)
                 return await self._closed(position, intent, IntentOutcome.EXECUTED, order)
-            case Refused(refusal=Refusal.REDUCE_ONLY):
-                return await self._closed(position, intent, IntentOutcome.REFUSED, None)
             case Refused() | Unknown():
                 await self._store.note_error(self._lease, position, f"not closed: {outcome.message}")
                 self._alert(position, f"the position could not be closed: {outcome.message}")
@@ -317,44 +321,10 @@ class Flow:
         )
         return Progress(self._moved(moved, position))
 
-    async def sweep_stops(self, position: Position) -> None:
-        """Take back every stop of a position that the exchange still has waiting.
-
-        Reduce-only stops cannot open a position, but one that is forgotten would cut the next one short.
-
-        Raises:
-            ExchangeUnreadable: the exchange did not answer.
-        """
-        ours = await self._store.stop_ids(position)
-        for order in await self._venue.waiting_stops(position.symbol):
-            # By the exchange's own id too: a row of the time before intents knows no other.
-            if order.client_id in ours or order.id == position.stop_order_id:
-                outcome = await self._venue.cancel(order)
-                if isinstance(outcome, Unknown):
-                    self._alert(
-                        position, f"the stop {order.client_id} may still be waiting: {outcome.message}"
-                    )
-
-    async def sweep_loose(self, position: Position, intents: tuple[Intent, ...]) -> bool:
-        """Settle stops in doubt of a position that has ended; tells whether none is left."""
-        left = False
-        for intent in intents:
-            order = await self._venue.find(position, intent)
-            if order is None:
-                if intent.age_ms < self._venue.in_doubt_ms:
-                    left = True
-                    continue
-                await self._store.settle(self._lease, position, intent, IntentOutcome.ABSENT)
-                continue
-            if order.live and isinstance(await self._venue.cancel(order), Unknown):
-                left = True
-                continue
-            await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
-        return not left
-
     async def closed_elsewhere(self, position: Position, reason: str, price: Decimal | None) -> Position:
-        """The exchange holds nothing any more: the row follows, its stop goes."""
-        await self.sweep_stops(position)
+        """The exchange holds nothing any more: its stop goes, and then the row follows."""
+        if not await self.sweeper.sweep(position):
+            return position
         moved = await self._store.finish(
             self._lease, position, PositionStatus.CLOSED, reason=reason, price=price
         )

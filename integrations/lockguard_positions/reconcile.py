@@ -235,7 +235,7 @@ class Reconciler:
         for position_id, intents in by_position.items():
             ended = await self._store.get(position_id)
             if ended is not None:
-                await self._flow.sweep_loose(ended, tuple(intents))
+                await self._flow.sweeper.sweep_loose(ended, tuple(intents))
 
     def _of_resumed(self, symbol: str, row: Position | None) -> SyncOutcome:
         if row is None:
@@ -249,11 +249,13 @@ class Reconciler:
             return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, f"entered {row.age_ms} ms ago")
         stop = await self._stop_of(row)
         fired = stop is not None and stop.state is OrderState.CLOSED
-        await self._flow.closed_elsewhere(
+        ended = await self._flow.closed_elsewhere(
             row,
             "stop" if fired else "not on the exchange any more",
             stop.average if fired and stop is not None else None,
         )
+        if ended.status.open:
+            return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
         return SyncOutcome(row.symbol, SyncAction.CLOSED, row.id)
 
     async def _check_stop(self, row: Position) -> SyncOutcome:

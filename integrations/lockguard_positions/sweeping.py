@@ -1,0 +1,83 @@
+"""Taking stops back, and knowing whether they are gone.
+
+A reduce-only stop cannot open a position, but one that is forgotten cuts the next position short. So a row
+ends only when its stops are certainly gone; while one may be there still, the row stays open, its exit in
+doubt, and whoever holds the symbol next tries again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lockguard_ccxt import Executed, Outcome, Refusal, Refused
+from lockguard_positions.events import Alert
+from lockguard_positions.model import Intent, IntentOutcome, Position
+
+if TYPE_CHECKING:
+    from lockguard.lease import Lease
+    from lockguard_positions.flow import Emit
+    from lockguard_positions.store import PositionStore
+    from lockguard_positions.venue import Venue
+
+__all__ = ["Sweeper"]
+
+
+class Sweeper:
+    """Takes stops of one symbol back, under the lease that it was made for."""
+
+    def __init__(self, store: PositionStore, venue: Venue, lease: Lease, emit: Emit) -> None:
+        self._store = store
+        self._venue = venue
+        self._lease = lease
+        self._emit = emit
+
+    async def sweep(self, position: Position) -> bool:
+        """Take back every stop of a position that the exchange still has waiting; tells whether none is left.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        ours = await self._store.stop_ids(position)
+        gone = True
+        for order in await self._venue.waiting_stops(position.symbol):
+            # By the exchange's own id too: a row of the time before intents knows no other.
+            if order.client_id not in ours and order.id != position.stop_order_id:
+                continue
+            outcome = await self._venue.cancel(order)
+            if not _gone(outcome):
+                gone = False
+                message = f"the stop {order.client_id} may still be waiting: {_told(outcome)}"
+                self._emit(Alert(self._lease.resource, position.id, message))
+        return gone
+
+    async def sweep_loose(self, position: Position, intents: tuple[Intent, ...]) -> bool:
+        """Settle stops in doubt of a position that has ended; tells whether none is left.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        left = False
+        for intent in intents:
+            order = await self._venue.find(position, intent)
+            if order is None:
+                if intent.age_ms < self._venue.in_doubt_ms:
+                    left = True
+                    continue
+                await self._store.settle(self._lease, position, intent, IntentOutcome.ABSENT)
+                continue
+            if order.live and not _gone(await self._venue.cancel(order)):
+                left = True
+                continue
+            await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
+        return not left
+
+
+def _gone(outcome: Outcome) -> bool:
+    """Whether an order is certainly not waiting any more. A refusal to cancel leaves it where it was."""
+    return isinstance(outcome, Executed) or (
+        isinstance(outcome, Refused) and outcome.refusal is Refusal.NOT_FOUND
+    )
+
+
+def _told(outcome: Outcome) -> str:
+    return "" if isinstance(outcome, Executed) else outcome.message
