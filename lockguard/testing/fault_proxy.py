@@ -147,7 +147,7 @@ class _Pump:
             due, chunk = await self._queue.get()
             await asyncio.sleep(max(0.0, due - clock.time()))
             passes = await self._passes()
-            if chunk is _NO_NEWS:
+            if chunk is None:  # _NO_NEWS
                 return
             if chunk == _END:
                 if passes:
