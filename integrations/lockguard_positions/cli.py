@@ -56,6 +56,14 @@ _MISTAKE = 2
 @click.option(
     "--expire-leases", is_flag=True, help="Take leases away in mid-flow; their holders are not told in time."
 )
+@click.option(
+    "--faults",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="For so many of the opens (0 to 1) the exchange has a fault in the entry or the stop.",
+)
 @click.option("--opens", type=int, default=25, show_default=True, help="Positions to open.")
 @click.option(
     "--time-scale",
@@ -101,6 +109,7 @@ def race(
     threads: int,
     duration_s: float | None,
     expire_leases: bool,
+    faults: float,
     opens: int,
     time_scale: float,
     latency_ms: int,
@@ -129,6 +138,7 @@ def race(
             threads=threads,
             duration_s=duration_s,
             expire_leases=expire_leases,
+            faults=faults,
             opens=opens,
             time_scale=time_scale,
             seed=seed,
@@ -218,6 +228,7 @@ def result_table(result: RaceResult) -> Table:
         ("leases taken away in mid-flow", result.leases_expired, False),
         ("stale writes refused", result.stale_writes.refused, False),
         ("stale writes committed", result.stale_writes.committed, True),
+        ("opens without a position", result.not_opened, False),
         ("opens rolled back", result.rolled_back, False),
         ("passes, sync or clean-up", result.passes, False),
         ("symbols that passes left to their holder", result.skipped, False),

@@ -24,12 +24,16 @@ try:
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
-import asyncpg
-
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_positions.backup import RowBackup
-from lockguard_positions.connecting import Urls, connect_database, connect_exchange, connect_manager
+from lockguard_positions.connecting import (
+    Urls,
+    connect_any_database,
+    connect_database,
+    connect_exchange,
+    connect_manager,
+)
 from lockguard_positions.diagnosis import Diagnosis, FindingKind, diagnose
 from lockguard_positions.reconcile import SyncAction, SyncOutcome
 from lockguard_positions.schema import migrate, protect_positions
@@ -324,17 +328,12 @@ def migrate_(*, database: str | None, to: int | None, protect: bool) -> None:
 
 
 async def _migrate(database: str | None, to: int | None, *, protect: bool) -> None:
-    if not database:
-        raise ConfigurationError("no database; give --database or set LOCKGUARD_DATABASE_URL")
-    conn = await asyncpg.connect(database)
-    try:
+    async with connect_any_database(database) as pool, pool.acquire() as conn:
         done = await migrate(conn, to=to)
         click.echo(f"version {done.after}" + (f", was {done.before}" if done.before != done.after else ""))
         if protect:
             for table in await protect_positions(conn):
                 click.echo(f"{table} is protected")
-    finally:
-        await conn.close()
 
 
 # --- common ---

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from lockguard_positions.events import PositionObserver
 
-__all__ = ["Urls", "connect_database", "connect_exchange", "connect_manager"]
+__all__ = ["Urls", "connect_any_database", "connect_database", "connect_exchange", "connect_manager"]
 
 _CONNECT_S = 10.0
 _POOL_MAX = 10
@@ -56,19 +56,30 @@ async def connect_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
     Raises:
         ConfigurationError: there is no URL, nobody answers there, or it has no positions.
     """
+    async with connect_any_database(url) as pool:
+        if await pool.fetchval("select to_regclass('monitoring.positions')") is None:
+            raise ConfigurationError(
+                f"database {_without_password(url or '')} has no table monitoring.positions;"
+                " 'lockguard positions migrate' makes it"
+            )
+        yield pool
+
+
+@asynccontextmanager
+async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
+    """A pool on a database, whatever is in it.
+
+    Raises:
+        ConfigurationError: there is no URL, or nobody answers there.
+    """
     if not url:
         raise ConfigurationError("no database; give --database or set LOCKGUARD_DATABASE_URL")
-    where = _without_password(url)
     try:
         pool = await asyncpg.create_pool(url, min_size=1, max_size=_POOL_MAX, timeout=_CONNECT_S)
     except (*DATABASE_ERRORS, ValueError) as exc:
         reason = str(exc).partition("\n")[0] or type(exc).__name__
-        raise ConfigurationError(f"database {where} cannot be reached: {reason}") from exc
+        raise ConfigurationError(f"database {_without_password(url)} cannot be reached: {reason}") from exc
     async with pool:
-        if await pool.fetchval("select to_regclass('monitoring.positions')") is None:
-            raise ConfigurationError(
-                f"database {where} has no table monitoring.positions; 'lockguard positions migrate' makes it"
-            )
         yield pool
 
 

@@ -25,6 +25,7 @@ from lockguard_asyncpg import install
 from lockguard_ccxt.testing import ControlClient, Execution, Fault, FaultKind, Operation
 from lockguard_positions.race_crew import Crew
 from lockguard_positions.race_expiry import Expiry
+from lockguard_positions.race_faults import mixed_faults
 from lockguard_positions.race_score import Score, score_round
 from lockguard_positions.race_settings import (
     SCENARIOS,
@@ -90,6 +91,8 @@ async def run_race(
             for number, batch in enumerate(_rounds(settings, symbols)):
                 begun += len(batch)
                 await _begin_round(settings, control, batch)
+                for fault in mixed_faults(batch, settings.faults, settings.seed + number):
+                    await control.inject(fault)
                 async with Expiry(settings, batch, settings.seed + number) as expiry:
                     report = await crew.play(batch, settings.seed + number)
                 expired += expiry.count
@@ -119,7 +122,8 @@ def _result(settings: RaceSettings, total: Report, score: Score, opens: int, sec
         ),
         skipped=total.skipped,
         passes=total.passes,
-        rolled_back=total.failed,
+        rolled_back=score.rolled_back,
+        not_opened=total.failed,
         errors=tuple(total.errors),
         open_ms_median=statistics.median(total.open_ms) if total.open_ms else None,
         seconds=seconds,

@@ -30,6 +30,7 @@ class Score:
     without_stop: int = 0
     orphan_stops: int = 0
     stale_committed: int = 0
+    rolled_back: int = 0
 
     def __add__(self, other: Score) -> Score:
         return Score(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -51,6 +52,7 @@ async def score_round(
     violated = {_plain(symbol) for symbol in violations if symbol}
     doubled, turned = entered_twice_and_turned(record)
     stale = int(await conn.fetchval(statement("stale_committed", _FILE))) if guard else 0
+    rolled_back = int(await conn.fetchval(statement("rolled_back", _FILE)))
     await conn.execute(statement("forget", _FILE))
     return Score(
         duplicates=len(overlapping | violated | doubled),
@@ -61,6 +63,7 @@ async def score_round(
         without_stop=len(record.without_stop()),
         orphan_stops=len(record.orphan_stops()),
         stale_committed=stale,
+        rolled_back=rolled_back,
     )
 
 

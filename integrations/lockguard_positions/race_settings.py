@@ -58,6 +58,7 @@ class RaceSettings:
         latency_ms: of every request to the exchange.
         stagger_ms: between the opens of one process, on average.
         ttl_ms: of the leases.
+        faults: for which share of the symbols the exchange has a fault in the entry or the stop.
         keep_database: leave the scratch database there when it is over.
         connect_s: how long to go on trying to reach the servers.
     """
@@ -78,6 +79,7 @@ class RaceSettings:
     ttl_ms: int = 5_000
     duration_s: float | None = None
     expire_leases: bool = False
+    faults: float = 0.0
     keep_database: bool = False
     connect_s: float = 30.0
 
@@ -90,6 +92,8 @@ class RaceSettings:
             raise ConfigurationError(f"threads={self.threads} must be from 1 to {_THREADS_MAX}")
         if self.duration_s is not None and not 0 < self.duration_s <= _DURATION_S_MAX:
             raise ConfigurationError(f"duration={self.duration_s:g} s must be above 0 and at most a day")
+        if not 0 <= self.faults <= 1:
+            raise ConfigurationError(f"faults={self.faults:g} must be from 0 to 1")
         if self.expire_leases and not self.guard:
             raise ConfigurationError("without the guard there are no leases to expire; leave one of them out")
         if not 1 <= self.opens <= _OPENS_MAX:
@@ -193,9 +197,10 @@ class RaceResult:
         stale_writes: writes under a token that was not in force.
         skipped: symbols that sync passes left to whoever held them.
         passes: sync or clean-up passes.
-        rolled_back: opens that ended without a position.
+        rolled_back: symbols that have a row in ``rolled_back``.
         errors: what else went wrong, as text.
         open_ms_median: how long a successful open took.
+        not_opened: opens that ended without a position, rolled back, refused or never carried out.
         leases_expired: how many leases were taken away in mid-flow.
         database: the scratch database, if it was kept.
     """
@@ -216,6 +221,7 @@ class RaceResult:
     errors: tuple[str, ...]
     open_ms_median: float | None
     seconds: float
+    not_opened: int = 0
     leases_expired: int = 0
     database: str | None = None
 

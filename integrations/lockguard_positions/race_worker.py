@@ -237,7 +237,7 @@ async def _set_up(stack: AsyncExitStack, crewman: Crewman, refusals: _Refusals) 
     )
     import_lean("binanceusdm")
     # What was never sent is certain to be absent the sooner, the shorter the exchange takes late orders.
-    config = {"options": {"recvWindow": _LATE_MS}} if settings.expire_leases else {}
+    config = {"options": {"recvWindow": _LATE_MS}} if settings.expire_leases or settings.faults else {}
     client = connect(settings.exchange_url, config=config)
     stack.push_async_callback(client.close)
     await client.load_markets()

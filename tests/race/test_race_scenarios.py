@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -77,6 +78,18 @@ async def test_leases_that_are_taken_away_in_mid_flow_cost_nothing(urls: dict[st
     )
     stale = result.stale_writes
     assert (stale.attempted, stale.committed) == (stale.refused, 0)
+
+
+async def test_under_mixed_faults_the_guard_rolls_hardly_anything_back(urls: dict[str, str]) -> None:
+    """The same faults, by the same seed; the unguarded flow rolls back whatever it does not understand."""
+    settings = RaceSettings(**urls, scenario="B", opens=60, faults=0.3, stagger_ms=60)
+    guarded = await run_race(settings)
+    assert guarded.clean, guarded.as_json()
+    assert guarded.orphan_stops == 0
+    assert guarded.rolled_back / guarded.opens < 0.05
+    naive = await run_race(replace(settings, guard=False))
+    assert naive.rolled_back / naive.opens > 0.1
+    assert naive.orphan_stops + naive.reversed_positions + naive.without_stop > 0
 
 
 async def test_twenty_five_symbols_at_once_in_four_processes_all_open_once(urls: dict[str, str]) -> None:
@@ -161,6 +174,7 @@ def test_the_command_writes_its_result_and_its_exit_code(tmp_path: Path) -> None
     ("arguments", "told"),
     [
         (["--processes", "1"], "processes=1: a race needs 2 to 32"),
+        (["--faults", "2"], "faults=2 must be from 0 to 1"),
         (["--threads", "0"], "threads=0 must be from 1 to 100"),
         (["--duration", "-1"], "duration=-1 s must be above 0 and at most a day"),
         (

@@ -21,5 +21,8 @@ select (select count(*)
           from monitoring.positions p
          where p.token < (select max(i.token) from monitoring.position_intents i where i.position_id = p.id))
 
+-- name: rolled_back
+select count(distinct symbol) from monitoring.positions where status = 'rolled_back'
+
 -- name: forget
 truncate monitoring.positions cascade
