@@ -32,6 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from lockguard.ballot import Ballot, Proposals, spoken, vote_of
@@ -60,6 +61,8 @@ __all__ = ["Attempt", "Contended", "Extension", "NoQuorum", "Redlock", "Renewal"
 
 T = TypeVar("T")
 
+_WOKEN_MAX = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class Won:
@@ -76,9 +79,15 @@ class Won:
 
 @dataclass(frozen=True, slots=True)
 class Contended:
-    """Somebody else is in the way: what the most informed node said."""
+    """Somebody else is in the way.
+
+    Attributes:
+        busy: what the most informed node said.
+        one_place: whether all nodes gave the caller the same place in their queues.
+    """
 
     busy: Busy
+    one_place: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,28 @@ class Redlock:
         self._proposals = Proposals(clock, quorum=self._quorum)
         self._renewing: dict[GrantId, list[Future[Extended | NoVote]]] = {}
 
+    def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
+        """Have ``callback`` called with each waiter that enough nodes have woken; ``None``: all."""
+        if self._company is None:
+            self.nodes[0].on_wake(callback)
+            return
+        woken_by: dict[GrantId, set[LockNode]] = {}
+
+        def count(node: LockNode, grant: GrantId | None) -> None:
+            if grant is None:
+                callback(None)
+                return
+            # Asking at the first wake-up would find the other nodes still held, and undo what this one gave.
+            woken_by.setdefault(grant, set()).add(node)
+            if len(woken_by[grant]) >= self._quorum:
+                del woken_by[grant]
+                callback(grant)
+            elif len(woken_by) > _WOKEN_MAX:
+                del woken_by[next(iter(woken_by))]
+
+        for node in self.nodes:
+            node.on_wake(partial(count, node))
+
     @property
     def ready(self) -> bool:
         """Whether enough nodes are connected to decide."""
@@ -173,7 +204,10 @@ class Redlock:
         if isinstance(attempt, NoQuorum) and company.rounds != rounds:
             # New nodes are admitted when they are first asked: then ask again.
             await company.admitted()
-            return await self._ask(replace(request, proposal=self._proposals.next()))
+            attempt = await self._ask(replace(request, proposal=self._proposals.next()))
+        if isinstance(attempt, Contended) and not attempt.one_place:
+            # Places that differ from node to node would have the nodes wake different waiters.
+            return await self._ask(replace(request, ticket=attempt.busy.ticket))
         return attempt
 
     async def _ask_one(self, request: AcquireRequest) -> Attempt:
@@ -217,7 +251,9 @@ class Redlock:
         if held and len(self.nodes) - len(held) < self._quorum:
             # A node that was late or missed the settling shows another token: believe the many.
             shown = Counter(busy.token for busy in held)
-            return Contended(max(held, key=lambda busy: (shown[busy.token], busy.retry_after_ms)))
+            told = max(held, key=lambda busy: (shown[busy.token], busy.retry_after_ms))
+            places = {busy.ticket for busy in held if busy.ticket}
+            return Contended(replace(told, ticket=max(places, default=0)), one_place=len(places) < 2)
         return NoQuorum({node.name: spoken(vote) for node, vote in zip(self.nodes, votes, strict=True)})
 
     async def settle(self, request: AcquireRequest, token: Token) -> bool:

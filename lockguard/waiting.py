@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,8 @@ ASK_AGAIN_S = 0.9
 
 REST_S = 30.0
 """How long the others rest at most: only in case that everything that should wake them is lost."""
+
+_EARLY_MAX = 256
 
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
@@ -89,16 +92,22 @@ class Queue:
         self._lines: dict[Resource, dict[GrantId, _Place]] = {}
         self._places: dict[GrantId, _Place] = {}
         self._closed = False
-        for node in redlock.nodes:
-            node.on_wake(self.wake)
+        self._early: deque[GrantId] = deque(maxlen=_EARLY_MAX)
+        redlock.on_wake(self.wake)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def wake(self, grant: GrantId | None) -> None:
         """A node says that it is this waiter's turn; ``None``: all should ask again."""
-        for place in self._places.values() if grant is None else filter(None, [self._places.get(grant)]):
-            place.wake()
+        if grant is None:
+            for place in self._places.values():
+                place.wake()
+        elif grant in self._places:
+            self._places[grant].wake()
+        else:
+            # It may come right behind the answer that gave the place, before the caller has seen that.
+            self._early.append(grant)
 
     def close(self) -> None:
         """Send everybody home; their places in Redis are given up now."""
@@ -165,24 +174,24 @@ class Queue:
         if isinstance(attempt, NoQuorum):
             # Jitter breaks split votes: callers that asked together do not ask together again.
             return retry_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+        if not self._is_first(request):
+            return REST_S
+        ask_again_s = ASK_AGAIN_S
         if len(self._redlock.nodes) > 1:
-            # Each node has its own queue, so the order over several is best effort: wake-ups, and asking.
-            asks_s = random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
-            return min(asks_s, attempt.busy.retry_after_ms / 1000 + 0.002)
-        if self._is_first(request):
-            return min(ASK_AGAIN_S, attempt.busy.retry_after_ms / 1000 + 0.001)
-        return REST_S
+            # Nodes may have woken different waiters: then only asking goes on, and not all at once.
+            ask_again_s = random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
+        return min(ask_again_s, attempt.busy.retry_after_ms / 1000 + 0.001)
 
     def _hopeless(self, attempt: Contended | NoQuorum, request: AcquireRequest) -> bool:
         return not request.queue or (isinstance(attempt, Contended) and attempt.busy.queue_full)
 
     def _note_place(self, request: AcquireRequest, busy: Busy) -> AcquireRequest:
-        if busy.requeued:
+        if busy.requeued and len(self._redlock.nodes) == 1:
             # Our place had vanished, so those of our companions have too: let them take theirs again.
             for place in self._lines[request.resource].values():
                 if place.grant != request.grant:
                     place.wake()
-        if busy.ticket and busy.ticket != request.ticket and len(self._redlock.nodes) == 1:
+        if busy.ticket and busy.ticket != request.ticket:
             return replace(request, ticket=busy.ticket)
         return request
 
@@ -191,6 +200,8 @@ class Queue:
         place = _Place(request.grant)
         line = self._lines.setdefault(request.resource, {})
         line[request.grant] = self._places[request.grant] = place
+        if request.grant in self._early:
+            place.wake()
         try:
             yield place
         finally:

@@ -16,7 +16,8 @@
 -- ARGV[5] inbox     channel that wakes the caller, or "" not to be queued
 -- ARGV[6] ticket    the place that an earlier answer gave, or 0
 -- ARGV[7] lock_delay_ms
--- ARGV[8] proposal  a token that all nodes are asked to give, so that they give the same one; 0 for none
+-- ARGV[8] proposal  a token, or a place in the queue, that all nodes are asked to give, so that they give the
+--                   same one; 0 for none
 -- ARGV[9] run       with KEYS[8]: the server process that the caller is connected to
 --
 -- Returns
@@ -80,12 +81,18 @@ local function busy(held, retry_after_ms)
   redis.call('ZADD', KEYS[4], now_ms, inbox)
   redis.call('PEXPIRE', KEYS[4], QUEUE_TTL_MS)
   local ticket, requeued = redis.call('ZSCORE', KEYS[3], member), 0
+  if KEYS[8] and ticket and ARGV[6] ~= '0' then
+    ticket = ARGV[6] -- the place that the nodes agreed on
+    redis.call('ZADD', KEYS[3], ticket, member)
+  end
   if not ticket then
     if redis.call('ZCARD', KEYS[3]) >= QUEUE_MAX then
       return {2, holder, operation, token, age_ms, retry_after_ms}
     end
     if ARGV[6] ~= '0' then
       ticket, requeued = ARGV[6], 1
+    elseif KEYS[8] and ARGV[8] ~= '0' then
+      ticket = ARGV[8] -- the same on all nodes, so that all wake the same waiter
     else
       local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')
       ticket = string.format('%.0f', math.max(now_us, (tonumber(last[2]) or 0) + 1))

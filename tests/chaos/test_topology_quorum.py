@@ -270,3 +270,23 @@ def test_a_server_that_is_too_old_is_refused_and_one_that_says_nothing_is_not():
     loading = ServerFacts.parse(b"redis_version:7.2.4\r\nloading:1\r\n")
     with pytest.raises(NodeRefused, match="still loading"):
         require(loading, name="a:6379", mode="standalone")
+
+
+async def test_waiters_of_several_processes_are_all_served_in_their_turn(servers):
+    """Nodes that wake different waiters would serve nobody for half a second at a time."""
+    async with guard_over(servers) as first, guard_over(servers) as second:
+        await once(first)
+        await once(second)
+        waits = []
+
+        async def work(guard):
+            for _ in range(5):
+                async with guard.hold(NAME, wait=timedelta(seconds=60)):
+                    pass
+                waits.append(await once(guard))
+
+        began = SYSTEM_CLOCK.now()
+        await asyncio.gather(*(work(guard) for guard in (first, second) for _ in range(10)))
+        whole_s = SYSTEM_CLOCK.now() - began
+        assert statistics.median(waits) < whole_s / 2
+        assert whole_s < 6  # 200 locks in well under a second; losing half a second for each split, seven
