@@ -62,8 +62,8 @@ def bench(peers: str, json_file: Path | None, plot_file: Path | None, rounds: in
                 names, replace(Sizes(), rounds=rounds), progress=lambda what: status.update(f"{what} ...")
             )
         )
-    show(figures, console)
     _write(figures, json_file, plot_file)
+    show(figures, console)
 
 
 def _known(peers: str) -> list[str]:

@@ -42,7 +42,7 @@ class Sizes:
     rounds: int = 5
     cycles: int = 400
     tasks: int = 100
-    cycles_per_task: int = 20
+    cycles_per_task: int = 40
     hand_offs: int = 20
     processes: int = 4
     waiters: int = 1000

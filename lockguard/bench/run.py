@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,9 @@ async def measure(peers: Sequence[str], sizes: Sizes, *, progress: Callable[[str
                 recorded, commands_per_call = await record(lockguard, monitor)
                 crowd, bytes_per_waiter = await waiters(lockguard, server.url, monitor, admin, sizes)
             memory_figures = await memory(lockguard, admin, bytes_per_waiter=bytes_per_waiter)
+            # What everybody has loaded must not be searched for garbage again in somebody's turn.
+            gc.collect()
+            gc.freeze()
             progress("one task alone")
             socket = await stack.enter_async_context(BareSocket.opened(recorded, _HOST, server.port))
             alone = await uncontended(everybody, socket, sizes)
