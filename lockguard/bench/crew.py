@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -126,6 +127,8 @@ async def _waiters(url: str, resource: str, number: int) -> None:
 
 
 if __name__ == "__main__":
+    # Ctrl-C reaches the whole group of processes; the parent ends its crew itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     match sys.argv[1:]:
         case ["partner", name, url, resource]:
             asyncio.run(_partner(name, url, resource))
