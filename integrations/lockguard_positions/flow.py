@@ -293,7 +293,8 @@ class Flow:
         outcome = await self._venue.close(position, intent)
         match outcome:
             case Executed() | Refused(refusal=Refusal.REDUCE_ONLY):
-                if not swept and not await self.sweeper.sweep(position):
+                # Once more: a late copy of the stop may have arrived when the first one was gone.
+                if not await self.sweeper.sweep(position, listed_only=swept):
                     return None
                 if isinstance(outcome, Refused):
                     return await self._closed(position, intent, IntentOutcome.REFUSED, None)

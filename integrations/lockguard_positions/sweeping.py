@@ -31,18 +31,29 @@ class Sweeper:
         self._lease = lease
         self._emit = emit
 
-    async def sweep(self, position: Position) -> bool:
+    async def sweep(self, position: Position, *, listed_only: bool = False) -> bool:
         """Take back every stop of a position that the exchange still has waiting; tells whether none is left.
+
+        Args:
+            position: the row.
+            listed_only: leave it at what the exchange lists, as the row's own stop has been taken back.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
         """
         ours = await self._store.stop_ids(position)
         gone = True
-        for order in await self._venue.waiting_stops(position.symbol):
-            # By the exchange's own id too: a row of the time before intents knows no other.
-            if order.client_id not in ours and order.id != position.stop_order_id:
-                continue
+        # By the exchange's own id too: a row of the time before intents knows no other.
+        waiting = [
+            order
+            for order in await self._venue.waiting_stops(position.symbol)
+            if order.client_id in ours or order.id == position.stop_order_id
+        ]
+        placed = None if listed_only else self._venue.placed_stop(position)
+        if placed is not None and placed.id not in {order.id for order in waiting}:
+            # Lists lag behind: a stop that was placed a moment ago may not be on them yet.
+            waiting.append(placed)
+        for order in waiting:
             outcome = await self._venue.cancel(order)
             if not _gone(outcome):
                 gone = False

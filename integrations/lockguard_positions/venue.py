@@ -11,17 +11,17 @@ import asyncio
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt import Outcome, PlacedOrder, Refused, Step, resource_key
+from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, resource_key
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
-    from decimal import Decimal
 
     from lockguard_ccxt import GuardedExchange, Holding, MarketRules
     from lockguard_positions.model import Intent, NewPosition, Position
@@ -210,6 +210,24 @@ class Venue:
             return await self._exchange.find_order(
                 self.unified(position.symbol), position.stop_client_id, conditional=True
             )
+
+    def placed_stop(self, position: Position) -> PlacedOrder | None:
+        """The stop of a position as its row has it, waiting or not; ``None`` if the row has none."""
+        trigger = position.stop_price or position.entry_price
+        if position.stop_order_id is None or trigger is None:
+            return None
+        return PlacedOrder(
+            id=position.stop_order_id,
+            client_id=position.stop_client_id or "",
+            symbol=self.unified(position.symbol),
+            side=position.side.exit,
+            state=OrderState.ACCEPTED,
+            amount=position.quantity,
+            filled=Decimal(0),
+            average=None,
+            trigger=trigger,
+            reduce_only=True,
+        )
 
     async def filled(self, position: Position, intent: Intent, order: PlacedOrder) -> PlacedOrder:
         """Wait until an order is done; what is not done in time comes back as it is.

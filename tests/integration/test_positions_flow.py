@@ -420,6 +420,14 @@ async def test_a_stop_and_an_exit_do_not_fire_both(bot: Bot) -> None:
     assert await bot.manager.close_position(APT, "binance") is None
 
 
+async def test_a_stop_that_the_lists_do_not_show_yet_is_taken_back_all_the_same(bot: Bot) -> None:
+    bot.exchange.set_visibility(orders=timedelta(seconds=5))
+    assert isinstance(await bot.open(), Opened)
+    await bot.manager.close_position(APT, "binance")
+    record = bot.exchange.record()
+    assert (record.position(APT), record.orphan_stops()) == (0, ())
+
+
 async def test_an_exit_whose_answer_is_lost_closes_once(bot: Bot) -> None:
     await bot.open()
     bot.fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER, execution=Execution.FIRST)
