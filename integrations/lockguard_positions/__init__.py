@@ -5,6 +5,11 @@ Needs ``pip install 'lockguard[positions]'``.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+if _missing := [name for name in ("asyncpg", "ccxt", "tenacity") if find_spec(name) is None]:
+    raise ImportError(f"lockguard_positions needs {', '.join(_missing)}; pip install 'lockguard[positions]'")
+
 from lockguard_positions.diagnosis import Diagnosis, Finding, FindingKind, StatusFigures, diagnose
 from lockguard_positions.errors import (
     DuplicatePosition,

@@ -22,6 +22,8 @@ EXTRA_OF = {
     "lockguard.testing": "testing",
     "lockguard_asyncpg": "postgres",
     "lockguard_ccxt": "ccxt",
+    "lockguard_positions": "positions",
+    "lockguard_tenacity": "tenacity",
 }
 
 
