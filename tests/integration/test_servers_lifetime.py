@@ -26,6 +26,7 @@ print(json.dumps({{
     "directories": [str(redis._directory), str(postgres._directory)],
     "warden": supervision._supervisor._process.pid,
 }}), flush=True)
+sys.stdin.readline()
 {then}
 """
 GONE_WITHIN_S = 15.0
@@ -55,12 +56,17 @@ def start_owner(then: str = "sys.stdin.read()", extra: str = "") -> Owner:
     assert process.stdout is not None
     facts = json.loads(process.stdout.readline())
     servers = [psutil.Process(pid) for pid in facts["servers"]]
-    return Owner(
+    owner = Owner(
         process=process,
         processes=[one for server in servers for one in (server, *server.children(recursive=True))],
         warden=psutil.Process(facts["warden"]),
         directories=[Path(directory) for directory in facts["directories"]],
     )
+    # Only now may it go on: one that ends at once would take its servers along before they were looked up.
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return owner
 
 
 def reap(owner: Owner) -> int:
@@ -87,13 +93,15 @@ def test_ctrl_c_reaches_the_owner_and_not_its_servers() -> None:
     owner = start_owner(
         then="""
 try:
+    print("waiting", flush=True)
     sys.stdin.read()
 except KeyboardInterrupt:
     print(redis.running and postgres.running, flush=True)
 """
     )
-    os.killpg(owner.process.pid, signal.SIGINT)
     assert owner.process.stdout is not None
+    assert owner.process.stdout.readline() == "waiting\n"
+    os.killpg(owner.process.pid, signal.SIGINT)
     assert owner.process.stdout.readline() == "True\n"
     assert reap(owner) == 0
     assert wait_until(owner.nothing_is_left, GONE_WITHIN_S)
