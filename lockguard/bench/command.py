@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,10 +55,8 @@ def bench(peers: str, json_file: Path | None, plot_file: Path | None, rounds: in
     for file in (json_file, plot_file):
         if file is not None and not file.parent.is_dir():
             raise click.BadParameter(f"the directory of {str(file)!r} does not exist; make it first")
-    # python-redis-lock logs each lock, and renewals are not late here but measured.
-    logging.getLogger().setLevel(logging.CRITICAL)
     console = Console()
-    with console.status("starting a server") as status:
+    with _quiet(), console.status("starting a server") as status:
         figures = asyncio.run(
             measure(
                 names, replace(Sizes(), rounds=rounds), progress=lambda what: status.update(f"{what} ...")
@@ -64,6 +64,18 @@ def bench(peers: str, json_file: Path | None, plot_file: Path | None, rounds: in
         )
     _write(figures, json_file, plot_file)
     show(figures, console)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log meanwhile: python-redis-lock logs each lock, and renewals are not late here but measured."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _known(peers: str) -> list[str]:

@@ -15,7 +15,7 @@ from redis.asyncio.connection import parse_url
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["Address", "shown_url"]
+__all__ = ["Address", "UrlParts", "shown_url", "split_url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,24 @@ class Address:
             tls=tls,
             protocol=protocol,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class UrlParts:
+    """A URL whose place may list several hosts."""
+
+    scheme: str
+    netloc: str
+    path: str
+    query: str
+
+
+def split_url(url: str) -> UrlParts:
+    """Take a URL apart. Newer ``urllib`` refuses an IPv6 address behind another host of a list."""
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    netloc, slash, path = rest.partition("/")
+    return UrlParts(scheme.lower(), netloc, slash + path, query)
 
 
 def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:

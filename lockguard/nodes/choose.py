@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from lockguard.errors import ConfigurationError
-from lockguard.nodes.address import Address
+from lockguard.nodes.address import Address, split_url
 from lockguard.nodes.cluster import ClusterNode, seeds_of
 from lockguard.nodes.member import MemberNode
 from lockguard.nodes.sentinel import SentinelNode, SentinelUrl
@@ -27,7 +26,7 @@ def node_for_url(url: str, *, inbox: str, min_replicas: int = 0) -> LockNode:
     """
     if min_replicas < 0:
         raise ConfigurationError(f"min_replicas={min_replicas} cannot work; use 0 or more")
-    match urlsplit(url).scheme:
+    match split_url(url).scheme:
         case "redis+sentinel" | "rediss+sentinel":
             return SentinelNode(SentinelUrl.parse(url), inbox=inbox, min_replicas=min_replicas)
         case "redis+cluster" | "rediss+cluster":
@@ -51,7 +50,7 @@ def nodes_for_urls(urls: Sequence[str], *, inbox: str) -> list[LockNode]:
     if len(urls) == 1:
         return [node_for_url(urls[0], inbox=inbox)]
     for url in urls:
-        if (scheme := urlsplit(url).scheme) not in _INDEPENDENT:
+        if (scheme := split_url(url).scheme) not in _INDEPENDENT:
             raise ConfigurationError(
                 f"a majority is formed of independent servers; {scheme}:// is not one: use redis:// URLs,"
                 " or from_url() for a set-up that is one"

@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
 import hiredis
 from redis.crc import key_slot
@@ -29,7 +29,7 @@ from redis.crc import key_slot
 from lockguard.errors import ConfigurationError, NodeError, NodeRefused
 from lockguard.lease import GrantId
 from lockguard.lua import RELEASE, Script
-from lockguard.nodes.address import Address, shown_url
+from lockguard.nodes.address import Address, shown_url, split_url
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
 from lockguard.nodes.standalone import Call, StandaloneNode
 from lockguard.nodes.wire import Cut, NotSent
@@ -52,7 +52,7 @@ def seeds_of(url: str) -> tuple[Address, ...]:
     Raises:
         ConfigurationError: a part of it is missing or makes no sense.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     credentials, at, places = parts.netloc.rpartition("@")
     if not places or parts.path not in {"", "/", "/0"}:
         raise ConfigurationError(

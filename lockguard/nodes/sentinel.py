@@ -16,7 +16,7 @@ import contextlib
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from lockguard.errors import ConfigurationError, NodeRefused
-from lockguard.nodes.address import Address, shown_url
+from lockguard.nodes.address import Address, shown_url, split_url
 from lockguard.nodes.scripted import NAMESPACE
 from lockguard.nodes.standalone import StandaloneNode
 
@@ -74,7 +74,7 @@ class SentinelUrl:
         Raises:
             ConfigurationError: a part of it is missing or makes no sense.
         """
-        parts = urlsplit(url)
+        parts = split_url(url)
         path = [unquote(part) for part in parts.path.split("/") if part]
         if not 1 <= len(path) <= 2 or not parts.netloc:
             raise ConfigurationError(
