@@ -114,13 +114,16 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   guard constant regprocedure := (
-    select t.tgfoid::regprocedure from pg_trigger t where t.tgrelid = p_table and t.tgname = 'zz_lockguard_row');
+    select t.tgfoid::regprocedure from pg_trigger t
+     where t.tgrelid = p_table and t.tgname in ('zz_lockguard_row', 'zz_lockguard_delete') and t.tgparentid = 0);
+  name_ name;
 begin
   if guard is null then
     return false;
   end if;
-  execute format('drop trigger zz_lockguard_row on %s', p_table);
-  execute format('drop trigger zz_lockguard_table on %s', p_table);
+  for name_ in select t.tgname from pg_trigger t where t.tgrelid = p_table and t.tgname like 'zz\_lockguard\_%' loop
+    execute format('drop trigger %I on %s', name_, p_table);
+  end loop;
   execute format('drop function %s', guard);
   insert into lockguard.audit (action, subject, reason) values ('unprotect', p_table::text, '');
   return true;
@@ -128,40 +131,95 @@ end
 $$;
 comment on function lockguard.unprotect(regclass) is 'lockguard: removes the protection of a table; answers whether there was one';
 
-create function lockguard.protect(p_table regclass, p_template text, p_exempt text[] default '{}') returns void
-language plpgsql
+create function lockguard.blanked(p_table regclass, p_exempt text[], p_to text, p_from text) returns text
+language sql stable
 set search_path = pg_catalog, pg_temp
-as $body$
-declare
-  relation constant pg_class := (select c from pg_class c where c.oid = p_table);
-  guard constant text := format('lockguard.%I', left('guard_' || relation.relname, 50) || '_' || substr(md5(gen_random_uuid()::text), 1, 8));
-  before constant text := lockguard.expression(p_table, p_template, 'old');
-  after constant text := lockguard.expression(p_table, p_template, 'new');
-  wrong text;
-  blanked text;
-begin
-  if relation.relkind not in ('r', 'p') then
-    raise exception '% is not a table; protect the table under it', p_table using errcode = 'LG004';
-  end if;
-  select string_agg(x, ', ') into wrong from unnest(p_exempt) x
-   where position('{' || x || '}' in p_template) > 0 or not exists (
-     select from pg_attribute a
-      where a.attrelid = p_table and a.attname = x and a.attnum > 0 and not a.attisdropped);
-  if wrong is not null then
-    raise exception 'cannot exempt % of %: name columns that it has and that are not part of the resource', wrong, p_table
-      using errcode = 'LG004';
-  end if;
-  -- Generated columns are not computed yet in a BEFORE trigger; they follow from the others.
-  select string_agg(format('        probe.%1$I := old.%1$I;', a.attname), e'\n') into blanked from pg_attribute a
+as $$
+  -- Generated columns follow from the others, and a BEFORE trigger does not see them yet.
+  select string_agg(format('%2$s.%1$I := %3$s.%1$I;', a.attname, p_to, p_from), e'\n') from pg_attribute a
    where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
-     and (a.attname = any (p_exempt) or a.attgenerated <> '');
+     and (a.attname = any (p_exempt) or a.attgenerated <> '')
+$$;
+comment on function lockguard.blanked(regclass, text[], text, text) is 'lockguard: statements that make the exempt columns of two rows equal';
 
-  perform lockguard.unprotect(p_table);
-  execute format($make$
-    create function %1$s() returns trigger
-    language plpgsql security definer
-    set search_path = pg_catalog, pg_temp
-    as $guard$
+-- The body of a guard that runs once for a statement, over the transition tables: where many rows change, a
+-- row then costs a tenth of what a row trigger costs. It runs after the rows were written, which is as good:
+-- either it fails the statement, or it holds the fence's rows until the commit.
+create function lockguard.statement_guard(p_table regclass, p_template text, p_exempt text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format($guard$
+    declare
+      claims constant jsonb := nullif(current_setting('lockguard.leases', true), '')::jsonb;
+      first text;
+      last text;
+      complete boolean;
+      touched text[];
+      before_ record;
+      after_ record;
+      others no scroll cursor for select * from after_rows;
+    begin
+      -- The usual case is one resource, whose lease was presented; whatever is wrong, require() finds the words for it.
+      if claims is not null then
+        if tg_op = 'INSERT' then
+          select min(r), max(r), count(*) = count(r) into first, last, complete from (select (%1$s) collate "C" as r from after_rows row_) x;
+        elsif tg_op = 'DELETE' then
+          select min(r), max(r), count(*) = count(r) into first, last, complete from (select (%1$s) collate "C" as r from before_rows row_) x;
+        else
+          select min(r), max(r), count(*) = count(r) into first, last, complete from (
+            select (%1$s) collate "C" as r from before_rows row_ union all select (%1$s) collate "C" from after_rows row_) x;
+        end if;
+        if first = last and complete then
+          perform from lockguard.fence f
+            where f.resource = first and f.token = (claims -> first ->> 0)::bigint
+              and f.grant_id = (claims -> first ->> 1)::uuid and f.released_at is null
+            for share;
+          if found then
+            return null;
+          end if;
+        end if;
+      end if;
+      if tg_op = 'INSERT' then
+        touched := array(select distinct %1$s from after_rows row_);
+      elsif tg_op = 'DELETE' then
+        touched := array(select distinct %1$s from before_rows row_);
+      else
+%2$s
+      end if;
+      -- In the order in which every transaction locks the fence's rows.
+      for first in select r from unnest(touched) r group by 1 order by r collate "C" loop
+        perform lockguard.require(first, tg_relid);
+      end loop;
+      return null;
+    end
+  $guard$, lockguard.expression(p_table, p_template, 'row_'),
+  case when cardinality(p_exempt) = 0 then
+    format('        touched := array(select %1$s from before_rows row_ union select %1$s from after_rows row_);',
+           lockguard.expression(p_table, p_template, 'row_'))
+  -- Both tables list the rows in the same order. If they did not, rows would differ that do not, and be refused.
+  else format($skip$
+        open others;
+        for before_ in select * from before_rows loop
+          fetch others into after_;
+          last := %2$s;
+%3$s
+          if not after_ operator(pg_catalog.*=) before_ then
+            touched := touched || (%1$s) || last;
+          end if;
+        end loop;
+$skip$, lockguard.expression(p_table, p_template, 'before_'), lockguard.expression(p_table, p_template, 'after_'),
+    lockguard.blanked(p_table, p_exempt, 'after_', 'before_')) end)
+$$;
+comment on function lockguard.statement_guard(regclass, text, text[]) is 'lockguard: the body of the trigger function of an ordinary table';
+
+-- The body of a guard that runs for each row, for partitioned tables and for children of other tables: their
+-- rows change through the other table too, where no trigger of theirs runs but those for each row.
+create function lockguard.row_guard(p_table regclass, p_template text, p_exempt text[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select format($guard$
     declare
       before_ text;
       after_ text;
@@ -169,15 +227,14 @@ begin
       probe record;
     begin
       if tg_op <> 'INSERT' then
-        before_ := %2$s;
+        before_ := %1$s;
       end if;
       if tg_op <> 'DELETE' then
-        after_ := %3$s;
+        after_ := %2$s;
       end if;
       if tg_op = 'UPDATE' then
-%4$s
+%3$s
         if before_ is distinct from after_ then
-          -- In the order in which every transaction locks the fence's rows.
           perform lockguard.require(least(before_ collate "C", after_), tg_relid);
           perform lockguard.require(greatest(before_ collate "C", after_), tg_relid);
           return new;
@@ -194,24 +251,66 @@ begin
       end if;
       return case when tg_op = 'DELETE' then old else new end;
     end
-    $guard$
-  $make$, guard, before, after, case when cardinality(p_exempt) > 0 then format($skip$
+  $guard$, lockguard.expression(p_table, p_template, 'old'), lockguard.expression(p_table, p_template, 'new'),
+  case when cardinality(p_exempt) > 0 then format($skip$
         probe := new;
 %s
         if probe operator(pg_catalog.*=) old then
           return new;
         end if;
-$skip$, blanked) else '' end);
+$skip$, lockguard.blanked(p_table, p_exempt, 'probe', 'old')) else '' end)
+$$;
+comment on function lockguard.row_guard(regclass, text, text[]) is 'lockguard: the body of the trigger function of a partitioned or inheriting table';
+
+create function lockguard.protect(p_table regclass, p_template text, p_exempt text[] default '{}') returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $body$
+declare
+  relation constant pg_class := (select c from pg_class c where c.oid = p_table);
+  guard constant text := format('lockguard.%I', left('guard_' || relation.relname, 50) || '_' || substr(md5(gen_random_uuid()::text), 1, 8));
+  shared constant boolean := relation.relkind = 'p' or exists (select from pg_inherits i where i.inhrelid = p_table);
+  wrong text;
+  made record;
+begin
+  if relation.relkind not in ('r', 'p') then
+    raise exception '% is not a table; protect the table under it', p_table using errcode = 'LG004';
+  end if;
+  perform lockguard.expression(p_table, p_template, 'new');  -- says first what is wrong with the template
+  select string_agg(x, ', ') into wrong from unnest(p_exempt) x
+   where position('{' || x || '}' in p_template) > 0 or not exists (
+     select from pg_attribute a
+      where a.attrelid = p_table and a.attname = x and a.attnum > 0 and not a.attisdropped);
+  if wrong is not null then
+    raise exception 'cannot exempt % of %: name columns that it has and that are not part of the resource', wrong, p_table
+      using errcode = 'LG004';
+  end if;
+
+  perform lockguard.unprotect(p_table);
+  execute format('create function %s() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp as %L',
+                 guard, case when shared then lockguard.row_guard(p_table, p_template, p_exempt)
+                             else lockguard.statement_guard(p_table, p_template, p_exempt) end);
   execute format('revoke all on function %s() from public', guard);
   execute format('comment on function %s() is %L', guard, format('lockguard: guards the rows of %s as %s', p_table, p_template));
-  -- Named to come last, so that it sees what the other triggers made of the row; ALWAYS, see 0001.
-  execute format('create trigger zz_lockguard_row before insert or update or delete on %s for each row execute function %s(%L, %L)',
-                 p_table, guard, p_template, array_to_string(p_exempt, ','));
-  execute format('create trigger zz_lockguard_table before truncate on %s for each statement execute function lockguard.keep_table()', p_table);
-  execute format('alter table %s enable always trigger zz_lockguard_row', p_table);
-  execute format('alter table %s enable always trigger zz_lockguard_table', p_table);
-  execute format('comment on trigger zz_lockguard_row on %s is %L', p_table, 'lockguard: no change of a row without the lease of its resource');
-  execute format('comment on trigger zz_lockguard_table on %s is %L', p_table, 'lockguard: no TRUNCATE without maintenance');
+  for made in
+    select * from (values
+      ('row', true, 'before insert or update or delete', 'for each row', guard, 'no change of a row without the lease of its resource'),
+      ('insert', false, 'after insert', 'referencing new table as after_rows', guard, 'no row comes without the lease of its resource'),
+      ('update', false, 'after update', 'referencing old table as before_rows new table as after_rows', guard, 'no row changes without the lease of its resource'),
+      ('delete', false, 'after delete', 'referencing old table as before_rows', guard, 'no row goes without the lease of its resource'),
+      -- Postgres lets no table that has such a trigger become another one's child, where the three would not see all.
+      ('alone', false, 'after delete', 'referencing old table as before_rows for each row when (false)', guard,
+       'keeps the table from becoming a partition or a child: unprotect it before, and protect it after'),
+      ('table', shared, 'before truncate', 'for each statement', 'lockguard.keep_table', 'no TRUNCATE without maintenance')
+    ) as t (name, on_shared, event, how, function, says)
+    where t.on_shared = shared or t.name = 'table'
+  loop
+    -- Named to come last, so that a row trigger sees what the others made of the row; ALWAYS, see 0001.
+    execute format('create trigger %I %s on %s %s execute function %s(%L, %L)', 'zz_lockguard_' || made.name, made.event, p_table, made.how,
+                   made.function, p_template, array_to_string(p_exempt, ','));
+    execute format('alter table %s enable always trigger %I', p_table, 'zz_lockguard_' || made.name);
+    execute format('comment on trigger %I on %s is %L', 'zz_lockguard_' || made.name, p_table, 'lockguard: ' || made.says);
+  end loop;
   insert into lockguard.audit (action, subject, reason) values ('protect', p_table::text, p_template);
 end
 $body$;
@@ -227,10 +326,10 @@ as $$
   select t.tgrelid::regclass::text,
          convert_from(decode(a.args[1], 'escape'), 'UTF8'),
          string_to_array(convert_from(decode(a.args[2], 'escape'), 'UTF8'), ','),
-         t.tgenabled = 'A'
+         (select bool_and(o.tgenabled = 'A') from pg_trigger o where o.tgrelid = t.tgrelid and o.tgname like 'zz\_lockguard\_%')
     from pg_trigger t
     cross join lateral (select string_to_array(encode(t.tgargs, 'escape'), chr(92) || '000')) as a (args)
-   where t.tgname = 'zz_lockguard_row' and t.tgparentid = 0
+   where t.tgname in ('zz_lockguard_row', 'zz_lockguard_delete') and t.tgparentid = 0
    order by 1
 $$;
 comment on function lockguard.protections() is 'lockguard: the protected tables of this database';
