@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Entry", "Limits", "entry_for", "leases_for", "next_sequence"]
 
 _sequence = itertools.count(1)
+_LOCK_MS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,13 @@ class Limits:
     """How long a fenced transaction may keep a takeover waiting.
 
     Attributes:
-        lock_timeout: the longest wait for a lock inside the transaction.
+        lock_timeout: the longest wait for a lock inside the transaction; by default 5 s or the lease's ttl,
+            whichever is less.
         idle_timeout: how long the transaction may be open without a statement before the server ends it.
             A holder that froze inside a transaction is thus taken over; by default after the lease's ttl.
     """
 
-    lock_timeout: timedelta = timedelta(seconds=5)
+    lock_timeout: timedelta | None = None
     idle_timeout: timedelta | None = None
 
 
@@ -109,7 +111,9 @@ def entry_for(leases: Sequence[Lease], *, sequence: int | None, limits: Limits) 
     claims = {Claim(x.resource, x.token, x.grant.id) for x in leases}
     ttl_ms = min(lease.grant.ttl_ms for lease in leases)
     idle_ms = ttl_ms if limits.idle_timeout is None else _milliseconds(limits.idle_timeout)
-    return Entry(tuple(sorted(claims)), sequence, _milliseconds(limits.lock_timeout), max(1, idle_ms))
+    # Whoever froze while it waited for a lock must not keep its successor out for longer than one who idles.
+    lock_ms = min(_LOCK_MS, ttl_ms) if limits.lock_timeout is None else _milliseconds(limits.lock_timeout)
+    return Entry(tuple(sorted(claims)), sequence, max(1, lock_ms), max(1, idle_ms))
 
 
 def _milliseconds(time: timedelta) -> int:

@@ -9,8 +9,8 @@ connection, a serialization failure) is simply done again until ``within`` is ov
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import timedelta
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -55,12 +55,17 @@ class PostgresFence:
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
         call = (
-            f"* from lockguard.seal({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
+            f"lockguard.seal({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
             f"{text(grant.holder)},{text(grant.operation)},"
         )
-        accepted, current = await _call(self._pool, call, resource=grant.resource, within=within)
-        token = Token(int(current))
-        return Sealed(token) if accepted == "t" else Outrun(token)
+        # The row count of a simple query tells yes from no in one message.
+        if_sealed = _Call(f"select from {call}", f") where accepted and token = {number(grant.token)}")
+        if await _call(self._pool, if_sealed, resource=grant.resource, within=within) == "SELECT 1":
+            return Sealed(grant.token)
+        # Rare, and asking again is harmless: it was outrun, or has sealed before with another token.
+        answer = _Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
+        accepted, current = await _call(self._pool, answer, resource=grant.resource, within=within)
+        return Sealed(Token(current)) if accepted else Outrun(Token(current))
 
     async def close(self, grant: Grant, *, within: timedelta) -> None:
         """Accept no more writes of ``grant``; waits for its own open transactions.
@@ -69,8 +74,8 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
-        call = f"lockguard.close({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
-        await _call(self._pool, call, resource=grant.resource, within=within)
+        call = f"select lockguard.close({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
+        await _call(self._pool, _Call(call, ")"), resource=grant.resource, within=within)
 
     async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
         """Accept no more writes of whoever holds ``resource``; the reason is kept in ``lockguard.audit``.
@@ -79,9 +84,9 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
-        call = f"lockguard.break_({text(resource)},{text(reason)},"
+        call = _Call(f"select lockguard.break_({text(resource)},{text(reason)},", ")", rows=True)
         (token,) = await _call(self._pool, call, resource=resource, within=within)
-        return Token(int(token))
+        return Token(token)
 
 
 async def resolve(
@@ -95,13 +100,26 @@ async def resolve(
         FenceUnavailable: no answer within ``within``; ask again.
     """
     assert error.token is not None
-    call = f"lockguard.resolve({text(error.resource)},{number(error.token)},{number(error.sequence)},"
-    (committed,) = await _call(pool, call, resource=error.resource, within=within)
-    return committed == "t"
+    named = f"{text(error.resource)},{number(error.token)},{number(error.sequence)}"
+    call = _Call(f"select where lockguard.resolve({named},", ")")
+    return bool(await _call(pool, call, resource=error.resource, within=within) == "SELECT 1")
 
 
-async def _call(pool: asyncpg.Pool[Any], call: str, *, resource: str, within: timedelta) -> list[str]:
-    """Make a repeatable call, whose last argument is its bound, until it is done or ``within`` is over."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A repeatable call: what stands before its last argument, its bound in ms, and what stands after.
+
+    Attributes:
+        rows: whether its row is wanted, which takes a transaction; otherwise the command tag is the answer.
+    """
+
+    before: str
+    after: str
+    rows: bool = False
+
+
+async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: timedelta) -> Any:
+    """Make a call until it is done or ``within`` is over."""
     failure: Exception | None = None
     try:
         async with asyncio.timeout(within.total_seconds()) as scope:
@@ -113,7 +131,7 @@ async def _call(pool: asyncpg.Pool[Any], call: str, *, resource: str, within: ti
                 # A little less than is left, so that the server's own answer, which says why, comes first.
                 left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
                 try:
-                    return await _once(pool, f"select {call}{left_ms:d})")
+                    return await _once(pool, f"{call.before}{left_ms:d}{call.after}", rows=call.rows)
                 except DATABASE_ERRORS as exc:
                     failure = exc
                     if not _passing(exc):
@@ -147,14 +165,19 @@ def _failed(failure: Exception | None, *, resource: str, within: timedelta) -> F
     return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
 
 
-async def _once(pool: asyncpg.Pool[Any], query: str) -> list[str]:
-    """One simple query and the fields of its one row, by way of COPY: the only such query that gives rows."""
-    answer = BytesIO()
+async def _once(pool: asyncpg.Pool[Any], query: str, *, rows: bool) -> Any:
     conn: PoolConnectionProxy[Any] = await pool.acquire()
+    clean = False
     try:
         with unfenced():  # a seal under another lease is not that lease's write
-            await conn.copy_from_query(query, output=answer)
+            if rows:
+                async with conn.transaction():
+                    return await conn.fetchrow(query)
+            # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves when
+            # the server's word that it ends the session was read, and the end of the connection not yet.
+            tag = await conn.execute(query)
+            clean = True
+            return tag
     finally:
         # A silent server must not hold the caller beyond its bound: asyncpg then drops the connection.
-        await give_back(pool, conn, timeout_s=_RELEASE_S)
-    return answer.getvalue().decode().rstrip("\n").split("\t")
+        await give_back(pool, conn, timeout_s=_RELEASE_S, clean=clean)

@@ -31,6 +31,9 @@ _OPEN_ATTEMPTS_MAX = 5
 _ROLLBACK_S = 1.0
 # The pool's proxy gives no public way to the connection that it stands for.
 _PROXIED = "_con"
+# Where a connection keeps the text of its reset, and a pool its caller's hook for each acquire.
+_RESET = "_reset_query"
+_SETUP = "_setup"
 # Where a connection notes its outermost transaction.
 _NOTED = "_top_xact"
 
@@ -117,15 +120,34 @@ async def send_plain(con: asyncpg.Connection[Any], query: str, *, timeout_s: flo
 
 
 async def give_back(
-    pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], *, timeout_s: float | None = None
+    pool: asyncpg.Pool[Any],
+    conn: PoolConnectionProxy[Any],
+    *,
+    timeout_s: float | None = None,
+    clean: bool = False,
 ) -> None:
     """Release a connection; that it turns out to be broken only then says nothing about the work.
 
     asyncpg resets a connection on release and raises if it cannot, having dropped it from the pool. Raised
     after a COMMIT that was answered, that error would pass for the work's own, and the work be done twice.
+
+    Args:
+        pool: where it came from.
+        conn: the connection.
+        timeout_s: the patience for the reset.
+        clean: nothing was left in its session since it was acquired: no round trip for a reset is needed.
     """
-    with contextlib.suppress(*DATABASE_ERRORS):
-        await pool.release(conn, timeout=timeout_s)
+    con = bare(conn)
+    spared = clean and getattr(pool, _SETUP, None) is None and hasattr(con, _RESET)
+    query = getattr(con, _RESET) if spared else None
+    if spared:
+        setattr(con, _RESET, "")
+    try:
+        with contextlib.suppress(*DATABASE_ERRORS):
+            await pool.release(conn, timeout=timeout_s)
+    finally:
+        if spared:
+            setattr(con, _RESET, query)
 
 
 class Wire:
