@@ -7,7 +7,7 @@ import json
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 try:
     import click
@@ -18,10 +18,14 @@ except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard_positions.race_settings import SCENARIOS, RaceResult, RaceSettings, Scenario
+from lockguard.testing import TopologyName
+from lockguard.testing.topology_names import warnings_told
+from lockguard_positions.race_settings import PHASES, SCENARIOS, RaceResult, RaceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from lockguard.testing.topologies import Topology
 
 __all__ = ["race", "result_table"]
 
@@ -29,13 +33,24 @@ _UNCLEAN = 1
 _MISTAKE = 2
 
 
-@click.command(epilog="\n".join(f"\b\n{name}: {text}" for name, text in SCENARIOS.items()))
+@click.command(
+    epilog="\n\n".join(
+        "\n".join(f"\b\n{name}: {text}" for name, text in names.items()) for names in (SCENARIOS, PHASES)
+    )
+)
 @click.option(
     "--scenario",
     type=click.Choice(list(SCENARIOS), case_sensitive=False),
     default="B",
     show_default=True,
     help="Which race.",
+)
+@click.option(
+    "--phase",
+    type=click.Choice(list(PHASES), case_sensitive=False),
+    default="all",
+    show_default=True,
+    help="Where in their way the opens of scenario B meet a pass.",
 )
 @click.option("--guard/--no-guard", default=True, help="With lockguard, or the flow without it.")
 @click.option("--processes", type=int, default=2, show_default=True, help="Operating system processes.")
@@ -65,6 +80,7 @@ _MISTAKE = 2
     help="For so many of the opens (0 to 1) the exchange has a fault in the entry or the stop.",
 )
 @click.option("--opens", type=int, default=25, show_default=True, help="Positions to open.")
+@click.option("--symbols", type=int, help="At most so many at once.  [default: all of the exchange]")
 @click.option(
     "--time-scale",
     type=float,
@@ -77,20 +93,28 @@ _MISTAKE = 2
 @click.option("--ttl-ms", type=int, default=5_000, show_default=True, help="Life of the leases.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of everything random.")
 @click.option(
+    "--topology",
+    metavar="NAME",
+    help="Which embedded servers to lock in: single, redlock:N, sentinel or cluster.  [default: single]",
+)
+@click.option(
     "--redis",
-    "redis_url",
+    "redis_urls",
+    multiple=True,
     envvar="LOCKGUARD_REDIS_URL",
-    help="A Redis for tests.  [default: an embedded one]",
+    help="A Redis for tests; several times: independent ones.  [default: embedded]",
 )
 @click.option(
     "--database",
     "database_url",
+    default="",
     envvar="LOCKGUARD_DATABASE_URL",
     help="A Postgres where a scratch database may be made.  [default: an embedded one]",
 )
 @click.option(
     "--exchange",
     "exchange_url",
+    default="",
     envvar="LOCKGUARD_EXCHANGE_URL",
     help="A local exchange; it is reset.  [default: an embedded one]",
 )
@@ -102,25 +126,7 @@ _MISTAKE = 2
     help="Write the result there too.",
 )
 def race(
-    *,
-    scenario: Scenario,
-    guard: bool,
-    processes: int,
-    threads: int,
-    duration_s: float | None,
-    expire_leases: bool,
-    faults: float,
-    opens: int,
-    time_scale: float,
-    latency_ms: int,
-    stagger_ms: int,
-    ttl_ms: int,
-    seed: int,
-    redis_url: str | None,
-    database_url: str | None,
-    exchange_url: str | None,
-    keep_database: bool,
-    json_file: Path | None,
+    *, topology: str | None, redis_urls: tuple[str, ...], json_file: Path | None, **options: Any
 ) -> None:
     """Race the open of positions against itself in real processes, and count what went wrong.
 
@@ -128,39 +134,38 @@ def race(
     """
     console = Console()
     try:
+        # Checked first: a mistake must not start anything.
         settings = RaceSettings(
-            redis_url=redis_url or "",
-            database_url=database_url or "",
-            exchange_url=exchange_url or "",
-            scenario=scenario,
-            guard=guard,
-            processes=processes,
-            threads=threads,
-            duration_s=duration_s,
-            expire_leases=expire_leases,
-            faults=faults,
-            opens=opens,
-            time_scale=time_scale,
-            seed=seed,
-            latency_ms=latency_ms,
-            stagger_ms=stagger_ms,
-            ttl_ms=ttl_ms,
-            keep_database=keep_database,
+            redis_url=redis_urls[0] if redis_urls else "", more_redis_urls=redis_urls[1:], **options
         )
-        with _bar(console) as bar:
-            task = bar.add_task(f"scenario {scenario}", total=opens if duration_s is None else None)
+        servers = _servers(topology, redis_urls)
+        with warnings_told(console.print), _bar(console) as bar:
+            task = bar.add_task(
+                f"scenario {settings.scenario}", total=None if settings.duration_s else settings.opens
+            )
 
             def show(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            result = asyncio.run(_race(settings, show, console))
+            result = asyncio.run(_race(settings, servers, show, console))
     except (LockguardError, ImportError) as exc:
         raise _Mistake(str(exc)) from exc
     console.print(result_table(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
-    if guard and not result.clean:
+    if settings.guard and not result.clean:
         raise SystemExit(_UNCLEAN)
+
+
+def _servers(topology: str | None, urls: Sequence[str]) -> Topology | None:
+    """The servers to start for the locks, if any."""
+    if topology is not None and urls:
+        raise ConfigurationError(
+            "--topology starts servers, and --redis or LOCKGUARD_REDIS_URL names others; leave one out"
+        )
+    if urls:
+        return None
+    return TopologyName.parse(topology or "single").servers()
 
 
 class _Mistake(click.ClickException):
@@ -180,7 +185,10 @@ def _bar(console: Console) -> Progress:
 
 
 async def _race(
-    settings: RaceSettings, on_progress: Callable[[int, int], None], console: Console
+    settings: RaceSettings,
+    servers: Topology | None,
+    on_progress: Callable[[int, int], None],
+    console: Console,
 ) -> RaceResult:
     """Run it, on embedded servers where no others are given."""
     try:
@@ -188,12 +196,11 @@ async def _race(
     except ImportError as exc:
         raise ConfigurationError(str(exc)) from exc
     async with AsyncExitStack() as stack:
-        if not settings.redis_url:
-            from lockguard.testing import RedisServer  # noqa: PLC0415 - the same
-
-            redis = await stack.enter_async_context(RedisServer())
-            console.print(f"Redis:    {redis.binary}", highlight=False)
-            settings = replace(settings, redis_url=redis.url)
+        if servers is not None and settings.guard:
+            await stack.enter_async_context(servers)
+            first, *more = TopologyName.urls(servers)
+            settings = replace(settings, redis_url=first, more_redis_urls=tuple(more))
+            console.print(f"Redis:    {settings.topology}, {servers.servers[0].binary}", highlight=False)
         if not settings.database_url:
             from lockguard.testing import PostgresServer  # noqa: PLC0415 - the same
 
@@ -213,7 +220,8 @@ def result_table(result: RaceResult) -> Table:
     """What came of a race, for a terminal."""
     settings = result.settings
     guard = "with the guard" if settings.guard else "without the guard"
-    table = Table(title=f"Scenario {settings.scenario}, {settings.processes} processes, {guard}")
+    where = "" if settings.phase == "all" else f", {settings.phase}"
+    table = Table(title=f"Scenario {settings.scenario}{where}, {settings.processes} processes, {guard}")
     table.add_column("what")
     table.add_column("count", justify="right")
     rows: list[tuple[str, int, bool]] = [

@@ -197,8 +197,8 @@ async def _symbols(settings: RaceSettings, control: ControlClient) -> tuple[str,
 async def _reach_redis(settings: RaceSettings) -> None:
     if not settings.guard:
         return
-    async with LockGuard.from_url(settings.redis_url) as guard:
-        where = f"Redis {_without_password(settings.redis_url)}"
+    async with LockGuard.from_urls(settings.redis_urls) as guard:
+        where = f"Redis {', '.join(map(_without_password, settings.redis_urls))}"
         await _patiently(settings, lambda: guard.inspect(_PROBE), where, (AcquireError,))
 
 

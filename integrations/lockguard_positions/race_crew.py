@@ -121,7 +121,8 @@ class Crew:
         """One round: all begin together; when all opens are over, the passes end."""
         total = Report()
         await self._tell_all({"do": "play", "symbols": list(symbols), "seed": seed})
-        await asyncio.gather(*(process.expect("opened") for process in self._processes))
+        opening = await self._meet() if self._crewmen[0].settings.lined_up else self._processes
+        await asyncio.gather(*(process.expect("opened") for process in opening))
         await self._tell_all({"do": "stop"})
         for report in await asyncio.gather(*(process.expect("report") for process in self._processes)):
             total.add(Report(**report))
@@ -132,6 +133,16 @@ class Crew:
         last = self._processes[-1]
         await last.tell({"do": "settle"})
         return Report(**await last.expect("report"))
+
+    async def _meet(self) -> list[_Process]:
+        """Have a whole pass made while all opens wait at their phase; returns who goes on opening."""
+        *openers, syncer = self._processes
+        await syncer.expect("opened")  # it opens nothing
+        await asyncio.gather(*(opener.expect("lined_up") for opener in openers))
+        await syncer.tell({"do": "pass"})
+        await syncer.expect("passed")
+        await asyncio.gather(*(opener.tell({"do": "go"}) for opener in openers))
+        return openers
 
     async def _tell_all(self, message: dict[str, Any]) -> None:
         await asyncio.gather(*(process.tell(message) for process in self._processes))

@@ -47,7 +47,7 @@ class Expiry:
 
     async def __aenter__(self) -> Self:
         if self._settings.expire_leases:
-            guard = await self._stack.enter_async_context(LockGuard.from_url(self._settings.redis_url))
+            guard = await self._stack.enter_async_context(LockGuard.from_urls(self._settings.redis_urls))
             task = asyncio.create_task(self._go_on(guard), name="expiry of leases")
             self._stack.push_async_callback(asyncio.wait, {task})
             self._stack.callback(task.cancel)

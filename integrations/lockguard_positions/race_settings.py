@@ -9,8 +9,10 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 from lockguard.errors import ConfigurationError
 
 __all__ = [
+    "PHASES",
     "SCENARIOS",
     "Crewman",
+    "Phase",
     "RaceResult",
     "RaceSettings",
     "Report",
@@ -21,6 +23,7 @@ __all__ = [
 
 Scenario: TypeAlias = Literal["A", "B", "C", "D", "stress"]
 Role: TypeAlias = Literal["opener", "syncer", "cleaner", "both"]
+Phase: TypeAlias = Literal["all", "random", "before-order", "after-order", "before-stop", "after-stop"]
 
 SCENARIOS: dict[Scenario, str] = {
     "A": "signal and signal: every process opens every symbol at the same moment",
@@ -29,6 +32,17 @@ SCENARIOS: dict[Scenario, str] = {
     "D": "clean-up and signal: one process cleans up what looks incomplete while the others open",
     "stress": "every process opens every symbol at a random moment, and syncs all the time",
 }
+
+PHASES: dict[Phase, str] = {
+    "all": "passes all the time, so that each phase of an open meets some",
+    "random": "a pass now and then, at any moment",
+    "before-order": "the row is there and the entry about to be sent: just before the window opens",
+    "after-order": "the entry is executed, and the row does not say so yet",
+    "before-stop": "the entry has settled, and the stop is about to be sent",
+    "after-stop": "the stop is placed, and the row is not active yet",
+}
+"""When the passes of scenario B are made. At a phase with a place in the flow, every open of a round is held
+there until a whole pass has been made; no other pass is made meanwhile."""
 
 _PROCESSES_MAX = 32
 _OPENS_MAX = 100_000
@@ -41,10 +55,12 @@ class RaceSettings:
     """One race.
 
     Attributes:
-        redis_url: the locks' server; one for tests, as the locks carry real symbols' names.
+        redis_url: where the locks are; for tests only, as the locks carry real symbols' names.
         database_url: a database on a server where a scratch database may be made for the race.
         exchange_url: a local exchange (``lockguard exchange serve``); it is reset.
+        more_redis_urls: further independent servers; with the first, a majority of them decides.
         scenario: one of :data:`SCENARIOS`.
+        phase: one of :data:`PHASES`; of scenario B only.
         guard: with the guard, on the latest schema; or the unguarded flow on the schema of version 1.
         processes: at least two.
         threads: openers in each process. In A, C and stress each of them opens every symbol; in B and D they
@@ -82,24 +98,59 @@ class RaceSettings:
     faults: float = 0.0
     keep_database: bool = False
     connect_s: float = 30.0
+    phase: Phase = "all"
+    more_redis_urls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.scenario not in get_args(Scenario):
             raise ConfigurationError(f"scenario {self.scenario!r} is not one of {', '.join(SCENARIOS)}")
-        if not 2 <= self.processes <= _PROCESSES_MAX:
-            raise ConfigurationError(f"processes={self.processes}: a race needs 2 to {_PROCESSES_MAX}")
-        if not 1 <= self.threads <= _THREADS_MAX:
-            raise ConfigurationError(f"threads={self.threads} must be from 1 to {_THREADS_MAX}")
+        self._check_sizes()
         if self.duration_s is not None and not 0 < self.duration_s <= _DURATION_S_MAX:
             raise ConfigurationError(f"duration={self.duration_s:g} s must be above 0 and at most a day")
         if not 0 <= self.faults <= 1:
             raise ConfigurationError(f"faults={self.faults:g} must be from 0 to 1")
+        self._check_phase()
         if self.expire_leases and not self.guard:
             raise ConfigurationError("without the guard there are no leases to expire; leave one of them out")
-        if not 1 <= self.opens <= _OPENS_MAX:
-            raise ConfigurationError(f"opens={self.opens} must be from 1 to {_OPENS_MAX}")
         if not 0 < self.time_scale <= 10:
             raise ConfigurationError(f"time_scale={self.time_scale} must be above 0 and at most 10")
+
+    def _check_sizes(self) -> None:
+        if not 2 <= self.processes <= _PROCESSES_MAX:
+            raise ConfigurationError(f"processes={self.processes}: a race needs 2 to {_PROCESSES_MAX}")
+        if not 1 <= self.threads <= _THREADS_MAX:
+            raise ConfigurationError(f"threads={self.threads} must be from 1 to {_THREADS_MAX}")
+        if not 1 <= self.opens <= _OPENS_MAX:
+            raise ConfigurationError(f"opens={self.opens} must be from 1 to {_OPENS_MAX}")
+        if self.symbols is not None and self.symbols < 1:
+            raise ConfigurationError(f"symbols={self.symbols} must be at least 1")
+
+    def _check_phase(self) -> None:
+        if self.phase not in PHASES:
+            raise ConfigurationError(f"phase {self.phase!r} is not one of {', '.join(PHASES)}")
+        if self.phase != "all" and self.scenario != "B":
+            raise ConfigurationError(
+                f"phase={self.phase}: passes meet opens at a phase in scenario B only, not in {self.scenario}"
+            )
+
+    @property
+    def redis_urls(self) -> tuple[str, ...]:
+        """Where the locks are, for ``LockGuard.from_urls``."""
+        return (self.redis_url, *self.more_redis_urls)
+
+    @property
+    def topology(self) -> str | None:
+        """How the locks' servers work together, as ``--topology`` has it; ``None`` where nobody locks."""
+        if not self.guard:
+            return None
+        if self.more_redis_urls:
+            return f"redlock:{len(self.redis_urls)}"
+        return self.redis_url.partition("://")[0].partition("+")[2] or "single"
+
+    @property
+    def lined_up(self) -> bool:
+        """Whether the opens of a round are held at a phase until a pass has been made."""
+        return self.phase not in {"all", "random"}
 
     @property
     def openers_per_symbol(self) -> int:
@@ -130,7 +181,9 @@ class Crewman:
     def decode(cls, line: str) -> Crewman:
         """What :meth:`encode` made."""
         data = json.loads(line)
-        return cls(**{**data, "settings": RaceSettings(**data["settings"])})
+        settings = data["settings"]
+        urls = tuple(settings.pop("more_redis_urls"))
+        return cls(**{**data, "settings": RaceSettings(**settings, more_redis_urls=urls)})
 
 
 @dataclass(slots=True)
@@ -246,7 +299,9 @@ class RaceResult:
         median = None if self.open_ms_median is None else round(self.open_ms_median, 1)
         return {
             "scenario": self.settings.scenario,
+            "phase": self.settings.phase,
             "guard": self.settings.guard,
+            "topology": self.settings.topology,
             "processes": self.settings.processes,
             "threads": self.settings.threads,
             "time_scale": self.settings.time_scale,

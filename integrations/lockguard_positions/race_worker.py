@@ -12,139 +12,78 @@ import json
 import os
 import random
 import sys
-from contextlib import AsyncExitStack
-from datetime import timedelta
-from decimal import ROUND_UP, Decimal
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken
+from lockguard import LeaseLost, ResourceBusy, StaleToken
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard_asyncpg import PostgresFence
-from lockguard_ccxt import GuardedExchange, Patience, decimal_of, rules_of
-from lockguard_ccxt.testing import connect
 from lockguard_positions.errors import DuplicatePosition
-from lockguard_positions.events import LogPositions, PositionEvent, WriteRefused
-from lockguard_positions.manager import AtomicPositionManager
-from lockguard_positions.model import AlreadyOpen, Opened
-from lockguard_positions.naive import SETTLEMENT, NaiveManager
-from lockguard_positions.race_imports import import_lean
+from lockguard_positions.naive import SETTLEMENT
+from lockguard_positions.race_bot import Bot, Refusals, set_up
+from lockguard_positions.race_phase import Line
 from lockguard_positions.race_settings import Crewman, Report, Role
-from lockguard_positions.venue import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 __all__ = ["main"]
 
-_EXCHANGE = "binance"
-_STOP_PERCENT = Decimal(2)
-_WORTH = Decimal(60)
-_POOL_MAX = 12
 _PASS_GAP_S = 0.005
+_PASS_GAP_RANDOM_S = 10.0
+"""Between passes that are made now and then, on average and at time scale 1."""
 _SETTLE_GAP_S = 0.1
-_LATE_MS = 1_000
 _SETTLE_S_MAX = 20.0
 _LANES: dict[Role, int] = {"opener": 0, "syncer": 3, "cleaner": 1, "both": 1}
 """How many loops of passes a process runs; several, so that each phase of an open meets one."""
-_INCOMPLETE_AFTER = timedelta(seconds=2)
-"""What the unguarded clean-up takes for dead, at time scale 1."""
-
-
-class _Bot:
-    """The bot of this process, with the guard or without."""
-
-    def __init__(self, crewman: Crewman, client: Any, manager: AtomicPositionManager | NaiveManager) -> None:
-        self._settings = crewman.settings
-        self._client = client
-        self._manager = manager
-        self._prices: dict[str, Decimal] = {}
-        self.settled = False
-
-    async def prepare(self) -> None:
-        """Learn the prices, so that a signal has one."""
-        for symbol, ticker in (await self._client.fetch_tickers()).items():
-            price = decimal_of(ticker.get("last"))
-            if price:
-                self._prices[symbol] = price
-
-    def unified(self, symbol: str) -> str:
-        return str(self._client.market(symbol)["symbol"])
-
-    async def open(self, symbol: str, report: Report) -> None:
-        """One signal."""
-        price = self._prices[symbol]
-        rules = rules_of(self._client, self._client.market(symbol))
-        steps = (
-            max(_WORTH, (rules.cost_min or Decimal(0)) * 2) / price / rules.amount_step
-        ).to_integral_value(ROUND_UP)
-        quantity = steps * rules.amount_step
-        started = SYSTEM_CLOCK.now()
-        if isinstance(self._manager, NaiveManager):
-            naive = await self._manager.open_position_atomic(
-                f"race {symbol}", symbol, "long", quantity, price, _STOP_PERCENT
-            )
-            report.violations += [symbol] if naive.unique_violation else []
-            report.refused += naive.existing
-            done = naive.error is None and not naive.existing
-            report.failed += naive.error is not None
-        else:
-            result = await self._manager.open_position_atomic(
-                f"race {symbol}", symbol, _EXCHANGE, "long", quantity, price, _STOP_PERCENT
-            )
-            done = isinstance(result, Opened)
-            report.refused += isinstance(result, AlreadyOpen)
-            report.failed += not isinstance(result, AlreadyOpen | Opened)
-        if done:
-            report.opened += 1
-            report.open_ms.append((SYSTEM_CLOCK.now() - started) * 1000)
-
-    async def sync(self, report: Report) -> None:
-        """One pass."""
-        report.passes += 1
-        self.settled = False
-        if isinstance(self._manager, NaiveManager):
-            await self._manager.sync_exchange_positions(stop_loss_percent=_STOP_PERCENT)
-            self.settled = True
-        else:
-            passed = await self._manager.sync_exchange_positions(_EXCHANGE)
-            report.skipped += len(passed.skipped)
-            self.settled = passed.settled
-
-    async def clean_up(self, report: Report) -> None:
-        """One clean-up of what looks incomplete."""
-        report.passes += 1
-        if isinstance(self._manager, NaiveManager):
-            await self._manager.clean_up(_INCOMPLETE_AFTER * self._settings.time_scale)
-        else:
-            passed = await self._manager.recover(_EXCHANGE)
-            report.skipped += len(passed.skipped)
 
 
 class _Player:
     """Plays rounds."""
 
-    def __init__(self, crewman: Crewman, bot: _Bot, refusals: _Refusals) -> None:
+    def __init__(self, crewman: Crewman, bot: Bot, refusals: Refusals, line: Line | None) -> None:
         self._crewman = crewman
         self._bot = bot
         self._refusals = refusals
+        self._line = line
+        self._report = Report()
         self.stopping = asyncio.Event()
 
     async def play(self, symbols: list[str], seed: int) -> Report:
         """One round; passes go on until :attr:`stopping` is set."""
         self.stopping.clear()
-        report = Report()
+        report = self._report = Report()
         role = self._crewman.role
         async with asyncio.TaskGroup() as group:
-            for _ in range(_LANES[role]):
+            for lane in range(self._lanes):
                 action = self._bot.clean_up if role == "cleaner" else self._bot.sync
-                group.create_task(self._repeat(action, report))
+                group.create_task(self._repeat(action, report, random.Random(f"{seed}/pass/{lane}")))  # noqa: S311
             if role in {"opener", "both"}:
                 await self._open_all(symbols, seed, report)
             _say({"opened": True})
             await self.stopping.wait()
         return self._with_refusals(report)
+
+    async def make_pass(self) -> None:
+        """One pass for opens that wait at their phase."""
+        await self._tell(self._bot.sync(self._report), self._report)
+        _say({"passed": True})
+
+    def go(self) -> None:
+        """Let the opens go on that wait at their phase."""
+        if self._line is not None:
+            self._line.go()
+
+    @property
+    def _lanes(self) -> int:
+        match self._crewman.settings.phase:
+            case "all":
+                return _LANES[self._crewman.role]
+            case "random":
+                return min(1, _LANES[self._crewman.role])
+            case _:
+                return 0
 
     async def settle(self) -> Report:
         """Passes after all is over, as any bot makes them, until one finds nothing left in doubt."""
@@ -163,6 +102,9 @@ class _Player:
     async def _open_all(self, symbols: list[str], seed: int, report: Report) -> None:
         mine = self._share(symbols)
         async with asyncio.TaskGroup() as group:
+            if self._line is not None:
+                self._line.begin(len(mine))
+                group.create_task(self._line_up(self._line))
             for thread in range(self._threads_per_symbol):
                 delays_s = self._delays_s(len(mine), seed, thread)
                 for symbol, delay_s in zip(mine, delays_s, strict=True):
@@ -198,12 +140,25 @@ class _Player:
     async def _open_one(self, symbol: str, delay_s: float, report: Report) -> None:
         await asyncio.sleep(delay_s)
         await self._tell(self._bot.open(symbol, report), report, symbol)
+        if self._line is not None:
+            self._line.over(symbol)
         _say({"progress": 1})
 
-    async def _repeat(self, action: Callable[[Report], Awaitable[None]], report: Report) -> None:
+    async def _line_up(self, line: Line) -> None:
+        await line.full()
+        _say({"lined_up": True})
+
+    async def _repeat(
+        self, action: Callable[[Report], Awaitable[None]], report: Report, dice: random.Random
+    ) -> None:
+        settings = self._crewman.settings
+        random_s = 2 * _PASS_GAP_RANDOM_S * settings.time_scale
         while not self.stopping.is_set():
+            gap_s = dice.uniform(0, random_s) if settings.phase == "random" else _PASS_GAP_S
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), gap_s)
+                return
             await self._tell(action(report), report)
-            await asyncio.sleep(_PASS_GAP_S)
 
     async def _tell(self, action: Awaitable[None], report: Report, symbol: str = "") -> None:
         """Run it and note how it ended: a race goes on."""
@@ -219,66 +174,15 @@ class _Player:
             report.errors.append(f"{symbol}: {type(exc).__name__}: {exc}"[:300])
 
 
-class _Refusals:
-    """Counts the writes that Postgres refused."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def on(self, event: PositionEvent) -> None:
-        if isinstance(event, WriteRefused):
-            self.count += 1
-
-
-async def _set_up(stack: AsyncExitStack, crewman: Crewman, refusals: _Refusals) -> _Bot:
-    settings = crewman.settings
-    pool = await stack.enter_async_context(
-        asyncpg.create_pool(settings.database_url, min_size=1, max_size=_POOL_MAX)
-    )
-    import_lean("binanceusdm")
-    # What was never sent is certain to be absent the sooner, the shorter the exchange takes late orders.
-    config = {"options": {"recvWindow": _LATE_MS}} if settings.expire_leases or settings.faults else {}
-    client = connect(settings.exchange_url, config=config)
-    stack.push_async_callback(client.close)
-    await client.load_markets()
-    manager: AtomicPositionManager | NaiveManager
-    if settings.guard:
-        fence_pool = await stack.enter_async_context(
-            asyncpg.create_pool(settings.database_url, min_size=1, max_size=_POOL_MAX)
-        )
-        guard = await stack.enter_async_context(
-            LockGuard.from_url(
-                settings.redis_url,
-                fence=PostgresFence(fence_pool),
-                ttl=timedelta(milliseconds=settings.ttl_ms),
-                wait=timedelta(seconds=30),
-            )
-        )
-        exchange = GuardedExchange(
-            client,
-            patience=Patience(search=timedelta(seconds=1), poll=timedelta(milliseconds=50)),
-        )
-        pace = Pace(
-            poll=timedelta(milliseconds=50),
-            grace=timedelta(seconds=10) * settings.time_scale,
-        )
-        manager = AtomicPositionManager(
-            guard, pool, [exchange], pace=pace, observers=[LogPositions(), refusals]
-        )
-    else:
-        manager = NaiveManager(pool, client, time_scale=settings.time_scale)
-    bot = _Bot(crewman, client, manager)
-    await bot.prepare()
-    return bot
-
-
 async def _run() -> None:
     lines: asyncio.Queue[str] = asyncio.Queue()
     listening = asyncio.create_task(_listen(lines))
     crewman = Crewman.decode(await lines.get())
     async with AsyncExitStack() as stack:
-        refusals = _Refusals()
-        player = _Player(crewman, await _set_up(stack, crewman, refusals), refusals)
+        refusals = Refusals()
+        settings = crewman.settings
+        line = Line(settings.phase) if settings.lined_up and crewman.role == "opener" else None
+        player = _Player(crewman, await set_up(stack, crewman, refusals, line), refusals, line)
         _say({"ready": True})
         playing: asyncio.Task[Report] | None = None
         while True:
@@ -286,6 +190,10 @@ async def _run() -> None:
             match command["do"]:
                 case "play":
                     playing = asyncio.create_task(player.play(command["symbols"], command["seed"]))
+                case "pass":
+                    await player.make_pass()
+                case "go":
+                    player.go()
                 case "stop" if playing is not None:
                     player.stopping.set()
                     _say({"report": (await playing).encode()})

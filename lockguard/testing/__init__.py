@@ -16,6 +16,7 @@ from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mo
 from lockguard.testing.postgres_server import PostgresServer
 from lockguard.testing.redis_server import RedisServer
 from lockguard.testing.topologies import ClusterRedis, IndependentRedis, ReplicatedRedis, SentinelRedis
+from lockguard.testing.topology_names import TopologyName
 
 __all__ = [
     "DROP",
@@ -33,6 +34,7 @@ __all__ = [
     "ReplicatedRedis",
     "SentinelRedis",
     "ServerBinary",
+    "TopologyName",
     "find_postgres",
     "find_redis",
     "find_valkey",

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from lockguard import LockGuard
+from lockguard.testing import PostgresServer
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt.testing import DEFAULT_MARKETS, LocalExchange, connect
@@ -98,3 +99,15 @@ async def stage(redis_url: str, database_url: str) -> AsyncIterator[Stage]:
         manager = AtomicPositionManager(guard, pool, [guarded], pace=pace)
         urls = {"redis_url": redis_url, "database_url": database_url, "exchange_url": exchange.url}
         yield Stage(manager, pool, exchange, client, urls)
+
+
+@pytest.fixture
+async def exchange() -> AsyncIterator[LocalExchange]:
+    async with LocalExchange() as running:
+        yield running
+
+
+@pytest.fixture
+def urls(redis_url: str, postgres_server: PostgresServer, exchange: LocalExchange) -> dict[str, str]:
+    """Of the servers of a race."""
+    return {"redis_url": redis_url, "database_url": postgres_server.url, "exchange_url": exchange.url}

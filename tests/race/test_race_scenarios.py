@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,26 +15,11 @@ from click.testing import CliRunner
 
 from lockguard.errors import ConfigurationError
 from lockguard.testing import PostgresServer
-from lockguard_ccxt.testing import LocalExchange
 from lockguard_positions.cli import race
 from lockguard_positions.race import RaceSettings, Scenario, run_race
 
 OPENS = 12
-
-
-@pytest.fixture
-async def exchange() -> AsyncIterator[LocalExchange]:
-    async with LocalExchange() as running:
-        yield running
-
-
-@pytest.fixture
-def urls(redis_url: str, postgres_server: PostgresServer, exchange: LocalExchange) -> dict[str, str]:
-    return {
-        "redis_url": redis_url,
-        "database_url": postgres_server.url,
-        "exchange_url": exchange.url,
-    }
+TOPOLOGIES = "use single, redlock:N with N from 1 to 15, sentinel or cluster"
 
 
 async def test_a_pass_in_the_window_duplicates_most_unguarded_opens(urls: dict[str, str]) -> None:
@@ -181,6 +165,23 @@ def test_the_command_writes_its_result_and_its_exit_code(tmp_path: Path) -> None
         (["--faults", "2"], "faults=2 must be from 0 to 1"),
         (["--threads", "0"], "threads=0 must be from 1 to 100"),
         (["--duration", "-1"], "duration=-1 s must be above 0 and at most a day"),
+        (["--symbols", "0"], "symbols=0 must be at least 1"),
+        (
+            ["--scenario", "A", "--phase", "after-order"],
+            "phase=after-order: passes meet opens at a phase in scenario B only, not in A",
+        ),
+        (
+            ["--topology", "redlock:0"],
+            f"topology 'redlock:0' is not known; {TOPOLOGIES}",
+        ),
+        (
+            ["--topology", "ring"],
+            f"topology 'ring' is not known; {TOPOLOGIES}",
+        ),
+        (
+            ["--topology", "redlock:3", "--redis", "redis://127.0.0.1:9"],
+            "--topology starts servers, and --redis or LOCKGUARD_REDIS_URL names others; leave one out",
+        ),
         (
             ["--no-guard", "--expire-leases"],
             "without the guard there are no leases to expire; leave one of them out",
