@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
-from urllib.parse import urlsplit
 
 try:
     import click
@@ -20,9 +18,9 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg.connecting import connected
 from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
-from lockguard_asyncpg.race import ISOLATIONS, WRITES, RacePlan, native_write, race
+from lockguard_asyncpg.race.command import race_command
 from lockguard_asyncpg.schema import SCHEMA_VERSION, install, schema_sql, schema_version, uninstall
 
 if TYPE_CHECKING:
@@ -31,13 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["fence"]
 
 P = ParamSpec("P")
-_CONNECT_S = 10.0
-
-
-class _Mistake(click.ClickException):
-    """Something that the user can put right."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,47 +58,9 @@ def _connected(body: Callable[P, Awaitable[None]]) -> Callable[..., None]:
     )
     @wraps(body)
     def command(url: str | None, **options: Any) -> None:
-        asyncio.run(_with_connection(url, body, options))
+        connected(url, body, **options)
 
     return command
-
-
-async def _with_connection(
-    url: str | None, body: Callable[..., Awaitable[None]], options: dict[str, Any]
-) -> None:
-    try:
-        conn = await asyncpg.connect(url, timeout=_CONNECT_S)
-    except (*DATABASE_ERRORS, ValueError) as exc:
-        raise _Mistake(f"cannot connect to {_shown(url)}: {_reason(exc)}") from exc
-    try:
-        await body(conn, **options)
-    except ConfigurationError as exc:
-        raise _Mistake(str(exc)) from exc
-    except DATABASE_ERRORS as exc:
-        if meaning_of(exc) is Meaning.CONFIGURATION:
-            raise _Mistake(str(set_up_error(exc))) from exc
-        raise click.ClickException(f"{_shown(url)}: {_reason(exc)}") from exc
-    finally:
-        await conn.close(timeout=_CONNECT_S)
-
-
-def _shown(url: str | None) -> str:
-    """The database for people, without the password."""
-    if url is None:
-        return "the database of the PG* environment variables (or give --url)"
-    try:
-        parts = urlsplit(url)
-        return f"{parts.hostname or 'the local server'}:{parts.port or 5432}{parts.path}"
-    except ValueError:
-        return "the database of --url"
-
-
-def _reason(exc: BaseException) -> str:
-    if isinstance(exc, TimeoutError):
-        return f"no answer within {_CONNECT_S:g} s; check host and port"
-    if isinstance(exc, OSError):
-        return f"{exc.strerror or exc}; check that the server runs there"
-    return str(exc).partition("\n")[0] or type(exc).__name__
 
 
 @fence.command()
@@ -253,42 +206,4 @@ async def unprotect_(conn: asyncpg.Connection[Any], table: str) -> None:
     )
 
 
-@fence.command(name="race")
-@click.option("--writes", default=2_000, show_default=True, type=click.IntRange(1), help="Operations a run.")
-@click.option("--holders", default=12, show_default=True, type=click.IntRange(2, 200))
-@click.option("--seed", default=1, show_default=True, help="Of the holders' random choices.")
-@click.option("--pooler", is_flag=True, help="The URL is a pooler in transaction mode.")
-@click.option("--url", envvar="LOCKGUARD_DATABASE_URL", required=True, help="A database with the schema.")
-def race_(url: str, writes: int, holders: int, seed: int, *, pooler: bool) -> None:
-    """Race against the fence: pauses, killed backends, lost replies; exit code 1 if a stale write got in.
-
-    Makes and drops a schema lockguard_race.
-    """
-    try:
-        sound = asyncio.run(_race(url, RacePlan(writes=writes, holders=holders, seed=seed), pooler=pooler))
-    except ConfigurationError as exc:
-        raise _Mistake(str(exc)) from exc
-    except (*DATABASE_ERRORS, ValueError) as exc:
-        raise _Mistake(f"cannot race on {_shown(url)}: {_reason(exc)}") from exc
-    raise SystemExit(0 if sound else 1)
-
-
-async def _race(url: str, plan: RacePlan, *, pooler: bool) -> bool:
-    sound = True
-    for isolation in ISOLATIONS:
-        for name, write in WRITES.items():
-            if pooler and write is native_write and isolation != ISOLATIONS[0]:
-                continue  # a pooler gives a lone statement the server's default
-            report = await race(url, replace(plan, isolation=isolation), write, pooler=pooler)
-            sound = sound and not report.violations
-            facts = {
-                "isolation": isolation,
-                "write": name,
-                "stale_commits": report.stale_commits,
-                "duplicates": report.duplicates,
-                "lost_writes": report.lost_writes,
-                "told": report.told,
-                **report.counts,
-            }
-            click.echo(json.dumps(facts))
-    return sound
+fence.add_command(race_command)

@@ -32,6 +32,7 @@ _PAUSE_FIRST_S = 0.01
 _PAUSE_MAX_S = 0.2
 # How long a connection may take to give up a cancelled statement before it is thrown away.
 _RELEASE_S = 0.5
+_LEFT_MIN = timedelta(milliseconds=100)
 
 
 class PostgresFence:
@@ -58,13 +59,16 @@ class PostgresFence:
             f"lockguard.seal({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
             f"{text(grant.holder)},{text(grant.operation)},"
         )
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         # The row count of a simple query tells yes from no in one message.
         if_sealed = _Call(f"select from {call}", f") where accepted and token = {number(grant.token)}")
         if await _call(self._pool, if_sealed, resource=grant.resource, within=within) == "SELECT 1":
             return Sealed(grant.token)
         # Rare, and asking again is harmless: it was outrun, or has sealed before with another token.
         answer = _Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
-        accepted, current = await _call(self._pool, answer, resource=grant.resource, within=within)
+        left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
+        accepted, current = await _call(self._pool, answer, resource=grant.resource, within=left)
         return Sealed(Token(current)) if accepted else Outrun(Token(current))
 
     async def close(self, grant: Grant, *, within: timedelta) -> None:
@@ -173,7 +177,7 @@ async def _once(pool: asyncpg.Pool[Any], query: str, *, rows: bool) -> Any:
             if rows:
                 async with conn.transaction():
                     return await conn.fetchrow(query)
-            # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves when
+            # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
             # the server's word that it ends the session was read, and the end of the connection not yet.
             tag = await conn.execute(query)
             clean = True

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +15,38 @@ from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, NotCommitted
 from lockguard_asyncpg.fence import PostgresFence, resolve
-from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Write
+from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Shape, Way
 
 if TYPE_CHECKING:
     import asyncpg
 
     from lockguard.clock import Clock
 
-__all__ = ["Holders"]
+__all__ = ["Holders", "Seen"]
 
 _SEAL_WITHIN = timedelta(seconds=2)
 _RESOLVE_WITHIN = timedelta(seconds=20)
 _OP_ATTEMPTS_MAX = 50
 _WRITES_PER_LEASE_MAX = 6
 _PAUSE_S = 0.004
+_SHAPES = tuple(Shape)
+_READ = """
+select (select n from lockguard_race.state where resource = $1),
+       (select count(*) from lockguard_race.entry where resource = $1 and token < $2)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a holder read when its seal had returned: nothing older may come after it.
+
+    Attributes:
+        n: the resource's counter.
+        entries: how many rows older tokens had inserted for it; newer ones may have come since the seal.
+    """
+
+    n: int
+    entries: int
 
 
 class _Desk:
@@ -57,10 +76,13 @@ class _Desk:
 class Holders:
     """All holders of one race, and what they know of what became of their operations."""
 
-    def __init__(self, pool: asyncpg.Pool[Any], plan: RacePlan, write: Write, clock: Clock) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool[Any], plan: RacePlan, way: Way, clock: Clock, *, alone: bool
+    ) -> None:
         self.pool = pool
         self.plan = plan
-        self.write = write
+        self.way = way
+        self.alone = alone
         self.clock = clock
         self.report = RaceReport()
         self.rng = random.Random(plan.seed)  # noqa: S311 - no secret
@@ -70,7 +92,7 @@ class Holders:
         self.ops = itertools.count(1)
         self.committed: set[int] = set()
         self.refused: set[int] = set()
-        self.seen: dict[tuple[str, int], int] = {}
+        self.seen: dict[tuple[str, int], Seen] = {}
 
     async def _pause(self) -> None:
         """Often nothing, sometimes long enough for several takeovers."""
@@ -86,8 +108,16 @@ class Holders:
             for _ in range(self.rng.randint(1, _WRITES_PER_LEASE_MAX)):
                 if not await self._operate(lease, op) or (op := next(self.ops)) > self.plan.writes:
                     break
-            if self.rng.random() < 0.5:
-                await self._give_back(lease.grant)
+            if self.rng.random() < 0.5 and await self._give_back(lease.grant):
+                await self._write_after_close(lease)
+
+    async def _write_after_close(self, lease: Lease) -> None:
+        """Sometimes go on with a lease that was given back: a task that nobody awaited."""
+        if self.rng.random() < 0.3 and (op := next(self.ops)) <= self.plan.writes:
+            self.report.counts["written after the close"] += 1
+            if await self._operate(lease, op):
+                self.report.stale_commits += 1
+                self.report.tell(f"operation {op} committed after its holder had closed")
 
     async def _take(self, resource: Resource) -> Lease | None:
         grant: Grant | None = self.desk.grant(resource)
@@ -96,8 +126,7 @@ class Holders:
             try:
                 answer = await self.fence.seal(grant, within=_SEAL_WITHIN)
                 if isinstance(answer, Sealed):
-                    seen = await self._read(resource)
-                    self.seen[resource, answer.token] = seen
+                    self.seen[resource, answer.token] = await self._read(resource, answer.token)
                     self.report.counts["seals"] += 1
                     return Lease(grant, deadline=self.clock.now() + 3600, clock=self.clock)
             except (FenceUnavailable, *DATABASE_ERRORS):
@@ -112,31 +141,27 @@ class Holders:
         self.report.counts["seals outrun, stale" if settled is None else "seals outrun, rightful"] += 1
         return settled
 
-    async def _give_back(self, grant: Grant) -> None:
+    async def _give_back(self, grant: Grant) -> bool:
         try:
             await self.fence.close(grant, within=_SEAL_WITHIN)
         except FenceUnavailable:
             self.report.counts["closes failed"] += 1
+            return False
+        return True
 
-    async def _read(self, resource: Resource) -> int:
+    async def _read(self, resource: Resource, token: Token) -> Seen:
         async with self.pool.acquire() as conn, conn.transaction():
-            n = await conn.fetchval("select n from lockguard_race.state where resource = $1", resource)
-        return int(n)
+            row = await conn.fetchrow(_READ, resource, token)
+        assert row is not None
+        return Seen(int(row[0]), int(row[1]))
 
     async def _operate(self, lease: Lease, op: int) -> bool:
         """Try one operation until it is committed or refused; tells whether the lease is still good."""
         for _ in range(_OP_ATTEMPTS_MAX):
-            attempt = Attempt(
-                self.pool,
-                lease,
-                op,
-                self.plan.isolation,
-                self._pause,
-                self.rng.random() < self.plan.lose_share,
-            )
+            attempt = self._attempt(lease, op)
             self.report.counts["attempts"] += 1
             try:
-                await self.write(attempt)
+                await self.way.write(attempt)
             except StaleToken:
                 self.refused.add(op)
                 self.report.counts["refused"] += 1
@@ -154,6 +179,21 @@ class Holders:
         self.report.counts["given up"] += 1
         self.refused.add(op)
         return False
+
+    def _attempt(self, lease: Lease, op: int) -> Attempt:
+        return Attempt(
+            self.pool,
+            lease,
+            op,
+            _SHAPES[op % len(_SHAPES)],
+            self.plan.isolation,
+            self.alone,
+            self._pause,
+            self._count_lost if self.rng.random() < self.plan.lose_share else None,
+        )
+
+    def _count_lost(self) -> None:
+        self.report.counts["replies lost"] += 1
 
     async def _found(self, unknown: CommitUnknown) -> bool:
         while True:

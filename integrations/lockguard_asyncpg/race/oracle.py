@@ -1,12 +1,13 @@
-"""The laws of a race, read off its ledger."""
+"""The laws of a race, read off its tables."""
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import asyncpg
 
@@ -15,48 +16,63 @@ if TYPE_CHECKING:
 
 __all__ = ["judge"]
 
-_TOLD_MAX = 10
 _LEDGER = "select resource, n, token, op from lockguard_race.ledger order by resource, n"
+_ENTRIES = "select resource, token, op from lockguard_race.entry"
 
 
 async def judge(holders: Holders) -> None:
     """Enter each broken law in the report."""
     async with holders.pool.acquire() as conn, conn.transaction():
-        rows = await conn.fetch(_LEDGER)
-    _no_stale_commits(rows, holders)
-    _no_duplicates_and_none_lost(rows, holders)
+        ledger = await conn.fetch(_LEDGER)
+        entries = await conn.fetch(_ENTRIES)
+    _no_stale_update(ledger, holders)
+    _no_stale_insert(entries, holders)
+    _no_duplicates_and_none_lost((row["op"] for row in (*ledger, *entries)), holders)
 
 
-def _no_stale_commits(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
-    last: dict[str, int] = {}
+def _no_stale_update(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
+    last: dict[str, tuple[int, int]] = {}
     for row in rows:
         resource, n, token = row["resource"], row["n"], row["token"]
-        before, read = last.get(resource, 0), holders.seen.get((resource, token))
-        if token < before:
+        n_before, before = last.get(resource, (0, 0))
+        seen = holders.seen.get((resource, token))
+        if n != n_before + 1:
+            _stale(holders.report, f"{resource} n={n}: came after n={n_before}")
+        elif token < before:
             _stale(holders.report, f"{resource} n={n}: token {token} committed after {before}")
-        elif token > before and read != n - 1:
-            _stale(holders.report, f"{resource} n={n}: token {token} had read n={read} as final")
-        last[resource] = max(before, token)
+        elif token > before and (seen is None or seen.n != n_before):
+            _stale(holders.report, f"{resource} n={n}: token {token} had read {seen} as final")
+        last[resource] = (n, max(before, token))
 
 
-def _no_duplicates_and_none_lost(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
-    report, times = holders.report, Counter(row["op"] for row in rows)
+def _no_stale_insert(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
+    tokens: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        tokens[row["resource"]].append(row["token"])
+    for found in tokens.values():
+        found.sort()
+    for (resource, token), seen in holders.seen.items():
+        older = bisect_left(tokens[resource], token)
+        if older != seen.entries:
+            _stale(
+                holders.report,
+                f"{resource}: token {token} had read {seen.entries} entries as final, there are {older}",
+            )
+
+
+def _no_duplicates_and_none_lost(ops: Iterable[int], holders: Holders) -> None:
+    report, times = holders.report, Counter(ops)
     for op in (op for op, count in times.items() if count > 1):
         report.duplicates += 1
-        _tell(report, f"operation {op} committed {times[op]} times")
+        report.tell(f"operation {op} committed {times[op]} times")
     for op in holders.committed - times.keys():
         report.lost_writes += 1
-        _tell(report, f"operation {op} was reported as committed and is not there")
+        report.tell(f"operation {op} was reported as committed and is not there")
     for op in holders.refused & times.keys():
         report.lost_writes += 1
-        _tell(report, f"operation {op} was reported as refused and is there")
+        report.tell(f"operation {op} was reported as refused and is there")
 
 
 def _stale(report: RaceReport, line: str) -> None:
     report.stale_commits += 1
-    _tell(report, line)
-
-
-def _tell(report: RaceReport, line: str) -> None:
-    if len(report.told) < _TOLD_MAX:
-        report.told.append(line)
+    report.tell(line)

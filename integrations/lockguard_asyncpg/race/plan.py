@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from lockguard.lease import Lease
     from lockguard_asyncpg.transaction import Isolation
 
-__all__ = ["Attempt", "RacePlan", "RaceReport", "Write"]
+__all__ = ["Attempt", "RacePlan", "RaceReport", "Shape", "Way", "Write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +43,52 @@ class RacePlan:
 
 @dataclass(slots=True)
 class RaceReport:
-    """What came of it. ``counts`` tells how often each thing happened, ``violations`` what must not have."""
+    """What came of it. ``counts`` tells how often each thing happened, the rest what must not have.
+
+    Attributes:
+        counts: how often each thing happened.
+        stale_commits: writes that came after a successor's seal or after the writer's own close.
+        duplicates: operations that committed twice.
+        lost_writes: operations whose reported end is not what the tables say.
+        stray_errors: what the event loop was told of because nobody else had asked.
+        told: the first of each, in words.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     stale_commits: int = 0
     duplicates: int = 0
     lost_writes: int = 0
+    stray_errors: int = 0
     told: list[str] = field(default_factory=list)
 
     @property
     def violations(self) -> int:
         """How often one of the three laws was broken."""
         return self.stale_commits + self.duplicates + self.lost_writes
+
+    @property
+    def sound(self) -> bool:
+        """Whether no law was broken and nothing went astray."""
+        return not self.violations and not self.stray_errors
+
+    def tell(self, line: str) -> None:
+        """Keep a line for people, one of the first."""
+        if len(self.told) < _TOLD_MAX:
+            self.told.append(line)
+
+
+_TOLD_MAX = 10
+
+
+class Shape(Enum):
+    """What an operation does to its resource."""
+
+    UPDATE = "update"
+    """Raise the counter."""
+    READ = "read"
+    """Read the counter, and later write what follows from it."""
+    INSERT = "insert"
+    """A new row, which no lock on an old one holds back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +99,41 @@ class Attempt:
         pool: where to write.
         lease: what to write under.
         op: the operation's number.
+        shape: what it does.
         isolation: for a transaction.
+        alone: whether a statement without a transaction runs at that isolation.
         pause: to be awaited between the check and the write, and before COMMIT.
-        lose_reply: whether the reply to COMMIT is to be lost.
+        lose_reply: called when the reply to COMMIT is cut off; ``None`` if it is to arrive.
     """
 
     pool: asyncpg.Pool[Any]
     lease: Lease
     op: int
+    shape: Shape
     isolation: Isolation | None
+    alone: bool
     pause: Callable[[], Awaitable[None]]
-    lose_reply: bool
+    lose_reply: Callable[[], None] | None
 
 
 Write: TypeAlias = Callable[[Attempt], Awaitable[None]]
 """How to write; raises as :class:`lockguard_asyncpg.FencedTransaction` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to write, and what it needs.
+
+    Attributes:
+        name: for the report.
+        write: how.
+        fenced: whether the pool carries the leases.
+        protects: whether the tables are protected.
+        transacts: whether it can open a transaction of a given isolation.
+    """
+
+    name: str
+    write: Write
+    fenced: bool = False
+    protects: bool = False
+    transacts: bool = True

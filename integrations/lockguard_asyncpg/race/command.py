@@ -1,0 +1,186 @@
+"""``lockguard fence race``: every way to write, at every isolation level, directly and through a pooler."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg.connecting import Mistake, connected, reason_of, shown
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.race import (
+    ISOLATIONS,
+    PLANTED,
+    PLANTED_ISOLATIONS,
+    WAYS,
+    RacePlan,
+    RaceReport,
+    Way,
+    convict,
+    race,
+)
+from lockguard_asyncpg.schema import install
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from lockguard_asyncpg.transaction import Isolation
+
+__all__ = ["race_command"]
+
+_PLANTED_WRITES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A way to the database."""
+
+    name: str
+    url: str
+    pooler: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One race of the series."""
+
+    route: _Route
+    isolation: Isolation
+    way: Way
+
+
+@click.command(name="race")
+@click.option("--writes", type=click.IntRange(1), help="Operations for each run.  [default: 2000]")
+@click.option(
+    "--total", type=click.IntRange(1), help="Operations for all runs together, instead of --writes."
+)
+@click.option("--holders", default=12, show_default=True, type=click.IntRange(2, 200))
+@click.option("--seed", default=1, show_default=True, help="Of the holders' random choices.")
+@click.option("--embedded", is_flag=True, help="Start a Postgres, and PgBouncer where it is installed.")
+@click.option("--pooler", is_flag=True, help="The URL is a pooler in transaction mode.")
+@click.option(
+    "--planted", is_flag=True, help="Also run checks that look sound and are not: all must be seen."
+)
+@click.option("--url", envvar="LOCKGUARD_DATABASE_URL", help="A database with the schema.")
+def race_command(
+    url: str | None,
+    writes: int | None,
+    total: int | None,
+    holders: int,
+    seed: int,
+    *,
+    embedded: bool,
+    pooler: bool,
+    planted: bool,
+) -> None:
+    """Race against the fence: pauses, killed backends, lost replies.
+
+    Prints a line of JSON for each run and one for all. Exit code 1 if a stale write got in, an operation was
+    done twice or lost, or a planted check was not seen. Makes and drops a schema lockguard_race.
+    """
+    if writes is not None and total is not None:
+        raise click.UsageError("give --writes or --total, not both")
+    if embedded and pooler:
+        raise click.UsageError("--embedded starts its own pooler: leave --pooler out")
+    if not embedded and url is None:
+        raise click.UsageError("give --url (or LOCKGUARD_DATABASE_URL), or --embedded")
+    plan = RacePlan(writes=writes or 2_000, holders=holders, seed=seed)
+    with _routes(None if embedded else url, pooler=pooler) as routes:
+        try:
+            sound = asyncio.run(_series(routes, plan, total=total, planted=planted))
+        except ConfigurationError as exc:
+            raise Mistake(str(exc)) from exc
+        except (*DATABASE_ERRORS, ValueError) as exc:
+            raise Mistake(f"cannot race on {shown(url)}: {reason_of(exc)}") from exc
+    raise SystemExit(0 if sound else 1)
+
+
+@contextmanager
+def _routes(url: str | None, *, pooler: bool) -> Iterator[tuple[_Route, ...]]:
+    if url is not None:
+        yield (_Route("pooler" if pooler else "direct", url, pooler),)
+        return
+    try:
+        from lockguard.testing import PostgresServer  # noqa: PLC0415 - an extra
+        from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer  # noqa: PLC0415 - an extra
+    except ImportError as missing:
+        raise Mistake(str(missing)) from missing
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(PostgresServer(max_connections=200))
+            routes = [_Route("direct", server.url, pooler=False)]
+            if find_pgbouncer() is None:
+                click.echo("PgBouncer is not installed (apt install pgbouncer): directly only", err=True)
+            else:
+                bouncer = stack.enter_context(PgBouncer(server))
+                routes.append(_Route("pooler", bouncer.url, pooler=True))
+        except ConfigurationError as exc:
+            raise Mistake(str(exc)) from exc
+        connected(server.url, _install)
+        yield tuple(routes)
+
+
+async def _install(conn: asyncpg.Connection[Any]) -> None:
+    await install(conn)
+
+
+async def _series(routes: tuple[_Route, ...], plan: RacePlan, *, total: int | None, planted: bool) -> bool:
+    runs = [
+        _Run(route, isolation, way)
+        for route in routes
+        for isolation in ISOLATIONS
+        for way in WAYS
+        # A pooler gives a lone statement the server's default.
+        if way.transacts or not route.pooler or isolation == ISOLATIONS[0]
+    ]
+    if total is not None:
+        plan = replace(plan, writes=-(-total // len(runs)))
+    sound, sums = True, Counter[str]()
+    for run in runs:
+        tried = replace(plan, isolation=run.isolation)
+        report = await race(run.route.url, tried, run.way, pooler=run.route.pooler)
+        facts = _facts(report)
+        click.echo(
+            json.dumps({"route": run.route.name, "isolation": run.isolation, "write": run.way.name, **facts})
+        )
+        sums.update({name: count for name, count in facts.items() if isinstance(count, int)})
+        sound = sound and report.sound
+    click.echo(json.dumps({"all": len(runs), "seed": plan.seed, **sums}))
+    if planted:
+        sound = await _planted(routes[0].url, plan) and sound
+    return sound
+
+
+def _facts(report: RaceReport) -> dict[str, object]:
+    return {
+        "stale_commits": report.stale_commits,
+        "duplicates": report.duplicates,
+        "lost_writes": report.lost_writes,
+        "stray_errors": report.stray_errors,
+        "told": report.told,
+        **dict(sorted(report.counts.items())),
+    }
+
+
+async def _planted(url: str, plan: RacePlan) -> bool:
+    sound = True
+    for isolation in PLANTED_ISOLATIONS:
+        for way in PLANTED:
+            verdict = await convict(url, way, replace(plan, writes=_PLANTED_WRITES, isolation=isolation))
+            facts = {
+                "planted": way.name,
+                "isolation": isolation,
+                "convicted": verdict.convicted,
+                "races": verdict.races,
+                "stale_commits": verdict.report.stale_commits,
+            }
+            click.echo(json.dumps(facts))
+            sound = sound and verdict.convicted
+    return sound

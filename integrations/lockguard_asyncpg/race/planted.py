@@ -1,0 +1,107 @@
+"""Checks that look sound and are not: if the race did not see them, it would prove nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lockguard.errors import StaleToken
+from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Way
+from lockguard_asyncpg.race.running import race
+from lockguard_asyncpg.race.writes import ADD, BUMP
+
+if TYPE_CHECKING:
+    from lockguard_asyncpg.transaction import Isolation
+
+__all__ = ["PLANTED", "PLANTED_ISOLATIONS", "Verdict", "convict"]
+
+_GAP_S = 0.002
+_SEEDS_MAX = 10
+_IN_FORCE = """
+select true from lockguard.fence f where f.resource = $1 and f.token = $2 and f.released_at is null
+"""
+PLANTED_ISOLATIONS: tuple[Isolation, ...] = ("read_committed", "repeatable_read")
+"""At SERIALIZABLE Postgres itself refuses some of them, which is no merit of theirs."""
+
+
+async def _weak(attempt: Attempt, check: str, write: str) -> None:
+    async with attempt.pool.acquire() as conn, conn.transaction(isolation=attempt.isolation):
+        lease = attempt.lease
+        if check and not await conn.fetchval(check, lease.resource, lease.token):
+            raise _refused(attempt)
+        if not check:
+            await attempt.pause()
+        await asyncio.sleep(_GAP_S)  # the gap that a weak check leaves open
+        if await conn.execute(write, lease.resource, lease.token, attempt.op) == "UPDATE 0":
+            raise _refused(attempt)
+        await asyncio.sleep(_GAP_S)  # and the one before its commit
+        await attempt.pause()
+
+
+def _refused(attempt: Attempt) -> StaleToken:
+    lease = attempt.lease
+    return StaleToken("stale", resource=lease.resource, presented=lease.token, current=None)
+
+
+async def where_exists_write(attempt: Attempt) -> None:
+    """The check as a condition of the UPDATE, without a lock."""
+    await _weak(attempt, "", f"{BUMP} and exists ({_IN_FORCE})")
+
+
+async def row_predicate_write(attempt: Attempt) -> None:
+    """Only the row's own token is compared."""
+    await _weak(attempt, "", BUMP + " and coalesce(token, 0) <= $2")
+
+
+async def key_share_write(attempt: Attempt) -> None:
+    """A lock that a seal does not wait for."""
+    await _weak(attempt, _IN_FORCE + " for key share", BUMP)
+
+
+async def select_write(attempt: Attempt) -> None:
+    """Look, then write."""
+    await _weak(attempt, _IN_FORCE, BUMP)
+
+
+async def select_insert(attempt: Attempt) -> None:
+    """Look, then insert: no row of the holder before is in the way."""
+    await _weak(attempt, _IN_FORCE, ADD)
+
+
+PLANTED: tuple[Way, ...] = (
+    Way("where exists", where_exists_write),
+    Way("token <= on the row", row_predicate_write),
+    Way("for key share", key_share_write),
+    Way("select, then update", select_write),
+    Way("select, then insert", select_insert),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one planted check.
+
+    Attributes:
+        report: of the last race; that with the stale commit, if one was seen.
+        races: how many it took.
+    """
+
+    report: RaceReport
+    races: int
+
+    @property
+    def convicted(self) -> bool:
+        """Whether a stale commit was seen."""
+        return self.report.stale_commits > 0
+
+
+async def convict(url: str, way: Way, plan: RacePlan) -> Verdict:
+    """Race with a planted check until a stale commit is seen, or the seeds are used up."""
+    verdict = Verdict(RaceReport(), 0)
+    for seed in range(plan.seed, plan.seed + _SEEDS_MAX):
+        quiet = replace(plan, kill_every=None, lose_share=0, seed=seed)
+        verdict = Verdict(await race(url, quiet, way), verdict.races + 1)
+        if verdict.convicted:
+            break
+    return verdict

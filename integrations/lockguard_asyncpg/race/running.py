@@ -1,0 +1,174 @@
+"""One race: the tables, the holders, who kills backends, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard.errors import ConfigurationError
+from lockguard.lease import new_grant_id
+from lockguard_asyncpg.connection import fenced
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.protection import protect
+from lockguard_asyncpg.race.holders import Holders
+from lockguard_asyncpg.race.oracle import judge
+from lockguard_asyncpg.race.plan import RacePlan, RaceReport, Way
+from lockguard_asyncpg.race.writes import TRANSACTION, LossyConnection
+from lockguard_asyncpg.schema import SCHEMA_VERSION, schema_version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import timedelta
+
+__all__ = ["race"]
+
+_SET_UP = """
+drop schema if exists lockguard_race cascade;
+create schema lockguard_race;
+create table lockguard_race.state (resource text primary key, n bigint not null, token bigint, op bigint);
+create table lockguard_race.ledger (resource text, n bigint, token bigint, op bigint);
+create table lockguard_race.entry (resource text, token bigint, op bigint);
+create index on lockguard_race.entry (resource);
+create function lockguard_race.note() returns trigger language plpgsql as $$
+begin
+  insert into lockguard_race.ledger values (new.resource, new.n, new.token, new.op);
+  return new;
+end $$;
+create trigger note before update on lockguard_race.state for each row execute function lockguard_race.note();
+"""
+_TEAR_DOWN = "drop schema lockguard_race cascade"
+_RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
+_KILL = """
+select count(pg_terminate_backend(pid)) from (
+  select pid from pg_stat_activity
+   where application_name = $1 and pid <> pg_backend_pid() order by random() limit 1
+) victim
+"""
+_PROTECTED = ("lockguard_race.state", "lockguard_race.entry")
+
+
+async def race(
+    url: str,
+    plan: RacePlan,
+    way: Way = TRANSACTION,
+    *,
+    pooler: bool = False,
+    progress: Callable[[int], None] | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> RaceReport:
+    """Run a race on the database at ``url``, in a schema of its own that is dropped before and after.
+
+    Args:
+        url: a database with lockguard's schema, direct or through a pooler.
+        plan: what to run.
+        way: how to write; those of :data:`WAYS` must never break a law, others may show that it is seen.
+        pooler: the URL is a pooler in transaction mode. It has no isolation of its own for a session, so a
+            write that opens no transaction is made at the server's default.
+        progress: called now and then with the number of operations begun.
+        clock: the leases' clock.
+
+    Raises:
+        ConfigurationError: the schema is not installed, or the way cannot be gone there.
+    """
+    alone = not pooler or plan.isolation in (None, "read_committed")
+    if not (alone or way.transacts):
+        raise ConfigurationError(
+            f"{way.name!r} opens no transaction, so it cannot run at {plan.isolation} through a pooler"
+        )
+    name = f"lockguard-race-{new_grant_id()[:8]}"
+    with _strays() as strays:
+        async with _pool(url, plan, way, name, pooler=pooler) as pool:
+            running = Holders(pool, plan, way, clock, alone=alone)
+            await _set_up(pool, running.resources, way)
+            await _run(running, name, progress)
+            await judge(running)
+            await pool.execute(_TEAR_DOWN)
+        del pool
+        gc.collect()  # a future whose error nobody retrieved speaks when it goes
+    running.report.stray_errors = len(strays)
+    for line in strays:
+        running.report.tell(line)
+    return running.report
+
+
+def _pool(url: str, plan: RacePlan, way: Way, name: str, *, pooler: bool) -> asyncpg.Pool[Any]:
+    settings = {"application_name": name}
+    options: dict[str, Any] = {"min_size": 0, "max_size": plan.holders + 4, "server_settings": settings}
+    if pooler:
+        options["statement_cache_size"] = 0
+    elif plan.isolation is not None:
+        settings["default_transaction_isolation"] = plan.isolation.replace("_", " ")
+    pool = asyncpg.create_pool(url, connection_class=LossyConnection, **options)
+    return fenced(pool) if way.fenced else pool
+
+
+async def _run(running: Holders, name: str, progress: Callable[[int], None] | None) -> None:
+    every = running.plan.kill_every
+    helpers = [asyncio.create_task(_kill(running.pool, every, name, running.report))] if every else []
+    if progress is not None:
+        helpers.append(asyncio.create_task(_show(running, progress)))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(running.plan.holders):
+                tasks.create_task(running.holder())
+    finally:
+        for task in helpers:
+            task.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
+
+
+async def _set_up(pool: asyncpg.Pool[Any], resources: Sequence[str], way: Way) -> None:
+    async with pool.acquire() as conn:
+        version = await schema_version(conn)
+        if version == 0:
+            raise ConfigurationError(
+                "there is no lockguard schema in this database: run `lockguard fence install`"
+            )
+        if version < SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"the lockguard schema has version {version}, this library {SCHEMA_VERSION}:"
+                " run `lockguard fence upgrade`"
+            )
+        await conn.execute(_SET_UP)
+        async with conn.transaction():
+            await conn.executemany(_RESOURCE, [(resource,) for resource in resources])
+        if way.protects:
+            for table in _PROTECTED:
+                await protect(conn, table, resource="{resource}")
+
+
+async def _kill(pool: asyncpg.Pool[Any], every: timedelta, name: str, report: RaceReport) -> None:
+    while True:
+        await asyncio.sleep(every.total_seconds())
+        try:
+            async with pool.acquire() as conn, conn.transaction():
+                report.counts["backends killed"] += await conn.fetchval(_KILL, name)
+        except DATABASE_ERRORS:
+            report.counts["kills failed"] += 1
+
+
+async def _show(running: Holders, progress: Callable[[int], None]) -> None:
+    while True:
+        await asyncio.sleep(0.2)
+        progress(min(running.plan.writes, len(running.committed) + len(running.refused)))
+
+
+@contextlib.contextmanager
+def _strays() -> Iterator[list[str]]:
+    """Collect what the event loop is told of because nobody else had asked."""
+    loop, found = asyncio.get_running_loop(), list[str]()
+    before = loop.get_exception_handler()
+
+    def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        found.append(f"{context['message']}: {context.get('exception')!r}")
+
+    loop.set_exception_handler(note)
+    try:
+        yield found
+    finally:
+        loop.set_exception_handler(before)
