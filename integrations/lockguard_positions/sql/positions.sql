@@ -34,6 +34,16 @@ select {columns} from monitoring.positions
  where exchange = $1 and symbol = $2 and status in ('closed', 'rolled_back', 'canceled')
  order by closed_at desc nulls last, id desc limit 1
 
+-- name: opened_by_signal
+select {columns} from monitoring.positions
+ where exchange = $1 and symbol = $2 and signal_id = $3
+ order by id desc limit 1
+
+-- name: closed_for_reason
+select {columns} from monitoring.positions
+ where exchange = $1 and symbol = $2 and exit_reason = $3
+ order by id desc limit 1
+
 -- name: intent_in_doubt
 select {intent_columns} from monitoring.position_intents
  where position_id = $1 and settled_at is null and step = any($2)

@@ -1,0 +1,187 @@
+"""``lockguard bot``: the reference bot as a command.
+
+Exit codes: 0 it was asked to stop, or all signals were decided; 1 something was left undone, or a server did
+not answer at the start; 2 a mistake in the call or the set-up; 130 it was told twice to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+try:
+    import click
+except ImportError as missing:
+    raise ImportError("the commands need click; pip install 'lockguard[cli]'") from missing
+
+from lockguard.errors import ConfigurationError
+from lockguard_positions.bot.logs import log_to_output
+from lockguard_positions.bot.stopping import StopRequest
+from lockguard_positions.bot.wiring import BotSettings, StreamSettings, connect_bot
+from lockguard_positions.bot.worker import Rhythm
+from lockguard_positions.connecting import Urls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["bot"]
+
+_LEFT = 1
+_CLOSING = timedelta(seconds=10)
+"""For what is closed after the work: alerts that wait, connections."""
+
+
+_SECONDS_MAX = 86_400.0
+
+
+def _seconds(name: str, default: float | None, text: str, *, least: float = 0.1) -> Callable[..., Any]:
+    """An option that is a length of time."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: float | None) -> timedelta | None:  # noqa: ARG001
+        return None if value is None else timedelta(seconds=value)
+
+    return click.option(
+        name,
+        type=click.FloatRange(least, _SECONDS_MAX),
+        default=default,
+        callback=read,
+        metavar="SECONDS",
+        help=text if default is None else f"{text}  [default: {default:g}]",
+    )
+
+
+@click.group()
+def bot() -> None:
+    """Trade by signals, any number of processes on the same symbols."""
+
+
+@bot.command()
+@click.option("--redis", envvar="LOCKGUARD_REDIS_URL", metavar="URL", help="[env: LOCKGUARD_REDIS_URL]")
+@click.option(
+    "--database", envvar="LOCKGUARD_DATABASE_URL", metavar="URL", help="[env: LOCKGUARD_DATABASE_URL]"
+)
+@click.option(
+    "--exchange",
+    envvar="LOCKGUARD_EXCHANGE_URL",
+    metavar="URL|NAME",
+    help="A local exchange's URL, or ccxt's name of a real one; its keys come from"
+    " LOCKGUARD_EXCHANGE_API_KEY and LOCKGUARD_EXCHANGE_SECRET.  [env: LOCKGUARD_EXCHANGE_URL]",
+)
+@click.option(
+    "--signals",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="A file of signals, a JSON object a line; - is the standard input. May be repeated.",
+)
+@click.option(
+    "--stream",
+    envvar="LOCKGUARD_STREAM",
+    metavar="KEY",
+    help="A Redis stream of signals.  [env: LOCKGUARD_STREAM]",
+)
+@click.option(
+    "--group", default="lockguard-bots", show_default=True, help="The consumer group that the bots form."
+)
+@click.option(
+    "--stream-redis",
+    envvar="LOCKGUARD_STREAM_REDIS_URL",
+    metavar="URL",
+    help="Where the stream is, if not where the locks are.  [env: LOCKGUARD_STREAM_REDIS_URL]",
+)
+@_seconds("--claim-after", 20, "When a signal that a bot took and did not finish is another one's to take.")
+@_seconds("--max-age", 300, "An open signal that is older is refused, as far as its age is known.")
+@_seconds("--sync-every", 30, "Between two passes over all symbols.")
+@_seconds("--recover-every", 5, "Between two looks for what dead bots left half done.")
+@_seconds("--ttl", 10, "Life of the leases: a dead bot's symbols are free after that.")
+@click.option(
+    "--at-once", type=click.IntRange(1, 100), default=8, show_default=True, help="Signals at the same time."
+)
+@_seconds(
+    "--receive-window",
+    None,
+    "How late the exchange may still take an order; the shorter, the sooner it is known that an order of a"
+    " dead bot was never placed. Binance only.  [default: 10]",
+    least=0.5,
+)
+@_seconds("--connect-within", 30, "How long to wait at the start for servers that do not answer.", least=0)
+@_seconds("--stop-within", 20, "How long running opens may take when the bot is asked to stop.", least=0)
+@click.option(
+    "--alert",
+    "alerts",
+    multiple=True,
+    envvar="LOCKGUARD_ALERT_URLS",
+    metavar="URL",
+    help="Where alerts go, as apprise has it; may be repeated. It holds a password: the environment is safer."
+    "  [env: LOCKGUARD_ALERT_URLS, separated by spaces]",
+)
+@click.option("--once", is_flag=True, help="End when the signals are at their end.")
+@click.option("--json", "as_json", is_flag=True, help="Log JSON, an object a line.")
+def run(*, as_json: bool, **options: Any) -> None:
+    """Carry signals out, keep table and exchange in step, and finish what other bots left.
+
+    A signal has an id, an action (open, close) and a symbol; an open also has a side, a quantity and a stop,
+    which is a price or a percentage. SIGTERM ends the bot when what is running is done; a second one ends it
+    at once.
+    """
+    settings = _settings(**options)
+    log_to_output(as_json=as_json)
+    try:
+        done = asyncio.run(_run(settings))
+    except BaseExceptionGroup as failed:
+        # Loops that run side by side fail side by side; a person needs the first mistake only.
+        mistakes, others = failed.split(ConfigurationError)
+        if others is not None or mistakes is None:
+            raise
+        raise _first(mistakes) from None
+    if not done:
+        raise SystemExit(_LEFT)
+
+
+async def _run(settings: BotSettings) -> bool:
+    with StopRequest(at_last=settings.rhythm.stopped_after + _CLOSING) as stopping:
+        async with AsyncExitStack() as stack:
+            worker = await connect_bot(stack, settings, stopping)
+            return worker is None or await worker.run()
+
+
+def _settings(
+    *,
+    redis: str | None,
+    database: str | None,
+    exchange: str | None,
+    files: tuple[str, ...],
+    stream: str | None,
+    stream_redis: str | None,
+    group: str,
+    claim_after: timedelta,
+    max_age: timedelta,
+    sync_every: timedelta,
+    recover_every: timedelta,
+    stop_within: timedelta,
+    at_once: int,
+    once: bool,
+    alerts: tuple[str, ...],
+    ttl: timedelta,
+    receive_window: timedelta | None,
+    connect_within: timedelta,
+) -> BotSettings:
+    where = stream_redis or redis
+    return BotSettings(
+        urls=Urls(database, exchange, redis),
+        files=files,
+        stream=StreamSettings(where, stream, group, claim_after) if stream and where else None,
+        alerts=alerts,
+        rhythm=Rhythm(sync_every, recover_every, stop_within, at_once, once),
+        ttl=ttl,
+        age_max=max_age,
+        receive_window=receive_window,
+        connect_within=connect_within,
+    )
+
+
+def _first(group: BaseExceptionGroup[ConfigurationError]) -> ConfigurationError:
+    found = group.exceptions[0]
+    return found if isinstance(found, ConfigurationError) else _first(found)

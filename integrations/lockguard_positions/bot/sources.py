@@ -1,0 +1,123 @@
+"""Where signals come from: the port, and files with a signal a line.
+
+A file is read from its beginning each time: what was decided before is known by the signals' ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol, TypeAlias
+
+from lockguard.errors import ConfigurationError
+from lockguard_positions.bot.signals import LINE_BYTES_MAX, BadSignal, Signal, read_line
+from lockguard_positions.bot.stopping import unless_stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["Delivery", "FileSource", "SignalSource", "nothing_to_settle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A signal, as it was delivered once.
+
+    Attributes:
+        where: it came from, for people.
+        signal: it, or why it cannot be read.
+        settle: awaited when it need not be delivered again (``True``), or is left to another delivery.
+    """
+
+    where: str
+    signal: Signal | BadSignal
+    settle: Callable[[bool], Awaitable[None]]
+
+
+class SignalSource(Protocol):
+    """Gives one signal after the other."""
+
+    async def next(self, stopping: asyncio.Event) -> Delivery | None:
+        """The next one; ``None`` when there are no more, or when stopping begins."""
+        ...
+
+
+_Line: TypeAlias = "tuple[int, bytes] | OSError | None"
+
+
+class FileSource:
+    """The lines of a file, a pipe or the standard input (``-``).
+
+    Reading blocks, and a pipe may stay silent for ever: a thread of its own does it, one that the process
+    does not wait for at its end.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._shown = "standard input" if name == "-" else name
+        self._lines: asyncio.Queue[_Line] = asyncio.Queue(1)
+        self._reader: threading.Thread | None = None
+
+    async def next(self, stopping: asyncio.Event) -> Delivery | None:
+        """The next line that is not blank.
+
+        Raises:
+            ConfigurationError: the file cannot be read.
+        """
+        if self._reader is None:
+            self._reader = threading.Thread(
+                target=self._read, args=(asyncio.get_running_loop(),), daemon=True
+            )
+            self._reader.start()
+        while True:
+            found = await unless_stopped(stopping, self._lines.get())
+            if found is None:
+                return None
+            if isinstance(found, OSError):
+                raise ConfigurationError(f"signals {self._shown} cannot be read: {found.strerror}") from found
+            number, line = found
+            if line.strip():
+                where = f"{self._shown} line {number}"
+                return Delivery(where, _parsed(line, where), nothing_to_settle)
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        def hand_over(item: _Line) -> None:
+            asyncio.run_coroutine_threadsafe(self._lines.put(item), loop).result()
+
+        try:
+            # Not sys.stdin: a thread that sleeps in its lock would break the end of the process.
+            with (
+                open(sys.stdin.fileno(), "rb", closefd=False)
+                if self._name == "-"
+                else Path(self._name).open("rb")
+            ) as file:
+                for number, line in enumerate(iter(lambda: _line_of(file), b""), 1):
+                    hand_over((number, line))
+            hand_over(None)
+        except OSError as exc:
+            hand_over(exc)
+        except RuntimeError:
+            return  # the loop has ended
+
+
+def _line_of(file: IO[bytes]) -> bytes:
+    """A line, or its beginning if it is too long to be one; the rest is passed over."""
+    line = file.readline(LINE_BYTES_MAX)
+    rest = line
+    while len(rest) == LINE_BYTES_MAX and not rest.endswith(b"\n"):
+        rest = file.readline(LINE_BYTES_MAX)
+    return line
+
+
+def _parsed(line: bytes, where: str) -> Signal | BadSignal:
+    try:
+        return read_line(line, where=where)
+    except BadSignal as exc:
+        return exc
+
+
+async def nothing_to_settle(decided: bool) -> None:  # noqa: FBT001 - as Delivery has it
+    """A file does not forget."""

@@ -1,0 +1,85 @@
+"""Being asked to stop: the first SIGTERM or SIGINT asks, the second one insists.
+
+Stopping must end, whatever hangs: a last resort ends the process when the time for it is up. What is cut off
+then is what a kill leaves: leases that end by their ttl, and rows that the next bot finishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from datetime import timedelta
+    from types import TracebackType
+    from typing import Any
+
+__all__ = ["StopRequest", "unless_stopped"]
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger("lockguard.bot")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_INSISTED = 130
+_HUNG = 1
+
+
+class StopRequest(asyncio.Event):
+    """Set when the process is asked to stop; a context manager that listens for it.
+
+    Args:
+        at_last: after how long the process is ended, whatever it is doing.
+    """
+
+    def __init__(self, *, at_last: timedelta) -> None:
+        super().__init__()
+        self._at_last = at_last
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._heard, number)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+    def _heard(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self.is_set():
+            _LOG.warning("%s again: ending at once; the next bot finishes what was begun", name)
+            _end(_INSISTED)
+        _LOG.info("%s: taking no more signals, finishing what was begun", name)
+        self.set()
+        asyncio.get_running_loop().call_later(self._at_last.total_seconds(), self._give_up)
+
+    def _give_up(self) -> None:
+        _LOG.error("not stopped within %s: ending at once", self._at_last)
+        _end(_HUNG)
+
+
+async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Await ``work``, and cancel it when stopping begins; ``None`` then."""
+    doing = asyncio.ensure_future(work)
+    asked = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({doing, asked}, return_when=asyncio.FIRST_COMPLETED)
+        return await doing if doing.done() else None
+    finally:
+        asked.cancel()
+        if not doing.done():
+            doing.cancel()
+            await asyncio.wait({doing})
+
+
+def _end(code: int) -> None:
+    logging.shutdown()
+    os._exit(code)

@@ -1,0 +1,226 @@
+"""Signals from a Redis stream, shared by all bots of a consumer group.
+
+Redis hands each entry to one bot, and keeps it until that bot acknowledges it, which is when its signal is
+decided. What a killed bot had taken is claimed by another one once it has been idle for ``claim_after``. An
+entry may thus be carried out by two bots at once, when one is merely slow: the second finds the decision of
+the first. The bots take one entry at a time, as they have a hand free; the rest is there for the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard.errors import ConfigurationError, NodeRefused
+from lockguard_positions.bot.signals import BadSignal, Signal, read_fields
+from lockguard_positions.bot.sources import Delivery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from datetime import timedelta
+
+__all__ = ["StreamSource"]
+
+_Entry: TypeAlias = "tuple[bytes, Mapping[bytes, bytes] | None]"
+
+_LOG = logging.getLogger("lockguard.bot")
+_BLOCK_MS = 500
+_REPLY_S = 5.0
+_PAUSE_S = 1.0
+_NOT_NOW = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
+_SINGLE = ("redis://", "rediss://", "unix://")
+
+
+class StreamSource:
+    """The entries of a stream, as one consumer of a group; made by :meth:`connect`.
+
+    Args:
+        client: of the server that has the stream.
+        key: the stream.
+        group: the consumer group that the bots form.
+        claim_after: an entry that nobody has acknowledged for so long is another bot's to take.
+        follow: wait for entries that come later.
+        clock: measures when to look for what others have left.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        key: str,
+        group: str,
+        *,
+        claim_after: timedelta,
+        follow: bool,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._client = client
+        self._key = key
+        self._group = group
+        self._consumer = f"{socket.gethostname()}:{os.getpid()}"
+        self._claim_after_ms = round(claim_after.total_seconds() * 1000)
+        self._follow = follow
+        self._clock = clock
+        self._look_for_left_at = 0.0
+        self._cursor: bytes | str = "0-0"
+        self._in_hand: set[bytes] = set()
+        self._reachable = True
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, url: str, key: str, group: str, *, claim_after: timedelta, follow: bool
+    ) -> AsyncIterator[StreamSource]:
+        """A source whose stream and group are there.
+
+        Raises:
+            ConfigurationError: the URL, the key or the rights of the user cannot work.
+            NodeRefused: the server does not answer now.
+        """
+        client = _client(url)
+        source = cls(client, key, group, claim_after=claim_after, follow=follow)
+        try:
+            await source._make_group()
+            yield source
+            await source._leave()
+        finally:
+            await client.aclose()
+
+    async def next(self, stopping: asyncio.Event) -> Delivery | None:
+        """The next entry that nobody has in hand."""
+        while not stopping.is_set():
+            try:
+                entry = await self._left_by_others() or await self._new()
+            except _NOT_NOW as exc:
+                await self._wait(exc, stopping)
+                continue
+            except ResponseError as exc:
+                if not str(exc).startswith("NOGROUP"):
+                    raise ConfigurationError(f"stream {self._key!r}: {exc}; check --stream") from exc
+                await self._make_group()  # the server lost its data
+                continue
+            self._reachable = True
+            if entry is not None:
+                return self._delivery(entry)
+            if not self._follow:
+                return None
+        return None
+
+    # --- inside ---
+
+    async def _new(self) -> _Entry | None:
+        found: Any = await self._client.xreadgroup(
+            self._group,
+            self._consumer,
+            {self._key: ">"},
+            count=1,
+            block=_BLOCK_MS if self._follow else None,
+        )
+        return _first(found[0][1]) if found else None
+
+    async def _left_by_others(self) -> _Entry | None:
+        """Claim one entry that has been idle for too long, if it is time to look."""
+        now = self._clock.now()
+        while now >= self._look_for_left_at:
+            self._cursor, entries, *_ = await self._client.xautoclaim(
+                self._key,
+                self._group,
+                self._consumer,
+                min_idle_time=self._claim_after_ms,
+                start_id=self._cursor,
+                count=1,
+            )
+            if self._cursor in (b"0-0", "0-0"):
+                self._look_for_left_at = now + self._claim_after_ms / 4000
+            # Our own, which is slow: claiming it again has told the others that it is being worked on.
+            if entries and entries[0][0] not in self._in_hand:
+                return _first(entries)
+        return None
+
+    def _delivery(self, entry: _Entry) -> Delivery:
+        entry_id, fields = entry
+        name = entry_id.decode()
+        where = f"{self._key} entry {name}"
+        self._in_hand.add(entry_id)
+
+        async def settle(decided: bool) -> None:  # noqa: FBT001 - as Delivery has it
+            try:
+                if decided:
+                    await self._client.xack(self._key, self._group, entry_id)
+            except RedisError as exc:
+                # It will be delivered again, and its decision is known.
+                _LOG.warning("%s was not acknowledged: %s", where, exc)
+            finally:
+                self._in_hand.discard(entry_id)
+
+        signal: Signal | BadSignal
+        try:
+            signal = read_fields(fields or {}, where=where, at_ms=int(name.partition("-")[0]))
+        except BadSignal as exc:
+            signal = exc
+        return Delivery(where, signal, settle)
+
+    async def _make_group(self) -> None:
+        try:
+            await self._client.xgroup_create(self._key, self._group, id="0", mkstream=True)
+        except AuthenticationError as exc:
+            raise ConfigurationError(f"the stream's Redis refused the log-in: {exc}") from exc
+        except _NOT_NOW as exc:
+            raise NodeRefused(f"the stream's Redis does not answer: {exc}", node=self._key) from exc
+        except ResponseError as exc:
+            if not str(exc).startswith("BUSYGROUP"):
+                raise ConfigurationError(
+                    f"stream {self._key!r} cannot be used: {exc}; check --stream, and the rights of the user"
+                ) from exc
+
+    async def _leave(self) -> None:
+        """Take this consumer off the group's list, unless entries of its are for others to claim."""
+        try:
+            mine = await self._client.xpending_range(
+                self._key, self._group, "-", "+", 1, consumername=self._consumer
+            )
+            if not mine:
+                await self._client.xgroup_delconsumer(self._key, self._group, self._consumer)
+        except RedisError as exc:
+            _LOG.warning("consumer %s was left in group %s: %s", self._consumer, self._group, exc)
+
+    async def _wait(self, exc: Exception, stopping: asyncio.Event) -> None:
+        if self._reachable:
+            _LOG.warning("stream %s cannot be read, trying again: %s", self._key, exc)
+        self._reachable = False
+        try:
+            async with asyncio.timeout(_PAUSE_S):
+                await stopping.wait()
+        except TimeoutError:
+            pass
+
+
+def _first(entries: list[tuple[bytes, Mapping[bytes, bytes] | None]]) -> _Entry:
+    return entries[0]
+
+
+def _client(url: str) -> Redis:
+    if not url.startswith(_SINGLE):
+        raise ConfigurationError(
+            "the stream needs the URL of one server, as redis://host:port; give it with --stream-redis"
+        )
+    try:
+        # It sends nothing twice by itself: what it had not heard of might have been executed.
+        pool: Any = ConnectionPool.from_url(
+            url, socket_timeout=_REPLY_S, socket_connect_timeout=_REPLY_S, retry=Retry(NoBackoff(), 0)
+        )
+    except ValueError as exc:
+        raise ConfigurationError(f"the stream's Redis URL cannot be read: {exc}") from exc
+    pool.connection_kwargs["protocol"] = 2  # replies as lists, whatever the URL says
+    return Redis.from_pool(pool)

@@ -1,0 +1,216 @@
+"""What one signal does. This is all that guarding asks of a bot.
+
+The lease of the symbol is taken first. Under it the bot looks whether the signal was decided before, has the
+manager open or close (which enters the same lease again), and writes down what came of it. Whatever kills the
+process in between, the next delivery of the signal finds where it stood.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, assert_never
+
+from lockguard.errors import ConfigurationError
+from lockguard_ccxt import decimal_of
+from lockguard_ccxt.classify import ccxt_errors
+from lockguard_positions.bot.book import Decision, Outcome
+from lockguard_positions.bot.signals import BadSignal, CloseSignal, OpenSignal
+from lockguard_positions.errors import ExchangeUnreadable
+from lockguard_positions.model import NotOpened, Position
+from lockguard_positions.status import PositionStatus
+from lockguard_tenacity import retry_reads
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from lockguard import LockGuard
+    from lockguard_ccxt import GuardedExchange
+    from lockguard_positions.bot.book import SignalBook
+    from lockguard_positions.bot.signals import Signal
+    from lockguard_positions.manager import AtomicPositionManager
+
+__all__ = ["Trader"]
+
+_AHEAD_S_MAX = 60
+_patient_reads = retry_reads(attempts=3)
+
+
+class Trader:
+    """Carries signals out, each once.
+
+    Args:
+        guard: the manager's own.
+        manager: opens and closes.
+        exchange: for names and prices; the manager's own.
+        book: what was decided.
+        age_max: an open that is older is refused, as far as a signal's age is known.
+    """
+
+    def __init__(
+        self,
+        guard: LockGuard,
+        manager: AtomicPositionManager,
+        exchange: GuardedExchange,
+        book: SignalBook,
+        *,
+        age_max: timedelta,
+    ) -> None:
+        self._guard = guard
+        self._manager = manager
+        self._exchange = exchange
+        self._book = book
+        self._age_s_max = age_max.total_seconds()
+
+    def resource(self, signal: Signal) -> str:
+        """What a signal is carried out under.
+
+        Raises:
+            BadSignal: the exchange has no such market.
+        """
+        try:
+            return self._exchange.resource(self._exchange.unified(signal.symbol))
+        except ConfigurationError as exc:
+            raise BadSignal(str(exc)) from None
+
+    async def carry_out(self, signal: Signal) -> Decision:
+        """Decide a signal, unless it was decided before.
+
+        Raises:
+            BadSignal: the exchange has no such market.
+            ResourceBusy: somebody else works on the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; nothing was decided.
+        """
+        resource = self.resource(signal)
+        symbol = resource.partition(":")[2]
+        async with self._guard.hold(resource, operation=f"signal {signal.id}") as lease:
+            decision = await self._book.decided(signal, symbol)
+            if decision is None:
+                decision = await self._decide(signal, symbol)
+                if decision.final:
+                    await self._book.record(lease, signal, symbol, decision)
+            return decision
+
+    async def _decide(self, signal: Signal, symbol: str) -> Decision:
+        match signal:
+            case OpenSignal():
+                return await self._open(signal, symbol)
+            case CloseSignal():
+                return await self._close(signal, symbol)
+            case _:
+                assert_never(signal)
+
+    # --- open ---
+
+    async def _open(self, signal: OpenSignal, symbol: str) -> Decision:
+        row = await self._book.opened_by(signal, symbol)
+        if row is not None and row.status.open and row.status is not PositionStatus.ACTIVE:
+            # Its bot has died on the way: finish, or undo, what it began.
+            await self._manager.ensure_stop(signal.symbol, self._exchange.name)
+            row = await self._book.opened_by(signal, symbol)
+        if row is None or row.status is PositionStatus.CANCELED:  # canceled: certainly never ordered
+            return await self._too_late(signal, symbol) or await self._open_anew(signal)
+        return _of_row(signal, row)
+
+    async def _open_anew(self, signal: OpenSignal) -> Decision:
+        price = await self._price(signal.symbol)
+        try:
+            percent = signal.stop.percent_at(price, signal.side)
+        except BadSignal as exc:
+            return Decision(Outcome.REFUSED, str(exc))
+        result = await self._manager.open_position_atomic(
+            signal.id,
+            signal.symbol,
+            self._exchange.name,
+            signal.side.value,
+            signal.quantity,
+            price,
+            percent,
+        )
+        if isinstance(result, NotOpened):
+            if result.position is None:
+                return Decision(Outcome.REFUSED, result.reason)
+            decision = _of_row(signal, result.position)
+            return replace(decision, details=result.reason)
+        return _of_row(signal, result.position)
+
+    async def _price(self, symbol: str) -> Decimal:
+        try:
+            ticker = await _patient_reads(self._exchange.fetch_ticker)(self._exchange.unified(symbol))
+        except ccxt_errors().BaseError as exc:
+            raise ExchangeUnreadable(f"the exchange gave no price: {type(exc).__name__}: {exc}") from exc
+        price = decimal_of(ticker.get("last"))
+        if not price:
+            raise ExchangeUnreadable(f"the exchange gave no price of {symbol}")
+        return price
+
+    # --- close ---
+
+    async def _close(self, signal: CloseSignal, symbol: str) -> Decision:
+        reason = f"signal {signal.id}"
+        row = await self._book.closed_for(reason, symbol)
+        if row is None:
+            late = await self._too_late(signal, symbol)
+            if late is not None:
+                return late
+            held = await self._manager.store.open_of(self._exchange.name, symbol)
+            if held is not None and signal.side not in (None, held.side):
+                return Decision(Outcome.REFUSED, f"the open position is {held.side.value}", held.id)
+        if row is None or row.status.open:
+            await self._manager.close_position(signal.symbol, self._exchange.name, reason=reason)
+            row = await self._book.closed_for(reason, symbol)
+        if row is None:
+            return Decision(Outcome.NOTHING_OPEN, f"{symbol} has no open position")
+        if row.status.open:
+            return Decision(Outcome.UNDECIDED, row.error_details or "its exit is in doubt", row.id)
+        return Decision(Outcome.CLOSED, f"at {_shown(row.exit_price)}", row.id)
+
+    # --- both ---
+
+    async def _too_late(self, signal: Signal, symbol: str) -> Decision | None:
+        """Why a signal is not begun at all any more; one that was begun is always finished."""
+        if signal.at is None:
+            return None
+        place = await self._book.place(signal, symbol)
+        if place.overtaken_by is not None:
+            return Decision(Outcome.OVERTAKEN, f"the later signal {place.overtaken_by} came first")
+        assert place.age_s is not None
+        if place.age_s < -_AHEAD_S_MAX:
+            return Decision(
+                Outcome.REFUSED, f"at={signal.at.isoformat()} has not come yet; set the sender's clock"
+            )
+        if isinstance(signal, OpenSignal) and place.age_s > self._age_s_max:
+            return Decision(
+                Outcome.REFUSED,
+                f"it is {place.age_s:.0f} s old and --max-age is {self._age_s_max:g} s; give it anew",
+            )
+        return None
+
+
+def _of_row(signal: OpenSignal, row: Position) -> Decision:
+    """What the row that a signal led to says about it."""
+    if row.signal_id != signal.id:
+        told = "" if row.side is signal.side else f" and {row.side.value}"
+        return Decision(Outcome.ALREADY_OPEN, f"it is {row.status.value}{told}; nothing was ordered", row.id)
+    match row.status:
+        case PositionStatus.ACTIVE | PositionStatus.CLOSED:
+            stop = f"stop at {_shown(row.stop_price)}"
+            return Decision(
+                Outcome.OPENED,
+                f"{row.side.value} {_shown(row.quantity)} at {_shown(row.entry_price)}, {stop}",
+                row.id,
+            )
+        case PositionStatus.FAILED | PositionStatus.ROLLED_BACK | PositionStatus.CANCELED:
+            why = row.error_details or row.exit_reason or "no reason was kept"
+            return Decision(Outcome.REFUSED, f"{row.status.value}: {why}", row.id)
+        case PositionStatus.PENDING_ENTRY | PositionStatus.ENTRY_PLACED | PositionStatus.PENDING_SL:
+            why = row.error_details or "an order is in doubt"
+            return Decision(Outcome.UNDECIDED, f"{row.status.value}: {why}", row.id)
+        case _:
+            assert_never(row.status)
+
+
+def _shown(number: Decimal | None) -> str:
+    return "-" if number is None else f"{number.normalize():f}"

@@ -1,0 +1,2 @@
+drop table monitoring.signals;
+drop index monitoring.idx_positions_signal;
