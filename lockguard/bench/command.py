@@ -19,6 +19,7 @@ from lockguard.bench.plot import svg
 from lockguard.bench.run import measure
 from lockguard.bench.table import show
 from lockguard.errors import ConfigurationError
+from lockguard.testing.topology_names import TopologyName, warnings_told
 
 __all__ = ["bench"]
 
@@ -45,21 +46,31 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="Turns of each contender; the figures are medians over them.",
 )
-def bench(peers: str, json_file: Path | None, plot_file: Path | None, rounds: int) -> None:
-    """Measure lockguard, its limits and its peers in one run on a server of its own.
+@click.option(
+    "--topology",
+    default="single",
+    show_default=True,
+    metavar="NAME",
+    help="Which servers to lock in: single, redlock:N, sentinel or cluster.",
+)
+def bench(peers: str, json_file: Path | None, plot_file: Path | None, rounds: int, topology: str) -> None:
+    """Measure lockguard, its limits and its peers in one run on servers of its own.
 
     The limits are the same two script calls without lockguard around them. Trust the ratios within one run
     more than the figures, and run it while the machine has nothing else to do.
     """
-    names = _known(peers)
+    names, where = _known(peers), TopologyName.parse(topology)
     for file in (json_file, plot_file):
         if file is not None and not file.parent.is_dir():
             raise click.BadParameter(f"the directory of {str(file)!r} does not exist; make it first")
     console = Console()
-    with _quiet(), console.status("starting a server") as status:
+    with _quiet(), warnings_told(console.print), console.status("starting servers") as status:
         figures = asyncio.run(
             measure(
-                names, replace(Sizes(), rounds=rounds), progress=lambda what: status.update(f"{what} ...")
+                names,
+                replace(Sizes(), rounds=rounds),
+                progress=lambda what: status.update(f"{what} ..."),
+                topology=where,
             )
         )
     _write(figures, json_file, plot_file)

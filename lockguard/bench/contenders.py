@@ -1,6 +1,7 @@
 """Who competes: lockguard, and the peers that are installed, each as its documentation shows it.
 
-Each holds its lock for ten seconds at most and is used over one client. python-redis-lock is a library for
+Each holds its lock for ten seconds at most and is used over one client. Where the locks are is said by URLs,
+as ``LockGuard.from_urls`` takes them; not every peer can lock everywhere. python-redis-lock is a library for
 threads: alone it runs in the event loop's own thread, which is its best case; together each lock gets one.
 """
 
@@ -8,28 +9,25 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-import redis.asyncio
-
+from lockguard.bench.clients import CANNOT, aio, blocking, coredis_client
 from lockguard.guard import LockGuard
+from lockguard.testing.topology_names import TopologyKind
 
-__all__ = ["PEERS", "Contender", "Lockguard", "contender", "installed_version", "missing"]
+__all__ = ["PEERS", "Contender", "Lockguard", "contender", "installed_version", "left_out", "missing"]
 
 _TTL_S = 10
 
 
 class Contender(ABC):
-    """One lock library over one server."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
+    """One lock library, wherever it keeps its locks."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -59,9 +57,8 @@ class Contender(ABC):
 class Lockguard(Contender):
     """This library, with its defaults."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.guard = LockGuard.from_url(url)
+    def __init__(self, urls: Sequence[str]) -> None:
+        self.guard = LockGuard.from_urls(urls)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -77,9 +74,9 @@ class Lockguard(Contender):
 class RedisPy(Contender):
     """The lock of redis-py's asyncio client; it polls every 0.1 s."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self._client = redis.asyncio.Redis.from_url(url)
+    def __init__(self, urls: Sequence[str]) -> None:
+        (url,) = urls
+        self._client = aio(url)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -89,21 +86,22 @@ class RedisPy(Contender):
 
     def lock(self, resource: str) -> AbstractAsyncContextManager[Any]:
         """``client.lock()``."""
-        return self._client.lock(resource, timeout=_TTL_S)
+        lock: AbstractAsyncContextManager[Any] = self._client.lock(resource, timeout=_TTL_S)
+        return lock
 
 
 class Coredis(Contender):
     """The lock of coredis; it polls every 0.1 s."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self._client: Any = import_module("coredis").Redis.from_url(url)
+    def __init__(self, urls: Sequence[str]) -> None:
+        (url,) = urls
+        self._client, self._first = coredis_client(url)
         self._lock = import_module("coredis.patterns.lock").Lock
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Connected for the length of the body."""
-        async with self._client:
+        async with self._first or nullcontext(), self._client:
             yield
 
     def lock(self, resource: str) -> AbstractAsyncContextManager[Any]:
@@ -112,17 +110,25 @@ class Coredis(Contender):
         return lock
 
 
-class Pottery(RedisPy):
-    """pottery's asyncio Redlock over one server."""
+class Pottery(Contender):
+    """pottery's asyncio Redlock over one server or several."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._clients = [aio(url) for url in urls]
         self._lock = import_module("pottery").AIORedlock
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Connected for the length of the body."""
+        async with AsyncExitStack() as stack:
+            for client in self._clients:
+                await stack.enter_async_context(client)
+            yield
 
     def lock(self, resource: str) -> AbstractAsyncContextManager[Any]:
         """``pottery.AIORedlock``."""
         lock: AbstractAsyncContextManager[Any] = self._lock(
-            key=resource, masters={self._client}, auto_release_time=_TTL_S
+            key=resource, masters=set(self._clients), auto_release_time=_TTL_S
         )
         return lock
 
@@ -130,9 +136,9 @@ class Pottery(RedisPy):
 class PythonRedisLock(Contender):
     """python-redis-lock, for threads; a waiter blocks in BLPOP."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self._client = redis.Redis.from_url(url)
+    def __init__(self, urls: Sequence[str]) -> None:
+        (url,) = urls
+        self._client = blocking(url)
         self._lock = import_module("redis_lock").Lock
         self._threads = ThreadPoolExecutor(max_workers=200)
 
@@ -163,7 +169,7 @@ class PythonRedisLock(Contender):
             yield
 
 
-_KINDS: Mapping[str, type[Contender]] = {
+_KINDS: Mapping[str, Callable[[Sequence[str]], Contender]] = {
     "lockguard": Lockguard,
     "redis-py": RedisPy,
     "coredis": Coredis,
@@ -176,9 +182,16 @@ PEERS = tuple(name for name in _KINDS if name != "lockguard")
 """Whom lockguard can be compared with."""
 
 
-def contender(name: str, url: str) -> Contender:
+def contender(name: str, urls: Sequence[str]) -> Contender:
     """A contender by its name."""
-    return _KINDS[name](url)
+    return _KINDS[name](urls)
+
+
+def left_out(names: Sequence[str], kind: TopologyKind) -> dict[str, str]:
+    """Which of these peers cannot be measured, and why."""
+    why = {name: f"not on {kind}: {reason}" for name, reason in CANNOT[kind].items()}
+    why |= {name: "not installed: pip install 'lockguard[bench]'" for name in names if missing(name)}
+    return {name: why[name] for name in names if name in why}
 
 
 def missing(name: str) -> bool:

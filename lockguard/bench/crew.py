@@ -1,8 +1,8 @@
 """The other processes of a benchmark, and how they are talked to: a line to start, a line as the answer.
 
-``python -m lockguard.bench.crew partner NAME URL RESOURCE``
+``python -m lockguard.bench.crew partner NAME RESOURCE URL...``
     for each line on its input: says "asking", takes the lock, releases it, says at which instant it had it.
-``python -m lockguard.bench.crew waiters URL RESOURCE NUMBER``
+``python -m lockguard.bench.crew waiters RESOURCE NUMBER URL...``
     so many tasks wait for the lock, each releases it at once; then says the tokens and grants that they got.
 
 The instants of two processes can be compared because the clock is the machine's. A process whose input ends
@@ -16,7 +16,8 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
+import warnings
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -97,8 +98,8 @@ def _say(what: Any) -> None:
     sys.stdout.flush()
 
 
-async def _partner(name: str, url: str, resource: str) -> None:
-    partner = contender(name, url)
+async def _partner(name: str, resource: str, urls: Sequence[str]) -> None:
+    partner = contender(name, urls)
     async with partner.opened():
         await partner.cycle_alone(f"{resource}:warm")
         async for _ in _orders():
@@ -108,14 +109,14 @@ async def _partner(name: str, url: str, resource: str) -> None:
             _say(had_at)
 
 
-async def _waiters(url: str, resource: str, number: int) -> None:
+async def _waiters(resource: str, number: int, urls: Sequence[str]) -> None:
     served: list[tuple[int, str]] = []
 
     async def wait() -> None:
         async with guard.hold(resource, wait=_PATIENCE) as lease:
             served.append((lease.token, lease.grant.id))
 
-    async with LockGuard.from_url(url) as guard:
+    async with LockGuard.from_urls(urls) as guard:
         orders = _orders()
         await anext(orders)
         async with asyncio.TaskGroup() as group:
@@ -129,10 +130,11 @@ async def _waiters(url: str, resource: str, number: int) -> None:
 if __name__ == "__main__":
     # Ctrl-C reaches the whole group of processes; the parent ends its crew itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore", UserWarning)  # of an even number of nodes; the parent has told it
     match sys.argv[1:]:
-        case ["partner", name, url, resource]:
-            asyncio.run(_partner(name, url, resource))
-        case ["waiters", url, resource, number]:
-            asyncio.run(_waiters(url, resource, int(number)))
+        case ["partner", name, resource, *urls]:
+            asyncio.run(_partner(name, resource, urls))
+        case ["waiters", resource, number, *urls]:
+            asyncio.run(_waiters(resource, int(number), urls))
         case arguments:
             sys.exit(f"lockguard.bench.crew does not know {arguments}; it is started by lockguard bench")

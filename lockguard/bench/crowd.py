@@ -7,12 +7,10 @@ import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from redis.asyncio import Redis
-
 from lockguard.bench.contenders import Lockguard
 from lockguard.bench.crew import Hand, hired
 from lockguard.bench.figures import Memory, Sizes, Waiters
-from lockguard.bench.monitor import Monitor
+from lockguard.bench.monitor import Keeper, Monitor
 from lockguard.lua import RELEASE
 
 __all__ = ["inversions", "memory", "waiters"]
@@ -23,22 +21,22 @@ _LOOK_EVERY_S = 0.05
 
 
 async def waiters(
-    lockguard: Lockguard, url: str, monitor: Monitor, admin: Redis, sizes: Sizes
+    lockguard: Lockguard, urls: Sequence[str], monitor: Monitor, keepers: Sequence[Keeper], sizes: Sizes
 ) -> tuple[Waiters, float]:
     """Their figures, and the bytes in Redis for each of them."""
     resource = f"bench:crowd:{secrets.token_hex(4)}"
     each = sizes.waiters // sizes.processes
     number = each * sizes.processes
-    before = await _addresses(admin)
+    before = await _clients(keepers)
     async with AsyncExitStack() as stack:
         crew = [
-            await stack.enter_async_context(hired("waiters", url, resource, str(each)))
+            await stack.enter_async_context(hired("waiters", resource, str(each), *urls))
             for _ in range(sizes.processes)
         ]
         async with lockguard.guard.hold(resource):
             queue = await _gathered(lockguard, resource, crew, number)
-            senders = await _addresses(admin) - before
-            bytes_each = await _bytes(admin, f"*{{{resource}}}:[qi]*") / number
+            senders = await _clients(keepers) - before
+            bytes_each = await _bytes(keepers, f"*{{{resource}}}:[qi]*") / number
             await monitor.take()
             await asyncio.sleep(sizes.watch_s)
             quiet = [command for command in await monitor.take() if command.sender in senders]
@@ -54,18 +52,18 @@ async def waiters(
     return figures, bytes_each
 
 
-async def memory(lockguard: Lockguard, admin: Redis, *, bytes_per_waiter: float) -> Memory:
+async def memory(lockguard: Lockguard, keepers: Sequence[Keeper], *, bytes_per_waiter: float) -> Memory:
     """What a lock needs while it is held and afterwards."""
     name = f"bench:memory:{secrets.token_hex(4)}"
     resources = [f"{name}:{number}" for number in range(_LOCKS)]
     pattern = f"*{{{name}:*"
     async with lockguard.guard.hold_many(resources):
-        held = await _bytes(admin, pattern)
-    free = await _bytes(admin, pattern)
+        held = await _bytes(keepers, pattern)
+    free = await _bytes(keepers, pattern)
     for _ in range(_HISTORY_FULL):
         async with lockguard.guard.hold(resources[0]):
             pass
-    full = await _bytes(admin, f"*{{{resources[0]}}}*")
+    full = await _bytes(keepers, f"*{{{resources[0]}}}*")
     return Memory(held / _LOCKS, free / _LOCKS, full, bytes_per_waiter)
 
 
@@ -89,11 +87,15 @@ async def _gathered(lockguard: Lockguard, resource: str, crew: Sequence[Hand], n
     return queue
 
 
-async def _addresses(admin: Redis) -> set[str]:
-    return {client["addr"] for client in await admin.client_list()}
+async def _clients(keepers: Sequence[Keeper]) -> set[str]:
+    return set[str]().union(*[await keeper.clients() for keeper in keepers])
 
 
-async def _bytes(admin: Redis, pattern: str) -> int:
-    keys = [key async for key in admin.scan_iter(pattern, count=1000)]
-    assert keys, pattern
-    return sum([await admin.memory_usage(key, samples=0) or 0 for key in keys])
+async def _bytes(keepers: Sequence[Keeper], pattern: str) -> int:
+    sizes = [
+        await keeper.admin.memory_usage(key, samples=0) or 0
+        for keeper in keepers
+        async for key in keeper.admin.scan_iter(pattern, count=1000)
+    ]
+    assert sizes, pattern
+    return sum(sizes)

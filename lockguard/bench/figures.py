@@ -127,8 +127,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Where and with what it was measured."""
+    """Where and with what it was measured.
 
+    Attributes:
+        topology: as ``--topology`` has it.
+        left_out: peers, and why.
+    """
+
+    topology: str
     server: str
     python: str
     machine: str

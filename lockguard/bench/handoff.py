@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from lockguard.bench.contenders import Contender
@@ -18,12 +18,14 @@ _HELD_S = (0.02, 0.12)
 """At random, so that a waiter who asks every 0.1 s is met at any phase."""
 
 
-async def hand_offs(contenders: Mapping[str, Contender], url: str, sizes: Sizes) -> dict[str, HandOff]:
+async def hand_offs(
+    contenders: Mapping[str, Contender], urls: Sequence[str], sizes: Sizes
+) -> dict[str, HandOff]:
     """By contender; each has its turn in each round."""
     took_ms: dict[str, list[float]] = {name: [] for name in contenders}
     async with AsyncExitStack() as stack:
         partners = {
-            name: await stack.enter_async_context(hired("partner", name, url, f"bench:hand-off:{name}"))
+            name: await stack.enter_async_context(hired("partner", name, f"bench:hand-off:{name}", *urls))
             for name in contenders
         }
         for number in range(sizes.rounds + 1):

@@ -1,5 +1,7 @@
 """What no lock with these scripts can beat: the same two commands, sent by nothing but a socket.
 
+Where several servers keep locks, it is one of them that is asked: none can be faster than that.
+
 The commands are not written down here. They are what the server saw when lockguard locked and unlocked
 once, with the resource and the grant put in anew for each call: so they are the same by construction.
 """
@@ -7,19 +9,22 @@ once, with the resource and the grant put in anew for each call: so they are the
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import hiredis
+from redis.crc import key_slot
 
 from lockguard.bench.contenders import Lockguard
 from lockguard.bench.monitor import Monitor
 from lockguard.lease import new_grant_id
+from lockguard.lua import ACQUIRE, RELEASE
 
 __all__ = ["BareProtocol", "BareSocket", "Recorded", "record"]
 
@@ -53,15 +58,25 @@ def _packed(words: list[str]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The commands of one lock and unlock."""
+    """The commands of one lock and unlock, as one of the servers got them.
 
+    Attributes:
+        port: of that server.
+        slots: it keeps only keys of these slots.
+    """
+
+    port: int
+    slots: range | None
     resource: str
     acquire: tuple[str, ...]
     release: tuple[str, ...]
     grant: str
 
     def on(self, resource: str) -> Calls:
-        """The same commands for another resource."""
+        """The same commands for another resource, whose name is lengthened until this server keeps it."""
+        name, tries = resource, itertools.count()
+        while self.slots is not None and key_slot(resource.encode()) not in self.slots:
+            resource = f"{name}:{next(tries)}"
         acquire, release = (
             [word.replace(self.resource, resource) for word in words]
             for words in (self.acquire, self.release)
@@ -69,8 +84,16 @@ class Recorded:
         return Calls(acquire, release, self.grant)
 
 
-async def record(lockguard: Lockguard, monitor: Monitor) -> tuple[Recorded, int]:
-    """What lockguard sends for one uncontended lock and unlock, and how many commands that is."""
+async def record(
+    lockguard: Lockguard, monitor: Monitor, slots: Mapping[int, range | None]
+) -> tuple[Recorded, int]:
+    """What lockguard sends for one uncontended lock and unlock, and how many commands that is.
+
+    Args:
+        lockguard: it sends them.
+        monitor: sees them.
+        slots: of each server by its port, where it keeps only some.
+    """
     resource = f"bench:recorded:{secrets.token_hex(4)}"
     async with lockguard.lock(resource):
         pass
@@ -78,9 +101,16 @@ async def record(lockguard: Lockguard, monitor: Monitor) -> tuple[Recorded, int]
     async with lockguard.lock(resource):
         pass
     commands = await monitor.take()
-    acquire, release = (command.words for command in commands if command.name == "evalsha")
+    calls = [command for command in commands if command.name == "evalsha"]
+    # Sentinels and replicas talk to the server as well.
+    ours = {command.sender for command in calls}
+    acquire, release = (
+        next(c.words for c in calls if c.port == calls[0].port and script.sha in c.words)
+        for script in (ACQUIRE, RELEASE)
+    )
     grant = next(word for word in acquire if re.fullmatch("[0-9a-f]{32}", word))
-    return Recorded(resource, acquire, release, grant), len(commands)
+    recorded = Recorded(calls[0].port, slots[calls[0].port], resource, acquire, release, grant)
+    return recorded, sum(command.sender in ours for command in commands)
 
 
 class BareSocket:
@@ -96,9 +126,9 @@ class BareSocket:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, recorded: Recorded, host: str, port: int) -> AsyncIterator[BareSocket]:
+    async def opened(cls, recorded: Recorded, host: str) -> AsyncIterator[BareSocket]:
         """Connected for the length of the body."""
-        reader, writer = await asyncio.open_connection(host, port)
+        reader, writer = await asyncio.open_connection(host, recorded.port)
         try:
             yield cls(recorded, reader, writer)
         finally:
@@ -130,10 +160,10 @@ class BareProtocol(asyncio.Protocol):
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, recorded: Recorded, host: str, port: int) -> AsyncIterator[BareProtocol]:
+    async def opened(cls, recorded: Recorded, host: str) -> AsyncIterator[BareProtocol]:
         """Connected for the length of the body."""
         loop = asyncio.get_running_loop()
-        transport, protocol = await loop.create_connection(lambda: cls(recorded), host, port)
+        transport, protocol = await loop.create_connection(lambda: cls(recorded), host, recorded.port)
         try:
             yield protocol
         finally:

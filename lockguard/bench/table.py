@@ -17,7 +17,7 @@ def show(figures: Figures, console: Console) -> None:
     about = figures.about
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     console.print(
-        f"{about.server}, Python {about.python}, {about.machine}, {about.cores} cores,"
+        f"{about.topology}: {about.server}, Python {about.python}, {about.machine}, {about.cores} cores,"
         f" load {about.load_before:.1f} before; {versions}; medians of {about.sizes.rounds} rounds in turns",
         soft_wrap=True,
     )
@@ -27,7 +27,7 @@ def show(figures: Figures, console: Console) -> None:
 
 def _compared(figures: Figures) -> Table:
     sizes = figures.about.sizes
-    table = Table(title="lockguard, its limit and its peers")
+    table = Table(title=f"lockguard, its limit and its peers, {figures.about.topology}")
     table.add_column("")
     table.add_column("lock + unlock, one task", justify="right")
     table.add_column(f"{sizes.tasks} tasks, {sizes.tasks} locks", justify="right")

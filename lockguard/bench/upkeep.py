@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import timedelta
 from types import FrameType
@@ -58,9 +58,10 @@ class _Ticks:
 
 
 class _Writes:
-    """Counts the writes to sockets by this thread's event loop, while it is on."""
+    """Counts the writes of this thread's event loop to these ports, while it is on."""
 
-    def __init__(self) -> None:
+    def __init__(self, ports: Collection[int]) -> None:
+        self._ports = ports
         self.count = 0
 
     def __enter__(self) -> Self:
@@ -73,19 +74,20 @@ class _Writes:
     def _called(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_name == "write" and code.co_filename.endswith("selector_events.py"):
-            self.count += 1
+            peer = frame.f_locals["self"].get_extra_info("peername")
+            self.count += bool(peer) and peer[1] in self._ports
 
 
-async def renewal(url: str, sizes: Sizes) -> Renewal:
-    """Hold many leases and watch them being renewed."""
+async def renewal(urls: Sequence[str], sizes: Sizes, ports: Collection[int]) -> Renewal:
+    """Hold many leases and watch them being renewed, by the servers on ``ports``."""
     ticks = _Ticks()
     ttl = timedelta(milliseconds=sizes.renewal_ttl_ms)
-    async with LockGuard.from_url(url, ttl=ttl, observers=[ticks]) as guard, _all_held(guard, sizes.leases):
+    async with LockGuard.from_urls(urls, ttl=ttl, observers=[ticks]) as guard, _all_held(guard, sizes.leases):
         await ticks.more(1)
         cpu_s, renewals = _cpu_s(), ticks.renewals
         await ticks.more(sizes.ticks)
         per_renewal_s = (_cpu_s() - cpu_s) / (ticks.renewals - renewals)
-        with _Writes() as writes:
+        with _Writes(ports) as writes:
             rounds = await ticks.more(1)
         return Renewal(
             writes_per_tick=writes.count / rounds,
