@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
@@ -86,18 +86,30 @@ async def measure(
             decorator_us=await decorator_us(sizes),
             memory=memory_figures,
             commands_per_call=commands_per_call,
-            about=About(
-                topology=str(topology),
-                server=f"{servers.servers[0].binary.product} {servers.servers[0].version}",
-                python=platform.python_version(),
-                machine=f"{platform.system()} {platform.machine()}",
-                cores=os.cpu_count() or 1,
-                load_before=load_before,
-                versions={name: installed_version(name) for name in (_OURS, "hiredis", *present)},
-                left_out=absent,
-                sizes=sizes,
-            ),
+            about=_about(topology, servers, load_before, present, absent, sizes),
         )
+
+
+def _about(
+    topology: TopologyName,
+    servers: Topology,
+    load_before: float,
+    present: Iterable[str],
+    absent: dict[str, str],
+    sizes: Sizes,
+) -> About:
+    server = servers.servers[0]
+    return About(
+        topology=str(topology),
+        server=f"{server.binary.product} {server.version}",
+        python=platform.python_version(),
+        machine=f"{platform.system()} {platform.machine()}",
+        cores=os.cpu_count() or 1,
+        load_before=load_before,
+        versions={name: installed_version(name) for name in (_OURS, "hiredis", *present)},
+        left_out=absent,
+        sizes=sizes,
+    )
 
 
 def _kept_by(servers: Topology) -> list[RedisServer]:
