@@ -21,7 +21,7 @@ from lockguard.context import current_leases, outlived_lease
 from lockguard.errors import LeaseNotHeld
 from lockguard_asyncpg.claims import Limits, entry_for, next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, stale
-from lockguard_asyncpg.statements import Kind, kind_of
+from lockguard_asyncpg.statements import Kind, ends_in_savepoint, kind_of, read_only_after
 from lockguard_asyncpg.wire import Standing, Wire, is_unfenced, send_plain, standing_of
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
         raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
     leases = leases_here()
     if not leases:
+        standing.claims.clear()  # unread, it may be a ROLLBACK TO that frees the fence's rows
         return await send()
     for lease in leases:
         lease.ensure()
@@ -75,7 +76,9 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
             return await _inside(con, standing, leases, kind, text, send)
         if kind is Kind.ORDINARY:
             return await _alone(con, leases, send, timeout_s)
-        return await send()
+        result = await send()
+        standing.read_only = kind is Kind.BEGIN and read_only_after(text) is True
+        return result
     finally:
         standing.user = None
 
@@ -118,9 +121,16 @@ async def _inside(
             return cast("T", tag)
         case Kind.ROLLBACK:
             standing.claims.clear()
+            result = await send()
+            if not ends_in_savepoint(text):  # with AND CHAIN the next one is open already
+                standing.clear()
+            return result
         case Kind.ORDINARY:
             await present(con, standing, leases)
-        case Kind.BEGIN | Kind.SAVEPOINT | Kind.SETTING:
+        case Kind.SETTING:
+            if read_only_after(text) is False:
+                standing.read_only = False
+        case Kind.BEGIN | Kind.SAVEPOINT:
             pass
     try:
         return await send()

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["Kind", "kind_of"]
+__all__ = ["Kind", "ends_in_savepoint", "kind_of", "read_only_after"]
 
 _QUOTED = re.compile(
     r"""
@@ -46,7 +46,6 @@ _BY_WORD = {
     "START": Kind.BEGIN,
     "COMMIT": Kind.COMMIT,
     "END": Kind.COMMIT,
-    "PREPARE TRANSACTION": Kind.COMMIT,
     "ROLLBACK": Kind.ROLLBACK,
     "ABORT": Kind.ROLLBACK,
     "SAVEPOINT": Kind.SAVEPOINT,
@@ -63,7 +62,7 @@ def kind_of(query: str) -> Kind:
 
     Raises:
         ConfigurationError: several statements in one text, among them one that begins or ends a
-            transaction: what follows it would escape the fence.
+            transaction: what follows it would escape the fence. Or PREPARE TRANSACTION.
     """
     parts = [part for part in _QUOTED.sub(_blanked, query).split(";") if part.strip()]
     kinds = [_kind_of_one(part) for part in parts]
@@ -75,10 +74,28 @@ def kind_of(query: str) -> Kind:
     return kinds[0] if len(kinds) == 1 else Kind.ORDINARY
 
 
+def read_only_after(query: str) -> bool | None:
+    """What BEGIN or SET does to the transaction's access mode, ``None`` if nothing."""
+    words = " ".join(_QUOTED.sub(_blanked, query).upper().split())
+    if "READ WRITE" in words or "TRANSACTION_READ_ONLY" in words:
+        return False
+    return True if "READ ONLY" in words else None
+
+
+def ends_in_savepoint(query: str) -> bool:
+    """Whether a ROLLBACK goes back to a savepoint only."""
+    return "TO" in _QUOTED.sub(_blanked, query).upper().split()
+
+
 def _blanked(found: re.Match[str]) -> str:
     return " " if found.group().startswith(("--", "/*")) else "''"
 
 
 def _kind_of_one(statement: str) -> Kind:
     words = statement.upper().split(maxsplit=2)
+    if words[:2] == ["PREPARE", "TRANSACTION"]:
+        raise ConfigurationError(
+            "PREPARE TRANSACTION under a lease would keep its successor out until somebody ends that"
+            " transaction: COMMIT instead"
+        )
     return _BY_WORD.get(words[0]) or _BY_WORD.get(" ".join(words[:2]), Kind.ORDINARY)

@@ -255,6 +255,7 @@ class Wire:
             if (said := stale(exc)) is not None:  # a deferred trigger speaks only now
                 raise said from exc
             raise
+        standing.clear()  # COMMIT AND CHAIN has opened another transaction, which has presented nothing
         if tag == "ROLLBACK" and entry is not None:
             # The server says so only in the command tag, and asyncpg does not look.
             raise NotCommitted(

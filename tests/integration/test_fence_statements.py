@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         ("start transaction isolation level serializable", Kind.BEGIN),
         ("/* really */ COMMIT", Kind.COMMIT),
         ("end", Kind.COMMIT),
-        ("prepare transaction 'x'", Kind.COMMIT),
         ("prepare p as select 1", Kind.ORDINARY),
         ("rollback to savepoint s", Kind.ROLLBACK),
         ("abort", Kind.ROLLBACK),
@@ -57,6 +56,11 @@ def test_what_a_text_is_to_the_transaction_around_it(query: str, kind: Kind) -> 
 def test_transaction_control_among_other_statements_is_refused(query: str) -> None:
     with pytest.raises(ConfigurationError, match="by themselves"):
         kind_of(query)
+
+
+def test_a_prepared_transaction_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="COMMIT instead"):
+        kind_of("prepare /* it */ transaction 'x'")
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ begin
   select f.* into held from lockguard.fence f where f.resource = p_resource for share;
   if not found then
     perform lockguard.refuse(p_resource, p_token, 'unsealed', held);
-  elsif held.token <> p_token or held.grant_id <> p_grant then
+  elsif held.token is distinct from p_token or held.grant_id is distinct from p_grant then  -- null is no token
     perform lockguard.refuse(p_resource, p_token, 'superseded', held);
   elsif held.released_at is not null then
     perform lockguard.refuse(p_resource, p_token, 'closed', held);

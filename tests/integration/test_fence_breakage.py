@@ -1,0 +1,513 @@
+"""What else people do with a connection and a table: each is either right or refused."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.context import Entry, pop_entry, push_entry
+from lockguard.errors import ConfigurationError, FenceUnavailable, LeaseNotHeld, StaleToken
+from lockguard.guard import LockGuard
+from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard.ports import Sealed
+from lockguard_asyncpg import PostgresFence, create_pool, install, unfenced
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+SOON = timedelta(seconds=5)
+APT, BTC = "APTUSDT", "BTCUSDT"
+SET_UP = """
+create table position (
+  symbol text, leg int default 1, status text default 'active', price numeric default 0, unique (symbol, leg)
+);
+create table fill (id int, symbol text, leg int, foreign key (symbol, leg) references position (symbol, leg)
+  on delete cascade on update cascade);
+create table note (text text);
+select lockguard.protect('position', '{symbol}', '{price}');
+select lockguard.protect('fill', '{symbol}');
+"""
+INSERT = "insert into position (symbol) values ('APTUSDT')"
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
+    async with create_pool(database_url, min_size=0, max_size=5) as pool:
+        async with pool.acquire() as conn:
+            await install(conn)
+            await conn.execute(SET_UP)
+        yield pool
+
+
+async def held(pool: asyncpg.Pool[Any], token: int = 7, resource: str = APT) -> Lease:
+    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
+    with unfenced():
+        assert await PostgresFence(pool).seal(grant, within=SOON) == Sealed(Token(token))
+    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+
+
+@contextmanager
+def under(*leases: Lease) -> Iterator[None]:
+    task = asyncio.current_task()
+    assert task is not None
+    marks = [push_entry(Entry(lease, task, object())) for lease in leases]
+    try:
+        yield
+    finally:
+        for mark in reversed(marks):
+            pop_entry(mark)
+
+
+async def rows(pool: asyncpg.Pool[Any], table: str = "position") -> list[tuple[Any, ...]]:
+    with unfenced():
+        return [tuple(r) for r in await pool.fetch(f"select * from {table} order by 1, 2")]
+
+
+async def refused(pool: asyncpg.Pool[Any], statement: str, state: str = "LG002") -> asyncpg.PostgresError:
+    before = await rows(pool), await rows(pool, "fill")
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        await pool.execute(statement)
+    assert caught.value.sqlstate == state, caught.value
+    assert before == (await rows(pool), await rows(pool, "fill"))
+    return caught.value
+
+
+# Statements of every kind on a protected table
+
+
+CHANGES = [
+    "insert into position (symbol, leg) values ('APTUSDT', 2)",
+    (
+        "insert into position (symbol, leg, status) values ('APTUSDT', 1, 'x')"
+        " on conflict (symbol, leg) do update set status = excluded.status"
+    ),
+    (
+        "merge into position p using (values ('APTUSDT', 1, 'closed')) v (s, l, t) on p.symbol = v.s and p.leg = v.l"
+        " when matched then update set status = v.t when not matched then insert (symbol) values (v.s)"
+    ),
+    "merge into position p using (values ('APTUSDT')) v (s) on p.symbol = v.s when matched then delete",
+    "with gone as (delete from position returning symbol) insert into note select symbol from gone",
+    "update position set status = 'x' from (values (1)) v (n) where v.n = position.leg",
+    "do $$ begin update position set status = 'x'; end $$",
+    "update only position set status = 'x'",
+    "update shown set status = 'x'",
+    "delete from fill",
+    "delete from position",
+    "update position set leg = 9",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_each_kind_of_change_takes_the_lease(pool: asyncpg.Pool[Any], change: str) -> None:
+    await pool.execute("create view shown as select * from position")
+    lease = await held(pool)
+    with under(lease):
+        await pool.execute(INSERT)
+        await pool.execute("insert into fill values (1, 'APTUSDT', 1)")
+    before = await rows(pool), await rows(pool, "fill")
+    await refused(pool, change)
+    with under(lease):
+        await pool.execute(change)
+    assert before != (await rows(pool), await rows(pool, "fill"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_that_touches_no_row_takes_none(pool: asyncpg.Pool[Any], change: str) -> None:
+    if "insert into position" in change or "insert (symbol)" in change or "shown" in change:
+        return
+    await pool.execute(change)
+
+
+async def test_a_statement_over_two_resources_takes_both_leases(pool: asyncpg.Pool[Any]) -> None:
+    apt, btc = await held(pool), await held(pool, 7, BTC)
+    both = "insert into position (symbol) values ('APTUSDT'), ('BTCUSDT')"
+    with under(apt), pytest.raises(StaleToken) as caught:
+        await pool.execute(both)
+    assert caught.value.resource == BTC
+    with under(btc), pytest.raises(StaleToken) as caught:
+        await pool.execute(both)
+    assert caught.value.resource == APT
+    with under(btc, apt):
+        await pool.execute(both)
+        await pool.execute("update position set status = 'x'")
+    await held(pool, 8, BTC)
+    stale = '{"APTUSDT": [7, "%s"], "BTCUSDT": [7, "%s"]}' % (apt.grant.id, btc.grant.id)  # noqa: UP031
+    await refused(pool, f"set local lockguard.leases = '{stale}'; delete from position", "LG001")
+
+
+async def test_prices_of_many_resources_tick_in_one_statement(pool: asyncpg.Pool[Any]) -> None:
+    with under(await held(pool), await held(pool, 7, BTC)):
+        await pool.execute("insert into position (symbol) values ('APTUSDT'), ('BTCUSDT')")
+    tick = "update position p set price = v.price from (values ('APTUSDT', 2), ('BTCUSDT', 3)) v (s, price)"
+    await pool.execute(tick + " where p.symbol = v.s")
+    assert sorted(r[3] for r in await rows(pool)) == [2, 3]
+    # One row among the ticks that changes more than its price.
+    error = await refused(pool, "update position set price = 9, status = case leg when 1 then symbol end")
+    assert "APTUSDT" in str(error)
+    error = await refused(
+        pool, "update position set price = 9, status = case symbol when 'BTCUSDT' then 'x' else status end"
+    )
+    assert "BTCUSDT" in str(error)
+
+
+async def test_rows_that_change_places_are_refused(pool: asyncpg.Pool[Any]) -> None:
+    with under(await held(pool), await held(pool, 7, BTC)):
+        await pool.execute("insert into position (symbol, leg) values ('APTUSDT', 1), ('BTCUSDT', 2)")
+    await refused(
+        pool,
+        "update position set price = 1, symbol = case symbol when 'APTUSDT' then 'BTCUSDT' else 'APTUSDT' end",
+    )
+
+
+async def test_a_copy_takes_the_lease(pool: asyncpg.Pool[Any]) -> None:
+    records = [("APTUSDT", n) for n in range(100)]
+    async with pool.acquire() as conn:
+        with pytest.raises(asyncpg.PostgresError, match="no token for APTUSDT"):
+            await conn.copy_records_to_table("position", records=records, columns=["symbol", "leg"])
+        with under(await held(pool)):
+            await conn.copy_records_to_table("position", records=records, columns=["symbol", "leg"])
+            with pytest.raises(StaleToken):
+                await conn.copy_records_to_table("position", records=[("X", 1)], columns=["symbol", "leg"])
+    assert len(await rows(pool)) == 100
+
+
+async def test_executemany_is_all_or_nothing(pool: asyncpg.Pool[Any]) -> None:
+    insert = "insert into position (symbol, leg) values ($1, $2)"
+    with under(await held(pool)):
+        with pytest.raises(StaleToken) as caught:
+            await pool.executemany(insert, [(APT, 1), (APT, 2), (BTC, 1)])
+        assert caught.value.resource == BTC
+        assert await rows(pool) == []
+        await pool.executemany(insert, [(APT, 1), (APT, 2)])
+    assert len(await rows(pool)) == 2
+
+
+async def test_a_table_that_is_checked_by_statements_cannot_become_a_child(pool: asyncpg.Pool[Any]) -> None:
+    """Its parent's statements would change its rows past its own triggers."""
+    await pool.execute(
+        "create table parent (symbol text); create table parted (like position) partition by list (symbol)"
+    )
+    for attach in (
+        "alter table position inherit parent",
+        "alter table parted attach partition position for values in ('APTUSDT')",
+    ):
+        with pytest.raises(asyncpg.PostgresError, match="zz_lockguard_alone"):
+            await pool.execute(attach)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        (
+            "create table parent (symbol text, status text); create table child () inherits (parent);"
+            " select lockguard.protect('child', '{symbol}')"
+        ),
+        (
+            "create table parent (symbol text, status text) partition by list (symbol);"
+            " create table child partition of parent default; select lockguard.protect('parent', '{symbol}')"
+        ),
+        (
+            "create table parent (symbol text, status text) partition by list (symbol);"
+            " create table child partition of parent default; select lockguard.protect('child', '{symbol}')"
+        ),
+        (
+            "create table parent (symbol text, status text) partition by list (symbol);"
+            " select lockguard.protect('parent', '{symbol}'); create table child partition of parent default"
+        ),
+    ],
+    ids=["inherited", "partitioned", "one partition", "partition added later"],
+)
+async def test_rows_of_children_are_fenced_through_either_table(pool: asyncpg.Pool[Any], make: str) -> None:
+    await pool.execute(make)
+    lease = await held(pool)
+    with under(lease):
+        await pool.execute("insert into child values ('APTUSDT', 'new')")
+    for change in (
+        "update parent set status = 'x'",
+        "update child set status = 'x'",
+        "delete from parent",
+        "delete from child",
+        "insert into child values ('APTUSDT', 'new')",
+    ):
+        await refused(pool, change)
+        transaction_of_one = f"{change}; select 1 / 0"
+        with under(lease), pytest.raises(asyncpg.DivisionByZeroError):
+            await pool.execute(transaction_of_one)
+    assert len(await pool.fetch("select * from parent")) == 1
+
+
+# People who try
+
+
+async def test_the_application_role_cannot_switch_the_protection_off(pool: asyncpg.Pool[Any]) -> None:
+    role = "bot_" + new_grant_id()[:8]
+    await pool.execute(
+        f"create role {role}; grant lockguard_app to {role};"
+        f" grant select, insert, update, delete, truncate on position, fill to {role}"
+    )
+    try:
+        for attempt in (
+            "alter table position disable trigger all",
+            "alter table position disable trigger zz_lockguard_update",
+            "drop trigger zz_lockguard_update on position",
+            "select lockguard.unprotect('position')",
+            "select lockguard.protect('position', '{status}')",
+            "set session_replication_role = replica",
+            "create or replace function lockguard.keep_table() returns trigger language sql as 'select 1'",
+            "select lockguard.maintenance('please')",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await pool.execute(f"set role {role}; {attempt}")
+        await refused(pool, f"set role {role}; {INSERT}")
+        await refused(pool, f"set role {role}; truncate position, fill")
+        lease = await held(pool)
+        with under(lease):
+            await pool.execute(f"set local role {role}; {INSERT}")
+    finally:
+        await pool.execute(f"reset role; drop owned by {role}; drop role {role}")
+    assert len(await rows(pool)) == 1
+
+
+async def test_a_protection_that_was_switched_off_shows(pool: asyncpg.Pool[Any]) -> None:
+    assert {r["enabled"] for r in await pool.fetch("select * from lockguard.protections()")} == {True}
+    await pool.execute("alter table position disable trigger zz_lockguard_update")
+    switched = await pool.fetch("select relation from lockguard.protections() where not enabled")
+    assert [r["relation"] for r in switched] == ['public."position"']
+
+
+@pytest.mark.parametrize("level", ["set", "set local"])
+async def test_somebody_elses_grant_is_worth_what_it_is_worth_to_them(
+    pool: asyncpg.Pool[Any], level: str
+) -> None:
+    """Whoever presents the pair in force writes as its holder, and is shut out together with it."""
+    lease = await held(pool)
+    claim = f'{level} lockguard.leases = \'{{"APTUSDT": [7, "{lease.grant.id}"]}}\''
+    await pool.execute(f"{claim}; {INSERT}")
+    await held(pool, 8)
+    await refused(pool, f"{claim}; delete from position", "LG001")
+    guessed = f'{level} lockguard.leases = \'{{"APTUSDT": [8, "{lease.grant.id}"]}}\''
+    await refused(pool, f"{guessed}; delete from position", "LG001")
+    assert len(await rows(pool)) == 1
+
+
+@pytest.mark.parametrize(
+    "claim",
+    ["nonsense", "[]", "{}", "7", '"x"', '{"APTUSDT": null}', '{"APTUSDT": ["x", "y"]}', '{"APTUSDT": {}}'],
+)
+async def test_a_claim_that_cannot_be_read_is_none(pool: asyncpg.Pool[Any], claim: str) -> None:
+    await held(pool)
+    with pytest.raises(asyncpg.PostgresError):
+        await pool.execute(f"set local lockguard.leases = '{claim}'; {INSERT}")
+    assert await rows(pool) == []
+
+
+@pytest.mark.parametrize(("token", "grant_id"), [("null", "null"), ("7", "null"), ("null", "$1")])
+async def test_null_is_no_token(pool: asyncpg.Pool[Any], token: str, grant_id: str) -> None:
+    lease = await held(pool)
+    grant_id = grant_id.replace("$1", f"'{lease.grant.id}'")
+    await refused(pool, f"select lockguard.check('APTUSDT', {token}, {grant_id})", "LG001")
+
+
+# Connections and transactions
+
+
+async def test_a_statement_prepared_before_the_lease_carries_it(pool: asyncpg.Pool[Any]) -> None:
+    async with pool.acquire() as conn:
+        statement = await conn.prepare("insert into position (symbol, leg) values ('APTUSDT', $1)")
+        with pytest.raises(asyncpg.PostgresError, match="no token"):
+            await statement.fetch(1)
+        first = await held(pool, 7)
+        with under(first):
+            await statement.fetch(1)
+        second = await held(pool, 8)
+        with under(first), pytest.raises(StaleToken):
+            await statement.fetch(2)
+        with under(second):
+            await statement.executemany([(2,), (3,)])
+    assert len(await rows(pool)) == 3
+
+
+async def test_a_connection_held_over_two_leases_carries_the_one_in_force(pool: asyncpg.Pool[Any]) -> None:
+    apt, btc = await held(pool), await held(pool, 7, BTC)
+    async with pool.acquire() as conn:
+        with under(apt):
+            await conn.execute(INSERT)
+        with under(btc):
+            await conn.execute("insert into position (symbol) values ('BTCUSDT')")
+            with pytest.raises(StaleToken):
+                await conn.execute("update position set status = 'x' where symbol = 'APTUSDT'")
+        with pytest.raises(asyncpg.PostgresError, match="no token"):
+            await conn.execute("delete from position")
+
+
+async def test_one_transaction_over_two_leases_carries_both(pool: asyncpg.Pool[Any]) -> None:
+    apt, btc = await held(pool), await held(pool, 7, BTC)
+    async with pool.acquire() as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        with under(apt):
+            await conn.execute(INSERT)
+        with under(btc):
+            await conn.execute("insert into position (symbol) values ('BTCUSDT')")
+        # Neither can be taken over while it is open.
+        for resource in (APT, BTC):
+            grant = Grant(Resource(resource), new_grant_id(), Token(8), "host/2", "", 10_000)
+            with pytest.raises(FenceUnavailable):
+                await PostgresFence(pool).seal(grant, within=timedelta(milliseconds=100))
+        await transaction.commit()
+    assert len(await rows(pool)) == 2
+
+
+async def test_tasks_with_different_leases_share_a_pool(pool: asyncpg.Pool[Any]) -> None:
+    async def bot(symbol: str, other: str) -> None:
+        with under(await held(pool, 7, symbol)):
+            for leg in range(20):
+                await pool.execute("insert into position (symbol, leg) values ($1, $2)", symbol, leg)
+                with pytest.raises(StaleToken) as caught:
+                    await pool.execute("insert into position (symbol, leg) values ($1, $2)", other, 100 + leg)
+                assert (caught.value.resource, caught.value.presented) == (other, None)
+
+    names = [f"S{n}" for n in range(6)]
+    await asyncio.gather(*(bot(a, b) for a, b in zip(names, [*names[1:], names[0]], strict=True)))
+    assert len(await rows(pool)) == 120
+
+
+async def test_a_transaction_that_outlives_its_lease_is_not_committed(
+    pool: asyncpg.Pool[Any], redis_url: str
+) -> None:
+    async with (
+        LockGuard.from_url(redis_url, fence=PostgresFence(pool), ttl=timedelta(seconds=1)) as locks,
+        pool.acquire() as conn,
+    ):
+        async with locks.hold(APT):
+            transaction = conn.transaction()
+            await transaction.start()
+            await conn.execute(INSERT)
+        with pytest.raises((LeaseNotHeld, asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await transaction.commit()
+    assert await rows(pool) == []
+
+
+@pytest.mark.parametrize("chain", ["commit and chain", "rollback and chain"])
+async def test_a_chained_transaction_presents_the_lease_anew(pool: asyncpg.Pool[Any], chain: str) -> None:
+    lease = await held(pool)
+    async with pool.acquire() as conn:
+        with under(lease):
+            await conn.execute("begin")
+            await conn.execute("insert into note values ('first')")
+            await conn.execute(chain)
+            await held(pool, 8)
+            with pytest.raises(StaleToken):
+                await conn.execute("insert into note values ('second')")
+            await conn.execute("rollback")
+    assert len(await pool.fetch("select * from note")) == (1 if chain.startswith("commit") else 0)
+
+
+async def test_an_unfenced_rollback_to_a_savepoint_is_noticed(pool: asyncpg.Pool[Any]) -> None:
+    async with pool.acquire() as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        await conn.execute("savepoint s")
+        with under(await held(pool)):
+            await conn.execute("insert into note values ('first')")
+            with unfenced():
+                await conn.execute("rollback to s")
+            await held(pool, 8)
+            with pytest.raises(StaleToken):
+                await conn.execute("insert into note values ('second')")
+        await transaction.rollback()
+
+
+async def test_nested_transactions_keep_what_was_not_rolled_back(pool: asyncpg.Pool[Any]) -> None:
+    with under(await held(pool)):
+        async with pool.acquire() as conn, conn.transaction():
+            await conn.execute(INSERT)
+            with pytest.raises(ZeroDivisionError):
+                async with conn.transaction():
+                    await conn.execute("delete from position")
+                    raise ZeroDivisionError
+            async with conn.transaction():
+                async with conn.transaction():
+                    await conn.execute("update position set leg = 2")
+    assert [r[1] for r in await rows(pool)] == [2]
+
+
+@pytest.mark.parametrize(
+    "begin", ["begin read only", "start transaction read only, isolation level serializable"]
+)
+async def test_a_read_only_transaction_begun_as_text_may_read(pool: asyncpg.Pool[Any], begin: str) -> None:
+    with under(await held(pool)):
+        async with pool.acquire() as conn:
+            await conn.execute(begin)
+            assert await conn.fetchval("select count(*) from position") == 0
+            await conn.execute("commit")
+
+
+async def test_a_read_only_transaction_that_turns_to_writing_presents_the_lease(
+    pool: asyncpg.Pool[Any],
+) -> None:
+    stale = await held(pool)
+    await held(pool, 8)
+    async with pool.acquire() as conn:
+        with under(stale):
+            transaction = conn.transaction(readonly=True)
+            await transaction.start()
+            await conn.execute("set transaction read write")
+            with pytest.raises(StaleToken):
+                await conn.execute("insert into note values ('x')")
+            await transaction.rollback()
+
+
+async def test_a_cursor_over_a_change_is_refused_before_its_first_row(pool: asyncpg.Pool[Any]) -> None:
+    stale = await held(pool)
+    async with pool.acquire() as conn:
+        with under(stale):
+            async with conn.transaction():
+                cursor = await conn.cursor(INSERT + " returning symbol")
+                assert (
+                    await cursor.fetchval() == APT if hasattr(cursor, "fetchval") else await cursor.fetchrow()
+                )
+        await held(pool, 8)
+        with under(stale), pytest.raises(StaleToken):
+            async with conn.transaction():
+                await conn.cursor("delete from position returning symbol")
+    assert len(await rows(pool)) == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "do $$ begin insert into note values ('a'); commit; insert into note values ('b'); end $$",
+        "call writes()",
+    ],
+)
+async def test_a_routine_that_commits_by_itself_is_refused_under_a_lease(
+    pool: asyncpg.Pool[Any], statement: str
+) -> None:
+    await pool.execute(
+        "create procedure writes() language plpgsql as "
+        "$$ begin insert into note values ('a'); commit; insert into note values ('b'); end $$"
+    )
+    with under(await held(pool)), pytest.raises(asyncpg.InvalidTransactionTerminationError):
+        await pool.execute(statement)
+    assert await pool.fetch("select * from note") == []
+
+
+@pytest.mark.parametrize("text", ["prepare transaction 'x'", "begin; prepare transaction 'x'"])
+async def test_a_prepared_transaction_is_refused_under_a_lease(pool: asyncpg.Pool[Any], text: str) -> None:
+    with under(await held(pool)), pytest.raises(ConfigurationError, match="COMMIT"):
+        await pool.execute(text)
+
+
+async def test_listen_as_text_works_under_a_lease(pool: asyncpg.Pool[Any]) -> None:
+    async with pool.acquire() as conn:
+        with under(await held(pool)):
+            await conn.execute("listen news")
+            await conn.execute("notify news, 'x'")
+            assert await conn.fetchval("select pg_listening_channels()") == "news"
