@@ -88,8 +88,9 @@ CHANGES = [
         " on conflict (symbol, leg) do update set status = excluded.status"
     ),
     (
-        "merge into position p using (values ('APTUSDT', 1, 'closed')) v (s, l, t) on p.symbol = v.s and p.leg = v.l"
-        " when matched then update set status = v.t when not matched then insert (symbol) values (v.s)"
+        "merge into position p using (values ('APTUSDT', 1, 'closed')) v (s, l, t)"
+        " on p.symbol = v.s and p.leg = v.l when matched then update set status = v.t"
+        " when not matched then insert (symbol) values (v.s)"
     ),
     "merge into position p using (values ('APTUSDT')) v (s) on p.symbol = v.s when matched then delete",
     "with gone as (delete from position returning symbol) insert into note select symbol from gone",
@@ -161,7 +162,7 @@ async def test_rows_that_change_places_are_refused(pool: asyncpg.Pool[Any]) -> N
         await pool.execute("insert into position (symbol, leg) values ('APTUSDT', 1), ('BTCUSDT', 2)")
     await refused(
         pool,
-        "update position set price = 1, symbol = case symbol when 'APTUSDT' then 'BTCUSDT' else 'APTUSDT' end",
+        "update position set price = 1, symbol = case leg when 1 then 'BTCUSDT' else 'APTUSDT' end",
     )
 
 
