@@ -6,7 +6,7 @@
 -- KEYS[4] inboxes   sorted set: member <inbox>, score when it was last heard of, in ms
 -- KEYS[5] next      string: the grant that the free lock is reserved for
 -- KEYS[6] tenure    string: exists from a grant with a lock delay until that delay is over
--- KEYS[7] history   stream, capped
+-- KEYS[7] history   list of lines for people, newest first, cut here: "<time_us> <event> <facts>"
 -- KEYS[8] member    hash, only where several independent nodes decide together; see admit.lua
 --
 -- ARGV[1] grant     32 hex digits
@@ -26,19 +26,21 @@
 --   {2, holder, operation, token, age_ms, retry_after_ms}                 busy, and the queue is full
 --   {3, quiet_ms}      free, but this node may have lost what it knew: no vote. 0: not admitted yet
 --
--- Tokens are formatted with %.0f: tostring() would print 1.795e+15.
+-- Commands and replies take numbers up to 2^53 as they are. Only text needs %.0f: tostring() and .. would make
+-- 1.795e+15 of a token.
 
 local QUEUE_MAX = 10000        -- waiters per resource
 local RESERVED_MS = 500        -- how long a woken waiter has to come
 local SILENT_MS = 2500         -- a process not heard of for this long is passed over
 local QUEUE_TTL_MS = 60000     -- a queue that nobody asks about is dropped
 local FLOOR_TTL_MS = 604800000 -- may expire: the next token is at least the time in microseconds
-local HISTORY_MAX = 100
+local HISTORY_MAX = 200        -- lines; a grant and its end are two
+local HISTORY_SPARE = 20       -- so many more before it is cut, because cutting takes time
 
 local grant, ttl_ms, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[5]
 local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now_us = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now_us / 1000)
 local member = grant .. ' ' .. inbox
 
 -- The usual case in one look: nobody has it, nobody waits, it is neither reserved nor closed.
@@ -46,11 +48,10 @@ local untouched = redis.call('EXISTS', KEYS[1], KEYS[3], KEYS[5], KEYS[6]) == 0
 
 local function grant_it()
   local token = math.max(now_us, (tonumber(redis.call('GET', KEYS[2])) or 0) + 1, tonumber(ARGV[8] or 0))
-  local text = string.format('%.0f', token)
-  redis.call('HSET', KEYS[1], 'grant', grant, 'token', text, 'holder', ARGV[3], 'operation', ARGV[4],
-    'acquired_at_ms', string.format('%.0f', now_ms), 'ttl_ms', ARGV[2], 'renewals', '0')
+  redis.call('HSET', KEYS[1], 'grant', grant, 'token', token, 'holder', ARGV[3], 'operation', ARGV[4],
+    'acquired_at_ms', now_ms, 'ttl_ms', ARGV[2], 'renewals', '0')
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
-  redis.call('SET', KEYS[2], text, 'PX', FLOOR_TTL_MS)
+  redis.call('SET', KEYS[2], token, 'PX', FLOOR_TTL_MS)
   if not untouched then
     redis.call('DEL', KEYS[5])
     redis.call('ZREM', KEYS[3], member)
@@ -59,14 +60,14 @@ local function grant_it()
   if delay > 0 then
     redis.call('SET', KEYS[6], ARGV[7], 'PX', ttl_ms + delay)
   end
-  local last = redis.pcall('XREVRANGE', KEYS[7], '+', '-', 'COUNT', 1)
-  if last[1] and (last[1][2][2] == 'granted' or last[1][2][2] == 'rejoined') then
-    redis.pcall('XADD', KEYS[7], 'MAXLEN', HISTORY_MAX, '*', 'event', 'expired', 'grant', last[1][2][4])
+  local line = string.format('%.0f granted token=%.0f grant=%s holder=%s operation=%s', now_us, token, grant,
+    ARGV[3], ARGV[4])
+  local lines = redis.pcall('LPUSH', KEYS[7], line)
+  if (tonumber(lines) or 0) > HISTORY_MAX + HISTORY_SPARE then
+    redis.pcall('LTRIM', KEYS[7], 0, HISTORY_MAX - 1)
   end
-  redis.pcall('XADD', KEYS[7], 'MAXLEN', HISTORY_MAX, '*', 'event', 'granted', 'grant', grant,
-    'token', text, 'holder', ARGV[3], 'operation', ARGV[4])
   redis.pcall('PEXPIRE', KEYS[7], FLOOR_TTL_MS)
-  return {1, text, string.format('%.0f', now_us)}
+  return {1, token, now_us}
 end
 
 local function busy(held, retry_after_ms)
@@ -109,7 +110,7 @@ if not untouched then
 end
 if held[1] == grant then
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
-  return {1, held[4], '0'}
+  return {1, held[4], 0}
 end
 if held[1] then
   return busy(held, redis.call('PTTL', KEYS[1]))

@@ -11,7 +11,6 @@
 -- Returns {grant, holder, floor}: who held it ("" and "" if nobody did) and the floor in force.
 
 local FLOOR_TTL_MS = 604800000
-local HISTORY_MAX = 100
 
 local held = redis.call('HMGET', KEYS[1], 'grant', 'holder')
 local floor = math.max(tonumber(redis.call('GET', KEYS[2])) or 0, tonumber(ARGV[3]))
@@ -26,8 +25,9 @@ else
     redis.call('SET', KEYS[2], text, 'PX', FLOOR_TTL_MS)
   end
   if held[1] then
-    redis.pcall('XADD', KEYS[4], 'MAXLEN', HISTORY_MAX, '*', 'event', 'broken', 'grant', held[1],
-      'reason', ARGV[2])
+    local time = redis.call('TIME')
+    redis.pcall('LPUSH', KEYS[4], string.format('%s%06d broken grant=%s reason=%s', time[1], time[2], held[1],
+      ARGV[2]))
   end
 end
 return {held[1] or '', held[2] or '', text}

@@ -12,7 +12,6 @@
 -- Returns 1 if this grant now holds the lock here, 0 if another one does: nothing was changed.
 
 local FLOOR_TTL_MS = 604800000
-local HISTORY_MAX = 100
 
 local grant = redis.call('HGET', KEYS[1], 'grant')
 if grant then
@@ -26,6 +25,6 @@ redis.call('PEXPIRE', KEYS[1], ARGV[5])
 if (tonumber(redis.call('GET', KEYS[2])) or 0) < tonumber(ARGV[2]) then
   redis.call('SET', KEYS[2], ARGV[2], 'PX', FLOOR_TTL_MS)
 end
-redis.pcall('XADD', KEYS[3], 'MAXLEN', HISTORY_MAX, '*', 'event', 'rejoined', 'grant', ARGV[1], 'token', ARGV[2])
+redis.pcall('LPUSH', KEYS[3], string.format('%s%06d rejoined grant=%s', time[1], time[2], ARGV[1]))
 redis.pcall('PEXPIRE', KEYS[3], FLOOR_TTL_MS)
 return 1

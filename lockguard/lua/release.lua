@@ -12,14 +12,18 @@
 
 local RESERVED_MS = 500
 local SILENT_MS = 2500
-local HISTORY_MAX = 100
 
 local grant = ARGV[1]
 local held = redis.call('HGET', KEYS[1], 'grant') == grant
 local freed = held
 if held then
+  local time = redis.call('TIME')
+  redis.pcall('LPUSH', KEYS[6], string.format('%s%06d released grant=%s', time[1], time[2], grant))
+  if redis.call('EXISTS', KEYS[2]) == 0 then
+    redis.call('DEL', KEYS[1], KEYS[3], KEYS[5]) -- the usual case: nobody waits
+    return 1
+  end
   redis.call('DEL', KEYS[1], KEYS[5])
-  redis.pcall('XADD', KEYS[6], 'MAXLEN', HISTORY_MAX, '*', 'event', 'released', 'grant', grant)
 else
   redis.call('ZREM', KEYS[2], grant .. ' ' .. ARGV[2])
   if redis.call('GET', KEYS[4]) == grant then

@@ -35,7 +35,6 @@ def entry(at_ms: int, **fields: str) -> Entry:
 
 HISTORY = (
     entry(10_000, event="granted", grant="a", token=str(FIRST), holder="h:11/Task-1", operation="open long"),
-    entry(11_500, event="expired", grant="a"),
     entry(
         11_500, event="granted", grant="b", token=str(SECOND), holder="h:12/Task-1", operation="ensure stop"
     ),
@@ -195,7 +194,7 @@ async def test_it_finds_every_tenure_in_redis_s_own_history(redis_url):
 def test_overlapping_tenures_are_counted():
     again = entry(11_800, event="granted", grant="c", token="3000", holder="h:13/x", operation="sync")
     assert overlaps(tenures(HISTORY)) == 0
-    assert overlaps(tenures([*HISTORY[:3], again, HISTORY[3]])) == 1
+    assert overlaps(tenures([*HISTORY[:2], again, HISTORY[2]])) == 1
 
 
 def test_only_the_stopped_holder_s_lines_of_the_server_log_count():

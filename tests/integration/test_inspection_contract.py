@@ -58,14 +58,45 @@ async def test_every_key_has_a_ttl_and_all_share_one_slot(redis_url):
 async def test_history_tells_what_became_of_each_grant(redis_url):
     client = redis.Redis.from_url(redis_url, decode_responses=True)
     async with LockGuard.from_url(redis_url, ttl=timedelta(milliseconds=500)) as guard:
-        async with guard.hold(NAME):
+        async with guard.hold(NAME, operation="open long") as first:
             pass
         async with guard.hold(NAME):
             client.delete(LOCK)  # as an expiry or an eviction would
-            async with LockGuard.from_url(redis_url) as other:
-                await _hold_once(other)
-        told = [fields["event"] for _, fields in client.xrange(f"{LOCK}:history")]
-    assert told == ["granted", "released", "granted", "expired", "granted", "released"]
+            async with LockGuard.from_url(redis_url) as other, other.hold(NAME) as third:
+                await other.break_(NAME, reason="it hangs")
+                third.mark_released()
+        newest_first = client.lrange(f"{LOCK}:history", 0, -1)
+    told = [(event, facts) for _, event, facts in (line.split(" ", 2) for line in reversed(newest_first))]
+    assert [event for event, _ in told] == ["granted", "released", "granted", "granted", "broken"]
+    holder = f"{first.grant.holder} operation=open long"
+    assert told[0][1] == f"token={first.token} grant={first.grant.id} holder={holder}"
+    assert told[1][1] == f"grant={first.grant.id}"
+    assert told[4][1] == f"grant={third.grant.id} reason=it hangs"
+    at_us = [int(line.split(" ", 1)[0]) for line in newest_first]
+    assert at_us == sorted(at_us, reverse=True)
+    assert abs(at_us[0] / 1e6 - client.time()[0]) < 60
+    client.close()
+
+
+async def test_history_is_cut_and_keeps_the_newest(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url) as guard:
+        for _ in range(150):
+            async with guard.hold(NAME) as last:
+                pass
+        lines = client.lrange(f"{LOCK}:history", 0, -1)
+    assert 200 <= len(lines) <= 220
+    assert [line.split()[1] for line in lines[:2]] == ["released", "granted"]
+    assert f"grant={last.grant.id}" in lines[0]
+    client.close()
+
+
+async def test_a_key_of_another_kind_in_the_history_s_place_does_not_stop_the_lock(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    client.set(f"{LOCK}:history", "not a list")
+    async with LockGuard.from_url(redis_url) as guard:
+        await _hold_once(guard)
+    assert not client.exists(LOCK)
     client.close()
 
 

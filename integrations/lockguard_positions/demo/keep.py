@@ -65,7 +65,7 @@ def lines(stage: Stage) -> list[str]:
     psql = shutil.which("psql") or str(stage.postgres.binary.path.parent / "psql")
     return [
         f"{redis} HGETALL '{lock_key(_HELD)}'",
-        f"{redis} XRANGE '{lock_key(_SEEN)}:history' - +",
+        f"{redis} LRANGE '{lock_key(_SEEN)}:history' 0 -1",
         f"lockguard inspect {_HELD} --redis {stage.redis.url}",
         *(f"{psql} {stage.database_url} -c '{query}'" for query in _QUERIES),
     ]

@@ -6,6 +6,7 @@ The guard's own connection is not used on purpose: what the demo shows is what a
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -19,6 +20,12 @@ __all__ = ["Entry", "Peek", "lock_key", "peek"]
 Reply: TypeAlias = "str | int | list[Reply] | None"
 
 _COUNT = "1000"
+
+_LINE = re.compile(
+    r"(?P<at_us>\d+) (?P<event>\w+)(?: token=(?P<token>\d+))? grant=(?P<grant>\w+)"
+    r"(?: holder=(?P<holder>.*?) operation=(?P<operation>.*))?(?: reason=(?P<reason>.*))?",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +77,8 @@ class Peek:
         found: list[Entry] = []
         for key in sorted(await self._keys("lockguard:{*}:history")):
             resource = key.removeprefix("lockguard:{").removesuffix("}:history")
-            for line in _listed(await self.ask("XRANGE", key, "-", "+")):
-                identity, values = _listed(line)
-                flat = [str(part) for part in _listed(values)]
-                at_ms = int(str(identity).partition("-")[0])
-                found.append(Entry(resource, at_ms, dict(zip(flat[::2], flat[1::2], strict=True))))
+            lines = [_LINE.fullmatch(str(line)) for line in _listed(await self.ask("LRANGE", key, "0", "-1"))]
+            found += [_entry(resource, line) for line in reversed(lines) if line is not None]
         return sorted(found, key=lambda entry: entry.at_ms)
 
     async def _keys(self, pattern: str) -> set[str]:
@@ -103,6 +107,11 @@ class Peek:
                 return None
             case _:
                 raise ConnectionError(f"Redis answered {line}")
+
+
+def _entry(resource: str, line: re.Match[str]) -> Entry:
+    fields = {name: text for name, text in line.groupdict().items() if text is not None}
+    return Entry(resource, int(fields.pop("at_us")) // 1000, fields)
 
 
 def _listed(reply: Reply) -> list[Reply]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tenure", "overlaps", "tenures"]
 
-_ENDINGS = frozenset({"released", "expired", "broken"})
+_ENDINGS = frozenset({"released", "broken"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Tenure:
         holder: host, process and task.
         start_ms: when it was granted, in milliseconds since 1970.
         end_ms: when it ended; ``None`` if nobody wrote it down yet.
-        ending: ``released``, ``expired`` or ``broken``; an expiry is written down by the next holder.
+        ending: ``released``, ``broken`` or ``expired``. Nobody writes an expiry down: it is seen by the next
+            grant, and the tenure is taken to have ended then.
     """
 
     resource: str
@@ -43,10 +44,15 @@ class Tenure:
 def tenures(history: Iterable[Entry]) -> list[Tenure]:
     """Every grant in the history, by its beginning."""
     found: dict[str, Tenure] = {}
+    last: dict[str, str] = {}
     for entry in history:
         fields = entry.fields
         grant, event = fields.get("grant", ""), fields.get("event")
         if event == "granted":
+            before = found.get(last.get(entry.resource, ""))
+            if before is not None and before.end_ms is None:
+                found[before.grant] = replace(before, end_ms=entry.at_ms, ending="expired")
+            last[entry.resource] = grant
             found[grant] = Tenure(
                 resource=entry.resource,
                 grant=grant,
