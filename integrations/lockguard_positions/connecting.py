@@ -21,7 +21,7 @@ from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence
 from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_ccxt import GuardedExchange
+from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.schema import version
@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
     from lockguard_positions.events import PositionObserver
 
-__all__ = ["Urls", "connect_any_database", "connect_database", "connect_exchange", "connect_manager"]
+__all__ = [
+    "Urls",
+    "connect_any_database",
+    "connect_database",
+    "connect_exchange",
+    "connect_manager",
+    "keys_refused",
+]
 
 _CONNECT_S = 10.0
 _POOL_MAX = 10
@@ -84,8 +91,14 @@ async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[An
 
 
 @asynccontextmanager
-async def connect_exchange(url: str | None) -> AsyncIterator[GuardedExchange]:
+async def connect_exchange(
+    url: str | None, *, patience: Patience | None = None
+) -> AsyncIterator[GuardedExchange]:
     """The exchange, with its markets loaded.
+
+    Args:
+        url: that of a local exchange, or ccxt's name of a real one.
+        patience: how orders without an answer are looked for; the guarded exchange's own by default.
 
     Raises:
         ConfigurationError: there is none of that name, its keys are missing, or it does not answer.
@@ -96,9 +109,11 @@ async def connect_exchange(url: str | None) -> AsyncIterator[GuardedExchange]:
         )
     client = _local(url) if "://" in url else _real(url)
     try:
-        guarded = GuardedExchange(client)
+        guarded = GuardedExchange(client) if patience is None else GuardedExchange(client, patience=patience)
         try:
             await guarded.load()
+        except ccxt_errors().AuthenticationError as exc:
+            raise keys_refused(guarded.name, exc) from exc
         except ccxt_errors().BaseError as exc:
             raise ConfigurationError(f"exchange {url} does not answer: {type(exc).__name__}") from exc
         yield guarded
@@ -133,9 +148,21 @@ async def connect_manager(
         yield AtomicPositionManager(guard, pool, [exchange], observers=observers), exchange, pool
 
 
+def keys_refused(exchange: str, exc: BaseException) -> ConfigurationError:
+    """What to tell when the exchange does not take the keys."""
+    return ConfigurationError(
+        f"{exchange} refused the keys ({type(exc).__name__}); check {_KEY} and {_SECRET},"
+        " and what the key may do"
+    )
+
+
 def _local(url: str) -> Any:
     from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, connect  # noqa: PLC0415 - an extra
 
+    try:
+        _ = urlsplit(url).port
+    except ValueError as exc:
+        raise ConfigurationError(f"exchange {url!r} is no URL: {exc}; write http://host:port") from exc
     return connect(
         url,
         api_key=os.environ.get(_KEY) or LOCAL_API_KEY,

@@ -106,6 +106,7 @@ def bot() -> None:
     " dead bot was never placed. Binance only.  [default: 10]",
     least=0.5,
 )
+@_seconds("--reads-lag", 6, "How far the exchange's reads may lag behind what it did.")
 @_seconds("--connect-within", 30, "How long to wait at the start for servers that do not answer.", least=0)
 @_seconds("--stop-within", 20, "How long running opens may take when the bot is asked to stop.", least=0)
 @click.option(
@@ -166,6 +167,7 @@ def _settings(
     alerts: tuple[str, ...],
     ttl: timedelta,
     receive_window: timedelta | None,
+    reads_lag: timedelta,
     connect_within: timedelta,
 ) -> BotSettings:
     where = stream_redis or redis
@@ -178,6 +180,7 @@ def _settings(
         ttl=ttl,
         age_max=max_age,
         receive_window=receive_window,
+        reads_lag=reads_lag,
         connect_within=connect_within,
     )
 

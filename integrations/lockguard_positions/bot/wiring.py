@@ -14,6 +14,7 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import AcquireError, ConfigurationError, LockguardError, NodeError
 from lockguard_asyncpg import PostgresFence, schema_version
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
+from lockguard_ccxt import Patience
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.bot.book import SignalBook
 from lockguard_positions.bot.sources import FileSource
@@ -21,7 +22,7 @@ from lockguard_positions.bot.stopping import unless_stopped
 from lockguard_positions.bot.stream import StreamSource
 from lockguard_positions.bot.trader import Trader
 from lockguard_positions.bot.worker import Worker
-from lockguard_positions.connecting import Urls, connect_database, connect_exchange
+from lockguard_positions.connecting import Urls, connect_database, connect_exchange, keys_refused
 from lockguard_positions.events import LogPositions
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.race_imports import import_lean
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from lockguard_ccxt import GuardedExchange
     from lockguard_positions.bot.sources import SignalSource
     from lockguard_positions.bot.worker import Rhythm
     from lockguard_positions.events import PositionObserver
@@ -77,6 +79,7 @@ class BotSettings:
         ttl: the life of its leases.
         age_max: an open signal that is older is refused.
         receive_window: how late the exchange may still take an order; its own default if ``None``.
+        reads_lag: how far the exchange's reads may lag behind what it did.
         connect_within: how long to wait at the start for servers that do not answer.
     """
 
@@ -88,6 +91,7 @@ class BotSettings:
     ttl: timedelta
     age_max: timedelta
     receive_window: timedelta | None
+    reads_lag: timedelta
     connect_within: timedelta
 
 
@@ -130,10 +134,11 @@ async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: async
     await guard.inspect("bot:start")  # raises if Redis cannot be asked
     # ccxt's other hundred exchanges would take seconds to import, and a bot that starts late takes over late.
     import_lean("binanceusdm" if "://" in (urls.exchange or "://") else str(urls.exchange))
-    exchange = await stack.enter_async_context(connect_exchange(urls.exchange))
+    patience = Patience(search=settings.reads_lag)
+    exchange = await stack.enter_async_context(connect_exchange(urls.exchange, patience=patience))
     if settings.receive_window is not None:
-        window_ms = round(settings.receive_window / timedelta(milliseconds=1))
-        exchange.exchange.options["recvWindow"] = window_ms
+        exchange.exchange.options["recvWindow"] = round(settings.receive_window / timedelta(milliseconds=1))
+    await _check_keys(exchange)
     manager = AtomicPositionManager(guard, pool, [exchange], observers=observers)
     book = SignalBook(pool, exchange.name)
     trader = Trader(guard, manager, exchange, book, age_max=settings.age_max)
@@ -173,6 +178,15 @@ async def _check_schemas(pool: asyncpg.Pool[Any]) -> None:
             )
         if await schema_version(conn) == 0:
             raise ConfigurationError("the database has no fence; 'lockguard fence install' makes it")
+
+
+async def _check_keys(exchange: GuardedExchange) -> None:
+    try:
+        await exchange.holdings()
+    except ccxt_errors().AuthenticationError as exc:
+        raise keys_refused(exchange.name, exc) from exc
+    except ccxt_errors().BaseError as exc:
+        _LOG.warning("%s does not show its positions yet: %s", exchange.name, type(exc).__name__)
 
 
 def _passes(exc: LockguardError) -> bool:
