@@ -12,7 +12,7 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from lockguard_asyncpg.connection import FencedConnection, create_pool, fenced
-from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, translate
+from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, VersionConflict, translate
 from lockguard_asyncpg.fence import PostgresFence, resolve
 from lockguard_asyncpg.native import fenced_execute, fenced_fetch, fenced_fetchrow, fenced_fetchval
 from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
@@ -25,6 +25,7 @@ from lockguard_asyncpg.schema import (
     uninstall,
 )
 from lockguard_asyncpg.transaction import FencedTransaction, Limits, fenced_transaction
+from lockguard_asyncpg.versions import update_if_version
 from lockguard_asyncpg.wire import unfenced
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "NotCommitted",
     "PostgresFence",
     "Protection",
+    "VersionConflict",
     "create_pool",
     "fenced",
     "fenced_execute",
@@ -54,4 +56,5 @@ __all__ = [
     "unfenced",
     "uninstall",
     "unprotect",
+    "update_if_version",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "CommitUnknown",
     "Meaning",
     "NotCommitted",
+    "VersionConflict",
     "meaning_of",
     "set_up_error",
     "stale",
@@ -58,6 +59,20 @@ class CommitUnknown(OutcomeUnknown):
 
 class NotCommitted(LockguardError):
     """The body of a transaction ended well, yet Postgres rolled it back: an error inside was swallowed."""
+
+
+class VersionConflict(LockguardError):
+    """The row has changed since it was read, or is gone: nothing was written. Read it again and decide anew.
+
+    Attributes:
+        expected: the version that the caller had read.
+        found: the version of the row a moment after; ``None`` if there was none.
+    """
+
+    def __init__(self, message: str, *, expected: int, found: int | None) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.found = found
 
 
 class Meaning(Enum):

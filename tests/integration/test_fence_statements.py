@@ -92,15 +92,3 @@ async def test_numbers_and_ids_arrive_as_they_were(conn: asyncpg.Connection[Any]
 def test_what_is_no_grant_id_is_not_written(wrong: str) -> None:
     with pytest.raises(ValueError, match="UUID"):
         literals.uuid(wrong)
-
-
-async def test_the_documented_version_column_stops_a_lost_update(conn: asyncpg.Connection[Any]) -> None:
-    await conn.execute(
-        "create table settings (id int, value text, version int); insert into settings values (1, 'a', 1)"
-    )
-    update = """
-        update settings set value = $1, version = version + 1 where id = $2 and version = $3 returning version
-    """
-    assert await conn.fetchval(update, "b", 1, 1) == 2
-    assert await conn.fetchrow(update, "late", 1, 1) is None
-    assert await conn.fetchval("select value from settings") == "b"
