@@ -2,22 +2,28 @@
 
 What a slow node may cost is bounded twice: one question waits for it no longer than the node timeout, and the
 next questions do not wait for it at all until it has caught up with what it owes.
+
+What five nodes may cost the asker is bounded too: one object counts the votes of a question as they come and
+wakes the asker once, when they decide. A future, a callback and a turn of the event loop for each node took
+longer than the nodes did.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lockguard.clock import Clock
 from lockguard.lease import Resource
 from lockguard.ports import AcquireVote, Busy, Granted, LockNode, Outsider, Refused, Unknown
+from lockguard.quorum import majority
 
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Ballot", "Proposals", "spoken", "vote_of"]
+__all__ = ["Ballot", "Poll", "Proposals", "Seat", "spoken", "vote_of"]
 
 T = TypeVar("T")
 
@@ -28,59 +34,187 @@ _HEADSTART_US = 3_000
 
 _SKEW_US_MAX = 100_000
 
+_NOT_WAITED_FOR = "not waited for: the others had decided"
+
 
 class Ballot:
     """Waits for the votes of several nodes.
 
     Args:
         nodes: who is asked.
-        patience_s: how long one may delay a decision. A single node's patience is the wire's, because there
-            is nobody else to decide without it.
+        patience_s: how long one may delay a decision.
     """
 
     def __init__(self, nodes: Sequence[LockNode], *, patience_s: float) -> None:
-        self._nodes = tuple(nodes)
+        self.nodes = tuple(nodes)
+        self.quorum = majority(len(self.nodes))
+        self.silent: set[int] = set()
+        """Which nodes did not answer in time and have not caught up yet."""
         self._patience_s = patience_s
-        self._silent: set[int] = set()
+        # All polls have the same patience, so the first is the first to end: one timer serves all of them.
+        self._open: dict[Poll[Any], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def wait(self, asked: Sequence[Future[T]], decided: Callable[[Sequence[T]], bool]) -> None:
-        """Until the votes decide, all are in, or the nodes' time is up."""
-        if len(asked) == 1:
-            await asked[0]
-            return
+    def poll(self, is_yes: Callable[[T], bool] | None) -> Poll[T]:
+        """One question; the nodes get its seats."""
+        return Poll(self, is_yes)
+
+    async def wait(
+        self, asked: Sequence[Future[T]], is_yes: Callable[[T], bool] | None = None
+    ) -> list[T | None]:
+        """Count what futures give; gives what had come when they decided."""
+        poll = self.poll(is_yes)
+        for index, future in enumerate(asked):
+            future.add_done_callback(poll.seat(index).take_from)
+        await poll.wait()
+        return poll.votes
+
+    def close(self) -> None:
+        """Leave no timer behind."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def expect(self, poll: Poll[Any]) -> None:
+        """Somebody waits for it now."""
         loop = asyncio.get_running_loop()
-        decision: Future[bool] = loop.create_future()
+        due = loop.time() + self._patience_s
+        self._open[poll] = due
+        if self._timer is None:
+            self._timer = loop.call_at(due, self._look)
 
-        def answered(_: object) -> None:
-            late = [index for index, future in enumerate(asked) if not future.done()]
-            votes = [future.result() for future in asked if future.done() and not future.cancelled()]
-            # A node that was silent the last time is listened to, but not waited for.
-            if not decision.done() and (self._silent.issuperset(late) or decided(votes)):
-                decision.set_result(True)
+    def forget(self, poll: Poll[Any]) -> None:
+        """It is decided, or nobody waits for it any more."""
+        self._open.pop(poll, None)
 
-        def give_up() -> None:
-            if not decision.done():
-                decision.set_result(False)
-
-        for future in asked:
-            future.add_done_callback(answered)
-        patience = loop.call_later(self._patience_s, give_up)
-        try:
-            if not await decision:
-                self._note_silence([index for index, future in enumerate(asked) if not future.done()])
-        finally:
-            patience.cancel()
-            for future in asked:
-                future.remove_done_callback(answered)
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        now = loop.time()
+        for poll, due in list(self._open.items()):
+            if due > now:
+                self._timer = loop.call_at(due, self._look)
+                return
+            self._note_silence([index for index, vote in enumerate(poll.votes) if vote is None])
+            poll.give_up()
 
     def _note_silence(self, indexes: Sequence[int]) -> None:
-        for index in set(indexes) - self._silent:
-            self._silent.add(index)
+        for index in set(indexes) - self.silent:
+            self.silent.add(index)
             # Its answer comes when all that the node owes has come, or the connection has ended.
-            self._nodes[index].inspect(_PROBE).add_done_callback(self._listen_again(index))
+            self.nodes[index].inspect(_PROBE).add_done_callback(partial(self._listen_again, index))
 
-    def _listen_again(self, index: int) -> Callable[[object], None]:
-        return lambda _: self._silent.discard(index)
+    def _listen_again(self, index: int, _: object) -> None:
+        self.silent.discard(index)
+
+
+class Seat(Generic[T]):
+    """Where one node's vote goes; to the node it is as good as a future."""
+
+    __slots__ = ("_index", "_poll")
+
+    def __init__(self, poll: Poll[T], index: int) -> None:
+        self._poll = poll
+        self._index = index
+
+    def done(self) -> bool:
+        """Whether the vote comes too late."""
+        return self._poll.closed
+
+    def set_result(self, vote: T) -> None:
+        """Vote."""
+        self._poll.take(self._index, vote)
+
+    def take_from(self, future: Future[T]) -> None:
+        """Vote what a future gives."""
+        if not future.cancelled():
+            self._poll.take(self._index, future.result())
+
+
+class Poll(Generic[T]):
+    """One question to all nodes, and the votes that have come.
+
+    Args:
+        ballot: who is asked.
+        is_yes: which votes are counted for; a majority for or against decides. ``None``: only all of them.
+    """
+
+    __slots__ = ("_asker", "_ballot", "_is_yes", "_taken", "closed", "noes", "timed_out", "votes", "yeses")
+
+    def __init__(self, ballot: Ballot, is_yes: Callable[[T], bool] | None) -> None:
+        size = len(ballot.nodes)
+        self._ballot = ballot
+        self._is_yes = is_yes
+        self._asker: Future[None] | None = None
+        self._taken = 0
+        self.votes: list[T | None] = [None] * size
+        """What each node said; ``None``: nothing yet."""
+        self.yeses = 0
+        self.noes = 0
+        self.closed = False
+        """Whether it is decided, or given up: what comes later has no vote."""
+        self.timed_out = False
+
+    @property
+    def won(self) -> bool:
+        """Whether a majority was for it."""
+        return self.yeses >= self._ballot.quorum
+
+    def seat(self, index: int) -> Seat[T]:
+        """For one node. Not kept here: each question would be a cycle for the garbage collector."""
+        return Seat(self, index)
+
+    def take(self, index: int, vote: T) -> None:
+        """Count one vote, at once: the asker's wake-up is all that waits for the event loop."""
+        if self.closed:
+            return
+        self.votes[index] = vote
+        self._taken += 1
+        if self._is_yes is not None:
+            if self._is_yes(vote):
+                self.yeses += 1
+            else:
+                self.noes += 1
+        if self._decided():
+            self._close()
+
+    async def wait(self) -> None:
+        """Until the votes decide, all are in, or the nodes' time is up."""
+        if self.closed:
+            return
+        self._asker = asyncio.get_running_loop().create_future()
+        self._ballot.expect(self)
+        try:
+            await self._asker
+        finally:
+            self.closed = True
+            self._ballot.forget(self)
+
+    def give_up(self) -> None:
+        """The nodes' time is up."""
+        self.timed_out = True
+        self._close()
+
+    def spoken(self) -> dict[str, str]:
+        """Each node's vote as text for people."""
+        told = {}
+        for index, (node, vote) in enumerate(zip(self._ballot.nodes, self.votes, strict=True)):
+            waited_for = vote is not None or self.timed_out or index in self._ballot.silent
+            told[node.name] = spoken(vote) if waited_for else _NOT_WAITED_FOR
+        return told
+
+    def _close(self) -> None:
+        self.closed = True
+        if self._asker is not None and not self._asker.done():
+            self._asker.set_result(None)
+
+    def _decided(self) -> bool:
+        size, quorum, silent = len(self.votes), self._ballot.quorum, self._ballot.silent
+        if self.yeses >= quorum or self.noes > size - quorum or self._taken == size:
+            return True
+        # Who was silent the last time is listened to, but not waited for, unless nothing is certain without.
+        if not silent or size - len(silent) < quorum:
+            return False
+        return all(vote is not None or index in silent for index, vote in enumerate(self.votes))
 
 
 class Proposals:

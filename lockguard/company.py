@@ -69,6 +69,7 @@ class Company:
         self._news = asyncio.Event()
         self._admission: asyncio.Task[None] | None = None
         self._ttl_max_ms = 0
+        self._independent: list[frozenset[str]] = []
         self.rounds = 0
         """How many rounds of admission have begun."""
         for node in self.nodes:
@@ -108,6 +109,9 @@ class Company:
         Raises:
             ConfigurationError: two nodes are one server, or one is a copy of the other.
         """
+        now = [node.server_ids for node in self.nodes]
+        if now == self._independent:
+            return
         seen: dict[str, QuorumNode] = {}
         for node in self.nodes:
             for server_id in node.server_ids:
@@ -117,6 +121,7 @@ class Company:
                         f"{other.name} and {node.name} are the same server, or one replicates the other;"
                         " a majority needs independent ones"
                     )
+        self._independent = now
 
     async def _all_tried(self) -> None:
         while not self._tried.issuperset(self.nodes):

@@ -26,13 +26,14 @@ from lockguard.context import Entry, entry_for, pop_entry, push_entry
 from lockguard.errors import FenceUnavailable, LossReason, ResourceBusy, SelfDeadlock
 from lockguard.events import Acquired, Released
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard.ports import AcquireRequest, Done, NoVote, Outrun, Sealed
+from lockguard.ports import AcquireRequest, Outrun, Sealed
 
 if TYPE_CHECKING:
     from contextvars import Token as ContextToken
     from types import TracebackType
 
     from lockguard.core import Core
+    from lockguard.redlock import Undoing
 
 __all__ = ["Hold", "HoldMany"]
 
@@ -228,7 +229,7 @@ class Hold:
             resource=lease.resource,
         )
 
-    async def _confirm(self, lease: Lease, asked: list[asyncio.Future[Done | NoVote]]) -> None:
+    async def _confirm(self, lease: Lease, asked: Undoing) -> None:
         core = self._core
         if core.fence is not None:
             # Shielded: the fence is closed even if this task is cancelled here; the guard sees to its end.

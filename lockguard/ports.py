@@ -11,7 +11,7 @@ from asyncio import Future
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from lockguard.errors import NodeRefused, NodeUnknown
 from lockguard.events import Event
@@ -20,6 +20,7 @@ from lockguard.lease import Grant, GrantId, Resource, Token
 __all__ = [
     "AcquireRequest",
     "AcquireVote",
+    "Answer",
     "Broken",
     "Busy",
     "Done",
@@ -54,7 +55,6 @@ class AcquireRequest:
         ticket: the place in the queue that an earlier busy answer gave, 0 for none. Sent along so that a
             waiter keeps its place through a reconnect, a lost reservation and a wiped server.
         lock_delay_ms: how long the resource stays closed after this grant ends by expiry.
-        proposal: a token that several nodes are asked to give, so that they give the same one; 0 for none.
     """
 
     resource: Resource
@@ -65,7 +65,6 @@ class AcquireRequest:
     queue: bool = False
     ticket: int = 0
     lock_delay_ms: int = 0
-    proposal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +303,18 @@ class LockNode(Protocol):
         ...
 
 
+class Answer(Protocol):
+    """Where a node's vote goes. A future is one."""
+
+    def done(self) -> bool:
+        """Whether nobody waits for it any more."""
+        ...
+
+    def set_result(self, vote: Any, /) -> None:
+        """The vote; called once, and not when it is done."""
+        ...
+
+
 @runtime_checkable
 class QuorumNode(LockNode, Protocol):
     """A node that decides together with others that know nothing of it."""
@@ -311,6 +322,17 @@ class QuorumNode(LockNode, Protocol):
     @property
     def server_ids(self) -> frozenset[str]:
         """What this server shares with no independent one: its run and its replication; empty if unknown."""
+        ...
+
+    def vote(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
+        """As :meth:`acquire`, for ``answer`` instead of a future.
+
+        ``proposal`` is a token, or a place in the queue, that all nodes are asked to give; 0 for none.
+        """
+        ...
+
+    def leave(self, resource: Resource, grant: GrantId, answer: Answer) -> None:
+        """As :meth:`release`, for ``answer`` instead of a future."""
         ...
 
     def membership(self) -> Future[Membership | NoVote]:

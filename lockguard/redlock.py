@@ -35,7 +35,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from lockguard.ballot import Ballot, Proposals, spoken, vote_of
+from lockguard.ballot import Ballot, Poll, Proposals, spoken, vote_of
 from lockguard.clock import Clock
 from lockguard.company import Company
 from lockguard.errors import NodeError
@@ -57,7 +57,7 @@ from lockguard.quorum import majority, trusted_s
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Attempt", "Contended", "Extension", "NoQuorum", "Redlock", "Renewal", "Won"]
+__all__ = ["Attempt", "Contended", "Extension", "NoQuorum", "Redlock", "Renewal", "Undoing", "Won"]
 
 T = TypeVar("T")
 
@@ -102,6 +102,9 @@ class NoQuorum:
 
 
 Attempt: TypeAlias = Won | Contended | NoQuorum
+
+Undoing: TypeAlias = "Poll[Done | NoVote] | Future[Done | NoVote]"
+"""An undo on its way, for :meth:`Redlock.confirm`."""
 
 
 class Renewal(Enum):
@@ -200,14 +203,14 @@ class Redlock:
         company, rounds = self._company, self._company.rounds
         company.check_independence()
         company.note_ttl(request.ttl_ms)
-        attempt = await self._ask(replace(request, proposal=self._proposals.next()))
+        attempt = await self._ask(company, request)
         if isinstance(attempt, NoQuorum) and company.rounds != rounds:
             # New nodes are admitted when they are first asked: then ask again.
             await company.admitted()
-            attempt = await self._ask(replace(request, proposal=self._proposals.next()))
+            attempt = await self._ask(company, request)
         if isinstance(attempt, Contended) and not attempt.one_place:
             # Places that differ from node to node would have the nodes wake different waiters.
-            return await self._ask(replace(request, ticket=attempt.busy.ticket))
+            return await self._ask(company, replace(request, ticket=attempt.busy.ticket))
         return attempt
 
     async def _ask_one(self, request: AcquireRequest) -> Attempt:
@@ -225,21 +228,20 @@ class Redlock:
                 pass
         return NoQuorum({self.nodes[0].name: spoken(vote)})
 
-    async def _ask(self, request: AcquireRequest) -> Attempt:
+    async def _ask(self, company: Company, request: AcquireRequest) -> Attempt:
         sent_at = self._clock.now()
-        asked = [node.acquire(request) for node in self.nodes]
-        try:
-            await self._ballot.wait(asked, self._acquire_is_decided)
-            votes = [vote_of(future) for future in asked]
-        finally:
-            # What comes later has no vote, and must not be sent again, behind its own undo (NOSCRIPT).
-            for future in asked:
-                future.cancel()
-        tokens = [vote.token for vote in votes if isinstance(vote, Granted)]
-        if len(tokens) >= self._quorum:
+        proposal = self._proposals.next()
+        poll = self._ballot.poll(_is_granted)
+        for index, node in enumerate(company.nodes):
+            node.vote(request, proposal, poll.seat(index))
+        # What comes after this has no vote, and is not sent again, behind its own undo (NOSCRIPT).
+        await poll.wait()
+        votes = poll.votes
+        if poll.won:
+            tokens = [vote.token for vote in votes if isinstance(vote, Granted)]
             self._proposals.note(votes)
-            token, agreeing = Counter(tokens).most_common(1)[0]
-            settled = agreeing >= self._quorum
+            token = max(tokens, key=tokens.count)
+            settled = tokens.count(token) >= self._quorum
             if not settled:
                 token = max(tokens)
                 settled = await self.settle(request, token)
@@ -254,13 +256,15 @@ class Redlock:
             told = max(held, key=lambda busy: (shown[busy.token], busy.retry_after_ms))
             places = {busy.ticket for busy in held if busy.ticket}
             return Contended(replace(told, ticket=max(places, default=0)), one_place=len(places) < 2)
-        return NoQuorum({node.name: spoken(vote) for node, vote in zip(self.nodes, votes, strict=True)})
+        return NoQuorum(poll.spoken())
 
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
         """Write the final token on a majority, while this grant holds the lock there."""
         asked = [node.settle(request.resource, request.grant, token) for node in self.nodes]
-        await self._ballot.wait(asked, self._settle_is_decided)
-        return self._settled(asked) >= self._quorum
+        if self._company is None:
+            return _is_found(await asked[0])
+        votes = await self._ballot.wait(asked, _is_found)
+        return sum(vote is not None and _is_found(vote) for vote in votes) >= self._quorum
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
         """Send a renewal to every node; give the futures to :meth:`tally` once they are done, or too late.
@@ -304,30 +308,35 @@ class Redlock:
             Renewal.UNANSWERED, cause="; ".join(spoken(v) for v in votes if not isinstance(v, Extended))
         )
 
-    async def confirm(self, asked: Sequence[Future[Done | NoVote]]) -> bool:
+    async def confirm(self, asked: Undoing) -> bool:
         """Wait for what :meth:`undo` sent; tells whether a majority still had the lock."""
-        if self._company is None:
-            vote = await asked[0]
-            return isinstance(vote, Done) and vote.found
-        await self._ballot.wait(asked, self._settle_is_decided)
-        return self._settled(asked) >= self._quorum
+        if isinstance(asked, Poll):
+            await asked.wait()
+            return asked.won
+        return _is_found(await asked)
 
-    def undo(self, resource: Resource, grant: GrantId) -> list[Future[Done | NoVote]]:
+    def undo(self, resource: Resource, grant: GrantId) -> Undoing:
         """Remove the grant from every node: lock, reservation, queue. It has left when this returns.
 
         Needs no await, so that a cancelled task leaves nothing behind (S8).
         """
+        if self._company is None:
+            return self.nodes[0].release(resource, grant)
         self._renewing.pop(grant, None)
-        return [node.release(resource, grant) for node in self.nodes]
+        poll = self._ballot.poll(_is_found)
+        for index, node in enumerate(self._company.nodes):
+            node.leave(resource, grant, poll.seat(index))
+        return poll
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask every node the same; ``None`` for one that does not answer in time."""
-        asked = [ask(node) for node in self.nodes]
-        await self._ballot.wait(asked, lambda _: False)
-        return [vote_of(future) for future in asked]
+        if self._company is None:
+            return [await ask(self.nodes[0])]
+        return await self._ballot.wait([ask(node) for node in self.nodes])
 
     async def aclose(self) -> None:
         """Close every node."""
+        self._ballot.close()
         if self._company is not None:
             await self._company.aclose()
         await asyncio.gather(*(node.aclose() for node in self.nodes))
@@ -341,14 +350,10 @@ class Redlock:
             if not isinstance(vote, Busy | Refused | Outsider):
                 node.release(request.resource, request.grant)
 
-    def _acquire_is_decided(self, votes: Sequence[AcquireVote]) -> bool:
-        granted = sum(isinstance(vote, Granted) for vote in votes)
-        against = len(votes) - granted
-        return granted >= self._quorum or len(self.nodes) - against < self._quorum
 
-    def _settle_is_decided(self, votes: Sequence[Done | NoVote]) -> bool:
-        done = sum(isinstance(vote, Done) and vote.found for vote in votes)
-        return done >= self._quorum or len(self.nodes) - (len(votes) - done) < self._quorum
+def _is_granted(vote: AcquireVote) -> bool:
+    return isinstance(vote, Granted)
 
-    def _settled(self, asked: Sequence[Future[Done | NoVote]]) -> int:
-        return sum(isinstance(vote := vote_of(f), Done) and vote.found for f in asked)
+
+def _is_found(vote: Done | NoVote) -> bool:
+    return isinstance(vote, Done) and vote.found

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from lockguard.lease import Grant
-from lockguard.lua import ACQUIRE, ADMIT, REJOIN
+from lockguard.lease import Grant, GrantId, Resource
+from lockguard.lua import ACQUIRE, ADMIT, REJOIN, RELEASE
 from lockguard.nodes import votes
 from lockguard.nodes.address import Address
 from lockguard.nodes.scripted import NAMESPACE, keys_of
+from lockguard.nodes.server import ServerFacts
 from lockguard.nodes.standalone import StandaloneNode
-from lockguard.ports import AcquireRequest, AcquireVote, Done, Membership, NoVote, Outsider
+from lockguard.ports import AcquireRequest, AcquireVote, Answer, Done, Membership, NoVote, Outsider
 
 __all__ = ["MemberNode"]
 
@@ -47,12 +48,17 @@ class MemberNode(StandaloneNode):
             reply_timeout_s=reply_timeout_s,
         )
         self._member = f"{namespace}:member"
+        self._identified: ServerFacts | None = None
+        self._server_ids: frozenset[str] = frozenset()
         self._outsider: Callable[[], None] = lambda: None
 
     @property
     def server_ids(self) -> frozenset[str]:
         """What this server shares with no independent one: its run and its replication; empty if unknown."""
-        return frozenset(filter(None, [self._facts.run_id, self._facts.replication_id]))
+        if self._identified is not self._facts:
+            self._identified = self._facts
+            self._server_ids = frozenset(filter(None, [self._facts.run_id, self._facts.replication_id]))
+        return self._server_ids
 
     def on_outsider(self, callback: Callable[[], None]) -> None:
         """Have ``callback()`` called when the node has to be admitted."""
@@ -60,10 +66,13 @@ class MemberNode(StandaloneNode):
 
     def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
         """Run acquire.lua, which looks whether the server may vote."""
-        return self._run(
-            ACQUIRE,
-            self._acquired,
-            (*keys_of(self._namespace, request.resource).acquire, self._member),
+        future: asyncio.Future[AcquireVote] = asyncio.get_running_loop().create_future()
+        self.vote(request, 0, future)
+        return future
+
+    def vote(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
+        """Run acquire.lua, with the token or the place that all nodes are asked to give."""
+        args = (
             request.grant,
             request.ttl_ms,
             request.holder,
@@ -71,10 +80,16 @@ class MemberNode(StandaloneNode):
             self._inbox if request.queue else "",
             request.ticket,
             request.lock_delay_ms,
-            request.proposal,
+            proposal,
             self._facts.run_id,
-            lone=True,
         )
+        keys = (*keys_of(self._namespace, request.resource).acquire, self._member)
+        self.run_for(answer, ACQUIRE, self._acquired, keys, args, lone=True)
+
+    def leave(self, resource: Resource, grant: GrantId, answer: Answer) -> None:
+        """Run release.lua."""
+        keys = keys_of(self._namespace, resource).release
+        self.run_for(answer, RELEASE, votes.done, keys, (grant, self._inbox), lone=True)
 
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
         """Run rejoin.lua."""

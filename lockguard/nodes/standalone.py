@@ -18,7 +18,7 @@ from lockguard.nodes.login import ask
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
 from lockguard.nodes.server import ServerFacts, require
 from lockguard.nodes.wire import Cut, NotSent, Reply, Wire
-from lockguard.ports import AcquireRequest, AcquireVote, Granted, NoVote, Refused, Unknown
+from lockguard.ports import AcquireRequest, AcquireVote, Answer, Granted, NoVote, Refused, Unknown
 
 __all__ = ["Call", "StandaloneNode"]
 
@@ -52,13 +52,14 @@ class Call:
         decode: Callable[[Any], Any],
         keys: tuple[str, ...],
         args: tuple[str | int, ...],
+        future: Answer | None = None,
     ) -> None:
         self._node = node
         self.script = script
         self.decode = decode
         self.keys = keys
         self.args = args
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.future: Answer = asyncio.get_running_loop().create_future() if future is None else future
         self.tries = 0
 
     def __call__(self, reply: Reply) -> None:
@@ -163,9 +164,23 @@ class StandaloneNode(ScriptedNode):
         lone: bool = False,
     ) -> asyncio.Future[Any]:
         """Send a script by its SHA, and by its text if the server does not know it (L5)."""
-        call = Call(self, script, decode, keys, args)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.run_for(future, script, decode, keys, args, lone=lone)
+        return future
+
+    def run_for(
+        self,
+        future: Answer,
+        script: Script,
+        decode: Callable[[Any], Any],
+        keys: tuple[str, ...],
+        args: tuple[str | int, ...],
+        *,
+        lone: bool = False,
+    ) -> None:
+        """As :meth:`run`, for whoever counts votes without a future for each."""
+        call = Call(self, script, decode, keys, args, future)
         self._connection.send(call, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
-        return call.future
 
     def answered(self, call: Call, reply: Reply) -> None:
         """Make a vote of a call's reply, unless it has to be sent again."""
