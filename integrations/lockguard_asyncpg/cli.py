@@ -19,6 +19,7 @@ import asyncpg
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.connecting import connected
+from lockguard_asyncpg.costs import measure
 from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
 from lockguard_asyncpg.race.command import race_command
 from lockguard_asyncpg.schema import SCHEMA_VERSION, install, schema_sql, schema_version, uninstall
@@ -204,6 +205,24 @@ async def unprotect_(conn: asyncpg.Connection[Any], table: str) -> None:
     click.echo(
         f"{table} is no longer protected" if await unprotect(conn, table) else f"{table} was not protected"
     )
+
+
+@fence.command()
+@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(100), help="Of each table.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="How often each change.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_connected
+async def bench(conn: asyncpg.Connection[Any], rows: int, rounds: int, *, as_json: bool) -> None:
+    """Measure what a protected table costs. Makes and drops a schema lockguard_bench."""
+    costs = await measure(conn, rows=rows, rounds=rounds)
+    if as_json:
+        click.echo(json.dumps([{**asdict(c), "ratio": c.ratio} for c in costs], indent=2))
+        return
+    shown = Table("table", "change", "for each", "unprotected", "protected", "ratio")
+    for c in costs:
+        figures = f"{c.plain_us:.2f} us", f"{c.protected_us:.2f} us", f"{c.ratio:.1f}"
+        shown.add_row(c.table, c.change, c.unit, *figures)
+    Console().print(shown)
 
 
 fence.add_command(race_command)

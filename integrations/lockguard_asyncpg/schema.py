@@ -20,6 +20,7 @@ __all__ = [
     "Installed",
     "Step",
     "install",
+    "require_current",
     "schema_sql",
     "schema_version",
     "steps",
@@ -75,6 +76,24 @@ async def schema_version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any
     if await conn.fetchval("select to_regprocedure('lockguard.version()')") is None:
         return 0
     return int(await conn.fetchval("select lockguard.version()") or 0)
+
+
+async def require_current(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> None:
+    """Nothing, if the schema is there and as new as this library.
+
+    Raises:
+        ConfigurationError: it is not; the message names the command.
+    """
+    version = await schema_version(conn)
+    if version == 0:
+        raise ConfigurationError(
+            "there is no lockguard schema in this database: run `lockguard fence install`"
+        )
+    if version < SCHEMA_VERSION:
+        raise ConfigurationError(
+            f"the lockguard schema has version {version}, this library {SCHEMA_VERSION}:"
+            " run `lockguard fence upgrade`"
+        )
 
 
 async def install(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> Installed:

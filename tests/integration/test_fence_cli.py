@@ -180,3 +180,14 @@ def test_a_race_on_a_database_out_of_reach_is_one_line(run: Run) -> None:
     output = run("race", "--url", "postgresql://bot:hunter2@127.0.0.1:1/x", code=2).output
     assert len(output.splitlines()) == 1
     assert "hunter2" not in output
+
+
+def test_bench_measures_each_change_on_both_kinds_of_tables(installed: Run) -> None:
+    for _ in range(2):
+        costs = json.loads(installed("bench", "--rows", "200", "--rounds", "1", "--json").output)
+    assert {(c["table"], c["unit"]) for c in costs} == {
+        (table, unit) for table in ("ordinary", "partitioned") for unit in ("row", "statement")
+    }
+    assert all(c["plain_us"] > 0 and c["ratio"] > 0 for c in costs)
+    assert "lockguard_bench" not in installed("status").output.partition("protected table")[2]
+    assert "ratio" in installed("bench", "--rows", "100", "--rounds", "1").output

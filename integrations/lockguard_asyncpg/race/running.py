@@ -19,7 +19,7 @@ from lockguard_asyncpg.race.holders import Holders
 from lockguard_asyncpg.race.oracle import judge
 from lockguard_asyncpg.race.plan import RacePlan, RaceReport, Way
 from lockguard_asyncpg.race.writes import TRANSACTION, LossyConnection
-from lockguard_asyncpg.schema import SCHEMA_VERSION, schema_version
+from lockguard_asyncpg.schema import require_current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -124,16 +124,7 @@ async def _run(running: Holders, name: str, progress: Callable[[int], None] | No
 
 async def _set_up(pool: asyncpg.Pool[Any], resources: Sequence[str], way: Way) -> None:
     async with pool.acquire() as conn:
-        version = await schema_version(conn)
-        if version == 0:
-            raise ConfigurationError(
-                "there is no lockguard schema in this database: run `lockguard fence install`"
-            )
-        if version < SCHEMA_VERSION:
-            raise ConfigurationError(
-                f"the lockguard schema has version {version}, this library {SCHEMA_VERSION}:"
-                " run `lockguard fence upgrade`"
-            )
+        await require_current(conn)
         await conn.execute(_SET_UP)
         async with conn.transaction():
             await conn.executemany(_RESOURCE, [(resource,) for resource in resources])
