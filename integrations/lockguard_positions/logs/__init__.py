@@ -1,0 +1,19 @@
+"""What a bot's log tells of duplicates and races: ``lockguard logs analyze``, and the same from Python."""
+
+from __future__ import annotations
+
+from lockguard_positions.logs.analysis import Analysis, Finding, FindingKind, analyze
+from lockguard_positions.logs.records import LogFile, Record, read_log
+from lockguard_positions.logs.sightings import Sighting, SightingKind
+
+__all__ = [
+    "Analysis",
+    "Finding",
+    "FindingKind",
+    "LogFile",
+    "Record",
+    "Sighting",
+    "SightingKind",
+    "analyze",
+    "read_log",
+]

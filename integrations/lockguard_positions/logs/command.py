@@ -1,0 +1,216 @@
+"""``lockguard logs analyze``: duplicates, races and the story of a symbol out of a bot's log.
+
+Exit codes: 0 nothing was found, 1 something was, 2 a mistake in the call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+try:
+    import click
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as missing:
+    raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
+
+from lockguard.errors import ConfigurationError
+from lockguard_positions.logs.analysis import Analysis, analyze
+from lockguard_positions.logs.picture import draw
+from lockguard_positions.logs.records import Record, read_log
+from lockguard_positions.logs.sightings import SightingKind
+from lockguard_positions.logs.stamps import read_typed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["logs"]
+
+_FOUND = 1
+_ROWS_MAX = 200
+_WITH_DATE = "%Y-%m-%d %H:%M:%S.%f"
+
+
+@click.group()
+def logs() -> None:
+    """Find duplicates and races in a bot's log."""
+
+
+@logs.command(name="analyze")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--from", "start", metavar="TIME", help="As '2026-11-21 05:09'; '05:09' is on the log's first day."
+)
+@click.option("--to", "end", metavar="TIME", help="The same.")
+@click.option("--symbol", help="Only this one, in any spelling; tells its story.")
+@click.option(
+    "--window",
+    "window_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="A second row of a symbol within so long of the first is a duplicate.",
+)
+@click.option(
+    "--created",
+    metavar="REGEX",
+    help="The bot's own words for a new position, with the groups (?P<symbol>), (?P<id>) if it has them.",
+)
+@click.option(
+    "--export",
+    "export_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write JSON there; - prints it.",
+)
+@click.option(
+    "--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Draw a picture there."
+)
+def analyze_(
+    *,
+    files: tuple[str, ...],
+    start: str | None,
+    end: str | None,
+    symbol: str | None,
+    window_s: float,
+    created: str | None,
+    export_file: Path | None,
+    html_file: Path | None,
+) -> None:
+    """Find duplicates and races in logs, and tell the story of a symbol.
+
+    FILE is a log, a .gz, or - for the standard input; those of several processes are taken together. Looks
+    for violated unique indexes (in tracebacks too), positions that were made twice, refused writes and lost
+    leases. Ends with 0 when there were none, with 1 when there were.
+    """
+    pattern = _pattern(created)
+    records = chain.from_iterable(read_log(file) for file in files)
+    first = next(records)
+    since, until = _instant(start, "--from", first.at), _instant(end, "--to", first.at)
+    if since is not None and until is not None and since > until:
+        raise ConfigurationError(f"--from {start} is after --to {end}; exchange them")
+    span = _Span()
+    found = analyze(
+        span.watch(chain([first], records)),
+        symbol=symbol,
+        start=since,
+        end=until,
+        window=timedelta(seconds=window_s),
+        created=pattern,
+    )
+    if not found.records:
+        raise ConfigurationError(
+            f"nothing was logged between --from and --to; the log goes from {span.first:%Y-%m-%d %H:%M:%S}"
+            f" to {span.last:%Y-%m-%d %H:%M:%S}"
+        )
+    if str(export_file) == "-":
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        _show(found, symbol)
+        if export_file is not None:
+            _write(export_file, json.dumps(found.as_json(), indent=2) + "\n")
+    if html_file is not None:
+        _write(html_file, draw(found, files=files, symbol=symbol))
+    if found.findings:
+        raise SystemExit(_FOUND)
+
+
+class _Span:
+    """What a log covers, for somebody who looked beside it."""
+
+    def __init__(self) -> None:
+        self.first = self.last = datetime.min.replace(tzinfo=UTC)
+
+    def watch(self, records: Iterable[Record]) -> Iterator[Record]:
+        begun = False
+        for record in records:
+            self.first = min(self.first, record.at) if begun else record.at
+            self.last = max(self.last, record.at) if begun else record.at
+            begun = True
+            yield record
+
+
+def _pattern(created: str | None) -> re.Pattern[str] | None:
+    if created is None:
+        return None
+    try:
+        return re.compile(created)
+    except re.error as exc:
+        raise ConfigurationError(f"--created {created!r} is no regular expression: {exc}") from exc
+
+
+def _instant(text: str | None, option: str, default: datetime) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return read_typed(text, default)
+    except (ValueError, OverflowError):
+        raise ConfigurationError(
+            f"{option} {text!r} is no time; write it as '2026-11-21 05:09:54' or '05:09'"
+        ) from None
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise ConfigurationError(f"{file} cannot be written: {exc.strerror or exc}") from exc
+
+
+# --- for people ---
+
+
+def _show(found: Analysis, symbol: str | None) -> None:
+    console = Console(highlight=False, markup=False)
+    console.print(f"{found.records} records from {_told(found.first)} to {_told(found.last)}")
+    if not found.complete:
+        console.print("There is more than can be kept: narrow it with --from, --to or --symbol.")
+    if symbol is not None:
+        console.print(_timeline(found, symbol) if found.timeline else f"{symbol} is not mentioned.")
+    if found.busy:
+        most = ", ".join(f"{name} {count}" for name, count in list(found.busy.items())[:5])
+        console.print(f"Found busy {found.counts[SightingKind.BUSY]} times: {most}")
+    if not found.findings:
+        console.print("No duplicates, no races.")
+        return
+    console.print(_findings(found))
+    duplicates = sum(finding.kind.duplicate for finding in found.findings)
+    console.print(f"{duplicates} duplicates, {len(found.findings) - duplicates} races that were stopped")
+
+
+def _findings(found: Analysis) -> Table:
+    table = Table(title="What went wrong")
+    for column in ("when", "what", "symbol", "details", "where"):
+        table.add_column(column, overflow="fold")
+    for finding in found.findings[:_ROWS_MAX]:
+        style = "red" if finding.kind.duplicate else "yellow"
+        where = "\n".join(dict.fromkeys(f"{told.file}:{told.line}" for told in finding.sightings[:4]))
+        table.add_row(
+            _told(finding.at), finding.kind.value, finding.resource, finding.details, where, style=style
+        )
+    if len(found.findings) > _ROWS_MAX:
+        table.caption = f"{len(found.findings) - _ROWS_MAX} more; --export has all of them"
+    return table
+
+
+def _timeline(found: Analysis, symbol: str) -> Table:
+    table = Table(title=f"The story of {symbol}")
+    for column in ("when", "after", "what", "told", "where"):
+        table.add_column(column, overflow="fold")
+    begin = found.timeline[0].at
+    for told in found.timeline[:_ROWS_MAX]:
+        after = f"+{(told.at - begin).total_seconds():.3f} s"
+        what = ", ".join(kind.value for kind in told.what)
+        table.add_row(_told(told.at), after, what, told.text, f"{told.file}:{told.line}")
+    if len(found.timeline) > _ROWS_MAX:
+        table.caption = f"{len(found.timeline) - _ROWS_MAX} more; --export has all of them"
+    return table
+
+
+def _told(at: datetime | None) -> str:
+    return "-" if at is None else at.strftime(_WITH_DATE)[:-3]
