@@ -164,7 +164,12 @@ while true do
   if now_ms - heard_ms <= SILENT_MS then
     redis.call('ZADD', KEYS[4], 0, first_inbox) -- one chance for each process, see release.lua
     redis.call('SET', KEYS[5], first_grant, 'PX', RESERVED_MS)
-    redis.call('PUBLISH', first_inbox, first_grant)
+    -- In a cluster the inbox ends in the tag of the resource: then on this shard only, or on all servers if nobody
+    -- listens here: the slot has moved, or it is a Redis that knows no shard channels.
+    local process = string.match(first_inbox, '^(.*):{')
+    if not process or (tonumber(redis.pcall('SPUBLISH', first_inbox, first_grant)) or 0) == 0 then
+      redis.call('PUBLISH', process or first_inbox, first_grant)
+    end
     return busy({}, RESERVED_MS)
   end
 end

@@ -51,7 +51,12 @@ while freed do
     -- back (then PUBLISH reaches nobody); it asks again as soon as it is.
     redis.pcall('ZADD', KEYS[3], 0, first_inbox)
     redis.pcall('SET', KEYS[4], first_grant, 'PX', RESERVED_MS)
-    redis.call('PUBLISH', first_inbox, first_grant)
+    -- In a cluster the inbox ends in the tag of the resource: then on this shard only, or on all servers if nobody
+    -- listens here: the slot has moved, or it is a Redis that knows no shard channels.
+    local process = string.match(first_inbox, '^(.*):{')
+    if not process or (tonumber(redis.pcall('SPUBLISH', first_inbox, first_grant)) or 0) == 0 then
+      redis.call('PUBLISH', process or first_inbox, first_grant)
+    end
     break
   end
 end

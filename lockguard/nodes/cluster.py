@@ -20,6 +20,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlunsplit
 
@@ -27,13 +28,14 @@ import hiredis
 from redis.crc import key_slot
 
 from lockguard.errors import ConfigurationError, NodeError, NodeRefused
-from lockguard.lease import GrantId
-from lockguard.lua import RELEASE, Script
+from lockguard.lease import GrantId, Resource
+from lockguard.lua import ACQUIRE, RELEASE, Script
 from lockguard.nodes.address import Address, shown_url, split_url
+from lockguard.nodes.releases import Place, Releases
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
 from lockguard.nodes.standalone import Call, StandaloneNode
 from lockguard.nodes.wire import Cut, NotSent
-from lockguard.ports import Refused
+from lockguard.ports import Busy, Refused
 
 __all__ = ["ClusterNode", "seeds_of"]
 
@@ -44,6 +46,7 @@ _TRY_AGAIN_S = 0.025
 _TRY_AGAIN_MAX = 80
 _REFRESH_S = 0.2
 _BACKOFF_S = 0.25
+_INBOX = 4  # among the arguments of acquire.lua
 
 
 def seeds_of(url: str) -> tuple[Address, ...]:
@@ -90,8 +93,9 @@ class ClusterNode(ScriptedNode):
         self._seeds = tuple(seeds)
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
-        self._shards: dict[tuple[str, int], StandaloneNode] = {}
-        self._slots: list[tuple[str, int] | None] = [None] * _SLOTS
+        self._shards: dict[Place, StandaloneNode] = {}
+        self._slots: list[Place | None] = [None] * _SLOTS
+        self._releases = Releases()
         self._mapped = False
         self._refreshing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,16 +153,33 @@ class ClusterNode(ScriptedNode):
         *args: str | int,
         lone: bool = False,
     ) -> asyncio.Future[Any]:
-        shard = self._shard_of(keys[0])
-        if shard is None:
+        shard, place = self._shard_of(keys[0]), self._place_of(keys[0])
+        if shard is None or place is None:
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             text = f"{self.name}: nobody is known to serve {keys[0]!r}"
             future.set_result(Refused(NodeRefused(text, node=self.name)))
             return future
+        if script is ACQUIRE:
+            decode = partial(self._acquired, decode, keys[0], str(args[_INBOX]))
+        elif script is RELEASE:
+            self._releases.note(place, keys, args)
         return shard.run(script, decode, keys, *args, lone=lone)
 
+    def _acquired(self, decode: Callable[[Any], T], lock: str, inbox: str, reply: Any) -> T:
+        vote = decode(reply)
+        if isinstance(vote, Busy) and vote.ticket and (shard := self._shard_of(lock)) is not None:
+            shard.listen(inbox)
+        return vote
+
+    def _inbox_of(self, resource: Resource) -> str:
+        # In the slot of the resource, so that the script that wakes may publish on its shard only.
+        return f"{self._inbox}:{{{resource}}}"
+
+    def _place_of(self, key: str) -> Place | None:
+        return self._slots[key_slot(key.encode())]
+
     def _shard_of(self, key: str) -> StandaloneNode | None:
-        place = self._slots[key_slot(key.encode())]
+        place = self._place_of(key)
         return None if place is None else self._shards[place]
 
     def _redirected(self, fault: Exception, call: Call) -> bool:
@@ -210,7 +231,7 @@ class ClusterNode(ScriptedNode):
 
     # The map and the connections.
 
-    def _shard(self, place: tuple[str, int]) -> StandaloneNode:
+    def _shard(self, place: Place) -> StandaloneNode:
         if place not in self._shards:
             host, port = place
             shard = StandaloneNode(
@@ -241,7 +262,7 @@ class ClusterNode(ScriptedNode):
         reply = await shard.ask("CLUSTER", "SLOTS")
         if isinstance(reply, Exception) or not reply:
             raise NodeRefused(f"{shard.name} told no map of its cluster: {reply}", node=shard.name)
-        slots: list[tuple[str, int] | None] = [None] * _SLOTS
+        slots: list[Place | None] = [None] * _SLOTS
         for first, last, (host, port, *_), *_ in reply:
             # A server that does not know its own address leaves it out: it is where we asked.
             place = (host.decode() if host else shard.name.partition(":")[0], port)
@@ -263,6 +284,8 @@ class ClusterNode(ScriptedNode):
                 break
         for shard in self._serving():
             self._reach_soon(shard)
+        for release in self._releases.moved(self._place_of):
+            self._try_again(Call(self._shards[release.place], RELEASE, bool, release.keys, release.args), 0)
         await asyncio.sleep(_REFRESH_S)  # as often at most
 
     def _reach_soon(self, shard: StandaloneNode) -> None:
@@ -286,6 +309,6 @@ class ClusterNode(ScriptedNode):
         return task
 
 
-def _place(text: str) -> tuple[str, int]:
+def _place(text: str) -> Place:
     host, _, port = text.rpartition(":")
     return host, int(port)

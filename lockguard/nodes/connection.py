@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.nodes.address import Address
+from lockguard.nodes.channels import Channels
 from lockguard.nodes.login import Identity, LogIn, ask
 from lockguard.nodes.wire import NotSent, Slot, Wire
 
@@ -81,6 +82,7 @@ class Connection:
         self._identity: Identity | None = None
         self.connected_before = False
         """Whether anything was ever said to the server."""
+        self._channels: Channels | None = None
         self._opening: list[Wire] = []
         self._cause = "not connected yet"
         self._closed = False
@@ -114,6 +116,11 @@ class Connection:
             slot(NotSent(self._cause))
         else:
             self._wire.send(slot, *command, lone=lone)
+
+    def listen(self, channel: str) -> None:
+        """Listen to a shard channel, until the connection ends."""
+        if self._channels is not None and self.ready:
+            self._channels.add(channel)
 
     def drop(self, cause: str) -> None:
         """End the connection, also one that is being made; it comes back, to where ``locate`` says."""
@@ -157,6 +164,7 @@ class Connection:
             self._cause = str(exc) or "cancelled"
             raise
         self._wire, self._listener = wire, listener
+        self._channels = Channels(listener or wire)
         again, self.connected_before = self.connected_before, True
         self._on_connect(again=again)
 
@@ -200,8 +208,12 @@ class Connection:
         if isinstance(message, Exception):
             if subscribed is not None and not subscribed.done():
                 subscribed.set_exception(message)
-        elif message[0] == b"message":
+            elif self._channels is not None:
+                self._channels.refused(message)
+        elif message[0] in {b"message", b"smessage"}:
             self._on_message(message[2])
+        elif message[0] == b"sunsubscribe" and self._channels is not None and message[1] is not None:
+            self._channels.forget(message[1].decode())
         elif message[0] == b"subscribe" and subscribed is not None and not subscribed.done():
             subscribed.set_result(None)
 

@@ -92,7 +92,7 @@ class ScriptedNode(ABC):
             request.ttl_ms,
             request.holder,
             request.operation,
-            self._inbox if request.queue else "",
+            self._inbox_of(request.resource) if request.queue else "",
             request.ticket,
             request.lock_delay_ms,
             lone=True,
@@ -114,7 +114,7 @@ class ScriptedNode(ABC):
         anybody is told that the calling task has ended: no loop can be stopped in between.
         """
         keys = keys_of(self._namespace, resource).release
-        return self._run(RELEASE, votes.done, keys, grant, self._inbox, lone=True)
+        return self._run(RELEASE, votes.done, keys, grant, self._inbox_of(resource), lone=True)
 
     def break_(self, resource: Resource, *, reason: str, token: Token) -> asyncio.Future[Broken | NoVote]:
         """Run break.lua, by force."""
@@ -128,6 +128,9 @@ class ScriptedNode(ABC):
         """Run inspect.lua."""
         keys = keys_of(self._namespace, resource).inspect
         return self._run(INSPECT, lambda reply: votes.inspected(resource, reply), keys, _WAITERS_SHOWN_MAX)
+
+    def _inbox_of(self, resource: Resource) -> str:  # noqa: ARG002 - all of a process wait on one channel
+        return self._inbox
 
     def _break(
         self, decode: Callable[[Any], T], resource: Resource, how: str, reason: str, token: int

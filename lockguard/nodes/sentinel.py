@@ -24,9 +24,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from lockguard.errors import ConfigurationError, NodeRefused
+from lockguard.lua import RELEASE
 from lockguard.nodes.address import Address, shown_url, split_url
+from lockguard.nodes.releases import Place, Releases
 from lockguard.nodes.scripted import NAMESPACE
-from lockguard.nodes.standalone import StandaloneNode
+from lockguard.nodes.standalone import Call, StandaloneNode
+from lockguard.nodes.wire import Reply
 
 __all__ = ["SentinelNode", "SentinelUrl"]
 
@@ -129,6 +132,7 @@ class SentinelNode(StandaloneNode):
             backoff_max_s=0.25,
         )
         self._url = url
+        self._releases = Releases()
         self._clients: list[Redis] = []
         self._watcher: asyncio.Task[None] | None = None
 
@@ -159,6 +163,22 @@ class SentinelNode(StandaloneNode):
         await super().aclose()
         for client in self._clients:
             await client.aclose()
+
+    def answered(self, call: Call, reply: Reply) -> None:
+        """Make a vote of a call's reply; a release is remembered until no failover can have lost it."""
+        if call.script is RELEASE:
+            self._releases.note(self._place(), call.keys, call.args)
+        super().answered(call, reply)
+
+    def _place(self) -> Place:
+        address = self._connection.address
+        return address.host, address.port
+
+    def _connected(self, *, again: bool) -> None:
+        here = self._place()
+        for release in self._releases.moved(lambda _: here):
+            self._owed.append((RELEASE.sha, len(release.keys), *release.keys, *release.args))
+        super()._connected(again=again)
 
     async def _watch(self) -> None:
         while True:

@@ -213,6 +213,10 @@ class StandaloneNode(ScriptedNode):
         # As text, since NOSCRIPT would come back without its ASKING.
         self._send_text(call)
 
+    def listen(self, channel: str) -> None:
+        """Listen to a shard channel too."""
+        self._connection.listen(channel)
+
     def drop(self, cause: str) -> None:
         """End the connection; it comes back."""
         self._connection.drop(cause)

@@ -121,6 +121,25 @@ class Wire(asyncio.Protocol):
             self._flush_due = True
             self._loop.call_soon(self.flush)
 
+    def send_listening(self, refused: Slot, *command: str | bytes | int) -> None:
+        """Queue a command whose success is a message and whose refusal is a reply, such as SSUBSCRIBE.
+
+        Args:
+            refused: gets the refusal; on a wire that only listens, that comes as a message.
+            *command: its words.
+        """
+        self.send_unanswered(*command)
+        if self._listens:
+            return
+
+        def answered(reply: Reply) -> None:
+            # A refusal takes the slot of the PING behind it, whose own answer comes next.
+            if isinstance(reply, hiredis.ReplyError):
+                self._slots.appendleft(lambda _: None)
+                refused(reply)
+
+        self.send(answered, "PING")
+
     def flush(self) -> None:
         """Write what is queued now."""
         self._flush_due = False

@@ -38,12 +38,17 @@ class Ledger:
     commits: int = 0
     refused: int = 0
     retried: int = 0
+    token: int = 0
+    fallen: int = 0
+    """Commits whose token was not above that of the commit before."""
 
     async def work(self, guard: LockGuard, go_on: Callable[[], bool]) -> None:
         while go_on():
             try:
-                async with guard.hold(self.resource):
+                async with guard.hold(self.resource) as lease:
                     await self._add_one()
+                    self.fallen += lease.token <= self.token
+                    self.token = lease.token
             except StaleToken:
                 self.refused += 1
             except (AcquireError, LeaseLost):

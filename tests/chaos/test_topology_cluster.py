@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 
 import pytest
+import redis
 from redis.crc import key_slot
 
 from lockguard import ConfigurationError, LockGuard, QuorumUnavailable
@@ -140,3 +141,101 @@ async def test_the_password_of_a_cluster_is_used_on_every_shard(ask):
         with pytest.raises(ConfigurationError, match="refused the log-in"):
             async with LockGuard.from_url(setup.url) as guard:
                 await _once(guard)
+
+
+def over_the_bus(setup):
+    """How many messages of PUBLISH the servers sent to each other so far."""
+    told = [server_info(server) for server in setup.servers]
+    return sum(int(facts.get("cluster_stats_messages_publish_sent", 0)) for facts in told)
+
+
+def server_info(server):
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        return client.execute_command("CLUSTER INFO")
+
+
+async def hand_over(first, second, until):
+    """The second guard waits for the first one; gives how long the wake-up took, in seconds."""
+    released_at = None
+
+    async def wait():
+        async with second.hold(NAME, wait=timedelta(seconds=10)):
+            return SYSTEM_CLOCK.now()
+
+    async with first.hold(NAME):
+        waiting = asyncio.create_task(wait())
+        await until_queued(first)
+        released_at = SYSTEM_CLOCK.now()
+    return await waiting - released_at
+
+
+async def until_queued(guard):
+    async with asyncio.timeout(10):
+        while not (await guard.inspect(NAME)).waiters:
+            await asyncio.sleep(0.001)
+
+
+def channels_of(guard):
+    """Of each shard, what this process listens to beside its inbox."""
+    node = guard._core.redlock.nodes[0]
+    return [len(shard._connection._channels or ()) for shard in node._shards.values()]
+
+
+async def test_a_wake_up_stays_on_the_shard_of_its_resource(setup, until):
+    async with LockGuard.from_url(setup.url) as first, LockGuard.from_url(setup.url) as second:
+        await hand_over(first, second, until)  # the first answer says that it has to wait: then it listens
+        before = over_the_bus(setup)
+        for _ in range(20):
+            await hand_over(first, second, until)
+        assert over_the_bus(setup) == before
+        assert sum(channels_of(second)) == 1
+
+
+@pytest.mark.parametrize("options", ["", "?protocol=2"])
+async def test_a_waiter_is_woken_at_once_and_on_its_shard_again_after_the_slot_moved(setup, until, options):
+    async with LockGuard.from_url(setup.url) as first, LockGuard.from_url(setup.url + options) as second:
+        await hand_over(first, second, until)
+        for turn in range(3):
+            async with first.hold(NAME):
+                waiting = asyncio.create_task(_once(second))
+                await until_queued(first)
+                source = setup.owner_of(SLOT)
+                to = setup.servers[(setup.servers.index(source) + 1) % 3]
+                await asyncio.to_thread(setup.move_slot, SLOT, to)
+                released_at = SYSTEM_CLOCK.now()
+            await waiting
+            assert SYSTEM_CLOCK.now() - released_at < 0.5, f"asked by itself, in turn {turn}"
+            await hand_over(first, second, until)
+            before = over_the_bus(setup)
+            await hand_over(first, second, until)
+            assert over_the_bus(setup) == before
+
+
+async def test_who_may_not_use_shard_channels_is_woken_over_the_bus_and_nothing_else_is_disturbed(
+    setup, until, ask
+):
+    for server in setup.servers:
+        ask(server, "ACL", "SETUSER", "bot", "on", ">pw", "~*", "&*", "+@all", "-ssubscribe")
+    url = setup.url.replace("cluster://", "cluster://bot:pw@")
+    async with LockGuard.from_url(url) as first, LockGuard.from_url(url) as second:
+        for _ in range(3):
+            assert await hand_over(first, second, until) < 0.5
+        assert sum(channels_of(second)) == 0
+
+
+async def test_channels_are_bounded_and_a_forgotten_one_still_wakes(setup, until, monkeypatch):
+    monkeypatch.setattr("lockguard.nodes.channels.CHANNELS_MAX", 4)
+    names = [f"resource-{number}" for number in range(40)]
+    async with LockGuard.from_url(setup.url) as first, LockGuard.from_url(setup.url) as second:
+        async with first.hold_many(names):
+            waiting = [asyncio.create_task(_hold(second, name)) for name in names]
+            await until(lambda: sum(channels_of(second)) >= 10)
+            released_at = SYSTEM_CLOCK.now()
+        await asyncio.gather(*waiting)
+        assert SYSTEM_CLOCK.now() - released_at < 0.8
+        assert max(channels_of(second)) <= 4
+
+
+async def _hold(guard, name):
+    async with guard.hold(name):
+        pass
