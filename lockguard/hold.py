@@ -121,8 +121,6 @@ class Hold:
         if (entry := entry_for(self._resource, core)) is not None:
             return self._enter_again(entry, task)
         called_at = core.clock.now()
-        if not core.connected:
-            await core.connect()
         request = AcquireRequest(
             resource=self._resource,
             grant=new_grant_id(),

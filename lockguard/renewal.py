@@ -17,6 +17,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from lockguard.clock import Clock
 from lockguard.errors import LossReason
@@ -155,23 +156,39 @@ class Keeper:
         due = [kept for kept in self._kept.values() if kept.due_at - kept.slack_s <= now]
         for kept in due:  # should this round fail, the next one is not at once
             kept.due_at = now + kept.lease.grant.ttl_ms / 1000 * _RETRY_AT
-        asked = [(kept, self._redlock.extend(kept.lease.grant)) for kept in due]
+        asked = {kept.lease.grant.id: (kept, self._redlock.extend(kept.lease.grant)) for kept in due}
         if not asked:  # released meanwhile
             return
+        all_told = asyncio.get_running_loop().create_future()
+
+        def answered(grant: GrantId, _: object) -> None:
+            # At once: of several nodes a hung one must not hold up what the others have decided.
+            if grant in asked and self._apply(*asked[grant], sent_at=now, final=False):
+                del asked[grant]
+                if not asked and not all_told.done():
+                    all_told.set_result(None)
+
+        for grant, (_, votes) in asked.items():
+            for future in votes:
+                future.add_done_callback(partial(answered, grant))
         # Bounded by the shortest lease among them, so that one hung node does not starve the others.
         patience_s = min(kept.lease.grant.ttl_ms for kept in due) / 1000 * _RETRY_AT
-        await asyncio.wait([future for _, votes in asked for future in votes], timeout=patience_s)
-        for kept, votes in asked:
-            self._apply(kept, votes, sent_at=now)
+        await asyncio.wait([all_told], timeout=patience_s)
+        undecided, asked = asked, {}
+        for kept, votes in undecided.values():
+            self._apply(kept, votes, sent_at=now, final=True)
 
     def _round_ended(self, _: object) -> None:
         self._round = None
         self._look_again()
 
-    def _apply(self, kept: _Kept, votes: list[asyncio.Future[Extended | NoVote]], *, sent_at: float) -> None:
+    def _apply(
+        self, kept: _Kept, votes: list[asyncio.Future[Extended | NoVote]], *, sent_at: float, final: bool
+    ) -> bool:
+        """Act on the votes once they decide, or are ``final``; tells whether that was done."""
         grant: Grant = kept.lease.grant
         if grant.id not in self._kept:
-            return
+            return True
         ttl_s = grant.ttl_ms / 1000
         extension = self._redlock.tally(votes, sent_at=sent_at, ttl_ms=grant.ttl_ms)
         match extension.renewal:
@@ -181,8 +198,11 @@ class Keeper:
                 self._emit(Renewed(grant))
             case Renewal.REFUSED:
                 self._lose(kept, LossReason.REFUSED)
+            case Renewal.UNANSWERED if not final and not all(vote.done() for vote in votes):
+                return False
             case Renewal.UNANSWERED:
                 kept.lease.mark_unanswered()
                 kept.due_at = self._clock.now() + ttl_s * _RETRY_AT
                 left_ms = kept.lease.remaining.total_seconds() * 1000
                 self._emit(RenewalUnanswered(grant, left_ms, extension.cause))
+        return True

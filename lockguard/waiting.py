@@ -14,10 +14,10 @@ become the first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -37,6 +37,9 @@ REST_S = 30.0
 """How long the others rest at most: only in case that everything that should wake them is lost."""
 
 _EARLY_MAX = 256
+
+_CONNECT_MIN_S = 0.5
+"""How long a server may take to connect however short a caller's patience is: the first one has to."""
 
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
@@ -128,6 +131,8 @@ class Queue:
             QuorumUnavailable: too few nodes could be asked, still.
             ConfigurationError: the guard was closed meanwhile.
         """
+        if not self._redlock.ready:
+            await self._connect(give_up_at)
         try:
             attempt = await self._redlock.acquire(request)
             if isinstance(attempt, Won):
@@ -163,12 +168,19 @@ class Queue:
                 if self._closed:
                     raise ConfigurationError(f"the guard was closed while it waited for {request.resource!r}")
                 if isinstance(attempt, NoQuorum):
-                    await self._redlock.connect()
+                    await self._connect(give_up_at)
                 match await self._redlock.acquire(request):
                     case Won() as won:
                         return won
                     case again:
                         attempt = again
+
+    async def _connect(self, give_up_at: float) -> None:
+        """Be connected, if it can be done in time. The attempt goes on for whoever asks next."""
+        left_s = give_up_at - self._clock.now()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(left_s, _CONNECT_MIN_S)):
+                await self._redlock.connect()
 
     def _rest_s(self, request: AcquireRequest, attempt: Contended | NoQuorum, retry_s: float) -> float:
         if isinstance(attempt, NoQuorum):
@@ -195,7 +207,7 @@ class Queue:
             return replace(request, ticket=busy.ticket)
         return request
 
-    @contextmanager
+    @contextlib.contextmanager
     def _place(self, request: AcquireRequest) -> Iterator[_Place]:
         place = _Place(request.grant)
         line = self._lines.setdefault(request.resource, {})

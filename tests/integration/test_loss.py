@@ -9,7 +9,15 @@ from datetime import timedelta
 import pytest
 import redis
 
-from lockguard import LeaseLost, LeaseState, LockGuard, LossReason, ResourceBusy, current_lease
+from lockguard import (
+    LeaseLost,
+    LeaseState,
+    LockGuard,
+    LossReason,
+    QuorumUnavailable,
+    ResourceBusy,
+    current_lease,
+)
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.events import RenewalUnanswered
 from lockguard.testing import HOLD, FaultProxy, RedisServer
@@ -45,6 +53,23 @@ async def test_the_body_is_cancelled_before_the_server_would_drop_the_key(link):
         assert caught.value.token == lease.token
         assert asyncio.current_task().cancelling() == 0
         proxy.heal()
+
+
+async def test_a_server_that_hangs_at_connect_does_not_outlast_a_caller_s_patience(link):
+    """Connecting may take two seconds; who waits for less is told sooner, and the attempt goes on."""
+    proxy, url, _ = link
+    proxy.partition()
+    guard = LockGuard.from_url(url)
+    for patience in (timedelta(0), timedelta(seconds=0.6)):
+        began = SYSTEM_CLOCK.now()
+        with pytest.raises(QuorumUnavailable):
+            async with guard.hold(NAME, wait=patience):
+                raise AssertionError("the body ran")
+        assert SYSTEM_CLOCK.now() - began < patience.total_seconds() + 1.2
+    proxy.heal()
+    async with guard.hold(NAME):
+        pass
+    await guard.aclose()
 
 
 async def test_the_caller_learns_of_the_loss_although_the_server_still_hangs(link):

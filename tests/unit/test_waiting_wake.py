@@ -15,6 +15,7 @@ class Overtaking:
     """The holder releases right behind the refusal: its message comes before the caller has read that."""
 
     nodes = (object(),)
+    ready = True
 
     def __init__(self) -> None:
         self.asked = 0
