@@ -151,10 +151,9 @@ class AtomicPositionManager:
 
     async def _open(self, venue: Venue, lease: Lease, new: NewPosition) -> OpenResult:
         flow, reconciler = self._workers(venue, lease)
-        row, _ = await reconciler.settle(new.symbol)
+        row, held = await reconciler.settle_and_look(new.symbol)
         if row is not None:
             return AlreadyOpen(row)
-        held = await venue.holding(new.symbol)
         if held is not None:
             outcome = await reconciler.adopt(new.symbol, held)
             row = await self._store.open_of(venue.name, new.symbol)

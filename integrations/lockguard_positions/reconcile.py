@@ -6,6 +6,7 @@ look at: a pass that decided on a list read earlier made 60 duplicates in 80 ope
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -151,6 +152,23 @@ class Reconciler:
             return row, False
         resumed = await self._flow.resume(row)
         return (resumed if resumed.status.open else None), True
+
+    async def settle_and_look(self, symbol: str) -> tuple[Position | None, Holding | None]:
+        """:meth:`settle`, and what the exchange holds if no open row is left; it is asked meanwhile.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer; nothing was decided.
+        """
+        looking = asyncio.create_task(self._venue.holding(symbol), name=f"look at {symbol}")
+        try:
+            row, resumed = await self.settle(symbol)
+            if row is not None:
+                return row, None
+            # What was half done may have changed what the exchange holds: only a look after it counts.
+            return None, await (self._venue.holding(symbol) if resumed else looking)
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
 
     async def reconcile(self, symbol: str) -> SyncOutcome:
         """Bring row, exchange and stop together.
