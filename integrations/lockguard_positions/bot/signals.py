@@ -140,7 +140,7 @@ def _read(found: Mapping[str, Any], *, where: str, at: datetime | None) -> Signa
         where = f"{where}: signal {signal_id}"
         symbol = _text(found, "symbol", "write it as APTUSDT or APT/USDT:USDT")
         at = _at(found.get("at"), at)
-        match action := found.get("action"):
+        match action := _text(found, "action", "write 'open' or 'close'"):
             case "open":
                 side = PositionSide.read(_text(found, "side", "write 'long' or 'short'"))
                 return OpenSignal(signal_id, symbol, at, side, _quantity(found), _stop(found))
@@ -212,5 +212,5 @@ def _plain(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(str(value) if isinstance(value, Decimal) else value)
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}..."

@@ -1,0 +1,274 @@
+"""A signal is carried out once, however often it is delivered, and whoever dies in between."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+
+from lockguard import LockGuard, ResourceBusy
+from lockguard_asyncpg import PostgresFence, install
+from lockguard_ccxt import GuardedExchange, Patience
+from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_positions import AtomicPositionManager, Pace, migrate
+from lockguard_positions.bot.book import Decision, Outcome, SignalBook
+from lockguard_positions.bot.signals import BadSignal, CloseSignal, OpenSignal, Stop
+from lockguard_positions.bot.trader import Trader
+from lockguard_positions.errors import ExchangeUnreadable
+from lockguard_positions.model import PositionSide
+
+MS = timedelta(milliseconds=1)
+SYMBOL = "APT/USDT:USDT"
+
+
+@dataclass
+class Desk:
+    """A trader on real servers."""
+
+    trader: Trader
+    manager: AtomicPositionManager
+    guard: LockGuard
+    exchange: LocalExchange
+    pool: asyncpg.Pool[Any]
+
+    async def does(self, signal: OpenSignal | CloseSignal) -> tuple[str, bool]:
+        decision = await self.trader.carry_out(signal)
+        return decision.outcome.value, decision.known
+
+    def held(self) -> Decimal:
+        return self.exchange.record().position(SYMBOL)
+
+    def entries(self) -> int:
+        return len(self.exchange.record().entries(SYMBOL))
+
+
+@pytest.fixture
+async def desk(redis_url: str, database_url: str) -> AsyncIterator[Desk]:
+    async with AsyncExitStack() as stack:
+        exchange = await stack.enter_async_context(LocalExchange())
+        pool = await stack.enter_async_context(asyncpg.create_pool(database_url, min_size=1, max_size=10))
+        async with pool.acquire() as conn:
+            await install(conn)
+            await migrate(conn)
+        guard = await stack.enter_async_context(
+            LockGuard.from_url(redis_url, fence=PostgresFence(pool), wait=200 * MS)
+        )
+        client = connect(exchange.url, config={"options": {"recvWindow": 100}})
+        stack.push_async_callback(client.close)
+        guarded = GuardedExchange(client, patience=Patience(needed=100 * MS, search=200 * MS, poll=20 * MS))
+        await guarded.load()
+        pace = Pace(poll=20 * MS, stop_deadline=500 * MS, retry_pause=20 * MS, grace=0 * MS)
+        manager = AtomicPositionManager(guard, pool, [guarded], pace=pace)
+        book = SignalBook(pool, guarded.name)
+        yield Desk(Trader(guard, manager, guarded, book, age_max=60_000 * MS), manager, guard, exchange, pool)
+
+
+def instant(ms: int) -> datetime:
+    return datetime.now(UTC) + ms * MS
+
+
+def opening(
+    name: str, *, at: datetime | None = None, side: PositionSide = PositionSide.LONG, stop: str = "2"
+) -> OpenSignal:
+    return OpenSignal(name, "APTUSDT", at, side, Decimal(10), Stop(Decimal(stop), is_percent=True))
+
+
+def closing(name: str, *, at: datetime | None = None, side: PositionSide | None = None) -> CloseSignal:
+    return CloseSignal(name, SYMBOL, at, side)
+
+
+async def test_a_signal_that_comes_twice_opens_once(desk: Desk) -> None:
+    assert await desk.does(opening("s1")) == ("opened", False)
+    assert await desk.does(opening("s1")) == ("opened", True)
+    assert (desk.held(), desk.entries()) == (10, 1)
+
+
+async def test_it_does_not_open_again_after_it_was_closed(desk: Desk) -> None:
+    await desk.does(opening("s1"))
+    assert await desk.does(closing("s2")) == ("closed", False)
+    assert await desk.does(opening("s1")) == ("opened", True)
+    assert (desk.held(), desk.entries()) == (0, 1)
+
+
+async def test_a_close_that_comes_twice_leaves_the_next_position_alone(desk: Desk) -> None:
+    await desk.does(opening("s1"))
+    await desk.does(closing("s2"))
+    assert await desk.does(opening("s3")) == ("opened", False)
+    assert await desk.does(closing("s2")) == ("closed", True)
+    assert desk.held() == 10
+
+
+async def test_a_refused_open_does_not_come_to_life_when_it_is_delivered_again(desk: Desk) -> None:
+    await desk.does(opening("s1"))
+    assert await desk.does(opening("s2")) == ("already open", False)
+    await desk.does(closing("s3"))
+    assert await desk.does(opening("s2")) == ("already open", True)
+    assert desk.held() == 0
+
+
+@pytest.mark.parametrize("first", ["open", "close"])
+async def test_the_last_word_stands_in_whatever_order_signals_come(desk: Desk, first: str) -> None:
+    earlier, later = instant(-2000), instant(-1000)
+    if first == "open":
+        assert await desk.does(opening("s2", at=later)) == ("opened", False)
+        assert await desk.does(closing("s1", at=earlier)) == ("overtaken", False)
+        assert desk.held() == 10
+    else:
+        assert await desk.does(closing("s2", at=later)) == ("nothing open", False)
+        assert await desk.does(opening("s1", at=earlier)) == ("overtaken", False)
+        assert desk.held() == 0
+
+
+async def test_a_signal_that_cannot_work_overtakes_nothing(desk: Desk) -> None:
+    bad = OpenSignal(
+        "s2", "APTUSDT", instant(-1000), PositionSide.LONG, Decimal("1e-9"), Stop(Decimal(2), is_percent=True)
+    )
+    assert await desk.does(bad) == ("refused", False)
+    assert await desk.does(opening("s1", at=instant(-2000))) == ("opened", False)
+
+
+async def test_an_open_that_is_too_old_or_of_tomorrow_is_refused_and_a_close_is_never_too_old(
+    desk: Desk,
+) -> None:
+    old = await desk.trader.carry_out(opening("s1", at=instant(-61_000)))
+    assert (old.outcome, "61 s old and --max-age is 60 s" in old.details) == (Outcome.REFUSED, True)
+    ahead = await desk.trader.carry_out(opening("s2", at=instant(3_600_000)))
+    assert (ahead.outcome, "set the sender's clock" in ahead.details) == (Outcome.REFUSED, True)
+    await desk.does(opening("s3"))
+    assert await desk.does(closing("s4", at=instant(-61_000))) == ("closed", False)
+
+
+async def test_an_id_that_is_used_for_something_else_is_refused(desk: Desk) -> None:
+    await desk.does(opening("s1"))
+    decision = await desk.trader.carry_out(closing("s1"))
+    assert decision.outcome is Outcome.REFUSED
+    assert decision.details == "its id was used before, to open APTUSDT; give each signal its own"
+    assert desk.held() == 10
+
+
+async def test_a_close_of_the_other_side_is_refused(desk: Desk) -> None:
+    await desk.does(opening("s1"))
+    decision = await desk.trader.carry_out(closing("s2", side=PositionSide.SHORT))
+    assert (decision.outcome, decision.details) == (Outcome.REFUSED, "the open position is long")
+    assert await desk.does(closing("s3", side=PositionSide.LONG)) == ("closed", False)
+
+
+async def test_an_unknown_market_is_the_signals_fault(desk: Desk) -> None:
+    signal = CloseSignal("s1", "NOPE", None, None)
+    with pytest.raises(BadSignal, match="has no market 'NOPE'"):
+        await desk.trader.carry_out(signal)
+
+
+async def test_a_busy_symbol_is_not_a_decision(desk: Desk) -> None:
+    async with desk.guard.hold("binance:APTUSDT"):
+        pass
+    async with LockGuard.from_url(desk_redis(desk)) as other, other.hold("binance:APTUSDT"):
+        with pytest.raises(ResourceBusy):
+            await desk.trader.carry_out(opening("s1"))
+    assert await desk.does(opening("s1")) == ("opened", False)
+
+
+async def test_an_exchange_without_a_price_is_not_a_decision(desk: Desk) -> None:
+    for _ in range(3):
+        desk.exchange.inject(Fault(FaultKind.UNAVAILABLE, Operation.TICKER))
+    with pytest.raises(ExchangeUnreadable):
+        await desk.trader.carry_out(opening("s1"))
+    assert await desk.does(opening("s1")) == ("opened", False)
+    assert desk.entries() == 1
+
+
+class Killed(BaseException):
+    """The bot ends here."""
+
+
+@pytest.mark.parametrize("where", ["begin", "record_entry", "activate"])
+async def test_what_a_dead_bot_had_begun_is_finished_and_not_begun_again(
+    desk: Desk, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind a commit of the flow; the next delivery finds its row."""
+    store = desk.manager.store
+    method = getattr(store, where)
+
+    async def deadly(*args: Any, **kwargs: Any) -> Any:
+        await method(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(store, where, deadly)
+    with pytest.raises(Killed):
+        await desk.trader.carry_out(opening("s1"))
+    monkeypatch.undo()
+    decision = await until_final(desk, opening("s1"))
+    assert decision.outcome is Outcome.OPENED
+    assert (desk.held(), desk.entries()) == (10, 1)
+
+
+async def test_a_close_that_a_dead_bot_had_begun_is_finished(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.does(opening("s1"))
+    store = desk.manager.store
+    method = store.expect_close
+
+    async def deadly(*args: Any, **kwargs: Any) -> Any:
+        await method(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(store, "expect_close", deadly)
+    with pytest.raises(Killed):
+        await desk.trader.carry_out(closing("s2"))
+    monkeypatch.undo()
+    await desk.manager.recover("binance")  # somebody else was quicker
+    assert await desk.does(closing("s2")) == ("closed", False)
+    assert desk.held() == 0
+    assert (
+        await desk.pool.fetchrow("select outcome, position_id from monitoring.signals where signal_id = 's2'")
+    )["outcome"] == "closed"
+
+
+async def test_a_decision_that_was_not_written_down_is_found_in_the_row(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def deadly(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(SignalBook, "record", deadly)
+    with pytest.raises(Killed):
+        await desk.trader.carry_out(opening("s1"))
+    with pytest.raises(Killed):
+        await desk.trader.carry_out(closing("s2"))
+    monkeypatch.undo()
+    assert await desk.does(opening("s1")) == ("opened", False)
+    assert await desk.does(closing("s2")) == ("closed", False)
+    assert (desk.held(), desk.entries()) == (0, 1)
+
+
+async def test_an_entry_without_an_answer_is_in_doubt_and_then_found(desk: Desk) -> None:
+    desk.exchange.inject(Fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER, Execution.FIRST))
+    decision = await until_final(desk, opening("s1"))
+    assert decision.outcome is Outcome.OPENED
+    assert desk.entries() == 1
+
+
+async def test_a_rolled_back_open_is_refused_with_its_reason_and_not_tried_again(desk: Desk) -> None:
+    refusal = "Order would immediately trigger."
+    desk.exchange.inject(Fault(FaultKind.REJECTED, Operation.CREATE_ALGO, code=-2021, message=refusal))
+    decision = await desk.trader.carry_out(opening("s1"))
+    assert (decision.outcome, decision.details) == (Outcome.REFUSED, "the price is beyond the stop already")
+    assert await desk.does(opening("s1")) == ("refused", True)
+    assert (desk.held(), desk.entries()) == (0, 1)
+
+
+async def until_final(desk: Desk, signal: OpenSignal | CloseSignal) -> Decision:
+    while not (decision := await desk.trader.carry_out(signal)).final:
+        pass
+    return decision
+
+
+def desk_redis(desk: Desk) -> str:
+    return f"redis://{repr(desk.guard).split()[1]}"
