@@ -18,9 +18,9 @@ import asyncpg
 from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases, outlived_lease
-from lockguard.errors import LeaseNotHeld
+from lockguard.errors import LeaseNotHeld, StaleToken
 from lockguard_asyncpg.claims import Limits, entry_for, next_sequence
-from lockguard_asyncpg.errors import DATABASE_ERRORS, stale
+from lockguard_asyncpg.errors import DATABASE_ERRORS, fence_error, stale
 from lockguard_asyncpg.statements import Kind, ends_in_savepoint, kind_of, read_only_after
 from lockguard_asyncpg.wire import Standing, Wire, is_unfenced, send_plain, standing_of
 
@@ -154,8 +154,10 @@ async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> No
     try:
         await send_plain(con, entry.sql())
     except DATABASE_ERRORS as exc:
-        if (refusal := stale(exc)) is not None:
-            standing.refusal = refusal
-            raise refusal from exc
+        said = fence_error(exc)
+        if isinstance(said, StaleToken):
+            standing.refusal = said
+        if said is not None:
+            raise said from exc
         raise
     standing.note(entry, leases)

@@ -11,15 +11,16 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import asyncpg
+
 from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard.errors import ConfigurationError
 from lockguard.lease import Resource, new_grant_id
 from lockguard_asyncpg.protection import protect
 from lockguard_asyncpg.schema import require_current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import asyncpg
 
 __all__ = ["Cost", "measure"]
 
@@ -99,7 +100,12 @@ async def measure(
     token, grant = int(clock.wall() * 1_000_000), new_grant_id()
     seal = "select lockguard.seal($1, $2, $3, 'bench', 'bench', 5000)"
     await conn.execute(seal, _RESOURCE, token, UUID(grant))
-    await conn.execute(f"{_DROP}; create schema lockguard_bench")
+    try:
+        await conn.execute(f"{_DROP}; create schema lockguard_bench")
+    except asyncpg.InsufficientPrivilegeError as exc:
+        raise ConfigurationError(
+            f"{exc.message}; measuring takes a role that owns lockguard's schema and may create another one"
+        ) from exc
     present = _PRESENT.format(token=token, grant=grant)
     costs: list[Cost] = []
     try:

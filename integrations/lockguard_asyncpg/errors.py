@@ -28,6 +28,7 @@ __all__ = [
     "Meaning",
     "NotCommitted",
     "VersionConflict",
+    "fence_error",
     "meaning_of",
     "set_up_error",
     "stale",
@@ -166,6 +167,13 @@ def set_up_error(exc: BaseException) -> ConfigurationError:
     else:
         remedy = "check the database URL and the schema"
     return ConfigurationError(f"{first}; {remedy}")
+
+
+def fence_error(exc: BaseException) -> LockguardError | None:
+    """What an error of a call that is all the fence's own means, ``None`` if nothing in particular."""
+    if (refusal := stale(exc)) is not None:
+        return refusal
+    return set_up_error(exc) if meaning_of(exc) is Meaning.CONFIGURATION else None
 
 
 def translate(exc: BaseException) -> BaseException:

@@ -23,7 +23,15 @@ from asyncpg.pool import PoolConnectionProxy
 from lockguard.errors import LockguardError, StaleToken
 from lockguard.lease import Lease
 from lockguard_asyncpg.claims import Claim, Entry, Limits, entry_for, next_sequence
-from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
+from lockguard_asyncpg.errors import (
+    DATABASE_ERRORS,
+    CommitUnknown,
+    Meaning,
+    NotCommitted,
+    fence_error,
+    meaning_of,
+    stale,
+)
 
 __all__ = ["Standing", "Wire", "bare", "give_back", "is_unfenced", "send_plain", "standing_of", "unfenced"]
 
@@ -226,8 +234,8 @@ class Wire:
                 if outermost:
                     # asyncpg has noted the transaction as open and would take the next one for a savepoint.
                     setattr(self._con, _NOTED, None)
-                if (refusal := stale(exc)) is not None:
-                    raise refusal from exc
+                if (said := fence_error(exc)) is not None:
+                    raise said from exc
                 raise
             standing.note(entry, leases)
             return tag

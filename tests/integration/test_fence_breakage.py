@@ -21,6 +21,8 @@ from lockguard_asyncpg import PostgresFence, create_pool, install, unfenced
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from lockguard.testing import PostgresServer
+
 SOON = timedelta(seconds=5)
 APT, BTC = "APTUSDT", "BTCUSDT"
 SET_UP = """
@@ -512,3 +514,44 @@ async def test_listen_as_text_works_under_a_lease(pool: asyncpg.Pool[Any]) -> No
             await conn.execute("listen news")
             await conn.execute("notify news, 'x'")
             assert await conn.fetchval("select pg_listening_channels()") == "news"
+
+
+async def test_a_pool_on_a_database_without_the_schema_says_so(
+    pool: asyncpg.Pool[Any], postgres_server: PostgresServer
+) -> None:
+    """The fence is in one database and the writes go to another."""
+    lease, name = await held(pool), "other_" + new_grant_id()[:8]
+    try:
+        async with create_pool(postgres_server.create_database(name), min_size=0, max_size=1) as other:
+            for write in (lambda: other.execute("select 1"), lambda: _transaction(other)):
+                with under(lease), pytest.raises(ConfigurationError, match="lockguard fence install"):
+                    await write()
+            async with other.acquire() as conn:
+                await conn.execute("begin")
+                with under(lease), pytest.raises(ConfigurationError, match="lockguard fence install"):
+                    await conn.execute("select 1")
+                await conn.execute("rollback")
+    finally:
+        postgres_server.drop_database(name)
+
+
+async def test_a_role_that_may_not_take_part_is_told_the_grant(
+    pool: asyncpg.Pool[Any], database_url: str
+) -> None:
+    role = "bot_" + new_grant_id()[:8]
+    await pool.execute(f"create role {role} login")
+    try:
+        lease = await held(pool)
+        poor = database_url.replace("postgres@", f"{role}@", 1)
+        async with create_pool(poor, min_size=0, max_size=1) as other:
+            with under(lease), pytest.raises(ConfigurationError, match="GRANT lockguard_app"):
+                await other.execute("select 1")
+            with pytest.raises(ConfigurationError, match="GRANT lockguard_app"):
+                await PostgresFence(other).close(lease.grant, within=SOON)
+    finally:
+        await pool.execute(f"drop role {role}")
+
+
+async def _transaction(pool: asyncpg.Pool[Any]) -> None:
+    async with pool.acquire() as conn, conn.transaction():
+        await conn.execute("select 1")

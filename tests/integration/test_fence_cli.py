@@ -71,6 +71,8 @@ def test_an_older_schema_is_shown_and_upgraded(
         "run `lockguard fence upgrade`"
         in run("protect", "pg_class", "--resource", "{relname}", code=2).output
     )
+    for command in (("race",), ("bench",)):
+        assert "run `lockguard fence upgrade`" in run(*command, code=2).output
     assert "(before: 1)" in run("upgrade").output
     assert "-- 0002" in newer
     assert "-- 0001" not in newer
@@ -126,7 +128,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(
 
 
 @pytest.mark.parametrize(
-    "command", [("status",), ("upgrade",), ("race",), ("protect", "pg_class", "--resource", "{relname}")]
+    "command",
+    [("status",), ("upgrade",), ("race",), ("bench",), ("protect", "pg_class", "--resource", "{relname}")],
 )
 def test_a_missing_schema_names_the_remedy(run: Run, command: tuple[str, ...]) -> None:
     assert "run `lockguard fence install`" in run(*command, code=2).output
@@ -161,6 +164,10 @@ def test_too_little_privilege_names_the_grant(
             "takes a role that owns"
             in installed("protect", "lockguard.audit", "--resource", "{actor}", url=poor, code=2).output
         )
+        for command in (("race",), ("bench",)):
+            output = installed(*command, url=poor, code=2).output
+            assert "takes a role that owns lockguard's schema" in output
+            assert len(output.splitlines()) == 1
     finally:
         psql(postgres_server, database_url, "drop owned by poor_bot; drop role poor_bot")
 
@@ -180,6 +187,23 @@ def test_a_race_on_a_database_out_of_reach_is_one_line(run: Run) -> None:
     output = run("race", "--url", "postgresql://bot:hunter2@127.0.0.1:1/x", code=2).output
     assert len(output.splitlines()) == 1
     assert "hunter2" not in output
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--writes", "5", "--total", "5"), "not both"),
+        (("--embedded", "--pooler"), "its own pooler"),
+        (("--writes", "0"), "0 is not in the range"),
+    ],
+)
+def test_a_race_that_cannot_be_is_refused(run: Run, args: tuple[str, ...], says: str) -> None:
+    assert says in run("race", *args, code=2).output
+
+
+def test_a_race_without_a_database_asks_for_one() -> None:
+    result = CliRunner().invoke(fence, ["race"], env={"LOCKGUARD_DATABASE_URL": ""})
+    assert (result.exit_code, "or --embedded" in result.output) == (2, True)
 
 
 def test_bench_measures_each_change_on_both_kinds_of_tables(installed: Run) -> None:

@@ -41,6 +41,7 @@ begin
 end $$;
 create trigger note before update on lockguard_race.state for each row execute function lockguard_race.note();
 """
+_MAY_NOTE = "select from lockguard.outcome limit 1"
 _TEAR_DOWN = "drop schema lockguard_race cascade"
 _RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
 _KILL = """
@@ -125,7 +126,13 @@ async def _run(running: Holders, name: str, progress: Callable[[int], None] | No
 async def _set_up(pool: asyncpg.Pool[Any], resources: Sequence[str], way: Way) -> None:
     async with pool.acquire() as conn:
         await require_current(conn)
-        await conn.execute(_SET_UP)
+        try:
+            await conn.execute(_SET_UP)
+            await conn.execute(_MAY_NOTE)
+        except asyncpg.InsufficientPrivilegeError as exc:
+            raise ConfigurationError(
+                f"{exc.message}; a race takes a role that owns lockguard's schema and may create another one"
+            ) from exc
         async with conn.transaction():
             await conn.executemany(_RESOURCE, [(resource,) for resource in resources])
         if way.protects:
