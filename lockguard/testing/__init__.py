@@ -10,7 +10,13 @@ if find_spec("psutil") is None:
     )
 
 from lockguard.nodes.memory import MemoryStore
-from lockguard.testing.binaries import ServerBinary, find_postgres, find_redis, find_valkey
+from lockguard.testing.binaries import (
+    ServerBinary,
+    find_postgres,
+    find_redis,
+    find_system_redis,
+    find_valkey,
+)
 from lockguard.testing.clock import FakeClock
 from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mode
 from lockguard.testing.postgres_server import PostgresServer
@@ -37,5 +43,6 @@ __all__ = [
     "TopologyName",
     "find_postgres",
     "find_redis",
+    "find_system_redis",
     "find_valkey",
 ]

