@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 
 from lockguard_asyncpg.claims import Limits, entry_for, leases_for, next_sequence
-from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, stale
+from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error, stale
 from lockguard_asyncpg.transaction import FencedTransaction
 from lockguard_asyncpg.wire import bare, give_back, unfenced
 
@@ -150,6 +150,10 @@ async def _one(
     except DATABASE_ERRORS as exc:
         if (refusal := stale(exc)) is not None:
             raise refusal from exc
+        if meaning_of(exc) is Meaning.CONFIGURATION and "lockguard" in str(
+            exc
+        ):  # the check's, not the write's
+            raise set_up_error(exc) from exc
         # In a transaction of the caller's a lost connection is certain: it was not committed.
         if not inside and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
             raise CommitUnknown(resource=first.resource, token=first.token, sequence=sequence) from exc

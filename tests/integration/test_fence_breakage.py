@@ -16,7 +16,7 @@ from lockguard.errors import ConfigurationError, FenceUnavailable, LeaseNotHeld,
 from lockguard.guard import LockGuard
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
-from lockguard_asyncpg import PostgresFence, create_pool, install, unfenced
+from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -523,7 +523,13 @@ async def test_a_pool_on_a_database_without_the_schema_says_so(
     lease, name = await held(pool), "other_" + new_grant_id()[:8]
     try:
         async with create_pool(postgres_server.create_database(name), min_size=0, max_size=1) as other:
-            for write in (lambda: other.execute("select 1"), lambda: _transaction(other)):
+            await other.execute("create table note (text text)")
+            native = "insert into note values ('x')"
+            for write in (
+                lambda: other.execute("select 1"),
+                lambda: _transaction(other),
+                lambda: fenced_execute(other, native),
+            ):
                 with under(lease), pytest.raises(ConfigurationError, match="lockguard fence install"):
                     await write()
             async with other.acquire() as conn:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -18,6 +20,8 @@ from lockguard_asyncpg import PostgresFence, create_pool, fenced_transaction, in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from lockguard.testing import PostgresServer
 
 SOON = timedelta(seconds=5)
 TABLE = """
@@ -286,3 +290,26 @@ async def test_a_row_is_kept_until_the_writers_transaction_ends(pool: asyncpg.Po
             ):
                 await asyncio.sleep(0.005)
     await sealing
+
+
+async def test_psql_prints_what_the_page_says(
+    pool: asyncpg.Pool[Any], postgres_server: PostgresServer
+) -> None:
+    """A person at a prompt, with no lease: the listing of the reference page, line by line."""
+    page = (Path(__file__).parents[2] / "docs/reference/fence.md").read_text(encoding="utf-8")
+    (listing,) = re.findall(r"\$ psql -c \"(insert.*?)\"\n(ERROR.*?)```", page, re.DOTALL)
+    await held(pool, 1795214723604113)
+    database = await pool.fetchval("select current_database()")
+    program = postgres_server.binary.path.parent / "psql"
+    done = await asyncio.create_subprocess_exec(
+        *(str(program), "--no-psqlrc", "--host=127.0.0.1", f"--port={postgres_server.port}"),
+        *("--username=postgres", f"--dbname={database}", "--command", listing[0]),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await done.communicate()
+    printed, _, where = err.decode().partition("CONTEXT:")
+    assert (out, done.returncode) == (b"", 1)
+    assert printed == listing[1]
+    assert "lockguard.require" in where
+    assert await row(pool) == {}
