@@ -104,16 +104,27 @@ local function busy(held, retry_after_ms)
   return {0, holder, operation, token, age_ms, retry_after_ms, string.format('%.0f', ticket), requeued}
 end
 
+-- What is left of a key's life. More than it was given: the clock was set back. Then its life begins anew,
+-- because a holder that died would keep the lock for as long as the clock went back.
+local function left_ms(key, given_ms)
+  local left = redis.call('PTTL', key)
+  if given_ms and left > given_ms then
+    redis.call('PEXPIRE', key, given_ms)
+    return given_ms
+  end
+  return left
+end
+
 local held = {}
 if not untouched then
-  held = redis.call('HMGET', KEYS[1], 'grant', 'holder', 'operation', 'token', 'acquired_at_ms')
+  held = redis.call('HMGET', KEYS[1], 'grant', 'holder', 'operation', 'token', 'acquired_at_ms', 'ttl_ms')
 end
 if held[1] == grant then
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
   return {1, held[4], 0}
 end
 if held[1] then
-  return busy(held, redis.call('PTTL', KEYS[1]))
+  return busy(held, left_ms(KEYS[1], tonumber(held[6])))
 end
 
 if KEYS[8] then
@@ -121,10 +132,18 @@ if KEYS[8] then
   if standing[1] ~= ARGV[9] then
     return {3, 0}
   end
-  if tonumber(standing[2]) > now_ms then
-    return {3, tonumber(standing[2]) - now_ms}
+  local quiet_ms, longest_ms = tonumber(standing[2]) - now_ms, tonumber(standing[3])
+  if quiet_ms > longest_ms then -- the clock was set back, as above
+    quiet_ms = longest_ms
+    redis.call('HSET', KEYS[8], 'quiet_until_ms', now_ms + quiet_ms)
   end
-  if tonumber(standing[3]) < ttl_ms then
+  if quiet_ms > 0 then
+    return {3, quiet_ms}
+  end
+  if standing[2] ~= '0' then
+    redis.call('HSET', KEYS[8], 'quiet_until_ms', 0) -- over for good, wherever the clock is set
+  end
+  if longest_ms < ttl_ms then
     redis.call('HSET', KEYS[8], 'ttl_max_ms', ttl_ms)
   end
 end
@@ -139,10 +158,10 @@ if reserved_for == grant then
   return grant_it()
 end
 if reserved_for then
-  return busy({}, redis.call('PTTL', KEYS[5]))
+  return busy({}, left_ms(KEYS[5], RESERVED_MS))
 end
 
-local delay_ms = redis.call('PTTL', KEYS[6])
+local delay_ms = left_ms(KEYS[6], tonumber(redis.call('GET', KEYS[6])))
 if delay_ms > 0 then
   return busy({}, delay_ms)
 end
