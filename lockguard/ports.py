@@ -308,11 +308,9 @@ class Answer(Protocol):
 
     def done(self) -> bool:
         """Whether nobody waits for it any more."""
-        ...
 
     def set_result(self, vote: Any, /) -> None:
         """The vote; called once, and not when it is done."""
-        ...
 
 
 @runtime_checkable
@@ -325,15 +323,11 @@ class QuorumNode(LockNode, Protocol):
         ...
 
     def vote(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
-        """As :meth:`acquire`, for ``answer`` instead of a future.
-
-        ``proposal`` is a token, or a place in the queue, that all nodes are asked to give; 0 for none.
-        """
+        """As :meth:`acquire`, for ``answer``; ``proposal``: a token or place to give if it can be, or 0."""
         ...
 
     def leave(self, resource: Resource, grant: GrantId, answer: Answer) -> None:
-        """As :meth:`release`, for ``answer`` instead of a future."""
-        ...
+        """As :meth:`release`, for ``answer``."""
 
     def membership(self) -> Future[Membership | NoVote]:
         """Look whether it may vote."""
