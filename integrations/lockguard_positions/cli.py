@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lockguard.testing.topologies import Topology
+    from lockguard_positions.race_pace import PaceResult
 
 __all__ = ["race", "result_table"]
 
@@ -79,6 +80,12 @@ _MISTAKE = 2
     metavar="SHARE",
     help="For so many of the opens (0 to 1) the exchange has a fault in the entry or the stop.",
 )
+@click.option(
+    "--compare",
+    "comparing",
+    is_flag=True,
+    help="Do not race: measure the time to open, with the guard and without, in turns in one process.",
+)
 @click.option("--opens", type=int, default=25, show_default=True, help="Positions to open.")
 @click.option("--symbols", type=int, help="At most so many at once.  [default: all of the exchange]")
 @click.option(
@@ -126,7 +133,12 @@ _MISTAKE = 2
     help="Write the result there too.",
 )
 def race(
-    *, topology: str | None, redis_urls: tuple[str, ...], json_file: Path | None, **options: Any
+    *,
+    comparing: bool,
+    topology: str | None,
+    redis_urls: tuple[str, ...],
+    json_file: Path | None,
+    **options: Any,
 ) -> None:
     """Race the open of positions against itself in real processes, and count what went wrong.
 
@@ -138,23 +150,39 @@ def race(
         settings = RaceSettings(
             redis_url=redis_urls[0] if redis_urls else "", more_redis_urls=redis_urls[1:], **options
         )
+        if comparing:
+            _check_comparing(settings)
         servers = _servers(topology, redis_urls)
+        title = "comparing" if comparing else f"scenario {settings.scenario}"
         with warnings_told(console.print), _bar(console) as bar:
-            task = bar.add_task(
-                f"scenario {settings.scenario}", total=None if settings.duration_s else settings.opens
-            )
+            task = bar.add_task(title, total=None if settings.duration_s else settings.opens)
 
             def show(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            result = asyncio.run(_race(settings, servers, show, console))
+            result = asyncio.run(_run(settings, servers, console, show, comparing=comparing))
     except (LockguardError, ImportError) as exc:
         raise _Mistake(str(exc)) from exc
-    console.print(result_table(result))
+    console.print(result_table(result) if isinstance(result, RaceResult) else _pace_table(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
-    if settings.guard and not result.clean:
+    if isinstance(result, RaceResult) and settings.guard and not result.clean:
         raise SystemExit(_UNCLEAN)
+
+
+def _check_comparing(settings: RaceSettings) -> None:
+    """What belongs to a race only is refused, and not left out silently."""
+    given = {
+        "--no-guard": not settings.guard,
+        "--phase": settings.phase != "all",
+        "--expire-leases": settings.expire_leases,
+        "--faults": bool(settings.faults),
+        "--duration": settings.duration_s is not None,
+    }
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise ConfigurationError(
+            f"--compare opens undisturbed with the guard and without; leave {names[0]} out"
+        )
 
 
 def _servers(topology: str | None, urls: Sequence[str]) -> Topology | None:
@@ -184,15 +212,18 @@ def _bar(console: Console) -> Progress:
     )
 
 
-async def _race(
+async def _run(
     settings: RaceSettings,
     servers: Topology | None,
-    on_progress: Callable[[int, int], None],
     console: Console,
-) -> RaceResult:
+    on_progress: Callable[[int, int], None],
+    *,
+    comparing: bool,
+) -> RaceResult | PaceResult:
     """Run it, on embedded servers where no others are given."""
     try:
         from lockguard_positions.race import run_race  # noqa: PLC0415 - its extras may be missing
+        from lockguard_positions.race_pace import compare  # noqa: PLC0415 - the same
     except ImportError as exc:
         raise ConfigurationError(str(exc)) from exc
     async with AsyncExitStack() as stack:
@@ -213,7 +244,7 @@ async def _race(
             exchange = await stack.enter_async_context(LocalExchange())
             console.print(f"exchange: local, {exchange.url}", highlight=False)
             settings = replace(settings, exchange_url=exchange.url)
-        return await run_race(settings, on_progress=on_progress)
+        return await (compare if comparing else run_race)(settings, on_progress=on_progress)
 
 
 def result_table(result: RaceResult) -> Table:
@@ -252,4 +283,16 @@ def result_table(result: RaceResult) -> Table:
         table.add_row("", error, style="red")
     if result.database is not None:
         table.add_row("scratch database", result.database)
+    return table
+
+
+def _pace_table(result: PaceResult) -> Table:
+    table = Table(
+        title=f"Time to open, {result.settings.latency_ms} ms a request, {result.settings.opens} each"
+    )
+    for name in ("", "median", "p90", "requests to the exchange"):
+        table.add_column(name, justify="left" if name in {"", "requests to the exchange"} else "right")
+    for name, pace in (("with the guard", result.guarded), ("without, the same steps", result.unguarded)):
+        table.add_row(name, f"{pace.median_ms:.1f} ms", f"{pace.p90_ms:.1f} ms", ", ".join(pace.requests))
+    table.add_row("the guard's share", f"{result.ratio - 1:+.1%}", "", "")
     return table

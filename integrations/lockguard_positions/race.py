@@ -7,26 +7,21 @@ processes believe is not evidence.
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 import statistics
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING
 
 import asyncpg
 
-from lockguard import LockGuard
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.errors import AcquireError, ConfigurationError
-from lockguard_asyncpg import install
 from lockguard_ccxt.testing import ControlClient, Execution, Fault, FaultKind, Operation
 from lockguard_positions.race_crew import Crew
 from lockguard_positions.race_expiry import Expiry
 from lockguard_positions.race_faults import mixed_faults
 from lockguard_positions.race_score import Score, score_round
+from lockguard_positions.race_servers import prepare, reach_redis, scratch_database, symbols_of
 from lockguard_positions.race_settings import (
     SCENARIOS,
     Crewman,
@@ -36,19 +31,12 @@ from lockguard_positions.race_settings import (
     Scenario,
     StaleWrites,
 )
-from lockguard_positions.schema import migrate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["SCENARIOS", "RaceResult", "RaceSettings", "Scenario", "StaleWrites", "run_race"]
 
-T = TypeVar("T")
-
-_OLD_SCHEMA = 1
-_PROBE = "race:probe"
-_RETRY_S = 0.5
-_CONNECT_S = 5.0
 _REFUSED_STOP = -4131  # the counterparty's best price does not meet the percentage filter
 
 
@@ -79,13 +67,13 @@ async def run_race(
 
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(ControlClient(settings.exchange_url))
-        symbols = await _symbols(settings, control)
-        await _reach_redis(settings)
-        name, database_url = await stack.enter_async_context(_scratch_database(settings))
+        symbols = await symbols_of(settings, control)
+        await reach_redis(settings)
+        name, database_url = await stack.enter_async_context(scratch_database(settings))
         conn = await asyncpg.connect(database_url)
         stack.push_async_callback(conn.close)
-        await _prepare(settings, conn)
-        mine = _with_database(settings, database_url)
+        await prepare(settings, conn)
+        mine = replace(settings, database_url=database_url)
         crewmen = [Crewman(mine, role, number) for number, role in enumerate(settings.roles())]
         async with Crew(crewmen, count) as crew:
             for number, batch in enumerate(_rounds(settings, symbols)):
@@ -157,90 +145,3 @@ async def _begin_round(settings: RaceSettings, control: ControlClient, symbols: 
                 message="The counterparty's best price does not meet the PERCENT_PRICE filter limit.",
             )
         )
-
-
-# --- the servers ---
-
-
-async def _patiently(
-    settings: RaceSettings,
-    attempt: Callable[[], Awaitable[T]],
-    what: str,
-    passing: tuple[type[Exception], ...],
-) -> T:
-    """Try until it works: in a composition of containers, the servers come up in any order."""
-    until = SYSTEM_CLOCK.now() + settings.connect_s
-    worth_waiting: tuple[type[Exception], ...] = (OSError, TimeoutError, *passing)
-    while True:
-        try:
-            async with asyncio.timeout(_CONNECT_S):
-                return await attempt()
-        except worth_waiting as exc:
-            if SYSTEM_CLOCK.now() >= until:
-                raise ConfigurationError(
-                    f"{what} could not be reached in {settings.connect_s:g} s: {_line(exc)}"
-                ) from exc
-            await asyncio.sleep(_RETRY_S)
-
-
-def _line(exc: BaseException) -> str:
-    return str(exc).partition("\n")[0] or type(exc).__name__
-
-
-async def _symbols(settings: RaceSettings, control: ControlClient) -> tuple[str, ...]:
-    where = f"exchange {settings.exchange_url}"
-    found = await _patiently(settings, control.symbols, where, (ConfigurationError,))
-    perpetuals = tuple(symbol for symbol in found if "_" not in symbol)
-    return perpetuals[: settings.symbols] if settings.symbols else perpetuals
-
-
-async def _reach_redis(settings: RaceSettings) -> None:
-    if not settings.guard:
-        return
-    async with LockGuard.from_urls(settings.redis_urls) as guard:
-        where = f"Redis {', '.join(map(_without_password, settings.redis_urls))}"
-        await _patiently(settings, lambda: guard.inspect(_PROBE), where, (AcquireError,))
-
-
-@asynccontextmanager
-async def _scratch_database(settings: RaceSettings) -> AsyncIterator[tuple[str, str]]:
-    """A database for this race alone: nobody's rows are touched."""
-    where = f"Postgres {_without_password(settings.database_url)}"
-    try:
-        conn: asyncpg.Connection[Any] = await _patiently(
-            settings, lambda: asyncpg.connect(settings.database_url), where, (asyncpg.CannotConnectNowError,)
-        )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as exc:
-        raise ConfigurationError(f"{where} let nobody in: {_line(exc)}; check its URL") from exc
-    name = f"lockguard_race_{secrets.token_hex(4)}"
-    try:
-        try:
-            await conn.execute(f'create database "{name}"')
-        except asyncpg.InsufficientPrivilegeError as exc:
-            raise ConfigurationError(
-                f"{where}: {exc}; a race needs a database of its own: ALTER ROLE ... CREATEDB"
-            ) from exc
-        try:
-            yield name, urlunsplit(urlsplit(settings.database_url)._replace(path=f"/{name}"))
-        finally:
-            if not settings.keep_database:
-                await conn.execute(f'drop database "{name}" with (force)')
-    finally:
-        await conn.close()
-
-
-async def _prepare(settings: RaceSettings, conn: asyncpg.Connection[Any]) -> None:
-    if settings.guard:
-        await install(conn)
-    await migrate(conn, to=None if settings.guard else _OLD_SCHEMA)
-
-
-def _with_database(settings: RaceSettings, database_url: str) -> RaceSettings:
-    values = {name: getattr(settings, name) for name in settings.__slots__}
-    return RaceSettings(**{**values, "database_url": database_url})
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{host}{parts.path}"

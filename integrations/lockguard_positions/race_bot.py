@@ -67,6 +67,10 @@ class Bot:
         """A symbol as ccxt has it."""
         return str(self._client.market(symbol)["symbol"])
 
+    async def look(self, symbol: str) -> None:
+        """Ask the exchange what it holds in a symbol."""
+        await self._client.fetch_positions([symbol])
+
     async def open(self, symbol: str, report: Report) -> None:
         """One signal."""
         price = self._prices[symbol]

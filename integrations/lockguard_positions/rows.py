@@ -6,20 +6,19 @@ The decisions are elsewhere (:mod:`~lockguard_positions.flow`), and so are the t
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from lockguard_ccxt import Side, Step, client_order_id
+from lockguard_ccxt import Step, client_order_id
 from lockguard_positions.errors import PositionChanged
-from lockguard_positions.model import Intent, IntentOutcome, NewPosition, Position, PositionSide
+from lockguard_positions.model import Intent, IntentOutcome, NewPosition, Position, PositionSide, Progress
 from lockguard_positions.statements import statement
 from lockguard_positions.status import PositionStatus, check_transition
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from lockguard.lease import Lease
 
 __all__ = [
@@ -60,31 +59,25 @@ async def insert(
 
 
 async def intend(
-    conn: Connection,
-    lease: Lease,
-    position: Position,
-    step: Step,
-    side: Side,
-    amount: Decimal,
-    trigger: Decimal | None,
-) -> Intent:
-    """A new intent, with a number and a client order id that were never used."""
+    conn: Connection, lease: Lease, position: Position, step: Step, extra: Decimal | str | None = None
+) -> Progress:
+    """A new intent, with a number and a client order id that were never used, and the row that names it.
+
+    Args:
+        conn: in a fenced transaction.
+        lease: the same.
+        position: whose amount is ordered.
+        step: what for.
+        extra: a stop's trigger, or the reason to close.
+    """
     number = int(await conn.fetchval(statement("next_intent"), position.exchange, position.symbol))
-    row = await conn.fetchrow(
-        statement("insert_intent"),
-        position.exchange,
-        position.symbol,
-        number,
-        position.id,
-        step.value,
-        client_order_id(lease.resource, number, step),
-        side,
-        amount,
-        trigger,
-        lease.token,
-    )
-    assert row is not None
-    return intent_of(row)
+    client_id = client_order_id(lease.resource, number, step)
+    side = position.side.entry if step is Step.ENTRY else position.side.exit
+    args = (number, client_id, side, lease.token, *(() if extra is None else (extra,)))
+    row = await conn.fetchrow(statement(f"expect_{step.value}"), *decided_on(position), *args)
+    trigger = extra if isinstance(extra, Decimal) else None
+    intent = Intent(number, position.id, step, client_id, side, position.quantity, trigger)
+    return Progress(changed(position, row), intent)
 
 
 async def settle(

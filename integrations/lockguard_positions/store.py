@@ -111,15 +111,7 @@ class PositionStore:
 
         async def work(conn: rows.Connection) -> Progress:
             position = await rows.insert(conn, lease, new, PositionStatus.PENDING_ENTRY, None)
-            intent = await rows.intend(conn, lease, position, Step.ENTRY, new.side.entry, new.quantity, None)
-            row = await conn.fetchrow(
-                statement("expect_entry"),
-                *rows.decided_on(position),
-                intent.client_id,
-                intent.number,
-                lease.token,
-            )
-            return Progress(rows.changed(position, row), intent)
+            return await rows.intend(conn, lease, position, Step.ENTRY)
 
         return await self._write(lease, work)
 
@@ -157,11 +149,9 @@ class PositionStore:
 
         async def work(conn: rows.Connection) -> Position:
             check_transition(position.status, PositionStatus.ENTRY_PLACED)
-            row = await conn.fetchrow(
-                statement("record_entry"), *rows.decided_on(position), order_id, price, quantity, lease.token
-            )
-            if intent is not None:
-                await rows.settle(conn, position, intent, IntentOutcome.EXECUTED, order_id)
+            number = None if intent is None else intent.number
+            entered = (order_id, price, quantity, lease.token, number)
+            row = await conn.fetchrow(statement("record_entry"), *rows.decided_on(position), *entered)
             return rows.changed(position, row)
 
         return await self._write(lease, work)
@@ -172,18 +162,7 @@ class PositionStore:
         async def work(conn: rows.Connection) -> Progress:
             if position.status is not PositionStatus.PENDING_SL:
                 check_transition(position.status, PositionStatus.PENDING_SL)
-            intent = await rows.intend(
-                conn, lease, position, Step.STOP, position.side.exit, position.quantity, trigger
-            )
-            row = await conn.fetchrow(
-                statement("expect_stop"),
-                *rows.decided_on(position),
-                trigger,
-                intent.client_id,
-                intent.number,
-                lease.token,
-            )
-            return Progress(rows.changed(position, row), intent)
+            return await rows.intend(conn, lease, position, Step.STOP, trigger)
 
         return await self._write(lease, work)
 
@@ -196,10 +175,8 @@ class PositionStore:
 
         async def work(conn: rows.Connection) -> Position:
             check_transition(position.status, PositionStatus.ACTIVE)
-            row = await conn.fetchrow(
-                statement("activate"), *rows.decided_on(position), order_id, lease.token
-            )
-            await rows.settle(conn, position, intent, IntentOutcome.EXECUTED, order_id)
+            placed = (order_id, lease.token, intent.number)
+            row = await conn.fetchrow(statement("activate"), *rows.decided_on(position), *placed)
             return rows.changed(position, row)
 
         return await self._write(lease, work)
@@ -210,18 +187,7 @@ class PositionStore:
         """The intent to close, with the reason, so that a successor knows how to finish."""
 
         async def work(conn: rows.Connection) -> Progress:
-            intent = await rows.intend(
-                conn, lease, position, Step.CLOSE, position.side.exit, position.quantity, None
-            )
-            row = await conn.fetchrow(
-                statement("expect_close"),
-                *rows.decided_on(position),
-                intent.client_id,
-                reason,
-                intent.number,
-                lease.token,
-            )
-            return Progress(rows.changed(position, row), intent)
+            return await rows.intend(conn, lease, position, Step.CLOSE, reason)
 
         return await self._write(lease, work)
 

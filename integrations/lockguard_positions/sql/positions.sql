@@ -84,12 +84,6 @@ select greatest(
   (extract(epoch from clock_timestamp()) * 1000000)::bigint,
   (select max(number) + 1 from monitoring.position_intents where exchange = $1 and symbol = $2))
 
--- name: insert_intent
-insert into monitoring.position_intents
-  (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-returning {intent_columns}
-
 -- name: settle_intent
 update monitoring.position_intents
    set settled_at = clock_timestamp(), outcome = $4, order_id = coalesce($5, order_id), details = $6
@@ -97,11 +91,23 @@ update monitoring.position_intents
 returning number
 
 -- name: expect_entry
-update monitoring.positions set entry_client_id = $3, intent = $4, token = $5
+-- This and the other two: the intent, and the row that names its order, in one round trip.
+with intended as (
+  insert into monitoring.position_intents
+    (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
+  select exchange, symbol, $3::bigint, id, 'entry', $4::text, $5::text, quantity, null, $6::bigint
+    from monitoring.positions where id = $1 and status = $2
+)
+update monitoring.positions set entry_client_id = $4, intent = $3, token = $6
  where id = $1 and status = $2
 returning {columns}
 
 -- name: record_entry
+with settled as (
+  update monitoring.position_intents
+     set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id), details = null
+   where position_id = $1 and number = $7::bigint and settled_at is null
+)
 update monitoring.positions
    set status = 'entry_placed', entry_order_id = $3, entry_price = coalesce($4, entry_price), quantity = $5,
        opened_at = clock_timestamp(), error_details = null, token = $6
@@ -109,19 +115,36 @@ update monitoring.positions
 returning {columns}
 
 -- name: expect_stop
+with intended as (
+  insert into monitoring.position_intents
+    (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
+  select exchange, symbol, $3::bigint, id, 'stop', $4::text, $5::text, quantity, $7::numeric, $6::bigint
+    from monitoring.positions where id = $1 and status = $2
+)
 update monitoring.positions
-   set status = 'pending_sl', stop_price = $3, stop_client_id = $4, stop_order_id = null, intent = $5, token = $6
+   set status = 'pending_sl', stop_price = $7, stop_client_id = $4, stop_order_id = null, intent = $3, token = $6
  where id = $1 and status = $2
 returning {columns}
 
 -- name: activate
+with settled as (
+  update monitoring.position_intents
+     set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id), details = null
+   where position_id = $1 and number = $5::bigint and settled_at is null
+)
 update monitoring.positions
    set status = 'active', stop_order_id = $3, error_details = null, token = $4
  where id = $1 and status = $2
 returning {columns}
 
 -- name: expect_close
-update monitoring.positions set exit_client_id = $3, exit_reason = $4, intent = $5, token = $6
+with intended as (
+  insert into monitoring.position_intents
+    (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
+  select exchange, symbol, $3::bigint, id, 'close', $4::text, $5::text, quantity, null, $6::bigint
+    from monitoring.positions where id = $1 and status = $2
+)
+update monitoring.positions set exit_client_id = $4, exit_reason = $7, intent = $3, token = $6
  where id = $1 and status = $2
 returning {columns}
 

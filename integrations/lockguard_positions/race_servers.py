@@ -1,0 +1,126 @@
+"""The servers of a race: reached with patience, and a database on them that is the race's own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from lockguard import LockGuard
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import AcquireError, ConfigurationError
+from lockguard_asyncpg import install
+from lockguard_positions.schema import migrate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from lockguard_ccxt.testing import ControlClient
+    from lockguard_positions.race_settings import RaceSettings
+
+__all__ = ["prepare", "reach_redis", "scratch_database", "symbols_of"]
+
+T = TypeVar("T")
+
+_OLD_SCHEMA = 1
+_PROBE = "race:probe"
+_RETRY_S = 0.5
+_CONNECT_S = 5.0
+
+
+async def _patiently(
+    settings: RaceSettings,
+    attempt: Callable[[], Awaitable[T]],
+    what: str,
+    passing: tuple[type[Exception], ...],
+) -> T:
+    """Try until it works: in a composition of containers, the servers come up in any order."""
+    until = SYSTEM_CLOCK.now() + settings.connect_s
+    worth_waiting: tuple[type[Exception], ...] = (OSError, TimeoutError, *passing)
+    while True:
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                return await attempt()
+        except worth_waiting as exc:
+            if SYSTEM_CLOCK.now() >= until:
+                raise ConfigurationError(
+                    f"{what} could not be reached in {settings.connect_s:g} s: {_line(exc)}"
+                ) from exc
+            await asyncio.sleep(_RETRY_S)
+
+
+def _line(exc: BaseException) -> str:
+    return str(exc).partition("\n")[0] or type(exc).__name__
+
+
+async def symbols_of(settings: RaceSettings, control: ControlClient) -> tuple[str, ...]:
+    """The symbols of a round, when the exchange answers.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    where = f"exchange {settings.exchange_url}"
+    found = await _patiently(settings, control.symbols, where, (ConfigurationError,))
+    perpetuals = tuple(symbol for symbol in found if "_" not in symbol)
+    return perpetuals[: settings.symbols] if settings.symbols else perpetuals
+
+
+async def reach_redis(settings: RaceSettings) -> None:
+    """Return when locks can be asked for, or at once when nobody locks.
+
+    Raises:
+        ConfigurationError: they cannot.
+    """
+    if not settings.guard:
+        return
+    async with LockGuard.from_urls(settings.redis_urls) as guard:
+        where = f"Redis {', '.join(map(_without_password, settings.redis_urls))}"
+        await _patiently(settings, lambda: guard.inspect(_PROBE), where, (AcquireError,))
+
+
+@asynccontextmanager
+async def scratch_database(settings: RaceSettings) -> AsyncIterator[tuple[str, str]]:
+    """A database for this race alone, its name and its URL: nobody's rows are touched.
+
+    Raises:
+        ConfigurationError: Postgres cannot be reached, or does not let one be made.
+    """
+    where = f"Postgres {_without_password(settings.database_url)}"
+    try:
+        conn: asyncpg.Connection[Any] = await _patiently(
+            settings, lambda: asyncpg.connect(settings.database_url), where, (asyncpg.CannotConnectNowError,)
+        )
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as exc:
+        raise ConfigurationError(f"{where} let nobody in: {_line(exc)}; check its URL") from exc
+    name = f"lockguard_race_{secrets.token_hex(4)}"
+    try:
+        try:
+            await conn.execute(f'create database "{name}"')
+        except asyncpg.InsufficientPrivilegeError as exc:
+            raise ConfigurationError(
+                f"{where}: {exc}; a race needs a database of its own: ALTER ROLE ... CREATEDB"
+            ) from exc
+        try:
+            yield name, urlunsplit(urlsplit(settings.database_url)._replace(path=f"/{name}"))
+        finally:
+            if not settings.keep_database:
+                await conn.execute(f'drop database "{name}" with (force)')
+    finally:
+        await conn.close()
+
+
+async def prepare(settings: RaceSettings, conn: asyncpg.Connection[Any]) -> None:
+    """The schema of the guarded flow, or that of the unguarded one."""
+    if settings.guard:
+        await install(conn)
+    await migrate(conn, to=None if settings.guard else _OLD_SCHEMA)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{host}{parts.path}"
