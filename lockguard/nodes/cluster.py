@@ -97,6 +97,7 @@ class ClusterNode(ScriptedNode):
         self._slots: list[Place | None] = [None] * _SLOTS
         self._releases = Releases()
         self._mapped = False
+        self._unreached = ""
         self._refreshing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
@@ -128,10 +129,10 @@ class ClusterNode(ScriptedNode):
                 await shard.connect()
                 await self._read_map(shard)
             except NodeRefused as exc:
-                fault = exc
+                fault, self._unreached = exc, str(exc)
                 continue
             await asyncio.gather(*(self._reach(shard) for shard in self._serving()))
-            self._mapped = True
+            self._mapped, self._unreached = True, ""
             return
         raise fault
 
@@ -156,7 +157,7 @@ class ClusterNode(ScriptedNode):
         shard, place = self._shard_of(keys[0]), self._place_of(keys[0])
         if shard is None or place is None:
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            text = f"{self.name}: nobody is known to serve {keys[0]!r}"
+            text = self._unreached or f"{self.name}: nobody is known to serve {keys[0]!r}"
             future.set_result(Refused(NodeRefused(text, node=self.name)))
             return future
         if script is ACQUIRE:

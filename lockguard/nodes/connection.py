@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -153,7 +154,7 @@ class Connection:
                 wire, listener = await self._open_all(opened)
         except (OSError, TimeoutError) as exc:
             self._hang_up("not connected", *opened)
-            self._cause = str(exc) or f"no answer within {self._connect_timeout_s:g} s"
+            self._cause = self._cause_of(exc)
             raise NodeRefused(
                 f"cannot connect to Redis at {self.address.name}: {self._cause};"
                 " check the URL and that the server runs",
@@ -167,6 +168,13 @@ class Connection:
         self._channels = Channels(listener or wire)
         again, self.connected_before = self.connected_before, True
         self._on_connect(again=again)
+
+    def _cause_of(self, exc: Exception) -> str:
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return f"{exc}: give the authority that signed its certificate as ?ssl_ca_certs=FILE"
+        if isinstance(exc, TimeoutError) and self.address.tls is not None:
+            return f"no answer to TLS within {self._connect_timeout_s:g} s, as from a port that speaks none"
+        return str(exc) or f"no answer within {self._connect_timeout_s:g} s"
 
     async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:
         """One wire; and with RESP2, which has no way to send a message between replies, one to listen."""

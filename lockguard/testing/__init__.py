@@ -20,7 +20,7 @@ from lockguard.testing.binaries import (
 from lockguard.testing.clock import FakeClock
 from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mode
 from lockguard.testing.postgres_server import PostgresServer
-from lockguard.testing.redis_server import RedisServer
+from lockguard.testing.redis_server import RedisServer, TlsFiles
 from lockguard.testing.topologies import ClusterRedis, IndependentRedis, ReplicatedRedis, SentinelRedis
 from lockguard.testing.topology_names import TopologyName
 
@@ -40,6 +40,7 @@ __all__ = [
     "ReplicatedRedis",
     "SentinelRedis",
     "ServerBinary",
+    "TlsFiles",
     "TopologyName",
     "find_postgres",
     "find_redis",

@@ -4,22 +4,55 @@ from __future__ import annotations
 
 import shutil
 import signal
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+from urllib.parse import quote, urlencode
 
 from lockguard.errors import ConfigurationError
 from lockguard.testing.binaries import ServerBinary, find_valkey
 from lockguard.testing.embedded import EmbeddedServer
-from lockguard.testing.ports import LOOPBACK
+from lockguard.testing.ports import LOOPBACK, free_port
 from lockguard.testing.supervision import ServerProcess, Spawn, server_environment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-__all__ = ["Persistence", "RedisServer"]
+__all__ = ["Persistence", "RedisServer", "TlsFiles"]
 
 Persistence = Literal["none", "aof"]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What servers and clients show each other; all in PEM format.
+
+    Attributes:
+        authority: the certificate of the authority that both trust.
+        certificate: for 127.0.0.1, by that authority.
+        key: of the certificate.
+    """
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @property
+    def query(self) -> str:
+        """The options of a ``rediss://`` URL for a client that shows the same certificate."""
+        files = {"ssl_ca_certs": self.authority, "ssl_certfile": self.certificate, "ssl_keyfile": self.key}
+        return urlencode(files)
+
+    def lines(self, port: int) -> list[str]:
+        """Of a server's configuration."""
+        return [
+            f"tls-port {port}",
+            f"tls-ca-cert-file {_quoted(str(self.authority))}",
+            f"tls-cert-file {_quoted(str(self.certificate))}",
+            f"tls-key-file {_quoted(str(self.key))}",
+            "tls-auth-clients yes",
+            "tls-replication yes",
+        ]
 
 
 class RedisServer(EmbeddedServer):
@@ -34,6 +67,8 @@ class RedisServer(EmbeddedServer):
         config: further lines of the configuration file: ``"maxmemory 2mb"``.
         persistence: ``"none"``: the data are lost in every restart. ``"aof"``: they survive kills.
         unix_socket: listen on a Unix socket too, see :attr:`unix_url`.
+        tls: listen with TLS too, see :attr:`tls_url`, and use it for replication. Not every server was built
+            with TLS; :func:`find_system_redis` finds one on Debian.
         binary: which server to run; by default :func:`find_valkey` decides.
 
     Raises:
@@ -49,6 +84,7 @@ class RedisServer(EmbeddedServer):
         config: Sequence[str] = (),
         persistence: Persistence = "none",
         unix_socket: bool = False,
+        tls: TlsFiles | None = None,
         binary: ServerBinary | None = None,
     ) -> None:
         if persistence not in {"none", "aof"}:
@@ -62,6 +98,9 @@ class RedisServer(EmbeddedServer):
         self._config = tuple(config)
         self._persistence = persistence
         self._unix_socket = unix_socket
+        self._tls = tls
+        self._tls_port = 0
+        self._started = False
 
     @property
     def url(self) -> str:
@@ -79,6 +118,24 @@ class RedisServer(EmbeddedServer):
             raise ConfigurationError("this RedisServer has no Unix socket: make it with unix_socket=True")
         return f"unix://{self._credentials()}{self._started_directory() / 'redis.sock'}?db=0"
 
+    @property
+    def tls_url(self) -> str:
+        """``rediss://[:password@]127.0.0.1:port/0?...`` for a client that shows the server's own certificate.
+
+        Raises:
+            ConfigurationError: the server was made without ``tls=``, or was not started.
+        """
+        if self._tls is None or not self._tls_port:
+            raise ConfigurationError(
+                "this RedisServer has no TLS: make it with tls=TlsFiles(...), and start it"
+            )
+        return f"rediss://{self._credentials()}{LOOPBACK}:{self._tls_port}/0?{self._tls.query}"
+
+    @property
+    def told_port(self) -> int:
+        """The port that other servers and clients are told: with ``tls`` the one that speaks it."""
+        return self._tls_port or self.port
+
     def url_for(self, user: str, password: str, *, database: int = 0) -> str:
         """The URL for one of the ``acl`` users."""
         return f"redis://{quote(user, safe='')}:{quote(password, safe='')}@{LOOPBACK}:{self.port}/{database}"
@@ -92,7 +149,20 @@ class RedisServer(EmbeddedServer):
     def _discard(self, directory: Path) -> None:
         shutil.rmtree(directory / "data")
 
+    def start(self) -> Self:
+        """Start the server and return when it takes connections.
+
+        Raises:
+            ConfigurationError: the port is in use, or the server did not come up; the message says why.
+        """
+        super().start()
+        self._started = True
+        return self
+
     def _command(self, directory: Path) -> Spawn:
+        if self._tls is not None and not self._started:
+            # Another one in each attempt: somebody may have taken it, or the port of its cluster bus.
+            self._tls_port = free_port()
         # A file and not arguments: everybody can read the arguments of a process.
         path = directory / "redis.conf"
         path.touch(mode=0o600)
@@ -115,6 +185,8 @@ class RedisServer(EmbeddedServer):
             "enable-debug-command local",
             "enable-protected-configs local",
         ]
+        if self._tls is not None:
+            lines += [*self._tls.lines(self._tls_port), "tls-cluster yes"]
         if self._unix_socket:
             lines += [f"unixsocket {_quoted(str(directory / 'redis.sock'))}", "unixsocketperm 700"]
         if self._password is not None:

@@ -18,11 +18,11 @@ from lockguard.errors import ConfigurationError, NodeError
 from lockguard.testing import supervision
 from lockguard.testing.ports import LOOPBACK
 from lockguard.testing.redis_commands import Answer, command
-from lockguard.testing.redis_server import RedisServer
+from lockguard.testing.redis_server import RedisServer, TlsFiles
 from lockguard.testing.topologies_sentinel import SentinelServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from lockguard.testing.binaries import ServerBinary
@@ -37,8 +37,9 @@ _NODE_TIMEOUT_MS = 2_000
 class Topology(ABC):
     """Several servers on the loopback address that end with this process, however it ends."""
 
-    def __init__(self, binary: ServerBinary | None) -> None:
+    def __init__(self, binary: ServerBinary | None, tls: TlsFiles | None = None) -> None:
         self._binary = binary
+        self._tls = tls
         self._stack = contextlib.ExitStack()
         self.servers: list[RedisServer] = []
         """Those that keep data."""
@@ -65,8 +66,13 @@ class Topology(ABC):
         self._stack.close()
         self.servers.clear()
 
+    def _url(self, kind: str, servers: Sequence[RedisServer], path: str = "") -> str:
+        scheme, query = ("rediss", f"?{self._tls.query}") if self._tls is not None else ("redis", "")
+        places = ",".join(f"{LOOPBACK}:{server.told_port}" for server in servers)
+        return f"{scheme}{kind}://{places}{path}{query}"
+
     def _add(self, *config: str) -> RedisServer:
-        server = self._stack.enter_context(RedisServer(binary=self._binary, config=config))
+        server = self._stack.enter_context(RedisServer(binary=self._binary, config=config, tls=self._tls))
         self.servers.append(server)
         return server
 
@@ -156,6 +162,7 @@ class SentinelRedis(Topology):
         sentinels: how many; a majority of them has to agree on a failover.
         down_after_ms: how long a master may be silent before a Sentinel thinks it gone.
         service: the name that the Sentinels know the master by.
+        tls: to use between all of them and with clients.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
 
@@ -166,9 +173,10 @@ class SentinelRedis(Topology):
         *,
         down_after_ms: int = 1_000,
         service: str = "main",
+        tls: TlsFiles | None = None,
         binary: ServerBinary | None = None,
     ) -> None:
-        super().__init__(binary)
+        super().__init__(binary, tls)
         self._replicas = replicas
         self._sentinels = sentinels
         self._down_after_ms = down_after_ms
@@ -178,8 +186,7 @@ class SentinelRedis(Topology):
     @property
     def url(self) -> str:
         """``redis+sentinel://127.0.0.1:port,127.0.0.1:port/service/0``."""
-        places = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{places}/{self.service}/0"
+        return self._url("+sentinel", self.sentinels, f"/{self.service}/0")
 
     @property
     def master(self) -> RedisServer:
@@ -188,7 +195,7 @@ class SentinelRedis(Topology):
             with contextlib.suppress(NodeError):
                 found = command(sentinel.port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
                 if isinstance(found, list):
-                    return next(server for server in self.servers if str(server.port) == found[1])
+                    return next(server for server in self.servers if str(server.told_port) == found[1])
         raise ConfigurationError("no Sentinel answers: start() them")
 
     def failover(self) -> None:
@@ -212,14 +219,15 @@ class SentinelRedis(Topology):
         lines = ("repl-diskless-sync-delay 0", "replica-priority 100")
         master = self._add(*lines)
         for _ in range(self._replicas):
-            self._add(f"replicaof {LOOPBACK} {master.port}", *lines)
+            self._add(f"replicaof {LOOPBACK} {master.told_port}", *lines)
         wait_settled(lambda: all(replicates(server) for server in self.servers[1:]), "the replicas", self)
         for _ in range(self._sentinels):
             sentinel = SentinelServer(
-                master_port=master.port,
+                master_port=master.told_port,
                 service=self.service,
                 quorum=self._sentinels // 2 + 1,
                 down_after_ms=self._down_after_ms,
+                tls=self._tls,
                 binary=self._binary,
             )
             self.sentinels.append(self._stack.enter_context(sentinel))
@@ -241,11 +249,19 @@ class ClusterRedis(Topology):
     Args:
         masters: how many; at least 3, because a majority of them has to agree on a failover.
         replicas: of each master.
+        tls: to use between all of them and with clients.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
 
-    def __init__(self, masters: int = 3, replicas: int = 0, *, binary: ServerBinary | None = None) -> None:
-        super().__init__(binary)
+    def __init__(
+        self,
+        masters: int = 3,
+        replicas: int = 0,
+        *,
+        tls: TlsFiles | None = None,
+        binary: ServerBinary | None = None,
+    ) -> None:
+        super().__init__(binary, tls)
         if masters < 3:
             raise ConfigurationError(f"masters={masters} cannot work; a cluster needs at least 3")
         self._masters = masters
@@ -254,7 +270,7 @@ class ClusterRedis(Topology):
     @property
     def url(self) -> str:
         """``redis+cluster://127.0.0.1:port,127.0.0.1:port``."""
-        return "redis+cluster://" + ",".join(f"{LOOPBACK}:{server.port}" for server in self.servers)
+        return self._url("+cluster", self.servers)
 
     def owner_of(self, slot: int) -> RedisServer:
         """The master that serves a slot."""
@@ -295,7 +311,7 @@ class ClusterRedis(Topology):
         if not keys:
             return True
         try:
-            command(source.port, "MIGRATE", LOOPBACK, to.port, "", 0, 5_000, "KEYS", *map(str, keys))
+            command(source.port, "MIGRATE", LOOPBACK, to.told_port, "", 0, 5_000, "KEYS", *map(str, keys))
         except NodeError:
             # News of an earlier move came late and ended the import: begin it again.
             with contextlib.suppress(NodeError):
@@ -315,7 +331,7 @@ class ClusterRedis(Topology):
             command(server.port, "CLUSTER", "ADDSLOTSRANGE", first, last - 1)
             command(server.port, "CLUSTER", "SET-CONFIG-EPOCH", index + 1)
         for server in self.servers[1:]:
-            command(server.port, "CLUSTER", "MEET", LOOPBACK, self.servers[0].port)
+            command(server.port, "CLUSTER", "MEET", LOOPBACK, self.servers[0].told_port)
         wait_settled(lambda: all(map(self._knows_all, self.servers)), "the cluster", self)
         for index, replica in enumerate(self.servers[self._masters :]):
             command(replica.port, "CLUSTER", "REPLICATE", self._id(masters[index % self._masters]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lockguard.testing.ports import LOOPBACK
-from lockguard.testing.redis_server import RedisServer
+from lockguard.testing.redis_server import RedisServer, TlsFiles
 from lockguard.testing.supervision import Spawn
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class SentinelServer(RedisServer):
         service: the name to give it.
         quorum: how many Sentinels have to think it gone.
         down_after_ms: how long it may be silent.
+        tls: to use with the master, the other Sentinels and clients.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
 
@@ -34,9 +35,10 @@ class SentinelServer(RedisServer):
         service: str,
         quorum: int,
         down_after_ms: int,
+        tls: TlsFiles | None = None,
         binary: ServerBinary | None = None,
     ) -> None:
-        super().__init__(binary=binary)
+        super().__init__(binary=binary, tls=tls)
         self._watched = (
             f"sentinel monitor {service} {LOOPBACK} {master_port} {quorum}",
             f"sentinel down-after-milliseconds {service} {down_after_ms}",
@@ -50,6 +52,7 @@ class SentinelServer(RedisServer):
             f"port {self.port}",
             f'dir "{directory / "data"}"',
             "daemonize no",
+            *(self._tls.lines(self._tls_port) if self._tls is not None else ()),
             *self._watched,
             "loglevel notice",
             'logfile ""',

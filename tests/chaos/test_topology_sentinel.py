@@ -115,27 +115,33 @@ async def test_failovers_lose_no_update(setup, ledger, until):
         LockGuard.from_url(setup.url, **options) as first,
         LockGuard.from_url(setup.url, **options) as second,
     ):
-        busy, took_s = True, []
+        busy = True
+        took_s: dict[str, list[float]] = {"ordered": [], "hung": [], "killed": []}
         workers = [asyncio.create_task(ledger.work(guard, lambda: busy)) for guard in (first, second, first)]
         await until(lambda: ledger.commits > 3)
         for number in range(FAILOVERS):
-            await fail_over(setup, "hung" if number % 8 == 2 else "killed" if number % 8 == 6 else "ordered")
+            how = {2: "hung", 6: "killed"}.get(number % 8, "ordered")
+            await fail_over(setup, how)
             failed_over_at, new = SYSTEM_CLOCK.now(), setup.master.port
             await until(lambda new=new: {master_of(first), master_of(second)} == {new}, within_s=30)
             since = ledger.commits
             await until(lambda since=since: ledger.commits > since, within_s=30)
-            took_s.append(SYSTEM_CLOCK.now() - failed_over_at)
+            took_s[how].append(SYSTEM_CLOCK.now() - failed_over_at)
         busy = False
         await asyncio.gather(*workers)
     lost = ledger.commits - await ledger.number()
     print(
         f"{FAILOVERS} failovers: {ledger.commits} commits, {lost} lost updates, {ledger.fallen} tokens fell,"
-        f" {ledger.refused} stale writes refused; usable after it within {statistics.median(took_s):.2f} s"
-        f" (median), {max(took_s):.2f} s (longest)"
+        f" {ledger.refused} stale writes refused; usable after it within, in seconds:"
     )
+    for how, times_s in took_s.items():
+        if times_s:
+            median_s, late = statistics.median(times_s), sum(time_s > 1 for time_s in times_s)
+            print(f"  {len(times_s)} {how}: {median_s:.2f} median, {max(times_s):.2f} longest, {late} over 1")
     assert lost == ledger.fallen == 0
-    assert statistics.median(took_s) < 1
-    assert max(took_s) < USABLE_AGAIN_S
+    every = [time_s for times_s in took_s.values() for time_s in times_s]
+    assert statistics.median(every) < 1
+    assert max(every) < USABLE_AGAIN_S
 
 
 async def fail_over(setup, how):
