@@ -56,7 +56,7 @@ def nodes_for_urls(urls: Sequence[str], *, inbox: str) -> list[LockNode]:
                 " or from_url() for a set-up that is one"
             )
     addresses = [Address.parse(url) for url in urls]
-    places = [(address.host, address.port, address.path) for address in addresses]
+    places = [(address.host.lower().rstrip("."), address.port, address.path) for address in addresses]
     for address, place in zip(addresses, places, strict=True):
         if places.count(place) > 1:
             raise ConfigurationError(

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.lua import RELEASE
@@ -36,6 +36,7 @@ __all__ = ["SentinelNode", "SentinelUrl"]
 _WATCH_S = 0.25
 _ANSWER_S = 0.5
 _SENTINEL_PORT = 26_379
+_NO_SENTINEL = "is no Sentinel"
 _PORT = re.compile(r":\d+$")
 _CREDENTIALS = ("username", "password")
 
@@ -185,7 +186,7 @@ class SentinelNode(StandaloneNode):
             await asyncio.sleep(_WATCH_S)
             if not self._connection.connected_before:
                 continue
-            with contextlib.suppress(NodeRefused):
+            with contextlib.suppress(NodeRefused, ConfigurationError):
                 found = await self._locate()
                 if found != self._connection.address:
                     self.drop(f"the master of {self._url.service} is now {found.name}")
@@ -195,10 +196,17 @@ class SentinelNode(StandaloneNode):
 
         Raises:
             NodeRefused: no Sentinel knows.
+            ConfigurationError: none of them is a Sentinel.
         """
         asked = [_state_of(client, self._url.service) for client in self._clients]
         states = await asyncio.gather(*asked)
         known = [state for state in states if isinstance(state, _State)]
+        if all(state == _NO_SENTINEL for state in states):
+            places = ", ".join(place.name for place in self._url.sentinels)
+            raise ConfigurationError(
+                f"{places} {_NO_SENTINEL}: give Sentinels (port {_SENTINEL_PORT} by default), or write redis://"
+                " or redis+cluster:// for what it is"
+            )
         if not known:
             told = "; ".join(
                 f"{place.name}: {state}" for place, state in zip(self._url.sentinels, states, strict=True)
@@ -235,6 +243,8 @@ async def _state_of(client: Redis, service: str) -> _State | str:
                 if isinstance(found, tuple) and (str(found[0]), int(found[1])) != (host, port):
                     host, port, promoting = str(found[0]), int(found[1]), True
             return _State(int(facts.get("config-epoch", 0)), promoting, host, port)
+    except ResponseError as exc:
+        return _NO_SENTINEL if str(exc).startswith("unknown command") else str(exc)
     except TimeoutError:
         return f"no answer within {_ANSWER_S:g} s"
     except (RedisError, OSError, KeyError, ValueError) as exc:
