@@ -20,7 +20,7 @@ from lockguard import LockGuard
 from lockguard_asyncpg import PostgresFence
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt.testing import connect
-from lockguard_positions import AtomicPositionManager, Pace, PositionStore
+from lockguard_positions import AtomicPositionManager, DuplicatePosition, Pace, PositionStore
 from lockguard_positions.race_imports import import_lean
 from lockguard_positions.venue import Venue
 
@@ -51,6 +51,16 @@ def plant(where: str, when: str) -> None:
     setattr(owner, name, deadly)
 
 
+def find_a_duplicate() -> None:
+    """Have the third layer strike: the stop stands, and then another row of the symbol is active."""
+
+    async def activate(*args: Any) -> Any:
+        raise DuplicatePosition("planted", existing_id=0)
+
+    owner: Any = PositionStore
+    owner.activate = activate
+
+
 async def act(plan: dict[str, Any], point: dict[str, str]) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
@@ -67,14 +77,16 @@ async def act(plan: dict[str, Any], point: dict[str, str]) -> None:
         pace = Pace(poll=20 * MS, stop_deadline=500 * MS, retry_pause=20 * MS, grace=0 * MS)
         manager = AtomicPositionManager(guard, pool, [guarded], pace=pace)
         plant(point["where"], point["when"])
+        if point["flow"] == "rollback with a stop":
+            find_a_duplicate()
         match point["flow"]:
-            case "open" | "rollback":
+            case "open" | "open, refused" | "rollback" | "rollback with a stop":
                 await manager.open_position_atomic(
                     "s", point["symbol"], "binance", "long", point["quantity"], point["price"], "2"
                 )
             case "close":
                 await manager.close_position(point["symbol"], "binance")
-            case "sync":
+            case _:
                 await manager.ensure_stop(point["symbol"], "binance")
 
 

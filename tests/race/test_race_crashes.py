@@ -7,6 +7,7 @@ the leases' ttl and five seconds, and the exchange's own record is compared with
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import sys
 from datetime import timedelta
@@ -21,7 +22,7 @@ from lockguard_ccxt.testing import (
     FaultKind,
     Operation,
 )
-from lockguard_positions import Opened
+from lockguard_positions import Opened, Position, PositionStore
 
 BOUND = timedelta(seconds=6)
 """The leases' ttl and five seconds."""
@@ -37,9 +38,15 @@ STEPS = {
         "venue.stop",
         "store.activate",
     ],
+    "open, refused": ["store.finish"],
     "rollback": ["store.settle", "store.expect_close", "venue.close", "store.finish"],
+    "rollback with a stop": ["store.expect_close", "venue.cancel", "venue.close", "store.finish"],
     "close": ["store.expect_close", "venue.cancel", "venue.close", "store.finish"],
-    "sync": ["store.adopt", "store.expect_stop", "venue.stop", "store.activate"],
+    "sync, no row": ["store.adopt", "store.expect_stop", "venue.stop", "store.activate"],
+    "sync, no stop": ["store.expect_stop", "venue.stop", "store.activate"],
+    "sync, no position": ["venue.cancel", "store.finish"],
+    "sync, stop of an ended position": ["venue.cancel", "store.settle"],
+    "sync, half open": ["store.record_entry", "store.expect_stop", "venue.stop", "store.activate"],
 }
 """What each flow does, in order. The parts that two flows share are killed in both."""
 
@@ -63,57 +70,84 @@ def points(flow: str) -> list[tuple[str, str]]:
 
 
 async def prepare(stage: Any, flow: str, symbol: str) -> None:
-    quantity, price = stage.quantity_of(symbol), stage.exchange.price(symbol)
     match flow:
+        case "open, refused":
+            refuse(stage, Operation.CREATE_ORDER, symbol, -2019, "Margin is insufficient.")
         case "rollback":
-            refusal = "Order would immediately trigger."
-            stage.exchange.inject(
-                Fault(
-                    FaultKind.REJECTED,
-                    Operation.CREATE_ALGO,
-                    symbol=stage.plain(symbol),
-                    code=-2021,
-                    message=refusal,
-                )
-            )
+            refuse(stage, Operation.CREATE_ALGO, symbol, -2021, "Order would immediately trigger.")
         case "close":
-            opened = await stage.manager.open_position_atomic(
-                "s", symbol, "binance", "long", quantity, price, "2"
-            )
-            assert isinstance(opened, Opened)
-        case "sync":
-            await stage.client.create_order(symbol, "market", "buy", float(quantity))
+            await opened(stage, symbol)
+        case "sync, no row":
+            await stage.client.create_order(symbol, "market", "buy", float(stage.quantity_of(symbol)))
+        case "sync, no stop":
+            position = await opened(stage, symbol)
+            await stage.client.cancel_order(position.stop_order_id, symbol, {"trigger": True})
+        case "sync, no position":
+            await opened(stage, symbol)
+            await sell(stage, symbol)
+        case "sync, stop of an ended position":
+            await leave_a_stop(stage, await opened(stage, symbol), symbol)
 
 
-async def die_at(stage: Any, flow: str) -> list[dict[str, str]]:
-    """Kill one process at each point; returns the points with their symbols."""
-    plan = []
-    for (where, when), symbol in zip(points(flow), stage.exchange.symbols, strict=False):
-        await prepare(stage, flow, symbol)
-        if when == "during":
-            # The entry of a rollback is an order as well, and comes before its close.
-            skip = 1 if (flow, where) == ("rollback", "venue.close") else 0
-            stage.exchange.inject(
-                Fault(
-                    FaultKind.DELAY,
-                    OPERATIONS[where],
-                    Execution.FIRST,
-                    symbol=stage.plain(symbol),
-                    skip=skip,
-                    hold_ms=SLOW_MS,
-                )
-            )
-        price = str(stage.exchange.price(symbol))
-        plan.append(
-            {
-                "flow": flow,
-                "where": where,
-                "when": when,
-                "symbol": symbol,
-                "quantity": str(stage.quantity_of(symbol)),
-                "price": price,
-            }
+def refuse(stage: Any, operation: Operation, symbol: str, code: int, message: str) -> None:
+    fault = Fault(FaultKind.REJECTED, operation, symbol=stage.plain(symbol), code=code, message=message)
+    stage.exchange.inject(fault)
+
+
+async def opened(stage: Any, symbol: str) -> Position:
+    quantity, price = stage.quantity_of(symbol), stage.exchange.price(symbol)
+    result = await stage.manager.open_position_atomic("s", symbol, "binance", "long", quantity, price, "2")
+    assert isinstance(result, Opened)
+    return result.position
+
+
+async def leave_a_stop(stage: Any, position: Position, symbol: str) -> None:
+    """The position has ended, and of its stop, which is still there, nobody knows."""
+    await sell(stage, symbol)
+    await stage.pool.execute(
+        "update monitoring.positions set status = 'closed', closed_at = now() where id = $1", position.id
+    )
+    await stage.pool.execute(
+        "update monitoring.position_intents set settled_at = null, outcome = null where client_id = $1",
+        position.stop_client_id,
+    )
+
+
+async def sell(stage: Any, symbol: str) -> None:
+    """Close by hand, as if nobody else were there."""
+    quantity = float(stage.quantity_of(symbol))
+    await stage.client.create_order(symbol, "market", "sell", quantity, None, {"reduceOnly": True})
+
+
+def hold_answer(stage: Any, flow: str, where: str, symbol: str) -> None:
+    """The exchange carries the request out and is slow to say so."""
+    # The entry of a rollback is an order as well, and comes before its close.
+    skip = 1 if flow.startswith("rollback") and where == "venue.close" else 0
+    stage.exchange.inject(
+        Fault(
+            FaultKind.DELAY,
+            OPERATIONS[where],
+            Execution.FIRST,
+            symbol=stage.plain(symbol),
+            skip=skip,
+            hold_ms=SLOW_MS,
         )
+    )
+
+
+def point(stage: Any, flow: str, where: str, when: str, symbol: str) -> dict[str, str]:
+    return {
+        "flow": flow,
+        "where": where,
+        "when": when,
+        "symbol": symbol,
+        "quantity": str(stage.quantity_of(symbol)),
+        "price": str(stage.exchange.price(symbol)),
+    }
+
+
+async def kill(stage: Any, plan: list[dict[str, str]]) -> None:
+    """Kill one process at each point."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("race_victim.py")),
@@ -124,6 +158,20 @@ async def die_at(stage: Any, flow: str) -> list[dict[str, str]]:
     said, _ = await process.communicate(json.dumps(orders).encode() + b"\n")
     deaths = [json.loads(line) for line in said.splitlines()]
     assert [death["told"] for death in deaths] == ["killed"] * len(plan), deaths
+
+
+async def die_at(stage: Any, flow: str) -> list[dict[str, str]]:
+    """Kill one process at each point of a flow; returns the points with their symbols."""
+    placed = list(zip(points(flow), stage.exchange.symbols, strict=False))
+    if flow == "sync, half open":
+        # Killed in the recovery of what was killed before.
+        await kill(stage, [point(stage, "open", "venue.enter", "after", symbol) for _, symbol in placed])
+    for (where, when), symbol in placed:
+        await prepare(stage, flow, symbol)
+        if when == "during":
+            hold_answer(stage, flow, where, symbol)
+    plan = [point(stage, flow, where, when, symbol) for (where, when), symbol in placed]
+    await kill(stage, plan)
     return plan
 
 
@@ -138,9 +186,12 @@ async def test_what_a_killed_process_leaves_is_made_true(stage: Any, flow: str) 
             # Killed before anything was ordered: nobody opens on behalf of a dead signal.
             never = ("store.begin before", "store.begin after", "venue.enter before")
             expected.update(dict.fromkeys(never, "flat"))
-        case "sync":
+        case "sync, no row" | "sync, no stop" | "sync, half open":
             expected = dict.fromkeys(ends, "protected")
-        case "close":
+        case "open, refused" | "sync, no position" | "sync, stop of an ended position":
+            expected = dict.fromkeys(ends, "flat")
+        case "close" | "rollback with a stop":
+            # Until it is written down that it is to be closed, a position with its stop is a good one.
             expected = dict.fromkeys(ends, "flat") | {"store.expect_close before": "protected"}
         case _:
             # The refused stop can be placed by whoever comes next, unless it was decided to close.
@@ -148,3 +199,14 @@ async def test_what_a_killed_process_leaves_is_made_true(stage: Any, flow: str) 
             before = ("store.settle before", "store.settle after", "store.expect_close before")
             expected.update(dict.fromkeys(before, "protected"))
     assert ends == expected
+
+
+def test_every_step_that_changes_something_is_one_where_a_process_is_killed() -> None:
+    listed = {where for steps in STEPS.values() for where in steps}
+    fenced = {
+        f"store.{name}"
+        for name, method in inspect.getmembers(PositionStore, inspect.iscoroutinefunction)
+        if "lease" in inspect.signature(method).parameters and not name.startswith("_")
+    }
+    texts = {"store.refuse", "store.note_error"}  # for people: nothing that is open changes
+    assert fenced - texts | set(OPERATIONS) == listed

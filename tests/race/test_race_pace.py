@@ -1,4 +1,4 @@
-"""The time to open: what is counted is tested, what is timed is measured with ``lockguard race --compare``."""
+"""The time to open: what is counted is tested here; what is timed is for ``lockguard race --compare``."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def test_what_belongs_to_a_race_is_refused() -> None:
     done = CliRunner().invoke(race, ["--compare", "--no-guard"])
     assert done.exit_code == 2
     assert done.output.strip() == (
-        "Error: --compare is undisturbed, with the guard and without; leave out --no-guard"
+        "Error: --compare opens undisturbed with the guard and without; leave --no-guard out"
     )
