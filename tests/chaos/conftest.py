@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,25 @@ async def until(condition, within_s=15.0):
             await asyncio.sleep(0.01)
 
 
+@contextlib.contextmanager
+def cut_off(server):
+    """Partition a server from its replicas and Sentinels, while clients that are connected do not notice.
+
+    Their connections are killed and no new ones are taken. The bus of a cluster goes on.
+    """
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        most = client.config_get("maxclients")["maxclients"]
+        client.config_set("maxclients", 1)
+        for one in client.client_list():
+            if "S" in one["flags"] or one["name"].startswith("sentinel-"):
+                client.client_kill_filter(_id=one["id"])
+        try:
+            yield
+        finally:
+            with contextlib.suppress(redis.ConnectionError):  # it was killed meanwhile
+                client.config_set("maxclients", most)
+
+
 @dataclass
 class Ledger:
     """A number in Postgres that is read in one transaction and written, one higher, in a later one.
@@ -38,6 +58,8 @@ class Ledger:
     commits: int = 0
     refused: int = 0
     retried: int = 0
+    lost: int = 0
+    """Leases, which are among the retried ones."""
     token: int = 0
     fallen: int = 0
     """Commits whose token was not above that of the commit before."""
@@ -51,8 +73,9 @@ class Ledger:
                     self.token = lease.token
             except StaleToken:
                 self.refused += 1
-            except (AcquireError, LeaseLost):
+            except (AcquireError, LeaseLost) as exc:
                 self.retried += 1
+                self.lost += isinstance(exc, LeaseLost)
                 await asyncio.sleep(0.01)
 
     async def _add_one(self) -> None:
@@ -87,3 +110,8 @@ def _ask():
 @pytest.fixture(name="until")
 def _until():
     return until
+
+
+@pytest.fixture(name="cut_off")
+def _cut_off():
+    return cut_off

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import statistics
 from datetime import timedelta
@@ -12,7 +13,7 @@ import pytest
 from lockguard import ConfigurationError, LeaseLost, LeaseState, LockGuard, QuorumUnavailable
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.nodes.sentinel import SentinelUrl
-from lockguard.testing import SentinelRedis
+from lockguard.testing import FaultProxy, SentinelRedis
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
@@ -108,6 +109,87 @@ async def test_an_old_master_that_comes_back_and_takes_writes_is_left(setup, led
     assert await ledger.number() == ledger.commits
 
 
+async def test_a_release_that_a_failover_lost_is_made_again_on_the_new_master(setup, ask):
+    ttl = timedelta(seconds=60)
+    async with LockGuard.from_url(setup.url, ttl=ttl) as guard, LockGuard.from_url(setup.url) as other:
+        async with other.hold(NAME):
+            pass
+        async with guard.hold(NAME) as lease:
+            grant = lease.grant.id
+        for replica in setup.servers:
+            if replica is not setup.master:  # as if it had heard of the grant and not of the release
+                ask(replica, "CONFIG", "SET", "replica-read-only", "no")
+                ask(replica, "HSET", LOCK, "grant", grant, "token", 1, "holder", "ghost")
+                ask(replica, "PEXPIRE", LOCK, 60_000)
+        old = setup.master
+        await asyncio.to_thread(setup.failover)
+        async with asyncio.timeout(5):
+            await hold_on_another_master(other, old.port)
+
+
+async def test_a_master_cut_off_with_a_guard_that_is_not_told_never_makes_two_writers(
+    setup, ledger, until, cut_off
+):
+    """The first guard goes on with the old master, which takes writes; the second follows the Sentinels."""
+    options = {"ttl": timedelta(seconds=2), "fence": ledger.fence}
+    async with contextlib.AsyncExitStack() as stack:
+        links = [await stack.enter_async_context(FaultProxy(sentinel.port)) for sentinel in setup.sentinels]
+        places = ",".join(f"127.0.0.1:{link.port}" for link in links)
+        untold = f"redis+sentinel://{places}/{setup.service}/0"
+        first = await stack.enter_async_context(LockGuard.from_url(untold, **options))
+        second = await stack.enter_async_context(LockGuard.from_url(setup.url, **options))
+        busy = True
+        workers = [asyncio.create_task(ledger.work(guard, lambda: busy)) for guard in (first, second)]
+        await until(lambda: ledger.commits > 5)
+        old = setup.master
+        with cut_off(old):
+            for link in links:
+                link.partition()
+            await until(lambda: master_of(second) != old.port, within_s=20)
+            since, refused = ledger.commits, ledger.refused
+            await until(lambda: ledger.commits > since + 20, within_s=30)
+            assert master_of(first) == old.port
+            assert ledger.refused > refused  # both hold at the same time; the fence takes one of them
+        for link in links:
+            link.heal()
+            link.reset()
+        await until(lambda: master_of(first) == master_of(second), within_s=20)
+        since = ledger.commits
+        await until(lambda: ledger.commits > since + 5, within_s=20)
+        busy = False
+        await asyncio.gather(*workers)
+    assert await ledger.number() == ledger.commits
+    assert ledger.fallen == 0
+
+
+async def test_a_holder_cut_off_from_the_master_ends_before_anybody_else_can_begin(setup):
+    async with contextlib.AsyncExitStack() as stack:
+        link = await stack.enter_async_context(FaultProxy(setup.master.port))
+        guard = await stack.enter_async_context(
+            LockGuard.from_url(link.url_for(setup.master.url), ttl=timedelta(seconds=2))
+        )
+        other = await stack.enter_async_context(LockGuard.from_url(setup.url))
+        async with other.hold(NAME):
+            pass
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME):
+                link.partition()
+                waiting = asyncio.create_task(_held_at(other))
+                await asyncio.Event().wait()
+        ended_at = SYSTEM_CLOCK.now()
+        assert await waiting > ended_at
+        link.heal()
+        link.reset()
+        async with asyncio.timeout(10):
+            async with guard.hold(NAME, wait=timedelta(seconds=10)):
+                pass
+
+
+async def _held_at(guard):
+    async with guard.hold(NAME, wait=timedelta(seconds=30)):
+        return SYSTEM_CLOCK.now()
+
+
 async def test_failovers_lose_no_update(setup, ledger, until):
     """LOCKGUARD_FAILOVERS sets how many; ``-s`` shows the figures."""
     options = {"ttl": timedelta(seconds=2), "fence": ledger.fence}
@@ -141,7 +223,7 @@ async def test_failovers_lose_no_update(setup, ledger, until):
     assert lost == ledger.fallen == 0
     every = [time_s for times_s in took_s.values() for time_s in times_s]
     assert statistics.median(every) < 1
-    assert max(every) < USABLE_AGAIN_S
+    assert max(every) < 3
 
 
 async def fail_over(setup, how):
