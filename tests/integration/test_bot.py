@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -358,3 +360,23 @@ async def test_a_schema_that_is_missing_is_named_with_its_remedy(stage: Stage, u
     await stage.pool.execute(undo)
     done = await stage.run("--once")
     assert (done.code, told in done.text, "Traceback" in done.text) == (2, True, False)
+
+
+async def test_the_servers_of_the_guide_are_ready_for_a_bot(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs/howto/run-several-bots.md"
+    (program,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "servers.py").write_text(program, encoding="utf-8")
+    servers = await asyncio.create_subprocess_exec(
+        sys.executable,
+        tmp_path / "servers.py",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert servers.stdout is not None
+    try:
+        exports = [(await servers.stdout.readline()).decode().split()[1].split("=", 1) for _ in range(3)]
+        bot = await Process.start({**os.environ, **dict(exports)}, "--once", "--json", "--signals", "-")
+        assert (await bot.end(lines(OPEN))).outcomes() == {"s1": "opened"}
+    finally:
+        servers.send_signal(signal.SIGINT)
+        await servers.communicate()

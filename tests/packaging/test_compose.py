@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
@@ -35,9 +36,17 @@ def test_a_misspelt_key_would_be_seen(tmp_path):
 
 
 def test_it_has_the_servers_the_exchange_and_the_runner():
-    assert set(SERVICES) == {"redis", "postgres", "exchange", "race"}
-    assert set(SERVICES["race"]["depends_on"]) == {"redis", "postgres", "exchange"}
-    assert "ports" not in SERVICES["race"]
+    assert set(SERVICES) == {"redis", "postgres", "exchange", "race", "bot"}
+    for client in ("race", "bot"):
+        assert set(SERVICES[client]["depends_on"]) == {"redis", "postgres", "exchange"}
+        assert "ports" not in SERVICES[client]
+
+
+def test_bots_are_started_only_when_they_are_asked_for_and_several_at_once():
+    bot = SERVICES["bot"]
+    assert bot["profiles"] == ["bots"]
+    assert bot["deploy"]["replicas"] == 2
+    assert "container_name" not in bot
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -62,8 +71,11 @@ def test_every_server_has_a_health_check():
 
 
 def test_the_commands_that_it_starts_exist():
+    from lockguard_asyncpg.cli import fence
     from lockguard_ccxt.cli import exchange
+    from lockguard_positions.bot.command import bot
     from lockguard_positions.cli import race
+    from lockguard_positions.commands import positions
 
     _, *arguments = SERVICES["exchange"]["command"]
     with exchange.make_context("exchange", arguments, resilient_parsing=True):
@@ -73,6 +85,16 @@ def test_the_commands_that_it_starts_exist():
     options = re.search(r"LOCKGUARD_RACE_OPTIONS:-([^}]*)\}", TEXT)[1].split()
     with race.make_context("race", options):
         pass
+    (steps,) = SERVICES["bot"]["command"]
+    assert steps.split(" && ") == [
+        "lockguard fence install",
+        "lockguard positions migrate",
+        "exec lockguard bot run",
+    ]
+    assert {"install"} <= set(fence.commands)
+    assert {"migrate"} <= set(positions.commands)
+    options = {option.envvar for option in bot.commands["run"].params if isinstance(option, click.Option)}
+    assert set(SERVICES["bot"]["environment"]) <= options
     help_text = CliRunner().invoke(race, ["--help"]).output
     assert "--no-guard" in help_text
 

@@ -107,7 +107,7 @@ class Worker:
         Raises:
             ConfigurationError: something is set up in a way that cannot work.
         """
-        _LOG.info("running on %s; signals from %d sources", self._exchange, len(self._sources))
+        _LOG.info("running on %s, sources of signals: %d", self._exchange, len(self._sources))
         async with asyncio.TaskGroup() as group:
             self._begin(group, self._pass("recovery", self._manager.recover), "recovery")
             taking = [group.create_task(self._take(source, group)) for source in self._sources]
