@@ -68,6 +68,7 @@ class Company:
         self._refusals: dict[QuorumNode, ConfigurationError] = {}
         self._news = asyncio.Event()
         self._admission: asyncio.Task[None] | None = None
+        self._admit_due = False
         self._ttl_max_ms = 0
         self._independent: list[frozenset[str]] = []
         self.rounds = 0
@@ -169,9 +170,16 @@ class Company:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _admit_soon(self) -> None:
+        self._admit_due = True
         if self._admission is None or self._admission.done():
             self.rounds += 1
-            self._admission = asyncio.create_task(self._admit(), name="lockguard-connect-admit")
+            self._admission = asyncio.create_task(self._admit_all(), name="lockguard-connect-admit")
+
+    async def _admit_all(self) -> None:
+        # A node that comes while the others are being asked is not to be forgotten.
+        while self._admit_due:
+            self._admit_due = False
+            await self._admit()
 
     async def _admit(self) -> None:
         # A node that is still connecting would count as one that does not answer.

@@ -4,7 +4,7 @@
 -- KEYS[2] floor     string: the last token given out
 -- KEYS[3] queue     sorted set: member "<grant> <inbox>", score ticket
 -- KEYS[4] inboxes   sorted set: member <inbox>, score when it was last heard of, in ms
--- KEYS[5] next      string: the grant that the free lock is reserved for
+-- KEYS[5] next      string "<grant> <ticket> <inbox>": whom the free lock is reserved for
 -- KEYS[6] tenure    string: exists from a grant with a lock delay until that delay is over
 -- KEYS[7] history   list of lines for people, newest first, cut here: "<time_us> <event> <facts>"
 -- KEYS[8] member    hash, only where several independent nodes decide together; see admit.lua
@@ -55,6 +55,7 @@ local function grant_it()
   if not untouched then
     redis.call('DEL', KEYS[5])
     redis.call('ZREM', KEYS[3], member)
+    redis.call('ZADD', KEYS[4], 'XX', now_ms, inbox) -- it is alive, or its other waiters would be passed over
   end
   local delay = tonumber(ARGV[7])
   if delay > 0 then
@@ -152,12 +153,19 @@ if untouched then
   return grant_it()
 end
 
-local reserved_for = redis.call('GET', KEYS[5])
+local reserved = redis.call('GET', KEYS[5])
+local reserved_for, reserved_ticket, reserved_inbox = string.match(reserved or '', '^(%S+) (%S+) (.*)$')
 if reserved_for == grant then
-  redis.call('ZADD', KEYS[4], 'XX', now_ms, inbox)
   return grant_it()
 end
-if reserved_for then
+if KEYS[8] and reserved_for and ARGV[6] ~= '0' and tonumber(ARGV[6]) < tonumber(reserved_ticket) then
+  -- Nodes that reserved it for different waiters would give none of them a majority, time and again. All of
+  -- them agree on who has waited longest.
+  redis.call('ZADD', KEYS[3], reserved_ticket, reserved_for .. ' ' .. reserved_inbox)
+  redis.call('ZADD', KEYS[4], 'XX', now_ms, reserved_inbox) -- its chance was taken from it
+  return grant_it()
+end
+if reserved then
   return busy({}, left_ms(KEYS[5], RESERVED_MS))
 end
 
@@ -173,8 +181,8 @@ while true do
   if not first or first == member then
     return grant_it()
   end
-  local first_ticket = tonumber(redis.call('ZSCORE', KEYS[3], first))
-  if ARGV[6] ~= '0' and tonumber(ARGV[6]) < first_ticket then
+  local first_ticket = redis.call('ZSCORE', KEYS[3], first)
+  if ARGV[6] ~= '0' and tonumber(ARGV[6]) < tonumber(first_ticket) then
     return grant_it() -- our place was dropped and was before all of these
   end
   local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
@@ -182,7 +190,7 @@ while true do
   redis.call('ZREM', KEYS[3], first)
   if now_ms - heard_ms <= SILENT_MS then
     redis.call('ZADD', KEYS[4], 0, first_inbox) -- one chance for each process, see release.lua
-    redis.call('SET', KEYS[5], first_grant, 'PX', RESERVED_MS)
+    redis.call('SET', KEYS[5], first_grant .. ' ' .. first_ticket .. ' ' .. first_inbox, 'PX', RESERVED_MS)
     -- In a cluster the inbox ends in the tag of the resource: then on this shard only, or on all servers if nobody
     -- listens here: the slot has moved, or it is a Redis that knows no shard channels.
     local process = string.match(first_inbox, '^(.*):{')

@@ -1,15 +1,20 @@
 -- Give a node that lost a held lease, or never had it, that lease again. For a holder that has just renewed it
 -- on a majority of the nodes; otherwise a lease that ended could block its successor here.
 --
--- KEYS[1] lock  KEYS[2] floor  KEYS[3] history   (as in acquire.lua)
+-- KEYS[1] lock  KEYS[2] floor  KEYS[3] history  KEYS[4] member   (as in acquire.lua)
 --
 -- ARGV[1] grant
 -- ARGV[2] token
 -- ARGV[3] holder
 -- ARGV[4] operation
 -- ARGV[5] ttl_ms
+-- ARGV[6] run       the server process that the caller is connected to
 --
--- Returns 1 if this grant now holds the lock here, 0 if another one does: nothing was changed.
+-- Returns
+--   0  another grant holds the lock here: nothing was changed
+--   1  this grant holds it now
+--   2  this grant holds it now, and the node has to be admitted (admit.lua). While the lock is held, nobody else
+--      would notice: of nodes that are lost one after the other too few members would be left
 
 local FLOOR_TTL_MS = 604800000
 
@@ -27,4 +32,4 @@ if (tonumber(redis.call('GET', KEYS[2])) or 0) < tonumber(ARGV[2]) then
 end
 redis.pcall('LPUSH', KEYS[3], string.format('%s%06d rejoined grant=%s', time[1], time[2], ARGV[1]))
 redis.pcall('PEXPIRE', KEYS[3], FLOOR_TTL_MS)
-return 1
+return redis.call('HGET', KEYS[4], 'run') == ARGV[6] and 1 or 2

@@ -26,7 +26,7 @@ if held then
   redis.call('DEL', KEYS[1], KEYS[5])
 else
   redis.call('ZREM', KEYS[2], grant .. ' ' .. ARGV[2])
-  if redis.call('GET', KEYS[4]) == grant then
+  if string.sub(redis.call('GET', KEYS[4]) or '', 1, #grant + 1) == grant .. ' ' then
     redis.call('DEL', KEYS[4])
     freed = redis.call('EXISTS', KEYS[1]) == 0
   end
@@ -36,7 +36,7 @@ else
 end
 
 while freed do
-  local first = redis.call('ZPOPMIN', KEYS[2])[1]
+  local first, first_ticket = unpack(redis.call('ZPOPMIN', KEYS[2]))
   if not first then
     redis.call('DEL', KEYS[3])
     break
@@ -50,7 +50,7 @@ while freed do
     -- costs one reservation and not one for each of its waiters. Its connection may also just be coming
     -- back (then PUBLISH reaches nobody); it asks again as soon as it is.
     redis.pcall('ZADD', KEYS[3], 0, first_inbox)
-    redis.pcall('SET', KEYS[4], first_grant, 'PX', RESERVED_MS)
+    redis.pcall('SET', KEYS[4], first_grant .. ' ' .. first_ticket .. ' ' .. first_inbox, 'PX', RESERVED_MS)
     -- In a cluster the inbox ends in the tag of the resource: then on this shard only, or on all servers if nobody
     -- listens here: the slot has moved, or it is a Redis that knows no shard channels.
     local process = string.match(first_inbox, '^(.*):{')

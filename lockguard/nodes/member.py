@@ -93,9 +93,9 @@ class MemberNode(StandaloneNode):
 
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
         """Run rejoin.lua."""
-        keys = keys_of(self._namespace, grant.resource).rejoin
-        args = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms)
-        return self._run(REJOIN, votes.done, keys, *args)
+        keys = (*keys_of(self._namespace, grant.resource).rejoin, self._member)
+        args = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms, self._facts.run_id)
+        return self._run(REJOIN, self._rejoined, keys, *args)
 
     def membership(self) -> asyncio.Future[Membership | NoVote]:
         """Run admit.lua, only to look."""
@@ -104,6 +104,17 @@ class MemberNode(StandaloneNode):
     def admit(self, *, quiet_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
         """Run admit.lua."""
         return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, quiet_ms, ttl_max_ms)
+
+    def _connected(self, *, again: bool) -> None:
+        super()._connected(again=again)
+        if again:
+            # Perhaps to another run. If it still has a lock that is held, nobody else would notice.
+            self._outsider()
+
+    def _rejoined(self, reply: int) -> Done:
+        if reply == 2:
+            self._outsider()
+        return Done(found=reply != 0)
 
     def _acquired(self, reply: list[Any]) -> AcquireVote:
         vote = votes.acquired(reply)
