@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lockguard.core import Core
-    from lockguard.redlock import Undoing
 
 __all__ = ["Hold", "HoldMany"]
 
@@ -137,12 +136,12 @@ class Hold:
         )
         lease = Lease(grant, deadline=won.deadline, clock=core.clock)
         self._cut = _Cut(task, task.cancelling())
-        core.keeper.keep(lease, self._cut, max_hold_s=core.max_hold_s)
+        self._acquired_at = core.keeper.keep(lease, self._cut, max_hold_s=core.max_hold_s)
         if core.fence is not None:
             await self._seal(lease, request)
+            self._acquired_at = core.clock.now()
         self._lease = lease
         self._context = push_entry(Entry(lease, task, core))
-        self._acquired_at = core.clock.now()
         core.emit(Acquired(lease.grant, (self._acquired_at - called_at) * 1000))
         return lease
 
@@ -156,21 +155,26 @@ class Hold:
         """
         if self._context is None:  # entered again: the outer hold releases
             return
-        lease, cut = self._lease, self._cut
+        core, lease, cut = self._core, self._lease, self._cut
         assert lease is not None
         assert cut is not None
         pop_entry(self._context)
         loss = lease.loss
-        self._core.keeper.drop(lease)
-        asked = self._core.redlock.undo(lease.resource, lease.grant.id)
+        grant = lease.grant
+        core.keeper.drop(lease)
+        asked = core.redlock.undo(grant.resource, grant.id)
         lease.mark_released()
         cut_only = cut.reason is not None and await cut.take_back(exc)
         if loss is None:
-            await self._confirm(lease, asked)
+            if core.fence is not None:
+                # Shielded: it is closed even if this task is cancelled here; the guard sees to its end.
+                await asyncio.shield(core.close_fence(grant))
+            found = await core.redlock.confirm(asked)
+            core.emit(Released(grant, (core.clock.now() - self._acquired_at) * 1000, found))
             return
         # Lost, perhaps because a server hangs: what was sent is not waited for, the caller must know now.
-        if self._core.fence is not None:
-            self._core.close_fence(lease.grant)
+        if core.fence is not None:
+            core.close_fence(grant)
         if exc is None or cut_only:
             raise lease.lost_error(loss) from exc
         exc.add_note(str(lease.lost_error(loss)))
@@ -226,14 +230,6 @@ class Hold:
             f"the fence of {lease.resource!r} was outrun {_SEAL_ATTEMPTS} times; try again",
             resource=lease.resource,
         )
-
-    async def _confirm(self, lease: Lease, asked: Undoing) -> None:
-        core = self._core
-        if core.fence is not None:
-            # Shielded: the fence is closed even if this task is cancelled here; the guard sees to its end.
-            await asyncio.shield(core.close_fence(lease.grant))
-        found = await core.redlock.confirm(asked)
-        core.emit(Released(lease.grant, (core.clock.now() - self._acquired_at) * 1000, found))
 
 
 class HoldMany:

@@ -9,7 +9,7 @@ server drops the key.
 
 from __future__ import annotations
 
-import secrets
+import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
@@ -68,7 +68,7 @@ def parse_resource(name: str) -> Resource:
 
 def new_grant_id() -> GrantId:
     """128 random bits as 32 hexadecimal digits."""
-    return GrantId(secrets.token_hex(16))
+    return GrantId(os.urandom(16).hex())
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,23 +198,9 @@ class Redlock:
         Raises:
             ConfigurationError: nodes are not independent.
         """
-        if self._company is None:
-            return await self._ask_one(request)
-        company, rounds = self._company, self._company.rounds
-        company.check_independence()
-        company.note_ttl(request.ttl_ms)
-        attempt = await self._ask(company, request)
-        if isinstance(attempt, NoQuorum) and company.rounds != rounds:
-            # New nodes are admitted when they are first asked: then ask again.
-            await company.admitted()
-            attempt = await self._ask(company, request)
-        if isinstance(attempt, Contended) and not attempt.one_place:
-            # Places that differ from node to node would have the nodes wake different waiters.
-            return await self._ask(company, replace(request, ticket=attempt.busy.ticket))
-        return attempt
-
-    async def _ask_one(self, request: AcquireRequest) -> Attempt:
-        """One node's vote is the decision, and the token that it gave is final."""
+        if self._company is not None:
+            return await self._ask_company(self._company, request)
+        # One node's vote is the decision, and the token that it gave is final.
         sent_at = self._clock.now()
         vote = await self.nodes[0].acquire(request)
         match vote:
@@ -227,6 +213,20 @@ class Redlock:
             case _:
                 pass
         return NoQuorum({self.nodes[0].name: spoken(vote)})
+
+    async def _ask_company(self, company: Company, request: AcquireRequest) -> Attempt:
+        rounds = company.rounds
+        company.check_independence()
+        company.note_ttl(request.ttl_ms)
+        attempt = await self._ask(company, request)
+        if isinstance(attempt, NoQuorum) and company.rounds != rounds:
+            # New nodes are admitted when they are first asked: then ask again.
+            await company.admitted()
+            attempt = await self._ask(company, request)
+        if isinstance(attempt, Contended) and not attempt.one_place:
+            # Places that differ from node to node would have the nodes wake different waiters.
+            return await self._ask(company, replace(request, ticket=attempt.busy.ticket))
+        return attempt
 
     async def _ask(self, company: Company, request: AcquireRequest) -> Attempt:
         sent_at = self._clock.now()

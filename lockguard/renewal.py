@@ -75,19 +75,23 @@ class Keeper:
 
     def keep(
         self, lease: Lease, on_lost: Callable[[LossReason], None], *, max_hold_s: float = math.inf
-    ) -> None:
+    ) -> float:
         """Renew ``lease`` until :meth:`drop`; call ``on_lost`` once if it ends before that.
 
         Args:
             lease: just granted.
             on_lost: told why.
             max_hold_s: end it after so long, renewed or not.
+
+        Returns:
+            The instant on the clock, in seconds, from which that counts.
         """
         ttl_s = lease.grant.ttl_ms / 1000
         now = self._clock.now()
         kept = _Kept(lease, on_lost, now + ttl_s * _FIRST_AT, ttl_s * _TOGETHER, now + max_hold_s)
         self._kept[lease.grant.id] = kept
-        self._look_by(min(kept.due_at, kept.deadline), now)
+        self._look_by(min(kept.due_at, lease.deadline, kept.ends_at), now)
+        return now
 
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""

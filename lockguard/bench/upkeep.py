@@ -26,12 +26,12 @@ _CALLS = 2000
 
 
 class _Ticks:
-    """Counts the rounds in which leases are renewed: all events of one turn of the loop are one round."""
+    """Counts the rounds of renewal: one is over when all leases were renewed once more."""
 
-    def __init__(self) -> None:
+    def __init__(self, leases: int) -> None:
         self.rounds = 0
         self.renewals = 0
-        self._counted = False
+        self._leases = leases
         self._next_round = asyncio.Event()
 
     def on(self, event: Event) -> None:
@@ -39,9 +39,10 @@ class _Ticks:
         if not isinstance(event, Renewed):
             return
         self.renewals += 1
-        if not self._counted:
-            self._counted = True
-            asyncio.get_running_loop().call_soon(self._end_round)
+        if self.renewals % self._leases == 0:
+            self.rounds += 1
+            self._next_round.set()
+            self._next_round.clear()
 
     async def more(self, rounds: int) -> int:
         """Wait for so many more; gives how many came."""
@@ -49,12 +50,6 @@ class _Ticks:
         while self.rounds < before + rounds:
             await self._next_round.wait()
         return self.rounds - before
-
-    def _end_round(self) -> None:
-        self._counted = False
-        self.rounds += 1
-        self._next_round.set()
-        self._next_round.clear()
 
 
 class _Writes:
@@ -80,7 +75,7 @@ class _Writes:
 
 async def renewal(urls: Sequence[str], sizes: Sizes, ports: Collection[int]) -> Renewal:
     """Hold many leases and watch them being renewed, by the servers on ``ports``."""
-    ticks = _Ticks()
+    ticks = _Ticks(sizes.leases)
     ttl = timedelta(milliseconds=sizes.renewal_ttl_ms)
     async with LockGuard.from_urls(urls, ttl=ttl, observers=[ticks]) as guard, _all_held(guard, sizes.leases):
         await ticks.more(1)

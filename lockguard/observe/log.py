@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from lockguard.events import Event, FenceCloseFailed, Lost, Released, RenewalUnanswered
+from lockguard.events import Acquired, Event, FenceCloseFailed, Lost, Released, RenewalUnanswered
 
 __all__ = ["LogObserver"]
 
@@ -17,6 +17,8 @@ class LogObserver:
     def on(self, event: Event) -> None:
         """Log one event."""
         match event:
+            case Released(found=True) | Acquired():  # nearly all events
+                _LOG.debug("%s", event)
             case Lost(grant, reason):
                 _LOG.error(
                     "lease lost: %s token=%d operation=%s: %s",
@@ -35,7 +37,7 @@ class LogObserver:
                 )
             case FenceCloseFailed(grant, cause):
                 _LOG.warning("fence not closed: %s token=%d: %s", grant.resource, grant.token, cause)
-            case Released(grant, _, found) if not found:
+            case Released(grant):
                 _LOG.warning("released late: %s token=%d: Redis had dropped it", grant.resource, grant.token)
             case _:
                 _LOG.debug("%s", event)
