@@ -561,3 +561,67 @@ async def test_a_role_that_may_not_take_part_is_told_the_grant(
 async def _transaction(pool: asyncpg.Pool[Any]) -> None:
     async with pool.acquire() as conn, conn.transaction():
         await conn.execute("select 1")
+
+
+async def test_a_dump_that_is_restored_elsewhere_is_protected_there(
+    pool: asyncpg.Pool[Any], postgres_server: PostgresServer, database_url: str
+) -> None:
+    with under(await held(pool)):
+        await pool.execute(INSERT)
+    name, tools = "copy_" + new_grant_id()[:8], postgres_server.binary.path.parent
+    url = postgres_server.create_database(name)
+    try:
+        dump = await _output(str(tools / "pg_dump"), database_url)
+        await _output(str(tools / "psql"), "--no-psqlrc", "--set=ON_ERROR_STOP=1", url, given=dump)
+        async with create_pool(url, min_size=0, max_size=2) as restored:
+            assert await rows(restored) == await rows(pool)
+            assert len(await restored.fetch("select * from lockguard.protections() where enabled")) == 2
+            await refused(restored, "delete from position")
+            with under(await held(restored, 8)):
+                await restored.execute("delete from position")
+            assert await restored.fetchval("select lockguard.unprotect('position')") is True
+    finally:
+        postgres_server.drop_database(name)
+
+
+async def _output(*command: str, given: bytes = b"") -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(given)
+    assert process.returncode == 0, err.decode()
+    return out
+
+
+async def test_a_cascade_from_a_table_that_is_not_protected_takes_the_lease(pool: asyncpg.Pool[Any]) -> None:
+    await pool.execute(
+        "create table owner (id int primary key);"
+        " create table owned (symbol text, owner int references owner on delete cascade on update set null);"
+        " select lockguard.protect('owned', '{symbol}'); insert into owner values (1)"
+    )
+    lease = await held(pool)
+    with under(lease):
+        await pool.execute("insert into owned values ('APTUSDT', 1)")
+    await refused(pool, "delete from owner")
+    await refused(pool, "update owner set id = 2")
+    with under(lease):
+        await pool.execute("delete from owner")
+    assert await rows(pool, "owned") == []
+
+
+async def test_a_deferred_trigger_writes_under_the_lease_too(pool: asyncpg.Pool[Any]) -> None:
+    await pool.execute(
+        "create function late() returns trigger language plpgsql as"
+        " $$ begin insert into position (symbol) values (new.text); return null; end $$;"
+        " create constraint trigger late after insert on note deferrable initially deferred"
+        " for each row execute function late()"
+    )
+    await refused(pool, "insert into note values ('APTUSDT')")
+    with under(await held(pool)):
+        await pool.execute("insert into note values ('APTUSDT')")
+        with pytest.raises(StaleToken):
+            await pool.execute("insert into note values ('BTCUSDT')")
+    assert [r[0] for r in await rows(pool)] == [APT]

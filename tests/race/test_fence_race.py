@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,17 @@ import asyncpg
 import pytest
 
 from lockguard.clock import SYSTEM_CLOCK
+from lockguard.context import Entry, pop_entry, push_entry
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard_asyncpg import FencedTransaction, PostgresFence, create_pool, install
+from lockguard_asyncpg import (
+    FencedTransaction,
+    PostgresFence,
+    create_pool,
+    fenced_execute,
+    install,
+    translate,
+)
 from lockguard_asyncpg.race import (
     ISOLATIONS,
     NATIVE,
@@ -112,26 +122,106 @@ async def test_a_table_whose_guard_takes_no_lock_is_seen(url: str) -> None:
 # The classic interleavings, one by one.
 
 
+async def by_transaction(conn: Any, lease: Lease, isolation: Any) -> None:
+    async with FencedTransaction(conn, lease, isolation=isolation):
+        await conn.execute(INSERT)
+
+
+async def by_statement(conn: Any, lease: Lease, isolation: Any) -> None:
+    await fenced_execute(conn, INSERT, lease=lease)
+
+
+async def by_old_code(conn: Any, lease: Lease, isolation: Any) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    mark = push_entry(Entry(lease, task, object()))
+    try:
+        async with conn.transaction(isolation=isolation):
+            await conn.execute(INSERT)
+    finally:
+        pop_entry(mark)
+
+
+async def by_hand(conn: Any, lease: Lease, isolation: Any) -> None:
+    claim = json.dumps({lease.resource: [lease.token, lease.grant.id]})
+    async with conn.transaction(isolation=isolation):
+        await conn.execute(f"set local lockguard.leases = '{claim}'")
+        await conn.execute(INSERT)
+
+
+INSERT = "insert into entry values ('r')"
+
+
 @levels
+@pytest.mark.parametrize("write", [by_transaction, by_statement, by_old_code, by_hand])
 @pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooler"])
 async def test_an_insert_after_the_successor_has_closed_is_refused(
-    url: str, isolation: Any, pooled: bool, request: pytest.FixtureRequest
+    url: str, isolation: Any, write: Any, pooled: bool, request: pytest.FixtureRequest
 ) -> None:
-
     target, options = url, {}
     if pooled:
         target, options = request.getfixturevalue("bouncer"), {"statement_cache_size": 0}
     within = timedelta(seconds=5)
     async with create_pool(target, min_size=0, max_size=4, **options) as pool:
+        await pool.execute("create table entry (resource text)")
+        if write is by_hand:  # nothing but the table's own check
+            await pool.execute("select lockguard.protect('entry', '{resource}')")
         fence = PostgresFence(pool)
         old, new = (Grant(Resource("r"), new_grant_id(), Token(n), "host", "open", 10_000) for n in (1, 2))
         lease = Lease(old, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
         await fence.seal(old, within=within)
-        async with FencedTransaction(pool, lease, isolation=isolation):
-            pass
-        await fence.seal(new, within=within)
-        await fence.close(new, within=within)
-        with pytest.raises(StaleToken) as caught:
-            async with FencedTransaction(pool, lease, isolation=isolation):
-                pass
-        assert (caught.value.presented, caught.value.current) == (1, 2)
+        async with pool.acquire() as conn:
+            await write(conn, lease, isolation)
+            await fence.seal(new, within=within)
+            await fence.close(new, within=within)
+            with pytest.raises((StaleToken, asyncpg.PostgresError)) as caught:
+                await write(conn, lease, isolation)
+        refusal = translate(caught.value)
+        assert isinstance(refusal, StaleToken)
+        assert (refusal.presented, refusal.current) == (1, 2)
+        assert await pool.fetchval("select count(*) from entry") == 1
+
+
+@levels
+@pytest.mark.parametrize("write", [by_transaction, by_old_code, by_hand])
+async def test_the_seal_waits_for_an_open_transaction_of_the_old_holder(
+    url: str, isolation: Any, write: Any
+) -> None:
+    """And what that transaction wrote is there when the seal returns."""
+    async with create_pool(url, min_size=0, max_size=4) as pool:
+        await pool.execute("create table entry (resource text)")
+        await pool.execute("select lockguard.protect('entry', '{resource}')")
+        fence, within = PostgresFence(pool), timedelta(seconds=5)
+        old, new = (Grant(Resource("r"), new_grant_id(), Token(n), "host", "open", 10_000) for n in (1, 2))
+        await fence.seal(old, within=within)
+        lease = Lease(old, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+        written, go_on = asyncio.Event(), asyncio.Event()
+
+        class Paused:
+            """The connection, with a stop between the write and the COMMIT."""
+
+            def __init__(self, conn: Any) -> None:
+                self.conn = conn
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.conn, name)
+
+            async def execute(self, query: str) -> None:
+                await self.conn.execute(query)
+                if query == INSERT:
+                    written.set()
+                    await go_on.wait()
+
+        async with pool.acquire() as conn:
+            writing = asyncio.create_task(write(Paused(conn._con), lease, isolation))
+            await written.wait()
+            sealing = asyncio.create_task(fence.seal(new, within=within))
+            waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+            async with asyncio.timeout(5):
+                while not await pool.fetchval(waits):
+                    await asyncio.sleep(0.005)
+            assert not sealing.done()
+            go_on.set()
+            await writing
+            await sealing
+            assert await pool.fetchval("select count(*) from entry") == 1
