@@ -2,8 +2,8 @@
 
 Replicas are behind their master. A release that the old master has answered may be unknown to the new one,
 and then the lock would stay closed there, held by nobody, for the rest of its ttl. So what was released
-lately is released again where the resource lives next. That is harmless: it is by grant, and a grant that is
-not there is no error.
+lately is released again where the resource lives next. That is harmless: a release is by grant, a grant that
+is not there is no error, and where one node decides, it is the last that is ever said of its grant.
 """
 
 from __future__ import annotations
@@ -58,11 +58,15 @@ class Releases:
             place_of: tells the server that a key lives on; ``None`` while nobody knows.
         """
         since = asyncio.get_running_loop().time() - KEPT_S
+        places: dict[str, Place | None] = {}
         moved, kept = [], []
         for release in self._releases:
             if release.said_at < since:
                 continue
-            place = place_of(release.keys[0]) or release.place
+            lock = release.keys[0]
+            if lock not in places:
+                places[lock] = place_of(lock)
+            place = places[lock] or release.place
             if place != release.place:
                 release = Release(release.said_at, place, release.keys, release.args)  # noqa: PLW2901
                 moved.append(release)

@@ -57,8 +57,8 @@ async def test_locking_goes_on_while_the_slot_moves(setup, ledger):
         await asyncio.gather(*workers, *others)
     print(
         f"{moves} moves in {RESHARD.total_seconds():g} s: {ledger.commits} commits, {held} other locks,"
-        f" {ledger.commits - await ledger.number()} lost updates, {ledger.refused} refused, {ledger.lost} leases"
-        f" lost, {ledger.retried} errors that say to try again, none of another kind"
+        f" {ledger.commits - await ledger.number()} lost updates, {ledger.refused} refused,"
+        f" {ledger.lost} leases lost, {ledger.retried} errors that say to try again, none of another kind"
     )
     assert moves > 5
     assert ledger.commits > 5
