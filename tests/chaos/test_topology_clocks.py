@@ -171,7 +171,9 @@ async def test_a_node_that_forgot_votes_again_although_its_clock_was_set_back(se
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [(":next", "f" * 32 + " 1 inbox"), (":tenure", "100")], ids=["reservation", "lock delay"]
+    ("key", "value"),
+    [(":next", "f" * 32 + " 1 inbox"), (":tenure", "100")],
+    ids=["reservation", "lock delay"],
 )
 @pytest.mark.parametrize("servers", [1], indirect=True)
 async def test_what_keeps_a_free_lock_closed_ends_when_a_clock_is_set_back(servers, ask, key, value):

@@ -115,5 +115,4 @@ async def test_nodes_that_forget_one_after_the_other_never_make_a_second_majorit
         f" {statistics.median(back_s):.2f} s, at most {max(back_s):.2f} s; the rival asked"
         f" {rival.asked} times, {dict(rival.refused)}, and had it {free_s:.2f} s after its release"
     )
-    record_property("erosion", told)
     print(told)

@@ -70,16 +70,38 @@ async def test_a_hung_node_does_not_cost_its_connect_timeout_on_first_use(server
         await until(lambda: all(node.ready for node in guard._core.redlock.nodes))
 
 
+async def spent(guard, times=50, series=5):
+    """Median and 95th percentile of taking the lock, in seconds; of the calmest of several series."""
+    found = []
+    for _ in range(series):
+        took = []
+        for _ in range(times):
+            hold = guard.hold(NAME)
+            began = SYSTEM_CLOCK.now()
+            async with hold:
+                took.append(SYSTEM_CLOCK.now() - began)
+        found.append((statistics.median(took), sorted(took)[int(times * 0.95) - 1]))
+    return min(median for median, _ in found), min(p95 for _, p95 in found)
+
+
 async def test_a_dead_and_a_hung_node_cost_under_ten_milliseconds_each(servers):
     async with guard_over(servers) as guard:
         await once(guard)
-        healthy_s = statistics.median([await once(guard) for _ in range(30)])
+        healthy = await spent(guard)
         servers[3].kill()
-        servers[4].pause()
         await once(guard)
-        hurt_s = statistics.median([await once(guard) for _ in range(30)])
-        assert hurt_s < healthy_s + 0.02
+        one_dead = await spent(guard)
+        servers[4].pause()
+        await once(guard)  # which waits for it, once
+        one_hung_too = await spent(guard)
         servers[4].resume()
+    for before, after in ((healthy, one_dead), (one_dead, one_hung_too)):
+        for kind, was_s, is_s in zip(("median", "p95"), before, after, strict=True):
+            assert is_s - was_s < 0.010, f"{kind} rose by {is_s - was_s:.4f} s"
+    states = zip(("healthy", "one dead", "one hung too"), (healthy, one_dead, one_hung_too), strict=True)
+    print(
+        *(f"{state}: {median * 1e3:.2f} ms, p95 {p95 * 1e3:.2f}" for state, (median, p95) in states), sep="; "
+    )
 
 
 async def test_a_split_with_a_silent_node_waits_for_it_once_and_not_again(servers):
@@ -104,27 +126,36 @@ async def test_a_split_with_a_silent_node_waits_for_it_once_and_not_again(server
         servers[4].resume()
 
 
-async def test_it_works_with_two_of_five_gone_and_refuses_with_three(servers):
-    async with guard_over(servers) as guard:
+@pytest.mark.parametrize("how", ["dead", "hung", "mixed"])
+async def test_it_works_with_two_of_five_gone_and_refuses_with_three(servers, how):
+    """Refuses within the node timeout, with each node's vote; and goes on by itself."""
+    patience_s = 0.5
+    hangs = {"dead": [], "hung": servers[:3], "mixed": servers[1:3]}[how]
+    async with guard_over(servers, node_timeout=timedelta(seconds=patience_s)) as guard:
         await once(guard)
-        servers[0].kill()
-        servers[1].pause()
+        for server in servers[:2]:
+            (server.pause if server in hangs else server.kill)()
         await once(guard)
-        servers[2].pause()
-        with pytest.raises(QuorumUnavailable):
-            async with guard.hold(NAME, on_busy="raise"):
-                raise AssertionError("the body ran")
-        began = SYSTEM_CLOCK.now()
-        with pytest.raises(QuorumUnavailable) as caught:
-            async with guard.hold(NAME, on_busy="raise"):
-                raise AssertionError("the body ran")
-        assert SYSTEM_CLOCK.now() - began < PATIENT.total_seconds() + 0.2
-        assert len(caught.value.votes) == 5
-        servers[1].resume()
-        servers[2].resume()
-        async with asyncio.timeout(10):
-            async with guard.hold(NAME, wait=timedelta(seconds=10)):
-                pass
+        (servers[2].pause if servers[2] in hangs else servers[2].kill)()
+        for _ in range(3):
+            began = SYSTEM_CLOCK.now()
+            with pytest.raises(QuorumUnavailable) as caught:
+                async with guard.hold(NAME, on_busy="raise"):
+                    raise AssertionError("the body ran")
+            took_s = SYSTEM_CLOCK.now() - began
+            assert took_s < patience_s + 0.1 if hangs else took_s < patience_s
+            votes = list(caught.value.votes.values())
+            assert len(votes) == 5
+            gone = sum(
+                "no answer in time" in vote or "not connected" in vote or "closed" in vote for vote in votes
+            )
+            assert gone == 3, votes
+        for server in hangs:
+            server.resume()
+        if how == "hung":  # they forgot nothing; of the dead ones a majority would be quiet for 30 s
+            async with asyncio.timeout(10):
+                async with guard.hold(NAME, wait=timedelta(seconds=10)):
+                    pass
 
 
 async def test_an_acquire_cancelled_while_a_node_hangs_is_undone_there_when_it_goes_on(servers):
