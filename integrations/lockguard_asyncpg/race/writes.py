@@ -58,6 +58,13 @@ class LossyConnection(_Connection):
         lose()
         return await task
 
+    def get_reset_query(self) -> str:
+        """As asyncpg's, but for what takes away a server connection's name behind a pooler.
+
+        By that name the backends to be killed are found.
+        """
+        return super().get_reset_query().replace("RESET ALL;", "")
+
 
 async def _statement(attempt: Attempt, conn: Any) -> tuple[str, tuple[object, ...]]:
     """The write and its arguments, after the reading that it is founded on."""
