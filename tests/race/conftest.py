@@ -81,7 +81,9 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(redis_url: str, database_url: str) -> AsyncIterator[Stage]:
+async def stage(request: pytest.FixtureRequest, redis_url: str, database_url: str) -> AsyncIterator[Stage]:
+    """With leases of one second, or of the test's own parameter."""
+    ttl: timedelta = getattr(request, "param", TTL)
     async with AsyncExitStack() as stack:
         exchange = await stack.enter_async_context(LocalExchange())
         pool = await stack.enter_async_context(asyncpg.create_pool(database_url, min_size=1, max_size=20))
@@ -89,7 +91,7 @@ async def stage(redis_url: str, database_url: str) -> AsyncIterator[Stage]:
             await install(conn)
             await migrate(conn)
         guard = await stack.enter_async_context(
-            LockGuard.from_url(redis_url, fence=PostgresFence(pool), ttl=TTL)
+            LockGuard.from_url(redis_url, fence=PostgresFence(pool), ttl=ttl)
         )
         client = connect(exchange.url, config={"options": {"recvWindow": 1000}})
         stack.push_async_callback(client.close)
@@ -98,7 +100,7 @@ async def stage(redis_url: str, database_url: str) -> AsyncIterator[Stage]:
         pace = Pace(poll=20 * MS, stop_deadline=500 * MS, retry_pause=20 * MS, grace=0 * MS)
         manager = AtomicPositionManager(guard, pool, [guarded], pace=pace)
         urls = {"redis_url": redis_url, "database_url": database_url, "exchange_url": exchange.url}
-        yield Stage(manager, pool, exchange, client, urls)
+        yield Stage(manager, pool, exchange, client, urls, ttl)
 
 
 @pytest.fixture
