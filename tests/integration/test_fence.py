@@ -154,7 +154,7 @@ async def test_seal_gives_up_within_its_bound(fence: PostgresFence, pool: asyncp
     old = await sealed(fence, grant(7))
     async with fenced_transaction(pool, old):
         with pytest.raises(FenceUnavailable, match="open transaction of the previous holder") as caught:
-            await fence.seal(grant(8), within=timedelta(milliseconds=150))
+            await fence.seal(grant(8), within=timedelta(seconds=1))
     assert caught.value.resource == APT
     async with fenced_transaction(pool, old):
         pass
