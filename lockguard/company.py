@@ -14,6 +14,10 @@ How long it is quiet. Each node also keeps the longest ttl that it ever granted.
 have forgotten was granted by a majority; a majority of members has a node in common with it, so the longest
 ttl that they tell bounds it. A node that is admitted takes that figure over, since it may be asked next.
 
+Who notices. A caller that finds the lock free on such a node; a guard whose connection comes back; and a
+holder that puts its lease back there. Without the last two a lease that is held for long would hide, one
+after the other, that nodes have to be admitted, and in the end too few members could tell the longest ttl.
+
 The beginning. New nodes cannot be told from nodes that lost everything. When all nodes answer, and none knows
 of any lease, they are admitted at once. So a simultaneous loss of all nodes' data is taken for a new set-up:
 against that, only the fence helps.

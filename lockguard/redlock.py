@@ -16,7 +16,7 @@ What each rule prevents:
   mostly because they gave the token that was proposed, otherwise because the highest one was written there in
   a second round. Each node gives only what is higher than all before, and any later majority shares one with
   this one, so the next token is higher. With one node its token is final as it is.
-* A node that may have forgotten a lock gives no vote until that lock has ended (``membership.py``); a holder
+* A node that may have forgotten a lock gives no vote until that lock has ended (``company.py``); a holder
   that has just renewed on a majority puts its lease back on the others.
 * A node that did not answer in time is not waited for again until it has caught up.
 

@@ -18,6 +18,7 @@ from lockguard.testing.binaries import (
     find_valkey,
 )
 from lockguard.testing.clock import FakeClock
+from lockguard.testing.clock_jump import ClockJumpRedis
 from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mode
 from lockguard.testing.postgres_server import PostgresServer
 from lockguard.testing.redis_server import RedisServer, TlsFiles
@@ -28,6 +29,7 @@ __all__ = [
     "DROP",
     "HOLD",
     "PASS",
+    "ClockJumpRedis",
     "ClusterRedis",
     "FakeClock",
     "FaultProxy",

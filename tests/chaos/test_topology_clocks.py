@@ -23,7 +23,7 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.lease import new_grant_id, parse_resource
 from lockguard.ports import AcquireRequest
 from lockguard.redlock import Won
-from lockguard.testing.clock_jump import ClockJumpRedis
+from lockguard.testing import ClockJumpRedis
 from lockguard_asyncpg import fenced_transaction
 
 NAME = "binance:APTUSDT"
