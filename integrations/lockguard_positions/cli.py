@@ -23,7 +23,7 @@ from lockguard.testing.topology_names import warnings_told
 from lockguard_positions.race_settings import PHASES, SCENARIOS, RaceResult, RaceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from lockguard.testing.topologies import Topology
     from lockguard_positions.race_pace import PaceResult
@@ -34,11 +34,12 @@ _UNCLEAN = 1
 _MISTAKE = 2
 
 
-@click.command(
-    epilog="\n\n".join(
-        "\n".join(f"\b\n{name}: {text}" for name, text in names.items()) for names in (SCENARIOS, PHASES)
-    )
-)
+def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
+    lines = [f"  {name}: {text}" for name, text in names]
+    return "\n".join(["\b", f"{title}:", *lines])
+
+
+@click.command(epilog=f"{_listed('Scenarios', SCENARIOS.items())}\n\n{_listed('Phases', PHASES.items())}")
 @click.option(
     "--scenario",
     type=click.Choice(list(SCENARIOS), case_sensitive=False),
