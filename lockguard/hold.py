@@ -158,12 +158,12 @@ class Hold:
         core, lease, cut = self._core, self._lease, self._cut
         assert lease is not None
         assert cut is not None
-        pop_entry(self._context)
-        loss = lease.loss
-        grant = lease.grant
-        core.keeper.drop(lease)
+        loss, grant = lease.loss, lease.grant
         asked = core.redlock.undo(grant.resource, grant.id)
+        # It has left: the rest is done while the server works.
         lease.mark_released()
+        core.keeper.drop(lease)
+        pop_entry(self._context)
         cut_only = cut.reason is not None and await cut.take_back(exc)
         if loss is None:
             if core.fence is not None:
