@@ -1,8 +1,7 @@
 """What the core needs from the world: nodes that keep locks, a fence that refuses, somebody who watches.
 
-A node answers with a *vote*. There are four and none is an exception, because the quorum has to count
-them: granted, busy, refused (certainly not executed) and unknown (may have been executed, or may be
-later). Unknown is never taken for a yes or a no.
+A node answers with a *vote*. None is an exception, because the quorum has to count them: granted, busy,
+refused (certainly not executed), unknown (may have been, or may be yet). Unknown is never a yes or a no.
 """
 
 from __future__ import annotations
@@ -308,6 +307,7 @@ class Answer(Protocol):
 
     def done(self) -> bool:
         """Whether nobody waits for it any more."""
+        ...
 
     def set_result(self, vote: Any, /) -> None:
         """The vote; called once, and not when it is done."""
