@@ -178,7 +178,7 @@ class Keeper:
         # Bounded by the shortest lease among them, so that one hung node does not starve the others.
         patience_s = min(kept.lease.grant.ttl_ms for kept in due) / 1000 * _RETRY_AT
         await asyncio.wait([all_told], timeout=patience_s)
-        undecided, asked = asked, {}
+        undecided, asked = asked, {}  # what comes after this is too late for this round
         for kept, votes in undecided.values():
             self._apply(kept, votes, sent_at=now, final=True)
 

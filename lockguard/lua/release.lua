@@ -1,6 +1,6 @@
 -- Remove a grant wherever it stands: it holds the lock, or has it reserved, or waits, or none of these.
 -- If that frees the lock, exactly one waiter is woken and the lock is reserved for it for a short while.
--- Needs no memory to free the lock: DEL works on a full server, all that follows is best effort.
+-- Needs no memory to free the lock: DEL works on a full server; the history and the waking are best effort.
 --
 -- KEYS[1] lock  KEYS[2] queue  KEYS[3] inboxes  KEYS[4] next  KEYS[5] tenure  KEYS[6] history
 -- (as in acquire.lua)

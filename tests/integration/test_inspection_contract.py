@@ -6,9 +6,11 @@ import asyncio
 import re
 from datetime import timedelta
 
+import pytest
 import redis
 
-from lockguard import LockGuard
+from lockguard import LockGuard, QuorumUnavailable
+from lockguard.testing import RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
@@ -98,6 +100,24 @@ async def test_a_key_of_another_kind_in_the_history_s_place_does_not_stop_the_lo
         await _hold_once(guard)
     assert not client.exists(LOCK)
     client.close()
+
+
+async def test_a_full_server_still_renews_and_releases_without_history():
+    with RedisServer() as server, redis.Redis.from_url(server.url, decode_responses=True) as client:
+        async with LockGuard.from_url(server.url, ttl=timedelta(seconds=1)) as guard:
+            async with guard.hold(NAME):
+                client.config_set("maxmemory", "1")
+                async with asyncio.timeout(5):
+                    while client.hget(LOCK, "renewals") == "0":
+                        await asyncio.sleep(0.01)
+            assert not client.exists(LOCK)
+            with pytest.raises(QuorumUnavailable, match="OOM"):
+                async with guard.hold(NAME, on_busy="raise"):
+                    raise AssertionError("the body ran")
+            client.config_set("maxmemory", "0")
+            await _hold_once(guard)
+        told = [line.split()[1] for line in client.lrange(f"{LOCK}:history", 0, -1)]
+    assert told == ["released", "granted", "granted"]
 
 
 async def test_an_uncontended_guarded_call_sends_exactly_two_commands(redis_url):
