@@ -21,6 +21,8 @@ from page import PAGE, PIECE, due, form, written  # noqa: E402
 from race import STEPS, results, shown, told  # noqa: E402
 from stage import stage  # noqa: E402
 
+pytestmark = pytest.mark.timeout(300)  # some fifteen processes in a race, on whatever machine
+
 PIECES = {(kind, words): body for kind, words, body in PIECE.findall(PAGE.read_text(encoding="utf-8"))}
 
 HAPPENS = {

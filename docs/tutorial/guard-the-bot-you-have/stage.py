@@ -199,7 +199,7 @@ class Stage:
         }
         bot = BotProcess(
             await asyncio.create_subprocess_exec(
-                *(sys.executable, HERE / "fast.py", HERE / name, *argv),
+                *(sys.executable, str(HERE / "fast.py"), str(HERE / name), *argv),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
