@@ -50,7 +50,8 @@ def cut_off(server):
 class Ledger:
     """A number in Postgres that is read in one transaction and written, one higher, in a later one.
 
-    Two writers at a time would lose an update; then there were more commits than the number says.
+    Two writers at a time would lose an update; then there were more commits than the number says. The commits
+    are counted in Postgres: a body that is cancelled while it commits does not learn whether it did.
     """
 
     pool: asyncpg.Pool
@@ -68,7 +69,7 @@ class Ledger:
         while go_on():
             try:
                 async with guard.hold(self.resource) as lease:
-                    await self._add_one()
+                    await self._add_one(lease.token)
                     self.fallen += lease.token <= self.token
                     self.token = lease.token
             except StaleToken:
@@ -78,16 +79,22 @@ class Ledger:
                 self.lost += isinstance(exc, LeaseLost)
                 await asyncio.sleep(0.01)
 
-    async def _add_one(self) -> None:
+    async def _add_one(self, token: int) -> None:
         async with fenced_transaction(self.pool) as connection:
             number = await connection.fetchval("select number from ledger")
         await asyncio.sleep(0.005)  # what the holder does meanwhile
         async with fenced_transaction(self.pool) as connection:
             await connection.execute("update ledger set number = $1", number + 1)
+            await connection.execute("insert into committed values ($1, $2)", number + 1, token)
         self.commits += 1
 
     async def number(self) -> int:
         return await self.pool.fetchval("select number from ledger")
+
+    async def lost_updates(self) -> int:
+        counted = await self.pool.fetchval("select count(*) from committed")
+        assert counted >= self.commits
+        return counted - await self.number()
 
 
 @pytest.fixture
@@ -97,6 +104,7 @@ async def ledger(database_url) -> AsyncIterator[Ledger]:
             await install(connection)
             await connection.execute("create table ledger (number bigint not null)")
             await connection.execute("insert into ledger values (0)")
+            await connection.execute("create table committed (number bigint, token bigint)")
         ledger = Ledger(pool, "binance:APTUSDT")
         ledger.fence = PostgresFence(pool)
         yield ledger

