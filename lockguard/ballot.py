@@ -29,8 +29,10 @@ T = TypeVar("T")
 
 _PROBE = Resource("lockguard-probe")
 
-_HEADSTART_US = 3_000
-"""How much later than a node's clock a proposed token is: the way there takes some of it."""
+_HEADSTART_US_MIN = 3_000
+"""How much later than a node's clock a proposed token is at least: the way there takes some of it."""
+
+_HEADSTART_US_MAX = 50_000
 
 _SKEW_US_MAX = 100_000
 
@@ -232,10 +234,14 @@ class Proposals:
         self._clock = clock
         self._quorum = quorum
         self._lead_us: dict[int, int] = {}
+        self._headstart_us = _HEADSTART_US_MIN
 
-    def note(self, votes: Sequence[AcquireVote | None]) -> None:
-        """Learn how far the nodes' clocks are ahead of ours."""
+    def note(self, votes: Sequence[AcquireVote | None], *, sent_at: float) -> None:
+        """Learn how far the nodes' clocks are ahead of ours, and how long the way there may take."""
         now_us = int(self._clock.now() * 1e6)
+        # What is learnt is short by the way back, and the next way there comes on top.
+        trip_us = now_us - int(sent_at * 1e6)
+        self._headstart_us = max(_HEADSTART_US_MIN, min(2 * trip_us, _HEADSTART_US_MAX))
         for index, vote in enumerate(votes):
             if isinstance(vote, Granted) and vote.server_us:
                 self._lead_us[index] = vote.server_us - now_us
@@ -248,7 +254,7 @@ class Proposals:
         common_us = leads_us[len(leads_us) // 2]
         # One clock that is far ahead must not carry the tokens of all along.
         lead_us = max(lead for lead in leads_us if lead - common_us < _SKEW_US_MAX)
-        return int(self._clock.now() * 1e6) + lead_us + _HEADSTART_US
+        return int(self._clock.now() * 1e6) + lead_us + self._headstart_us
 
 
 def vote_of(future: Future[T]) -> T | None:

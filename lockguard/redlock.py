@@ -239,7 +239,7 @@ class Redlock:
         votes = poll.votes
         if poll.won:
             tokens = [vote.token for vote in votes if isinstance(vote, Granted)]
-            self._proposals.note(votes)
+            self._proposals.note(votes, sent_at=sent_at)
             token = max(tokens, key=tokens.count)
             settled = tokens.count(token) >= self._quorum
             if not settled:
