@@ -153,6 +153,13 @@ def test_a_broken_packed_log_is_told(tmp_path) -> None:
         list(read_log(path))
 
 
+def test_a_packed_log_that_is_cut_off_is_told(tmp_path) -> None:
+    path = tmp_path / "bot.log.gz"
+    path.write_bytes(gzip.compress(b"2026-11-21 05:09:54,123 INFO on\n" * 1000)[:-20])
+    with pytest.raises(ConfigurationError, match="cut off or damaged.*copy it again"):
+        list(read_log(path))
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -179,6 +180,8 @@ def _opened(path: Path | str) -> Iterator[IO[str]]:
             yield lines
     except OSError as exc:  # gzip.BadGzipFile is one too
         raise ConfigurationError(f"log {path} cannot be read: {exc.strerror or exc}") from exc
+    except (EOFError, zlib.error) as exc:  # click would take an EOFError for Ctrl-D
+        raise ConfigurationError(f"log {path} is cut off or damaged: {exc}; copy it again") from exc
 
 
 def _instant_of(fields: dict[str, Any]) -> datetime | None:
