@@ -43,7 +43,8 @@ GROUP = "lockguard-bots"
 LATENCY = timedelta(milliseconds=40)
 GAP_S = 0.08
 """Between signals, on average."""
-KILL_GAP_S = 1.5
+KILL_GAP_S = 0.8
+BACKLOG_MAX = 40
 MARKETS = [spec for spec in DEFAULT_MARKETS if spec.symbol.endswith("/USDT:USDT")][:SYMBOLS]
 OPTIONS = {
     "--stream": STREAM,
@@ -162,6 +163,7 @@ class Race:
         """Each by the stream, and to one of the bots before or after that."""
         async with asyncio.TaskGroup() as group:
             for signal in signals:
+                await until(self.keeping_up, within_s=START_S)
                 # The stream's clock, so that both deliveries of a signal say the same.
                 seconds, micros = await self.stream.time()
                 timed = {**signal, "at": str(seconds * 1000 + micros // 1000)}
@@ -184,6 +186,7 @@ class Race:
     async def kill_some(self) -> None:
         """Kill a bot now and then, and start another one in its place."""
         while not self.over:
+            await until(self.all_up, within_s=START_S)
             await asyncio.sleep(KILL_GAP_S * 2 * self.dice.random())
             place = self.dice.randrange(len(self.bots))
             await self.bots[place].kill()
@@ -193,6 +196,11 @@ class Race:
     async def all_up(self) -> bool:
         """Whether every bot is at work."""
         return all(bot.up for bot in self.bots)
+
+    async def keeping_up(self) -> bool:
+        """Whether the bots are not far behind."""
+        groups = await self.stream.xinfo_groups(STREAM)
+        return all(group["lag"] + group["pending"] < BACKLOG_MAX for group in groups)
 
     async def ordering(self) -> bool:
         """Whether an order is on its way."""

@@ -78,7 +78,7 @@ class Place:
 
 
 class SignalBook:
-    """The decisions of one database; every call is made under the lease of the signal's symbol.
+    """The decisions of one database; what is not decided yet is asked under the lease of its symbol.
 
     Args:
         pool: of the database that has the tables.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias
@@ -99,7 +100,7 @@ class FileSource:
             hand_over(None)
         except OSError as exc:
             hand_over(exc)
-        except RuntimeError:
+        except (RuntimeError, CancelledError):
             return  # the loop has ended
 
 

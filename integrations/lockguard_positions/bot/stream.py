@@ -40,6 +40,7 @@ _BLOCK_MS = 500
 _REPLY_S = 5.0
 _PAUSE_S = 1.0
 _NOT_NOW = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
+_FOR_A_PERSON = ("WRONGTYPE", "NOPERM")
 _SINGLE = ("redis://", "rediss://", "unix://")
 
 
@@ -102,13 +103,8 @@ class StreamSource:
         while not stopping.is_set():
             try:
                 entry = await self._left_by_others() or await self._new()
-            except _NOT_NOW as exc:
-                await self._wait(exc, stopping)
-                continue
-            except ResponseError as exc:
-                if not str(exc).startswith("NOGROUP"):
-                    raise ConfigurationError(f"stream {self._key!r}: {exc}; check --stream") from exc
-                await self._make_group()  # the server lost its data
+            except (RedisError, OSError) as exc:
+                await self._mend(exc, stopping)
                 continue
             self._reachable = True
             if entry is not None:
@@ -118,6 +114,19 @@ class StreamSource:
         return None
 
     # --- inside ---
+
+    async def _mend(self, exc: RedisError | OSError, stopping: asyncio.Event) -> None:
+        """Go on after an error, at once or after a pause, unless a person has to change something."""
+        if str(exc).startswith(_FOR_A_PERSON):
+            raise ConfigurationError(f"stream {self._key!r} cannot be read: {exc}; check --stream") from exc
+        if str(exc).startswith("NOGROUP"):
+            # The server has lost its data.
+            try:
+                await self._make_group()
+            except NodeRefused as refused:
+                await self._wait(refused, stopping)
+            return
+        await self._wait(exc, stopping)
 
     async def _new(self) -> _Entry | None:
         found: Any = await self._client.xreadgroup(

@@ -85,6 +85,9 @@ class Trader:
         """
         resource = self.resource(signal)
         symbol = resource.partition(":")[2]
+        known = await self._book.decided(signal, symbol)
+        if known is not None:  # a decision never changes, so it may be read without the lease
+            return known
         async with self._guard.hold(resource, operation=f"signal {signal.id}") as lease:
             decision = await self._book.decided(signal, symbol)
             if decision is None:
