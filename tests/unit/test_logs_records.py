@@ -156,7 +156,7 @@ def test_a_broken_packed_log_is_told(tmp_path) -> None:
 def test_a_packed_log_that_is_cut_off_is_told(tmp_path) -> None:
     path = tmp_path / "bot.log.gz"
     path.write_bytes(gzip.compress(b"2026-11-21 05:09:54,123 INFO on\n" * 1000)[:-20])
-    with pytest.raises(ConfigurationError, match="cut off or damaged.*copy it again"):
+    with pytest.raises(ConfigurationError, match=r"cut off or damaged.*copy it again"):
         list(read_log(path))
 
 
