@@ -147,7 +147,8 @@ class GuardedExchange:
             intent: the intent's number.
             stop_price: a stop to attach where the exchange attaches stops (Bybit); elsewhere ignored, and
                 the stop is a step of its own.
-            again: whether this intent may have been sent before; then the order is looked for first.
+            again: whether this intent may have been sent before; then the order is looked for first. One that
+                is found may have ended meanwhile: see its ``state``.
 
         Raises:
             LeaseLost: the lease on the resource ended before the order was sent.
@@ -172,7 +173,8 @@ class GuardedExchange:
             amount: rounded down to the exchange's step.
             trigger: the price it waits for, rounded to the nearest tick.
             intent: the intent's number.
-            again: whether this intent may have been sent before; then the order is looked for first.
+            again: whether this intent may have been sent before; then the order is looked for first. One that
+                is found may have ended meanwhile: see its ``state``.
 
         Raises:
             LeaseLost: the lease on the resource ended before the order was sent.
@@ -196,7 +198,8 @@ class GuardedExchange:
             side: the order's own side: ``sell`` closes a long position.
             amount: rounded down to the exchange's step.
             intent: the intent's number.
-            again: whether this intent may have been sent before; then the order is looked for first.
+            again: whether this intent may have been sent before; then the order is looked for first. One that
+                is found may have ended meanwhile: see its ``state``.
 
         Raises:
             LeaseLost: the lease on the resource ended before the order was sent.
