@@ -136,6 +136,7 @@ class AtomicPositionManager:
             ExchangeUnreadable: the exchange did not answer; the row, if any, is left to recovery.
         """
         venue = self._venue(exchange)
+        venue.refuse_unable()
         new = NewPosition(
             exchange=venue.name,
             symbol=venue.short(venue.unified(symbol)),
@@ -153,13 +154,13 @@ class AtomicPositionManager:
         flow, reconciler = self._workers(venue, lease)
         row, held = await reconciler.settle_and_look(new.symbol)
         if row is not None:
-            return AlreadyOpen(row)
+            return AlreadyOpen(row, new.side)
         if held is not None:
             outcome = await reconciler.adopt(new.symbol, held)
             row = await self._store.open_of(venue.name, new.symbol)
-            return (
-                NotOpened(f"on the exchange already: {outcome.details}") if row is None else AlreadyOpen(row)
-            )
+            if row is None:
+                return NotOpened(f"on the exchange already: {outcome.details}")
+            return AlreadyOpen(row, new.side)
         try:
             new = venue.in_steps(new)
         except ConfigurationError as exc:
@@ -169,7 +170,7 @@ class AtomicPositionManager:
         except DuplicatePosition as exc:
             # Somebody wrote past the lease, but not past the index: stop here, order nothing.
             row = await self._store.open_of(venue.name, new.symbol)
-            return NotOpened(str(exc)) if row is None else AlreadyOpen(row)
+            return NotOpened(str(exc)) if row is None else AlreadyOpen(row, new.side)
         self._created(progress.position, lease)
         position = await flow.drive(progress)
         if position.status is PositionStatus.ACTIVE:

@@ -173,9 +173,20 @@ class AlreadyOpen:
 
     Attributes:
         position: that one.
+        asked: the side that this signal asked for.
     """
 
     position: Position
+    asked: PositionSide
+
+    @property
+    def reason(self) -> str:
+        """Why nothing was ordered, for people."""
+        row = self.position
+        found = f"{row.exchange}:{row.symbol} is open {row.side.value} already (row {row.id})"
+        if row.side is self.asked:
+            return found
+        return f"{found}; close it before it is opened {self.asked.value}"
 
 
 @dataclass(frozen=True, slots=True)

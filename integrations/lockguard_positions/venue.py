@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Pace", "Venue"]
 
 _READS_OF_FILL_MAX = 1_000
+_ABILITIES = ("createMarketOrder", "createReduceOnlyOrder", "createStopOrder", "fetchPositions")
 _patient_reads = retry_reads(attempts=3)
 _LISTS_ALL_STOPS = frozenset({"binance"})
 
@@ -86,6 +87,26 @@ class Venue:
     def short(self, symbol: str) -> str:
         """The symbol as the table has it."""
         return self.resource(symbol).partition(":")[2]
+
+    def refuse_unable(self) -> None:
+        """Before anything is written or ordered: can positions be opened and protected here at all?
+
+        Raises:
+            ConfigurationError: ccxt lacks a call for this exchange, or its keys were not given.
+        """
+        client = self._exchange.exchange
+        lacking = [name for name in _ABILITIES if not client.has.get(name)]
+        if lacking:
+            raise ConfigurationError(
+                f"{self.name} cannot open a position with a stop: ccxt has no {', '.join(lacking)} for it;"
+                " use an exchange that has, such as binance or bybit"
+            )
+        needed = [name for name, is_needed in client.requiredCredentials.items() if is_needed]
+        missing = [name for name in needed if not getattr(client, name, None)]
+        if missing:
+            raise ConfigurationError(
+                f"{self.name} has no {' and no '.join(missing)}; give the ccxt exchange its API keys"
+            )
 
     def unified(self, symbol: str) -> str:
         """The symbol as ccxt has it, from any spelling.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_positions import AlreadyOpen, ExchangeUnreadable
+from lockguard_positions import AlreadyOpen
 from tests.integration.test_positions_flow import APT, Bot, bot, two_bots
 
 __all__ = ["bot", "two_bots"]
@@ -15,6 +15,7 @@ async def test_an_unknown_symbol_is_named_and_nothing_is_ordered(bot: Bot) -> No
     with pytest.raises(ConfigurationError, match="NOPE"):
         await bot.manager.open_position_atomic("s", "NOPE/USDT:USDT", "binance", "long", "10", "8", "2")
     assert not bot.exchange.record().entries(APT)
+    assert not await bot.rows()
 
 
 @pytest.mark.parametrize("side", ["long", "short"])
@@ -26,18 +27,34 @@ async def test_a_stop_on_the_wrong_side_is_refused(bot: Bot, side: str, distance
     assert not await bot.rows()
 
 
-async def test_the_other_direction_of_an_open_symbol_orders_nothing(bot: Bot) -> None:
+async def test_the_other_direction_of_an_open_symbol_orders_nothing_and_says_so(bot: Bot) -> None:
     await bot.open(side="long")
     before = bot.exchange.record().entries(APT)
     result = await bot.open(side="short")
     assert isinstance(result, AlreadyOpen)
-    assert result.position.side.value == "long"
+    row = result.position.id
+    told = f"binance:APTUSDT is open long already (row {row}); close it before it is opened short"
+    assert result.reason == told
     assert bot.exchange.record().entries(APT) == before
 
 
-async def test_missing_api_keys_are_named_and_nothing_is_ordered(bot: Bot) -> None:
-    bot.client.apiKey = ""
-    with pytest.raises(ExchangeUnreadable, match="apiKey"):
+@pytest.mark.parametrize("key", ["apiKey", "secret"])
+async def test_a_missing_api_key_is_named_and_nothing_is_ordered(bot: Bot, key: str) -> None:
+    setattr(bot.client, key, "")
+    with pytest.raises(
+        ConfigurationError, match=f"^binance has no {key}; give the ccxt exchange its API keys$"
+    ):
+        await bot.open()
+    assert not bot.exchange.record().entries(APT)
+    assert not await bot.rows()
+
+
+@pytest.mark.parametrize("ability", ["createStopOrder", "createReduceOnlyOrder", "fetchPositions"])
+async def test_an_exchange_that_cannot_protect_a_position_gets_no_order(
+    bot: Bot, ability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bot.client.has, ability, False)
+    with pytest.raises(ConfigurationError, match=f"no {ability} for it; use an exchange that has"):
         await bot.open()
     assert not bot.exchange.record().entries(APT)
     assert not await bot.rows()
