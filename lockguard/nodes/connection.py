@@ -172,8 +172,13 @@ class Connection:
     def _cause_of(self, exc: Exception) -> str:
         if isinstance(exc, ssl.SSLCertVerificationError):
             return f"{exc}: give the authority that signed its certificate as ?ssl_ca_certs=FILE"
-        if isinstance(exc, TimeoutError) and self.address.tls is not None:
+        if self.address.tls is not None and isinstance(exc, TimeoutError):
             return f"no answer to TLS within {self._connect_timeout_s:g} s, as from a port that speaks none"
+        if self.address.tls is not None and not isinstance(exc, ConnectionRefusedError):
+            # TLS 1.3 tells us after the handshake, and a reset may overtake the alert that says why.
+            return (
+                f"{exc}, as from a server that asks for a certificate (?ssl_certfile=FILE&ssl_keyfile=FILE)"
+            )
         return str(exc) or f"no answer within {self._connect_timeout_s:g} s"
 
     async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:

@@ -35,6 +35,7 @@ __all__ = ["SentinelNode", "SentinelUrl"]
 
 _WATCH_S = 0.25
 _ANSWER_S = 0.5
+_GIVE_UP_S = 5.0
 _SENTINEL_PORT = 26_379
 _NO_SENTINEL = "is no Sentinel"
 _PORT = re.compile(r":\d+$")
@@ -135,6 +136,7 @@ class SentinelNode(StandaloneNode):
         self._url = url
         self._releases = Releases()
         self._clients: list[Redis] = []
+        self._asked: dict[Redis, asyncio.Task[_State | str]] = {}
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -162,6 +164,9 @@ class SentinelNode(StandaloneNode):
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await super().aclose()
+        for asked in self._asked.values():
+            asked.cancel()
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
         for client in self._clients:
             await client.aclose()
 
@@ -198,8 +203,7 @@ class SentinelNode(StandaloneNode):
             NodeRefused: no Sentinel knows.
             ConfigurationError: none of them is a Sentinel.
         """
-        asked = [_state_of(client, self._url.service) for client in self._clients]
-        states = await asyncio.gather(*asked)
+        states = await self._states()
         known = [state for state in states if isinstance(state, _State)]
         if all(state == _NO_SENTINEL for state in states):
             places = ", ".join(place.name for place in self._url.sentinels)
@@ -214,6 +218,18 @@ class SentinelNode(StandaloneNode):
             raise NodeRefused(f"no Sentinel knows {self._url.service!r}: {told}", node=self._url.service)
         latest = max(known, key=lambda state: (state.epoch, state.promoting))
         return replace(self._url.master, host=latest.host, port=latest.port)
+
+    async def _states(self) -> list[_State | str]:
+        """What each Sentinel says within half a second; one that takes longer is left to finish.
+
+        Otherwise one whose connection takes longer, far away or over TLS on a busy machine, never had one.
+        """
+        for client in self._clients:
+            if client not in self._asked or self._asked[client].done():
+                self._asked[client] = asyncio.create_task(_state_of(client, self._url.service))
+        asked = [self._asked[client] for client in self._clients]
+        await asyncio.wait(asked, timeout=_ANSWER_S)
+        return [task.result() if task.done() else f"no answer within {_ANSWER_S:g} s" for task in asked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +251,7 @@ class _State:
 
 async def _state_of(client: Redis, service: str) -> _State | str:
     try:
-        async with asyncio.timeout(_ANSWER_S):
+        async with asyncio.timeout(_GIVE_UP_S):
             facts: dict[str, Any] = dict(await client.sentinel_master(service))  # type: ignore[arg-type]
             host, port, promoting = str(facts["ip"]), int(facts["port"]), False
             if "failover_in_progress" in str(facts["flags"]):
@@ -246,7 +262,7 @@ async def _state_of(client: Redis, service: str) -> _State | str:
     except ResponseError as exc:
         return _NO_SENTINEL if str(exc).startswith("unknown command") else str(exc)
     except TimeoutError:
-        return f"no answer within {_ANSWER_S:g} s"
+        return f"no answer within {_GIVE_UP_S:g} s"
     except (RedisError, OSError, KeyError, ValueError) as exc:
         return str(exc)
 

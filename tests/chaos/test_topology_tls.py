@@ -95,7 +95,15 @@ async def _once(guard):
         pass
 
 
-async def refused(url) -> str:
+async def refused(url, because="") -> str:
+    """What is told; asked again until it is the wanted cause, as on a busy machine a first answer is late."""
+    async with asyncio.timeout(30):
+        while because not in (told := await refused_once(url)):
+            assert "no answer within" in told
+    return told
+
+
+async def refused_once(url) -> str:
     with pytest.raises(QuorumUnavailable) as caught:
         async with LockGuard.from_url(url) as guard:
             async with guard.hold(NAME, on_busy="raise"):
@@ -109,12 +117,10 @@ async def test_a_wrong_authority_a_missing_certificate_and_no_tls_are_each_told_
 ):
     url = url_of(setup)
     place, _, _ = url.partition("?")
-    stranger = await refused(url.replace(ours.query, theirs.query))
-    assert "certificate verify failed" in stranger
+    stranger = await refused(url.replace(ours.query, theirs.query), "certificate verify failed")
     if not isinstance(setup, SentinelRedis):
         assert "give the authority that signed its certificate as ?ssl_ca_certs=FILE" in stranger
-    unsigned = await refused(f"{place}?ssl_ca_certs={quote(str(ours.authority), safe='')}")
-    assert "alert" in unsigned or "closed" in unsigned
+    unsigned = await refused(f"{place}?ssl_ca_certs={quote(str(ours.authority), safe='')}", "certificate")
     plain = await refused(place.replace("rediss", "redis", 1))
     if isinstance(setup, RedisServer):
         assert "as from a port that speaks none" in await refused(setup.url.replace("redis", "rediss", 1))

@@ -59,7 +59,7 @@ async def desk(redis_url: str, database_url: str) -> AsyncIterator[Desk]:
         guard = await stack.enter_async_context(
             LockGuard.from_url(redis_url, fence=PostgresFence(pool), wait=200 * MS)
         )
-        client = connect(exchange.url, config={"options": {"recvWindow": 100}})
+        client = connect(exchange.url, config={"options": {"recvWindow": 1000}})
         stack.push_async_callback(client.close)
         guarded = GuardedExchange(client, patience=Patience(needed=100 * MS, search=200 * MS, poll=20 * MS))
         await guarded.load()
