@@ -126,6 +126,14 @@ def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
     envvar="LOCKGUARD_EXCHANGE_URL",
     help="A local exchange; it is reset.  [default: an embedded one]",
 )
+@click.option(
+    "--logs",
+    "log_folder",
+    type=click.Path(file_okay=False, writable=True),
+    default="",
+    metavar="FOLDER",
+    help="Have each process write its log there, a file for each round; read by lockguard logs analyze.",
+)
 @click.option("--keep-database", is_flag=True, help="Leave the scratch database there.")
 @click.option(
     "--json",
@@ -154,6 +162,7 @@ def race(
         if comparing:
             _check_comparing(settings)
         servers = _servers(topology, redis_urls)
+        _make_folder(settings.log_folder)
         title = "comparing" if comparing else f"scenario {settings.scenario}"
         with warnings_told(console.print), _bar(console) as bar:
             task = bar.add_task(title, total=None if settings.duration_s else settings.opens)
@@ -179,11 +188,21 @@ def _check_comparing(settings: RaceSettings) -> None:
         "--expire-leases": settings.expire_leases,
         "--faults": bool(settings.faults),
         "--duration": settings.duration_s is not None,
+        "--logs": bool(settings.log_folder),
     }
     if names := [name for name, is_given in given.items() if is_given]:
         raise ConfigurationError(
             f"--compare opens undisturbed with the guard and without; leave {names[0]} out"
         )
+
+
+def _make_folder(name: str) -> None:
+    if not name:
+        return
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(f"--logs {name} cannot be made: {exc.strerror or exc}") from exc
 
 
 def _servers(topology: str | None, urls: Sequence[str]) -> Topology | None:

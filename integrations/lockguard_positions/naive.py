@@ -13,11 +13,15 @@ What is wrong with it, on purpose, and taken from a bot that ran:
 
 On the schema of version 1 (unique over active rows) the two rows meet in ``idx_unique_active_position`` at
 the end, when both have been ordered for.
+
+It logs its steps as such bots do, under ``lockguard_positions.naive``: ``lockguard logs analyze`` finds the
+faults in there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -38,6 +42,9 @@ SETTLEMENT = timedelta(seconds=3)
 """How long it waits for an entry to settle, whatever the exchange says."""
 
 _FILE = "naive.sql"
+
+_LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())  # or logging's last resort prints a traceback for each of its failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,7 @@ class NaiveManager:
         venue, short = self._name(symbol)
         existing = await self._pool.fetchval(statement("active", _FILE), short, venue)
         if existing is not None:
+            _LOG.info("%s on %s: position %d exists", short, venue, existing)
             return NaiveOpen(int(existing), existing=True)
         way = PositionSide.read(side)
         position_id = await self._pool.fetchval(
@@ -105,19 +113,25 @@ class NaiveManager:
             signal,
             entry_price,
         )
+        _LOG.info("position %d created for %s on %s: %s %s", position_id, short, venue, way.value, quantity)
         try:
             entry = await self._exchange.create_order(symbol, "market", way.entry, float(quantity))
             await self._set(position_id, "entry_placed", entry_order_id=str(entry["id"]))
+            _LOG.info(
+                "entry order %s placed for %s on %s, position %d", entry["id"], short, venue, position_id
+            )
             await self._reached("entry_placed", symbol)
             await asyncio.sleep(self._settlement_s)
             stop_price = stop_price_of(way, entry_price, stop_loss_percent)
             stop = await self._place_stop(symbol, way, quantity, stop_price)
             await self._set(position_id, "active", stop_order_id=stop, stop_price=stop_price)
         except Exception as exc:  # noqa: BLE001 - the fault that is shown here
+            _LOG.exception("position %d of %s on %s failed, rolling back", position_id, short, venue)
             await self._roll_back(position_id, symbol, way, quantity, str(exc))
             return NaiveOpen(
                 position_id, error=str(exc), unique_violation=isinstance(exc, asyncpg.UniqueViolationError)
             )
+        _LOG.info("position %d opened for %s on %s, stop order %s", position_id, short, venue, stop)
         return NaiveOpen(position_id)
 
     async def sync_exchange_positions(self, *, stop_loss_percent: Decimal = Decimal(2)) -> int:
@@ -131,7 +145,8 @@ class NaiveManager:
         active = {row[0] for row in await self._pool.fetch(statement("active_symbols", _FILE), venue)}
         held = {self._name(str(p["symbol"]))[1]: p for p in positions}
         for short in active - held.keys():
-            await self._pool.execute(statement("close_phantom", _FILE), venue, short)
+            closed = await self._pool.fetchval(statement("close_phantom", _FILE), venue, short)
+            _LOG.warning("position %s closed for %s on %s: the exchange has none", closed, short, venue)
         made = await asyncio.gather(
             *(self._adopt(held[short], short, stop_loss_percent) for short in sorted(held.keys() - active))
         )
@@ -163,10 +178,14 @@ class NaiveManager:
             position_id = await self._pool.fetchval(
                 statement("insert", _FILE), venue, short, way.value, quantity, "active", None, price
             )
+            _LOG.info(
+                "position %d adopted for %s on %s: %s %s", position_id, short, venue, way.value, quantity
+            )
             stop_price = stop_price_of(way, price, stop_loss_percent)
             stop = await self._place_stop(str(position["symbol"]), way, quantity, stop_price)
             await self._set(position_id, "active", stop_order_id=stop, stop_price=stop_price)
         except Exception:  # noqa: BLE001 - the fault that is shown here
+            _LOG.exception("%s on %s was not adopted", short, venue)
             return 0
         return 1
 
@@ -187,8 +206,11 @@ class NaiveManager:
         try:
             await self._exchange.create_order(symbol, "market", way.exit, float(quantity))
         except Exception as exc:  # noqa: BLE001 - the fault that is shown here
+            _LOG.exception("position %d of %s could not be closed", position_id, symbol)
             error = f"{error}; and closing it: {exc}"
         await self._set(position_id, "rolled_back", error=error)
+        venue, short = self._name(symbol)
+        _LOG.warning("position %d rolled back for %s on %s", position_id, short, venue)
 
     async def _set(
         self,

@@ -76,6 +76,7 @@ class RaceSettings:
         ttl_ms: of the leases.
         faults: for which share of the symbols the exchange has a fault in the entry or the stop.
         keep_database: leave the scratch database there when it is over.
+        log_folder: an existing folder where each process writes its log, a file for each round.
         connect_s: how long to go on trying to reach the servers.
     """
 
@@ -99,6 +100,7 @@ class RaceSettings:
     keep_database: bool = False
     connect_s: float = 30.0
     phase: Phase = "all"
+    log_folder: str = ""
     more_redis_urls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

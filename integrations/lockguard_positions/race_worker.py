@@ -22,6 +22,7 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard_positions.errors import DuplicatePosition
 from lockguard_positions.naive import SETTLEMENT
 from lockguard_positions.race_bot import Bot, Refusals, set_up
+from lockguard_positions.race_logs import RaceLog
 from lockguard_positions.race_phase import Line
 from lockguard_positions.race_settings import Crewman, Report, Role
 
@@ -184,11 +185,13 @@ async def _run() -> None:
         line = Line(settings.phase) if settings.lined_up and crewman.role == "opener" else None
         player = _Player(crewman, await set_up(stack, crewman, refusals, line), refusals, line)
         _say({"ready": True})
+        log = RaceLog(settings.log_folder, crewman.number)
         playing: asyncio.Task[Report] | None = None
         while True:
             command = json.loads(await lines.get())
             match command["do"]:
                 case "play":
+                    log.begin_round()
                     playing = asyncio.create_task(player.play(command["symbols"], command["seed"]))
                 case "pass":
                     await player.make_pass()

@@ -1,7 +1,8 @@
 """From what single records tell to what went wrong: duplicates, races, and the story of a symbol.
 
 A position is *created twice* when its symbol gets a second row while the first, made less than the window
-ago, has not ended. That is a duplicate whoever made them; a row told of twice by its number is not.
+ago, has not ended. That is a duplicate whoever made them; a row told of twice by its number is not. In the
+same way it is *entered twice* when a second entry order, of another number, follows the first.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class FindingKind(StrEnum):
     """What went wrong."""
 
     CREATED_TWICE = "created twice"
+    ENTERED_TWICE = "entered twice"
     UNIQUE_VIOLATION = "unique violation"
     STALE_WRITE = "stale write refused"
     UNGUARDED_WRITE = "unguarded write refused"
@@ -41,8 +43,8 @@ class FindingKind(StrEnum):
 
     @property
     def duplicate(self) -> bool:
-        """Whether there were two rows, or would have been; otherwise a race that was stopped."""
-        return self in {FindingKind.CREATED_TWICE, FindingKind.UNIQUE_VIOLATION}
+        """Whether there were two rows or entries, or would have been; otherwise a race that was stopped."""
+        return self in {FindingKind.CREATED_TWICE, FindingKind.ENTERED_TWICE, FindingKind.UNIQUE_VIOLATION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ def _place(sighting: Sighting) -> dict[str, Any]:
         "kind": sighting.kind.value,
         "at": sighting.at.isoformat(),
         "position_id": sighting.position_id,
+        "order": sighting.order,
         "details": sighting.details,
         "file": sighting.file,
         "line": sighting.line,
@@ -199,7 +202,7 @@ def analyze(
         gathered.last,
         {kind: gathered.counts[kind] for kind in SightingKind if gathered.counts[kind]},
         dict(gathered.busy.most_common()),
-        tuple(sorted([*_told_once(seen), *_created_twice(seen, window)], key=lambda finding: finding.at)),
+        tuple(sorted([*_told_once(seen), *_twice(seen, window)], key=lambda finding: finding.at)),
         tuple(seen),
         tuple(sorted(gathered.timeline, key=lambda told: told.at)),
         gathered.complete,
@@ -271,12 +274,19 @@ def _told_once(seen: Sequence[Sighting]) -> list[Finding]:
         if sighting.kind not in _ERRORS:
             continue
         key = _identity(sighting)
-        group = latest.get(key)
+        of_row = (*key, sighting.position_id)
+        group = latest.get(of_row) or latest.get(key)
         by_token = isinstance(key[-1], int)
-        if group is None or not (by_token or sighting.at - group[-1].at <= _SAME_ERROR):
+        if (
+            group is None
+            or not (by_token or sighting.at - group[-1].at <= _SAME_ERROR)
+            or _of_other_row(group, sighting)
+        ):
             group = latest[key] = []
             groups.append(group)
         group.append(sighting)
+        if sighting.position_id is not None:
+            latest[of_row] = group
     return [_finding(_ERRORS[group[0].kind], group, group[0].details) for group in groups]
 
 
@@ -289,6 +299,12 @@ def _identity(sighting: Sighting) -> tuple[object, ...]:
     return (sighting.kind, symbol, sighting.file, sighting.details)
 
 
+def _of_other_row(group: Sequence[Sighting], sighting: Sighting) -> bool:
+    """Errors of two rows are two, though the words be the same."""
+    rows = {told.position_id for told in group} - {None}
+    return sighting.position_id is not None and bool(rows) and sighting.position_id not in rows
+
+
 def _finding(kind: FindingKind, told: Sequence[Sighting], details: str) -> Finding:
     named = next(
         (sighting.named for sighting in told if sighting.named and sighting.named.exchange), told[0].named
@@ -297,16 +313,17 @@ def _finding(kind: FindingKind, told: Sequence[Sighting], details: str) -> Findi
     return Finding(kind, symbol, exchange, details, tuple(told))
 
 
-# --- rows that were made twice ---
+# --- rows that were made twice, positions that were entered twice ---
 
 
-def _created_twice(seen: Sequence[Sighting], window: timedelta) -> list[Finding]:
+def _twice(seen: Sequence[Sighting], window: timedelta) -> list[Finding]:
     by_symbol: dict[str, list[Sighting]] = {}
     for sighting in seen:
         if sighting.named is not None:
             by_symbol.setdefault(sighting.named.symbol, []).append(sighting)
     found: list[Finding] = []
     for told in by_symbol.values():
+        found += _pairs(told, SightingKind.ENTERED, window)
         twice = _pairs(told, SightingKind.CREATED, window)
         # A log that tells of rows when they are active only: the next best.
         found += twice or _pairs(told, SightingKind.OPENED, window)
@@ -314,23 +331,28 @@ def _created_twice(seen: Sequence[Sighting], window: timedelta) -> list[Finding]
 
 
 def _pairs(told: Sequence[Sighting], kind: SightingKind, window: timedelta) -> list[Finding]:
+    of = FindingKind.ENTERED_TWICE if kind is SightingKind.ENTERED else FindingKind.CREATED_TWICE
     live: list[Sighting] = []
     found = []
     for sighting in told:
         if sighting.kind is SightingKind.ENDED:
             live = [] if sighting.position_id is None else _without(live, sighting.position_id)
         elif sighting.kind is kind:
-            ids = [other.position_id for other in live if other.position_id is not None]
-            if sighting.position_id in ids:
+            if any(_same(other, sighting) for other in live):
                 continue
             live = [other for other in live if sighting.at - other.at <= window]
             others = [other for other in live if _same_exchange(other, sighting)]
             if others:
-                found.append(
-                    _finding(FindingKind.CREATED_TWICE, [others[-1], sighting], _apart(others[-1], sighting))
-                )
+                found.append(_finding(of, [others[-1], sighting], _apart(others[-1], sighting)))
             live.append(sighting)
     return found
+
+
+def _same(one: Sighting, other: Sighting) -> bool:
+    """Whether two messages are of one row, or of one entry."""
+    if one.kind is SightingKind.ENTERED:
+        return one.order == other.order
+    return one.position_id is not None and one.position_id == other.position_id
 
 
 def _without(live: Sequence[Sighting], position_id: int) -> list[Sighting]:
@@ -350,4 +372,5 @@ def _same_exchange(one: Sighting, other: Sighting) -> bool:
 def _apart(one: Sighting, other: Sighting) -> str:
     rows = [str(s.position_id) for s in (one, other) if s.position_id is not None]
     seconds = (other.at - one.at).total_seconds()
-    return f"{seconds:.3f} s apart" + (f", rows {' and '.join(rows)}" if len(rows) == 2 else "")
+    orders = f", orders {one.order} and {other.order}" if one.order else ""
+    return f"{seconds:.3f} s apart{orders}" + (f", rows {' and '.join(rows)}" if len(rows) == 2 else "")

@@ -28,6 +28,7 @@ _STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 
 _STYLES = {
     SightingKind.CREATED: "made",
     SightingKind.OPENED: "made",
+    SightingKind.ENTERED: "moved",
     SightingKind.MOVED: "moved",
     SightingKind.ENDED: "ended",
     SightingKind.BUSY: "busy",
@@ -90,7 +91,7 @@ def _lanes(found: Analysis) -> tuple[str, str]:
         drawing.text(0, _TOP + number * _LANE + 17, name, "sub")
     place = {name: _TOP + number * _LANE for number, name in enumerate(shown)}
     for finding in found.findings:
-        if finding.kind is FindingKind.CREATED_TWICE and finding.symbol in place:
+        if finding.kind in {FindingKind.CREATED_TWICE, FindingKind.ENTERED_TWICE} and finding.symbol in place:
             x1, x2 = (scale.x(_ms(at - first)) for at in (finding.at, finding.until))
             told = f"{finding.kind.value}: {finding.details}"
             drawing.box(x1 - 6, place[finding.symbol] + 3, x2 - x1 + 12, _LANE - 6, "pair", told, radius=9)

@@ -33,6 +33,7 @@ class SightingKind(StrEnum):
     BUSY = "busy"
     CREATED = "created"
     OPENED = "opened"
+    ENTERED = "entered"
     ENDED = "ended"
     MOVED = "moved"
     RENEWAL = "renewal not answered"
@@ -48,6 +49,7 @@ class Sighting:
         named: the symbol, if it tells one.
         position_id: the row, if it tells one.
         details: the words that count.
+        order: of an entry, the exchange's number.
     """
 
     kind: SightingKind
@@ -57,6 +59,7 @@ class Sighting:
     details: str
     file: str
     line: int
+    order: str | None = None
 
 
 _RESOURCE = r"(?P<venue>[a-z][a-z0-9_]*):(?P<symbol>[A-Z0-9][^\s,;'\"]*[A-Z0-9])"
@@ -116,7 +119,7 @@ _NOT_DONE = re.compile(
     re.IGNORECASE,
 )
 _POSITION = r"(?:position|trade|row)s?\b"
-_ABOUT = re.compile(r"position|trade|row", re.IGNORECASE)
+_ABOUT = re.compile(r"position|trade|row|entry", re.IGNORECASE)
 _SAID: tuple[tuple[SightingKind, re.Pattern[str]], ...] = tuple(
     (
         kind,
@@ -131,6 +134,8 @@ _SAID: tuple[tuple[SightingKind, re.Pattern[str]], ...] = tuple(
         (SightingKind.OPENED, "opened|activated"),
     )
 )
+_ENTERED = re.compile(r"\bentry\b[^\n]{0,60}?\b(?:placed|filled|executed)\b", re.IGNORECASE)
+_ORDER = re.compile(r"\border(?:[ _]?id)?\s*[=:#]?\s*['\"]?(?P<number>(?=[\w-]*\d)[\w-]+)", re.IGNORECASE)
 _ID = re.compile(
     r"(?:\b(?:position|trade|row|position_id|id)\s*[=:#]?\s*|#)(?P<id>\d{1,18})\b", re.IGNORECASE
 )
@@ -155,7 +160,8 @@ def sightings(record: Record, created: re.Pattern[str] | None = None) -> Iterato
     if violated := _VIOLATION.search(text):
         known = True
         named, details = _of_violation(text)
-        yield seen(SightingKind.UNIQUE_VIOLATION, named, details or violated[0])
+        row = _id_in(record.first_line)
+        yield seen(SightingKind.UNIQUE_VIOLATION, named, details or violated[0], row)
     for kind, pattern in _OURS:
         if any(word in text for word in _WORDS[kind]) and (match := pattern.search(text)):
             known = True
@@ -219,7 +225,18 @@ def _of_own_words(record: Record, created: re.Pattern[str] | None) -> Sighting |
             named = find_symbol(line)
             if named is not None:
                 return Sighting(kind, record.at, named, _id_in(line), line, record.file, record.line)
-    return None
+    return _of_entry(record)
+
+
+def _of_entry(record: Record) -> Sighting | None:
+    """An entry with its order's number: without one, an order that is told of twice would look like two."""
+    line = record.first_line
+    entered, order, named = _ENTERED.search(line), _ORDER.search(line), find_symbol(line)
+    if entered is None or order is None or named is None or _NOT_DONE.search(line[: entered.end()]):
+        return None
+    row = _id_in(line[: order.start()] + line[order.end() :])
+    kind = SightingKind.ENTERED
+    return Sighting(kind, record.at, named, row, line, record.file, record.line, order["number"])
 
 
 def _id_in(line: str) -> int | None:

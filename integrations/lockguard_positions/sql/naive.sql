@@ -26,3 +26,4 @@ update monitoring.positions
 -- name: close_phantom
 update monitoring.positions set status = 'closed', exit_reason = 'phantom', closed_at = clock_timestamp()
  where exchange = $1 and symbol = $2 and status = 'active'
+returning id

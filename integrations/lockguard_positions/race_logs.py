@@ -1,0 +1,43 @@
+"""The log that each process of a race writes, as a bot writes one: ``lockguard logs analyze`` reads them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+__all__ = ["RaceLog"]
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class RaceLog:
+    """What this process logs, a file for each round.
+
+    Rounds open the same symbols on an exchange and a table that were emptied in between, of which no line
+    tells: in one file, the second round's rows would look like duplicates of the first's.
+
+    Args:
+        folder: where the files are made; nothing is logged if it is empty.
+        number: of the process.
+    """
+
+    def __init__(self, folder: str, number: int) -> None:
+        self._folder = folder
+        self._number = number
+        self._round = 0
+        self._handler: logging.Handler | None = None
+
+    def begin_round(self) -> None:
+        """Go on in a new file."""
+        if not self._folder:
+            return
+        self._round += 1
+        root = logging.getLogger()
+        if self._handler is not None:
+            root.removeHandler(self._handler)
+            self._handler.close()
+        file = Path(self._folder) / f"round-{self._round}-bot-{self._number}.log"
+        self._handler = logging.FileHandler(file, mode="w", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter(_FORMAT))
+        root.addHandler(self._handler)
+        root.setLevel(logging.INFO)
