@@ -397,8 +397,9 @@ FAULTS = [
 async def test_faults_arrive_as_ccxt_has_them(
     exchange: LocalExchange, kind: FaultKind, execution: Execution, error: type[Exception]
 ) -> None:
-    async with connect(exchange.url, config={"timeout": 400}) as client:
+    async with connect(exchange.url) as client:
         await client.load_markets()
+        client.timeout = 400
         exchange.inject(Fault(kind, Operation.CREATE_ORDER, execution, hold_ms=30_000))
         with pytest.raises(error) as caught:
             await client.create_order(APT, "market", "buy", "10", None, {"clientOrderId": "fault"})
@@ -411,9 +412,10 @@ async def test_faults_arrive_as_ccxt_has_them(
 
 
 async def test_a_request_may_be_carried_out_after_its_client_gave_up(exchange: LocalExchange) -> None:
-    async with connect(exchange.url, config={"timeout": 200}) as client:
+    async with connect(exchange.url) as client:
         await client.load_markets()
-        exchange.inject(Fault(FaultKind.HANG, Operation.CREATE_ORDER, Execution.LATE, hold_ms=400))
+        client.timeout = 200
+        exchange.inject(Fault(FaultKind.HANG, Operation.CREATE_ORDER, Execution.LATE, hold_ms=800))
         with pytest.raises(ccxt.RequestTimeout):
             await client.create_order(APT, "market", "buy", "10")
         assert exchange.record().entries(APT) == ()

@@ -94,10 +94,11 @@ async def make_bot(stack: AsyncExitStack, redis_url: str, database_url: str, exc
     guard = await stack.enter_async_context(
         LockGuard.from_url(redis_url, fence=PostgresFence(pool), ttl=timedelta(seconds=3))
     )
-    client = connect(exchange.url, config={"options": {"recvWindow": 1000}, "timeout": 500})
+    client = connect(exchange.url, config={"options": {"recvWindow": 1000}})
     stack.push_async_callback(client.close)
     guarded = GuardedExchange(client, patience=Patience(needed=100 * MS, search=300 * MS, poll=20 * MS))
     await guarded.load()
+    client.timeout = 500  # ms; not for the markets, which are many
     watch = Watch()
     manager = AtomicPositionManager(guard, pool, [guarded], pace=PACE, observers=[watch])
     return Bot(manager, guard, pool, exchange, client, watch)
