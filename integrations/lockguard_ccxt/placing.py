@@ -146,7 +146,7 @@ class Placer:
         with attempt(lease, self._patience.needed) as running:
             try:
                 async with asyncio.timeout(self._time_for(lease)):
-                    return await call(), Verdict(Doubt.NONE, None, None), ""
+                    answer = await call()
             except LockguardError:
                 raise
             except TimeoutError as exc:
@@ -155,6 +155,10 @@ class Placer:
                 if not running.sent and not isinstance(exc, ccxt_errors().BaseError):
                     raise
                 return None, classify(exc, sent=running.sent), _told(exc)
+        if not answer.get("id"):
+            # What ccxt makes of a body that breaks off, at Bybit: an order without a name, not an error.
+            return None, Verdict(Doubt.OPEN, None, None), "the answer names no order"
+        return answer, Verdict(Doubt.NONE, None, None), ""
 
     def _time_for(self, lease: Lease) -> float:
         return min(float(self._exchange.timeout) / 1000, lease.remaining.total_seconds())

@@ -1,0 +1,395 @@
+"""Bybit: the original ccxt over HTTP, against a small server that answers as the v5 documentation says.
+
+The server knows what the guard relies on: signatures, ids that are taken for good, conditional orders that
+are listed with ``orderFilter=StopOrder``, answers that only say that an order was taken, an order history
+apart from the open orders, and answers that get lost. Nothing here has met the live venue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
+
+import ccxt.async_support as ccxt
+import pytest
+from aiohttp import web
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.context import Entry, pop_entry, push_entry
+from lockguard.lease import Grant, Lease, Token, new_grant_id, parse_resource
+from lockguard_ccxt import (
+    Executed,
+    GuardedExchange,
+    Holding,
+    OrderState,
+    Outcome,
+    Patience,
+    PlacedOrder,
+    Refusal,
+    Refused,
+    Step,
+    Unknown,
+)
+
+Json: TypeAlias = dict[str, Any]
+Setting: TypeAlias = tuple["Bybit", GuardedExchange]
+
+APT = "APT/USDT:USDT"
+KEY, SECRET = "key", "secret"
+PRICE = Decimal("8.5")
+SEARCH = timedelta(milliseconds=200)
+_ID = re.compile(r"[A-Za-z0-9_-]{1,36}")
+_OPEN = frozenset({"New", "Untriggered"})
+
+CONTRACT: Json = {
+    "symbol": "APTUSDT",
+    "contractType": "LinearPerpetual",
+    "status": "Trading",
+    "baseCoin": "APT",
+    "quoteCoin": "USDT",
+    "settleCoin": "USDT",
+    "launchTime": "1585526400000",
+    "deliveryTime": "0",
+    "priceScale": "4",
+    "leverageFilter": {"minLeverage": "1", "maxLeverage": "50.00", "leverageStep": "0.01"},
+    "priceFilter": {"minPrice": "0.0005", "maxPrice": "1999.99", "tickSize": "0.0005"},
+    "lotSizeFilter": {
+        "maxOrderQty": "100000",
+        "minOrderQty": "0.01",
+        "qtyStep": "0.01",
+        "minNotionalValue": "5",
+    },
+}
+
+
+class Lost(Enum):
+    """What becomes of the answer to a request that was carried out."""
+
+    CUT = "the connection ends without an answer"
+    BROKEN = "the answer breaks off inside its JSON"
+
+
+class Rejection(Exception):
+    """What Bybit says with a ``retCode`` and status 200."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Bybit:
+    """One account in one-way mode, with one linear contract."""
+
+    def __init__(self) -> None:
+        self.orders: list[Json] = []
+        self.created: list[Json] = []
+        self.net = Decimal(0)
+        self.lose: Lost | None = None
+        self.say: Rejection | None = None
+        self._answers = {
+            "/v5/market/instruments-info": self.instruments,
+            "/v5/market/tickers": lambda _: {"list": [{"symbol": "APTUSDT", "lastPrice": str(PRICE)}]},
+            "/v5/asset/coin/query-info": lambda _: {"rows": []},
+            "/v5/user/query-api": lambda _: {"unified": 0, "uta": 1},
+            "/v5/account/info": lambda _: {"unifiedMarginStatus": 6},
+            "/v5/order/create": self.create,
+            "/v5/order/cancel": self.cancel,
+            "/v5/order/realtime": self.realtime,
+            "/v5/order/history": self.history,
+            "/v5/position/list": self.positions,
+        }
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.text()
+        query = dict(parse_qsl(request.rel_url.raw_query_string))
+        writing = request.method == "POST"
+        try:
+            if not request.path.startswith("/v5/market/"):
+                verify(request, body if writing else request.rel_url.raw_query_string)
+            result = self._answers[request.path](json.loads(body) if writing else query)
+            answer: Json = {"retCode": 0, "retMsg": "OK", "result": result}
+        except Rejection as no:
+            answer = {"retCode": no.code, "retMsg": str(no), "result": {}}
+        text = json.dumps({**answer, "retExtInfo": {}, "time": now_ms()})
+        lost, self.lose = (self.lose, None) if writing else (None, self.lose)
+        if lost is Lost.CUT and request.transport is not None:
+            request.transport.close()
+        return web.Response(
+            text=text[: len(text) // 2] if lost is Lost.BROKEN else text, content_type="application/json"
+        )
+
+    def instruments(self, query: Json) -> Json:
+        wanted = query["category"] == "linear" and query.get("status", "Trading") == "Trading"
+        return {"category": query["category"], "list": [CONTRACT] if wanted else [], "nextPageCursor": ""}
+
+    # --- orders ---
+
+    def create(self, body: Json) -> Json:
+        """Market orders, conditional ones with a ``triggerPrice``."""
+        self.created.append(body)
+        if self.say is not None:
+            raise self.say
+        name, quantity, trigger = body["orderLinkId"], Decimal(body["qty"]), body.get("triggerPrice", "")
+        need(body["category"] == "linear" and body["symbol"] == "APTUSDT", 10001, "symbol invalid")
+        need(body["orderType"] == "Market" and body["side"] in {"Buy", "Sell"}, 10001, "order invalid")
+        need(bool(_ID.fullmatch(name)), 10001, "orderLinkId invalid")
+        need(quantity > 0 and not quantity % Decimal("0.01"), 10001, "Qty invalid")
+        need(all(order["orderLinkId"] != name for order in self.orders), 110072, "OrderLinkedID is duplicate")
+        order = {
+            "orderId": f"{len(self.orders) + 1:08d}-0000",
+            "orderLinkId": name,
+            "symbol": "APTUSDT",
+            "side": body["side"],
+            "orderType": "Market",
+            "timeInForce": "IOC",
+            "qty": body["qty"],
+            "reduceOnly": body.get("reduceOnly", False),
+            "createdTime": str(now_ms()),
+            "updatedTime": str(now_ms()),
+            "stopLoss": body.get("stopLoss", ""),
+            "stopOrderType": "Stop" if trigger else "",
+            "triggerPrice": trigger,
+            "triggerDirection": body.get("triggerDirection", 0),
+        }
+        self._wait(order) if trigger else self._fill(order, quantity)
+        self.orders.append(order)
+        return {"orderId": order["orderId"], "orderLinkId": name}
+
+    def _wait(self, order: Json) -> None:
+        price, direction = Decimal(order["triggerPrice"]), order["triggerDirection"]
+        need(direction in {1, 2}, 10001, "TriggerDirection invalid")
+        need(direction == 2 or price > PRICE, 110092, "expect Rising, but trigger_price <= current")
+        need(direction == 1 or price < PRICE, 110093, "expect Falling, but trigger_price >= current")
+        order |= {"orderStatus": "Untriggered", "cumExecQty": "0", "cumExecValue": "0", "avgPrice": ""}
+
+    def _fill(self, order: Json, quantity: Decimal) -> None:
+        sign = 1 if order["side"] == "Buy" else -1
+        if order["reduceOnly"]:
+            need(self.net * sign < 0, 110017, "current position is zero, cannot fix reduce-only order qty")
+            quantity = min(quantity, abs(self.net))
+        self.net += sign * quantity
+        worth = str(quantity * PRICE)
+        order |= {
+            "orderStatus": "Filled",
+            "cumExecQty": str(quantity),
+            "cumExecValue": worth,
+            "avgPrice": str(PRICE),
+        }
+
+    def cancel(self, body: Json) -> Json:
+        for order in self.orders:
+            if order["orderStatus"] in _OPEN and (
+                order["orderId"] == body["orderId"]
+                if "orderId" in body
+                else order["orderLinkId"] == body["orderLinkId"]
+            ):
+                order["orderStatus"] = "Deactivated" if order["triggerPrice"] else "Cancelled"
+                return {"orderId": order["orderId"], "orderLinkId": order["orderLinkId"]}
+        raise Rejection(110001, "order not exists or too late to cancel")
+
+    def realtime(self, query: Json) -> Json:
+        """Without ``orderFilter``, open orders of every kind."""
+        kind = query.get("orderFilter")
+        wanted = [
+            order
+            for order in self._asked_for(query)
+            if order["orderStatus"] in _OPEN
+            and (kind is None or (kind == "StopOrder") == bool(order["triggerPrice"]))
+        ]
+        return {"category": "linear", "list": wanted, "nextPageCursor": ""}
+
+    def history(self, query: Json) -> Json:
+        wanted = [order for order in self._asked_for(query) if order["orderStatus"] not in _OPEN]
+        return {"category": "linear", "list": wanted, "nextPageCursor": ""}
+
+    def _asked_for(self, query: Json) -> list[Json]:
+        need(query["category"] == "linear", 10001, "category invalid")
+        need("symbol" in query or "settleCoin" in query, 10001, "Missing some parameters: symbol, settleCoin")
+        return [order for order in self.orders if query.get("orderLinkId") in {None, order["orderLinkId"]}]
+
+    def positions(self, query: Json) -> Json:
+        """Asked for by symbol, a position is listed also when it is flat."""
+        need("symbol" in query or "settleCoin" in query, 10001, "Missing some parameters: symbol, settleCoin")
+        position = {
+            "positionIdx": 0,
+            "symbol": "APTUSDT",
+            "side": "Buy" if self.net > 0 else "Sell" if self.net < 0 else "",
+            "size": str(abs(self.net)),
+            "avgPrice": str(PRICE) if self.net else "0",
+            "positionValue": str(abs(self.net) * PRICE),
+            "leverage": "10",
+            "markPrice": str(PRICE),
+            "updatedTime": str(now_ms()),
+        }
+        listed = bool(self.net) or "symbol" in query
+        return {"category": "linear", "list": [position] if listed else [], "nextPageCursor": ""}
+
+
+def need(met: bool, code: int, message: str) -> None:
+    if not met:
+        raise Rejection(code, message)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def verify(request: web.Request, payload: str) -> None:
+    """The headers that every private request carries."""
+    stamp, window = request.headers["X-BAPI-TIMESTAMP"], request.headers["X-BAPI-RECV-WINDOW"]
+    signed = hmac.new(SECRET.encode(), f"{stamp}{KEY}{window}{payload}".encode(), "sha256").hexdigest()
+    need(request.headers["X-BAPI-API-KEY"] == KEY, 10003, "API key is invalid.")
+    need(abs(now_ms() - int(stamp)) <= int(window), 10002, "invalid request, please check your timestamp")
+    need(request.headers["X-BAPI-SIGN"] == signed, 10004, "error sign!")
+
+
+@pytest.fixture
+async def bybit() -> AsyncIterator[Setting]:
+    server = Bybit()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    client = ccxt.bybit({"apiKey": KEY, "secret": SECRET, "enableRateLimit": False})
+    client.urls["api"] = dict.fromkeys(client.urls["api"], f"http://127.0.0.1:{port}")
+    exchange = GuardedExchange(client, patience=Patience(search=SEARCH, poll=SEARCH / 10))
+    grant = Grant(parse_resource("bybit:APTUSDT"), new_grant_id(), Token(1), "test", "", 60_000)
+    task = asyncio.current_task()
+    assert task is not None
+    held = push_entry(Entry(Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK), task, None))
+    try:
+        await exchange.load()
+        yield server, exchange
+    finally:
+        pop_entry(held)
+        await client.close()
+        await runner.cleanup()
+
+
+async def enter(exchange: GuardedExchange, *, stop_price: Decimal | None = None) -> Outcome:
+    return await exchange.place_entry(APT, "buy", Decimal("10.009"), intent=1, stop_price=stop_price)
+
+
+async def stop(exchange: GuardedExchange, *, trigger: str = "8") -> Outcome:
+    return await exchange.place_stop(APT, "sell", Decimal(10), trigger=Decimal(trigger), intent=1)
+
+
+def order_of(outcome: Outcome) -> PlacedOrder:
+    assert isinstance(outcome, Executed), outcome
+    return outcome.order
+
+
+async def test_an_entry_carries_its_stop_and_its_fill_is_looked_up(
+    bybit: Setting,
+) -> None:
+    server, exchange = bybit
+    order = order_of(await enter(exchange, stop_price=Decimal("8.0003")))
+    assert (order.state, order.filled, order.average) == (OrderState.CLOSED, Decimal(10), PRICE)
+    (body,) = server.created
+    assert (body["qty"], body["stopLoss"]) == ("10", "8.0005")
+    assert body["orderLinkId"] == exchange.client_id(APT, 1, Step.ENTRY)
+
+
+async def test_positions_are_what_was_filled_and_flat_ones_are_none(
+    bybit: Setting,
+) -> None:
+    _, exchange = bybit
+    assert await exchange.holding(APT) is None
+    order_of(await enter(exchange))
+    held = Holding(APT, "buy", Decimal(10), PRICE)
+    assert await exchange.holding("APTUSDT") == held
+    assert await exchange.holdings() == (held,)
+
+
+async def test_a_stop_is_conditional_reduces_only_and_is_listed(bybit: Setting) -> None:
+    server, exchange = bybit
+    order_of(await enter(exchange))
+    placed = order_of(await stop(exchange))
+    body = server.created[-1]
+    assert (body["triggerPrice"], body["triggerDirection"], body["reduceOnly"]) == ("8", 2, True)
+    for listed in (await exchange.open_orders(APT), await exchange.open_orders()):
+        (order,) = listed
+        assert (order.id, order.client_id) == (placed.id, exchange.client_id(APT, 1, Step.STOP))
+        assert (order.state, order.trigger, order.reduce_only) == (OrderState.OPEN, Decimal(8), True)
+
+
+async def test_a_stop_beyond_the_price_is_refused(bybit: Setting) -> None:
+    _, exchange = bybit
+    outcome = await stop(exchange, trigger="8.6")
+    assert isinstance(outcome, Refused)
+    assert (outcome.refusal, outcome.code) == (Refusal.WOULD_TRIGGER, "110093")
+
+
+@pytest.mark.parametrize("lost", list(Lost))
+async def test_an_order_whose_answer_is_lost_is_found_in_either_book(bybit: Setting, lost: Lost) -> None:
+    server, exchange = bybit
+    server.lose = lost
+    entry = order_of(await enter(exchange))
+    assert (entry.client_id, entry.filled) == (exchange.client_id(APT, 1, Step.ENTRY), Decimal(10))
+    server.lose = lost
+    waiting = order_of(await stop(exchange))
+    assert (waiting.client_id, waiting.trigger) == (exchange.client_id(APT, 1, Step.STOP), Decimal(8))
+    assert waiting.id == server.orders[-1]["orderId"]
+    assert len(server.created) == 2
+
+
+async def test_a_successor_finds_both_orders_by_their_names(bybit: Setting) -> None:
+    _, exchange = bybit
+    order_of(await enter(exchange))
+    order_of(await stop(exchange))
+    for step, state in ((Step.ENTRY, OrderState.CLOSED), (Step.STOP, OrderState.OPEN)):
+        for conditional in (False, True):
+            found = await exchange.find_order(APT, exchange.client_id(APT, 1, step), conditional=conditional)
+            assert found is not None
+            assert found.state is state
+    assert await exchange.find_order(APT, exchange.client_id(APT, 2, Step.ENTRY)) is None
+
+
+async def test_an_id_used_before_leads_to_its_order(bybit: Setting) -> None:
+    server, exchange = bybit
+    for place in (enter, enter, stop, stop):
+        order_of(await place(exchange))
+    assert len(server.created) == 4
+    assert [order["orderStatus"] for order in server.orders] == ["Filled", "Untriggered"]
+    assert server.net == 10
+
+
+@pytest.mark.parametrize("lost", [None, *Lost])
+async def test_a_stop_is_cancelled_also_when_the_answer_is_lost(bybit: Setting, lost: Lost | None) -> None:
+    server, exchange = bybit
+    placed = order_of(await stop(exchange))
+    server.lose = lost
+    assert order_of(await exchange.cancel(placed)).state is OrderState.CANCELED
+    assert await exchange.open_orders(APT) == ()
+    found = await exchange.find_order(APT, exchange.client_id(APT, 1, Step.STOP), conditional=True)
+    assert found is not None
+    assert found.state is OrderState.CANCELED
+
+
+async def test_a_close_never_turns_the_position_round(bybit: Setting) -> None:
+    server, exchange = bybit
+    order_of(await enter(exchange))
+    closed = order_of(await exchange.close_position(APT, "sell", Decimal(25), intent=1))
+    assert (closed.filled, server.net) == (Decimal(10), Decimal(0))
+    again = await exchange.close_position(APT, "sell", Decimal(10), intent=2)
+    assert isinstance(again, Refused)
+    assert (again.refusal, again.code) == (Refusal.REDUCE_ONLY, "110017")
+
+
+async def test_an_entry_that_never_shows_stays_unknown(bybit: Setting) -> None:
+    server, exchange = bybit
+    server.say = Rejection(10016, "Internal server error.")
+    assert isinstance(await enter(exchange), Unknown)
+    assert {body["orderLinkId"] for body in server.created} == {exchange.client_id(APT, 1, Step.ENTRY)}
