@@ -228,7 +228,7 @@ class World:
 
     @staticmethod
     async def until(condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):  # a process takes two seconds of the processor to start
             while not condition():
                 await asyncio.sleep(0.005)
 

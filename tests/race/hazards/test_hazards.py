@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from contextlib import suppress
 from datetime import timedelta
@@ -108,20 +109,29 @@ async def test_a_stop_whose_answer_is_lost_three_times_leaves_no_orphan(world: A
 
 async def test_what_a_killed_process_left_is_made_true_when_it_is_started_again(world: Any) -> None:
     world.fault(FaultKind.HANG, Operation.CREATE_ALGO, hold_ms=60_000)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(Path(__file__).with_name("victim.py")), stdin=asyncio.subprocess.PIPE
-    )
-    assert process.stdin is not None
-    orders = {"kind": world.kind, "price": str(world.exchange.price(APT)), "urls": world.urls}
-    process.stdin.write(json.dumps(orders).encode())
-    process.stdin.write_eof()
-    await world.until(lambda: world.orders(Operation.CREATE_ALGO) or process.returncode is not None)
-    process.kill()
-    await process.wait()
+    await die_waiting_for_the_stop(world)
     assert await world.picture() == (10, 0, 10, 0, 1)
     await world.one.start(within_s=RECOVERED_WITHIN_S)
     # Adopted, then sold as incomplete: an active row of nothing, with a stop that waits.
     assert await world.picture() == world.either(naive=(10, 0, 0, 1, 1), guarded=SOUND)
+
+
+async def die_waiting_for_the_stop(world: Any) -> None:
+    """Open in a process of its own, which is killed when the exchange has been asked for the stop."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(Path(__file__).with_name("victim.py")), stdin=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdin is not None
+        orders = {"kind": world.kind, "price": str(world.exchange.price(APT)), "urls": world.urls}
+        process.stdin.write(json.dumps(orders).encode())
+        process.stdin.write_eof()
+        await world.until(lambda: world.orders(Operation.CREATE_ALGO) or process.returncode is not None)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        ended = await process.wait()
+    assert ended == -signal.SIGKILL
 
 
 async def test_a_database_that_is_gone_after_the_fill_loses_nothing(mortal: Any) -> None:
