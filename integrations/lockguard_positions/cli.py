@@ -55,7 +55,13 @@ def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
     help="Where in their way the opens of scenario B meet a pass.",
 )
 @click.option("--guard/--no-guard", default=True, help="With lockguard, or the flow without it.")
-@click.option("--processes", type=int, default=2, show_default=True, help="Operating system processes.")
+@click.option(
+    "--processes",
+    type=int,
+    default=2,
+    show_default=True,
+    help="Operating system processes; 1 races with itself.",
+)
 @click.option(
     "--threads",
     type=int,

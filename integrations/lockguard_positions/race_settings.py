@@ -62,7 +62,7 @@ class RaceSettings:
         scenario: one of :data:`SCENARIOS`.
         phase: one of :data:`PHASES`; of scenario B only.
         guard: with the guard, on the latest schema; or the unguarded flow on the schema of version 1.
-        processes: at least two.
+        processes: one races with itself: it opens and makes the passes, or opens with several threads.
         threads: openers in each process. In A, C and stress each of them opens every symbol; in B and D they
             share the symbols.
         opens: how many positions are to be opened; one a symbol and round.
@@ -118,10 +118,14 @@ class RaceSettings:
             raise ConfigurationError(f"time_scale={self.time_scale} must be above 0 and at most 10")
 
     def _check_sizes(self) -> None:
-        if not 2 <= self.processes <= _PROCESSES_MAX:
-            raise ConfigurationError(f"processes={self.processes}: a race needs 2 to {_PROCESSES_MAX}")
+        if not 1 <= self.processes <= _PROCESSES_MAX:
+            raise ConfigurationError(f"processes={self.processes} must be from 1 to {_PROCESSES_MAX}")
         if not 1 <= self.threads <= _THREADS_MAX:
             raise ConfigurationError(f"threads={self.threads} must be from 1 to {_THREADS_MAX}")
+        if self.scenario in {"A", "C"} and self.processes * self.threads == 1:
+            raise ConfigurationError(
+                f"one process with one thread races nobody in scenario {self.scenario}; set threads to 2"
+            )
         if not 1 <= self.opens <= _OPENS_MAX:
             raise ConfigurationError(f"opens={self.opens} must be from 1 to {_OPENS_MAX}")
         if self.symbols is not None and self.symbols < 1:
@@ -133,6 +137,10 @@ class RaceSettings:
         if self.phase != "all" and self.scenario != "B":
             raise ConfigurationError(
                 f"phase={self.phase}: passes meet opens at a phase in scenario B only, not in {self.scenario}"
+            )
+        if self.lined_up and self.processes == 1:
+            raise ConfigurationError(
+                f"phase={self.phase}: one process opens and another makes the pass; set processes to 2"
             )
 
     @property
@@ -161,6 +169,8 @@ class RaceSettings:
 
     def roles(self) -> tuple[Role, ...]:
         """What each process does."""
+        if self.processes == 1:
+            return ("opener" if self.scenario in {"A", "C"} else "both",)
         first: Role = "both" if self.scenario == "stress" else "opener"
         lasts: dict[Scenario, Role] = {"B": "syncer", "D": "cleaner"}
         last = self.processes - 1

@@ -56,9 +56,9 @@ class _Player:
         self.stopping.clear()
         report = self._report = Report()
         role = self._crewman.role
+        action = self._bot.clean_up if self._crewman.settings.scenario == "D" else self._bot.sync
         async with asyncio.TaskGroup() as group:
             for lane in range(self._lanes):
-                action = self._bot.clean_up if role == "cleaner" else self._bot.sync
                 group.create_task(self._repeat(action, report, random.Random(f"{seed}/pass/{lane}")))  # noqa: S311
             if role in {"opener", "both"}:
                 await self._open_all(symbols, seed, report)
@@ -119,7 +119,7 @@ class _Player:
     def _share(self, symbols: list[str]) -> list[str]:
         settings, number = self._crewman.settings, self._crewman.number
         if settings.scenario in {"B", "D"}:
-            return symbols[number :: settings.processes - 1]
+            return symbols[number :: max(1, settings.processes - 1)]
         return symbols
 
     def _delays_s(self, count: int, seed: int, thread: int) -> list[float]:
@@ -134,7 +134,8 @@ class _Player:
         if settings.scenario == "C":
             # The first process is by then at, or just before, its rollback.
             waited_s = 0.0 if settings.guard else SETTLEMENT.total_seconds() * settings.time_scale
-            late_s = number * (waited_s + 2.5 * settings.latency_ms / 1000)
+            turn = number if settings.processes > 1 else thread
+            late_s = turn * (waited_s + 2.5 * settings.latency_ms / 1000)
             return [delay + late_s for delay in delays]
         return delays
 

@@ -223,20 +223,22 @@ class Reconciler:
         """Cancel the reduce-only stops of a symbol that has neither a position nor an open row.
 
         Also those that are not known here: a bot without client order ids has left them, and the next
-        position would be cut short by them.
+        position would be cut short by them. Where a row has just ended they are told of and left.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
         last = await self._store.last_ended(self._venue.name, symbol)
-        if last is not None and last.age_ms < self._grace_ms:
-            return ()
         if await self._store.open_of(self._venue.name, symbol) is not None:
             return ()
         # The stops first: one that is placed after this look belongs to a position that the next look shows.
         stops = [stop for stop in await self._venue.waiting_stops(symbol) if stop.reduce_only]
         if not stops or await self._venue.holding(symbol) is not None:
             return ()
+        if last is not None and last.age_ms < self._grace_ms:
+            told = ", ".join(stop.client_id or stop.id for stop in stops)
+            details = f"it ended {last.age_ms} ms ago; still waiting, clean up again: {told}"
+            return (SyncOutcome(symbol, SyncAction.SETTLING, last.id, details),)
         done = []
         for stop in stops:
             outcome = await self._venue.cancel(stop)

@@ -161,7 +161,15 @@ def test_the_command_writes_its_result_and_its_exit_code(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--processes", "1"], "processes=1: a race needs 2 to 32"),
+        (["--processes", "0"], "processes=0 must be from 1 to 32"),
+        (
+            ["--processes", "1", "--scenario", "A"],
+            "one process with one thread races nobody in scenario A; set threads to 2",
+        ),
+        (
+            ["--processes", "1", "--phase", "after-order"],
+            "phase=after-order: one process opens and another makes the pass; set processes to 2",
+        ),
         (["--faults", "2"], "faults=2 must be from 0 to 1"),
         (["--threads", "0"], "threads=0 must be from 1 to 100"),
         (["--duration", "-1"], "duration=-1 s must be above 0 and at most a day"),

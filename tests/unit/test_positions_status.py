@@ -96,7 +96,7 @@ def test_a_crewman_survives_the_wire_and_reports_add_up() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"processes": 1}, "processes=1"), ({"opens": 0}, "opens=0"), ({"time_scale": 0.0}, "time_scale=0.0")],
+    [({"processes": 0}, "processes=0"), ({"opens": 0}, "opens=0"), ({"time_scale": 0.0}, "time_scale=0.0")],
 )
 def test_a_race_that_cannot_be_run_is_refused_by_name(wrong: dict[str, float], told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
