@@ -55,6 +55,7 @@ class Wire:
         self.client = client
         self.before: dict[str, Act] = {}
         self.after: dict[str, Act] = {}
+        self.acted = 0
         self._send = client.create_order
         client.create_order = self._create_order
 
@@ -63,12 +64,15 @@ class Wire:
     ) -> Any:
         params = params or {}
         step = "stop" if "stopLossPrice" in params else "entry" if side == "buy" else "exit"
-        if step in self.before:
-            await self.before[step]()
+        await self._act(self.before, step)
         order = await self._send(symbol, kind, side, amount, price, params)
-        if step in self.after:
-            await self.after[step]()
+        await self._act(self.after, step)
         return order
+
+    async def _act(self, acts: dict[str, Act], step: str) -> None:
+        if step in acts:
+            self.acted += 1
+            await acts[step]()
 
 
 class WrappedClient:
@@ -225,6 +229,10 @@ class World:
     def orders(self, operation: Operation) -> int:
         """How often it was asked for on the exchange."""
         return sum(request.operation is operation for request in self.exchange.record().requests)
+
+    def struck(self, kind: FaultKind) -> int:
+        """How many requests a fault has hit."""
+        return sum(kind.value in request.outcome for request in self.exchange.record().requests)
 
     @staticmethod
     async def until(condition: Callable[[], object]) -> None:
