@@ -34,7 +34,9 @@ __all__ = [
 TICK_COLUMNS = ("current_price", "unrealized_pnl", "updated_at")
 """What of ``monitoring.positions`` changes without a lease: opinions of the moment that decide nothing."""
 
-_PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": ()}
+_SIGNALS = "monitoring.signals"
+_SIGNALS_SINCE = 9
+_PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": (), _SIGNALS: ()}
 _RESOURCE = "{exchange}:{symbol}"
 
 # Two migrations at once would both find the same version. The key is the text "lgrdpos" as a number.
@@ -139,9 +141,11 @@ async def protect_positions(
     Raises:
         ConfigurationError: the fence or the tables are missing, or too little privilege.
     """
-    for table, exempt in _PROTECTED.items():
-        await protect(conn, table, resource=_RESOURCE, exempt=exempt)
-    return tuple(_PROTECTED)
+    found = await version(conn)
+    tables = [table for table in _PROTECTED if table != _SIGNALS or found >= _SIGNALS_SINCE]
+    for table in tables:
+        await protect(conn, table, resource=_RESOURCE, exempt=_PROTECTED[table])
+    return tuple(tables)
 
 
 async def _step(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], target: int) -> int:

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.asyncio import ConnectionPool, Redis
@@ -40,6 +41,8 @@ _BLOCK_MS = 500
 _REPLY_S = 5.0
 _PAUSE_S = 1.0
 _NOT_NOW = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
+_FORGET_AFTER_MS = 600_000
+"""One that lives asks twice a second while it has a hand free, and has entries pending while it has not."""
 _FOR_A_PERSON = ("WRONGTYPE", "NOPERM")
 _SINGLE = ("redis://", "rediss://", "unix://")
 
@@ -93,6 +96,7 @@ class StreamSource:
         source = cls(client, key, group, claim_after=claim_after, follow=follow)
         try:
             await source._make_group()
+            await source._forget_the_dead()
             yield source
             await source._leave()
         finally:
@@ -192,6 +196,15 @@ class StreamSource:
                 raise ConfigurationError(
                     f"stream {self._key!r} cannot be used: {exc}; check --stream, and the rights of the user"
                 ) from exc
+
+    async def _forget_the_dead(self) -> None:
+        """Take killed bots off the group's list, which would grow for ever; not while entries are theirs."""
+        script = (files("lockguard_positions.bot") / "forget_consumers.lua").read_text(encoding="utf-8")
+        try:
+            # Harmless to one that lives after all: its next read puts it back on the list.
+            await self._client.eval(script, 1, self._key, self._group, str(_FORGET_AFTER_MS))
+        except RedisError as exc:
+            _LOG.warning("consumers of killed bots were left in group %s: %s", self._group, exc)
 
     async def _leave(self) -> None:
         """Take this consumer off the group's list, unless entries of its are for others to claim."""
