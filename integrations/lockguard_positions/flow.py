@@ -7,7 +7,8 @@ one reads the row, looks for the order of the intent in doubt, and drives on fro
 =============  ==============================================================================================
 pending_entry  a new intent is ordered; one found in the table is only looked for, as its signal is gone. Not
                found, and too old to be on its way still: canceled
-entry_placed   intend the stop
+               Found: written down with the intent of its stop, in one commit
+entry_placed   intend the stop: it was adopted, or has no price to place one by
 pending_sl     place the stop, or find it. It would trigger at once, or cannot be placed in time: close
 any, closing   an intent to close is in doubt: finish closing
 =============  ==============================================================================================
@@ -166,10 +167,7 @@ class Flow:
             # The rest of it could fill after the stop was placed and would be without one.
             await self._venue.cancel(order)
             order = await self._venue.find(position, intent) or order
-        moved = await self._store.record_entry(
-            self._lease, position, intent, order_id=order.id, price=order.average, quantity=order.filled
-        )
-        return Progress(self._moved(moved, position))
+        return await self._record_entry(position, intent, order.id, order.average, order.filled)
 
     async def _judge_missing_entry(self, position: Position, intent: Intent | None) -> Progress | None:
         """No order of that name is to be found."""
@@ -188,10 +186,34 @@ class Flow:
             )
             return Progress(self._moved(moved, position))
         # The exchange forgets old orders, but it holds a position, and this row is the only one for it.
-        moved = await self._store.record_entry(
-            self._lease, position, intent, order_id=None, price=held.entry_price, quantity=held.amount
+        return await self._record_entry(position, intent, None, held.entry_price, held.amount)
+
+    async def _record_entry(
+        self,
+        position: Position,
+        intent: Intent | None,
+        order_id: str | None,
+        price: Decimal | None,
+        quantity: Decimal,
+    ) -> Progress:
+        """Write the fill down with the intent of its stop: the stop waits for one commit, not two."""
+        self._without_stop(position)
+        entered = replace(
+            position, status=PositionStatus.ENTRY_PLACED, entry_price=price or position.entry_price
         )
-        return Progress(self._moved(moved, position))
+        progress = await self._store.record_entry(
+            self._lease,
+            position,
+            intent,
+            order_id=order_id,
+            price=price,
+            quantity=quantity,
+            stop=self._trigger(entered),
+        )
+        self._moved(replace(progress.position, status=PositionStatus.ENTRY_PLACED), position)
+        if progress.intent is not None:
+            self._moved(progress.position, entered)
+        return progress
 
     async def _not_entered(self, position: Position, intent: Intent, why: str) -> Progress:
         moved = await self._store.finish(
@@ -208,10 +230,9 @@ class Flow:
 
     async def _intend_stop(self, position: Position) -> Progress:
         self._without_stop(position)
-        trigger = _planned_stop(position)
+        trigger = self._trigger(position)
         if trigger is None:
             return await self.intend_close(position, "no price or percentage to place a stop by")
-        trigger = self._venue.rules(position.symbol).price(trigger)
         progress = await self._store.expect_stop(self._lease, position, trigger)
         self._moved(progress.position, position)
         return progress
@@ -338,6 +359,11 @@ class Flow:
         return await self.drive(await self._intend_stop(position))
 
     # --- inside ---
+
+    def _trigger(self, position: Position) -> Decimal | None:
+        """The stop's price, in the exchange's ticks."""
+        planned = _planned_stop(position)
+        return None if planned is None else self._venue.rules(position.symbol).price(planned)
 
     async def _settled(self, position: Position, intent: Intent, refused: Refused) -> None:
         await self._store.settle(

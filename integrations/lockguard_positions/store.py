@@ -144,15 +144,17 @@ class PositionStore:
         order_id: str | None,
         price: Decimal | None,
         quantity: Decimal,
-    ) -> Position:
-        """The entry was executed."""
+        stop: Decimal | None,
+    ) -> Progress:
+        """The entry was executed; with the price of its stop, the intent to place that too, in one commit."""
 
-        async def work(conn: rows.Connection) -> Position:
+        async def work(conn: rows.Connection) -> Progress:
             check_transition(position.status, PositionStatus.ENTRY_PLACED)
             number = None if intent is None else intent.number
             entered = (order_id, price, quantity, lease.token, number)
             row = await conn.fetchrow(statement("record_entry"), *rows.decided_on(position), *entered)
-            return rows.changed(position, row)
+            moved = rows.changed(position, row)
+            return Progress(moved) if stop is None else await rows.intend(conn, lease, moved, Step.STOP, stop)
 
         return await self._write(lease, work)
 

@@ -34,7 +34,6 @@ STEPS = {
         "store.begin",
         "venue.enter",
         "store.record_entry",
-        "store.expect_stop",
         "venue.stop",
         "store.activate",
     ],
@@ -46,7 +45,7 @@ STEPS = {
     "sync, no stop": ["store.expect_stop", "venue.stop", "store.activate"],
     "sync, no position": ["venue.cancel", "store.finish"],
     "sync, stop of an ended position": ["venue.cancel", "store.settle"],
-    "sync, half open": ["store.record_entry", "store.expect_stop", "venue.stop", "store.activate"],
+    "sync, half open": ["store.record_entry", "venue.stop", "store.activate"],
 }
 """What each flow does, in order. The parts that two flows share are killed in both."""
 

@@ -45,6 +45,10 @@ class _Stopped(PositionStore):
         super().__init__(pool)
         self._raw = raw
 
+    async def record_entry(self, *args: Any, **values: Any) -> Progress:
+        """The entry alone, so that the stop's intent is a write of its own."""
+        return await super().record_entry(*args, **{**values, "stop": None})
+
     async def expect_stop(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
         """Would note that the stop is about to be placed; is stopped before it can."""
         lease.ensure()
