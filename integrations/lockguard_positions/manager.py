@@ -120,7 +120,7 @@ class AtomicPositionManager:
             exchange: its name.
             side: ``long`` or ``short``; ``buy`` and ``sell`` mean the same.
             quantity: in the base currency; rounded down to the exchange's step.
-            entry_price: what the signal was given at; it bounds nothing, the order is a market order.
+            entry_price: what the signal was given at: past its stop, nothing is ordered. No limit otherwise.
             stop_loss_percent: how far from the fill the stop is, above 0 and below 100.
             wait: patience while somebody else works on the symbol; the guard's by default.
 
@@ -152,7 +152,7 @@ class AtomicPositionManager:
 
     async def _open(self, venue: Venue, lease: Lease, new: NewPosition) -> OpenResult:
         flow, reconciler = self._workers(venue, lease)
-        row, held = await reconciler.settle_and_look(new.symbol)
+        row, held, price = await reconciler.settle_and_look(new.symbol)
         if row is not None:
             return AlreadyOpen(row, new.side)
         if held is not None:
@@ -162,7 +162,7 @@ class AtomicPositionManager:
                 return NotOpened(f"on the exchange already: {outcome.details}")
             return AlreadyOpen(row, new.side)
         try:
-            new = venue.in_steps(new)
+            new = venue.in_steps(new, price)
         except ConfigurationError as exc:
             return NotOpened(str(exc), self._created(await self._store.refuse(lease, new, str(exc)), lease))
         try:

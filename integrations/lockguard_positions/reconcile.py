@@ -153,19 +153,19 @@ class Reconciler:
         resumed = await self._flow.resume(row)
         return (resumed if resumed.status.open else None), True
 
-    async def settle_and_look(self, symbol: str) -> tuple[Position | None, Holding | None]:
-        """:meth:`settle`, and what the exchange holds if no open row is left; it is asked meanwhile.
+    async def settle_and_look(self, symbol: str) -> tuple[Position | None, Holding | None, Decimal | None]:
+        """:meth:`settle`, and if no open row is left, what the exchange holds and the price, asked meanwhile.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
-        looking = asyncio.create_task(self._venue.holding(symbol), name=f"look at {symbol}")
+        looking = asyncio.create_task(self._venue.look(symbol), name=f"look at {symbol}")
         try:
             row, resumed = await self.settle(symbol)
             if row is not None:
-                return row, None
+                return row, None, None
             # What was half done may have changed what the exchange holds: only a look after it counts.
-            return None, await (self._venue.holding(symbol) if resumed else looking)
+            return None, *await (self._venue.look(symbol) if resumed else looking)
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, resource_key
 from lockguard_ccxt.classify import ccxt_errors
+from lockguard_ccxt.money import decimal_of
 from lockguard_positions.errors import ExchangeUnreadable
+from lockguard_positions.model import PositionSide, stop_price_of
 from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:
@@ -134,13 +136,23 @@ class Venue:
         """
         return self._exchange.rules(self.unified(symbol))
 
-    def in_steps(self, new: NewPosition) -> NewPosition:
+    def in_steps(self, new: NewPosition, price: Decimal | None) -> NewPosition:
         """The same with its quantity in the exchange's steps.
 
+        Args:
+            new: what is asked for.
+            price: what the symbol trades at; ``None`` if that is not known.
+
         Raises:
-            ConfigurationError: the exchange would not take it.
+            ConfigurationError: the exchange would not take it, or its stop would trigger at once.
         """
         rules = self.rules(new.symbol)
+        stop = rules.price(stop_price_of(new.side, new.entry_price, new.stop_loss_percent))
+        if price is not None and (price <= stop if new.side is PositionSide.LONG else price >= stop):
+            raise ConfigurationError(
+                f"{new.symbol} trades at {price}, beyond the stop at {stop} already:"
+                f" {new.stop_loss_percent} % from {new.entry_price}; give the price of now as entry_price"
+            )
         quantity = rules.amount(new.quantity)
         if rules.cost_min is not None and quantity * new.entry_price < rules.cost_min:
             raise ConfigurationError(
@@ -278,6 +290,27 @@ class Venue:
         """
         with _translated():
             return await self._exchange.holding(self.unified(symbol))
+
+    async def look(self, symbol: str) -> tuple[Holding | None, Decimal | None]:
+        """What the exchange holds in a symbol and, asked at the same time, what it trades at.
+
+        A price that is not told is ``None``: it only spares an entry that would be closed again at once.
+
+        Raises:
+            ExchangeUnreadable: it did not say what it holds.
+        """
+        pricing = asyncio.create_task(self._price(symbol), name=f"price of {symbol}")
+        try:
+            return await self.holding(symbol), await pricing
+        finally:
+            pricing.cancel()
+            await asyncio.gather(pricing, return_exceptions=True)
+
+    async def _price(self, symbol: str) -> Decimal | None:
+        try:
+            return decimal_of((await self._exchange.fetch_ticker(self.unified(symbol))).get("last"))
+        except _exchange_errors():
+            return None
 
     async def holdings(self) -> tuple[Holding, ...]:
         """Everything the exchange holds.

@@ -13,6 +13,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
@@ -57,7 +58,6 @@ CONTRACT: Json = {
     "baseCoin": "APT",
     "quoteCoin": "USDT",
     "settleCoin": "USDT",
-    "launchTime": "1585526400000",
     "deliveryTime": "0",
     "priceScale": "4",
     "leverageFilter": {"minLeverage": "1", "maxLeverage": "50.00", "leverageStep": "0.01"},
@@ -150,13 +150,11 @@ class Bybit:
             "symbol": "APTUSDT",
             "side": body["side"],
             "orderType": "Market",
-            "timeInForce": "IOC",
             "qty": body["qty"],
             "reduceOnly": body.get("reduceOnly", False),
             "createdTime": str(now_ms()),
             "updatedTime": str(now_ms()),
             "stopLoss": body.get("stopLoss", ""),
-            "stopOrderType": "Stop" if trigger else "",
             "triggerPrice": trigger,
             "triggerDirection": body.get("triggerDirection", 0),
         }
@@ -252,30 +250,36 @@ def verify(request: web.Request, payload: str) -> None:
     need(request.headers["X-BAPI-SIGN"] == signed, 10004, "error sign!")
 
 
-@pytest.fixture
-async def bybit() -> AsyncIterator[Setting]:
-    server = Bybit()
+@asynccontextmanager
+async def connected(server: Bybit) -> AsyncIterator[GuardedExchange]:
+    """The original ccxt, talking to the server, under the guard."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     client = ccxt.bybit({"apiKey": KEY, "secret": SECRET, "enableRateLimit": False})
-    client.urls["api"] = dict.fromkeys(client.urls["api"], f"http://127.0.0.1:{port}")
+    client.urls["api"] = dict.fromkeys(client.urls["api"], f"http://127.0.0.1:{runner.addresses[0][1]}")
     exchange = GuardedExchange(client, patience=Patience(search=SEARCH, poll=SEARCH / 10))
-    grant = Grant(parse_resource("bybit:APTUSDT"), new_grant_id(), Token(1), "test", "", 60_000)
-    task = asyncio.current_task()
-    assert task is not None
-    held = push_entry(Entry(Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK), task, None))
     try:
         await exchange.load()
-        yield server, exchange
+        yield exchange
     finally:
-        pop_entry(held)
         await client.close()
         await runner.cleanup()
+
+
+@pytest.fixture
+async def bybit() -> AsyncIterator[Setting]:
+    server = Bybit()
+    async with connected(server) as exchange:
+        grant = Grant(parse_resource("bybit:APTUSDT"), new_grant_id(), Token(1), "test", "", 60_000)
+        task = asyncio.current_task()
+        assert task is not None
+        lease = Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+        held = push_entry(Entry(lease, task, None))
+        yield server, exchange
+        pop_entry(held)
 
 
 async def enter(exchange: GuardedExchange, *, stop_price: Decimal | None = None) -> Outcome:
@@ -311,6 +315,7 @@ async def test_positions_are_what_was_filled_and_flat_ones_are_none(
     held = Holding(APT, "buy", Decimal(10), PRICE)
     assert await exchange.holding("APTUSDT") == held
     assert await exchange.holdings() == (held,)
+    assert (await exchange.fetch_ticker(APT))["last"] == float(PRICE)
 
 
 async def test_a_stop_is_conditional_reduces_only_and_is_listed(bybit: Setting) -> None:

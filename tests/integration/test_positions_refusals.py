@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_positions import AlreadyOpen
+from lockguard_ccxt.testing import FaultKind, Operation
+from lockguard_positions import AlreadyOpen, NotOpened, Opened
 from tests.integration.test_positions_flow import APT, Bot, bot, two_bots
 
 __all__ = ["bot", "two_bots"]
@@ -58,3 +59,23 @@ async def test_an_exchange_that_cannot_protect_a_position_gets_no_order(
         await bot.open()
     assert not bot.exchange.record().entries(APT)
     assert not await bot.rows()
+
+
+@pytest.mark.parametrize(("side", "given", "stop"), [("long", "9", "8.82"), ("short", "8", "8.16")])
+async def test_a_stop_that_the_price_has_passed_is_refused_before_the_entry(
+    bot: Bot, side: str, given: str, stop: str
+) -> None:
+    """The stop of a signal of then is beyond the price of now, 8.5: the entry would be closed at once."""
+    refused = await bot.manager.open_position_atomic("s", APT, "binance", side, "10", given, "2")
+    assert isinstance(refused, NotOpened)
+    assert f"APTUSDT trades at 8.5, beyond the stop at {stop} already" in refused.reason
+    assert f"2 % from {given}; give the price of now as entry_price" in refused.reason
+    assert not bot.exchange.record().entries(APT)
+    (row,) = await bot.rows()
+    assert (row["status"], row["error_details"]) == ("failed", refused.reason)
+    assert isinstance(await bot.open(side=side), Opened)
+
+
+async def test_a_price_that_is_not_told_refuses_nothing(bot: Bot) -> None:
+    bot.fault(FaultKind.OVERLOADED, Operation.TICKER)
+    assert isinstance(await bot.open(), Opened)

@@ -14,13 +14,14 @@ from lockguard_positions.race_pace import compare
 REQUESTS = ("positions", "create_order", "create_algo")
 
 
-async def test_the_guard_costs_no_request_to_the_exchange(urls: dict[str, str]) -> None:
+async def test_the_guard_asks_for_the_price_and_nothing_else_more(urls: dict[str, str]) -> None:
     seen: list[tuple[int, int]] = []
     result = await compare(
         RaceSettings(**urls, opens=5, latency_ms=5),
         on_progress=lambda done, total: seen.append((done, total)),
     )
-    assert result.guarded.requests == result.unguarded.requests == REQUESTS
+    assert result.unguarded.requests == REQUESTS
+    assert sorted(result.guarded.requests) == sorted((*REQUESTS, "ticker"))
     assert result.unguarded.median_ms >= 3 * 5
     assert seen[-1] == (5, 5)
 
@@ -33,7 +34,7 @@ def test_the_comparison_writes_what_it_shows(tmp_path: Path) -> None:
     told = json.loads(file.read_text())
     assert (told["topology"], told["opens"], told["latency_ms"]) == ("single", 3, 5)
     assert told["ratio"] > 0
-    assert told["guarded"]["requests"] == list(REQUESTS)
+    assert told["unguarded"]["requests"] == list(REQUESTS)
     assert set(told["unguarded"]) == {"median_ms", "p90_ms", "requests"}
 
 
