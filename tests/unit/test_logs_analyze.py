@@ -23,6 +23,7 @@ from lockguard_asyncpg import PostgresFence, fenced_transaction, install, protec
 from lockguard_positions import LogPositions, Moved, PositionStatus, migrate
 from lockguard_positions.logs import FindingKind, SightingKind, analyze, read_log
 from lockguard_positions.logs.command import logs
+from lockguard_positions.logs.picture import draw
 from lockguard_positions.logs.records import Record
 from lockguard_positions.schema import migrate as migrate_to
 
@@ -268,6 +269,48 @@ def test_a_bots_own_words_can_be_given() -> None:
     assert (found.symbol, found.details) == ("APTUSDT", "1.000 s apart, rows 1 and 2")
 
 
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        (["entry order 71 placed for APTUSDT", "entry order 72 placed for APTUSDT"], 1),
+        (["entry order 71 placed for APTUSDT", "entry order 71 filled for APTUSDT"], 0),
+        (["entry placed for APTUSDT, order_id=71", "entry filled for APT/USDT:USDT, order_id=9c-2"], 1),
+        (["entry placed for APTUSDT", "entry filled for APTUSDT"], 0),
+        (["entry order 71 placed for APTUSDT", "entry order 72 not placed for APTUSDT"], 0),
+        (["entry order 71 placed for APTUSDT", "entry order 72 placed for SUIUSDT"], 0),
+        (
+            [
+                "entry order 71 placed for APTUSDT",
+                "position closed: APTUSDT",
+                "entry order 72 placed APTUSDT",
+            ],
+            0,
+        ),
+    ],
+)
+def test_a_second_entry_order_is_a_duplicate_and_the_same_told_twice_is_not(
+    lines: list[str], count: int
+) -> None:
+    found = analyze(said(*enumerate(lines)))
+    assert len(found.of(FindingKind.ENTERED_TWICE)) == len(found.findings) == count
+
+
+def test_errors_of_two_rows_are_two_though_their_words_are_the_same() -> None:
+    error = '\nasyncpg.exceptions.UniqueViolationError: duplicate key value violates unique constraint "one"'
+    found = analyze(
+        said(
+            (0, f"writing failed{error}"),
+            (0.01, f"position 7 of APTUSDT failed{error}"),
+            (0.02, f"position 8 of APTUSDT failed{error}"),
+            (0.03, f"position 7 of APTUSDT failed{error}"),
+            (0.04, f"a signal of APTUSDT was not carried out{error}"),
+            (5, f"position 7 of APTUSDT failed{error}"),
+        )
+    )
+    told = [[s.line for s in one.sightings] for one in found.findings if one.symbol == "APTUSDT"]
+    assert told == [[2, 4], [3, 5], [6]]
+
+
 # --- the command ---
 
 
@@ -302,6 +345,25 @@ def test_the_command_tells_what_it_found_and_how(log: Path, tmp_path: Path) -> N
     assert "4.740 s apart, rows 1 and 2" in drawn
     assert "&lt;b&gt;" in drawn
     assert not re.search(r"""(src|href)=|@import|url\(""", drawn), "the page needs nothing else"
+
+
+def test_memory_is_bounded_and_what_was_not_judged_is_told(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockguard_positions.logs.analysis._SIGHTINGS_MAX", 2)
+    page = tmp_path / "found.html"
+    code, output = run(str(log), "--html", str(page))
+    told = "There is more: judged are the first 2 events that were read, to 2026-11-21 05:09:54"
+    assert (code, told in " ".join(output.split())) == (1, True)
+    assert told in page.read_text()
+    assert json.loads(run(str(log), "--export", "-")[1])["complete"] is False
+
+
+def test_what_is_late_is_not_drawn_as_a_race() -> None:
+    late = said((0, "renewal not answered: binance:APTUSDT token=7 after 300 ms"))
+    page = draw(analyze(late), files=["bot.log"], symbol=None)
+    assert 'class="busy"' in page
+    assert 'class="stopped"' not in page.partition("<svg")[2]
 
 
 def test_an_interval_and_a_symbol_leave_the_rest_out(log: Path) -> None:

@@ -107,7 +107,7 @@ class Analysis:
         findings: in order of time.
         seen: what was seen, in order of time, for a picture.
         timeline: the story of the symbol that was asked for.
-        complete: whether all of it was kept; otherwise the first part.
+        complete: whether all of it was kept and judged; otherwise what was read first.
     """
 
     records: int
@@ -123,6 +123,17 @@ class Analysis:
     def of(self, kind: FindingKind) -> tuple[Finding, ...]:
         """The findings of one kind."""
         return tuple(finding for finding in self.findings if finding.kind is kind)
+
+    @property
+    def cut_off(self) -> str | None:
+        """What was kept, for people, where there was more: memory is bounded, whatever the log's length."""
+        if self.complete:
+            return None
+        events = f"the first {len(self.seen)} events that were read, to {self.seen[-1].at:%Y-%m-%d %H:%M:%S}"
+        lines = f", and {len(self.timeline)} lines of the story" if self.timeline else ""
+        return (
+            f"judged are {events}{lines}" if self.seen else f"kept are the first {len(self.timeline)} lines"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For ``--export``."""

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 try:
     import click
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
 from lockguard.errors import ConfigurationError
-from lockguard_positions.logs.analysis import Analysis, analyze
+from lockguard_positions.logs.analysis import Analysis, Told, analyze
 from lockguard_positions.logs.picture import draw
 from lockguard_positions.logs.records import Record, read_log
-from lockguard_positions.logs.sightings import SightingKind
+from lockguard_positions.logs.sightings import Sighting, SightingKind
 from lockguard_positions.logs.stamps import read_typed
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ __all__ = ["logs"]
 
 _FOUND = 1
 _ROWS_MAX = 200
+_WHOLE = 3
+_TIME = "%H:%M:%S.%f"
 _WITH_DATE = "%Y-%m-%d %H:%M:%S.%f"
 
 
@@ -113,9 +116,10 @@ def analyze_(
     else:
         _show(found, symbol)
         if export_file is not None:
-            _write(export_file, json.dumps(found.as_json(), indent=2) + "\n")
+            # In pieces: the text of a long log's findings is several times as large as they are.
+            _write(export_file, chain(json.JSONEncoder(indent=2).iterencode(found.as_json()), ["\n"]))
     if html_file is not None:
-        _write(html_file, draw(found, files=files, symbol=symbol))
+        _write(html_file, [draw(found, files=files, symbol=symbol)])
     if found.findings:
         raise SystemExit(_FOUND)
 
@@ -155,9 +159,10 @@ def _instant(text: str | None, option: str, default: datetime) -> datetime | Non
         ) from None
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, pieces: Iterable[str]) -> None:
     try:
-        file.write_text(text, encoding="utf-8")
+        with file.open("w", encoding="utf-8") as written:
+            written.writelines(pieces)
     except OSError as exc:
         raise ConfigurationError(f"{file} cannot be written: {exc.strerror or exc}") from exc
 
@@ -167,9 +172,10 @@ def _write(file: Path, text: str) -> None:
 
 def _show(found: Analysis, symbol: str | None) -> None:
     console = Console(highlight=False, markup=False)
-    console.print(f"{found.records} records from {_told(found.first)} to {_told(found.last)}")
-    if not found.complete:
-        console.print("There is more than can be kept: narrow it with --from, --to or --symbol.")
+    records = f"{found.records} record{'' if found.records == 1 else 's'}"
+    console.print(f"{records} from {_told(found.first)} to {_told(found.last)}")
+    if found.cut_off:
+        console.print(f"There is more: {found.cut_off}. Narrow it with --from, --to or --symbol.")
     if symbol is not None:
         console.print(_timeline(found, symbol) if found.timeline else f"{symbol} is not mentioned.")
     if found.busy:
@@ -184,33 +190,44 @@ def _show(found: Analysis, symbol: str | None) -> None:
 
 
 def _findings(found: Analysis) -> Table:
-    table = Table(title="What went wrong")
-    for column in ("when", "what", "symbol", "details", "where"):
-        table.add_column(column, overflow="fold")
+    table = _table("What went wrong", "when", "what", "symbol", "details", "where")
+    one_day = len({finding.at.date() for finding in found.findings}) == 1
     for finding in found.findings[:_ROWS_MAX]:
         style = "red" if finding.kind.duplicate else "yellow"
-        where = "\n".join(dict.fromkeys(f"{told.file}:{told.line}" for told in finding.sightings[:4]))
-        table.add_row(
-            _told(finding.at), finding.kind.value, finding.resource, finding.details, where, style=style
-        )
+        where = "\n".join(dict.fromkeys(_place(told) for told in finding.sightings[:4]))
+        when = _told(finding.at, with_date=not one_day)
+        table.add_row(when, finding.kind.value, finding.resource, finding.details, where, style=style)
     if len(found.findings) > _ROWS_MAX:
         table.caption = f"{len(found.findings) - _ROWS_MAX} more; --export has all of them"
     return table
 
 
 def _timeline(found: Analysis, symbol: str) -> Table:
-    table = Table(title=f"The story of {symbol}")
-    for column in ("when", "after", "what", "told", "where"):
-        table.add_column(column, overflow="fold")
+    table = _table(f"The story of {symbol}", "when", "after", "what", "told", "where")
     begin = found.timeline[0].at
+    one_day = begin.date() == found.timeline[-1].at.date()
     for told in found.timeline[:_ROWS_MAX]:
         after = f"+{(told.at - begin).total_seconds():.3f} s"
         what = ", ".join(kind.value for kind in told.what)
-        table.add_row(_told(told.at), after, what, told.text, f"{told.file}:{told.line}")
+        when = _told(told.at, with_date=not one_day)
+        table.add_row(when, after, what, told.text, _place(told))
     if len(found.timeline) > _ROWS_MAX:
         table.caption = f"{len(found.timeline) - _ROWS_MAX} more; --export has all of them"
     return table
 
 
-def _told(at: datetime | None) -> str:
-    return "-" if at is None else at.strftime(_WITH_DATE)[:-3]
+def _table(title: str, *columns: str) -> Table:
+    """The first three columns are never broken: a terminal of 80 characters has room for them."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number < _WHOLE)
+    return table
+
+
+def _place(told: Sighting | Told) -> str:
+    """The file's name alone, so that there is room for it; ``--export`` has its folder too."""
+    return f"{Path(told.file).name}:{told.line}"
+
+
+def _told(at: datetime | None, *, with_date: bool = True) -> str:
+    return "-" if at is None else at.strftime(_WITH_DATE if with_date else _TIME)[:-3]
