@@ -113,7 +113,9 @@ class NaiveManager:
             signal,
             entry_price,
         )
-        _LOG.info("position %d created for %s on %s: %s %s", position_id, short, venue, way.value, quantity)
+        _LOG.info(
+            "position %d created for %s on %s: %s %s", position_id, short, venue, way.value, f"{quantity:f}"
+        )
         try:
             entry = await self._exchange.create_order(symbol, "market", way.entry, float(quantity))
             await self._set(position_id, "entry_placed", entry_order_id=str(entry["id"]))
@@ -179,7 +181,12 @@ class NaiveManager:
                 statement("insert", _FILE), venue, short, way.value, quantity, "active", None, price
             )
             _LOG.info(
-                "position %d adopted for %s on %s: %s %s", position_id, short, venue, way.value, quantity
+                "position %d adopted for %s on %s: %s %s",
+                position_id,
+                short,
+                venue,
+                way.value,
+                f"{quantity:f}",
             )
             stop_price = stop_price_of(way, price, stop_loss_percent)
             stop = await self._place_stop(str(position["symbol"]), way, quantity, stop_price)
