@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LATEST",
+    "SIGNALS_SINCE",
     "TICK_COLUMNS",
     "Migrated",
     "Migration",
@@ -35,7 +36,8 @@ TICK_COLUMNS = ("current_price", "unrealized_pnl", "updated_at")
 """What of ``monitoring.positions`` changes without a lease: opinions of the moment that decide nothing."""
 
 _SIGNALS = "monitoring.signals"
-_SIGNALS_SINCE = 9
+SIGNALS_SINCE = 9
+"""The version from which on there is a table for what a bot decides."""
 _PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": (), _SIGNALS: ()}
 _RESOURCE = "{exchange}:{symbol}"
 
@@ -142,7 +144,7 @@ async def protect_positions(
         ConfigurationError: the fence or the tables are missing, or too little privilege.
     """
     found = await version(conn)
-    tables = [table for table in _PROTECTED if table != _SIGNALS or found >= _SIGNALS_SINCE]
+    tables = [table for table in _PROTECTED if table != _SIGNALS or found >= SIGNALS_SINCE]
     for table in tables:
         await protect(conn, table, resource=_RESOURCE, exempt=_PROTECTED[table])
     return tuple(tables)

@@ -15,9 +15,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, resource_key
+from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, decimal_of, resource_key
 from lockguard_ccxt.classify import ccxt_errors
-from lockguard_ccxt.money import decimal_of
 from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_positions.model import PositionSide, stop_price_of
 from lockguard_tenacity import retry_reads

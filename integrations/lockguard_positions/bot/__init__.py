@@ -1,4 +1,4 @@
-"""A small bot on the guarded flow, to run as it is or to read: ``lockguard bot run``.
+"""A bot on the guarded flow, to run as it is or to read: ``lockguard bot run``.
 
 Any number of them share the symbols and the signals. Read it in this order:
 

@@ -26,7 +26,7 @@ from lockguard_positions.connecting import Urls, connect_database, connect_excha
 from lockguard_positions.events import LogPositions
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.race_imports import import_lean
-from lockguard_positions.schema import version
+from lockguard_positions.schema import SIGNALS_SINCE, version
 
 if TYPE_CHECKING:
     from typing import Any
@@ -42,7 +42,6 @@ __all__ = ["BotSettings", "NotConnected", "StreamSettings", "connect_bot"]
 
 _LOG = logging.getLogger("lockguard.bot")
 _RETRY = timedelta(seconds=1)
-_WITH_SIGNALS = 9
 
 
 class NotConnected(LockguardError):
@@ -171,9 +170,9 @@ async def _sources(stack: AsyncExitStack, settings: BotSettings) -> list[SignalS
 async def _check_schemas(pool: asyncpg.Pool[Any]) -> None:
     async with pool.acquire() as conn:
         found = await version(conn)
-        if found < _WITH_SIGNALS:
+        if found < SIGNALS_SINCE:
             raise ConfigurationError(
-                f"the positions schema has version {found} and a bot needs {_WITH_SIGNALS};"
+                f"the positions schema has version {found} and a bot needs {SIGNALS_SINCE};"
                 " 'lockguard positions migrate' brings it there"
             )
         if await schema_version(conn) == 0:
