@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Pace", "Venue"]
 
 _READS_OF_FILL_MAX = 1_000
+_PRICE_LATE_S = 0.5
 _ABILITIES = ("createMarketOrder", "createReduceOnlyOrder", "createStopOrder", "fetchPositions")
 _patient_reads = retry_reads(attempts=3)
 _LISTS_ALL_STOPS = frozenset({"binance"})
@@ -293,14 +294,17 @@ class Venue:
     async def look(self, symbol: str) -> tuple[Holding | None, Decimal | None]:
         """What the exchange holds in a symbol and, asked at the same time, what it trades at.
 
-        A price that is not told is ``None``: it only spares an entry that would be closed again at once.
+        A price that is not told, or much later than that, is ``None``: it only spares an entry that would be
+        closed again at once.
 
         Raises:
             ExchangeUnreadable: it did not say what it holds.
         """
         pricing = asyncio.create_task(self._price(symbol), name=f"price of {symbol}")
         try:
-            return await self.holding(symbol), await pricing
+            held = await self.holding(symbol)
+            await asyncio.wait([pricing], timeout=_PRICE_LATE_S)
+            return held, pricing.result() if pricing.done() else None
         finally:
             pricing.cancel()
             await asyncio.gather(pricing, return_exceptions=True)

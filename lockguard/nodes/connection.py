@@ -25,7 +25,9 @@ from lockguard.nodes.channels import Channels
 from lockguard.nodes.login import Identity, LogIn, ask
 from lockguard.nodes.wire import NotSent, Slot, Wire
 
-__all__ = ["Connection"]
+__all__ = ["AS_WITHOUT_CERTIFICATE", "Connection"]
+
+AS_WITHOUT_CERTIFICATE = "as from a server that asks for a certificate (?ssl_certfile=FILE&ssl_keyfile=FILE)"
 
 _BACKOFF_FIRST_S = 0.05
 _RESP3 = 3
@@ -176,9 +178,7 @@ class Connection:
             return f"no answer to TLS within {self._connect_timeout_s:g} s, as from a port that speaks none"
         if self.address.tls is not None and not isinstance(exc, ConnectionRefusedError):
             # TLS 1.3 tells us after the handshake, and a reset may overtake the alert that says why.
-            return (
-                f"{exc}, as from a server that asks for a certificate (?ssl_certfile=FILE&ssl_keyfile=FILE)"
-            )
+            return f"{exc}, {AS_WITHOUT_CERTIFICATE}"
         return str(exc) or f"no answer within {self._connect_timeout_s:g} s"
 
     async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:

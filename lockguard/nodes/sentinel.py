@@ -26,6 +26,7 @@ from redis.exceptions import RedisError, ResponseError
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.lua import RELEASE
 from lockguard.nodes.address import Address, shown_url, split_url
+from lockguard.nodes.connection import AS_WITHOUT_CERTIFICATE
 from lockguard.nodes.releases import Place, Releases
 from lockguard.nodes.scripted import NAMESPACE
 from lockguard.nodes.standalone import Call, StandaloneNode
@@ -224,9 +225,11 @@ class SentinelNode(StandaloneNode):
 
         Otherwise one whose connection takes longer, far away or over TLS on a busy machine, never had one.
         """
+        secured = self._url.master.tls is not None
         for client in self._clients:
             if client not in self._asked or self._asked[client].done():
-                self._asked[client] = asyncio.create_task(_state_of(client, self._url.service))
+                asking = _state_of(client, self._url.service, secured=secured)
+                self._asked[client] = asyncio.create_task(asking)
         asked = [self._asked[client] for client in self._clients]
         await asyncio.wait(asked, timeout=_ANSWER_S)
         return [task.result() if task.done() else f"no answer within {_ANSWER_S:g} s" for task in asked]
@@ -249,7 +252,7 @@ class _State:
     port: int
 
 
-async def _state_of(client: Redis, service: str) -> _State | str:
+async def _state_of(client: Redis, service: str, *, secured: bool) -> _State | str:
     try:
         async with asyncio.timeout(_GIVE_UP_S):
             facts: dict[str, Any] = dict(await client.sentinel_master(service))  # type: ignore[arg-type]
@@ -264,7 +267,8 @@ async def _state_of(client: Redis, service: str) -> _State | str:
     except TimeoutError:
         return f"no answer within {_GIVE_UP_S:g} s"
     except (RedisError, OSError, KeyError, ValueError) as exc:
-        return str(exc)
+        ended = secured and ("reset" in str(exc) or "closed" in str(exc))
+        return f"{exc}, {AS_WITHOUT_CERTIFICATE}" if ended else str(exc)
 
 
 def _client(place: SentinelPlace) -> Redis:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from lockguard.errors import ConfigurationError
@@ -79,3 +81,10 @@ async def test_a_stop_that_the_price_has_passed_is_refused_before_the_entry(
 async def test_a_price_that_is_not_told_refuses_nothing(bot: Bot) -> None:
     bot.fault(FaultKind.OVERLOADED, Operation.TICKER)
     assert isinstance(await bot.open(), Opened)
+
+
+async def test_a_price_that_does_not_come_holds_nothing_up(bot: Bot) -> None:
+    bot.client.timeout = 60_000
+    bot.fault(FaultKind.HANG, Operation.TICKER, hold_ms=60_000)
+    async with asyncio.timeout(20):
+        assert isinstance(await bot.open(), Opened)
