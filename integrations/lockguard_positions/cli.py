@@ -265,11 +265,11 @@ async def _run(
             console.print(f"Postgres: {postgres.binary}", highlight=False)
             settings = replace(settings, database_url=postgres.url)
         if not settings.exchange_url:
-            from lockguard_ccxt.testing import LocalExchange  # noqa: PLC0415 - the same
+            from lockguard_positions.race_exchange import exchange_apart  # noqa: PLC0415 - the same
 
-            exchange = await stack.enter_async_context(LocalExchange())
-            console.print(f"exchange: local, {exchange.url}", highlight=False)
-            settings = replace(settings, exchange_url=exchange.url)
+            exchange_url = await stack.enter_async_context(exchange_apart())
+            console.print(f"exchange: local, {exchange_url}", highlight=False)
+            settings = replace(settings, exchange_url=exchange_url)
         return await (compare if comparing else run_race)(settings, on_progress=on_progress)
 
 

@@ -161,6 +161,7 @@ class Reconciler:
         """
         looking = asyncio.create_task(self._venue.look(symbol), name=f"look at {symbol}")
         try:
+            await asyncio.sleep(0)  # its request is sent first, as its answer takes longest
             row, resumed = await self.settle(symbol)
             if row is not None:
                 return row, None, None
