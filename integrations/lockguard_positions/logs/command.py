@@ -111,15 +111,16 @@ def analyze_(
             f"nothing was logged between --from and --to; the log goes from {span.first:%Y-%m-%d %H:%M:%S}"
             f" to {span.last:%Y-%m-%d %H:%M:%S}"
         )
+    # Files first: a reader such as head may close the output in the middle of the tables.
+    if html_file is not None:
+        _write(html_file, [draw(found, files=files, symbol=symbol)])
     if str(export_file) == "-":
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
-        _show(found, symbol)
         if export_file is not None:
             # In pieces: the text of a long log's findings is several times as large as they are.
             _write(export_file, chain(json.JSONEncoder(indent=2).iterencode(found.as_json()), ["\n"]))
-    if html_file is not None:
-        _write(html_file, [draw(found, files=files, symbol=symbol)])
+        _show(found, symbol)
     if found.findings:
         raise SystemExit(_FOUND)
 
