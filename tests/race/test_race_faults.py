@@ -63,6 +63,7 @@ class Call(NamedTuple):
 
 
 CALLS = {
+    "price": Call(Operation.TICKER),
     "entry": Call(Operation.CREATE_ORDER),
     "stop": Call(Operation.CREATE_ALGO),
     "close": Call(Operation.CREATE_ORDER, skip=1),
