@@ -168,6 +168,7 @@ CAN = {
 }
 
 
+@pytest.mark.timeout(360)  # a peer that splits its votes on a busy machine waits out its own leases
 @pytest.mark.filterwarnings(
     "ignore:.*MemoryObject:pytest.PytestUnraisableExceptionWarning"
 )  # coredis's Sentinel
