@@ -158,6 +158,8 @@ class LossReason(StrEnum):
     """The node said that the lock is no longer held by this grant."""
     BROKEN = "broken"
     """An operator broke it."""
+    FENCED = "fenced"
+    """Postgres refused a write that carried it: a successor is in force, or it was broken or closed there."""
     MAX_HOLD = "max_hold"
     """It was held for as long as the guard allows."""
     CLOSED = "closed"

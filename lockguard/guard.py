@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from lockguard.ballot import spoken
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.core import TEXT_CHARACTERS_MAX, Core
-from lockguard.errors import ConfigurationError, QuorumUnavailable
+from lockguard.errors import ConfigurationError, LossReason, QuorumUnavailable
 from lockguard.exclusive import Keeps, MaySkip, exclusive
 from lockguard.hold import Hold, HoldMany
-from lockguard.lease import Token, new_grant_id, parse_resource
+from lockguard.lease import GrantId, Token, new_grant_id, parse_resource
 from lockguard.nodes.choose import node_for_url, nodes_for_urls
 from lockguard.nodes.memory import MemoryNode, MemoryStore
 from lockguard.observe.log import LogObserver
 from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
 from lockguard.quorum import majority
 from lockguard.redlock import Redlock
+from lockguard.renewal import end_here
 from lockguard.times import checked_ttl, checked_wait, milliseconds
 
 if TYPE_CHECKING:
@@ -291,6 +292,9 @@ class LockGuard:
     async def break_(self, resource: str, *, reason: str) -> Broken:
         """End somebody else's lease by force: its writes are refused from now on, then the lock is freed.
 
+        A body of this process that holds it is cut at once, with ``LossReason.BROKEN``. One of another
+        process learns of it when its next write is refused, or with its next renewal.
+
         Args:
             resource: what to free.
             reason: why; kept in the lock's history.
@@ -309,6 +313,8 @@ class LockGuard:
         done = [vote for vote in votes if isinstance(vote, Broken)]
         if len(done) < majority(len(votes)):
             raise self._unasked(resource, votes)
+        for grant in {broken.grant for broken in done}:
+            end_here(GrantId(grant), LossReason.BROKEN)
         return max(done, key=lambda broken: broken.token)
 
     async def request_handover(self, resource: str, *, reason: str) -> bool:

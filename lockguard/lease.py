@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, NewType
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lockguard.clock import Clock
+    from lockguard.errors import StaleToken
 
 __all__ = ["Grant", "GrantId", "Lease", "LeaseState", "Resource", "Token", "new_grant_id", "parse_resource"]
 
@@ -108,7 +111,7 @@ class Lease:
     Read it anywhere in the body; only the guard changes it.
     """
 
-    __slots__ = ("_clock", "_deadline", "_loss", "_released", "_unanswered", "_wanted", "grant")
+    __slots__ = ("_clock", "_deadline", "_end", "_loss", "_released", "_unanswered", "_wanted", "grant")
 
     def __init__(self, grant: Grant, *, deadline: float, clock: Clock) -> None:
         self.grant = grant
@@ -118,6 +121,7 @@ class Lease:
         self._released = False
         self._unanswered = False
         self._wanted = False
+        self._end: Callable[[LossReason], None] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -208,7 +212,31 @@ class Lease:
             reason=reason,
         )
 
+    def lost_to_fence(self, refusal: StaleToken) -> None:
+        """Postgres refused a write that carried this very lease: it has ended, whatever Redis still says.
+
+        For fence integrations. The body is cut and observers are told at once, not with the next renewal.
+        Telling it again changes nothing, nor does a refusal of another lease, or of one that was released.
+
+        Args:
+            refusal: what Postgres said.
+        """
+        if refusal.resource == self.resource and refusal.presented == self.token:
+            self.end(LossReason.FENCED)
+
     # What follows is for the guard only.
+
+    def on_end(self, end: Callable[[LossReason], None]) -> None:
+        """Have ``end`` cut the body and tell the observers when somebody else finds out that it is over."""
+        self._end = end
+
+    def end(self, reason: LossReason) -> None:
+        """Somebody other than the guard found out that it is over. May be called from any thread."""
+        if self._released or self._loss is not None:
+            return
+        self.mark_lost(reason)
+        if self._end is not None:
+            self._end(reason)
 
     def settle(self, token: Token) -> None:
         """The fence had the last word on the token. Before the lease is handed out only."""

@@ -14,7 +14,10 @@ the loop is stalled; that is why ``Lease`` looks at the clock itself as well.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +29,12 @@ from lockguard.lease import Grant, GrantId, Lease
 from lockguard.ports import Extended, NoVote
 from lockguard.redlock import Redlock, Renewal
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "end_here"]
+
+_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+"""Those of all guards of this process, in whatever thread their loops run."""
+
+_keepers_lock = threading.Lock()
 
 _FIRST_AT = 1 / 3
 """The share of the ttl after which a lease is renewed."""
@@ -69,6 +77,9 @@ class Keeper:
         self._round: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with _keepers_lock:
+            _keepers.add(self)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -86,6 +97,8 @@ class Keeper:
         Returns:
             The instant on the clock, in seconds, from which that counts.
         """
+        self._loop = asyncio.get_running_loop()
+        lease.on_end(partial(self._end, lease.grant.id))
         ttl_s = lease.grant.ttl_ms / 1000
         now = self._clock.now()
         kept = _Kept(lease, on_lost, now + ttl_s * _FIRST_AT, ttl_s * _TOGETHER, now + max_hold_s)
@@ -96,6 +109,11 @@ class Keeper:
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""
         self._kept.pop(lease.grant.id, None)
+
+    def end(self, grant: GrantId, reason: LossReason) -> None:
+        """End the lease of this grant, if it is kept here. May be called from any thread."""
+        if (kept := self._kept.get(grant)) is not None:
+            kept.lease.end(reason)
 
     def lose_all(self, reason: LossReason) -> list[Lease]:
         """End every lease that is kept; gives them."""
@@ -146,6 +164,19 @@ class Keeper:
         if self._round is None:  # otherwise its end looks again
             instants += [kept.due_at for kept in self._kept.values()]
         self._look_by(min(instants), self._clock.now())
+
+    def _end(self, grant: GrantId, reason: LossReason) -> None:
+        """The lease knows that it is lost: cut its body, in the loop that the body runs in."""
+
+        def lose() -> None:
+            if (kept := self._kept.get(grant)) is not None:
+                self._lose(kept, reason)
+
+        if self._loop is None or asyncio._get_running_loop() is self._loop:  # it does not raise
+            lose()
+        else:
+            with contextlib.suppress(RuntimeError):  # that loop has ended, and the body with it
+                self._loop.call_soon_threadsafe(lose)
 
     def _lose(self, kept: _Kept, reason: LossReason) -> None:
         if kept.lease.grant.id not in self._kept:
@@ -210,3 +241,11 @@ class Keeper:
                 left_ms = kept.lease.remaining.total_seconds() * 1000
                 self._emit(RenewalUnanswered(grant, left_ms, extension.cause))
         return True
+
+
+def end_here(grant: GrantId, reason: LossReason) -> None:
+    """End the lease of this grant at once, whichever guard of this process keeps it."""
+    with _keepers_lock:
+        keepers = list(_keepers)
+    for keeper in keepers:
+        keeper.end(grant, reason)
