@@ -29,6 +29,7 @@ from lockguard_positions.events import (
 )
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.model import (
+    Adopt,
     AlreadyOpen,
     Intent,
     IntentOutcome,
@@ -49,6 +50,7 @@ __all__ = [
     "OPEN",
     "TERMINAL",
     "TRANSITIONS",
+    "Adopt",
     "Alert",
     "AlreadyOpen",
     "AtomicPositionManager",

@@ -21,6 +21,7 @@ from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions.events import LogPositions, Moved, PositionEvent, PositionObserver, WriteRefused
 from lockguard_positions.flow import Flow
 from lockguard_positions.model import (
+    Adopt,
     AlreadyOpen,
     NewPosition,
     NotOpened,
@@ -62,12 +63,13 @@ class AtomicPositionManager:
         pool: the database that has the tables (:func:`~lockguard_positions.migrate`).
         exchanges: the guarded exchanges, with their markets loaded.
         pace: how to wait.
-        adopt_stop_loss_percent: where the stop of a position that is found without a row goes.
+        adopt: what to do about a position that is found without a row: ``off``, ``alert`` or ``stop``.
+        adopt_stop_loss_percent: where the stop of such a position goes if it has none.
         observers: told of every change and of what a person should look at; the default one logs.
         clock: measures the time without a stop.
 
     Raises:
-        ConfigurationError: two exchanges are the same venue.
+        ConfigurationError: two exchanges are the same venue, or ``adopt`` is another word.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class AtomicPositionManager:
         exchanges: Sequence[GuardedExchange],
         *,
         pace: Pace = _PACE,
+        adopt: Adopt | str = Adopt.STOP,
         adopt_stop_loss_percent: Decimal = _STOP_PERCENT_DEFAULT,
         observers: Sequence[PositionObserver] | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -89,6 +92,7 @@ class AtomicPositionManager:
                 raise ConfigurationError(f"two of the exchanges are {exchange.name!r}; give one of them")
             self._venues[exchange.name] = Venue(exchange, pace)
         self._pace = pace
+        self._adopt = Adopt.read(adopt)
         self._adopt_stop_loss_percent = percent(adopt_stop_loss_percent, name="adopt_stop_loss_percent")
         self._observers: list[PositionObserver] = [LogPositions()] if observers is None else list(observers)
         self._clock = clock

@@ -13,6 +13,7 @@ from lockguard_ccxt import Side, Step
 from lockguard_positions.status import PositionStatus
 
 __all__ = [
+    "Adopt",
     "AlreadyOpen",
     "Intent",
     "IntentOutcome",
@@ -61,6 +62,31 @@ class PositionSide(StrEnum):
                 return cls.SHORT
             case _:
                 raise ConfigurationError(f"side {text!r} is not known; write 'long' or 'short'")
+
+
+class Adopt(StrEnum):
+    """What a pass does about a position that the exchange holds and the table has no row for."""
+
+    OFF = "off"
+    """Leave it alone and say nothing."""
+    ALERT = "alert"
+    """Leave it alone and tell a person."""
+    STOP = "stop"
+    """Give it a row and, if it has no stop yet, one where the price allows. Never an exit."""
+
+    @classmethod
+    def read(cls, text: str) -> Adopt:
+        """``off``, ``alert`` or ``stop``.
+
+        Raises:
+            ConfigurationError: something else.
+        """
+        try:
+            return cls(text.strip().lower())
+        except ValueError:
+            raise ConfigurationError(
+                f"adopt={text!r} is not known; write {', '.join(repr(one.value) for one in cls)}"
+            ) from None
 
 
 class IntentOutcome(StrEnum):
