@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,35 @@ import redis
 from lockguard.testing import PostgresServer, RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+TESTS = Path(__file__).parent
+
+ON_EACH_LOOP = (
+    "contract/",
+    "integration/test_cancellation.py",
+    "integration/test_fence.py",
+    "integration/test_fence_breakage.py",
+    "integration/test_fence_dropin.py",
+    "integration/test_loss.py",
+    "integration/test_loops.py",
+)
+"""What runs on asyncio's own event loop and on uvloop, which users of ccxt and uvicorn have; the rest on the first."""
+
+
+def _uvloop() -> asyncio.AbstractEventLoop:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed, so nothing is tried on it here")
+    return uvloop.new_event_loop()
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """On which event loops a test runs."""
+    factories = {"asyncio": asyncio.new_event_loop}
+    if item.path.relative_to(TESTS).as_posix().startswith(ON_EACH_LOOP):
+        factories["uvloop"] = _uvloop
+    return factories
 
 
 def pytest_configure() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import hiredis
 
@@ -179,8 +179,10 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The transport is ready."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # A cast and no check: the transports of other loops, such as uvloop's, inherit from nothing.
+        self._transport = cast("asyncio.Transport", transport)
+        if self._ended is not None:  # given up while it was being made
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: hand each complete reply to the oldest slot."""
