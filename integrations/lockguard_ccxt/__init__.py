@@ -15,6 +15,7 @@ from lockguard_ccxt.guarded import GuardedExchange
 from lockguard_ccxt.holdings import Holding
 from lockguard_ccxt.ids import Step, client_order_id
 from lockguard_ccxt.keys import resource_key, unified_symbol
+from lockguard_ccxt.markets import Market, UnknownMarket
 from lockguard_ccxt.money import MarketRules, decimal_of, rules_of
 from lockguard_ccxt.outcome import (
     Executed,
@@ -34,6 +35,7 @@ __all__ = [
     "Executed",
     "GuardedExchange",
     "Holding",
+    "Market",
     "MarketRules",
     "OrderState",
     "Outcome",
@@ -44,6 +46,7 @@ __all__ = [
     "Side",
     "Step",
     "Unknown",
+    "UnknownMarket",
     "Verdict",
     "ccxt_errors",
     "classify",

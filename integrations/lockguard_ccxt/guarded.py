@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.context import current_leases
 from lockguard.errors import ConfigurationError, LeaseNotHeld
+from lockguard.lease import parse_resource
 from lockguard_ccxt import proxy
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.gate import attempt, install
 from lockguard_ccxt.holdings import Holding, parse_holdings
 from lockguard_ccxt.ids import Step, client_order_id
-from lockguard_ccxt.keys import resource_key, unified_symbol, venue_name
+from lockguard_ccxt.keys import account_name, unified_symbol
+from lockguard_ccxt.markets import Market, listing_of, short_name
 from lockguard_ccxt.money import MarketRules, rules_of
 from lockguard_ccxt.outcome import Executed, Outcome, PlacedOrder, Side
 from lockguard_ccxt.placing import PATIENCE, Patience, Placer, Plan
-from lockguard_ccxt.venues import parse_order, venue_of
+from lockguard_ccxt.venues import every_position, parse_order, venue_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["GuardedExchange"]
 
 _CLOCK_AHEAD = timedelta(seconds=1)
+_REFRESH_S_MIN = 15.0
 
 
 class GuardedExchange:
@@ -47,18 +50,20 @@ class GuardedExchange:
 
     Args:
         exchange: from ``ccxt.async_support``. The last check is put into its ``fetch``.
+        account: the label of the account, where there are several at the exchange: part of every name.
         patience: how much of the lease a call needs, and how long an order without an answer is looked for.
         clock: measures the search.
 
     Raises:
-        ConfigurationError: ccxt's own retries are on: they send an order again without asking what became
-            of it.
+        ConfigurationError: a label that cannot be part of a name; or ccxt's own retries are on: they send an
+            order again without asking what became of it.
     """
 
     def __init__(
         self,
         exchange: Any,
         *,
+        account: str | None = None,
         patience: Patience = PATIENCE,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -68,8 +73,10 @@ class GuardedExchange:
                 " set it to 0, as ccxt would repeat orders blindly"
             )
         self._exchange = exchange
+        self._name = account_name(exchange, account)
         self._patience = patience
         self._clock = clock
+        self._loaded_at: float | None = None
         install(exchange)
 
     def __repr__(self) -> str:
@@ -82,8 +89,8 @@ class GuardedExchange:
 
     @property
     def name(self) -> str:
-        """The venue, as resource keys have it."""
-        return venue_name(self._exchange)
+        """The account, as locks and rows have it: ``binance``, or ``binance@scalper``."""
+        return self._name
 
     @property
     def in_doubt_for(self) -> timedelta:
@@ -97,12 +104,47 @@ class GuardedExchange:
     async def load(self) -> None:
         """Load the markets, so that no order waits for it."""
         await self._exchange.load_markets()
+        self._loaded_at = self._clock.now()
+
+    async def refresh(self) -> bool:
+        """Load the markets again, as a name is not among them; tells whether that was done.
+
+        Contracts are listed and delisted while a bot runs. Whoever sends names that exist nowhere must not
+        make it load markets all the time: it is done at most once in fifteen seconds.
+
+        Raises:
+            ccxt.BaseError: the exchange did not answer; the markets are those of before.
+        """
+        now = self._clock.now()
+        if self._loaded_at is not None and now - self._loaded_at < _REFRESH_S_MIN:
+            return False
+        self._loaded_at = now
+        await self._exchange.load_markets(reload=True)
+        return True
 
     # --- names and steps ---
 
+    def market(self, symbol: str) -> Market:
+        """The market of a name, however it is spelt.
+
+        Raises:
+            UnknownMarket: there is none; :meth:`refresh` may bring it.
+            ConfigurationError: the markets are not loaded, or the name is not that of one market.
+        """
+        listing = listing_of(self._exchange)
+        if listing is None:
+            raise ConfigurationError(f"the markets of {self.name} are not loaded; await load() first")
+        return listing.market(symbol)
+
     def resource(self, symbol: str) -> Resource:
-        """The resource that guards positions in ``symbol``."""
-        return resource_key(self._exchange, symbol)
+        """The resource that guards positions in ``symbol``.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        if listing_of(self._exchange) is None:
+            return parse_resource(f"{self.name}:{short_name(unified_symbol(self._exchange, symbol))}")
+        return parse_resource(f"{self.name}:{self.market(symbol).name}")
 
     def unified(self, symbol: str) -> str:
         """The unified symbol of a market, however it is spelt.
@@ -122,9 +164,7 @@ class GuardedExchange:
         Raises:
             ConfigurationError: the markets are not loaded, or there is no such market.
         """
-        if not self._exchange.markets:
-            raise ConfigurationError(f"the markets of {self.name} are not loaded; await load() first")
-        return rules_of(self._exchange, self._exchange.market(self.unified(symbol)))
+        return rules_of(self._exchange, self._exchange.market(self.market(symbol).symbol))
 
     # --- orders by intent ---
 
@@ -286,7 +326,12 @@ class GuardedExchange:
             ccxt.OperationFailed: the exchange did not answer, after retries. A failed read is not "flat".
         """
         wanted = None if symbols is None else [self.unified(symbol) for symbol in symbols]
-        return parse_holdings(await self._placer().read(lambda: self._exchange.fetch_positions(wanted)))
+        found: dict[str, Holding] = {}
+        for params in ({},) if wanted else every_position(self._exchange):
+            read = partial(self._exchange.fetch_positions, wanted, dict(params))
+            for held in parse_holdings(await self._placer().read(read)):
+                found[held.symbol] = held
+        return tuple(found.values())
 
     async def holding(self, symbol: str) -> Holding | None:
         """The open position in a symbol; ``None`` when it is flat."""

@@ -6,7 +6,8 @@ its plain name, ``binance:BTCUSDT``; everything else, whose plain name would be 
 unified name: spot ``binance:BTC/USDT``, coin-margined ``binance:BTC/USD:BTC``, dated
 ``binance:BTC/USDT:USDT-250926``.
 
-``binance`` with futures switched on and ``binanceusdm`` trade the same account, so they are one venue.
+``binance`` with futures switched on and ``binanceusdm`` trade the same account, so they are one venue. Two
+accounts at one venue have a label each, which is part of the name: ``binance@scalper:BTCUSDT``.
 """
 
 from __future__ import annotations
@@ -17,21 +18,56 @@ from typing import Any
 
 from lockguard.errors import ConfigurationError
 from lockguard.lease import Resource, parse_resource
+from lockguard_ccxt.markets import listing_of, short_name
 
-__all__ = ["resource_key", "unified_symbol", "venue_name"]
+__all__ = ["account_label", "account_name", "resource_key", "unified_symbol", "venue_name"]
 
 _VENUES = {"binanceusdm": "binance", "binancecoinm": "binance"}
 
-_UNIFIED = re.compile(r"^(?P<base>[^/:\s]+)/(?P<quote>[^/:\s-]+)(?::(?P<settle>[^/:\s-]+)(?P<rest>-\S+)?)?$")
+_LABEL_CHARS_MAX = 32
+_LABEL = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{_LABEL_CHARS_MAX - 1}}}")
+_UNIFIED = re.compile(r"^[^/:\s]+/[^/:\s-]+(?::[^/:\s-]+(?:-\S+)?)?$")
 _PLAIN = re.compile(r"^(?P<base>[A-Z0-9]+?)(?P<quote>USDT|USDC|FDUSD|BUSD)(?:_(?P<delivery>\d{6}))?$")
 _COIN_MARGINED = re.compile(r"^(?P<base>[A-Z0-9]+?)USD_(?P<kind>PERP|\d{6})$")
 
 
 def venue_name(exchange: Any) -> str:
-    """The account's venue: a ccxt exchange or its id, variants of one account under one name."""
+    """The account's venue: a ccxt exchange or its id, variants of one account under one name.
+
+    The label of an account stays as it is: ``binanceusdm@scalper`` gives ``binance@scalper``.
+    """
     name = exchange if isinstance(exchange, str) else str(exchange.id)
-    lowered = name.strip().lower()
-    return _VENUES.get(lowered, lowered)
+    venue, at, label = name.strip().partition("@")
+    lowered = venue.lower()
+    return f"{_VENUES.get(lowered, lowered)}{at}{label}"
+
+
+def account_name(exchange: Any, account: str | None) -> str:
+    """What one account at an exchange is called in locks, rows and reports: ``binance@scalper``.
+
+    Raises:
+        ConfigurationError: the label cannot be part of a name.
+    """
+    venue = venue_name(exchange)
+    return venue if account is None else f"{venue}@{account_label(account)}"
+
+
+def account_label(text: str) -> str:
+    """Check the label of an account.
+
+    Two spellings of one label would be two names, and two names are two locks for one account. So there is
+    one spelling: lower case, and nothing that a name of a lock, a row or a shell gives a meaning to.
+
+    Raises:
+        ConfigurationError: other characters, or too many.
+    """
+    if not _LABEL.fullmatch(text):
+        shown = repr(text) if len(text) <= _LABEL_CHARS_MAX else f"{text[:_LABEL_CHARS_MAX]!r}..."
+        raise ConfigurationError(
+            f"account label {shown} cannot be part of a name; write 1 to {_LABEL_CHARS_MAX} of a-z, 0-9, -"
+            " and _, such as 'scalper'"
+        )
+    return text
 
 
 def resource_key(exchange: Any, market: str | Mapping[str, Any]) -> Resource:
@@ -46,40 +82,13 @@ def resource_key(exchange: Any, market: str | Mapping[str, Any]) -> Resource:
         ConfigurationError: the name is not that of one market.
     """
     symbol = unified_symbol(exchange, market) if isinstance(market, str) else str(market["symbol"])
-    return parse_resource(f"{venue_name(exchange)}:{_short(symbol)}")
+    return parse_resource(f"{venue_name(exchange)}:{short_name(symbol)}")
 
 
 def unified_symbol(exchange: Any, name: str) -> str:
     """The unified symbol of a market, however it is spelt; takes and raises as :func:`resource_key`."""
-    return _loaded_symbol(exchange, name) if getattr(exchange, "markets", None) else _read_symbol(name)
-
-
-def _short(symbol: str) -> str:
-    """The plain name of a perpetual settled in its quote currency; any other symbol as it is."""
-    match = _UNIFIED.match(symbol)
-    if match and match["settle"] == match["quote"] and not match["rest"]:
-        return f"{match['base']}{match['quote']}"
-    return symbol
-
-
-def _loaded_symbol(exchange: Any, name: str) -> str:
-    """What ccxt calls the market, or a clear error.
-
-    A plain name may belong to spot and futures alike. ccxt then takes its default type, which is spot on
-    many exchanges: a perpetual of that name wins here, as a position is what is guarded.
-    """
-    candidates = (exchange.markets_by_id or {}).get(name)
-    perpetual = [m for m in candidates or () if m.get("swap") and m.get("linear")]
-    if len(perpetual) == 1:
-        return str(perpetual[0]["symbol"])
-    try:
-        return str(exchange.market(name)["symbol"])
-    except Exception as exc:  # ccxt raises BadSymbol, a class that is expensive to import for one message
-        if type(exc).__name__ != "BadSymbol":
-            raise
-        raise ConfigurationError(
-            f"{exchange.id} has no market {name!r}; write the unified symbol, such as BTC/USDT:USDT"
-        ) from exc
+    listing = listing_of(exchange)
+    return _read_symbol(name) if listing is None else listing.market(name).symbol
 
 
 def _read_symbol(name: str) -> str:
@@ -93,6 +102,6 @@ def _read_symbol(name: str) -> str:
         delivery = "" if match["kind"] == "PERP" else f"-{match['kind']}"
         return f"{match['base']}/USD:{match['base']}{delivery}"
     raise ConfigurationError(
-        f"symbol {name!r} cannot be read without the exchange's markets; write it as BTC/USDT:USDT,"
+        f"symbol {name[:60]!r} cannot be read without the exchange's markets; write it as BTC/USDT:USDT,"
         " or give the ccxt exchange after load_markets()"
     )

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.keys import venue_name
+from lockguard_ccxt.markets import listing_of
 from lockguard_ccxt.money import decimal_of
 from lockguard_ccxt.outcome import OrderState, PlacedOrder, Side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Binance", "Bybit", "Venue", "parse_order", "venue_of"]
+__all__ = ["Binance", "Bybit", "Venue", "every_position", "parse_order", "venue_of"]
 
 _ZERO = Decimal(0)
 _STATES = {
@@ -154,6 +155,17 @@ class Bybit:
     def cancel_params(self, order: PlacedOrder) -> dict[str, Any]:
         """There is one book."""
         return {"orderLinkId": order.client_id} if order.client_id else {}
+
+
+def every_position(exchange: Any) -> tuple[dict[str, Any], ...]:
+    """What to ask with, one question after the other, to get the positions of all contracts.
+
+    Bybit keeps a list for each coin of settlement, and ccxt asks for that of USDT if it is not told another.
+    """
+    listing = listing_of(exchange)
+    if venue_name(exchange) != "bybit" or listing is None:
+        return ({},)
+    return tuple({"settleCoin": coin} for coin in listing.settle_coins) or ({},)
 
 
 def venue_of(exchange: Any) -> Venue:
