@@ -45,6 +45,8 @@ _CARRIERS = {
     "copy_to_table": False,
     "copy_records_to_table": False,
 }
+# Where a prepared statement keeps its connection.
+_OF = "_connection"
 _STATEMENT_CARRIERS = ("fetch", "fetchval", "fetchrow", "fetchmany", "executemany")
 # Housekeeping that asyncpg does with statements of its own.
 _PLAIN = ("add_listener", "remove_listener", "set_type_codec", "reset_type_codec", "set_builtin_type_codec")
@@ -136,6 +138,11 @@ class _Statement(_PreparedStatement):
     """A prepared statement that carries the lease in force when it is run."""
 
     __slots__ = ()
+
+    def cursor(self, *args: object, **options: Any) -> Any:
+        """As asyncpg's; presents the lease before the first row."""
+        con: Any = getattr(self, _OF)
+        return _Cursor(con, super().cursor(*args, **options))
 
 
 def _statement_carrier(name: str) -> Callable[..., Awaitable[Any]]:

@@ -78,6 +78,8 @@ class FencedTransaction:
         conn = await self._obtain()
         try:
             self._con = bare(conn)
+            if self._con is None:  # the server dropped it, and the pool has emptied its proxy
+                raise asyncpg.InterfaceError("cannot begin a fenced transaction: the connection is closed")
             wire: Any = Wire(self._con, lambda: leases, limits=self._limits, sequence=self.sequence)
             transaction = Transaction(wire, self._isolation, readonly=False, deferrable=False)
             await transaction.start()

@@ -18,7 +18,10 @@ duplicate
     have committed.
 lost write
     An operation that was reported as committed, or found to have, is there; one that was refused, or found
-    not to have, is not.
+    not to have, is not, and neither is what was rolled back to a savepoint.
+
+Some holders keep one connection through all their leases, as a bot does, and write in transactions that were
+begun without a lease: what was learnt of a connection in one transaction is worth nothing in the next.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ from typing import TYPE_CHECKING
 from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Shape, Way, Write
 from lockguard_asyncpg.race.planted import PLANTED, PLANTED_ISOLATIONS, Verdict, convict
 from lockguard_asyncpg.race.running import race
-from lockguard_asyncpg.race.writes import BUMP, DROP_IN, NATIVE, PROTECTED, TRANSACTION, WAYS
+from lockguard_asyncpg.race.ways import WAYS, present_ways
+from lockguard_asyncpg.race.writes import BUMP, FOREIGN, NATIVE, SAVEPOINTS, TRANSACTION
+from lockguard_asyncpg.race.writes_dropin import DROP_IN, PROTECTED
+from lockguard_asyncpg.race.writes_sqlalchemy import SQLALCHEMY
 
 if TYPE_CHECKING:
     from lockguard_asyncpg.transaction import Isolation
@@ -36,11 +42,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BUMP",
     "DROP_IN",
+    "FOREIGN",
     "ISOLATIONS",
     "NATIVE",
     "PLANTED",
     "PLANTED_ISOLATIONS",
     "PROTECTED",
+    "SAVEPOINTS",
+    "SQLALCHEMY",
     "TRANSACTION",
     "WAYS",
     "Attempt",
@@ -51,6 +60,7 @@ __all__ = [
     "Way",
     "Write",
     "convict",
+    "present_ways",
     "race",
 ]
 

@@ -19,11 +19,11 @@ from lockguard_asyncpg.race import (
     ISOLATIONS,
     PLANTED,
     PLANTED_ISOLATIONS,
-    WAYS,
     RacePlan,
     RaceReport,
     Way,
     convict,
+    present_ways,
     race,
 )
 from lockguard_asyncpg.schema import install
@@ -136,7 +136,7 @@ async def _series(routes: tuple[_Route, ...], plan: RacePlan, *, total: int | No
         _Run(route, isolation, way)
         for route in routes
         for isolation in ISOLATIONS
-        for way in WAYS
+        for way in present_ways()
         # A pooler gives a lone statement the server's default.
         if way.transacts or not route.pooler or isolation == ISOLATIONS[0]
     ]

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lockguard.errors import FenceUnavailable, StaleToken
+from lockguard.errors import FenceUnavailable
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
-from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, NotCommitted
-from lockguard_asyncpg.fence import PostgresFence, resolve
-from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Shape, Way
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg.race.operate import End, operate
+from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Way
+from lockguard_asyncpg.race.seat import Seat
 
 if TYPE_CHECKING:
     import asyncpg
@@ -26,10 +28,8 @@ __all__ = ["Holders", "Seen"]
 
 _SEAL_WITHIN = timedelta(seconds=2)
 _RESOLVE_WITHIN = timedelta(seconds=20)
-_OP_ATTEMPTS_MAX = 50
 _WRITES_PER_LEASE_MAX = 6
 _PAUSE_S = 0.004
-_SHAPES = tuple(Shape)
 _READ = """
 select (select n from lockguard_race.state where resource = $1),
        (select count(*) from lockguard_race.entry where resource = $1 and token < $2)
@@ -77,12 +77,20 @@ class Holders:
     """All holders of one race, and what they know of what became of their operations."""
 
     def __init__(
-        self, pool: asyncpg.Pool[Any], plan: RacePlan, way: Way, clock: Clock, *, alone: bool
+        self,
+        pool: asyncpg.Pool[Any],
+        plan: RacePlan,
+        way: Way,
+        clock: Clock,
+        *,
+        alone: bool,
+        gear: Any = None,
     ) -> None:
         self.pool = pool
         self.plan = plan
         self.way = way
         self.alone = alone
+        self.gear = gear
         self.clock = clock
         self.report = RaceReport()
         self.rng = random.Random(plan.seed)  # noqa: S311 - no secret
@@ -101,21 +109,28 @@ class Holders:
 
     async def holder(self) -> None:
         """Take, write, give back or not, until all operations are done."""
+        seat = Seat(self.pool)
+        try:
+            await self._work(seat)
+        finally:
+            await seat.leave()
+
+    async def _work(self, seat: Seat) -> None:
         while (op := next(self.ops)) <= self.plan.writes:
             lease = await self._take(self.rng.choice(self.resources))
             while lease is None:
                 lease = await self._take(self.rng.choice(self.resources))
             for _ in range(self.rng.randint(1, _WRITES_PER_LEASE_MAX)):
-                if not await self._operate(lease, op) or (op := next(self.ops)) > self.plan.writes:
+                if not await self._operate(lease, op, seat) or (op := next(self.ops)) > self.plan.writes:
                     break
             if self.rng.random() < 0.5 and await self._give_back(lease.grant):
-                await self._write_after_close(lease)
+                await self._write_after_close(lease, seat)
 
-    async def _write_after_close(self, lease: Lease) -> None:
+    async def _write_after_close(self, lease: Lease, seat: Seat) -> None:
         """Sometimes go on with a lease that was given back: a task that nobody awaited."""
         if self.rng.random() < 0.3 and (op := next(self.ops)) <= self.plan.writes:
             self.report.counts["written after the close"] += 1
-            if await self._operate(lease, op):
+            if await self._operate(lease, op, seat):
                 self.report.stale_commits += 1
                 self.report.tell(f"operation {op} committed after its holder had closed")
 
@@ -155,51 +170,31 @@ class Holders:
         assert row is not None
         return Seen(int(row[0]), int(row[1]))
 
-    async def _operate(self, lease: Lease, op: int) -> bool:
+    async def _operate(self, lease: Lease, op: int, seat: Seat) -> bool:
         """Try one operation until it is committed or refused; tells whether the lease is still good."""
-        for _ in range(_OP_ATTEMPTS_MAX):
-            attempt = self._attempt(lease, op)
-            self.report.counts["attempts"] += 1
-            try:
-                await self.way.write(attempt)
-            except StaleToken:
-                self.refused.add(op)
-                self.report.counts["refused"] += 1
-                return False
-            except CommitUnknown as unknown:
-                self.report.counts["unknown"] += 1
-                if not await self._found(unknown):
-                    continue
-            except (NotCommitted, *DATABASE_ERRORS):
-                self.report.counts["failed, certainly not committed"] += 1
-                continue
-            self.committed.add(op)
-            self.report.counts["committed"] += 1
-            return True
-        self.report.counts["given up"] += 1
-        self.refused.add(op)
-        return False
+        end = await operate(
+            self.way.write,
+            lambda: self._attempt(lease, op, seat),
+            pool=self.pool,
+            within=_RESOLVE_WITHIN,
+            counts=self.report.counts,
+        )
+        (self.committed if end is End.COMMITTED else self.refused).add(op)
+        return end is End.COMMITTED
 
-    def _attempt(self, lease: Lease, op: int) -> Attempt:
+    def _attempt(self, lease: Lease, op: int, seat: Seat) -> Attempt:
         return Attempt(
             self.pool,
             lease,
             op,
-            _SHAPES[op % len(_SHAPES)],
+            self.way.shapes[op % len(self.way.shapes)],
             self.plan.isolation,
             self.alone,
             self._pause,
             self._count_lost if self.rng.random() < self.plan.lose_share else None,
+            seat,
+            self.gear,
         )
 
     def _count_lost(self) -> None:
         self.report.counts["replies lost"] += 1
-
-    async def _found(self, unknown: CommitUnknown) -> bool:
-        while True:
-            try:
-                happened = await resolve(self.pool, unknown, within=_RESOLVE_WITHIN)
-            except FenceUnavailable:
-                continue
-            self.report.counts["unknown, had committed" if happened else "unknown, had not"] += 1
-            return happened

@@ -65,6 +65,9 @@ def _no_duplicates_and_none_lost(ops: Iterable[int], holders: Holders) -> None:
     for op in (op for op, count in times.items() if count > 1):
         report.duplicates += 1
         report.tell(f"operation {op} committed {times[op]} times")
+    for op in (op for op in times if op < 0):
+        report.lost_writes += 1
+        report.tell(f"what operation {-op} rolled back to a savepoint is there")
     for op in holders.committed - times.keys():
         report.lost_writes += 1
         report.tell(f"operation {op} was reported as committed and is not there")

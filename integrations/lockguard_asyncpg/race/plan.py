@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
     import asyncpg
 
     from lockguard.lease import Lease
+    from lockguard_asyncpg.race.seat import Seat
     from lockguard_asyncpg.transaction import Isolation
 
-__all__ = ["Attempt", "RacePlan", "RaceReport", "Shape", "Way", "Write"]
+__all__ = ["Attempt", "Gear", "RacePlan", "RaceReport", "Shape", "Way", "Write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class Attempt:
         alone: whether a statement without a transaction runs at that isolation.
         pause: to be awaited between the check and the write, and before COMMIT.
         lose_reply: called when the reply to COMMIT is cut off; ``None`` if it is to arrive.
+        seat: the connection that the holder keeps from one lease to the next.
+        gear: what the way's :attr:`Way.gear` gave, such as an engine.
     """
 
     pool: asyncpg.Pool[Any]
@@ -114,7 +118,12 @@ class Attempt:
     alone: bool
     pause: Callable[[], Awaitable[None]]
     lose_reply: Callable[[], None] | None
+    seat: Seat
+    gear: Any = None
 
+
+Gear: TypeAlias = Callable[[str, RacePlan, dict[str, Any]], AbstractAsyncContextManager[Any]]
+"""What a way needs besides a pool, made of a URL, the plan and the options of its connections."""
 
 Write: TypeAlias = Callable[[Attempt], Awaitable[None]]
 """How to write; raises as :class:`lockguard_asyncpg.FencedTransaction` does."""
@@ -130,6 +139,9 @@ class Way:
         fenced: whether the pool carries the leases.
         protects: whether the tables are protected.
         transacts: whether it can open a transaction of a given isolation.
+        gear: opens what it needs besides the pool, once for each race.
+        shapes: what its operations do.
+        noisy: asyncpg itself may leave a future of it behind whose error nobody retrieves.
     """
 
     name: str
@@ -137,3 +149,6 @@ class Way:
     fenced: bool = False
     protects: bool = False
     transacts: bool = True
+    gear: Gear | None = None
+    shapes: tuple[Shape, ...] = tuple(Shape)
+    noisy: bool = False

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from lockguard.errors import StaleToken
+from lockguard_asyncpg.claims import Claim
 from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Way
 from lockguard_asyncpg.race.running import race
-from lockguard_asyncpg.race.writes import ADD, BUMP
+from lockguard_asyncpg.race.writes import ADD, BUMP, plain_transaction
+from lockguard_asyncpg.wire import bare
 
 if TYPE_CHECKING:
     from lockguard_asyncpg.transaction import Isolation
@@ -69,12 +72,52 @@ async def select_insert(attempt: Attempt) -> None:
     await _weak(attempt, _IN_FORCE, ADD)
 
 
+_checked: WeakKeyDictionary[object, set[tuple[str, int]]] = WeakKeyDictionary()
+
+
+async def once_per_connection_write(attempt: Attempt) -> None:
+    """Check a lease once on each connection: what is known of it outlives the transaction.
+
+    A fenced transaction inside the caller's own did this once.
+    """
+    lease = attempt.lease
+    async with plain_transaction(attempt) as conn:
+        known = _checked.setdefault(bare(conn), set())
+        if (lease.resource, lease.token) not in known:
+            await _check(attempt, conn)
+            known.add((lease.resource, lease.token))
+        await _write_late(attempt, conn)
+
+
+async def rolled_back_check_write(attempt: Attempt) -> None:
+    """Check in a savepoint that is rolled back, and with it the lock."""
+    async with plain_transaction(attempt) as conn:
+        savepoint = conn.transaction()
+        await savepoint.start()
+        await _check(attempt, conn)
+        await savepoint.rollback()
+        await _write_late(attempt, conn)
+
+
+async def _check(attempt: Attempt, conn: Any) -> None:
+    lease = attempt.lease
+    await conn.execute(Claim(lease.resource, lease.token, lease.grant.id).check_sql())
+
+
+async def _write_late(attempt: Attempt, conn: Any) -> None:
+    await asyncio.sleep(_GAP_S)
+    await conn.execute(BUMP, attempt.lease.resource, attempt.lease.token, attempt.op)
+    await attempt.pause()
+
+
 PLANTED: tuple[Way, ...] = (
     Way("where exists", where_exists_write),
     Way("token <= on the row", row_predicate_write),
     Way("for key share", key_share_write),
     Way("select, then update", select_write),
     Way("select, then insert", select_insert),
+    Way("checked once per connection", once_per_connection_write),
+    Way("checked in a savepoint that rolled back", rolled_back_check_write),
 )
 
 

@@ -3,38 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.context import Entry, pop_entry, push_entry
 from lockguard_asyncpg.claims import next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
-from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.native import fenced_execute
 from lockguard_asyncpg.race.plan import Attempt, Shape, Way
 from lockguard_asyncpg.transaction import FencedTransaction
-from lockguard_asyncpg.wire import bare, give_back
+from lockguard_asyncpg.wire import bare, give_back, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
+    from contextlib import AbstractAsyncContextManager
 
     from asyncpg.pool import PoolConnectionProxy
+    from asyncpg.transaction import Transaction
 
     _Connection = asyncpg.Connection[Any]
 else:
     _Connection = asyncpg.Connection
 
-__all__ = ["ADD", "BUMP", "DROP_IN", "NATIVE", "PROTECTED", "SEEN", "TRANSACTION", "WAYS", "LossyConnection"]
+__all__ = [
+    "ADD",
+    "BUMP",
+    "FOREIGN",
+    "NATIVE",
+    "NOTE",
+    "SAVEPOINTS",
+    "SEEN",
+    "TRANSACTION",
+    "WRITE_SEEN",
+    "LossyConnection",
+    "lossy",
+    "plain_transaction",
+    "statement",
+    "undone",
+    "undone_write",
+    "write_in",
+]
+
 
 SEEN = "select n from lockguard_race.state where resource = $1"
 BUMP = "update lockguard_race.state set n = n + 1, token = $2, op = $3 where resource = $1"
-_WRITE_SEEN = "update lockguard_race.state set n = $4::bigint + 1, token = $2, op = $3 where resource = $1"
+WRITE_SEEN = "update lockguard_race.state set n = $4::bigint + 1, token = $2, op = $3 where resource = $1"
 ADD = "insert into lockguard_race.entry (resource, token, op) values ($1, $2, $3)"
 """The plainest writes of a race: resource, token, operation."""
-_NOTE = "insert into lockguard.outcome (resource, token, sequence) values ($1, $2, $3)"
+NOTE = "insert into lockguard.outcome (resource, token, sequence) values ($1, $2, $3)"
 # Where a connection keeps what counts the statements that it has sent.
 _PROTOCOL = "_protocol"
 # Whether it keeps prepared statements.
@@ -66,7 +85,7 @@ class LossyConnection(_Connection):
         return super().get_reset_query().replace("RESET ALL;", "")
 
 
-async def _statement(attempt: Attempt, conn: Any) -> tuple[str, tuple[object, ...]]:
+async def statement(attempt: Attempt, conn: Any) -> tuple[str, tuple[object, ...]]:
     """The write and its arguments, after the reading that it is founded on."""
     lease = attempt.lease
     written = (lease.resource, lease.token, attempt.op)
@@ -81,11 +100,11 @@ async def _statement(attempt: Attempt, conn: Any) -> tuple[str, tuple[object, ..
             except CommitUnknown as exc:
                 raise NotCommitted("the reading's end is unknown, the write was not sent") from exc
             await attempt.pause()
-            return _WRITE_SEEN, (*written, seen)
+            return WRITE_SEEN, (*written, seen)
 
 
 @asynccontextmanager
-async def _lossy(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
+async def lossy(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
     """A connection that loses the reply to COMMIT if the attempt is to."""
     conn: PoolConnectionProxy[Any] = await attempt.pool.acquire()
     con = bare(conn)
@@ -101,11 +120,11 @@ async def _lossy(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
 async def transaction_write(attempt: Attempt) -> None:
     """Write in a fenced transaction, with pauses in it."""
     async with (
-        _lossy(attempt) as conn,
+        lossy(attempt) as conn,
         FencedTransaction(conn, attempt.lease, isolation=attempt.isolation),
     ):
         await attempt.pause()
-        query, args = await _statement(attempt, conn)
+        query, args = await statement(attempt, conn)
         await conn.execute(query, *args)
         await attempt.pause()
 
@@ -113,8 +132,8 @@ async def transaction_write(attempt: Attempt) -> None:
 async def native_write(attempt: Attempt) -> None:
     """Write with the check in the statement."""
     await attempt.pause()
-    async with _lossy(attempt) as conn:
-        query, args = await _statement(attempt, conn)
+    async with lossy(attempt) as conn:
+        query, args = await statement(attempt, conn)
         work = fenced_execute(conn, query, *args, lease=attempt.lease)
         if attempt.lose_reply is None or not getattr(bare(conn), _CACHES):
             await work  # behind a pooler it is a transaction, whose COMMIT is lost
@@ -134,51 +153,98 @@ async def _cut_during(con: Any, work: Coroutine[Any, Any, None], lose: Callable[
     await task
 
 
-async def drop_in_write(attempt: Attempt) -> None:
-    """Write as a bot's code does that knows nothing of leases: a statement alone, or a transaction."""
-    task = asyncio.current_task()
-    assert task is not None
-    mark = push_entry(Entry(attempt.lease, task, object()))
-    try:
-        async with _lossy(attempt) as conn:
-            if attempt.alone and attempt.op % 2:
-                query, args = await _statement(attempt, conn)
-                await conn.execute(query, *args)
-                return
-            async with conn.transaction(isolation=attempt.isolation):
-                query, args = await _statement(attempt, conn)
-                await attempt.pause()
-                await conn.execute(query, *args)
-                await attempt.pause()
-    finally:
-        pop_entry(mark)
+async def foreign_write(attempt: Attempt) -> None:
+    """Write in fenced transactions, one after the other, inside a plain one on a connection that is kept.
+
+    What is known of the connection from the last lease, the last transaction or the fenced one before must
+    not stand in for the check.
+    """
+    async with plain_transaction(attempt) as conn:
+        if attempt.op % 3 == 0:
+            await native_in(attempt, conn)
+            return
+        if attempt.op % 3 == 1:
+            async with FencedTransaction(conn, attempt.lease):
+                await conn.fetchval(SEEN, attempt.lease.resource)
+            await attempt.pause()
+        async with FencedTransaction(conn, attempt.lease):
+            await write_in(attempt, conn)
+        await attempt.pause()
 
 
-async def protected_write(attempt: Attempt) -> None:
-    """Write to protected tables, with the lease carried or with nothing but the table's own check."""
-    await (drop_in_write(attempt) if attempt.op % 4 < 2 else _by_hand(attempt))
+async def native_in(attempt: Attempt, conn: Any) -> None:
+    """A fenced statement in the transaction that ``conn`` is in."""
+    query, args = await statement(attempt, conn)
+    await fenced_execute(conn, query, *args, lease=attempt.lease)
+    await attempt.pause()
 
 
-async def _by_hand(attempt: Attempt) -> None:
-    """Claim the lease without a check, as no code of ours does: the trigger alone is in the way."""
+async def write_in(attempt: Attempt, conn: Any) -> None:
+    """The write, in the transaction that ``conn`` is in."""
+    query, args = await statement(attempt, conn)
+    await attempt.pause()
+    await conn.execute(query, *args)
+    await attempt.pause()
+
+
+async def savepoint_write(attempt: Attempt) -> None:
+    """Write after a savepoint was rolled back: with it went the lock of a check made inside it."""
+    if attempt.op % 2:  # the check is outside of the savepoint and lives on
+        async with (
+            lossy(attempt) as conn,
+            FencedTransaction(conn, attempt.lease, isolation=attempt.isolation),
+        ):
+            await undone(attempt, conn, conn.transaction())
+            await write_in(attempt, conn)
+        return
+    async with plain_transaction(attempt) as conn:
+        await undone(attempt, conn, FencedTransaction(conn, attempt.lease))
+        await attempt.pause()
+        async with FencedTransaction(conn, attempt.lease):
+            await write_in(attempt, conn)
+
+
+class _Undo(Exception):
+    """Rolls a savepoint back."""
+
+
+async def undone(attempt: Attempt, conn: Any, savepoint: AbstractAsyncContextManager[Any]) -> None:
+    """Write in a savepoint, and roll it back."""
+    with contextlib.suppress(_Undo):
+        async with savepoint:
+            await conn.execute(*undone_write(attempt))
+            await attempt.pause()
+            raise _Undo
+
+
+def undone_write(attempt: Attempt) -> tuple[str, str, int, int]:
+    """A write that is to be rolled back: its operation is known by its sign."""
+    query = ADD if attempt.shape is Shape.INSERT else BUMP
+    return query, attempt.lease.resource, attempt.lease.token, -attempt.op
+
+
+@asynccontextmanager
+async def plain_transaction(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
+    """A transaction as an application opens it that knows nothing of leases, on the holder's own connection.
+
+    Its outcome is noted past the fence's functions, so that a lost reply can be resolved.
+    """
     lease, sequence = attempt.lease, next_sequence()
-    async with _lossy(attempt) as conn:
-        # Kept bare: the pool empties its proxy when the server drops the connection.
-        con, transaction = bare(conn), conn.transaction(isolation=attempt.isolation)
-        await transaction.start()
+    conn = await attempt.seat.take()
+    # Kept bare: the pool empties its proxy when the server drops the connection.
+    con = bare(conn)
+    assert isinstance(con, LossyConnection)
+    con.lose_reply = attempt.lose_reply
+    try:
+        with unfenced():
+            transaction = conn.transaction(isolation=attempt.isolation)
+            await transaction.start()
         try:
-            # The outcome is noted past the functions too, so that a lost reply can be resolved.
-            resource, token, grant = text(lease.resource), number(lease.token), uuid(lease.grant.id)
-            claim = f"jsonb_build_object({resource}, jsonb_build_array({token}, {grant}))::text"
-            await conn.execute(f"select set_config('lockguard.leases', {claim}, true)")
-            await conn.execute(_NOTE, lease.resource, lease.token, sequence)
-            query, args = await _statement(attempt, conn)
-            await attempt.pause()
-            await conn.execute(query, *args)
-            await attempt.pause()
+            with unfenced():
+                await conn.execute(NOTE, lease.resource, lease.token, sequence)
+            yield conn
         except BaseException as exc:
-            if not con.is_closed():
-                await transaction.rollback()
+            await _roll_back(con, transaction)
             if (refusal := stale(exc)) is not None:
                 raise refusal from exc
             raise
@@ -188,11 +254,21 @@ async def _by_hand(attempt: Attempt) -> None:
             if meaning_of(exc) is Meaning.LOST:
                 raise CommitUnknown(resource=lease.resource, token=lease.token, sequence=sequence) from exc
             raise
+    finally:
+        con.lose_reply = None
+
+
+async def _roll_back(con: Any, transaction: Transaction) -> None:
+    """A connection that cannot do even that has lost the transaction anyway."""
+    if not con.is_closed():
+        try:
+            with unfenced():
+                await transaction.rollback()
+        except DATABASE_ERRORS:
+            con.terminate()
 
 
 TRANSACTION = Way("transaction", transaction_write)
+FOREIGN = Way("fenced in a plain transaction", foreign_write)
+SAVEPOINTS = Way("after a savepoint rolled back", savepoint_write)
 NATIVE = Way("statement", native_write, transacts=False)
-DROP_IN = Way("drop-in", drop_in_write, fenced=True)
-PROTECTED = Way("protected table", protected_write, fenced=True, protects=True)
-WAYS: tuple[Way, ...] = (TRANSACTION, NATIVE, DROP_IN, PROTECTED)
-"""The ways to write that must never break a law."""
