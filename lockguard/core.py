@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from lockguard.audience import Audience
 from lockguard.errors import ConfigurationError, LockguardError, LossReason
 from lockguard.events import Event, FenceCloseFailed
 from lockguard.renewal import Keeper
+from lockguard.text import TEXT_CHARACTERS_MAX, one_word
 from lockguard.waiting import Queue
 
 if TYPE_CHECKING:
@@ -21,10 +23,7 @@ if TYPE_CHECKING:
     from lockguard.ports import Fence, Observer
     from lockguard.redlock import Redlock
 
-__all__ = ["TEXT_CHARACTERS_MAX", "Core"]
-
-TEXT_CHARACTERS_MAX = 200
-"""Of a holder or an operation."""
+__all__ = ["Core"]
 
 
 class Core:
@@ -57,9 +56,9 @@ class Core:
         self.fence_within = fence_within
         self.max_hold_s = max_hold_s
         self.lock_delay_ms = lock_delay_ms
+        self._audience = Audience(observers, clock=clock)
         self.queue = Queue(redlock, clock=clock, emit=self.emit)
         self.keeper = Keeper(redlock, clock=clock, emit=self.emit)
-        self._observers = list(observers)
         self._closing: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
@@ -106,15 +105,12 @@ class Core:
 
     def holder(self, task: asyncio.Task[Any]) -> str:
         """Who holds, as text for people."""
-        return f"{self._host}:{self._pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
+        text = f"{self._host}:{self._pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
+        return one_word(text)[:TEXT_CHARACTERS_MAX]
 
     def emit(self, event: Event) -> None:
-        """Tell the observers; one that raises is dropped, because it must not break a lock."""
-        for observer in self._observers:
-            try:
-                observer.on(event)
-            except Exception:  # noqa: BLE001 - whatever a user's observer raises
-                self._observers = [other for other in self._observers if other is not observer]
+        """Tell the observers; never raises."""
+        self._audience.tell(event)
 
     def close_fence(self, grant: Grant) -> asyncio.Task[None]:
         """Close the fence for an ended grant; never raises. The guard waits for it when it closes."""

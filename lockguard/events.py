@@ -82,9 +82,11 @@ class FenceCloseFailed:
 
 @dataclass(frozen=True, slots=True)
 class ObserverFailed:
-    """An observer raised; it was dropped."""
+    """An observer raised, for the ``failures``-th time; the others are told."""
 
+    observer: str
     cause: str
+    failures: int
 
 
 Event: TypeAlias = (

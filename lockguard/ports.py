@@ -393,7 +393,7 @@ class Fence(Protocol):
 
 
 class Observer(Protocol):
-    """Somebody who watches. It must not block and what it raises is dropped."""
+    """Somebody who watches. It must not block; what it raises is logged, and it is told the next event."""
 
     def on(self, event: Event) -> None:
         """Something happened."""

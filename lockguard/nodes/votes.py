@@ -17,6 +17,7 @@ from lockguard.ports import (
     Outsider,
     Waiter,
 )
+from lockguard.text import decoded
 
 __all__ = ["acquired", "broken", "done", "extended", "inspected", "membership"]
 
@@ -30,8 +31,8 @@ def acquired(reply: list[Any]) -> AcquireVote:
     _, holder, operation, token, age_ms, retry_after_ms, *place = reply
     ticket, requeued = (int(place[0]), bool(place[1])) if place else (0, False)
     return Busy(
-        holder=holder.decode(),
-        operation=operation.decode(),
+        holder=decoded(holder),
+        operation=decoded(operation),
         token=Token(int(token)),
         age_ms=age_ms,
         retry_after_ms=max(0, retry_after_ms),
@@ -53,7 +54,7 @@ def extended(reply: int) -> Extended:
 
 def broken(reply: list[bytes]) -> Broken:
     """Of break.lua."""
-    return Broken(reply[0].decode(), reply[1].decode(), Token(int(reply[2])))
+    return Broken(decoded(reply[0]), decoded(reply[1]), Token(int(reply[2])))
 
 
 def inspected(resource: Resource, reply: list[Any]) -> Inspection:
@@ -61,15 +62,15 @@ def inspected(resource: Resource, reply: list[Any]) -> Inspection:
     grant, token, holder, operation, age_ms, remaining_ms, ttl_ms, renewals, flat = reply
     waiters = []
     for member, ticket, silent_ms in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
-        waiting, _, inbox = member.decode().partition(" ")
+        waiting, _, inbox = decoded(member).partition(" ")
         waiters.append(Waiter(waiting, inbox, int(ticket), silent_ms))
     return Inspection(
         resource=resource,
         held=bool(grant),
-        grant=grant.decode(),
+        grant=decoded(grant),
         token=int(token),
-        holder=holder.decode(),
-        operation=operation.decode(),
+        holder=decoded(holder),
+        operation=decoded(operation),
         age_ms=age_ms,
         remaining_ms=remaining_ms,
         ttl_ms=ttl_ms,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from lockguard.events import Acquired, Event, FenceCloseFailed, Lost, Released, RenewalUnanswered
+from lockguard.text import printable
 
 __all__ = ["LogObserver"]
 
@@ -24,7 +25,7 @@ class LogObserver:
                     "lease lost: %s token=%d operation=%s: %s",
                     grant.resource,
                     grant.token,
-                    grant.operation,
+                    printable(grant.operation),
                     reason.value,
                 )
             case RenewalUnanswered(grant, remaining_ms, cause):
@@ -33,10 +34,12 @@ class LogObserver:
                     grant.resource,
                     grant.token,
                     remaining_ms,
-                    cause,
+                    printable(cause),
                 )
             case FenceCloseFailed(grant, cause):
-                _LOG.warning("fence not closed: %s token=%d: %s", grant.resource, grant.token, cause)
+                _LOG.warning(
+                    "fence not closed: %s token=%d: %s", grant.resource, grant.token, printable(cause)
+                )
             case Released(grant):
                 _LOG.warning("released late: %s token=%d: Redis had dropped it", grant.resource, grant.token)
             case _:

@@ -1,0 +1,57 @@
+"""Text for people: who holds a lock, what for, why it was broken.
+
+It comes from anywhere: a task's name may be a chat message. It is kept, because it is what an operator has
+to go by, but it cannot begin a new line of a history or a log, nor tell a terminal anything.
+"""
+
+from __future__ import annotations
+
+from lockguard.errors import ConfigurationError
+
+__all__ = ["TEXT_CHARACTERS_MAX", "decoded", "one_word", "printable", "remark"]
+
+TEXT_CHARACTERS_MAX = 200
+"""Of a holder, an operation or a reason."""
+
+
+def printable(text: str) -> str:
+    r"""The text with everything escaped that is not seen as itself.
+
+    Line ends, the escape sequences of terminals, marks that turn the direction of writing, characters
+    without width and broken Unicode become ``\n``, ``\x1b``, ``\u202e`` and so on. The rest, a backslash
+    too, stays, so that text which was escaped once is not changed again.
+
+    Args:
+        text: anything.
+    """
+    text = str.__str__(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def one_word(text: str) -> str:
+    """As :func:`printable`, without blanks: in a history's line it cannot pass for the field that follows."""
+    return printable(text).replace(" ", "\\x20")
+
+
+def remark(text: str, name: str) -> str:
+    """An operation or a reason as a caller gives it, made printable and cut to a length that fits a line.
+
+    Args:
+        text: what the caller gave.
+        name: of the parameter, for the error.
+
+    Raises:
+        ConfigurationError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise ConfigurationError(
+            f"{name} is a {type(text).__name__}; write text for people, such as {name}='open long'"
+        )
+    return printable(text[:TEXT_CHARACTERS_MAX])[:TEXT_CHARACTERS_MAX]
+
+
+def decoded(text: bytes) -> str:
+    """Text for people as a server keeps it, printable whoever wrote it there."""
+    return printable(text.decode(errors="backslashreplace"))
