@@ -1,32 +1,35 @@
 """The decorator: one call of the coroutine function at a time per resource.
 
-The resource's name is a format template over the function's own parameters. It is checked when the
-function is decorated, because a template that names no parameter would otherwise fail in the middle of the
-night on the first signal.
+The resource's name is made of the call's own arguments, by a format template or by a function. It is checked
+when the function is decorated, because a template that names no parameter would otherwise fail in the middle
+of the night on the first signal.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import string
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from lockguard.errors import ConfigurationError, ResourceBusy
+from lockguard.naming import Key, called, compile_key
+from lockguard.text import remark
 from lockguard.times import checked_ttl, checked_wait
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from lockguard.lease import Lease
+    from lockguard.lease import Lease, Resource
 
-__all__ = ["Holds", "Keeps", "MaySkip", "Skipped", "compile_template", "exclusive"]
+__all__ = ["Holds", "Keeps", "MaySkip", "Skipped", "exclusive"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_Hold = Callable[[inspect.BoundArguments], "AbstractAsyncContextManager[Lease]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Skipped:
 
     busy: ResourceBusy
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> Literal[False]:
         return False
 
 
@@ -62,7 +65,7 @@ class Holds(Protocol):
 class Keeps(Protocol):
     """A decorator that keeps the function's type."""
 
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         """Decorate."""
         ...
 
@@ -70,14 +73,16 @@ class Keeps(Protocol):
 class MaySkip(Protocol):
     """A decorator whose function may return :class:`Skipped` instead."""
 
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R | Skipped]]:
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]]
+    ) -> Callable[P, Coroutine[Any, Any, R | Skipped]]:
         """Decorate."""
         ...
 
 
 @overload
 def exclusive(
-    template: str,
+    key: Key,
     *,
     guard: str | Callable[..., Holds],
     on_busy: Literal["wait", "raise"] = ...,
@@ -87,7 +92,7 @@ def exclusive(
 ) -> Keeps: ...
 @overload
 def exclusive(
-    template: str,
+    key: Key,
     *,
     guard: str | Callable[..., Holds],
     on_busy: Literal["skip"],
@@ -96,7 +101,7 @@ def exclusive(
     operation: str | None = ...,
 ) -> MaySkip: ...
 def exclusive(
-    template: str,
+    key: Key,
     *,
     guard: str | Callable[..., Holds],
     on_busy: Literal["wait", "raise", "skip"] = "wait",
@@ -107,104 +112,141 @@ def exclusive(
     """As :meth:`LockGuard.exclusive`, for methods whose guard is known only when they are called.
 
     Args:
-        template: as there; ``"{self.exchange}:{symbol}"`` works too.
-        guard: the name of an attribute of ``self``, or a function that gets the call's positional arguments.
+        key: as there; ``"{self.exchange}:{symbol}"`` works too.
+        guard: the name of an attribute of ``self``, or a function that gets the call's positional arguments
+            (those that the function takes by position, however they were passed).
         on_busy: as there.
         wait: as there.
         ttl: as there.
         operation: as there.
 
     Raises:
-        ConfigurationError: the template does not fit the function, or a value cannot work.
+        ConfigurationError: the key does not fit the function, or a value cannot work.
     """
     if on_busy not in ("wait", "raise", "skip"):
         raise ConfigurationError(f"on_busy={on_busy!r} is not known; write 'wait', 'raise' or 'skip'")
+    _require_key(key)
+    _require_guard(guard)
     if wait is not None:
         checked_wait(wait)
     if ttl is not None:
         checked_ttl(ttl)
+    if operation is not None:
+        operation = remark(operation, "operation")
 
-    def guard_of(args: tuple[Any, ...]) -> Holds:
-        found = guard(*args) if callable(guard) else getattr(args[0], guard, None)
-        if found is None:
-            raise ConfigurationError(
-                f"guard={guard!r} gave no LockGuard for {args[0]!r}; set it before the call"
-            )
-        return found
+    def decorate(
+        function: Callable[P, Coroutine[Any, Any, R]],
+    ) -> Callable[P, Coroutine[Any, Any, R | Skipped]]:
+        _require_coroutine_function(function)
+        resource_of = compile_key(key, function)
+        name = called(function) if operation is None else operation
 
-    def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R | Skipped]]:
-        name = operation if operation is not None else getattr(function, "__qualname__", "")
-
-        def hold(args: tuple[Any, ...], resource: str) -> AbstractAsyncContextManager[Lease]:
-            return guard_of(args).hold(
+        def hold(call: inspect.BoundArguments) -> AbstractAsyncContextManager[Lease]:
+            resource: Resource = resource_of(call)
+            return _guard_of(call, guard, function).hold(
                 resource, wait=wait, ttl=ttl, operation=name, on_busy="wait" if on_busy == "wait" else "raise"
             )
 
-        return _wrap(function, template, hold, skip=on_busy == "skip")
+        return _wrap(function, hold, skip=on_busy == "skip")
 
     return decorate
 
 
-def compile_template(template: str, function: Callable[..., Any]) -> Callable[..., str]:
-    """A function that gives the resource's name for the arguments of one call.
-
-    Raises:
-        ConfigurationError: the template is malformed, names no parameter, or one that does not exist.
-    """
-    signature = inspect.signature(function)
-    parameters = signature.parameters
-    where = f"{function.__qualname__}{signature}"
-    try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
-    except ValueError as exc:
-        raise ConfigurationError(f"the key template {template!r} of {where} is malformed: {exc}") from exc
-    if not fields:
+def _require_key(key: object) -> None:
+    if isinstance(key, str):
+        return
+    if not callable(key):
         raise ConfigurationError(
-            f"the key template {template!r} of {where} names no parameter, so all calls would share"
-            " one lock; write for example '{exchange}:{symbol}'"
+            f"the key is a {type(key).__name__}; write a template such as '{{exchange}}:{{symbol}}',"
+            " or key=lambda symbol: ..."
         )
-    for field in fields:
-        name = field.partition(".")[0].partition("[")[0]
-        if name not in parameters:
-            known = ", ".join(parameters) or "none"
-            raise ConfigurationError(
-                f"the key template {template!r} names {name!r}, which is no parameter of {where};"
-                f" it has: {known}"
-            )
-    bind = signature.bind
+    if _is_coroutine_function(key) or inspect.isasyncgenfunction(key):
+        # Either a decorator without its arguments, or a key that would have to be awaited.
+        raise ConfigurationError(
+            f"{called(key)} is an 'async def' function and no key; write the decorator with one, such as"
+            " @guard.exclusive('{exchange}:{symbol}')"
+        )
 
-    def resource_of(*args: Any, **kwargs: Any) -> str:
-        bound = bind(*args, **kwargs)
-        bound.apply_defaults()
-        return template.format_map(bound.arguments)
 
-    return resource_of
+def _require_guard(guard: object) -> None:
+    if hasattr(guard, "hold"):
+        raise ConfigurationError(
+            "guard= is for a guard that is known only at the call: an attribute's name or a function;"
+            " with a guard at hand write @guard.exclusive(...)"
+        )
+    if not isinstance(guard, str) and not callable(guard):
+        raise ConfigurationError(
+            f"guard= is a {type(guard).__name__}; write the name of the attribute of self that is the guard,"
+            " such as guard='guard', or a function that gives it"
+        )
+
+
+def _guard_of(
+    call: inspect.BoundArguments, guard: str | Callable[..., Holds], function: Callable[..., Any]
+) -> Holds:
+    """The guard for one call."""
+    arguments = call.args
+    found: Any
+    if callable(guard):
+        found, said = guard(*arguments), "the function guard="
+    else:
+        # Of the first argument its class is told, never its text: a bot's repr may show its keys.
+        owner = type(arguments[0]).__name__ if arguments else "nothing"
+        found, said = (
+            getattr(arguments[0] if arguments else None, guard, None),
+            f"the attribute {guard!r} of {owner}",
+        )
+    if callable(getattr(found, "hold", None)):
+        return cast("Holds", found)
+    gave = "None" if found is None else f"a {type(found).__name__}"
+    raise ConfigurationError(
+        f"{said} gave {gave} for a call of {called(function)}(); have it give a LockGuard"
+    )
+
+
+def _is_coroutine_function(function: object) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(type(function), "__call__", None)  # noqa: B004 - of its class: is it a coroutine function?
+    )
+
+
+def _require_coroutine_function(function: object) -> None:
+    if _is_coroutine_function(function):
+        return
+    inner: Any = function.func if isinstance(function, functools.partial) else function
+    if isinstance(inner, classmethod | staticmethod):
+        kind = type(inner).__name__
+        raise ConfigurationError(
+            f"{called(inner.__func__)} is a {kind} already; write @{kind} above the decorator, not below"
+        )
+    name = called(inner) if callable(inner) else f"a {type(inner).__name__}"
+    if inspect.isasyncgenfunction(inner):
+        raise ConfigurationError(
+            f"{name} is an async generator: it would hold the lock while its caller works between two items;"
+            " write 'async with guard.hold(...)' around the loop over it"
+        )
+    raise ConfigurationError(
+        f"{name} is not an 'async def' function; a lease needs a body that can be cancelled"
+        " (and the decorator needs a key: @guard.exclusive('{exchange}:{symbol}'))"
+    )
 
 
 def _wrap(
-    function: Callable[P, Awaitable[R]],
-    template: str,
-    hold: Callable[[tuple[Any, ...], str], AbstractAsyncContextManager[Lease]],
-    *,
-    skip: bool,
-) -> Callable[P, Awaitable[R | Skipped]]:
-    """Decorate ``function``: ``hold(args, resource)`` gives the lease that its body runs under.
-
-    Raises:
-        ConfigurationError: it is no coroutine function, or the template does not fit it.
-    """
-    if not inspect.iscoroutinefunction(function):
-        raise ConfigurationError(
-            f"{getattr(function, '__qualname__', function)!r} is not an 'async def' function;"
-            " a lease needs a body that can be cancelled"
-        )
-    resource_of = compile_template(template, function)
+    function: Callable[P, Coroutine[Any, Any, R]], hold: _Hold, *, skip: bool
+) -> Callable[P, Coroutine[Any, Any, R | Skipped]]:
+    """Decorate ``function``: ``hold(call)`` gives the lease that its body runs under."""
+    bind = inspect.signature(function).bind
 
     @functools.wraps(function)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> R | Skipped:
+        call = bind(*args, **kwargs)
+        call.apply_defaults()
+        holding = hold(call)
         entered = False
         try:
-            async with hold(args, resource_of(*args, **kwargs)):
+            async with holding:
                 entered = True
                 return await function(*args, **kwargs)
         except ResourceBusy as busy:
@@ -213,4 +255,5 @@ def _wrap(
                 return Skipped(busy)
             raise
 
+    guarded.__name__, guarded.__qualname__ = called(function).rpartition(".")[2], called(function)
     return guarded

@@ -6,17 +6,19 @@ import math
 import os
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
 from lockguard.ballot import spoken
 from lockguard.clock import SYSTEM_CLOCK, Clock
-from lockguard.core import TEXT_CHARACTERS_MAX, Core
+from lockguard.core import Core
 from lockguard.errors import ConfigurationError, LossReason, QuorumUnavailable
 from lockguard.exclusive import Keeps, MaySkip, exclusive
 from lockguard.hold import Hold, HoldMany
 from lockguard.lease import GrantId, Token, new_grant_id, parse_resource
+from lockguard.naming import Key
 from lockguard.nodes.choose import node_for_url, nodes_for_urls
 from lockguard.nodes.memory import MemoryNode, MemoryStore
 from lockguard.observe.log import LogObserver
@@ -24,16 +26,31 @@ from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
 from lockguard.quorum import majority
 from lockguard.redlock import Redlock
 from lockguard.renewal import end_here
-from lockguard.times import checked_ttl, checked_wait, milliseconds
+from lockguard.text import remark
+from lockguard.times import checked_ttl, checked_wait, checked_within, milliseconds
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["LockGuard"]
+__all__ = ["GuardOptions", "LockGuard"]
 
 TTL_DEFAULT = timedelta(seconds=10)
 WAIT_DEFAULT = timedelta(seconds=10)
 NODE_TIMEOUT_DEFAULT = timedelta(milliseconds=200)
+
+
+class GuardOptions(TypedDict, total=False):
+    """What every way to make a guard takes, see :class:`LockGuard`."""
+
+    ttl: timedelta
+    wait: timedelta
+    max_hold: timedelta | None
+    lock_delay: timedelta
+    fence: Fence | None
+    fence_within: timedelta
+    observers: Sequence[Observer] | None
+    clock: Clock
+    node_timeout: timedelta
 
 
 class LockGuard:
@@ -73,8 +90,8 @@ class LockGuard:
         clock: Clock = SYSTEM_CLOCK,
         node_timeout: timedelta = NODE_TIMEOUT_DEFAULT,
     ) -> None:
-        if not nodes:
-            raise ConfigurationError("a guard needs at least one Redis node; got none")
+        nodes = _checked_nodes(nodes)
+        _require_fence(fence)
         self._ttl = checked_ttl(ttl)
         self._ttl_ms = milliseconds(self._ttl)
         self._wait = checked_wait(wait)
@@ -82,18 +99,18 @@ class LockGuard:
             Redlock(
                 nodes,
                 clock=clock,
-                node_timeout_s=checked_wait(node_timeout, "node_timeout").total_seconds(),
+                node_timeout_s=checked_within(node_timeout, "node_timeout").total_seconds(),
             ),
             fence=fence,
             clock=clock,
             observers=[LogObserver()] if observers is None else observers,
-            fence_within=fence_within,
+            fence_within=checked_within(fence_within, "fence_within"),
             max_hold_s=math.inf if max_hold is None else checked_ttl(max_hold, "max_hold").total_seconds(),
             lock_delay_ms=milliseconds(checked_wait(lock_delay, "lock_delay")),
         )
 
     @classmethod
-    def from_url(cls, url: str, *, min_replicas: int = 0, **options: Any) -> LockGuard:
+    def from_url(cls, url: str, *, min_replicas: int = 0, **options: Unpack[GuardOptions]) -> LockGuard:
         """A guard over one Redis or Valkey, or over one that fails over by itself.
 
         Args:
@@ -106,10 +123,11 @@ class LockGuard:
         Raises:
             ConfigurationError: the URL or an option cannot work. Nothing is connected yet.
         """
+        _require_known(options)
         return cls([node_for_url(url, inbox=_new_inbox(), min_replicas=min_replicas)], **options)
 
     @classmethod
-    def from_urls(cls, urls: Sequence[str], **options: Any) -> LockGuard:
+    def from_urls(cls, urls: Sequence[str], **options: Unpack[GuardOptions]) -> LockGuard:
         """A guard over several independent servers, of which a majority decides (Redlock).
 
         Args:
@@ -119,10 +137,11 @@ class LockGuard:
         Raises:
             ConfigurationError: the URLs or an option cannot work. Nothing is connected yet.
         """
+        _require_known(options)
         return cls(nodes_for_urls(urls, inbox=_new_inbox()), **options)
 
     @classmethod
-    def in_memory(cls, store: MemoryStore | None = None, **options: Any) -> LockGuard:
+    def in_memory(cls, store: MemoryStore | None = None, **options: Unpack[GuardOptions]) -> LockGuard:
         """A guard without a server, for unit tests of code that locks.
 
         It keeps the laws of the lock within one process; nothing about failures can be learnt from it.
@@ -134,7 +153,8 @@ class LockGuard:
         Raises:
             ConfigurationError: fakeredis is not installed, or an option cannot work.
         """
-        return cls([MemoryNode(store or MemoryStore(), inbox=_new_inbox())], **options)
+        _require_known(options)
+        return cls([MemoryNode(MemoryStore() if store is None else store, inbox=_new_inbox())], **options)
 
     def __repr__(self) -> str:
         nodes = ", ".join(node.name for node in self._core.redlock.nodes)
@@ -188,7 +208,7 @@ class LockGuard:
             parse_resource(resource),
             ttl_ms=self._ttl_ms if ttl is None else milliseconds(checked_ttl(ttl)),
             patience=self._wait if wait is None else checked_wait(wait),
-            operation=operation[:TEXT_CHARACTERS_MAX],
+            operation=remark(operation, "operation"),
             queue=on_busy == "wait",
         )
 
@@ -216,21 +236,26 @@ class LockGuard:
         Raises:
             ConfigurationError: a value that cannot work.
         """
-        if isinstance(resources, str) or not resources:
-            raise ConfigurationError(f"hold_many needs a list of resources; got {resources!r}")
-        for resource in resources:
-            parse_resource(resource)
+        if isinstance(resources, str | bytes) or not isinstance(resources, Iterable):
+            raise ConfigurationError(
+                f"hold_many needs a list of resources, such as ['binance:A', 'binance:B'];"
+                f" got a {type(resources).__name__}"
+            )
+        names = [parse_resource(resource) for resource in resources]
+        if not names:
+            raise ConfigurationError("hold_many needs a list of resources; got an empty one")
 
         def hold(resource: str, left: timedelta) -> Hold:
             return self.hold(resource, wait=left, ttl=ttl, operation=operation, on_busy=on_busy)
 
         patience = self._wait if wait is None else checked_wait(wait)
-        return HoldMany(resources, hold, patience=patience, clock=self._core.clock)
+        hold(names[0], patience)  # what cannot work is told here, as by hold()
+        return HoldMany(names, hold, patience=patience, clock=self._core.clock)
 
     @overload
     def exclusive(
         self,
-        template: str,
+        key: Key,
         *,
         on_busy: Literal["wait", "raise"] = ...,
         wait: timedelta | None = ...,
@@ -240,7 +265,7 @@ class LockGuard:
     @overload
     def exclusive(
         self,
-        template: str,
+        key: Key,
         *,
         on_busy: Literal["skip"],
         wait: timedelta | None = ...,
@@ -249,7 +274,7 @@ class LockGuard:
     ) -> MaySkip: ...
     def exclusive(
         self,
-        template: str,
+        key: Key,
         *,
         on_busy: Literal["wait", "raise", "skip"] = "wait",
         wait: timedelta | None = None,
@@ -259,7 +284,11 @@ class LockGuard:
         """Decorate a coroutine function or method: one call at a time per resource.
 
         Args:
-            template: the resource's name over the function's parameters, such as ``"{exchange}:{symbol}"``.
+            key: the resource's name: a template over the function's parameters, such as
+                ``"{exchange}:{symbol}"``, or a function that gets what the function gets and gives the name,
+                such as ``key=lambda request: request.symbol``. What goes into a name is a str, an int, a UUID
+                or an Enum of these, which counts by its value; anything else is refused when called, because
+                two callers that mean the same could lock two names.
             on_busy: wait in line, raise ``ResourceBusy``, or return a falsy
                 :class:`~lockguard.exclusive.Skipped` that tells who holds it.
             wait: as for :meth:`hold`.
@@ -267,11 +296,10 @@ class LockGuard:
             operation: what for; the function's name by default.
 
         Raises:
-            ConfigurationError: the template does not fit the function, or a value cannot work.
+            ConfigurationError: the key does not fit the function, or a value cannot work. Calling the
+                function raises it for an argument that has no one text.
         """
-        return exclusive(
-            template, guard=lambda *_: self, on_busy=on_busy, wait=wait, ttl=ttl, operation=operation
-        )
+        return exclusive(key, guard=lambda *_: self, on_busy=on_busy, wait=wait, ttl=ttl, operation=operation)
 
     async def inspect(self, resource: str) -> Inspection:
         """Who holds ``resource``, since when, with which token, and who waits.
@@ -305,7 +333,7 @@ class LockGuard:
         """
         self._core.enter()
         await self._core.connect()
-        name, token = parse_resource(resource), Token(0)
+        name, token, reason = parse_resource(resource), Token(0), remark(reason, "reason")
         if self._core.fence is not None:
             # The fence first: freed first, the broken holder could still write beside its successor.
             token = await self._core.fence.break_(name, reason=reason, within=self._core.fence_within)
@@ -328,7 +356,7 @@ class LockGuard:
         """
         self._core.enter()
         await self._core.connect()
-        name = parse_resource(resource)
+        name, reason = parse_resource(resource), remark(reason, "reason")
         votes = await self._core.redlock.ask_all(lambda node: node.request_handover(name, reason=reason))
         done = [vote for vote in votes if isinstance(vote, Done)]
         if not done:
@@ -343,6 +371,46 @@ class LockGuard:
         names = [node.name for node in self._core.redlock.nodes]
         told = {name: spoken(vote) for name, vote in zip(names, votes, strict=True)}
         return QuorumUnavailable("; ".join(told.values()), resource=resource, votes=told)
+
+
+def _require_known(options: Mapping[str, object]) -> None:
+    known = list(GuardOptions.__annotations__)
+    for option in options:
+        if option not in known:
+            near = get_close_matches(option, known, 1)
+            meant = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+            raise ConfigurationError(f"{option}= is no option of a guard; {meant}")
+
+
+def _checked_nodes(nodes: object) -> list[LockNode]:
+    if isinstance(nodes, str | bytes) or not isinstance(nodes, Iterable):
+        raise ConfigurationError(
+            f"a guard is made of nodes, not of a {type(nodes).__name__};"
+            " with a URL write LockGuard.from_url(url)"
+        )
+    listed: list[Any] = list(nodes)
+    if not listed:
+        raise ConfigurationError("a guard needs at least one Redis node; got none")
+    for node in listed:
+        if not callable(getattr(node, "acquire", None)):
+            raise ConfigurationError(
+                f"a guard is made of nodes, and a {type(node).__name__} is none;"
+                " with URLs write LockGuard.from_url(url) or LockGuard.from_urls(urls)"
+            )
+    return listed
+
+
+def _require_fence(fence: object) -> None:
+    """What a fence is must be seen now: the first body would otherwise fail, and its lock be given back."""
+    if fence is None:
+        return
+    if isinstance(fence, type):
+        raise ConfigurationError(f"fence={fence.__name__} is a class; write fence={fence.__name__}(pool)")
+    if not all(callable(getattr(fence, name, None)) for name in ("seal", "close", "break_")):
+        # Its text is not shown: a DSN has a password.
+        raise ConfigurationError(
+            f"fence= is a {type(fence).__name__}, which is no fence; write fence=PostgresFence(pool)"
+        )
 
 
 def _new_inbox() -> str:

@@ -15,6 +15,7 @@ from datetime import timedelta
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, NewType
+from unicodedata import is_normalized
 
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
 
@@ -39,16 +40,34 @@ RESOURCE_BYTES_MAX = 200
 _NO_TIME = timedelta(0)
 
 
-@lru_cache(maxsize=4096)
 def parse_resource(name: str) -> Resource:
     """Check a resource's name.
 
     Braces are refused because they would move the Redis hash tag: ``{A}}x`` lands in the slot of ``{A}``,
-    and ``{}`` switches the tag off, so the keys of one lock would be spread over a cluster.
+    and ``{}`` switches the tag off, so the keys of one lock would be spread over a cluster. Blanks around
+    the name and Unicode that is not composed (NFC) are refused because two callers would lock two names
+    that look like one.
 
     Raises:
-        ConfigurationError: empty, over 200 bytes as UTF-8, or with braces or control characters.
+        ConfigurationError: no text, empty, over 200 bytes as UTF-8, not composed, or with braces, control
+            characters or blanks around it.
     """
+    if type(name) is not str:
+        name = _as_text(name)
+    return _parse_resource(name)
+
+
+def _as_text(name: object) -> str:
+    """The characters of a string of any class, such as an enum's member that is a string."""
+    text = name.value if isinstance(name, Enum) else name
+    if not isinstance(text, str):
+        what = "None" if name is None else f"a {type(name).__name__}"
+        raise ConfigurationError(f"the resource is {what}; pass its name as text, such as 'binance:APTUSDT'")
+    return str.__str__(text)
+
+
+@lru_cache(maxsize=4096)
+def _parse_resource(name: str) -> Resource:
     shown = f"{name[:40]!r}..." if len(name) > 40 else repr(name)
     if not name:
         raise ConfigurationError("a resource needs a name, such as 'binance:APTUSDT'; got an empty one")
@@ -66,6 +85,13 @@ def parse_resource(name: str) -> Resource:
         )
     if not name.isprintable():
         raise ConfigurationError(f"resource {shown} has a control or unprintable character; leave it out")
+    if name != name.strip():
+        raise ConfigurationError(f"resource {shown} begins or ends with a blank; pass it stripped")
+    if not is_normalized("NFC", name):
+        raise ConfigurationError(
+            f"resource {shown} has letters and accents apart, {name[:40]!a};"
+            " compose them with unicodedata.normalize('NFC', ...)"
+        )
     return Resource(name)
 
 

@@ -6,11 +6,12 @@ from datetime import timedelta
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["TTL_MAX", "TTL_MIN", "WAIT_MAX", "checked_ttl", "checked_wait", "milliseconds"]
+__all__ = ["TTL_MAX", "TTL_MIN", "WAIT_MAX", "checked_ttl", "checked_wait", "checked_within", "milliseconds"]
 
 TTL_MIN = timedelta(milliseconds=100)
 TTL_MAX = timedelta(days=1)
 WAIT_MAX = timedelta(days=1)
+WITHIN_MIN = timedelta(milliseconds=1)
 
 
 def milliseconds(time: timedelta) -> int:
@@ -48,8 +49,27 @@ def checked_wait(wait: timedelta, name: str = "wait") -> timedelta:
     return wait
 
 
+def checked_within(within: timedelta, name: str) -> timedelta:
+    """A time in which somebody must answer, so it cannot be none.
+
+    Raises:
+        ConfigurationError: no timedelta, or out of range.
+    """
+    if checked_wait(within, name) < WITHIN_MIN:
+        raise ConfigurationError(
+            f"{name}={within.total_seconds():g} s cannot work: nobody answers in no time;"
+            f" use {WITHIN_MIN.total_seconds():g} s to {WAIT_MAX.total_seconds():g} s"
+        )
+    return within
+
+
 def _require_timedelta(name: str, value: object) -> None:
     if not isinstance(value, timedelta):
         raise ConfigurationError(
-            f"{name}={value!r} has no unit; write a timedelta, such as timedelta(seconds=10)"
+            f"{name}={_shown(value)} has no unit; write a timedelta, such as timedelta(seconds=10)"
         )
+
+
+def _shown(value: object) -> str:
+    """A number as it is; of anything else only what it is."""
+    return repr(value) if value is None or isinstance(value, int | float) else f"<{type(value).__name__}>"
