@@ -141,14 +141,17 @@ class AtomicPositionManager:
         """
         venue = self._venue(exchange)
         venue.refuse_unable()
+        market = venue.market(symbol)
+        market.check()
         new = NewPosition(
             exchange=venue.name,
-            symbol=venue.short(venue.unified(symbol)),
+            symbol=market.name,
             side=PositionSide.read(side),
             quantity=money(quantity, name="quantity"),
             entry_price=money(entry_price, name="entry_price"),
             stop_loss_percent=percent(money(stop_loss_percent, name="stop_loss_percent")),
             signal_id=signal,
+            market=market.symbol,
         )
         operation = f"open {new.side.value}"
         async with self._guard.hold(venue.resource(symbol), wait=wait, operation=operation) as lease:

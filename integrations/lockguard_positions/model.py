@@ -111,6 +111,7 @@ class NewPosition:
         entry_price: the price that the signal was given at; the fill's replaces it.
         stop_loss_percent: how far from the entry the stop is, above 0 and below 100.
         signal_id: what asked for it.
+        market: the unified symbol.
     """
 
     exchange: str
@@ -120,6 +121,7 @@ class NewPosition:
     entry_price: Decimal
     stop_loss_percent: Decimal
     signal_id: str | None
+    market: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class Position:
     Attributes:
         token: the fencing token under which its state was written last.
         age_ms: how long ago it reached where it is: closed, else entered, else created.
+        market: the unified symbol; ``None`` in a row of before, whose name did not tell it.
     """
 
     id: int
@@ -153,6 +156,7 @@ class Position:
     closed_at: datetime | None
     token: int | None
     age_ms: int
+    market: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

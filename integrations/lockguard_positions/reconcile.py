@@ -208,6 +208,7 @@ class Reconciler:
             entry_price=held.entry_price,
             stop_loss_percent=self._adopt_stop_loss_percent,
             signal_id=None,
+            market=held.symbol,
         )
         try:
             row = await self._store.adopt(self._lease, new)

@@ -37,12 +37,27 @@ Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 
 
 async def insert(
-    conn: Connection, lease: Lease, new: NewPosition, status: PositionStatus, error: str | None
+    conn: Connection,
+    lease: Lease,
+    new: NewPosition,
+    status: PositionStatus,
+    *,
+    error: str | None = None,
+    has_market: bool,
 ) -> Position:
-    """A new row, in one of the statuses that a row may begin as."""
+    """A new row, in one of the statuses that a row may begin as.
+
+    Args:
+        conn: in a fenced transaction.
+        lease: the same.
+        new: what the row is about.
+        status: which.
+        error: what went wrong, for people.
+        has_market: whether the table has the column of version 10.
+    """
     check_transition(None, status)
     row = await conn.fetchrow(
-        statement("insert_position"),
+        statement("insert_position" if has_market else "insert_position_before_10"),
         new.exchange,
         new.symbol,
         new.side.value,
@@ -53,6 +68,7 @@ async def insert(
         new.stop_loss_percent,
         error,
         lease.token,
+        *((new.market,) if has_market else ()),
     )
     assert row is not None
     return position_of(row)

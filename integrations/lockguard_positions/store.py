@@ -55,6 +55,7 @@ class PositionStore:
     ) -> None:
         self._pool = pool
         self._on_stale = on_stale
+        self._has_market = False
 
     # --- reading ---
 
@@ -100,6 +101,13 @@ class PositionStore:
         found = await self._rows("stop_ids", position.id)
         return frozenset(row[0] for row in found)
 
+    async def _knows_markets(self) -> bool:
+        """Whether the table has the column of version 10; asked until it has."""
+        if not self._has_market:
+            row = await self._row("has_market")
+            self._has_market = bool(row and row[0])
+        return self._has_market
+
     # --- the way in ---
 
     async def begin(self, lease: Lease, new: NewPosition) -> Progress:
@@ -108,18 +116,24 @@ class PositionStore:
         Raises:
             DuplicatePosition: there is an open row.
         """
+        has_market = await self._knows_markets()
 
         async def work(conn: rows.Connection) -> Progress:
-            position = await rows.insert(conn, lease, new, PositionStatus.PENDING_ENTRY, None)
+            position = await rows.insert(
+                conn, lease, new, PositionStatus.PENDING_ENTRY, has_market=has_market
+            )
             return await rows.intend(conn, lease, position, Step.ENTRY)
 
         return await self._write(lease, work)
 
     async def refuse(self, lease: Lease, new: NewPosition, error: str) -> Position:
         """A row that says why a signal was refused before any order."""
+        has_market = await self._knows_markets()
 
         async def work(conn: rows.Connection) -> Position:
-            return await rows.insert(conn, lease, new, PositionStatus.FAILED, error)
+            return await rows.insert(
+                conn, lease, new, PositionStatus.FAILED, error=error, has_market=has_market
+            )
 
         return await self._write(lease, work)
 
@@ -129,9 +143,10 @@ class PositionStore:
         Raises:
             DuplicatePosition: there is an open row.
         """
+        has_market = await self._knows_markets()
 
         async def work(conn: rows.Connection) -> Position:
-            return await rows.insert(conn, lease, new, PositionStatus.ENTRY_PLACED, None)
+            return await rows.insert(conn, lease, new, PositionStatus.ENTRY_PLACED, has_market=has_market)
 
         return await self._write(lease, work)
 

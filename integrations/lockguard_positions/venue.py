@@ -15,8 +15,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, decimal_of, resource_key
+from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, decimal_of
 from lockguard_ccxt.classify import ccxt_errors
+from lockguard_ccxt.keys import venue_name
 from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_positions.model import PositionSide, stop_price_of
 from lockguard_tenacity import retry_reads
@@ -24,7 +25,7 @@ from lockguard_tenacity import retry_reads
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from lockguard_ccxt import GuardedExchange, Holding, MarketRules
+    from lockguard_ccxt import GuardedExchange, Holding, Market, MarketRules
     from lockguard_positions.model import Intent, NewPosition, Position
 
 __all__ = ["Pace", "Venue"]
@@ -68,7 +69,6 @@ class Venue:
     def __init__(self, exchange: GuardedExchange, pace: Pace) -> None:
         self._exchange = exchange
         self._pace = pace
-        self._names: dict[str, str] = {}
         # ccxt wants it said that a list over all symbols is meant.
         exchange.exchange.options["warnOnFetchOpenOrdersWithoutSymbol"] = False
 
@@ -116,17 +116,16 @@ class Venue:
         Raises:
             ConfigurationError: there is no such market.
         """
-        short = self.short(symbol)
-        if not self._names:
-            # An exchange's own name may stand for a spot market as well; the lock's name does not.
-            exchange = self._exchange.exchange
-            for market in (exchange.markets or {}).values():
-                self._names[resource_key(exchange, market).partition(":")[2]] = str(market["symbol"])
-        if short not in self._names:
-            raise ConfigurationError(
-                f"{self.name} has no market {symbol!r}; write the unified symbol, such as BTC/USDT:USDT"
-            )
-        return self._names[short]
+        return self._exchange.unified(symbol)
+
+    def market(self, symbol: str) -> Market:
+        """The market of a symbol, however it is spelt.
+
+        Raises:
+            UnknownMarket: there is none.
+            ConfigurationError: its name is not that of one market.
+        """
+        return self._exchange.market(symbol)
 
     def rules(self, symbol: str) -> MarketRules:
         """The steps in which a symbol is traded.
@@ -167,7 +166,7 @@ class Venue:
         """Place an entry that was never sent before."""
         return await self._patiently(
             lambda: self._exchange.place_entry(
-                self.unified(position.symbol),
+                self.unified(position.market or position.symbol),
                 intent.side,
                 intent.amount,
                 intent=intent.number,
@@ -181,7 +180,7 @@ class Venue:
         trigger = intent.trigger
         return await self._patiently(
             lambda: self._exchange.place_stop(
-                self.unified(position.symbol),
+                self.unified(position.market or position.symbol),
                 intent.side,
                 intent.amount,
                 trigger=trigger,
@@ -194,7 +193,7 @@ class Venue:
         """Close, never turning the position round."""
         return await self._patiently(
             lambda: self._exchange.close_position(
-                self.unified(position.symbol),
+                self.unified(position.market or position.symbol),
                 intent.side,
                 intent.amount,
                 intent=intent.number,
@@ -229,7 +228,9 @@ class Venue:
         """
         with _translated():
             return await self._exchange.find_order(
-                self.unified(position.symbol), intent.client_id, conditional=intent.step is Step.STOP
+                self.unified(position.market or position.symbol),
+                intent.client_id,
+                conditional=intent.step is Step.STOP,
             )
 
     async def find_stop(self, position: Position) -> PlacedOrder | None:
@@ -241,7 +242,7 @@ class Venue:
         assert position.stop_client_id is not None
         with _translated():
             return await self._exchange.find_order(
-                self.unified(position.symbol), position.stop_client_id, conditional=True
+                self.unified(position.market or position.symbol), position.stop_client_id, conditional=True
             )
 
     def placed_stop(self, position: Position) -> PlacedOrder | None:
@@ -252,7 +253,7 @@ class Venue:
         return PlacedOrder(
             id=position.stop_order_id,
             client_id=position.stop_client_id or "",
-            symbol=self.unified(position.symbol),
+            symbol=self.unified(position.market or position.symbol),
             side=position.side.exit,
             state=OrderState.ACCEPTED,
             amount=position.quantity,
@@ -340,7 +341,7 @@ class Venue:
         Raises:
             ExchangeUnreadable: it did not answer.
         """
-        if self.name not in _LISTS_ALL_STOPS:
+        if venue_name(self._exchange.exchange) not in _LISTS_ALL_STOPS:
             return tuple([stop for symbol in symbols for stop in await self.waiting_stops(symbol)])
         with _translated():
             orders = await self._exchange.open_orders()
@@ -352,7 +353,7 @@ class Venue:
         Raises:
             ExchangeUnreadable: it did not answer.
         """
-        if self.name not in _LISTS_ALL_STOPS:
+        if venue_name(self._exchange.exchange) not in _LISTS_ALL_STOPS:
             return None
         with _translated():
             orders = await _patient_reads(self._exchange.fetch_open_orders)(

@@ -10,7 +10,16 @@ import asyncpg
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_positions import LATEST, TRANSITIONS, Migrated, MigrationRefused, migrate, version
+from lockguard_asyncpg import install, protections
+from lockguard_positions import (
+    LATEST,
+    TRANSITIONS,
+    Migrated,
+    MigrationRefused,
+    migrate,
+    protect_positions,
+    version,
+)
 from lockguard_positions.status import INITIAL
 
 OPEN_STATUSES = ["pending_entry", "entry_placed", "pending_sl", "active"]
@@ -112,3 +121,29 @@ async def test_a_table_of_somebody_else_is_left_alone(conn: asyncpg.Connection[A
 async def test_an_unknown_version_is_refused_by_name(conn: asyncpg.Connection[Any]) -> None:
     with pytest.raises(ConfigurationError, match="no version 7"):
         await migrate(conn, to=7)
+
+
+async def test_rows_of_before_get_their_unified_symbol_in_place_and_nothing_else_of_them_changes(
+    conn: asyncpg.Connection[Any],
+) -> None:
+    await install(conn)
+    await migrate(conn, to=9)
+    symbols = ["APTUSDT", "BTCUSDC", "BTC/USD:BTC", "BTC/USDT:USDT-250926", "ETHEUR", "1000PEPEUSDT"]
+    for symbol in symbols:
+        await conn.fetchval(INSERT, symbol, "entry_placed")
+    await protect_positions(conn)
+    before = await conn.fetch("select * from monitoring.positions order by id")
+    assert await migrate(conn) == Migrated(9, LATEST)
+    after = await conn.fetch("select * from monitoring.positions order by id")
+    assert [row["market"] for row in after] == [
+        *("APT/USDT:USDT", "BTC/USDC:USDC", "BTC/USD:BTC", "BTC/USDT:USDT-250926"),
+        *(None, "1000PEPE/USDT:USDT"),
+    ]
+    assert [{**row, "market": None} for row in map(dict, after)] == [
+        {**row, "market": None} for row in before
+    ]
+    assert all(protection.enabled for protection in await protections(conn))
+    assert await migrate(conn, to=9) == Migrated(LATEST, 9)
+    assert [dict(row) for row in await conn.fetch("select * from monitoring.positions order by id")] == [
+        dict(row) for row in before
+    ]

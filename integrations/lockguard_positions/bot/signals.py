@@ -7,9 +7,10 @@ remedy. It must never end the bot, nor reach the exchange as a guess.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lockguard.errors import ConfigurationError
@@ -27,10 +28,23 @@ _NUMBER_MAX = Decimal("1e15")
 _NUMBER_MIN = Decimal("1e-15")
 _HUNDRED = Decimal(100)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST, _LATEST = datetime(2015, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+_PER_SECOND = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
+_REFUSED_DIGITS_MAX = 30
+_EXACT_MAX = Decimal("1e20")
+"""As a whole number, 1e999999999 would fill the memory."""
 
 
 class BadSignal(ValueError):
-    """A signal that is refused; the text is one line for people."""
+    """A signal that is refused; the text is one line for people.
+
+    Attributes:
+        closes: whether it was to close something, which stays open now.
+    """
+
+    def __init__(self, message: str, *, closes: bool = False) -> None:
+        super().__init__(message)
+        self.closes = closes
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +140,13 @@ def read_fields(fields: Mapping[bytes, bytes], *, where: str, at_ms: int) -> Sig
     """
     try:
         found = {name.decode(): value.decode() for name, value in fields.items()}
-        at = _EPOCH + timedelta(milliseconds=at_ms)
+        added_at = _EPOCH + timedelta(milliseconds=at_ms)
     except UnicodeDecodeError:
         raise BadSignal(f"{where}: a field is not UTF-8 text; write plain text") from None
     except OverflowError:
         raise BadSignal(f"{where}: its id is no time; let Redis make the ids, with *") from None
-    return _read(found, where=where, at=at)
+    # An id that somebody made up says nothing about the time; the signal is as good as one of a file.
+    return _read(found, where=where, at=added_at if _EARLIEST <= added_at < _LATEST else None)
 
 
 def _read(found: Mapping[str, Any], *, where: str, at: datetime | None) -> Signal:
@@ -152,7 +167,12 @@ def _read(found: Mapping[str, Any], *, where: str, at: datetime | None) -> Signa
             case _:
                 raise BadSignal(f"action={_shown(action)} is not known; write 'open' or 'close'")
     except (BadSignal, ConfigurationError) as exc:
-        raise BadSignal(f"{where}: {exc}") from None
+        raise BadSignal(f"{where}: {exc}", closes=found.get("action") == "close") from None
+    except Exception as exc:
+        raise BadSignal(
+            f"{where}: cannot be read ({type(exc).__name__}); write plain texts and numbers",
+            closes=found.get("action") == "close",
+        ) from exc
 
 
 def _text(found: Mapping[str, Any], name: str, remedy: str) -> str:
@@ -187,23 +207,45 @@ def _number(text: str, *, name: str) -> Decimal:
 def _at(given: Any, default: datetime | None) -> datetime | None:
     if given is None:
         return default
-    text = _plain(given)
+    text = _plain(given).strip()
+    number = _plain_number(text)
+    at: datetime | None = None
+    with suppress(ValueError, OverflowError):
+        if number is None:
+            at = datetime.fromisoformat(text)
+            at = None if at.tzinfo is None else at.astimezone(UTC)
+        elif abs(number) < _EXACT_MAX and number == number.to_integral_value():
+            at = _EPOCH + timedelta(milliseconds=int(number))
+    if at is not None and _EARLIEST <= at < _LATEST:
+        return at
+    # A number in another unit is an instant of 1970 or of a far future: taken at its word, it would make a
+    # close the oldest of all signals, overtaken by every other one.
+    unit = None if number is None else _likely_unit(number)
+    why = "is no instant" if at is None else f"would be in the year {at.year}"
+    hint = f" (it looks like {unit} since 1970)" if unit not in (None, "milliseconds") else ""
+    raise BadSignal(
+        f"at={_shown(given)} {why}{hint}; write milliseconds since 1970,"
+        " or ISO 8601 with a zone such as 2026-01-31T08:00:00Z"
+    )
+
+
+def _plain_number(text: str) -> Decimal | None:
+    if len(text) > _REFUSED_DIGITS_MAX:
+        return None
     try:
-        at = (
-            _EPOCH + timedelta(milliseconds=int(text))
-            if text.isdecimal()
-            else datetime.fromisoformat(text).astimezone(UTC)
-            if datetime.fromisoformat(text).tzinfo is not None
-            else None
-        )
-    except (ValueError, OverflowError):
-        at = None
-    if at is None:
-        raise BadSignal(
-            f"at={_shown(given)} is no instant; write milliseconds since 1970,"
-            " or ISO 8601 with a zone such as 2026-01-31T08:00:00Z"
-        )
-    return at
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _likely_unit(number: Decimal) -> str | None:
+    """The unit in which a number since 1970 is an instant of these times."""
+    for unit, per_second in _PER_SECOND.items():
+        with suppress(ArithmeticError, ValueError):
+            if _EARLIEST.timestamp() <= number / per_second < _LATEST.timestamp():
+                return unit
+    return None
 
 
 def _plain(value: Any) -> str:

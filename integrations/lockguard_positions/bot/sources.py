@@ -31,11 +31,13 @@ class Delivery:
         where: it came from, for people.
         signal: it, or why it cannot be read.
         settle: awaited when it need not be delivered again (``True``), or is left to another delivery.
+        returns: whether there will be another delivery of what is not decided in this one.
     """
 
     where: str
     signal: Signal | BadSignal
     settle: Callable[[bool], Awaitable[None]]
+    returns: bool
 
 
 class SignalSource(Protocol):
@@ -82,7 +84,7 @@ class FileSource:
             number, line = found
             if line.strip():
                 where = f"{self._shown} line {number}"
-                return Delivery(where, _parsed(line, where), nothing_to_settle)
+                return Delivery(where, _parsed(line, where), nothing_to_settle, returns=False)
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         def hand_over(item: _Line) -> None:
@@ -118,6 +120,8 @@ def _parsed(line: bytes, where: str) -> Signal | BadSignal:
         return read_line(line, where=where)
     except BadSignal as exc:
         return exc
+    except Exception as exc:  # noqa: BLE001 - one line must not end the bot, nor keep the others from it
+        return BadSignal(f"{where}: cannot be read ({type(exc).__name__}); write one JSON object a line")
 
 
 async def nothing_to_settle(decided: bool) -> None:  # noqa: FBT001 - as Delivery has it

@@ -171,7 +171,7 @@ class StreamSource:
             try:
                 if decided:
                     await self._client.xack(self._key, self._group, entry_id)
-            except RedisError as exc:
+            except (RedisError, OSError) as exc:
                 # It will be delivered again, and its decision is known.
                 _LOG.warning("%s was not acknowledged: %s", where, exc)
             finally:
@@ -182,7 +182,9 @@ class StreamSource:
             signal = read_fields(fields or {}, where=where, at_ms=int(name.partition("-")[0]))
         except BadSignal as exc:
             signal = exc
-        return Delivery(where, signal, settle)
+        except Exception as exc:  # noqa: BLE001 - an entry that ends its reader would end bot after bot
+            signal = BadSignal(f"{where}: cannot be read ({type(exc).__name__}); write plain fields")
+        return Delivery(where, signal, settle, returns=True)
 
     async def _make_group(self) -> None:
         try:

@@ -4,7 +4,7 @@
 p.id, p.exchange, p.symbol, p.side, p.quantity, p.status, p.signal_id, p.entry_price, p.entry_order_id,
 p.entry_client_id, p.stop_loss_percent, p.stop_price, p.stop_order_id, p.stop_client_id, p.exit_price,
 p.exit_order_id, p.exit_reason, p.error_details, p.opened_at, p.closed_at,
-(to_jsonb(p) ->> 'token')::bigint as token,
+(to_jsonb(p) ->> 'token')::bigint as token, to_jsonb(p) ->> 'market' as market,
 (extract(epoch from clock_timestamp() - coalesce(p.closed_at, p.opened_at, p.created_at)) * 1000)::bigint as age_ms
 
 -- name: open_rows

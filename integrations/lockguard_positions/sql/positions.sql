@@ -4,7 +4,7 @@
 -- name: columns
 id, exchange, symbol, side, quantity, status, signal_id, entry_price, entry_order_id, entry_client_id,
 stop_loss_percent, stop_price, stop_order_id, stop_client_id, exit_price, exit_order_id, exit_reason,
-error_details, opened_at, closed_at, token,
+error_details, opened_at, closed_at, token, to_jsonb(positions) ->> 'market' as market,
 (extract(epoch from clock_timestamp() - coalesce(closed_at, opened_at, created_at)) * 1000)::bigint as age_ms
 
 -- name: intent_columns
@@ -71,11 +71,26 @@ select client_id from monitoring.position_intents where position_id = $1 and ste
 -- name: insert_position
 insert into monitoring.positions
   (exchange, symbol, side, quantity, status, signal_id, entry_price, stop_loss_percent, error_details, token,
+   opened_at, closed_at, market)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+        case when $5 = 'entry_placed' then clock_timestamp() end,
+        case when $5 = 'failed' then clock_timestamp() end, $11)
+returning {columns}
+
+-- name: insert_position_before_10
+-- The same where rows have no column for the unified symbol yet.
+insert into monitoring.positions
+  (exchange, symbol, side, quantity, status, signal_id, entry_price, stop_loss_percent, error_details, token,
    opened_at, closed_at)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
         case when $5 = 'entry_placed' then clock_timestamp() end,
         case when $5 = 'failed' then clock_timestamp() end)
 returning {columns}
+
+-- name: has_market
+select exists (
+  select from pg_attribute
+   where attrelid = 'monitoring.positions'::regclass and attname = 'market' and not attisdropped)
 
 -- name: next_intent
 -- Never below the clock: a restored database must not hand a number out again, as the exchange still knows
