@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 
 ON_EACH_LOOP = (
+    "chaos/test_topology_links.py",
     "contract/",
     "integration/test_cancellation.py",
     "integration/test_fence.py",
@@ -27,7 +28,7 @@ ON_EACH_LOOP = (
     "integration/test_loss.py",
     "integration/test_loops.py",
 )
-"""What runs on asyncio's own event loop and on uvloop, which users of ccxt and uvicorn have; the rest on the first."""
+"""What runs on asyncio's own event loop and on uvloop, which users of ccxt and uvicorn have."""
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:

@@ -8,6 +8,11 @@ is queued behind a cancelled acquire. A *new* connection has no such order with 
 old one may still lie in the server's socket buffer and be executed after the new one's first commands, and
 an acquire executed behind its own undo would hold the lock for a whole ttl with no holder. So on each
 reconnect the old connection is killed by its id and address first, where the server allows it.
+
+A connection may be dead without anybody being told: a NAT or a firewall has forgotten it. It cannot be told
+from a server that is slow, so nothing is ended early. When replies have been owed for a while, a second
+connection is begun beside the first, and whichever brings something first is kept: a server that is only slow
+answers what it owes before it has answered the several questions of a log-in.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from typing import Any, Protocol
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.nodes.address import Address
 from lockguard.nodes.channels import Channels
+from lockguard.nodes.dial import Resolver, first_of, keep_alive
 from lockguard.nodes.login import Identity, LogIn, ask
 from lockguard.nodes.wire import NotSent, Slot, Wire
 
@@ -31,6 +37,12 @@ AS_WITHOUT_CERTIFICATE = "as from a server that asks for a certificate (?ssl_cer
 
 _BACKOFF_FIRST_S = 0.05
 _RESP3 = 3
+
+_DOUBT_S = 0.25
+_DOUBT_TTL_SHARE = 1 / 5
+"""Of the shortest ttl: renewed from a third of it on, a lease can be renewed again on another connection."""
+
+_DOUBT_MIN_S = 0.02
 
 
 class OnConnect(Protocol):
@@ -49,6 +61,8 @@ class Connection:
         on_message: called with the payload of each message on the inbox.
         on_login: looks at the server before anything else is said; raises if it will not do.
         on_connect: called when commands can be sent; ``again`` for each connection but the first.
+        on_refused: called when an attempt to come back has failed; it is not the last.
+        on_wiped: called when the server says that its data are gone.
         connect_timeout_s: for the TCP connection and the log-in together.
         reply_timeout_s: how long a server may owe a reply without a byte.
         locate: asked for the address before each attempt, for a server that moves.
@@ -63,6 +77,8 @@ class Connection:
         on_message: Callable[[bytes], None],
         on_login: Callable[[Wire], Awaitable[None]],
         on_connect: OnConnect,
+        on_refused: Callable[[], None],
+        on_wiped: Callable[[], None],
         connect_timeout_s: float,
         reply_timeout_s: float,
         locate: Callable[[], Awaitable[Address]] | None = None,
@@ -73,6 +89,8 @@ class Connection:
         self._on_message = on_message
         self._on_login = on_login
         self._on_connect = on_connect
+        self._on_refused = on_refused
+        self._on_wiped = on_wiped
         self._locate = locate
         self._backoff_max_s = backoff_max_s
         self._connect_timeout_s = connect_timeout_s
@@ -87,6 +105,8 @@ class Connection:
         """Whether anything was ever said to the server."""
         self._channels: Channels | None = None
         self._opening: list[Wire] = []
+        self._resolver = Resolver()
+        self._doubt_s = _DOUBT_S
         self._cause = "not connected yet"
         self._closed = False
 
@@ -94,6 +114,11 @@ class Connection:
     def ready(self) -> bool:
         """Whether commands go out now."""
         return self._wire is not None and self._wire.open
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether another connection is on its way, or follows when this one has ended."""
+        return self.connected_before and not self._closed
 
     async def connect(self) -> None:
         """Connect unless connected; concurrent callers share one attempt.
@@ -106,12 +131,8 @@ class Connection:
             return
         if self._closed:
             raise NodeRefused(f"the connection to {self.address.name} is closed", node=self.address.name)
-        if self._attempt is None or self._attempt.done():
-            self._attempt = asyncio.create_task(
-                self._connect_once(), name=f"lockguard-connect-{self.address.name}"
-            )
         # Shielded: one caller's cancellation must not end the attempt that others wait for.
-        await asyncio.shield(self._attempt)
+        await asyncio.shield(self._begin())
 
     def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
         """As :meth:`Wire.send`; without a connection the slot is told so at once."""
@@ -128,6 +149,14 @@ class Connection:
     def drop(self, cause: str) -> None:
         """End the connection, also one that is being made; it comes back, to where ``locate`` says."""
         self._hang_up(cause, self._wire, self._listener, *self._opening)
+
+    def serve_ttl(self, ttl_ms: int) -> None:
+        """A lease of this ttl is kept here: a dead connection has to be found out in time for it."""
+        doubt_s = max(_DOUBT_MIN_S, ttl_ms / 1000 * _DOUBT_TTL_SHARE)
+        if doubt_s < self._doubt_s:
+            self._doubt_s = doubt_s
+            if self._wire is not None:
+                self._wire.doubt_s = min(self._wire.doubt_s, doubt_s)
 
     async def aclose(self) -> None:
         """Write what is queued, then close. Nothing of it is left when this returns."""
@@ -149,6 +178,27 @@ class Connection:
             if self._listener is not None:
                 await self._listener.gone.wait()
 
+    def _begin(self) -> asyncio.Task[None]:
+        if self._attempt is None or self._attempt.done():
+            self._attempt = asyncio.create_task(
+                self._connect_once(), name=f"lockguard-connect-{self.address.name}"
+            )
+            # Perhaps nobody waits for it.
+            self._attempt.add_done_callback(lambda attempt: attempt.cancelled() or attempt.exception())
+        return self._attempt
+
+    def _doubted(self, wire: Wire) -> None:
+        if wire is self._wire and not self._closed:
+            self._begin()
+
+    def _trusted(self, wire: Wire) -> None:
+        if wire is not self._wire or self._closed:
+            return
+        # It was only slow: next time it has longer.
+        wire.doubt_s = min(2 * wire.doubt_s, self._reply_timeout_s)
+        if self._attempt is not None and not self._attempt.done():
+            self._attempt.cancel()
+
     async def _connect_once(self) -> None:
         opened = self._opening = []
         try:
@@ -166,7 +216,10 @@ class Connection:
             self._hang_up("the log-in did not finish", *opened)
             self._cause = str(exc) or "cancelled"
             raise
+        doubted, self._wire = (self._wire, self._listener), None
+        self._hang_up("no reply, while the server answers on another connection", *doubted)
         self._wire, self._listener = wire, listener
+        wire.doubt_s = self._doubt_s
         self._channels = Channels(listener or wire)
         again, self.connected_before = self.connected_before, True
         self._on_connect(again=again)
@@ -179,6 +232,8 @@ class Connection:
         if self.address.tls is not None and not isinstance(exc, ConnectionRefusedError):
             # TLS 1.3 tells us after the handshake, and a reset may overtake the alert that says why.
             return f"{exc}, {AS_WITHOUT_CERTIFICATE}"
+        if self._resolver.waits:
+            return f"nobody told the address of {self.address.host!r} within {self._connect_timeout_s:g} s"
         return str(exc) or f"no answer within {self._connect_timeout_s:g} s"
 
     async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:
@@ -193,6 +248,7 @@ class Connection:
         self._identity = await log_in.succeed(wire, self._identity)
         self._subscribed = asyncio.get_running_loop().create_future()
         if protocol == _RESP3:
+            log_in.watch(wire)
             await log_in.subscribe(wire, self._subscribed, protocol=protocol)
             return wire, None
         listener = await self._open(opened, listens=True)
@@ -201,19 +257,35 @@ class Connection:
         return wire, listener
 
     async def _open(self, opened: list[Wire], *, listens: bool = False) -> Wire:
-        loop = asyncio.get_running_loop()
-        wire = Wire(
-            on_push=self._pushed,
-            on_end=self._ended,
-            reply_timeout_s=self._reply_timeout_s,
-            listens=listens,
-        )
-        opened.append(wire)
-        to = self.address
+        loop, to = asyncio.get_running_loop(), self.address
+
+        def new_wire() -> Wire:
+            wire = Wire(
+                on_push=self._pushed,
+                on_end=self._ended,
+                on_doubt=self._doubted,
+                on_trust=self._trusted,
+                reply_timeout_s=self._reply_timeout_s,
+                listens=listens,
+            )
+            opened.append(wire)
+            return wire
+
         if to.path:
-            await loop.create_unix_connection(lambda: wire, to.path)
-        else:
-            await loop.create_connection(lambda: wire, to.host, to.port, ssl=to.tls)
+            _, wire = await loop.create_unix_connection(new_wire, to.path)
+            return wire
+
+        async def connect(address: str) -> Wire:
+            server_hostname = None if to.tls is None else to.host
+            transport, wire = await loop.create_connection(
+                new_wire, address, to.port, ssl=to.tls, server_hostname=server_hostname
+            )
+            keep_alive(transport)
+            return wire
+
+        before = len(opened)
+        wire = await first_of(await self._resolver.addresses(to.host, to.port), connect)
+        self._hang_up("another address answered first", *(one for one in opened[before:] if one is not wire))
         return wire
 
     def _pushed(self, message: list[Any] | Exception) -> None:
@@ -227,12 +299,14 @@ class Connection:
             self._on_message(message[2])
         elif message[0] == b"sunsubscribe" and self._channels is not None and message[1] is not None:
             self._channels.forget(message[1].decode())
+        elif message[0] == b"invalidate":
+            self._on_wiped()
         elif message[0] == b"subscribe" and subscribed is not None and not subscribed.done():
             subscribed.set_result(None)
 
-    def _ended(self, cause: str) -> None:
+    def _ended(self, ended: Wire, cause: str) -> None:
         """One wire ended: the other ends with it, and both come back together."""
-        if self._wire is None or self._closed:
+        if self._wire is None or self._closed or ended not in (self._wire, self._listener):
             return
         wire, listener, self._wire, self._listener = self._wire, self._listener, None, None
         self._cause = cause
@@ -254,6 +328,7 @@ class Connection:
             try:
                 await self.connect()
             except (NodeRefused, ConfigurationError):
+                self._on_refused()
                 # Jitter, so that a hundred bots do not come back to a restarted server in one instant.
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
                 backoff_s = min(backoff_s * 2, self._backoff_max_s)

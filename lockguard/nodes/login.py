@@ -73,6 +73,13 @@ class LogIn:
         for script in SCRIPTS:
             wire.send(lambda _: None, "SCRIPT", "LOAD", script.source)
 
+    def watch(self, wire: Wire) -> None:
+        """Have the server say when its data are gone (FLUSHALL), as far as it allows; needs RESP3.
+
+        It says so to whoever tracks keys. With OPTIN none is tracked, so this costs it nothing.
+        """
+        wire.send(lambda _: None, "CLIENT", "TRACKING", "ON", "OPTIN")
+
     async def succeed(self, wire: Wire, previous: Identity | None) -> Identity | None:
         """Kill the connection that this one follows, as far as the server allows; gives our own identity.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import hiredis
 
 from lockguard.errors import NodeRefused, NodeUnknown
 from lockguard.lease import GrantId
-from lockguard.lua import RELEASE, Script
+from lockguard.lua import ACQUIRE, EXTEND, INSPECT, RELEASE, SETTLE, Script
 from lockguard.nodes.address import Address
 from lockguard.nodes.connection import Connection
 from lockguard.nodes.login import ask
@@ -27,6 +27,16 @@ T = TypeVar("T")
 _OWED_MAX = 10_000
 _WAIT_MS_MAX = 1_000
 
+_WITH_TTL = (ACQUIRE, EXTEND)
+_TTL = 1  # among their arguments
+
+_SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT)
+"""What does the same, and tells the same, when it is done twice. A second break would tell that nobody was
+there; a release that may have been done is repeated as well, but what it tells then is not believed."""
+
+_ELSEWHERE = ("READONLY", "MASTERDOWN", "LOADING")
+"""What a server says that is the master no longer, or not yet again. Nothing was done."""
+
 
 class Call:
     """A script on its way. It takes its own reply from the wire.
@@ -40,10 +50,11 @@ class Call:
         keys: on which keys.
         args: with which arguments.
         future: what the caller waits for; done if it no longer does.
-        tries: how often it was redirected, for whoever redirects.
+        node: which sent it last, and is answered.
+        tries: how often it was sent again.
     """
 
-    __slots__ = ("_node", "args", "decode", "future", "keys", "script", "tries")
+    __slots__ = ("args", "decode", "future", "keys", "node", "script", "tries")
 
     def __init__(
         self,
@@ -54,7 +65,7 @@ class Call:
         args: tuple[str | int, ...],
         future: Answer | None = None,
     ) -> None:
-        self._node = node
+        self.node = node
         self.script = script
         self.decode = decode
         self.keys = keys
@@ -64,7 +75,7 @@ class Call:
 
     def __call__(self, reply: Reply) -> None:
         """Take the reply."""
-        self._node.answered(self, reply)
+        self.node.answered(self, reply)
 
 
 class StandaloneNode(ScriptedNode):
@@ -72,6 +83,11 @@ class StandaloneNode(ScriptedNode):
 
     A release that was lost with its connection is owed: it is sent again before anything else is said on
     the next one, so that neither a cancelled acquire nor a body that ended leaves a lock behind for its ttl.
+
+    What was lost otherwise is asked once more, with the same grant, if the connection comes back at once and
+    somebody still waits for it: for an idle connection that a NAT has forgotten, nobody is refused.
+
+    A server that says that it is no longer the master is left, and its name is looked up again.
 
     Args:
         address: the server.
@@ -108,12 +124,15 @@ class StandaloneNode(ScriptedNode):
         self._redirect = redirect
         self._facts = ServerFacts()
         self._owed: deque[tuple[str | int, ...]] = deque(maxlen=_OWED_MAX)
+        self._lost: list[tuple[Call, Exception]] = []
         self._connection = Connection(
             address,
             inbox=inbox,
             on_message=lambda payload: self._wake(GrantId(payload.decode())),
             on_login=self._examine,
             on_connect=self._connected,
+            on_refused=self._give_up,
+            on_wiped=lambda: self._wake(None),
             connect_timeout_s=connect_timeout_s,
             reply_timeout_s=reply_timeout_s,
             locate=locate,
@@ -143,6 +162,7 @@ class StandaloneNode(ScriptedNode):
     async def aclose(self) -> None:
         """Send what is queued, then close."""
         await self._connection.aclose()
+        self._give_up()
 
     def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
         """Run acquire.lua; with ``min_replicas``, then wait until they have the lock."""
@@ -180,6 +200,8 @@ class StandaloneNode(ScriptedNode):
     ) -> None:
         """As :meth:`run`, for whoever counts votes without a future for each."""
         call = Call(self, script, decode, keys, args, future)
+        if script in _WITH_TTL:
+            self._connection.serve_ttl(int(args[_TTL]))
         self._connection.send(call, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
 
     def answered(self, call: Call, reply: Reply) -> None:
@@ -192,7 +214,7 @@ class StandaloneNode(ScriptedNode):
             if not call.future.done() or call.script is RELEASE:
                 self._send_text(call)
             return
-        elif self._redirect(reply, call):
+        elif self._redirect(reply, call) or self._again_soon(reply, call):
             return
         else:
             vote = self._no_vote(call, reply)
@@ -208,6 +230,7 @@ class StandaloneNode(ScriptedNode):
             call: what it was asked to do.
             asking: only this time: the slot is about to move here.
         """
+        call.node = self
         if asking:
             self._connection.send(lambda _: None, "ASKING")
         # As text, since NOSCRIPT would come back without its ASKING.
@@ -270,12 +293,36 @@ class StandaloneNode(ScriptedNode):
             text = f"Redis at {self.name} is not connected ({fault}); check the URL and that the server runs"
         return Refused(NodeRefused(text, node=self.name))
 
+    def _again_soon(self, fault: Exception, call: Call) -> bool:
+        """Ask once more on the next connection, if it comes at once; tells whether that will be done."""
+        moved = isinstance(fault, hiredis.ReplyError) and _told(fault, _ELSEWHERE)
+        if moved:
+            self.drop(f"it says {fault}")
+        if not (moved or isinstance(fault, Cut)) or call.tries or call.script not in _SAME_AGAIN:
+            return False
+        if not self._connection.comes_back:
+            return False
+        call.tries += 1
+        self._lost.append((call, fault))
+        return True
+
+    def _give_up(self) -> None:
+        lost, self._lost = self._lost, []
+        for call, fault in lost:
+            if not call.future.done():
+                call.future.set_result(self._no_vote(call, fault))
+
     def _connected(self, *, again: bool) -> None:
         if not again:
             return
         for release in tuple(self._owed):
             self._owed.popleft()
             self._connection.send(self._repaid(release), "EVALSHA", *release)
+        lost, self._lost = self._lost, []
+        for call, _ in lost:
+            # Not for a cancelled caller: its undo was sent before.
+            if not call.future.done():
+                self._send_text(call)
         self._wake(None)
 
     def _repaid(self, release: tuple[str | int, ...]) -> Callable[[Reply], None]:
@@ -290,3 +337,9 @@ class StandaloneNode(ScriptedNode):
     async def _examine(self, wire: Wire) -> None:
         self._facts = ServerFacts.parse(await ask(wire, "INFO"))
         require(self._facts, name=self.name, mode=self._mode)
+
+
+def _told(fault: Exception, codes: Sequence[str]) -> bool:
+    text = str(fault)
+    # Redis 6 puts what a command within a script was told behind words of its own.
+    return text.startswith(tuple(codes)) or any(f": -{code} " in text for code in codes)

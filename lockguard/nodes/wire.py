@@ -14,11 +14,14 @@ are told :class:`NotSent` (it was certainly not).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import hiredis
+
+from lockguard.clock import SYSTEM_CLOCK
 
 __all__ = ["Cut", "NotSent", "Reply", "Slot", "Wire"]
 
@@ -30,6 +33,7 @@ Slot: TypeAlias = Callable[[Reply], None]
 
 PENDING_MAX = 100_000
 _NO_MORE = object()
+_LAST_LOOK_S = 0.01
 
 
 class Cut(Exception):
@@ -45,7 +49,9 @@ class Wire(asyncio.Protocol):
 
     Args:
         on_push: called with each out-of-band message.
-        on_end: called once with the cause when the connection has ended.
+        on_end: called once with the wire and the cause when the connection has ended.
+        on_doubt: called with the wire when it has owed replies and brought no byte for ``doubt_s``.
+        on_trust: called with the wire if a byte comes after all.
         reply_timeout_s: a connection that owes replies and brings no byte for this long is ended; without
             it a hung server would keep its callers for ever.
         listens: messages come as plain replies, as RESP2 has it after SUBSCRIBE.
@@ -55,15 +61,20 @@ class Wire(asyncio.Protocol):
         self,
         *,
         on_push: Callable[[list[Any]], None],
-        on_end: Callable[[str], None],
+        on_end: Callable[[Wire, str], None],
         reply_timeout_s: float,
+        on_doubt: Callable[[Wire], None] = lambda _: None,
+        on_trust: Callable[[Wire], None] = lambda _: None,
         listens: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_push = on_push
         self._on_end = on_end
+        self._on_doubt = on_doubt
+        self._on_trust = on_trust
         self._listens = listens
         self._reply_timeout_s = reply_timeout_s
+        self._doubt_s = math.inf
         self._reader = hiredis.Reader(notEnoughData=_NO_MORE)
         self._transport: asyncio.Transport | None = None
         self._slots: deque[Slot] = deque()
@@ -71,7 +82,9 @@ class Wire(asyncio.Protocol):
         self._unsent_slots = 0
         self._flush_due = False
         self._watch: asyncio.TimerHandle | None = None
-        self._heard = False
+        self._silent_since = 0.0  # not by the loop's time, which in uvloop stands while a callback runs
+        self._doubted = False
+        self._last_look = False
         self._ended: str | None = None
         self.gone = asyncio.Event()
         """Set when the socket is closed, which is a turn of the loop after :meth:`end`."""
@@ -85,6 +98,18 @@ class Wire(asyncio.Protocol):
     def owed(self) -> int:
         """How many replies have not come yet."""
         return len(self._slots)
+
+    @property
+    def doubt_s(self) -> float:
+        """After how long without the reply that it owes the connection is doubted, in seconds."""
+        return self._doubt_s
+
+    @doubt_s.setter
+    def doubt_s(self, seconds: float) -> None:
+        sooner, self._doubt_s = seconds < self._doubt_s, seconds
+        if sooner and self._watch is not None:
+            self._watch.cancel()
+            self._look_in(seconds)
 
     def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
         """Queue a command; it leaves at the end of this turn of the event loop.
@@ -101,6 +126,8 @@ class Wire(asyncio.Protocol):
         if len(self._slots) >= PENDING_MAX:
             slot(NotSent(f"{PENDING_MAX} commands are unanswered already"))
             return
+        if not self._slots:
+            self._silent_since = SYSTEM_CLOCK.now()
         lone = lone and not self._slots
         self._slots.append(slot)
         self._unsent_slots += 1
@@ -111,8 +138,7 @@ class Wire(asyncio.Protocol):
             self._flush_due = True
             self._loop.call_soon(self.flush)
         if self._watch is None:
-            self._heard = True
-            self._watch = self._loop.call_later(self._reply_timeout_s, self._check_progress)
+            self._look_in(min(self._doubt_s, self._reply_timeout_s))
 
     def send_unanswered(self, *command: str | bytes | int) -> None:
         """Queue a command that gets no reply of its own, such as SUBSCRIBE in RESP3."""
@@ -163,17 +189,33 @@ class Wire(asyncio.Protocol):
         self._unsent.clear()
         for index, slot in enumerate(slots):
             slot(Cut(cause) if index < sent else NotSent(cause))
-        self._on_end(cause)
+        self._on_end(self, cause)
 
     def _check_progress(self) -> None:
+        """Look how long the oldest unanswered command has waited, or the last byte is ago."""
         self._watch = None
         if not self._slots:
             return
-        if not self._heard:
+        silent_s = SYSTEM_CLOCK.now() - self._silent_since
+        doubt_s = math.inf if self._doubted else self._doubt_s
+        left_s = min(doubt_s, self._reply_timeout_s) - silent_s
+        if left_s > 0:
+            self._last_look = False
+        elif not self._last_look:
+            # After a stall of this process the timer may come before the bytes that have come meanwhile:
+            # always in uvloop, which calls its timers before it looks at its sockets.
+            self._last_look, left_s = True, _LAST_LOOK_S
+        elif silent_s >= self._reply_timeout_s:
             self.end(f"no reply for {self._reply_timeout_s:g} s")
             return
-        self._heard = False
-        self._watch = self._loop.call_later(self._reply_timeout_s, self._check_progress)
+        else:
+            self._doubted, self._last_look = True, False
+            left_s = self._reply_timeout_s - silent_s
+            self._on_doubt(self)
+        self._look_in(left_s)
+
+    def _look_in(self, seconds: float) -> None:
+        self._watch = self._loop.call_later(seconds, self._check_progress)
 
     # asyncio.Protocol
 
@@ -186,11 +228,14 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: hand each complete reply to the oldest slot."""
-        self._heard = True
+        self._silent_since = SYSTEM_CLOCK.now()
+        if self._doubted:
+            self._doubted = False
+            self._on_trust(self)
         reader = self._reader
         try:
             reader.feed(data)
-            while (reply := reader.gets()) is not _NO_MORE:
+            while self._ended is None and (reply := reader.gets()) is not _NO_MORE:
                 if isinstance(reply, hiredis.PushNotification):
                     self._on_push(reply)
                 elif self._slots:

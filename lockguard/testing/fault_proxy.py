@@ -108,10 +108,18 @@ class Direction:
         await self._changed.wait()
 
 
+@dataclass(slots=True, eq=False)
+class _Link:
+    """What both directions of one connection share."""
+
+    forgotten: bool = False
+
+
 @dataclass(slots=True)
 class _Pump:
     """Carries one direction of one connection."""
 
+    link: _Link
     direction: Direction
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -133,7 +141,7 @@ class _Pump:
             chunk = await self.reader.read(_CHUNK_BYTES_MAX)
             self.direction._count(len(chunk))
             # Decided on receipt: who waits for the bytes and then heals the link means them lost.
-            lost = self.direction.flow.mode is Mode.DROP
+            lost = self.link.forgotten or self.direction.flow.mode is Mode.DROP
             due = clock.time() + self.direction.flow.latency.total_seconds()
             if not chunk:
                 await self._queue.put((due, _NO_NEWS if lost else _END))
@@ -158,6 +166,8 @@ class _Pump:
 
     async def _passes(self) -> bool:
         while True:
+            if self.link.forgotten:
+                return False
             match self.direction.flow.mode:
                 case Mode.PASS:
                     return True
@@ -203,6 +213,7 @@ class FaultProxy:
         self._listener: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._links: set[_Link] = set()
         self.to_server = Direction()
         self.to_client = Direction()
 
@@ -250,6 +261,18 @@ class FaultProxy:
             self._listener.close()
             self._listener = None
 
+    def forget(self) -> None:
+        """Lose all that comes on the connections that are open now, for good, and tell neither side.
+
+        New ones work. So does a NAT or a firewall that has forgotten a connection on which nothing was said.
+        """
+        for link in self._links:
+            link.forgotten = True
+
+    def redirect(self, target_port: int) -> None:
+        """Lead new connections to another server; open ones stay, as with a service whose server changed."""
+        self._target_port = target_port
+
     def heal(self) -> None:
         """Let both directions pass."""
         self.to_server.set(PASS)
@@ -289,13 +312,15 @@ class FaultProxy:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
         self._writers.add(writer)
+        link = _Link()
+        self._links.add(link)
         try:
             upstream_reader, upstream = await asyncio.open_connection(LOOPBACK, self._target_port)
             writers.append(upstream)
             self._writers.add(upstream)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_Pump(self.to_server, reader, upstream).run())
-                tasks.create_task(_Pump(self.to_client, upstream_reader, writer).run())
+                tasks.create_task(_Pump(link, self.to_server, reader, upstream).run())
+                tasks.create_task(_Pump(link, self.to_client, upstream_reader, writer).run())
         except* _Closed:
             pass
         except* OSError:
@@ -303,6 +328,7 @@ class FaultProxy:
             for one in writers:
                 _reset(one)
         finally:
+            self._links.discard(link)
             for one in writers:
                 self._writers.discard(one)
                 one.close()

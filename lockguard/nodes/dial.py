@@ -1,0 +1,145 @@
+"""From a server's name to a connection: the name is looked up, and its first address that answers counts.
+
+asyncio's own way looks a name up in a pool of threads that everybody shares and whose threads are waited for
+when the program ends. A resolver that hangs would fill that pool, one thread for each attempt to connect, and
+then hold up everything else that the bot does in threads, and its end. Here one name that hangs costs one
+thread, that nobody waits for.
+
+A name may have several addresses of which the first is dead. They are tried one a quarter of a second after
+the other, and the first that answers counts (RFC 8305). uvloop's ``create_connection`` cannot do that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import itertools
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+__all__ = ["Resolver", "first_of", "keep_alive"]
+
+T = TypeVar("T")
+
+_STAGGER_S = 0.25
+
+_IDLE_S = 15
+_PROBE_S = 5
+_PROBES_MAX = 3
+
+
+class Resolver:
+    """Looks names up; there is at most one question under way."""
+
+    def __init__(self) -> None:
+        self._answer: asyncio.Future[list[str]] | None = None
+        self._question: tuple[str, int] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a question has no answer yet."""
+        return self._answer is not None and not self._answer.done()
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, IPv6 and IPv4 in turns if it has both.
+
+        Raises:
+            OSError: it has none.
+        """
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(host.partition("%")[0])
+            return [host]
+        if not self.waits or self._question != (host, port):
+            self._question = (host, port)
+            self._answer = _look_up(host, port)
+        assert self._answer is not None
+        # Shielded: a caller that gives up leaves the question to whoever asks next.
+        return await asyncio.shield(self._answer)
+
+
+def _look_up(host: str, port: int) -> asyncio.Future[list[str]]:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[str]] = loop.create_future()
+    answer.add_done_callback(
+        lambda _: answer.cancelled() or answer.exception()
+    )  # perhaps nobody waits any more
+
+    def tell(found: list[str] | OSError) -> None:
+        if answer.done():
+            return
+        if isinstance(found, OSError):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+
+    def work() -> None:
+        found: list[str] | OSError
+        try:
+            found = _in_turns(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as exc:
+            found = exc
+        except ValueError as exc:  # a label of more than 63 characters, or none
+            found = OSError(f"{host!r} is not a name that can be looked up: {exc}")
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(tell, found)
+
+    threading.Thread(target=work, name=f"lockguard-resolve-{host}", daemon=True).start()
+    return answer
+
+
+def _in_turns(infos: Sequence[tuple[Any, ...]]) -> list[str]:
+    families: dict[Any, list[str]] = {}
+    for family, _, _, _, (address, *_) in infos:
+        families.setdefault(family, []).append(address)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*families.values()))
+    return list(dict.fromkeys(address for address in turns if address is not None))
+
+
+async def first_of(addresses: Sequence[str], connect: Callable[[str], Awaitable[T]]) -> T:
+    """Connect to each address, one a little later than the other or when that has failed; gives the first.
+
+    Raises:
+        OSError: none could be connected to; why the first could not.
+    """
+    if len(addresses) == 1:
+        return await connect(addresses[0])
+    untried, trying, faults = list(addresses), set[asyncio.Task[T]](), list[BaseException]()
+    try:
+        while untried or trying:
+            if untried:
+                trying.add(asyncio.ensure_future(connect(untried.pop(0))))
+            patience_s = _STAGGER_S if untried else None
+            done, trying = await asyncio.wait(trying, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            for attempt in done:
+                if (fault := attempt.exception()) is None:
+                    return attempt.result()
+                faults.append(fault)
+    finally:
+        for attempt in trying:
+            attempt.cancel()
+        await asyncio.gather(*trying, return_exceptions=True)
+    raise faults[0]
+
+
+def keep_alive(transport: asyncio.BaseTransport) -> None:
+    """Have the kernel say something on a TCP connection that is idle, and end it when nothing comes back.
+
+    A NAT or a firewall forgets a connection on which nothing was said for a while, and tells nobody.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.family == getattr(socket, "AF_UNIX", None):
+        return
+    idle = getattr(socket, "TCP_KEEPALIVE" if sys.platform == "darwin" else "TCP_KEEPIDLE", None)
+    with contextlib.suppress(OSError):  # it has ended already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (idle, _IDLE_S),
+            (getattr(socket, "TCP_KEEPINTVL", None), _PROBE_S),
+            (getattr(socket, "TCP_KEEPCNT", None), _PROBES_MAX),
+        ):
+            if option is not None:
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
