@@ -171,7 +171,7 @@ async def test_steps_and_minimum_worth_are_enforced(client: Any) -> None:
     for quantity, code in (("0.05", "-1111"), ("0", "-4003"), ("90000", "-4005"), ("1e3", "-1100")):
         with pytest.raises(ccxt.ExchangeError, match=code):
             await client.fapiPrivatePostOrder({**order, "quantity": quantity})
-    limit = {**order, "type": "LIMIT", "quantity": "10", "price": "8.00005"}
+    limit = {**order, "type": "LIMIT", "quantity": "10", "price": "8.00005", "timeInForce": "GTC"}
     with pytest.raises(ccxt.ExchangeError, match="-4014"):
         await client.fapiPrivatePostOrder(limit)
     with pytest.raises(ccxt.BadSymbol, match="-1121"):
@@ -556,5 +556,8 @@ async def test_the_command_tells_a_mistake_in_one_line() -> None:
         _, errors = await process.communicate()
     assert process.returncode == 2
     assert errors.decode().splitlines() == [
-        "Error: symbol 'nope' is not a USD-M contract; write it as BTCUSDT or BTC/USDT:USDT"
+        (
+            "Error: symbol 'nope' is not a USD-M contract; write it as BTCUSDT or BTC/USDT:USDT"
+            " (COIN-M: BTCUSD_PERP or BTC/USD:BTC)"
+        )
     ]

@@ -15,13 +15,19 @@ from lockguard_ccxt.testing.model import NewAlgoOrder, NewOrder
 from lockguard_ccxt.testing.record import decode, encode
 from lockguard_ccxt.testing.rejections import Rejection
 from lockguard_ccxt.testing.timeline import Timeline
+from lockguard_ccxt.testing.venue import Venue
 
 SPEC = MarketSpec("APT", price=Decimal(8), tick=Decimal("0.01"), step=Decimal("0.1"))
 
 
 @pytest.fixture
 def engine() -> Engine:
-    return Engine([SPEC], wallet=Decimal(10_000), fee_rate=Decimal("0.001"))
+    return Engine(Venue([SPEC]), wallet=Decimal(10_000), fee_rate=Decimal("0.001"))
+
+
+def move(engine: Engine, price: Decimal, now_ms: int) -> None:
+    engine.venue.prices["APTUSDT"] = engine.venue.marks["APTUSDT"] = price
+    engine.price_moved("APTUSDT", now_ms)
 
 
 def order(side: Side, qty: str, *, reduce_only: bool = False, price: str | None = None) -> NewOrder:
@@ -45,7 +51,7 @@ QUANTITIES = [Decimal(n) for n in (-3, -1, 0, 1, 3)]
 )
 def test_netting_adds_up(held: Decimal, side: Side, qty: Decimal) -> None:
     before = Position("X", held, Decimal(10) if held else Decimal(0))
-    after = net(before, side, Decimal(12), qty, 1)
+    after = net(SPEC, before, side, Decimal(12), qty, 1)
     signed = qty * side.sign
     assert after.position.qty == held + signed
     assert after.opened == max(
@@ -57,18 +63,18 @@ def test_netting_adds_up(held: Decimal, side: Side, qty: Decimal) -> None:
 
 
 def test_the_entry_price_is_the_average() -> None:
-    first = net(Position("X"), Side.BUY, Decimal(10), Decimal(1), 0).position
-    second = net(first, Side.BUY, Decimal(13), Decimal(2), 0).position
+    first = net(SPEC, Position("X"), Side.BUY, Decimal(10), Decimal(1), 0).position
+    second = net(SPEC, first, Side.BUY, Decimal(13), Decimal(2), 0).position
     assert second.entry_price == 12
-    assert net(second, Side.SELL, Decimal(20), Decimal(1), 0).position.entry_price == 12
-    assert net(second, Side.SELL, Decimal(20), Decimal(5), 0).position.entry_price == 20
+    assert net(SPEC, second, Side.SELL, Decimal(20), Decimal(1), 0).position.entry_price == 12
+    assert net(SPEC, second, Side.SELL, Decimal(20), Decimal(5), 0).position.entry_price == 20
 
 
 def test_profit_and_fees_reach_the_wallet(engine: Engine) -> None:
     engine.place(order(Side.BUY, "10"), 0)
-    engine.set_price("APTUSDT", Decimal(9), 1)
+    move(engine, Decimal(9), 1)
     engine.place(order(Side.SELL, "10", reduce_only=True), 2)
-    assert engine.account.wallet == 10_000 + 10 - Decimal("0.08") - Decimal("0.09")
+    assert engine.account.wallet("USDT") == 10_000 + 10 - Decimal("0.08") - Decimal("0.09")
 
 
 def test_reduce_only_is_cut_to_the_position(engine: Engine) -> None:
@@ -82,7 +88,7 @@ def test_a_resting_reduce_only_order_expires_when_nothing_is_left(engine: Engine
     engine.place(order(Side.BUY, "3"), 0)
     resting = engine.place(order(Side.SELL, "3", reduce_only=True, price="9"), 1)
     engine.place(NewOrder("APTUSDT", Side.SELL, OrderType.MARKET, Decimal(3), "other", reduce_only=True), 2)
-    engine.set_price("APTUSDT", Decimal(10), 3)
+    move(engine, Decimal(10), 3)
     assert engine.order("APTUSDT", resting.id, None).status is OrderStatus.EXPIRED
     assert engine.account.position("APTUSDT").qty == 0
 
@@ -96,7 +102,7 @@ def test_two_stops_fire_in_order_and_the_second_finds_nothing(engine: Engine) ->
     engine.place(order(Side.BUY, "10"), 0)
     first = engine.place_algo(stop(Side.SELL, "7.5", client_id="a"), 1)
     second = engine.place_algo(stop(Side.SELL, "7.4", client_id="b"), 1)
-    engine.set_price("APTUSDT", Decimal(7), 2)
+    move(engine, Decimal(7), 2)
     assert engine.algo_order(first.id, None).status is AlgoStatus.FINISHED
     assert engine.algo_order(second.id, None).status is AlgoStatus.REJECTED
     assert engine.account.position("APTUSDT").qty == 0
@@ -121,7 +127,7 @@ def test_the_newest_of_equal_client_ids_is_found(engine: Engine) -> None:
 
 def test_an_order_is_seen_as_it_was(engine: Engine) -> None:
     resting = engine.place(order(Side.BUY, "3", price="7"), 100)
-    engine.set_price("APTUSDT", Decimal(6), 200)
+    move(engine, Decimal(6), 200)
     with pytest.raises(Rejection, match="-2013"):
         engine.order("APTUSDT", resting.id, None, 99)
     assert engine.order("APTUSDT", resting.id, None, 150).status is OrderStatus.NEW

@@ -17,7 +17,13 @@ if find_spec("aiohttp") is None:
 from lockguard_ccxt.testing.client import connect, point_at
 from lockguard_ccxt.testing.desk import Visibility
 from lockguard_ccxt.testing.faults import Execution, Fault, FaultKind, Operation
-from lockguard_ccxt.testing.markets import DEFAULT_MARKETS, MarketSpec, market_for, parse_markets
+from lockguard_ccxt.testing.markets import (
+    COIN_MARKETS,
+    DEFAULT_MARKETS,
+    MarketSpec,
+    market_for,
+    parse_markets,
+)
 from lockguard_ccxt.testing.model import (
     AlgoOrder,
     AlgoStatus,
@@ -25,14 +31,18 @@ from lockguard_ccxt.testing.model import (
     Order,
     OrderStatus,
     OrderType,
+    Origin,
     Position,
+    PositionSide,
     Side,
 )
 from lockguard_ccxt.testing.record import ExchangeRecord, Request
 from lockguard_ccxt.testing.remote import ControlClient
 from lockguard_ccxt.testing.server import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange
+from lockguard_ccxt.testing.venue import Listing
 
 __all__ = [
+    "COIN_MARKETS",
     "DEFAULT_MARKETS",
     "LOCAL_API_KEY",
     "LOCAL_SECRET",
@@ -44,13 +54,16 @@ __all__ = [
     "Fault",
     "FaultKind",
     "Fill",
+    "Listing",
     "LocalExchange",
     "MarketSpec",
     "Operation",
     "Order",
     "OrderStatus",
     "OrderType",
+    "Origin",
     "Position",
+    "PositionSide",
     "Request",
     "Side",
     "Visibility",

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from aiohttp import web
 
+from lockguard_ccxt.testing import byhand
 from lockguard_ccxt.testing.desk import Visibility
 from lockguard_ccxt.testing.faults import Fault, Operation
 from lockguard_ccxt.testing.http import json_response
+from lockguard_ccxt.testing.markets import MarketSpec, market_for
+from lockguard_ccxt.testing.model import MAIN
 from lockguard_ccxt.testing.record import decode, encode, encode_record
+from lockguard_ccxt.testing.signature import Credentials
+from lockguard_ccxt.testing.venue import Listing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +29,12 @@ if TYPE_CHECKING:
     from lockguard_ccxt.testing.desk import Desk
     from lockguard_ccxt.testing.render import Json
 
-__all__ = ["Control"]
+__all__ = ["BAN_STATUS", "DENIAL_CODE", "WALLET", "Control"]
+
+WALLET = Decimal(10_000_000)
+"""What an account starts with, in USDT and in USDC, unless told otherwise."""
+BAN_STATUS = 418
+DENIAL_CODE = -2015
 
 _Body: TypeAlias = "Mapping[str, object]"
 _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -57,6 +67,20 @@ class Control:
             web.get("/_control/faults", self._answer(self._waiting)),
             web.post("/_control/faults", self._answer(self._inject)),
             web.delete("/_control/faults", self._answer(self._clear)),
+            web.post("/_control/ban", self._answer(self._ban)),
+            web.delete("/_control/ban", self._answer(self._lift_ban)),
+            web.post("/_control/denial", self._answer(self._deny)),
+            web.delete("/_control/denial", self._answer(self._allow)),
+            web.post("/_control/maintenance", self._answer(self._maintenance)),
+            web.post("/_control/clock", self._answer(self._clock)),
+            web.post("/_control/contract", self._answer(self._list_contract)),
+            web.delete("/_control/contract", self._answer(self._delist_contract)),
+            web.post("/_control/account", self._answer(self._add_account)),
+            web.post("/_control/hedge", self._answer(self._hedge)),
+            web.post("/_control/trade", self._answer(self._trade)),
+            web.post("/_control/stop", self._answer(self._stop)),
+            web.post("/_control/cancel", self._answer(self._cancel)),
+            web.post("/_control/release", self._answer(self._release)),
             web.post("/_control/reset", self._answer(self._reset)),
         ]
 
@@ -76,7 +100,7 @@ class Control:
         return handler
 
     def _health(self, body: _Body) -> Json:  # noqa: ARG002 - one signature for all
-        return {"ok": True, "symbols": list(self._desk.engine.markets)}
+        return {"ok": True, "symbols": list(self._desk.venue.markets)}
 
     def _record(self, body: _Body) -> Json:  # noqa: ARG002 - one signature for all
         return encode_record(self._desk.record())
@@ -131,6 +155,71 @@ class Control:
         self._desk.faults.clear()
         return {}
 
+    def _ban(self, body: _Body) -> Json:
+        until_ms = self._desk.now_ms + _whole(body["duration_ms"])
+        self._desk.conditions.ban(until_ms, _whole(body.get("status", BAN_STATUS)))
+        return {"until_ms": until_ms}
+
+    def _lift_ban(self, body: _Body) -> Json:  # noqa: ARG002 - one signature for all
+        self._desk.conditions.lift_ban()
+        return {}
+
+    def _deny(self, body: _Body) -> Json:
+        operations = body.get("operations")
+        if operations is not None and not isinstance(operations, list):
+            raise TypeError("operations must be a list")
+        chosen = None if operations is None else {Operation(str(name)) for name in operations}
+        self._desk.conditions.deny(self._account(body), _whole(body.get("code", DENIAL_CODE)), chosen)
+        return {}
+
+    def _allow(self, body: _Body) -> Json:
+        self._desk.conditions.allow(self._account(body))
+        return {}
+
+    def _account(self, body: _Body) -> str | None:
+        name = body.get("account")
+        return None if name is None else self._desk.engine(str(name)).account.name
+
+    def _maintenance(self, body: _Body) -> Json:
+        self._desk.conditions.maintenance = _flag(body["on"])
+        return {}
+
+    def _clock(self, body: _Body) -> Json:
+        self._desk.set_clock_offset(_whole(body["offset_ms"]))
+        return {}
+
+    def _list_contract(self, body: _Body) -> Json:
+        spec = decode(MarketSpec, body) if "base" in body else market_for(str(body["symbol"]))
+        self._desk.list_contract(spec)
+        return {"symbol": spec.id}
+
+    def _delist_contract(self, body: _Body) -> Json:
+        self._desk.delist_contract(str(body["symbol"]), Listing(str(body.get("listing", Listing.GONE))))
+        return {}
+
+    def _add_account(self, body: _Body) -> Json:
+        credentials = Credentials(str(body["api_key"]), str(body["secret"]))
+        self._desk.add_account(str(body["name"]), credentials, _decimal(body.get("wallet", WALLET)))
+        return {}
+
+    def _hedge(self, body: _Body) -> Json:
+        byhand.set_hedge_mode(self._desk, hedged=_flag(body["on"]), account=str(body.get("account", MAIN)))
+        return {}
+
+    def _trade(self, body: _Body) -> Json:
+        return encode(byhand.trade(self._desk, decode(byhand.HandOrder, body)))
+
+    def _stop(self, body: _Body) -> Json:
+        return encode(byhand.stop(self._desk, decode(byhand.HandStop, body)))
+
+    def _cancel(self, body: _Body) -> Json:
+        return encode(byhand.cancel(self._desk, _whole(body["order_id"]), str(body.get("account", MAIN))))
+
+    def _release(self, body: _Body) -> Json:
+        symbol = body.get("symbol")
+        self._desk.release(None if symbol is None else str(symbol))
+        return {}
+
     def _reset(self, body: _Body) -> Json:  # noqa: ARG002 - one signature for all
         for walk in self._walks:
             walk.cancel()
@@ -145,6 +234,12 @@ def _decimal(value: object) -> Decimal:
         return Decimal(str(value))
     except InvalidOperation:
         raise ValueError(f"{value!r} is not a number") from None
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is not true or false")
+    return value
 
 
 def _whole(value: object) -> int:

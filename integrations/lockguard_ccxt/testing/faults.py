@@ -8,6 +8,7 @@ at all, the exchange carries it out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 
 __all__ = ["Execution", "Fault", "FaultKind", "FaultPlan", "Operation"]
@@ -22,6 +23,8 @@ class Operation(StrEnum):
     EXCHANGE_INFO = "exchange_info"
     TICKER = "ticker"
     CREATE_ORDER = "create_order"
+    AMEND_ORDER = "amend_order"
+    TEST_ORDER = "test_order"
     GET_ORDER = "get_order"
     CANCEL_ORDER = "cancel_order"
     CANCEL_ALL = "cancel_all"
@@ -41,6 +44,11 @@ class Operation(StrEnum):
     MARGIN_TYPE = "margin_type"
     BRACKETS = "brackets"
     POSITION_MODE = "position_mode"
+    SET_POSITION_MODE = "set_position_mode"
+    """Also the mode of margins in several assets."""
+    POSITION_MARGIN = "position_margin"
+    TRIGGER = "trigger"
+    """Not a request: an algo order becomes an order. Only ``EXPIRES`` and ``RESTS`` happen to it."""
 
     @property
     def writes(self) -> bool:
@@ -51,6 +59,8 @@ class Operation(StrEnum):
 _WRITES = frozenset(
     {
         Operation.CREATE_ORDER,
+        Operation.AMEND_ORDER,
+        Operation.TEST_ORDER,
         Operation.CANCEL_ORDER,
         Operation.CANCEL_ALL,
         Operation.CREATE_ALGO,
@@ -58,6 +68,8 @@ _WRITES = frozenset(
         Operation.CANCEL_ALL_ALGOS,
         Operation.LEVERAGE,
         Operation.MARGIN_TYPE,
+        Operation.POSITION_MARGIN,
+        Operation.SET_POSITION_MODE,
     }
 )
 
@@ -85,6 +97,16 @@ class FaultKind(StrEnum):
     """A 200 whose body breaks off."""
     DELAY = "delay"
     """A right answer, ``hold_ms`` late."""
+    EXPIRES = "expires"
+    """A right answer; of the order, ``share`` was filled and the rest expired."""
+    RESTS = "rests"
+    """A right answer; of the order, ``share`` was filled and the rest stays in the book, though it is a
+    market order, until it is cancelled or released."""
+
+    @property
+    def of_the_book(self) -> bool:
+        """Whether it happens to the order, not to the request."""
+        return self in {FaultKind.EXPIRES, FaultKind.RESTS}
 
 
 class Execution(StrEnum):
@@ -111,6 +133,8 @@ class Fault:
         hold_ms: how long ``HANG``, ``DELAY`` and ``Execution.LATE`` take.
         code: what ``REJECTED`` says.
         message: what ``REJECTED`` says.
+        account: only requests of this account; ``None`` for any.
+        share: how much of the order ``EXPIRES`` and ``RESTS`` let be filled: from 0 to below 1.
     """
 
     kind: FaultKind
@@ -122,8 +146,12 @@ class Fault:
     hold_ms: int = 1_000
     code: int = -1000
     message: str = "An unknown error occurred while processing the request."
+    account: str | None = None
+    share: Decimal = Decimal(0)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"share must be from 0 to below 1, got {self.share}")
         if self.skip < 0 or self.times < 1:
             raise ValueError(
                 f"a fault needs skip >= 0 and times >= 1, got skip={self.skip} times={self.times}"
@@ -131,9 +159,18 @@ class Fault:
         if not 0 <= self.hold_ms <= HOLD_MS_MAX:
             raise ValueError(f"hold_ms must be from 0 to {HOLD_MS_MAX}, got {self.hold_ms}")
 
-    def matches(self, operation: Operation, symbol: str | None) -> bool:
-        """Whether a request is one of those it waits for."""
-        return self.operation in {None, operation} and self.symbol in {None, symbol}
+    def matches(self, operation: Operation, symbol: str | None, account: str | None = None) -> bool:
+        """Whether a request, or an order that triggers, is one of those it waits for."""
+        if self.kind.of_the_book and operation not in _FILLS:
+            return False
+        return (
+            self.operation in {None, operation}
+            and self.symbol in {None, symbol}
+            and self.account in {None, account}
+        )
+
+
+_FILLS = frozenset({Operation.CREATE_ORDER, Operation.TRIGGER})
 
 
 @dataclass(slots=True)
@@ -161,15 +198,25 @@ class FaultPlan:
         """The faults that have not done all their work yet."""
         return tuple(armed.fault for armed in self._armed)
 
-    def take(self, operation: Operation, symbol: str | None) -> Fault | None:
+    def take(self, operation: Operation, symbol: str | None, account: str | None = None) -> Fault | None:
         """The fault that hits this request, if one does. Only one does; the others do not count it."""
+        return self._take(operation, symbol, account, of_the_book=False)
+
+    def take_shortage(self, operation: Operation, symbol: str, account: str) -> Fault | None:
+        """What happens to an order that is about to be filled, beside what happens to its request."""
+        return self._take(operation, symbol, account, of_the_book=True)
+
+    def _take(
+        self, operation: Operation, symbol: str | None, account: str | None, *, of_the_book: bool
+    ) -> Fault | None:
         for armed in self._armed:
-            if not armed.fault.matches(operation, symbol):
+            fault = armed.fault
+            if fault.kind.of_the_book is not of_the_book or not fault.matches(operation, symbol, account):
                 continue
             armed.seen += 1
-            if armed.seen <= armed.fault.skip:
+            if armed.seen <= fault.skip:
                 continue
-            if armed.seen == armed.fault.skip + armed.fault.times:
+            if armed.seen == fault.skip + fault.times:
                 self._armed.remove(armed)
-            return armed.fault
+            return fault
         return None

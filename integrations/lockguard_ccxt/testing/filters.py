@@ -6,13 +6,29 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from lockguard_ccxt.testing.model import ZERO
+from lockguard_ccxt.testing.model import ZERO, Side
 from lockguard_ccxt.testing.rejections import Rejection, illegal
 
 if TYPE_CHECKING:
     from lockguard_ccxt.testing.markets import MarketSpec
 
-__all__ = ["check_client_id", "check_notional", "check_price", "check_quantity", "number"]
+__all__ = [
+    "ALGO_ORDERS_MAX",
+    "BAND_DOWN",
+    "BAND_UP",
+    "check_band",
+    "check_client_id",
+    "check_notional",
+    "check_price",
+    "check_quantity",
+    "number",
+]
+
+ALGO_ORDERS_MAX = 10
+"""How many algo orders may wait in one contract: ``MAX_NUM_ALGO_ORDERS``."""
+BAND_UP = Decimal("1.0500")
+BAND_DOWN = Decimal("0.9500")
+"""How far from the mark price a limit may be on the side on which it is filled: ``PERCENT_PRICE``."""
 
 CLIENT_ID_CHARS_MAX = 36
 _CLIENT_ID = re.compile(r"^[.A-Z:/a-z0-9_-]+$")
@@ -54,9 +70,21 @@ def check_price(spec: MarketSpec, price: Decimal) -> None:
         raise Rejection(-4014, "Price not increased by tick size.")
 
 
+def check_band(spec: MarketSpec, side: Side, price: Decimal, mark: Decimal) -> None:
+    """A buy not too far above the mark price, a sell not too far below it."""
+    if side is Side.BUY and price > (most := mark * BAND_UP):
+        raise Rejection(-4016, f"Limit price can't be higher than {_floor(most, spec.tick)}.")
+    if side is Side.SELL and price < (least := mark * BAND_DOWN):
+        raise Rejection(-4024, f"Limit price can't be lower than {_floor(least, spec.tick)}.")
+
+
+def _floor(value: Decimal, step: Decimal) -> str:
+    return format(value // step * step, "f")
+
+
 def check_notional(spec: MarketSpec, qty: Decimal, price: Decimal) -> None:
     """Worth at least the contract's minimum."""
-    if qty * price < spec.min_notional:
+    if not spec.inverse and spec.worth(qty, price) < spec.min_notional:
         raise Rejection(
             -4164,
             f"Order's notional must be no smaller than {spec.min_notional} (unless you choose reduce only).",

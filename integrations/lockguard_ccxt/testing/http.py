@@ -1,9 +1,9 @@
 """The wire: HTTP requests in, answers and faults out.
 
-What happens to a request, in order: it is read and its signature checked; half the latency passes; the desk
-carries it out; the other half passes; it is answered. A fault takes the answer's place, and says whether
-and when the desk is asked. The desk runs without awaiting, so requests are carried out one at a time, as a
-matching engine does, however many are on their way.
+What happens to a request, in order: bans and maintenance are told; its key, signature, time and permission
+are checked; half the latency passes; the desk carries it out; the other half passes; it is answered. A fault
+takes the answer's place, and says whether and when the desk is asked. The desk runs without awaiting, so
+requests are carried out one at a time, as a matching engine does, however many are on their way.
 
 A client that has gone away does not undo its request: a handler is not cancelled when its connection drops.
 """
@@ -18,12 +18,17 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
+from lockguard_ccxt.testing.desk import Seat
 from lockguard_ccxt.testing.faults import Execution, Fault, FaultKind
+from lockguard_ccxt.testing.model import MAIN
 from lockguard_ccxt.testing.params import Params
+from lockguard_ccxt.testing.record import Request
 from lockguard_ccxt.testing.rejections import Rejection
-from lockguard_ccxt.testing.signature import Credentials, verify
+from lockguard_ccxt.testing.signature import verify
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lockguard_ccxt.testing.desk import Desk
     from lockguard_ccxt.testing.render import Json
     from lockguard_ccxt.testing.surface import Route
@@ -37,10 +42,13 @@ class _Reply:
     status: int = 200
 
 
-def json_response(body: Json, status: int = 200) -> web.Response:
+def json_response(body: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """An answer with a JSON body."""
     return web.Response(
-        text=json.dumps(body, separators=(",", ":")), status=status, content_type="application/json"
+        text=json.dumps(body, separators=(",", ":")),
+        status=status,
+        content_type="application/json",
+        headers=headers,
     )
 
 
@@ -48,12 +56,21 @@ def _error(code: int, message: str, status: int) -> _Reply:
     return _Reply({"code": code, "msg": message}, status)
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A request that has been read, and, if it is private, whose it is."""
+
+    route: Route
+    params: Params
+    seat: Seat
+    account: str | None
+
+
 class Wire:
     """Answers the REST API for one desk."""
 
-    def __init__(self, desk: Desk, credentials: Credentials) -> None:
+    def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._credentials = credentials
         self._closing = asyncio.Event()
         self._late: set[asyncio.Task[None]] = set()
 
@@ -71,46 +88,56 @@ class Wire:
         values = dict(parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True))
         values.update(parse_qsl(body, keep_blank_values=True))
         params = Params(values)
+        self._desk.pass_time()
+        account = None
         try:
+            self._desk.conditions.check_address(self._desk.now_ms)
             if route.private:
-                api_key = request.headers.get("X-MBX-APIKEY")
-                verify(
-                    self._credentials,
-                    api_key=api_key,
-                    payload=payload,
-                    params=values,
-                    now_ms=self._desk.now_ms,
-                )
+                account = self._who(request.headers.get("X-MBX-APIKEY"), route, payload, values)
         except Rejection as no:
-            self._log(route, params, str(no.code))
-            return json_response({"code": no.code, "msg": no.message}, no.status)
-        fault = self._desk.faults.take(route.operation, params.optional("symbol"))
+            self._log(route, params, account, no.outcome)
+            return json_response({"code": no.code, "msg": no.message}, no.status, no.headers)
+        seat = Seat(self._desk, account or MAIN, inverse=route.inverse)
+        call = _Call(route, params, seat, account)
+        fault = self._desk.faults.take(route.operation, params.optional("symbol"), account)
         if fault is not None:
-            return await self._fail(fault, route, params, request)
-        reply = await self._slowly(route, params)
+            return await self._fail(fault, call, request)
+        reply = await self._slowly(call)
         return json_response(reply.body, reply.status)
 
-    async def _slowly(self, route: Route, params: Params) -> _Reply:
-        half_s = self._desk.latency_ms(route.operation) / 2000
+    def _who(self, api_key: str | None, route: Route, payload: str, values: Mapping[str, str]) -> str:
+        if not api_key:
+            raise Rejection(-2014, "API-key format invalid.", 401)
+        member = self._desk.member(api_key)
+        if member is None:
+            raise Rejection(-2015, "Invalid API-key, IP, or permissions for action.", 401)
+        account, credentials = member
+        verify(credentials, payload=payload, params=values, now_ms=self._desk.now_ms)
+        self._desk.conditions.check_permission(account, route.operation)
+        return account
+
+    async def _slowly(self, call: _Call) -> _Reply:
+        half_s = self._desk.latency_ms(call.route.operation) / 2000
         await self._pause(half_s)
-        reply = self._carry_out(route, params)
+        reply = self._carry_out(call)
         await self._pause(half_s)
         return reply
 
-    def _carry_out(self, route: Route, params: Params, note: str = "") -> _Reply:
+    def _carry_out(self, call: _Call, note: str = "") -> _Reply:
         try:
-            body = route.answer(self._desk, params)
+            body = call.route.answer(call.seat, call.params)
         except Rejection as no:
-            self._log(route, params, str(no.code) + note)
+            self._log(call.route, call.params, call.account, no.outcome + note)
             return _error(no.code, no.message, no.status)
-        self._log(route, params, "ok" + note)
+        self._log(call.route, call.params, call.account, "ok" + note)
         return _Reply(body)
 
-    def _log(self, route: Route, params: Params, outcome: str) -> None:
+    def _log(self, route: Route, params: Params, account: str | None, outcome: str) -> None:
         client_id = None
         for name in ("newClientOrderId", "clientAlgoId", "origClientOrderId"):
             client_id = client_id or params.optional(name)
-        self._desk.log(route.operation, params.optional("symbol"), client_id, outcome)
+        symbol = params.optional("symbol")
+        self._desk.log(Request(self._desk.now_ms, route.operation, symbol, client_id, outcome, account))
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but not longer than the server lives."""
@@ -122,31 +149,29 @@ class Wire:
 
     # --- faults ---
 
-    async def _fail(
-        self, fault: Fault, route: Route, params: Params, request: web.Request
-    ) -> web.StreamResponse:
-        await self._pause(self._desk.latency_ms(route.operation) / 2000)
+    async def _fail(self, fault: Fault, call: _Call, request: web.Request) -> web.StreamResponse:
+        await self._pause(self._desk.latency_ms(call.route.operation) / 2000)
         note = f" {fault.kind}/{fault.execution}"
         reply = _Reply({})
         match fault.execution:
             case Execution.NEVER:
-                self._log(route, params, note.strip())
+                self._log(call.route, call.params, call.account, note.strip())
             case Execution.FIRST:
-                reply = self._carry_out(route, params, note)
+                reply = self._carry_out(call, note)
             case Execution.LATE:
-                task = asyncio.create_task(self._carry_out_late(fault, route, params, note))
+                task = asyncio.create_task(self._carry_out_late(fault, call, note))
                 self._late.add(task)
                 task.add_done_callback(self._late.discard)
             case _:
                 assert_never(fault.execution)
-        return await self._answer(fault, reply, route, params, request)
+        return await self._answer(fault, reply, call, request)
 
-    async def _carry_out_late(self, fault: Fault, route: Route, params: Params, note: str) -> None:
+    async def _carry_out_late(self, fault: Fault, call: _Call, note: str) -> None:
         await asyncio.sleep(fault.hold_ms / 1000)
-        self._carry_out(route, params, note)
+        self._carry_out(call, note)
 
     async def _answer(
-        self, fault: Fault, reply: _Reply, route: Route, params: Params, request: web.Request
+        self, fault: Fault, reply: _Reply, call: _Call, request: web.Request
     ) -> web.StreamResponse:
         match fault.kind:
             case FaultKind.HANG:
@@ -159,7 +184,7 @@ class Wire:
             case FaultKind.DELAY:
                 await self._pause(fault.hold_ms / 1000)
                 if fault.execution is Execution.NEVER:
-                    reply = self._carry_out(route, params)
+                    reply = self._carry_out(call)
                 return json_response(reply.body, reply.status)
             case _:
                 return _said(fault)

@@ -8,16 +8,18 @@ there.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["DEFAULT_MARKETS", "MarketSpec", "market_for", "parse_markets", "plain_id"]
+__all__ = ["COIN_MARKETS", "DEFAULT_MARKETS", "MarketSpec", "market_for", "parse_markets", "plain_id"]
 
 _QUOTES = ("USDT", "USDC")
 _UNIFIED = re.compile(r"^(?P<base>[A-Z0-9]+)/(?P<quote>[A-Z]+)(?::(?P=quote)(?:-(?P<delivery>\d{6}))?)?$")
+_INVERSE = re.compile(r"^(?P<base>[A-Z0-9]+)/USD:(?P=base)(?:-(?P<delivery>\d{6}))?$")
+_PLAIN_INVERSE = re.compile(r"^(?P<base>[A-Z0-9]+?)USD_(?:PERP|(?P<delivery>\d{6}))$")
 _PLAIN = re.compile(rf"^(?P<base>[A-Z0-9]+?)(?P<quote>{'|'.join(_QUOTES)})(?:_(?P<delivery>\d{{6}}))?$")
 _DELIVERY_HOUR = 8
 """Dated contracts are settled at 08:00 UTC."""
@@ -25,7 +27,7 @@ _DELIVERY_HOUR = 8
 
 @dataclass(frozen=True, slots=True)
 class MarketSpec:
-    """One USD-M contract.
+    """One contract: of USD-M, or, when ``inverse``, of COIN-M.
 
     Attributes:
         base: the coin, such as ``BTC``.
@@ -36,6 +38,9 @@ class MarketSpec:
         max_qty: the largest quantity of one market order.
         min_notional: the smallest price times quantity of an order that is not reduce-only.
         delivery: the day it is settled; ``None`` for a perpetual.
+        contract_size: what one contract stands for: coins, or dollars when ``inverse``. Quantities are
+            numbers of contracts. Binance's USD-M has 1 only; other exchanges do not.
+        inverse: priced in dollars, margined and settled in ``base``.
     """
 
     base: str
@@ -46,18 +51,51 @@ class MarketSpec:
     max_qty: Decimal = Decimal(1_000_000)
     min_notional: Decimal = Decimal(5)
     delivery: date | None = None
+    contract_size: Decimal = Decimal(1)
+    inverse: bool = False
 
     @property
     def id(self) -> str:
-        """The exchange's own name: ``BTCUSDT``, ``BTCUSDT_250926``."""
-        suffix = f"_{self.delivery:%y%m%d}" if self.delivery else ""
-        return f"{self.base}{self.quote}{suffix}"
+        """The exchange's own name: ``BTCUSDT``, ``BTCUSDT_250926``, ``BTCUSD_PERP``."""
+        perpetual = "_PERP" if self.inverse else ""
+        return f"{self.pair}{f'_{self.delivery:%y%m%d}' if self.delivery else perpetual}"
+
+    @property
+    def pair(self) -> str:
+        """What it is a contract on: ``BTCUSDT``."""
+        return f"{self.base}{self.quote}"
+
+    @property
+    def settle(self) -> str:
+        """The asset that margin, profit and fees are in."""
+        return self.base if self.inverse else self.quote
 
     @property
     def symbol(self) -> str:
-        """The unified name: ``BTC/USDT:USDT``, ``BTC/USDT:USDT-250926``."""
+        """The unified name: ``BTC/USDT:USDT``, ``BTC/USDT:USDT-250926``, ``BTC/USD:BTC``."""
         suffix = f"-{self.delivery:%y%m%d}" if self.delivery else ""
-        return f"{self.base}/{self.quote}:{self.quote}{suffix}"
+        return f"{self.base}/{self.quote}:{self.settle}{suffix}"
+
+    def worth(self, qty: Decimal, price: Decimal) -> Decimal:
+        """What ``qty`` contracts stand for at ``price``, in the asset they are settled in."""
+        if self.inverse:
+            return qty * self.contract_size / price
+        return qty * self.contract_size * price
+
+    def profit(self, qty: Decimal, entry: Decimal, price: Decimal) -> Decimal:
+        """What ``qty`` contracts (below zero: short) entered at ``entry`` have won, in the settled asset."""
+        if not qty:
+            return Decimal(0)
+        won = self.worth(qty, price) - self.worth(qty, entry)
+        return -won if self.inverse else won
+
+    def average(self, qty: Decimal, price: Decimal, more: Decimal, at: Decimal) -> Decimal:
+        """The entry price of ``qty`` contracts at ``price`` and ``more`` at ``at`` together."""
+        if not qty:
+            return at
+        if self.inverse:
+            return (qty + more) / (qty / price + more / at)
+        return (qty * price + more * at) / (qty + more)
 
     @property
     def delivery_ms(self) -> int | None:
@@ -115,12 +153,35 @@ DEFAULT_MARKETS: tuple[MarketSpec, ...] = (
 )
 """Thirty perpetuals, margined in USDT."""
 
-_KNOWN = {spec.id: spec for spec in DEFAULT_MARKETS}
+
+def _inverse(base: str, price: str, tick: str, size: str) -> MarketSpec:
+    return MarketSpec(
+        base=base,
+        quote="USD",
+        price=Decimal(price),
+        tick=Decimal(tick),
+        step=Decimal(1),
+        max_qty=Decimal(100_000),
+        min_notional=Decimal(0),
+        contract_size=Decimal(size),
+        inverse=True,
+    )
+
+
+COIN_MARKETS: tuple[MarketSpec, ...] = (
+    _inverse("BTC", "62000.0", "0.1", "100"),
+    _inverse("ETH", "2500.00", "0.01", "10"),
+)
+"""Two inverse perpetuals, margined in their own coins."""
+
+_KNOWN = {spec.id: spec for spec in (*DEFAULT_MARKETS, *COIN_MARKETS)}
 
 
 def plain_id(symbol: str) -> str:
     """The exchange's own name of a symbol written either way: ``BTC/USDT:USDT`` gives ``BTCUSDT``."""
     text = symbol.strip().upper()
+    if match := _INVERSE.match(text):
+        return f"{match['base']}USD_{match['delivery'] or 'PERP'}"
     if match := _UNIFIED.match(text):
         delivery = match["delivery"]
         return f"{match['base']}{match['quote']}{'_' + delivery if delivery else ''}"
@@ -131,32 +192,27 @@ def market_for(symbol: str) -> MarketSpec:
     """The contract called ``symbol``, with its known steps or, for one that is not known, usual ones.
 
     Args:
-        symbol: ``BTCUSDT``, ``BTC/USDT``, ``BTC/USDT:USDT``, or dated ``BTCUSDT_250926``,
-            ``BTC/USDT:USDT-250926``.
+        symbol: ``BTCUSDT``, ``BTC/USDT``, ``BTC/USDT:USDT``, ``BTCUSDC``, dated ``BTCUSDT_250926`` or
+            ``BTC/USDT:USDT-250926``, inverse ``BTCUSD_PERP`` or ``BTC/USD:BTC``.
 
     Raises:
-        ConfigurationError: it does not read as a USDT or USDC contract.
+        ConfigurationError: it does not read as a contract margined in USDT, in USDC or in its coin.
     """
     market_id = plain_id(symbol)
     if known := _KNOWN.get(market_id):
         return known
-    match = _PLAIN.match(market_id)
-    if match is None:
+    if match := _PLAIN_INVERSE.match(market_id):
+        known = _KNOWN.get(f"{match['base']}USD_PERP")
+        perpetual = known or replace(COIN_MARKETS[1], base=match["base"], price=Decimal(10))
+    elif match := _PLAIN.match(market_id):
+        known = _KNOWN.get(f"{match['base']}{match['quote']}") or _KNOWN.get(f"{match['base']}USDT")
+        perpetual = replace(known or MarketSpec(match["base"]), quote=match["quote"])
+    else:
         raise ConfigurationError(
             f"symbol {symbol!r} is not a USD-M contract; write it as BTCUSDT or BTC/USDT:USDT"
+            " (COIN-M: BTCUSD_PERP or BTC/USD:BTC)"
         )
-    perpetual = _KNOWN.get(f"{match['base']}{match['quote']}") or MarketSpec(match["base"], match["quote"])
-    delivery = _delivery(match["delivery"], symbol) if match["delivery"] else None
-    return MarketSpec(
-        base=perpetual.base,
-        quote=perpetual.quote,
-        price=perpetual.price,
-        tick=perpetual.tick,
-        step=perpetual.step,
-        max_qty=perpetual.max_qty,
-        min_notional=perpetual.min_notional,
-        delivery=delivery,
-    )
+    return replace(perpetual, delivery=_delivery(match["delivery"], symbol) if match["delivery"] else None)
 
 
 def _delivery(text: str, symbol: str) -> date:
@@ -175,4 +231,4 @@ def parse_markets(text: str) -> tuple[MarketSpec, ...]:
         ConfigurationError: one of them does not read as a contract.
     """
     names = [name for name in (part.strip() for part in text.split(",")) if name]
-    return tuple(market_for(name) for name in dict.fromkeys(names)) or DEFAULT_MARKETS
+    return tuple(market_for(name) for name in dict.fromkeys(names)) or (*DEFAULT_MARKETS, *COIN_MARKETS)

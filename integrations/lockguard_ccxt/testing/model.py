@@ -11,6 +11,8 @@ from decimal import Decimal
 from enum import StrEnum
 
 __all__ = [
+    "MAIN",
+    "ZERO",
     "AlgoOrder",
     "AlgoStatus",
     "Fill",
@@ -19,11 +21,15 @@ __all__ = [
     "Order",
     "OrderStatus",
     "OrderType",
+    "Origin",
     "Position",
+    "PositionSide",
     "Side",
 ]
 
 ZERO = Decimal(0)
+MAIN = "main"
+"""The account that is there from the start."""
 
 
 class Side(StrEnum):
@@ -36,6 +42,23 @@ class Side(StrEnum):
     def sign(self) -> int:
         """1 for a buy, -1 for a sell."""
         return 1 if self is Side.BUY else -1
+
+
+class PositionSide(StrEnum):
+    """Which of a contract's positions an order is for: ``BOTH`` is the only one in one-way mode."""
+
+    BOTH = "BOTH"
+    LONG = "LONG"
+    SHORT = "SHORT"
+
+
+class Origin(StrEnum):
+    """Who asked for an order."""
+
+    API = "api"
+    """A program, with the account's key."""
+    PERSON = "person"
+    """A person, by hand: a control call, such as ``trade_by_hand``."""
 
 
 class OrderType(StrEnum):
@@ -59,9 +82,15 @@ class OrderStatus(StrEnum):
     """How an order stands."""
 
     NEW = "NEW"
+    PARTIALLY_FILLED = "PARTIALLY_FILLED"
     FILLED = "FILLED"
     CANCELED = "CANCELED"
     EXPIRED = "EXPIRED"
+
+    @property
+    def open(self) -> bool:
+        """Whether the order is still in the book."""
+        return self in {OrderStatus.NEW, OrderStatus.PARTIALLY_FILLED}
 
 
 class AlgoStatus(StrEnum):
@@ -87,6 +116,7 @@ class NewOrder:
     price: Decimal | None = None
     reduce_only: bool = False
     time_in_force: str = "GTC"
+    position_side: PositionSide = PositionSide.BOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +142,7 @@ class NewAlgoOrder:
     close_position: bool = False
     working_type: str = "CONTRACT_PRICE"
     callback_rate: Decimal | None = None
+    position_side: PositionSide = PositionSide.BOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +152,9 @@ class Order:
     Attributes:
         avg_price: what it was filled at on average; zero when unfilled.
         algo_id: the algo order that it came from, or ``None``.
+        account: whose order it is.
+        origin: who asked for it; of an order that came from an algo order, who asked for that.
+        reduced: how much of ``executed`` made a position smaller.
     """
 
     id: int
@@ -138,6 +172,10 @@ class Order:
     created_ms: int
     updated_ms: int
     algo_id: int | None = None
+    position_side: PositionSide = PositionSide.BOTH
+    account: str = MAIN
+    origin: Origin = Origin.API
+    reduced: Decimal = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +185,8 @@ class AlgoOrder:
     Attributes:
         best: the best price since it was placed, which a trailing stop trails.
         order_id: the ordinary order it became; ``None`` until then.
+        account: whose order it is.
+        origin: who asked for it.
     """
 
     id: int
@@ -167,6 +207,9 @@ class AlgoOrder:
     best: Decimal = ZERO
     triggered_ms: int = 0
     order_id: int | None = None
+    position_side: PositionSide = PositionSide.BOTH
+    account: str = MAIN
+    origin: Origin = Origin.API
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,18 +231,24 @@ class Fill:
     realized: Decimal
     commission: Decimal
     at_ms: int
+    position_side: PositionSide = PositionSide.BOTH
+    account: str = MAIN
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The account's net position in one contract.
+    """An account's position in one contract.
 
     Attributes:
         qty: above zero long, below zero short.
         entry_price: average; zero when flat.
+        side: ``BOTH`` in one-way mode; in hedge mode ``LONG`` or ``SHORT``, each a position of its own.
+        account: whose position it is.
     """
 
     symbol: str
     qty: Decimal = ZERO
     entry_price: Decimal = ZERO
     updated_ms: int = 0
+    side: PositionSide = PositionSide.BOTH
+    account: str = MAIN

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from lockguard_ccxt.testing.filters import number
-from lockguard_ccxt.testing.model import OrderType, Side
+from lockguard_ccxt.testing.model import OrderType, PositionSide, Side
 from lockguard_ccxt.testing.rejections import Rejection, illegal, malformed
 
 if TYPE_CHECKING:
@@ -56,6 +57,21 @@ class Params:
         """``true`` or ``false`` in any case; absent is false."""
         return (self.optional(name) or "").lower() == "true"
 
+    def rows(self, name: str) -> list[Params]:
+        """A JSON list of objects, each with parameters of its own."""
+        found = _json(name, self.text(name))
+        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+            raise malformed(name)
+        return [Params({key: _text(value) for key, value in row.items()}) for row in found]
+
+    def values(self, name: str) -> list[str]:
+        """The texts of a JSON list; none when it is absent."""
+        value = self.optional(name)
+        found = [] if value is None else _json(name, value)
+        if not isinstance(found, list):
+            raise malformed(name)
+        return [_text(item) for item in found]
+
     def side(self) -> Side:
         """``BUY`` or ``SELL``."""
         try:
@@ -70,6 +86,13 @@ class Params:
         except ValueError:
             raise Rejection(-1116, "Invalid orderType.") from None
 
+    def position_side(self) -> PositionSide:
+        """``BOTH``, ``LONG`` or ``SHORT``; absent is ``BOTH``."""
+        try:
+            return PositionSide(self.optional("positionSide") or "BOTH")
+        except ValueError:
+            raise Rejection(-4060, "Invalid position side.") from None
+
     def order_key(self, id_name: str, client_name: str) -> tuple[int | None, str | None]:
         """By which name an order is asked for: the exchange's id wins over the client's."""
         order_id = self.whole(id_name)
@@ -79,3 +102,14 @@ class Params:
                 -1102, f"Param '{client_name}' or '{id_name}' must be sent, but both were empty/null!"
             )
         return order_id, client_id
+
+
+def _json(name: str, value: str) -> object:
+    try:
+        return json.loads(value, parse_float=str)
+    except ValueError:
+        raise malformed(name) from None
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

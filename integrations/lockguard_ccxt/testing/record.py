@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import date
 from decimal import Decimal
 from enum import Enum
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from lockguard_ccxt.testing.faults import Execution, Fault, FaultKind, Operation
+from lockguard_ccxt.testing.conditions import BANNED
+from lockguard_ccxt.testing.faults import Execution, FaultKind, Operation
 from lockguard_ccxt.testing.markets import plain_id
 from lockguard_ccxt.testing.model import (
     ZERO,
@@ -21,10 +23,15 @@ from lockguard_ccxt.testing.model import (
     Order,
     OrderStatus,
     OrderType,
+    Origin,
     Position,
+    PositionSide,
     Side,
 )
 from lockguard_ccxt.testing.render import Json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["ExchangeRecord", "Request", "decode", "decode_record", "encode", "encode_record"]
 
@@ -38,7 +45,8 @@ class Request:
     Attributes:
         symbol: the contract's id, or ``None``.
         client_id: the order's client id, or ``None``.
-        outcome: ``ok``, the error code, or the fault and its execution as ``hang/first``.
+        outcome: ``ok``, the error code, ``banned``, or the fault and its execution as ``hang/first``.
+        account: whose key it came with; ``None`` when it came with none, or was not looked at.
     """
 
     at_ms: int
@@ -46,13 +54,14 @@ class Request:
     symbol: str | None
     client_id: str | None
     outcome: str
+    account: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeRecord:
-    """Everything the account did since the start or the last reset.
+    """Everything that happened on the exchange since the start or the last reset, whoever did it.
 
-    Symbols may be given as ``BTCUSDT`` or ``BTC/USDT:USDT``.
+    Symbols may be given as ``BTCUSDT`` or ``BTC/USDT:USDT``. :meth:`of` narrows it to one account.
     """
 
     orders: tuple[Order, ...]
@@ -61,11 +70,45 @@ class ExchangeRecord:
     positions: tuple[Position, ...]
     requests: tuple[Request, ...]
 
+    def of(self, account: str) -> ExchangeRecord:
+        """The same, of one account only."""
+        return ExchangeRecord(
+            orders=tuple(row for row in self.orders if row.account == account),
+            algo_orders=tuple(row for row in self.algo_orders if row.account == account),
+            fills=tuple(row for row in self.fills if row.account == account),
+            positions=tuple(row for row in self.positions if row.account == account),
+            requests=tuple(row for row in self.requests if row.account == account),
+        )
+
     def entries(self, symbol: str) -> tuple[Order, ...]:
         """The orders that made the position in ``symbol`` larger or turned it round."""
         wanted = plain_id(symbol)
         opening = {fill.order_id for fill in self.fills if fill.symbol == wanted and fill.opened > ZERO}
         return tuple(order for order in self.orders if order.id in opening)
+
+    def reductions(self, symbol: str | None = None, *, origin: Origin | None = None) -> tuple[Order, ...]:
+        """The orders that made a position smaller, fired stops among them.
+
+        Args:
+            symbol: only in this contract.
+            origin: only those that this one asked for: a program, or a person by hand.
+        """
+        wanted = None if symbol is None else plain_id(symbol)
+        return tuple(
+            order
+            for order in self.orders
+            if order.reduced > ZERO and wanted in {None, order.symbol} and origin in {None, order.origin}
+        )
+
+    def by_hand(self, symbol: str | None = None) -> tuple[Order | AlgoOrder, ...]:
+        """The orders of both books that a person asked for."""
+        wanted = None if symbol is None else plain_id(symbol)
+        rows: tuple[Order | AlgoOrder, ...] = (*self.orders, *self.algo_orders)
+        return tuple(row for row in rows if row.origin is Origin.PERSON and wanted in {None, row.symbol})
+
+    def banned_requests(self) -> tuple[Request, ...]:
+        """The requests that came during a ban."""
+        return tuple(request for request in self.requests if request.outcome == BANNED)
 
     def position(self, symbol: str) -> Decimal:
         """The net quantity in ``symbol``: above zero long, below zero short."""
@@ -79,15 +122,24 @@ class ExchangeRecord:
 
     def without_stop(self) -> tuple[Position, ...]:
         """The positions that no waiting algo order of the other side guards."""
-        guarded = {(a.symbol, a.side) for a in self.algo_orders if a.status is AlgoStatus.NEW}
-        return tuple(p for p in self.positions if p.qty and (p.symbol, _closing_side(p)) not in guarded)
+        guarded = {_guards(a) for a in self.algo_orders if a.status is AlgoStatus.NEW}
+        return tuple(p for p in self.positions if p.qty and _guarded_by(p) not in guarded)
 
     def orphan_stops(self) -> tuple[AlgoOrder, ...]:
         """The waiting algo orders that have no position to close."""
-        held = {(p.symbol, _closing_side(p)) for p in self.positions if p.qty}
-        return tuple(
-            a for a in self.algo_orders if a.status is AlgoStatus.NEW and (a.symbol, a.side) not in held
-        )
+        held = {_guarded_by(p) for p in self.positions if p.qty}
+        return tuple(a for a in self.algo_orders if a.status is AlgoStatus.NEW and _guards(a) not in held)
+
+
+_Guard: TypeAlias = tuple[str, str, PositionSide, Side]
+
+
+def _guards(algo: AlgoOrder) -> _Guard:
+    return (algo.account, algo.symbol, algo.position_side, algo.side)
+
+
+def _guarded_by(position: Position) -> _Guard:
+    return (position.account, position.symbol, position.side, _closing_side(position))
 
 
 def _closing_side(position: Position) -> Side:
@@ -103,6 +155,9 @@ _READERS: Mapping[str, Callable[..., object]] = {
     "OrderType": OrderType,
     "OrderStatus": OrderStatus,
     "AlgoStatus": AlgoStatus,
+    "PositionSide": PositionSide,
+    "Origin": Origin,
+    "date": date.fromisoformat,
     "Operation": Operation,
     "FaultKind": FaultKind,
     "Execution": Execution,
@@ -110,7 +165,7 @@ _READERS: Mapping[str, Callable[..., object]] = {
 """How a field of each type is read back; optional types are written ``X | None``."""
 
 
-def encode(value: Order | AlgoOrder | Fill | Position | Request | Fault) -> dict[str, Json]:
+def encode(value: DataclassInstance) -> dict[str, Json]:
     """A record's row as JSON: decimals as text."""
     return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
 
@@ -121,6 +176,8 @@ def _plain(value: object) -> Json:
             return str(value)
         case Enum():
             return str(value.value)
+        case date():
+            return value.isoformat()
         case _:
             return cast("Json", value)
 

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Self, cast
 import aiohttp
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt.testing.record import decode_record, encode
+from lockguard_ccxt.testing.byhand import HandOrder, HandStop
+from lockguard_ccxt.testing.control import WALLET
+from lockguard_ccxt.testing.model import MAIN, AlgoOrder, Order, PositionSide
+from lockguard_ccxt.testing.record import decode, decode_record, encode
+from lockguard_ccxt.testing.venue import Listing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from decimal import Decimal
     from types import TracebackType
 
     from lockguard_ccxt.testing.faults import Fault, Operation
+    from lockguard_ccxt.testing.markets import MarketSpec
+    from lockguard_ccxt.testing.model import Side
     from lockguard_ccxt.testing.record import ExchangeRecord
     from lockguard_ccxt.testing.render import Json
 
@@ -88,6 +94,99 @@ class ControlClient:
         """Take all waiting faults back."""
         await self._ask("DELETE", "faults")
 
+    async def ban(self, duration: timedelta, *, status: int = 418) -> int:
+        """Refuse every request with a 418 or 429; gives the end of the ban."""
+        answer = await self._ask("POST", "ban", duration_ms=_ms(duration), status=status)
+        return cast("int", answer["until_ms"])
+
+    async def lift_ban(self) -> None:
+        """End a ban early."""
+        await self._ask("DELETE", "ban")
+
+    async def deny(
+        self,
+        code: int = -2015,
+        *,
+        operations: Collection[Operation] | None = None,
+        account: str | None = None,
+    ) -> None:
+        """Refuse a key; what changes something only, unless told otherwise."""
+        chosen = None if operations is None else [operation.value for operation in operations]
+        await self._ask("POST", "denial", code=code, operations=chosen, account=account)
+
+    async def allow(self, account: str | None = None) -> None:
+        """Let the keys do again what they may."""
+        await self._ask("DELETE", "denial", account=account)
+
+    async def set_maintenance(self, on: bool) -> None:  # noqa: FBT001 - it is the only thing to say
+        """Refuse every request with a 503: the system is under maintenance."""
+        await self._ask("POST", "maintenance", on=on)
+
+    async def set_clock_offset(self, offset: timedelta) -> None:
+        """Step the exchange's clock: how far it is ahead of its machine's from now on."""
+        await self._ask("POST", "clock", offset_ms=_ms(offset))
+
+    async def list_contract(self, contract: str | MarketSpec) -> None:
+        """From now on a contract is traded."""
+        await self._ask(
+            "POST", "contract", **({"symbol": contract} if isinstance(contract, str) else encode(contract))
+        )
+
+    async def delist_contract(self, symbol: str, *, listing: Listing = Listing.GONE) -> None:
+        """From now on a contract takes no orders; positions in it stay."""
+        await self._ask("DELETE", "contract", symbol=symbol, listing=listing)
+
+    async def add_account(self, name: str, *, api_key: str, secret: str, wallet: Decimal = WALLET) -> None:
+        """Another account, with positions and orders of its own."""
+        await self._ask("POST", "account", name=name, api_key=api_key, secret=secret, wallet=str(wallet))
+
+    async def set_hedge_mode(self, on: bool, *, account: str = MAIN) -> None:  # noqa: FBT001 - as above
+        """Hedge mode: two positions in a contract; orders must say which."""
+        await self._ask("POST", "hedge", on=on, account=account)
+
+    async def trade_by_hand(
+        self,
+        symbol: str,
+        side: Side,
+        qty: Decimal,
+        *,
+        price: Decimal | None = None,
+        reduce_only: bool = False,
+        position_side: PositionSide = PositionSide.BOTH,
+        account: str = MAIN,
+        client_id: str | None = None,
+    ) -> Order:
+        """Order as a person with the exchange's app does."""
+        hand = HandOrder(symbol, side, qty, price, reduce_only, position_side, account, client_id)
+        return decode(Order, await self._ask("POST", "trade", **encode(hand)))
+
+    async def stop_by_hand(
+        self,
+        symbol: str,
+        side: Side,
+        trigger: Decimal,
+        *,
+        qty: Decimal | None = None,
+        reduce_only: bool = True,
+        take_profit: bool = False,
+        position_side: PositionSide = PositionSide.BOTH,
+        account: str = MAIN,
+        client_id: str | None = None,
+    ) -> AlgoOrder:
+        """Place a stop or take-profit as a person does; for the whole position without ``qty``."""
+        hand = HandStop(
+            symbol, side, trigger, qty, reduce_only, take_profit, position_side, account, client_id
+        )
+        return decode(AlgoOrder, await self._ask("POST", "stop", **encode(hand)))
+
+    async def cancel_by_hand(self, order_id: int, *, account: str = MAIN) -> None:
+        """Cancel an order or a stop, whoever sent it, by the exchange's id."""
+        await self._ask("POST", "cancel", order_id=order_id, account=account)
+
+    async def release(self, symbol: str | None = None) -> None:
+        """Fill what a fault left in the book."""
+        await self._ask("POST", "release", symbol=symbol)
+
     async def record(self) -> ExchangeRecord:
         """What the exchange has done since the start or the last reset."""
         return decode_record(
@@ -95,7 +194,7 @@ class ControlClient:
         )
 
     async def reset(self) -> None:
-        """Forget every order, position, fault and lag; prices start over, the latency stays."""
+        """Forget every order, position, fault, condition and lag; the latency and the accounts stay."""
         await self._ask("POST", "reset")
 
     async def _ask(self, method: str, what: str, **body: Json) -> Mapping[str, Json]:

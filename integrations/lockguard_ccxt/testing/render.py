@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, TypeAlias
 
+from lockguard_ccxt.testing.filters import ALGO_ORDERS_MAX, BAND_DOWN, BAND_UP
 from lockguard_ccxt.testing.model import ZERO, OrderStatus
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | boo
 
 _EIGHT = Decimal("1e-8")
 _MAINTENANCE_RATE = Decimal("0.004")
+_V3 = 3
 _PERPETUAL_DELIVERY_MS = 4_133_404_800_000
 _ONBOARD_MS = 1_569_398_400_000
 _ORDER_TYPES = (
@@ -44,21 +46,21 @@ def places(step: Decimal) -> int:
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
-def market_json(spec: MarketSpec) -> Json:
-    """A contract, as in ``exchangeInfo``."""
-    step, most = format(spec.step, "f"), format(spec.max_qty, "f")
+def market_json(spec: MarketSpec, status: str) -> Json:
+    """A contract, as in ``exchangeInfo`` of USD-M or COIN-M."""
     return {
         "symbol": spec.id,
-        "pair": f"{spec.base}{spec.quote}",
+        "pair": spec.pair,
         "contractType": "CURRENT_QUARTER" if spec.delivery else "PERPETUAL",
         "deliveryDate": spec.delivery_ms or _PERPETUAL_DELIVERY_MS,
         "onboardDate": _ONBOARD_MS,
-        "status": "TRADING",
+        "contractStatus" if spec.inverse else "status": status,
+        **({"contractSize": _plain(spec.contract_size)} if spec.inverse or spec.contract_size != 1 else {}),
         "maintMarginPercent": "2.5000",
         "requiredMarginPercent": "5.0000",
         "baseAsset": spec.base,
         "quoteAsset": spec.quote,
-        "marginAsset": spec.quote,
+        "marginAsset": spec.settle,
         "pricePrecision": places(spec.tick),
         "quantityPrecision": places(spec.step),
         "baseAssetPrecision": 8,
@@ -69,27 +71,37 @@ def market_json(spec: MarketSpec) -> Json:
         "liquidationFee": "0.012500",
         "marketTakeBound": "0.05",
         "orderTypes": list(_ORDER_TYPES),
-        "timeInForce": ["GTC", "IOC", "FOK", "GTX"],
-        "filters": [
-            {
-                "filterType": "PRICE_FILTER",
-                "minPrice": format(spec.tick, "f"),
-                "maxPrice": text(spec.price * 1000, spec.tick),
-                "tickSize": format(spec.tick, "f"),
-            },
-            {"filterType": "LOT_SIZE", "stepSize": step, "minQty": step, "maxQty": most},
-            {"filterType": "MARKET_LOT_SIZE", "stepSize": step, "minQty": step, "maxQty": most},
-            {"filterType": "MAX_NUM_ORDERS", "limit": 200},
-            {"filterType": "MAX_NUM_ALGO_ORDERS", "limit": 10},
-            {"filterType": "MIN_NOTIONAL", "notional": format(spec.min_notional, "f")},
-            {
-                "filterType": "PERCENT_PRICE",
-                "multiplierUp": "1.0500",
-                "multiplierDown": "0.9500",
-                "multiplierDecimal": 4,
-            },
-        ],
+        "timeInForce": ["GTC", "IOC", "FOK", "GTX", "GTD"],
+        "filters": _filters(spec),
     }
+
+
+def _plain(value: Decimal) -> int | float:
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+def _filters(spec: MarketSpec) -> Json:
+    step, most = format(spec.step, "f"), format(spec.max_qty, "f")
+    worth: list[Json] = [{"filterType": "MIN_NOTIONAL", "notional": format(spec.min_notional, "f")}]
+    return [
+        {
+            "filterType": "PRICE_FILTER",
+            "minPrice": format(spec.tick, "f"),
+            "maxPrice": text(spec.price * 1000, spec.tick),
+            "tickSize": format(spec.tick, "f"),
+        },
+        {"filterType": "LOT_SIZE", "stepSize": step, "minQty": step, "maxQty": most},
+        {"filterType": "MARKET_LOT_SIZE", "stepSize": step, "minQty": step, "maxQty": most},
+        {"filterType": "MAX_NUM_ORDERS", "limit": 200},
+        {"filterType": "MAX_NUM_ALGO_ORDERS", "limit": ALGO_ORDERS_MAX},
+        *([] if spec.inverse else worth),
+        {
+            "filterType": "PERCENT_PRICE",
+            "multiplierUp": str(BAND_UP),
+            "multiplierDown": str(BAND_DOWN),
+            "multiplierDecimal": "4",
+        },
+    ]
 
 
 def order_json(order: Order, spec: MarketSpec, *, acknowledged_only: bool = False) -> Json:
@@ -112,13 +124,13 @@ def order_json(order: Order, spec: MarketSpec, *, acknowledged_only: bool = Fals
         "origQty": text(order.qty, spec.step),
         "executedQty": text(executed, spec.step),
         "cumQty": text(executed, spec.step),
-        "cumQuote": text(executed * average),
+        "cumBase" if spec.inverse else "cumQuote": text(spec.worth(executed, average) if executed else ZERO),
         "timeInForce": order.time_in_force,
         "type": order.type.value,
         "reduceOnly": order.reduce_only,
         "closePosition": False,
         "side": order.side.value,
-        "positionSide": "BOTH",
+        "positionSide": order.position_side.value,
         "stopPrice": "0",
         "workingType": "CONTRACT_PRICE",
         "priceProtect": False,
@@ -140,7 +152,7 @@ def algo_json(algo: AlgoOrder, spec: MarketSpec) -> Json:
         "orderType": algo.type.value,
         "symbol": algo.symbol,
         "side": algo.side.value,
-        "positionSide": "BOTH",
+        "positionSide": algo.position_side.value,
         "timeInForce": "GTC",
         "quantity": text(algo.qty, spec.step),
         "algoStatus": algo.status.value,
@@ -171,50 +183,50 @@ def fill_json(fill: Fill, spec: MarketSpec) -> Json:
         "price": text(fill.price, spec.tick),
         "qty": text(fill.qty, spec.step),
         "realizedPnl": text(fill.realized),
-        "quoteQty": text(fill.price * fill.qty),
+        "baseQty" if spec.inverse else "quoteQty": text(spec.worth(fill.qty, fill.price)),
         "commission": text(fill.commission),
-        "commissionAsset": spec.quote,
+        "commissionAsset": spec.settle,
         "time": fill.at_ms,
-        "positionSide": "BOTH",
+        "positionSide": fill.position_side.value,
         "buyer": fill.side.sign > 0,
         "maker": False,
     }
 
 
-def position_json(
-    position: Position, spec: MarketSpec, account: Account, mark: Decimal, *, version: int
-) -> Json:
-    """A position, as ``positionRisk`` of API version 2 or 3 has it."""
+def position_json(position: Position, account: Account, *, version: int) -> Json:
+    """A position, as ``positionRisk`` of USD-M version 2 or 3, or of COIN-M version 1, has it."""
+    spec = account.venue.markets[position.symbol]
+    mark = account.venue.marks[position.symbol]
     isolated = position.symbol in account.isolated
-    margin = account.margin(position, mark)
-    isolated_margin = text(margin) if isolated and position.qty else "0"
+    margin = account.margin(position)
+    own = margin + account.added_margin.get(position.symbol, ZERO)
+    isolated_margin = text(own) if isolated and position.qty else "0"
+    notional = text(spec.worth(position.qty, mark))
     common: dict[str, Json] = {
         "symbol": position.symbol,
-        "positionSide": "BOTH",
+        "positionSide": position.side.value,
         "positionAmt": text(position.qty, spec.step),
         "entryPrice": text(position.entry_price) if position.qty else "0.0",
         "breakEvenPrice": text(position.entry_price) if position.qty else "0.0",
         "markPrice": text(mark),
-        "unRealizedProfit": text((mark - position.entry_price) * position.qty),
+        "unRealizedProfit": text(account.profit(position)),
         "liquidationPrice": "0",
         "isolatedMargin": isolated_margin,
-        "notional": text(position.qty * mark),
+        "notionalValue" if spec.inverse else "notional": notional,
         "isolatedWallet": isolated_margin,
         "updateTime": position.updated_ms,
     }
-    if version == 2:
-        leverage = str(account.leverage[position.symbol])
-        margin_type = "isolated" if isolated else "cross"
+    if version < _V3:
         return common | {
-            "leverage": leverage,
-            "marginType": margin_type,
+            "leverage": str(account.leverage(position.symbol)),
+            "marginType": "isolated" if isolated else "cross",
             "isAutoAddMargin": "false",
-            "maxNotionalValue": "100000000",
+            "maxQty" if spec.inverse else "maxNotionalValue": "100000000",
         }
     return common | {
-        "marginAsset": spec.quote,
+        "marginAsset": spec.settle,
         "initialMargin": text(margin),
-        "maintMargin": text(abs(position.qty) * mark * _MAINTENANCE_RATE),
+        "maintMargin": text(spec.worth(abs(position.qty), mark) * _MAINTENANCE_RATE),
         "positionInitialMargin": text(margin),
         "openOrderInitialMargin": "0",
         "adl": 1,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -11,20 +10,25 @@ from aiohttp import web
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt.testing.control import Control
+from lockguard_ccxt.testing import byhand
+from lockguard_ccxt.testing.control import BAN_STATUS, DENIAL_CODE, WALLET, Control
 from lockguard_ccxt.testing.desk import Desk, Visibility
 from lockguard_ccxt.testing.http import Wire, json_response
-from lockguard_ccxt.testing.markets import DEFAULT_MARKETS, MarketSpec, market_for, plain_id
+from lockguard_ccxt.testing.markets import COIN_MARKETS, DEFAULT_MARKETS, MarketSpec, market_for, plain_id
+from lockguard_ccxt.testing.model import MAIN, PositionSide
 from lockguard_ccxt.testing.signature import Credentials
 from lockguard_ccxt.testing.surface import ROUTES
+from lockguard_ccxt.testing.venue import Listing
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
+    from decimal import Decimal
     from types import TracebackType
 
     from lockguard.clock import Clock
     from lockguard_ccxt.testing.faults import Fault, Operation
+    from lockguard_ccxt.testing.model import AlgoOrder, Order, Side
     from lockguard_ccxt.testing.record import ExchangeRecord
 
 __all__ = ["LOCAL_API_KEY", "LOCAL_SECRET", "LocalExchange"]
@@ -32,13 +36,13 @@ __all__ = ["LOCAL_API_KEY", "LOCAL_SECRET", "LocalExchange"]
 LOCAL_API_KEY = "local-key"
 LOCAL_SECRET = "local-secret"  # noqa: S105 - of an exchange without money
 
-_WALLET = Decimal(10_000_000)
 _LINGER_S = 0.5
 _NONE = timedelta(0)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class LocalExchange:
-    """A USD-M futures exchange on this machine, for tests and demonstrations.
+    """A futures exchange on this machine, for tests and demonstrations.
 
     ::
 
@@ -51,13 +55,14 @@ class LocalExchange:
     once; from another process, :class:`~lockguard_ccxt.testing.ControlClient` has the same ones.
 
     Args:
-        symbols: the contracts, as names or :class:`MarketSpec`; thirty common ones when left out.
+        symbols: the contracts, as names or :class:`MarketSpec`; when left out, thirty common ones of USD-M
+            and two of COIN-M.
         host: where to listen; loopback, unless told otherwise.
         port: 0 takes a free one.
         latency: how long each request takes; half of it passes before the request is carried out.
-        api_key: the account's key.
-        secret: the account's secret.
-        wallet: the account's USDT.
+        api_key: the key of the account ``main``; :meth:`add_account` adds others.
+        secret: its secret.
+        wallet: its USDT, and its USDC.
         clock: the exchange's clock.
 
     Raises:
@@ -73,13 +78,12 @@ class LocalExchange:
         latency: timedelta = _NONE,
         api_key: str = LOCAL_API_KEY,
         secret: str = LOCAL_SECRET,
-        wallet: Decimal = _WALLET,
+        wallet: Decimal = WALLET,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        chosen = DEFAULT_MARKETS if symbols is None else symbols
+        chosen = (*DEFAULT_MARKETS, *COIN_MARKETS) if symbols is None else symbols
         markets = [spec if isinstance(spec, MarketSpec) else market_for(spec) for spec in chosen]
-        self._desk = Desk(markets, wallet=wallet, clock=clock)
-        self._credentials = Credentials(api_key, secret)
+        self._desk = Desk(markets, wallet=wallet, credentials=Credentials(api_key, secret), clock=clock)
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -95,7 +99,7 @@ class LocalExchange:
         Raises:
             ConfigurationError: the port is taken, or the host is not one of this machine's.
         """
-        wire, control = Wire(self._desk, self._credentials), Control(self._desk)
+        wire, control = Wire(self._desk), Control(self._desk)
         app = web.Application()
         app.add_routes([web.route(r.method, r.path, partial(wire.handle, r)) for r in ROUTES])
         app.add_routes(control.routes())
@@ -143,11 +147,11 @@ class LocalExchange:
     @property
     def symbols(self) -> tuple[str, ...]:
         """The contracts by their unified names."""
-        return tuple(spec.symbol for spec in self._desk.engine.markets.values())
+        return tuple(spec.symbol for spec in self._desk.venue.markets.values())
 
     def price(self, symbol: str) -> Decimal:
         """A contract's last price."""
-        return self._desk.engine.prices[plain_id(symbol)]
+        return self._desk.venue.prices[plain_id(symbol)]
 
     def set_price(self, symbol: str, price: Decimal, *, mark: Decimal | None = None) -> None:
         """Move a contract's price; limits that it reaches are filled and algo orders triggered.
@@ -166,7 +170,7 @@ class LocalExchange:
         """Set the first price now and one more at each interval; await the result for the end of the path."""
         if self._control is None:
             raise ConfigurationError("a price path needs a running exchange; start it first")
-        return self._control.walk(symbol, list(prices), round(every / timedelta(milliseconds=1)))
+        return self._control.walk(symbol, list(prices), round(every / _MILLISECOND))
 
     def set_latency(self, latency: timedelta, operation: Operation | None = None) -> None:
         """How long each request takes, or each of one kind.
@@ -174,17 +178,16 @@ class LocalExchange:
         Raises:
             ConfigurationError: below zero or over a minute.
         """
-        self._desk.set_latency(round(latency / timedelta(milliseconds=1)), operation)
+        self._desk.set_latency(round(latency / _MILLISECOND), operation)
 
     def set_visibility(
         self, *, orders: timedelta = _NONE, positions: timedelta = _NONE, trades: timedelta = _NONE
     ) -> None:
         """How far reads lag behind what the exchange has done."""
-        millisecond = timedelta(milliseconds=1)
         self._desk.visibility = Visibility(
-            orders_ms=round(orders / millisecond),
-            positions_ms=round(positions / millisecond),
-            trades_ms=round(trades / millisecond),
+            orders_ms=round(orders / _MILLISECOND),
+            positions_ms=round(positions / _MILLISECOND),
+            trades_ms=round(trades / _MILLISECOND),
         )
 
     def inject(self, fault: Fault) -> None:
@@ -195,12 +198,183 @@ class LocalExchange:
         """Take all waiting faults back."""
         self._desk.faults.clear()
 
+    # --- conditions: they hold until they are taken back ---
+
+    def ban(self, duration: timedelta, *, status: int = BAN_STATUS) -> int:
+        """Refuse every request with a 418 or 429, as Binance does to an address that asked too often.
+
+        The answer has a ``Retry-After`` header and tells in its text until when. The requests that come all
+        the same are in ``record().banned_requests()``.
+
+        Returns:
+            The end of the ban, in milliseconds since 1970 by the exchange's clock.
+        """
+        until_ms = self._desk.now_ms + round(duration / _MILLISECOND)
+        self._desk.conditions.ban(until_ms, status)
+        return until_ms
+
+    def lift_ban(self) -> None:
+        """End a ban early."""
+        self._desk.conditions.lift_ban()
+
+    def deny(
+        self,
+        code: int = DENIAL_CODE,
+        *,
+        operations: Collection[Operation] | None = None,
+        account: str | None = None,
+    ) -> None:
+        """Refuse a key, with -2015 (no permission, or not from this address) or -2014.
+
+        Args:
+            code: -2015 or -2014.
+            operations: the requests that are refused; all that change something when left out, so that
+                orders are refused while reads work.
+            account: whose key; everybody's when left out.
+        """
+        if account is not None:
+            self._desk.engine(account)
+        self._desk.conditions.deny(account, code, operations)
+
+    def allow(self, account: str | None = None) -> None:
+        """Let the keys do again what they may."""
+        self._desk.conditions.allow(account)
+
+    def set_maintenance(self, on: bool) -> None:  # noqa: FBT001 - it is the only thing that can be said
+        """Refuse every request with a 503: the system is under maintenance."""
+        self._desk.conditions.maintenance = on
+
+    def set_clock_offset(self, offset: timedelta) -> None:
+        """Step the exchange's clock: how far it is ahead of this machine's from now on.
+
+        Signed requests whose time is out of its window are then refused with -1021, until the client has
+        asked for the time and corrects its own.
+        """
+        self._desk.set_clock_offset(round(offset / _MILLISECOND))
+
+    # --- contracts ---
+
+    def list_contract(self, contract: str | MarketSpec) -> None:
+        """From now on a contract is traded; one that was taken off the list is back on it."""
+        self._desk.list_contract(contract if isinstance(contract, MarketSpec) else market_for(contract))
+
+    def delist_contract(self, symbol: str, *, listing: Listing = Listing.GONE) -> None:
+        """From now on a contract takes no orders. Its open orders expire, positions in it stay.
+
+        Args:
+            symbol: which contract.
+            listing: ``GONE``: no endpoint knows it any more (-1121), only the list of positions;
+                ``SETTLING``: it is listed under that status, and orders are refused with -4108.
+        """
+        self._desk.delist_contract(symbol, listing)
+
+    # --- accounts, and what a person does by hand ---
+
+    def add_account(self, name: str, *, api_key: str, secret: str, wallet: Decimal = WALLET) -> None:
+        """Another account, with positions and orders of its own. The first one is called ``main``.
+
+        Raises:
+            ConfigurationError: the name or the key is another account's.
+        """
+        self._desk.add_account(name, Credentials(api_key, secret), wallet)
+
+    def set_hedge_mode(self, on: bool, *, account: str = MAIN) -> None:  # noqa: FBT001 - as above
+        """Hedge mode: two positions in a contract; orders must say which (-4061).
+
+        Raises:
+            ConfigurationError: the account has orders or positions.
+        """
+        byhand.set_hedge_mode(self._desk, hedged=on, account=account)
+
+    def trade_by_hand(
+        self,
+        symbol: str,
+        side: Side,
+        qty: Decimal,
+        *,
+        price: Decimal | None = None,
+        reduce_only: bool = False,
+        position_side: PositionSide = PositionSide.BOTH,
+        account: str = MAIN,
+        client_id: str | None = None,
+    ) -> Order:
+        """Order as a person with the exchange's app does; the record has its origin as ``person``.
+
+        Args:
+            symbol: the contract.
+            side: buy or sell.
+            qty: how many contracts.
+            price: of a limit order; a market order when left out.
+            reduce_only: only make a position smaller.
+            position_side: in hedge mode, which position.
+            account: whose.
+            client_id: the order's client id; one as the web page gives when left out.
+
+        Raises:
+            ConfigurationError: the exchange refuses it.
+        """
+        return byhand.trade(
+            self._desk,
+            byhand.HandOrder(symbol, side, qty, price, reduce_only, position_side, account, client_id),
+        )
+
+    def stop_by_hand(
+        self,
+        symbol: str,
+        side: Side,
+        trigger: Decimal,
+        *,
+        qty: Decimal | None = None,
+        reduce_only: bool = True,
+        take_profit: bool = False,
+        position_side: PositionSide = PositionSide.BOTH,
+        account: str = MAIN,
+        client_id: str | None = None,
+    ) -> AlgoOrder:
+        """Place a stop or take-profit as a person does.
+
+        Args:
+            symbol: the contract.
+            side: ``SELL`` guards a long position.
+            trigger: the price that fires it.
+            qty: how many contracts; the whole position, whatever its size then, when left out.
+            reduce_only: only make a position smaller.
+            take_profit: a take-profit rather than a stop.
+            position_side: in hedge mode, which position.
+            account: whose.
+            client_id: the order's client id.
+
+        Raises:
+            ConfigurationError: the exchange refuses it.
+        """
+        return byhand.stop(
+            self._desk,
+            byhand.HandStop(
+                symbol, side, trigger, qty, reduce_only, take_profit, position_side, account, client_id
+            ),
+        )
+
+    def cancel_by_hand(self, order_id: int, *, account: str = MAIN) -> Order | AlgoOrder:
+        """Cancel an order or a stop, whoever sent it, by the exchange's id.
+
+        Raises:
+            ConfigurationError: there is no such open order.
+        """
+        return byhand.cancel(self._desk, order_id, account)
+
+    def release(self, symbol: str | None = None) -> None:
+        """Fill what :attr:`FaultKind.RESTS <lockguard_ccxt.testing.FaultKind.RESTS>` left in the book."""
+        self._desk.release(symbol)
+
     def record(self) -> ExchangeRecord:
         """What the exchange has done since the start or the last reset."""
         return self._desk.record()
 
     def reset(self) -> None:
-        """Forget every order, position, fault and lag; prices start over, the latency stays."""
+        """Forget every order, position, fault, condition and lag, and the contracts listed since the start.
+
+        Prices start over; the latency and the accounts stay.
+        """
         self._desk.reset()
 
 

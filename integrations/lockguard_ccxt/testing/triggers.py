@@ -16,9 +16,9 @@ from lockguard_ccxt.testing.model import ZERO, AlgoOrder, OrderType, Side
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-__all__ = ["ratchet", "should_trigger"]
+__all__ = ["TAKE_PROFITS", "ratchet", "should_trigger"]
 
-_TAKE_PROFITS: AbstractSet[OrderType] = {OrderType.TAKE_PROFIT, OrderType.TAKE_PROFIT_MARKET}
+TAKE_PROFITS: AbstractSet[OrderType] = {OrderType.TAKE_PROFIT, OrderType.TAKE_PROFIT_MARKET}
 _PERCENT = Decimal(100)
 
 
@@ -26,7 +26,7 @@ def should_trigger(algo: AlgoOrder, price: Decimal) -> bool:
     """Whether ``price`` makes this order fire."""
     if algo.trigger == ZERO:
         return False
-    falling = (algo.side is Side.SELL) != (algo.type in _TAKE_PROFITS)
+    falling = (algo.side is Side.SELL) != (algo.type in TAKE_PROFITS)
     return price <= algo.trigger if falling else price >= algo.trigger
 
 
