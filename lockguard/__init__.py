@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockguard.context import current_lease, current_leases
+from lockguard.context import current_lease, current_leases, detached
 from lockguard.errors import (
     AcquireError,
     ConfigurationError,
@@ -56,5 +56,6 @@ __all__ = [
     "Token",
     "current_lease",
     "current_leases",
+    "detached",
     "exclusive",
 ]

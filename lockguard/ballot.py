@@ -57,7 +57,7 @@ class Ballot:
         self._open: dict[Poll[Any], float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def poll(self, is_yes: Callable[[T], bool] | None) -> Poll[T]:
+    def poll(self, is_yes: Callable[[T], bool | None] | None) -> Poll[T]:
         """One question; the nodes get its seats."""
         return Poll(self, is_yes)
 
@@ -137,12 +137,13 @@ class Poll(Generic[T]):
 
     Args:
         ballot: who is asked.
-        is_yes: which votes are counted for; a majority for or against decides. ``None``: only all of them.
+        is_yes: which votes are counted for, which against, and which (``None``) for neither; a majority for
+            or against decides. Without it: only all of them.
     """
 
     __slots__ = ("_asker", "_ballot", "_is_yes", "_taken", "closed", "noes", "timed_out", "votes", "yeses")
 
-    def __init__(self, ballot: Ballot, is_yes: Callable[[T], bool] | None) -> None:
+    def __init__(self, ballot: Ballot, is_yes: Callable[[T], bool | None] | None) -> None:
         size = len(ballot.nodes)
         self._ballot = ballot
         self._is_yes = is_yes
@@ -172,9 +173,10 @@ class Poll(Generic[T]):
         self.votes[index] = vote
         self._taken += 1
         if self._is_yes is not None:
-            if self._is_yes(vote):
+            yes = self._is_yes(vote)
+            if yes:
                 self.yeses += 1
-            else:
+            elif yes is not None:
                 self.noes += 1
         if self._decided():
             self._close()

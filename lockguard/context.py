@@ -2,12 +2,25 @@
 
 A context variable follows the body through awaits and into the tasks that the body starts, so a helper
 deep in existing code finds the token to write with. A task that outlives the body still sees the lease,
-but as released: it is filtered out here and refused by ``Lease.ensure``.
+but as released: it is filtered out here and refused by ``Lease.ensure``. What must see no lease at all is
+started inside :func:`detached`.
+
+A context variable does not follow a hold that is *entered* in a task of its own (``asyncio.wait_for``
+before Python 3.12, ``gather``, a fixture): what the task set is gone with the task, and whoever waited for it
+goes on without a lease. The lease is ended then (``hold.py``), but its writes would go out as if there had
+never been one. So each task that touches lockguard is noted in its own context, along with the nearest one
+before it from which it inherited; a task that may have come to its hold by one that has ended is known by
+that (:func:`lost_sight`).
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
+import asyncio
+import itertools
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from lockguard.lease import Lease, LeaseState, Resource
@@ -19,42 +32,109 @@ __all__ = [
     "Entry",
     "current_lease",
     "current_leases",
+    "detached",
     "entry_for",
+    "lost_sight",
+    "note_task",
     "outlived_lease",
     "pop_entry",
     "push_entry",
 ]
 
+_count = itertools.count().__next__
+
+
+class _Seen:
+    """A task that touched lockguard, and the one before it in its context; no task: a new beginning."""
+
+    __slots__ = ("_task", "at", "before")
+
+    def __init__(self, task: Task[Any] | None, before: _Seen | None) -> None:
+        self._task = None if task is None else weakref.ref(task)
+        self.at = _count()
+        self.before = before
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether nothing before it counts."""
+        return self._task is None
+
+    def is_of(self, task: Task[Any]) -> bool:
+        return self._task is not None and self._task() is task
+
+    @property
+    def over(self) -> bool:
+        """Whether its task has ended."""
+        return self._task is not None and ((task := self._task()) is None or task.done())
+
 
 class Entry:
-    """A lease in force in this context and the task whose body it is."""
+    """A lease in force in this context and the task whose body it is.
 
-    __slots__ = ("guard", "lease", "owner")
+    Attributes:
+        lease: what is held.
+        owner: the task that entered the hold.
+        guard: whose lease it is.
+        unwound: whether it was left because nobody goes on with the generator that held it. What its owner
+            does from then on is outside of the body.
+    """
+
+    __slots__ = ("__weakref__", "_origin", "guard", "lease", "owner", "unwound")
 
     def __init__(self, lease: Lease, owner: Task[Any], guard: object) -> None:
         self.lease = lease
         self.owner = owner
         self.guard = guard
+        self.unwound = False
+        self._origin: _Seen | None = None
+
+    def may_be_above(self, seen: _Seen) -> bool:
+        """Whether the task that was ``seen`` may have come to this hold by the task that entered it."""
+        origin = self._origin
+        if origin is None or self.owner.get_loop() is not asyncio.get_running_loop():
+            return False
+        line = {id(link) for link in _line(origin)}
+        for link in _line(seen):
+            if id(link) in line:
+                return True
+            if link.at < origin.at or link.is_beginning:
+                # It was there before the hold was, and is none of those that its owner comes from.
+                return False
+        return True
 
 
 _entries: ContextVar[tuple[Entry, ...]] = ContextVar("lockguard_entries", default=())
+_seen: ContextVar[_Seen | None] = ContextVar("lockguard_seen", default=None)
+_open: weakref.WeakValueDictionary[int, Entry] = weakref.WeakValueDictionary()
 
 
-def push_entry(entry: Entry) -> Token[tuple[Entry, ...]]:
+def note_task() -> None:
+    """Remember that the running task touched lockguard."""
+    _here()
+
+
+def push_entry(entry: Entry) -> Entry:
     """Put a lease in force; give the result to :func:`pop_entry`."""
-    return _entries.set((*_entries.get(), entry))
+    entry._origin = _here()
+    _open[id(entry)] = entry
+    _entries.set((*_entries.get(), entry))
+    return entry
 
 
-def pop_entry(token: Token[tuple[Entry, ...]]) -> None:
-    """End what :func:`push_entry` began."""
-    _entries.reset(token)
+def pop_entry(entry: Entry) -> None:
+    """End what :func:`push_entry` began, also in another context, where there is nothing to take back."""
+    _open.pop(id(entry), None)
+    entries = _entries.get()
+    if entry in entries:
+        _entries.set(tuple(other for other in entries if other is not entry))
 
 
 def entry_for(resource: Resource, guard: object) -> Entry | None:
     """The innermost unreleased lease on ``resource`` that ``guard`` gave to this context."""
     for entry in reversed(_entries.get()):
         if entry.guard is guard and entry.lease.resource == resource:
-            return None if entry.lease.state is LeaseState.RELEASED else entry
+            over = entry.lease.state is LeaseState.RELEASED or entry.owner.done()
+            return None if over else entry
     return None
 
 
@@ -75,5 +155,69 @@ def current_lease() -> Lease | None:
 
 def outlived_lease() -> Lease | None:
     """The innermost lease if it was released while this task, started in its body, runs on; else ``None``."""
-    entries = _entries.get()
-    return entries[-1].lease if entries and entries[-1].lease.state is LeaseState.RELEASED else None
+    for entry in reversed(_entries.get()):
+        if entry.unwound and entry.owner is asyncio.current_task():
+            continue
+        return entry.lease if entry.lease.state is LeaseState.RELEASED else None
+    return None
+
+
+def lost_sight() -> Lease | None:
+    """The lease of an open hold that this task may have come to by a task that has ended; else ``None``.
+
+    For whoever writes without a lease: it may believe to be in that hold's body, so its write must be
+    refused. A task that was seen before the hold was entered, and is none of those from which the task that
+    entered it comes, is certainly not; it is not refused.
+    """
+    seen = _here()
+    if not _open or seen is None:
+        return None
+    for reference in _open.valuerefs():
+        entry = reference()
+        if entry is not None and entry.owner.done() and entry.may_be_above(seen):
+            return entry.lease
+    return None
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Code and tasks started inside see no lease of the surrounding bodies.
+
+    For what is started inside a body and goes on without it, such as a background writer or the consumer
+    of a queue: ``with detached(): asyncio.create_task(writer())``. Without this, a task that outlives the
+    body is refused whenever it writes to a fenced pool. Inside, and in every task started inside, there is
+    no current lease; a write to a fenced pool carries none.
+    """
+    entries, seen = _entries.get(), _seen.get()
+    _entries.set(())
+    _seen.set(_Seen(None, None))
+    try:
+        yield
+    finally:
+        # Not by their tokens: a generator may be left in another context than it was entered in.
+        _entries.set(entries)
+        _seen.set(seen)
+
+
+def _here() -> _Seen | None:
+    """What is noted of the running task; noted now, if it was not yet."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return None
+    seen = _seen.get()
+    if task is None or (seen is not None and seen.is_of(task)):
+        return seen
+    seen = _Seen(task, next(_line(seen), None))
+    _seen.set(seen)
+    return seen
+
+
+def _line(seen: _Seen | None) -> Iterator[_Seen]:
+    """It and those before it that still run; the others are taken out, or the line would grow for ever."""
+    while seen is not None:
+        while (before := seen.before) is not None and before.over:
+            seen.before = before.before
+        if not seen.over:
+            yield seen
+        seen = seen.before

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lockguard.audience import Audience
+from lockguard.context import note_task
 from lockguard.errors import ConfigurationError, LockguardError, LossReason
 from lockguard.events import Event, FenceCloseFailed
 from lockguard.renewal import Keeper
@@ -66,6 +68,22 @@ class Core:
         self._closed = False
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    @property
+    def at_home(self) -> bool:
+        """Whether the running event loop is the guard's own."""
+        return asyncio.get_running_loop() is self._loop
+
+    def call_home(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called in the guard's own event loop, if that still runs."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(callback)
+
+    @property
     def connected(self) -> bool:
         """Whether every node is connected."""
         return self.redlock.ready
@@ -101,6 +119,7 @@ class Core:
             raise ConfigurationError(
                 "this guard was first used before a fork; make a new one in the child process"
             )
+        note_task()
         return task
 
     def holder(self, task: asyncio.Task[Any]) -> str:
@@ -125,7 +144,7 @@ class Core:
         self.queue.close()
         for lease in self.keeper.lose_all(LossReason.CLOSED):
             # Their bodies are being cancelled and will find the connections closed.
-            self.redlock.undo(lease.resource, lease.grant.id)
+            self.redlock.undo(lease.resource, lease.grant.id, lost=True)
             self.close_fence(lease.grant)
         await self.keeper.aclose()
         await asyncio.gather(*self._closing, return_exceptions=True)

@@ -132,7 +132,7 @@ class FenceUnavailable(AcquireError):
 
 
 class SelfDeadlock(AcquireError):
-    """A task asked for a lock that the task which started it holds: it would wait for ever."""
+    """A task asked for a lock that the task which started it holds, and that one waits for it."""
 
 
 class LeaseError(LockguardError):
@@ -162,6 +162,8 @@ class LossReason(StrEnum):
     """Postgres refused a write that carried it: a successor is in force, or it was broken or closed there."""
     MAX_HOLD = "max_hold"
     """It was held for as long as the guard allows."""
+    ABANDONED = "abandoned"
+    """The task that entered the hold ended without leaving it."""
     CLOSED = "closed"
     """The guard was closed under it."""
 

@@ -5,11 +5,15 @@ The way out is where lock libraries hurt their users, so its rules are strict:
 * When the lease ends under the body, the body's task is cancelled and what leaves here is ``LeaseLost``.
   Like ``asyncio.timeout``, this takes back exactly its own cancel: one that came from outside stays one.
 * A body's own exception always wins; the loss becomes a note on it (S11).
-* A body that ends normally after its lease did gets ``LeaseLost`` too: leaving without an error means that
-  the lease was good for the whole body.
-* Releasing never raises because the lease was gone already, nor because a server cannot be reached: the
-  lease then ends by its ttl, and an event tells.
+* A body that ends normally after its lease did gets ``LeaseLost`` too, also when only the release finds out
+  that the lock was gone: leaving without an error means that the lease was good for the whole body.
+* Releasing never raises because a server cannot be reached, nor because the lock expired on the way there:
+  an event tells.
 * The release has left for Redis before the first await, so that no cancellation can leave the lock behind.
+* A hold is for one use. Entered twice, the first way out would give back what the second one holds.
+* It may be left by another task than it was entered in (a generator that nobody finishes, an exit stack, a
+  fixture): everything is closed all the same. But a task that ends with its hold still open can neither be
+  cut nor shows its lease to anybody, so its lease ends with it.
 """
 
 from __future__ import annotations
@@ -19,24 +23,65 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
+from lockguard.awaiting import cancel_on_its_way, waits_for
 from lockguard.clock import Clock
-from lockguard.context import Entry, entry_for, pop_entry, push_entry
-from lockguard.errors import FenceUnavailable, LossReason, ResourceBusy, SelfDeadlock
-from lockguard.events import Acquired, Released
+from lockguard.context import Entry, entry_for, note_task, pop_entry, push_entry
+from lockguard.errors import (
+    ConfigurationError,
+    FenceUnavailable,
+    LossReason,
+    QueueFull,
+    ResourceBusy,
+    SelfDeadlock,
+)
+from lockguard.events import Acquired, Lost, Released
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import AcquireRequest, Outrun, Sealed
+from lockguard.redlock import Found
 
 if TYPE_CHECKING:
-    from contextvars import Token as ContextToken
     from types import TracebackType
 
     from lockguard.core import Core
+    from lockguard.redlock import Won
 
 __all__ = ["Hold", "HoldMany"]
 
 _SEAL_ATTEMPTS = 3
+
+
+class _Stage(Enum):
+    """How far a hold has come. Each step is taken once."""
+
+    NEW = auto()
+    ENTERING = auto()
+    OPEN = auto()
+    INNER = auto()
+    """In the body of another hold of this task, which is the one that releases."""
+    OVER = auto()
+
+
+def _enter(stage: _Stage) -> _Stage:
+    if stage is not _Stage.NEW:
+        raise ConfigurationError(
+            "this hold was entered before; a hold is for one use: write guard.hold(...) in each `async with`"
+        )
+    return _Stage.ENTERING
+
+
+def _may_leave(stage: _Stage, exc: BaseException | None) -> bool:
+    """Whether there is anything to leave. Says so otherwise, without masking the body's error (S11)."""
+    if stage in (_Stage.OPEN, _Stage.INNER):
+        return True
+    what = "was left before" if stage is _Stage.OVER else "was not entered"
+    told = f"this hold {what}, so there is nothing to leave: write guard.hold(...) in an `async with`"
+    if exc is None:
+        raise ConfigurationError(told)
+    exc.add_note(told)
+    return False
 
 
 @dataclass(slots=True)
@@ -44,16 +89,25 @@ class _Cut:
     """The cancel that this hold sent to its body's task, if it did."""
 
     task: asyncio.Task[Any]
-    cancels_before: int
+    cancels_at_entry: int
     reason: LossReason | None = None
+    cancels_before: int = 0
+    outside: bool = False
+    """Whether somebody else's cancel was on its way when this one was sent."""
 
     def __call__(self, reason: LossReason) -> None:
         self.reason = reason
-        self.task.cancel(f"lockguard: lease lost ({reason.value})")
+        self.cancels_before = self.task.cancelling()
+        self.outside = self.cancels_before > self.cancels_at_entry and cancel_on_its_way(self.task)
+        self.task.cancel(self._message)
+
+    @property
+    def _message(self) -> str:
+        return f"lockguard: lease lost ({self.reason.value if self.reason else ''})"
 
     async def take_back(self, exc: BaseException | None) -> bool:
         """Undo our cancel; tells whether ``exc`` is nothing but that cancel."""
-        only_ours = self.task.uncancel() <= self.cancels_before
+        only_ours = self._only_ours(self.task.uncancel(), exc)
         if not isinstance(exc, asyncio.CancelledError):
             # The body ended before it was delivered. Python 3.11 and 3.12 deliver it at the next await all
             # the same, which would be the release: take it here.
@@ -64,6 +118,19 @@ class _Cut:
                     raise
             return False
         return only_ours
+
+    def _only_ours(self, cancels: int, exc: BaseException | None) -> bool:
+        if cancels <= self.cancels_at_entry:
+            return True
+        if cancels > self.cancels_before or self.outside:
+            return False
+        # Cancels were counted before ours, and none was on its way: they were handled, as by a TaskGroup
+        # whose child failed, which (in 3.11) does not count its own back. Unless one is still going out.
+        while isinstance(exc, asyncio.CancelledError):
+            if exc.args != (self._message,):
+                return False
+            exc = exc.__context__
+        return True
 
 
 class Hold:
@@ -81,15 +148,17 @@ class Hold:
     """
 
     __slots__ = (
+        "__weakref__",
         "_acquired_at",
-        "_context",
         "_core",
         "_cut",
+        "_entry",
         "_lease",
         "_operation",
         "_patience",
         "_queue",
         "_resource",
+        "_stage",
         "_ttl_ms",
     )
 
@@ -102,10 +171,12 @@ class Hold:
         self._patience = patience
         self._operation = operation
         self._queue = queue
+        self._stage = _Stage.NEW
         self._lease: Lease | None = None
         self._cut: _Cut | None = None
-        self._context: ContextToken[tuple[Entry, ...]] | None = None
+        self._entry: Entry | None = None
         self._acquired_at = 0.0
+        note_task()
 
     async def __aenter__(self) -> Lease:
         """Acquire and seal.
@@ -113,12 +184,16 @@ class Hold:
         Raises:
             AcquireError: it was not obtained; see its kinds.
             LeaseLost: it was obtained and ended again before it was sealed.
-            ConfigurationError: the guard is closed or belongs to another event loop.
+            ConfigurationError: the hold was used before, or the guard is closed or of another event loop.
         """
+        self._stage = _enter(self._stage)
         core = self._core
         task = core.enter()
-        if (entry := entry_for(self._resource, core)) is not None:
-            return self._enter_again(entry, task)
+        surrounding = entry_for(self._resource, core)
+        if surrounding is not None and surrounding.owner is task:
+            surrounding.lease.ensure()
+            self._stage = _Stage.INNER
+            return surrounding.lease
         called_at = core.clock.now()
         request = AcquireRequest(
             resource=self._resource,
@@ -129,8 +204,7 @@ class Hold:
             queue=self._queue,
             lock_delay_ms=core.lock_delay_ms,
         )
-        give_up_at = called_at + self._patience.total_seconds()
-        won = await core.queue.acquire(request, give_up_at=give_up_at)
+        won = await self._acquire(request, called_at + self._patience.total_seconds(), surrounding, task)
         grant = Grant(
             request.resource, request.grant, won.token, request.holder, request.operation, request.ttl_ms
         )
@@ -141,7 +215,9 @@ class Hold:
             await self._seal(lease, request)
             self._acquired_at = core.clock.now()
         self._lease = lease
-        self._context = push_entry(Entry(lease, task, core))
+        self._entry = push_entry(Entry(lease, task, core))
+        self._stage = _Stage.OPEN
+        task.add_done_callback(self._task_ended)
         core.emit(Acquired(lease.grant, (self._acquired_at - called_at) * 1000))
         return lease
 
@@ -152,44 +228,102 @@ class Hold:
 
         Raises:
             LeaseLost: the lease ended under the body.
+            ConfigurationError: the hold is not open, or belongs to another event loop.
         """
-        if self._context is None:  # entered again: the outer hold releases
+        if not _may_leave(self._stage, exc):
             return
-        core, lease, cut = self._core, self._lease, self._cut
+        inner, self._stage = self._stage is _Stage.INNER, _Stage.OVER
+        if inner:  # the outer hold releases
+            return
+        core, lease, cut, entry = self._core, self._lease, self._cut, self._entry
         assert lease is not None
         assert cut is not None
-        loss, grant = lease.loss, lease.grant
-        asked = core.redlock.undo(grant.resource, grant.id)
+        assert entry is not None
+        here = asyncio.current_task() is cut.task
+        if not here and not core.at_home:
+            self._leave_from_afar(exc)
+            return
+        cut.task.remove_done_callback(self._task_ended)
+        loss, grant, good_until = lease.loss, lease.grant, lease.deadline
+        asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None)
         # It has left: the rest is done while the server works.
         lease.mark_released()
         core.keeper.drop(lease)
-        pop_entry(self._context)
-        cut_only = cut.reason is not None and await cut.take_back(exc)
-        if loss is None:
+        entry.unwound = not here and isinstance(exc, GeneratorExit)
+        pop_entry(entry)
+        cut_only = cut.reason is not None and here and await cut.take_back(exc)
+        if loss is not None:
+            # Perhaps because a server hangs: what was sent is not waited for, the caller must know now.
             if core.fence is not None:
-                # Shielded: it is closed even if this task is cancelled here; the guard sees to its end.
-                await asyncio.shield(core.close_fence(grant))
-            found = await core.redlock.confirm(asked)
-            core.emit(Released(grant, (core.clock.now() - self._acquired_at) * 1000, found))
+                core.close_fence(grant)
+            self._tell(lease, loss, exc, cut_only=cut_only)
             return
-        # Lost, perhaps because a server hangs: what was sent is not waited for, the caller must know now.
-        if core.fence is not None:
-            core.close_fence(grant)
+        closing = core.close_fence(grant) if core.fence is not None else None
+        found = await core.redlock.confirm(asked)
+        gone = found is Found.NO and core.clock.now() < good_until
+        if closing is not None:
+            # Shielded: it is closed even if this task is cancelled here; the guard sees to its end.
+            await asyncio.shield(closing)
+        if gone:
+            # No clock ended it, and this was the only release: somebody took the lock from under the body.
+            core.emit(Lost(grant, LossReason.REFUSED))
+            self._tell(lease, LossReason.REFUSED, exc, cut_only=False)
+            return
+        held_ms = (core.clock.now() - self._acquired_at) * 1000
+        core.emit(Released(grant, held_ms, found is not Found.NO))
+
+    @staticmethod
+    def _tell(lease: Lease, loss: LossReason, exc: BaseException | None, *, cut_only: bool) -> None:
         if exc is None or cut_only:
             raise lease.lost_error(loss) from exc
         exc.add_note(str(lease.lost_error(loss)))
 
-    def _enter_again(self, entry: Entry, task: asyncio.Task[Any]) -> Lease:
-        if entry.owner is task:
-            entry.lease.ensure()
-            return entry.lease
-        resource = self._resource
-        raise SelfDeadlock(
-            f"{task.get_name()!r} asked for {resource!r}, which the task that started it"
-            f" ({entry.owner.get_name()!r}) holds: it would wait for ever;"
-            " use the lease of the surrounding body",
-            resource=resource,
+    async def _acquire(
+        self, request: AcquireRequest, give_up_at: float, surrounding: Entry | None, task: asyncio.Task[Any]
+    ) -> Won:
+        if surrounding is None or not self._queue:  # held by the parent is busy like any other
+            return await self._core.queue.acquire(request, give_up_at=give_up_at)
+        if waits_for(surrounding.owner, task):
+            raise self._deadlock(surrounding, task)
+        try:
+            return await self._core.queue.acquire(request, give_up_at=give_up_at)
+        except QueueFull:
+            raise
+        except ResourceBusy as busy:
+            if entry_for(self._resource, self._core) is surrounding:
+                raise self._deadlock(surrounding, task) from busy
+            raise
+
+    def _deadlock(self, surrounding: Entry, task: asyncio.Task[Any]) -> SelfDeadlock:
+        return SelfDeadlock(
+            f"{task.get_name()!r} asked for {self._resource!r}, which the task that started it"
+            f" ({surrounding.owner.get_name()!r}) holds: it would wait for ever;"
+            " use the lease of the surrounding body, or start what is to go on without it inside"
+            " `with detached():`",
+            resource=self._resource,
         )
+
+    def _task_ended(self, _: object) -> None:
+        """The task that entered has ended, and the hold is open."""
+        if self._stage is _Stage.OPEN and not self._core.closed:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """End the lease of a body that nobody can cut any more. Runs in the guard's own loop."""
+        core, lease = self._core, self._lease
+        assert lease is not None
+        lease.end(LossReason.ABANDONED)
+        core.keeper.drop(lease)
+        core.redlock.undo(lease.resource, lease.grant.id, lost=True)
+        if core.fence is not None:
+            core.close_fence(lease.grant)
+
+    def _leave_from_afar(self, exc: BaseException | None) -> None:
+        """Left in another event loop: only the guard's own one can say anything to the servers."""
+        lease = self._lease
+        assert lease is not None
+        self._core.call_home(self._abandon)
+        self._tell(lease, LossReason.ABANDONED, exc, cut_only=False)
 
     async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
         """Shut out everything older (S3). What fails here gives the lock back before it leaves."""
@@ -239,7 +373,7 @@ class HoldMany:
     the same ones never wait for each other. Losing one ends the body.
     """
 
-    __slots__ = ("_clock", "_hold", "_patience", "_resources", "_stack")
+    __slots__ = ("_clock", "_hold", "_patience", "_resources", "_stack", "_stage")
 
     def __init__(
         self,
@@ -254,13 +388,17 @@ class HoldMany:
         self._patience = patience
         self._clock = clock
         self._stack = AsyncExitStack()
+        self._stage = _Stage.NEW
+        note_task()
 
     async def __aenter__(self) -> tuple[Lease, ...]:
         """The leases in the caller's order; ``patience`` covers all of them together.
 
         Raises:
             AcquireError: one could not be had; none is held.
+            ConfigurationError: it was used before; see :meth:`Hold.__aenter__`.
         """
+        self._stage = _enter(self._stage)
         give_up_at = self._clock.now() + self._patience.total_seconds()
         leases: dict[str, Lease] = {}
         async with AsyncExitStack() as stack:
@@ -268,10 +406,19 @@ class HoldMany:
                 left = timedelta(seconds=max(0.0, give_up_at - self._clock.now()))
                 leases[resource] = await stack.enter_async_context(self._hold(resource, left))
             self._stack = stack.pop_all()
+        self._stage = _Stage.OPEN
         return tuple(leases[resource] for resource in self._resources)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        """Release all of them, last first."""
+        """Release all of them, last first.
+
+        Raises:
+            LeaseLost: one of the leases ended under the body.
+            ConfigurationError: it is not open.
+        """
+        if not _may_leave(self._stage, exc):
+            return None
+        self._stage = _Stage.OVER
         return await self._stack.__aexit__(kind, exc, traceback)

@@ -230,9 +230,15 @@ class Lease:
 
     def lost_error(self, reason: LossReason) -> LeaseLost:
         """The error that tells this lease's loss."""
+        remedy = "read the state again under a new lease before going on"
+        if reason is LossReason.ABANDONED:
+            remedy = (
+                "the task that entered the hold ended without leaving it; enter it in the task whose body it"
+                " is, with hold(..., wait=...) or inside `async with asyncio.timeout(...)` instead of"
+                " asyncio.wait_for(...)"
+            )
         return LeaseLost(
-            f"the lease on {self.resource!r} (token {self.token}) was lost: {reason.value};"
-            " read the state again under a new lease before going on",
+            f"the lease on {self.resource!r} (token {self.token}) was lost: {reason.value}; {remedy}",
             resource=self.resource,
             token=self.token,
             reason=reason,

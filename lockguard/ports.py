@@ -166,9 +166,11 @@ class Done:
 
     Attributes:
         found: whether this grant held the lock.
+        repeated: whether it was sent a second time: the first may have removed what it looked for.
     """
 
     found: bool
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +279,11 @@ class LockNode(Protocol):
         """Renew, if this grant holds the lock."""
         ...
 
-    def release(self, resource: Resource, grant: GrantId) -> Future[Done | NoVote]:
-        """Remove this grant wherever it stands: lock, reservation or queue. It leaves at once."""
+    def release(self, resource: Resource, grant: GrantId, *, lost: bool = False) -> Future[Done | NoVote]:
+        """Remove this grant wherever it stands: lock, reservation or queue. It leaves at once.
+
+        ``lost``: its lease ended under the body, so a lock delay begins now.
+        """
         ...
 
     def break_(self, resource: Resource, *, reason: str, token: Token) -> Future[Broken | NoVote]:
@@ -326,7 +331,7 @@ class QuorumNode(LockNode, Protocol):
         """As :meth:`acquire`, for ``answer``; ``proposal``: a token or place to give if it can be, or 0."""
         ...
 
-    def leave(self, resource: Resource, grant: GrantId, answer: Answer) -> None:
+    def leave(self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False) -> None:
         """As :meth:`release`, for ``answer``."""
 
     def membership(self) -> Future[Membership | NoVote]:

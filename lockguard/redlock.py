@@ -57,7 +57,7 @@ from lockguard.quorum import majority, trusted_s
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Attempt", "Contended", "Extension", "NoQuorum", "Redlock", "Renewal", "Undoing", "Won"]
+__all__ = ["Attempt", "Contended", "Extension", "Found", "NoQuorum", "Redlock", "Renewal", "Undoing", "Won"]
 
 T = TypeVar("T")
 
@@ -114,6 +114,15 @@ class Renewal(Enum):
     REFUSED = "refused"
     """Too many nodes say that this grant does not hold the lock: it cannot be saved."""
     UNANSWERED = "unanswered"
+
+
+class Found(Enum):
+    """Whether a release found the lock held by its grant."""
+
+    YES = "yes"
+    NO = "no"
+    """Certainly not. What a release that was sent again finds is no answer: it may find its own work done."""
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,24 +317,33 @@ class Redlock:
             Renewal.UNANSWERED, cause="; ".join(spoken(v) for v in votes if not isinstance(v, Extended))
         )
 
-    async def confirm(self, asked: Undoing) -> bool:
+    async def confirm(self, asked: Undoing) -> Found:
         """Wait for what :meth:`undo` sent; tells whether a majority still had the lock."""
         if isinstance(asked, Poll):
             await asked.wait()
-            return asked.won
-        return _is_found(await asked)
+            if asked.won:
+                return Found.YES
+            gone = sum(vote is not None and _found(vote) is False for vote in asked.votes)
+            return Found.NO if gone >= self._quorum else Found.UNKNOWN
+        found = _found(await asked)
+        return Found.UNKNOWN if found is None else Found.YES if found else Found.NO
 
-    def undo(self, resource: Resource, grant: GrantId) -> Undoing:
+    def undo(self, resource: Resource, grant: GrantId, *, lost: bool = False) -> Undoing:
         """Remove the grant from every node: lock, reservation, queue. It has left when this returns.
 
         Needs no await, so that a cancelled task leaves nothing behind (S8).
+
+        Args:
+            resource: what it is for.
+            grant: whose.
+            lost: its lease ended under the body, so a lock delay begins now.
         """
         if self._company is None:
-            return self.nodes[0].release(resource, grant)
+            return self.nodes[0].release(resource, grant, lost=lost)
         self._renewing.pop(grant, None)
-        poll = self._ballot.poll(_is_found)
+        poll: Poll[Done | NoVote] = self._ballot.poll(_found)
         for index, node in enumerate(self._company.nodes):
-            node.leave(resource, grant, poll.seat(index))
+            node.leave(resource, grant, poll.seat(index), lost=lost)
         return poll
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
@@ -357,3 +375,10 @@ def _is_granted(vote: AcquireVote) -> bool:
 
 def _is_found(vote: Done | NoVote) -> bool:
     return isinstance(vote, Done) and vote.found
+
+
+def _found(vote: Done | NoVote) -> bool | None:
+    # Who does not know is waited past: that the lock is gone must be said by a majority.
+    if not isinstance(vote, Done) or (vote.repeated and not vote.found):
+        return None
+    return vote.found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import asyncpg
 from asyncpg.transaction import Transaction
 
-from lockguard.context import current_leases, outlived_lease
+from lockguard.context import current_leases, lost_sight, outlived_lease
 from lockguard.errors import LeaseNotHeld, StaleToken
 from lockguard_asyncpg.claims import Limits, entry_for, next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, fence_error, stale
@@ -52,7 +52,17 @@ def leases_here() -> tuple[Lease, ...]:
             resource=ended.resource,
             token=ended.token,
         )
-    return current_leases()
+    leases = current_leases()
+    if not leases and (left := lost_sight()) is not None:
+        raise LeaseNotHeld(
+            f"the hold on {left.resource!r} is open, and the task that entered it has ended, so its lease is"
+            " not in force here: enter it in the task whose body it is, with hold(..., wait=...) or inside"
+            " `async with asyncio.timeout(...)` instead of asyncio.wait_for(...); write inside"
+            " `with unfenced():` what needs no fence",
+            resource=left.resource,
+            token=left.token,
+        )
+    return leases
 
 
 async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:

@@ -7,6 +7,8 @@
 --
 -- ARGV[1] grant
 -- ARGV[2] inbox     the channel it was queued with
+-- ARGV[3] lost      1 if its lease ended under its body: then its lock delay begins now, and until that is over
+--                   nobody is woken. A waiter asks again when it is over.
 --
 -- Returns 1 if it held the lock, else 0.
 
@@ -19,6 +21,12 @@ local freed = held
 if held then
   local time = redis.call('TIME')
   redis.pcall('LPUSH', KEYS[6], string.format('%s%06d released grant=%s', time[1], time[2], grant))
+  local delay = ARGV[3] == '1' and redis.call('GET', KEYS[5])
+  if delay then
+    redis.call('DEL', KEYS[1])
+    redis.call('PEXPIRE', KEYS[5], delay)
+    return 1
+  end
   if redis.call('EXISTS', KEYS[2]) == 0 then
     redis.call('DEL', KEYS[1], KEYS[3], KEYS[5]) -- the usual case: nobody waits
     return 1

@@ -30,6 +30,7 @@ from redis.crc import key_slot
 from lockguard.errors import ConfigurationError, NodeError, NodeRefused
 from lockguard.lease import GrantId, Resource
 from lockguard.lua import ACQUIRE, RELEASE, Script
+from lockguard.nodes import votes
 from lockguard.nodes.address import Address, shown_url, split_url
 from lockguard.nodes.releases import Place, Releases
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
@@ -190,7 +191,7 @@ class ClusterNode(ScriptedNode):
         is_undo = call.script is RELEASE
         if isinstance(fault, Cut | NotSent):
             self._refresh_soon()
-            return is_undo and self._try_again(call, _BACKOFF_S)
+            return is_undo and self._undo_again(call)
         if not isinstance(fault, hiredis.ReplyError):
             return False
         kind, _, rest = str(fault).partition(" ")
@@ -213,6 +214,10 @@ class ClusterNode(ScriptedNode):
             self._refresh_soon()
             return self._try_again(call, _TRY_AGAIN_S)
         return False
+
+    def _undo_again(self, call: Call) -> bool:
+        call.decode = votes.done_again
+        return self._try_again(call, _BACKOFF_S)
 
     def _try_again(self, call: Call, after_s: float) -> bool:
         call.tries += 1

@@ -86,10 +86,10 @@ class MemberNode(StandaloneNode):
         keys = (*keys_of(self._namespace, request.resource).acquire, self._member)
         self.run_for(answer, ACQUIRE, self._acquired, keys, args, lone=True)
 
-    def leave(self, resource: Resource, grant: GrantId, answer: Answer) -> None:
+    def leave(self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False) -> None:
         """Run release.lua."""
         keys = keys_of(self._namespace, resource).release
-        self.run_for(answer, RELEASE, votes.done, keys, (grant, self._inbox), lone=True)
+        self.run_for(answer, RELEASE, votes.done, keys, (grant, self._inbox, int(lost)), lone=True)
 
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
         """Run rejoin.lua."""

@@ -107,14 +107,16 @@ class ScriptedNode(ABC):
         # Not "lone": a guard renews all its leases in one turn of the loop, and they leave in one write.
         return self._run(EXTEND, votes.extended, keys_of(self._namespace, resource).extend, grant, ttl_ms)
 
-    def release(self, resource: Resource, grant: GrantId) -> asyncio.Future[Done | NoVote]:
+    def release(
+        self, resource: Resource, grant: GrantId, *, lost: bool = False
+    ) -> asyncio.Future[Done | NoVote]:
         """Run release.lua.
 
         It is written in this turn of the loop or at the beginning of the next one, which comes before
         anybody is told that the calling task has ended: no loop can be stopped in between.
         """
         keys = keys_of(self._namespace, resource).release
-        return self._run(RELEASE, votes.done, keys, grant, self._inbox_of(resource), lone=True)
+        return self._run(RELEASE, votes.done, keys, grant, self._inbox_of(resource), int(lost), lone=True)
 
     def break_(self, resource: Resource, *, reason: str, token: Token) -> asyncio.Future[Broken | NoVote]:
         """Run break.lua, by force."""

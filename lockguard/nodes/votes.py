@@ -19,7 +19,7 @@ from lockguard.ports import (
 )
 from lockguard.text import decoded
 
-__all__ = ["acquired", "broken", "done", "extended", "inspected", "membership"]
+__all__ = ["acquired", "broken", "done", "done_again", "extended", "inspected", "membership"]
 
 
 def acquired(reply: list[Any]) -> AcquireVote:
@@ -45,6 +45,11 @@ def acquired(reply: list[Any]) -> AcquireVote:
 def done(reply: int) -> Done:
     """Of settle.lua, release.lua and rejoin.lua."""
     return Done(found=reply == 1)
+
+
+def done_again(reply: int) -> Done:
+    """Of release.lua, sent a second time."""
+    return Done(found=reply == 1, repeated=True)
 
 
 def extended(reply: int) -> Extended:

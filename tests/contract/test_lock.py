@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from datetime import timedelta
 
 import pytest
@@ -18,7 +19,7 @@ from lockguard import (
 )
 from lockguard.lease import new_grant_id, parse_resource
 from lockguard.ports import AcquireRequest
-from lockguard.redlock import Contended, Redlock, Renewal, Won
+from lockguard.redlock import Contended, Found, Redlock, Renewal, Won
 
 NAME = "binance:APTUSDT"
 
@@ -91,9 +92,9 @@ async def test_a_stale_release_leaves_the_new_lease_alone(new_guard):
     await redlock.connect()
     old, new = wish(), wish()
     assert isinstance(await redlock.acquire(old), Won)
-    assert await redlock.confirm(redlock.undo(old.resource, old.grant))
+    assert await redlock.confirm(redlock.undo(old.resource, old.grant)) is Found.YES
     assert isinstance(await redlock.acquire(new), Won)
-    assert not await redlock.confirm(redlock.undo(old.resource, old.grant))
+    assert await redlock.confirm(redlock.undo(old.resource, old.grant)) is Found.NO
     assert isinstance(await redlock.acquire(wish()), Contended)
 
 
@@ -300,6 +301,31 @@ async def test_a_lock_delay_keeps_the_resource_closed_after_an_expiry_but_not_af
     assert isinstance(await redlock.acquire(wish(ttl_ms=300, lock_delay_ms=400)), Won)
     async with other.hold(NAME):
         assert asyncio.get_running_loop().time() - began >= 0.69
+
+
+async def test_a_lock_delay_outlasts_the_release_of_a_lease_that_was_lost(new_guard):
+    """The holder sees the loss before the server does, and what it sends then must not open the resource."""
+    delay = timedelta(milliseconds=600)
+    guard = new_guard(lock_delay=delay, max_hold=timedelta(milliseconds=200))
+    other = new_guard()
+    loop = asyncio.get_running_loop()
+
+    async def next_one():
+        async with other.hold(NAME):
+            return loop.time()
+
+    for queued in (False, True):
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME):
+                if queued:
+                    waiting = asyncio.create_task(next_one(), context=contextvars.Context())
+                    await _until_async(lambda: _waiters(guard, 1))
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    lost_at = loop.time()
+        entered_at = await (waiting if queued else next_one())
+        assert entered_at - lost_at >= delay.total_seconds() - 0.01
 
 
 async def test_observers_are_told_and_one_that_fails_is_dropped(new_guard):

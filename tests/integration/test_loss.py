@@ -173,6 +173,87 @@ async def test_an_outside_cancel_together_with_the_loss_stays_a_cancel(link):
         proxy.heal()
 
 
+async def test_a_task_group_that_failed_before_does_not_make_a_cancel_of_the_loss(redis_url):
+    """In Python 3.11 a group whose child fails while it is left does not count its own cancel back."""
+
+    async with LockGuard.from_url(redis_url) as guard:
+        for _ in range(2):
+            with pytest.raises(LeaseLost):
+                async with guard.hold(NAME):
+                    await _handled_failure()
+                    await guard.break_(NAME, reason="an operator")
+                    await asyncio.Event().wait()
+            with pytest.raises(LeaseLost):
+                async with guard.hold(NAME):
+                    await _handled_failure()
+                    await guard.break_(NAME, reason="an operator")
+        await asyncio.sleep(0)
+
+
+async def _handled_failure():
+    async def fail():
+        await asyncio.sleep(0)
+        raise ValueError("handled")
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+    except* ValueError:
+        pass
+
+
+async def _unwind():
+    try:
+        await asyncio.Event().wait()
+    finally:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+async def _busy():
+    while True:
+        await asyncio.sleep(0)
+
+
+BODIES = {
+    "plain": lambda: asyncio.Event().wait(),
+    "child": lambda: asyncio.create_task(_unwind()),
+    "gather": lambda: asyncio.gather(_unwind(), _unwind()),
+    "finally": _unwind,
+    "busy": _busy,
+}
+
+
+@pytest.mark.parametrize("first", ["outside", "loss"])
+@pytest.mark.parametrize("body", BODIES)
+async def test_a_cancel_from_outside_wins_over_the_loss_whichever_came_first(redis_url, body, first):
+    """Also where a task group has left a count behind: a supervisor's cancel must never be taken for ours."""
+    leases: list = []
+
+    async def run(guard):
+        async with guard.hold(NAME) as lease:
+            await _handled_failure()
+            leases.append(lease)
+            await BODIES[body]()
+
+    for turns in range(4):
+        async with LockGuard.from_url(redis_url) as guard:
+            task = asyncio.create_task(run(guard))
+            while len(leases) <= turns:
+                await asyncio.sleep(0.001)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            end = [task.cancel, lambda: leases[-1].end(LossReason.FENCED)]
+            for cancel in end if first == "outside" else end[::-1]:
+                cancel()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            await asyncio.wait([task])
+            # A body that does not unwind may have ended as lost before the cancel came.
+            if first == "outside" or turns == 0 or body in ("child", "gather", "finally"):
+                assert task.cancelled(), f"{turns} turns apart: {task}"
+
+
 async def test_a_body_that_swallows_the_cancel_still_ends_as_lost(link):
     proxy, url, _ = link
     async with LockGuard.from_url(url, ttl=SHORT) as guard:

@@ -1,0 +1,470 @@
+"""A hold used twice, left elsewhere, entered in a task that ends, gone at its release (S1, S5, S10, S11)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from datetime import timedelta
+
+import asyncpg
+import pytest
+import redis
+
+from lockguard import (
+    ConfigurationError,
+    LeaseLost,
+    LeaseNotHeld,
+    LeaseState,
+    LockGuard,
+    LossReason,
+    ResourceBusy,
+    SelfDeadlock,
+    Skipped,
+    StaleToken,
+    current_lease,
+    detached,
+)
+from lockguard.context import lost_sight
+from lockguard.events import Lost
+from lockguard_asyncpg import PostgresFence, create_pool, install, unfenced
+
+NAME = "binance:APTUSDT"
+LOCK = "lockguard:{binance:APTUSDT}"
+
+
+class Watcher:
+    def __init__(self):
+        self.lost = []
+
+    def on(self, event):
+        if isinstance(event, Lost):
+            self.lost.append(event.reason)
+
+
+@pytest.fixture
+async def guard(redis_url):
+    async with LockGuard.from_url(redis_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def pool(database_url):
+    async with await create_pool(database_url, min_size=1, max_size=5) as made:
+        async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as raw:
+            async with raw.acquire() as conn:
+                await install(conn)
+                await conn.execute("create table note (text text)")
+        yield made
+
+
+@pytest.fixture
+async def fenced_guard(redis_url, pool):
+    async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as made:
+        yield made
+
+
+async def is_open(pool):
+    with unfenced():
+        return await pool.fetchval(
+            "select released_at is null from lockguard.fence where resource = $1", NAME
+        )
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def held(guard):
+    return (await guard.inspect(NAME)).held
+
+
+# For one use.
+
+
+async def test_a_hold_entered_twice_is_refused_and_frees_nothing(guard):
+    hold = guard.hold(NAME)
+    async with hold as lease:
+        with pytest.raises(ConfigurationError, match="for one use"):
+            async with hold:
+                raise AssertionError("entered")
+        assert await held(guard)
+        assert lease.state is LeaseState.HELD
+    assert not await held(guard)
+
+
+async def test_a_hold_entered_by_two_tasks_lets_no_third_in(guard, redis_url):
+    hold, go = guard.hold(NAME), asyncio.Event()
+
+    async def body():
+        async with hold:
+            await go.wait()
+
+    tasks = [asyncio.create_task(body()) for _ in range(2)]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    assert isinstance(done.pop().exception(), ConfigurationError)
+    async with LockGuard.from_url(redis_url) as third:
+        with pytest.raises(ResourceBusy):
+            async with third.hold(NAME, on_busy="raise"):
+                pass
+        go.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with third.hold(NAME, on_busy="raise"):
+            pass
+
+
+@pytest.mark.parametrize("make", [lambda g: g.hold(NAME), lambda g: g.hold_many([NAME, "other"])])
+async def test_a_hold_that_was_used_is_neither_entered_nor_left_again(guard, make):
+    hold = make(guard)
+    with pytest.raises(ConfigurationError, match="nothing to leave"):
+        await hold.__aexit__(None, None, None)
+    async with hold:
+        with pytest.raises(ConfigurationError, match="for one use"):
+            await hold.__aenter__()
+        assert await held(guard)
+    with pytest.raises(ConfigurationError, match="for one use"):
+        await hold.__aenter__()
+    async with guard.hold(NAME):
+        with pytest.raises(ConfigurationError, match="left before"):
+            await hold.__aexit__(None, None, None)
+        error = ValueError("mine")
+        await hold.__aexit__(ValueError, error, None)  # says so on the body's error, and masks it not
+        assert "left before" in error.__notes__[0]
+        assert await held(guard)
+
+
+async def test_a_hold_whose_entry_failed_is_used_up(guard, redis_url):
+    async with LockGuard.from_url(redis_url) as other, other.hold(NAME):
+        hold = guard.hold(NAME, on_busy="raise")
+        with pytest.raises(ResourceBusy):
+            await hold.__aenter__()
+        with pytest.raises(ConfigurationError, match="for one use"):
+            await hold.__aenter__()
+
+
+# Left in another context or task.
+
+
+async def test_a_generator_that_nobody_finishes_gives_everything_back(fenced_guard, pool):
+    async def ticks():
+        async with fenced_guard.hold(NAME):
+            while True:
+                yield 1
+
+    async def consume():
+        async for _ in ticks():
+            break
+        gc.collect()
+        await until(lambda: _not(is_open(pool)))
+        await until(lambda: _not(held(fenced_guard)))
+        await pool.execute("insert into note values ('outside of the body')")
+        assert current_lease() is None
+
+    await asyncio.create_task(consume())
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def _not(coroutine):
+    return not await coroutine
+
+
+async def test_a_hold_left_by_another_task_masks_no_error_and_closes_everything(fenced_guard, pool):
+    stack, go = contextlib.AsyncExitStack(), asyncio.Event()
+
+    async def enter():
+        await stack.enter_async_context(fenced_guard.hold(NAME))
+        await go.wait()
+        with pytest.raises(LeaseNotHeld):  # somebody ended its body, and it does not know
+            await pool.execute("insert into note values ('beside a successor')")
+
+    entering = asyncio.create_task(enter())
+    await until(lambda: held(fenced_guard))
+    await until(lambda: is_open(pool))
+    with pytest.raises(ValueError, match="mine"):
+        async with stack:
+            raise ValueError("mine")
+    assert not await is_open(pool)
+    assert not await held(fenced_guard)
+    go.set()
+    await entering
+
+
+@pytest.mark.parametrize("enter", ["wait_for", "task", "helper"])
+async def test_a_task_that_lost_sight_of_its_hold_writes_nothing(fenced_guard, pool, redis_url, enter):
+    """Its hold was entered in a task of its own, which ended: the lease is over."""
+
+    async def entered(stack):
+        await stack.enter_async_context(fenced_guard.hold(NAME))
+
+    async def body():
+        with pytest.raises(LeaseLost, match=r"instead of asyncio\.wait_for") as caught:
+            async with contextlib.AsyncExitStack() as stack:
+                match enter:
+                    case "helper":
+                        await asyncio.create_task(entered(stack))
+                    case "wait_for":
+                        # What asyncio.wait_for is before Python 3.12.
+                        hold = stack.enter_async_context(fenced_guard.hold(NAME))
+                        await asyncio.wait([asyncio.create_task(hold)])
+                    case _:
+                        await asyncio.create_task(stack.enter_async_context(fenced_guard.hold(NAME)))
+                with pytest.raises((LeaseNotHeld, LeaseLost)):
+                    await pool.execute("insert into note values ('past the fence')")
+                async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as other:
+                    async with other.hold(NAME):  # the lock was given back at once
+                        await pool.execute("insert into note values ('the successor')")
+                with pytest.raises((LeaseNotHeld, LeaseLost)):
+                    await asyncio.create_task(pool.execute("insert into note values ('from a child')"))
+        assert caught.value.reason is LossReason.ABANDONED
+        await pool.execute("insert into note values ('outside of the body')")
+
+    await asyncio.create_task(body())
+    written = await pool.fetch("select text from note")
+    assert [row["text"] for row in written] == ["the successor", "outside of the body"]
+
+
+async def test_a_task_that_has_nothing_to_do_with_a_forgotten_hold_writes_on(fenced_guard, pool):
+    go, write = asyncio.Event(), "insert into note values ('a heartbeat')"
+
+    async def heartbeat():
+        await pool.execute(write)
+        await go.wait()
+        await pool.execute(write)
+
+    async def another():
+        async with fenced_guard.hold("other"):
+            await pool.execute(write)
+
+    beating = asyncio.create_task(heartbeat())
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def forget():
+            hold = fenced_guard.hold(NAME)
+            entering = asyncio.create_task(stack.enter_async_context(hold))
+            await asyncio.wait([entering])
+
+        await until(lambda: pool.fetchval("select count(*) > 0 from note"))
+        await forget()
+        with pytest.raises(LeaseNotHeld, match="has ended"):
+            await pool.execute(write)
+        go.set()
+        await beating
+        await another()
+        with detached():
+            await pool.execute(write)
+        with pytest.raises(LeaseLost):
+            await stack.aclose()
+    await pool.execute(write)
+    assert await pool.fetchval("select count(*) from note") == 5
+
+
+async def test_a_task_that_ends_with_its_hold_open_ends_the_lease(redis_url):
+    watcher = Watcher()
+    async with LockGuard.from_url(redis_url, observers=[watcher]) as guard:
+
+        async def enter():
+            return await guard.hold(NAME).__aenter__()
+
+        lease = await asyncio.create_task(enter())
+        await asyncio.sleep(0)
+        assert lease.state is LeaseState.LOST
+        assert watcher.lost == [LossReason.ABANDONED]
+        async with guard.hold(NAME, on_busy="raise"):
+            pass
+
+
+def test_a_hold_left_in_another_event_loop_says_so_and_masks_nothing(redis_url):
+    guard = LockGuard.from_url(redis_url)
+    hold = guard.hold(NAME)
+
+    async def enter():
+        await hold.__aenter__()
+
+    async def leave():
+        error = ValueError("mine")
+        await hold.__aexit__(ValueError, error, None)
+        return error.__notes__
+
+    with asyncio.Runner() as home:
+        home.run(enter())
+        with asyncio.Runner() as other:
+            notes = other.run(leave())
+        home.run(guard.aclose())
+    assert any("was lost" in note for note in notes)
+
+
+async def test_detached_code_sees_no_lease(guard):
+    seen = []
+
+    async def writer():
+        seen.append((current_lease(), lost_sight()))
+        await asyncio.sleep(0)
+        seen.append((current_lease(), lost_sight()))
+
+    async with guard.hold(NAME) as lease:
+        with detached():
+            assert current_lease() is None
+            task = asyncio.create_task(writer())
+        assert current_lease() is lease
+    await task
+    assert seen == [(None, None), (None, None)]
+
+
+async def test_a_background_writer_started_in_a_body_writes_on_after_it(fenced_guard, pool):
+    go = asyncio.Event()
+
+    async def writer():
+        await go.wait()
+        await pool.execute("insert into note values ('later')")
+
+    async with fenced_guard.hold(NAME):
+        with detached():
+            free = asyncio.create_task(writer())
+        bound = asyncio.create_task(writer())
+    go.set()
+    await free
+    with pytest.raises(LeaseNotHeld):
+        await bound
+    assert await pool.fetchval("select count(*) from note") == 1
+
+
+# Children.
+
+
+async def test_a_child_that_does_not_wait_finds_its_parents_lock_busy(guard):
+    @guard.exclusive("{name}", on_busy="skip")
+    async def sync(name):
+        raise AssertionError("ran")
+
+    async def ask():
+        async with guard.hold(NAME, on_busy="raise"):
+            raise AssertionError("ran")
+
+    async with guard.hold(NAME, operation="open"):
+        skipped = await asyncio.create_task(sync(NAME))
+        assert isinstance(skipped, Skipped)
+        assert skipped.busy.operation == "open"
+        with pytest.raises(ResourceBusy):
+            await asyncio.gather(ask())
+        unattended = asyncio.create_task(sync(NAME))
+        await asyncio.wait([unattended])
+        assert isinstance(unattended.result(), Skipped)
+
+
+async def test_a_child_that_nobody_awaits_waits_for_the_body_to_end(guard):
+    async def later():
+        async with guard.hold(NAME) as lease:
+            return lease.token
+
+    async with guard.hold(NAME) as lease:
+        child = asyncio.create_task(later())
+
+        async def queued():
+            return bool((await guard.inspect(NAME)).waiters)
+
+        await until(queued)
+    assert await child > lease.token
+
+
+@pytest.mark.parametrize("way", ["await", "nested", "gather", "group"])
+async def test_a_child_that_its_parent_awaits_is_told_at_once(guard, way):
+    async def ask():
+        async with guard.hold(NAME, wait=timedelta(hours=1)):
+            raise AssertionError("ran")
+
+    async def nested():
+        await asyncio.gather(asyncio.sleep(0), asyncio.create_task(ask()))
+
+    told = None
+    async with asyncio.timeout(5), guard.hold(NAME):
+        try:
+            match way:
+                case "await":
+                    await asyncio.create_task(ask())
+                case "nested":
+                    await asyncio.create_task(nested())
+                case "gather":
+                    await asyncio.gather(asyncio.sleep(0), ask())
+                case _:
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(nested())
+        except* SelfDeadlock as group:
+            told = group.exceptions[0]
+    assert "detached()" in str(told)
+
+
+async def test_a_child_whose_parent_waits_unseen_is_told_when_its_patience_ends(guard):
+    async def ask():
+        async with guard.hold(NAME, wait=timedelta(seconds=0.2)):
+            raise AssertionError("ran")
+
+    async with guard.hold(NAME):
+        child = asyncio.create_task(ask())
+        await asyncio.wait([child])
+    assert isinstance(child.exception(), SelfDeadlock)
+
+
+# What the release finds out.
+
+
+def steal(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete(LOCK)
+
+
+async def test_a_lock_that_was_gone_at_the_end_of_the_body_was_lost(redis_url):
+    watcher = Watcher()
+    async with LockGuard.from_url(redis_url, observers=[watcher]) as guard:
+        with pytest.raises(LeaseLost) as caught:
+            async with guard.hold(NAME) as lease:
+                steal(redis_url)
+                lease.ensure(timedelta(seconds=2))
+        assert caught.value.reason is LossReason.REFUSED
+        with pytest.raises(ValueError, match="mine") as told:
+            async with guard.hold(NAME):
+                steal(redis_url)
+                raise ValueError("mine")
+        assert any("was lost" in note for note in told.value.__notes__)
+        assert watcher.lost == [LossReason.REFUSED] * 2
+
+
+async def test_a_break_elsewhere_is_found_out_by_the_release(redis_url, tmp_path):
+    """What ``lockguard break`` in another process does."""
+    async with LockGuard.from_url(redis_url) as guard:
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME):
+                operator = await asyncio.create_subprocess_exec(
+                    "python3", "-c", _BREAK, redis_url, env=_environment()
+                )
+                assert await operator.wait() == 0
+
+
+_BREAK = f"""
+import asyncio, sys
+from lockguard import LockGuard
+
+async def main():
+    async with LockGuard.from_url(sys.argv[1]) as guard:
+        await guard.break_({NAME!r}, reason="an operator")
+
+asyncio.run(main())
+"""
+
+
+def _environment():
+    import os
+    import sys
+
+    return os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+
+
+async def test_a_stale_token_in_the_body_and_a_lock_that_is_gone_leave_the_bodys_error(redis_url):
+    async with LockGuard.from_url(redis_url) as guard:
+        error = StaleToken("refused", resource=NAME, presented=1, current=2)
+        with pytest.raises(StaleToken):
+            async with guard.hold(NAME):
+                steal(redis_url)
+                raise error
+        assert any("was lost" in note for note in error.__notes__)
