@@ -31,7 +31,7 @@ from lockguard.errors import ConfigurationError, NodeError, NodeRefused
 from lockguard.lease import GrantId, Resource
 from lockguard.lua import ACQUIRE, RELEASE, Script
 from lockguard.nodes import votes
-from lockguard.nodes.address import Address, shown_url, split_url
+from lockguard.nodes.address import Address, split_url
 from lockguard.nodes.releases import Place, Releases
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
 from lockguard.nodes.standalone import Call, StandaloneNode
@@ -60,8 +60,8 @@ def seeds_of(url: str) -> tuple[Address, ...]:
     credentials, at, places = parts.netloc.rpartition("@")
     if not places or parts.path not in {"", "/", "/0"}:
         raise ConfigurationError(
-            f"{shown_url(url)!r} is not a cluster's URL; write redis+cluster://host:port,host:port"
-            " without a database: a cluster has only one"
+            "the Redis URL is not a cluster's; write redis+cluster://host:port,host:port without a database:"
+            " a cluster has only one"
         )
     scheme = parts.scheme.removesuffix("+cluster")
     return tuple(

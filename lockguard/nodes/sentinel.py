@@ -25,7 +25,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.lua import RELEASE
-from lockguard.nodes.address import Address, shown_url, split_url
+from lockguard.nodes.address import Address, split_url
 from lockguard.nodes.connection import AS_WITHOUT_CERTIFICATE
 from lockguard.nodes.releases import Place, Releases
 from lockguard.nodes.scripted import NAMESPACE
@@ -84,7 +84,7 @@ class SentinelUrl:
         path = [unquote(part) for part in parts.path.split("/") if part]
         if not 1 <= len(path) <= 2 or not parts.netloc:
             raise ConfigurationError(
-                f"{shown_url(url)!r} does not say whom the Sentinels watch;"
+                "the Redis URL does not say whom the Sentinels watch;"
                 " write redis+sentinel://host:port,host:port/service[/db]"
             )
         scheme = parts.scheme.removesuffix("+sentinel")
@@ -96,9 +96,10 @@ class SentinelUrl:
         sentinels = []
         for place in places.split(","):
             placed = place if _PORT.search(place) else f"{place}:{_SENTINEL_PORT}"
-            sentinels.append(SentinelPlace(placed, f"{scheme}://{own}{placed}?{query}"))
+            where = f"{scheme}://{own}{placed}?{query}"
+            sentinels.append(SentinelPlace(Address.parse(where).name, where))
         db = path[1] if len(path) == 2 else "0"
-        master = Address.parse(f"{scheme}://{credentials}{at}{path[0]}/{db}?{query}")
+        master = Address.parse(f"{scheme}://{credentials}{at}{quote(path[0], safe='')}/{db}?{query}")
         return cls(tuple(sentinels), path[0], master)
 
 

@@ -124,7 +124,7 @@ def test_a_missing_extra_does_not_hide_the_other_commands():
         (["break", "a:b"], "Missing option '--reason'; see 'lockguard break --help'"),
         (["inspect", "a{b}"], "brace"),
         (["inspect", "x" * 300], "300 bytes long; the limit is 200"),
-        (["inspect", "a", "--redis", "http://h"], "is not a Redis URL"),
+        (["inspect", "a", "--redis", "http://h"], "begins with http://, which is none of a Redis"),
         (["break", "a:b", "--reason", " "], "--reason is empty"),
     ],
 )

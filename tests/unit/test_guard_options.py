@@ -1,0 +1,144 @@
+"""The options of a guard: each that cannot work is told in one line, with its value and the remedy."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from lockguard import ConfigurationError, LockGuard
+from lockguard.guard import GuardOptions
+from lockguard.nodes.memory import MemoryStore
+from lockguard_asyncpg import PostgresFence
+
+URL = "redis://localhost"
+
+
+class Pool:
+    """Has ``close`` as asyncpg's has, and is no fence."""
+
+    async def close(self):
+        pass
+
+    def __repr__(self):
+        return "<Pool postgresql://bot:hunter2@h>"
+
+
+WRONG_TIMES = [5, 5.5, "5", None, True, Decimal(5), float("nan")]
+
+
+@pytest.mark.parametrize("name", ["ttl", "wait", "max_hold", "lock_delay", "fence_within", "node_timeout"])
+@pytest.mark.parametrize("wrong", WRONG_TIMES, ids=repr)
+def test_a_time_without_a_unit_is_refused_by_name(name, wrong):
+    if name == "max_hold" and wrong is None:
+        LockGuard.from_url(URL, max_hold=None)
+        return
+    with pytest.raises(ConfigurationError, match=rf"{name}=.* has no unit; write a timedelta"):
+        LockGuard.from_url(URL, **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(
+            (name, timedelta(seconds=-1))
+            for name in ("ttl", "wait", "max_hold", "lock_delay", "fence_within")
+        ),
+        *((name, timedelta.max) for name in ("ttl", "wait", "max_hold", "lock_delay", "fence_within")),
+        *((name, timedelta(0)) for name in ("ttl", "max_hold", "fence_within", "node_timeout")),
+        ("ttl", timedelta(milliseconds=99)),
+        ("node_timeout", timedelta(microseconds=1)),
+    ],
+)
+def test_a_time_that_cannot_work_is_told_with_its_value_and_the_range(name, wrong):
+    with pytest.raises(ConfigurationError, match=rf"{name}=\S+ s cannot work.* s to 86400 s"):
+        LockGuard.from_url(URL, **{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", [5, 5.5, None, "5"])
+def test_a_time_of_one_hold_is_checked_when_it_is_asked_for(wrong):
+    guard = LockGuard.from_url(URL)
+    if wrong is None:
+        guard.hold("x", ttl=None, wait=None)
+        return
+    for options in ({"ttl": wrong}, {"wait": wrong}):
+        for hold in (
+            lambda options=options: guard.hold("x", **options),
+            lambda options=options: guard.hold_many(["x"], **options),
+        ):
+            with pytest.raises(ConfigurationError, match="has no unit"):
+                hold()
+
+
+@pytest.mark.parametrize(
+    ("fence", "told"),
+    [
+        (Pool(), "fence= is a Pool, which is no fence; write fence=PostgresFence(pool)"),
+        ("postgresql://bot:hunter2@h", "fence= is a str, which is no fence"),
+        (PostgresFence, "fence=PostgresFence is a class; write fence=PostgresFence(pool)"),
+        (True, "fence= is a bool"),
+        (object(), "fence= is a object"),
+    ],
+)
+def test_what_is_no_fence_is_refused_when_the_guard_is_made_and_not_shown(fence, told):
+    with pytest.raises(ConfigurationError) as caught:
+        LockGuard.from_url(URL, fence=fence)
+    assert told in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: LockGuard.from_url(URL, **options),
+        lambda **options: LockGuard.from_urls([URL], **options),
+        lambda **options: LockGuard.in_memory(MemoryStore(), **options),
+    ],
+    ids=["from_url", "from_urls", "in_memory"],
+)
+def test_an_option_that_is_misspelt_or_none_is_told_with_the_ones_that_are(make):
+    with pytest.raises(ConfigurationError, match=r"tll= is no option of a guard; did you mean ttl\?"):
+        make(tll=timedelta(seconds=1))
+    with pytest.raises(
+        ConfigurationError, match=r"decode_responses= is no option of a guard; there are: ttl, "
+    ):
+        make(decode_responses=True)
+
+
+def test_the_options_that_are_named_for_type_checkers_are_the_options():
+    signature = inspect.signature(LockGuard.__init__)
+    taken = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert list(GuardOptions.__annotations__) == taken
+
+
+@pytest.mark.parametrize("nodes", [URL, URL.encode(), None, 7, [URL], [None], []])
+def test_what_are_no_nodes_is_answered_with_how_to_make_a_guard(nodes):
+    with pytest.raises(ConfigurationError, match=r"LockGuard\.from_url\(url\)|got none"):
+        LockGuard(nodes)
+
+
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        ("ab", "needs a list of resources, .*got a str"),
+        (b"ab", "got a bytes"),
+        (None, "got a NoneType"),
+        (7, "got a int"),
+        ([], "got an empty one"),
+        (["a", None], "the resource is None; pass its name as text"),
+        ([["a"]], "the resource is a list"),
+    ],
+)
+def test_hold_many_takes_a_list_of_names(resources, told):
+    with pytest.raises(ConfigurationError, match=told):
+        LockGuard.from_url(URL).hold_many(resources)
+
+
+async def test_hold_many_takes_any_iterable_once(redis_url):
+    async with LockGuard.from_url(redis_url) as guard:
+        async with guard.hold_many(name for name in ("b", "a", "b")) as leases:
+            assert [lease.resource for lease in leases] == ["b", "a", "b"]
+        assert not (await guard.inspect("a")).held
+        assert not (await guard.inspect("b")).held
