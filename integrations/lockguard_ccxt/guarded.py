@@ -35,6 +35,7 @@ __all__ = ["GuardedExchange"]
 
 _CLOCK_AHEAD = timedelta(seconds=1)
 _REFRESH_S_MIN = 15.0
+_REFRESH_PAUSE_S = 1.0
 
 
 class GuardedExchange:
@@ -77,6 +78,8 @@ class GuardedExchange:
         self._patience = patience
         self._clock = clock
         self._loaded_at: float | None = None
+        self._failed: tuple[float, Exception] | None = None
+        self._refreshing = asyncio.Lock()
         install(exchange)
 
     def __repr__(self) -> str:
@@ -115,12 +118,20 @@ class GuardedExchange:
         Raises:
             ccxt.BaseError: the exchange did not answer; the markets are those of before.
         """
-        now = self._clock.now()
-        if self._loaded_at is not None and now - self._loaded_at < _REFRESH_S_MIN:
-            return False
-        self._loaded_at = now
-        await self._exchange.load_markets(reload=True)
-        return True
+        asked_at = self._clock.now()
+        async with self._refreshing:  # who asks meanwhile waits for the answer
+            known_at = self._loaded_at
+            if known_at is not None and asked_at - known_at < _REFRESH_S_MIN:
+                return False
+            if self._failed is not None and asked_at - self._failed[0] < _REFRESH_PAUSE_S:
+                raise self._failed[1]
+            try:
+                await self._exchange.load_markets(reload=True)
+            except Exception as exc:
+                self._failed = (self._clock.now(), exc)
+                raise
+            self._failed, self._loaded_at = None, self._clock.now()
+            return True
 
     # --- names and steps ---
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 __all__ = [
+    "ATTEMPTS_SINCE",
     "LATEST",
     "SIGNALS_SINCE",
     "TICK_COLUMNS",
@@ -38,6 +39,8 @@ TICK_COLUMNS = ("current_price", "unrealized_pnl", "updated_at")
 _SIGNALS = "monitoring.signals"
 SIGNALS_SINCE = 9
 """The version from which on there is a table for what a bot decides."""
+ATTEMPTS_SINCE = 10
+"""The version from which on a signal that ends bot after bot can be told, and rows have unified symbols."""
 _PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": (), _SIGNALS: ()}
 _RESOURCE = "{exchange}:{symbol}"
 

@@ -45,7 +45,9 @@ class Ended:
         return [json.loads(line) for line in self.text.splitlines()]
 
     def outcomes(self) -> dict[str, str]:
-        return {line["signal"]: line["outcome"] for line in self.lines if "signal" in line}
+        return {
+            line["signal"]: line["outcome"] for line in self.lines if {"signal", "outcome"} <= line.keys()
+        }
 
 
 class Process:
@@ -56,11 +58,12 @@ class Process:
         self._ended = False
 
     @classmethod
-    async def start(cls, env: dict[str, str], *arguments: str) -> Process:
+    async def start(cls, env: dict[str, str], *arguments: str, program: str | None = None) -> Process:
+        command = ("-m", "lockguard.cli", "bot", "run") if program is None else ("-c", program)
         return cls(
             await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "lockguard.cli", "bot", "run", *arguments),
+                *(*command, *arguments),
                 env=env,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -102,6 +105,12 @@ class Stage:
 
     async def bot(self, *arguments: str, **env: str) -> Process:
         process = await Process.start({**self.env, **env}, *arguments)
+        self._started.append(process)
+        return process
+
+    async def mortal(self, program: str, *arguments: str) -> Process:
+        """A bot that something was planted in."""
+        process = await Process.start(self.env, *arguments, program=program)
         self._started.append(process)
         return process
 
@@ -350,7 +359,7 @@ async def test_a_mistake_is_one_line_without_secrets(
     ("undo", "told"),
     [
         (
-            "drop table monitoring.signals; delete from monitoring.schema_version where version = 9",
+            "drop table monitoring.signals; delete from monitoring.schema_version where version >= 9",
             "has version 8",
         ),
         ("drop schema lockguard cascade", "'lockguard fence install' makes it"),

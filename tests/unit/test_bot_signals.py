@@ -165,3 +165,30 @@ def test_a_stop_price_is_a_share_of_the_price(side: PositionSide, stop: str, per
 def test_a_stop_on_the_wrong_side_is_refused(side: PositionSide, stop: str) -> None:
     with pytest.raises(BadSignal, match=f"stop='{stop}' is on the wrong side"):
         Stop(Decimal(stop), is_percent=False).percent_at(Decimal(100), side)
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        ("1769846400", "would be in the year 1970 (it looks like seconds since 1970); write milliseconds"),
+        (1769846400, "it looks like seconds"),
+        ("1769846400.25", "is no instant (it looks like seconds since 1970)"),
+        ("1769846400000000", "it looks like microseconds"),
+        ("1769846400000000000", "is no instant (it looks like nanoseconds since 1970)"),
+        ("0", "would be in the year 1970; write milliseconds"),
+        ("-1", "would be in the year 1969"),
+        ("1970-01-01T00:00:00Z", "would be in the year 1970"),
+        ("9998-01-01T00:00:00Z", "would be in the year 9998"),
+        ("1e999999999", "is no instant"),
+        ("Infinity", "is no instant"),
+    ],
+)
+def test_an_instant_that_cannot_be_is_refused_by_its_likely_unit(at: Any, told: str) -> None:
+    with pytest.raises(BadSignal) as caught:
+        read_line(line(action="close", at=at), where="f line 3")
+    assert told in str(caught.value)
+    assert caught.value.closes
+
+
+def test_an_id_that_somebody_made_up_is_no_instant() -> None:
+    assert read_fields(fields(), where="", at_ms=5).at is None

@@ -7,11 +7,17 @@ what became of it and does nothing twice.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import secrets
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from lockguard_asyncpg import fenced_transaction
+from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_positions import rows
 from lockguard_positions.bot.signals import OpenSignal
 from lockguard_positions.statements import statement
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Decision", "Outcome", "Place", "SignalBook"]
 
 _FILE = "signals.sql"
+_END_S = 2.0
 
 
 class Outcome(StrEnum):
@@ -39,6 +46,8 @@ class Outcome(StrEnum):
     OVERTAKEN = "overtaken"
     """A later signal of the symbol was decided first: the last word stands, whoever was killed meanwhile."""
     REFUSED = "refused"
+    SET_ASIDE = "set aside"
+    """It ended one process after the other, so no further one is let near it: for a person."""
     UNDECIDED = "undecided"
     """Somebody did not answer, or an order is in doubt: to be tried again."""
 
@@ -88,6 +97,9 @@ class SignalBook:
     def __init__(self, pool: asyncpg.Pool[Any], exchange: str) -> None:
         self._pool = pool
         self._exchange = exchange
+        # Not the process id alone: a container's first process has the same one each time.
+        self._bot = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._not_ended: set[str] = set()
 
     async def decided(self, signal: Signal, symbol: str) -> Decision | None:
         """What was decided about a signal before."""
@@ -120,6 +132,28 @@ class SignalBook:
             await self._row("closed_for_reason", "positions.sql", self._exchange, symbol, reason)
         )
 
+    async def begin(self, signal: Signal) -> tuple[str, ...]:
+        """Say that a signal is being carried out here; asked under the lease of its symbol.
+
+        Returns:
+            The bots that said so before and never that they had ended it: they ended themselves.
+        """
+        await self._end_late()
+        rows = await self._pool.fetch(statement("begin_attempt", _FILE), self._exchange, signal.id, self._bot)
+        return tuple(row["bot"] for row in rows)
+
+    async def end(self, signal: Signal) -> None:
+        """Say that it is not carried out here any more; what cannot be said now is said later."""
+        self._not_ended.add(signal.id)
+        with suppress(TimeoutError, *DATABASE_ERRORS):
+            async with asyncio.timeout(_END_S):
+                await self._end_late()
+
+    async def _end_late(self) -> None:
+        for signal_id in tuple(self._not_ended):
+            await self._pool.execute(statement("end_attempt", _FILE), self._exchange, signal_id, self._bot)
+            self._not_ended.discard(signal_id)
+
     async def record(self, lease: Lease, signal: Signal, symbol: str, decision: Decision) -> None:
         """Write a decision down.
 
@@ -139,6 +173,7 @@ class SignalBook:
                 decision.details,
                 lease.token,
             )
+            await conn.execute(statement("end_all_attempts", _FILE), self._exchange, signal.id)
 
     @retry_reads()
     async def _row(self, name: str, file: str, *args: object) -> asyncpg.Record | None:

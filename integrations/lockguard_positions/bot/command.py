@@ -93,6 +93,14 @@ def bot() -> None:
 )
 @_seconds("--claim-after", 20, "When a signal that a bot took and did not finish is another one's to take.")
 @_seconds("--max-age", 300, "An open signal that is older is refused, as far as its age is known.")
+@click.option(
+    "--set-aside-after",
+    type=click.IntRange(1, 1000),
+    default=2,
+    show_default=True,
+    metavar="BOTS",
+    help="A signal that so many bots ended at is for a person, and no further bot is let near it.",
+)
 @_seconds("--sync-every", 30, "Between two passes over all symbols.")
 @_seconds("--recover-every", 5, "Between two looks for what dead bots left half done.")
 @_seconds("--ttl", 10, "Life of the leases: a dead bot's symbols are free after that.")
@@ -159,6 +167,7 @@ def _settings(
     group: str,
     claim_after: timedelta,
     max_age: timedelta,
+    set_aside_after: int,
     sync_every: timedelta,
     recover_every: timedelta,
     stop_within: timedelta,
@@ -179,6 +188,7 @@ def _settings(
         rhythm=Rhythm(sync_every, recover_every, stop_within, at_once, once),
         ttl=ttl,
         age_max=max_age,
+        set_aside_after=set_aside_after,
         receive_window=receive_window,
         reads_lag=reads_lag,
         connect_within=connect_within,

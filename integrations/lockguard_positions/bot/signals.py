@@ -214,7 +214,7 @@ def _at(given: Any, default: datetime | None) -> datetime | None:
         if number is None:
             at = datetime.fromisoformat(text)
             at = None if at.tzinfo is None else at.astimezone(UTC)
-        elif abs(number) < _EXACT_MAX and number == number.to_integral_value():
+        elif -_EXACT_MAX < number < _EXACT_MAX and number == number.to_integral_value():
             at = _EPOCH + timedelta(milliseconds=int(number))
     if at is not None and _EARLIEST <= at < _LATEST:
         return at

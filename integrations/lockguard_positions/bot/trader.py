@@ -7,12 +7,13 @@ process in between, the next delivery of the signal finds where it stood.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, assert_never
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt import decimal_of
+from lockguard_ccxt import UnknownMarket, decimal_of
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.bot.book import Decision, Outcome
 from lockguard_positions.bot.signals import BadSignal, CloseSignal, OpenSignal
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Trader"]
 
 _AHEAD_S_MAX = 60
+_NAMED_MAX = 3
 _patient_reads = retry_reads(attempts=3)
 
 
@@ -45,6 +47,7 @@ class Trader:
         exchange: for names and prices; the manager's own.
         book: what was decided.
         age_max: an open that is older is refused, as far as a signal's age is known.
+        ends_max: how many bots a signal may end before it is set aside.
     """
 
     def __init__(
@@ -55,23 +58,42 @@ class Trader:
         book: SignalBook,
         *,
         age_max: timedelta,
+        ends_max: int = 2,
     ) -> None:
         self._guard = guard
         self._manager = manager
         self._exchange = exchange
         self._book = book
         self._age_s_max = age_max.total_seconds()
+        self._ends_max = ends_max
 
-    def resource(self, signal: Signal) -> str:
+    async def resource(self, signal: Signal) -> str:
         """What a signal is carried out under.
 
+        A name that is not listed may have been listed since the start: then the markets are loaded again.
+
         Raises:
-            BadSignal: the exchange has no such market.
+            BadSignal: the exchange has no such market, or positions are not kept in it.
+            ExchangeUnreadable: the markets could not be loaded again, so that it is not known.
         """
+        closes = isinstance(signal, CloseSignal)
         try:
-            return self._exchange.resource(self._exchange.unified(signal.symbol))
+            try:
+                market = self._exchange.market(signal.symbol)
+            except UnknownMarket:
+                await self._exchange.refresh()
+                market = self._exchange.market(signal.symbol)
+            market.check()
+            return self._exchange.resource(market.symbol)
         except ConfigurationError as exc:
-            raise BadSignal(str(exc)) from None
+            raise BadSignal(str(exc), closes=closes) from None
+        except ccxt_errors().BaseError as exc:
+            raise ExchangeUnreadable(
+                f"the exchange did not list its markets: {type(exc).__name__}: {exc}"
+            ) from exc
+        except Exception as exc:
+            why = f"its symbol cannot be read ({type(exc).__name__}); write it as APTUSDT or APT/USDT:USDT"
+            raise BadSignal(why, closes=closes) from exc
 
     async def carry_out(self, signal: Signal) -> Decision:
         """Decide a signal, unless it was decided before.
@@ -83,33 +105,58 @@ class Trader:
             StaleToken: the same, as Postgres saw it.
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
-        resource = self.resource(signal)
+        resource = await self.resource(signal)
         symbol = resource.partition(":")[2]
         known = await self._book.decided(signal, symbol)
         if known is not None:  # a decision never changes, so it may be read without the lease
             return known
         async with self._guard.hold(resource, operation=f"signal {signal.id}") as lease:
             decision = await self._book.decided(signal, symbol)
-            if decision is None:
-                decision = await self._decide(signal, symbol)
+            if decision is not None:
+                return decision
+            ended = await self._book.begin(signal)
+            recorded = False
+            try:
+                decision = await self._decide(signal, symbol, ended)
                 if decision.final:
                     await self._book.record(lease, signal, symbol, decision)
-            return decision
+                    recorded = True
+                return decision
+            finally:
+                if not recorded:  # also when it is cut off: only a process that ends leaves it unsaid
+                    await asyncio.shield(self._book.end(signal))
 
-    async def _decide(self, signal: Signal, symbol: str) -> Decision:
+    async def _decide(self, signal: Signal, symbol: str, ended: tuple[str, ...]) -> Decision:
+        aside = self._aside(ended)
         match signal:
             case OpenSignal():
-                return await self._open(signal, symbol)
+                try:
+                    return await self._open(signal, symbol, aside)
+                except ConfigurationError as exc:  # an argument that cannot work: nothing was written
+                    return Decision(Outcome.REFUSED, str(exc))
             case CloseSignal():
-                return await self._close(signal, symbol)
+                return await self._close(signal, symbol, aside)
             case _:
                 assert_never(signal)
 
+    def _aside(self, ended: tuple[str, ...]) -> Decision | None:
+        """What to say instead of trying a signal once more, if it has ended too many bots."""
+        if len(ended) < self._ends_max:
+            return None
+        return Decision(
+            Outcome.SET_ASIDE,
+            f"{len(ended)} bots ended while they carried it out ({', '.join(ended[-_NAMED_MAX:])});"
+            " find out why, then send it again under another id",
+        )
+
     # --- open ---
 
-    async def _open(self, signal: OpenSignal, symbol: str) -> Decision:
+    async def _open(self, signal: OpenSignal, symbol: str, aside: Decision | None) -> Decision:
         row = await self._book.opened_by(signal, symbol)
-        if row is not None and row.status.open and row.status is not PositionStatus.ACTIVE:
+        half_done = row is not None and row.status.open and row.status is not PositionStatus.ACTIVE
+        if aside is not None and (row is None or half_done or row.status is PositionStatus.CANCELED):
+            return aside if row is None else replace(aside, position_id=row.id)
+        if half_done:
             # Its bot has died on the way: finish, or undo, what it began.
             await self._manager.ensure_stop(signal.symbol, self._exchange.name)
             row = await self._book.opened_by(signal, symbol)
@@ -151,9 +198,11 @@ class Trader:
 
     # --- close ---
 
-    async def _close(self, signal: CloseSignal, symbol: str) -> Decision:
+    async def _close(self, signal: CloseSignal, symbol: str, aside: Decision | None) -> Decision:
         reason = f"signal {signal.id}"
         row = await self._book.closed_for(reason, symbol)
+        if aside is not None and (row is None or row.status.open):
+            return aside if row is None else replace(aside, position_id=row.id)
         if row is None:
             late = await self._too_late(signal, symbol)
             if late is not None:
@@ -180,7 +229,7 @@ class Trader:
         if place.overtaken_by is not None:
             return Decision(Outcome.OVERTAKEN, f"the later signal {place.overtaken_by} came first")
         assert place.age_s is not None
-        if place.age_s < -_AHEAD_S_MAX:
+        if isinstance(signal, OpenSignal) and place.age_s < -_AHEAD_S_MAX:
             return Decision(
                 Outcome.REFUSED, f"at={signal.at.isoformat()} has not come yet; set the sender's clock"
             )

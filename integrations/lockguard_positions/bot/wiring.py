@@ -26,7 +26,7 @@ from lockguard_positions.connecting import Urls, connect_database, connect_excha
 from lockguard_positions.events import LogPositions
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.race_imports import import_lean
-from lockguard_positions.schema import SIGNALS_SINCE, version
+from lockguard_positions.schema import ATTEMPTS_SINCE, version
 
 if TYPE_CHECKING:
     from typing import Any
@@ -77,6 +77,7 @@ class BotSettings:
         rhythm: when it does what.
         ttl: the life of its leases.
         age_max: an open signal that is older is refused.
+        set_aside_after: how many bots a signal may end.
         receive_window: how late the exchange may still take an order; its own default if ``None``.
         reads_lag: how far the exchange's reads may lag behind what it did.
         connect_within: how long to wait at the start for servers that do not answer.
@@ -89,6 +90,7 @@ class BotSettings:
     rhythm: Rhythm
     ttl: timedelta
     age_max: timedelta
+    set_aside_after: int
     receive_window: timedelta | None
     reads_lag: timedelta
     connect_within: timedelta
@@ -140,9 +142,11 @@ async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: async
     await _check_keys(exchange)
     manager = AtomicPositionManager(guard, pool, [exchange], observers=observers)
     book = SignalBook(pool, exchange.name)
-    trader = Trader(guard, manager, exchange, book, age_max=settings.age_max)
+    trader = Trader(
+        guard, manager, exchange, book, age_max=settings.age_max, ends_max=settings.set_aside_after
+    )
     sources = await _sources(stack, settings)
-    return Worker(trader, manager, exchange.name, sources, settings.rhythm, stopping)
+    return Worker(trader, manager, exchange.name, sources, settings.rhythm, stopping, observers=observers)
 
 
 async def _observers(stack: AsyncExitStack, settings: BotSettings) -> list[PositionObserver]:
@@ -170,9 +174,9 @@ async def _sources(stack: AsyncExitStack, settings: BotSettings) -> list[SignalS
 async def _check_schemas(pool: asyncpg.Pool[Any]) -> None:
     async with pool.acquire() as conn:
         found = await version(conn)
-        if found < SIGNALS_SINCE:
+        if found < ATTEMPTS_SINCE:
             raise ConfigurationError(
-                f"the positions schema has version {found} and a bot needs {SIGNALS_SINCE};"
+                f"the positions schema has version {found} and a bot needs {ATTEMPTS_SINCE};"
                 " 'lockguard positions migrate' brings it there"
             )
         if await schema_version(conn) == 0:

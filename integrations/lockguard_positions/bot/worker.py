@@ -11,13 +11,14 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.bot.book import Decision, Outcome
-from lockguard_positions.bot.signals import BadSignal
+from lockguard_positions.bot.signals import BadSignal, CloseSignal
+from lockguard_positions.events import Alert
 from lockguard_positions.reconcile import SyncAction
 
 if TYPE_CHECKING:
@@ -27,18 +28,25 @@ if TYPE_CHECKING:
     from lockguard_positions.bot.signals import Signal
     from lockguard_positions.bot.sources import Delivery, SignalSource
     from lockguard_positions.bot.trader import Trader
+    from lockguard_positions.events import PositionObserver
     from lockguard_positions.manager import AtomicPositionManager
     from lockguard_positions.reconcile import SyncReport
 
 __all__ = ["Rhythm", "Worker"]
 
+T = TypeVar("T")
+
 _LOG = logging.getLogger("lockguard.bot")
 _PAUSE_FIRST_S = 0.2
 _PAUSE_S_MAX = 15.0
 _PAUSE_GROWS = 1.3
-"""With these, an undecided signal is tried for about a minute."""
+"""With these, an undecided signal of a stream is tried for about a minute; then another bot may."""
 _LAST_RECOVERY_S = 5.0
-_LEVELS = {Outcome.REFUSED: logging.WARNING, Outcome.UNDECIDED: logging.ERROR}
+_LEVELS = {
+    Outcome.REFUSED: logging.WARNING,
+    Outcome.SET_ASIDE: logging.ERROR,
+    Outcome.UNDECIDED: logging.ERROR,
+}
 _QUIET = frozenset({SyncAction.IN_STEP, SyncAction.SETTLING})
 
 
@@ -76,6 +84,7 @@ class Worker:
         sources: where signals come from; none for a bot that only keeps positions in step.
         rhythm: when it does what.
         stopping: set when it is asked to stop.
+        observers: told what a person should look at.
     """
 
     def __init__(
@@ -86,6 +95,8 @@ class Worker:
         sources: Sequence[SignalSource],
         rhythm: Rhythm,
         stopping: asyncio.Event,
+        *,
+        observers: Sequence[PositionObserver] = (),
     ) -> None:
         self._trader = trader
         self._manager = manager
@@ -93,6 +104,7 @@ class Worker:
         self._sources = sources
         self._rhythm = rhythm
         self._stopping = stopping
+        self._observers = tuple(observers)
         self._hands = asyncio.Semaphore(rhythm.at_once)
         self._lines: dict[str, asyncio.Lock] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -105,7 +117,7 @@ class Worker:
             Whether nothing was left undone that was begun, nor a signal undecided.
 
         Raises:
-            ConfigurationError: something is set up in a way that cannot work.
+            ConfigurationError: a source of signals cannot be read.
         """
         _LOG.info("running on %s, sources of signals: %d", self._exchange, len(self._sources))
         async with asyncio.TaskGroup() as group:
@@ -133,7 +145,7 @@ class Worker:
             if delivery is None or self._stopping.is_set():
                 self._hands.release()
                 if delivery is not None:
-                    await delivery.settle(False)  # noqa: FBT003 - as Delivery has it
+                    await _settle(delivery, decided=False)
                 return
             task = self._begin(group, self._serve(delivery), delivery.where)
             task.add_done_callback(lambda _: self._hands.release())
@@ -142,43 +154,75 @@ class Worker:
         decided = False
         try:
             if isinstance(delivery.signal, BadSignal):
-                _tell_refused(str(delivery.signal), delivery.where)
+                self._tell_refused(delivery.signal, delivery.where)
+                decided = True
             else:
-                decided = await self._carry_out(delivery.signal, delivery.where)
+                decided = await self._carry_out(delivery.signal, delivery)
                 self._left |= self._rhythm.once and not decided
-                return
-            decided = True
         finally:
-            await delivery.settle(decided)
+            await _settle(delivery, decided=decided)
 
-    async def _carry_out(self, signal: Signal, where: str) -> bool:
+    async def _carry_out(self, signal: Signal, delivery: Delivery) -> bool:
         """Try until the signal is decided, or for long enough; tells which."""
         try:
+            where = delivery.where
+            resource = await self._patiently(lambda: self._trader.resource(signal), signal, delivery)
+            if not isinstance(resource, str):
+                return False
             # In the order in which they came: a close must not overtake its open.
-            line = self._lines.setdefault(self._trader.resource(signal), asyncio.Lock())
+            async with self._lines.setdefault(resource, asyncio.Lock()):
+                decision = await self._patiently(lambda: self._trader.carry_out(signal), signal, delivery)
         except BadSignal as exc:
-            _tell_refused(f"{where}: signal {signal.id}: {exc}", where, signal)
+            refused = BadSignal(f"{where}: signal {signal.id}: {exc}", closes=exc.closes)
+            self._tell_refused(refused, where, signal)
             return True
-        async with line:
-            decision = await self._try(signal)
-            pause_s = _PAUSE_FIRST_S
-            while not decision.final and pause_s < _PAUSE_S_MAX:
-                _LOG.info("%s: signal %s: not yet: %s", where, signal.id, decision.details)
-                if await self._stops_within(pause_s):
-                    break
-                pause_s *= _PAUSE_GROWS
-                decision = await self._try(signal)
+        if not isinstance(decision, Decision):
+            return False
         _tell(decision, signal, where)
-        return decision.final
+        needs_a_person = decision.outcome is Outcome.SET_ASIDE or (
+            decision.outcome is Outcome.REFUSED and isinstance(signal, CloseSignal)
+        )
+        if needs_a_person and not decision.known:
+            told = f"signal {signal.id} ({where}) was {decision.outcome.value}: {decision.details}"
+            self._alert(f"{self._exchange}:{signal.symbol}", told, decision.position_id)
+        return True
 
-    async def _try(self, signal: Signal) -> Decision:
-        try:
-            return await self._trader.carry_out(signal)
-        except ConfigurationError:
-            raise  # the set-up's fault, not the signal's
-        except _no_answer() as exc:
+    async def _patiently(
+        self, ask: Callable[[], Awaitable[T | Decision]], signal: Signal, delivery: Delivery
+    ) -> T | Decision | None:
+        """Ask until there is an answer, for long enough, which is for ever where it will not come again.
+
+        Whatever goes wrong but a bad signal, somebody may have done something about it already: it is looked
+        at again, and neither refused nor forgotten. What is wrong with one signal must not end the bot.
+        """
+        pause_s, where = _PAUSE_FIRST_S, delivery.where
+        while True:
+            try:
+                found = await ask()
+            except BadSignal:
+                raise
+            except Exception as exc:  # noqa: BLE001 - one signal must not end the bot
+                found = self._not_yet(exc, signal, where)
+            if not isinstance(found, Decision) or found.final:
+                return found
+            for_long = pause_s >= _PAUSE_S_MAX and (delivery.returns or self._rhythm.once)
+            if not for_long:
+                _LOG.info("%s: signal %s: not yet: %s", where, signal.id, found.details)
+            if for_long or await self._stops_within(min(pause_s, _PAUSE_S_MAX)):
+                _tell(found, signal, where)
+                return None
+            pause_s *= _PAUSE_GROWS
+
+    def _not_yet(self, exc: Exception, signal: Signal, where: str) -> Decision:
+        if isinstance(exc, _no_answer()) and not isinstance(exc, ConfigurationError):
             # Also a lost lease: the flow has stopped, and what it began is the next holder's, perhaps ours.
             return Decision(Outcome.UNDECIDED, _line_of(exc))
+        _LOG.error(
+            "%s: signal %s: %s", where, signal.id, _line_of(exc), exc_info=exc, extra=_facts(where, signal)
+        )
+        told = f"signal {signal.id} ({where}) failed: {type(exc).__name__}; it is tried again"
+        self._alert(f"{self._exchange}:{signal.symbol}", told)
+        return Decision(Outcome.UNDECIDED, f"{type(exc).__name__}: {_line_of(exc)}")
 
     # --- passes ---
 
@@ -192,16 +236,33 @@ class Worker:
         """One pass. It skips symbols that somebody holds; what cannot be done now is left to the next one."""
         try:
             report = await work(self._exchange)
-        except ConfigurationError:
-            raise
         except _no_answer() as exc:
             _LOG.warning("%s: not finished: %s", name, _line_of(exc))
+            return
+        except Exception as exc:  # noqa: BLE001
+            # What is wrong with one pass is tried again by the next one; signals are carried out meanwhile.
+            _LOG.exception("%s: not finished: %s", name, _line_of(exc))
+            self._alert(self._exchange, f"{name} failed: {type(exc).__name__}; it is tried again")
             return
         for outcome in report.outcomes:
             if outcome.action not in _QUIET:
                 level = logging.DEBUG if outcome.action is SyncAction.BUSY else logging.INFO
                 told = f"{outcome.action.value} {outcome.details}".strip()
                 _LOG.log(level, "%s: %s:%s: %s", name, report.exchange, outcome.symbol, told)
+
+    # --- telling ---
+
+    def _tell_refused(self, bad: BadSignal, where: str, signal: Signal | None = None) -> None:
+        _LOG.warning("%s", bad, extra=_facts(where, signal, outcome=Outcome.REFUSED.value))
+        if bad.closes:
+            self._alert(self._exchange, f"a signal to close was refused, its position stays open: {bad}")
+
+    def _alert(self, resource: str, message: str, position_id: int | None = None) -> None:
+        for observer in self._observers:
+            try:
+                observer.on(Alert(resource, position_id, message))
+            except Exception:  # noqa: BLE001 - an observer is a guest
+                _LOG.exception("an observer failed")
 
     # --- the end ---
 
@@ -230,7 +291,7 @@ class Worker:
             async with asyncio.timeout(_LAST_RECOVERY_S):
                 report = await self._manager.recover(self._exchange)
             self._left |= not report.settled
-        except _no_answer() as exc:
+        except Exception as exc:  # noqa: BLE001 - the end must be reached
             _LOG.error("left to the next bot: %s", _line_of(exc))
             self._left = True
 
@@ -250,6 +311,14 @@ class Worker:
         return self._stopping.is_set()
 
 
+async def _settle(delivery: Delivery, *, decided: bool) -> None:
+    try:
+        await delivery.settle(decided)
+    except Exception:  # noqa: BLE001
+        # It comes again, and what was decided about it is known.
+        _LOG.exception("%s: could not be settled", delivery.where)
+
+
 def _tell(decision: Decision, signal: Signal, where: str) -> None:
     _LOG.log(
         _LEVELS.get(decision.outcome, logging.INFO),
@@ -265,10 +334,6 @@ def _tell(decision: Decision, signal: Signal, where: str) -> None:
             where, signal, outcome=decision.outcome.value, position=decision.position_id, known=decision.known
         ),
     )
-
-
-def _tell_refused(message: str, where: str, signal: Signal | None = None) -> None:
-    _LOG.warning("%s", message, extra=_facts(where, signal, outcome=Outcome.REFUSED.value))
 
 
 def _facts(where: str, signal: Signal | None, **more: object) -> dict[str, object]:

@@ -12,7 +12,21 @@ select (extract(epoch from clock_timestamp() - $3::timestamptz))::float8 as age_
          order by s.sent_at desc limit 1) as overtaken_by
 
 -- name: record
--- Only the first decision counts.
+-- Only the first decision counts. An instant that has not come yet would overtake all signals until it comes.
 insert into monitoring.signals (exchange, signal_id, symbol, action, sent_at, outcome, position_id, details, token)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+values ($1, $2, $3, $4, case when $5::timestamptz <= clock_timestamp() + interval '1 minute' then $5 end, $6, $7, $8, $9)
 on conflict (exchange, signal_id) do nothing
+
+-- name: begin_attempt
+-- Asked under the lease of the symbol: whoever else is found here does not carry the signal out any more.
+with mine as (
+  insert into monitoring.signal_attempts (exchange, signal_id, bot) values ($1, $2, $3)
+  on conflict (exchange, signal_id, bot) do nothing
+)
+select bot from monitoring.signal_attempts where exchange = $1 and signal_id = $2 and bot <> $3 order by begun_at
+
+-- name: end_attempt
+delete from monitoring.signal_attempts where exchange = $1 and signal_id = $2 and bot = $3
+
+-- name: end_all_attempts
+delete from monitoring.signal_attempts where exchange = $1 and signal_id = $2

@@ -1,0 +1,124 @@
+"""Whatever a signal says, and whatever it does to the bot that reads it, the others are carried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, lines, stage, until
+from tests.integration.test_bot_trader import Desk, closing, desk, instant, opening
+from tests.unit.test_market_names import FOREIGN
+
+__all__ = ["desk", "stage"]
+
+STRANGE = [symbol for symbol in FOREIGN if symbol.strip() != "BTCUSDT"]
+CLOSE = {"id": "c1", "action": "close", "symbol": "APTUSDT"}
+MORTAL = """
+import os, signal
+from lockguard_positions.manager import AtomicPositionManager
+whole = AtomicPositionManager.open_position_atomic
+async def deadly(self, name, *rest, **more):
+    if name == 'poison':
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await whole(self, name, *rest, **more)
+AtomicPositionManager.open_position_atomic = deadly
+from lockguard.cli import main
+main()
+"""
+
+
+def strange(number: int, symbol: str) -> dict[str, str]:
+    return {**OPEN, "id": f"strange-{number}", "symbol": symbol}
+
+
+async def test_a_symbol_of_any_platform_is_refused_and_acknowledged_and_ends_no_bot(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """In a stream, in a file and on the standard input: as text, as bytes that are none, and too long."""
+    file = tmp_path / "signals.jsonl"
+    file.write_text(lines(*(strange(n, symbol) for n, symbol in enumerate(STRANGE)), OPEN))
+    for number, symbol in enumerate(STRANGE):
+        given = strange(number, symbol)
+        await stage.stream.xadd(STREAM, {k: v.encode(errors="surrogatepass") for k, v in given.items()})
+    await stage.stream.xadd(STREAM, {**OPEN, "id": "s2", "symbol": "SOLUSDT"})
+    given = lines('{"id": "x", "action": "close", "symbol": "BTC-PERP"}', "\0", {**OPEN, "symbol": "\0"})
+    done = await stage.run(
+        *("--once", "--json", "--stream", STREAM, "--signals", str(file), "--signals", "-", *FAST),
+        given=given,
+    )
+    assert done.code == 0, done.text[-2000:]
+    outcomes = [line for line in done.lines if "outcome" in line]
+    assert sum(line["outcome"] == "refused" for line in outcomes) == 2 * len(STRANGE) + 3
+    assert {line["signal"] for line in outcomes if line["outcome"] == "opened"} == {"s1", "s2"}
+    assert await stage.acknowledged()
+    told = "a signal to close was refused, its position stays open: standard input line 1: signal x: "
+    assert any(told in line["message"] and line["level"] == "ERROR" for line in done.lines)
+    stage.sound()
+
+
+async def test_a_signal_that_has_killed_two_bots_is_set_aside_and_told_and_the_rest_is_carried_out(
+    stage: Stage,
+) -> None:
+    """A planted kill -9 in the middle of one open; each bot is started again, as a supervisor would."""
+    await stage.stream.xadd(STREAM, {**OPEN, "id": "poison"})
+    ends = []
+    for _ in range(2):
+        bot = await stage.mortal(MORTAL, "bot", "run", "--json", "--stream", STREAM, *FAST)
+        ends.append((await bot.end()).code)
+    assert ends == [-9, -9]
+    await stage.stream.xadd(STREAM, {**OPEN, "id": "s2", "symbol": "SOLUSDT"})
+    third = await stage.mortal(MORTAL, "bot", "run", "--json", "--stream", STREAM, *FAST)
+    await until(stage.acknowledged)
+    third.terminate()
+    ended = await third.end()
+    assert ended.code == 0, ended.text
+    assert ended.outcomes() == {"poison": "set aside", "s2": "opened"}
+    assert any("was set aside: 2 bots ended while they carried it out" in x["message"] for x in ended.lines)
+    assert await stage.pool.fetchval("select count(*) from monitoring.signal_attempts") == 0
+    assert stage.exchange.record().position("APT/USDT:USDT") == 0
+
+
+async def test_a_bot_that_fails_at_one_signal_without_dying_keeps_it_and_carries_the_others_out(
+    stage: Stage,
+) -> None:
+    """An error that nobody has thought of is neither a refusal nor the end: an order may have been sent."""
+    failing = MORTAL.replace(
+        "os.kill(os.getpid(), signal.SIGKILL)", "raise KeyError('nobody has thought of')"
+    )
+    await stage.stream.xadd(STREAM, {**OPEN, "id": "poison"})
+    await stage.stream.xadd(STREAM, {**OPEN, "id": "s2", "symbol": "SOLUSDT"})
+    bot = await stage.mortal(failing, "bot", "run", "--json", "--stream", STREAM, *FAST)
+    decided = "select count(*) from monitoring.signals"
+    await until(lambda: there(stage, decided))
+    bot.terminate()
+    ended = await bot.end()
+    assert ended.outcomes() == {"poison": "undecided", "s2": "opened"}
+    assert any("signal poison" in line["message"] and "KeyError" in line["message"] for line in ended.lines)
+    (group,) = await stage.stream.xinfo_groups(STREAM)
+    assert group["pending"] == 1
+    assert await stage.pool.fetchval("select count(*) from monitoring.signal_attempts") == 0
+
+
+async def there(stage: Stage, query: str) -> bool:
+    return bool(await stage.pool.fetchval(query))
+
+
+async def test_a_close_whose_instant_is_in_seconds_is_refused_and_told_as_its_position_stays_open(
+    stage: Stage,
+) -> None:
+    at = "1767225600"
+    await stage.stream.xadd(STREAM, OPEN)
+    await stage.stream.xadd(STREAM, {**CLOSE, "at": at})
+    done = await stage.run("--once", "--json", "--stream", STREAM, *FAST)
+    (refused,) = [line["message"] for line in done.lines if line.get("outcome") == "refused"]
+    assert f"at='{at}'" in refused
+    assert "(it looks like seconds since 1970); write milliseconds since 1970" in refused
+    assert any("its position stays open" in line["message"] for line in done.lines)
+    assert "overtaken" not in done.text
+
+
+async def test_a_close_is_never_dropped_for_its_age_nor_for_a_clock_that_is_ahead(desk: Desk) -> None:
+    await desk.does(opening("s1"))
+    assert await desk.does(closing("s2", at=instant(3_600_000))) == ("closed", False)
+    assert await desk.does(opening("s3", at=instant(-1000))) == ("opened", False)  # nothing overtakes it
+    assert await desk.does(closing("s4", at=instant(-500))) == ("closed", False)
+    assert desk.held() == 0
