@@ -5,7 +5,12 @@ slots move:
 
 * MOVED: another shard serves the slot. It was not executed; it is sent there, and the map is read again.
 * ASK: the slot is about to move, and these keys have. Sent there for this time.
-* TRYAGAIN: some of the resource's keys have moved and some have not. Sent again a moment later.
+* TRYAGAIN, CLUSTERDOWN: some of the resource's keys have moved and some have not, or nobody serves the slot
+  now. Sent again a moment later. So is what could not be sent, and what was lost with a connection if it does
+  the same when it is done twice.
+
+Each call gets its vote within the time that one server may take to reply, whatever the map says meanwhile. A
+release goes on being tried for a while when its caller has been told that nobody knows.
 
 A caller that was cancelled has its undo on the way already, so its command is not sent on; an undo always is.
 The order that makes undoing work holds all the same: a command and its undo take the same way, one behind the
@@ -19,34 +24,36 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlunsplit
 
 import hiredis
-from redis.crc import key_slot
 
-from lockguard.errors import ConfigurationError, NodeError, NodeRefused
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
 from lockguard.lease import GrantId, Resource
 from lockguard.lua import ACQUIRE, RELEASE, Script
 from lockguard.nodes import votes
 from lockguard.nodes.address import Address, split_url
-from lockguard.nodes.releases import Place, Releases
+from lockguard.nodes.cluster_map import ClusterMap
+from lockguard.nodes.releases import Releases
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
-from lockguard.nodes.standalone import Call, StandaloneNode
+from lockguard.nodes.standalone import SAME_AGAIN, Call, StandaloneNode
 from lockguard.nodes.wire import Cut, NotSent
-from lockguard.ports import Busy, Refused
+from lockguard.ports import Busy, Refused, Unknown
 
 __all__ = ["ClusterNode", "seeds_of"]
 
 T = TypeVar("T")
 
-_SLOTS = 16_384
 _TRY_AGAIN_S = 0.025
-_TRY_AGAIN_MAX = 80
-_REFRESH_S = 0.2
 _BACKOFF_S = 0.25
+_ONCE_MORE_S = 0.25
+_FOLLOWED_AT_ONCE_MAX = 3
+_RELEASED_FOR_S = 30.0
+"""How long a release is tried that nobody waits for any more."""
+
 _INBOX = 4  # among the arguments of acquire.lua
 
 
@@ -78,7 +85,7 @@ class ClusterNode(ScriptedNode):
         inbox: this process's wake-up channel.
         namespace: the first part of every key.
         connect_timeout_s: for connecting and logging in to one shard.
-        reply_timeout_s: how long a shard may owe a reply.
+        reply_timeout_s: how long a shard may owe a reply, and how long a call may take.
     """
 
     def __init__(
@@ -91,28 +98,25 @@ class ClusterNode(ScriptedNode):
         reply_timeout_s: float = 2.0,
     ) -> None:
         super().__init__(inbox=inbox, namespace=namespace)
-        self._seeds = tuple(seeds)
+        self._name = f"cluster {seeds[0].name}"
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
-        self._shards: dict[Place, StandaloneNode] = {}
-        self._slots: list[Place | None] = [None] * _SLOTS
         self._releases = Releases()
-        self._mapped = False
-        self._unreached = ""
-        self._refreshing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._map = ClusterMap(self._name, seeds, self._new_shard)
+        self._map.on_refresh(self._send_releases_on)
+        self._waiting: dict[Call, asyncio.TimerHandle] = {}
+        self._bounds: dict[Call, asyncio.TimerHandle] = {}
         self._closed = False
 
     @property
     def name(self) -> str:
         """The first of the servers that it was given; no credentials."""
-        return f"cluster {self._seeds[0].name}"
+        return self._name
 
     @property
     def ready(self) -> bool:
         """Whether it is known who serves which slot."""
-        return self._mapped
+        return self._map.known
 
     async def connect(self) -> None:
         """Read the map and connect to its shards; one that cannot be reached goes on being tried.
@@ -121,31 +125,20 @@ class ClusterNode(ScriptedNode):
             NodeRefused: no server told the map.
             ConfigurationError: a server refused the log-in, or is no cluster's.
         """
-        if self._mapped:
-            return
-        fault = NodeRefused(f"{self.name} has no server", node=self.name)
-        for seed in self._seeds:
-            shard = self._shard((seed.host, seed.port))
-            try:
-                await shard.connect()
-                await self._read_map(shard)
-            except NodeRefused as exc:
-                fault, self._unreached = exc, str(exc)
-                continue
-            await asyncio.gather(*(self._reach(shard) for shard in self._serving()))
-            self._mapped, self._unreached = True, ""
-            return
-        raise fault
+        await self._map.connect()
 
     async def aclose(self) -> None:
         """Send what is queued, then close everything."""
-        self._closed = True
-        for timer in self._timers:
+        waiting, self._waiting = self._waiting, {}
+        for call, timer in waiting.items():
             timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(shard.aclose() for shard in self._shards.values()))
+            if call.script is RELEASE:
+                self._map.shard_for(call.keys[0]).take_over(call)
+        self._closed = True
+        await self._map.aclose()
+        await asyncio.gather(*(shard.aclose() for shard in self._map.shards.values()))
+        for call in list(self._bounds):
+            self._tell_nothing(call, "the guard is closed")
 
     def _run(
         self,
@@ -155,166 +148,114 @@ class ClusterNode(ScriptedNode):
         *args: str | int,
         lone: bool = False,
     ) -> asyncio.Future[Any]:
-        shard, place = self._shard_of(keys[0]), self._place_of(keys[0])
-        if shard is None or place is None:
+        if not self._map.known:
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            text = self._unreached or f"{self.name}: nobody is known to serve {keys[0]!r}"
+            text = self._map.unreached or f"{self.name} is not connected"
             future.set_result(Refused(NodeRefused(text, node=self.name)))
             return future
+        shard = self._map.shard_for(keys[0])
         if script is ACQUIRE:
             decode = partial(self._acquired, decode, keys[0], str(args[_INBOX]))
         elif script is RELEASE:
-            self._releases.note(place, keys, args)
+            self._releases.note((shard.address.host, shard.address.port), keys, args)
         return shard.run(script, decode, keys, *args, lone=lone)
 
     def _acquired(self, decode: Callable[[Any], T], lock: str, inbox: str, reply: Any) -> T:
         vote = decode(reply)
-        if isinstance(vote, Busy) and vote.ticket and (shard := self._shard_of(lock)) is not None:
-            shard.listen(inbox)
+        if isinstance(vote, Busy) and vote.ticket:
+            self._map.shard_for(lock).listen(inbox)
         return vote
 
     def _inbox_of(self, resource: Resource) -> str:
         # In the slot of the resource, so that the script that wakes may publish on its shard only.
         return f"{self._inbox}:{{{resource}}}"
 
-    def _place_of(self, key: str) -> Place | None:
-        return self._slots[key_slot(key.encode())]
-
-    def _shard_of(self, key: str) -> StandaloneNode | None:
-        place = self._place_of(key)
-        return None if place is None else self._shards[place]
-
-    def _redirected(self, fault: Exception, call: Call) -> bool:
-        """Send a call on; tells whether it was."""
-        if self._closed:
-            return False
-        is_undo = call.script is RELEASE
-        if isinstance(fault, Cut | NotSent):
-            self._refresh_soon()
-            return is_undo and self._undo_again(call)
-        if not isinstance(fault, hiredis.ReplyError):
-            return False
-        kind, _, rest = str(fault).partition(" ")
-        if kind in {"MOVED", "ASK"}:
-            if call.future.done() and not is_undo:
-                return True
-            slot, _, place = rest.partition(" ")
-            shard = self._shard(_place(place))
-            self._reach_soon(shard)
-            if kind == "MOVED":
-                self._slots[int(slot)] = _place(place)
-                self._refresh_soon()
-            if not shard.ready:
-                return self._try_again(call, _TRY_AGAIN_S)
-            shard.take_over(call, asking=kind == "ASK")
-            return True
-        if kind in {"TRYAGAIN", "CLUSTERDOWN"}:
-            if call.future.done() and not is_undo:
-                return True
-            self._refresh_soon()
-            return self._try_again(call, _TRY_AGAIN_S)
-        return False
-
-    def _undo_again(self, call: Call) -> bool:
-        call.decode = votes.done_again
-        return self._try_again(call, _BACKOFF_S)
-
-    def _try_again(self, call: Call, after_s: float) -> bool:
-        call.tries += 1
-        if call.tries > _TRY_AGAIN_MAX:
-            return False
-
-        def again() -> None:
-            self._timers.discard(timer)
-            shard = self._shard_of(call.keys[0])
-            if shard is not None and (call.script is RELEASE or not call.future.done()):
-                shard.take_over(call)
-
-        pause_s = after_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-        timer = asyncio.get_running_loop().call_later(pause_s, again)
-        self._timers.add(timer)
-        return True
-
-    # The map and the connections.
-
-    def _shard(self, place: Place) -> StandaloneNode:
-        if place not in self._shards:
-            host, port = place
-            shard = StandaloneNode(
-                replace(self._seeds[0], host=host, port=port),
-                inbox=self._inbox,
-                namespace=self._namespace,
-                mode="cluster",
-                redirect=self._redirected,
-                connect_timeout_s=self._connect_timeout_s,
-                reply_timeout_s=self._reply_timeout_s,
-            )
-            shard.on_wake(self._woken)
-            self._shards[place] = shard
-        return self._shards[place]
+    def _new_shard(self, address: Address) -> StandaloneNode:
+        shard = StandaloneNode(
+            address,
+            inbox=self._inbox,
+            namespace=self._namespace,
+            mode="cluster",
+            redirect=self._redirected,
+            connect_timeout_s=self._connect_timeout_s,
+            reply_timeout_s=self._reply_timeout_s,
+        )
+        shard.on_wake(self._woken)
+        return shard
 
     def _woken(self, grant: GrantId | None) -> None:
         self._wake(grant)
 
-    def _serving(self) -> list[StandaloneNode]:
-        return [self._shards[place] for place in set(self._slots) if place is not None]
+    def _redirected(self, fault: Exception, call: Call) -> bool:
+        """Send a call on; tells whether it was, or need not be."""
+        if self._closed:
+            return False
+        if isinstance(fault, Cut | NotSent):
+            self._map.refresh_soon()
+            if isinstance(fault, Cut) and call.script not in (*SAME_AGAIN, RELEASE):
+                return False
+            if isinstance(fault, Cut) and call.script is RELEASE:
+                call.decode = votes.done_again
+            return self._try_again(call, fault, _TRY_AGAIN_S)
+        if not isinstance(fault, hiredis.ReplyError):
+            return False
+        kind, _, rest = str(fault).partition(" ")
+        if kind in {"MOVED", "ASK"}:
+            return self._follow(kind, rest, fault, call)
+        if kind in {"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN"}:
+            self._map.refresh_soon()
+            return self._try_again(call, fault, _TRY_AGAIN_S)
+        return False
 
-    async def _read_map(self, shard: StandaloneNode) -> None:
-        """Ask one server who serves which slot.
+    def _follow(self, kind: str, rest: str, fault: Exception, call: Call) -> bool:
+        if call.future.done() and call.script is not RELEASE:
+            return True
+        slot, _, told = rest.partition(" ")
+        place = self._map.place_told(told, by=call.node)
+        if place is None:
+            self._map.refresh_soon()
+            return self._try_again(call, fault, _TRY_AGAIN_S)
+        shard = self._map.shard_at(place)
+        self._map.reach_soon(shard)
+        if kind == "MOVED":
+            self._map.moved(int(slot), place)
+        if not shard.ready or call.tries >= _FOLLOWED_AT_ONCE_MAX:  # two may send it to each other
+            return self._try_again(call, fault, _TRY_AGAIN_S)
+        call.tries += 1
+        shard.take_over(call, asking=kind == "ASK")
+        return True
 
-        Raises:
-            NodeRefused: it did not tell.
-        """
-        reply = await shard.ask("CLUSTER", "SLOTS")
-        if isinstance(reply, Exception) or not reply:
-            raise NodeRefused(f"{shard.name} told no map of its cluster: {reply}", node=shard.name)
-        slots: list[Place | None] = [None] * _SLOTS
-        for first, last, (host, port, *_), *_ in reply:
-            # A server that does not know its own address leaves it out: it is where we asked.
-            place = (host.decode() if host else shard.name.partition(":")[0], port)
-            self._shard(place)
-            slots[first : last + 1] = [place] * (last + 1 - first)
-        self._slots = slots
+    def _try_again(self, call: Call, fault: Exception, after_s: float) -> bool:
+        if call.future.done() and call.script is not RELEASE:
+            return True
+        now, loop = SYSTEM_CLOCK.now(), asyncio.get_running_loop()
+        if now - call.began_at > _RELEASED_FOR_S:
+            return False
+        call.tries += 1
+        call.fault = str(fault)
+        if call.future.done():
+            after_s = _BACKOFF_S
+        elif call not in self._bounds:
+            left_s = max(_ONCE_MORE_S, call.began_at + self._reply_timeout_s - now)
+            self._bounds[call] = loop.call_later(left_s, self._tell_nothing, call)
+        pause_s = after_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+        self._waiting[call] = loop.call_later(pause_s, self._send_on, call)
+        return True
 
-    def _refresh_soon(self) -> None:
-        if self._mapped and (self._refreshing is None or self._refreshing.done()):
-            self._refreshing = self._own(self._refresh())
+    def _send_on(self, call: Call) -> None:
+        self._waiting.pop(call, None)
+        if call.script is RELEASE or not call.future.done():
+            self._map.shard_for(call.keys[0]).take_over(call)
 
-    async def _refresh(self) -> None:
-        for shard in sorted(self._shards.values(), key=lambda _: random.random()):  # noqa: S311 - not a secret
-            if shard.ready:
-                try:
-                    await self._read_map(shard)
-                except NodeRefused:
-                    continue
-                break
-        for shard in self._serving():
-            self._reach_soon(shard)
-        for release in self._releases.moved(self._place_of):
-            self._try_again(Call(self._shards[release.place], RELEASE, bool, release.keys, release.args), 0)
-        await asyncio.sleep(_REFRESH_S)  # as often at most
+    def _tell_nothing(self, call: Call, why: str = "") -> None:
+        """Its time is up. It may have been done by now."""
+        if (bound := self._bounds.pop(call, None)) is not None:
+            bound.cancel()
+        if not call.future.done():
+            text = f"{self.name}: {call.script.name}: {why or call.fault}"
+            call.future.set_result(Unknown(NodeUnknown(text, node=self.name)))
 
-    def _reach_soon(self, shard: StandaloneNode) -> None:
-        if not shard.ready:
-            self._own(self._reach(shard))
-
-    async def _reach(self, shard: StandaloneNode) -> None:
-        # Only once: a shard that stays away is tried again when somebody needs it, and after it was lost.
-        try:
-            await shard.connect()
-        except NodeError:
-            pass
-        except ConfigurationError:
-            if not self._mapped:
-                raise
-
-    def _own(self, work: Any) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=f"lockguard-connect-{self.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-
-def _place(text: str) -> Place:
-    host, _, port = text.rpartition(":")
-    return host, int(port)
+    def _send_releases_on(self) -> None:
+        for release in self._releases.moved(self._map.place_of):
+            shard = self._map.shard_at(release.place)
+            self._try_again(Call(shard, RELEASE, bool, release.keys, release.args), NotSent("moved"), 0)

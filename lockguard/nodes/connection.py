@@ -141,6 +141,11 @@ class Connection:
         else:
             self._wire.send(slot, *command, lone=lone)
 
+    def allow_silence(self, seconds: float) -> None:
+        """As :meth:`Wire.allow_silence`."""
+        if self._wire is not None:
+            self._wire.allow_silence(seconds)
+
     def listen(self, channel: str) -> None:
         """Listen to a shard channel, until the connection ends."""
         if self._channels is not None and self.ready:

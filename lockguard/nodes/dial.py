@@ -21,8 +21,11 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from lockguard.errors import ConfigurationError
+
 __all__ = ["Resolver", "first_of", "keep_alive"]
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 _STAGGER_S = 0.25
@@ -99,15 +102,16 @@ def _in_turns(infos: Sequence[tuple[Any, ...]]) -> list[str]:
     return list(dict.fromkeys(address for address in turns if address is not None))
 
 
-async def first_of(addresses: Sequence[str], connect: Callable[[str], Awaitable[T]]) -> T:
-    """Connect to each address, one a little later than the other or when that has failed; gives the first.
+async def first_of(candidates: Sequence[C], connect: Callable[[C], Awaitable[T]]) -> T:
+    """Connect to each, one a little later than the other or when that has failed; gives the first.
 
     Raises:
-        OSError: none could be connected to; why the first could not.
+        ConfigurationError: none could be connected to, and one never will.
+        Exception: none could be connected to: why the first could not.
     """
-    if len(addresses) == 1:
-        return await connect(addresses[0])
-    untried, trying, faults = list(addresses), set[asyncio.Task[T]](), list[BaseException]()
+    if len(candidates) == 1:
+        return await connect(candidates[0])
+    untried, trying, faults = list(candidates), set[asyncio.Task[T]](), list[BaseException]()
     try:
         while untried or trying:
             if untried:
@@ -122,7 +126,7 @@ async def first_of(addresses: Sequence[str], connect: Callable[[str], Awaitable[
         for attempt in trying:
             attempt.cancel()
         await asyncio.gather(*trying, return_exceptions=True)
-    raise faults[0]
+    raise next((fault for fault in faults if isinstance(fault, ConfigurationError)), faults[0])
 
 
 def keep_alive(transport: asyncio.BaseTransport) -> None:

@@ -80,7 +80,7 @@ def require(facts: ServerFacts, *, name: str, mode: str) -> None:
         raise ConfigurationError(
             f"Redis at {name} is {facts.version}; lockguard needs {'.'.join(map(str, VERSION_MIN))} or newer"
         )
-    if facts.role == "slave":
+    if facts.role == "slave" and mode != "cluster":  # there, a replica tells the map and who the master is
         raise NodeRefused(f"Redis at {name} is a replica of {facts.master}; give its master", node=name)
     if facts.loading:
         raise NodeRefused(f"Redis at {name} is still loading its data", node=name)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import hiredis
 
+from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import NodeRefused, NodeUnknown
 from lockguard.lease import GrantId
 from lockguard.lua import ACQUIRE, EXTEND, INSPECT, RELEASE, SETTLE, Script
@@ -20,7 +21,7 @@ from lockguard.nodes.server import ServerFacts, require
 from lockguard.nodes.wire import Cut, NotSent, Reply, Wire
 from lockguard.ports import AcquireRequest, AcquireVote, Answer, Granted, NoVote, Refused, Unknown
 
-__all__ = ["Call", "StandaloneNode"]
+__all__ = ["SAME_AGAIN", "Call", "StandaloneNode"]
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ _WAIT_MS_MAX = 1_000
 _WITH_TTL = (ACQUIRE, EXTEND)
 _TTL = 1  # among their arguments
 
-_SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT)
+SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT)
 """What does the same, and tells the same, when it is done twice. A second break would tell that nobody was
 there; a release that may have been done is repeated as well, but what it tells then is not believed."""
 
@@ -52,9 +53,11 @@ class Call:
         future: what the caller waits for; done if it no longer does.
         node: which sent it last, and is answered.
         tries: how often it was sent again.
+        began_at: when it was made, on the clock, in seconds.
+        fault: why it was sent again.
     """
 
-    __slots__ = ("args", "decode", "future", "keys", "node", "script", "tries")
+    __slots__ = ("args", "began_at", "decode", "fault", "future", "keys", "node", "script", "tries")
 
     def __init__(
         self,
@@ -72,6 +75,8 @@ class Call:
         self.args = args
         self.future: Answer = asyncio.get_running_loop().create_future() if future is None else future
         self.tries = 0
+        self.began_at = SYSTEM_CLOCK.now()
+        self.fault = ""
 
     def __call__(self, reply: Reply) -> None:
         """Take the reply."""
@@ -143,6 +148,11 @@ class StandaloneNode(ScriptedNode):
     def name(self) -> str:
         """Host, port and database; no credentials."""
         return self._connection.address.name
+
+    @property
+    def address(self) -> Address:
+        """Where the server is, or was last."""
+        return self._connection.address
 
     @property
     def ready(self) -> bool:
@@ -263,7 +273,9 @@ class StandaloneNode(ScriptedNode):
             if future.done() or asked.cancelled():
                 return
             if isinstance(asked.result(), Granted):
-                self._connection.send(counted, "WAIT", self._min_replicas, min(_WAIT_MS_MAX, ttl_ms // 4))
+                wait_ms = min(_WAIT_MS_MAX, ttl_ms // 4)
+                self._connection.send(counted, "WAIT", self._min_replicas, wait_ms)
+                self._connection.allow_silence(wait_ms / 1000)
             else:
                 future.set_result(asked.result())
 
@@ -298,7 +310,7 @@ class StandaloneNode(ScriptedNode):
         moved = isinstance(fault, hiredis.ReplyError) and _told(fault, _ELSEWHERE)
         if moved:
             self.drop(f"it says {fault}")
-        if not (moved or isinstance(fault, Cut)) or call.tries or call.script not in _SAME_AGAIN:
+        if not (moved or isinstance(fault, Cut)) or call.tries or call.script not in SAME_AGAIN:
             return False
         if not self._connection.comes_back:
             return False

@@ -83,6 +83,7 @@ class Wire(asyncio.Protocol):
         self._flush_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._silent_since = 0.0  # not by the loop's time, which in uvloop stands while a callback runs
+        self._allowed_until = 0.0
         self._doubted = False
         self._last_look = False
         self._ended: str | None = None
@@ -110,6 +111,10 @@ class Wire(asyncio.Protocol):
         if sooner and self._watch is not None:
             self._watch.cancel()
             self._look_in(seconds)
+
+    def allow_silence(self, seconds: float) -> None:
+        """What was sent last has the server wait for so long before it answers."""
+        self._allowed_until = max(self._allowed_until, SYSTEM_CLOCK.now() + seconds)
 
     def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
         """Queue a command; it leaves at the end of this turn of the event loop.
@@ -196,7 +201,7 @@ class Wire(asyncio.Protocol):
         self._watch = None
         if not self._slots:
             return
-        silent_s = SYSTEM_CLOCK.now() - self._silent_since
+        silent_s = SYSTEM_CLOCK.now() - max(self._silent_since, self._allowed_until)
         doubt_s = math.inf if self._doubted else self._doubt_s
         left_s = min(doubt_s, self._reply_timeout_s) - silent_s
         if left_s > 0:

@@ -254,7 +254,7 @@ async def until_queued(guard):
 def channels_of(guard):
     """Of each shard, what this process listens to beside its inbox."""
     node = guard._core.redlock.nodes[0]
-    return [len(shard._connection._channels or ()) for shard in node._shards.values()]
+    return [len(shard._connection._channels or ()) for shard in node._map.shards.values()]
 
 
 async def test_a_wake_up_stays_on_the_shard_of_its_resource(setup, until):
