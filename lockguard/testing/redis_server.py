@@ -13,6 +13,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.testing.binaries import ServerBinary, find_valkey
 from lockguard.testing.embedded import EmbeddedServer
 from lockguard.testing.ports import LOOPBACK, free_port
+from lockguard.testing.redis_commands import Answer, command
 from lockguard.testing.supervision import ServerProcess, Spawn, server_environment
 
 if TYPE_CHECKING:
@@ -139,6 +140,15 @@ class RedisServer(EmbeddedServer):
     def url_for(self, user: str, password: str, *, database: int = 0) -> str:
         """The URL for one of the ``acl`` users."""
         return f"redis://{quote(user, safe='')}:{quote(password, safe='')}@{LOOPBACK}:{self.port}/{database}"
+
+    def command(self, *words: str | int) -> Answer:
+        """Say one command as the default user and give the answer: for setting a test up, not for locking.
+
+        Raises:
+            NodeRefused: the server answered with an error.
+            NodeUnknown: it did not answer.
+        """
+        return command(self.port, *words, password=self._password)
 
     def _credentials(self) -> str:
         return f":{quote(self._password, safe='')}@" if self._password is not None else ""

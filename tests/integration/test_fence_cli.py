@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from lockguard_asyncpg import SCHEMA_VERSION
 from lockguard_asyncpg.cli import fence
+from lockguard_asyncpg.race import WAYS
 
 if TYPE_CHECKING:
     from lockguard.testing import PostgresServer
@@ -71,7 +72,7 @@ def test_an_older_schema_is_shown_and_upgraded(
         "run `lockguard fence upgrade`"
         in run("protect", "pg_class", "--resource", "{relname}", code=2).output
     )
-    for command in (("race",), ("bench",)):
+    for command in (("race", "--url", database_url), ("bench",)):
         assert "run `lockguard fence upgrade`" in run(*command, code=2).output
     assert "(before: 1)" in run("upgrade").output
     assert "-- 0002" in newer
@@ -129,7 +130,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(
 
 @pytest.mark.parametrize(
     "command",
-    [("status",), ("upgrade",), ("race",), ("bench",), ("protect", "pg_class", "--resource", "{relname}")],
+    [("status",), ("upgrade",), ("bench",), ("protect", "pg_class", "--resource", "{relname}")],
 )
 def test_a_missing_schema_names_the_remedy(run: Run, command: tuple[str, ...]) -> None:
     assert "run `lockguard fence install`" in run(*command, code=2).output
@@ -164,28 +165,28 @@ def test_too_little_privilege_names_the_grant(
             "takes a role that owns"
             in installed("protect", "lockguard.audit", "--resource", "{actor}", url=poor, code=2).output
         )
-        for command in (("race",), ("bench",)):
-            output = installed(*command, url=poor, code=2).output
+        for command in (("race", "--url", poor), ("bench",)):
+            output = installed(*command, url=poor, code=2).stderr
             assert "takes a role that owns lockguard's schema" in output
-            assert len(output.splitlines()) == 1
+            assert len(output.splitlines()) == (2 if command[0] == "race" else 1)
     finally:
         psql(postgres_server, database_url, "drop owned by poor_bot; drop role poor_bot")
 
 
-def test_a_race_prints_a_line_for_each_way_and_level(installed: Run, database_url: str) -> None:
-    lines = [
-        json.loads(x) for x in installed("race", "--writes", "60", "--url", database_url).output.splitlines()
-    ]
-    *runs, together = lines
-    assert together["all"] == len(runs) == 12
-    assert all(x["stale_commits"] == x["duplicates"] == x["lost_writes"] == 0 for x in lines)
-    assert all(x["committed"] > 0 for x in runs)
-    assert together["attempts"] == sum(x["attempts"] for x in runs)
+def test_a_race_prints_a_line_for_each_way_and_level_and_ends_in_its_verdict(
+    installed: Run, database_url: str
+) -> None:
+    result = CliRunner().invoke(fence, ["race", "--total", "800", "--url", database_url])
+    *runs, together = lines = [json.loads(x) for x in result.stdout.splitlines()]
+    assert together["all"] == len(runs) == 3 * len(WAYS)
+    wrong = sum(x["stale_commits"] + x["duplicates"] + x["lost_writes"] + x["stray_errors"] for x in lines)
+    assert result.exit_code == (1 if wrong else 0)
+    assert together["attempts"] == sum(x["attempts"] for x in runs) > 0
 
 
 def test_a_race_on_a_database_out_of_reach_is_one_line(run: Run) -> None:
     output = run("race", "--url", "postgresql://bot:hunter2@127.0.0.1:1/x", code=2).output
-    assert len(output.splitlines()) == 1
+    assert len(output.splitlines()) == 2  # where it goes, and why that fails
     assert "hunter2" not in output
 
 
@@ -194,6 +195,9 @@ def test_a_race_on_a_database_out_of_reach_is_one_line(run: Run) -> None:
     [
         (("--writes", "5", "--total", "5"), "not both"),
         (("--embedded", "--pooler"), "its own pooler"),
+        (("--embedded", "--url", "postgresql://127.0.0.1:1/x"), "not both"),
+        (("--chaos", "--url", "postgresql://127.0.0.1:1/x"), "leave --url"),
+        (("--chaos", "--duration", "30"), "give one such as 90s, 30m or 2h"),
         (("--writes", "0"), "0 is not in the range"),
     ],
 )
@@ -201,9 +205,25 @@ def test_a_race_that_cannot_be_is_refused(run: Run, args: tuple[str, ...], says:
     assert says in run("race", *args, code=2).output
 
 
-def test_a_race_without_a_database_asks_for_one() -> None:
-    result = CliRunner().invoke(fence, ["race"], env={"LOCKGUARD_DATABASE_URL": ""})
-    assert (result.exit_code, "or --embedded" in result.output) == (2, True)
+def test_a_race_leaves_the_database_of_the_bots_own_variables_alone(run: Run) -> None:
+    """It starts a server of its own: a race kills backends and drops a schema."""
+    unreachable = "postgresql://bot:hunter2@127.0.0.1:1/x"
+    race = run("race", "--total", "1", "--holders", "2", url=unreachable)
+    assert "racing on a server of its own" in race.stderr
+    assert "hunter2" not in race.output
+
+
+def test_a_race_refuses_a_schema_that_it_did_not_make(
+    installed: Run, postgres_server: PostgresServer, database_url: str
+) -> None:
+    psql(
+        postgres_server,
+        database_url,
+        "create schema lockguard_race; create table lockguard_race.precious as select 1 as n",
+    )
+    output = installed("race", "--writes", "5", "--url", database_url, code=2).output
+    assert "that no race has made" in output
+    psql(postgres_server, database_url, "select n from lockguard_race.precious")
 
 
 def test_bench_measures_each_change_on_both_kinds_of_tables(installed: Run) -> None:

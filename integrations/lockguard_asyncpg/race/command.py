@@ -26,9 +26,12 @@ from lockguard_asyncpg.race import (
     present_ways,
     race,
 )
+from lockguard_asyncpg.race.chaos.command import DURATION, run_chaos
 from lockguard_asyncpg.schema import install
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     import asyncpg
 
     from lockguard_asyncpg.transaction import Isolation
@@ -63,12 +66,23 @@ class _Run:
 )
 @click.option("--holders", default=12, show_default=True, type=click.IntRange(2, 200))
 @click.option("--seed", default=1, show_default=True, help="Of the holders' random choices.")
-@click.option("--embedded", is_flag=True, help="Start a Postgres, and PgBouncer where it is installed.")
+@click.option(
+    "--embedded",
+    is_flag=True,
+    help="Race on a Postgres of its own, and PgBouncer where it is installed.  [default without --url]",
+)
 @click.option("--pooler", is_flag=True, help="The URL is a pooler in transaction mode.")
+@click.option(
+    "--chaos",
+    is_flag=True,
+    help="Race processes on servers of their own: they are stopped, killed and robbed of their Redis.",
+)
+@click.option("--duration", type=DURATION, default="60s", show_default=True, help="Of --chaos: 90s, 30m, 2h.")
+@click.option("--processes", default=4, show_default=True, type=click.IntRange(2, 50), help="Of --chaos.")
 @click.option(
     "--planted", is_flag=True, help="Also run checks that look sound and are not: all must be seen."
 )
-@click.option("--url", envvar="LOCKGUARD_DATABASE_URL", help="A database with the schema.")
+@click.option("--url", help="A database with the schema to race on; no environment variable names it.")
 def race_command(
     url: str | None,
     writes: int | None,
@@ -79,20 +93,34 @@ def race_command(
     embedded: bool,
     pooler: bool,
     planted: bool,
+    chaos: bool,
+    duration: timedelta,
+    processes: int,
 ) -> None:
     """Race against the fence: pauses, killed backends, lost replies.
 
-    Prints a line of JSON for each run and one for all. Exit code 1 if a stale write got in, an operation was
-    done twice or lost, or a planted check was not seen. Makes and drops a schema lockguard_race.
+    Starts servers of its own unless --url names a database; what the bot's own variables name is left alone.
+    There it makes and drops a schema lockguard_race, and refuses one that it did not make.
+
+    Prints a line of JSON for each run, or with --chaos for each round and each way to write, and one for all.
+    Exit code 1 if a stale write got in, an operation was done twice or lost, or a planted check was not seen.
     """
+    if chaos:
+        if url is not None or pooler or writes is not None or total is not None:
+            raise click.UsageError(
+                "--chaos empties its Redis and kills backends: it runs on servers of its own until --duration"
+                " is over; leave --url, --pooler, --writes and --total out"
+            )
+        sound = run_chaos(duration=duration, processes=processes, seed=seed, planted=planted)
+        raise SystemExit(0 if sound else 1)
     if writes is not None and total is not None:
         raise click.UsageError("give --writes or --total, not both")
-    if embedded and pooler:
-        raise click.UsageError("--embedded starts its own pooler: leave --pooler out")
-    if not embedded and url is None:
-        raise click.UsageError("give --url (or LOCKGUARD_DATABASE_URL), or --embedded")
+    if embedded and url is not None:
+        raise click.UsageError("give --url or --embedded, not both")
+    if pooler and url is None:
+        raise click.UsageError("a server of its own comes with its own pooler: leave --pooler out")
     plan = RacePlan(writes=writes or 2_000, holders=holders, seed=seed)
-    with _routes(None if embedded else url, pooler=pooler) as routes:
+    with _routes(url, pooler=pooler) as routes:
         try:
             sound = asyncio.run(_series(routes, plan, total=total, planted=planted))
         except ConfigurationError as exc:
@@ -105,6 +133,7 @@ def race_command(
 @contextmanager
 def _routes(url: str | None, *, pooler: bool) -> Iterator[tuple[_Route, ...]]:
     if url is not None:
+        click.echo(f"racing on {shown(url)}", err=True)
         yield (_Route("pooler" if pooler else "direct", url, pooler),)
         return
     try:
@@ -123,6 +152,7 @@ def _routes(url: str | None, *, pooler: bool) -> Iterator[tuple[_Route, ...]]:
                 routes.append(_Route("pooler", bouncer.url, pooler=True))
         except ConfigurationError as exc:
             raise Mistake(str(exc)) from exc
+        click.echo(f"racing on a server of its own: {server!r}", err=True)
         connected(server.url, _install)
         yield tuple(routes)
 

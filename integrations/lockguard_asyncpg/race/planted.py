@@ -35,11 +35,19 @@ async def _weak(attempt: Attempt, check: str, write: str) -> None:
             raise _refused(attempt)
         if not check:
             await attempt.pause()
-        await asyncio.sleep(_GAP_S)  # the gap that a weak check leaves open
+            await asyncio.sleep(_GAP_S)
+        else:
+            await _gap(attempt)
         if await conn.execute(write, lease.resource, lease.token, attempt.op) == "UPDATE 0":
             raise _refused(attempt)
         await asyncio.sleep(_GAP_S)  # and the one before its commit
         await attempt.pause()
+
+
+async def _gap(attempt: Attempt) -> None:
+    """What a weak check leaves open between itself and the write."""
+    await asyncio.sleep(_GAP_S)
+    await attempt.pause()
 
 
 def _refused(attempt: Attempt) -> StaleToken:
@@ -105,7 +113,7 @@ async def _check(attempt: Attempt, conn: Any) -> None:
 
 
 async def _write_late(attempt: Attempt, conn: Any) -> None:
-    await asyncio.sleep(_GAP_S)
+    await _gap(attempt)
     await conn.execute(BUMP, attempt.lease.resource, attempt.lease.token, attempt.op)
     await attempt.pause()
 

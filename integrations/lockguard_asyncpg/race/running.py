@@ -26,15 +26,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import timedelta
 
-__all__ = ["race"]
+__all__ = ["PROTECTED_TABLES", "SET_UP", "TEAR_DOWN", "kill_one", "race"]
 
-_SET_UP = """
+SET_UP = """
+do $$
+begin
+  if exists (select from pg_namespace where nspname = 'lockguard_race'
+              and obj_description(oid, 'pg_namespace') is distinct from 'made by lockguard fence race') then
+    raise exception using errcode = 'LG004', message =
+      'there is a schema lockguard_race in this database that no race has made: rename it, or race elsewhere';
+  end if;
+end $$;
 drop schema if exists lockguard_race cascade;
 create schema lockguard_race;
+comment on schema lockguard_race is 'made by lockguard fence race';
 create table lockguard_race.state (resource text primary key, n bigint not null, token bigint, op bigint);
-create table lockguard_race.ledger (resource text, n bigint, token bigint, op bigint);
-create table lockguard_race.entry (resource text, token bigint, op bigint);
-create index on lockguard_race.entry (resource);
+create table lockguard_race.ledger (
+  resource text, n bigint, token bigint, op bigint, at timestamptz not null default clock_timestamp()
+);
+create table lockguard_race.entry (
+  resource text, token bigint, op bigint, at timestamptz not null default clock_timestamp()
+);
+create index on lockguard_race.ledger (resource, token);
+create index on lockguard_race.entry (resource, token);
 create function lockguard_race.note() returns trigger language plpgsql as $$
 begin
   insert into lockguard_race.ledger values (new.resource, new.n, new.token, new.op);
@@ -43,7 +57,7 @@ end $$;
 create trigger note before update on lockguard_race.state for each row execute function lockguard_race.note();
 """
 _MAY_NOTE = "select from lockguard.outcome limit 1"
-_TEAR_DOWN = "drop schema lockguard_race cascade"
+TEAR_DOWN = "drop schema lockguard_race cascade"
 _RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
 _KILL = """
 select count(pg_terminate_backend(pid)) from (
@@ -53,7 +67,7 @@ select count(pg_terminate_backend(pid)) from (
 """
 # What COPY leaves behind when its connection is cut (asyncpg 0.32): see docs/reference/fence.md.
 _NOISE = "connection was closed in the middle of operation"
-_PROTECTED = ("lockguard_race.state", "lockguard_race.entry")
+PROTECTED_TABLES = ("lockguard_race.state", "lockguard_race.entry")
 
 
 async def race(
@@ -94,7 +108,7 @@ async def race(
             await _set_up(pool, running.resources, way)
             await _run(running, name, progress)
             await judge(running)
-            await pool.execute(_TEAR_DOWN)
+            await pool.execute(TEAR_DOWN)
         del pool, gear
         gc.collect()  # a future whose error nobody retrieved speaks when it goes
     strays = [line for line in strays if not (way.noisy and _NOISE in line)]
@@ -140,16 +154,20 @@ async def _set_up(pool: asyncpg.Pool[Any], resources: Sequence[str], way: Way) -
     async with pool.acquire() as conn:
         await require_current(conn)
         try:
-            await conn.execute(_SET_UP)
+            await conn.execute(SET_UP)
             await conn.execute(_MAY_NOTE)
-        except asyncpg.InsufficientPrivilegeError as exc:
+        except asyncpg.PostgresError as exc:
+            if exc.sqlstate == "LG004":
+                raise ConfigurationError(exc.message or str(exc)) from exc
+            if not isinstance(exc, asyncpg.InsufficientPrivilegeError):
+                raise
             raise ConfigurationError(
                 f"{exc.message}; a race takes a role that owns lockguard's schema and may create another one"
             ) from exc
         async with conn.transaction():
             await conn.executemany(_RESOURCE, [(resource,) for resource in resources])
         if way.protects:
-            for table in _PROTECTED:
+            for table in PROTECTED_TABLES:
                 await protect(conn, table, resource="{resource}")
 
 
@@ -157,10 +175,15 @@ async def _kill(pool: asyncpg.Pool[Any], every: timedelta, name: str, report: Ra
     while True:
         await asyncio.sleep(every.total_seconds())
         try:
-            async with pool.acquire() as conn, conn.transaction():
-                report.counts["backends killed"] += await conn.fetchval(_KILL, name)
+            report.counts["backends killed"] += await kill_one(pool, name)
         except DATABASE_ERRORS:
             report.counts["kills failed"] += 1
+
+
+async def kill_one(pool: asyncpg.Pool[Any], application: str) -> int:
+    """End one backend of those with this name, any of them; gives how many were ended."""
+    async with pool.acquire() as conn, conn.transaction():
+        return int(await conn.fetchval(_KILL, application))
 
 
 async def _show(running: Holders, progress: Callable[[int], None]) -> None:

@@ -1,0 +1,140 @@
+"""Processes are stopped, killed and robbed of their Redis while they write in every documented way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from lockguard.testing import PostgresServer, RedisServer
+from lockguard_asyncpg import install
+from lockguard_asyncpg.race import WAYS
+from lockguard_asyncpg.race.chaos import ChaosPlan, RoundReport, run_round
+from lockguard_asyncpg.race.chaos.history import judge
+
+OPEN = ("fenced in a plain transaction", "drop-in, after a savepoint rolled back")
+"""What the fence's own books of a connection get wrong at present."""
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[RedisServer]:
+    """It is emptied and restarted."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def fenced_server(postgres_server: PostgresServer) -> PostgresServer:
+    conn = await asyncpg.connect(postgres_server.url)
+    await install(conn)
+    await conn.close()
+    return postgres_server
+
+
+async def test_nothing_stale_twice_or_lost_while_processes_are_stopped_killed_and_wiped(
+    own_redis: RedisServer, fenced_server: PostgresServer
+) -> None:
+    ways = tuple(way.name for way in WAYS if way.name not in OPEN)
+    plan = ChaosPlan(ways=ways, length=timedelta(seconds=5), protects=True)
+    report = await run_round(plan, redis=own_redis, postgres=fenced_server)
+    assert report.violations == 0, report.told
+    assert sum(report.faults.values()) >= 5
+    assert sum(tally.committed for tally in report.ways.values()) > 20
+
+
+async def test_processes_convict_a_check_that_is_made_once_per_connection(
+    own_redis: RedisServer, fenced_server: PostgresServer
+) -> None:
+    for seed in range(1, 6):
+        plan = ChaosPlan(
+            ways=("checked once per connection",),
+            length=timedelta(seconds=4),
+            resources=2,
+            seed=seed,
+            blind=1.0,
+            stalls=0.1,
+        )
+        if (await run_round(plan, redis=own_redis, postgres=fenced_server)).stale_commits:
+            return
+    pytest.fail("not one stale commit was seen")
+
+
+# The judge, on histories that break one law each.
+
+BEGUN = [{"begin": op, "way": "w", "resource": "r", "token": op, "x": 0} for op in (1, 2)]
+TOLD = [{"end": op, "how": "committed"} for op in (1, 2)]
+
+
+class Tables:
+    """What the judge reads: (n, token, op) of updates, (token, op) of inserted rows."""
+
+    def __init__(self, updates: list[tuple[int, int, int]], entries: list[tuple[int, int]]) -> None:
+        self._ledger = [
+            {"resource": "r", "n": n, "token": token, "op": op, "at": float(n)} for n, token, op in updates
+        ]
+        self._entries = [{"resource": "r", "token": token, "op": op, "at": 0.0} for token, op in entries]
+
+    async def fetch(self, query: str) -> list[dict[str, Any]]:
+        return self._ledger if "ledger" in query else self._entries
+
+
+async def judged(tables: Tables, journal: list[dict[str, Any]]) -> RoundReport:
+    report = RoundReport()
+    conn: Any = tables
+    await judge(conn, journal, report)
+    return report
+
+
+async def test_a_sound_history_passes() -> None:
+    tables = Tables([(1, 1, 1), (2, 2, 2)], [])
+    read = {"read": "r", "token": 2, "updates": 1, "entries": 0}
+    closed = {"closed": "r", "token": 1, "updates": 1, "entries": 0}
+    report = await judged(tables, [*BEGUN, *TOLD, read, closed])
+    assert report.violations == 0, report.told
+    assert report.ways["w"].committed == 2
+
+
+@pytest.mark.parametrize(
+    ("tables", "lines", "law"),
+    [
+        pytest.param(Tables([(1, 2, 2), (2, 1, 1)], []), [], "stale_commits", id="tokens go back"),
+        pytest.param(Tables([(1, 1, 1), (3, 2, 2)], []), [], "stale_commits", id="a number is missing"),
+        pytest.param(
+            Tables([(1, 1, 1), (2, 2, 2)], []),
+            [{"read": "r", "token": 2, "updates": 0, "entries": 0}],
+            "stale_commits",
+            id="an update after the successor's seal",
+        ),
+        pytest.param(
+            Tables([], [(1, 1), (2, 2)]),
+            [{"read": "r", "token": 2, "updates": 0, "entries": 0}],
+            "stale_commits",
+            id="a row after the successor's seal",
+        ),
+        pytest.param(
+            Tables([(1, 1, 1), (2, 2, 2)], []),
+            [{"closed": "r", "token": 2, "updates": 0, "entries": 0}],
+            "stale_commits",
+            id="a write after its own close",
+        ),
+        pytest.param(Tables([(1, 1, 1), (2, 2, 2)], [(1, 1)]), [], "duplicates", id="twice"),
+        pytest.param(Tables([(1, 1, 1)], []), [], "lost_writes", id="reported and not there"),
+        pytest.param(
+            Tables([(1, 1, 1), (2, 2, 2)], [(2, -2)]), [], "lost_writes", id="rolled back and there"
+        ),
+    ],
+)
+async def test_a_history_that_breaks_a_law_is_convicted(
+    tables: Tables, lines: list[dict[str, Any]], law: str
+) -> None:
+    report = await judged(tables, [*BEGUN, *TOLD, *lines])
+    assert getattr(report.ways["w"], law) == 1, report
+    assert report.violations == 1
+
+
+async def test_what_was_refused_and_is_there_is_convicted() -> None:
+    report = await judged(Tables([(1, 1, 1)], []), [BEGUN[0], {"end": 1, "how": "refused"}])
+    assert report.ways["w"].lost_writes == 1
