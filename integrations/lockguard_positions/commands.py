@@ -26,6 +26,7 @@ except ImportError as missing:
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_ccxt import UnknownMarket
 from lockguard_positions.backup import RowBackup
 from lockguard_positions.connecting import (
     Urls,
@@ -51,6 +52,8 @@ _LEFT = frozenset(
         SyncAction.SETTLING,
         SyncAction.IN_DOUBT,
         SyncAction.UNREADABLE,
+        SyncAction.NO_MARKET,
+        SyncAction.FAILED,
         SyncAction.MISMATCH,
     }
 )
@@ -307,6 +310,50 @@ async def _recover(urls: Urls, *, confirm: bool) -> tuple[tuple[str, ...], list[
         if not confirm:
             return await manager.half_done(exchange.name), []
         return (), list((await manager.recover(exchange.name)).outcomes)
+
+
+# --- close ---
+
+
+@positions.command()
+@click.argument("symbol")
+@_that_writes
+def close(*, symbol: str, urls: Urls, confirm: bool, dry_run: bool, as_json: bool) -> None:
+    """Close the open position of SYMBOL: its stop is taken back, then a reduce-only order closes all of it.
+
+    Without --confirm, only say what would be ordered. A row whose market is gone from the exchange just ends.
+    """
+    _not_both(confirm=confirm, dry_run=dry_run)
+    with _logged():
+        told, left = _run(_close(urls, symbol, confirm=confirm))
+    click.echo(json.dumps(told, indent=2, default=str) if as_json else told["told"])
+    if left:
+        raise SystemExit(_WRONG)
+
+
+async def _close(urls: Urls, symbol: str, *, confirm: bool) -> tuple[dict[str, Any], bool]:
+    async with connect_manager(urls) as (manager, exchange, _):
+        try:
+            name = exchange.market(symbol).name
+            what = "takes its stop back and closes it with a reduce-only market order"
+        except UnknownMarket:
+            name, what = symbol, "ends the row without an order, as the exchange lists no such market"
+        row = await manager.store.open_of(exchange.name, name)
+        resource = f"{exchange.name}:{name}"
+        if confirm:
+            row = await manager.close_position(name, exchange.name, reason="closed by hand")
+        if row is None:
+            told = f"{resource} has no open position."
+        elif confirm:
+            told = f"{resource} position {row.id}: {row.status.value} ({row.exit_reason})."
+        else:
+            told = (
+                f"{resource} position {row.id}: {row.side.value} {row.quantity}, {row.status.value};"
+                f" --confirm {what}."
+            )
+        left = row is not None and row.status.open
+        status = None if row is None else row.status.value
+        return {"confirmed": confirm, "resource": resource, "status": status, "told": told}, left
 
 
 # --- migrate ---

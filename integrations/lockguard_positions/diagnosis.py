@@ -52,6 +52,8 @@ class FindingKind(StrEnum):
     """A reduce-only stop waits where there is neither a position nor an open row."""
     MISMATCH = "mismatch"
     """Side or quantity differ."""
+    NO_MARKET = "no_market"
+    """A row is open in a market that the exchange does not list."""
     UNREADABLE = "unreadable"
     """The exchange did not answer: its side was not looked at."""
 
@@ -69,6 +71,7 @@ _REMEDIES = {
     FindingKind.ORPHANED_POSITION: "give it a row and a stop",
     FindingKind.ORPHANED_STOP: "take it back",
     FindingKind.MISMATCH: "tell; a person decides",
+    FindingKind.NO_MARKET: "tell; 'lockguard positions close' ends the row",
     FindingKind.UNREADABLE: "nothing, until it answers",
 }
 
@@ -181,6 +184,8 @@ class _Exchange:
 
     held: Mapping[str, Holding]
     stops: Mapping[str, tuple[PlacedOrder, ...]]
+    gone: frozenset[str]
+    """Symbols of rows that it does not list."""
 
     @property
     def symbols(self) -> set[str]:
@@ -196,11 +201,17 @@ async def _open_rows(pool: asyncpg.Pool[Any], exchange: str) -> defaultdict[str,
 
 
 async def _look(venue: Venue, before: Mapping[str, tuple[Position, ...]]) -> _Exchange:
-    held = {venue.short(holding.symbol): holding for holding in await venue.holdings()}
+    holdings = [held for held in await venue.holdings() if venue.left_alone(held.symbol) is None]
+    of_rows = {symbol: rows[0].market or symbol for symbol, rows in before.items() if rows}
+    await venue.refresh_for([*(held.symbol for held in holdings), *of_rows.values()])
+    held = {venue.name_of(holding.symbol): holding for holding in holdings}
+    gone = frozenset(symbol for symbol, market in of_rows.items() if venue.gone(market))
     stops: defaultdict[str, tuple[PlacedOrder, ...]] = defaultdict(tuple)
-    for order in await venue.every_waiting_stop(sorted(held.keys() | before.keys())):
-        stops[venue.short(order.symbol)] += (order,)
-    return _Exchange(held, dict(stops))
+    for order in await venue.every_waiting_stop(
+        sorted(s for s in held.keys() | of_rows if not venue.gone(s))
+    ):
+        stops[venue.name_of(order.symbol)] += (order,)
+    return _Exchange(held, dict(stops), gone)
 
 
 def _state(rows: Iterable[Position]) -> list[tuple[int, str, str | None]]:
@@ -227,6 +238,9 @@ class _Judge:
             found.append(self._found(FindingKind.DUPLICATE, symbol, rows, f"open rows {told}"))
         if side is None:
             return found
+        if symbol in side.gone:
+            what = "the exchange does not list it"
+            return [*found, self._found(FindingKind.NO_MARKET, symbol, rows, what)]
         held, stops = side.held.get(symbol), side.stops.get(symbol, ())
         if held is None:
             return found + self._flat(symbol, rows, stops)

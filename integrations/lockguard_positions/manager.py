@@ -9,20 +9,30 @@ it left belongs to the next holder. Do not catch them to go on.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
+from lockguard_ccxt import Step, UnknownMarket
 from lockguard_ccxt.keys import venue_name
 from lockguard_positions.duplicates import Duplicates
 from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
-from lockguard_positions.events import LogPositions, Moved, PositionEvent, PositionObserver, WriteRefused
+from lockguard_positions.events import (
+    Alert,
+    LogPositions,
+    Moved,
+    PositionEvent,
+    PositionObserver,
+    WriteRefused,
+)
 from lockguard_positions.flow import Flow
 from lockguard_positions.model import (
     Adopt,
     AlreadyOpen,
+    IntentOutcome,
     NewPosition,
     NotOpened,
     Opened,
@@ -201,13 +211,20 @@ class AtomicPositionManager:
         venue = self._venue(exchange)
         rows = {row.symbol: row for row in await self._store.open_on(venue.name)}
         stops = await venue.waiting_stop_ids() if rows else frozenset[str]()
-        held = {venue.short(holding.symbol): holding for holding in await venue.holdings()}
+        holdings = await venue.holdings()
+        with suppress(ExchangeUnreadable):  # then each symbol tells
+            await venue.refresh_for(
+                [held.symbol for held in holdings] + [r.market or s for s, r in rows.items()]
+            )
+        held = {venue.name_of(holding.symbol): holding for holding in holdings}
         loose = set(await self._store.symbols_with_loose_stops(venue.name))
         in_step: list[SyncOutcome] = []
         to_look_at: list[str] = []
         for symbol in sorted(rows.keys() | held.keys() | loose):
             row, holding = rows.get(symbol), held.get(symbol)
-            if (
+            if row is None and holding is not None and (why := venue.left_alone(holding.symbol)) is not None:
+                in_step.append(SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, why))
+            elif (
                 symbol not in loose
                 and row is not None
                 and holding is not None
@@ -267,7 +284,9 @@ class AtomicPositionManager:
             StaleToken: the same, as Postgres saw it.
         """
         venue = self._venue(exchange)
-        short = venue.short(symbol)
+        with suppress(ExchangeUnreadable):
+            await venue.refresh_for([symbol])
+        short = venue.name_of(symbol)
 
         async def work(lease: Lease) -> tuple[SyncOutcome, ...]:
             if backup is not None:
@@ -279,7 +298,12 @@ class AtomicPositionManager:
                 return done
             return (*done, await reconciler.reconcile(short), *await reconciler.take_back_stops(short))
 
-        return await self._under_lease(venue, short, "clean up", work)
+        try:
+            return await self._under_lease(venue, short, "clean up", work)
+        except (LeaseLost, StaleToken):
+            raise
+        except Exception as exc:  # noqa: BLE001 - one symbol must not end the clean-up of the others
+            return (self._trouble(venue, short, exc),)
 
     async def ensure_stop(self, symbol: str, exchange: str) -> SyncOutcome:
         """Look at one symbol as a pass does, waiting for it if it is busy; above all, give it its stop.
@@ -301,6 +325,8 @@ class AtomicPositionManager:
     ) -> Position | None:
         """Close the open position of a symbol: its stop is taken back, then it is closed, reduce-only.
 
+        A row whose market is gone from the exchange ends without an order.
+
         Returns:
             The row as it is now, open if the exit is in doubt; ``None`` when there was no open row.
 
@@ -309,8 +335,14 @@ class AtomicPositionManager:
             LeaseLost: the lease ended; whatever was begun is the next holder's.
             StaleToken: the same, as Postgres saw it.
             ExchangeUnreadable: the exchange did not answer; recovery finishes the exit.
+            ConfigurationError: there is neither such a market nor a row of that name.
         """
         venue = self._venue(exchange)
+        await venue.refresh_for([symbol])
+        if venue.gone(symbol):
+            # Without a market there is nothing to order; the row ends, as a person has said so.
+            async with self._guard.hold(venue.resource_of_row(symbol), wait=wait, operation="close") as lease:
+                return await self._end_without_market(venue, symbol, lease, reason)
         async with self._guard.hold(venue.resource(symbol), wait=wait, operation="close") as lease:
             flow, reconciler = self._workers(venue, lease)
             row, _ = await reconciler.settle(venue.short(symbol))
@@ -321,22 +353,29 @@ class AtomicPositionManager:
     # --- inside ---
 
     async def _each(self, venue: Venue, symbols: Sequence[str], *, operation: str) -> tuple[SyncOutcome, ...]:
-        """Reconcile each symbol under its own lease, some at once; what one raises is raised at the end."""
+        """Reconcile each symbol under its own lease, some at once. A symbol's trouble is its own outcome.
+
+        Raises:
+            LeaseLost: one of the leases ended; the other symbols were finished.
+            StaleToken: the same, as Postgres saw it.
+        """
         slots = asyncio.Semaphore(_SYMBOLS_AT_ONCE)
-        failed: list[Exception] = []
+        failed: list[LeaseLost | StaleToken] = []
 
         async def one(symbol: str) -> SyncOutcome:
             async with slots:
                 try:
                     return await self._reconcile(venue, symbol, operation)
-                except Exception as exc:  # noqa: BLE001 - raised below: one symbol must not end the others
+                except (LeaseLost, StaleToken) as exc:
                     failed.append(exc)
                     return SyncOutcome(symbol, SyncAction.IN_DOUBT, None, str(exc))
+                except Exception as exc:  # noqa: BLE001 - one symbol must not end the others
+                    return self._trouble(venue, symbol, exc)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(symbol), name=f"{operation} {symbol}") for symbol in symbols]
         if failed:
-            raise next((exc for exc in failed if isinstance(exc, LeaseLost | StaleToken)), failed[0])
+            raise failed[0]
         return tuple(task.result() for task in tasks)
 
     async def _reconcile(self, venue: Venue, symbol: str, operation: str) -> SyncOutcome:
@@ -356,13 +395,52 @@ class AtomicPositionManager:
         """Decide about a symbol, or report that it is busy or that somebody did not answer."""
         try:
             async with self._guard.hold(
-                venue.resource(symbol), on_busy="raise", operation=operation
+                venue.resource_of_row(symbol), on_busy="raise", operation=operation
             ) as lease:
                 return await work(lease)
         except ResourceBusy as busy:
             return (SyncOutcome(symbol, SyncAction.BUSY, None, f"{busy.holder} ({busy.operation})"),)
         except (AcquireError, ExchangeUnreadable) as exc:
+            if isinstance(exc, ExchangeUnreadable) and await venue.says_gone(exc):
+                return (self._trouble(venue, symbol, exc),)
             return (SyncOutcome(symbol, SyncAction.UNREADABLE, None, str(exc)),)
+
+    def _trouble(self, venue: Venue, symbol: str, exc: Exception) -> SyncOutcome:
+        """What is wrong with one symbol, for the report and for a person."""
+        if isinstance(exc, UnknownMarket | ExchangeUnreadable):
+            action, why = SyncAction.NO_MARKET, f"{exc}; 'lockguard positions close' ends a row of it"
+        else:
+            action, why = SyncAction.FAILED, f"{type(exc).__name__}: {exc}"
+        self._tell(Alert(f"{venue.name}:{symbol}", None, why))
+        return SyncOutcome(symbol, action, None, why)
+
+    async def _end_without_market(
+        self, venue: Venue, symbol: str, lease: Lease, reason: str
+    ) -> Position | None:
+        """End the open row of a market that is gone, and what is in doubt there: there is nothing to order.
+
+        Raises:
+            UnknownMarket: there is nothing of that name.
+        """
+        row = await self._store.open_of(venue.name, symbol)
+        loose = await self._store.loose_stops(venue.name, symbol)
+        if row is None and not loose:
+            venue.market(symbol)  # raises, as nothing is called so
+        if row is not None:
+            intents = [await self._store.in_doubt(row, step) for step in (Step.ENTRY, Step.STOP, Step.CLOSE)]
+            for intent in intents:
+                if intent is not None:
+                    await self._store.settle(lease, row, intent, IntentOutcome.ABSENT, details=reason)
+            before = row
+            entered = row.status is not PositionStatus.PENDING_ENTRY
+            status = PositionStatus.CLOSED if entered else PositionStatus.ROLLED_BACK
+            row = await self._store.finish(lease, row, status, reason=f"{reason}: its market is gone")
+            self._tell(Moved(row, before.status, lease.grant.operation))
+        for stop in loose:
+            ended = await self._store.get(stop.position_id)
+            if ended is not None:
+                await self._store.settle(lease, ended, stop, IntentOutcome.ABSENT, details=reason)
+        return row
 
     def _venue(self, exchange: str) -> Venue:
         name = venue_name(exchange)

@@ -55,6 +55,12 @@ class SyncAction(StrEnum):
     """An order's outcome is not known yet; a later pass looks again."""
     UNREADABLE = "unreadable"
     """Exchange, Redis or Postgres did not answer; nothing was decided."""
+    NO_MARKET = "no market"
+    """The exchange lists no such market, so nothing can be asked or ordered there: for a person."""
+    LEFT_ALONE = "left alone"
+    """Positions are not kept in this kind of market."""
+    FAILED = "failed"
+    """It could not be decided, for a reason that nobody has thought of: for a person."""
     MISMATCH = "mismatch"
     """Row and exchange differ in a way that a person should look at."""
 
@@ -99,6 +105,8 @@ class SyncReport:
             SyncAction.SETTLING,
             SyncAction.IN_DOUBT,
             SyncAction.UNREADABLE,
+            SyncAction.NO_MARKET,
+            SyncAction.FAILED,
             SyncAction.MISMATCH,
         )
 

@@ -8,14 +8,15 @@ leaves here as :class:`ExchangeUnreadable`, and no decision is taken without the
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, decimal_of
+from lockguard.lease import parse_resource
+from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.keys import venue_name
 from lockguard_positions.errors import ExchangeUnreadable
@@ -23,7 +24,7 @@ from lockguard_positions.model import PositionSide, stop_price_of
 from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from lockguard_ccxt import GuardedExchange, Holding, Market, MarketRules
     from lockguard_positions.model import Intent, NewPosition, Position
@@ -85,6 +86,56 @@ class Venue:
     def resource(self, symbol: str) -> str:
         """The resource that guards a symbol, however it is spelt."""
         return self._exchange.resource(symbol)
+
+    def resource_of_row(self, symbol: str) -> str:
+        """The resource of a symbol as the table has it, whether its market is still listed or not.
+
+        Raises:
+            ConfigurationError: no lock can be called so.
+        """
+        return parse_resource(f"{self.name}:{symbol}")
+
+    def name_of(self, symbol: str) -> str:
+        """The symbol as the table has it; what the exchange does not list keeps the name it came with."""
+        try:
+            return self.market(symbol).name
+        except ConfigurationError:
+            return symbol
+
+    def gone(self, symbol: str) -> bool:
+        """Whether the exchange lists no market of that name."""
+        try:
+            self.market(symbol)
+        except UnknownMarket:
+            return True
+        except ConfigurationError:
+            pass
+        return False
+
+    def left_alone(self, symbol: str) -> str | None:
+        """Why positions in a market are not kept here, such as in inverse contracts; ``None`` if they are."""
+        try:
+            return self.market(symbol).refusal
+        except ConfigurationError:
+            return None
+
+    async def refresh_for(self, symbols: Iterable[str]) -> None:
+        """Load the markets again if one of these is not among them, as contracts come and go.
+
+        Raises:
+            ExchangeUnreadable: it did not answer; the markets stay as they were.
+        """
+        if any(self.gone(symbol) for symbol in symbols):
+            with _translated():
+                await self._exchange.refresh()
+
+    async def says_gone(self, exc: ExchangeUnreadable) -> bool:
+        """Whether a question failed because the exchange does not know the symbol any more."""
+        if not isinstance(exc.__cause__, ccxt_errors().BadSymbol):
+            return False
+        with suppress(*_exchange_errors()):
+            await self._exchange.refresh()
+        return True
 
     def short(self, symbol: str) -> str:
         """The symbol as the table has it."""
