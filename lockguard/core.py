@@ -21,11 +21,13 @@ from lockguard.waiting import Queue
 
 if TYPE_CHECKING:
     from lockguard.clock import Clock
-    from lockguard.lease import Grant
+    from lockguard.lease import Grant, GrantId
     from lockguard.ports import Fence, Observer
     from lockguard.redlock import Redlock
 
 __all__ = ["Core"]
+
+_FENCE_GRACE_S = 1.0
 
 
 class Core:
@@ -61,6 +63,7 @@ class Core:
         self._audience = Audience(observers, clock=clock)
         self.queue = Queue(redlock, clock=clock, emit=self.emit)
         self.keeper = Keeper(redlock, clock=clock, emit=self.emit)
+        redlock.on_wake(self._woken)
         self._closing: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
@@ -131,6 +134,10 @@ class Core:
         """Tell the observers; never raises."""
         self._audience.tell(event)
 
+    def fence_bound(self) -> asyncio.Timeout:
+        """Ends what a fence does a little after ``fence_within``, so that it can say itself why it failed."""
+        return asyncio.timeout(self.fence_within.total_seconds() + _FENCE_GRACE_S)
+
     def close_fence(self, grant: Grant) -> asyncio.Task[None]:
         """Close the fence for an ended grant; never raises. The guard waits for it when it closes."""
         task = asyncio.create_task(self._close_fence(grant), name="lockguard-close-fence")
@@ -146,16 +153,24 @@ class Core:
             # Their bodies are being cancelled and will find the connections closed.
             self.redlock.undo(lease.resource, lease.grant.id, lost=True)
             self.close_fence(lease.grant)
-        await self.keeper.aclose()
+        self.keeper.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self.redlock.aclose()
+
+    def _woken(self, grant: GrantId | None) -> None:
+        if grant is None:
+            # A server may have forgotten what it knew. Our own leases first: others come to take them.
+            self.keeper.renew_now()
+        self.queue.wake(grant)
 
     async def _close_fence(self, grant: Grant) -> None:
         if self.fence is None:
             return
         try:
-            await self.fence.close(grant, within=self.fence_within)
-        except LockguardError as exc:
+            async with self.fence_bound():
+                await self.fence.close(grant, within=self.fence_within)
+        except Exception as exc:  # noqa: BLE001 - whatever a fence raises must not mask the body's error
             # Not raised: the body has ended, and the next seal shuts this grant out. Also when the fence is
             # set up wrongly by now (somebody removed its schema): the seal of the next caller says so.
-            self.emit(FenceCloseFailed(grant, str(exc)))
+            told = str(exc) if isinstance(exc, LockguardError) else f"{type(exc).__name__}: {exc}"
+            self.emit(FenceCloseFailed(grant, told))

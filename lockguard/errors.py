@@ -164,6 +164,8 @@ class LossReason(StrEnum):
     """It was held for as long as the guard allows."""
     ABANDONED = "abandoned"
     """The task that entered the hold ended without leaving it."""
+    UNCONFIRMED = "unconfirmed"
+    """``Lease.confirm`` got no answer in time. The lease itself goes on until its deadline."""
     CLOSED = "closed"
     """The guard was closed under it."""
 

@@ -330,7 +330,7 @@ class Hold:
         cut = self._cut
         assert cut is not None
         try:
-            await self._seal_until_ours(lease, request)
+            await self._seal_in_time(lease, request)
             lease.ensure()
         except BaseException as exc:
             self._core.keeper.drop(lease)
@@ -339,6 +339,18 @@ class Hold:
             if cut.reason is not None and await cut.take_back(exc):
                 raise lease.lost_error(cut.reason) from exc
             raise
+
+    async def _seal_in_time(self, lease: Lease, request: AcquireRequest) -> None:
+        core = self._core
+        try:
+            async with core.fence_bound():
+                await self._seal_until_ours(lease, request)
+        except TimeoutError as exc:
+            raise FenceUnavailable(
+                f"the fence of {lease.resource!r} did not answer within"
+                f" {core.fence_within.total_seconds():g} s",
+                resource=lease.resource,
+            ) from exc
 
     async def _seal_until_ours(self, lease: Lease, request: AcquireRequest) -> None:
         core, fence = self._core, self._core.fence

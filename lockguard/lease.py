@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, NewType
+from typing import TYPE_CHECKING, NewType, Protocol
 from unicodedata import is_normalized
 
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lockguard.clock import Clock
     from lockguard.errors import StaleToken
 
@@ -131,13 +129,25 @@ class LeaseState(Enum):
     RELEASED = "released"
 
 
+class KeepsLeases(Protocol):
+    """Who renews a lease."""
+
+    def cut(self, lease: Lease, reason: LossReason) -> None:
+        """Cut its body and tell the observers: somebody found out that it is over. From any thread."""
+        ...
+
+    async def confirm(self, lease: Lease, within_s: float) -> None:
+        """See :meth:`Lease.confirm`."""
+        ...
+
+
 class Lease:
     """The right to act on a resource, until its deadline.
 
     Read it anywhere in the body; only the guard changes it.
     """
 
-    __slots__ = ("_clock", "_deadline", "_end", "_loss", "_released", "_unanswered", "_wanted", "grant")
+    __slots__ = ("_clock", "_deadline", "_keeper", "_loss", "_released", "_unanswered", "_wanted", "grant")
 
     def __init__(self, grant: Grant, *, deadline: float, clock: Clock) -> None:
         self.grant = grant
@@ -147,7 +157,7 @@ class Lease:
         self._released = False
         self._unanswered = False
         self._wanted = False
-        self._end: Callable[[LossReason], None] | None = None
+        self._keeper: KeepsLeases | None = None
 
     def __repr__(self) -> str:
         return (
@@ -228,9 +238,38 @@ class Lease:
                 reason=LossReason.EXPIRED,
             )
 
+    async def confirm(self, *, within: timedelta = timedelta(seconds=1)) -> None:
+        """Ask the servers now, and go on only if they say that the lock is still held by this lease.
+
+        :meth:`ensure` trusts the last renewal, which may be a third of the ttl old; a server that lost its
+        data since, or an operator, may have let somebody else in. Call this before an order that must not
+        be late or twice, and :meth:`ensure` with the time that the order may take behind it. It costs one
+        round trip, and renews the lease.
+
+        Args:
+            within: how long the servers may take.
+
+        Raises:
+            LeaseLost: it has ended, or the servers did not confirm it in time; then its ``reason`` is
+                ``UNCONFIRMED``, and the lease itself goes on until its deadline.
+            LeaseNotHeld: it was released.
+            ConfigurationError: called in another event loop than the guard's.
+        """
+        self.ensure()
+        if self._keeper is not None:
+            await self._keeper.confirm(self, within.total_seconds())
+
     def lost_error(self, reason: LossReason) -> LeaseLost:
         """The error that tells this lease's loss."""
         remedy = "read the state again under a new lease before going on"
+        if reason is LossReason.UNCONFIRMED:
+            return LeaseLost(
+                f"the servers did not confirm the lease on {self.resource!r} (token {self.token}) in time;"
+                " do not go on as if it were held",
+                resource=self.resource,
+                token=self.token,
+                reason=reason,
+            )
         if reason is LossReason.ABANDONED:
             remedy = (
                 "the task that entered the hold ended without leaving it; enter it in the task whose body it"
@@ -258,17 +297,17 @@ class Lease:
 
     # What follows is for the guard only.
 
-    def on_end(self, end: Callable[[LossReason], None]) -> None:
-        """Have ``end`` cut the body and tell the observers when somebody else finds out that it is over."""
-        self._end = end
+    def keep_by(self, keeper: KeepsLeases) -> None:
+        """From now on ``keeper`` renews it."""
+        self._keeper = keeper
 
     def end(self, reason: LossReason) -> None:
         """Somebody other than the guard found out that it is over. May be called from any thread."""
         if self._released or self._loss is not None:
             return
         self.mark_lost(reason)
-        if self._end is not None:
-            self._end(reason)
+        if self._keeper is not None:
+            self._keeper.cut(self, reason)
 
     def settle(self, token: Token) -> None:
         """The fence had the last word on the token. Before the lease is handed out only."""

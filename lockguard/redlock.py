@@ -33,12 +33,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from lockguard.ballot import Ballot, Poll, Proposals, spoken, vote_of
 from lockguard.clock import Clock
 from lockguard.company import Company
-from lockguard.errors import NodeError
+from lockguard.errors import NodeError, NodeUnknown
 from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import (
     AcquireRequest,
@@ -51,6 +51,7 @@ from lockguard.ports import (
     NoVote,
     Outsider,
     Refused,
+    Unknown,
 )
 from lockguard.quorum import majority, trusted_s
 
@@ -62,6 +63,13 @@ __all__ = ["Attempt", "Contended", "Extension", "Found", "NoQuorum", "Redlock", 
 T = TypeVar("T")
 
 _WOKEN_MAX = 1_000
+
+ANSWER_S = 2.5
+"""How long one node that decides alone may owe an answer: longer than its wire's patience, so that the wire
+can say why. It bounds what a node makes of a command behind the wire, such as looking for a slot's owner."""
+
+_CLOSE_S = 5.0
+"""How long all nodes may take to send what is queued and close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +219,7 @@ class Redlock:
             return await self._ask_company(self._company, request)
         # One node's vote is the decision, and the token that it gave is final.
         sent_at = self._clock.now()
-        vote = await self.nodes[0].acquire(request)
+        vote = await self._answer(self.nodes[0].acquire(request))
         match vote:
             case Granted(token):
                 deadline = sent_at + trusted_s(request.ttl_ms)
@@ -271,7 +279,7 @@ class Redlock:
         """Write the final token on a majority, while this grant holds the lock there."""
         asked = [node.settle(request.resource, request.grant, token) for node in self.nodes]
         if self._company is None:
-            return _is_found(await asked[0])
+            return _is_found(await self._answer(asked[0]))
         votes = await self._ballot.wait(asked, _is_found)
         return sum(vote is not None and _is_found(vote) for vote in votes) >= self._quorum
 
@@ -325,7 +333,7 @@ class Redlock:
                 return Found.YES
             gone = sum(vote is not None and _found(vote) is False for vote in asked.votes)
             return Found.NO if gone >= self._quorum else Found.UNKNOWN
-        found = _found(await asked)
+        found = _found(await self._answer(asked))
         return Found.UNKNOWN if found is None else Found.YES if found else Found.NO
 
     def undo(self, resource: Resource, grant: GrantId, *, lost: bool = False) -> Undoing:
@@ -349,15 +357,31 @@ class Redlock:
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask every node the same; ``None`` for one that does not answer in time."""
         if self._company is None:
-            return [await ask(self.nodes[0])]
+            return [await self._answer(ask(self.nodes[0]))]
         return await self._ballot.wait([ask(node) for node in self.nodes])
 
     async def aclose(self) -> None:
-        """Close every node."""
+        """Close every node, in bounded time."""
         self._ballot.close()
         if self._company is not None:
             await self._company.aclose()
-        await asyncio.gather(*(node.aclose() for node in self.nodes))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await asyncio.gather(*(node.aclose() for node in self.nodes))
+
+    async def _answer(self, asked: Future[Any]) -> Any:
+        """A single node's vote, in bounded time. One that comes later is dropped; its command stands."""
+        timer = asyncio.get_running_loop().call_later(ANSWER_S, self._give_up, asked)
+        try:
+            return await asked
+        finally:
+            timer.cancel()
+
+    def _give_up(self, asked: Future[Any]) -> None:
+        if not asked.done():
+            name = self.nodes[0].name
+            text = f"{name}: no answer within {ANSWER_S:g} s"
+            asked.set_result(Unknown(NodeUnknown(text, node=name)))
 
     def _undo_split(self, request: AcquireRequest, votes: Sequence[AcquireVote | None]) -> None:
         # A minority that we keep would block the others until its ttl. One node alone cannot split: its

@@ -5,6 +5,14 @@ are renewed together, so a thousand of them cost one write per round and not a t
 at a third of the ttl and goes on until the deadline: one failed renewal ends nothing (L7). A lease that is
 released sooner costs neither a task nor a timer of its own.
 
+A renewal is sent again when it was not answered for a while, but the first one is not forgotten: a good
+answer counts from its own sending whenever it comes, so a slow link costs no lease while a round trip is
+shorter than what is left of it. A refusal counts unless a renewal that was sent later has been granted: then
+it tells of a node as it was before.
+
+When a connection comes back, or a server says that its data are gone, everything is renewed at once: what the
+server forgot is known one round trip later, and not at the next renewal.
+
 What ends a lease depends on no reply. Its deadline lies before the instant at which the server drops the
 key (S10); when it has come and has not been moved, the lease is lost. So a hung or unreachable Redis, or a
 renewal that hangs, delays nothing. A timer of the event loop does not run while the machine is suspended or
@@ -23,11 +31,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from lockguard.clock import Clock
-from lockguard.errors import LossReason
+from lockguard.errors import ConfigurationError, LossReason
 from lockguard.events import Event, Lost, RenewalUnanswered, Renewed
-from lockguard.lease import Grant, GrantId, Lease
+from lockguard.lease import GrantId, Lease
 from lockguard.ports import Extended, NoVote
-from lockguard.redlock import Redlock, Renewal
+from lockguard.redlock import Extension, Redlock, Renewal
 
 __all__ = ["Keeper", "end_here"]
 
@@ -46,18 +54,41 @@ _RETRY_AT = 1 / 10
 """The share of the ttl after which a renewal that was not answered is sent again."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """One renewal that was sent."""
+
+    kept: _Kept
+    sent_at: float
+    votes: list[asyncio.Future[Extended | NoVote]]
+    decided: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class _Kept:
     lease: Lease
     on_lost: Callable[[LossReason], None]
     due_at: float
     slack_s: float
     ends_at: float
+    asked: _Asked | None = None
+    """The latest renewal, until it is decided."""
+    sent_at: float = -math.inf
+    """When the latest renewal was sent."""
+    proven_at: float = -math.inf
+    """When the latest renewal was sent that was granted."""
+    told: asyncio.Future[None] | None = None
+    """For whoever waits for the next thing that becomes known."""
 
     @property
     def deadline(self) -> float:
         """When it ends unless it is renewed."""
         return min(self.lease.deadline, self.ends_at)
+
+    def tell(self) -> None:
+        """Something has become known."""
+        if self.told is not None and not self.told.done():
+            self.told.set_result(None)
 
 
 class Keeper:
@@ -74,7 +105,6 @@ class Keeper:
         self._clock = clock
         self._emit = emit
         self._kept: dict[GrantId, _Kept] = {}
-        self._round: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -98,17 +128,51 @@ class Keeper:
             The instant on the clock, in seconds, from which that counts.
         """
         self._loop = asyncio.get_running_loop()
-        lease.on_end(partial(self._end, lease.grant.id))
+        lease.keep_by(self)
         ttl_s = lease.grant.ttl_ms / 1000
         now = self._clock.now()
-        kept = _Kept(lease, on_lost, now + ttl_s * _FIRST_AT, ttl_s * _TOGETHER, now + max_hold_s)
+        # Counted from the sending: behind a slow link half of the ttl may be over.
+        due_at = max(now, min(now, lease.deadline - ttl_s) + ttl_s * _FIRST_AT)
+        kept = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER, now + max_hold_s)
         self._kept[lease.grant.id] = kept
         self._look_by(min(kept.due_at, lease.deadline, kept.ends_at), now)
         return now
 
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""
-        self._kept.pop(lease.grant.id, None)
+        if (kept := self._kept.pop(lease.grant.id, None)) is not None:
+            kept.tell()
+
+    def renew_now(self) -> None:
+        """Renew everything, because a server may have forgotten what it knew."""
+        now = self._clock.now()
+        for kept in list(self._kept.values()):
+            self._ask(kept, now)
+        self._look_again()
+
+    async def confirm(self, lease: Lease, within_s: float) -> None:
+        """Ask now; return when a renewal that was sent from now on is granted.
+
+        Raises:
+            LeaseLost: the lease has ended, or nothing was granted within ``within_s``.
+            ConfigurationError: asked in another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            raise ConfigurationError("a lease is confirmed in the event loop of its guard")
+        began = self._clock.now()
+        kept = self._kept.get(lease.grant.id)
+        if kept is not None:
+            self._ask(kept, began)
+            self._look_again()
+        while kept is not None and kept.proven_at < began:
+            lease.ensure()
+            left_s = within_s - (self._clock.now() - began)
+            if left_s <= 0:
+                raise lease.lost_error(LossReason.UNCONFIRMED)
+            kept.told = kept.told if kept.told and not kept.told.done() else loop.create_future()
+            await asyncio.wait([kept.told], timeout=left_s)
+        lease.ensure()
 
     def end(self, grant: GrantId, reason: LossReason) -> None:
         """End the lease of this grant, if it is kept here. May be called from any thread."""
@@ -122,14 +186,12 @@ class Keeper:
             self._lose(kept, reason)
         return [kept.lease for kept in ended]
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Renew nothing any more."""
-        self._kept.clear()
+        for kept in list(self._kept.values()):
+            self.drop(kept.lease)
         if self._timer is not None:
             self._timer.cancel()
-        if self._round is not None:
-            self._round.cancel()
-            await asyncio.gather(self._round, return_exceptions=True)
 
     def _look_by(self, at: float, now: float) -> None:
         """Have the timer fire at ``at`` or before.
@@ -152,24 +214,20 @@ class Keeper:
                 reason = LossReason.MAX_HOLD
             if reason is not None:
                 self._lose(kept, reason)
-        if self._round is None and any(kept.due_at <= now for kept in self._kept.values()):
-            self._round = asyncio.create_task(self._renew_due(), name="lockguard-renewal")
-            self._round.add_done_callback(self._round_ended)
+        if any(kept.due_at <= now for kept in self._kept.values()):
+            self._renew_due(now)
         self._look_again()
 
     def _look_again(self) -> None:
-        if not self._kept:
-            return
-        instants = [kept.deadline for kept in self._kept.values()]
-        if self._round is None:  # otherwise its end looks again
-            instants += [kept.due_at for kept in self._kept.values()]
-        self._look_by(min(instants), self._clock.now())
+        if self._kept:
+            first = min(min(kept.deadline, kept.due_at) for kept in self._kept.values())
+            self._look_by(first, self._clock.now())
 
-    def _end(self, grant: GrantId, reason: LossReason) -> None:
-        """The lease knows that it is lost: cut its body, in the loop that the body runs in."""
+    def cut(self, lease: Lease, reason: LossReason) -> None:
+        """The lease knows that it is lost: cut its body, in the loop that the body runs in. Any thread."""
 
         def lose() -> None:
-            if (kept := self._kept.get(grant)) is not None:
+            if (kept := self._kept.get(lease.grant.id)) is not None:
                 self._lose(kept, reason)
 
         if self._loop is None or asyncio._get_running_loop() is self._loop:  # it does not raise
@@ -186,61 +244,64 @@ class Keeper:
         self._emit(Lost(kept.lease.grant, reason))
         kept.on_lost(reason)
 
-    async def _renew_due(self) -> None:
-        now = self._clock.now()
-        due = [kept for kept in self._kept.values() if kept.due_at - kept.slack_s <= now]
-        for kept in due:  # should this round fail, the next one is not at once
-            kept.due_at = now + kept.lease.grant.ttl_ms / 1000 * _RETRY_AT
-        asked = {kept.lease.grant.id: (kept, self._redlock.extend(kept.lease.grant)) for kept in due}
-        if not asked:  # released meanwhile
+    def _renew_due(self, now: float) -> None:
+        for kept in list(self._kept.values()):
+            if kept.asked is not None:
+                if kept.due_at <= now:
+                    self._note_unanswered(kept, kept.asked)
+                    self._ask(kept, now)
+            elif kept.due_at - kept.slack_s <= now:
+                self._ask(kept, now)
+
+    def _ask(self, kept: _Kept, now: float) -> None:
+        grant = kept.lease.grant
+        kept.sent_at = now
+        kept.due_at = now + grant.ttl_ms / 1000 * _RETRY_AT
+        asked = kept.asked = _Asked(kept, now, self._redlock.extend(grant))
+        for future in asked.votes:
+            # Each as it comes: of several nodes a hung one must not hold up what the others have decided.
+            future.add_done_callback(partial(self._count, asked))
+
+    def _count(self, asked: _Asked, _: object) -> None:
+        """Act on the votes once they decide, however late that is."""
+        kept = asked.kept
+        grant = kept.lease.grant
+        if asked.decided or self._kept.get(grant.id) is not kept:
             return
-        all_told = asyncio.get_running_loop().create_future()
-
-        def answered(grant: GrantId, _: object) -> None:
-            # At once: of several nodes a hung one must not hold up what the others have decided.
-            if grant in asked and self._apply(*asked[grant], sent_at=now, final=False):
-                del asked[grant]
-                if not asked and not all_told.done():
-                    all_told.set_result(None)
-
-        for grant, (_, votes) in asked.items():
-            for future in votes:
-                future.add_done_callback(partial(answered, grant))
-        # Bounded by the shortest lease among them, so that one hung node does not starve the others.
-        patience_s = min(kept.lease.grant.ttl_ms for kept in due) / 1000 * _RETRY_AT
-        await asyncio.wait([all_told], timeout=patience_s)
-        undecided, asked = asked, {}  # what comes after this is too late for this round
-        for kept, votes in undecided.values():
-            self._apply(kept, votes, sent_at=now, final=True)
-
-    def _round_ended(self, _: object) -> None:
-        self._round = None
-        self._look_again()
-
-    def _apply(
-        self, kept: _Kept, votes: list[asyncio.Future[Extended | NoVote]], *, sent_at: float, final: bool
-    ) -> bool:
-        """Act on the votes once they decide, or are ``final``; tells whether that was done."""
-        grant: Grant = kept.lease.grant
-        if grant.id not in self._kept:
-            return True
-        ttl_s = grant.ttl_ms / 1000
-        extension = self._redlock.tally(votes, sent_at=sent_at, ttl_ms=grant.ttl_ms)
+        extension = self._redlock.tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms)
+        unanswered = extension.renewal is Renewal.UNANSWERED
+        if unanswered and not all(vote.done() for vote in asked.votes):
+            return
+        asked.decided = True
+        latest = kept.asked is asked
+        if latest:
+            kept.asked = None
         match extension.renewal:
             case Renewal.RENEWED:
-                kept.lease.mark_renewed(extension.deadline, wanted=extension.wanted)
-                kept.due_at = sent_at + ttl_s * _FIRST_AT
-                self._emit(Renewed(grant))
-            case Renewal.REFUSED:
+                self._renewed(kept, asked.sent_at, extension)
+            case Renewal.REFUSED if asked.sent_at > kept.proven_at:
                 self._lose(kept, LossReason.REFUSED)
-            case Renewal.UNANSWERED if not final and not all(vote.done() for vote in votes):
-                return False
-            case Renewal.UNANSWERED:
-                kept.lease.mark_unanswered()
-                kept.due_at = self._clock.now() + ttl_s * _RETRY_AT
-                left_ms = kept.lease.remaining.total_seconds() * 1000
-                self._emit(RenewalUnanswered(grant, left_ms, extension.cause))
-        return True
+            case Renewal.UNANSWERED if latest:
+                self._note_unanswered(kept, asked)
+            case _:
+                pass
+        kept.tell()
+
+    def _renewed(self, kept: _Kept, sent_at: float, extension: Extension) -> None:
+        if kept.lease.loss is not None:  # too late; the timer tells
+            return
+        ttl_s = kept.lease.grant.ttl_ms / 1000
+        kept.lease.mark_renewed(extension.deadline, wanted=extension.wanted)
+        kept.proven_at = max(kept.proven_at, sent_at)
+        # While a later one is under way the next one waits as for a repetition.
+        kept.due_at = max(sent_at + ttl_s * _FIRST_AT, kept.sent_at + ttl_s * _RETRY_AT)
+        self._emit(Renewed(kept.lease.grant))
+
+    def _note_unanswered(self, kept: _Kept, asked: _Asked) -> None:
+        grant = kept.lease.grant
+        kept.lease.mark_unanswered()
+        cause = self._redlock.tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms).cause
+        self._emit(RenewalUnanswered(grant, kept.lease.remaining.total_seconds() * 1000, cause))
 
 
 def end_here(grant: GrantId, reason: LossReason) -> None:

@@ -96,7 +96,6 @@ class Queue:
         self._places: dict[GrantId, _Place] = {}
         self._closed = False
         self._early: deque[GrantId] = deque(maxlen=_EARLY_MAX)
-        redlock.on_wake(self.wake)
 
     def __len__(self) -> int:
         return len(self._places)

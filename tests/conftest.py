@@ -25,7 +25,10 @@ ON_EACH_LOOP = (
     "integration/test_fence.py",
     "integration/test_fence_breakage.py",
     "integration/test_fence_dropin.py",
+    "integration/test_fenced_loss.py",
+    "integration/test_hold_use.py",
     "integration/test_loss.py",
+    "integration/test_renewal_links.py",
     "integration/test_loops.py",
 )
 """What runs on asyncio's own event loop and on uvloop, which users of ccxt and uvicorn have."""

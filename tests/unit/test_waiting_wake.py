@@ -20,9 +20,6 @@ class Overtaking:
     def __init__(self) -> None:
         self.asked = 0
 
-    def on_wake(self, callback):
-        self.wake = callback
-
     async def acquire(self, request):
         self.asked += 1
         if self.asked > 1:
@@ -37,6 +34,7 @@ class Overtaking:
 async def test_a_wake_up_that_comes_before_its_caller_waits_is_kept():
     redlock = Overtaking()
     queue = Queue(redlock, clock=SYSTEM_CLOCK, emit=lambda event: None)
+    redlock.wake = queue.wake
     request = AcquireRequest(parse_resource("a"), new_grant_id(), "h", "o", 1000, queue=True)
     async with asyncio.timeout(0.5):  # without it, the first of a process asks again after 0.9 s
         won = await queue.acquire(request, give_up_at=SYSTEM_CLOCK.now() + 30)
