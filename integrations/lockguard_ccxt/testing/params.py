@@ -65,12 +65,16 @@ class Params:
         return [Params({key: _text(value) for key, value in row.items()}) for row in found]
 
     def values(self, name: str) -> list[str]:
-        """The texts of a JSON list; none when it is absent."""
-        value = self.optional(name)
-        found = [] if value is None else _json(name, value)
-        if not isinstance(found, list):
+        """The texts of a list, ``[1,2]`` or ``["a","b"]``; none when it is absent.
+
+        Both the name and the quotes are taken as ccxt sends them too: in lower case, and left out.
+        """
+        text = (self.optional(name) or self.optional(name.lower()) or "").strip()
+        if not text:
+            return []
+        if not (text.startswith("[") and text.endswith("]")):
             raise malformed(name)
-        return [_text(item) for item in found]
+        return [item.strip().strip('"') for item in text[1:-1].split(",") if item.strip()]
 
     def side(self) -> Side:
         """``BUY`` or ``SELL``."""
