@@ -134,6 +134,29 @@ async def test_a_violation_is_found_in_the_log_of_the_server_itself(
     assert {one.resource for one in found.of(FindingKind.UNIQUE_VIOLATION)} == {"binance:APTUSDT"}
 
 
+BREAK = """
+import asyncio, sys
+import asyncpg
+from lockguard import LockGuard
+from lockguard_asyncpg import PostgresFence
+
+async def main(redis_url, database_url, resource):
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as pool:
+        async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as guard:
+            await guard.break_(resource, reason="test")
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def break_elsewhere(redis_url: str, database_url: str, resource: str) -> None:
+    """Another process breaks the lease: this one learns of it when it writes."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BREAK, redis_url, database_url, resource
+    )
+    assert await process.wait() == 0
+
+
 async def test_what_lockguard_and_its_fence_write_is_found(
     tmp_path: Path, redis_url: str, database_url: str
 ) -> None:
@@ -145,7 +168,7 @@ async def test_what_lockguard_and_its_fence_write_is_found(
                 await install(conn)
                 await migrate(conn)
                 await protect(conn, "monitoring.positions", resource="{exchange}:{symbol}")
-            ttl = timedelta(milliseconds=600)
+            ttl = timedelta(minutes=1)  # It is not renewed before it is broken and writes.
             async with (
                 LockGuard.from_url(redis_url, fence=PostgresFence(pool), ttl=ttl) as guard,
                 LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as other,
@@ -158,7 +181,7 @@ async def test_what_lockguard_and_its_fence_write_is_found(
                         log.warning("skipped: %s", busy)
                 try:
                     async with guard.hold("binance:APTUSDT", operation="open long"):
-                        await other.break_("binance:APTUSDT", reason="test")
+                        await break_elsewhere(redis_url, database_url, "binance:APTUSDT")
                         try:
                             async with fenced_transaction(pool):
                                 pass
