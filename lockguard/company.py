@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,10 +162,10 @@ class Company:
         """A lease of this ttl is asked for."""
         self._ttl_max_ms = max(self._ttl_max_ms, ttl_ms)
 
-    async def admitted(self) -> None:
-        """Wait for the admission that is under way, if any."""
+    async def admitted(self, *, within_s: float) -> None:
+        """Wait for the admission that is under way, if any, for so long at most."""
         if self._admission is not None and not self._admission.done():
-            await asyncio.wait([self._admission])
+            await asyncio.wait([self._admission], timeout=None if within_s == math.inf else within_s)
 
     async def aclose(self) -> None:
         """End what runs in the background."""

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -207,19 +208,23 @@ class Redlock:
         with contextlib.suppress(NodeError):
             await self.nodes[0].connect()
 
-    async def acquire(self, request: AcquireRequest) -> Attempt:
+    async def acquire(self, request: AcquireRequest, *, within_s: float = math.inf) -> Attempt:
         """Ask once. Asking again with the same request is the same wish: no token is burned (S7).
 
         A caller that gives up after anything but :class:`Won`, or is cancelled here, calls :meth:`undo`.
+
+        Args:
+            request: what is wanted.
+            within_s: how long the nodes are waited for at most; they have bounds of their own.
 
         Raises:
             ConfigurationError: nodes are not independent.
         """
         if self._company is not None:
-            return await self._ask_company(self._company, request)
+            return await self._ask_company(self._company, request, within_s)
         # One node's vote is the decision, and the token that it gave is final.
         sent_at = self._clock.now()
-        vote = await self._answer(self.nodes[0].acquire(request))
+        vote = await self._answer(self.nodes[0].acquire(request), within_s)
         match vote:
             case Granted(token):
                 deadline = sent_at + trusted_s(request.ttl_ms)
@@ -231,14 +236,14 @@ class Redlock:
                 pass
         return NoQuorum({self.nodes[0].name: spoken(vote)})
 
-    async def _ask_company(self, company: Company, request: AcquireRequest) -> Attempt:
+    async def _ask_company(self, company: Company, request: AcquireRequest, within_s: float) -> Attempt:
         rounds = company.rounds
         company.check_independence()
         company.note_ttl(request.ttl_ms)
         attempt = await self._ask(company, request)
         if isinstance(attempt, NoQuorum) and company.rounds != rounds:
             # New nodes are admitted when they are first asked: then ask again.
-            await company.admitted()
+            await company.admitted(within_s=within_s)
             attempt = await self._ask(company, request)
         if isinstance(attempt, Contended) and not attempt.one_place:
             # Places that differ from node to node would have the nodes wake different waiters.
@@ -369,18 +374,19 @@ class Redlock:
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.gather(*(node.aclose() for node in self.nodes))
 
-    async def _answer(self, asked: Future[Any]) -> Any:
+    async def _answer(self, asked: Future[Any], within_s: float = math.inf) -> Any:
         """A single node's vote, in bounded time. One that comes later is dropped; its command stands."""
-        timer = asyncio.get_running_loop().call_later(ANSWER_S, self._give_up, asked)
+        within_s = min(within_s, ANSWER_S)
+        timer = asyncio.get_running_loop().call_later(within_s, self._give_up, asked, within_s)
         try:
             return await asked
         finally:
             timer.cancel()
 
-    def _give_up(self, asked: Future[Any]) -> None:
+    def _give_up(self, asked: Future[Any], within_s: float) -> None:
         if not asked.done():
             name = self.nodes[0].name
-            text = f"{name}: no answer within {ANSWER_S:g} s"
+            text = f"{name}: no answer within {within_s:.3g} s"
             asked.set_result(Unknown(NodeUnknown(text, node=name)))
 
     def _undo_split(self, request: AcquireRequest, votes: Sequence[AcquireVote | None]) -> None:

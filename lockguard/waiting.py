@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, R
 from lockguard.events import Event, Waited
 from lockguard.lease import GrantId, Resource
 from lockguard.ports import AcquireRequest, Busy
-from lockguard.redlock import Contended, NoQuorum, Redlock, Won
+from lockguard.redlock import Attempt, Contended, NoQuorum, Redlock, Won
 
 __all__ = ["ASK_AGAIN_S", "Queue"]
 
@@ -40,6 +41,9 @@ _EARLY_MAX = 256
 
 _CONNECT_MIN_S = 0.5
 """How long a server may take to connect however short a caller's patience is: the first one has to."""
+
+_ANSWER_MIN_S = 0.5
+"""How long a server may take to answer however short a caller's patience is."""
 
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
@@ -133,7 +137,7 @@ class Queue:
         if not self._redlock.ready:
             await self._connect(give_up_at)
         try:
-            attempt = await self._redlock.acquire(request)
+            attempt = await self._ask(request, give_up_at)
             if isinstance(attempt, Won):
                 return attempt
             gives_up = self._hopeless(attempt, request)
@@ -168,11 +172,18 @@ class Queue:
                     raise ConfigurationError(f"the guard was closed while it waited for {request.resource!r}")
                 if isinstance(attempt, NoQuorum):
                     await self._connect(give_up_at)
-                match await self._redlock.acquire(request):
+                match await self._ask(request, give_up_at):
                     case Won() as won:
                         return won
                     case again:
                         attempt = again
+
+    async def _ask(self, request: AcquireRequest, give_up_at: float) -> Attempt:
+        """Ask once; a server that hangs does not outlast the caller's patience."""
+        within_s = math.inf
+        if request.queue:  # otherwise the caller's patience is for the server's answer alone
+            within_s = max(give_up_at - self._clock.now(), _ANSWER_MIN_S)
+        return await self._redlock.acquire(request, within_s=within_s)
 
     async def _connect(self, give_up_at: float) -> None:
         """Be connected, if it can be done in time. The attempt goes on for whoever asks next."""

@@ -83,6 +83,22 @@ async def test_a_hung_server_keeps_a_first_call_for_no_longer_than_the_two_secon
             await once(guard)
 
 
+@pytest.mark.parametrize("nodes", [1, 3])
+async def test_a_hung_server_does_not_outlast_a_caller_s_patience(nodes):
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(RedisServer()) for _ in range(nodes)]
+        async with LockGuard.from_urls([server.url for server in servers]) as guard:
+            await once(guard)
+            for server in servers:
+                server.pause()
+            for patience_s in (0, 0.7):
+                with at_most(patience_s + 0.8), pytest.raises(QuorumUnavailable):
+                    await once(guard, wait=timedelta(seconds=patience_s))
+            for server in servers:
+                server.resume()
+            await once(guard)
+
+
 async def test_a_primary_that_moves_behind_its_name_is_followed(until, ask):
     """The old one lives on as a replica: all that it says is READONLY."""
     with ReplicatedRedis(1) as setup:
