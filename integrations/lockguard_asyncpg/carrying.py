@@ -18,10 +18,17 @@ import asyncpg
 from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases, lost_sight, outlived_lease
-from lockguard.errors import LeaseNotHeld, StaleToken
+from lockguard.errors import ConfigurationError, LeaseNotHeld
 from lockguard_asyncpg.claims import Limits, entry_for, next_sequence
-from lockguard_asyncpg.errors import DATABASE_ERRORS, fence_error, stale
-from lockguard_asyncpg.statements import Kind, ends_in_savepoint, kind_of, read_only_after
+from lockguard_asyncpg.errors import DATABASE_ERRORS, ended, fence_error, stale
+from lockguard_asyncpg.statements import (
+    Kind,
+    ends_in_savepoint,
+    is_commit,
+    kind_of,
+    may_end_transaction,
+    read_only_after,
+)
 from lockguard_asyncpg.wire import Standing, Wire, is_unfenced, send_plain, standing_of
 
 if TYPE_CHECKING:
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
 
     from lockguard.lease import Lease
 
-__all__ = ["LIMITS", "leases_here", "present", "run"]
+__all__ = ["LIMITS", "leases_here", "leases_of", "present", "run"]
 
 T = TypeVar("T")
 LIMITS = Limits()
@@ -73,13 +80,15 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
             return await send()
         # Between our BEGIN and COMMIT another task's statement would join a transaction it does not know.
         raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
-    leases = leases_here()
+    leases = leases_of(con, standing)
+    if standing.body is not None:
+        _keep_open(con, text)
     if not leases:
-        standing.claims.clear()  # unread, it may be a ROLLBACK TO that frees the fence's rows
-        return await send()
-    for lease in leases:
-        lease.ensure()
+        return await _plainly(con, standing, text, send)
     kind = kind_of(text)
+    if kind is not Kind.ROLLBACK:  # which is right whatever became of the lease
+        for lease in leases:
+            lease.ensure()
     standing.user = task
     try:
         if con.is_in_transaction():
@@ -91,6 +100,54 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
         return result
     finally:
         standing.user = None
+
+
+def leases_of(con: Any, standing: Standing) -> tuple[Lease, ...]:
+    """The leases that a statement on ``con`` is written under.
+
+    On a connection that is fenced for the body of a fenced transaction only, those of that transaction.
+
+    Raises:
+        LeaseNotHeld: see :func:`leases_here`.
+    """
+    if standing.body is None:
+        return leases_here()
+    if is_unfenced():
+        return ()
+    return standing.body if con.is_lent else leases_here() or standing.body
+
+
+def _keep_open(con: Any, text: str) -> None:
+    """In the body of a fenced transaction nothing is written outside of that transaction.
+
+    Raises:
+        ConfigurationError: the text would end it, or it has ended.
+    """
+    if not con.is_in_transaction() and not con.is_closed():
+        raise ConfigurationError("the fenced transaction around this statement has ended: leave its body")
+    if may_end_transaction(text):
+        raise ConfigurationError(
+            f"{text[:60]!r} would end the fenced transaction around it, and what follows would escape"
+            " the fence: leave the body instead"
+        )
+
+
+async def _plainly(con: Any, standing: Standing, text: str, send: Callable[[], Awaitable[T]]) -> T:
+    """A statement without a lease; perhaps in a transaction that began under one."""
+    standing.forget()  # it may be a ROLLBACK TO that frees the fence's rows
+    presented = tuple(standing.leases.values())
+    ends = may_end_transaction(text)
+    try:
+        if presented and is_commit(text):
+            return cast("T", await _commit(con, presented, text))
+        result = await send()
+    except DATABASE_ERRORS as exc:
+        if (said := ended(exc, presented)) is not None:
+            raise said from exc
+        raise
+    if ends:
+        standing.clear()  # perhaps another one has begun by now
+    return result
 
 
 async def _alone(
@@ -108,8 +165,8 @@ async def _alone(
                 await asyncio.shield(asyncio.wait_for(transaction.rollback(), _ROLLBACK_S))
             except (*DATABASE_ERRORS, asyncio.CancelledError):
                 con.terminate()
-        if (refusal := stale(exc)) is not None:
-            raise refusal from exc
+        if (said := ended(exc, leases)) is not None:
+            raise said from exc
         raise
     await transaction.commit()
     return result
@@ -126,11 +183,9 @@ async def _inside(
     """A statement in a transaction of the caller's."""
     match kind:
         case Kind.COMMIT:
-            wire = Wire(con, lambda: leases, limits=LIMITS)
-            tag: Any = await wire.commit(text)
-            return cast("T", tag)
+            return cast("T", await _commit(con, leases, text))
         case Kind.ROLLBACK:
-            standing.claims.clear()
+            standing.forget()
             result = await send()
             if not ends_in_savepoint(text):  # with AND CHAIN the next one is open already
                 standing.clear()
@@ -146,11 +201,16 @@ async def _inside(
         return await send()
     except DATABASE_ERRORS as exc:
         # Only a rollback, perhaps to a savepoint, leads on from here.
-        standing.claims.clear()
-        if (refusal := stale(exc)) is not None:
-            standing.refusal = refusal
-            raise refusal from exc
+        standing.forget()
+        standing.refusal = stale(exc) or standing.refusal
+        if (said := ended(exc, leases)) is not None:
+            raise said from exc
         raise
+
+
+async def _commit(con: Any, leases: tuple[Lease, ...], text: str) -> Any:
+    wire = Wire(con, lambda: leases, limits=LIMITS)
+    return await wire.commit(text)
 
 
 async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> None:
@@ -164,9 +224,9 @@ async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> No
     try:
         await send_plain(con, entry.sql())
     except DATABASE_ERRORS as exc:
-        said = fence_error(exc)
-        if isinstance(said, StaleToken):
-            standing.refusal = said
+        standing.forget()
+        standing.refusal = stale(exc) or standing.refusal
+        said = ended(exc, leases) or fence_error(exc)
         if said is not None:
             raise said from exc
         raise

@@ -16,9 +16,9 @@ from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases
-from lockguard_asyncpg.carrying import LIMITS, leases_here, present, run
+from lockguard_asyncpg.carrying import LIMITS, leases_of, present, run
 from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.wire import Wire, bare, standing_of, unfenced
+from lockguard_asyncpg.wire import Wire, bare, sees_all, standing_of, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     _Connection, _PreparedStatement = asyncpg.Connection, PreparedStatement
 
-__all__ = ["FencedConnection", "create_pool", "fenced"]
+__all__ = ["FencedConnection", "create_pool", "end_loan", "fenced", "lend"]
 
 # Methods that run statements, and whether the first argument is the statement's text.
 _CARRIERS = {
@@ -53,16 +53,21 @@ _PLAIN = ("add_listener", "remove_listener", "set_type_codec", "reset_type_codec
 
 
 class FenceLayer:
-    """What fencing adds to an asyncpg connection class; mixed in before it, without any state."""
+    """What fencing adds to an asyncpg connection class; mixed in before it, without any state.
+
+    Attributes:
+        is_lent: whether it is there for the body of one fenced transaction only.
+    """
 
     __slots__ = ()
+    is_lent = False
 
     def transaction(
         self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
     ) -> Transaction:
         """As asyncpg's; presents the lease together with BEGIN."""
         con: Any = self
-        wire: Any = Wire(con, leases_here, limits=LIMITS)
+        wire: Any = Wire(con, lambda: leases_of(con, standing_of(con)), limits=LIMITS)
         return Transaction(wire, isolation, readonly, deferrable)
 
     async def execute_plain(self, query: str, *, timeout: float | None = None) -> str:
@@ -90,7 +95,11 @@ class FenceLayer:
         was answered it would pass for the work's own, and the work be done twice.
         """
         con: Any = self
-        standing_of(con).clear()
+        standing = standing_of(con)
+        if standing.body is not None:  # a fenced transaction was left open, or what follows would escape it
+            con.terminate()
+            return
+        standing.clear()
         parent: Any = super()
         try:
             with unfenced():
@@ -126,6 +135,33 @@ for _name, _has_text in _CARRIERS.items():
         setattr(FenceLayer, _name, _carrier(_name, has_text=_has_text))
 for _name in _PLAIN:
     setattr(FenceLayer, _name, _plain(_name))
+
+
+class _LentLayer(FenceLayer):
+    """The layer of a connection that is not fenced, in the body of a fenced transaction."""
+
+    __slots__ = ()
+    is_lent = True
+
+
+def lend(con: Any) -> type[Any] | None:
+    """Have every statement of ``con`` pass through the fence's layer; gives what :func:`end_loan` takes."""
+    if sees_all(con):
+        return None
+    kind: Any = type(con)
+    con.__class__ = _with_layer(_LentLayer, kind)
+    standing_of(con).clear()
+    lent_from: type[Any] = kind
+    return lent_from
+
+
+def end_loan(con: Any, kind: type[Any] | None) -> None:
+    """Undo :func:`lend`. What goes on in an outer transaction from here on is not seen: nothing is known."""
+    if kind is None:
+        return
+    standing_of(con).clear()
+    if con.is_lent:
+        con.__class__ = kind
 
 
 class FencedConnection(FenceLayer, _Connection):
@@ -179,9 +215,10 @@ class _Cursor:
         return (yield from self._inner.__await__())
 
     async def _present(self) -> None:
-        leases = leases_here()
+        standing = standing_of(self._con)
+        leases = leases_of(self._con, standing)
         if leases and self._con.is_in_transaction():
-            await present(self._con, standing_of(self._con), leases)
+            await present(self._con, standing, leases)
 
 
 def fenced(pool: Pool[Any]) -> Pool[Any]:
@@ -212,7 +249,7 @@ class _PoolLayer:
         with unfenced():  # the pool's init and setup hooks are no part of the body
             proxy: PoolConnectionProxy[Any] = await parent._acquire(timeout)
         con = bare(proxy)
-        if not isinstance(con, FenceLayer):
+        if not sees_all(con):
             con.__class__ = _with_layer(FenceLayer, type(con))
         return proxy
 

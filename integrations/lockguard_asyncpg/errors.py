@@ -17,10 +17,16 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from lockguard.errors import ConfigurationError, LockguardError, OutcomeUnknown, StaleToken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lockguard.lease import Lease
 
 __all__ = [
     "DATABASE_ERRORS",
@@ -28,6 +34,7 @@ __all__ = [
     "Meaning",
     "NotCommitted",
     "VersionConflict",
+    "ended",
     "fence_error",
     "meaning_of",
     "set_up_error",
@@ -143,13 +150,52 @@ def stale(exc: BaseException) -> StaleToken | None:
     """The fence's refusal as a :class:`StaleToken` with its facts, or ``None`` for anything else."""
     if not isinstance(exc, asyncpg.PostgresError) or meaning_of(exc) is not Meaning.STALE:
         return None
-    facts = json.loads(exc.detail or "{}")
+    facts = _facts(exc)
     return StaleToken(
         exc.message or str(exc),
-        resource=facts.get("resource", ""),
+        resource=facts.get("resource") or "",
         presented=facts.get("presented"),
         current=facts.get("current"),
     )
+
+
+def ended(exc: BaseException, leases: Iterable[Lease]) -> LockguardError | None:
+    """What a failed statement says of the leases that it was sent under, ``None`` if nothing.
+
+    A refusal that names a lease's own resource, token and grant ends that lease at once, whatever becomes of
+    the error: a caller that swallows it must not go on to act on the exchange. A connection that is gone
+    while a lease has ended (a stalled event loop, a server that ended what lay idle) is that lease's loss.
+
+    To be called last, when the connection is in order again: ending a lease cancels its body.
+
+    Returns:
+        The error to raise in place of ``exc``.
+    """
+    if (refusal := stale(exc)) is not None:
+        assert isinstance(exc, asyncpg.PostgresError)
+        facts = _facts(exc)
+        for lease in leases:
+            # An older schema does not tell the grant; then lost_to_fence compares resource and token.
+            if facts.get("grant") in (None, lease.grant.id) and facts.get("reason") != "voided":
+                lease.lost_to_fence(refusal)
+        return refusal
+    if meaning_of(exc) is Meaning.LOST:
+        for lease in leases:
+            if (reason := lease.loss) is not None:
+                return lease.lost_error(reason)
+    return None
+
+
+def _facts(exc: asyncpg.PostgresError) -> dict[str, Any]:
+    try:
+        facts = json.loads(exc.detail or "{}")
+    except ValueError:  # somebody else's error under our code
+        return {}
+    if not isinstance(facts, dict):
+        return {}
+    if isinstance(facts.get("grant"), str):
+        facts["grant"] = facts["grant"].replace("-", "")
+    return facts
 
 
 def set_up_error(exc: BaseException) -> ConfigurationError:

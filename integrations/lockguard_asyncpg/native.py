@@ -21,8 +21,17 @@ from uuid import UUID
 
 import asyncpg
 
+from lockguard.errors import StaleToken
 from lockguard_asyncpg.claims import Limits, entry_for, leases_for, next_sequence
-from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error, stale
+from lockguard_asyncpg.errors import (
+    DATABASE_ERRORS,
+    CommitUnknown,
+    Meaning,
+    ended,
+    meaning_of,
+    set_up_error,
+    stale,
+)
 from lockguard_asyncpg.transaction import FencedTransaction
 from lockguard_asyncpg.wire import bare, give_back, unfenced
 
@@ -109,14 +118,31 @@ async def _send(
     returning: bool,
 ) -> list[asyncpg.Record]:
     leases = leases_for(lease)
-    if isinstance(target, asyncpg.Pool):
+    try:
+        if not isinstance(target, asyncpg.Pool):
+            return await _on(target, query, args, leases, timeout_s=timeout_s, returning=returning)
         for held in leases:
             held.ensure()
         lent: PoolConnectionProxy[Any] = await target.acquire()
         try:
-            return await _send(lent, query, args, lease=leases, timeout_s=timeout_s, returning=returning)
+            return await _on(lent, query, args, leases, timeout_s=timeout_s, returning=returning)
         finally:
             await give_back(target, lent)
+    except StaleToken as exc:
+        if exc.__cause__ is not None:
+            ended(exc.__cause__, leases)
+        raise
+
+
+async def _on(
+    target: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    query: str,
+    args: tuple[object, ...],
+    leases: Sequence[Lease],
+    *,
+    timeout_s: float | None,
+    returning: bool,
+) -> list[asyncpg.Record]:
     if target.is_in_transaction() or getattr(bare(target), _CACHES):
         return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning)
     async with FencedTransaction(target, leases):
@@ -155,6 +181,8 @@ async def _one(
         ):  # the check's, not the write's
             raise set_up_error(exc) from exc
         # In a transaction of the caller's a lost connection is certain: it was not committed.
+        if inside and (said := ended(exc, leases)) is not None:
+            raise said from exc
         if not inside and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
             raise CommitUnknown(resource=first.resource, token=first.token, sequence=sequence) from exc
         raise

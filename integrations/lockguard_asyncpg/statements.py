@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["Kind", "ends_in_savepoint", "kind_of", "read_only_after"]
+__all__ = ["Kind", "ends_in_savepoint", "is_commit", "kind_of", "may_end_transaction", "read_only_after"]
 
 _QUOTED = re.compile(
     r"""
@@ -72,6 +72,27 @@ def kind_of(query: str) -> Kind:
             " use conn.transaction(), or send BEGIN and COMMIT by themselves"
         )
     return kinds[0] if len(kinds) == 1 else Kind.ORDINARY
+
+
+def is_commit(query: str) -> bool:
+    """Whether ``query`` is a COMMIT and nothing else."""
+    parts = [part for part in _QUOTED.sub(_blanked, query).split(";") if part.strip()]
+    return len(parts) == 1 and _BY_WORD.get(parts[0].upper().split(maxsplit=1)[0]) is Kind.COMMIT
+
+
+@lru_cache(maxsize=1024)
+def may_end_transaction(query: str) -> bool:
+    """Whether ``query`` may end the transaction that it is sent in, perhaps to begin another one."""
+    for part in _QUOTED.sub(_blanked, query).split(";"):
+        words = part.upper().split(maxsplit=2)
+        kind = _BY_WORD.get(words[0]) if words else None
+        if (
+            kind is Kind.COMMIT
+            or (kind is Kind.ROLLBACK and not ends_in_savepoint(part))
+            or words[:2] == ["PREPARE", "TRANSACTION"]
+        ):
+            return True
+    return False
 
 
 def read_only_after(query: str) -> bool | None:

@@ -15,8 +15,9 @@ from asyncpg.pool import PoolConnectionProxy
 from asyncpg.transaction import Transaction
 
 from lockguard_asyncpg.claims import Limits, leases_for, next_sequence
-from lockguard_asyncpg.errors import DATABASE_ERRORS, NotCommitted, stale
-from lockguard_asyncpg.wire import Wire, bare, give_back
+from lockguard_asyncpg.connection import end_loan, lend
+from lockguard_asyncpg.errors import DATABASE_ERRORS, NotCommitted, ended
+from lockguard_asyncpg.wire import Wire, bare, give_back, standing_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,9 @@ _ROLLBACK_S = 1.0
 class FencedTransaction:
     """``async with FencedTransaction(pool) as conn:`` runs the body in a transaction that carries the lease.
 
-    On a connection that is in a transaction already it becomes a savepoint, fenced until the outer end.
+    On a connection that is in a transaction already it becomes a savepoint, which presents the leases anew
+    unless the transaction around it is a fenced one that still holds them. In the body every statement of the
+    connection passes through the fence's layer, so nothing in it can end the transaction but the body's end.
 
     Args:
         target: a pool, or a connection of yours.
@@ -69,23 +72,32 @@ class FencedTransaction:
         # Kept bare: the pool empties its proxy when the server drops the connection.
         self._con: asyncpg.Connection[Any] | None = None
         self._transaction: Transaction | None = None
+        self._leases: tuple[Lease, ...] = ()
+        self._loan: type[Any] | None = None
+        self._outer: tuple[Lease, ...] | None = None
 
     async def __aenter__(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
         leases = leases_for(self._lease)
         # Looked at here, so that a lost lease takes no connection, and again when BEGIN leaves.
         for lease in leases:
             lease.ensure()
+        self._leases = leases
         conn = await self._obtain()
         try:
-            self._con = bare(conn)
-            if self._con is None:  # the server dropped it, and the pool has emptied its proxy
+            self._con = con = bare(conn)
+            if con is None:  # the server dropped it, and the pool has emptied its proxy
                 raise asyncpg.InterfaceError("cannot begin a fenced transaction: the connection is closed")
-            wire: Any = Wire(self._con, lambda: leases, limits=self._limits, sequence=self.sequence)
+            self._loan = lend(con)
+            wire: Any = Wire(con, lambda: leases, limits=self._limits, sequence=self.sequence, defer=True)
             transaction = Transaction(wire, self._isolation, readonly=False, deferrable=False)
             await transaction.start()
             self._transaction = transaction
-        except BaseException:
+            standing = standing_of(con)
+            self._outer, standing.body = standing.body, standing.body or leases
+        except BaseException as exc:
             await self._give_back()
+            if exc.__cause__ is not None:
+                ended(exc.__cause__, leases)
             raise
         return conn
 
@@ -93,6 +105,8 @@ class FencedTransaction:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._transaction is not None
+        if self._con is not None:
+            standing_of(self._con).body = self._outer
         try:
             if exc is None:
                 await self._commit(self._transaction)
@@ -100,8 +114,8 @@ class FencedTransaction:
                 await self._abandon(self._transaction)
         finally:
             await self._give_back()
-        if exc is not None and (refusal := stale(exc)) is not None:
-            raise refusal from exc
+        if exc is not None and (said := ended(exc, self._leases)) is not None:
+            raise said from exc
 
     async def _commit(self, transaction: Transaction) -> None:
         if self._con is None or self._con.is_closed():
@@ -128,7 +142,9 @@ class FencedTransaction:
         return self._lent
 
     async def _give_back(self) -> None:
-        lent, self._lent, self._con = self._lent, None, None
+        lent, con, self._lent, self._con = self._lent, self._con, None, None
+        if con is not None:
+            end_loan(con, self._loan)
         if lent is not None and isinstance(self._target, asyncpg.Pool):
             await give_back(self._target, lent)
 

@@ -5,7 +5,9 @@ asyncpg keeps its own books on transactions (nesting, savepoints, the state of `
 to what opens a transaction and looks at what comes back from what ends it.
 
 A :class:`Standing` remembers what a connection's open transaction has presented. It is worth exactly as
-much as the row lock behind it, so it is forgotten whenever the lock may have gone.
+much as the row lock behind it, so it is kept only while every statement of the connection passes through
+here, and forgotten whenever the lock may have gone. A transaction that somebody else began and will end has
+no standing: there a savepoint presents its leases each time, in the message that opens it.
 """
 
 from __future__ import annotations
@@ -21,19 +23,29 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from lockguard.errors import LockguardError, StaleToken
-from lockguard.lease import Lease
+from lockguard.lease import GrantId, Lease
 from lockguard_asyncpg.claims import Claim, Entry, Limits, entry_for, next_sequence
 from lockguard_asyncpg.errors import (
     DATABASE_ERRORS,
     CommitUnknown,
     Meaning,
     NotCommitted,
+    ended,
     fence_error,
     meaning_of,
-    stale,
 )
 
-__all__ = ["Standing", "Wire", "bare", "give_back", "is_unfenced", "send_plain", "standing_of", "unfenced"]
+__all__ = [
+    "Standing",
+    "Wire",
+    "bare",
+    "give_back",
+    "is_unfenced",
+    "sees_all",
+    "send_plain",
+    "standing_of",
+    "unfenced",
+]
 
 _OPEN_ATTEMPTS_MAX = 5
 _ROLLBACK_S = 1.0
@@ -42,6 +54,7 @@ _PROXIED = "_con"
 # Where a connection keeps the text of its reset, and a pool its caller's hook for each acquire.
 _RESET = "_reset_query"
 _SETUP = "_setup"
+_IN_FAILED_TRANSACTION = "25P02"
 # Where a connection notes its outermost transaction.
 _NOTED = "_top_xact"
 
@@ -70,34 +83,46 @@ class Standing:
     """What a connection's open transaction has presented to the fence.
 
     Attributes:
-        entry: what the transaction began with; ``None`` if its outcome is not recorded.
-        leases: those presented.
+        entry: what makes the transaction's outcome known; ``None`` if it is not recorded.
+        leases: those presented, by grant.
         claims: the pairs whose rows are locked now.
+        doubt: the row that records the outcome may have gone with a savepoint.
         read_only: it was begun READ ONLY: it cannot write, and cannot lock a row of the fence either.
         refusal: the fence's refusal in this transaction, in case somebody swallows it.
         user: the task in the middle of a statement that takes several messages.
+        body: the leases of the fenced transaction in whose body the connection is; only the end of that body
+            ends the transaction.
     """
 
-    __slots__ = ("claims", "entry", "leases", "read_only", "refusal", "user")
+    __slots__ = ("_begun_with", "body", "claims", "doubt", "entry", "leases", "read_only", "refusal", "user")
 
     def __init__(self) -> None:
         self.user: asyncio.Task[Any] | None = None
+        self.body: tuple[Lease, ...] | None = None
         self.clear()
 
     def clear(self) -> None:
         """The transaction is over."""
+        self._begun_with = False
         self.entry: Entry | None = None
-        self.leases: tuple[Lease, ...] = ()
+        self.leases: dict[GrantId, Lease] = {}
         self.claims: set[Claim] = set()
+        self.doubt = False
         self.read_only = False
         self.refusal: StaleToken | None = None
 
-    def note(self, entry: Entry, leases: Sequence[Lease]) -> None:
-        """The fence has accepted ``entry``."""
+    def forget(self) -> None:
+        """A savepoint was rolled back, or will be: what was presented behind it counts no more."""
+        self.claims.clear()
+        if self.entry is not None and not self._begun_with:
+            self.entry, self.doubt = None, True
+
+    def note(self, entry: Entry, leases: Sequence[Lease], *, begins: bool = False) -> None:
+        """The fence has accepted ``entry``; with ``begins``, in the message that began the transaction."""
         if self.entry is None and entry.sequence is not None:
-            self.entry = entry
+            self.entry, self.doubt, self._begun_with = entry, False, begins
         self.claims.update(entry.claims)
-        self.leases = (*self.leases, *leases)
+        self.leases.update((lease.grant.id, lease) for lease in leases)
 
 
 _standings: WeakKeyDictionary[asyncpg.Connection[Any], Standing] = WeakKeyDictionary()
@@ -119,6 +144,11 @@ def bare(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> asyncpg.Co
         con: asyncpg.Connection[Any] = getattr(conn, _PROXIED)
         return con
     return conn
+
+
+def sees_all(con: asyncpg.Connection[Any]) -> bool:
+    """Whether every statement of ``con`` passes through the fence's layer, so that a standing can be kept."""
+    return hasattr(con, "execute_plain")
 
 
 async def send_plain(con: asyncpg.Connection[Any], query: str, *, timeout_s: float | None = None) -> str:
@@ -169,9 +199,10 @@ class Wire:
         limits: bounds on waiting and idling inside.
         sequence: the transaction's number.
         timeout_s: the patience for BEGIN and COMMIT.
+        defer: leave it to the caller to end a lease that is refused when the transaction opens.
     """
 
-    __slots__ = ("_con", "_leases", "_limits", "_sequence", "_timeout_s")
+    __slots__ = ("_con", "_defer", "_leases", "_limits", "_sequence", "_timeout_s")
 
     def __init__(
         self,
@@ -181,6 +212,7 @@ class Wire:
         limits: Limits,
         sequence: int | None = None,
         timeout_s: float | None = None,
+        defer: bool = False,
     ) -> None:
         # Past our own __setattr__, which writes on the connection.
         object.__setattr__(self, "_con", con)
@@ -188,6 +220,7 @@ class Wire:
         object.__setattr__(self, "_limits", limits)
         object.__setattr__(self, "_sequence", next_sequence() if sequence is None else sequence)
         object.__setattr__(self, "_timeout_s", timeout_s)
+        object.__setattr__(self, "_defer", defer)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._con, name)
@@ -206,9 +239,11 @@ class Wire:
                 return await self.commit(query)
             case "RELEASE":
                 return await self._send(query)
+            case _ if query.startswith("ROLLBACK TO"):
+                standing_of(self._con).forget()
+                return await self._send(query)
             case _:
-                # The rows locked inside the savepoint may be free again.
-                standing_of(self._con).claims.clear()
+                standing_of(self._con).clear()
                 return await self._send(query)
 
     async def _open(self, query: str, *, undo: str, outermost: bool) -> str:
@@ -216,17 +251,19 @@ class Wire:
         leases = self._leases()
         for lease in leases:
             lease.ensure()
-        if not leases or " READ ONLY" in query:
-            tag = await self._send(query)
+        if outermost:
             standing.read_only = " READ ONLY" in query
-            return tag
+        if not leases or standing.read_only:
+            return await self._send(query)
         for attempt in range(_OPEN_ATTEMPTS_MAX):
-            entry = entry_for(leases, sequence=self._sequence, limits=self._limits)
+            sequence = self._sequence if standing.entry is None else None
+            entry = entry_for(leases, sequence=sequence, limits=self._limits)
             if standing.claims.issuperset(entry.claims):
                 return await self._send(query)
             try:
                 tag = await self._send(query + entry.sql())
             except BaseException as exc:
+                standing.forget()
                 await self._roll_back(undo)
                 # Nothing of the caller's ran yet, so a snapshot that a seal overtook is simply taken anew.
                 if outermost and attempt + 1 < _OPEN_ATTEMPTS_MAX and meaning_of(exc) is Meaning.RETRY:
@@ -234,23 +271,29 @@ class Wire:
                 if outermost:
                     # asyncpg has noted the transaction as open and would take the next one for a savepoint.
                     setattr(self._con, _NOTED, None)
-                if (said := fence_error(exc)) is not None:
+                said = (None if self._defer else ended(exc, leases)) or fence_error(exc)
+                if said is not None:
                     raise said from exc
                 raise
-            standing.note(entry, leases)
+            standing.note(entry, leases, begins=outermost)
             return tag
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def commit(self, query: str) -> str:
         """COMMIT, unless a lease has ended; raises if it did not happen or nobody knows."""
         standing = standing_of(self._con)
+        leases = tuple(standing.leases.values())
         entry, refusal = standing.entry, standing.refusal
         try:
-            for lease in standing.leases:
+            for lease in leases:
                 lease.ensure()
         except LockguardError:
             await self._roll_back("ROLLBACK;")
             raise
+        if standing.doubt and leases:
+            # What recorded the outcome may have been rolled back: record it anew, in the same message.
+            entry = entry_for(leases, sequence=next_sequence(), limits=self._limits)
+            query = entry.sql() + query
         try:
             tag = await self._send(query)
         except asyncio.CancelledError as exc:
@@ -258,19 +301,25 @@ class Wire:
                 exc.add_note(f"cancelled during COMMIT: {_unknown(entry)}")
             raise
         except DATABASE_ERRORS as exc:
-            if entry is not None and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
-                raise _unknown(entry) from exc
-            if (said := stale(exc)) is not None:  # a deferred trigger speaks only now
+            if (said := await self._why_no_commit(exc, entry, leases, refusal)) is not None:
                 raise said from exc
             raise
         standing.clear()  # COMMIT AND CHAIN has opened another transaction, which has presented nothing
         if tag == "ROLLBACK" and entry is not None:
             # The server says so only in the command tag, and asyncpg does not look.
-            raise NotCommitted(
-                "Postgres rolled the transaction back: a statement in it failed and the error was swallowed;"
-                " let it through, or use a savepoint (conn.transaction()) around what may fail"
-            ) from refusal
+            raise _not_committed() from refusal
         return tag
+
+    async def _why_no_commit(
+        self, exc: Exception, entry: Entry | None, leases: tuple[Lease, ...], refusal: StaleToken | None
+    ) -> LockguardError | None:
+        if entry is not None and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
+            return _unknown(entry)
+        # The check that went before COMMIT has failed, so COMMIT was not executed.
+        await self._roll_back("ROLLBACK;")
+        if getattr(exc, "sqlstate", None) == _IN_FAILED_TRANSACTION:
+            return refusal or _not_committed()
+        return ended(exc, leases)  # a deferred trigger speaks only now
 
     async def _send(self, query: str) -> str:
         return await send_plain(self._con, query, timeout_s=self._timeout_s)
@@ -283,6 +332,13 @@ class Wire:
             await asyncio.shield(asyncio.wait_for(self._send(undo), _ROLLBACK_S))
         except (*DATABASE_ERRORS, asyncio.CancelledError):
             self._con.terminate()
+
+
+def _not_committed() -> NotCommitted:
+    return NotCommitted(
+        "Postgres rolled the transaction back: a statement in it failed and the error was swallowed;"
+        " let it through, or use a savepoint (conn.transaction()) around what may fail"
+    )
 
 
 def _unknown(entry: Entry) -> CommitUnknown:

@@ -70,10 +70,12 @@ async def row(pool: asyncpg.Pool[Any]) -> dict[str, Any]:
 
 
 async def refused(pool: asyncpg.Pool[Any], statement: str) -> asyncpg.PostgresError:
-    with pytest.raises(asyncpg.PostgresError) as caught:
+    with pytest.raises(StaleToken) as caught:
         await pool.execute(statement)
-    assert caught.value.sqlstate == "LG002"
-    return caught.value
+    cause = caught.value.__cause__
+    assert isinstance(cause, asyncpg.PostgresError)
+    assert (cause.sqlstate, caught.value.presented) == ("LG002", None)
+    return cause
 
 
 @pytest.mark.parametrize(
@@ -133,9 +135,8 @@ async def test_a_superseded_lease_is_refused_by_the_table_itself(pool: asyncpg.P
         claim = f'{{"binance:APTUSDT": [7, "{stale.grant.id}"]}}'
         async with conn.transaction():
             await conn.execute("select set_config('lockguard.leases', $1, true)", claim)
-            with pytest.raises(asyncpg.PostgresError, match="presented 7, current 8") as caught:
+            with pytest.raises(StaleToken, match="presented 7, current 8"):
                 await conn.execute(INSERT)
-            assert caught.value.sqlstate == "LG001"
             with pytest.raises(asyncpg.InFailedSQLTransactionError):
                 await conn.execute("select 1")
 
@@ -182,7 +183,7 @@ async def test_a_person_may_change_rows_for_a_reason_that_is_kept(pool: asyncpg.
         async with conn.transaction():
             await conn.execute("select lockguard.maintenance('wrong symbol, ticket 12')")
             await conn.execute("update monitoring.positions set status = 'closed'")
-        with pytest.raises(asyncpg.PostgresError, match="no token"):
+        with pytest.raises(StaleToken, match="no token"):
             await conn.execute("update monitoring.positions set status = 'active'")
         with pytest.raises(asyncpg.PostgresError, match="needs a reason"):
             await conn.execute("select lockguard.maintenance(' ')")
