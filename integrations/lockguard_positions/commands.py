@@ -36,13 +36,15 @@ from lockguard_positions.connecting import (
     connect_manager,
 )
 from lockguard_positions.diagnosis import Diagnosis, FindingKind, diagnose
+from lockguard_positions.exchange_options import read_options
+from lockguard_positions.model import Adopt
 from lockguard_positions.reconcile import SyncAction, SyncOutcome
 from lockguard_positions.schema import migrate, protect_positions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["positions"]
+__all__ = ["adopt_option", "exchange_options", "positions"]
 
 _WRONG = 1
 _UNREADABLE = 3
@@ -64,22 +66,65 @@ def positions() -> None:
     """Look at the positions of a bot, clean them up, recover them."""
 
 
+def exchange_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for the account at the exchange: ``exchange``, ``account`` and ``option``."""
+    for option in (
+        click.option(
+            "--option",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="An option of ccxt, its value as JSON, such as recvWindow=5000, demo=true or leverage=5;"
+            " may be repeated.  [env: LOCKGUARD_EXCHANGE_OPTIONS, a JSON object]",
+        ),
+        click.option(
+            "--account",
+            envvar="LOCKGUARD_ACCOUNT",
+            metavar="LABEL",
+            help="The account's label, where there are several at the exchange: part of every lock and row."
+            "  [env: LOCKGUARD_ACCOUNT]",
+        ),
+        click.option(
+            "--exchange",
+            envvar="LOCKGUARD_EXCHANGE_URL",
+            metavar="URL|NAME",
+            help="A local exchange's URL, or ccxt's name of a real one; its keys come from"
+            " LOCKGUARD_EXCHANGE_API_KEY, LOCKGUARD_EXCHANGE_SECRET and, where it has one,"
+            " LOCKGUARD_EXCHANGE_PASSWORD.  [env: LOCKGUARD_EXCHANGE_URL]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+adopt_option = click.option(
+    "--adopt",
+    envvar="LOCKGUARD_ADOPT",
+    default=Adopt.STOP.value,
+    show_default=True,
+    metavar="|".join(one.value for one in Adopt),
+    callback=lambda ctx, param, value: Adopt.read(value),  # noqa: ARG005 - click's signature
+    help="What to do about a position that has no row: nothing, tell, or give it a row and a stop.",
+)
+
+
 def _with_urls(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options for the database and the exchange; the command gets them as ``urls``."""
 
     @click.option(
         "--database", envvar="LOCKGUARD_DATABASE_URL", metavar="URL", help="[env: LOCKGUARD_DATABASE_URL]"
     )
-    @click.option(
-        "--exchange",
-        envvar="LOCKGUARD_EXCHANGE_URL",
-        metavar="URL|NAME",
-        help="A local exchange's URL, or ccxt's name of a real one; its keys come from"
-        " LOCKGUARD_EXCHANGE_API_KEY and LOCKGUARD_EXCHANGE_SECRET.  [env: LOCKGUARD_EXCHANGE_URL]",
-    )
+    @exchange_options
     @wraps(command)
-    def with_urls(database: str | None, exchange: str | None, redis: str | None = None, **rest: Any) -> Any:
-        return command(urls=Urls(database, exchange, redis), **rest)
+    def with_urls(
+        database: str | None,
+        exchange: str | None,
+        account: str | None,
+        option: tuple[str, ...],
+        redis: str | None = None,
+        **rest: Any,
+    ) -> Any:
+        settings = read_options(option, name=exchange, account=account)
+        return command(urls=Urls(database, settings, redis), **rest)
 
     return with_urls
 
@@ -208,6 +253,7 @@ def _findings_table(found: Diagnosis, remedy: bool = False) -> Table:  # noqa: F
 
 @positions.command()
 @_that_writes
+@adopt_option
 @_older_than
 @click.option(
     "--only",
@@ -224,6 +270,7 @@ def _findings_table(found: Diagnosis, remedy: bool = False) -> Table:  # noqa: F
 def cleanup(
     *,
     urls: Urls,
+    adopt: Adopt,
     older_than_s: float,
     only: tuple[str, ...],
     backup_file: Path | None,
@@ -252,14 +299,14 @@ def cleanup(
         return
     name = f"positions-backup-{datetime.now(UTC):%Y%m%dT%H%M%S}.jsonl"
     with _logged():
-        done, saved = _run(_clean_up(urls, older_than, only, backup_file or Path(name)))
+        done, saved = _run(_clean_up(urls, adopt, older_than, only, backup_file or Path(name)))
     _show_done(done, as_json=as_json, backup=saved)
 
 
 async def _clean_up(
-    urls: Urls, older_than: timedelta, only: tuple[str, ...], file: Path
+    urls: Urls, adopt: Adopt, older_than: timedelta, only: tuple[str, ...], file: Path
 ) -> tuple[list[SyncOutcome], str | None]:
-    async with connect_manager(urls) as (manager, exchange, pool):
+    async with connect_manager(urls, adopt=adopt) as (manager, exchange, pool):
         found = _picked(await diagnose(pool, [exchange], older_than=older_than), only)
         if not found.complete:
             return [SyncOutcome(exchange.name, SyncAction.UNREADABLE, None, found.findings[0].details)], None

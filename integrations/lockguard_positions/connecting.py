@@ -6,12 +6,10 @@ arguments of a process.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,7 +21,9 @@ from lockguard_asyncpg import PostgresFence
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt.classify import ccxt_errors
+from lockguard_positions.exchange_options import ExchangeSettings, credentials_told, make_client
 from lockguard_positions.manager import AtomicPositionManager
+from lockguard_positions.model import Adopt
 from lockguard_positions.schema import version
 
 if TYPE_CHECKING:
@@ -37,22 +37,19 @@ __all__ = [
     "connect_database",
     "connect_exchange",
     "connect_manager",
-    "keys_refused",
 ]
 
 _CONNECT_S = 10.0
 _POOL_MAX = 10
-_KEY = "LOCKGUARD_EXCHANGE_API_KEY"
-_SECRET = "LOCKGUARD_EXCHANGE_SECRET"  # noqa: S105 - the name of a variable
 _WITH_INTENTS = 3
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Urls:
-    """Where everything is; ``exchange`` is the URL of a local exchange or ccxt's name of a real one."""
+    """Where everything is."""
 
     database: str | None
-    exchange: str | None
+    exchange: ExchangeSettings
     redis: str | None
 
 
@@ -92,30 +89,28 @@ async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[An
 
 @asynccontextmanager
 async def connect_exchange(
-    url: str | None, *, patience: Patience | None = None
+    settings: ExchangeSettings, *, patience: Patience | None = None
 ) -> AsyncIterator[GuardedExchange]:
     """The exchange, with its markets loaded.
 
     Args:
-        url: that of a local exchange, or ccxt's name of a real one.
+        settings: which account, and how ccxt is to talk to it.
         patience: how orders without an answer are looked for; the guarded exchange's own by default.
 
     Raises:
         ConfigurationError: there is none of that name, its keys are missing, or it does not answer.
     """
-    if not url:
-        raise ConfigurationError(
-            "no exchange; give --exchange (a local one's URL, or ccxt's name) or set LOCKGUARD_EXCHANGE_URL"
-        )
-    client = _local(url) if "://" in url else _real(url)
+    client = make_client(settings)
     try:
-        guarded = GuardedExchange(client) if patience is None else GuardedExchange(client, patience=patience)
+        guarded = GuardedExchange(client, account=settings.account, patience=patience or Patience())
         try:
             await guarded.load()
         except ccxt_errors().AuthenticationError as exc:
-            raise keys_refused(guarded.name, exc) from exc
+            raise credentials_told(guarded.name, exc) from exc
         except ccxt_errors().BaseError as exc:
-            raise ConfigurationError(f"exchange {url} does not answer: {type(exc).__name__}") from exc
+            raise ConfigurationError(
+                f"exchange {settings.name} does not answer: {type(exc).__name__}"
+            ) from exc
         yield guarded
     finally:
         await client.close()
@@ -123,7 +118,11 @@ async def connect_exchange(
 
 @asynccontextmanager
 async def connect_manager(
-    urls: Urls, *, ttl: timedelta = timedelta(seconds=10), observers: Sequence[PositionObserver] | None = None
+    urls: Urls,
+    *,
+    ttl: timedelta = timedelta(seconds=10),
+    adopt: Adopt | str = Adopt.STOP,
+    observers: Sequence[PositionObserver] | None = None,
 ) -> AsyncIterator[tuple[AtomicPositionManager, GuardedExchange, asyncpg.Pool[Any]]]:
     """A manager over all of it.
 
@@ -145,41 +144,8 @@ async def connect_manager(
         guard = await stack.enter_async_context(
             LockGuard.from_url(urls.redis, fence=PostgresFence(pool), ttl=ttl, observers=[])
         )
-        yield AtomicPositionManager(guard, pool, [exchange], observers=observers), exchange, pool
-
-
-def keys_refused(exchange: str, exc: BaseException) -> ConfigurationError:
-    """What to tell when the exchange does not take the keys."""
-    return ConfigurationError(
-        f"{exchange} refused the keys ({type(exc).__name__}); check {_KEY} and {_SECRET},"
-        " and what the key may do"
-    )
-
-
-def _local(url: str) -> Any:
-    from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, connect  # noqa: PLC0415 - an extra
-
-    try:
-        _ = urlsplit(url).port
-    except ValueError as exc:
-        raise ConfigurationError(f"exchange {url!r} is no URL: {exc}; write http://host:port") from exc
-    return connect(
-        url,
-        api_key=os.environ.get(_KEY) or LOCAL_API_KEY,
-        secret=os.environ.get(_SECRET) or LOCAL_SECRET,
-    )
-
-
-def _real(name: str) -> Any:
-    factory = getattr(import_module("ccxt.async_support"), name, None)
-    if factory is None:
-        raise ConfigurationError(
-            f"ccxt has no exchange {name!r}; write binanceusdm, bybit, or the URL of a local one"
-        )
-    key, secret = os.environ.get(_KEY), os.environ.get(_SECRET)
-    if not key or not secret:
-        raise ConfigurationError(f"{name} needs the account's keys; set {_KEY} and {_SECRET}")
-    return factory({"apiKey": key, "secret": secret, "enableRateLimit": True})
+        manager = AtomicPositionManager(guard, pool, [exchange], adopt=adopt, observers=observers)
+        yield manager, exchange, pool
 
 
 def _without_password(url: str) -> str:

@@ -99,7 +99,10 @@ class AtomicPositionManager:
         self._venues: dict[str, Venue] = {}
         for exchange in exchanges:
             if exchange.name in self._venues:
-                raise ConfigurationError(f"two of the exchanges are {exchange.name!r}; give one of them")
+                raise ConfigurationError(
+                    f"two of the exchanges are {exchange.name!r}; give one of them, or each account a label"
+                )
+            self._refuse_two_names(exchange)
             self._venues[exchange.name] = Venue(exchange, pace)
         self._pace = pace
         self._adopt = Adopt.read(adopt)
@@ -404,6 +407,14 @@ class AtomicPositionManager:
             if isinstance(exc, ExchangeUnreadable) and await venue.says_gone(exc):
                 return (self._trouble(venue, symbol, exc),)
             return (SyncOutcome(symbol, SyncAction.UNREADABLE, None, str(exc)),)
+
+    def _refuse_two_names(self, exchange: GuardedExchange) -> None:
+        """One account under two names would have two locks, and each name's pass would adopt the other's."""
+        for other in self._venues.values():
+            if other.same_account(exchange):
+                raise ConfigurationError(
+                    f"{other.name} and {exchange.name} have the same API key; give an account one label"
+                )
 
     def _trouble(self, venue: Venue, symbol: str, exc: Exception) -> SyncOutcome:
         """What is wrong with one symbol, for the report and for a person."""

@@ -78,6 +78,12 @@ class Venue:
         """As in the names of locks, and in the column ``exchange``."""
         return self._exchange.name
 
+    def same_account(self, other: GuardedExchange) -> bool:
+        """Whether another exchange object trades by the same key."""
+        mine, theirs = self._exchange.exchange, other.exchange
+        key = getattr(mine, "apiKey", None)
+        return bool(key) and mine.id == theirs.id and key == getattr(theirs, "apiKey", None)
+
     @property
     def in_doubt_ms(self) -> int:
         """After how long an order that cannot be found was certainly not placed."""

@@ -21,14 +21,19 @@ from lockguard_positions.bot.logs import log_to_output
 from lockguard_positions.bot.stopping import StopRequest
 from lockguard_positions.bot.wiring import BotSettings, StreamSettings, connect_bot
 from lockguard_positions.bot.worker import Rhythm
+from lockguard_positions.commands import adopt_option, exchange_options
 from lockguard_positions.connecting import Urls
+from lockguard_positions.exchange_options import read_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lockguard_positions.model import Adopt
+
 __all__ = ["bot"]
 
 _LEFT = 1
+_GROUP = "lockguard-bots"
 _CLOSING = timedelta(seconds=10)
 """For what is closed after the work: alerts that wait, connections."""
 
@@ -62,13 +67,8 @@ def bot() -> None:
 @click.option(
     "--database", envvar="LOCKGUARD_DATABASE_URL", metavar="URL", help="[env: LOCKGUARD_DATABASE_URL]"
 )
-@click.option(
-    "--exchange",
-    envvar="LOCKGUARD_EXCHANGE_URL",
-    metavar="URL|NAME",
-    help="A local exchange's URL, or ccxt's name of a real one; its keys come from"
-    " LOCKGUARD_EXCHANGE_API_KEY and LOCKGUARD_EXCHANGE_SECRET.  [env: LOCKGUARD_EXCHANGE_URL]",
-)
+@exchange_options
+@adopt_option
 @click.option(
     "--signals",
     "files",
@@ -83,7 +83,10 @@ def bot() -> None:
     help="A Redis stream of signals.  [env: LOCKGUARD_STREAM]",
 )
 @click.option(
-    "--group", default="lockguard-bots", show_default=True, help="The consumer group that the bots form."
+    "--group",
+    metavar="NAME",
+    help="The consumer group that the bots of one account form.  [default: lockguard-bots, with a label"
+    " lockguard-bots@LABEL, so that every account gets every signal]",
 )
 @click.option(
     "--stream-redis",
@@ -161,10 +164,13 @@ def _settings(
     redis: str | None,
     database: str | None,
     exchange: str | None,
+    account: str | None,
+    option: tuple[str, ...],
+    adopt: Adopt,
     files: tuple[str, ...],
     stream: str | None,
     stream_redis: str | None,
-    group: str,
+    group: str | None,
     claim_after: timedelta,
     max_age: timedelta,
     set_aside_after: int,
@@ -180,8 +186,10 @@ def _settings(
     connect_within: timedelta,
 ) -> BotSettings:
     where = stream_redis or redis
+    group = group or (f"{_GROUP}@{account}" if account else _GROUP)
     return BotSettings(
-        urls=Urls(database, exchange, redis),
+        urls=Urls(database, read_options(option, name=exchange, account=account), redis),
+        adopt=adopt,
         files=files,
         stream=StreamSettings(where, stream, group, claim_after) if stream and where else None,
         alerts=alerts,

@@ -48,6 +48,7 @@ class Trader:
         book: what was decided.
         age_max: an open that is older is refused, as far as a signal's age is known.
         ends_max: how many bots a signal may end before it is set aside.
+        leverage: what to set for a symbol before its first entry; left as it is by default.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Trader:
         *,
         age_max: timedelta,
         ends_max: int = 2,
+        leverage: int | None = None,
     ) -> None:
         self._guard = guard
         self._manager = manager
@@ -66,6 +68,8 @@ class Trader:
         self._book = book
         self._age_s_max = age_max.total_seconds()
         self._ends_max = ends_max
+        self._leverage = leverage
+        self._levered: set[str] = set()
 
     async def resource(self, signal: Signal) -> str:
         """What a signal is carried out under.
@@ -170,6 +174,7 @@ class Trader:
             percent = signal.stop.percent_at(price, signal.side)
         except BadSignal as exc:
             return Decision(Outcome.REFUSED, str(exc))
+        await self._lever(signal.symbol)
         result = await self._manager.open_position_atomic(
             signal.id,
             signal.symbol,
@@ -185,6 +190,27 @@ class Trader:
             decision = _of_row(signal, result.position)
             return replace(decision, details=result.reason)
         return _of_row(signal, result.position)
+
+    async def _lever(self, symbol: str) -> None:
+        """Set the leverage of a symbol, once.
+
+        Raises:
+            ConfigurationError: the exchange does not take it.
+            ExchangeUnreadable: it did not answer.
+        """
+        unified = self._exchange.unified(symbol)
+        if self._leverage is None or unified in self._levered:
+            return
+        errors = ccxt_errors()
+        try:
+            await self._exchange.set_leverage(self._leverage, unified)
+        except errors.OperationFailed as exc:
+            raise ExchangeUnreadable(f"the leverage could not be set: {type(exc).__name__}: {exc}") from exc
+        except errors.BaseError as exc:
+            raise ConfigurationError(
+                f"the exchange refused a leverage of {self._leverage}: {type(exc).__name__}; give another one"
+            ) from exc
+        self._levered.add(unified)
 
     async def _price(self, symbol: str) -> Decimal:
         try:

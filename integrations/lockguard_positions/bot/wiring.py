@@ -22,8 +22,9 @@ from lockguard_positions.bot.stopping import unless_stopped
 from lockguard_positions.bot.stream import StreamSource
 from lockguard_positions.bot.trader import Trader
 from lockguard_positions.bot.worker import Worker
-from lockguard_positions.connecting import Urls, connect_database, connect_exchange, keys_refused
+from lockguard_positions.connecting import Urls, connect_database, connect_exchange
 from lockguard_positions.events import LogPositions
+from lockguard_positions.exchange_options import credentials_told
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.race_imports import import_lean
 from lockguard_positions.schema import ATTEMPTS_SINCE, version
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lockguard_positions.bot.sources import SignalSource
     from lockguard_positions.bot.worker import Rhythm
     from lockguard_positions.events import PositionObserver
+    from lockguard_positions.model import Adopt
 
 __all__ = ["BotSettings", "NotConnected", "StreamSettings", "connect_bot"]
 
@@ -73,6 +75,7 @@ class BotSettings:
         urls: where everything is.
         files: of signals, a line each; ``-`` is the standard input.
         stream: of signals.
+        adopt: what to do about a position that has no row.
         alerts: apprise's URLs.
         rhythm: when it does what.
         ttl: the life of its leases.
@@ -84,6 +87,7 @@ class BotSettings:
     """
 
     urls: Urls
+    adopt: Adopt
     files: tuple[str, ...]
     stream: StreamSettings | None
     alerts: tuple[str, ...] = field(repr=False)
@@ -134,16 +138,22 @@ async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: async
     )
     await guard.inspect("bot:start")  # raises if Redis cannot be asked
     # ccxt's other hundred exchanges would take seconds to import, and a bot that starts late takes over late.
-    import_lean("binanceusdm" if "://" in (urls.exchange or "://") else str(urls.exchange))
+    import_lean(urls.exchange.ccxt_id)
     patience = Patience(search=settings.reads_lag)
     exchange = await stack.enter_async_context(connect_exchange(urls.exchange, patience=patience))
     if settings.receive_window is not None:
         exchange.exchange.options["recvWindow"] = round(settings.receive_window / timedelta(milliseconds=1))
     await _check_keys(exchange)
-    manager = AtomicPositionManager(guard, pool, [exchange], observers=observers)
+    manager = AtomicPositionManager(guard, pool, [exchange], adopt=settings.adopt, observers=observers)
     book = SignalBook(pool, exchange.name)
     trader = Trader(
-        guard, manager, exchange, book, age_max=settings.age_max, ends_max=settings.set_aside_after
+        guard,
+        manager,
+        exchange,
+        book,
+        age_max=settings.age_max,
+        ends_max=settings.set_aside_after,
+        leverage=urls.exchange.leverage,
     )
     sources = await _sources(stack, settings)
     return Worker(trader, manager, exchange.name, sources, settings.rhythm, stopping, observers=observers)
@@ -187,7 +197,7 @@ async def _check_keys(exchange: GuardedExchange) -> None:
     try:
         await exchange.holdings()
     except ccxt_errors().AuthenticationError as exc:
-        raise keys_refused(exchange.name, exc) from exc
+        raise credentials_told(exchange.name, exc) from exc
     except ccxt_errors().BaseError as exc:
         _LOG.warning("%s does not show its positions yet: %s", exchange.name, type(exc).__name__)
 

@@ -1,0 +1,134 @@
+"""Two accounts at one exchange share a database and a Redis, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from decimal import Decimal
+
+import asyncpg
+import pytest
+
+from lockguard import LockGuard
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg import PostgresFence, install
+from lockguard_ccxt import GuardedExchange, Patience
+from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, connect
+from lockguard_positions import AtomicPositionManager, Opened, Pace, SyncAction, migrate
+from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, stage, until
+
+__all__ = ["stage"]
+
+MS = timedelta(milliseconds=1)
+SECOND = {"api_key": "second-key", "secret": "second-secret"}
+
+
+@pytest.fixture
+async def manager(redis_url: str, database_url: str) -> AsyncIterator[AtomicPositionManager]:
+    async with AsyncExitStack() as stack:
+        exchange = await stack.enter_async_context(LocalExchange())
+        exchange.add_account("second", **SECOND)
+        pool = await stack.enter_async_context(asyncpg.create_pool(database_url, min_size=1, max_size=8))
+        async with pool.acquire() as conn:
+            await install(conn)
+            await migrate(conn)
+        guard = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
+        keys = {"scalper": {"api_key": LOCAL_API_KEY, "secret": LOCAL_SECRET}, "swing": SECOND}
+        accounts = []
+        for label, key in keys.items():
+            client = connect(exchange.url, **key)
+            stack.push_async_callback(client.close)
+            patience = Patience(needed=100 * MS, search=200 * MS, poll=20 * MS)
+            accounts.append(GuardedExchange(client, account=label, patience=patience))
+            await accounts[-1].load()
+        yield AtomicPositionManager(guard, pool, accounts, pace=Pace(poll=20 * MS, grace=0 * MS))
+
+
+async def test_a_pass_over_one_account_leaves_the_rows_of_the_other_alone(
+    manager: AtomicPositionManager,
+) -> None:
+    """On 8290112 both were 'binance': the pass of an account that held nothing closed the other's rows."""
+    opened = await manager.open_position_atomic("s1", "APTUSDT", "binance@scalper", "long", "10", "8.5", "2")
+    assert isinstance(opened, Opened)
+    assert opened.position.exchange == "binance@scalper"
+    assert (await manager.sync_exchange_positions("binance@swing")).outcomes == ()
+    again = await manager.sync_exchange_positions("binance@scalper")
+    assert [outcome.action for outcome in again.outcomes] == [SyncAction.IN_STEP]
+    other = await manager.open_position_atomic("s1", "APTUSDT", "binanceusdm@swing", "short", "5", "8.5", "2")
+    assert isinstance(other, Opened)
+    closed = await manager.close_position("APTUSDT", "binance@scalper")
+    assert closed is not None
+    assert closed.status.value == "closed"
+    assert (await manager.sync_exchange_positions("binance@swing")).settled
+
+
+async def test_an_account_without_its_label_is_none_of_them(manager: AtomicPositionManager) -> None:
+    with pytest.raises(ConfigurationError, match=r"'binance' was not given.*binance@scalper, binance@swing"):
+        await manager.sync_exchange_positions("binance")
+
+
+async def test_one_account_under_two_labels_is_refused(redis_url: str, database_url: str) -> None:
+    one, two = connect("http://127.0.0.1:1"), connect("http://127.0.0.1:1")
+    try:
+        async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as pool:
+            async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as guard:
+                accounts = [GuardedExchange(one, account="a"), GuardedExchange(two, account="b")]
+                with pytest.raises(ConfigurationError, match="have the same API key"):
+                    AtomicPositionManager(guard, pool, accounts)
+    finally:
+        await one.close()
+        await two.close()
+
+
+async def test_two_bots_of_two_accounts_carry_out_the_same_signals_each_for_its_own(stage: Stage) -> None:
+    stage.exchange.add_account("second", **SECOND)
+    accounts = (("scalper", LOCAL_API_KEY, LOCAL_SECRET), ("swing", SECOND["api_key"], SECOND["secret"]))
+    bots = [
+        await stage.bot(
+            *("--json", "--stream", STREAM, "--account", label, *FAST),
+            LOCKGUARD_EXCHANGE_API_KEY=key,
+            LOCKGUARD_EXCHANGE_SECRET=secret,
+        )
+        for label, key, secret in accounts
+    ]
+    await stage.stream.xadd(STREAM, OPEN)
+    active = "select count(*) = 2 from monitoring.positions where status = 'active'"
+    await until(lambda: there(stage, active))
+    for bot in bots:
+        bot.terminate()
+    ended = [await bot.end() for bot in bots]
+    assert [(end.code, end.outcomes()) for end in ended] == [(0, {"s1": "opened"})] * 2
+    rows = await stage.pool.fetch("select exchange, symbol, status from monitoring.positions order by 1")
+    assert [tuple(row) for row in rows] == [
+        ("binance@scalper", "APTUSDT", "active"),
+        ("binance@swing", "APTUSDT", "active"),
+    ]
+    record = stage.exchange.record()
+    assert len(record.entries("APTUSDT")) == 2
+    assert record.of("second").position("APTUSDT") == Decimal(10)
+
+
+async def there(stage: Stage, query: str) -> bool:
+    return bool(await stage.pool.fetchval(query))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--account", "a:b"], "account label 'a:b' cannot be part of a name; write 1 to 32 of"),
+        (["--adopt", "sell"], "adopt='sell' is not known; write 'off', 'alert', 'stop'"),
+        (["--option", "recvwindow=1"], "has no option 'recvwindow'; write recvWindow if you mean that"),
+        (["--option", "secret=hunter2"], "set LOCKGUARD_EXCHANGE_SECRET instead"),
+        (["--exchange", "binanceusd"], "ccxt has no exchange 'binanceusd'"),
+    ],
+)
+async def test_what_cannot_be_is_one_line_before_any_order(
+    stage: Stage, arguments: list[str], told: str
+) -> None:
+    done = await stage.run("--once", *arguments)
+    assert done.code == 2
+    assert told in done.text.splitlines()[-1]
+    assert "Traceback" not in done.text
+    assert "hunter2" not in done.text
+    assert stage.exchange.record().orders == ()
