@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from lockguard.bench.contenders import PEERS
 from lockguard.bench.figures import Figures, Sizes
+from lockguard.bench.loops import LOOPS, loop_factory, run_on
 from lockguard.bench.plot import svg
 from lockguard.bench.run import measure
 from lockguard.bench.table import show
@@ -53,7 +53,16 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="NAME",
     help="Which servers to lock in: single, redlock:N, sentinel or cluster.",
 )
-def bench(peers: str, json_file: Path | None, plot_file: Path | None, rounds: int, topology: str) -> None:
+@click.option(
+    "--loop",
+    type=click.Choice(LOOPS),
+    default=LOOPS[0],
+    show_default=True,
+    help="The event loop of everybody that is measured.",
+)
+def bench(
+    peers: str, json_file: Path | None, plot_file: Path | None, rounds: int, topology: str, loop: str
+) -> None:
     """Measure lockguard, its limits and its peers in one run on servers of its own.
 
     The limits are the same two script calls without lockguard around them. Trust the ratios within one run
@@ -63,15 +72,17 @@ def bench(peers: str, json_file: Path | None, plot_file: Path | None, rounds: in
     for file in (json_file, plot_file):
         if file is not None and not file.parent.is_dir():
             raise click.BadParameter(f"the directory of {str(file)!r} does not exist; make it first")
+    loop_factory(loop)  # a missing one is told before servers are started
     console = Console()
     with _quiet(), warnings_told(console.print), console.status("starting servers") as status:
-        figures = asyncio.run(
+        figures = run_on(
+            loop,
             measure(
                 names,
                 replace(Sizes(), rounds=rounds),
                 progress=lambda what: status.update(f"{what} ..."),
                 topology=where,
-            )
+            ),
         )
     _write(figures, json_file, plot_file)
     show(figures, console)

@@ -1,8 +1,8 @@
 """The other processes of a benchmark, and how they are talked to: a line to start, a line as the answer.
 
-``python -m lockguard.bench.crew partner NAME RESOURCE URL...``
+``python -m lockguard.bench.crew LOOP partner NAME RESOURCE URL...``
     for each line on its input: says "asking", takes the lock, releases it, says at which instant it had it.
-``python -m lockguard.bench.crew waiters RESOURCE NUMBER URL...``
+``python -m lockguard.bench.crew LOOP waiters RESOURCE NUMBER URL...``
     so many tasks wait for the lock, each releases it at once; then says the tokens and grants that they got.
 
 The instants of two processes can be compared because the clock is the machine's. A process whose input ends
@@ -22,6 +22,7 @@ from datetime import timedelta
 from typing import Any
 
 from lockguard.bench.contenders import contender
+from lockguard.bench.loops import current_loop, run_on
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.guard import LockGuard
 
@@ -68,11 +69,12 @@ class Hand:
 
 @contextlib.asynccontextmanager
 async def hired(*arguments: str) -> AsyncIterator[Hand]:
-    """A process of the crew, for the length of the body."""
+    """A process of the crew, on the same kind of event loop, for the length of the body."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "lockguard.bench.crew",
+        current_loop(),
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -132,9 +134,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore", UserWarning)  # of an even number of nodes; the parent has told it
     match sys.argv[1:]:
-        case ["partner", name, resource, *urls]:
-            asyncio.run(_partner(name, resource, urls))
-        case ["waiters", resource, number, *urls]:
-            asyncio.run(_waiters(resource, int(number), urls))
+        case [loop, "partner", name, resource, *urls]:
+            run_on(loop, _partner(name, resource, urls))
+        case [loop, "waiters", resource, number, *urls]:
+            run_on(loop, _waiters(resource, int(number), urls))
         case arguments:
             sys.exit(f"lockguard.bench.crew does not know {arguments}; it is started by lockguard bench")

@@ -131,10 +131,12 @@ class About:
 
     Attributes:
         topology: as ``--topology`` has it.
+        loop: as ``--loop`` has it.
         left_out: peers, and why.
     """
 
     topology: str
+    loop: str
     server: str
     python: str
     machine: str

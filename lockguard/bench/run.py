@@ -16,6 +16,7 @@ from lockguard.bench.crowd import memory, waiters
 from lockguard.bench.figures import About, Figures, Sizes, Throughput, Uncontended
 from lockguard.bench.handoff import hand_offs
 from lockguard.bench.limits import BareProtocol, BareSocket, record
+from lockguard.bench.loops import current_loop
 from lockguard.bench.monitor import Keeper, watch
 from lockguard.bench.speed import LIMIT, throughput, uncontended
 from lockguard.bench.upkeep import decorator_us, renewal
@@ -101,6 +102,7 @@ def _about(
     server = servers.servers[0]
     return About(
         topology=str(topology),
+        loop=current_loop(),
         server=f"{server.binary.product} {server.version}",
         python=platform.python_version(),
         machine=f"{platform.system()} {platform.machine()}",

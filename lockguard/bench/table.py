@@ -17,8 +17,9 @@ def show(figures: Figures, console: Console) -> None:
     about = figures.about
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     console.print(
-        f"{about.topology}: {about.server}, Python {about.python}, {about.machine}, {about.cores} cores,"
-        f" load {about.load_before:.1f} before; {versions}; medians of {about.sizes.rounds} rounds in turns",
+        f"{about.topology}: {about.server}, Python {about.python} on {about.loop}, {about.machine},"
+        f" {about.cores} cores, load {about.load_before:.1f} before; {versions};"
+        f" medians of {about.sizes.rounds} rounds in turns",
         soft_wrap=True,
     )
     for peer, why in about.left_out.items():

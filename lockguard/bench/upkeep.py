@@ -17,6 +17,7 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.events import Event, Renewed
 from lockguard.exclusive import exclusive
 from lockguard.guard import LockGuard
+from lockguard.nodes.wire import Wire
 
 __all__ = ["decorator_us", "renewal"]
 
@@ -67,10 +68,12 @@ class _Writes:
         sys.setprofile(None)
 
     def _called(self, frame: FrameType, event: str, _: Any) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_name == "write" and code.co_filename.endswith("selector_events.py"):
-            peer = frame.f_locals["self"].get_extra_info("peername")
-            self.count += bool(peer) and peer[1] in self._ports
+        # Each flush with something in it is one write; the transport's own cannot be seen on uvloop.
+        if event != "call" or frame.f_code is not Wire.flush.__code__:
+            return
+        wire = frame.f_locals["self"]
+        if wire._unsent and wire._transport is not None:
+            self.count += wire._transport.get_extra_info("peername")[1] in self._ports
 
 
 async def renewal(urls: Sequence[str], sizes: Sizes, ports: Collection[int]) -> Renewal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import json
 import warnings
 from dataclasses import replace
@@ -18,6 +19,7 @@ from lockguard.bench.command import bench
 from lockguard.bench.contenders import PEERS, missing
 from lockguard.bench.crowd import inversions
 from lockguard.bench.figures import Figures, Sizes, percentile
+from lockguard.bench.loops import run_on
 from lockguard.bench.plot import svg
 from lockguard.bench.run import measure
 from lockguard.bench.table import show
@@ -38,6 +40,9 @@ SMALL = Sizes(
     ticks=1,
 )
 INSTALLED = [peer for peer in PEERS if not missing(peer)]
+
+
+TINY = replace(SMALL, waiters=20, leases=20, renewal_ttl_ms=1500)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,22 @@ def test_the_times_are_times(figures):
     assert 0 < figures.renewal.cpu_share < 1
     assert figures.memory.bytes_per_held_lock > figures.memory.bytes_per_free_lock > 0
     assert figures.memory.bytes_per_waiter > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed")
+def test_everybody_is_measured_on_the_loop_that_was_asked_for(figures, monkeypatch):
+    crew = []
+    started = asyncio.create_subprocess_exec
+    monkeypatch.setattr(
+        asyncio,
+        "create_subprocess_exec",
+        lambda *words, **options: crew.append(words) or started(*words, **options),
+    )
+    on_uvloop = run_on("uvloop", measure([], TINY, progress=lambda _: None))
+    assert (figures.about.loop, on_uvloop.about.loop) == ("asyncio", "uvloop")
+    assert on_uvloop.renewal.writes_per_tick == 1
+    assert on_uvloop.commands_per_call == 2
+    assert {words[3] for words in crew} == {"uvloop"}
 
 
 def test_the_command_writes_what_it_shows(figures, monkeypatch, tmp_path):
