@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from lockguard_ccxt.masking import masked
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
@@ -73,7 +75,12 @@ def install(exchange: Any) -> None:
         if running is not None and method != "GET":
             running.lease.ensure(running.needed)
             running.sent = True
-        return await send(url, method, headers, body)
+        try:
+            return await send(url, method, headers, body)
+        except Exception as exc:
+            # ccxt names the request by its whole URL, and with it the signature.
+            exc.args = tuple(masked(arg) if isinstance(arg, str) else arg for arg in exc.args)
+            raise
 
     exchange.fetch = fetch
     setattr(exchange, _INSTALLED, True)

@@ -137,8 +137,8 @@ class Stage:
         )
 
     async def acknowledged(self) -> bool:
-        (group,) = await self.stream.xinfo_groups(STREAM)
-        return (group["pending"], group["lag"]) == (0, 0)
+        groups = await self.stream.xinfo_groups(STREAM)
+        return bool(groups) and all((group["pending"], group["lag"]) == (0, 0) for group in groups)
 
     def sound(self) -> None:
         """One entry, and its stop."""

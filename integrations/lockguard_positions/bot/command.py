@@ -7,6 +7,7 @@ not answer at the start; 2 a mistake in the call or the set-up; 130 it was told 
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ try:
 except ImportError as missing:
     raise ImportError("the commands need click; pip install 'lockguard[cli]'") from missing
 
-from lockguard.errors import ConfigurationError
+from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_positions.bot.logs import log_to_output
 from lockguard_positions.bot.stopping import StopRequest
 from lockguard_positions.bot.wiring import BotSettings, StreamSettings, connect_bot
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["bot"]
 
+_LOG = logging.getLogger("lockguard.bot")
 _LEFT = 1
+_MISTAKE = 2
 _GROUP = "lockguard-bots"
 _CLOSING = timedelta(seconds=10)
 """For what is closed after the work: alerts that wait, connections."""
@@ -138,18 +141,31 @@ def run(*, as_json: bool, **options: Any) -> None:
     which is a price or a percentage. SIGTERM ends the bot when what is running is done; a second one ends it
     at once.
     """
-    settings = _settings(**options)
     log_to_output(as_json=as_json)
     try:
-        done = asyncio.run(_run(settings))
+        done = _run_to_the_end(_settings(**options))
+    except LockguardError as exc:
+        if not as_json:
+            raise
+        # Programs read lines of JSON, also the last one.
+        _LOG.critical("%s", exc)
+        raise SystemExit(_MISTAKE if isinstance(exc, ConfigurationError) else _LEFT) from exc
+    except Exception:  # noqa: BLE001 - it is told with its traceback, as one more line
+        _LOG.critical("ended by an error that nobody has thought of", exc_info=True)
+        raise SystemExit(_LEFT) from None
+    if not done:
+        raise SystemExit(_LEFT)
+
+
+def _run_to_the_end(settings: BotSettings) -> bool:
+    try:
+        return asyncio.run(_run(settings))
     except BaseExceptionGroup as failed:
         # Loops that run side by side fail side by side; a person needs the first mistake only.
         mistakes, others = failed.split(ConfigurationError)
         if others is not None or mistakes is None:
             raise
         raise _first(mistakes) from None
-    if not done:
-        raise SystemExit(_LEFT)
 
 
 async def _run(settings: BotSettings) -> bool:
