@@ -42,7 +42,7 @@ _DOUBT_S = 0.25
 _DOUBT_TTL_SHARE = 1 / 5
 """Of the shortest ttl: renewed from a third of it on, a lease can be renewed again on another connection."""
 
-_DOUBT_MIN_S = 0.02
+_DOUBT_MIN_S = 0.1
 
 
 class OnConnect(Protocol):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,10 +50,47 @@ COMBINATIONS = [
 ]
 
 
+WHOLE_PRODUCT = os.environ.get("LOCKGUARD_CONTRACT") == "all"
+"""Every kind on every server on every loop. By default uvloop takes each kind on one server: servers differ
+in what they answer, loops in how bytes come and go, and nothing depends on both."""
+
+ON_UVLOOP = [
+    *(f"{kind}-{server}" for kind, server in zip(KINDS, itertools.cycle(s for s in SERVERS if SERVERS[s]))),
+    "memory-fakeredis",
+]
+
+
+def loop_of(item: pytest.Item) -> str:
+    """The name of the event loop that a test runs on."""
+    return "uvloop" if "uvloop" in item.callspec.id.split("-") else "asyncio"  # type: ignore[attr-defined]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out of the product what the rest covers."""
+    if WHOLE_PRODUCT:
+        return
+    left_out = [
+        item
+        for item in items
+        if item.path.parent == Path(__file__).parent
+        and "cluster" in getattr(item, "fixturenames", ())
+        and loop_of(item) == "uvloop"
+        and item.callspec.params["cluster"] not in ON_UVLOOP  # type: ignore[attr-defined]
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def combinations() -> list[str]:
     """What the suite runs over."""
     return COMBINATIONS
+
+
+@pytest.fixture
+def on_uvloop() -> list[str]:
+    """What of it also runs on uvloop."""
+    return COMBINATIONS if WHOLE_PRODUCT else ON_UVLOOP
 
 
 @dataclass

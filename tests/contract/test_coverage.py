@@ -49,6 +49,14 @@ def test_every_kind_of_node_runs_over_the_redis_of_the_system(combinations):
     assert {f"{kind}-redis{system.version}" for kind in KINDS} <= set(combinations)
 
 
+def test_every_kind_of_node_and_every_server_runs_on_uvloop_too(combinations, on_uvloop):
+    assert set(on_uvloop) <= set(combinations)
+    for part in (0, -1):
+        assert {one.rsplit("-", 1)[part] for one in on_uvloop} == {
+            one.rsplit("-", 1)[part] for one in combinations
+        }
+
+
 def test_no_law_is_left_out_anywhere():
     assert "skip" not in LAWS
     assert "xfail" not in LAWS
