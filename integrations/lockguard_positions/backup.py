@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lockguard.errors import ConfigurationError
+from lockguard.private import append_private
 from lockguard_positions.statements import statement
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class RowBackup:
         self._path = path
         self._rows = 0
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _PRIVATE))
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, _PRIVATE))
         except FileExistsError as exc:
             raise ConfigurationError(f"{path} exists; a backup goes to a new file") from exc
         except OSError as exc:
@@ -71,7 +72,7 @@ class RowBackup:
         self._rows += len(lines)
 
     def _append(self, lines: list[str]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with append_private(self._path) as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())

@@ -18,6 +18,7 @@ except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
 from lockguard.errors import ConfigurationError, LockguardError
+from lockguard.private import write_private
 from lockguard.testing import TopologyName
 from lockguard.testing.topology_names import warnings_told
 from lockguard_positions.race_settings import PHASES, SCENARIOS, RaceResult, RaceSettings
@@ -181,9 +182,16 @@ def race(
         raise _Mistake(str(exc)) from exc
     console.print(result_table(result) if isinstance(result, RaceResult) else _pace_table(result))
     if json_file is not None:
-        json_file.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
+        _write(json_file, json.dumps(result.as_json(), indent=2) + "\n")
     if isinstance(result, RaceResult) and settings.guard and not result.clean:
         raise SystemExit(_UNCLEAN)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_private(path, text)
+    except ConfigurationError as exc:
+        raise _Mistake(str(exc)) from exc
 
 
 def _check_comparing(settings: RaceSettings) -> None:

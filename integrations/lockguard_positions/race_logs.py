@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TextIO
+
+from lockguard.private import append_private
 
 __all__ = ["RaceLog"]
 
@@ -25,7 +28,7 @@ class RaceLog:
         self._folder = folder
         self._number = number
         self._round = 0
-        self._handler: logging.Handler | None = None
+        self._handler: logging.StreamHandler[TextIO] | None = None
 
     def begin_round(self) -> None:
         """Go on in a new file."""
@@ -35,9 +38,10 @@ class RaceLog:
         root = logging.getLogger()
         if self._handler is not None:
             root.removeHandler(self._handler)
-            self._handler.close()
+            self._handler.stream.close()
         file = Path(self._folder) / f"round-{self._round}-bot-{self._number}.log"
-        self._handler = logging.FileHandler(file, mode="w", encoding="utf-8")
+        file.unlink(missing_ok=True)  # of an earlier race, or somebody's link
+        self._handler = logging.StreamHandler(append_private(file))
         self._handler.setFormatter(logging.Formatter(_FORMAT))
         root.addHandler(self._handler)
         root.setLevel(logging.INFO)

@@ -19,6 +19,7 @@ from lockguard.bench.plot import svg
 from lockguard.bench.run import measure
 from lockguard.bench.table import show
 from lockguard.errors import ConfigurationError
+from lockguard.private import write_private
 from lockguard.testing.topology_names import TopologyName, warnings_told
 
 __all__ = ["bench"]
@@ -110,6 +111,6 @@ def _known(peers: str) -> list[str]:
 
 def _write(figures: Figures, json_file: Path | None, plot_file: Path | None) -> None:
     if json_file is not None:
-        json_file.write_text(json.dumps(figures.to_json(), indent=2) + "\n", encoding="utf-8")
+        write_private(json_file, json.dumps(figures.to_json(), indent=2) + "\n")
     if plot_file is not None:
-        plot_file.write_text(svg(figures), encoding="utf-8")
+        write_private(plot_file, svg(figures))

@@ -15,7 +15,7 @@ import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import hiredis
@@ -62,15 +62,22 @@ class Recorded:
 
     Attributes:
         port: of that server.
+        password: what it asks for.
         slots: it keeps only keys of these slots.
     """
 
     port: int
+    password: str = field(repr=False)
     slots: range | None
     resource: str
     acquire: tuple[str, ...]
     release: tuple[str, ...]
     grant: str
+
+    def login(self) -> bytes:
+        """What a connection has to say first."""
+        words: Any = ("AUTH", self.password)  # its annotation allows one word only
+        return bytes(hiredis.pack_command(words))
 
     def on(self, resource: str) -> Calls:
         """The same commands for another resource, whose name is lengthened until this server keeps it."""
@@ -85,7 +92,7 @@ class Recorded:
 
 
 async def record(
-    lockguard: Lockguard, monitor: Monitor, slots: Mapping[int, range | None]
+    lockguard: Lockguard, monitor: Monitor, slots: Mapping[int, range | None], passwords: Mapping[int, str]
 ) -> tuple[Recorded, int]:
     """What lockguard sends for one uncontended lock and unlock, and how many commands that is.
 
@@ -93,6 +100,7 @@ async def record(
         lockguard: it sends them.
         monitor: sees them.
         slots: of each server by its port, where it keeps only some.
+        passwords: of each server by its port.
     """
     resource = f"bench:recorded:{secrets.token_hex(4)}"
     async with lockguard.lock(resource):
@@ -109,7 +117,8 @@ async def record(
         for script in (ACQUIRE, RELEASE)
     )
     grant = next(word for word in acquire if re.fullmatch("[0-9a-f]{32}", word))
-    recorded = Recorded(calls[0].port, slots[calls[0].port], resource, acquire, release, grant)
+    port = calls[0].port
+    recorded = Recorded(port, passwords[port], slots[port], resource, acquire, release, grant)
     return recorded, sum(command.sender in ours for command in commands)
 
 
@@ -129,6 +138,8 @@ class BareSocket:
     async def opened(cls, recorded: Recorded, host: str) -> AsyncIterator[BareSocket]:
         """Connected for the length of the body."""
         reader, writer = await asyncio.open_connection(host, recorded.port)
+        writer.write(recorded.login())
+        await reader.readline()
         try:
             yield cls(recorded, reader, writer)
         finally:
@@ -164,6 +175,10 @@ class BareProtocol(asyncio.Protocol):
         """Connected for the length of the body."""
         loop = asyncio.get_running_loop()
         transport, protocol = await loop.create_connection(lambda: cls(recorded), host, recorded.port)
+        greeted = loop.create_future()
+        protocol._futures.append(greeted)
+        transport.write(recorded.login())
+        await greeted
         try:
             yield protocol
         finally:

@@ -25,11 +25,13 @@ class Keeper:
     Attributes:
         host: where it listens.
         port: the same.
+        password: what it asks for.
         admin: a client with one connection, whose own commands are not counted.
     """
 
     host: str
     port: int
+    password: str
     admin: Redis
 
     async def clients(self) -> set[str]:
@@ -103,7 +105,8 @@ async def watch(keepers: Sequence[Keeper]) -> AsyncIterator[Monitor]:
 @contextlib.asynccontextmanager
 async def _tapped(keeper: Keeper) -> AsyncIterator[_Tap]:
     reader, writer = await asyncio.open_connection(keeper.host, keeper.port, limit=_LINE_BYTES_MAX)
-    writer.write(b"MONITOR\r\n")
+    writer.write(f"AUTH {keeper.password}\r\nMONITOR\r\n".encode())
+    await reader.readline()
     await reader.readline()
     tap = _Tap(reader, keeper)
     collecting = asyncio.create_task(tap.collect(), name="lockguard-bench-monitor")

@@ -62,7 +62,9 @@ async def measure(
         slots = {keeper.port: await _slots(keeper) for keeper in keepers}
         async with watch(keepers) as monitor:
             progress("waiters")
-            recorded, commands_per_call = await record(lockguard, monitor, slots)
+            recorded, commands_per_call = await record(
+                lockguard, monitor, slots, {keeper.port: keeper.password for keeper in keepers}
+            )
             crowd, bytes_per_waiter = await waiters(lockguard, urls, monitor, keepers, sizes)
         memory_figures = await memory(lockguard, keepers, bytes_per_waiter=bytes_per_waiter)
         # What everybody has loaded must not be searched for garbage again in somebody's turn.
@@ -121,14 +123,14 @@ def _kept_by(servers: Topology) -> list[RedisServer]:
 
 async def _keeper(stack: AsyncExitStack, server: RedisServer) -> Keeper:
     client = Redis.from_url(server.url, single_connection_client=True)
-    return Keeper(_HOST, server.port, await stack.enter_async_context(client))
+    return Keeper(_HOST, server.port, server.password, await stack.enter_async_context(client))
 
 
 async def _slots(keeper: Keeper) -> range | None:
     """The slots of a cluster's master, which here are in one piece; ``None`` for any other server."""
     if not (await keeper.admin.info("cluster"))["cluster_enabled"]:
         return None
-    nodes = str(command(keeper.port, "CLUSTER", "NODES")).splitlines()
+    nodes = str(command(keeper.port, "CLUSTER", "NODES", password=keeper.password)).splitlines()
     served = next(line for line in nodes if "myself" in line).split()[-1]
     first, _, last = served.partition("-")
     return range(int(first), int(last) + 1)

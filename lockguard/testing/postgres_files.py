@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import secrets
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lockguard.errors import ConfigurationError
+from lockguard.private import write_private
 from lockguard.testing import scratch, supervision
 
 if TYPE_CHECKING:
@@ -79,16 +81,22 @@ def installation_for(binary: ServerBinary, user: RunAs) -> ServerBinary:
     return copied
 
 
-def copy_template(binary: ServerBinary, user: RunAs, data: Path) -> None:
-    """Make a data directory as ``initdb`` does, from the cache if it holds one."""
-    template = (
-        scratch.cache_directory() / f"pgdata-{_key(binary)}-{user.uid if user.uid is not None else 'own'}"
-    )
+def copy_template(binary: ServerBinary, user: RunAs, data: Path) -> str:
+    """Make a data directory as ``initdb`` does, from the cache if it holds one.
+
+    Returns:
+        The superuser's password.
+
+    The password is made with the directory that is copied, and kept beside it for this user alone.
+    """
+    name = f"pgscram-{_key(binary)}-{user.uid if user.uid is not None else 'own'}"
+    template = scratch.cache_directory() / name
     if not template.exists():
         _publish(lambda target: _initdb(binary, user, target), template)
     os.utime(template)
-    shutil.copytree(template, data)
+    shutil.copytree(template / "data", data)
     own(data, user)
+    return (template / "password").read_text()
 
 
 def own(path: Path, user: RunAs) -> None:
@@ -102,7 +110,7 @@ def own(path: Path, user: RunAs) -> None:
 
 
 def set_password(binary: ServerBinary, user: RunAs, data: Path, password: str) -> None:
-    """Give the superuser a password and ask it of every connection (SCRAM-SHA-256)."""
+    """Give the superuser another password."""
     literal = password.replace("'", "''")
     # Standard input and not an argument: everybody can read the arguments of a process.
     run_tool(
@@ -110,8 +118,6 @@ def set_password(binary: ServerBinary, user: RunAs, data: Path, password: str) -
         user,
         stdin=f"ALTER ROLE {SUPERUSER} PASSWORD '{literal}';\n",
     )
-    lines = ("local all all scram-sha-256", "host all all 127.0.0.1/32 scram-sha-256")
-    (data / "pg_hba.conf").write_text("\n".join(lines) + "\n")
 
 
 def run_tool(
@@ -146,13 +152,22 @@ def run_tool(
 
 
 def _initdb(binary: ServerBinary, user: RunAs, target: Path) -> None:
-    target.mkdir(mode=0o700)
-    own(target, user)
-    options = ("--no-sync", "--no-instructions", "--encoding=UTF8", "--locale=C", "--auth=trust")
+    password, data, passed = secrets.token_hex(16), target / "data", target / "passed"
+    target.mkdir(mode=0o711)
+    data.mkdir(mode=0o700)
+    own(data, user)
+    write_private(target / "password", password)
+    write_private(passed, password)
+    own(passed, user)  # initdb reads it as that user
+    options = ("--no-sync", "--no-instructions", "--encoding=UTF8", "--locale=C", "--auth=scram-sha-256")
     run_tool(
-        (str(binary.path.parent / "initdb"), "-D", str(target), f"--username={SUPERUSER}", *options),
+        (
+            str(binary.path.parent / "initdb"),
+            *("-D", str(data), f"--username={SUPERUSER}", f"--pwfile={passed}", *options),
+        ),
         user,
     )
+    passed.unlink()
 
 
 def _runs(executable: Path, user: RunAs) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from lockguard.errors import ConfigurationError
+from lockguard.private import write_private
 from lockguard.testing import postgres_files, warden
 from lockguard.testing.binaries import ServerBinary, find_postgres
 from lockguard.testing.embedded import EmbeddedServer
@@ -40,11 +41,16 @@ _SETTINGS = {
 
 
 class PostgresServer(EmbeddedServer):
-    """A PostgreSQL server on 127.0.0.1 (its superuser is ``postgres``).
+    """A PostgreSQL server on 127.0.0.1, which every user of the machine can reach.
+
+    Its superuser is ``postgres``.
+
+    Every connection is asked for a password (SCRAM-SHA-256), and :attr:`url` contains it: a superuser can run
+    code as the user that the server runs as.
 
     Args:
         port: the TCP port; 0 picks a free one.
-        password: of the superuser, asked with SCRAM-SHA-256; without one every connection is trusted.
+        password: of the superuser; by default a random one, the same for all servers of this user's.
         max_connections: how many connections the server takes.
         settings: further settings, name to value.
         binary: which server to run; by default :func:`find_postgres` decides.
@@ -67,14 +73,15 @@ class PostgresServer(EmbeddedServer):
         if max_connections < 1:
             raise ConfigurationError(f"max_connections={max_connections} admits nobody: give at least 1")
         super().__init__(binary if binary is not None else find_postgres(), port)
-        self._password = password
+        self._asked_password = password
+        self._password = password or ""
         self._settings = {**_SETTINGS, "max_connections": str(max_connections), **(settings or {})}
         self._user = postgres_files.run_as()
         self._installed = self.binary
 
     @property
     def url(self) -> str:
-        """``postgresql://postgres[:password]@127.0.0.1:port/postgres``."""
+        """``postgresql://postgres:password@127.0.0.1:port/postgres``."""
         return self.url_for("postgres")
 
     def url_for(self, database: str, *, user: str | None = None, password: str | None = None) -> str:
@@ -82,6 +89,20 @@ class PostgresServer(EmbeddedServer):
         name, secret = (SUPERUSER, self._password) if user is None else (user, password)
         credentials = quote(name, safe="") + (f":{quote(secret, safe='')}" if secret is not None else "")
         return f"postgresql://{credentials}@{LOOPBACK}:{self.port}/{quote(database, safe='')}"
+
+    @property
+    def password(self) -> str:
+        """The superuser's; empty before the first start if none was asked for."""
+        return self._password
+
+    @property
+    def passfile(self) -> Path:
+        """Lets this user's psql in as the superuser without a password in its arguments: ``PGPASSFILE=FILE``.
+
+        Raises:
+            ConfigurationError: the server was not started.
+        """
+        return self._started_directory() / "pgpass"
 
     @property
     def socket_directory(self) -> Path:
@@ -117,7 +138,7 @@ class PostgresServer(EmbeddedServer):
             ),
             postgres_files.RunAs(None, None),
             stdin=statement,
-            env={"PGPASSWORD": self._password} if self._password is not None else None,
+            env={"PGPASSFILE": str(self.passfile)},
         )
 
     def _prepare(self, directory: Path) -> None:
@@ -126,15 +147,21 @@ class PostgresServer(EmbeddedServer):
             (directory / "socket").mkdir(mode=0o711)
             postgres_files.own(directory / "socket", self._user)
         if not (directory / "data").exists():
-            postgres_files.copy_template(self._installed, self._user, directory / "data")
-            if self._password is not None:
-                postgres_files.set_password(self._installed, self._user, directory / "data", self._password)
+            made = postgres_files.copy_template(self._installed, self._user, directory / "data")
+            if self._asked_password is None:
+                self._password = made
+            else:
+                postgres_files.set_password(
+                    self._installed, self._user, directory / "data", self._asked_password
+                )
 
     def _discard(self, directory: Path) -> None:
         warden.drop_shared_memory(directory / "data")
         shutil.rmtree(directory / "data")
 
     def _command(self, directory: Path) -> Spawn:
+        secret = self._password.replace("\\", "\\\\").replace(":", "\\:")
+        write_private(self.passfile, f"*:{self.port}:*:{SUPERUSER}:{secret}\n")
         settings = {
             **self._settings,
             "port": str(self.port),

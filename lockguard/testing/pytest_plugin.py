@@ -19,7 +19,6 @@ import pytest
 
 from lockguard.guard import LockGuard
 from lockguard.nodes.memory import MemoryStore
-from lockguard.testing.redis_commands import command
 from lockguard.testing.redis_server import RedisServer
 
 __all__ = ["lockguard_memory", "lockguard_redis", "lockguard_redis_url", "lockguard_store", "new_lockguard"]
@@ -57,5 +56,5 @@ def lockguard_redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def lockguard_redis_url(lockguard_redis: RedisServer) -> str:
     """The URL of a real server without keys."""
-    command(lockguard_redis.port, "FLUSHALL")
+    lockguard_redis.command("FLUSHALL")
     return lockguard_redis.url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import signal
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote, urlencode
 
 from lockguard.errors import ConfigurationError
+from lockguard.private import write_private
 from lockguard.testing.binaries import ServerBinary, find_valkey
 from lockguard.testing.embedded import EmbeddedServer
 from lockguard.testing.ports import LOOPBACK, free_port
@@ -57,13 +59,14 @@ class TlsFiles:
 
 
 class RedisServer(EmbeddedServer):
-    """A Valkey or Redis server on 127.0.0.1.
+    """A Valkey or Redis server on 127.0.0.1, which every user of the machine can reach.
 
-    Debug commands and protected settings are allowed from this machine: fault tests need them.
+    It therefore asks for a password, and :attr:`url` contains it: whoever may send it commands could run code
+    as you. Debug commands and protected settings are allowed from this machine: fault tests need them.
 
     Args:
         port: the TCP port; 0 picks a free one.
-        password: asked of every client (``requirepass``).
+        password: asked of every client (``requirepass``); by default a random one. ``""`` asks for none.
         acl: further users, each as the rest of a ``user`` line: ``"bot on >secret ~lockguard:* +@all"``.
         config: further lines of the configuration file: ``"maxmemory 2mb"``.
         persistence: ``"none"``: the data are lost in every restart. ``"aof"``: they survive kills.
@@ -94,7 +97,7 @@ class RedisServer(EmbeddedServer):
             if "\n" in line or "\r" in line:
                 raise ConfigurationError("a password, an ACL or a configuration line has a line break in it")
         super().__init__(binary if binary is not None else find_valkey(), port)
-        self._password = password
+        self._password = secrets.token_hex(16) if password is None else password
         self._acl = tuple(acl)
         self._config = tuple(config)
         self._persistence = persistence
@@ -105,12 +108,12 @@ class RedisServer(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """``redis://[:password@]127.0.0.1:port/0``."""
+        """``redis://:password@127.0.0.1:port/0``."""
         return f"redis://{self._credentials()}{LOOPBACK}:{self.port}/0"
 
     @property
     def unix_url(self) -> str:
-        """``unix://[:password@]/path/to/redis.sock?db=0``.
+        """``unix://:password@/path/to/redis.sock?db=0``.
 
         Raises:
             ConfigurationError: the server was made without ``unix_socket=True``, or was not started.
@@ -121,7 +124,7 @@ class RedisServer(EmbeddedServer):
 
     @property
     def tls_url(self) -> str:
-        """``rediss://[:password@]127.0.0.1:port/0?...`` for a client that shows the server's own certificate.
+        """``rediss://:password@127.0.0.1:port/0?...`` for a client that shows the server's own certificate.
 
         Raises:
             ConfigurationError: the server was made without ``tls=``, or was not started.
@@ -131,6 +134,20 @@ class RedisServer(EmbeddedServer):
                 "this RedisServer has no TLS: make it with tls=TlsFiles(...), and start it"
             )
         return f"rediss://{self._credentials()}{LOOPBACK}:{self._tls_port}/0?{self._tls.query}"
+
+    @property
+    def password(self) -> str:
+        """The default user's; empty if it needs none."""
+        return self._password
+
+    @property
+    def password_file(self) -> Path:
+        """Holds the password and nothing else, for this user alone: ``REDISCLI_AUTH=$(cat FILE) redis-cli``.
+
+        Raises:
+            ConfigurationError: the server was not started.
+        """
+        return self._started_directory() / "password"
 
     @property
     def told_port(self) -> int:
@@ -148,10 +165,10 @@ class RedisServer(EmbeddedServer):
             NodeRefused: the server answered with an error.
             NodeUnknown: it did not answer.
         """
-        return command(self.port, *words, password=self._password)
+        return command(self.port, *words, password=self._password or None)
 
     def _credentials(self) -> str:
-        return f":{quote(self._password, safe='')}@" if self._password is not None else ""
+        return f":{quote(self._password, safe='')}@" if self._password else ""
 
     def _prepare(self, directory: Path) -> None:
         (directory / "data").mkdir(mode=0o700, exist_ok=True)
@@ -175,8 +192,8 @@ class RedisServer(EmbeddedServer):
             self._tls_port = free_port()
         # A file and not arguments: everybody can read the arguments of a process.
         path = directory / "redis.conf"
-        path.touch(mode=0o600)
-        path.write_text("\n".join(self._lines(directory)) + "\n")
+        write_private(path, "\n".join(self._lines(directory)) + "\n")
+        write_private(directory / "password", self._password)
         return Spawn(
             argv=(str(self.binary.path), str(path)),
             log=str(self._log_path()),
@@ -199,8 +216,9 @@ class RedisServer(EmbeddedServer):
             lines += [*self._tls.lines(self._tls_port), "tls-cluster yes"]
         if self._unix_socket:
             lines += [f"unixsocket {_quoted(str(directory / 'redis.sock'))}", "unixsocketperm 700"]
-        if self._password is not None:
-            lines.append(f"requirepass {_quoted(self._password)}")
+        if self._password:
+            # Of its own master too, so that replicas with one password know each other.
+            lines += [f"{key} {_quoted(self._password)}" for key in ("requirepass", "masterauth")]
         lines += [f"user {line}" for line in self._acl]
         lines += self._config
         # Last, so that nothing above changes it: the log tells when the server is ready.

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
+from urllib.parse import quote
 
 from lockguard.errors import ConfigurationError, NodeError
 from lockguard.testing import supervision
 from lockguard.testing.ports import LOOPBACK
-from lockguard.testing.redis_commands import Answer, command
+from lockguard.testing.redis_commands import Answer
 from lockguard.testing.redis_server import RedisServer, TlsFiles
 from lockguard.testing.topologies_sentinel import SentinelServer
 
@@ -37,9 +39,12 @@ _NODE_TIMEOUT_MS = 2_000
 class Topology(ABC):
     """Several servers on the loopback address that end with this process, however it ends."""
 
-    def __init__(self, binary: ServerBinary | None, tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self, binary: ServerBinary | None, tls: TlsFiles | None = None, password: str | None = None
+    ) -> None:
         self._binary = binary
         self._tls = tls
+        self._password = secrets.token_hex(16) if password is None else password
         self._stack = contextlib.ExitStack()
         self.servers: list[RedisServer] = []
         """Those that keep data."""
@@ -69,10 +74,13 @@ class Topology(ABC):
     def _url(self, kind: str, servers: Sequence[RedisServer], path: str = "") -> str:
         scheme, query = ("rediss", f"?{self._tls.query}") if self._tls is not None else ("redis", "")
         places = ",".join(f"{LOOPBACK}:{server.told_port}" for server in servers)
-        return f"{scheme}{kind}://{places}{path}{query}"
+        credentials = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"{scheme}{kind}://{credentials}{places}{path}{query}"
 
     def _add(self, *config: str) -> RedisServer:
-        server = self._stack.enter_context(RedisServer(binary=self._binary, config=config, tls=self._tls))
+        server = self._stack.enter_context(
+            RedisServer(binary=self._binary, config=config, tls=self._tls, password=self._password)
+        )
         self.servers.append(server)
         return server
 
@@ -106,11 +114,14 @@ class IndependentRedis(Topology):
 
     Args:
         nodes: how many.
+        password: of all of them; by default a random one. ``""`` asks for none.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
 
-    def __init__(self, nodes: int = 5, *, binary: ServerBinary | None = None) -> None:
-        super().__init__(binary)
+    def __init__(
+        self, nodes: int = 5, *, password: str | None = None, binary: ServerBinary | None = None
+    ) -> None:
+        super().__init__(binary, password=password)
         if nodes < 1:
             raise ConfigurationError(f"nodes={nodes} cannot work; give at least 1")
         self._nodes = nodes
@@ -130,11 +141,14 @@ class ReplicatedRedis(Topology):
 
     Args:
         replicas: how many.
+        password: of all of them; by default a random one. ``""`` asks for none.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
 
-    def __init__(self, replicas: int = 1, *, binary: ServerBinary | None = None) -> None:
-        super().__init__(binary)
+    def __init__(
+        self, replicas: int = 1, *, password: str | None = None, binary: ServerBinary | None = None
+    ) -> None:
+        super().__init__(binary, password=password)
         self._replicas = replicas
 
     @property
@@ -163,6 +177,7 @@ class SentinelRedis(Topology):
         down_after_ms: how long a master may be silent before a Sentinel thinks it gone.
         service: the name that the Sentinels know the master by.
         tls: to use between all of them and with clients.
+        password: of all of them; by default a random one. ``""`` asks for none.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
 
@@ -174,9 +189,10 @@ class SentinelRedis(Topology):
         down_after_ms: int = 1_000,
         service: str = "main",
         tls: TlsFiles | None = None,
+        password: str | None = None,
         binary: ServerBinary | None = None,
     ) -> None:
-        super().__init__(binary, tls)
+        super().__init__(binary, tls, password)
         self._replicas = replicas
         self._sentinels = sentinels
         self._down_after_ms = down_after_ms
@@ -185,15 +201,18 @@ class SentinelRedis(Topology):
 
     @property
     def url(self) -> str:
-        """``redis+sentinel://127.0.0.1:port,127.0.0.1:port/service/0``."""
-        return self._url("+sentinel", self.sentinels, f"/{self.service}/0")
+        """``redis+sentinel://:password@127.0.0.1:port,127.0.0.1:port/service/0?sentinel_password=...``."""
+        url = self._url("+sentinel", self.sentinels, f"/{self.service}/0")
+        if not self._password:
+            return url
+        return f"{url}{'&' if '?' in url else '?'}sentinel_password={quote(self._password, safe='')}"
 
     @property
     def master(self) -> RedisServer:
         """The server that the first Sentinel that answers takes for the master."""
         for sentinel in self.sentinels:
             with contextlib.suppress(NodeError):
-                found = command(sentinel.port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+                found = sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
                 if isinstance(found, list):
                     return next(server for server in self.servers if str(server.told_port) == found[1])
         raise ConfigurationError("no Sentinel answers: start() them")
@@ -212,7 +231,7 @@ class SentinelRedis(Topology):
     def _begin_failover(self) -> bool:
         # Refused while an earlier one is not over, or while the replica has not been heard of.
         with contextlib.suppress(NodeError):
-            return command(self.sentinels[0].port, "SENTINEL", "FAILOVER", self.service) == "OK"
+            return self.sentinels[0].command("SENTINEL", "FAILOVER", self.service) == "OK"
         return False
 
     def _build(self) -> None:
@@ -229,12 +248,13 @@ class SentinelRedis(Topology):
                 down_after_ms=self._down_after_ms,
                 tls=self._tls,
                 binary=self._binary,
+                password=self._password,
             )
             self.sentinels.append(self._stack.enter_context(sentinel))
         wait_settled(lambda: all(map(self._informed, self.sentinels)), "the Sentinels", self)
 
     def _informed(self, sentinel: SentinelServer) -> bool:
-        facts = command(sentinel.port, "SENTINEL", "MASTER", self.service)
+        facts = sentinel.command("SENTINEL", "MASTER", self.service)
         assert isinstance(facts, list)
         known = dict(zip(facts[::2], facts[1::2], strict=True))
         return (known["num-slaves"], known["num-other-sentinels"]) == (
@@ -250,6 +270,7 @@ class ClusterRedis(Topology):
         masters: how many; at least 3, because a majority of them has to agree on a failover.
         replicas: of each master.
         tls: to use between all of them and with clients.
+        password: of all of them; by default a random one. ``""`` asks for none.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
 
@@ -259,9 +280,10 @@ class ClusterRedis(Topology):
         replicas: int = 0,
         *,
         tls: TlsFiles | None = None,
+        password: str | None = None,
         binary: ServerBinary | None = None,
     ) -> None:
-        super().__init__(binary, tls)
+        super().__init__(binary, tls, password)
         if masters < 3:
             raise ConfigurationError(f"masters={masters} cannot work; a cluster needs at least 3")
         self._masters = masters
@@ -269,7 +291,7 @@ class ClusterRedis(Topology):
 
     @property
     def url(self) -> str:
-        """``redis+cluster://127.0.0.1:port,127.0.0.1:port``."""
+        """``redis+cluster://:password@127.0.0.1:port,127.0.0.1:port``."""
         return self._url("+cluster", self.servers)
 
     def owner_of(self, slot: int) -> RedisServer:
@@ -277,7 +299,7 @@ class ClusterRedis(Topology):
         return self._owner_seen_by(self.servers[0], slot)
 
     def _owner_seen_by(self, asked: RedisServer, slot: int) -> RedisServer:
-        shards = command(asked.port, "CLUSTER", "SLOTS")
+        shards = asked.command("CLUSTER", "SLOTS")
         assert isinstance(shards, list)
         for shard in shards:
             assert isinstance(shard, list)
@@ -295,27 +317,31 @@ class ClusterRedis(Topology):
         if source is to:
             return
         source_id, to_id = self._id(source), self._id(to)
-        command(to.port, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
-        command(source.port, "CLUSTER", "SETSLOT", slot, "MIGRATING", to_id)
+        to.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+        source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", to_id)
         wait_settled(lambda: self._moved_all(slot, source, to, source_id), "the move", self)
         for server in (to, source, *self.servers):
             with contextlib.suppress(NodeError):  # replicas refuse it, and learn it from their masters
-                command(server.port, "CLUSTER", "SETSLOT", slot, "NODE", to_id)
+                server.command("CLUSTER", "SETSLOT", slot, "NODE", to_id)
         wait_settled(
             lambda: all(self._owner_seen_by(server, slot) is to for server in self.servers), "the move", self
         )
 
     def _moved_all(self, slot: int, source: RedisServer, to: RedisServer, source_id: str) -> bool:
-        keys = command(source.port, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+        keys = source.command("CLUSTER", "GETKEYSINSLOT", slot, 100)
         assert isinstance(keys, list)
         if not keys:
             return True
         try:
-            command(source.port, "MIGRATE", LOOPBACK, to.told_port, "", 0, 5_000, "KEYS", *map(str, keys))
+            source.command(
+                *("MIGRATE", LOOPBACK, str(to.told_port), "", "0", "5000"),
+                *(("AUTH", to.password) if to.password else ()),
+                *("KEYS", *map(str, keys)),
+            )
         except NodeError:
             # News of an earlier move came late and ended the import: begin it again.
             with contextlib.suppress(NodeError):
-                command(to.port, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+                to.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
         return False
 
     def _build(self) -> None:
@@ -328,25 +354,25 @@ class ClusterRedis(Topology):
         masters = self.servers[: self._masters]
         for index, server in enumerate(masters):
             first, last = (_SLOTS * step // self._masters for step in (index, index + 1))
-            command(server.port, "CLUSTER", "ADDSLOTSRANGE", first, last - 1)
-            command(server.port, "CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+            server.command("CLUSTER", "ADDSLOTSRANGE", first, last - 1)
+            server.command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
         for server in self.servers[1:]:
-            command(server.port, "CLUSTER", "MEET", LOOPBACK, self.servers[0].told_port)
+            server.command("CLUSTER", "MEET", LOOPBACK, self.servers[0].told_port)
         wait_settled(lambda: all(map(self._knows_all, self.servers)), "the cluster", self)
         for index, replica in enumerate(self.servers[self._masters :]):
-            command(replica.port, "CLUSTER", "REPLICATE", self._id(masters[index % self._masters]))
+            replica.command("CLUSTER", "REPLICATE", self._id(masters[index % self._masters]))
         wait_settled(lambda: all(map(self._serves, self.servers)), "the cluster", self)
         replicas = self.servers[self._masters :]
         wait_settled(lambda: all(replicates(server) for server in replicas), "the replicas", self)
 
     def _knows_all(self, server: RedisServer) -> bool:
-        return str(command(server.port, "CLUSTER", "NODES")).count("connected") >= len(self.servers)
+        return str(server.command("CLUSTER", "NODES")).count("connected") >= len(self.servers)
 
     def _serves(self, server: RedisServer) -> bool:
-        return "cluster_state:ok" in str(command(server.port, "CLUSTER", "INFO"))
+        return "cluster_state:ok" in str(server.command("CLUSTER", "INFO"))
 
     def _id(self, server: RedisServer) -> str:
-        return str(command(server.port, "CLUSTER", "MYID"))
+        return str(server.command("CLUSTER", "MYID"))
 
 
 def replicates(server: RedisServer) -> bool:
@@ -361,7 +387,7 @@ def is_master(server: RedisServer) -> bool:
 
 
 def _role(server: RedisServer) -> list[Answer]:
-    role = command(server.port, "ROLE")
+    role = server.command("ROLE")
     assert isinstance(role, list)
     return role
 

@@ -24,6 +24,7 @@ class SentinelServer(RedisServer):
         service: the name to give it.
         quorum: how many Sentinels have to think it gone.
         down_after_ms: how long it may be silent.
+        password: of the master, of the other Sentinels, and asked of clients.
         tls: to use with the master, the other Sentinels and clients.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
@@ -35,15 +36,17 @@ class SentinelServer(RedisServer):
         service: str,
         quorum: int,
         down_after_ms: int,
+        password: str,
         tls: TlsFiles | None = None,
         binary: ServerBinary | None = None,
     ) -> None:
-        super().__init__(binary=binary, tls=tls)
+        super().__init__(binary=binary, tls=tls, password=password)
         self._watched = (
             f"sentinel monitor {service} {LOOPBACK} {master_port} {quorum}",
             f"sentinel down-after-milliseconds {service} {down_after_ms}",
             f"sentinel failover-timeout {service} {max(3_000, 3 * down_after_ms)}",
             f"sentinel parallel-syncs {service} 1",
+            *_passwords(service, password),
         )
 
     def _lines(self, directory: Path) -> list[str]:
@@ -53,6 +56,7 @@ class SentinelServer(RedisServer):
             f'dir "{directory / "data"}"',
             "daemonize no",
             *(self._tls.lines(self._tls_port) if self._tls is not None else ()),
+            *((f'requirepass "{self.password}"',) if self.password else ()),
             *self._watched,
             "loglevel notice",
             'logfile ""',
@@ -71,3 +75,10 @@ class SentinelServer(RedisServer):
 
     def _ready(self, directory: Path) -> bool:  # noqa: ARG002 - the log is enough
         return "+monitor master" in self.log
+
+
+def _passwords(service: str, password: str) -> tuple[str, ...]:
+    """For the master, and among Sentinels."""
+    if not password:
+        return ()
+    return f'sentinel auth-pass {service} "{password}"', f'sentinel sentinel-pass "{password}"'

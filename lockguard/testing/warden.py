@@ -165,10 +165,12 @@ class _Warden:
     def _spawn(
         self, argv: list[str], log: str, cwd: str, env: dict[str, str], uid: object, gid: object
     ) -> dict[str, object]:
+        # The owner's alone: a server's log may quote what it was asked.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         user = uid if isinstance(uid, int) else None
         group = gid if isinstance(gid, int) else None
         try:
-            with Path(log).open("ab") as output:
+            with open(os.open(log, flags, 0o600), "ab") as output:
                 process = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
@@ -187,7 +189,7 @@ class _Warden:
             created = psutil.Process(process.pid).create_time()
         except psutil.NoSuchProcess:
             created = 0.0  # it ended at once; its log says why
-        with Path(cwd, PIDS_FILE).open("a") as pids:
+        with open(os.open(Path(cwd, PIDS_FILE), flags, 0o600), "a") as pids:
             pids.write(f"{process.pid} {created}\n")
         return {"pid": process.pid, "created": created}
 

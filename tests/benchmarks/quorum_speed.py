@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import gc
 import os
+import socket
 import statistics
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -21,7 +22,7 @@ import hiredis
 from lockguard import LockGuard
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.lease import new_grant_id
-from lockguard.testing import IndependentRedis
+from lockguard.testing import IndependentRedis, RedisServer
 
 NAME = "bench:quorum"
 _NO_MORE = object()
@@ -57,10 +58,13 @@ class Limit:
         self._decided: asyncio.Future[None] | None = None
         self._all: asyncio.Future[None] | None = None
 
-    async def connect(self, ports: list[int]) -> None:
+    async def connect(self, servers: list[RedisServer]) -> None:
         loop = asyncio.get_running_loop()
-        for port in ports:
-            _, wire = await loop.create_connection(lambda: Bare(self._replied), "127.0.0.1", port)
+        for server in servers:
+            link = socket.create_connection(("127.0.0.1", server.port))
+            link.sendall(hiredis.pack_command(("AUTH", server.password)))
+            assert link.recv(100) == b"+OK\r\n"
+            _, wire = await loop.create_connection(lambda: Bare(self._replied), sock=link)
             self._wires.append(wire)
 
     def close(self) -> None:
@@ -135,7 +139,7 @@ async def measure(nodes: int, rounds: int, cycles: int) -> dict[str, tuple[list[
             turns: dict[str, Turn] = {"one": guarded(guard_one), "many": guarded(guard_many)}
             for name, guard, servers in (("limit one", guard_one, one), ("limit many", guard_many, many)):
                 limit = Limit(await recorded(guard, servers.servers))
-                await limit.connect([server.port for server in servers.servers])
+                await limit.connect(servers.servers)
                 stack.callback(limit.close)
                 turns[name] = limit.turn
             gc.collect()

@@ -16,13 +16,13 @@ NAME = "binance:APTUSDT"
 
 @pytest.fixture(scope="module")
 def sentinel():
-    with SentinelRedis(1, 1) as setup:
+    with SentinelRedis(1, 1, password="") as setup:
         yield setup
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with ClusterRedis() as setup:
+    with ClusterRedis(password="") as setup:
         yield setup
 
 
@@ -54,7 +54,7 @@ async def test_a_url_of_the_wrong_kind_is_answered_with_the_right_one(sentinel, 
 
 
 async def test_a_server_that_is_given_twice_is_refused_however_it_is_written():
-    with IndependentRedis(2) as setup:
+    with IndependentRedis(2, password="") as setup:
         a, b = (f"127.0.0.1:{server.port}" for server in setup.servers)
         for again in (a, f"user:pw@{a}", f"{a}/3", f"{a}?protocol=2"):
             assert f"{a}" in (line := await told(f"redis://{a}", f"redis://{b}", f"redis://{again}"))

@@ -20,7 +20,7 @@ PATIENCE = timedelta(seconds=2)
 
 @pytest.fixture(scope="module")
 def setup():
-    with ClusterRedis() as setup:
+    with ClusterRedis(password="") as setup:
         yield setup
 
 
@@ -97,7 +97,7 @@ async def test_a_body_whose_slot_has_no_owner_is_left_in_time_and_its_lock_is_no
 
 @pytest.mark.parametrize("kind", ["MOVED", "ASK"])
 async def test_a_redirection_to_a_dead_server_keeps_nobody_and_is_given_up_when_it_was_wrong(ask, kind):
-    with ClusterRedis() as setup:
+    with ClusterRedis(password="") as setup:
         owner = setup.owner_of(SLOT)
         dead = next(server for server in setup.servers if server is not owner)
         tell_all(setup, ask, "CONFIG", "SET", "cluster-require-full-coverage", "no")
@@ -134,7 +134,7 @@ async def test_a_map_without_addresses_or_with_names_is_followed(setup, ask, end
 
 
 async def test_a_replica_is_good_enough_to_tell_the_map():
-    with ClusterRedis(3, 1) as setup:
+    with ClusterRedis(3, 1, password="") as setup:
         replicas = ",".join(f"127.0.0.1:{server.port}" for server in setup.servers[3:])
         async with LockGuard.from_url(f"redis+cluster://{replicas}") as guard:
             for number in range(6):
@@ -142,7 +142,7 @@ async def test_a_replica_is_good_enough_to_tell_the_map():
 
 
 async def test_seeds_that_do_not_answer_are_not_waited_for(setup):
-    hung = [RedisServer() for _ in range(3)]
+    hung = [RedisServer(password="") for _ in range(3)]
     with contextlib.ExitStack() as stack:
         for server in hung:
             stack.enter_context(server)
@@ -156,7 +156,7 @@ async def test_seeds_that_do_not_answer_are_not_waited_for(setup):
 
 
 async def test_a_cluster_whose_servers_have_all_moved_is_found_again_by_its_seeds(setup, until):
-    with ClusterRedis() as first:
+    with ClusterRedis(password="") as first:
         async with FaultProxy(first.servers[0].port) as service:
             async with LockGuard.from_url(f"redis+cluster://127.0.0.1:{service.port}") as guard:
                 await once(guard)

@@ -73,7 +73,7 @@ async def test_a_link_that_is_only_slow_is_kept(link, ask, redis_server):
 
 
 async def test_a_hung_server_keeps_a_first_call_for_no_longer_than_the_two_seconds_of_the_page():
-    with RedisServer() as server:
+    with RedisServer(password="") as server:
         async with LockGuard.from_url(server.url) as guard:
             await once(guard)
             server.pause()
@@ -86,7 +86,7 @@ async def test_a_hung_server_keeps_a_first_call_for_no_longer_than_the_two_secon
 @pytest.mark.parametrize("nodes", [1, 3])
 async def test_a_hung_server_does_not_outlast_a_caller_s_patience(nodes):
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(RedisServer()) for _ in range(nodes)]
+        servers = [stack.enter_context(RedisServer(password="")) for _ in range(nodes)]
         async with LockGuard.from_urls([server.url for server in servers]) as guard:
             await once(guard)
             for server in servers:
@@ -101,7 +101,7 @@ async def test_a_hung_server_does_not_outlast_a_caller_s_patience(nodes):
 
 async def test_a_primary_that_moves_behind_its_name_is_followed(until, ask):
     """The old one lives on as a replica: all that it says is READONLY."""
-    with ReplicatedRedis(1) as setup:
+    with ReplicatedRedis(1, password="") as setup:
         old, new = setup.servers
         async with FaultProxy(old.port) as service:
             url = service.url_for(old.url)

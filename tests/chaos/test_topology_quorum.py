@@ -30,7 +30,7 @@ PATIENT = timedelta(seconds=1)
 @pytest.fixture
 def servers():
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(RedisServer()) for _ in range(5)]
+        yield [stack.enter_context(RedisServer(password="")) for _ in range(5)]
 
 
 @contextlib.asynccontextmanager
@@ -205,7 +205,7 @@ async def test_nodes_that_lost_a_lease_get_it_back_and_never_a_second_majority(s
 async def test_a_node_that_may_have_forgotten_does_not_vote_for_the_longest_ttl(comes_back):
     """A, B, C granted; C forgets; D and E are there again: C must not help them to a second majority."""
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(RedisServer(persistence="aof")) for _ in range(5)]
+        servers = [stack.enter_context(RedisServer(persistence="aof", password="")) for _ in range(5)]
         async with guard_over(servers) as guard, guard_over(servers) as other:
             await once(guard)
             await once(other)

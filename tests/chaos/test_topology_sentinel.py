@@ -24,7 +24,7 @@ USABLE_AGAIN_S = 2.0
 
 @pytest.fixture
 def setup():
-    with SentinelRedis(replicas=2) as setup:
+    with SentinelRedis(replicas=2, password="") as setup:
         yield setup
 
 

@@ -14,6 +14,7 @@ import pytest
 from lockguard import LockGuard
 from lockguard.cli import app
 from lockguard.errors import ConfigurationError
+from lockguard.private import write_private
 from lockguard.testing import ServerBinary
 from lockguard_positions.demo import command, serverlog
 from lockguard_positions.demo.actors import Actor
@@ -170,7 +171,7 @@ async def test_it_reads_a_held_lock_as_redis_cli_would(redis_url):
     ):
         fields = await looking.hash(lock_key(RESOURCE))
         assert fields["token"] == str(lease.token)
-        assert fields["operation"] == "a\r\nb"
+        assert fields["operation"] == r"a\r\nb"
         assert 0 < await looking.remaining_ms(lock_key(RESOURCE)) <= 10_000
         assert await looking.hash("absent") == {}
         assert await looking.remaining_ms("absent") == 0
@@ -272,10 +273,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", full)
         with pytest.raises(ConfigurationError, match="No space left"):
-            command._write(target, "new")
+            write_private(target, "new")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-    command._write(target, "new")
+    write_private(target, "new")
     assert target.read_text() == "new"
 
 

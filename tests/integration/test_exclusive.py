@@ -212,6 +212,7 @@ async def test_the_documented_acl_is_enough_and_least():
 
 async def test_tls_is_used_and_a_stranger_is_refused(redis_server, redis_url, certificate):
     authority, server_context = certificate
+    secret = f":{redis_server.password}@"
 
     async def forward(reader, writer):
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
@@ -219,10 +220,10 @@ async def test_tls_is_used_and_a_stranger_is_refused(redis_server, redis_url, ce
 
     async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=server_context) as server:
         port = server.sockets[0].getsockname()[1]
-        async with LockGuard.from_url(f"rediss://127.0.0.1:{port}?ssl_ca_certs={authority}") as guard:
+        async with LockGuard.from_url(f"rediss://{secret}127.0.0.1:{port}?ssl_ca_certs={authority}") as guard:
             await _once(guard)
         async with LockGuard.from_url(
-            f"rediss://127.0.0.1:{port}", wait=timedelta(milliseconds=100)
+            f"rediss://{secret}127.0.0.1:{port}", wait=timedelta(milliseconds=100)
         ) as guard:
             with pytest.raises(QuorumUnavailable, match=r"(?i)certificate"):
                 await _once(guard)

@@ -545,10 +545,10 @@ async def test_a_role_that_may_not_take_part_is_told_the_grant(
     pool: asyncpg.Pool[Any], database_url: str
 ) -> None:
     role = "bot_" + new_grant_id()[:8]
-    await pool.execute(f"create role {role} login")
+    await pool.execute(f"create role {role} login password 'poor'")
     try:
         lease = await held(pool)
-        poor = database_url.replace("postgres@", f"{role}@", 1)
+        poor = f"postgresql://{role}:poor@{database_url.rpartition('@')[2]}"
         async with create_pool(poor, min_size=0, max_size=1) as other:
             with under(lease), pytest.raises(ConfigurationError, match="GRANT lockguard_app"):
                 await other.execute("select 1")

@@ -154,10 +154,9 @@ def test_a_database_out_of_reach_is_one_line_without_the_password(run: Run, url:
 def test_too_little_privilege_names_the_grant(
     installed: Run, postgres_server: PostgresServer, database_url: str
 ) -> None:
-    psql(postgres_server, database_url, "create role poor_bot login")
+    psql(postgres_server, database_url, "create role poor_bot login password 'poor'")
     try:
-        poor = database_url.replace("postgres@", "poor_bot@", 1)
-        assert poor != database_url
+        poor = f"postgresql://poor_bot:poor@{database_url.rpartition('@')[2]}"
         assert "GRANT lockguard_app" in installed("status", url=poor, code=2).output
         installed("install", "--grant-to", "poor_bot")
         assert "schema version" in installed("status", url=poor).output

@@ -93,7 +93,7 @@ async def failed_over() -> AsyncIterator[Flushed]:
     async with AsyncExitStack() as stack:
         master = await stack.enter_async_context(RedisServer(config=["repl-diskless-sync-delay 0"]))
         proxy = await stack.enter_async_context(FaultProxy(master.port))
-        replica = RedisServer(config=[f"replicaof 127.0.0.1 {proxy.port}"])
+        replica = RedisServer(config=[f"replicaof 127.0.0.1 {proxy.port}"], password=master.password)
         await stack.enter_async_context(replica)
         async with aioredis.Redis.from_url(replica.url, decode_responses=True) as client, asyncio.timeout(20):
             while (await client.info("replication"))["master_link_status"] != "up":

@@ -305,6 +305,7 @@ async def test_psql_prints_what_the_page_says(
     done = await asyncio.create_subprocess_exec(
         *(str(program), "--no-psqlrc", "--host=127.0.0.1", f"--port={postgres_server.port}"),
         *("--username=postgres", f"--dbname={database}", "--command", listing[0]),
+        env={"PGPASSFILE": str(postgres_server.passfile)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

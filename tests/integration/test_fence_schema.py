@@ -76,9 +76,9 @@ async def test_a_role_that_may_not_install_is_told_so(
     conn: asyncpg.Connection[Any], postgres_server: PostgresServer, database_url: str
 ) -> None:
     role = f"poor_{uuid4().hex[:8]}"
-    await conn.execute(f"create role {role} login")
+    await conn.execute(f"create role {role} login password 'poor'")
     try:
-        poor = await asyncpg.connect(database_url, user=role)
+        poor = await asyncpg.connect(database_url, user=role, password="poor")
         try:
             with pytest.raises(ConfigurationError, match="permission denied"):
                 await install(poor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -214,6 +215,55 @@ def test_redis_asks_for_its_password_and_shows_it_to_nobody() -> None:
             client.ping()
         assert secret not in " ".join(psutil.Process(server.pid).cmdline())
         assert secret not in repr(server)
+
+
+def test_nobody_gets_into_an_embedded_redis_without_its_password() -> None:
+    """Any user of the machine reaches the port, and could run code as the one who started the server."""
+    with RedisServer() as server:
+        for credentials in ("", ":wrong@", "default:@"):
+            url = f"redis://{credentials}127.0.0.1:{server.port}"
+            with redis.Redis.from_url(url, retry=NO_RETRY) as stranger, pytest.raises(redis.RedisError):
+                stranger.ping()
+        with redis.Redis.from_url(server.url) as client:
+            assert client.ping()
+        with RedisServer() as other:
+            assert other.password != server.password
+        _only_ours(server.password_file, server.password)
+
+
+async def test_nobody_gets_into_an_embedded_postgres_without_its_password() -> None:
+    """Not over TCP and not over its socket, as a superuser or anybody else, nor into another database."""
+    with PostgresServer() as server:
+        for host in ("127.0.0.1", str(server.socket_directory)):
+            for database in ("postgres", "template1"):
+                for password in ("", "postgres", "wrong"):
+                    with pytest.raises((asyncpg.InvalidPasswordError, asyncpg.InterfaceError)):
+                        await asyncpg.connect(
+                            host=host,
+                            port=server.port,
+                            user="postgres",
+                            password=password,
+                            database=database,
+                            timeout=5,
+                        )
+        rules = await query(server.url, "select string_agg(distinct auth_method, ',') from pg_hba_file_rules")
+        assert rules == "scram-sha-256"
+        _only_ours(server.passfile, server.password)
+        owner = [path for path in server.passfile.parent.iterdir() if path.is_file()]
+        assert all(path.stat().st_mode & 0o077 == 0 for path in owner), owner
+
+
+def test_an_embedded_servers_password_is_in_no_processs_arguments(server: EmbeddedServer) -> None:
+    password = getattr(server, "password", "")
+    assert len(password) == 32
+    assert not any(password in word for process in tree_of(server) for word in process.cmdline())
+    assert password not in repr(server)
+    assert password not in server.log
+
+
+def _only_ours(path: Path, password: str) -> None:
+    assert password in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0
 
 
 def test_redis_knows_the_users_of_its_acl() -> None:

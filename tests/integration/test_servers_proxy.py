@@ -13,7 +13,7 @@ import pytest
 from lockguard.testing import DROP, HOLD, PASS, FaultProxy, Flow, PostgresServer, RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 PING = b"*1\r\n$4\r\nPING\r\n"
 PONG = b"+PONG\r\n"
@@ -21,9 +21,16 @@ PONG = b"+PONG\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[RedisServer]:
+    """Without a password, so that bare bytes can be counted."""
+    with RedisServer(password="") as server:
+        yield server
+
+
 @pytest.fixture
-async def proxy(redis_server: RedisServer) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(redis_server.port) as proxy:
+async def proxy(open_server: RedisServer) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(open_server.port) as proxy:
         yield proxy
 
 
@@ -161,8 +168,8 @@ async def test_credentials_stay_in_the_url() -> None:
         assert url == f"redis://bot:s%40@127.0.0.1:{proxy.port}/3?x=y"
 
 
-async def test_nothing_is_left_open_when_the_proxy_stops(redis_server: RedisServer) -> None:
-    async with FaultProxy(redis_server.port) as proxy:
+async def test_nothing_is_left_open_when_the_proxy_stops(open_server: RedisServer) -> None:
+    async with FaultProxy(open_server.port) as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         await ping((reader, writer))
         proxy.partition()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from lockguard.errors import ConfigurationError
+from lockguard.private import write_private
 from lockguard.testing import postgres_files
 from lockguard.testing.binaries import ServerBinary
 from lockguard.testing.embedded import EmbeddedServer
@@ -42,7 +43,7 @@ class PgBouncer(EmbeddedServer):
     """Hands out few connections of ``server``, one for each transaction. It ends with this process.
 
     Args:
-        server: the Postgres behind it, started and without a password.
+        server: the Postgres behind it, started. Clients log in as its superuser, with its password.
         pool_size: how many connections of it, for each database and user.
 
     Raises:
@@ -76,9 +77,12 @@ class PgBouncer(EmbeddedServer):
         pass
 
     def _command(self, directory: Path) -> Spawn:
-        config = directory / "pgbouncer.ini"
-        config.write_text("\n".join(self._lines()) + "\n")
-        postgres_files.own(config, self._user)  # it refuses to be root
+        config, users = directory / "pgbouncer.ini", directory / "users"
+        secret = self._server.password.replace('"', '""')
+        write_private(config, "\n".join(self._lines(users)) + "\n")
+        write_private(users, f'"{postgres_files.SUPERUSER}" "{secret}"\n')
+        for path in (config, users):
+            postgres_files.own(path, self._user)  # it refuses to be root
         return Spawn(
             argv=(str(self.binary.path), str(config)),
             log=str(self._log_path()),
@@ -88,7 +92,7 @@ class PgBouncer(EmbeddedServer):
             gid=self._user.gid,
         )
 
-    def _lines(self) -> tuple[str, ...]:
+    def _lines(self, users: Path) -> tuple[str, ...]:
         return (
             "[databases]",
             f"* = host={LOOPBACK} port={self._server.port} user={postgres_files.SUPERUSER}",
@@ -96,7 +100,9 @@ class PgBouncer(EmbeddedServer):
             f"listen_addr = {LOOPBACK}",
             f"listen_port = {self.port}",
             "unix_socket_dir =",
-            "auth_type = any",
+            # The password in the file lets clients in, and this pooler into the server.
+            "auth_type = scram-sha-256",
+            f"auth_file = {users}",
             "pool_mode = transaction",
             f"default_pool_size = {self._pool_size}",
             "max_client_conn = 200",

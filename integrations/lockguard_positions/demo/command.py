@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ from rich.console import Console
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
+from lockguard.private import write_private
 from lockguard_positions.demo.console import Screen
 
 if TYPE_CHECKING:
@@ -100,11 +99,11 @@ async def _demo(wanted: _Wanted, screen: Screen) -> list[Claim]:
     async with stage() as up:
         screen.servers(up.servers)
         result = await play_all(up, Load(wanted.opens, wanted.time_scale), screen, began=began)
-        _write(wanted.picture, page(result))
+        write_private(wanted.picture, page(result))
         screen.say("\nThe timeline, who held the lock and what was refused:")
         screen.verbatim(f"  {wanted.picture.absolute()}")
         if wanted.json_file is not None:
-            _write(wanted.json_file, _numbers(result))
+            write_private(wanted.json_file, _numbers(result))
         if wanted.keep:
             await keep(up, screen)
         return [claim for claim in claims(result) if not claim.held]
@@ -127,23 +126,3 @@ def _check_writable(path: Path) -> None:
         raise ConfigurationError(f"{path} cannot be written: there is no directory {folder}")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise ConfigurationError(f"{path} cannot be written: permission denied; name another place")
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: an interrupted run leaves no half file.
-
-    Raises:
-        ConfigurationError: it could not be written after all.
-    """
-    if path.exists() and not path.is_file():  # a device or a pipe
-        path.write_text(text, encoding="utf-8")
-        return
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as exc:
-        raise ConfigurationError(f"{path} cannot be written: {exc.strerror}") from exc
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)

@@ -94,12 +94,12 @@ class Screen:
         for error in result.errors[:3]:
             self.say(f"  {error}", style=_BAD)
 
-    def watch(self, watch: Watch, port: int) -> None:
+    def watch(self, watch: Watch, redis_cli: str) -> None:
         """A lock, as it lies in Redis now."""
         table = _table("field", "value")
         for name, value in watch.fields.items():
             table.add_row(name, value)
-        self.verbatim(f"$ redis-cli -p {port} HGETALL '{watch.key}'")
+        self.verbatim(f"$ {redis_cli} HGETALL '{watch.key}'")
         self._console.print(table)
         self.say(
             f"  (and PTTL: {watch.remaining_ms} ms are left; its holder is stopped and renews nothing)", "dim"

@@ -6,11 +6,13 @@ import asyncio
 import shutil
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import asyncpg
 
 from lockguard import LockGuard
 from lockguard.errors import LockguardError
+from lockguard.testing.postgres_files import SUPERUSER
 from lockguard_asyncpg import PostgresFence
 from lockguard_positions.demo.peek import lock_key
 
@@ -60,14 +62,17 @@ async def _hold(guard: LockGuard, held: asyncio.Event, screen: Screen) -> None:
 
 
 def lines(stage: Stage) -> list[str]:
-    """Commands to copy."""
-    redis = f"redis-cli -p {stage.redis.port}"
-    psql = shutil.which("psql") or str(stage.postgres.binary.path.parent / "psql")
+    """Commands to copy; passwords are read from files that only this user can read."""
+    redis = stage.redis_cli
+    url = f"redis://:$(cat {stage.redis.password_file})@127.0.0.1:{stage.redis.port}/0"
+    program = shutil.which("psql") or str(stage.postgres.binary.path.parent / "psql")
+    place = f"postgresql://{SUPERUSER}@127.0.0.1:{stage.postgres.port}{urlsplit(stage.database_url).path}"
+    psql = f"PGPASSFILE={stage.postgres.passfile} {program} {place}"
     return [
         f"{redis} HGETALL '{lock_key(_HELD)}'",
         f"{redis} LRANGE '{lock_key(_SEEN)}:history' 0 -1",
-        f"lockguard inspect {_HELD} --redis {stage.redis.url}",
-        *(f"{psql} {stage.database_url} -c '{query}'" for query in _QUERIES),
+        f"LOCKGUARD_REDIS_URL={url} lockguard inspect {_HELD}",
+        *(f"{psql} -c '{query}'" for query in _QUERIES),
     ]
 
 

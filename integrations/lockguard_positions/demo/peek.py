@@ -10,7 +10,7 @@ import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -121,11 +121,13 @@ def _listed(reply: Reply) -> list[Reply]:
 
 @asynccontextmanager
 async def peek(url: str) -> AsyncIterator[Peek]:
-    """Connect to a server without a password, in the database that the URL names."""
+    """Connect with the URL's password, to the database that it names."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
         looking = Peek(reader, writer)
+        if parts.password:
+            await looking.ask("AUTH", unquote(parts.password))
         await looking.ask("SELECT", parts.path.strip("/") or "0")
         yield looking
     finally:

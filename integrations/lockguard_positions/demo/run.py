@@ -124,7 +124,7 @@ async def _paused(stage: Stage, cast: Cast, screen: Screen) -> PausedResult:
         nonlocal shown
         if not shown:
             shown = True
-            screen.watch(watch, stage.redis.port)
+            screen.watch(watch, stage.redis_cli)
 
     with screen.progress("the holder opens a position") as update:
         result = await play(

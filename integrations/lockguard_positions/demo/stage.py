@@ -49,6 +49,11 @@ class Stage:
         return Servers(self.redis.binary, self.postgres.binary)
 
     @property
+    def redis_cli(self) -> str:
+        """How to begin a command line that asks Redis; the password is read from a file, and nowhere seen."""
+        return f"REDISCLI_AUTH=$(cat {self.redis.password_file}) redis-cli -p {self.redis.port}"
+
+    @property
     def race_redis_url(self) -> str:
         """The races' locks lie in a database of their own, so that the third act's are alone."""
         return f"{self.redis.url.rpartition('/')[0]}/{_RACE_DATABASE}"

@@ -21,6 +21,7 @@ except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
 from lockguard.errors import ConfigurationError
+from lockguard.private import replacing
 from lockguard_positions.logs.analysis import Analysis, Told, analyze
 from lockguard_positions.logs.picture import draw
 from lockguard_positions.logs.records import Record, read_log
@@ -161,11 +162,8 @@ def _instant(text: str | None, option: str, default: datetime) -> datetime | Non
 
 
 def _write(file: Path, pieces: Iterable[str]) -> None:
-    try:
-        with file.open("w", encoding="utf-8") as written:
-            written.writelines(pieces)
-    except OSError as exc:
-        raise ConfigurationError(f"{file} cannot be written: {exc.strerror or exc}") from exc
+    with replacing(file) as written:
+        written.writelines(pieces)
 
 
 # --- for people ---

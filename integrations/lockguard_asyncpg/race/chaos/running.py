@@ -19,6 +19,7 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import LockguardError
 from lockguard.guard import LockGuard
 from lockguard.lease import new_grant_id
+from lockguard.private import write_private
 from lockguard.testing.binaries import ServerBinary
 from lockguard.testing.embedded import EmbeddedServer
 from lockguard.testing.supervision import ServerProcess, Spawn, server_environment
@@ -62,9 +63,8 @@ class _Process(EmbeddedServer):
         return self._started_directory() / "journal"
 
     def _prepare(self, directory: Path) -> None:
-        path = directory / "told.json"
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
-            json.dump(asdict(self._crewman(directory / "journal")), file)
+        told = asdict(self._crewman(directory / "journal"))
+        write_private(directory / "told.json", json.dumps(told))
 
     def _discard(self, directory: Path) -> None:
         (directory / "journal").unlink(missing_ok=True)
