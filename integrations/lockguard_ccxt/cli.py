@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 try:
@@ -48,8 +50,22 @@ def exchange() -> None:
 @click.option(
     "--secret", envvar="LOCKGUARD_EXCHANGE_SECRET", help="The account's secret.  [default: local-secret]"
 )
+@click.option(
+    "--tls",
+    nargs=2,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="CERTIFICATE KEY",
+    help="Speak HTTPS, with these files in PEM format.",
+)
 def serve(
-    host: str, port: int, latency_ms: int, symbols: str, api_key: str | None, secret: str | None
+    *,
+    host: str,
+    port: int,
+    latency_ms: int,
+    symbols: str,
+    api_key: str | None,
+    secret: str | None,
+    tls: tuple[Path, Path] | None,
 ) -> None:
     """Run the exchange until it is interrupted.
 
@@ -67,8 +83,26 @@ def serve(
             latency=timedelta(milliseconds=latency_ms),
             api_key=api_key or LOCAL_API_KEY,
             secret=secret or LOCAL_SECRET,
+            tls=tls,
         )
         asyncio.run(_serve(server))
+    except ConfigurationError as exc:
+        raise _Mistake(str(exc)) from exc
+
+
+@exchange.command(name="settings")
+@click.argument("url")
+def settings_(url: str) -> None:
+    """Print, as JSON, the settings with which an unmodified ccxt talks to a local exchange at URL.
+
+    Such as for ccxt_config of freqtrade. The URL is of HTTPS: start the exchange with --tls.
+    """
+    try:
+        from lockguard_ccxt.testing import ccxt_settings  # noqa: PLC0415
+    except ImportError as exc:
+        raise _Mistake(str(exc)) from exc
+    try:
+        click.echo(json.dumps(ccxt_settings(url), indent=2))
     except ConfigurationError as exc:
         raise _Mistake(str(exc)) from exc
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 if find_spec("aiohttp") is None:
     raise ImportError("the local exchange needs aiohttp; pip install 'lockguard[testing]'")
 
-from lockguard_ccxt.testing.client import connect, point_at
+from lockguard_ccxt.testing.client import ccxt_settings, connect, point_at
 from lockguard_ccxt.testing.desk import Visibility
 from lockguard_ccxt.testing.faults import Execution, Fault, FaultKind, Operation
 from lockguard_ccxt.testing.markets import (
@@ -67,6 +67,7 @@ __all__ = [
     "Request",
     "Side",
     "Visibility",
+    "ccxt_settings",
     "connect",
     "market_for",
     "parse_markets",

@@ -4,6 +4,10 @@ Two things must change. The URLs, of course. And the table of errors: ccxt looks
 request's URL to know whether a code is the futures market's or the spot market's, and for a URL it does not
 know it has neither, so that -2021, "would immediately trigger", arrives as a bare ``ExchangeError``. Here
 the URL is translated back before ccxt looks.
+
+A program that cannot be patched, only configured, can be given URLs that *begin* as those of Binance's demo
+do, which ccxt knows: what stands before the ``@`` in ``https://demo-fapi@127.0.0.1:8443/fapi/v1`` is a user's
+name to whoever connects. They have to be of HTTPS.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from lockguard_ccxt.testing.server import LOCAL_API_KEY, LOCAL_SECRET
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["connect", "point_at"]
+__all__ = ["ccxt_settings", "connect", "point_at"]
 
 _HOSTS = {
     "/api/": "https://api.binance.com",
@@ -29,6 +33,58 @@ _HOSTS = {
     "/eapi/": "https://eapi.binance.com",
     "/papi/": "https://papi.binance.com",
 }
+
+
+_PATHS = {
+    "public": "api/v3",
+    "private": "api/v3",
+    "v1": "api/v1",
+    "sapi": "sapi/v1",
+    "sapiV2": "sapi/v2",
+    "sapiV3": "sapi/v3",
+    "sapiV4": "sapi/v4",
+    "fapiPublic": "fapi/v1",
+    "fapiPublicV2": "fapi/v2",
+    "fapiPublicV3": "fapi/v3",
+    "fapiPrivate": "fapi/v1",
+    "fapiPrivateV2": "fapi/v2",
+    "fapiPrivateV3": "fapi/v3",
+    "fapiData": "futures/data",
+    "dapiPublic": "dapi/v1",
+    "dapiPrivate": "dapi/v1",
+    "dapiPrivateV2": "dapi/v2",
+    "dapiData": "futures/data",
+    "eapiPublic": "eapi/v1",
+    "eapiPrivate": "eapi/v1",
+    "papi": "papi/v1",
+    "papiV2": "papi/v2",
+}
+"""Every API that ccxt's Binance classes know: one that is left out would go to Binance itself."""
+
+
+def ccxt_settings(url: str) -> dict[str, Any]:
+    """Settings, plain enough for a JSON file, with which an unmodified ccxt talks to a local exchange.
+
+    They are for a bot that takes settings for ccxt's constructor, such as freqtrade's ``ccxt_config``.
+
+    Args:
+        url: where the local exchange listens; of HTTPS, as ccxt finds its table of errors by it.
+
+    Raises:
+        ConfigurationError: the URL is not of HTTPS.
+    """
+    address = urlsplit(url)
+    if address.scheme != "https":
+        raise ConfigurationError(
+            f"ccxt knows Binance's errors by a URL of HTTPS only, and {url!r} is none; start the exchange"
+            " with a certificate, or use point_at() in a program of your own"
+        )
+
+    def named(api: str, path: str) -> str:
+        first = {"s": "api", "f": "fapi", "d": "dapi"}.get(api[0], "api")
+        return f"https://demo-{first}@{address.netloc}/{path}"
+
+    return {"urls": {"api": {api: named(api, path) for api, path in _PATHS.items()}}, "verify": False}
 
 
 def point_at(exchange: Any, url: str) -> None:

@@ -150,7 +150,7 @@ _READERS: Mapping[str, Callable[..., object]] = {
     "str": str,
     "int": int,
     "bool": bool,
-    "Decimal": Decimal,
+    "Decimal": lambda value: Decimal(str(value)),  # JSON's 0.1 is 0.1, not the nearest binary number
     "Side": Side,
     "OrderType": OrderType,
     "OrderStatus": OrderStatus,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Collection, Iterable, Sequence
     from decimal import Decimal
+    from pathlib import Path
     from types import TracebackType
 
     from lockguard.clock import Clock
@@ -63,10 +65,13 @@ class LocalExchange:
         api_key: the key of the account ``main``; :meth:`add_account` adds others.
         secret: its secret.
         wallet: its USDT, and its USDC.
+        tls: the files of a certificate and of its key, both in PEM format; with them it speaks HTTPS, which
+            lets an unmodified ccxt know it by its URL (:func:`~lockguard_ccxt.testing.ccxt_settings`).
         clock: the exchange's clock.
 
     Raises:
-        ConfigurationError: a symbol that does not read as a contract, or a latency out of range.
+        ConfigurationError: a symbol that does not read as a contract, a latency out of range, or a
+            certificate that cannot be read.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class LocalExchange:
         api_key: str = LOCAL_API_KEY,
         secret: str = LOCAL_SECRET,
         wallet: Decimal = WALLET,
+        tls: tuple[Path | str, Path | str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         chosen = (*DEFAULT_MARKETS, *COIN_MARKETS) if symbols is None else symbols
@@ -86,6 +92,7 @@ class LocalExchange:
         self._desk = Desk(markets, wallet=wallet, credentials=Credentials(api_key, secret), clock=clock)
         self._host = host
         self._port = port
+        self._tls = None if tls is None else _tls_context(*tls)
         self._runner: web.AppRunner | None = None
         self._wire: Wire | None = None
         self._control: Control | None = None
@@ -108,7 +115,7 @@ class LocalExchange:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LINGER_S)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            await web.TCPSite(runner, self._host, self._port, ssl_context=self._tls).start()
         except OSError as exc:
             await runner.cleanup()
             raise ConfigurationError(
@@ -140,7 +147,7 @@ class LocalExchange:
     def url(self) -> str:
         """Where it listens, such as ``http://127.0.0.1:8080``."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return f"http{'' if self._tls is None else 's'}://{host}:{self._port}"
 
     # --- control ---
 
@@ -376,6 +383,17 @@ class LocalExchange:
         Prices start over; the latency and the accounts stay.
         """
         self._desk.reset()
+
+
+def _tls_context(certificate: Path | str, key: Path | str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as exc:  # ssl.SSLError is one too
+        raise ConfigurationError(
+            f"certificate {certificate} with key {key} cannot be used: {exc.strerror or exc}"
+        ) from exc
+    return context
 
 
 async def _not_served(request: web.Request) -> web.Response:
