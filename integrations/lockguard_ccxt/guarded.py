@@ -15,9 +15,9 @@ from lockguard.lease import parse_resource
 from lockguard_ccxt import proxy
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.gate import attempt, install
-from lockguard_ccxt.holdings import Holding, parse_holdings
+from lockguard_ccxt.holdings import IN_HEDGE_MODE, Holding, parse_holdings
 from lockguard_ccxt.ids import Step, client_order_id
-from lockguard_ccxt.keys import account_name, unified_symbol
+from lockguard_ccxt.keys import account_name, unified_symbol, venue_name
 from lockguard_ccxt.markets import Market, listing_of, short_name
 from lockguard_ccxt.money import MarketRules, rules_of
 from lockguard_ccxt.outcome import Executed, Outcome, PlacedOrder, Side
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GuardedExchange"]
 
+_OF_CONTRACTS = {"type": "swap", "subType": "linear"}
 _CLOCK_AHEAD = timedelta(seconds=1)
 _REFRESH_S_MIN = 15.0
 _REFRESH_PAUSE_S = 1.0
@@ -68,6 +69,16 @@ class GuardedExchange:
         patience: Patience = PATIENCE,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        if not inspect.iscoroutinefunction(getattr(exchange, "fetch2", None)):
+            raise ConfigurationError(
+                f"{type(exchange).__module__}.{type(exchange).__name__} is no asyncio exchange of ccxt;"
+                " take the one of that name from ccxt.async_support"
+            )
+        if exchange.options.get("portfolioMargin"):
+            raise ConfigurationError(
+                f"{exchange.id} with portfolioMargin: its stops cannot be found by their client order ids;"
+                " use a classic futures account"
+            )
         if exchange.options.get("maxRetriesOnFailure"):
             raise ConfigurationError(
                 f"maxRetriesOnFailure of {exchange.id} is {exchange.options['maxRetriesOnFailure']!r};"
@@ -80,7 +91,7 @@ class GuardedExchange:
         self._loaded_at: float | None = None
         self._failed: tuple[float, Exception] | None = None
         self._refreshing = asyncio.Lock()
-        install(exchange)
+        self._gate = install(exchange, clock)
 
     def __repr__(self) -> str:
         return f"<GuardedExchange {self._exchange.id}>"
@@ -104,10 +115,28 @@ class GuardedExchange:
         """
         return venue_of(self._exchange).window + _CLOCK_AHEAD + self._patience.search
 
+    @property
+    def closed_for(self) -> timedelta:
+        """For how much longer nothing is sent, as the exchange said to wait (a ban, or ``Retry-After``)."""
+        return self._gate.closed_for
+
+    def on_closed(self, listener: Callable[[timedelta], None]) -> None:
+        """Be told whenever the exchange says to wait, and for how long."""
+        self._gate.on_closed(listener)
+
     async def load(self) -> None:
-        """Load the markets, so that no order waits for it."""
+        """Load the markets, so that no order waits for it, and see that the account is in one-way mode.
+
+        Raises:
+            ConfigurationError: the account is in hedge mode.
+            ccxt.BaseError: the exchange did not answer.
+        """
         await self._exchange.load_markets()
         self._loaded_at = self._clock.now()
+        if self._exchange.has.get("fetchPositionMode") and self._exchange.apiKey:
+            mode = await self._placer().read(self._exchange.fetch_position_mode)
+            if mode.get("hedged"):
+                raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the account {self.name}"))
 
     async def refresh(self) -> bool:
         """Load the markets again, as a name is not among them; tells whether that was done.
@@ -310,8 +339,14 @@ class GuardedExchange:
         """
         return await self._placer().find(self.unified(symbol), client_id, conditional=conditional)
 
-    async def open_orders(self, symbol: str | None = None) -> tuple[PlacedOrder, ...]:
+    async def open_orders(
+        self, symbol: str | None = None, *, conditional_only: bool = False
+    ) -> tuple[PlacedOrder, ...]:
         """The open orders of a symbol, or of all, conditional ones included.
+
+        Args:
+            symbol: in any spelling; ``None`` for all.
+            conditional_only: leave out the book of ordinary orders, which spares a request.
 
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries.
@@ -320,10 +355,15 @@ class GuardedExchange:
             # Unless it is told that all symbols are meant, ccxt's binance refuses to list them.
             self._exchange.options["warnOnFetchOpenOrdersWithoutSymbol"] = False
         wanted = None if symbol is None else self.unified(symbol)
+        # ccxt.binance lists its default type, spot, unless it is told whose orders are meant.
+        every = _OF_CONTRACTS if symbol is None and venue_name(self._exchange) == "binance" else {}
         found: dict[str, PlacedOrder] = {}
-        for params in ({}, {"trigger": True}):
+        books: tuple[dict[str, Any], ...] = (
+            ({"trigger": True},) if conditional_only else ({}, {"trigger": True})
+        )
+        for params in books:
             orders = await self._placer().read(
-                partial(self._exchange.fetch_open_orders, wanted, None, None, dict(params))
+                partial(self._exchange.fetch_open_orders, wanted, None, None, {**every, **params})
             )
             for order in orders:
                 parsed = parse_order(order)

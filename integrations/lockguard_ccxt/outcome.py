@@ -60,6 +60,8 @@ class PlacedOrder:
         average: what it was filled at; ``None`` when nothing is.
         trigger: the price it waits for; ``None`` for an ordinary order.
         reduce_only: whether it can only make a position smaller.
+        takes_profit: whether it waits for a better price than now, and so protects nothing.
+        closes_all: whether it closes whatever is held, whatever ``amount`` says.
     """
 
     id: str
@@ -72,6 +74,8 @@ class PlacedOrder:
     average: Decimal | None
     trigger: Decimal | None
     reduce_only: bool
+    takes_profit: bool = False
+    closes_all: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -87,22 +91,40 @@ class PlacedOrder:
 class Refusal(StrEnum):
     """Why nothing was executed."""
 
+    # Of this very order, as it is:
     WOULD_TRIGGER = "would trigger at once"
-    """The stop's price has been passed: the position must be closed, not protected."""
+    """The stop's price has been passed."""
     REDUCE_ONLY = "nothing to reduce"
     """There is no position on the other side."""
+    NOT_FOUND = "no such order"
+    INVALID = "not acceptable"
+    """Its price or amount breaks a rule of the market, by a code that is known to mean that."""
+    UNFILLED = "taken and ended without a fill"
+
+    # Of the account, the exchange or the moment; the same order may be taken later:
     RATE_LIMITED = "too many requests"
+    BANNED = "calls are closed for a while"
     OVERLOADED = "exchange overloaded"
     CLOCK = "clock out of step"
-    FUNDS = "not enough margin"
-    NOT_FOUND = "no such order"
+    MARKET_CLOSED = "market closed or under maintenance"
     AUTHENTICATION = "key or permission refused"
-    INVALID = "not acceptable"
-    UNFILLED = "taken and ended without a fill"
+    POSITION_MODE = "account in another position mode"
+    LIMIT = "too many orders or too large a position"
+    FUNDS = "not enough margin"
+    UNRECOGNISED = "a refusal of no known meaning"
     NOT_SENT = "never left this machine"
 
 
-_PASSING = frozenset({Refusal.RATE_LIMITED, Refusal.OVERLOADED, Refusal.CLOCK})
+_PASSING = frozenset({Refusal.RATE_LIMITED, Refusal.BANNED, Refusal.OVERLOADED, Refusal.CLOCK})
+_FINAL = frozenset(
+    {
+        Refusal.WOULD_TRIGGER,
+        Refusal.REDUCE_ONLY,
+        Refusal.NOT_FOUND,
+        Refusal.INVALID,
+        Refusal.UNFILLED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +159,13 @@ class Refused:
 
     @property
     def passing(self) -> bool:
-        """Whether the same request may succeed a little later."""
+        """Whether the same request may succeed a little later, so that it is worth to ask again at once."""
         return self.refusal in _PASSING
+
+    @property
+    def final(self) -> bool:
+        """Whether it is about this very order. All else passes, be it after hours."""
+        return self.refusal in _FINAL
 
 
 @dataclass(frozen=True, slots=True)

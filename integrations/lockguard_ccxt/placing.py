@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lockguard.lease import Lease
     from lockguard_ccxt.venues import Venue
 
-__all__ = ["PATIENCE", "Patience", "Placer", "Plan"]
+__all__ = ["PATIENCE", "Patience", "Placer", "Plan", "told"]
 
 _NONE = timedelta(0)
 _ENDED = frozenset({OrderState.CANCELED, OrderState.EXPIRED, OrderState.REJECTED})
@@ -154,7 +154,7 @@ class Placer:
             except Exception as exc:  # whatever is raised after it was sent leaves it in doubt
                 if not running.sent and not isinstance(exc, ccxt_errors().BaseError):
                     raise
-                return None, classify(exc, sent=running.sent), _told(exc)
+                return None, classify(exc, sent=running.sent), told(exc)
         if not answer.get("id"):
             # What ccxt makes of a body that breaks off, at Bybit: an order without a name, not an error.
             return None, Verdict(Doubt.OPEN, None, None), "the answer names no order"
@@ -181,8 +181,8 @@ class Placer:
         )
         if found is not None:
             return Executed(found, found=True)
-        # A refusal for a passing reason says nothing about the first copy, which may still be on its way.
-        return Unknown(plan.client_id, refused.message, self._patience.search) if refused.passing else refused
+        # A refusal that is not about the order says nothing of the first copy, which may still be on its way.
+        return refused if refused.final else Unknown(plan.client_id, refused.message, self._patience.search)
 
     # --- looking ---
 
@@ -246,7 +246,7 @@ class Placer:
         return Refused(verdict.refusal or Refusal.INVALID, verdict.code, message, order.client_id)
 
 
-def _told(exc: BaseException) -> str:
+def told(exc: BaseException) -> str:
     """What an error says, without the signed query of the request's URL, and not at any length."""
     text = _QUERY.sub("?...", str(exc)) or type(exc).__name__
     return text if len(text) <= _MESSAGE_CHARS_MAX else f"{text[:_MESSAGE_CHARS_MAX]}..."

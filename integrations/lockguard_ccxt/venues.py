@@ -192,6 +192,8 @@ def parse_order(order: Mapping[str, Any]) -> PlacedOrder:
     side: Side = "sell" if order.get("side") == "sell" else "buy"
     filled = decimal_of(order.get("filled")) or _ZERO
     average = decimal_of(order.get("average"))
+    info = order.get("info") or {}
+    closes_all = any(str(info.get(name)).lower() == "true" for name in ("closePosition", "closeOnTrigger"))
     return PlacedOrder(
         id=str(order.get("id") or ""),
         client_id=str(order.get("clientOrderId") or ""),
@@ -202,5 +204,17 @@ def parse_order(order: Mapping[str, Any]) -> PlacedOrder:
         filled=filled,
         average=average if average and filled else None,
         trigger=decimal_of(order.get("triggerPrice")),
-        reduce_only=bool(order.get("reduceOnly")),
+        reduce_only=bool(order.get("reduceOnly")) or closes_all,
+        takes_profit=_takes_profit(order),
+        closes_all=closes_all,
     )
+
+
+def _takes_profit(order: Mapping[str, Any]) -> bool:
+    """Whether a conditional order waits for a better price than now: then it protects nothing."""
+    info = order.get("info") or {}
+    kind = f"{info.get('orderType')} {info.get('origType')} {info.get('stopOrderType')}".upper()
+    if "PROFIT" in kind:
+        return True
+    rises = str(info.get("triggerDirection") or "")
+    return bool(info.get("reduceOnly")) and rises == ("1" if order.get("side") == "sell" else "2")

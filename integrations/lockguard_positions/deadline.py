@@ -48,6 +48,11 @@ class StopDeadline:
         self._timer = asyncio.get_running_loop().call_later(left_s, passed, self._deadline_s)
 
     @property
+    def running(self) -> bool:
+        """Whether it is without a stop, as far as is known."""
+        return self._tried_since is not None
+
+    @property
     def over(self) -> bool:
         """Whether this holder has tried for long enough."""
         if self._tried_since is None:

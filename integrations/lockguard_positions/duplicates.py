@@ -146,6 +146,6 @@ class Duplicates:
         return SyncOutcome(row.symbol, SyncAction.ENDED, row.id, reason)
 
     async def _close(self, row: Position, reason: str) -> SyncOutcome:
-        ended = await self._flow.drive(await self._flow.intend_close(row, reason))
+        ended = await self._flow.drive(await self._flow.intend_close(row, reason, asked=True))
         action = SyncAction.IN_DOUBT if ended.status.open else SyncAction.ENDED
         return SyncOutcome(row.symbol, action, row.id, f"{reason}, closed on the exchange")

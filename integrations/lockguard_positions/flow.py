@@ -8,13 +8,16 @@ one reads the row, looks for the order of the intent in doubt, and drives on fro
 pending_entry  a new intent is ordered; one found in the table is only looked for, as its signal is gone. Not
                found, and too old to be on its way still: canceled
                Found: written down with the intent of its stop, in one commit
-entry_placed   intend the stop: it was adopted, or has no price to place one by
-pending_sl     place the stop, or find it. It would trigger at once, or cannot be placed in time: close
-any, closing   an intent to close is in doubt: finish closing
+entry_placed   take over a stop that stands already, or intend one
+pending_sl     place the stop, or find it. It could never be placed: close, if the position is certainly ours
+active         finish a stop that was being moved
+any, closing   an intent to close is in doubt: finish closing, if it is still right
 =============  ==============================================================================================
 
 *Not visible yet is not absent*: an intent younger than the exchange's window stays in doubt, and its row
-stays as it is. Every way out is reduce-only. ``LeaseLost`` and ``StaleToken`` pass through everything here.
+stays as it is. *What passes is no reason to sell*: while a stop cannot be placed for a reason that passes, a
+person is told and the next look tries again. *What this table did not open is not closed* without a person's
+word. Every way out is reduce-only. ``LeaseLost`` and ``StaleToken`` pass through everything here.
 """
 
 from __future__ import annotations
@@ -22,21 +25,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
 from lockguard_positions.deadline import StopDeadline
-from lockguard_positions.errors import DuplicatePosition
+from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions.events import Alert, Moved, PositionEvent
-from lockguard_positions.model import Intent, IntentOutcome, Position, Progress, stop_price_of
+from lockguard_positions.model import (
+    Intent,
+    IntentOutcome,
+    Position,
+    PositionSide,
+    Progress,
+    stop_price_of,
+)
 from lockguard_positions.status import PositionStatus
 from lockguard_positions.sweeping import Sweeper
+from lockguard_positions.venue import covers, standing_stop
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from lockguard.clock import Clock
     from lockguard.lease import Lease
+    from lockguard_ccxt import Holding
     from lockguard_positions.store import PositionStore
     from lockguard_positions.venue import Pace, Venue
 
@@ -46,6 +57,10 @@ Emit: TypeAlias = Callable[[PositionEvent], None]
 
 _STEPS_MAX = 200
 _GONE = "gone from the exchange before its stop was placed"
+_BEYOND = "the price is beyond the stop already"
+_PRICE_SHARE = Decimal("0.0001")
+"""By how much an average price may differ between an order and the position that it made."""
+_NEVER_SENT = Refused(Refusal.NOT_SENT, None, "never placed", "")
 
 
 class Flow:
@@ -79,6 +94,7 @@ class Flow:
         self._operation = operation
         self._emit = emit
         self._unstopped = StopDeadline(pace.stop_deadline, clock)
+        self._bought: set[int] = set()  # what was entered under this very lease
         self.sweeper = Sweeper(store, venue, lease, emit)
 
     # --- the loop ---
@@ -88,6 +104,7 @@ class Flow:
         step = {
             PositionStatus.PENDING_ENTRY: (Step.ENTRY,),
             PositionStatus.PENDING_SL: (Step.STOP,),
+            PositionStatus.ACTIVE: (Step.STOP,),  # a move
         }.get(position.status, ())
         intent = await self._store.in_doubt(position, Step.CLOSE)
         if intent is None and step:
@@ -116,6 +133,12 @@ class Flow:
                 if moved is None:
                     return position
                 progress = moved
+        except ExchangeUnreadable as exc:
+            if self._unstopped.running:
+                self._alert(
+                    progress.position, f"it may be without a stop, and that cannot be looked at: {exc}"
+                )
+            raise
         finally:
             self._unstopped.end()
         raise AssertionError(f"position {progress.position.id} did not settle in {_STEPS_MAX} steps")
@@ -131,6 +154,8 @@ class Flow:
                 return await self._intend_stop(position)
             case PositionStatus.PENDING_SL:
                 return await (self._intend_stop(position) if intent is None else self._stop(position, intent))
+            case PositionStatus.ACTIVE if intent is not None:
+                return await self._move(position, intent)
             case _:
                 raise AssertionError(f"nothing is left to do for a position that is {position.status}")
 
@@ -147,6 +172,7 @@ class Flow:
         outcome = await self._venue.enter(position, intent, _planned_stop(position))
         match outcome:
             case Executed(order=order):
+                self._bought.add(position.id)
                 return await self._entered(position, intent, order)
             case Refused():
                 return await self._not_entered(position, intent, f"entry refused: {outcome.message}")
@@ -158,15 +184,14 @@ class Flow:
                 assert_never(outcome)
 
     async def _entered(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
-        order = await self._venue.filled(position, intent, order)
+        order = await self._venue.done(position, intent, order)
         if not order.filled:
             if order.live:
+                self._alert(
+                    position, f"the entry {intent.client_id} is neither filled nor can it be taken back"
+                )
                 return None
             return await self._not_entered(position, intent, f"the entry ended as {order.state.value}")
-        if order.live:
-            # The rest of it could fill after the stop was placed and would be without one.
-            await self._venue.cancel(order)
-            order = await self._venue.find(position, intent) or order
         return await self._record_entry(position, intent, order.id, order.average, order.filled)
 
     async def _judge_missing_entry(self, position: Position, intent: Intent | None) -> Progress | None:
@@ -174,19 +199,16 @@ class Flow:
         age_ms = position.age_ms if intent is None else intent.age_ms
         if age_ms < self._venue.in_doubt_ms:
             return None
-        held = await self._venue.holding(position.symbol)
-        if held is None or held.side != position.side.entry:
-            moved = await self._store.finish(
-                self._lease,
-                position,
-                PositionStatus.CANCELED,
-                intent=intent,
-                outcome=IntentOutcome.ABSENT,
-                error="the entry was never placed",
-            )
-            return Progress(self._moved(moved, position))
-        # The exchange forgets old orders, but it holds a position, and this row is the only one for it.
-        return await self._record_entry(position, intent, None, held.entry_price, held.amount)
+        # What is held all the same may be a person's: whether it gets a row is decided as for any other.
+        moved = await self._store.finish(
+            self._lease,
+            position,
+            PositionStatus.CANCELED,
+            intent=intent,
+            outcome=IntentOutcome.ABSENT,
+            error="the entry was never placed",
+        )
+        return Progress(self._moved(moved, position))
 
     async def _record_entry(
         self,
@@ -208,7 +230,7 @@ class Flow:
             order_id=order_id,
             price=price,
             quantity=quantity,
-            stop=self._trigger(entered),
+            stop=self._trigger(entered) if position.id in self._bought else None,
         )
         self._moved(replace(progress.position, status=PositionStatus.ENTRY_PLACED), position)
         if progress.intent is not None:
@@ -228,14 +250,49 @@ class Flow:
 
     # --- the stop ---
 
-    async def _intend_stop(self, position: Position) -> Progress:
+    async def _intend_stop(self, position: Position) -> Progress | None:
         self._without_stop(position)
         trigger = self._trigger(position)
+        if position.id not in self._bought:
+            # It may be a person's, or ours of before a restore: what stands is left standing.
+            taken = await self.take_over(position)
+            if taken is not None:
+                return Progress(taken) if taken.status is PositionStatus.ACTIVE else None
         if trigger is None:
-            return await self.intend_close(position, "no price or percentage to place a stop by")
+            return await self._leave(position, "it has neither a price nor a percentage to place a stop by")
+        if not position.opened_here and await self._beyond(position, trigger):
+            return await self._leave(position, f"{_BEYOND} at {trigger}")
         progress = await self._store.expect_stop(self._lease, position, trigger)
         self._moved(progress.position, position)
         return progress
+
+    async def _beyond(self, position: Position, trigger: Decimal) -> bool:
+        """Whether a stop there would fire at once: no exchange is to be asked for a sale by that name."""
+        price = await self._venue.price(position.symbol)
+        return price <= trigger if position.side is PositionSide.LONG else price >= trigger
+
+    async def take_over(self, position: Position) -> Position | None:
+        """Make a stop that stands already the position's own, whoever placed it; ``None`` if none does.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        waiting = await self._venue.waiting_stops(position.symbol)
+        stop = standing_stop(waiting, position.side.exit, position.quantity)
+        if stop is None:
+            return None
+        try:
+            moved = await self._store.take_over_stop(self._lease, position, stop)
+        except DuplicatePosition as exc:
+            self._alert(
+                position, f"it is a duplicate of position {exc.existing_id}; nothing is done about it"
+            )
+            return position
+        if not covers(stop, position.quantity):
+            told = f"its stop {stop.client_id or stop.id} covers {stop.amount} of {position.quantity}"
+            self._alert(moved, told)
+        self._unstopped.end()
+        return self._moved(moved, position)
 
     async def _stop(self, position: Position, intent: Intent) -> Progress | None:
         self._without_stop(position)
@@ -244,20 +301,22 @@ class Flow:
             case Executed(order=order):
                 return await self._stopped(position, intent, order)
             case Refused(refusal=Refusal.REDUCE_ONLY):
-                return await self._gone(position, intent)
+                return await self._gone(position, intent, outcome)
             case Refused(refusal=Refusal.WOULD_TRIGGER):
                 await self._settled(position, intent, outcome)
-                return await self.intend_close(position, "the price is beyond the stop already")
+                return await self._out(position, _BEYOND)
+            case Refused(refusal=Refusal.INVALID):
+                await self._settled(position, intent, outcome)
+                return await self._out(position, f"stop refused: {outcome.message}")
             case Refused():
                 await self._settled(position, intent, outcome)
-                if outcome.passing:
-                    return await self._again_or_out(position, f"stop refused: {outcome.message}")
-                self._alert(position, f"closing it, as its stop was refused: {outcome.message}")
-                return await self.intend_close(position, f"stop refused: {outcome.message}")
+                return await self._again(
+                    position, f"stop refused: {outcome.message}", at_once=outcome.passing
+                )
             case Unknown():
                 # It may stand or not: asked for again under the same name, it is found or placed.
                 again = replace(intent, sent_before=True)
-                return await self._again_or_out(position, f"stop in doubt: {outcome.message}", again)
+                return await self._again(position, f"stop in doubt: {outcome.message}", again)
             case _:
                 assert_never(outcome)
 
@@ -279,12 +338,16 @@ class Flow:
         try:
             moved = await self._store.activate(self._lease, position, intent, order.id)
         except DuplicatePosition as exc:
-            return await self.intend_close(position, f"duplicate of position {exc.existing_id}")
+            return await self._out(position, f"duplicate of position {exc.existing_id}")
         self._unstopped.end()
         return Progress(self._moved(moved, position))
 
-    async def _gone(self, position: Position, intent: Intent) -> Progress:
-        """There is nothing to protect: it was liquidated, or closed by hand."""
+    async def _gone(self, position: Position, intent: Intent, refused: Refused) -> Progress | None:
+        """Nothing to protect, says the exchange: it was liquidated, or closed by hand. If it is so."""
+        held = None if position.id in self._bought else await self._venue.holding(position.symbol)
+        if held is not None and held.side == position.side.entry:
+            await self._settled(position, intent, refused)
+            return await self._again(position, f"stop refused: {refused.message}")
         moved = await self._store.finish(
             self._lease,
             position,
@@ -295,49 +358,192 @@ class Flow:
         )
         return Progress(self._moved(moved, position))
 
-    async def _again_or_out(self, position: Position, why: str, intent: Intent | None = None) -> Progress:
-        """Try once more while the time without a stop is not up; then close the position."""
-        if not self._unstopped.over:
-            await asyncio.sleep(self._pace.poll.total_seconds())
-            return Progress(position, intent)
-        self._alert(position, f"closing it, as it could not be given a stop: {why}")
-        return await self.intend_close(position, why)
+    async def _again(
+        self, position: Position, why: str, intent: Intent | None = None, *, at_once: bool = True
+    ) -> Progress | None:
+        """Try once more while this holder's time for it is not up; then leave it to the next look.
 
-    # --- the way out ---
+        Never an exit: what stands in the way passes, and a position is not sold because a key was denied.
+        """
+        if not at_once or self._unstopped.over or self._venue.closed:
+            return await self._leave(position, why)
+        await asyncio.sleep(self._pace.poll.total_seconds())
+        return Progress(position, intent)
 
-    async def intend_close(self, position: Position, reason: str) -> Progress:
-        """Write down that the position is to be closed, and why."""
-        return await self._store.expect_close(self._lease, position, reason)
+    async def _leave(self, position: Position, why: str) -> Progress | None:
+        """It has no stop, and nothing more can be done now: a person is told, the next look tries again."""
+        await self._store.note_error(self._lease, position, f"without a stop: {why}")
+        self._alert(position, f"it has no stop: {why}")
+        return None
 
-    async def _close(self, position: Position, intent: Intent) -> Progress | None:
-        swept = await self.sweeper.sweep(position)
-        outcome = await self._venue.close(position, intent)
+    # --- moving it ---
+
+    async def move_stop(self, position: Position, trigger: Decimal) -> Position:
+        """Place a second stop, make it the position's, take the first one back; never a moment without.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer; the old stop stands.
+        """
+        return await self.drive(await self._store.expect_move(self._lease, position, trigger))
+
+    async def _move(self, position: Position, intent: Intent) -> Progress | None:
+        """Finish a move that was begun, here or by a holder before."""
+        if not intent.sent_before:
+            outcome = await self._venue.stop(position, intent)
+        else:
+            order = await self._venue.find(position, intent)
+            if order is None and intent.age_ms < self._venue.in_doubt_ms:
+                return None
+            outcome = _NEVER_SENT if order is None else Executed(order, found=True)
         match outcome:
-            case Executed() | Refused(refusal=Refusal.REDUCE_ONLY):
-                # Once more: a late copy of the stop may have arrived when the first one was gone.
-                if not await self.sweeper.sweep(position, listed_only=swept):
-                    return None
-                if isinstance(outcome, Refused):
-                    return await self._closed(position, intent, IntentOutcome.REFUSED, None)
-                order = await self._venue.filled(position, intent, outcome.order)
-                return await self._closed(position, intent, IntentOutcome.EXECUTED, order)
-            case Refused() | Unknown():
-                await self._store.note_error(self._lease, position, f"not closed: {outcome.message}")
-                self._alert(position, f"the position could not be closed: {outcome.message}")
+            case Executed(order=order) if order.live:
+                moved = await self._store.move_stop(self._lease, position, intent, order)
+                self._moved(moved, position)
+                await self.sweeper.sweep_old(moved, was=position)
+                return Progress(moved)
+            case Executed(order=order):  # it has fired, or was taken back, before it was the row's
+                await self._store.settle(
+                    self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id
+                )
+                return Progress(position)
+            case Refused():
+                settled = IntentOutcome.ABSENT if outcome is _NEVER_SENT else IntentOutcome.REFUSED
+                told = f"stop not moved to {intent.trigger}: {outcome.message}"
+                await self._store.settle(self._lease, position, intent, settled, details=told)
+                return Progress(await self._store.note_error(self._lease, position, told))
+            case Unknown():
+                await self._store.note_error(self._lease, position, f"move in doubt: {outcome.message}")
+                self._alert(position, f"its stop may stand twice, the move is in doubt: {outcome.message}")
                 return None
             case _:
                 assert_never(outcome)
 
-    async def _closed(
-        self, position: Position, intent: Intent, outcome: IntentOutcome, order: PlacedOrder | None
-    ) -> Progress:
-        was_active = position.status is PositionStatus.ACTIVE
+    # --- the way out ---
+
+    async def intend_close(self, position: Position, reason: str, *, asked: bool = False) -> Progress:
+        """Write down that the position is to be closed, why, and whether a person asked for it."""
+        return await self._store.expect_close(self._lease, position, reason, asked=asked)
+
+    async def _out(self, position: Position, why: str) -> Progress | None:
+        """Close a position whose stop can never be placed, if it is certainly ours; else tell a person.
+
+        Ours is what an order of this table opened and nobody has touched since. What was bought under this
+        very lease is; of anything else the exchange is asked: the same side, amount and price.
+        """
+        if position.id not in self._bought:
+            held = await self._venue.holding(position.symbol)
+            if held is None and position.age_ms >= self._pace.grace_ms:
+                ended = await self.closed_elsewhere(position, _GONE, None)
+                return None if ended.status.open else Progress(ended)
+            if held is None or not self._is_ours(position, held):
+                return await self._leave(position, f"{why}; it is not closed without a person's word")
+        self._alert(position, f"closing it: {why}")
+        return await self.intend_close(position, why)
+
+    def _is_ours(self, position: Position, held: Holding) -> bool:
+        if not position.opened_here or position.entry_price is None or held.entry_price is None:
+            return False
+        apart = abs(held.entry_price - position.entry_price)
+        near = max(self._venue.rules(position.symbol).price_tick, position.entry_price * _PRICE_SHARE)
+        return held.side == position.side.entry and held.amount == position.quantity and apart <= near
+
+    async def _close(self, position: Position, intent: Intent) -> Progress | None:
+        if intent.sent_before and not await self._still_right(position, intent):
+            moved = await self._withdraw(position, intent, IntentOutcome.ABSENT, "judged again")
+            if moved.status is PositionStatus.ACTIVE and not await self._has_stop(moved):
+                return await self._intend_stop(moved)
+            return Progress(moved)
+        swept = await self.sweeper.sweep(position)
+        if position.stop_order_id is not None:
+            self._without_stop(position)
+        outcome = await self._venue.close(position, intent)
+        match outcome:
+            case Executed(order=order):
+                return await self._exit_taken(position, intent, order, swept=swept)
+            case Refused(refusal=Refusal.REDUCE_ONLY):
+                return await self._has_closed(position, intent, None, swept=swept)
+            case Refused():
+                if not intent.asked:
+                    details = f"not closed: {outcome.message}"
+                    await self._withdraw(position, intent, IntentOutcome.REFUSED, details)
+                return await self._not_closed(position, intent, outcome.message)
+            case Unknown():
+                return await self._not_closed(position, intent, outcome.message)
+            case _:
+                assert_never(outcome)
+
+    async def _exit_taken(
+        self, position: Position, intent: Intent, order: PlacedOrder, *, swept: bool
+    ) -> Progress | None:
+        """The exchange took the exit: see whether it closed all of the position."""
+        order = await self._venue.done(position, intent, order)
+        if order.live:
+            return await self._not_closed(position, intent, "its order is still open")
+        if order.state is not OrderState.CLOSED and order.filled < intent.amount:
+            return await self._partly_closed(position, intent, order)
+        return await self._has_closed(position, intent, order, swept=swept)
+
+    async def _still_right(self, position: Position, intent: Intent) -> bool:
+        """Whether to carry on with an exit that an earlier holder could not finish.
+
+        What it was decided on may have passed: the price, a refusal, or, where the table was restored, the
+        whole position. So an order that was sent is followed to its end; one that was not is only sent where
+        a person asked for it, and what is held is still what that was about. Else: a stop first.
+        """
+        if await self._venue.find(position, intent) is not None:
+            return True
+        if not intent.asked:
+            return False
+        held = await self._venue.holding(position.symbol)
+        if held is None or self._is_as_written(position, held):
+            return True
+        self._alert(position, f"not closed, as what is held is not what it was: {intent.client_id}")
+        return False
+
+    def _is_as_written(self, position: Position, held: Holding) -> bool:
+        entry = held.entry_price if position.entry_price is None else position.entry_price
+        as_ours = replace(position, entry_order_id="", entry_price=entry)
+        return self._is_ours(as_ours, held)
+
+    async def _has_stop(self, position: Position) -> bool:
+        waiting = await self._venue.waiting_stops(position.symbol)
+        return any(position.stop_client_id == o.client_id or position.stop_order_id == o.id for o in waiting)
+
+    async def _withdraw(
+        self, position: Position, intent: Intent, outcome: IntentOutcome, details: str
+    ) -> Position:
+        return await self._store.withdraw_close(self._lease, position, intent, outcome, details)
+
+    async def _not_closed(self, position: Position, intent: Intent, why: str) -> Progress | None:
+        await self._store.note_error(self._lease, position, f"not closed: {why}")
+        again = "it is tried again" if intent.asked else "it is judged again"
+        self._alert(position, f"the position could not be closed, {again}: {why}")
+        return None
+
+    async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
+        """The exit ended before all of it was filled."""
+        why = f"its order ended as {order.state.value}"
+        if not order.filled and not intent.asked:
+            await self._withdraw(position, intent, IntentOutcome.CANCELED, why)
+            return await self._not_closed(position, intent, why)
+        rest = await self._store.close_rest(self._lease, position, intent, order)
+        if order.filled or intent.sent_before:
+            return rest
+        return await self._not_closed(position, intent, why)
+
+    async def _has_closed(
+        self, position: Position, intent: Intent, order: PlacedOrder | None, *, swept: bool
+    ) -> Progress | None:
+        # Once more: a late copy of the stop may have arrived when the first one was gone.
+        if not await self.sweeper.sweep(position, listed_only=swept):
+            return None
+        was_active = position.status is PositionStatus.ACTIVE or intent.asked
         moved = await self._store.finish(
             self._lease,
             position,
             PositionStatus.CLOSED if was_active else PositionStatus.ROLLED_BACK,
             intent=intent,
-            outcome=outcome,
+            outcome=IntentOutcome.REFUSED if order is None else IntentOutcome.EXECUTED,
             price=None if order is None else order.average,
             order_id=None if order is None else order.id,
         )
@@ -353,10 +559,14 @@ class Flow:
         return self._moved(moved, position)
 
     async def replace_stop(self, position: Position) -> Position:
-        """Place the stop of an active position anew, as it is missing."""
-        self._alert(position, "its stop is missing, placing a new one")
+        """Give an active position a stop again, as its own is missing: one that stands, or a new one."""
         self._without_stop(position)
-        return await self.drive(await self._intend_stop(position))
+        taken = await self.take_over(position)
+        if taken is not None:
+            return taken
+        self._alert(position, "its stop is missing, placing a new one")
+        progress = await self._intend_stop(position)
+        return position if progress is None else await self.drive(progress)
 
     # --- inside ---
 
@@ -386,6 +596,8 @@ class Flow:
 
 def _planned_stop(position: Position) -> Decimal | None:
     """The stop's price before it is brought to the tick."""
-    if position.entry_price is None or position.stop_loss_percent is None:
+    if position.stop_price is not None:  # it may have been moved, or be a person's
         return position.stop_price
+    if position.entry_price is None or position.stop_loss_percent is None:
+        return None
     return stop_price_of(position.side, position.entry_price, position.stop_loss_percent)

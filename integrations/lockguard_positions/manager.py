@@ -9,15 +9,19 @@ it left belongs to the next holder. Do not catch them to go on.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
+from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt import Step, UnknownMarket
 from lockguard_ccxt.keys import venue_name
+from lockguard_ccxt.placing import told
 from lockguard_positions.duplicates import Duplicates
 from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions.events import (
@@ -42,13 +46,15 @@ from lockguard_positions.model import (
     money,
     percent,
 )
+from lockguard_positions.overdue import Overdue
 from lockguard_positions.reconcile import Reconciler, SyncAction, SyncOutcome, SyncReport
 from lockguard_positions.status import PositionStatus
 from lockguard_positions.store import PositionStore
+from lockguard_positions.survey import Survey, survey
 from lockguard_positions.venue import Pace, Venue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     import asyncpg
 
@@ -104,11 +110,15 @@ class AtomicPositionManager:
                 )
             self._refuse_two_names(exchange)
             self._venues[exchange.name] = Venue(exchange, pace)
+            exchange.on_closed(partial(self._told_to_wait, exchange.name))
         self._pace = pace
         self._adopt = Adopt.read(adopt)
         self._adopt_stop_loss_percent = percent(adopt_stop_loss_percent, name="adopt_stop_loss_percent")
         self._observers: list[PositionObserver] = [LogPositions()] if observers is None else list(observers)
         self._clock = clock
+        self._overdue = Overdue(pace.overdue, self._too_long)
+        self._open_rows: dict[str, int] = {}
+        self._told_of: set[tuple[str, str]] = set()
 
     @property
     def store(self) -> PositionStore:
@@ -206,61 +216,55 @@ class AtomicPositionManager:
         What is read first only tells which symbols to look at. Each of those is decided under its own lease,
         on state read again under it. A symbol that somebody holds is skipped and reported.
 
+        One symbol's trouble, whatever it is, is that symbol's outcome. No order of a pass reduces a position
+        that this table did not open.
+
         Raises:
             ExchangeUnreadable: the exchange did not answer at all; nothing was decided.
-            LeaseLost: one of the leases ended; the other symbols were finished.
-            StaleToken: the same, as Postgres saw it.
         """
         venue = self._venue(exchange)
-        rows = {row.symbol: row for row in await self._store.open_on(venue.name)}
-        stops = await venue.waiting_stop_ids() if rows else frozenset[str]()
-        holdings = await venue.holdings()
-        with suppress(ExchangeUnreadable):  # then each symbol tells
-            await venue.refresh_for(
-                [held.symbol for held in holdings] + [r.market or s for s, r in rows.items()]
-            )
-        held = {venue.name_of(holding.symbol): holding for holding in holdings}
-        loose = set(await self._store.symbols_with_loose_stops(venue.name))
-        in_step: list[SyncOutcome] = []
-        to_look_at: list[str] = []
-        for symbol in sorted(rows.keys() | held.keys() | loose):
-            row, holding = rows.get(symbol), held.get(symbol)
-            if row is None and holding is not None and (why := venue.left_alone(holding.symbol)) is not None:
-                in_step.append(SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, why))
-            elif (
-                symbol not in loose
-                and row is not None
-                and holding is not None
-                and row.status is PositionStatus.ACTIVE
-                and row.side.entry == holding.side
-                and row.quantity == holding.amount
-                and stops is not None
-                and row.stop_client_id in stops
-                and row.exit_reason is None
-            ):
-                in_step.append(SyncOutcome(symbol, SyncAction.IN_STEP, row.id))
-            else:
-                to_look_at.append(symbol)
-        looked_at = await self._each(venue, to_look_at, operation="sync")
-        return SyncReport(venue.name, (*in_step, *looked_at))
+        with self._watched(f"{venue.name} pass"):
+            found = await survey(self._store, venue)
+            self._open_rows[venue.name] = found.rows
+            outcomes = list(found.in_step)
+            if found.to_look_at:
+                outcomes += await self._each(venue, found.to_look_at, operation="sync")
+            elif outcomes:
+                outcomes[0] = await self._lockable(venue, outcomes[0])
+        self._mention(venue, found)
+        self._note(venue, outcomes)
+        undecided = [f"{venue.name}:{one.symbol}" for one in outcomes if not one.action.settled]
+        self._overdue.ends_all_but(f"{venue.name}:", undecided)
+        return SyncReport(venue.name, tuple(outcomes))
+
+    async def _lockable(self, venue: Venue, outcome: SyncOutcome) -> SyncOutcome:
+        """The same, unless the lock's servers do not answer: then nothing could be done about it."""
+        try:
+            await self._guard.inspect(venue.resource_of_row(outcome.symbol))
+        except AcquireError as exc:
+            return replace(outcome, action=SyncAction.UNREADABLE, details=f"no lock can be taken: {exc}")
+        return outcome
 
     async def recover(self, exchange: str) -> SyncReport:
         """Finish what dead holders left: rows that are not active, exits and stops in doubt. Run it at start.
 
-        Raises:
-            LeaseLost: one of the leases ended; the other symbols were finished.
-            StaleToken: the same, as Postgres saw it.
+        One symbol's trouble, whatever it is, is that symbol's outcome.
         """
         venue = self._venue(exchange)
-        symbols = await self.half_done(exchange)
-        return SyncReport(venue.name, await self._each(venue, symbols, operation="recover"))
+        with self._watched(f"{venue.name} recovery"):
+            symbols = await self.half_done(exchange)
+            outcomes = await self._each(venue, symbols, operation="recover")
+        self._note(venue, outcomes)
+        return SyncReport(venue.name, outcomes)
 
     async def half_done(self, exchange: str) -> tuple[str, ...]:
         """The symbols that :meth:`recover` would look at, as the table has them; takes no lease."""
         venue = self._venue(exchange)
+        rows = await self._store.open_on(venue.name)
+        self._open_rows[venue.name] = len(rows)
         half_done = {
             row.symbol
-            for row in await self._store.open_on(venue.name)
+            for row in rows
             if row.status is not PositionStatus.ACTIVE or row.exit_reason is not None
         }
         return tuple(sorted(half_done.union(await self._store.symbols_with_loose_stops(venue.name))))
@@ -321,6 +325,37 @@ class AtomicPositionManager:
         async with self._guard.hold(venue.resource(symbol), operation="ensure stop") as lease:
             return await self._workers(venue, lease)[1].reconcile(venue.short(symbol))
 
+    async def move_stop(
+        self, symbol: str, exchange: str, price: Decimal | str, *, wait: timedelta | None = None
+    ) -> SyncOutcome:
+        """Have the stop of an open position wait for another price, as a bot does that trails its stop.
+
+        The new stop is placed before the old one is taken back: there is no moment without one, and if the
+        new one is refused the old one stands. A holder that dies in between leaves an intent, and the next
+        one finishes the move.
+
+        Args:
+            symbol: in any spelling.
+            exchange: its name.
+            price: where the stop shall be; brought to the exchange's tick.
+            wait: patience while somebody else works on the symbol; the guard's by default.
+
+        Returns:
+            ``STOP_MOVED``; ``STOP_KEPT`` where the exchange refused the new one, with its reason; or
+            ``IN_DOUBT`` where a later pass has to find out.
+
+        Raises:
+            ConfigurationError: the price is no number above zero, or there is no active position.
+            ResourceBusy: somebody else holds the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; the old stop stands.
+        """
+        venue = self._venue(exchange)
+        trigger = venue.rules(symbol).price(money(price, name="price"))
+        async with self._guard.hold(venue.resource(symbol), wait=wait, operation="move stop") as lease:
+            return await self._workers(venue, lease)[1].move_stop(venue.short(symbol), trigger)
+
     # --- close ---
 
     async def close_position(
@@ -328,7 +363,8 @@ class AtomicPositionManager:
     ) -> Position | None:
         """Close the open position of a symbol: its stop is taken back, then it is closed, reduce-only.
 
-        A row whose market is gone from the exchange ends without an order.
+        This call is a person's word: it also closes a position that this table did not open, if it has a row.
+        A row of a contract that the exchange does not list any more is ended without an order.
 
         Returns:
             The row as it is now, open if the exit is in doubt; ``None`` when there was no open row.
@@ -349,36 +385,29 @@ class AtomicPositionManager:
         async with self._guard.hold(venue.resource(symbol), wait=wait, operation="close") as lease:
             flow, reconciler = self._workers(venue, lease)
             row, _ = await reconciler.settle(venue.short(symbol))
-            if row is None or row.status is not PositionStatus.ACTIVE:
+            if row is None or row.status is PositionStatus.PENDING_ENTRY:
                 return row
-            return await flow.drive(await flow.intend_close(row, reason))
+            return await flow.drive(await flow.intend_close(row, reason, asked=True))
 
     # --- inside ---
 
     async def _each(self, venue: Venue, symbols: Sequence[str], *, operation: str) -> tuple[SyncOutcome, ...]:
-        """Reconcile each symbol under its own lease, some at once. A symbol's trouble is its own outcome.
-
-        Raises:
-            LeaseLost: one of the leases ended; the other symbols were finished.
-            StaleToken: the same, as Postgres saw it.
-        """
+        """Reconcile each symbol under its own lease, some at once; what one raises is its own outcome."""
         slots = asyncio.Semaphore(_SYMBOLS_AT_ONCE)
-        failed: list[LeaseLost | StaleToken] = []
 
         async def one(symbol: str) -> SyncOutcome:
             async with slots:
                 try:
                     return await self._reconcile(venue, symbol, operation)
                 except (LeaseLost, StaleToken) as exc:
-                    failed.append(exc)
-                    return SyncOutcome(symbol, SyncAction.IN_DOUBT, None, str(exc))
+                    return SyncOutcome(symbol, SyncAction.IN_DOUBT, None, f"left to the next holder: {exc}")
+                except DATABASE_ERRORS as exc:
+                    return SyncOutcome(symbol, SyncAction.UNREADABLE, None, f"the database: {_line_of(exc)}")
                 except Exception as exc:  # noqa: BLE001 - one symbol must not end the others
                     return self._trouble(venue, symbol, exc)
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(symbol), name=f"{operation} {symbol}") for symbol in symbols]
-        if failed:
-            raise failed[0]
         return tuple(task.result() for task in tasks)
 
     async def _reconcile(self, venue: Venue, symbol: str, operation: str) -> SyncOutcome:
@@ -421,7 +450,7 @@ class AtomicPositionManager:
         if isinstance(exc, UnknownMarket | ExchangeUnreadable):
             action, why = SyncAction.NO_MARKET, f"{exc}; 'lockguard positions close' ends a row of it"
         else:
-            action, why = SyncAction.FAILED, f"{type(exc).__name__}: {exc}"
+            action, why = SyncAction.FAILED, f"{type(exc).__name__}: {_line_of(exc)}"
         self._tell(Alert(f"{venue.name}:{symbol}", None, why))
         return SyncOutcome(symbol, action, None, why)
 
@@ -476,10 +505,58 @@ class AtomicPositionManager:
             flow,
             pace=self._pace,
             lease=lease,
+            adopt=self._adopt,
             adopt_stop_loss_percent=self._adopt_stop_loss_percent,
             emit=self._tell,
         )
         return flow, reconciler
+
+    # --- what a person should know ---
+
+    @contextmanager
+    def _watched(self, about: str) -> Iterator[None]:
+        """A look that has to come to its end, and not only to an end: else it is an alert after a while."""
+        self._overdue.begins(about, "it has not come to its end")
+        try:
+            yield
+        except Exception as exc:
+            self._overdue.begins(about, _line_of(exc))
+            raise
+        self._overdue.ends(about)
+
+    def _note(self, venue: Venue, outcomes: Sequence[SyncOutcome]) -> None:
+        """Remember which symbols are undecided, and since when."""
+        for outcome in outcomes:
+            about = f"{venue.name}:{outcome.symbol}"
+            if outcome.action.settled:
+                self._overdue.ends(about)
+            else:
+                self._overdue.begins(about, f"{outcome.action.value}: {outcome.details}")
+
+    def _too_long(self, about: str, why: str) -> None:
+        venue, of_symbol, _ = about.partition(":")
+        rows = self._open_rows.get(venue.partition(" ")[0])
+        if not of_symbol and rows == 0:
+            return
+        held = (
+            "" if of_symbol else f", with {'an unknown number of' if rows is None else rows} open positions"
+        )
+        span = self._pace.overdue.total_seconds()
+        self._tell(Alert(about, None, f"not read or decided for longer than {span:g} s{held}: {why}"))
+
+    def _told_to_wait(self, exchange: str, wait: timedelta) -> None:
+        told = (
+            f"the exchange takes no calls for {wait.total_seconds():g} s (ban or rate limit): none are sent"
+        )
+        self._tell(Alert(exchange, None, told))
+
+    def _mention(self, venue: Venue, found: Survey) -> None:
+        """Tell once of each stop that nobody here knows of."""
+        for symbol, stop, what in found.strange_stops:
+            if (symbol, stop.id) not in self._told_of:
+                self._told_of.add((symbol, stop.id))
+                name = f"{stop.client_id or stop.id} ({stop.side} {stop.amount} at {stop.trigger})"
+                self._tell(Alert(f"{venue.name}:{symbol}", None, f"a reduce-only order waits {what}: {name}"))
 
     def _created(self, position: Position, lease: Lease) -> Position:
         self._tell(Moved(position, None, lease.grant.operation))
@@ -494,3 +571,7 @@ class AtomicPositionManager:
                 observer.on(event)
             except Exception:  # noqa: BLE001 - whatever a user's observer raises must not break an open
                 self._observers.remove(observer)
+
+
+def _line_of(exc: BaseException) -> str:
+    return told(exc).partition("\n")[0]

@@ -129,6 +129,8 @@ class Position:
     """A row of ``monitoring.positions``, without its ticks.
 
     Attributes:
+        entry_order_id: the order that is known to have opened it; ``None`` for one that was found on the
+            exchange.
         token: the fencing token under which its state was written last.
         age_ms: how long ago it reached where it is: closed, else entered, else created.
         market: the unified symbol; ``None`` in a row of before, whose name did not tell it.
@@ -158,6 +160,11 @@ class Position:
     age_ms: int
     market: str | None = None
 
+    @property
+    def opened_here(self) -> bool:
+        """Whether an order of this table is known to have opened it. What is not may be a person's."""
+        return self.entry_order_id is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Intent:
@@ -169,6 +176,7 @@ class Intent:
         trigger: the stop's price; ``None`` for other orders.
         age_ms: how long ago it was written.
         sent_before: whether it was found in the table: then the order may be there, sent by somebody else.
+        asked: whether a person asked for it: a call, a signal, a command. Of closes only.
     """
 
     number: int
@@ -180,6 +188,7 @@ class Intent:
     trigger: Decimal | None
     age_ms: int = 0
     sent_before: bool = False
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

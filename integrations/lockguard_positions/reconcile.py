@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from lockguard.errors import ConfigurationError
 from lockguard_ccxt import Executed, OrderState, Step
 from lockguard_positions.errors import DuplicatePosition
 from lockguard_positions.events import Alert, Moved
-from lockguard_positions.model import Intent, NewPosition, Position, PositionSide
+from lockguard_positions.model import Adopt, Intent, NewPosition, Position, PositionSide
 from lockguard_positions.status import PositionStatus
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Reconciler", "SyncAction", "SyncOutcome", "SyncReport"]
 
-_MILLISECOND = timedelta(milliseconds=1)
-
 
 class SyncAction(StrEnum):
     """What a pass did about a symbol."""
@@ -37,6 +35,9 @@ class SyncAction(StrEnum):
     IN_STEP = "in step"
     ADOPTED = "adopted"
     """The exchange had a position and the table had no row; now it has one, and a stop."""
+    LEFT_ALONE = "left alone"
+    """The exchange has a position and the table has no row, and is to have none: as ``adopt`` says, or as
+    positions are not kept in this kind of market."""
     RECOVERED = "recovered"
     """Somebody else had left it half done; now it is active."""
     ENDED = "ended"
@@ -45,24 +46,49 @@ class SyncAction(StrEnum):
     """The exchange holds it no more; the row follows."""
     STOP_PLACED = "stop placed"
     """Its stop was missing."""
+    STOP_TAKEN_OVER = "stop taken over"
+    """Its own stop was missing, and another one stands: that is its stop now."""
+    STOP_MOVED = "stop moved"
+    """As a call asked for."""
+    STOP_KEPT = "stop kept"
+    """It was to be moved, and the exchange did not take the new one: the old one stands."""
     STOP_TAKEN_BACK = "stop taken back"
     """It waited without a position; only the clean-up looks for those."""
     BUSY = "busy"
     """Somebody holds the symbol: it was left alone, and is neither absent nor flat."""
     SETTLING = "settling"
     """It changed a moment ago: the exchange's lists may lag, so nothing was decided."""
+    UNPROTECTED = "unprotected"
+    """It has no stop and none could be placed now; a person was told, and the next pass tries again."""
     IN_DOUBT = "in doubt"
     """An order's outcome is not known yet; a later pass looks again."""
     UNREADABLE = "unreadable"
     """Exchange, Redis or Postgres did not answer; nothing was decided."""
     NO_MARKET = "no market"
     """The exchange lists no such market, so nothing can be asked or ordered there: for a person."""
-    LEFT_ALONE = "left alone"
-    """Positions are not kept in this kind of market."""
     FAILED = "failed"
     """It could not be decided, for a reason that nobody has thought of: for a person."""
     MISMATCH = "mismatch"
     """Row and exchange differ in a way that a person should look at."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do or to find out about the symbol for now."""
+        return self not in _UNSETTLED
+
+
+_UNSETTLED = frozenset(
+    {
+        SyncAction.BUSY,
+        SyncAction.SETTLING,
+        SyncAction.UNPROTECTED,
+        SyncAction.IN_DOUBT,
+        SyncAction.UNREADABLE,
+        SyncAction.NO_MARKET,
+        SyncAction.FAILED,
+        SyncAction.MISMATCH,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +126,7 @@ class SyncReport:
     @property
     def settled(self) -> bool:
         """Whether every symbol was looked at and nothing is in doubt."""
-        return not self.of(
-            SyncAction.BUSY,
-            SyncAction.SETTLING,
-            SyncAction.IN_DOUBT,
-            SyncAction.UNREADABLE,
-            SyncAction.NO_MARKET,
-            SyncAction.FAILED,
-            SyncAction.MISMATCH,
-        )
+        return all(outcome.action.settled for outcome in self.outcomes)
 
 
 class Reconciler:
@@ -120,7 +138,8 @@ class Reconciler:
         flow: drives what is half done, under the same lease.
         pace: how long a fresh change is left alone.
         lease: on the symbol.
-        adopt_stop_loss_percent: where the stop of an adopted position goes.
+        adopt: what to do about a position without a row.
+        adopt_stop_loss_percent: where the stop of an adopted position goes if it has none.
         emit: told of every change.
     """
 
@@ -132,14 +151,17 @@ class Reconciler:
         *,
         pace: Pace,
         lease: Lease,
+        adopt: Adopt,
         adopt_stop_loss_percent: Decimal,
         emit: Emit,
     ) -> None:
         self._store = store
         self._venue = venue
         self._flow = flow
-        self._grace_ms = round(pace.grace / _MILLISECOND)
+        self._grace_ms = pace.grace_ms
+        self._poll_s = pace.poll.total_seconds()
         self._lease = lease
+        self._adopt = adopt
         self._adopt_stop_loss_percent = adopt_stop_loss_percent
         self._emit = emit
 
@@ -156,7 +178,10 @@ class Reconciler:
         row = await self._store.open_of(self._venue.name, symbol)
         if row is None:
             return None, False
-        if row.status is PositionStatus.ACTIVE and await self._store.in_doubt(row, Step.CLOSE) is None:
+        if (
+            row.status is PositionStatus.ACTIVE
+            and await self._store.in_doubt(row, Step.CLOSE, Step.STOP) is None
+        ):
             return row, False
         resumed = await self._flow.resume(row)
         return (resumed if resumed.status.open else None), True
@@ -171,13 +196,38 @@ class Reconciler:
         try:
             await asyncio.sleep(0)  # its request is sent first, as its answer takes longest
             row, resumed = await self.settle(symbol)
-            if row is not None:
+            if row is not None and (row.status is not PositionStatus.ACTIVE or resumed):
                 return row, None, None
+            if row is not None:
+                held, _ = await looking
+                row = await self._confirmed(row, held)
+                if row is not None:
+                    return row, None, None
+                resumed = True
             # What was half done may have changed what the exchange holds: only a look after it counts.
             return None, *await (self._venue.look(symbol) if resumed else looking)
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
+
+    async def _confirmed(self, row: Position, held: Holding | None) -> Position | None:
+        """An active row, if the exchange holds its position still; ``None`` when that has ended.
+
+        A signal must not be dropped because of a position whose stop has fired. Within the grace the lists
+        are asked until they show it, or until they can be believed.
+        """
+        until_ms = float(row.age_ms)
+        while not _holds(row, held) and until_ms < self._grace_ms:
+            stop = await self._stop_of(row)
+            if stop is not None and stop.state is OrderState.CLOSED:
+                break
+            await asyncio.sleep(self._poll_s)
+            until_ms += self._poll_s * 1000
+            held = await self._venue.holding(row.symbol)
+        if _holds(row, held):
+            return row
+        await self.reconcile(row.symbol)
+        return await self._store.open_of(self._venue.name, row.symbol)
 
     async def reconcile(self, symbol: str) -> SyncOutcome:
         """Bring row, exchange and stop together.
@@ -194,14 +244,29 @@ class Reconciler:
         if held is None:
             return await self._vanished(row)
         if PositionSide.read(held.side) is not row.side:
-            return self._mismatch(row, f"the row is {row.side.value}, the exchange holds {held.side}")
-        outcome = await self._check_stop(row)
+            return await self._turned(row, held)
+        outcome = await self._check_stop(row, held)
         if outcome.action is SyncAction.IN_STEP and held.amount != row.quantity:
             return self._mismatch(row, f"the row says {row.quantity}, the exchange holds {held.amount}")
         return outcome
 
     async def adopt(self, symbol: str, held: Holding) -> SyncOutcome:
-        """Give a position that has no row one, and a stop, unless it is the echo of one that just ended."""
+        """Give a position that has no row one, and a stop, unless it is the echo of one that just ended.
+
+        It may be a person's: nothing here ever closes it. A stop that stands already is taken over.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer; what was written so far is gone on with.
+        """
+        what = f"{PositionSide.read(held.side).value} {held.amount} has no row"
+        if self._adopt is Adopt.OFF:
+            return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, what)
+        if self._adopt is Adopt.ALERT:
+            self._emit(Alert(self._lease.resource, None, f"{what}, and gets none"))
+            return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, what)
+        if (refusal := self._venue.left_alone(symbol)) is not None:
+            self._emit(Alert(self._lease.resource, None, f"{what}, and gets none: {refusal}"))
+            return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, refusal)
         last = await self._store.last_ended(self._venue.name, symbol)
         if last is not None and last.age_ms < self._grace_ms:
             return SyncOutcome(symbol, SyncAction.SETTLING, last.id, f"ended {last.age_ms} ms ago")
@@ -226,8 +291,27 @@ class Reconciler:
         row = await self._flow.resume(row)
         if row.status is PositionStatus.ACTIVE:
             return SyncOutcome(symbol, SyncAction.ADOPTED, row.id)
-        action = SyncAction.IN_DOUBT if row.status.open else SyncAction.ENDED
-        return SyncOutcome(symbol, action, row.id, row.exit_reason or row.error_details or "")
+        return self._of_resumed(symbol, row if row.status.open else None)
+
+    async def move_stop(self, symbol: str, trigger: Decimal) -> SyncOutcome:
+        """Have the stop of a symbol's active position wait for another price.
+
+        Raises:
+            ConfigurationError: there is no active position.
+            ExchangeUnreadable: the exchange did not answer; the old stop stands.
+        """
+        row, _ = await self.settle(symbol)
+        if row is None or row.status is not PositionStatus.ACTIVE:
+            state = "no open position" if row is None else f"a position that is {row.status.value}"
+            raise ConfigurationError(
+                f"{self._lease.resource} has {state}; only an active one's stop is moved"
+            )
+        moved = await self._flow.move_stop(row, trigger)
+        if moved.status is not PositionStatus.ACTIVE or await self._store.in_doubt(moved, Step.STOP):
+            return SyncOutcome(symbol, SyncAction.IN_DOUBT, moved.id, moved.error_details or "")
+        if moved.stop_client_id == row.stop_client_id and moved.stop_order_id == row.stop_order_id:
+            return SyncOutcome(symbol, SyncAction.STOP_KEPT, moved.id, moved.error_details or "")
+        return SyncOutcome(symbol, SyncAction.STOP_MOVED, moved.id, f"to {moved.stop_price}")
 
     async def take_back_stops(self, symbol: str) -> tuple[SyncOutcome, ...]:
         """Cancel the reduce-only stops of a symbol that has neither a position nor an open row.
@@ -272,13 +356,15 @@ class Reconciler:
             return SyncOutcome(symbol, SyncAction.ENDED)
         if row.status is PositionStatus.ACTIVE:
             return SyncOutcome(symbol, SyncAction.RECOVERED, row.id)
-        return SyncOutcome(symbol, SyncAction.IN_DOUBT, row.id, row.error_details or row.status.value)
+        entered = row.status is not PositionStatus.PENDING_ENTRY and row.exit_reason is None
+        action = SyncAction.UNPROTECTED if entered else SyncAction.IN_DOUBT
+        return SyncOutcome(symbol, action, row.id, row.error_details or row.status.value)
 
     async def _vanished(self, row: Position) -> SyncOutcome:
-        if row.age_ms < self._grace_ms:
-            return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, f"entered {row.age_ms} ms ago")
         stop = await self._stop_of(row)
         fired = stop is not None and stop.state is OrderState.CLOSED
+        if not fired and row.age_ms < self._grace_ms:  # a stop that has fired is certain, however young it is
+            return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, f"entered {row.age_ms} ms ago")
         ended = await self._flow.closed_elsewhere(
             row,
             "stop" if fired else "not on the exchange any more",
@@ -288,18 +374,44 @@ class Reconciler:
             return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
         return SyncOutcome(row.symbol, SyncAction.CLOSED, row.id)
 
-    async def _check_stop(self, row: Position) -> SyncOutcome:
+    async def _turned(self, row: Position, held: Holding) -> SyncOutcome:
+        """What is held goes the other way: the row's position has ended, and this one is another."""
+        if row.age_ms < self._grace_ms:
+            return self._mismatch(row, f"the row is {row.side.value}, the exchange holds {held.side}")
+        ended = await self._flow.closed_elsewhere(row, "turned round on the exchange", None)
+        if ended.status.open:
+            return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
+        self._emit(
+            Alert(self._lease.resource, row.id, f"turned round: {held.side} {held.amount} is held now")
+        )
+        return SyncOutcome(row.symbol, SyncAction.CLOSED, row.id, "turned round on the exchange")
+
+    async def _check_stop(self, row: Position, held: Holding) -> SyncOutcome:
         waiting = await self._venue.waiting_stops(row.symbol)
-        if any(row.stop_client_id == o.client_id or row.stop_order_id == o.id for o in waiting):
+        if any(_is_stop_of(row, stop) for stop in waiting):
+            await self._flow.sweeper.sweep_old(row)
             return SyncOutcome(row.symbol, SyncAction.IN_STEP, row.id)
         stop = await self._stop_of(row)
-        if row.age_ms < self._grace_ms or (stop is not None and stop.live):
+        if stop is not None and stop.live:
             return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, "its stop is not listed yet")
-        if stop is not None and stop.state is OrderState.CLOSED:
-            return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, "its stop has just been triggered")
+        if row.age_ms < self._grace_ms:
+            return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, "its stop is not listed yet")
+        if stop is not None and stop.state is OrderState.CLOSED and stop.filled >= row.quantity:
+            # It has done its work. What is held is an echo, or somebody has opened anew.
+            ended = await self._flow.closed_elsewhere(row, "stop", stop.average)
+            if ended.status.open:
+                return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
+            what = f"its stop has fired; {held.side} {held.amount} is held all the same"
+            return SyncOutcome(row.symbol, SyncAction.CLOSED, row.id, what)
         row = await self._flow.replace_stop(row)
-        action = SyncAction.STOP_PLACED if row.status is PositionStatus.ACTIVE else SyncAction.ENDED
-        return SyncOutcome(row.symbol, action, row.id, row.exit_reason or "")
+        if row.status is PositionStatus.ACTIVE:
+            own = row.stop_client_id in await self._store.stop_ids(row)
+            return SyncOutcome(
+                row.symbol, SyncAction.STOP_PLACED if own else SyncAction.STOP_TAKEN_OVER, row.id
+            )
+        if not row.status.open:
+            return SyncOutcome(row.symbol, SyncAction.ENDED, row.id, row.exit_reason or "")
+        return self._of_resumed(row.symbol, row)
 
     async def _stop_of(self, row: Position) -> PlacedOrder | None:
         return None if row.stop_client_id is None else await self._venue.find_stop(row)
@@ -307,3 +419,12 @@ class Reconciler:
     def _mismatch(self, row: Position, message: str) -> SyncOutcome:
         self._emit(Alert(self._lease.resource, row.id, message))
         return SyncOutcome(row.symbol, SyncAction.MISMATCH, row.id, message)
+
+
+def _holds(row: Position, held: Holding | None) -> bool:
+    return held is not None and held.side == row.side.entry
+
+
+def _is_stop_of(row: Position, stop: PlacedOrder) -> bool:
+    named = row.stop_client_id is not None and row.stop_client_id == stop.client_id
+    return named or row.stop_order_id == stop.id

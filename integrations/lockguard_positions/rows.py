@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lockguard.lease import Lease
 
 __all__ = [
+    "ASKED",
     "Connection",
     "changed",
     "decided_on",
@@ -32,6 +33,9 @@ __all__ = [
     "position_or_none",
     "settle",
 ]
+
+ASKED = "asked for by a person"
+"""What the details of an intent say while it is in doubt, where it was not the flow's own idea."""
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 
@@ -75,7 +79,12 @@ async def insert(
 
 
 async def intend(
-    conn: Connection, lease: Lease, position: Position, step: Step, extra: Decimal | str | None = None
+    conn: Connection,
+    lease: Lease,
+    position: Position,
+    step: Step,
+    *extra: Decimal | str | None,
+    statement_name: str | None = None,
 ) -> Progress:
     """A new intent, with a number and a client order id that were never used, and the row that names it.
 
@@ -84,15 +93,18 @@ async def intend(
         lease: the same.
         position: whose amount is ordered.
         step: what for.
-        extra: a stop's trigger, or the reason to close.
+        extra: a stop's trigger; or the reason to close, and :data:`ASKED` where a person asked for it.
+        statement_name: the one for this step by default.
     """
     number = int(await conn.fetchval(statement("next_intent"), position.exchange, position.symbol))
     client_id = client_order_id(lease.resource, number, step)
     side = position.side.entry if step is Step.ENTRY else position.side.exit
-    args = (number, client_id, side, lease.token, *(() if extra is None else (extra,)))
-    row = await conn.fetchrow(statement(f"expect_{step.value}"), *decided_on(position), *args)
-    trigger = extra if isinstance(extra, Decimal) else None
-    intent = Intent(number, position.id, step, client_id, side, position.quantity, trigger)
+    args = (number, client_id, side, lease.token, *extra)
+    name = statement_name or f"expect_{step.value}"
+    row = await conn.fetchrow(statement(name), *decided_on(position), *args)
+    trigger = next((value for value in extra if isinstance(value, Decimal)), None)
+    asked = step is Step.CLOSE and ASKED in extra
+    intent = Intent(number, position.id, step, client_id, side, position.quantity, trigger, asked=asked)
     return Progress(changed(position, row), intent)
 
 
@@ -153,4 +165,5 @@ def intent_of(row: asyncpg.Record) -> Intent:
         amount=row["amount"],
         trigger=row["trigger_price"],
         age_ms=row["age_ms"],
+        asked=row["details"] == ASKED,
     )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from lockguard.lease import Lease
+    from lockguard_ccxt import PlacedOrder
 
 __all__ = ["PositionStore"]
 
@@ -183,6 +184,49 @@ class PositionStore:
 
         return await self._write(lease, work)
 
+    async def take_over_stop(self, lease: Lease, position: Position, stop: PlacedOrder) -> Position:
+        """A stop that stands already, whoever placed it, becomes the position's.
+
+        Raises:
+            DuplicatePosition: another row of the symbol is active.
+        """
+
+        async def work(conn: rows.Connection) -> Position:
+            moved = position
+            if position.status is PositionStatus.ENTRY_PLACED:
+                check_transition(position.status, PositionStatus.PENDING_SL)
+                row = await conn.fetchrow(
+                    statement("on_the_way_to_a_stop"), *rows.decided_on(position), lease.token
+                )
+                moved = rows.changed(position, row)
+            if moved.status is not PositionStatus.ACTIVE:
+                check_transition(moved.status, PositionStatus.ACTIVE)
+            taken = (stop.id, stop.client_id or None, stop.trigger, lease.token)
+            row = await conn.fetchrow(statement("take_over_stop"), *rows.decided_on(moved), *taken)
+            return rows.changed(moved, row)
+
+        return await self._write(lease, work)
+
+    async def expect_move(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
+        """The intent to place a second stop, which is to take the place of the first."""
+
+        async def work(conn: rows.Connection) -> Progress:
+            return await rows.intend(conn, lease, position, Step.STOP, trigger, statement_name="expect_move")
+
+        return await self._write(lease, work)
+
+    async def move_stop(
+        self, lease: Lease, position: Position, intent: Intent, order: PlacedOrder
+    ) -> Position:
+        """The new stop stands and is the row's; the old one is still to be taken back."""
+
+        async def work(conn: rows.Connection) -> Position:
+            moved = (order.id, intent.client_id, intent.trigger, lease.token, intent.number)
+            row = await conn.fetchrow(statement("move_stop"), *rows.decided_on(position), *moved)
+            return rows.changed(position, row)
+
+        return await self._write(lease, work)
+
     async def activate(self, lease: Lease, position: Position, intent: Intent, order_id: str) -> Position:
         """The stop stands, and with it the position.
 
@@ -200,11 +244,48 @@ class PositionStore:
 
     # --- the way out ---
 
-    async def expect_close(self, lease: Lease, position: Position, reason: str) -> Progress:
-        """The intent to close, with the reason, so that a successor knows how to finish."""
+    async def expect_close(
+        self, lease: Lease, position: Position, reason: str, *, asked: bool = False
+    ) -> Progress:
+        """The intent to close, with the reason, so that a successor knows how to finish.
+
+        Args:
+            lease: on the symbol.
+            position: the row.
+            reason: why.
+            asked: whether a person asked for it; then it is not judged again.
+        """
 
         async def work(conn: rows.Connection) -> Progress:
-            return await rows.intend(conn, lease, position, Step.CLOSE, reason)
+            return await rows.intend(conn, lease, position, Step.CLOSE, reason, rows.ASKED if asked else None)
+
+        return await self._write(lease, work)
+
+    async def withdraw_close(
+        self, lease: Lease, position: Position, intent: Intent, outcome: IntentOutcome, details: str
+    ) -> Position:
+        """The position is not to be closed after all; whoever looks next judges it anew."""
+
+        async def work(conn: rows.Connection) -> Position:
+            row = await conn.fetchrow(statement("withdraw_close"), *rows.decided_on(position), lease.token)
+            await rows.settle(conn, position, intent, outcome, None, details)
+            return rows.changed(position, row)
+
+        return await self._write(lease, work)
+
+    async def close_rest(
+        self, lease: Lease, position: Position, intent: Intent, order: PlacedOrder
+    ) -> Progress:
+        """An exit ended before all of it was filled: the row is as much smaller, and the rest is intended."""
+
+        async def work(conn: rows.Connection) -> Progress:
+            left = position.quantity - order.filled
+            row = await conn.fetchrow(statement("reduce"), *rows.decided_on(position), left, lease.token)
+            told = f"filled {order.filled} of {intent.amount}"
+            await rows.settle(conn, position, intent, IntentOutcome.EXECUTED, order.id, told)
+            reason = position.exit_reason or "exit"
+            asked = rows.ASKED if intent.asked else None
+            return await rows.intend(conn, lease, rows.changed(position, row), Step.CLOSE, reason, asked)
 
         return await self._write(lease, work)
 

@@ -15,6 +15,7 @@ from lockguard_positions.model import Intent, IntentOutcome, Position
 
 if TYPE_CHECKING:
     from lockguard.lease import Lease
+    from lockguard_ccxt import PlacedOrder
     from lockguard_positions.flow import Emit
     from lockguard_positions.store import PositionStore
     from lockguard_positions.venue import Venue
@@ -54,11 +55,36 @@ class Sweeper:
             # Lists lag behind: a stop that was placed a moment ago may not be on them yet.
             waiting.append(placed)
         for order in waiting:
-            outcome = await self._venue.cancel(order)
-            if not _gone(outcome):
-                gone = False
-                message = f"the stop {order.client_id} may still be waiting: {_told(outcome)}"
-                self._emit(Alert(self._lease.resource, position.id, message))
+            gone &= self._told_gone(await self._venue.cancel(order), order, position)
+        return gone
+
+    def _told_gone(self, outcome: Outcome, order: PlacedOrder, position: Position) -> bool:
+        if _gone(outcome):
+            return True
+        message = f"the stop {order.client_id or order.id} may still be waiting: {_told(outcome)}"
+        self._emit(Alert(self._lease.resource, position.id, message))
+        return False
+
+    async def sweep_old(self, position: Position, *, was: Position | None = None) -> bool:
+        """Take back the stops that were meant for a position but are not its own any more.
+
+        Args:
+            position: the row.
+            was: the row as it was when the old stop was its own: then that one is taken back though the lists
+                do not show it yet.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        ours = await self._store.stop_ids(position)
+        gone = True
+        old = None if was is None else self._venue.placed_stop(was)
+        if old is not None:
+            gone = self._told_gone(await self._venue.cancel(old), old, position)
+        for order in await self._venue.waiting_stops(position.symbol):
+            own = order.id == position.stop_order_id or order.client_id == position.stop_client_id
+            if not own and order.client_id in ours and (old is None or order.id != old.id):
+                gone &= self._told_gone(await self._venue.cancel(order), order, position)
         return gone
 
     async def sweep_loose(self, position: Position, intents: tuple[Intent, ...]) -> bool:

@@ -19,22 +19,21 @@ from lockguard.lease import parse_resource
 from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.keys import venue_name
+from lockguard_ccxt.placing import told
 from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_positions.model import PositionSide, stop_price_of
-from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
-    from lockguard_ccxt import GuardedExchange, Holding, Market, MarketRules
+    from lockguard_ccxt import GuardedExchange, Holding, Market, MarketRules, Side
     from lockguard_positions.model import Intent, NewPosition, Position
 
-__all__ = ["Pace", "Venue"]
+__all__ = ["Pace", "Venue", "covers", "standing_stop"]
 
 _READS_OF_FILL_MAX = 1_000
 _PRICE_LATE_S = 0.5
 _ABILITIES = ("createMarketOrder", "createReduceOnlyOrder", "createStopOrder", "fetchPositions")
-_patient_reads = retry_reads(attempts=3)
 _LISTS_ALL_STOPS = frozenset({"binance"})
 
 
@@ -45,10 +44,12 @@ class Pace:
     Attributes:
         settle: how long an entry may take to be filled.
         poll: how often the exchange is asked meanwhile.
-        stop_deadline: how long a position may be without a stop before it is closed.
+        stop_deadline: how long a position may be without a stop before an alert is raised, and how long each
+            holder tries to place one before it leaves that to the next look.
         retry_pause: between attempts that the exchange refused for a passing reason; it doubles.
         attempts: how many of those are made.
         grace: for how long after a change the exchange's lists are not taken at their word.
+        overdue: for how long something may be unreadable or undecided before an alert is raised.
     """
 
     settle: timedelta = timedelta(seconds=20)
@@ -57,6 +58,12 @@ class Pace:
     retry_pause: timedelta = timedelta(milliseconds=300)
     attempts: int = 4
     grace: timedelta = timedelta(seconds=10)
+    overdue: timedelta = timedelta(seconds=30)
+
+    @property
+    def grace_ms(self) -> int:
+        """The grace in milliseconds."""
+        return round(self.grace / timedelta(milliseconds=1))
 
 
 class Venue:
@@ -70,8 +77,7 @@ class Venue:
     def __init__(self, exchange: GuardedExchange, pace: Pace) -> None:
         self._exchange = exchange
         self._pace = pace
-        # ccxt wants it said that a list over all symbols is meant.
-        exchange.exchange.options["warnOnFetchOpenOrdersWithoutSymbol"] = False
+        self._lists_all_stops = venue_name(exchange.exchange) in _LISTS_ALL_STOPS
 
     @property
     def name(self) -> str:
@@ -88,6 +94,11 @@ class Venue:
     def in_doubt_ms(self) -> int:
         """After how long an order that cannot be found was certainly not placed."""
         return round(self._exchange.in_doubt_for / timedelta(milliseconds=1))
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is sent for now, as the exchange said to wait."""
+        return self._exchange.closed_for > timedelta(0)
 
     def resource(self, symbol: str) -> str:
         """The resource that guards a symbol, however it is spelt."""
@@ -270,7 +281,10 @@ class Venue:
                 outcome = await ask()
             if not (isinstance(outcome, Refused) and outcome.passing):
                 return outcome
-            await asyncio.sleep(pause.total_seconds())
+            closed_for = self._exchange.closed_for
+            if closed_for > self._pace.settle:
+                return outcome  # told to wait for longer than a symbol can be held: left to a later look
+            await asyncio.sleep(max(pause, closed_for).total_seconds())
             pause *= 2
         with _translated():
             return await ask()
@@ -340,6 +354,21 @@ class Venue:
             pass
         return order
 
+    async def done(self, position: Position, intent: Intent, order: PlacedOrder) -> PlacedOrder:
+        """:meth:`filled`; and what is not done in time is taken back, as it could fill when nobody looks.
+
+        Returns:
+            The order as it ended; still live if the exchange would not take it back.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        order = await self.filled(position, intent, order)
+        if order.live:
+            await self.cancel(order)
+            order = await self.find(position, intent) or order
+        return order
+
     async def holding(self, symbol: str) -> Holding | None:
         """What the exchange holds in a symbol; ``None`` when it says that it is flat.
 
@@ -367,6 +396,17 @@ class Venue:
             pricing.cancel()
             await asyncio.gather(pricing, return_exceptions=True)
 
+    async def price(self, symbol: str) -> Decimal:
+        """What a symbol trades at.
+
+        Raises:
+            ExchangeUnreadable: it did not say.
+        """
+        price = await self._price(symbol)
+        if not price:
+            raise ExchangeUnreadable(f"the exchange gave no price of {symbol}")
+        return price
+
     async def _price(self, symbol: str) -> Decimal | None:
         try:
             return decimal_of((await self._exchange.fetch_ticker(self.unified(symbol))).get("last"))
@@ -377,10 +417,19 @@ class Venue:
         """Everything the exchange holds.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: it did not answer, or its answer could not be read.
         """
-        with _translated():
-            return await self._exchange.holdings()
+        try:
+            with _translated():
+                return await self._exchange.holdings()
+        except (TypeError, KeyError, AttributeError, IndexError) as exc:
+            # ccxt stumbles over contracts that were listed after it loaded the markets.
+            with _translated():
+                if await self._exchange.refresh():
+                    return await self._exchange.holdings()
+            raise ExchangeUnreadable(
+                f"what the exchange holds could not be read: {type(exc).__name__}: {exc}"
+            ) from exc
 
     async def waiting_stops(self, symbol: str) -> tuple[PlacedOrder, ...]:
         """The open reduce-only orders of a symbol that wait for a price.
@@ -398,25 +447,46 @@ class Venue:
         Raises:
             ExchangeUnreadable: it did not answer.
         """
-        if venue_name(self._exchange.exchange) not in _LISTS_ALL_STOPS:
+        if not self._lists_all_stops:
             return tuple([stop for symbol in symbols for stop in await self.waiting_stops(symbol)])
         with _translated():
-            orders = await self._exchange.open_orders()
+            orders = await self._exchange.open_orders(conditional_only=True)
         return tuple(order for order in orders if order.conditional)
 
-    async def waiting_stop_ids(self) -> frozenset[str] | None:
-        """The client ids of every stop that waits, in one question; ``None`` where that cannot be asked.
+    async def all_waiting_stops(self) -> tuple[PlacedOrder, ...] | None:
+        """Every order that waits for a price, of all symbols; ``None`` where that cannot be asked at once.
 
         Raises:
             ExchangeUnreadable: it did not answer.
         """
-        if venue_name(self._exchange.exchange) not in _LISTS_ALL_STOPS:
-            return None
-        with _translated():
-            orders = await _patient_reads(self._exchange.fetch_open_orders)(
-                None, None, None, {"trigger": True}
-            )
-        return frozenset(str(order.get("clientOrderId") or "") for order in orders)
+        return await self.every_waiting_stop(()) if self._lists_all_stops else None
+
+
+def standing_stop(stops: Iterable[PlacedOrder], side: Side, amount: Decimal) -> PlacedOrder | None:
+    """Of the orders that wait on a symbol, the one that protects a position; ``None`` if none does.
+
+    Args:
+        stops: what waits, whoever placed it.
+        side: the side that closes the position.
+        amount: what is held.
+
+    Returns:
+        One that covers all of it before one that covers a part; of those, the one that is reached first.
+    """
+    found = [s for s in stops if s.live and s.reduce_only and s.side == side and not s.takes_profit]
+    return max(found, key=lambda stop: _protects(stop, amount), default=None)
+
+
+def covers(stop: PlacedOrder, amount: Decimal) -> bool:
+    """Whether a stop closes all of a position of that size."""
+    return stop.closes_all or stop.amount >= amount
+
+
+def _protects(stop: PlacedOrder, amount: Decimal) -> tuple[bool, Decimal, Decimal]:
+    trigger = stop.trigger or Decimal(0)
+    nearness = trigger if stop.side == "sell" else -trigger
+    whole = covers(stop, amount)
+    return whole, Decimal(0) if whole else stop.amount, nearness
 
 
 @contextmanager
@@ -425,7 +495,9 @@ def _translated() -> Iterator[None]:
         yield
     except Exception as exc:
         if isinstance(exc, _exchange_errors()):
-            raise ExchangeUnreadable(f"the exchange did not answer: {type(exc).__name__}: {exc}") from exc
+            raise ExchangeUnreadable(
+                f"the exchange did not answer: {type(exc).__name__}: {told(exc)}"
+            ) from exc
         raise
 
 

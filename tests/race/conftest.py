@@ -22,7 +22,7 @@ from lockguard_positions import AtomicPositionManager, Pace, SyncAction, migrate
 
 TTL = timedelta(seconds=1)
 MS = timedelta(milliseconds=1)
-UNSETTLED = (SyncAction.BUSY, SyncAction.IN_DOUBT, SyncAction.UNREADABLE, SyncAction.SETTLING)
+UNSETTLED = tuple(action for action in SyncAction if not action.settled)
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Stage:
     """A bot that recovers what others left."""
 
     manager: AtomicPositionManager
+    guard: LockGuard
     pool: asyncpg.Pool[Any]
     exchange: LocalExchange
     client: Any
@@ -100,7 +101,7 @@ async def stage(request: pytest.FixtureRequest, redis_url: str, database_url: st
         pace = Pace(poll=20 * MS, stop_deadline=500 * MS, retry_pause=20 * MS, grace=0 * MS)
         manager = AtomicPositionManager(guard, pool, [guarded], pace=pace)
         urls = {"redis_url": redis_url, "database_url": database_url, "exchange_url": exchange.url}
-        yield Stage(manager, pool, exchange, client, urls, ttl)
+        yield Stage(manager, guard, pool, exchange, client, urls, ttl)
 
 
 @pytest.fixture

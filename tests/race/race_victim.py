@@ -12,6 +12,7 @@ import signal
 import sys
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
@@ -84,8 +85,10 @@ async def act(plan: dict[str, Any], point: dict[str, str]) -> None:
                 await manager.open_position_atomic(
                     "s", point["symbol"], "binance", "long", point["quantity"], point["price"], "2"
                 )
-            case "close":
+            case "close" | "close, filled in part":
                 await manager.close_position(point["symbol"], "binance")
+            case "move":
+                await manager.move_stop(point["symbol"], "binance", Decimal(point["price"]) * Decimal("0.99"))
             case _:
                 await manager.ensure_stop(point["symbol"], "binance")
 

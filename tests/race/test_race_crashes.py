@@ -11,17 +11,13 @@ import inspect
 import json
 import sys
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lockguard_ccxt.testing import (
-    Execution,
-    Fault,
-    FaultKind,
-    Operation,
-)
+from lockguard_ccxt.testing import Execution, Fault, FaultKind, Operation, Side
 from lockguard_positions import Opened, Position, PositionStore
 
 BOUND = timedelta(seconds=6)
@@ -45,7 +41,11 @@ STEPS = {
     "sync, no stop": ["store.expect_stop", "venue.stop", "store.activate"],
     "sync, no position": ["venue.cancel", "store.finish"],
     "sync, stop of an ended position": ["venue.cancel", "store.settle"],
-    "sync, half open": ["store.record_entry", "venue.stop", "store.activate"],
+    "sync, half open": ["store.record_entry", "store.expect_stop", "venue.stop", "store.activate"],
+    "sync, no row but a stop": ["store.adopt", "store.take_over_stop"],
+    "sync, an exit of the flow's own": ["store.withdraw_close", "store.expect_stop", "venue.stop"],
+    "close, filled in part": ["store.close_rest", "venue.close", "store.finish"],
+    "move": ["store.expect_move", "venue.stop", "store.move_stop", "venue.cancel"],
 }
 """What each flow does, in order. The parts that two flows share are killed in both."""
 
@@ -70,11 +70,13 @@ def points(flow: str) -> list[tuple[str, str]]:
 
 async def prepare(stage: Any, flow: str, symbol: str) -> None:
     match flow:
+        case "sync, no row but a stop" | "sync, an exit of the flow's own" | "close, filled in part":
+            await prepare_more(stage, flow, symbol)
         case "open, refused":
             refuse(stage, Operation.CREATE_ORDER, symbol, -2019, "Margin is insufficient.")
         case "rollback":
             refuse(stage, Operation.CREATE_ALGO, symbol, -2021, "Order would immediately trigger.")
-        case "close":
+        case "close" | "move":
             await opened(stage, symbol)
         case "sync, no row":
             await stage.client.create_order(symbol, "market", "buy", float(stage.quantity_of(symbol)))
@@ -86,6 +88,25 @@ async def prepare(stage: Any, flow: str, symbol: str) -> None:
             await sell(stage, symbol)
         case "sync, stop of an ended position":
             await leave_a_stop(stage, await opened(stage, symbol), symbol)
+
+
+async def prepare_more(stage: Any, flow: str, symbol: str) -> None:
+    match flow:
+        case "sync, no row but a stop":
+            await stage.client.create_order(symbol, "market", "buy", float(stage.quantity_of(symbol)))
+            trigger = stage.exchange.price(symbol) * Decimal("0.9")
+            stage.exchange.stop_by_hand(symbol, Side.SELL, trigger, qty=stage.quantity_of(symbol))
+        case "sync, an exit of the flow's own":
+            position = await opened(stage, symbol)
+            async with stage.guard.hold(f"binance:{stage.plain(symbol)}") as lease:
+                await stage.manager.store.expect_close(lease, position, "a reason of its own")
+            await stage.client.cancel_order(position.stop_order_id, symbol, {"trigger": True})
+        case "close, filled in part":
+            await opened(stage, symbol)
+            half = Fault(
+                FaultKind.EXPIRES, Operation.CREATE_ORDER, symbol=stage.plain(symbol), share=Decimal("0.5")
+            )
+            stage.exchange.inject(half)
 
 
 def refuse(stage: Any, operation: Operation, symbol: str, code: int, message: str) -> None:
@@ -120,8 +141,9 @@ async def sell(stage: Any, symbol: str) -> None:
 
 def hold_answer(stage: Any, flow: str, where: str, symbol: str) -> None:
     """The exchange carries the request out and is slow to say so."""
-    # The entry of a rollback is an order as well, and comes before its close.
-    skip = 1 if flow.startswith("rollback") and where == "venue.close" else 0
+    # The entry of a rollback is an order as well, and comes before its close; so does the first exit of two.
+    earlier = flow.startswith("rollback") or flow == "close, filled in part"
+    skip = 1 if earlier and where == "venue.close" else 0
     stage.exchange.inject(
         Fault(
             FaultKind.DELAY,
@@ -185,18 +207,26 @@ async def test_what_a_killed_process_leaves_is_made_true(stage: Any, flow: str) 
             # Killed before anything was ordered: nobody opens on behalf of a dead signal.
             never = ("store.begin before", "store.begin after", "venue.enter before")
             expected.update(dict.fromkeys(never, "flat"))
-        case "sync, no row" | "sync, no stop" | "sync, half open":
+        case (
+            "sync, no row"
+            | "sync, no stop"
+            | "sync, half open"
+            | "sync, no row but a stop"
+            | "sync, an exit of the flow's own"
+            | "move"
+        ):
             expected = dict.fromkeys(ends, "protected")
         case "open, refused" | "sync, no position" | "sync, stop of an ended position":
             expected = dict.fromkeys(ends, "flat")
-        case "close" | "rollback with a stop":
+        case "close":
             # Until it is written down that it is to be closed, a position with its stop is a good one.
             expected = dict.fromkeys(ends, "flat") | {"store.expect_close before": "protected"}
-        case _:
-            # The refused stop can be placed by whoever comes next, unless it was decided to close.
+        case "close, filled in part":
             expected = dict.fromkeys(ends, "flat")
-            before = ("store.settle before", "store.settle after", "store.expect_close before")
-            expected.update(dict.fromkeys(before, "protected"))
+        case _:
+            # What the flow meant to close of its own accord is judged again: a stop is better than an exit.
+            sent = ("venue.close during", "venue.close after", "store.finish before", "store.finish after")
+            expected = dict.fromkeys(ends, "protected") | dict.fromkeys(sent, "flat")
     assert ends == expected
 
 

@@ -8,7 +8,7 @@ error_details, opened_at, closed_at, token, to_jsonb(positions) ->> 'market' as 
 (extract(epoch from clock_timestamp() - coalesce(closed_at, opened_at, created_at)) * 1000)::bigint as age_ms
 
 -- name: intent_columns
-number, position_id, step, client_id, side, amount, trigger_price,
+number, position_id, step, client_id, side, amount, trigger_price, details,
 (extract(epoch from clock_timestamp() - recorded_at) * 1000)::bigint as age_ms
 
 -- name: open_of_symbol
@@ -58,11 +58,12 @@ select {intent_columns} from monitoring.position_intents i
  order by number
 
 -- name: symbols_with_loose_stops
+-- Stops in doubt of positions that have ended, and of active ones, whose stop was being moved.
 select distinct i.symbol from monitoring.position_intents i
  where i.exchange = $1 and i.step = 'stop' and i.settled_at is null
    and exists (
      select from monitoring.positions p
-      where p.id = i.position_id and p.status not in ('pending_entry', 'entry_placed', 'pending_sl', 'active'))
+      where p.id = i.position_id and p.status not in ('pending_entry', 'entry_placed', 'pending_sl'))
  order by 1
 
 -- name: stop_ids
@@ -152,11 +153,62 @@ update monitoring.positions
  where id = $1 and status = $2
 returning {columns}
 
--- name: expect_close
+-- name: take_over_stop
+-- A stop that stands already becomes the row's.
+with settled as (
+  update monitoring.position_intents
+     set settled_at = clock_timestamp(), outcome = 'executed', order_id = $3, details = null
+   where position_id = $1 and step = 'stop' and client_id = $4 and settled_at is null
+)
+update monitoring.positions
+   set status = 'active', stop_order_id = $3, stop_client_id = $4, stop_price = $5, error_details = null, token = $6
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: on_the_way_to_a_stop
+update monitoring.positions set status = 'pending_sl', token = $3
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: expect_move
+-- The row keeps its old stop until the new one stands.
 with intended as (
   insert into monitoring.position_intents
     (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
-  select exchange, symbol, $3::bigint, id, 'close', $4::text, $5::text, quantity, null, $6::bigint
+  select exchange, symbol, $3::bigint, id, 'stop', $4::text, $5::text, quantity, $7::numeric, $6::bigint
+    from monitoring.positions where id = $1 and status = $2
+)
+update monitoring.positions set intent = $3, token = $6
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: move_stop
+with settled as (
+  update monitoring.position_intents
+     set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id), details = null
+   where position_id = $1 and number = $7::bigint and settled_at is null
+)
+update monitoring.positions
+   set stop_order_id = $3, stop_client_id = $4, stop_price = $5, error_details = null, token = $6
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: withdraw_close
+update monitoring.positions set exit_client_id = null, exit_reason = null, token = $3
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: reduce
+update monitoring.positions set quantity = $3, token = $4
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: expect_close
+-- What a person asked for says so in the intent: it is carried on with, and not judged again.
+with intended as (
+  insert into monitoring.position_intents
+    (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token, details)
+  select exchange, symbol, $3::bigint, id, 'close', $4::text, $5::text, quantity, null, $6::bigint, $8::text
     from monitoring.positions where id = $1 and status = $2
 )
 update monitoring.positions set exit_client_id = $4, exit_reason = $7, intent = $3, token = $6

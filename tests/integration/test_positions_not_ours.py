@@ -1,0 +1,502 @@
+"""No order reduces a position that this table did not open, unless a person said so.
+
+The oracle is the exchange's own record of orders, which knows a program's from those of the test's own hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from lockguard.errors import ConfigurationError
+from lockguard_ccxt import GuardedExchange, Patience
+from lockguard_ccxt.testing import Fault, FaultKind, Operation, Origin, Side
+from lockguard_positions import (
+    AlreadyOpen,
+    AtomicPositionManager,
+    NotOpened,
+    Opened,
+    Pace,
+    PositionStatus,
+    SyncAction,
+)
+from tests.integration.test_positions_flow import APT, PACE, Bot, bot, two_bots
+
+__all__ = ["bot", "two_bots"]
+
+MS = timedelta(milliseconds=1)
+
+
+def sold(bot: Bot) -> list[Any]:
+    """The orders of the program that made a position smaller, or tried to."""
+    orders = bot.exchange.record().orders
+    return [order for order in orders if order.origin is Origin.API and order.reduce_only]
+
+
+async def passes(bot: Bot, times: int = 3) -> None:
+    """As a bot does, again and again."""
+    for _ in range(times):
+        await bot.manager.recover("binance")
+        await bot.manager.sync_exchange_positions("binance")
+
+
+def by_hand(bot: Bot, quantity: str = "10", side: Side = Side.BUY, *, reduce_only: bool = False) -> None:
+    bot.exchange.trade_by_hand(APT, side, Decimal(quantity), reduce_only=reduce_only)
+
+
+# --- adoption ---
+
+
+async def test_a_position_in_loss_beside_its_own_stop_is_not_sold_but_its_stop_taken_over(bot: Bot) -> None:
+    by_hand(bot)
+    stop = bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("7.2"))
+    bot.exchange.set_price(APT, Decimal("8.2"))  # 3.5 % down; a stop of ours would be 2 % from the entry
+    assert await bot.sync() == {"APTUSDT": SyncAction.ADOPTED}
+    await passes(bot)
+    (row,) = await bot.rows()
+    assert (row["status"], row["stop_order_id"], row["stop_price"]) == (
+        "active",
+        str(stop.id),
+        Decimal("7.2"),
+    )
+    record = bot.exchange.record()
+    assert (sold(bot), record.position(APT), len(record.open_stops(APT))) == ([], 10, 1)
+    assert bot.watch.alerts == []
+
+
+async def test_a_position_beyond_where_its_stop_would_be_is_told_of_and_nothing_more(bot: Bot) -> None:
+    by_hand(bot)
+    bot.exchange.set_price(APT, Decimal("8.2"))
+    assert await bot.sync() == {"APTUSDT": SyncAction.UNPROTECTED}
+    await passes(bot)
+    assert (sold(bot), bot.exchange.record().algo_orders) == ([], ())
+    assert any("the price is beyond the stop already at 8.33" in alert for alert in bot.watch.alerts)
+    bot.exchange.set_price(APT, Decimal("8.4"))
+    assert await bot.sync() == {"APTUSDT": SyncAction.RECOVERED}
+    assert bot.is_sound()
+
+
+async def test_a_stop_that_the_exchange_itself_refuses_as_too_late_sells_nothing(bot: Bot) -> None:
+    """The price passes the stop between the look at it and the order."""
+    by_hand(bot)
+    bot.fault(
+        FaultKind.REJECTED, Operation.CREATE_ALGO, code=-2021, message="Order would immediately trigger."
+    )
+    assert await bot.sync() == {"APTUSDT": SyncAction.UNPROTECTED}
+    assert sold(bot) == []
+    assert await bot.sync() == {"APTUSDT": SyncAction.RECOVERED}
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ([("7.2", None), ("8.0", "10")], "8.0"),
+        ([("7.2", "10"), ("8.1", "4")], "7.2"),
+        ([("8.1", "4")], "8.1"),
+    ],
+    ids=[
+        "the one that is reached first",
+        "one that covers all of it before a nearer one",
+        "a part is a stop",
+    ],
+)
+async def test_of_several_stops_the_one_that_protects_is_taken_over(
+    bot: Bot, given: list[tuple[str, str | None]], taken: str
+) -> None:
+    by_hand(bot)
+    for trigger, quantity in given:
+        bot.exchange.stop_by_hand(
+            APT, Side.SELL, Decimal(trigger), qty=None if quantity is None else Decimal(quantity)
+        )
+    await bot.sync()
+    (row,) = await bot.rows()
+    assert (row["status"], row["stop_price"]) == ("active", Decimal(taken))
+    assert len(bot.exchange.record().open_stops(APT)) == len(given)
+
+
+async def test_a_take_profit_and_a_conditional_entry_are_no_stops(bot: Bot) -> None:
+    by_hand(bot)
+    bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("9.9"), qty=Decimal(10), take_profit=True)
+    bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("8.1"), qty=Decimal(10), reduce_only=False)
+    assert await bot.sync() == {"APTUSDT": SyncAction.ADOPTED}
+    (row,) = await bot.rows()
+    assert row["stop_price"] == Decimal("8.33")
+    assert len(bot.exchange.record().open_stops(APT)) == 3
+
+
+@pytest.mark.parametrize(("adopt", "alerts"), [("off", 0), ("alert", 1)])
+async def test_adopt_off_and_alert_write_no_row_and_order_nothing(bot: Bot, adopt: str, alerts: int) -> None:
+    manager = another_manager(bot, adopt=adopt)
+    by_hand(bot)
+    report = await manager.sync_exchange_positions("binance")
+    assert [outcome.action for outcome in report.outcomes] == [SyncAction.LEFT_ALONE]
+    assert report.settled
+    assert (await bot.rows(), bot.exchange.record().algo_orders) == ([], ())
+    assert len([one for one in bot.watch.alerts if "has no row" in one]) == alerts
+    result = await manager.open_position_atomic("s", APT, "binance", "long", "10", "8.5", "2")
+    assert isinstance(result, NotOpened)
+    assert await manager.close_position(APT, "binance") is None
+    assert len(bot.exchange.record().orders) == 1
+
+
+def another_manager(bot: Bot, *, pace: Pace = PACE, adopt: str = "stop") -> AtomicPositionManager:
+    guarded = GuardedExchange(bot.client, patience=Patience(needed=100 * MS, search=300 * MS, poll=20 * MS))
+    return AtomicPositionManager(
+        bot.guard, bot.pool, [guarded], pace=pace, adopt=adopt, observers=[bot.watch]
+    )
+
+
+def test_another_word_for_adopt_is_refused(bot: Bot) -> None:
+    with pytest.raises(ConfigurationError, match="adopt='yes' is not known; write 'off', 'alert', 'stop'"):
+        another_manager(bot, adopt="yes")
+
+
+async def test_an_explicit_close_is_a_persons_word_also_for_a_position_that_has_no_stop(bot: Bot) -> None:
+    by_hand(bot)
+    bot.exchange.set_price(APT, Decimal("8.2"))
+    assert await bot.sync() == {"APTUSDT": SyncAction.UNPROTECTED}
+    closed = await bot.manager.close_position(APT, "binance", reason="signal 7")
+    assert closed is not None
+    assert (closed.status, closed.exit_reason) == (PositionStatus.CLOSED, "signal 7")
+    assert bot.exchange.record().position(APT) == 0
+
+
+# --- the table of before: a restored database ---
+
+
+@dataclass
+class Dump:
+    positions: list[Any]
+    intents: list[Any]
+
+
+async def dump(bot: Bot) -> Dump:
+    select = "select to_jsonb(t)::text from monitoring.{} t"
+    return Dump(
+        [row[0] for row in await bot.pool.fetch(select.format("positions"))],
+        [row[0] for row in await bot.pool.fetch(select.format("position_intents"))],
+    )
+
+
+async def restore(bot: Bot, of: Dump) -> None:
+    """As a restored database is: the rows of then, all ten minutes old."""
+    async with bot.pool.acquire() as conn, conn.transaction():
+        await conn.execute("set local session_replication_role = replica")
+        await conn.execute("delete from monitoring.position_intents")
+        await conn.execute("delete from monitoring.positions")
+        for table, rows in (("positions", of.positions), ("position_intents", of.intents)):
+            for row in rows:
+                await conn.execute(
+                    f"insert into monitoring.{table} overriding system value"
+                    f" select * from jsonb_populate_record(null::monitoring.{table}, $1::jsonb)",
+                    row,
+                )
+        ago = "interval '10 minutes'"
+        await conn.execute(
+            f"update monitoring.positions set created_at = created_at - {ago},"
+            f" opened_at = opened_at - {ago}, closed_at = closed_at - {ago}"
+        )
+        await conn.execute(f"update monitoring.position_intents set recorded_at = recorded_at - {ago}")
+
+
+async def stages_of_an_open(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dump]:
+    """The table as it was after each commit of an open."""
+    dumps = {"nothing": await dump(bot)}
+    store = bot.manager.store
+    write = store._write
+
+    async def keep(lease: Any, work: Any) -> Any:
+        result = await write(lease, work)
+        (status,) = {row["status"] for row in await bot.rows()}
+        dumps[status] = await dump(bot)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write", keep)
+        assert isinstance(await bot.open(), Opened)
+    return dumps
+
+
+@pytest.mark.parametrize("fall", ["8.5", "8.4", "8.2"])
+async def test_a_database_of_any_stage_of_the_open_sells_nothing_and_finds_the_stop(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch, fall: str
+) -> None:
+    """Opened with a stop 10 % away, then restored to each of the commits on the way."""
+    opened = bot.manager.open_position_atomic
+    monkeypatch.setattr(bot, "open", lambda: opened("s", APT, "binance", "long", "10", "8.5", "10"))
+    dumps = await stages_of_an_open(bot, monkeypatch)
+    assert set(dumps) == {"nothing", "pending_entry", "pending_sl", "active"}
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.set_price(APT, Decimal(fall))
+    for stage, then in dumps.items():
+        await restore(bot, then)
+        await passes(bot, 2)
+        rows = [row for row in await bot.rows() if row["status"] == "active"]
+        assert [(row["stop_order_id"], row["stop_price"]) for row in rows] == [
+            (str(stop.id), stop.trigger)
+        ], stage
+        record = bot.exchange.record()
+        assert (sold(bot), record.position(APT)) == ([], 10), stage
+        assert record.open_stops(APT) == (stop,), stage
+
+
+async def test_a_row_of_before_whose_position_has_ended_does_not_touch_the_one_that_a_person_opened_since(
+    bot: Bot,
+) -> None:
+    await bot.open()
+    then = await dump(bot)
+    await bot.manager.close_position(APT, "binance")
+    bot.exchange.set_price(APT, Decimal("8.6"))
+    by_hand(bot)
+    bot.exchange.set_price(APT, Decimal("8.1"))
+    before = sold(bot)
+    await restore(bot, then)
+    await passes(bot, 4)
+    record = bot.exchange.record()
+    assert (sold(bot), record.position(APT)) == (before, 10)
+    assert any("not closed without a person's word" in alert for alert in bot.watch.alerts)
+
+
+async def test_a_row_of_before_and_a_flat_exchange_end_the_row(bot: Bot) -> None:
+    await bot.open()
+    then = await dump(bot)
+    await bot.manager.close_position(APT, "binance")
+    await restore(bot, then)
+    orders = bot.exchange.record().orders
+    assert await bot.sync() == {"APTUSDT": SyncAction.CLOSED}
+    assert bot.exchange.record().orders == orders
+
+
+async def test_a_row_of_before_with_another_stop_gets_the_one_that_stands(bot: Bot) -> None:
+    await bot.open()
+    then = await dump(bot)
+    await bot.manager.move_stop(APT, "binance", "8.45")
+    (stop,) = bot.exchange.record().open_stops(APT)
+    await restore(bot, then)
+    assert await bot.sync() == {"APTUSDT": SyncAction.STOP_TAKEN_OVER}
+    (row,) = await bot.rows()
+    assert (row["stop_client_id"], row["stop_price"]) == (stop.client_id, Decimal("8.45"))
+    assert bot.exchange.record().open_stops(APT) == (stop,)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_an_exit_of_before_does_not_close_what_is_held_now(bot: Bot, asked: bool) -> None:
+    """The intent to close was in doubt when the backup was made; by now another position is there."""
+    await bot.open()
+    await leave_an_exit(bot, asked=asked)
+    then = await dump(bot)
+    bot.exchange.trade_by_hand(APT, Side.SELL, Decimal(10), reduce_only=True)
+    bot.exchange.trade_by_hand(APT, Side.BUY, Decimal(25))
+    await restore(bot, then)
+    await passes(bot)
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], 25)
+
+
+async def leave_an_exit(bot: Bot, *, asked: bool) -> None:
+    """As a holder does that dies right before it sends the exit."""
+    store = bot.manager.store
+    row = await store.open_of("binance", "APTUSDT")
+    assert row is not None
+    async with bot.guard.hold("binance:APTUSDT") as lease:
+        await store.expect_close(lease, row, "a reason", asked=asked)
+
+
+async def test_an_exit_that_a_person_asked_for_is_finished_by_whoever_comes_next(bot: Bot) -> None:
+    await bot.open()
+    await leave_an_exit(bot, asked=True)
+    await bot.manager.recover("binance")
+    assert bot.exchange.record().position(APT) == 0
+    assert (await bot.rows())[0]["status"] == "closed"
+
+
+async def test_an_exit_that_was_the_flows_own_idea_is_judged_again_and_a_stop_is_better(bot: Bot) -> None:
+    await bot.open()
+    await leave_an_exit(bot, asked=False)
+    await bot.manager.recover("binance")
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], 10)
+    (row,) = await bot.rows()
+    assert (row["status"], row["exit_reason"]) == ("active", None)
+    assert bot.is_sound()
+    assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
+
+
+# --- a person's hand on our position ---
+
+
+async def grows(bot: Bot) -> None:
+    by_hand(bot, "5")
+
+
+async def shrinks(bot: Bot) -> None:
+    by_hand(bot, "4", Side.SELL, reduce_only=True)
+
+
+async def is_swapped(bot: Bot) -> None:
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    bot.exchange.set_price(APT, Decimal("8.45"))
+    by_hand(bot, "10")
+
+
+async def is_turned(bot: Bot) -> None:
+    by_hand(bot, "25", Side.SELL)
+
+
+@pytest.mark.parametrize("change", [grows, shrinks, is_swapped, is_turned])
+async def test_a_position_that_a_person_had_a_hand_in_is_not_sold_when_its_stop_cannot_be_placed(
+    bot: Bot, change: Any
+) -> None:
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    await change(bot)
+    bot.exchange.cancel_by_hand(stop.id)
+    bot.exchange.set_price(APT, Decimal("8.1"))
+    held = bot.exchange.record().position(APT)
+    await passes(bot, 4)
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], held)
+    assert bot.watch.alerts
+
+
+async def test_our_own_position_whose_stop_can_never_be_placed_is_closed_by_its_own_amount(bot: Bot) -> None:
+    """The other side of the law: what this table opened, and nobody touched, does not stay without a stop."""
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    bot.exchange.set_price(APT, Decimal("8.1"))
+    await bot.sync()
+    assert bot.exchange.record().position(APT) == 0
+    assert (await bot.rows())[0]["exit_reason"] == "the price is beyond the stop already"
+
+
+async def test_a_stop_that_a_person_moved_is_taken_over(bot: Bot) -> None:
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    theirs = bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("8.1"))
+    assert await bot.sync() == {"APTUSDT": SyncAction.STOP_TAKEN_OVER}
+    (row,) = await bot.rows()
+    assert (row["stop_order_id"], row["stop_price"]) == (str(theirs.id), Decimal("8.1"))
+    assert len(bot.exchange.record().open_stops(APT)) == 1
+    assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
+
+
+async def test_a_position_that_was_turned_round_by_hand_is_another_one(bot: Bot) -> None:
+    await bot.open()
+    by_hand(bot, "25", Side.SELL)
+    assert await bot.sync() == {"APTUSDT": SyncAction.CLOSED}
+    assert await bot.sync() == {"APTUSDT": SyncAction.ADOPTED}
+    old, new = await bot.rows()
+    assert (old["status"], old["exit_reason"]) == ("closed", "turned round on the exchange")
+    assert (new["side"], new["quantity"]) == ("short", Decimal(15))
+    assert (sold(bot), bot.is_sound()) == ([], True)
+
+
+async def test_an_entry_that_was_never_placed_does_not_claim_what_a_person_opened_meanwhile(bot: Bot) -> None:
+    bot.fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER)
+    assert isinstance(await bot.open(), NotOpened)
+    by_hand(bot, "3")
+    bot.exchange.set_price(APT, Decimal("8.2"))
+    await bot.pool.execute(
+        "update monitoring.position_intents set recorded_at = recorded_at - interval '1 minute'"
+    )
+    await passes(bot, 3)
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], 3)
+
+
+# --- stops of somebody else ---
+
+
+async def test_a_left_over_stop_of_a_person_is_told_of_once_and_left_alone(bot: Bot) -> None:
+    by_hand(bot)
+    stop = bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("8.0"), qty=Decimal(10))
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    await passes(bot)
+    told = "a reduce-only order waits without a position: it would cut the next one short"
+    assert [one for one in bot.watch.alerts if "without a position" in one] == [
+        f"{told}: {stop.client_id} (sell 10.0 at 8.0)"
+    ]
+    assert stop in bot.exchange.record().open_stops(APT)
+
+
+async def test_a_second_stop_beside_our_own_is_told_of_and_left_alone(bot: Bot) -> None:
+    await bot.open()
+    bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("8.4"), qty=Decimal(10))
+    await passes(bot)
+    assert len([one for one in bot.watch.alerts if "beside the position's own stop" in one]) == 1
+    assert len(bot.exchange.record().open_stops(APT)) == 2
+
+
+# --- a signal after a stop that has fired ---
+
+
+@pytest.mark.parametrize("grace_ms", [0, 10_000])
+async def test_a_signal_after_a_fired_stop_opens_anew(bot: Bot, grace_ms: int) -> None:
+    pace = Pace(settle=2000 * MS, poll=20 * MS, stop_deadline=1000 * MS, grace=grace_ms * MS)
+    manager = another_manager(bot, pace=pace)
+    first = await manager.open_position_atomic("a", APT, "binance", "long", "10", "8.5", "2")
+    assert isinstance(first, Opened)
+    bot.exchange.set_price(APT, Decimal("8.2"))
+    again = await manager.open_position_atomic("b", APT, "binance", "long", "10", "8.2", "2")
+    assert isinstance(again, Opened)
+    assert [row["status"] for row in await bot.rows()] == ["closed", "active"]
+    assert len(bot.exchange.record().entries(APT)) == 2
+    assert bot.is_sound()
+
+
+async def test_a_signal_after_a_close_by_hand_within_the_grace_waits_for_certainty_and_opens(
+    bot: Bot,
+) -> None:
+    pace = Pace(settle=2000 * MS, poll=20 * MS, stop_deadline=1000 * MS, grace=1500 * MS)
+    manager = another_manager(bot, pace=pace)
+    await manager.open_position_atomic("a", APT, "binance", "long", "10", "8.5", "2")
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    again = await manager.open_position_atomic("b", APT, "binance", "long", "10", "8.5", "2")
+    assert isinstance(again, Opened)
+    assert bot.is_sound()
+
+
+async def test_a_second_signal_while_the_lists_lag_is_no_reason_to_open_twice(bot: Bot) -> None:
+    pace = Pace(settle=2000 * MS, poll=20 * MS, stop_deadline=1000 * MS, grace=5000 * MS)
+    manager = another_manager(bot, pace=pace)
+    bot.exchange.set_visibility(positions=timedelta(seconds=1))
+    await manager.open_position_atomic("a", APT, "binance", "long", "10", "8.5", "2")
+    again = await manager.open_position_atomic("b", APT, "binance", "long", "10", "8.5", "2")
+    assert isinstance(again, AlreadyOpen)
+    assert len(bot.exchange.record().entries(APT)) == 1
+
+
+# --- orders that end otherwise than in full ---
+
+
+async def test_a_market_entry_that_stays_in_the_book_is_taken_back_and_the_symbol_is_free(bot: Bot) -> None:
+    bot.fault(FaultKind.RESTS, Operation.CREATE_ORDER)
+    result = await bot.open()
+    assert isinstance(result, NotOpened)
+    assert not result.in_doubt
+    record = bot.exchange.record()
+    assert [order.status.value for order in record.orders] == ["CANCELED"]
+    assert isinstance(await bot.open(), Opened)
+
+
+async def test_an_exit_that_was_filled_in_part_is_carried_on_with_until_all_is_closed(bot: Bot) -> None:
+    await bot.open()
+    bot.exchange.inject(Fault(FaultKind.EXPIRES, Operation.CREATE_ORDER, share=Decimal("0.4")))
+    closed = await bot.manager.close_position(APT, "binance")
+    assert closed is not None
+    assert closed.status is PositionStatus.CLOSED
+    assert bot.exchange.record().position(APT) == 0
+
+
+async def test_an_exit_of_which_nothing_was_filled_does_not_end_the_row(bot: Bot) -> None:
+    await bot.open()
+    bot.exchange.inject(Fault(FaultKind.EXPIRES, Operation.CREATE_ORDER, share=Decimal(0)))
+    closed = await bot.manager.close_position(APT, "binance")
+    assert closed is not None
+    assert closed.status.open
+    assert any("could not be closed" in alert for alert in bot.watch.alerts)
+    await bot.manager.recover("binance")
+    assert (await bot.rows())[0]["status"] == "closed"
+    assert bot.exchange.record().position(APT) == 0
