@@ -468,3 +468,75 @@ async def test_a_stale_token_in_the_body_and_a_lock_that_is_gone_leave_the_bodys
                 steal(redis_url)
                 raise error
         assert any("was lost" in note for note in error.__notes__)
+
+
+# Under a deadline, and cancelled anywhere.
+
+
+async def test_a_loss_inside_a_timeout_is_a_loss_and_a_timeout_is_a_timeout(guard):
+    with pytest.raises(LeaseLost):
+        async with asyncio.timeout(5), guard.hold(NAME) as lease:
+            lease.end(LossReason.FENCED)
+            await asyncio.Event().wait()
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME) as lease:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await asyncio.Event().wait()
+            lease.end(LossReason.FENCED)
+            await asyncio.Event().wait()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05), guard.hold(NAME):
+            await asyncio.Event().wait()
+    assert asyncio.current_task().cancelling() == 0
+    assert not await held(guard)
+
+
+async def test_a_refusal_in_a_child_ends_the_parents_body(guard):
+    async def write(lease):
+        lease.lost_to_fence(StaleToken("refused", resource=NAME, presented=lease.token, current=None))
+        await asyncio.Event().wait()
+
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME) as lease:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(write(lease))
+                group.create_task(asyncio.Event().wait())
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_cancel_at_every_await_of_a_confirmation_leaves_nothing(guard):
+    async def body():
+        async with guard.hold(NAME) as lease:
+            confirming.set()
+            await lease.confirm()
+            await lease.confirm()
+
+    for turn in range(40):
+        confirming = asyncio.Event()
+        task = asyncio.create_task(body())
+        await confirming.wait()
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or task.exception() is None
+        assert not await held(guard)
+        assert len(guard._core.keeper) == 0
+
+
+async def test_cancel_at_every_await_of_a_task_that_enters_for_another_leaves_nothing(fenced_guard, pool):
+    for turn in range(30):
+        stack = contextlib.AsyncExitStack()
+        task = asyncio.create_task(stack.enter_async_context(fenced_guard.hold(NAME)))
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        with contextlib.suppress(LeaseLost):
+            await stack.aclose()
+        await until(lambda: _not(held(fenced_guard)))
+        while fenced_guard._core._closing:
+            await asyncio.sleep(0)
+        assert not await is_open(pool)
+        assert len(fenced_guard._core.keeper) == 0
