@@ -289,7 +289,7 @@ async def test_what_should_not_be_is_told_in_one_line(servers, caplog):
         async with LockGuard.from_url(servers[0].url) as guard:
             await once(guard)
     assert "volatile-lru" in caplog.text
-    with pytest.raises(ConfigurationError, match="needs a list"):
+    with pytest.raises(ConfigurationError, match="takes a list"):
         LockGuard.from_urls(servers[0].url)
     with pytest.raises(ConfigurationError, match="independent servers"):
         LockGuard.from_urls(["redis://a", "redis://b", "redis+cluster://c"])
