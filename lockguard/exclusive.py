@@ -62,10 +62,16 @@ class Holds(Protocol):
         ...
 
 
+# What is returned is a ``Coroutine[object, None, R]`` and not, as usual, a ``Coroutine[Any, Any, R]``: with
+# an explicit Any mypy cannot choose among the overloads of ``asyncio.gather`` and takes the results for Any.
+
+
 class Keeps(Protocol):
     """A decorator that keeps the function's type."""
 
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]]
+    ) -> Callable[P, Coroutine[object, None, R]]:
         """Decorate."""
         ...
 
@@ -75,7 +81,7 @@ class MaySkip(Protocol):
 
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, R]]
-    ) -> Callable[P, Coroutine[Any, Any, R | Skipped]]:
+    ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
         """Decorate."""
         ...
 
@@ -136,7 +142,7 @@ def exclusive(
 
     def decorate(
         function: Callable[P, Coroutine[Any, Any, R]],
-    ) -> Callable[P, Coroutine[Any, Any, R | Skipped]]:
+    ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
         _require_coroutine_function(function)
         resource_of = compile_key(key, function)
         name = called(function) if operation is None else operation
@@ -235,7 +241,7 @@ def _require_coroutine_function(function: object) -> None:
 
 def _wrap(
     function: Callable[P, Coroutine[Any, Any, R]], hold: _Hold, *, skip: bool
-) -> Callable[P, Coroutine[Any, Any, R | Skipped]]:
+) -> Callable[P, Coroutine[object, None, R | Skipped]]:
     """Decorate ``function``: ``hold(call)`` gives the lease that its body runs under."""
     bind = inspect.signature(function).bind
 

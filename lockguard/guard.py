@@ -127,7 +127,7 @@ class LockGuard:
         return cls([node_for_url(url, inbox=_new_inbox(), min_replicas=min_replicas)], **options)
 
     @classmethod
-    def from_urls(cls, urls: Sequence[str], **options: Unpack[GuardOptions]) -> LockGuard:
+    def from_urls(cls, urls: Iterable[str], **options: Unpack[GuardOptions]) -> LockGuard:
         """A guard over several independent servers, of which a majority decides (Redlock).
 
         Args:
