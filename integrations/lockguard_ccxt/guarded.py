@@ -405,6 +405,8 @@ class GuardedExchange:
         @wraps(call)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
+            if proxy.only_reads(name, bound):
+                return await call(*args, **kwargs)
             if proxy.is_order_call(name) and not proxy.has_client_id(bound):
                 raise ConfigurationError(
                     f"{name} without a client order id: its order could not be found again if the answer were"

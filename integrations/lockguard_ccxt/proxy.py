@@ -10,14 +10,16 @@ import inspect
 import re
 from typing import Any
 
-__all__ = ["has_client_id", "is_order_call", "is_write", "symbol_of"]
+__all__ = ["has_client_id", "is_order_call", "is_write", "only_reads", "symbol_of"]
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _WRITE = re.compile(
-    r"^(?:create_|edit_|cancel_|close_|borrow_|repay_|transfer|withdraw|add_margin$|reduce_margin$|modify_margin"
-    r"|set_(?:leverage|margin|margin_mode|position_mode)$)"
+    r"^(?:create_|edit_|cancel_|close_|borrow_|repay_|redeem_|upgrade_|transfer|futures_transfer|withdraw"
+    r"|add_margin$|reduce_margin$|modify_margin|set_(?:leverage|margin|margin_mode|position_mode)$)"
 )
 _GENERATED_WRITE = re.compile(r"_(?:post|put|patch|delete)_")
+_ANY = frozenset({"request", "fetch", "fetch2"})
+"""Calls that send whatever they are given: what they do is in their ``method``."""
 _ORDER = re.compile(r"^create_(?:\w+_)?orders?(?:_ws|_with_\w+)?$")
 _CLIENT_ID_PARAMS = ("clientOrderId", "newClientOrderId", "clientAlgoId", "orderLinkId")
 
@@ -33,9 +35,16 @@ def is_write(name: str, call: object) -> bool:
     generated calls are no coroutine functions either, yet return one.
     """
     snake = _snake(name)
+    if snake in _ANY:
+        return callable(call)
     if _GENERATED_WRITE.search(snake):
         return callable(call)
     return bool(_WRITE.match(snake)) and inspect.iscoroutinefunction(call)
+
+
+def only_reads(name: str, bound: inspect.BoundArguments) -> bool:
+    """Whether a call that sends whatever it is given only reads this time."""
+    return _snake(name) in _ANY and str(bound.arguments.get("method", "GET")).upper() == "GET"
 
 
 def is_order_call(name: str) -> bool:

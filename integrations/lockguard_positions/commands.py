@@ -48,17 +48,7 @@ __all__ = ["adopt_option", "exchange_options", "positions"]
 
 _WRONG = 1
 _UNREADABLE = 3
-_LEFT = frozenset(
-    {
-        SyncAction.BUSY,
-        SyncAction.SETTLING,
-        SyncAction.IN_DOUBT,
-        SyncAction.UNREADABLE,
-        SyncAction.NO_MARKET,
-        SyncAction.FAILED,
-        SyncAction.MISMATCH,
-    }
-)
+_LEFT = frozenset(action for action in SyncAction if not action.settled)
 
 
 @click.group()
@@ -189,13 +179,15 @@ def diagnose_(
     _leave(found)
 
 
-async def _diagnose(urls: Urls, older_than: timedelta, *, with_exchange: bool) -> Diagnosis:
+async def _diagnose(
+    urls: Urls, older_than: timedelta, *, with_exchange: bool, adopt: Adopt = Adopt.STOP
+) -> Diagnosis:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(connect_database(urls.database))
         exchanges = (
             [await stack.enter_async_context(connect_exchange(urls.exchange))] if with_exchange else []
         )
-        return await diagnose(pool, exchanges, older_than=older_than)
+        return await diagnose(pool, exchanges, older_than=older_than, adopt=adopt)
 
 
 def _leave(found: Diagnosis) -> None:
@@ -244,7 +236,8 @@ def _findings_table(found: Diagnosis, remedy: bool = False) -> Table:  # noqa: F
             "-" if finding.age_ms is None else _span(finding.age_ms),
             finding.details,
         ]
-        table.add_row(*cells, *([finding.kind.remedy] if remedy else []))
+        told = "; ".join((finding.kind.remedy, *(f"would send: {order}" for order in finding.orders)))
+        table.add_row(*cells, *([told] if remedy else []))
     return table
 
 
@@ -286,7 +279,7 @@ def cleanup(
     _not_both(confirm=confirm, dry_run=dry_run)
     older_than = timedelta(seconds=older_than_s)
     if not confirm:
-        found = _picked(_run(_diagnose(urls, older_than, with_exchange=True)), only)
+        found = _picked(_run(_diagnose(urls, older_than, with_exchange=True, adopt=adopt)), only)
         if as_json:
             plan = [{**asdict(f), "remedy": f.kind.remedy} for f in found.findings]
             click.echo(json.dumps({"confirmed": False, "plan": plan}, indent=2))
@@ -339,12 +332,15 @@ def recover(*, urls: Urls, confirm: bool, dry_run: bool, as_json: bool) -> None:
     """
     _not_both(confirm=confirm, dry_run=dry_run)
     with _logged():
-        symbols, done = _run(_recover(urls, confirm=confirm))
+        plan, done = _run(_recover(urls, confirm=confirm))
+        symbols = tuple(plan)
     if confirm:
         _show_done(done, as_json=as_json)
     elif as_json:
-        click.echo(json.dumps({"confirmed": False, "symbols": list(symbols)}, indent=2))
+        click.echo(json.dumps({"confirmed": False, "symbols": list(symbols), "orders": plan}, indent=2))
     elif symbols:
+        for symbol, orders in plan.items():
+            click.echo(f"{symbol}: would send: {'; '.join(orders) or 'no order'}")
         click.echo(f"Half done: {', '.join(symbols)}. Nothing was changed; --confirm finishes them.")
     else:
         click.echo("Nothing is half done.")
@@ -352,11 +348,15 @@ def recover(*, urls: Urls, confirm: bool, dry_run: bool, as_json: bool) -> None:
         raise SystemExit(_WRONG)
 
 
-async def _recover(urls: Urls, *, confirm: bool) -> tuple[tuple[str, ...], list[SyncOutcome]]:
-    async with connect_manager(urls) as (manager, exchange, _):
-        if not confirm:
-            return await manager.half_done(exchange.name), []
-        return (), list((await manager.recover(exchange.name)).outcomes)
+async def _recover(urls: Urls, *, confirm: bool) -> tuple[dict[str, list[str]], list[SyncOutcome]]:
+    async with connect_manager(urls) as (manager, exchange, pool):
+        if confirm:
+            return {}, list((await manager.recover(exchange.name)).outcomes)
+        plan: dict[str, list[str]] = {symbol: [] for symbol in await manager.half_done(exchange.name)}
+        for finding in (await diagnose(pool, [exchange], older_than=timedelta(0))).findings:
+            if finding.symbol in plan:
+                plan[finding.symbol] = list(finding.orders)
+        return plan, []
 
 
 # --- close ---

@@ -8,14 +8,16 @@ it is: the clean-up looks again, under each symbol's lease.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from lockguard_positions import rows as read
 from lockguard_positions.errors import ExchangeUnreadable
-from lockguard_positions.model import Position, PositionSide
+from lockguard_positions.model import Adopt, Position, PositionSide
+from lockguard_positions.planning import planned_orders
 from lockguard_positions.statements import statement
 from lockguard_positions.status import PositionStatus
 from lockguard_positions.venue import Pace, Venue
@@ -33,6 +35,7 @@ _FILE = "diagnosis.sql"
 _MILLISECOND = timedelta(milliseconds=1)
 _OLDER_THAN = timedelta(minutes=1)
 _PACE = Pace()
+_STOP_PERCENT = Decimal(2)
 
 
 class FindingKind(StrEnum):
@@ -85,6 +88,7 @@ class Finding:
         position_ids: the rows.
         age_ms: how long the oldest of them has been as it is.
         details: for people.
+        orders: every order that a clean-up of the symbol would send, whatever else is found about it.
     """
 
     kind: FindingKind
@@ -93,6 +97,7 @@ class Finding:
     position_ids: tuple[int, ...]
     age_ms: int | None
     details: str
+    orders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,8 @@ async def diagnose(
     *,
     older_than: timedelta = _OLDER_THAN,
     pace: Pace = _PACE,
+    adopt: Adopt = Adopt.STOP,
+    adopt_stop_loss_percent: Decimal = _STOP_PERCENT,
 ) -> Diagnosis:
     """Look for what is wrong; changes nothing and takes no lease.
 
@@ -146,6 +153,8 @@ async def diagnose(
         exchanges: those to compare with the table; without any, only the table is looked at.
         older_than: how long a row may be on its way.
         pace: for how long after a change the exchange's lists are not taken at their word.
+        adopt: what a clean-up does about a position without a row, for the orders that it would send.
+        adopt_stop_loss_percent: the same: where the stop of such a position goes.
     """
     findings: list[Finding] = []
     changing: list[str] = []
@@ -167,7 +176,18 @@ async def diagnose(
             if _state(before[symbol]) != _state(after[symbol]):
                 changing.append(symbol)
                 continue
-            findings += judge.symbol(symbol, after[symbol], side)
+            found = judge.symbol(symbol, after[symbol], side)
+            if found and venue is not None and side is not None and symbol not in side.gone:
+                orders = planned_orders(
+                    venue,
+                    after[symbol],
+                    side.held.get(symbol),
+                    side.stops.get(symbol, ()),
+                    adopt=adopt,
+                    stop_loss_percent=adopt_stop_loss_percent,
+                )
+                found = [replace(finding, orders=orders) for finding in found]
+            findings += found
     only = next(iter(venues)) if len(venues) == 1 else None
     figures = await pool.fetch(statement("statistics", _FILE), only)
     return Diagnosis(

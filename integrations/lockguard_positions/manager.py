@@ -516,7 +516,7 @@ class AtomicPositionManager:
     @contextmanager
     def _watched(self, about: str) -> Iterator[None]:
         """A look that has to come to its end, and not only to an end: else it is an alert after a while."""
-        self._overdue.begins(about, "it has not come to its end")
+        self._overdue.waits(about, "it has not come to its end")
         try:
             yield
         except Exception as exc:

@@ -47,6 +47,11 @@ class Overdue:
             loop = asyncio.get_running_loop()
             known.timer = loop.call_later(self._after_s, self._fire, about)
 
+    def waits(self, about: str, why: str) -> None:
+        """Something has begun that has to come to its end. What is in trouble keeps its reason."""
+        known = self._troubles.get(about)
+        self.begins(about, why if known is None else known.why)
+
     def ends(self, about: str) -> None:
         """It is well again."""
         known = self._troubles.pop(about, None)

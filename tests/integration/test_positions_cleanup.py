@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -287,6 +288,82 @@ async def test_recover_shows_what_it_would_finish_and_finishes_it_when_confirmed
     assert await stage.statuses() == ["active"]
     assert len(stage.exchange.record().open_stops(APT)) == 1
     assert (await stage.run("recover")).exit_code == 0
+
+
+async def doubled(stage: Stage) -> None:
+    await stage.hold(20)
+    await stage.row(stop=await stage.stop())
+    await stage.row(stop=await stage.stop("8.2"))
+
+
+async def without_a_stop(stage: Stage) -> None:
+    await stage.hold()
+    await stage.row()
+
+
+async def without_a_row(stage: Stage) -> None:
+    await stage.hold()
+
+
+async def without_a_row_beside_its_stop(stage: Stage) -> None:
+    await stage.hold()
+    await stage.stop("7.5")
+
+
+async def half_open_in_loss(stage: Stage) -> None:
+    await stage.hold()
+    position_id = await stage.row(status="entry_placed")
+    await stage.pool.execute(
+        "update monitoring.positions set entry_order_id = '1' where id = $1", position_id
+    )
+    stage.exchange.set_price(APT, Decimal("8.2"))
+
+
+async def ended_with_a_stop_left(stage: Stage) -> None:
+    await stage.hold()
+    await stage.row(stop=await stage.stop())
+    await stage.client.create_order(APT, "market", "sell", 10, None, {"reduceOnly": True})
+
+
+async def a_stop_left_alone(stage: Stage) -> None:
+    await stage.leave_a_stop(APT)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        doubled,
+        without_a_stop,
+        without_a_row,
+        without_a_row_beside_its_stop,
+        half_open_in_loss,
+        ended_with_a_stop_left,
+        a_stop_left_alone,
+    ],
+)
+async def test_the_dry_run_names_every_order_that_the_real_run_sends(stage: Stage, prepare: Any) -> None:
+    await prepare(stage)
+    shown = json.loads((await stage.run("cleanup", "--json", "--older-than", "0")).stdout)
+    named = {numbers_plain(order) for finding in shown["plan"] for order in finding["orders"]}
+    before = stage.exchange.record()
+    await stage.clean_up()
+    after = stage.exchange.record()
+    sent = [
+        f"{order.side.value.lower()} {order.qty} at market, reduce-only"
+        for order in after.orders[len(before.orders) :]
+    ]
+    sent += [
+        f"stop {order.side.value.lower()} {order.qty} at {order.trigger}, reduce-only"
+        for order in after.algo_orders[len(before.algo_orders) :]
+    ]
+    gone = {s.client_id for s in before.open_stops(APT)} - {s.client_id for s in after.open_stops(APT)}
+    sent += [f"cancel {client_id}" for client_id in gone]
+    for order in map(numbers_plain, sent):
+        assert any(line.startswith(order) for line in named), (order, named)
+
+
+def numbers_plain(line: str) -> str:
+    return re.sub(r"(?<=\d)\.?0+(?=[ ,)]|$)", "", re.sub(r"(?<= )(\d+)(?=[ ,)])", r"\1.0", line))
 
 
 async def test_what_is_missing_is_told_in_one_line(stage: Stage) -> None:

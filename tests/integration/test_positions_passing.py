@@ -1,0 +1,379 @@
+"""A refusal that passes is never answered by a sale, whatever it is and whenever it comes.
+
+The oracle is the exchange's own record of orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from lockguard.errors import ConfigurationError
+from lockguard_ccxt import GuardedExchange, Patience, Refusal
+from lockguard_ccxt.classify import REFUSED_BY_CODE
+from lockguard_ccxt.testing import Execution, Fault, FaultKind, Operation, PositionSide, Side, connect
+from lockguard_positions import (
+    AtomicPositionManager,
+    ExchangeUnreadable,
+    NotOpened,
+    Opened,
+    Pace,
+    PositionStatus,
+    SyncAction,
+)
+from tests.integration.test_positions_flow import APT, Bot, bot, two_bots
+from tests.integration.test_positions_not_ours import by_hand, passes, sold
+
+__all__ = ["bot", "two_bots"]
+
+MS = timedelta(milliseconds=1)
+FIRST = Execution.FIRST
+CREATE, CANCEL = Operation.CREATE_ALGO, Operation.CANCEL_ALGO
+ABOUT_THE_ORDER = {Refusal.WOULD_TRIGGER, Refusal.INVALID}
+NOT_ASKED_HERE = {Refusal.REDUCE_ONLY}  # nothing to reduce: then there is nothing to sell either
+
+
+def quick(bot: Bot, *, overdue: timedelta = timedelta(seconds=30)) -> AtomicPositionManager:
+    patience = Patience(needed=100 * MS, search=100 * MS, poll=20 * MS)
+    guarded = GuardedExchange(bot.client, patience=patience)
+    pace = Pace(
+        settle=500 * MS,
+        poll=20 * MS,
+        stop_deadline=200 * MS,
+        retry_pause=10 * MS,
+        attempts=2,
+        grace=0 * MS,
+        overdue=overdue,
+    )
+    return AtomicPositionManager(bot.guard, bot.pool, [guarded], pace=pace, observers=[bot.watch])
+
+
+async def test_of_every_known_code_only_those_about_the_order_itself_lead_to_an_exit(bot: Bot) -> None:
+    """Each code refuses the stops of one symbol, for good; then the bot passes over them again and again."""
+    manager = quick(bot)
+    codes = [(code, kind) for code, kind in REFUSED_BY_CODE.items() if kind not in NOT_ASKED_HERE]
+    codes += [("-9999", Refusal.UNRECOGNISED), ("-1", Refusal.UNRECOGNISED), ("99999", Refusal.UNRECOGNISED)]
+    symbols = [symbol for symbol in bot.exchange.symbols if symbol.endswith("/USDT:USDT")]
+    wrong: dict[str, str] = {}
+    for at in range(0, len(codes), len(symbols)):
+        batch = list(zip(codes[at : at + len(symbols)], symbols, strict=False))
+        bot.exchange.reset()
+        await bot.pool.execute("truncate monitoring.positions cascade")
+        for (code, _), symbol in batch:
+            plain = symbol.partition(":")[0].replace("/", "")
+            refused = Fault(
+                FaultKind.REJECTED, Operation.CREATE_ALGO, symbol=plain, code=int(code), times=10_000
+            )
+            bot.exchange.inject(refused)
+        await asyncio.gather(*(open_some(bot, manager, symbol) for _, symbol in batch))
+        await manager.recover("binance")
+        record = bot.exchange.record()
+        for (code, kind), symbol in batch:
+            closed = record.position(symbol) == 0
+            if closed != (kind in ABOUT_THE_ORDER):
+                wrong[f"{code} {kind.value}"] = "sold" if closed else "left without a stop"
+    assert wrong == {}
+
+
+async def open_some(bot: Bot, manager: AtomicPositionManager, symbol: str) -> None:
+    price = bot.exchange.price(symbol)
+    quantity = max(round(Decimal(2000) / price), 1)
+    await manager.open_position_atomic("s", symbol, "binance", "long", str(quantity), price, "2")
+
+
+# --- a key that may not trade for a while ---
+
+
+@pytest.mark.parametrize("code", [-2015, -2014])
+async def test_positions_that_are_found_while_the_key_is_denied_get_their_stops_when_it_works_again(
+    bot: Bot, code: int
+) -> None:
+    manager = quick(bot)
+    by_hand(bot)
+    bot.exchange.deny(code)
+    for _ in range(3):
+        await manager.recover("binance")
+        report = await manager.sync_exchange_positions("binance")
+        assert [outcome.action for outcome in report.outcomes] == [SyncAction.UNPROTECTED]
+    assert any(str(code) in alert for alert in bot.watch.alerts)
+    bot.exchange.allow()
+    await manager.recover("binance")
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], 10)
+    assert bot.is_sound()
+
+
+async def test_a_key_that_is_denied_between_entry_and_stop_leaves_the_position_and_then_protects_it(
+    bot: Bot,
+) -> None:
+    manager = quick(bot)
+    bot.exchange.deny(operations={Operation.CREATE_ALGO})
+    result = await manager.open_position_atomic("s", APT, "binance", "long", "10", "8.5", "2")
+    assert isinstance(result, NotOpened)
+    assert result.in_doubt
+    bot.exchange.allow()
+    await manager.recover("binance")
+    assert (sold(bot), bot.is_sound(), bot.exchange.record().position(APT)) == ([], True, 10)
+
+
+async def test_an_exit_that_the_key_may_not_send_is_judged_again_and_becomes_a_stop(bot: Bot) -> None:
+    """The price has passed the stop, the exit is refused; when the key works again the price is back."""
+    manager = quick(bot)
+    bot.fault(
+        FaultKind.REJECTED, Operation.CREATE_ALGO, code=-2021, message="Order would immediately trigger."
+    )
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ORDER, skip=1, times=5, code=-2015, message="denied")
+    await manager.open_position_atomic("s", APT, "binance", "long", "10", "8.5", "2")
+    assert bot.exchange.record().position(APT) == 10
+    bot.exchange.clear_faults()
+    await manager.recover("binance")
+    assert (sold(bot), bot.is_sound()) == ([], True)
+    assert (await bot.rows())[0]["exit_reason"] is None
+
+
+async def test_an_exit_that_a_person_asked_for_is_carried_out_when_the_key_works_again(bot: Bot) -> None:
+    manager = quick(bot)
+    await bot.open()
+    bot.exchange.deny()
+    closed = await manager.close_position(APT, "binance", reason="signal 9")
+    assert closed is not None
+    assert closed.status.open
+    bot.exchange.allow()
+    await manager.recover("binance")
+    (row,) = await bot.rows()
+    assert (row["status"], row["exit_reason"]) == (PositionStatus.CLOSED.value, "signal 9")
+    assert bot.exchange.record().position(APT) == 0
+
+
+# --- bans ---
+
+
+async def test_while_a_ban_lasts_nothing_is_sent_and_it_is_an_alert(bot: Bot) -> None:
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    bot.exchange.ban(timedelta(seconds=60))
+    for _ in range(3):
+        with pytest.raises(ExchangeUnreadable):
+            await bot.sync()
+    with pytest.raises(ExchangeUnreadable):
+        await bot.open("ETH/USDT:USDT", quantity="1")
+    assert len(bot.exchange.record().banned_requests()) == 1
+    assert any("the exchange takes no calls for" in alert for alert in bot.watch.alerts)
+
+
+async def test_a_ban_between_entry_and_stop_is_waited_out_and_the_stop_placed(bot: Bot) -> None:
+    """All calls keep to it, also those of another guard around the same ccxt object."""
+    bot.fault(FaultKind.DELAY, Operation.CREATE_ORDER, hold_ms=400, execution=FIRST)
+    opening = asyncio.create_task(bot.open())
+    async with asyncio.timeout(5):
+        while not bot.exchange.record().position(APT):
+            await asyncio.sleep(0.005)
+    bot.exchange.ban(timedelta(milliseconds=1400))
+    assert isinstance(await opening, Opened)
+    assert len(bot.exchange.record().banned_requests()) <= 2
+    assert (sold(bot), bot.is_sound()) == ([], True)
+
+
+async def test_a_429_that_says_how_long_to_wait_is_kept_to(bot: Bot) -> None:
+    bot.exchange.ban(timedelta(seconds=30), status=429)
+    for _ in range(3):
+        with pytest.raises(ExchangeUnreadable, match="calls are closed"):
+            await bot.manager.sync_exchange_positions("binance")
+    assert len(bot.exchange.record().banned_requests()) == 1
+
+
+# --- clocks ---
+
+
+async def test_a_clock_that_drifts_is_measured_anew_and_the_missing_stop_is_placed(bot: Bot) -> None:
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    bot.exchange.set_clock_offset(timedelta(seconds=30))
+    assert await bot.sync() == {"APTUSDT": SyncAction.STOP_PLACED}
+    assert (sold(bot), bot.is_sound()) == ([], True)
+    times = [r for r in bot.exchange.record().requests if r.operation is Operation.TIME]
+    assert len(times) == 1
+
+
+# --- maintenance ---
+
+
+async def test_maintenance_in_the_middle_of_an_open_sells_nothing(bot: Bot) -> None:
+    manager = quick(bot)
+    bot.fault(FaultKind.DELAY, Operation.CREATE_ORDER, hold_ms=300, execution=FIRST)
+    opening = asyncio.create_task(manager.open_position_atomic("s", APT, "binance", "long", "10", "8.5", "2"))
+    async with asyncio.timeout(5):
+        while not bot.exchange.record().position(APT):
+            await asyncio.sleep(0.005)
+    bot.exchange.set_maintenance(True)
+    with suppress(ExchangeUnreadable):
+        assert isinstance(await opening, NotOpened)
+    with pytest.raises(ExchangeUnreadable):
+        await manager.sync_exchange_positions("binance")
+    bot.exchange.set_maintenance(False)
+    await passes(bot, 2)
+    assert (sold(bot), bot.is_sound(), bot.exchange.record().position(APT)) == ([], True, 10)
+
+
+# --- what cannot be read or decided for long is an alert ---
+
+
+async def test_an_exchange_that_cannot_be_read_for_long_is_an_alert_while_positions_are_open(
+    bot: Bot,
+) -> None:
+    manager = quick(bot, overdue=500 * MS)
+    await bot.open()
+    await manager.sync_exchange_positions("binance")
+    bot.exchange.set_maintenance(True)
+    async with asyncio.timeout(8):
+        while not any("not read or decided" in alert for alert in bot.watch.alerts):
+            with pytest.raises(ExchangeUnreadable):
+                await manager.sync_exchange_positions("binance")
+    assert any("with 1 open positions: the exchange did not answer" in alert for alert in bot.watch.alerts)
+
+
+async def test_a_pass_that_hangs_is_an_alert_before_it_comes_back(bot: Bot) -> None:
+    manager = quick(bot, overdue=200 * MS)
+    await bot.open()
+    bot.client.timeout = 3_000
+    bot.fault(FaultKind.HANG, Operation.POSITIONS, hold_ms=2_500, times=1)
+    passing = asyncio.create_task(manager.sync_exchange_positions("binance"))
+    async with asyncio.timeout(8):
+        while not any("it has not come to its end" in alert for alert in bot.watch.alerts):
+            await asyncio.sleep(0.02)
+    assert not passing.done()
+    await passing
+
+
+async def test_a_symbol_that_stays_undecided_for_long_is_an_alert(bot: Bot) -> None:
+    manager = quick(bot, overdue=300 * MS)
+    by_hand(bot)
+    bot.exchange.deny()
+    async with asyncio.timeout(8):
+        while not any(
+            "not read or decided for longer than 0.3 s: unprotected" in a for a in bot.watch.alerts
+        ):
+            await manager.sync_exchange_positions("binance")
+
+
+async def test_nothing_open_and_nothing_read_is_no_alert(bot: Bot) -> None:
+    manager = quick(bot, overdue=timedelta(seconds=1))
+    await manager.sync_exchange_positions("binance")
+    bot.exchange.set_maintenance(True)
+    with pytest.raises(ExchangeUnreadable):
+        await manager.sync_exchange_positions("binance")
+    trouble = manager._overdue._troubles["binance pass"]
+    async with asyncio.timeout(8):
+        while trouble.timer is not None:  # until it has fired
+            await asyncio.sleep(0.02)
+    assert bot.watch.alerts == []
+
+
+# --- moving a stop ---
+
+
+async def test_a_stop_is_moved_without_a_moment_without_one(bot: Bot) -> None:
+    await bot.open()
+    (old,) = bot.exchange.record().open_stops(APT)
+    outcome = await bot.manager.move_stop("APTUSDT", "binance", "8.4")
+    assert (outcome.action, outcome.details) == (SyncAction.STOP_MOVED, "to 8.4")
+    record = bot.exchange.record()
+    (new,) = record.open_stops(APT)
+    (row,) = await bot.rows()
+    assert (new.trigger, row["stop_client_id"], row["stop_price"]) == (
+        Decimal("8.4"),
+        new.client_id,
+        Decimal("8.4"),
+    )
+    done = [(r.operation, r.client_id) for r in record.requests if r.operation in {CREATE, CANCEL}]
+    assert done[-2][0] is CREATE  # first the new one, then the old one
+    assert done[-1][0] is CANCEL
+    assert old.id != new.id
+    assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
+
+
+async def test_a_stop_that_would_trigger_is_not_moved_and_the_old_one_stands(bot: Bot) -> None:
+    await bot.open()
+    before = bot.exchange.record().open_stops(APT)
+    outcome = await bot.manager.move_stop(APT, "binance", "8.6")
+    assert outcome.action is SyncAction.STOP_KEPT
+    assert "8.6" in outcome.details
+    assert bot.exchange.record().open_stops(APT) == before
+    assert sold(bot) == []
+
+
+@pytest.mark.parametrize("operation", [Operation.CREATE_ALGO, Operation.CANCEL_ALGO])
+@pytest.mark.parametrize("kind", [FaultKind.DISCONNECT, FaultKind.UNAVAILABLE, FaultKind.TRUNCATED])
+@pytest.mark.parametrize("executed", [True, False])
+async def test_a_move_whose_answers_are_lost_ends_with_one_stop(
+    bot: Bot, kind: FaultKind, operation: Operation, executed: bool
+) -> None:
+    await bot.open()
+    execution = {"execution": FIRST} if executed else {}
+    bot.fault(kind, operation, times=3, **execution)
+    await bot.manager.move_stop(APT, "binance", "8.4")
+    bot.exchange.clear_faults()
+    async with asyncio.timeout(8):
+        while (await bot.sync())["APTUSDT"] is not SyncAction.IN_STEP:
+            await asyncio.sleep(0.05)
+    (stop,) = bot.exchange.record().open_stops(APT)
+    (row,) = await bot.rows()
+    assert (row["stop_client_id"], row["stop_price"]) == (stop.client_id, stop.trigger)
+    assert row["status"] == "active"
+
+
+async def test_a_moved_stop_that_goes_missing_is_placed_where_it_was_moved_to(bot: Bot) -> None:
+    await bot.open()
+    await bot.manager.move_stop(APT, "binance", "8.45")
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    assert await bot.sync() == {"APTUSDT": SyncAction.STOP_PLACED}
+    assert bot.exchange.record().open_stops(APT)[0].trigger == Decimal("8.45")
+
+
+@pytest.mark.parametrize("price", ["0", "-1", "many"])
+async def test_a_price_that_is_none_moves_nothing(bot: Bot, price: str) -> None:
+    with pytest.raises(ConfigurationError, match="price"):
+        await bot.manager.move_stop(APT, "binance", price)
+    with pytest.raises(ConfigurationError, match="has no open position"):
+        await bot.manager.move_stop(APT, "binance", "8.4")
+
+
+# --- accounts that this cannot work with, and ccxt's own defaults ---
+
+
+async def test_an_account_in_hedge_mode_is_refused_when_its_markets_are_loaded(bot: Bot) -> None:
+    bot.exchange.set_hedge_mode(True)
+    with pytest.raises(ConfigurationError, match="the account binance is in hedge mode"):
+        await GuardedExchange(bot.client).load()
+
+
+async def test_an_account_that_is_switched_to_hedge_mode_while_the_bot_runs_is_not_touched(bot: Bot) -> None:
+    bot.exchange.set_hedge_mode(True)
+    bot.exchange.trade_by_hand(APT, Side.BUY, Decimal(10), position_side=PositionSide.LONG)
+    bot.exchange.trade_by_hand(APT, Side.SELL, Decimal(4), position_side=PositionSide.SHORT)
+    orders = bot.exchange.record().orders
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="in hedge mode"):
+            await bot.manager.sync_exchange_positions("binance")
+    assert bot.exchange.record().orders == orders
+    assert (bot.exchange.record().algo_orders, await bot.rows()) == ((), [])
+
+
+async def test_binance_with_its_spot_default_finds_the_stops_of_contracts(bot: Bot) -> None:
+    """``ccxt.binance`` asks for orders of spot unless it is told otherwise."""
+    await bot.open()
+    client = connect(bot.exchange.url, exchange_id="binance")
+    try:
+        guarded = GuardedExchange(client)
+        await guarded.load()
+        manager = AtomicPositionManager(bot.guard, bot.pool, [guarded], observers=[bot.watch])
+        report = await manager.sync_exchange_positions("binance")
+    finally:
+        await client.close()
+    assert [outcome.action for outcome in report.outcomes] == [SyncAction.IN_STEP]
