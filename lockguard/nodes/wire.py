@@ -207,8 +207,8 @@ class Wire(asyncio.Protocol):
         if left_s > 0:
             self._last_look = False
         elif not self._last_look:
-            # After a stall of this process the timer may come before the bytes that have come meanwhile:
-            # always in uvloop, which calls its timers before it looks at its sockets.
+            # To a process that was stopped and goes on, the system may tell that the time is up before it
+            # tells of the bytes that have come meanwhile: so the sockets are looked at once more.
             self._last_look, left_s = True, _LAST_LOOK_S
         elif silent_s >= self._reply_timeout_s:
             self.end(f"no reply for {self._reply_timeout_s:g} s")

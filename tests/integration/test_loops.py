@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 import subprocess
 import sys
-import time
 from datetime import timedelta
 
 import pytest
@@ -104,21 +104,58 @@ async def test_a_certificate_of_another_name_is_refused(tls_server, monkeypatch)
             await once(guard, wait=timedelta(0))
 
 
-async def test_a_stall_of_this_process_is_not_taken_for_a_dead_connection(redis_url):
-    """The reply lies in the socket while the timers are overdue: the bytes are read first."""
-    async with LockGuard.from_url(redis_url) as guard:
-        await once(guard)
+STOPPED = """
+import asyncio, sys
+from lockguard import LockGuard
+
+async def main(url):
+    async with LockGuard.from_url(url) as guard:
+        async with guard.hold("binance:APTUSDT"):
+            pass
         connection = guard._core.redlock.nodes[0]._connection
         wire, attempt, doubt_s = connection._wire, connection._attempt, connection._wire.doubt_s
-        for stall_s in (2 * doubt_s, connection._reply_timeout_s + 0.2):
-            asked = asyncio.create_task(once(guard, on_busy="raise"))
-            await asyncio.sleep(0)  # it is sent
+        print("connected", flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        asking = asyncio.create_task(guard.hold("binance:APTUSDT", on_busy="raise").__aenter__())
+        while not wire.owed:
             await asyncio.sleep(0)
-            time.sleep(stall_s)  # a stalled event loop
-            await asked
-            assert connection._wire is wire
-            assert connection._attempt is attempt
-            assert wire.doubt_s == doubt_s
+        print("asked", flush=True)
+        await asking
+        assert (connection._wire, connection._attempt, wire.doubt_s) == (wire, attempt, doubt_s)
+
+name, url = sys.argv[1:]
+if name == "uvloop":
+    import uvloop
+    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main(url))
+else:
+    asyncio.run(main(url))
+"""
+
+
+def current_name():
+    return "uvloop" if "uvloop" in type(asyncio.get_running_loop()).__module__ else "asyncio"
+
+
+async def test_a_process_that_was_stopped_does_not_take_its_connection_for_dead():
+    """It wakes with overdue timers and the reply in its socket; the system may tell of the timers first."""
+    with RedisServer() as server:
+        words = [sys.executable, "-W", "ignore", "-c", STOPPED, current_name(), server.url]
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert await process.stdout.readline() == b"connected\n"
+        server.pause()
+        process.stdin.write(b"go\n")
+        assert await process.stdout.readline() == b"asked\n"
+        process.send_signal(signal.SIGSTOP)
+        server.resume()
+        await asyncio.sleep(2.3)  # longer than any patience of a connection
+        process.send_signal(signal.SIGCONT)
+        _, told = await process.communicate()
+        assert process.returncode == 0, told.decode()
 
 
 PROGRAM = """
@@ -143,7 +180,6 @@ loop.run_until_complete(main(url))
 
 @pytest.mark.parametrize("how", ["body ended", "cancelled in the last turn"])
 async def test_a_release_has_left_when_the_loop_is_stopped_for_good(redis_url, how):
-    name = "uvloop" if "uvloop" in type(asyncio.get_running_loop()).__module__ else "asyncio"
     program = PROGRAM
     if how != "body ended":
         program = program.replace(
@@ -151,7 +187,7 @@ async def test_a_release_has_left_when_the_loop_is_stopped_for_good(redis_url, h
         )
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-W", "ignore", "-c", program, name, redis_url],
+        [sys.executable, "-W", "ignore", "-c", program, current_name(), redis_url],
         capture_output=True,
         text=True,
     )
