@@ -73,7 +73,7 @@ _SAME_TIME_MS = 8_000
 """How far apart the clocks of the signals and of the exchange may be, its steps included."""
 _ARGUMENTS = (
     *("--ttl", "2", "--claim-after", "3", "--recover-every", "0.5", "--sync-every", "1"),
-    *("--receive-window", "2", "--reads-lag", "0.5", "--at-once", "6"),
+    *("--receive-window", "2", "--reads-lag", "0.5", "--at-once", "6", "--alert-after", "5"),
 )
 
 
@@ -223,7 +223,12 @@ class Hostile:
         closing = Side.SELL if held > 0 else Side.BUY
         size = Decimal(self._quantity(symbol))
         if roll < 0.25:
-            self.exchange.trade_by_hand(symbol, self.dice.choice(list(Side)), size, account=account)
+            side = self.dice.choice(list(Side))
+            self.exchange.trade_by_hand(symbol, side, size, account=account)
+            if (
+                self.dice.random() < 0.5
+            ):  # and is in loss at once, further than the stop that a bot would place
+                self._move(symbol, "0.97" if side is Side.BUY else "1.03")
         elif roll < 0.5 and held:
             part = max(Decimal(1), abs(held) // 2)
             self.exchange.trade_by_hand(symbol, closing, part, reduce_only=True, account=account)
@@ -282,11 +287,12 @@ class Hostile:
         self._fresh.append(f"{base}USDT")
 
     async def prices(self) -> None:
-        symbol = self.dice.choice(SYMBOLS)
+        self._move(self.dice.choice(SYMBOLS), self.dice.choice(["0.97", "0.99", "1.01", "1.03"]))
+
+    def _move(self, symbol: str, factor: str) -> None:
         price = self.exchange.price(symbol)
-        factor = Decimal(self.dice.choice(["0.97", "0.99", "1.01", "1.03"]))
         with suppress(ConfigurationError):
-            self.exchange.set_price(symbol, (price * factor).quantize(price))
+            self.exchange.set_price(symbol, (price * Decimal(factor)).quantize(price))
 
     async def restore(self, at: float) -> None:
         """Keep the database as it is at a quarter of the run, and put that back at three quarters."""

@@ -107,7 +107,12 @@ def bot() -> None:
     metavar="BOTS",
     help="A signal that so many bots ended at is for a person, and no further bot is let near it.",
 )
-@_seconds("--sync-every", 30, "Between two passes over all symbols.")
+@_seconds(
+    "--alert-after",
+    15,
+    "What cannot be read or decided for so long while positions are open is an alert.",
+)
+@_seconds("--sync-every", 15, "Between two passes over all symbols.")
 @_seconds("--recover-every", 5, "Between two looks for what dead bots left half done.")
 @_seconds("--ttl", 10, "Life of the leases: a dead bot's symbols are free after that.")
 @click.option(
@@ -190,6 +195,7 @@ def _settings(
     claim_after: timedelta,
     max_age: timedelta,
     set_aside_after: int,
+    alert_after: timedelta,
     sync_every: timedelta,
     recover_every: timedelta,
     stop_within: timedelta,
@@ -213,6 +219,7 @@ def _settings(
         ttl=ttl,
         age_max=max_age,
         set_aside_after=set_aside_after,
+        alert_after=alert_after,
         receive_window=receive_window,
         reads_lag=reads_lag,
         connect_within=connect_within,

@@ -28,6 +28,7 @@ from lockguard_positions.exchange_options import credentials_told
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.race_imports import import_lean
 from lockguard_positions.schema import ATTEMPTS_SINCE, version
+from lockguard_positions.venue import Pace
 
 if TYPE_CHECKING:
     from typing import Any
@@ -81,6 +82,7 @@ class BotSettings:
         ttl: the life of its leases.
         age_max: an open signal that is older is refused.
         set_aside_after: how many bots a signal may end.
+        alert_after: for how long something may be unreadable or undecided before a person is told.
         receive_window: how late the exchange may still take an order; its own default if ``None``.
         reads_lag: how far the exchange's reads may lag behind what it did.
         connect_within: how long to wait at the start for servers that do not answer.
@@ -95,6 +97,7 @@ class BotSettings:
     ttl: timedelta
     age_max: timedelta
     set_aside_after: int
+    alert_after: timedelta
     receive_window: timedelta | None
     reads_lag: timedelta
     connect_within: timedelta
@@ -144,7 +147,10 @@ async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: async
     if settings.receive_window is not None:
         exchange.exchange.options["recvWindow"] = round(settings.receive_window / timedelta(milliseconds=1))
     await _check_keys(exchange)
-    manager = AtomicPositionManager(guard, pool, [exchange], adopt=settings.adopt, observers=observers)
+    pace = Pace(overdue=settings.alert_after)
+    manager = AtomicPositionManager(
+        guard, pool, [exchange], pace=pace, adopt=settings.adopt, observers=observers
+    )
     book = SignalBook(pool, exchange.name)
     trader = Trader(
         guard,
