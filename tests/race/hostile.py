@@ -256,25 +256,25 @@ class Hostile:
         account = self.dice.choice([account for account, _, _ in ACCOUNTS.values()])
         self.exchange.deny(account=account)
         try:
-            await asyncio.sleep(self.dice.uniform(0.5, 2))
+            await asyncio.sleep(self.dice.uniform(0.5, 2))  # for so long it lasts
         finally:
             self.exchange.allow(account)
 
     async def banned(self) -> None:
         self.exchange.ban(timedelta(seconds=self.dice.uniform(0.5, 1.5)))
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # for so long it lasts
 
     async def clock(self) -> None:
         self.exchange.set_clock_offset(timedelta(seconds=self.dice.choice([-4, 4])))
         try:
-            await asyncio.sleep(self.dice.uniform(1, 2))
+            await asyncio.sleep(self.dice.uniform(1, 2))  # for so long it lasts
         finally:
             self.exchange.set_clock_offset(timedelta(0))
 
     async def maintenance(self) -> None:
         self.exchange.set_maintenance(True)
         try:
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(0.7)  # for so long it lasts
         finally:
             self.exchange.set_maintenance(False)
 
