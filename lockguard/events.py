@@ -65,11 +65,15 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A lease was given back after ``held_ms``. ``found`` is false if the server had dropped it already."""
+    """A lease was given back after ``held_ms``.
+
+    ``found`` is false if the server had dropped it by then, because it ran out on the way there; ``None`` if
+    the server has not said.
+    """
 
     grant: Grant
     held_ms: float
-    found: bool
+    found: bool | None
 
 
 @dataclass(frozen=True, slots=True)

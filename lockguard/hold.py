@@ -270,7 +270,7 @@ class Hold:
             self._tell(lease, LossReason.REFUSED, exc, cut_only=False)
             return
         held_ms = (core.clock.now() - self._acquired_at) * 1000
-        core.emit(Released(grant, held_ms, found is not Found.NO))
+        core.emit(Released(grant, held_ms, None if found is Found.UNKNOWN else found is Found.YES))
 
     @staticmethod
     def _tell(lease: Lease, loss: LossReason, exc: BaseException | None, *, cut_only: bool) -> None:

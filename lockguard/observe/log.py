@@ -40,6 +40,12 @@ class LogObserver:
                 _LOG.warning(
                     "fence not closed: %s token=%d: %s", grant.resource, grant.token, printable(cause)
                 )
+            case Released(grant, found=None):
+                _LOG.warning(
+                    "release not answered: %s token=%d: free when its ttl is over, at the latest",
+                    grant.resource,
+                    grant.token,
+                )
             case Released(grant):
                 _LOG.warning("released late: %s token=%d: Redis had dropped it", grant.resource, grant.token)
             case _:

@@ -17,8 +17,8 @@ from lockguard import (
     SelfDeadlock,
     current_lease,
 )
-from lockguard.lease import new_grant_id, parse_resource
-from lockguard.ports import AcquireRequest
+from lockguard.lease import Token, new_grant_id, parse_resource
+from lockguard.ports import AcquireRequest, Broken
 from lockguard.redlock import Contended, Found, Redlock, Renewal, Won
 
 NAME = "binance:APTUSDT"
@@ -301,6 +301,39 @@ async def test_a_lock_delay_keeps_the_resource_closed_after_an_expiry_but_not_af
     assert isinstance(await redlock.acquire(wish(ttl_ms=300, lock_delay_ms=400)), Won)
     async with other.hold(NAME):
         assert asyncio.get_running_loop().time() - began >= 0.69
+
+
+async def _take_away(guard, nodes: int) -> None:
+    """What somebody elsewhere does to the lock, so that this process does not learn of it."""
+    for node in redlock_of(guard).nodes[:nodes]:
+        assert isinstance(await node.break_(parse_resource(NAME), reason="elsewhere", token=Token(0)), Broken)
+
+
+async def test_a_lock_that_was_gone_at_its_release_was_lost(new_guard):
+    guard, elsewhere = new_guard(), new_guard()
+    await elsewhere.inspect(NAME)
+    nodes = len(redlock_of(guard).nodes)
+    with pytest.raises(LeaseLost) as caught:
+        async with guard.hold(NAME) as lease:
+            await _take_away(elsewhere, nodes)
+            lease.ensure()
+    assert caught.value.reason is LossReason.REFUSED
+    if nodes > 1:
+        async with guard.hold(NAME):
+            await _take_away(elsewhere, nodes // 2)  # a minority decides nothing
+
+
+async def test_a_lease_is_confirmed_while_it_is_held_and_not_when_the_lock_is_gone(new_guard):
+    guard, elsewhere = new_guard(), new_guard()
+    await elsewhere.inspect(NAME)
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME) as lease:
+            before = lease.deadline
+            await lease.confirm(within=timedelta(seconds=5))
+            assert lease.deadline > before
+            await _take_away(elsewhere, len(redlock_of(guard).nodes))
+            await lease.confirm(within=timedelta(seconds=5))
+            raise AssertionError("confirmed")
 
 
 async def test_a_lock_delay_outlasts_the_release_of_a_lease_that_was_lost(new_guard):

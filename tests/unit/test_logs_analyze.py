@@ -201,8 +201,8 @@ async def test_what_lockguard_and_its_fence_write_is_found(
                         raise
     found = analyze(read_log(path))
     assert [(one.kind, one.resource) for one in found.findings] == [
+        (FindingKind.LEASE_LOST, "binance:APTUSDT"),  # the refusal ends it, and then the body tells of it
         (FindingKind.STALE_WRITE, "binance:APTUSDT"),
-        (FindingKind.LEASE_LOST, "binance:APTUSDT"),
         (FindingKind.UNGUARDED_WRITE, "binance:ARBUSDT"),
     ]
     lost = found.of(FindingKind.LEASE_LOST)[0]
