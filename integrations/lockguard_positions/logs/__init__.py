@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lockguard_positions.logs.analysis import Analysis, Finding, FindingKind, analyze
-from lockguard_positions.logs.records import LogFile, Record, read_log
+from lockguard_positions.logs.records import LogFile, NothingToRead, Record, read_log, read_logs
 from lockguard_positions.logs.sightings import Sighting, SightingKind
 
 __all__ = [
@@ -11,9 +11,11 @@ __all__ = [
     "Finding",
     "FindingKind",
     "LogFile",
+    "NothingToRead",
     "Record",
     "Sighting",
     "SightingKind",
     "analyze",
     "read_log",
+    "read_logs",
 ]

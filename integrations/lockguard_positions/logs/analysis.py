@@ -28,6 +28,7 @@ _SAME_ERROR = timedelta(seconds=1)
 """An error that is logged on its way up is one error."""
 _SIGHTINGS_MAX = 200_000
 _TIMELINE_MAX = 20_000
+_NEW = frozenset({SightingKind.CREATED, SightingKind.OPENED, SightingKind.ENTERED})
 _TOKEN = re.compile(r"token[= ](\d+)|presented (?:token=)?(\S+?),")
 
 
@@ -108,6 +109,9 @@ class Analysis:
         seen: what was seen, in order of time, for a picture.
         timeline: the story of the symbol that was asked for.
         complete: whether all of it was kept and judged; otherwise what was read first.
+        not_understood: the files in which no message of a new position, of any symbol and at any time, was
+            recognised. That there are no duplicates in them has not been shown.
+        understood: whether there is one in which some was.
     """
 
     records: int
@@ -119,6 +123,8 @@ class Analysis:
     seen: tuple[Sighting, ...]
     timeline: tuple[Told, ...] = ()
     complete: bool = True
+    not_understood: tuple[str, ...] = ()
+    understood: bool = True
 
     def of(self, kind: FindingKind) -> tuple[Finding, ...]:
         """The findings of one kind."""
@@ -144,6 +150,8 @@ class Analysis:
             "counts": {kind.value: count for kind, count in self.counts.items()},
             "busy": self.busy,
             "complete": self.complete,
+            "understood": self.understood,
+            "not_understood": list(self.not_understood),
             "findings": [
                 {
                     "kind": finding.kind.value,
@@ -206,6 +214,8 @@ def analyze(
     for record in records:
         if (start is None or record.at >= start) and (end is None or record.at <= end):
             gathered.take(record, created)
+        elif record.file not in gathered.understood:
+            gathered.understand(record, sightings(record, created))
     seen = sorted(gathered.seen, key=lambda sighting: sighting.at)
     return Analysis(
         gathered.records,
@@ -217,6 +227,8 @@ def analyze(
         tuple(seen),
         tuple(sorted(gathered.timeline, key=lambda told: told.at)),
         gathered.complete,
+        tuple(sorted(gathered.files - gathered.understood)),
+        bool(gathered.understood),
     )
 
 
@@ -227,6 +239,8 @@ class _Gathered:
     first: datetime | None = None
     last: datetime | None = None
     complete: bool = True
+    files: set[str] = field(default_factory=set)
+    understood: set[str] = field(default_factory=set)
     counts: Counter[SightingKind] = field(default_factory=Counter)
     busy: Counter[str] = field(default_factory=Counter)
     seen: list[Sighting] = field(default_factory=list)
@@ -237,12 +251,19 @@ class _Gathered:
         self.first = record.at if self.first is None else min(self.first, record.at)
         self.last = record.at if self.last is None else max(self.last, record.at)
         found = list(sightings(record, created))
+        self.understand(record, found)
         if self.spelling is not None:
             found = [sighting for sighting in found if self._concerns(sighting, record, self.spelling)]
             if found or self.spelling.in_text(record.text):
                 self._tell(record, found)
         for sighting in found:
             self._keep(sighting)
+
+    def understand(self, record: Record, found: Iterable[Sighting]) -> None:
+        """Note whether a message of a new position is among what a record tells."""
+        self.files.add(record.file)
+        if record.file not in self.understood and any(sighting.kind in _NEW for sighting in found):
+            self.understood.add(record.file)
 
     def _concerns(self, sighting: Sighting, record: Record, spelling: Spelling) -> bool:
         if sighting.named is None:

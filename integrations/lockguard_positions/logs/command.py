@@ -1,6 +1,7 @@
 """``lockguard logs analyze``: duplicates, races and the story of a symbol out of a bot's log.
 
-Exit codes: 0 nothing was found, 1 something was, 2 a mistake in the call.
+Exit codes: 0 nothing was found, 1 something was, 2 a mistake in the call, 3 nothing was found in a log that
+was not understood.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.private import replacing
 from lockguard_positions.logs.analysis import Analysis, Told, analyze
 from lockguard_positions.logs.picture import draw
-from lockguard_positions.logs.records import Record, read_log
+from lockguard_positions.logs.records import Record, read_logs
 from lockguard_positions.logs.sightings import Sighting, SightingKind
 from lockguard_positions.logs.stamps import read_typed
 
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 __all__ = ["logs"]
 
 _FOUND = 1
+_NOT_UNDERSTOOD = 3
+_NOT_UNDERSTOOD_TEXT = (
+    "no message of a new position was recognised, so that positions made or entered twice would not be seen;"
+    r" give the bot's own words, such as --created 'NEW (?P<symbol>\S+) #(?P<id>\d+)'"
+)
 _ROWS_MAX = 200
 _WHOLE = 3
 _TIME = "%H:%M:%S.%f"
@@ -90,10 +96,11 @@ def analyze_(
 
     FILE is a log, a .gz, or - for the standard input; those of several processes are taken together. Looks
     for violated unique indexes (in tracebacks too), positions that were made twice, refused writes and lost
-    leases. Ends with 0 when there were none, with 1 when there were.
+    leases. Ends with 0 when there were none, with 1 when there were, and with 3 when no message of a new
+    position was recognised, so that nothing can be said; --created then gives the bot's own words.
     """
     pattern = _pattern(created)
-    records = chain.from_iterable(read_log(file) for file in files)
+    records = read_logs(files, lambda note: click.echo(f"Note: {note}", err=True))
     first = next(records)
     since, until = _instant(start, "--from", first.at), _instant(end, "--to", first.at)
     if since is not None and until is not None and since > until:
@@ -122,8 +129,12 @@ def analyze_(
             # In pieces: the text of a long log's findings is several times as large as they are.
             _write(export_file, chain(json.JSONEncoder(indent=2).iterencode(found.as_json()), ["\n"]))
         _show(found, symbol)
+    for file in found.not_understood if found.understood else ["the log"]:
+        click.echo(f"Note: {file}: {_NOT_UNDERSTOOD_TEXT}", err=True)
     if found.findings:
         raise SystemExit(_FOUND)
+    if not found.understood:
+        raise SystemExit(_NOT_UNDERSTOOD)
 
 
 class _Span:
@@ -181,7 +192,7 @@ def _show(found: Analysis, symbol: str | None) -> None:
         most = ", ".join(f"{name} {count}" for name, count in list(found.busy.items())[:5])
         console.print(f"Found busy {found.counts[SightingKind.BUSY]} times: {most}")
     if not found.findings:
-        console.print("No duplicates, no races.")
+        console.print("No duplicates, no races." if found.understood else "Nothing was found.")
         return
     console.print(_findings(found))
     duplicates = sum(finding.kind.duplicate for finding in found.findings)

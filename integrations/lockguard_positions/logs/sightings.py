@@ -118,6 +118,65 @@ _NOT_DONE = re.compile(
     r"error|creating|opening|closing|to (?:create|open|close))\b",
     re.IGNORECASE,
 )
+_WORD_ENDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z])[_.](?=[A-Za-z])")
+"""Where ``position_created``, ``position.created`` and ``PositionCreated`` have their blanks."""
+
+# How bots that many people use tell of an entry and of an end. The order's number, or, where two processes
+# may give the same one, what tells them apart, is in the group "order", then "since".
+_BOTS: tuple[tuple[str, SightingKind, re.Pattern[str]], ...] = (
+    (  # freqtrade
+        " was created for ",
+        SightingKind.ENTERED,
+        re.compile(r"\bOrder (?P<order>\S+) was created for (?P<symbol>\S+) and status is\b"),
+    ),
+    (
+        "Marking Trade(",
+        SightingKind.ENDED,
+        re.compile(r"\bMarking Trade\(id=(?P<id>\d+), pair=(?P<symbol>[^,\s]+),[^\n]* as closed\b"),
+    ),
+    (  # hummingbot: perpetuals, then the spot market
+        "Created ",
+        SightingKind.ENTERED,
+        re.compile(
+            r"\bCreated \w+ (?:BUY|SELL) order (?P<order>\S+) for \S+ to OPEN an? (?P<symbol>\S+) position\b"
+        ),
+    ),
+    (
+        "Created ",
+        SightingKind.ENDED,
+        re.compile(r"\bCreated \w+ (?:BUY|SELL) order \S+ for \S+ to CLOSE an? (?P<symbol>\S+) position\b"),
+    ),
+    (
+        "Created MARKET BUY",
+        SightingKind.ENTERED,
+        re.compile(
+            r"\bCreated MARKET BUY order (?P<order>\S+) for [\d.E+-]+ (?P<symbol>[A-Z0-9]+-[A-Z0-9]+)\b"
+        ),
+    ),
+    (
+        "Created MARKET SELL",
+        SightingKind.ENDED,
+        re.compile(r"\bCreated MARKET SELL order \S+ for [\d.E+-]+ (?P<symbol>[A-Z0-9]+-[A-Z0-9]+)\b"),
+    ),
+    (  # nautilus_trader
+        "PositionOpened(",
+        SightingKind.ENTERED,
+        re.compile(
+            r"\bPositionOpened\([^\n]*?\binstrument_id=(?P<symbol>[^,\s]+),"
+            r"[^\n]*?\bopening_order_id=(?P<order>[^,\s]+),(?:[^\n]*?\bts_opened=(?P<since>\d+))?"
+        ),
+    ),
+    (
+        "PositionClosed(",
+        SightingKind.ENDED,
+        re.compile(r"\bPositionClosed\([^\n]*?\binstrument_id=(?P<symbol>[^,\s]+),"),
+    ),
+)
+
+_KNOWN_BOT_CHARACTERS_MAX = 1_500
+_OF_KNOWN_BOT = re.compile(r"\bOrder\s|\bMarking\s|\bCreated [A-Z]|\bPosition(?:Opened|Closed)\(")
+"""What one of those patterns needs, word by word: most lines have none of it."""
+
 _POSITION = r"(?:position|trade|row)s?\b"
 _ABOUT = re.compile(r"position|trade|row|entry", re.IGNORECASE)
 _SAID: tuple[tuple[SightingKind, re.Pattern[str]], ...] = tuple(
@@ -137,7 +196,8 @@ _SAID: tuple[tuple[SightingKind, re.Pattern[str]], ...] = tuple(
 _ENTERED = re.compile(r"\bentry\b[^\n]{0,60}?\b(?:placed|filled|executed)\b", re.IGNORECASE)
 _ORDER = re.compile(r"\border(?:[ _]?id)?\s*[=:#]?\s*['\"]?(?P<number>(?=[\w-]*\d)[\w-]+)", re.IGNORECASE)
 _ID = re.compile(
-    r"(?:\b(?:position|trade|row|position_id|id)\s*[=:#]?\s*|#)(?P<id>\d{1,18})\b", re.IGNORECASE
+    r"(?:\b(?:position|trade|row|position_id|trade_id|row_id|id)\s*[=:#]?\s*|#)(?P<id>\d{1,18})\b",
+    re.IGNORECASE,
 )
 
 
@@ -216,23 +276,45 @@ def _of_own_words(record: Record, created: re.Pattern[str] | None) -> Sighting |
         row = groups.get("id")
         told = int(row) if row is not None and row.isdigit() else _id_in(line)
         return Sighting(SightingKind.CREATED, record.at, named, told, line, record.file, record.line)
+    if (told_by_bot := _of_known_bot(record)) is not None:
+        return told_by_bot
     if not _ABOUT.search(line):
         return None
+    spoken = _WORD_ENDS.sub(" ", line)
     for kind, pattern in _SAID:
         if kind is SightingKind.CREATED and created is not None:
             continue
-        if (match := pattern.search(line)) and not _NOT_DONE.search(line[: match.end()]):
+        if (match := pattern.search(spoken)) and not _NOT_DONE.search(spoken[: match.end()]):
             named = find_symbol(line)
             if named is not None:
                 return Sighting(kind, record.at, named, _id_in(line), line, record.file, record.line)
     return _of_entry(record)
 
 
+def _of_known_bot(record: Record) -> Sighting | None:
+    if not _OF_KNOWN_BOT.search(record.text, 0, _KNOWN_BOT_CHARACTERS_MAX):
+        return None
+    # freqtrade breaks its lines at 80 characters where its output is no terminal, as in a container.
+    line = record.text[:_KNOWN_BOT_CHARACTERS_MAX].replace("\n", " ")
+    for word, kind, pattern in _BOTS:
+        if word in line and (match := pattern.search(line)):
+            groups = match.groupdict()
+            named = find_symbol(match["symbol"].rstrip(".,"))
+            if named is None:
+                continue
+            parts = [part for part in (groups.get("order"), groups.get("since")) if part]
+            order = " of ".join(parts) or None
+            row = int(groups["id"]) if groups.get("id") else None
+            return Sighting(kind, record.at, named, row, line, record.file, record.line, order)
+    return None
+
+
 def _of_entry(record: Record) -> Sighting | None:
     """An entry with its order's number: without one, an order that is told of twice would look like two."""
     line = record.first_line
-    entered, order, named = _ENTERED.search(line), _ORDER.search(line), find_symbol(line)
-    if entered is None or order is None or named is None or _NOT_DONE.search(line[: entered.end()]):
+    spoken = _WORD_ENDS.sub(" ", line)
+    entered, order, named = _ENTERED.search(spoken), _ORDER.search(line), find_symbol(line)
+    if entered is None or order is None or named is None or _NOT_DONE.search(spoken[: entered.end()]):
         return None
     row = _id_in(line[: order.start()] + line[order.end() :])
     kind = SightingKind.ENTERED

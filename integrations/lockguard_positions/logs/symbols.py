@@ -1,7 +1,9 @@
-"""Symbols as logs spell them: ``APTUSDT``, ``APT/USDT:USDT``, ``binance:APTUSDT``.
+"""Symbols as logs spell them: ``APTUSDT``, ``APT/USDT:USDT``, ``binance:APTUSDT``, ``APT-USDT-SWAP``.
 
-One spelling stands for all of a perpetual. A dated contract (``BTC/USDT:USDT-250926``) is another thing and
-keeps its name.
+One spelling stands for all of a perpetual: ccxt's (``APT/USDT:USDT``), Binance's and Bybit's (``APTUSDT``),
+hummingbot's (``APT-USDT``), OKX's (``APT-USDT-SWAP``), Gate's (``APT_USDT``), KuCoin's (``APTUSDTM``),
+nautilus' (``APTUSDT-PERP.BINANCE``). A dated or inverse contract (``BTC/USDT:USDT-250926``, ``BTC-USD-SWAP``)
+is another thing and keeps its name.
 """
 
 from __future__ import annotations
@@ -17,8 +19,16 @@ _UNIFIED = (
     rf"(?P<base>[A-Z0-9]{{1,20}})/(?P<quote>{_QUOTES})"
     r"(?::(?P<settle>[A-Z0-9]{2,10})(?P<rest>-\d{6}(?:-[\w-]+)?)?)?"
 )
-_PLAIN = rf"(?P<plain>(?=[A-Z0-9]*[A-Z])[A-Z0-9]{{1,20}}(?:{_QUOTES})(?:_(?:PERP|\d{{6}}))?)"
-_SYMBOL = re.compile(rf"(?<![\w/])(?:(?P<venue>[a-z][a-z0-9_]{{2,20}}):)?(?:{_UNIFIED}|{_PLAIN}){_END}")
+_PLAIN = rf"(?P<plain>(?=[A-Z0-9]*[A-Z])[A-Z0-9]{{1,20}}(?:{_QUOTES})(?:_(?:PERP|\d{{6}})|-PERP|M)?)"
+_DASHED = (
+    rf"(?P<dash_base>(?=[A-Z0-9]*[A-Z])[A-Z0-9]{{1,20}})[-_](?P<dash_quote>{_QUOTES})"
+    r"(?P<dash_rest>-(?:SWAP|PERP|\d{6}(?:-\d+-[CP])?))?"
+)
+_BY_BASE = r"(?P<by_base>(?=[A-Z0-9]*[A-Z])[A-Z0-9]{1,20}-?PERP)"
+_SYMBOL = re.compile(
+    rf"(?<![\w/])(?:(?P<venue>[a-z][a-z0-9_]{{2,20}}):)?(?P<name>{_UNIFIED}|{_DASHED}|{_PLAIN}|{_BY_BASE})"
+    rf"(?:\.(?P<suffix>[A-Z][A-Z0-9_]{{2,20}})(?![\w.-]))?{_END}"
+)
 _VENUE_FIELD = re.compile(
     r"""\bexchange['"]?\s*[=:]\s*['"]?(?P<venue>[a-z][a-z0-9_]{2,20})\b""", re.IGNORECASE
 )
@@ -36,13 +46,23 @@ class Named:
         return self.symbol if self.exchange is None else f"{self.exchange}:{self.symbol}"
 
 
+_LINEAR = frozenset({"USDT", "USDC", "FDUSD", "BUSD"})
+
+
 def plain_symbol(text: str) -> str:
-    """One spelling for all of a perpetual: ``APT/USDT:USDT`` and ``apt/usdt`` are ``APTUSDT``."""
+    """One spelling for all of a perpetual: ``APT/USDT:USDT`` and ``apt-usdt-swap`` are ``APTUSDT``."""
     name = text.strip().upper()
-    match = re.fullmatch(_UNIFIED, name)
-    if match is None or match["rest"] or match["settle"] not in {None, match["quote"]}:
-        return name
-    return f"{match['base']}{match['quote']}"
+    name = re.sub(r"(?<=[A-Z])\.[A-Z][A-Z0-9_]+$", "", name)
+    if match := re.fullmatch(_UNIFIED, name):
+        linear = not match["rest"] and match["settle"] in {None, match["quote"]}
+        return f"{match['base']}{match['quote']}" if linear else name
+    if match := re.fullmatch(_DASHED, name):
+        rest, linear = match["dash_rest"], match["dash_quote"] in _LINEAR
+        plain = rest is None or (linear and rest in {"-SWAP", "-PERP"})
+        return f"{match['dash_base']}{match['dash_quote']}" if plain else name
+    if re.fullmatch(_PLAIN, name):
+        return re.sub(rf"(?<=[A-Z0-9])({'|'.join(_LINEAR)})(?:-PERP|M)$", r"\1", name)
+    return name
 
 
 def find_symbol(text: str) -> Named | None:
@@ -50,11 +70,10 @@ def find_symbol(text: str) -> Named | None:
     match = _SYMBOL.search(text)
     if match is None:
         return None
-    venue: str | None = match["venue"]
+    venue: str | None = match["venue"] or match["suffix"]
     if venue is None and (named := _VENUE_FIELD.search(text) or _ON_VENUE.search(text)):
         venue = named[named.lastindex or 0]
-    name = match[0].partition(":")[2] if match["venue"] else match[0]
-    return Named(plain_symbol(name), None if venue is None else venue.lower())
+    return Named(plain_symbol(match["name"]), None if venue is None else venue.lower())
 
 
 class Spelling:
@@ -66,7 +85,8 @@ class Spelling:
         spellings = [re.escape(self.symbol)]
         if split:
             base, quote = map(re.escape, split.groups())
-            spellings.append(rf"{base}[/_-]?{quote}(?::{quote})?")
+            perpetual = r"(?:-SWAP|-PERP|M)?" if split[2] in _LINEAR else ""
+            spellings.append(rf"{base}[/_-]?{quote}(?::{quote})?{perpetual}(?:\.[A-Z]\w+)?")
         self._pattern = re.compile(rf"(?<![\w/])(?:{'|'.join(spellings)}){_END}", re.IGNORECASE)
 
     def in_text(self, text: str) -> bool:
