@@ -27,6 +27,7 @@ from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.lua import RELEASE
 from lockguard.nodes.address import Address, split_url
 from lockguard.nodes.connection import AS_WITHOUT_CERTIFICATE
+from lockguard.nodes.dial import Resolver
 from lockguard.nodes.releases import Place, Releases
 from lockguard.nodes.scripted import NAMESPACE
 from lockguard.nodes.standalone import Call, StandaloneNode
@@ -49,10 +50,14 @@ class SentinelPlace:
 
     Attributes:
         name: host and port, for people.
+        host: name or IP address.
+        port: TCP port.
         url: for redis-py.
     """
 
     name: str
+    host: str
+    port: int
     url: str = field(repr=False)
 
 
@@ -97,7 +102,8 @@ class SentinelUrl:
         for place in places.split(","):
             placed = place if _PORT.search(place) else f"{place}:{_SENTINEL_PORT}"
             where = f"{scheme}://{own}{placed}?{query}"
-            sentinels.append(SentinelPlace(Address.parse(where).name, where))
+            sentinel = Address.parse(where)
+            sentinels.append(SentinelPlace(sentinel.name, sentinel.host, sentinel.port, where))
         db = path[1] if len(path) == 2 else "0"
         master = Address.parse(f"{scheme}://{credentials}{at}{quote(path[0], safe='')}/{db}?{query}")
         return cls(tuple(sentinels), path[0], master)
@@ -137,8 +143,7 @@ class SentinelNode(StandaloneNode):
         )
         self._url = url
         self._releases = Releases()
-        self._clients: list[Redis] = []
-        self._asked: dict[Redis, asyncio.Task[_State | str]] = {}
+        self._sentinels: list[_Sentinel] = []
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -156,7 +161,7 @@ class SentinelNode(StandaloneNode):
             ConfigurationError: it refuses the log-in.
         """
         if self._watcher is None:
-            self._clients = [_client(place) for place in self._url.sentinels]
+            self._sentinels = [_Sentinel(place, self._url.service) for place in self._url.sentinels]
             self._watcher = asyncio.create_task(self._watch(), name=f"lockguard-connect-{self._url.service}")
         await super().connect()
 
@@ -166,11 +171,8 @@ class SentinelNode(StandaloneNode):
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await super().aclose()
-        for asked in self._asked.values():
-            asked.cancel()
-        await asyncio.gather(*self._asked.values(), return_exceptions=True)
-        for client in self._clients:
-            await client.aclose()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
 
     def answered(self, call: Call, reply: Reply) -> None:
         """Make a vote of a call's reply; a release is remembered until no failover can have lost it."""
@@ -226,12 +228,7 @@ class SentinelNode(StandaloneNode):
 
         Otherwise one whose connection takes longer, far away or over TLS on a busy machine, never had one.
         """
-        secured = self._url.master.tls is not None
-        for client in self._clients:
-            if client not in self._asked or self._asked[client].done():
-                asking = _state_of(client, self._url.service, secured=secured)
-                self._asked[client] = asyncio.create_task(asking)
-        asked = [self._asked[client] for client in self._clients]
+        asked = [sentinel.ask() for sentinel in self._sentinels]
         await asyncio.wait(asked, timeout=_ANSWER_S)
         return [task.result() if task.done() else f"no answer within {_ANSWER_S:g} s" for task in asked]
 
@@ -253,25 +250,54 @@ class _State:
     port: int
 
 
-async def _state_of(client: Redis, service: str, *, secured: bool) -> _State | str:
-    try:
-        async with asyncio.timeout(_GIVE_UP_S):
-            facts: dict[str, Any] = dict(await client.sentinel_master(service))  # type: ignore[arg-type]
-            host, port, promoting = str(facts["ip"]), int(facts["port"]), False
-            if "failover_in_progress" in str(facts["flags"]):
-                found = await client.sentinel_get_master_addr_by_name(service)
-                if isinstance(found, tuple) and (str(found[0]), int(found[1])) != (host, port):
-                    host, port, promoting = str(found[0]), int(found[1]), True
-            return _State(int(facts.get("config-epoch", 0)), promoting, host, port)
-    except ResponseError as exc:
-        return _NO_SENTINEL if str(exc).startswith("unknown command") else str(exc)
-    except TimeoutError:
-        return f"no answer within {_GIVE_UP_S:g} s"
-    except (RedisError, OSError, KeyError, ValueError) as exc:
-        ended = secured and ("reset" in str(exc) or "closed" in str(exc))
-        return f"{exc}, {AS_WITHOUT_CERTIFICATE}" if ended else str(exc)
+class _Sentinel:
+    """One Sentinel, which is asked again and again."""
 
+    def __init__(self, place: SentinelPlace, service: str) -> None:
+        self._place = place
+        self._service = service
+        # Not retried by the client: the others are asked at the same time, and all of them again soon.
+        self._client = Redis.from_url(place.url, decode_responses=True, retry=Retry(NoBackoff(), 0))
+        self._resolver = Resolver()
+        self._found = False
+        self._asking: asyncio.Task[_State | str] | None = None
 
-def _client(place: SentinelPlace) -> Redis:
-    # Not retried by the client: the others are asked at the same time, and all of them again soon.
-    return Redis.from_url(place.url, decode_responses=True, retry=Retry(NoBackoff(), 0))
+    def ask(self) -> asyncio.Task[_State | str]:
+        """What it says, or why it says nothing; a question that has no answer yet is not asked again."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return self._asking
+
+    async def aclose(self) -> None:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _ask(self) -> _State | str:
+        try:
+            async with asyncio.timeout(_GIVE_UP_S):
+                if not self._found:
+                    # The client looks the name up too, in a thread of the pool that everybody shares. With a
+                    # resolver that hangs it would take one more each time: so it gets no further than here.
+                    await self._resolver.addresses(self._place.host, self._place.port)
+                self._found, state = False, await self._state()
+                self._found = True
+                return state
+        except ResponseError as exc:
+            return _NO_SENTINEL if str(exc).startswith("unknown command") else str(exc)
+        except TimeoutError:
+            return f"no answer within {_GIVE_UP_S:g} s"
+        except (RedisError, OSError, KeyError, ValueError) as exc:
+            ended = self._place.url.startswith("rediss") and ("reset" in str(exc) or "closed" in str(exc))
+            return f"{exc}, {AS_WITHOUT_CERTIFICATE}" if ended else str(exc)
+
+    async def _state(self) -> _State:
+        facts: dict[str, Any] = dict(await self._client.sentinel_master(self._service))  # type: ignore[arg-type]
+        host, port, promoting = str(facts["ip"]), int(facts["port"]), False
+        if "failover_in_progress" in str(facts["flags"]):
+            found = await self._client.sentinel_get_master_addr_by_name(self._service)
+            if isinstance(found, tuple) and (str(found[0]), int(found[1])) != (host, port):
+                host, port, promoting = str(found[0]), int(found[1]), True
+        return _State(int(facts.get("config-epoch", 0)), promoting, host, port)

@@ -198,7 +198,7 @@ from lockguard import LockGuard, QuorumUnavailable
 socket.getaddrinfo = lambda *_, **__: threading.Event().wait()
 
 async def main():
-    async with LockGuard.from_url("redis://redis.prod.test") as guard:
+    async with LockGuard.from_url(sys.argv[1]) as guard:
         try:
             async with guard.hold("x", wait=timedelta(seconds=0.2)):
                 pass
@@ -209,9 +209,13 @@ asyncio.run(main())
 """
 
 
-def test_a_resolver_that_hangs_does_not_keep_a_program_from_ending():
+@pytest.mark.parametrize(
+    "url",
+    ["redis://redis.prod.test", "redis+sentinel://redis.prod.test/main", "redis+cluster://redis.prod.test"],
+)
+def test_a_resolver_that_hangs_does_not_keep_a_program_from_ending(url):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], check=False, timeout=15, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, url], check=False, timeout=15, capture_output=True, text=True
     )
     assert "redis.prod.test" in done.stdout
     assert done.returncode == 0, done.stderr
