@@ -23,7 +23,7 @@ RESHARD = timedelta(seconds=float(os.environ.get("LOCKGUARD_RESHARD_SECONDS", "4
 
 @pytest.fixture(scope="module")
 def setup():
-    with ClusterRedis() as setup:
+    with ClusterRedis(password="") as setup:
         yield setup
 
 
@@ -207,7 +207,7 @@ async def _once(guard):
 
 
 async def test_the_password_of_a_cluster_is_used_on_every_shard(ask):
-    with ClusterRedis() as setup:
+    with ClusterRedis(password="") as setup:
         for server in setup.servers:
             ask(server, "CONFIG", "SET", "requirepass", "pw")
         async with LockGuard.from_url(setup.url.replace("cluster://", "cluster://:pw@")) as guard:

@@ -175,7 +175,7 @@ async def contended(url, until):
 
 
 async def test_the_documented_users_are_enough_behind_sentinel(ask, until):
-    with SentinelRedis(1) as setup:
+    with SentinelRedis(1, password="") as setup:
         for server in setup.servers:
             ask(server, "ACL", "SETUSER", *documented("bot"))
         for sentinel in setup.sentinels:
@@ -187,7 +187,7 @@ async def test_the_documented_users_are_enough_behind_sentinel(ask, until):
 
 
 async def test_the_documented_users_are_enough_in_a_cluster_and_wake_on_the_shard(ask, until):
-    with ClusterRedis(3) as setup:
+    with ClusterRedis(3, password="") as setup:
         for server in setup.servers:
             ask(server, "ACL", "SETUSER", *documented("bot"), *more_for("Cluster"))
         other = await contended(setup.url.replace("cluster://", "cluster://bot:secret@"), until)
