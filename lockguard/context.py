@@ -88,19 +88,24 @@ class Entry:
         self.unwound = False
         self._origin: _Seen | None = None
 
-    def may_be_above(self, seen: _Seen) -> bool:
-        """Whether the task that was ``seen`` may have come to this hold by the task that entered it."""
+    def may_be_below(self, seen: _Seen, *, certainly: bool) -> bool:
+        """Whether the task that was ``seen`` may have come to this hold by the task that entered it.
+
+        That is the nearest one, of those that still run, before the task that entered it; or one that was not
+        seen before that and comes from the same; or whatever such a one has started since.
+        """
         origin = self._origin
         if origin is None or self.owner.get_loop() is not asyncio.get_running_loop():
             return False
-        line = {id(link) for link in _line(origin)}
+        above = next(_line(origin.before), None)
+        if certainly:
+            return seen is above
         for link in _line(seen):
-            if id(link) in line:
+            if link is above:
                 return True
             if link.at < origin.at or link.is_beginning:
-                # It was there before the hold was, and is none of those that its owner comes from.
                 return False
-        return True
+        return above is None
 
 
 _entries: ContextVar[tuple[Entry, ...]] = ContextVar("lockguard_entries", default=())
@@ -165,17 +170,20 @@ def outlived_lease() -> Lease | None:
 def lost_sight() -> Lease | None:
     """The lease of an open hold that this task may have come to by a task that has ended; else ``None``.
 
-    For whoever writes without a lease: it may believe to be in that hold's body, so its write must be
-    refused. A task that was seen before the hold was entered, and is none of those from which the task that
-    entered it comes, is certainly not; it is not refused.
+    For whoever is about to write: the task may believe to be in that hold's body, so its write must be
+    refused. A task that was seen before the hold was entered, and did not start the task that entered it, is
+    not in it. One that writes under leases of its own is stopped only if it certainly started that task, and
+    has no lease on the same resource.
     """
     seen = _here()
     if not _open or seen is None:
         return None
     for reference in _open.valuerefs():
         entry = reference()
-        if entry is not None and entry.owner.done() and entry.may_be_above(seen):
-            return entry.lease
+        if entry is not None and entry.owner.done():
+            held = {lease.resource for lease in current_leases()}
+            if entry.lease.resource not in held and entry.may_be_below(seen, certainly=bool(held)):
+                return entry.lease
     return None
 
 

@@ -59,8 +59,7 @@ def leases_here() -> tuple[Lease, ...]:
             resource=ended.resource,
             token=ended.token,
         )
-    leases = current_leases()
-    if not leases and (left := lost_sight()) is not None:
+    if (left := lost_sight()) is not None:
         raise LeaseNotHeld(
             f"the hold on {left.resource!r} is open, and the task that entered it has ended, so its lease is"
             " not in force here: enter it in the task whose body it is, with hold(..., wait=...) or inside"
@@ -69,7 +68,7 @@ def leases_here() -> tuple[Lease, ...]:
             resource=left.resource,
             token=left.token,
         )
-    return leases
+    return current_leases()
 
 
 async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:

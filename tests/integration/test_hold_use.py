@@ -233,10 +233,6 @@ async def test_a_task_that_has_nothing_to_do_with_a_forgotten_hold_writes_on(fen
         await go.wait()
         await pool.execute(write)
 
-    async def another():
-        async with fenced_guard.hold("other"):
-            await pool.execute(write)
-
     beating = asyncio.create_task(heartbeat())
     async with contextlib.AsyncExitStack() as stack:
 
@@ -251,13 +247,48 @@ async def test_a_task_that_has_nothing_to_do_with_a_forgotten_hold_writes_on(fen
             await pool.execute(write)
         go.set()
         await beating
-        await another()
         with detached():
             await pool.execute(write)
         with pytest.raises(LeaseLost):
             await stack.aclose()
     await pool.execute(write)
-    assert await pool.fetchval("select count(*) from note") == 5
+    assert await pool.fetchval("select count(*) from note") == 4
+
+
+async def test_a_body_that_lost_sight_of_an_inner_hold_writes_nothing(fenced_guard, pool):
+    """What it carries is the outer lease, which says nothing about rows of the inner one's resource."""
+    async with fenced_guard.hold("outer"):
+        with pytest.raises(LeaseLost):
+            async with contextlib.AsyncExitStack() as stack:
+                await asyncio.create_task(stack.enter_async_context(fenced_guard.hold(NAME)))
+                with pytest.raises(LeaseNotHeld, match="has ended"):
+                    await pool.execute("insert into note values ('past the fence')")
+        await pool.execute("insert into note values ('under the outer lease')")
+    assert await pool.fetchval("select count(*) from note") == 1
+
+
+async def test_a_hold_that_a_service_forgot_stops_the_service_and_not_what_started_it(fenced_guard, pool):
+    write, go, forgot = "insert into note values ('mine')", asyncio.Event(), asyncio.Event()
+
+    async def service():
+        stack = contextlib.AsyncExitStack()
+        await asyncio.create_task(stack.enter_async_context(fenced_guard.hold(NAME)))
+        forgot.set()
+        await go.wait()
+        with pytest.raises(LeaseNotHeld):
+            await pool.execute("insert into note values ('past the fence')")
+        with pytest.raises(LeaseLost):
+            await stack.aclose()
+
+    await pool.execute(write)
+    running = asyncio.create_task(service())
+    await forgot.wait()
+    await pool.execute(write)
+    async with fenced_guard.hold("other"):
+        await pool.execute(write)
+    go.set()
+    await running
+    assert await pool.fetchval("select count(*) from note") == 3
 
 
 async def test_a_task_that_ends_with_its_hold_open_ends_the_lease(redis_url):
