@@ -153,7 +153,16 @@ def test_rows_survive_json(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"kind": "nope"}, {"kind": "hang", "skip": -1}, {}, {"kind": "hang", "x": 1}]
+    "row",
+    [
+        {"kind": "nope"},
+        {"kind": "hang", "skip": -1},
+        {},
+        {"kind": "hang", "x": 1},
+        {"kind": "hang", "operation": "trigger"},
+        {"kind": "expires", "operation": "get_order"},
+        {"kind": "rests", "share": "1"},
+    ],
 )
 def test_rows_that_are_no_fault_are_refused(row: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):

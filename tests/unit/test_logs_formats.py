@@ -134,6 +134,12 @@ def test_an_empty_file_among_several_is_noted_and_the_rest_is_read(tmp_path: Pat
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
+def test_a_packed_log_is_known_by_what_it_is(tmp_path: Path) -> None:
+    rotated = tmp_path / "bot.log.1"
+    rotated.write_bytes(gzip.compress((LOGS / "okx.log").read_bytes()))
+    assert len(list(read_log(rotated))) == 3
+
+
 def zeros(path: Path, mebibytes: int) -> Path:
     """A small file that unpacks to a large one."""
     path.write_bytes(gzip.compress(bytes(1 << 20)) * mebibytes)
@@ -199,6 +205,7 @@ def test_a_line_that_never_ends_is_cut_and_the_next_one_is_read(tmp_path: Path) 
         ("filled BTCUSD_PERP", "BTCUSD_PERP", None),
         ("filled BTCPERP", "BTCPERP", None),
         ("filled APTUSDT.", "APTUSDT", None),
+        ("risk MIN_USD=5 of APTUSDT", "APTUSDT", None),
     ],
 )
 def test_symbols_are_found_as_each_platform_spells_them(text: str, symbol: str, exchange: str | None) -> None:

@@ -150,6 +150,12 @@ class Fault:
     share: Decimal = Decimal(0)
 
     def __post_init__(self) -> None:
+        if self.operation is Operation.TRIGGER and not self.kind.of_the_book:
+            raise ValueError(
+                f"{self.kind} happens to a request; an order that triggers only expires or rests"
+            )
+        if self.kind.of_the_book and self.operation not in {None, *_FILLS}:
+            raise ValueError(f"{self.kind} happens to create_order and trigger only, not to {self.operation}")
         if not 0 <= self.share < 1:
             raise ValueError(f"share must be from 0 to below 1, got {self.share}")
         if self.skip < 0 or self.times < 1:

@@ -62,7 +62,9 @@ class Params:
         found = _json(name, self.text(name))
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
             raise malformed(name)
-        return [Params({key: _text(value) for key, value in row.items()}) for row in found]
+        return [
+            Params({key: _text(value) for key, value in row.items() if value is not None}) for row in found
+        ]
 
     def values(self, name: str) -> list[str]:
         """The texts of a list, ``[1,2]`` or ``["a","b"]``; none when it is absent.

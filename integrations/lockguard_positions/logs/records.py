@@ -32,6 +32,7 @@ _LINE_BYTES_MAX = 4 * _LINE_CHARACTERS_MAX
 _FACTS_MAX = 20
 _FACT_CHARACTERS_MAX = 200
 
+_GZIP = b"\x1f\x8b"
 _RATIO_MAX = 200
 """How many times its size a packed log may unpack to: logs of much the same lines reach 60, zeros 1,000."""
 _RATIO_FROM_BYTES = 64 * 1024 * 1024
@@ -225,7 +226,7 @@ def read_logs(paths: Iterable[Path | str], note: Callable[[str], None]) -> Itera
 
 
 def read_log(path: Path | str) -> Iterator[Record]:
-    """The records of a file, of a ``.gz``, or of the standard input (``-``).
+    """The records of a file, packed by gzip or not, or of the standard input (``-``).
 
     Raises:
         NothingToRead: it is empty, or no line in it begins with an instant.
@@ -252,7 +253,7 @@ def _opened(path: Path | str) -> Iterator[Iterator[str]]:
         return
     try:
         with open(path, "rb") as file:
-            if not str(path).endswith(".gz"):
+            if not str(path).endswith(".gz") and not file.peek(2).startswith(_GZIP):
                 yield _lines(file)
                 return
             with gzip.open(file) as unpacked:

@@ -21,7 +21,7 @@ _UNIFIED = (
 )
 _PLAIN = rf"(?P<plain>(?=[A-Z0-9]*[A-Z])[A-Z0-9]{{1,20}}(?:{_QUOTES})(?:_(?:PERP|\d{{6}})|-PERP|M)?)"
 _DASHED = (
-    rf"(?P<dash_base>(?=[A-Z0-9]*[A-Z])[A-Z0-9]{{1,20}})[-_](?P<dash_quote>{_QUOTES})"
+    rf"(?P<dash_base>(?=[A-Z0-9]*[A-Z])[A-Z0-9]{{1,20}})(?:-|_(?=USD[TC]))(?P<dash_quote>{_QUOTES})"
     r"(?P<dash_rest>-(?:SWAP|PERP|\d{6}(?:-\d+-[CP])?))?"
 )
 _BY_BASE = r"(?P<by_base>(?=[A-Z0-9]*[A-Z])[A-Z0-9]{1,20}-?PERP)"
