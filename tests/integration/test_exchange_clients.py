@@ -158,7 +158,8 @@ async def test_an_unpatched_ccxt_finds_its_errors_by_the_urls_name(certificate: 
     async with LocalExchange(symbols=[APT], tls=certificate) as exchange:
         settings = json.loads(json.dumps(ccxt_settings(exchange.url)))
         config = {"apiKey": "local-key", "secret": "local-secret", "enableRateLimit": False, **settings}
-        async with ccxt.binanceusdm(config) as client:
+        factory: Any = ccxt.binanceusdm
+        async with factory(config) as client:
             assert all("@127.0.0.1:" in url for url in client.urls["api"].values())
             await client.create_order(APT, "market", "buy", "10")
             params = {"stopLossPrice": "8.6", "reduceOnly": True}
