@@ -32,6 +32,7 @@ from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, 
 from lockguard_positions.deadline import StopDeadline
 from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions.events import Alert, Moved, PositionEvent
+from lockguard_positions.exits import Exits
 from lockguard_positions.model import (
     Intent,
     IntentOutcome,
@@ -47,7 +48,6 @@ from lockguard_positions.venue import covers, standing_stop
 if TYPE_CHECKING:
     from lockguard.clock import Clock
     from lockguard.lease import Lease
-    from lockguard_ccxt import Holding
     from lockguard_positions.store import PositionStore
     from lockguard_positions.venue import Pace, Venue
 
@@ -58,8 +58,6 @@ Emit: TypeAlias = Callable[[PositionEvent], None]
 _STEPS_MAX = 200
 _GONE = "gone from the exchange before its stop was placed"
 _BEYOND = "the price is beyond the stop already"
-_PRICE_SHARE = Decimal("0.0001")
-"""By how much an average price may differ between an order and the position that it made."""
 _NEVER_SENT = Refused(Refusal.NOT_SENT, None, "never placed", "")
 
 
@@ -96,6 +94,7 @@ class Flow:
         self._unstopped = StopDeadline(pace.stop_deadline, clock)
         self._bought: set[int] = set()  # what was entered under this very lease
         self.sweeper = Sweeper(store, venue, lease, emit)
+        self._exits = Exits(store, venue, self.sweeper, lease=lease, moved=self._moved, alert=self._alert)
 
     # --- the loop ---
 
@@ -435,119 +434,24 @@ class Flow:
             if held is None and position.age_ms >= self._pace.grace_ms:
                 ended = await self.closed_elsewhere(position, _GONE, None)
                 return None if ended.status.open else Progress(ended)
-            if held is None or not self._is_ours(position, held):
+            if held is None or not self._exits.is_ours(position, held):
                 return await self._leave(position, f"{why}; it is not closed without a person's word")
         self._alert(position, f"closing it: {why}")
         return await self.intend_close(position, why)
 
-    def _is_ours(self, position: Position, held: Holding) -> bool:
-        if not position.opened_here or position.entry_price is None or held.entry_price is None:
-            return False
-        apart = abs(held.entry_price - position.entry_price)
-        near = max(self._venue.rules(position.symbol).price_tick, position.entry_price * _PRICE_SHARE)
-        return held.side == position.side.entry and held.amount == position.quantity and apart <= near
-
     async def _close(self, position: Position, intent: Intent) -> Progress | None:
-        if intent.sent_before and not await self._still_right(position, intent):
-            moved = await self._withdraw(position, intent, IntentOutcome.ABSENT, "judged again")
+        if intent.sent_before and not await self._exits.still_right(position, intent):
+            moved = await self._exits.withdraw(position, intent, IntentOutcome.ABSENT, "judged again")
             if moved.status is PositionStatus.ACTIVE and not await self._has_stop(moved):
                 return await self._intend_stop(moved)
             return Progress(moved)
-        swept = await self.sweeper.sweep(position)
         if position.stop_order_id is not None:
             self._without_stop(position)
-        outcome = await self._venue.close(position, intent)
-        match outcome:
-            case Executed(order=order):
-                return await self._exit_taken(position, intent, order, swept=swept)
-            case Refused(refusal=Refusal.REDUCE_ONLY):
-                return await self._has_closed(position, intent, None, swept=swept)
-            case Refused():
-                if not intent.asked:
-                    details = f"not closed: {outcome.message}"
-                    await self._withdraw(position, intent, IntentOutcome.REFUSED, details)
-                return await self._not_closed(position, intent, outcome.message)
-            case Unknown():
-                return await self._not_closed(position, intent, outcome.message)
-            case _:
-                assert_never(outcome)
-
-    async def _exit_taken(
-        self, position: Position, intent: Intent, order: PlacedOrder, *, swept: bool
-    ) -> Progress | None:
-        """The exchange took the exit: see whether it closed all of the position."""
-        order = await self._venue.done(position, intent, order)
-        if order.live:
-            return await self._not_closed(position, intent, "its order is still open")
-        if order.state is not OrderState.CLOSED and order.filled < intent.amount:
-            return await self._partly_closed(position, intent, order)
-        return await self._has_closed(position, intent, order, swept=swept)
-
-    async def _still_right(self, position: Position, intent: Intent) -> bool:
-        """Whether to carry on with an exit that an earlier holder could not finish.
-
-        What it was decided on may have passed: the price, a refusal, or, where the table was restored, the
-        whole position. So an order that was sent is followed to its end; one that was not is only sent where
-        a person asked for it, and what is held is still what that was about. Else: a stop first.
-        """
-        if await self._venue.find(position, intent) is not None:
-            return True
-        if not intent.asked:
-            return False
-        held = await self._venue.holding(position.symbol)
-        if held is None or self._is_as_written(position, held):
-            return True
-        self._alert(position, f"not closed, as what is held is not what it was: {intent.client_id}")
-        return False
-
-    def _is_as_written(self, position: Position, held: Holding) -> bool:
-        entry = held.entry_price if position.entry_price is None else position.entry_price
-        as_ours = replace(position, entry_order_id="", entry_price=entry)
-        return self._is_ours(as_ours, held)
+        return await self._exits.close(position, intent)
 
     async def _has_stop(self, position: Position) -> bool:
         waiting = await self._venue.waiting_stops(position.symbol)
         return any(position.stop_client_id == o.client_id or position.stop_order_id == o.id for o in waiting)
-
-    async def _withdraw(
-        self, position: Position, intent: Intent, outcome: IntentOutcome, details: str
-    ) -> Position:
-        return await self._store.withdraw_close(self._lease, position, intent, outcome, details)
-
-    async def _not_closed(self, position: Position, intent: Intent, why: str) -> Progress | None:
-        await self._store.note_error(self._lease, position, f"not closed: {why}")
-        again = "it is tried again" if intent.asked else "it is judged again"
-        self._alert(position, f"the position could not be closed, {again}: {why}")
-        return None
-
-    async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
-        """The exit ended before all of it was filled."""
-        why = f"its order ended as {order.state.value}"
-        if not order.filled and not intent.asked:
-            await self._withdraw(position, intent, IntentOutcome.CANCELED, why)
-            return await self._not_closed(position, intent, why)
-        rest = await self._store.close_rest(self._lease, position, intent, order)
-        if order.filled or intent.sent_before:
-            return rest
-        return await self._not_closed(position, intent, why)
-
-    async def _has_closed(
-        self, position: Position, intent: Intent, order: PlacedOrder | None, *, swept: bool
-    ) -> Progress | None:
-        # Once more: a late copy of the stop may have arrived when the first one was gone.
-        if not await self.sweeper.sweep(position, listed_only=swept):
-            return None
-        was_active = position.status is PositionStatus.ACTIVE or intent.asked
-        moved = await self._store.finish(
-            self._lease,
-            position,
-            PositionStatus.CLOSED if was_active else PositionStatus.ROLLED_BACK,
-            intent=intent,
-            outcome=IntentOutcome.REFUSED if order is None else IntentOutcome.EXECUTED,
-            price=None if order is None else order.average,
-            order_id=None if order is None else order.id,
-        )
-        return Progress(self._moved(moved, position))
 
     async def closed_elsewhere(self, position: Position, reason: str, price: Decimal | None) -> Position:
         """The exchange holds nothing any more: its stop goes, and then the row follows."""

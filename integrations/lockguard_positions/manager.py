@@ -534,15 +534,17 @@ class AtomicPositionManager:
                 self._overdue.begins(about, f"{outcome.action.value}: {outcome.details}")
 
     def _too_long(self, about: str, why: str) -> None:
-        venue, of_symbol, _ = about.partition(":")
-        rows = self._open_rows.get(venue.partition(" ")[0])
+        looked_at, of_symbol, _ = about.partition(":")
+        venue = looked_at.partition(" ")[0]
+        rows = self._open_rows.get(venue)
         if not of_symbol and rows == 0:
             return
         held = (
             "" if of_symbol else f", with {'an unknown number of' if rows is None else rows} open positions"
         )
         span = self._pace.overdue.total_seconds()
-        self._tell(Alert(about, None, f"not read or decided for longer than {span:g} s{held}: {why}"))
+        resource = about if of_symbol else venue
+        self._tell(Alert(resource, None, f"not read or decided for longer than {span:g} s{held}: {why}"))
 
     def _told_to_wait(self, exchange: str, wait: timedelta) -> None:
         told = (

@@ -6,13 +6,19 @@ The oracle is the exchange's own record of orders.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from decimal import Decimal
+from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
+from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
+from lockguard.testing import FaultProxy
+from lockguard_asyncpg import PostgresFence
+from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt import GuardedExchange, Patience, Refusal
 from lockguard_ccxt.classify import REFUSED_BY_CODE
 from lockguard_ccxt.testing import Execution, Fault, FaultKind, Operation, PositionSide, Side, connect
@@ -259,6 +265,36 @@ async def test_a_symbol_that_stays_undecided_for_long_is_an_alert(bot: Bot) -> N
             "not read or decided for longer than 0.3 s: unprotected" in a for a in bot.watch.alerts
         ):
             await manager.sync_exchange_positions("binance")
+
+
+@pytest.mark.parametrize("which", ["redis", "postgres"])
+async def test_servers_that_are_away_for_long_are_an_alert_though_everything_is_in_step(
+    bot: Bot, which: str, redis_url: str, database_url: str
+) -> None:
+    await bot.open()
+    url = redis_url if which == "redis" else database_url
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(FaultProxy(urlsplit(url).port or 0))
+        redis = proxy.url_for(redis_url) if which == "redis" else redis_url
+        database = proxy.url_for(database_url) if which == "postgres" else database_url
+        pool = await stack.enter_async_context(asyncpg.create_pool(database, min_size=1, max_size=4))
+        fence = PostgresFence(bot.pool)
+        guard = await stack.enter_async_context(LockGuard.from_url(redis, fence=fence))
+        pace = Pace(grace=0 * MS, overdue=700 * MS)
+        manager = AtomicPositionManager(
+            guard, pool, [GuardedExchange(bot.client)], pace=pace, observers=[bot.watch]
+        )
+        report = await manager.sync_exchange_positions("binance")
+        assert [outcome.action for outcome in report.outcomes] == [SyncAction.IN_STEP]
+        proxy.refuse()
+        proxy.reset()
+        async with asyncio.timeout(15):
+            while not any("not read or decided" in alert for alert in bot.watch.alerts):
+                with suppress(*DATABASE_ERRORS):
+                    report = await manager.sync_exchange_positions("binance")
+                    assert not report.settled
+                await asyncio.sleep(0.02)
+        await proxy.start()
 
 
 async def test_nothing_open_and_nothing_read_is_no_alert(bot: Bot) -> None:

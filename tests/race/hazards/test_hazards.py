@@ -194,9 +194,8 @@ async def test_a_position_that_is_gone_before_the_emergency_close_is_not_turned_
     async def sell_by_hand() -> None:
         await world.hand.create_order(APT, "market", "sell", 10, None, {"reduceOnly": True})
 
-    world.fault(
-        FaultKind.REJECTED, Operation.CREATE_ALGO, times=3, code=-4045, message="Reach max stop order limit."
-    )
+    never = "The counterparty's best price does not meet the PERCENT_PRICE filter limit."
+    world.fault(FaultKind.REJECTED, Operation.CREATE_ALGO, times=3, code=-4131, message=never)
     world.one.wire.before["exit"] = sell_by_hand
     await world.one.open()
     assert world.one.wire.acted == 1

@@ -1,0 +1,171 @@
+"""Closing a position: the one order that is never sent on a guess.
+
+An exit is sent for two reasons: a person asked for it, or the stop of a position that is certainly ours can
+never be placed. What a holder before could not finish is judged again; see :meth:`Exits.still_right`. Every
+exit is reduce-only, and a row ends only when all of it is closed and its stops are certainly gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, assert_never
+
+from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Unknown
+from lockguard_positions.model import Intent, IntentOutcome, Position, Progress
+from lockguard_positions.status import PositionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lockguard.lease import Lease
+    from lockguard_ccxt import Holding
+    from lockguard_positions.store import PositionStore
+    from lockguard_positions.sweeping import Sweeper
+    from lockguard_positions.venue import Venue
+
+__all__ = ["Exits"]
+
+_PRICE_SHARE = Decimal("0.0001")
+"""By how much an average price may differ between an order and the position that it made."""
+
+
+class Exits:
+    """Closes positions of one symbol, under the lease that it was made for.
+
+    Args:
+        store: the rows.
+        venue: the exchange.
+        sweeper: takes the stops back.
+        lease: on the symbol.
+        moved: told of a row's change, with the row as it was; returns the new one.
+        alert: told what a person should know.
+    """
+
+    def __init__(
+        self,
+        store: PositionStore,
+        venue: Venue,
+        sweeper: Sweeper,
+        *,
+        lease: Lease,
+        moved: Callable[[Position, Position], Position],
+        alert: Callable[[Position, str], None],
+    ) -> None:
+        self._store = store
+        self._venue = venue
+        self._sweeper = sweeper
+        self._lease = lease
+        self._moved = moved
+        self._alert = alert
+
+    async def close(self, position: Position, intent: Intent) -> Progress | None:
+        """Send the exit of an intent, or find it, and see what became of it; ``None`` while that is open.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer; the intent stays in doubt.
+        """
+        swept = await self._sweeper.sweep(position)
+        outcome = await self._venue.close(position, intent)
+        match outcome:
+            case Executed(order=order):
+                return await self._exit_taken(position, intent, order, swept=swept)
+            case Refused(refusal=Refusal.REDUCE_ONLY):
+                held = await self._venue.holding(position.symbol)
+                if held is not None and held.side == position.side.entry:
+                    return await self._not_closed(position, intent, outcome.message)
+                return await self._has_closed(position, intent, None, swept=swept)
+            case Refused():
+                if not intent.asked:
+                    details = f"not closed: {outcome.message}"
+                    await self.withdraw(position, intent, IntentOutcome.REFUSED, details)
+                return await self._not_closed(position, intent, outcome.message)
+            case Unknown():
+                return await self._not_closed(position, intent, outcome.message)
+            case _:
+                assert_never(outcome)
+
+    async def _exit_taken(
+        self, position: Position, intent: Intent, order: PlacedOrder, *, swept: bool
+    ) -> Progress | None:
+        """The exchange took the exit: see whether it closed all of the position."""
+        order = await self._venue.done(position, intent, order)
+        if order.live:
+            return await self._not_closed(position, intent, "its order is still open")
+        if order.state is not OrderState.CLOSED and order.filled < intent.amount:
+            return await self._partly_closed(position, intent, order)
+        return await self._has_closed(position, intent, order, swept=swept)
+
+    async def still_right(self, position: Position, intent: Intent) -> bool:
+        """Whether to carry on with an exit that an earlier holder could not finish.
+
+        What it was decided on may have passed: the price, a refusal, or, where the table was restored, the
+        whole position. So an order that was sent is followed to its end; one that was not is only sent where
+        a person asked for it, and what is held is still what that was about. Else: a stop first.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        if await self._venue.find(position, intent) is not None:
+            return True
+        if not intent.asked:
+            return False
+        held = await self._venue.holding(position.symbol)
+        if held is None or self._is_as_written(position, held):
+            return True
+        self._alert(position, f"not closed, as what is held is not what it was: {intent.client_id}")
+        return False
+
+    def is_ours(self, position: Position, held: Holding) -> bool:
+        """Whether what is held is what this row's own order bought, and nobody has touched it since."""
+        if not position.opened_here or position.entry_price is None or held.entry_price is None:
+            return False
+        apart = abs(held.entry_price - position.entry_price)
+        near = max(self._venue.rules(position.symbol).price_tick, position.entry_price * _PRICE_SHARE)
+        return held.side == position.side.entry and held.amount == position.quantity and apart <= near
+
+    def _is_as_written(self, position: Position, held: Holding) -> bool:
+        entry = held.entry_price if position.entry_price is None else position.entry_price
+        as_ours = replace(position, entry_order_id="", entry_price=entry)
+        return self.is_ours(as_ours, held)
+
+    async def withdraw(
+        self, position: Position, intent: Intent, outcome: IntentOutcome, details: str
+    ) -> Position:
+        """It is not to be closed after all; whoever looks next judges it anew."""
+        return await self._store.withdraw_close(self._lease, position, intent, outcome, details)
+
+    async def _not_closed(self, position: Position, intent: Intent, why: str) -> Progress | None:
+        await self._store.note_error(self._lease, position, f"not closed: {why}")
+        again = "it is tried again" if intent.asked else "it is judged again"
+        self._alert(position, f"the position could not be closed, {again}: {why}")
+        return None
+
+    async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
+        """The exit ended before all of it was filled."""
+        why = f"its order ended as {order.state.value}"
+        if not order.filled and not intent.asked:
+            await self.withdraw(position, intent, IntentOutcome.CANCELED, why)
+            return await self._not_closed(position, intent, why)
+        rest = await self._store.close_rest(self._lease, position, intent, order)
+        if order.filled or intent.sent_before:
+            return rest
+        return await self._not_closed(position, intent, why)
+
+    async def _has_closed(
+        self, position: Position, intent: Intent, order: PlacedOrder | None, *, swept: bool
+    ) -> Progress | None:
+        # Once more: a late copy of the stop may have arrived when the first one was gone.
+        if not await self._sweeper.sweep(position, listed_only=swept):
+            return None
+        was_active = position.status is PositionStatus.ACTIVE or intent.asked
+        moved = await self._store.finish(
+            self._lease,
+            position,
+            PositionStatus.CLOSED if was_active else PositionStatus.ROLLED_BACK,
+            intent=intent,
+            outcome=IntentOutcome.REFUSED if order is None else IntentOutcome.EXECUTED,
+            price=None if order is None else order.average,
+            order_id=None if order is None else order.id,
+        )
+        return Progress(self._moved(moved, position))
