@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import wraps
@@ -18,16 +19,26 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.connecting import connected
+from lockguard_asyncpg.connecting import CONNECT_S, connected, reason_of
 from lockguard_asyncpg.costs import measure
+from lockguard_asyncpg.dsn import checked, shown
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.fence import PostgresFence
 from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
 from lockguard_asyncpg.race.command import race_command
-from lockguard_asyncpg.schema import SCHEMA_VERSION, install, schema_sql, schema_version, uninstall
+from lockguard_asyncpg.schema import (
+    SCHEMA_VERSION,
+    install,
+    require_current,
+    schema_sql,
+    schema_version,
+    uninstall,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-__all__ = ["fence"]
+__all__ = ["fence", "open_fence"]
 
 P = ParamSpec("P")
 
@@ -62,6 +73,24 @@ def _connected(body: Callable[P, Awaitable[None]]) -> Callable[..., None]:
         connected(url, body, **options)
 
     return command
+
+
+@asynccontextmanager
+async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
+    """The fence of a database, for ``lockguard break``, which knows nothing of Postgres.
+
+    Raises:
+        ConfigurationError: nobody answers there, or there is no schema.
+    """
+    checked(url)
+    try:
+        pool = await asyncpg.create_pool(url, min_size=1, max_size=2, timeout=CONNECT_S)
+    except (*DATABASE_ERRORS, ValueError) as exc:
+        raise ConfigurationError(f"cannot connect to {shown(url)}: {reason_of(exc)}") from exc
+    async with pool:
+        async with pool.acquire() as conn:
+            await require_current(conn)
+        yield PostgresFence(pool)
 
 
 @fence.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 try:
     import click
@@ -14,14 +13,16 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard.errors import ConfigurationError
+from lockguard_asyncpg import dsn
+from lockguard_asyncpg.dsn import shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Mistake", "connected", "reason_of", "shown"]
+__all__ = ["CONNECT_S", "Mistake", "connected", "reason_of", "shown"]
 
-_CONNECT_S = 10.0
+CONNECT_S = 10.0
 
 
 class Mistake(click.ClickException):
@@ -44,7 +45,10 @@ async def _with_connection(
     url: str | None, body: Callable[..., Awaitable[None]], options: dict[str, Any]
 ) -> None:
     try:
-        conn = await asyncpg.connect(url, timeout=_CONNECT_S)
+        dsn.checked(url)
+        conn = await asyncpg.connect(url, timeout=CONNECT_S)
+    except ConfigurationError as exc:
+        raise Mistake(str(exc)) from None
     except (*DATABASE_ERRORS, ValueError) as exc:
         raise Mistake(f"cannot connect to {shown(url)}: {reason_of(exc)}") from exc
     try:
@@ -56,24 +60,9 @@ async def _with_connection(
             raise Mistake(str(set_up_error(exc))) from exc
         raise click.ClickException(f"{shown(url)}: {reason_of(exc)}") from exc
     finally:
-        await conn.close(timeout=_CONNECT_S)
-
-
-def shown(url: str | None) -> str:
-    """The database for people, without the password."""
-    if url is None:
-        return "the database of the PG* environment variables (or give --url)"
-    try:
-        parts = urlsplit(url)
-        return f"{parts.hostname or 'the local server'}:{parts.port or 5432}{parts.path}"
-    except ValueError:
-        return "the database of --url"
+        await conn.close(timeout=CONNECT_S)
 
 
 def reason_of(exc: BaseException) -> str:
     """What went wrong, in one line."""
-    if isinstance(exc, TimeoutError):
-        return f"no answer within {_CONNECT_S:g} s; check host and port"
-    if isinstance(exc, OSError):
-        return f"{exc.strerror or exc}; check that the server runs there"
-    return str(exc).partition("\n")[0] or type(exc).__name__
+    return dsn.reason_of(exc, within_s=CONNECT_S)

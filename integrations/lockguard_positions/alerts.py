@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AppriseAlerts"]
 
+_SCHEME_CHARACTERS_MAX = 20
 _LOG = logging.getLogger("lockguard.positions.alerts")
 _WAITING_MAX = 100
 _REMEMBERED_MAX = 1_000
@@ -73,8 +74,9 @@ class AppriseAlerts:
         self._apprise = apprise.Apprise()
         for number, url in enumerate(urls, start=1):
             scheme, separator, _ = url.partition("://")
-            if not separator or not self._apprise.add(url):
-                shown = f"{scheme}://..." if separator else "without a scheme"
+            if not separator or not _added(self._apprise, url):
+                known = separator and scheme.isalnum() and len(scheme) <= _SCHEME_CHARACTERS_MAX
+                shown = f"{scheme}://..." if known else "without a scheme"
                 raise ConfigurationError(
                     f"alert URL {number} ({shown}) is none that apprise knows; its documentation lists them"
                 )
@@ -152,3 +154,13 @@ class AppriseAlerts:
         else:
             if not sent:
                 _LOG.error("an alert was not taken by every service: %s", alert.resource)
+
+
+def _added(alerts: apprise.Apprise, url: str) -> bool:
+    """Add a URL without what apprise logs of one that it cannot read, which quotes pieces of it."""
+    logger = logging.getLogger("apprise")
+    before, logger.disabled = logger.disabled, True
+    try:
+        return bool(alerts.add(url))
+    finally:
+        logger.disabled = before

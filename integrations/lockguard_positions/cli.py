@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -116,22 +117,24 @@ def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
     "--redis",
     "redis_urls",
     multiple=True,
-    envvar="LOCKGUARD_REDIS_URL",
-    help="A Redis for tests; several times: independent ones.  [default: embedded]",
+    envvar="LOCKGUARD_RACE_REDIS_URL",
+    help="A Redis for tests, without locks of others; several times: independent ones.  [env:"
+    " LOCKGUARD_RACE_REDIS_URL; default: embedded]",
 )
 @click.option(
     "--database",
     "database_url",
     default="",
-    envvar="LOCKGUARD_DATABASE_URL",
-    help="A Postgres where a scratch database may be made.  [default: an embedded one]",
+    envvar="LOCKGUARD_RACE_DATABASE_URL",
+    help="A Postgres where a scratch database may be made.  [env: LOCKGUARD_RACE_DATABASE_URL; default: an"
+    " embedded one]",
 )
 @click.option(
     "--exchange",
     "exchange_url",
     default="",
-    envvar="LOCKGUARD_EXCHANGE_URL",
-    help="A local exchange; it is reset.  [default: an embedded one]",
+    envvar="LOCKGUARD_RACE_EXCHANGE_URL",
+    help="A local exchange; it is reset.  [env: LOCKGUARD_RACE_EXCHANGE_URL; default: an embedded one]",
 )
 @click.option(
     "--logs",
@@ -158,6 +161,9 @@ def race(
 ) -> None:
     """Race the open of positions against itself in real processes, and count what went wrong.
 
+    It races on servers of its own unless an option or a variable of its own names others; those that the
+    bot's variables name are left alone, and a Redis with locks that no race has made is refused.
+
     Ends with 0 when nothing did (without the guard: when it ran), 1 when something did.
     """
     console = Console()
@@ -168,6 +174,7 @@ def race(
         )
         if comparing:
             _check_comparing(settings)
+        _check_urls(settings)
         servers = _servers(topology, redis_urls)
         _make_folder(settings.log_folder)
         title = "comparing" if comparing else f"scenario {settings.scenario}"
@@ -210,6 +217,20 @@ def _check_comparing(settings: RaceSettings) -> None:
         )
 
 
+def _check_urls(settings: RaceSettings) -> None:
+    """Before anything is started. What cannot be read is not shown: it may contain a password."""
+    from lockguard.nodes.address import split_url  # noqa: PLC0415 - `--help` needs none of it
+    from lockguard_asyncpg.dsn import checked  # noqa: PLC0415 - its extras may be missing
+
+    for given in filter(None, settings.redis_urls):
+        split_url(given)
+    if settings.database_url:
+        checked(settings.database_url)
+    url = settings.exchange_url
+    if url and not re.fullmatch(r"https?://[\w.\-\[\]:]+(/[\w.\-/]*)?", url):
+        raise ConfigurationError("--exchange cannot be read; write http://host:port of a local exchange")
+
+
 def _make_folder(name: str) -> None:
     if not name:
         return
@@ -223,7 +244,7 @@ def _servers(topology: str | None, urls: Sequence[str]) -> Topology | None:
     """The servers to start for the locks, if any."""
     if topology is not None and urls:
         raise ConfigurationError(
-            "--topology starts servers, and --redis or LOCKGUARD_REDIS_URL names others; leave one out"
+            "--topology starts servers, and --redis or LOCKGUARD_RACE_REDIS_URL names others; leave one out"
         )
     if urls:
         return None
@@ -256,8 +277,10 @@ async def _run(
 ) -> RaceResult | PaceResult:
     """Run it, on embedded servers where no others are given."""
     try:
-        from lockguard_positions.race import run_race  # noqa: PLC0415 - its extras may be missing
+        from lockguard_asyncpg.dsn import shown  # noqa: PLC0415 - its extras may be missing
+        from lockguard_positions.race import run_race  # noqa: PLC0415 - the same
         from lockguard_positions.race_pace import compare  # noqa: PLC0415 - the same
+        from lockguard_positions.race_servers import redis_place  # noqa: PLC0415 - the same
     except ImportError as exc:
         raise ConfigurationError(str(exc)) from exc
     async with AsyncExitStack() as stack:
@@ -266,7 +289,11 @@ async def _run(
             first, *more = TopologyName.urls(servers)
             settings = replace(settings, redis_url=first, more_redis_urls=tuple(more))
             console.print(f"Redis:    {settings.topology}, {servers.servers[0].binary}", highlight=False)
-        if not settings.database_url:
+        elif settings.guard:
+            console.print(f"Redis:    {', '.join(map(redis_place, settings.redis_urls))}", highlight=False)
+        if settings.database_url:
+            console.print(f"Postgres: {shown(settings.database_url)}", highlight=False)
+        else:
             from lockguard.testing import PostgresServer  # noqa: PLC0415 - the same
 
             postgres = await stack.enter_async_context(PostgresServer(max_connections=400))

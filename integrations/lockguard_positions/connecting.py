@@ -11,13 +11,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import asyncpg
 
 from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence
+from lockguard_asyncpg.dsn import checked, reason_of, shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt.classify import ccxt_errors
@@ -63,7 +63,7 @@ async def connect_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
     async with connect_any_database(url) as pool:
         if await pool.fetchval("select to_regclass('monitoring.positions')") is None:
             raise ConfigurationError(
-                f"database {_without_password(url or '')} has no table monitoring.positions;"
+                f"database {shown(url)} has no table monitoring.positions;"
                 " 'lockguard positions migrate' makes it"
             )
         yield pool
@@ -78,11 +78,12 @@ async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[An
     """
     if not url:
         raise ConfigurationError("no database; give --database or set LOCKGUARD_DATABASE_URL")
+    checked(url)
     try:
         pool = await asyncpg.create_pool(url, min_size=1, max_size=_POOL_MAX, timeout=_CONNECT_S)
     except (*DATABASE_ERRORS, ValueError) as exc:
-        reason = str(exc).partition("\n")[0] or type(exc).__name__
-        raise ConfigurationError(f"database {_without_password(url)} cannot be reached: {reason}") from exc
+        reason = reason_of(exc, within_s=_CONNECT_S)
+        raise ConfigurationError(f"database {shown(url)} cannot be reached: {reason}") from exc
     async with pool:
         yield pool
 
@@ -146,11 +147,3 @@ async def connect_manager(
         )
         manager = AtomicPositionManager(guard, pool, [exchange], adopt=adopt, observers=observers)
         yield manager, exchange, pool
-
-
-def _without_password(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        return f"{parts.hostname or 'the local server'}:{parts.port or 5432}{parts.path}"
-    except ValueError:
-        return "of --database"

@@ -108,7 +108,10 @@ def read_options(given: Sequence[str], *, name: str | None, account: str | None)
         _check(key, found)
     if name is not None and "://" not in name and "@" in name:
         raise ConfigurationError(
-            f"exchange {name[:40]!r} has an @; give the account's label with --account or LOCKGUARD_ACCOUNT"
+            f"exchange {name.partition('@')[0]!r} has an account's label; give it with --account or"
+            " LOCKGUARD_ACCOUNT"
+            if name.partition("@")[0].isalnum()
+            else "the exchange's name has an @; give the account's label with --account or LOCKGUARD_ACCOUNT"
         )
     if account is not None:
         account_label(account)

@@ -68,7 +68,7 @@ async def run_race(
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(ControlClient(settings.exchange_url))
         symbols = await symbols_of(settings, control)
-        await reach_redis(settings)
+        await reach_redis(settings, symbols)
         name, database_url = await stack.enter_async_context(scratch_database(settings))
         conn = await asyncpg.connect(database_url)
         stack.push_async_callback(conn.close)

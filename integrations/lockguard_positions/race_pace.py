@@ -145,7 +145,7 @@ async def compare(
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(ControlClient(settings.exchange_url))
         symbols = await symbols_of(settings, control)
-        await reach_redis(settings)
+        await reach_redis(settings, symbols)
         guarded = await _Runner.start(stack, settings, control)
         unguarded = await _Runner.start(stack, replace(settings, guard=False, time_scale=_NO_WAIT), control)
         await control.set_latency(timedelta(milliseconds=settings.latency_ms))

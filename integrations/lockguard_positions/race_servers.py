@@ -13,22 +13,26 @@ import asyncpg
 from lockguard import LockGuard
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import AcquireError, ConfigurationError
+from lockguard.nodes.address import split_url
 from lockguard_asyncpg import install
+from lockguard_asyncpg.dsn import checked, shown
+from lockguard_ccxt import resource_key
 from lockguard_positions.schema import migrate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from lockguard_ccxt.testing import ControlClient
     from lockguard_positions.race_settings import RaceSettings
 
-__all__ = ["prepare", "reach_redis", "scratch_database", "symbols_of"]
+__all__ = ["prepare", "reach_redis", "redis_place", "scratch_database", "symbols_of"]
 
 T = TypeVar("T")
 
 _OLD_SCHEMA = 1
 _PROBE = "race:probe"
 _RETRY_S = 0.5
+_VENUE = "binance"
 _CONNECT_S = 5.0
 
 
@@ -69,7 +73,7 @@ async def symbols_of(settings: RaceSettings, control: ControlClient) -> tuple[st
     return perpetuals[: settings.symbols] if settings.symbols else perpetuals
 
 
-async def reach_redis(settings: RaceSettings) -> None:
+async def reach_redis(settings: RaceSettings, symbols: Sequence[str]) -> None:
     """Return when locks can be asked for, or at once when nobody locks.
 
     Raises:
@@ -77,9 +81,25 @@ async def reach_redis(settings: RaceSettings) -> None:
     """
     if not settings.guard:
         return
-    async with LockGuard.from_urls(settings.redis_urls) as guard:
-        where = f"Redis {', '.join(map(_without_password, settings.redis_urls))}"
-        await _patiently(settings, lambda: guard.inspect(_PROBE), where, (AcquireError,))
+    async with LockGuard.from_urls(settings.redis_urls, observers=[]) as guard:
+        where = f"Redis {', '.join(map(redis_place, settings.redis_urls))}"
+        probe = await _patiently(settings, lambda: guard.inspect(_PROBE), where, (AcquireError,))
+        if not probe.token:
+            await _refuse_locks_of_others(guard, symbols, where)
+        # Marks it as a race's: the last token stays for a week.
+        async with guard.hold(_PROBE, operation="lockguard race"):
+            pass
+
+
+async def _refuse_locks_of_others(guard: LockGuard, symbols: Sequence[str], where: str) -> None:
+    """A race takes the very names that a bot takes, and takes leases away from their holders."""
+    for symbol in symbols:
+        found = await guard.inspect(resource_key(_VENUE, symbol))
+        if found.held or found.token:
+            raise ConfigurationError(
+                f"{where} has locks that no race has made, such as {found.resource}: a race would take them"
+                " away from their holders; give a Redis or a database number of its own"
+            )
 
 
 @asynccontextmanager
@@ -89,7 +109,8 @@ async def scratch_database(settings: RaceSettings) -> AsyncIterator[tuple[str, s
     Raises:
         ConfigurationError: Postgres cannot be reached, or does not let one be made.
     """
-    where = f"Postgres {_without_password(settings.database_url)}"
+    checked(settings.database_url)
+    where = f"Postgres {shown(settings.database_url)}"
     try:
         conn: asyncpg.Connection[Any] = await _patiently(
             settings, lambda: asyncpg.connect(settings.database_url), where, (asyncpg.CannotConnectNowError,)
@@ -120,7 +141,11 @@ async def prepare(settings: RaceSettings, conn: asyncpg.Connection[Any]) -> None
     await migrate(conn, to=None if settings.guard else _OLD_SCHEMA)
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{host}{parts.path}"
+def redis_place(url: str) -> str:
+    """Where the URL of a Redis leads, without its user and password.
+
+    Raises:
+        ConfigurationError: it cannot be read; nothing of it is quoted.
+    """
+    parts = split_url(url)
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"

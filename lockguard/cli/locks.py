@@ -5,34 +5,45 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from lockguard.cli.plugins import contributed
+from lockguard.cli.plugins import contributed, load
 from lockguard.errors import ConfigurationError
 from lockguard.guard import LockGuard
 from lockguard.lease import parse_resource
+from lockguard.nodes.address import Address, split_url
+from lockguard.nodes.member import MemberNode
+from lockguard.ports import Membership
+from lockguard.text import printable
 
 if TYPE_CHECKING:
-    from lockguard.ports import Broken, Inspection
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from lockguard.ports import Broken, Fence, Inspection
 
 __all__ = ["break_", "inspect"]
 
 _REDIS = "redis://localhost:6379/0"
 _WAITERS_SHOWN = 20
+_INDEPENDENT = ("redis", "rediss", "unix")
 
 _redis_option = click.option(
     "--redis",
-    "redis_url",
+    "redis_urls",
     envvar="LOCKGUARD_REDIS_URL",
-    default=_REDIS,
+    multiple=True,
     metavar="URL",
-    help=f"The server, also by LOCKGUARD_REDIS_URL (a password is safer there).  [default: {_REDIS}]",
+    help="The server; several times where several independent ones decide together. In the environment they"
+    f" stand apart by blanks, and a password is safer there.  [env: LOCKGUARD_REDIS_URL; default: {_REDIS}]",
 )
 
 
@@ -40,12 +51,12 @@ _redis_option = click.option(
 @click.argument("resource")
 @_redis_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(resource: str, redis_url: str, *, as_json: bool) -> None:
+def inspect(resource: str, redis_urls: tuple[str, ...], *, as_json: bool) -> None:
     """Show who holds a lock, since when, with which token, and who waits.
 
     RESOURCE is the name as in the code, such as binance:APTUSDT.
     """
-    found = asyncio.run(_inspect(resource, redis_url))
+    found = asyncio.run(_inspect(resource, redis_urls))
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:
@@ -54,60 +65,134 @@ def inspect(resource: str, redis_url: str, *, as_json: bool) -> None:
 
 @click.command(name="break")
 @click.argument("resource")
-@click.option("--reason", required=True, help="Why; kept in the lock's history.")
+@click.option("--reason", required=True, help="Why; kept in the lock's history and in the fence's audit.")
 @_redis_option
+@click.option(
+    "--database",
+    "database_url",
+    envvar="LOCKGUARD_DATABASE_URL",
+    metavar="URL",
+    help="Where the fence is.  [env: LOCKGUARD_DATABASE_URL]",
+)
+@click.option("--no-fence", is_flag=True, help="There is no fence: break the lock in Redis only.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def break_(resource: str, reason: str, redis_url: str, *, yes: bool) -> None:
-    """Take a lock from its holder by force.
+def break_(
+    resource: str,
+    reason: str,
+    redis_urls: tuple[str, ...],
+    database_url: str | None,
+    *,
+    no_fence: bool,
+    yes: bool,
+) -> None:
+    """Take a lock from its holder by force, on all its servers and in the fence.
 
-    The holder learns of it with its next renewal, at most a third of its ttl later, and ends. This is done in
-    Redis only: where there is a fence, what the holder writes until then is refused as soon as a successor
-    has taken the lock, or when the fence is broken as well.
+    The fence first: from then on Postgres refuses what the holder writes. Its body learns of the break with
+    its next renewal, at most a third of its ttl later, and ends. Where the fence has a holder and Redis has
+    none, as after a loss of its data, the fence is broken all the same.
+
+    Exit code 1: it could not be done everywhere; the message says where.
     """
     if not reason.strip():
         raise ConfigurationError("--reason is empty; say why, for whoever reads the history")
-    found = asyncio.run(_inspect(resource, redis_url))
-    if not found.held:
-        click.echo(f"{resource} is free; there is nothing to break")
-        return
+    if database_url and no_fence:
+        raise ConfigurationError(
+            "--no-fence says that there is no fence, and --database or LOCKGUARD_DATABASE_URL names one;"
+            " leave one out"
+        )
+    if not database_url and not no_fence:
+        raise ConfigurationError(
+            "the fence has to be broken too, or the holder could go on writing: name its database with"
+            " --database or LOCKGUARD_DATABASE_URL, or say --no-fence if there is none"
+        )
+    found = asyncio.run(_look(resource, redis_urls))
     if not yes:
         _confirm(found)
-    broken = asyncio.run(_break(resource, reason, redis_url))
-    if not broken.grant:
-        click.echo(f"{resource} was released meanwhile; there was nothing to break")
-        return
-    click.echo(f"{resource} is free; {broken.holder} held it")
-    click.echo(_about_the_fence(resource, reason))
+    broken = asyncio.run(_break(resource, reason, redis_urls, database_url))
+    now = asyncio.run(_inspect(resource, redis_urls))
+    if now.held and now.grant == broken.grant:
+        raise click.ClickException(f"{resource} is still held by {printable(now.holder)}: break it again")
+    click.echo(f"{resource} was broken; {printable(broken.holder) or 'nobody'} held it in Redis")
+    click.echo(
+        f"It is held by {printable(now.holder)} now, with token {now.token}" if now.held else "It is free now"
+    )
+    click.echo(
+        "There is no fence: the holder can go on writing until its next renewal"
+        if database_url is None
+        else f"Postgres accepts nothing below token {broken.token} for it"
+    )
 
 
 def _confirm(found: Inspection) -> None:
     if not sys.stdin.isatty():
         raise ConfigurationError("nobody is here to be asked whether to break it; give --yes")
-    age = _span(found.age_ms)
-    question = f"{found.resource} is held by {found.holder} ({found.operation or 'no operation'}) for {age}."
+    if found.held:
+        what = printable(found.operation) or "no operation"
+        question = (
+            f"{found.resource} is held by {printable(found.holder)} ({what}) for {_span(found.age_ms)}."
+        )
+    else:
+        question = f"{found.resource} is free in Redis; what an earlier holder still writes would be refused."
     click.confirm(f"{question} Break it?", abort=True)
 
 
-def _about_the_fence(resource: str, reason: str) -> str:
-    """What remains to be done in Postgres, which this package knows nothing of."""
-    text = reason.replace("'", "''")
-    name = resource.replace("'", "''")
-    also = "" if "fence" not in contributed() else " ('lockguard fence status' shows it)"
-    return (
-        f"In Redis only. If a fence guards it{also}, end the holder's writes at once in psql:\n"
-        f"  select lockguard.break_('{name}', '{text}', 5000);"
-    )
-
-
-async def _inspect(resource: str, redis_url: str) -> Inspection:
+async def _inspect(resource: str, redis_urls: Sequence[str]) -> Inspection:
     parse_resource(resource)  # a name that cannot be is told before any connection
-    async with LockGuard.from_url(redis_url, observers=[]) as guard:
+    async with _guard(redis_urls) as guard:
         return await guard.inspect(resource)
 
 
-async def _break(resource: str, reason: str, redis_url: str) -> Broken:
-    async with LockGuard.from_url(redis_url, observers=[]) as guard:
+async def _look(resource: str, redis_urls: Sequence[str]) -> Inspection:
+    """As :func:`_inspect`, after a look whether all servers were named.
+
+    Raises:
+        ConfigurationError: this server decides together with others that were not named.
+    """
+    found = await _inspect(resource, redis_urls)
+    if len(redis_urls) < 2 and await _decides_with_others(redis_urls[0] if redis_urls else _REDIS):
+        raise ConfigurationError(
+            "this server is one of several that decide together, and a break on one of them frees nothing:"
+            " name all, with --redis several times or apart by blanks in LOCKGUARD_REDIS_URL"
+        )
+    return found
+
+
+async def _decides_with_others(url: str) -> bool:
+    """Whether a server was ever admitted to several that decide together; it keeps a note of that."""
+    if split_url(url).scheme not in _INDEPENDENT:
+        return False
+    node = MemberNode(Address.parse(url), inbox="")
+    async with LockGuard([node], observers=[]):
+        known = await node.membership()
+    return isinstance(known, Membership) and known.known
+
+
+async def _break(resource: str, reason: str, redis_urls: Sequence[str], database_url: str | None) -> Broken:
+    async with AsyncExitStack() as stack:
+        fence = None
+        if database_url is not None:
+            fence = await stack.enter_async_context(_fence_of(database_url))
+        guard = await stack.enter_async_context(_guard(redis_urls, fence))
         return await guard.break_(resource, reason=reason)
+
+
+def _guard(redis_urls: Sequence[str], fence: Fence | None = None) -> LockGuard:
+    urls = list(redis_urls) or [_REDIS]
+    if len(urls) == 1:
+        return LockGuard.from_url(urls[0], fence=fence, observers=[])
+    return LockGuard.from_urls(urls, fence=fence, observers=[])
+
+
+def _fence_of(database_url: str) -> AbstractAsyncContextManager[Fence]:
+    """The fence, by the package that contributes the command ``fence``: this one knows no Postgres."""
+    point = contributed().get("fence")
+    if point is None:
+        raise ConfigurationError(
+            "no fence is installed; pip install 'lockguard[postgres]', or say --no-fence"
+        )
+    load(point)
+    opened: AbstractAsyncContextManager[Fence] = import_module(point.module).open_fence(database_url)
+    return opened
 
 
 def _show(found: Inspection) -> None:
@@ -130,9 +215,9 @@ def _show(found: Inspection) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, printable(value))
     for place, waiter in enumerate(found.waiters[:_WAITERS_SHOWN], start=1):
-        table.add_row(f"  {place}.", f"{waiter.inbox}, heard of {_span(waiter.silent_ms)} ago")
+        table.add_row(f"  {place}.", f"{printable(waiter.inbox)}, heard of {_span(waiter.silent_ms)} ago")
     if len(found.waiters) > _WAITERS_SHOWN:
         table.add_row("", f"and {len(found.waiters) - _WAITERS_SHOWN} more; --json lists all")
     Console(highlight=False, markup=False).print(table)

@@ -6,11 +6,16 @@ import asyncio
 import json
 import os
 import sys
+from datetime import timedelta
 
+import asyncpg
 import pytest
 
-from lockguard import LeaseLost, LockGuard
-from lockguard.testing import RedisServer
+from lockguard import LeaseLost, LockGuard, StaleToken
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.lease import Grant, Lease, Token, new_grant_id, parse_resource
+from lockguard.testing import IndependentRedis, RedisServer
+from lockguard_asyncpg import PostgresFence, fenced_execute, install
 
 RESOURCE = "binance:APTUSDT"
 
@@ -54,25 +59,90 @@ async def test_inspect_tells_that_it_is_free(redis_url):
     assert "free" in out
 
 
-async def test_break_ends_the_holder(redis_url):
-    async with LockGuard.from_url(redis_url) as guard:
+@pytest.fixture
+async def pool(database_url):
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=6) as pool:
+        async with pool.acquire() as connection:
+            await install(connection)
+            await connection.execute("create table lockguard_test (n integer)")
+        yield pool
+
+
+async def test_one_break_ends_the_holder_in_redis_and_in_the_fence(redis_url, database_url, pool):
+    async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as guard:
         with pytest.raises(LeaseLost):
             async with guard.hold(RESOURCE) as lease:
-                code, out, _ = await lockguard(
-                    "break", RESOURCE, "--reason", "it's stuck", "--yes", "--redis", redis_url
+                blind = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+                write = asyncio.create_task(
+                    _refused(pool, blind, _told_to_break(redis_url, database_url, "it's stuck"))
                 )
-                assert code == 0
-                assert lease.grant.holder in out
-                assert "select lockguard.break_('binance:APTUSDT', 'it''s stuck', 5000)" in out
-                await asyncio.Event().wait()
-    code, out, _ = await lockguard("break", RESOURCE, "--reason", "again", "--redis", redis_url)
-    assert code == 0
-    assert "nothing to break" in out
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    code, out, err = await write
+    assert (code, err) == (0, "")
+    assert lease.grant.holder in out
+    assert "It is free now" in out
+    assert await pool.fetchval("select reason from lockguard.audit where action = 'break'") == "it's stuck"
+
+
+async def _told_to_break(redis_url, database_url, reason):
+    return await lockguard(
+        *("break", RESOURCE, "--reason", reason, "--yes", "--redis", redis_url),
+        LOCKGUARD_DATABASE_URL=database_url,
+    )
+
+
+async def _refused(pool, lease, breaking):
+    """Break, and write under the broken lease before its next renewal could tell anybody."""
+    result = await breaking
+    with pytest.raises(StaleToken):
+        await fenced_execute(pool, "insert into lockguard_test values (1)", lease=lease)
+    return result
+
+
+async def test_a_break_fences_the_holder_though_redis_has_lost_the_lock(redis_url, database_url, pool):
+    grant = Grant(parse_resource(RESOURCE), new_grant_id(), Token(7), "host", "open", 60_000)
+    await PostgresFence(pool).seal(grant, within=timedelta(seconds=5))
+    code, out, _ = await _told_to_break(redis_url, database_url, "wiped")
+    assert (code, "Postgres accepts nothing below" in out) == (0, True)
+    assert not await pool.fetchval("select is_open from lockguard.status($1)", RESOURCE)
+
+
+async def test_a_break_asks_where_the_fence_is(redis_url):
+    command = ("break", RESOURCE, "--reason", "x", "--yes", "--redis", redis_url)
+    code, _, err = await lockguard(*command)
+    assert (code, "or say --no-fence if there is none" in err) == (2, True)
+    code, out, _ = await lockguard(*command, "--no-fence")
+    assert (code, "There is no fence" in out) == (0, True)
+
+
+async def test_a_break_on_one_server_of_several_is_refused_and_on_all_of_them_frees():
+    options = ("break", RESOURCE, "--reason", "x", "--yes", "--no-fence")
+    with IndependentRedis(3) as servers:
+        async with LockGuard.from_urls(servers.urls) as guard, LockGuard.from_urls(servers.urls) as other:
+            holding = asyncio.create_task(_hold(guard))
+            async with asyncio.timeout(10):
+                while not (await other.inspect(RESOURCE)).held:
+                    await asyncio.sleep(0.01)
+            code, out, err = await lockguard(*options, "--redis", servers.urls[0])
+            assert (code, out) == (2, "")
+            assert "one of several that decide together" in err
+            assert (await other.inspect(RESOURCE)).held
+            code, out, _ = await lockguard(*options, LOCKGUARD_REDIS_URL=" ".join(servers.urls))
+            assert (code, "It is free now" in out) == (0, True)
+            with pytest.raises(LeaseLost):
+                await holding
+
+
+async def _hold(guard):
+    async with guard.hold(RESOURCE):
+        await asyncio.Event().wait()
 
 
 async def test_break_does_not_act_without_a_yes(redis_url):
     async with LockGuard.from_url(redis_url) as guard, guard.hold(RESOURCE):
-        code, _, err = await lockguard("break", RESOURCE, "--reason", "x", "--redis", redis_url)
+        code, _, err = await lockguard("break", RESOURCE, "--reason", "x", "--no-fence", "--redis", redis_url)
         assert code == 2
         assert err == "lockguard: nobody is here to be asked whether to break it; give --yes\n"
         assert (await guard.inspect(RESOURCE)).held

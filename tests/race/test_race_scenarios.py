@@ -11,12 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 from click.testing import CliRunner
 
+from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard.testing import PostgresServer
 from lockguard_positions.cli import race
 from lockguard_positions.race import RaceSettings, Scenario, run_race
+from lockguard_positions.race_servers import reach_redis
 
 OPENS = 12
 TOPOLOGIES = "use single, redlock:N with N from 1 to 15, sentinel or cluster"
@@ -188,7 +191,7 @@ def test_the_command_writes_its_result_and_its_exit_code(tmp_path: Path) -> None
         ),
         (
             ["--topology", "redlock:3", "--redis", "redis://127.0.0.1:9"],
-            "--topology starts servers, and --redis or LOCKGUARD_REDIS_URL names others; leave one out",
+            "--topology starts servers, and --redis or LOCKGUARD_RACE_REDIS_URL names others; leave one out",
         ),
         (
             ["--no-guard", "--expire-leases"],
@@ -200,3 +203,37 @@ def test_a_mistake_is_one_line_and_two(arguments: list[str], told: str) -> None:
     done = CliRunner().invoke(race, arguments)
     assert done.exit_code == 2
     assert done.output.strip() == f"Error: {told}"
+
+
+async def test_a_race_leaves_the_servers_of_the_bots_own_variables_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It resets the exchange, and takes and breaks leases of the very names that a bot takes."""
+    for name in ("REDIS", "DATABASE", "EXCHANGE"):
+        monkeypatch.setenv(f"LOCKGUARD_{name}_URL", f"{name.lower()}://bots.example")
+    seen: list[tuple[str, str, str]] = []
+
+    async def record(settings: RaceSettings, *_: object, **__: object) -> None:
+        seen.append((settings.redis_url, settings.database_url, settings.exchange_url))
+        raise ConfigurationError("stopped")
+
+    monkeypatch.setattr("lockguard_positions.cli._run", record)
+    result = await asyncio.to_thread(CliRunner().invoke, race, ["--opens", "1"])
+    assert "stopped" in result.output
+    assert seen == [("", "", "")]
+
+
+async def test_a_race_refuses_a_redis_with_locks_that_no_race_has_made(redis_url: str) -> None:
+    settings = RaceSettings(redis_url=redis_url, database_url="", exchange_url="")
+    symbols = ("APT/USDT:USDT", "SUI/USDT:USDT")
+    async with LockGuard.from_url(redis_url) as bot:
+        async with bot.hold("binance:SUIUSDT"):
+            pass
+        with pytest.raises(ConfigurationError, match="locks that no race has made, such as binance:SUIUSDT"):
+            await reach_redis(settings, symbols)
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+        await reach_redis(settings, symbols)
+        async with bot.hold("binance:SUIUSDT"):  # now it is a race's own
+            pass
+        await reach_redis(settings, symbols)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.connecting import Mistake, connected, reason_of, shown
+from lockguard_asyncpg.connecting import Mistake, connected, reason_of
+from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_asyncpg.race import (
     ISOLATIONS,
@@ -120,6 +121,7 @@ def race_command(
     if pooler and url is None:
         raise click.UsageError("a server of its own comes with its own pooler: leave --pooler out")
     plan = RacePlan(writes=writes or 2_000, holders=holders, seed=seed)
+    checked(url)
     with _routes(url, pooler=pooler) as routes:
         try:
             sound = asyncio.run(_series(routes, plan, total=total, planted=planted))

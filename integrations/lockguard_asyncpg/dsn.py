@@ -1,0 +1,98 @@
+"""A database URL as a person gave it: read before anybody else reads it, and shown without its secrets.
+
+A raw ``/``, ``?``, ``#`` or ``@`` in a password makes a URL that is read wrongly, not one that cannot be:
+pieces of the password become port, path and options, and asyncpg's errors and ours would quote them. Such a
+URL is refused first, and nothing of it is shown.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from lockguard.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
+
+__all__ = ["checked", "reason_of", "shown"]
+
+_SCHEMES = ("postgresql", "postgres")
+_DATABASE = "the database of the PG* environment variables (or give its URL)"
+_UNREADABLE = (
+    "the database URL cannot be read (it is not shown, as it may contain a password): write"
+    " postgresql://user:password@host:port/name; in a user or password write %2F for '/', %3F for '?',"
+    " %23 for '#', %25 for '%' and %40 for '@'"
+)
+
+
+def checked(url: str | None) -> None:
+    """Nothing, if the URL says one thing only, or there is none.
+
+    Raises:
+        ConfigurationError: it does not; nothing of it is quoted.
+    """
+    if url is not None:
+        _read(url)
+
+
+def _read(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+        credentials, _, _ = parts.netloc.rpartition("@")
+        clear = (
+            parts.scheme in _SCHEMES
+            and url.isprintable()
+            and "@" not in f"{credentials}{parts.path}{parts.query}{parts.fragment}"
+            and not parts.fragment
+            and "%" not in _without_escapes(credentials)
+            and parts.path.count("/") < 2
+        )
+        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:
+        clear = False
+    if not clear:
+        # Without a cause, whose text would quote a piece.
+        raise ConfigurationError(_UNREADABLE) from None
+    return parts
+
+
+def _without_escapes(text: str) -> str:
+    """The text as it is decoded, or ``"%"`` if an escape in it is none."""
+    pieces = text.split("%")[1:]
+    broken = any(len(piece) < 2 or not _is_hex(piece[:2]) for piece in pieces)
+    return "%" if broken else ""
+
+
+def _is_hex(text: str) -> bool:
+    return all(c in "0123456789abcdefABCDEF" for c in text)
+
+
+def shown(url: str | None) -> str:
+    """The place for people: host, port and name of the database, without user, password and options."""
+    if url is None:
+        return _DATABASE
+    try:
+        parts = _read(url)
+    except ConfigurationError:
+        return "the database"
+    host = parts.hostname or "the local server"
+    return f"{host}:{parts.port or 5432}{unquote(parts.path)}"
+
+
+def reason_of(exc: BaseException, *, within_s: float) -> str:
+    """What went wrong with a connection, in one line.
+
+    Args:
+        exc: what asyncpg raised.
+        within_s: how long it was given.
+    """
+    if isinstance(exc, TimeoutError):
+        return f"no answer within {within_s:g} s; check host and port"
+    if isinstance(exc, OSError):
+        return f"{exc.strerror or type(exc).__name__}; check that the server runs there"
+    if isinstance(exc, ValueError):
+        # asyncpg's and ssl's quote the option's value, which may be a password.
+        return "an option of the URL, or a PG* variable, has a value that cannot be read"
+    return str(exc).partition("\n")[0] or type(exc).__name__
