@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 try:
     import click
-    from rich.console import Console
-    from rich.table import Table
+
+    from lockguard.cli.tables import Table, console
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
@@ -197,18 +197,18 @@ def _row(record: asyncpg.Record) -> _Row:
 
 
 def _print(rows: list[_Row], tables: tuple[Protection, ...]) -> None:
-    console = Console()
+    out = console()
     now = datetime.now(UTC)
-    shown = Table("resource", "token", "state", "holder", "operation", "sealed")
+    status = Table("resource", "token", "state", "holder", "operation", "sealed")
     for r in rows:
         age = str(now - r.sealed_at).partition(".")[0]
         state = "open" if r.is_open else "closed"
-        shown.add_row(r.resource, str(r.token), state, r.holder, r.operation, f"{age} ago")
-    console.print(shown if rows else "no resource was ever sealed")
+        status.add_row(r.resource, str(r.token), state, r.holder, r.operation, f"{age} ago")
+    out.print(status if rows else "no resource was ever sealed")
     guarded = Table("protected table", "resource", "exempt columns", "enabled")
     for t in tables:
         guarded.add_row(t.table, t.resource, ", ".join(t.exempt), "yes" if t.enabled else "NO")
-    console.print(guarded if tables else "no table is protected")
+    out.print(guarded if tables else "no table is protected")
 
 
 @fence.command(name="protect")
@@ -247,11 +247,11 @@ async def bench(conn: asyncpg.Connection[Any], rows: int, rounds: int, *, as_jso
     if as_json:
         click.echo(json.dumps([{**asdict(c), "ratio": c.ratio} for c in costs], indent=2))
         return
-    shown = Table("table", "change", "for each", "unprotected", "protected", "ratio")
+    figures_table = Table("table", "change", "for each", "unprotected", "protected", "ratio")
     for c in costs:
         figures = f"{c.plain_us:.2f} us", f"{c.protected_us:.2f} us", f"{c.ratio:.1f}"
-        shown.add_row(c.table, c.change, c.unit, *figures)
-    Console().print(shown)
+        figures_table.add_row(c.table, c.change, c.unit, *figures)
+    console().print(figures_table)
 
 
 fence.add_command(race_command)

@@ -14,7 +14,9 @@ try:
     import click
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
+
+    from lockguard.cli.tables import Table
+    from lockguard.cli.tables import console as plain_console
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
@@ -166,7 +168,7 @@ def race(
 
     Ends with 0 when nothing did (without the guard: when it ran), 1 when something did.
     """
-    console = Console()
+    console = plain_console()
     try:
         # Checked first: a mistake must not start anything.
         settings = RaceSettings(

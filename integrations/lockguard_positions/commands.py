@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 try:
     import click
-    from rich.console import Console
-    from rich.table import Table
+
+    from lockguard.cli.tables import Table, console, shown
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
@@ -208,20 +208,20 @@ def _diagnosis_json(found: Diagnosis) -> dict[str, Any]:
 
 
 def _show_diagnosis(found: Diagnosis) -> None:
-    console = Console(highlight=False, markup=False)
+    out = console()
     figures = _table("Positions by status", "status", "rows", "average", "longest")
     for row in found.statistics:
         longest = _span(row.duration_ms_max)
         figures.add_row(row.status, str(row.count), _span(row.duration_ms_average), longest)
-    console.print(figures)
+    out.print(figures)
     if not found.exchanges:
-        console.print("The exchange was not looked at.")
+        out.print("The exchange was not looked at.")
     if found.changing:
-        console.print(f"Being worked on, look again: {', '.join(found.changing)}")
+        out.print(shown(f"Being worked on, look again: {', '.join(found.changing)}"))
     if not found.findings:
-        console.print("Nothing is wrong.")
+        out.print("Nothing is wrong.")
         return
-    console.print(_findings_table(found))
+    out.print(_findings_table(found))
 
 
 def _findings_table(found: Diagnosis, remedy: bool = False) -> Table:  # noqa: FBT001, FBT002 - one column more
@@ -284,7 +284,7 @@ def cleanup(
             plan = [{**asdict(f), "remedy": f.kind.remedy} for f in found.findings]
             click.echo(json.dumps({"confirmed": False, "plan": plan}, indent=2))
         elif found.findings:
-            Console(highlight=False, markup=False).print(_findings_table(found, remedy=True))
+            console().print(_findings_table(found, remedy=True))
             click.echo("Nothing was changed; --confirm does it.")
         else:
             click.echo("There is nothing to clean up.")
@@ -458,7 +458,7 @@ def _show_done(done: Iterable[SyncOutcome], *, as_json: bool, backup: str | None
         for o in outcomes:
             row = "-" if o.position_id is None else str(o.position_id)
             table.add_row(o.symbol, o.action.value, row, o.details)
-        Console(highlight=False, markup=False).print(table)
+        console().print(table)
         if backup is not None:
             click.echo(f"The rows as they were: {backup}")
     if any(outcome.action is SyncAction.UNREADABLE for outcome in outcomes):
@@ -481,10 +481,7 @@ def _logged() -> Iterator[None]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    return Table(*columns, title=title)
 
 
 def _span(ms: int) -> str:

@@ -4,6 +4,7 @@
 0      done
 1      it could not be done: somebody holds it, a server does not answer, a check failed
 2      the user's mistake: an argument, a URL, a password, a missing package
+3      something could not be read, so nobody knows whether it is right (some commands of positions and logs)
 130    interrupted, by Ctrl-C or by SIGTERM
 =====  ==================================================================================
 """

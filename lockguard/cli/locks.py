@@ -12,10 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from lockguard.cli.plugins import contributed, load
+from lockguard.cli.tables import Table, console
 from lockguard.errors import ConfigurationError
 from lockguard.guard import LockGuard
 from lockguard.lease import parse_resource
@@ -213,14 +212,14 @@ def _show(found: Inspection) -> None:
     rows["waiters"] = str(len(found.waiters))
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table.add_column()
     for name, value in rows.items():
-        table.add_row(name, printable(value))
+        table.add_row(name, value)
     for place, waiter in enumerate(found.waiters[:_WAITERS_SHOWN], start=1):
-        table.add_row(f"  {place}.", f"{printable(waiter.inbox)}, heard of {_span(waiter.silent_ms)} ago")
+        table.add_row(f"  {place}.", f"{waiter.inbox}, heard of {_span(waiter.silent_ms)} ago")
     if len(found.waiters) > _WAITERS_SHOWN:
         table.add_row("", f"and {len(found.waiters) - _WAITERS_SHOWN} more; --json lists all")
-    Console(highlight=False, markup=False).print(table)
+    console().print(table)
 
 
 def _span(ms: int) -> str:

@@ -128,6 +128,25 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(
     assert output.startswith("Error: ") or output.splitlines()[-1].startswith("Error: ")
 
 
+def test_status_shows_what_a_holder_is_called_whole_and_as_it_is(
+    installed: Run, postgres_server: PostgresServer, database_url: str
+) -> None:
+    """Brackets are rich's markup, and once ended the command with a traceback."""
+    resource, operation = "binance:" + "X" * 150, "open [/x] [red]"
+    psql(
+        postgres_server,
+        database_url,
+        f"select lockguard.seal('{resource}', 7, gen_random_uuid(), 'host/12/bot', '{operation}', 1000);"
+        "select lockguard.seal('b:c', 7, gen_random_uuid(), 'host', e'a\\x1b[2J\nb:c closed', 1000);",
+    )
+    output = installed("status").output
+    (line,) = [line for line in output.splitlines() if resource in line]
+    assert operation in line
+    assert "…" not in output
+    assert "\x1b" not in output
+    assert not any(line.startswith("b:c closed") for line in output.splitlines())
+
+
 @pytest.mark.parametrize(
     "command",
     [("status",), ("upgrade",), ("bench",), ("protect", "pg_class", "--resource", "{relname}")],

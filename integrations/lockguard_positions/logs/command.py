@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 try:
     import click
     from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
+
+    from lockguard.cli.tables import Table, console, shown
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
@@ -181,22 +182,22 @@ def _write(file: Path, pieces: Iterable[str]) -> None:
 
 
 def _show(found: Analysis, symbol: str | None) -> None:
-    console = Console(highlight=False, markup=False)
+    out = console()
     records = f"{found.records} record{'' if found.records == 1 else 's'}"
-    console.print(f"{records} from {_told(found.first)} to {_told(found.last)}")
+    out.print(f"{records} from {_told(found.first)} to {_told(found.last)}")
     if found.cut_off:
-        console.print(f"There is more: {found.cut_off}. Narrow it with --from, --to or --symbol.")
+        out.print(f"There is more: {found.cut_off}. Narrow it with --from, --to or --symbol.")
     if symbol is not None:
-        console.print(_timeline(found, symbol) if found.timeline else f"{symbol} is not mentioned.")
+        out.print(_timeline(found, symbol) if found.timeline else shown(f"{symbol} is not mentioned."))
     if found.busy:
         most = ", ".join(f"{name} {count}" for name, count in list(found.busy.items())[:5])
-        console.print(f"Found busy {found.counts[SightingKind.BUSY]} times: {most}")
+        out.print(shown(f"Found busy {found.counts[SightingKind.BUSY]} times: {most}"))
     if not found.findings:
-        console.print("No duplicates, no races." if found.understood else "Nothing was found.")
+        out.print("No duplicates, no races." if found.understood else "Nothing was found.")
         return
-    console.print(_findings(found))
+    out.print(_findings(found))
     duplicates = sum(finding.kind.duplicate for finding in found.findings)
-    console.print(f"{duplicates} duplicates, {len(found.findings) - duplicates} races that were stopped")
+    out.print(f"{duplicates} duplicates, {len(found.findings) - duplicates} races that were stopped")
 
 
 def _findings(found: Analysis) -> Table:
@@ -204,7 +205,7 @@ def _findings(found: Analysis) -> Table:
     one_day = len({finding.at.date() for finding in found.findings}) == 1
     for finding in found.findings[:_ROWS_MAX]:
         style = "red" if finding.kind.duplicate else "yellow"
-        where = "\n".join(dict.fromkeys(_place(told) for told in finding.sightings[:4]))
+        where = Text("\n").join(shown(p) for p in dict.fromkeys(map(_place, finding.sightings[:4])))
         when = _told(finding.at, with_date=not one_day)
         table.add_row(when, finding.kind.value, finding.resource, finding.details, where, style=style)
     if len(found.findings) > _ROWS_MAX:
