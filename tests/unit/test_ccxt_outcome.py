@@ -58,7 +58,21 @@ TABLE = [
     (ccxt.OrderNotFound('binanceusdm {"code":-2011,"msg":"Unknown order sent."}'), no(Refusal.NOT_FOUND)),
     (ccxt.AuthenticationError('binanceusdm {"code":-2015,"msg":"key"}'), no(Refusal.AUTHENTICATION)),
     (ccxt.InvalidOrder('binanceusdm {"code":-4164,"msg":"notional"}'), no(Refusal.INVALID)),
-    (ccxt.ExchangeError('binanceusdm {"code":-9999,"msg":"something new"}'), no(Refusal.INVALID)),
+    (
+        ccxt.AuthenticationError('bybit {"retCode":10003,"retMsg":"API key is invalid."}'),
+        no(Refusal.AUTHENTICATION),
+    ),
+    (ccxt.PermissionDenied('bybit {"retCode":10010,"retMsg":"Unmatched IP"}'), no(Refusal.AUTHENTICATION)),
+    (ccxt.DDoSProtection("binanceusdm 418 I'm a teapot {}"), no(Refusal.BANNED)),
+    (
+        ccxt.RateLimitExceeded('binanceusdm {"code":-1003,"msg":"IP(1.2.3.4) banned until 1700000000000."}'),
+        no(Refusal.BANNED),
+    ),
+    (ccxt.OperationRejected('binanceusdm {"code":-4061,"msg":"position side"}'), no(Refusal.POSITION_MODE)),
+    (ccxt.OperationRejected('binanceusdm {"code":-4045,"msg":"max stop orders"}'), no(Refusal.LIMIT)),
+    (ccxt.BadRequest('binanceusdm {"code":-1111,"msg":"precision"}'), no(Refusal.INVALID)),
+    (ccxt.OnMaintenance("binanceusdm 503 under maintenance"), (Doubt.OPEN, None)),
+    (ccxt.ExchangeError('binanceusdm {"code":-9999,"msg":"something new"}'), no(Refusal.UNRECOGNISED)),
 ]
 
 
