@@ -29,6 +29,8 @@ Key: TypeAlias = str | Callable[..., KeyText]
 """A format template over a function's parameters, or a function of the same arguments."""
 
 _ACCEPTED = "a str, an int, a UUID, or an Enum of these"
+_ENUMS_MAX = 4
+"""Members whose values are members. One with a property ``value`` of its own may be its own value."""
 _FORMATTER = string.Formatter()
 
 
@@ -46,7 +48,9 @@ def argument_text(value: object, of: str) -> str:
         ConfigurationError: it has none.
     """
     plain = value
-    while isinstance(plain, Enum):
+    for _ in range(_ENUMS_MAX):
+        if not isinstance(plain, Enum):
+            break
         plain = plain.value
     text: str | None = None
     if isinstance(plain, str):

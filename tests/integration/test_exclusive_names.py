@@ -32,6 +32,14 @@ class Plain(enum.Enum):
     NESTED = Venue.BINANCE
 
 
+class Endless(enum.Enum):
+    ITSELF = 1
+
+    @property
+    def value(self):
+        return self
+
+
 class Number(enum.IntEnum):
     SEVEN = 7
 
@@ -169,6 +177,7 @@ async def test_what_has_one_text_locks_that_text(locked, value, text):
         (Path("/a/./b"), "a PosixPath"),
         (Plain.PRICE, "a Plain whose value is a Decimal"),
         (Request("A"), "a Request"),
+        (Endless.ITSELF, "a Endless"),
         (object(), "a object"),
         (Request, "a type"),
         (10**5000, "a int"),
