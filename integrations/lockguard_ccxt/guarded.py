@@ -35,7 +35,7 @@ __all__ = ["GuardedExchange"]
 
 _OF_CONTRACTS = {"type": "swap", "subType": "linear"}
 _CLOCK_AHEAD = timedelta(seconds=1)
-_REFRESH_S_MIN = 15.0
+_REFRESH_S_MIN = 5.0
 _REFRESH_PAUSE_S = 1.0
 
 
@@ -138,20 +138,27 @@ class GuardedExchange:
             if mode.get("hedged"):
                 raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the account {self.name}"))
 
-    async def refresh(self) -> bool:
+    async def refresh(self, *, wait: bool = False) -> bool:
         """Load the markets again, as a name is not among them; tells whether that was done.
 
         Contracts are listed and delisted while a bot runs. Whoever sends names that exist nowhere must not
-        make it load markets all the time: it is done at most once in fifteen seconds.
+        make it load markets all the time: it is done at most once in five seconds.
+
+        Args:
+            wait: wait for the next time, so that the list is newer than the question.
 
         Raises:
             ccxt.BaseError: the exchange did not answer; the markets are those of before.
         """
         asked_at = self._clock.now()
+        if not wait and self._loaded_at is not None and asked_at - self._loaded_at < _REFRESH_S_MIN:
+            return False
         async with self._refreshing:  # who asks meanwhile waits for the answer
-            known_at = self._loaded_at
-            if known_at is not None and asked_at - known_at < _REFRESH_S_MIN:
-                return False
+            loaded_at = self._loaded_at
+            if loaded_at is not None:
+                if loaded_at >= asked_at:
+                    return False
+                await asyncio.sleep(max(0.0, loaded_at + _REFRESH_S_MIN - self._clock.now()))
             if self._failed is not None and asked_at - self._failed[0] < _REFRESH_PAUSE_S:
                 raise self._failed[1]
             try:

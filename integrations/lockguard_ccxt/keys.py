@@ -20,11 +20,12 @@ from lockguard.errors import ConfigurationError
 from lockguard.lease import Resource, parse_resource
 from lockguard_ccxt.markets import listing_of, short_name
 
-__all__ = ["account_label", "account_name", "resource_key", "unified_symbol", "venue_name"]
+__all__ = ["account_label", "account_name", "could_be_listed", "resource_key", "unified_symbol", "venue_name"]
 
 _VENUES = {"binanceusdm": "binance", "binancecoinm": "binance"}
 
 _LABEL_CHARS_MAX = 32
+_NAME_CHARS_MAX = 40
 _LABEL = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{_LABEL_CHARS_MAX - 1}}}")
 _UNIFIED = re.compile(r"^[^/:\s]+/[^/:\s-]+(?::[^/:\s-]+(?:-\S+)?)?$")
 _PLAIN = re.compile(r"^(?P<base>[A-Z0-9]+?)(?P<quote>USDT|USDC|FDUSD|BUSD)(?:_(?P<delivery>\d{6}))?$")
@@ -89,6 +90,15 @@ def unified_symbol(exchange: Any, name: str) -> str:
     """The unified symbol of a market, however it is spelt; takes and raises as :func:`resource_key`."""
     listing = listing_of(exchange)
     return _read_symbol(name) if listing is None else listing.market(name).symbol
+
+
+def could_be_listed(name: str) -> bool:
+    """Whether a name has the form of those that an exchange lists, known or not."""
+    try:
+        _read_symbol(name)
+    except ConfigurationError:
+        return False
+    return name == name.strip().upper() and len(name) <= _NAME_CHARS_MAX
 
 
 def _read_symbol(name: str) -> str:

@@ -55,6 +55,13 @@ __all__ = ["Emit", "Flow"]
 
 Emit: TypeAlias = Callable[[PositionEvent], None]
 
+_LATER = frozenset(
+    {
+        *(Refusal.RATE_LIMITED, Refusal.BANNED, Refusal.OVERLOADED, Refusal.CLOCK, Refusal.MARKET_CLOSED),
+        *(Refusal.AUTHENTICATION, Refusal.NOT_SENT),
+    }
+)
+"""Why an entry is refused though nothing is wrong with it."""
 _STEPS_MAX = 200
 _GONE = "gone from the exchange before its stop was placed"
 _BEYOND = "the price is beyond the stop already"
@@ -174,7 +181,8 @@ class Flow:
                 self._bought.add(position.id)
                 return await self._entered(position, intent, order)
             case Refused():
-                return await self._not_entered(position, intent, f"entry refused: {outcome.message}")
+                why = f"entry refused: {outcome.message}"
+                return await self._not_entered(position, intent, why, passing=outcome.refusal in _LATER)
             case Unknown():
                 await self._store.note_error(self._lease, position, f"entry in doubt: {outcome.message}")
                 self._alert(position, f"the entry {intent.client_id} is in doubt: {outcome.message}")
@@ -236,11 +244,14 @@ class Flow:
             self._moved(progress.position, entered)
         return progress
 
-    async def _not_entered(self, position: Position, intent: Intent, why: str) -> Progress:
+    async def _not_entered(
+        self, position: Position, intent: Intent, why: str, *, passing: bool = False
+    ) -> Progress:
+        """Nothing was ordered; where the reason passes, that is no word about the signal."""
         moved = await self._store.finish(
             self._lease,
             position,
-            PositionStatus.FAILED,
+            PositionStatus.CANCELED if passing else PositionStatus.FAILED,
             intent=intent,
             outcome=IntentOutcome.REFUSED,
             error=why,

@@ -189,7 +189,8 @@ class AtomicPositionManager:
             outcome = await reconciler.adopt(new.symbol, held)
             row = await self._store.open_of(venue.name, new.symbol)
             if row is None:
-                return NotOpened(f"on the exchange already: {outcome.details}")
+                settled = outcome.action.settled
+                return NotOpened(f"on the exchange already: {outcome.details}", passing=not settled)
             return AlreadyOpen(row, new.side)
         try:
             new = venue.in_steps(new, price)
@@ -206,7 +207,7 @@ class AtomicPositionManager:
         if position.status is PositionStatus.ACTIVE:
             return Opened(position)
         why = position.error_details or position.exit_reason or f"it is {position.status.value}"
-        return NotOpened(why, position)
+        return NotOpened(why, position, passing=position.status is PositionStatus.CANCELED)
 
     # --- keep in step ---
 

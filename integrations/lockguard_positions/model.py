@@ -236,10 +236,12 @@ class NotOpened:
         reason: why, for people.
         position: the row that tells; ``None`` when none was written. One that is still open is in doubt, and
             recovery will settle it: do not order again.
+        passing: whether nothing was ordered, for a reason that passes: the same signal may be tried again.
     """
 
     reason: str
     position: Position | None = None
+    passing: bool = False
 
     @property
     def in_doubt(self) -> bool:

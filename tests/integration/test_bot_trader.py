@@ -165,10 +165,21 @@ async def test_an_unknown_market_is_the_signals_fault(desk: Desk) -> None:
         await desk.trader.carry_out(signal)
 
 
-async def test_a_busy_symbol_is_not_a_decision(desk: Desk) -> None:
+async def test_an_open_that_is_refused_for_a_reason_that_passes_is_no_decision(desk: Desk) -> None:
+    """On 8290112 a key that was denied for a second was a refusal for good, and the signal was lost."""
+    desk.exchange.deny()
+    denied = await desk.trader.carry_out(opening("s1"))
+    assert (denied.outcome, denied.final) == (Outcome.UNDECIDED, False)
+    assert "-2015" in denied.details
+    desk.exchange.allow()
+    assert await desk.does(opening("s1")) == ("opened", False)
+    assert desk.entries() == 1
+
+
+async def test_a_busy_symbol_is_not_a_decision(desk: Desk, redis_url: str) -> None:
     async with desk.guard.hold("binance:APTUSDT"):
         pass
-    async with LockGuard.from_url(desk_redis(desk)) as other, other.hold("binance:APTUSDT"):
+    async with LockGuard.from_url(redis_url) as other, other.hold("binance:APTUSDT"):
         with pytest.raises(ResourceBusy):
             await desk.trader.carry_out(opening("s1"))
     assert await desk.does(opening("s1")) == ("opened", False)
@@ -268,7 +279,3 @@ async def until_final(desk: Desk, signal: OpenSignal | CloseSignal) -> Decision:
     while not (decision := await desk.trader.carry_out(signal)).final:
         pass
     return decision
-
-
-def desk_redis(desk: Desk) -> str:
-    return f"redis://{repr(desk.guard).split()[1]}"

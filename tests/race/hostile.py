@@ -27,6 +27,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import time
@@ -71,6 +72,7 @@ _FINAL_S = 60.0
 _BACKLOG_MAX = 8
 _SAME_TIME_MS = 8_000
 """How far apart the clocks of the signals and of the exchange may be, its steps included."""
+_PASSES = re.compile(r'"code":\s*-(2014|2015|1021|1003|1008)|calls are closed|ms ago')
 _ARGUMENTS = (
     *("--ttl", "2", "--claim-after", "3", "--recover-every", "0.5", "--sync-every", "1"),
     *("--receive-window", "2", "--reads-lag", "0.5", "--at-once", "6", "--alert-after", "5"),
@@ -387,6 +389,8 @@ class Hostile:
                 if isinstance(line, str):
                     score.not_json.append(line[:200])
                     continue
+                if line.get("outcome") == "refused" and _PASSES.search(line["message"]):
+                    continue  # a refusal for a reason that passes: that signal is lost
                 if line.get("outcome") not in (None, "undecided"):
                     decided[str(line.get("signal"))] = line["outcome"]
                 if line["logger"] == "lockguard.positions" and line["level"] == "ERROR":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, assert_never
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import UnknownMarket, decimal_of
 from lockguard_ccxt.classify import ccxt_errors
+from lockguard_ccxt.keys import could_be_listed
 from lockguard_positions.bot.book import Decision, Outcome
 from lockguard_positions.bot.signals import BadSignal, CloseSignal, OpenSignal
 from lockguard_positions.errors import ExchangeUnreadable
@@ -85,7 +86,8 @@ class Trader:
             try:
                 market = self._exchange.market(signal.symbol)
             except UnknownMarket:
-                await self._exchange.refresh()
+                # A name that could be one of this exchange's is refused only by a list that is newer than it.
+                await self._exchange.refresh(wait=could_be_listed(signal.symbol))
                 market = self._exchange.market(signal.symbol)
             market.check()
             return self._exchange.resource(market.symbol)
@@ -185,6 +187,9 @@ class Trader:
             percent,
         )
         if isinstance(result, NotOpened):
+            if result.passing:
+                where = None if result.position is None else result.position.id
+                return Decision(Outcome.UNDECIDED, result.reason, where)
             if result.position is None:
                 return Decision(Outcome.REFUSED, result.reason)
             decision = _of_row(signal, result.position)
