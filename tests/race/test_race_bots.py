@@ -56,6 +56,7 @@ OPTIONS = {
     "--receive-window": "1",
     "--reads-lag": "1",
     "--stop-within": "15",
+    "--set-aside-after": "1000",  # here bots are killed all the time, and no signal is to blame
 }
 
 
