@@ -235,7 +235,10 @@ async def test_two_bots_share_a_stream_and_leave_no_consumer_behind(stage: Stage
         bot.terminate()
     assert [(await bot.end()).code for bot in bots] == [0, 0]
     rows = await stage.pool.fetch("select outcome, count(*) from monitoring.signals group by 1 order by 1")
-    assert [tuple(row) for row in rows] == [("already open", 4), ("opened", 2)]
+    decided = {row["outcome"]: row["count"] for row in rows}
+    # Two bots may take two signals of one symbol in either order, and the earlier one is overtaken then.
+    assert (decided.pop("opened"), sum(decided.values())) == (2, 4)
+    assert decided.keys() <= {"already open", "overtaken"}
     assert await stage.stream.xinfo_consumers(STREAM, "lockguard-bots") == []
     stage.sound()
 
@@ -336,7 +339,7 @@ async def test_what_another_program_left_is_recovered_at_the_start(stage: Stage)
         (["--exchange", "nope"], {}, 2, "ccxt has no exchange 'nope'; write binanceusdm"),
         (["--exchange", "binanceusdm"], {}, 2, "needs the account's keys; set LOCKGUARD_EXCHANGE_API_KEY"),
         ([], {"LOCKGUARD_EXCHANGE_API_KEY": "hunter2"}, 2, "binance refused the keys"),
-        (["--redis", "foo://u:hunter2@x"], {}, 2, "is not a Redis URL"),
+        (["--redis", "foo://u:hunter2@x"], {}, 2, "which is none of a Redis"),
         (["--stream", "s", "--stream-redis", "redis+cluster://:hunter2@x:1"], {}, 2, "URL of one server"),
         (["--signals", "/no/such"], {}, 2, "File '/no/such' does not exist"),
         (["--alert", "foo://u:hunter2@x"], {}, 2, "alert URL 1 (foo://...) is none that apprise knows"),
