@@ -12,6 +12,7 @@ error or a rollback to a savepoint, which may have released the fence's row.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import asyncpg
@@ -29,7 +30,7 @@ from lockguard_asyncpg.statements import (
     may_end_transaction,
     read_only_after,
 )
-from lockguard_asyncpg.wire import Standing, Wire, is_unfenced, send_plain, standing_of
+from lockguard_asyncpg.wire import Standing, Wire, is_unfenced, rolled_back, send_plain, standing_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,7 +41,6 @@ __all__ = ["LIMITS", "leases_here", "leases_of", "present", "run"]
 
 T = TypeVar("T")
 LIMITS = Limits()
-_ROLLBACK_S = 1.0
 
 
 def leases_here() -> tuple[Lease, ...]:
@@ -160,10 +160,8 @@ async def _alone(
         result = await send()
     except BaseException as exc:
         if not con.is_closed():
-            try:
-                await asyncio.shield(asyncio.wait_for(transaction.rollback(), _ROLLBACK_S))
-            except (*DATABASE_ERRORS, asyncio.CancelledError):
-                con.terminate()
+            with contextlib.suppress(asyncio.CancelledError):
+                await rolled_back(con, transaction.rollback())
         if (said := ended(exc, leases)) is not None:
             raise said from exc
         raise

@@ -105,16 +105,10 @@ def sql(after: int) -> None:
 @_connected
 async def install_(conn: asyncpg.Connection[Any], grant_to: str | None) -> None:
     """Create or upgrade the schema, in one transaction."""
-    done = await install(conn)
+    done = await install(conn, allow=() if grant_to is None else (grant_to,))
     click.echo(_told(done.before))
-    if grant_to is None:
-        return
-    grant = await conn.fetchval("select format('grant lockguard_app to %I', $1::text)", grant_to)
-    try:
-        await conn.execute(grant)
-    except asyncpg.UndefinedObjectError as exc:
-        raise ConfigurationError(f"there is no role {grant_to!r}; create it first") from exc
-    click.echo(f"{grant_to} may take part in fencing")
+    if grant_to is not None:
+        click.echo(f"{grant_to} may take part in fencing")
 
 
 @fence.command()

@@ -202,6 +202,10 @@ def set_up_error(exc: BaseException) -> ConfigurationError:
     """The one line that tells what to change, for an error that means CONFIGURATION."""
     state = str(getattr(exc, "sqlstate", None) or "")
     first = str(exc).partition("\n")[0]
+    if state == "LG004":
+        return ConfigurationError(
+            f"{first}; {getattr(exc, 'hint', None) or 'see the reference of the fence'}"
+        )
     if state in {"3F000", "42P01"}:
         remedy = "the database has no lockguard schema: run `lockguard fence install` on it"
     elif state == "42883":

@@ -4,49 +4,72 @@ Each is one statement that decides by itself, and each may be repeated: a seal i
 a close too, and a break only fences once more. So whatever failed for a passing reason (a dropped
 connection, a serialization failure) is simply done again until ``within`` is over. What is left then is
 :class:`FenceUnavailable`, and the caller closes the grant: a seal that arrives later finds it shut.
+
+Each stands in line behind the transactions that are under way with the resource's lease, and nothing new gets
+past it. A seal or a break that still stands there after its *grace* has their sessions ended: a process that
+was stopped may hold one for ever, whatever its backend waits for. A close ends nobody; what it could not do
+in a second is done in the background when that transaction has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from lockguard.errors import FenceUnavailable
-from lockguard.lease import Grant, Resource, Token
+from lockguard.errors import ConfigurationError, FenceUnavailable
+from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.wire import give_back, unfenced
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from asyncpg.pool import PoolConnectionProxy
 
 __all__ = ["PostgresFence", "resolve"]
 
+T = TypeVar("T")
 _ATTEMPTS_MAX = 20
 _PAUSE_FIRST_S = 0.01
 _PAUSE_MAX_S = 0.2
 # How long a connection may take to give up a cancelled statement before it is thrown away.
 _RELEASE_S = 0.5
 _LEFT_MIN = timedelta(milliseconds=100)
+_GRACE = timedelta(milliseconds=500)
+# How long leaving a body waits for the transactions that were begun in it and are open still.
+_CLOSE = timedelta(seconds=1)
+_CLOSE_AGAIN_FIRST_S = 0.5
+_CLOSE_AGAIN_MAX_S = 5.0
+_UNDER_WAY = (
+    "select pid, role, state, waits_for, clock_timestamp() - since as age from lockguard.under_way($1)"
+)
 
 
 class PostgresFence:
     """Refuses the writes of every grant but the one that sealed last.
 
     Give it a pool of its own, or one with room to spare: an acquire that has to wait for a connection that
-    another body holds is slow, and fails with :class:`FenceUnavailable` in the end.
+    another body holds is slow, and fails with :class:`FenceUnavailable` in the end. It needs two at a time
+    to end the session of a holder that was stopped.
 
     Args:
         pool: an asyncpg pool on the primary, direct or through a pooler in transaction mode.
+        grace: how long a seal or a break waits for the transactions of the grant before it, until it has
+            their sessions ended. The bot's roles need no right for it where they are one role.
     """
 
-    def __init__(self, pool: asyncpg.Pool[Any]) -> None:
+    def __init__(self, pool: asyncpg.Pool[Any], *, grace: timedelta = _GRACE) -> None:
         self._pool = pool
+        self._grace_s = grace.total_seconds()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[GrantId] = set()
 
     async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
         """Make ``grant`` the only one whose writes are accepted; waits for open transactions of the old one.
@@ -63,7 +86,8 @@ class PostgresFence:
         began = loop.time()
         # The row count of a simple query tells yes from no in one message.
         if_sealed = _Call(f"select from {call}", f") where accepted and token = {number(grant.token)}")
-        if await _call(self._pool, if_sealed, resource=grant.resource, within=within) == "SELECT 1":
+        sealing = _call(self._pool, if_sealed, resource=grant.resource, within=within)
+        if await self._evicting(grant.resource, grant.token, sealing) == "SELECT 1":
             return Sealed(grant.token)
         # Rare, and asking again is harmless: it was outrun, or has sealed before with another token.
         answer = _Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
@@ -78,8 +102,36 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
+        try:
+            await self._close(grant, within=min(within, _CLOSE))
+        except FenceUnavailable as exc:
+            if grant.id not in self._closing:
+                self._closing.add(grant.id)
+                task = asyncio.create_task(self._close_later(grant), name="lockguard-close-fence-later")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            raise FenceUnavailable(
+                f"{exc}; it is closed in the background as soon as that can be done", resource=grant.resource
+            ) from exc.__cause__
+
+    async def _close(self, grant: Grant, *, within: timedelta) -> None:
         call = f"select lockguard.close({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
         await _call(self._pool, _Call(call, ")"), resource=grant.resource, within=within)
+
+    async def _close_later(self, grant: Grant) -> None:
+        """Try again until it is done: by us, or by the seal of a successor, which shuts the grant out too."""
+        pause_s = _CLOSE_AGAIN_FIRST_S
+        try:
+            while not self._pool.is_closing():
+                await asyncio.sleep(pause_s)
+                try:
+                    return await self._close(grant, within=_CLOSE)
+                except FenceUnavailable:
+                    pause_s = min(2 * pause_s, _CLOSE_AGAIN_MAX_S)
+        except ConfigurationError:
+            return None  # the schema has gone, or the right to it: there is nothing to close
+        finally:
+            self._closing.discard(grant.id)
 
     async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
         """Accept no more writes of whoever holds ``resource``; the reason is kept in ``lockguard.audit``.
@@ -89,8 +141,34 @@ class PostgresFence:
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
         call = _Call(f"select lockguard.break_({text(resource)},{text(reason)},", ")", rows=True)
-        (token,) = await _call(self._pool, call, resource=resource, within=within)
+        breaking = _call(self._pool, call, resource=resource, within=within)
+        (token,) = await self._evicting(resource, None, breaking)
         return Token(token)
+
+    async def _evicting(self, resource: Resource, token: Token | None, call: Coroutine[Any, Any, T]) -> T:
+        """Await ``call``; once it has stood in line for the grace, have those before it ended."""
+        helpers: list[asyncio.Task[None]] = []
+
+        def help_out() -> None:
+            task = asyncio.create_task(self._evict(resource, token), name="lockguard-evict")
+            helpers.append(task)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        timer = asyncio.get_running_loop().call_later(self._grace_s, help_out)
+        try:
+            return await call
+        finally:
+            timer.cancel()
+            for task in helpers:
+                task.cancel()
+
+    async def _evict(self, resource: Resource, token: Token | None) -> None:
+        query = f"select lockguard.evict({text(resource)},{number(token)})"
+        while True:
+            with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 3, say: then it waits
+                await _once(self._pool, await self._pool.acquire(), query, rows=False)
+            await asyncio.sleep(self._grace_s)
 
 
 async def resolve(
@@ -125,24 +203,31 @@ class _Call:
 async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: timedelta) -> Any:
     """Make a call until it is done or ``within`` is over."""
     failure: Exception | None = None
+    connected = True
     try:
         async with asyncio.timeout(within.total_seconds()) as scope:
             for attempt in range(_ATTEMPTS_MAX):
                 if attempt:
                     await asyncio.sleep(min(_PAUSE_MAX_S, _PAUSE_FIRST_S * 2 ** (attempt - 1)))
-                deadline = scope.when()
-                assert deadline is not None
-                # A little less than is left, so that the server's own answer, which says why, comes first.
-                left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
                 try:
-                    return await _once(pool, f"{call.before}{left_ms:d}{call.after}", rows=call.rows)
+                    connected = False
+                    conn = await pool.acquire()
+                    connected = True
+                    deadline = scope.when()
+                    assert deadline is not None
+                    # A little less than is left, so that the server's own answer, which says why, is first.
+                    left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
+                    return await _once(pool, conn, f"{call.before}{left_ms:d}{call.after}", rows=call.rows)
                 except DATABASE_ERRORS as exc:
                     failure = exc
                     if not _passing(exc):
                         break
     except TimeoutError as exc:
         failure = failure or exc
-    raise _failed(failure, resource=resource, within=within) from failure
+    lent_out = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
+    if not connected and lent_out and isinstance(failure, TimeoutError):
+        failure = _NoConnection(f"all {pool.get_size()} connections of its pool were in use")
+    raise await _failed(pool, failure, resource=resource, within=within) from failure
 
 
 def _passing(exc: Exception) -> bool:
@@ -158,10 +243,14 @@ def _passing(exc: Exception) -> bool:
             return getattr(exc, "sqlstate", None) != "55P03"
 
 
-def _failed(failure: Exception | None, *, resource: str, within: timedelta) -> FenceUnavailable:
-    seconds = f"{within.total_seconds():g} s"
+async def _failed(
+    pool: asyncpg.Pool[Any], failure: Exception | None, *, resource: str, within: timedelta
+) -> FenceUnavailable:
+    seconds = f"{within.total_seconds():.3g} s"
     if getattr(failure, "sqlstate", None) == "55P03":
-        why = f"an open transaction of the previous holder kept it for {seconds}"
+        why = f"an open transaction under its lease kept it for {seconds}{await _who(pool, resource)}"
+    elif isinstance(failure, _NoConnection):
+        why = f"{failure} for {seconds}; give PostgresFence a pool of its own, or one with room to spare"
     elif isinstance(failure, TimeoutError) or failure is None:
         why = f"Postgres did not answer within {seconds}"
     else:
@@ -169,8 +258,29 @@ def _failed(failure: Exception | None, *, resource: str, within: timedelta) -> F
     return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
 
 
-async def _once(pool: asyncpg.Pool[Any], query: str, *, rows: bool) -> Any:
-    conn: PoolConnectionProxy[Any] = await pool.acquire()
+async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
+    """Whose transactions are in the way, for people."""
+    rows = []
+    with contextlib.suppress(*DATABASE_ERRORS):
+        async with asyncio.timeout(_RELEASE_S):
+            with unfenced():
+                rows = await pool.fetch(_UNDER_WAY, resource)
+    told = [
+        "a prepared transaction"
+        if row["pid"] is None
+        else f"backend {row['pid']} of role {row['role']}, begun {row['age'].total_seconds():.1f} s ago,"
+        f" {row['state'] or 'in a state that this role may not see'}"
+        for row in rows
+        if row["pid"] is None or row["age"] is not None
+    ]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+class _NoConnection(TimeoutError):
+    """Every connection of the pool was lent out."""
+
+
+async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: str, *, rows: bool) -> Any:
     clean = False
     try:
         with unfenced():  # a seal under another lease is not that lease's write

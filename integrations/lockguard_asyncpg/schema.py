@@ -13,6 +13,8 @@ from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.errors import Meaning, meaning_of, set_up_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from asyncpg.pool import PoolConnectionProxy
 
 __all__ = [
@@ -66,8 +68,12 @@ def _recorded(step: Step) -> str:
 
 
 def schema_sql(*, after: int = 0) -> str:
-    """The whole schema as one script for a migration tool, or what is newer than version ``after``."""
-    return "\n".join(f"-- {s.name}\n{s.sql}\n{_recorded(s)}" for s in steps() if s.version > after)
+    """The whole schema as one script for a migration tool, or what is newer than version ``after``.
+
+    The rights come last, each time.
+    """
+    parts = [f"-- {s.name}\n{s.sql}\n{_recorded(s)}" for s in steps() if s.version > after]
+    return "\n".join([*parts, f"-- rights\n{_file('rights')}"])
 
 
 async def schema_version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
@@ -96,11 +102,22 @@ async def require_current(conn: asyncpg.Connection[Any] | PoolConnectionProxy[An
         )
 
 
-async def install(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> Installed:
-    """Bring the schema to this library's version, in one transaction. Does nothing if it is there already.
+async def install(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, allow: Sequence[str] = ()
+) -> Installed:
+    """Bring the schema to this library's version, in one transaction; at that version, renew its rights.
+
+    The role ``lockguard_app`` may take part in fencing; it is created where it is missing, unless the caller
+    may not create roles.
+
+    Args:
+        conn: a connection of a role that owns the database, or may create schemas in it.
+        allow: further roles that may take part, by a grant of their own: needed where ``lockguard_app`` is
+            missing or belongs to somebody else.
 
     Raises:
-        ConfigurationError: the role may not create it, or the schema is newer than this library.
+        ConfigurationError: the role may not create it, the schema is newer than this library, or one of
+            ``allow`` is no role.
     """
     try:
         async with conn.transaction():
@@ -111,14 +128,21 @@ async def install(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> I
                     f"the lockguard schema has version {before} and this library knows {SCHEMA_VERSION}:"
                     " upgrade the library"
                 )
-            if before < SCHEMA_VERSION:
-                await conn.execute(schema_sql(after=before))
+            await conn.execute(schema_sql(after=before))
+            for role in allow:
+                await _allow(conn, role)
             return Installed(before, SCHEMA_VERSION)
     except asyncpg.InsufficientPrivilegeError as exc:
         raise ConfigurationError(
-            f"{exc}; install as a role that may create schemas in this database, and create the role"
-            " lockguard_app beforehand if it may not create roles"
+            f"{exc.message}; install as the schema's owner, or as a role that may create one in this database"
         ) from exc
+
+
+async def _allow(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], role: str) -> None:
+    try:
+        await conn.execute("select lockguard.allow($1)", role)
+    except asyncpg.UndefinedObjectError as exc:
+        raise ConfigurationError(f"there is no role {role!r}; create it first") from exc
 
 
 async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> bool:
@@ -135,7 +159,7 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
             if await conn.fetchval("select to_regnamespace('lockguard')") is None:
                 return False
             # Without CASCADE on the schema's name alone: what users hung on it must not vanish silently.
-            await conn.execute(_uninstall_sql())
+            await conn.execute(_file("uninstall"))
             return True
     except asyncpg.DependentObjectsStillExistError as exc:
         raise ConfigurationError(
@@ -147,5 +171,5 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
         raise
 
 
-def _uninstall_sql() -> str:
-    return (files("lockguard_asyncpg") / "sql" / "uninstall.sql").read_text(encoding="utf-8")
+def _file(name: str) -> str:
+    return (files("lockguard_asyncpg") / "sql" / f"{name}.sql").read_text(encoding="utf-8")

@@ -7,7 +7,6 @@ transaction or shuts it out, there is nothing in between.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
@@ -16,8 +15,8 @@ from asyncpg.transaction import Transaction
 
 from lockguard_asyncpg.claims import Limits, leases_for, next_sequence
 from lockguard_asyncpg.connection import end_loan, lend
-from lockguard_asyncpg.errors import DATABASE_ERRORS, NotCommitted, ended
-from lockguard_asyncpg.wire import Wire, bare, give_back, standing_of
+from lockguard_asyncpg.errors import NotCommitted, ended
+from lockguard_asyncpg.wire import Wire, bare, give_back, rolled_back, standing_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["FencedTransaction", "Isolation", "Limits", "fenced_transaction"]
 
 Isolation = Literal["read_committed", "repeatable_read", "serializable"]
-
-_ROLLBACK_S = 1.0
 
 
 class FencedTransaction:
@@ -127,13 +124,7 @@ class FencedTransaction:
         con = self._con
         if con is None or con.is_closed():
             return
-        try:
-            await asyncio.shield(asyncio.wait_for(transaction.rollback(), _ROLLBACK_S))
-        except DATABASE_ERRORS:
-            con.terminate()
-        except asyncio.CancelledError:
-            con.terminate()
-            raise
+        await rolled_back(con, transaction.rollback())
 
     async def _obtain(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
         if not isinstance(self._target, asyncpg.Pool):

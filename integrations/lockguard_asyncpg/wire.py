@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -41,6 +41,7 @@ __all__ = [
     "bare",
     "give_back",
     "is_unfenced",
+    "rolled_back",
     "sees_all",
     "send_plain",
     "standing_of",
@@ -157,6 +158,23 @@ async def send_plain(con: asyncpg.Connection[Any], query: str, *, timeout_s: flo
     return str(await execute(query, timeout=timeout_s))
 
 
+async def rolled_back(con: asyncpg.Connection[Any], rollback: Coroutine[Any, Any, object]) -> None:
+    """Roll back within a second, or drop the connection: it must not go on half begun.
+
+    A cancellation, such as the cut of a body whose lease was lost, drops it too.
+    """
+    task = asyncio.ensure_future(asyncio.wait_for(rollback, _ROLLBACK_S))
+    # Nobody asks what became of it if this is cancelled.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.shield(task)
+    except DATABASE_ERRORS:
+        con.terminate()
+    except asyncio.CancelledError:
+        con.terminate()
+        raise
+
+
 async def give_back(
     pool: asyncpg.Pool[Any],
     conn: PoolConnectionProxy[Any],
@@ -232,7 +250,16 @@ class Wire:
         """Send what asyncpg's ``Transaction`` wants to send, with our part."""
         match query.split(maxsplit=1)[0].rstrip(";").upper():
             case "BEGIN":
-                return await self._open(query, undo="ROLLBACK;", outermost=True)
+                try:
+                    return await self._open(query, undo="ROLLBACK;", outermost=True)
+                except BaseException as exc:
+                    if isinstance(exc, asyncio.CancelledError) and not self._con.is_closed():
+                        # asyncpg does not know yet whether it has begun.
+                        with contextlib.suppress(asyncio.CancelledError):
+                            await rolled_back(self._con, self._send("ROLLBACK;"))
+                    # asyncpg has noted the transaction as open and would take the next one for a savepoint.
+                    setattr(self._con, _NOTED, None)
+                    raise
             case "SAVEPOINT":
                 return await self._open(query, undo=f"ROLLBACK TO {query.split()[1]}", outermost=False)
             case "COMMIT" | "END":
@@ -268,9 +295,6 @@ class Wire:
                 # Nothing of the caller's ran yet, so a snapshot that a seal overtook is simply taken anew.
                 if outermost and attempt + 1 < _OPEN_ATTEMPTS_MAX and meaning_of(exc) is Meaning.RETRY:
                     continue
-                if outermost:
-                    # asyncpg has noted the transaction as open and would take the next one for a savepoint.
-                    setattr(self._con, _NOTED, None)
                 said = (None if self._defer else ended(exc, leases)) or fence_error(exc)
                 if said is not None:
                     raise said from exc
@@ -328,10 +352,8 @@ class Wire:
         """Leave the connection outside the transaction, or closed: it must not go on half begun."""
         if self._con.is_closed() or not self._con.is_in_transaction():
             return
-        try:
-            await asyncio.shield(asyncio.wait_for(self._send(undo), _ROLLBACK_S))
-        except (*DATABASE_ERRORS, asyncio.CancelledError):
-            self._con.terminate()
+        with contextlib.suppress(asyncio.CancelledError):
+            await rolled_back(self._con, self._send(undo))
 
 
 def _not_committed() -> NotCommitted:

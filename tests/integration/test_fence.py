@@ -151,10 +151,10 @@ async def test_seal_waits_for_an_open_transaction_of_the_old_holder(
 
 
 async def test_seal_gives_up_within_its_bound(fence: PostgresFence, pool: asyncpg.Pool[Any]) -> None:
-    old = await sealed(fence, grant(7))
+    old, patient = await sealed(fence, grant(7)), PostgresFence(pool, grace=SOON)
     async with fenced_transaction(pool, old):
-        with pytest.raises(FenceUnavailable, match="open transaction of the previous holder") as caught:
-            await fence.seal(grant(8), within=timedelta(seconds=1))
+        with pytest.raises(FenceUnavailable, match="open transaction under its lease") as caught:
+            await patient.seal(grant(8), within=timedelta(seconds=1))
     assert caught.value.resource == APT
     async with fenced_transaction(pool, old):
         pass

@@ -13,19 +13,8 @@
 -- Every function runs with its owner's rights and a pinned search_path, so that an application role needs
 -- no right on the tables and cannot slip its own objects in between.
 
-create schema if not exists lockguard;
+create schema if not exists lockguard;  -- who may call what: rights.sql
 comment on schema lockguard is 'lockguard: fencing tokens that the database itself checks';
-
-do $$
-begin
-  if not exists (select from pg_catalog.pg_roles where rolname = 'lockguard_app') then
-    create role lockguard_app nologin;
-    comment on role lockguard_app is 'lockguard: may take part in fencing; cannot write the fence itself';
-  end if;
-exception
-  when duplicate_object or unique_violation then null;  -- another database of this cluster was faster
-end
-$$;
 
 create table if not exists lockguard.schema_version (
   version integer primary key,
@@ -328,18 +317,3 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$ select max(version) from lockguard.schema_version $$;
 comment on function lockguard.version() is 'lockguard: the version of this schema';
-
-revoke all on schema lockguard from public;
-revoke all on all tables in schema lockguard from public;
-revoke all on all functions in schema lockguard from public;
-grant usage on schema lockguard to lockguard_app;
-grant execute on function
-  lockguard.bound(integer, integer),
-  lockguard.seal(text, bigint, uuid, text, text, integer),
-  lockguard.check(text, bigint, uuid, bigint),
-  lockguard.close(text, bigint, uuid, integer),
-  lockguard.break_(text, text, integer),
-  lockguard.resolve(text, bigint, bigint, integer),
-  lockguard.status(text),
-  lockguard.version()
-to lockguard_app;

@@ -333,6 +333,3 @@ as $$
    order by 1
 $$;
 comment on function lockguard.protections() is 'lockguard: the protected tables of this database';
-
-revoke all on all functions in schema lockguard from public;
-grant execute on function lockguard.protections() to lockguard_app;

@@ -1,0 +1,51 @@
+-- Who may call what; said anew at each install, so that a schema that was restored into another cluster, where the
+-- role was not there, has its rights again.
+
+do $$
+begin
+  if not exists (select from pg_catalog.pg_roles where rolname = 'lockguard_app') then
+    create role lockguard_app nologin;
+    comment on role lockguard_app is 'lockguard: may take part in fencing; cannot write the fence itself';
+  end if;
+exception
+  when duplicate_object or unique_violation then null;  -- another database of this cluster was faster
+  when insufficient_privilege then null;  -- not needed: lockguard.allow() grants to any role
+end
+$$;
+
+create or replace function lockguard.allow(p_role text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('grant usage on schema lockguard to %I', p_role);
+  execute format('grant execute on function
+    lockguard.bound(integer, integer),
+    lockguard.seal(text, bigint, uuid, text, text, integer),
+    lockguard.check(text, bigint, uuid, bigint),
+    lockguard.close(text, bigint, uuid, integer),
+    lockguard.break_(text, text, integer),
+    lockguard.resolve(text, bigint, bigint, integer),
+    lockguard.status(text),
+    lockguard.version(),
+    lockguard.protections(),
+    lockguard.gate(text),
+    lockguard.under_way(text),
+    lockguard.end_as_owner(text, integer),
+    lockguard.evict(text, bigint)
+    to %I', p_role);
+end
+$$;
+comment on function lockguard.allow(text) is 'lockguard: lets a role take part in fencing, and nothing else';
+
+revoke all on schema lockguard from public;
+revoke all on all tables in schema lockguard from public;
+revoke all on all functions in schema lockguard from public;
+
+do $$
+begin
+  if exists (select from pg_catalog.pg_roles where rolname = 'lockguard_app') then
+    perform lockguard.allow('lockguard_app');
+  end if;
+end
+$$;
