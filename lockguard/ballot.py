@@ -11,6 +11,7 @@ longer than the nodes did.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -23,7 +24,7 @@ from lockguard.quorum import majority
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Ballot", "Poll", "Proposals", "Seat", "spoken", "vote_of"]
+__all__ = ["Ballot", "Bound", "Poll", "Proposals", "Seat", "spoken", "vote_of"]
 
 T = TypeVar("T")
 
@@ -219,6 +220,47 @@ class Poll(Generic[T]):
         if not silent or size - len(silent) < quorum:
             return False
         return all(vote is not None or index in silent for index, vote in enumerate(self.votes))
+
+
+class Bound:
+    """Ends the wait for answers that do not come. All have the same time, so one timer serves them.
+
+    Args:
+        within_s: how long one may take.
+        give_up: called with each that took longer.
+    """
+
+    def __init__(self, within_s: float, give_up: Callable[[Future[Any]], None]) -> None:
+        self._within_s = within_s
+        self._give_up = give_up
+        self._open: deque[tuple[float, Future[Any]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expect(self, asked: Future[Any]) -> None:
+        """Wait for it no longer than that."""
+        while self._open and self._open[0][1].done():
+            self._open.popleft()
+        loop = asyncio.get_running_loop()
+        self._open.append((loop.time() + self._within_s, asked))
+        if self._timer is None:
+            self._timer = loop.call_later(self._within_s, self._look)
+
+    def close(self) -> None:
+        """Leave no timer behind."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        while self._open:
+            due, asked = self._open[0]
+            if not asked.done() and due > loop.time():
+                self._timer = loop.call_at(due, self._look)
+                return
+            self._open.popleft()
+            if not asked.done():
+                self._give_up(asked)
 
 
 class Proposals:

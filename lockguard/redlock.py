@@ -36,7 +36,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from lockguard.ballot import Ballot, Poll, Proposals, spoken, vote_of
+from lockguard.ballot import Ballot, Bound, Poll, Proposals, spoken, vote_of
 from lockguard.clock import Clock
 from lockguard.company import Company
 from lockguard.errors import NodeError, NodeUnknown
@@ -161,6 +161,7 @@ class Redlock:
         self._node_timeout_s = node_timeout_s
         self._company = Company(self.nodes) if len(self.nodes) > 1 else None
         self._ballot = Ballot(self.nodes, patience_s=node_timeout_s)
+        self._bound = Bound(ANSWER_S, self._give_up)
         self._proposals = Proposals(clock, quorum=self._quorum)
         self._renewing: dict[GrantId, list[Future[Extended | NoVote]]] = {}
 
@@ -368,6 +369,7 @@ class Redlock:
     async def aclose(self) -> None:
         """Close every node, in bounded time."""
         self._ballot.close()
+        self._bound.close()
         if self._company is not None:
             await self._company.aclose()
         with contextlib.suppress(TimeoutError):
@@ -376,14 +378,18 @@ class Redlock:
 
     async def _answer(self, asked: Future[Any], within_s: float = math.inf) -> Any:
         """A single node's vote, in bounded time. One that comes later is dropped; its command stands."""
-        within_s = min(within_s, ANSWER_S)
+        if asked.done():
+            return asked.result()
+        if within_s >= ANSWER_S:
+            self._bound.expect(asked)
+            return await asked
         timer = asyncio.get_running_loop().call_later(within_s, self._give_up, asked, within_s)
         try:
             return await asked
         finally:
             timer.cancel()
 
-    def _give_up(self, asked: Future[Any], within_s: float) -> None:
+    def _give_up(self, asked: Future[Any], within_s: float = ANSWER_S) -> None:
         if not asked.done():
             name = self.nodes[0].name
             text = f"{name}: no answer within {within_s:.3g} s"

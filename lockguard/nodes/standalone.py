@@ -130,6 +130,7 @@ class StandaloneNode(ScriptedNode):
         self._facts = ServerFacts()
         self._owed: deque[tuple[str | int, ...]] = deque(maxlen=_OWED_MAX)
         self._lost: list[tuple[Call, Exception]] = []
+        self._ttl_ms: str | int = 0
         self._connection = Connection(
             address,
             inbox=inbox,
@@ -210,8 +211,9 @@ class StandaloneNode(ScriptedNode):
     ) -> None:
         """As :meth:`run`, for whoever counts votes without a future for each."""
         call = Call(self, script, decode, keys, args, future)
-        if script in _WITH_TTL:
-            self._connection.serve_ttl(int(args[_TTL]))
+        if script in _WITH_TTL and args[_TTL] != self._ttl_ms:
+            self._ttl_ms = args[_TTL]
+            self._connection.serve_ttl(int(self._ttl_ms))
         self._connection.send(call, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
 
     def answered(self, call: Call, reply: Reply) -> None:
