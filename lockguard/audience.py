@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lockguard.errors import ConfigurationError
 from lockguard.events import Event, ObserverFailed
-from lockguard.text import printable
+from lockguard.text import kind_of, printable
 
 if TYPE_CHECKING:
     from lockguard.clock import Clock
@@ -122,7 +122,7 @@ def _end_soon(exc: BaseException) -> None:
 def _checked(observers: object) -> list[Observer]:
     if isinstance(observers, str | bytes) or not isinstance(observers, Iterable):
         raise ConfigurationError(
-            f"observers is a {type(observers).__name__}; write a list: observers=[LogObserver()]"
+            f"observers is {kind_of(observers)}; write a list: observers=[LogObserver()]"
         )
     listed: list[Any] = list(observers)
     for observer in listed:

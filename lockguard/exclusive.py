@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, ca
 
 from lockguard.errors import ConfigurationError, ResourceBusy
 from lockguard.naming import Key, called, compile_key
-from lockguard.text import remark
+from lockguard.text import kind_of, remark
 from lockguard.times import checked_ttl, checked_wait
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _require_key(key: object) -> None:
         return
     if not callable(key):
         raise ConfigurationError(
-            f"the key is a {type(key).__name__}; write a template such as '{{exchange}}:{{symbol}}',"
+            f"the key is {kind_of(key)}; write a template such as '{{exchange}}:{{symbol}}',"
             " or key=lambda symbol: ..."
         )
     if _is_coroutine_function(key) or inspect.isasyncgenfunction(key):
@@ -182,7 +182,7 @@ def _require_guard(guard: object) -> None:
         )
     if not isinstance(guard, str) and not callable(guard):
         raise ConfigurationError(
-            f"guard= is a {type(guard).__name__}; write the name of the attribute of self that is the guard,"
+            f"guard= is {kind_of(guard)}; write the name of the attribute of self that is the guard,"
             " such as guard='guard', or a function that gives it"
         )
 
@@ -204,7 +204,7 @@ def _guard_of(
         )
     if callable(getattr(found, "hold", None)):
         return cast("Holds", found)
-    gave = "None" if found is None else f"a {type(found).__name__}"
+    gave = kind_of(found)
     raise ConfigurationError(
         f"{said} gave {gave} for a call of {called(function)}(); have it give a LockGuard"
     )
@@ -227,7 +227,7 @@ def _require_coroutine_function(function: object) -> None:
         raise ConfigurationError(
             f"{called(inner.__func__)} is a {kind} already; write @{kind} above the decorator, not below"
         )
-    name = called(inner) if callable(inner) else f"a {type(inner).__name__}"
+    name = called(inner) if callable(inner) else kind_of(inner)
     if inspect.isasyncgenfunction(inner):
         raise ConfigurationError(
             f"{name} is an async generator: it would hold the lock while its caller works between two items;"
@@ -243,11 +243,14 @@ def _wrap(
     function: Callable[P, Coroutine[Any, Any, R]], hold: _Hold, *, skip: bool
 ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
     """Decorate ``function``: ``hold(call)`` gives the lease that its body runs under."""
-    bind = inspect.signature(function).bind
+    bind, name = inspect.signature(function).bind, called(function)
 
     @functools.wraps(function)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> R | Skipped:
-        call = bind(*args, **kwargs)
+        try:
+            call = bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{name}(): {exc}") from None  # as Python's own, it says whose arguments
         call.apply_defaults()
         holding = hold(call)
         entered = False
@@ -261,5 +264,5 @@ def _wrap(
                 return Skipped(busy)
             raise
 
-    guarded.__name__, guarded.__qualname__ = called(function).rpartition(".")[2], called(function)
+    guarded.__name__, guarded.__qualname__ = name.rpartition(".")[2], name
     return guarded

@@ -26,7 +26,7 @@ from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
 from lockguard.quorum import majority
 from lockguard.redlock import Redlock
 from lockguard.renewal import end_here
-from lockguard.text import remark
+from lockguard.text import kind_of, remark
 from lockguard.times import checked_ttl, checked_wait, checked_within, milliseconds
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class LockGuard:
         if isinstance(resources, str | bytes) or not isinstance(resources, Iterable):
             raise ConfigurationError(
                 f"hold_many needs a list of resources, such as ['binance:A', 'binance:B'];"
-                f" got a {type(resources).__name__}"
+                f" got {kind_of(resources)}"
             )
         names = [parse_resource(resource) for resource in resources]
         if not names:
@@ -385,8 +385,7 @@ def _require_known(options: Mapping[str, object]) -> None:
 def _checked_nodes(nodes: object) -> list[LockNode]:
     if isinstance(nodes, str | bytes) or not isinstance(nodes, Iterable):
         raise ConfigurationError(
-            f"a guard is made of nodes, not of a {type(nodes).__name__};"
-            " with a URL write LockGuard.from_url(url)"
+            f"a guard is made of nodes, not of {kind_of(nodes)}; with a URL write LockGuard.from_url(url)"
         )
     listed: list[Any] = list(nodes)
     if not listed:
@@ -394,7 +393,7 @@ def _checked_nodes(nodes: object) -> list[LockNode]:
     for node in listed:
         if not callable(getattr(node, "acquire", None)):
             raise ConfigurationError(
-                f"a guard is made of nodes, and a {type(node).__name__} is none;"
+                f"a guard is made of nodes, and {kind_of(node)} is none;"
                 " with URLs write LockGuard.from_url(url) or LockGuard.from_urls(urls)"
             )
     return listed
@@ -409,7 +408,7 @@ def _require_fence(fence: object) -> None:
     if not all(callable(getattr(fence, name, None)) for name in ("seal", "close", "break_")):
         # Its text is not shown: a DSN has a password.
         raise ConfigurationError(
-            f"fence= is a {type(fence).__name__}, which is no fence; write fence=PostgresFence(pool)"
+            f"fence= is {kind_of(fence)}, which is no fence; write fence=PostgresFence(pool)"
         )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NewType, Protocol
 from unicodedata import is_normalized
 
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
+from lockguard.text import kind_of
 
 if TYPE_CHECKING:
     from lockguard.clock import Clock
@@ -59,8 +60,9 @@ def _as_text(name: object) -> str:
     """The characters of a string of any class, such as an enum's member that is a string."""
     text = name.value if isinstance(name, Enum) else name
     if not isinstance(text, str):
-        what = "None" if name is None else f"a {type(name).__name__}"
-        raise ConfigurationError(f"the resource is {what}; pass its name as text, such as 'binance:APTUSDT'")
+        raise ConfigurationError(
+            f"the resource is {kind_of(name)}; pass its name as text, such as 'binance:APTUSDT'"
+        )
     return str.__str__(text)
 
 

@@ -19,6 +19,7 @@ from uuid import UUID
 
 from lockguard.errors import ConfigurationError
 from lockguard.lease import Resource, parse_resource
+from lockguard.text import kind_of
 
 __all__ = ["Key", "KeyText", "argument_text", "called", "compile_key"]
 
@@ -72,9 +73,9 @@ def argument_text(value: object, of: str) -> str:
 
 
 def _has_no_text(value: object, plain: object, of: str) -> str:
-    what = "None" if value is None else f"a {type(value).__name__}"
+    what = kind_of(value)
     if plain is not value:
-        what += f" whose value is a {type(plain).__name__}"
+        what += f" whose value is {kind_of(plain)}"
     if value is None:
         return f"{of} is None; pass {_ACCEPTED}"
     return (

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["TEXT_CHARACTERS_MAX", "decoded", "one_word", "printable", "remark"]
+__all__ = ["TEXT_CHARACTERS_MAX", "decoded", "kind_of", "one_word", "printable", "remark"]
 
 TEXT_CHARACTERS_MAX = 200
 """Of a holder, an operation or a reason."""
+
+
+def kind_of(value: object) -> str:
+    """What a value is, with its article, for an error that must not show the value itself."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"an {name}" if name[:1].lower() in ("a", "e", "i", "o") else f"a {name}"
 
 
 def printable(text: str) -> str:
@@ -47,7 +55,7 @@ def remark(text: str, name: str) -> str:
     """
     if not isinstance(text, str):
         raise ConfigurationError(
-            f"{name} is a {type(text).__name__}; write text for people, such as {name}='open long'"
+            f"{name} is {kind_of(text)}; write text for people, such as {name}='open long'"
         )
     return printable(text[:TEXT_CHARACTERS_MAX])[:TEXT_CHARACTERS_MAX]
 

@@ -18,6 +18,7 @@ from typing import NoReturn
 from urllib.parse import parse_qsl, unquote
 
 from lockguard.errors import ConfigurationError
+from lockguard.text import kind_of
 
 __all__ = ["Address", "UrlParts", "split_url"]
 
@@ -135,7 +136,7 @@ def split_url(url: str) -> UrlParts:
     """
     if not isinstance(url, str):
         _refuse(
-            f"is {_kind(url)}; write redis://host:port as text, and see whether the variable for it is set"
+            f"is {kind_of(url)}; write redis://host:port as text, and see whether the variable for it is set"
         )
     if not url.strip():
         _refuse("is empty; write redis://host:port, and see whether the variable that it is read from is set")
@@ -163,10 +164,6 @@ def split_url(url: str) -> UrlParts:
 
 def _refuse(why: str) -> NoReturn:
     raise ConfigurationError(f"the Redis URL {why}") from None
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _options(scheme: str, query: str) -> dict[str, str]:

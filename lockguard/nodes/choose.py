@@ -12,6 +12,7 @@ from lockguard.nodes.member import MemberNode
 from lockguard.nodes.sentinel import SentinelNode, SentinelUrl
 from lockguard.nodes.standalone import StandaloneNode
 from lockguard.ports import LockNode
+from lockguard.text import kind_of
 
 __all__ = ["node_for_url", "nodes_for_urls"]
 
@@ -80,8 +81,7 @@ def _listed(urls: object) -> list[str]:
     if isinstance(urls, str | bytes):
         raise ConfigurationError("from_urls takes a list; for one URL write LockGuard.from_url(url)")
     if not isinstance(urls, Iterable):
-        kind = "None" if urls is None else f"a {type(urls).__name__}"
-        raise ConfigurationError(f"from_urls takes a list of Redis URLs; got {kind}")
+        raise ConfigurationError(f"from_urls takes a list of Redis URLs; got {kind_of(urls)}")
     listed = list(urls)
     if not listed:
         raise ConfigurationError("from_urls takes a list of Redis URLs; got an empty one")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockguard import ConfigurationError, LockGuard, ResourceBusy
-from lockguard.text import TEXT_CHARACTERS_MAX, one_word, printable, remark
+from lockguard.text import TEXT_CHARACTERS_MAX, kind_of, one_word, printable, remark
 
 FORGED = "close\n1795239517492224 broken grant=none reason=nothing to see"
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
@@ -87,13 +87,13 @@ async def test_a_break_is_kept_whatever_its_reason_is(guard, client, redis_url, 
 
 @pytest.mark.parametrize("wrong", [None, 7, b"x", ["x"]])
 async def test_an_operation_or_reason_that_is_no_text_is_refused_by_name(guard, wrong):
-    with pytest.raises(ConfigurationError, match=f"operation is a {type(wrong).__name__}; write text"):
+    with pytest.raises(ConfigurationError, match=f"operation is {kind_of(wrong)}; write text"):
         guard.hold("x", operation=wrong)
-    with pytest.raises(ConfigurationError, match=f"operation is a {type(wrong).__name__}; write text"):
+    with pytest.raises(ConfigurationError, match=f"operation is {kind_of(wrong)}; write text"):
         guard.hold_many(["x"], operation=wrong)
-    with pytest.raises(ConfigurationError, match="reason is a"):
+    with pytest.raises(ConfigurationError, match="reason is"):
         await guard.break_("x", reason=wrong)
-    with pytest.raises(ConfigurationError, match="reason is a"):
+    with pytest.raises(ConfigurationError, match="reason is"):
         await guard.request_handover("x", reason=wrong)
 
 

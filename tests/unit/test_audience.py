@@ -89,7 +89,7 @@ class TakesTwo:
         (LogObserver(), "observers is a LogObserver; write a list"),
         ("log", "observers is a str; write a list"),
         (print, "observers is a builtin_function_or_method; write a list"),
-        (7, "observers is a int; write a list"),
+        (7, "observers is an int; write a list"),
     ],
 )
 def test_what_could_never_be_told_anything_is_refused_when_the_guard_is_made(observers, told):

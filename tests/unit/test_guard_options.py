@@ -79,7 +79,7 @@ def test_a_time_of_one_hold_is_checked_when_it_is_asked_for(wrong):
         ("postgresql://bot:hunter2@h", "fence= is a str, which is no fence"),
         (PostgresFence, "fence=PostgresFence is a class; write fence=PostgresFence(pool)"),
         (True, "fence= is a bool"),
-        (object(), "fence= is a object"),
+        (object(), "fence= is an object"),
     ],
 )
 def test_what_is_no_fence_is_refused_when_the_guard_is_made_and_not_shown(fence, told):
@@ -124,8 +124,8 @@ def test_what_are_no_nodes_is_answered_with_how_to_make_a_guard(nodes):
     [
         ("ab", "needs a list of resources, .*got a str"),
         (b"ab", "got a bytes"),
-        (None, "got a NoneType"),
-        (7, "got a int"),
+        (None, "got None"),
+        (7, "got an int"),
         ([], "got an empty one"),
         (["a", None], "the resource is None; pass its name as text"),
         ([["a"]], "the resource is a list"),

@@ -46,7 +46,7 @@ def refusal(url, make=LockGuard.from_url):
         ("  ", "is empty", "see whether the variable"),
         ("\n", "is empty", "see whether the variable"),
         (b"redis://localhost", "is a bytes", "as text"),
-        (6379, "is a int", "as text"),
+        (6379, "is an int", "as text"),
         (["redis://a", "redis://b"], "takes one URL", "LockGuard.from_urls"),
         ("localhost:6379", "has no scheme", "write redis://"),
         ("redis:/localhost", "has no scheme", "write redis://"),
@@ -234,7 +234,7 @@ def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path)
         ("redis://:hunter2@a", "takes a list; for one URL write LockGuard.from_url(url)"),
         (b"redis://:hunter2@a", "takes a list"),
         (None, "takes a list of Redis URLs; got None"),
-        (7, "got a int"),
+        (7, "got an int"),
         ([], "got an empty one"),
         (["redis://a", None, "redis://b"], "URL 2 of 3: the Redis URL is None"),
         (
