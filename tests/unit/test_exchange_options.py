@@ -74,7 +74,7 @@ def test_an_option_that_cannot_work_is_named_with_its_remedy(option: str, told: 
         ("Exchange", "ccxt has no exchange"),
         ("__doc__", "ccxt has no exchange"),
         ("../bybit", "ccxt has no exchange"),
-        ("binanceusdm@scalper", "give the account's label with --account"),
+        ("binanceusdm@scalper", "has an account's label; give it with --account"),
         ("http://x:y", "is no URL"),
     ],
 )

@@ -164,8 +164,8 @@ class Worker:
 
     async def _carry_out(self, signal: Signal, delivery: Delivery) -> bool:
         """Try until the signal is decided, or for long enough; tells which."""
+        where = delivery.where
         try:
-            where = delivery.where
             resource = await self._patiently(lambda: self._trader.resource(signal), signal, delivery)
             if not isinstance(resource, str):
                 return False
