@@ -75,13 +75,7 @@ def went_on(report: RaceReport) -> None:
     assert report.counts["unknown"] == resolved
 
 
-# Mended in the fence's own books of a connection; until then they are seen here.
-_OPEN = ("fenced in a plain transaction", "drop-in, after a savepoint rolled back")
-ways = pytest.mark.parametrize(
-    "way",
-    [pytest.param(way, marks=pytest.mark.xfail(strict=False)) if way.name in _OPEN else way for way in WAYS],
-    ids=lambda way: way.name,
-)
+ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 levels = pytest.mark.parametrize("isolation", ISOLATIONS)
 
 
