@@ -94,7 +94,7 @@ async def test_a_user_that_may_not_look_at_the_list_reads_signals_all_the_same(
 ) -> None:
     rights = ["+@all", "-xinfo|consumers"]
     await client.acl_setuser("lean", enabled=True, passwords=["+pw"], keys=["*"], commands=rights)
-    url = redis_url.replace("redis://", "redis://lean:pw@")
+    url = f"redis://lean:pw@{redis_url.rpartition('@')[2].removeprefix('redis://')}"
     try:
         assert await consumers_beside_a_bot(client, url) == {"dead", "dead with an entry"}
     finally:
