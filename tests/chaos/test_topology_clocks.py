@@ -51,8 +51,10 @@ async def held_everywhere(servers, ask, until):
 
 
 async def token_of(guard):
-    async with guard.hold(NAME) as lease:
-        return lease.token
+    with contextlib.suppress(LeaseLost):  # a clock that was set forward ended it within its short body
+        async with guard.hold(NAME) as lease:
+            pass
+    return lease.token
 
 
 async def abandoned(guard, ttl_ms):
@@ -107,20 +109,22 @@ async def test_a_lease_that_a_clock_ended_early_is_refused_by_the_fence(servers,
     async with over(servers, **options) as guard, over(servers, **options) as rival:
         await token_of(guard)
         await token_of(rival)
-        async with guard.hold(NAME) as old:
-            async with fenced_transaction(ledger.pool) as connection:
-                await connection.execute("update ledger set number = 1")
-            await held_everywhere(servers, ask, until)
-            for server in servers[:3]:
-                server.jump(HOUR)
-            # Of its own, as in another process: a child of the body would write under the old lease too.
-            own = contextvars.Context()
-            new = await asyncio.create_task(_writes(rival, ledger), context=own)
-            assert new > old.token
-            assert old.state is LeaseState.HELD  # it cannot know before its next renewal
-            with pytest.raises(StaleToken):
+        with pytest.raises(LeaseLost) as caught:
+            async with guard.hold(NAME) as old:
                 async with fenced_transaction(ledger.pool) as connection:
-                    await connection.execute("update ledger set number = 3")
+                    await connection.execute("update ledger set number = 1")
+                await held_everywhere(servers, ask, until)
+                for server in servers[:3]:
+                    server.jump(HOUR)
+                # Of its own, as in another process: a child of the body would write under the old lease too.
+                own = contextvars.Context()
+                new = await asyncio.create_task(_writes(rival, ledger), context=own)
+                assert new > old.token
+                assert old.state is LeaseState.HELD  # it cannot know before its next renewal
+                with pytest.raises(StaleToken):
+                    async with fenced_transaction(ledger.pool) as connection:
+                        await connection.execute("update ledger set number = 3")
+        assert caught.value.reason is LossReason.FENCED
         assert await ledger.number() == 2
 
 
