@@ -11,24 +11,24 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from asyncpg.pool import Pool
+from asyncpg.pool import Pool, PoolConnectionProxy
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases
 from lockguard_asyncpg.carrying import LIMITS, leases_of, present, run
-from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.errors import DATABASE_ERRORS, ended
 from lockguard_asyncpg.wire import Wire, bare, sees_all, standing_of, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
-    from asyncpg.pool import PoolConnectionProxy
-
     _Connection = asyncpg.Connection[Any]
+    _PoolConnectionProxy = PoolConnectionProxy[Any]
     _PreparedStatement = PreparedStatement[Any]
 else:
     _Connection, _PreparedStatement = asyncpg.Connection, PreparedStatement
+    _PoolConnectionProxy = PoolConnectionProxy
 
 __all__ = ["FencedConnection", "create_pool", "end_loan", "fenced", "lend"]
 
@@ -68,7 +68,7 @@ class FenceLayer:
         """As asyncpg's; presents the lease together with BEGIN."""
         con: Any = self
         wire: Any = Wire(con, lambda: leases_of(con, standing_of(con)), limits=LIMITS)
-        return Transaction(wire, isolation, readonly, deferrable)
+        return _Transaction(wire, isolation, readonly, deferrable)
 
     async def execute_plain(self, query: str, *, timeout: float | None = None) -> str:
         """Asyncpg's ``execute``: for what goes before and after a fenced statement."""
@@ -164,10 +164,50 @@ def end_loan(con: Any, kind: type[Any] | None) -> None:
         con.__class__ = kind
 
 
+class _Transaction(Transaction):
+    """asyncpg's, which ends with a lost lease where its connection went together with the lease."""
+
+    __slots__ = ()
+
+    async def __aexit__(self, kind: object, exc: object, trace: object) -> None:
+        try:
+            await super().__aexit__(kind, exc, trace)
+        except DATABASE_ERRORS as broken:
+            if (said := ended(broken, current_leases())) is not None:
+                raise said from broken
+            raise
+
+
+class _Proxy(_PoolConnectionProxy):
+    """The pool's proxy; the pool empties it when the server drops the connection."""
+
+    __slots__ = ()
+
+
+def _proxied(name: str) -> Callable[..., Awaitable[Any]]:
+    parent: Any = getattr(PoolConnectionProxy, name)
+
+    @functools.wraps(parent)
+    async def method(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return await parent(self, *args, **options)
+        except asyncpg.InterfaceError as exc:
+            if (said := ended(exc, current_leases())) is not None:
+                raise said from exc
+            raise
+
+    return method
+
+
 class FencedConnection(FenceLayer, _Connection):
     """For ``asyncpg.create_pool(..., connection_class=FencedConnection)``: it carries the lease."""
 
     __slots__ = ()
+
+
+for _name in _CARRIERS:
+    if hasattr(PoolConnectionProxy, _name):
+        setattr(_Proxy, _name, _proxied(_name))
 
 
 class _Statement(_PreparedStatement):
@@ -248,6 +288,8 @@ class _PoolLayer:
         parent: Any = super()
         with unfenced():  # the pool's init and setup hooks are no part of the body
             proxy: PoolConnectionProxy[Any] = await parent._acquire(timeout)
+        if type(proxy) is PoolConnectionProxy:
+            proxy.__class__ = _Proxy
         con = bare(proxy)
         if not sees_all(con):
             con.__class__ = _with_layer(FenceLayer, type(con))
@@ -256,6 +298,9 @@ class _PoolLayer:
     async def release(self, connection: Any, *, timeout: float | None = None) -> None:
         """As asyncpg's; in a guarded body an error of the release is not taken for the work's."""
         parent: Any = super()
+        if type(connection) is _Proxy:  # asyncpg takes back no other class than its own
+            proxy: Any = connection
+            proxy.__class__ = PoolConnectionProxy
         try:
             await parent.release(connection, timeout=timeout)
         except DATABASE_ERRORS:

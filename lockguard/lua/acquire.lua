@@ -36,6 +36,7 @@ local QUEUE_TTL_MS = 60000     -- a queue that nobody asks about is dropped
 local FLOOR_TTL_MS = 604800000 -- may expire: the next token is at least the time in microseconds
 local HISTORY_MAX = 200        -- lines; a grant and its end are two
 local HISTORY_SPARE = 20       -- so many more before it is cut, because cutting takes time
+local AHEAD_US = 315360000000000 -- ten years: a token from farther ahead is none that a lock gave out
 
 local grant, ttl_ms, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[5]
 local time = redis.call('TIME')
@@ -46,8 +47,14 @@ local member = grant .. ' ' .. inbox
 -- The usual case in one look: nobody has it, nobody waits, it is neither reserved nor closed.
 local untouched = redis.call('EXISTS', KEYS[1], KEYS[3], KEYS[5], KEYS[6]) == 0
 
+-- Whoever can write the floor must not leave the lock without a higher token: 9e18, 1e400 and nan count for nothing.
+local function sane(text)
+  local token = tonumber(text or 0) or 0
+  return token >= 0 and token < now_us + AHEAD_US and math.floor(token) or 0
+end
+
 local function grant_it()
-  local token = math.max(now_us, (tonumber(redis.call('GET', KEYS[2])) or 0) + 1, tonumber(ARGV[8] or 0))
+  local token = math.max(now_us, sane(redis.call('GET', KEYS[2])) + 1, sane(ARGV[8]))
   redis.call('HSET', KEYS[1], 'grant', grant, 'token', token, 'holder', ARGV[3], 'operation', ARGV[4],
     'acquired_at_ms', now_ms, 'ttl_ms', ARGV[2], 'renewals', '0')
   redis.call('PEXPIRE', KEYS[1], ttl_ms)

@@ -12,8 +12,15 @@
 
 local FLOOR_TTL_MS = 604800000
 
+local AHEAD_US = 315360000000000
+
+local time = redis.call('TIME')
 local held = redis.call('HMGET', KEYS[1], 'grant', 'holder')
-local floor = math.max(tonumber(redis.call('GET', KEYS[2])) or 0, tonumber(ARGV[3]))
+local floor = tonumber(redis.call('GET', KEYS[2])) or 0
+if not (floor >= 0 and floor <= time[1] * 1000000 + time[2] + AHEAD_US) then
+  floor = 0 -- none that a lock gave out, see acquire.lua
+end
+floor = math.max(floor, tonumber(ARGV[3]))
 local text = string.format('%.0f', floor)
 if ARGV[1] == 'ask' then
   if held[1] then
@@ -25,7 +32,6 @@ else
     redis.call('SET', KEYS[2], text, 'PX', FLOOR_TTL_MS)
   end
   if held[1] then
-    local time = redis.call('TIME')
     redis.pcall('LPUSH', KEYS[4], string.format('%s%06d broken grant=%s reason=%s', time[1], time[2], held[1],
       ARGV[2]))
   end

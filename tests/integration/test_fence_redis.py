@@ -10,8 +10,11 @@ import asyncpg
 import pytest
 import redis.asyncio as aioredis
 
+from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import LeaseLost, LossReason, StaleToken
 from lockguard.guard import LockGuard
+from lockguard.lease import Resource, Token
+from lockguard.ports import AcquireRequest
 from lockguard.testing import RedisServer
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install, resolve, unfenced
 from lockguard_asyncpg.errors import CommitUnknown
@@ -184,3 +187,32 @@ async def test_a_holder_frozen_inside_a_transaction_is_taken_over_soon(
     with pytest.raises(LeaseLost):
         await hold.__aexit__(None, None, None)
     await frozen.aclose()
+
+
+@pytest.mark.parametrize(
+    "floor", ["9223372036854775000", "9e15", "1e400", "-1e400", "inf", "nan", "-5", "1.5", "x"]
+)
+async def test_no_value_in_redis_leaves_a_resource_without_a_higher_token(
+    redis_url: str, pool: asyncpg.Pool[Any], floor: str
+) -> None:
+    """Whoever can write lockguard's keys could brick a resource for good: Postgres never goes back."""
+    async with aioredis.Redis.from_url(redis_url, decode_responses=True) as client:
+        await client.set(f"lockguard:{{{APT}}}:token", floor)
+        tokens = []
+        async with guard(redis_url, pool) as locks:
+            for _ in range(2):
+                async with locks.hold(APT) as lease:
+                    await pool.execute(INSERT, "x")
+                    tokens.append(lease.token)
+            await locks.break_(APT, reason="test")
+            assert int(await client.get(f"lockguard:{{{APT}}}:token")) > tokens[1]
+    now_us = SYSTEM_CLOCK.wall() * 1e6
+    assert now_us - 60e6 < tokens[0] < tokens[1] <= now_us + 1e6
+
+
+async def test_a_token_far_beyond_now_is_settled_nowhere(redis_url: str) -> None:
+    async with LockGuard.from_url(redis_url) as locks, locks.hold(APT) as lease:
+        request = AcquireRequest(Resource(APT), lease.grant.id, "", "", 10_000)
+        redlock = locks._core.redlock
+        assert not await redlock.settle(request, Token(2**62))
+        assert await redlock.settle(request, Token(lease.token + 1))
