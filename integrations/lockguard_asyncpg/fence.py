@@ -17,7 +17,8 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import asyncpg
 
@@ -25,6 +26,7 @@ from lockguard.errors import ConfigurationError, FenceUnavailable
 from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg.listening import Listener
 from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.wire import give_back, unfenced
 
@@ -63,13 +65,42 @@ class PostgresFence:
         pool: an asyncpg pool on the primary, direct or through a pooler in transaction mode.
         grace: how long a seal or a break waits for the transactions of the grant before it, until it has
             their sessions ended. The bot's roles need no right for it where they are one role.
+        listen: the URL of the database, directly and not through a pooler in transaction mode. With it, one
+            connection more hears of it at once when a successor supersedes a lease of this process that is
+            still open, and that lease ends. Close such a fence: ``async with PostgresFence(...) as fence``.
     """
 
-    def __init__(self, pool: asyncpg.Pool[Any], *, grace: timedelta = _GRACE) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool[Any], *, grace: timedelta = _GRACE, listen: str | None = None
+    ) -> None:
         self._pool = pool
+        self._listener = None if listen is None else Listener(partial(asyncpg.connect, listen))
         self._grace_s = grace.total_seconds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[GrantId] = set()
+
+    async def __aenter__(self) -> Self:
+        if self._listener is not None:
+            self._listener.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Listen no more, and close nothing in the background any more. The pool stays open."""
+        if self._listener is not None:
+            await self._listener.aclose()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def listening(self) -> None:
+        """Wait until it hears of superseded leases; for ever without ``listen``, or through a pooler."""
+        if self._listener is None:
+            await asyncio.get_running_loop().create_future()
+        else:
+            await self._listener.listening()
 
     async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
         """Make ``grant`` the only one whose writes are accepted; waits for open transactions of the old one.
@@ -78,6 +109,8 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
+        if self._listener is not None:
+            self._listener.start()
         call = (
             f"lockguard.seal({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
             f"{text(grant.holder)},{text(grant.operation)},"
