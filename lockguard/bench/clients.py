@@ -37,10 +37,11 @@ def aio(url: str) -> Any:
     """redis-py's asyncio client: of a server, of the master that Sentinels name, or of a cluster."""
     match kind_of([url]):
         case "sentinel":
-            return import_module("redis.asyncio.sentinel").Sentinel(_places(url)).master_for(_service(url))
+            kind = import_module("redis.asyncio.sentinel").Sentinel
+            return kind(_places(url), **_sentinel_login(url)).master_for(_service(url))
         case "cluster":
             host, port = _places(url)[0]
-            return redis.asyncio.cluster.RedisCluster(host=host, port=port)
+            return redis.asyncio.cluster.RedisCluster(host=host, port=port, password=_password(url))
         case _:
             return redis.asyncio.Redis.from_url(url)
 
@@ -48,7 +49,8 @@ def aio(url: str) -> Any:
 def blocking(url: str) -> Any:
     """redis-py's client for threads: of a server, or of the master that Sentinels name."""
     if kind_of([url]) == "sentinel":
-        return import_module("redis.sentinel").Sentinel(_places(url)).master_for(_service(url))
+        kind = import_module("redis.sentinel").Sentinel
+        return kind(_places(url), **_sentinel_login(url)).master_for(_service(url))
     return redis.Redis.from_url(url)
 
 
@@ -58,19 +60,31 @@ def coredis_client(url: str) -> tuple[Any, Any]:
     match kind_of([url]):
         case "sentinel":
             location = import_module("coredis.connection").TCPLocation
-            sentinel = coredis.Sentinel([location(*place) for place in _places(url)])
+            places = [location(*place) for place in _places(url)]
+            sentinel = coredis.Sentinel(places, **_sentinel_login(url))
             return sentinel.primary_for(_service(url)), sentinel
         case "cluster":
             host, port = _places(url)[0]
-            return coredis.RedisCluster(host, port), None
+            return coredis.RedisCluster(host, port, password=_password(url)), None
         case _:
             return coredis.Redis.from_url(url), None
 
 
 def _places(url: str) -> list[tuple[str, int]]:
-    """Hosts and ports; only embedded servers are measured, so there are no credentials to take along."""
-    pairs = (place.rpartition(":") for place in urlsplit(url).netloc.split(","))
+    """Hosts and ports."""
+    pairs = (place.rpartition(":") for place in urlsplit(url).netloc.rpartition("@")[2].split(","))
     return [(host, int(port)) for host, _, port in pairs]
+
+
+def _password(url: str) -> str | None:
+    """Of the embedded servers, the same for all of a topology."""
+    return urlsplit(url).netloc.rpartition("@")[0].removeprefix(":") or None
+
+
+def _sentinel_login(url: str) -> dict[str, Any]:
+    """Of the master and of the Sentinels."""
+    password = _password(url)
+    return {"password": password, "sentinel_kwargs": {"password": password}}
 
 
 def _service(url: str) -> str:

@@ -292,7 +292,8 @@ async def test_who_may_not_use_shard_channels_is_woken_over_the_bus_and_nothing_
 ):
     for server in setup.servers:
         ask(server, "ACL", "SETUSER", "bot", "on", ">pw", "~*", "&*", "+@all", "-ssubscribe")
-    url = f"redis+cluster://bot:pw@{setup.url.rpartition('@')[2]}"
+    places = setup.url.rpartition("://")[2].rpartition("@")[2]
+    url = f"redis+cluster://bot:pw@{places}"
     async with LockGuard.from_url(url) as first, LockGuard.from_url(url) as second:
         for _ in range(3):
             assert await hand_over(first, second, until) < 0.5

@@ -150,7 +150,9 @@ def test_the_demo_bears_out_its_claims_and_can_be_looked_around_in(run, tmp_path
     assert 0 < numbers["seconds"] < 300
 
     text = "\n".join(demo.lines)
-    assert re.search(r"\$ redis-cli -p \d+ HGETALL 'lockguard:\{binance:APTUSDT\}'", text)
+    assert re.search(
+        r"\$ REDISCLI_AUTH=\$\(cat \S+\) redis-cli -p \d+ HGETALL 'lockguard:\{binance:APTUSDT\}'", text
+    )
     for field in ("grant", "token", "holder", "operation", "acquired_at_ms", "ttl_ms", "renewals"):
         assert re.search(rf"^ {field} +\S", text, re.MULTILINE), field
     assert text.count("refused (LG001)") == 3
@@ -170,22 +172,29 @@ def test_the_demo_bears_out_its_claims_and_can_be_looked_around_in(run, tmp_path
     assert "LG001" in page_text
 
     commands = [line.strip() for line in demo.lines if line.startswith("  ") and "APTUSDT" not in line]
-    inspect = next(line for line in commands if line.startswith("lockguard inspect"))
-    seen = subprocess.run(
-        [sys.executable, "-m", "lockguard.cli", *shlex.split(inspect)[1:]],
+    # As printed, by a shell; the passwords are in files, and in no arguments.
+    inspect = next(line for line in commands if "lockguard inspect" in line)
+    queries = [line for line in commands if " -c '" in line]
+    assert len(queries) == 3
+    ours = f"{shlex.quote(sys.executable)} -m lockguard.cli"
+    lines = [inspect.replace("lockguard inspect", f"{ours} inspect"), *queries]
+    answers = [
+        subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False) for line in lines
+    ]
+    assert [answer.returncode for answer in answers] == [0] * 4, [answer.stderr for answer in answers]
+    assert "lockguard demo --keep" in answers[0].stdout
+
+    place = queries[0].split(" -c ")[0].split()[-1]
+    passfile = queries[0].split()[0].partition("=")[2]
+    breaking = inspect.replace("lockguard inspect", f"{ours} break --reason seen --yes --database {place}")
+    done = subprocess.run(
+        ["sh", "-c", breaking],
+        env={**os.environ, "PGPASSFILE": passfile},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    assert "lockguard demo --keep" in seen.stdout
-    queries = [shlex.split(line) for line in commands if " -c '" in line]
-    assert len(queries) == 3
-    for query in queries:
-        answer = subprocess.run(query, capture_output=True, text=True, check=False)
-        assert answer.returncode == 0, answer.stderr
-
-    breaking = ["break", "binance:BTCUSDT", "--reason", "to see", "--yes", *shlex.split(inspect)[-2:]]
-    subprocess.run([sys.executable, "-m", "lockguard.cli", *breaking], capture_output=True, check=True)
+    assert "It is free now" in done.stdout, done.stderr
     demo.read_until("LeaseLost: the lease on 'binance:BTCUSDT'")
 
     started, directories = demo.started(), demo.directories()
