@@ -168,6 +168,8 @@ class LossReason(StrEnum):
     """``Lease.confirm`` got no answer in time. The lease itself goes on until its deadline."""
     CLOSED = "closed"
     """The guard was closed under it."""
+    FORKED = "forked"
+    """Asked in a process that was forked from the one that holds it, and does not learn of its end there."""
 
 
 class LeaseLost(LeaseError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, NewType, Protocol
+from typing import TYPE_CHECKING, NewType, NoReturn, Protocol
 from unicodedata import is_normalized
 
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
@@ -146,10 +146,21 @@ class KeepsLeases(Protocol):
 class Lease:
     """The right to act on a resource, until its deadline.
 
-    Read it anywhere in the body; only the guard changes it.
+    Read it anywhere in the body; only the guard changes it. A copy would not learn of its end: it cannot be
+    copied or pickled, and what a forked process has of it counts as lost.
     """
 
-    __slots__ = ("_clock", "_deadline", "_keeper", "_loss", "_released", "_unanswered", "_wanted", "grant")
+    __slots__ = (
+        "_clock",
+        "_deadline",
+        "_keeper",
+        "_loss",
+        "_process",
+        "_released",
+        "_unanswered",
+        "_wanted",
+        "grant",
+    )
 
     def __init__(self, grant: Grant, *, deadline: float, clock: Clock) -> None:
         self.grant = grant
@@ -160,6 +171,18 @@ class Lease:
         self._unanswered = False
         self._wanted = False
         self._keeper: KeepsLeases | None = None
+        self._process = os.getpid()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Neither ``copy`` nor ``pickle`` makes a second one.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"the lease on {self.resource!r} cannot be copied or pickled, for a copy would not learn of its"
+            " end; check it in the body, or take a lease where the work is done"
+        )
 
     def __repr__(self) -> str:
         return (
@@ -185,7 +208,7 @@ class Lease:
     @property
     def remaining(self) -> timedelta:
         """How long the lease is good for without another renewal; zero when it has ended."""
-        if self._released or self._loss is not None:
+        if self._released or self.loss is not None:
             return _NO_TIME
         return timedelta(seconds=max(0.0, self._deadline - self._clock.now()))
 
@@ -194,16 +217,18 @@ class Lease:
         """Held, held with a renewal unanswered, lost or released."""
         if self._released:
             return LeaseState.RELEASED
-        if self._loss is not None or self._clock.now() >= self._deadline:
+        if self.loss is not None:
             return LeaseState.LOST
         return LeaseState.UNKNOWN if self._unanswered else LeaseState.HELD
 
     @property
     def loss(self) -> LossReason | None:
         """Why the lease was lost, or ``None``. A deadline that has passed counts as lost."""
-        if self._loss is None and not self._released and self._clock.now() >= self._deadline:
-            return LossReason.EXPIRED
-        return self._loss
+        if self._loss is not None or self._released:
+            return self._loss
+        if os.getpid() != self._process:
+            return LossReason.FORKED
+        return LossReason.EXPIRED if self._clock.now() >= self._deadline else None
 
     @property
     def wanted(self) -> bool:
@@ -277,6 +302,11 @@ class Lease:
                 "the task that entered the hold ended without leaving it; enter it in the task whose body it"
                 " is, with hold(..., wait=...) or inside `async with asyncio.timeout(...)` instead of"
                 " asyncio.wait_for(...)"
+            )
+        if reason is LossReason.FORKED:
+            remedy = (
+                "this process is a copy of the one that holds it and does not learn of its end; take a lease"
+                " here, and start the process inside `with detached():`"
             )
         return LeaseLost(
             f"the lease on {self.resource!r} (token {self.token}) was lost: {reason.value}; {remedy}",

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
+import pickle
+import subprocess
+import sys
 from datetime import timedelta
 
 import asyncpg
@@ -571,3 +575,50 @@ async def test_cancel_at_every_await_of_a_task_that_enters_for_another_leaves_no
             await asyncio.sleep(0)
         assert not await is_open(pool)
         assert len(fenced_guard._core.keeper) == 0
+
+
+WORKERS = """
+import asyncio, multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+from lockguard import LeaseError, LockGuard, current_lease, detached
+
+def order(number):
+    lease = current_lease()
+    if lease is None:
+        return "no lease"
+    try:
+        lease.ensure()
+    except LeaseError as refusal:
+        return f"{refusal.reason} {lease.state.value} {lease.remaining.total_seconds()}"
+    return "sent"
+
+async def main():
+    loop = asyncio.get_running_loop()
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, fork) as inside, ProcessPoolExecutor(1, fork) as outside:
+        async with LockGuard.from_url(sys.argv[1]) as guard:
+            async with guard.hold("binance:APTUSDT"):
+                with detached():
+                    print(await loop.run_in_executor(outside, order, 1))
+                print(await loop.run_in_executor(inside, order, 2))
+            print(await loop.run_in_executor(inside, order, 3))
+            async with guard.hold("binance:APTUSDT"):
+                print(order(4))
+
+asyncio.run(main())
+"""
+
+
+def test_no_forked_process_trusts_the_lease_of_the_one_that_holds_it(redis_url):
+    done = subprocess.run(
+        [sys.executable, "-c", WORKERS, redis_url], check=False, timeout=30, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["no lease", "forked lost 0.0", "forked lost 0.0", "sent"]
+
+
+async def test_no_copy_of_a_lease_outlives_it(guard):
+    async with guard.hold(NAME) as lease:
+        for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="'binance:APTUSDT' cannot be copied or pickled"):
+                duplicate(lease)
