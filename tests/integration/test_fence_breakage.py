@@ -73,11 +73,13 @@ async def rows(pool: asyncpg.Pool[Any], table: str = "position") -> list[tuple[A
 
 async def refused(pool: asyncpg.Pool[Any], statement: str, state: str = "LG002") -> asyncpg.PostgresError:
     before = await rows(pool), await rows(pool, "fill")
-    with pytest.raises(asyncpg.PostgresError) as caught:
+    with pytest.raises(StaleToken) as caught:
         await pool.execute(statement)
-    assert caught.value.sqlstate == state, caught.value
+    cause = caught.value.__cause__
+    assert isinstance(cause, asyncpg.PostgresError)
+    assert cause.sqlstate == state, cause
     assert before == (await rows(pool), await rows(pool, "fill"))
-    return caught.value
+    return cause
 
 
 # Statements of every kind on a protected table
@@ -171,7 +173,7 @@ async def test_rows_that_change_places_are_refused(pool: asyncpg.Pool[Any]) -> N
 async def test_a_copy_takes_the_lease(pool: asyncpg.Pool[Any]) -> None:
     records = [("APTUSDT", n) for n in range(100)]
     async with pool.acquire() as conn:
-        with pytest.raises(asyncpg.PostgresError, match="no token for APTUSDT"):
+        with pytest.raises(StaleToken, match="no token for APTUSDT"):
             await conn.copy_records_to_table("position", records=records, columns=["symbol", "leg"])
         with under(await held(pool)):
             await conn.copy_records_to_table("position", records=records, columns=["symbol", "leg"])
@@ -305,7 +307,7 @@ async def test_somebody_elses_grant_is_worth_what_it_is_worth_to_them(
 )
 async def test_a_claim_that_cannot_be_read_is_none(pool: asyncpg.Pool[Any], claim: str) -> None:
     await held(pool)
-    with pytest.raises(asyncpg.PostgresError):
+    with pytest.raises((StaleToken, asyncpg.PostgresError)):
         await pool.execute(f"set local lockguard.leases = '{claim}'; {INSERT}")
     assert await rows(pool) == []
 
@@ -323,7 +325,7 @@ async def test_null_is_no_token(pool: asyncpg.Pool[Any], token: str, grant_id: s
 async def test_a_statement_prepared_before_the_lease_carries_it(pool: asyncpg.Pool[Any]) -> None:
     async with pool.acquire() as conn:
         statement = await conn.prepare("insert into position (symbol, leg) values ('APTUSDT', $1)")
-        with pytest.raises(asyncpg.PostgresError, match="no token"):
+        with pytest.raises(StaleToken, match="no token"):
             await statement.fetch(1)
         first = await held(pool, 7)
         with under(first):
@@ -345,7 +347,7 @@ async def test_a_connection_held_over_two_leases_carries_the_one_in_force(pool: 
             await conn.execute("insert into position (symbol) values ('BTCUSDT')")
             with pytest.raises(StaleToken):
                 await conn.execute("update position set status = 'x' where symbol = 'APTUSDT'")
-        with pytest.raises(asyncpg.PostgresError, match="no token"):
+        with pytest.raises(StaleToken, match="no token"):
             await conn.execute("delete from position")
 
 

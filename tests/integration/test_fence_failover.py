@@ -11,8 +11,10 @@ import asyncpg
 import pytest
 import redis.asyncio as aioredis
 
+from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import LeaseLost, LeaseNotHeld, StaleToken
 from lockguard.guard import LockGuard
+from lockguard.lease import Lease
 from lockguard.testing import HOLD, FaultProxy, RedisServer
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from lockguard.lease import Lease
 
 APT = "binance:APTUSDT"
 KEY = "lockguard:{binance:APTUSDT}"
@@ -146,7 +147,8 @@ async def test_tokens_increase_and_only_the_old_holder_is_refused(
                         tokens.append(lease.token)
                         first_holds.set()
                         await second_done.wait()
-                        refused.append(await late_write(pool, lease))
+                await second_done.wait()  # the loss may have ended the body before that
+                refused.append(await late_write(pool, lease))
 
         async def second() -> None:
             await first_holds.wait()
@@ -170,6 +172,8 @@ async def test_tokens_increase_and_only_the_old_holder_is_refused(
 
 
 async def late_write(pool: asyncpg.Pool[Any], lease: Lease) -> StaleToken:
+    """As a holder writes that has not heard of its loss."""
+    lease = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
     with pytest.raises(StaleToken) as caught:
         await fenced_execute(pool, INSERT, "late", lease=lease)
     return caught.value
