@@ -244,7 +244,7 @@ class Hold:
             self._leave_from_afar(exc)
             return
         cut.task.remove_done_callback(self._task_ended)
-        loss, grant, good_until = lease.loss, lease.grant, lease.deadline
+        loss, grant, good_until = lease.loss, lease.grant, lease.kept_until
         asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None)
         # It has left: the rest is done while the server works.
         lease.mark_released()

@@ -9,6 +9,7 @@ server drops the key.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,6 +20,7 @@ from unicodedata import is_normalized
 
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
 from lockguard.text import kind_of
+from lockguard.times import require_timedelta
 
 if TYPE_CHECKING:
     from lockguard.clock import Clock
@@ -153,6 +155,7 @@ class Lease:
     __slots__ = (
         "_clock",
         "_deadline",
+        "_held_until",
         "_keeper",
         "_loss",
         "_process",
@@ -165,6 +168,7 @@ class Lease:
     def __init__(self, grant: Grant, *, deadline: float, clock: Clock) -> None:
         self.grant = grant
         self._deadline = deadline
+        self._held_until = math.inf
         self._clock = clock
         self._loss: LossReason | None = None
         self._released = False
@@ -203,14 +207,14 @@ class Lease:
     @property
     def deadline(self) -> float:
         """The instant on the guard's clock, in seconds, from which the lease must not be trusted."""
-        return self._deadline
+        return min(self._deadline, self._held_until)
 
     @property
     def remaining(self) -> timedelta:
         """How long the lease is good for without another renewal; zero when it has ended."""
         if self._released or self.loss is not None:
             return _NO_TIME
-        return timedelta(seconds=max(0.0, self._deadline - self._clock.now()))
+        return timedelta(seconds=max(0.0, self.deadline - self._clock.now()))
 
     @property
     def state(self) -> LeaseState:
@@ -228,7 +232,12 @@ class Lease:
             return self._loss
         if os.getpid() != self._process:
             return LossReason.FORKED
-        return LossReason.EXPIRED if self._clock.now() >= self._deadline else None
+        return self._ends_as if self._clock.now() >= self.deadline else None
+
+    @property
+    def _ends_as(self) -> LossReason:
+        """What it means when the deadline passes."""
+        return LossReason.MAX_HOLD if self._held_until < self._deadline else LossReason.EXPIRED
 
     @property
     def wanted(self) -> bool:
@@ -247,7 +256,9 @@ class Lease:
         Raises:
             LeaseLost: it has ended, or would before ``needed`` is over.
             LeaseNotHeld: it was released.
+            ConfigurationError: ``needed`` is no timedelta.
         """
+        require_timedelta("needed", needed)
         if self._released:
             raise LeaseNotHeld(
                 f"the lease on {self.resource!r} was released; take a new one before going on",
@@ -256,13 +267,13 @@ class Lease:
             )
         if (reason := self.loss) is not None:
             raise self.lost_error(reason)
-        if needed and (left := self._deadline - self._clock.now()) < needed.total_seconds():
+        if needed and (left := self.deadline - self._clock.now()) < needed.total_seconds():
             raise LeaseLost(
                 f"the lease on {self.resource!r} has {left:.3f} s left"
                 f" and {needed.total_seconds():.3f} s are needed",
                 resource=self.resource,
                 token=self.token,
-                reason=LossReason.EXPIRED,
+                reason=self._ends_as,
             )
 
     async def confirm(self, *, within: timedelta = timedelta(seconds=1)) -> None:
@@ -280,8 +291,9 @@ class Lease:
             LeaseLost: it has ended, or the servers did not confirm it in time; then its ``reason`` is
                 ``UNCONFIRMED``, and the lease itself goes on until its deadline.
             LeaseNotHeld: it was released.
-            ConfigurationError: called in another event loop than the guard's.
+            ConfigurationError: called in another event loop than the guard's, or ``within`` is no timedelta.
         """
+        require_timedelta("within", within)
         self.ensure()
         if self._keeper is not None:
             await self._keeper.confirm(self, within.total_seconds())
@@ -329,9 +341,15 @@ class Lease:
 
     # What follows is for the guard only.
 
-    def keep_by(self, keeper: KeepsLeases) -> None:
-        """From now on ``keeper`` renews it."""
+    def keep_by(self, keeper: KeepsLeases, *, until: float) -> None:
+        """From now on ``keeper`` renews it, and ends it at ``until`` on the guard's clock at the latest."""
         self._keeper = keeper
+        self._held_until = until
+
+    @property
+    def kept_until(self) -> float:
+        """The instant before which the server does not drop the lock, however long it may be held."""
+        return self._deadline
 
     def end(self, reason: LossReason) -> None:
         """Somebody other than the guard found out that it is over. May be called from any thread."""

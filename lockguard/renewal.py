@@ -70,7 +70,6 @@ class _Kept:
     on_lost: Callable[[LossReason], None]
     due_at: float
     slack_s: float
-    ends_at: float
     asked: _Asked | None = None
     """The latest renewal, until it is decided."""
     sent_at: float = -math.inf
@@ -79,11 +78,6 @@ class _Kept:
     """When the latest renewal was sent that was granted."""
     told: asyncio.Future[None] | None = None
     """For whoever waits for the next thing that becomes known."""
-
-    @property
-    def deadline(self) -> float:
-        """When it ends unless it is renewed."""
-        return min(self.lease.deadline, self.ends_at)
 
     def tell(self) -> None:
         """Something has become known."""
@@ -128,14 +122,13 @@ class Keeper:
             The instant on the clock, in seconds, from which that counts.
         """
         self._loop = asyncio.get_running_loop()
-        lease.keep_by(self)
         ttl_s = lease.grant.ttl_ms / 1000
         now = self._clock.now()
         # Counted from the sending: behind a slow link half of the ttl may be over.
         due_at = max(now, min(now, lease.deadline - ttl_s) + ttl_s * _FIRST_AT)
-        kept = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER, now + max_hold_s)
-        self._kept[lease.grant.id] = kept
-        self._look_by(min(kept.due_at, lease.deadline, kept.ends_at), now)
+        lease.keep_by(self, until=now + max_hold_s)
+        self._kept[lease.grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
+        self._look_by(min(due_at, lease.deadline), now)
         return now
 
     def drop(self, lease: Lease) -> None:
@@ -209,10 +202,7 @@ class Keeper:
         self._timer = None
         now = self._clock.now()
         for kept in list(self._kept.values()):
-            reason = kept.lease.loss
-            if reason is None and now >= kept.ends_at:
-                reason = LossReason.MAX_HOLD
-            if reason is not None:
+            if (reason := kept.lease.loss) is not None:
                 self._lose(kept, reason)
         if any(kept.due_at <= now for kept in self._kept.values()):
             self._renew_due(now)
@@ -220,7 +210,7 @@ class Keeper:
 
     def _look_again(self) -> None:
         if self._kept:
-            first = min(min(kept.deadline, kept.due_at) for kept in self._kept.values())
+            first = min(min(kept.lease.deadline, kept.due_at) for kept in self._kept.values())
             self._look_by(first, self._clock.now())
 
     def cut(self, lease: Lease, reason: LossReason) -> None:

@@ -6,7 +6,16 @@ from datetime import timedelta
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["TTL_MAX", "TTL_MIN", "WAIT_MAX", "checked_ttl", "checked_wait", "checked_within", "milliseconds"]
+__all__ = [
+    "TTL_MAX",
+    "TTL_MIN",
+    "WAIT_MAX",
+    "checked_ttl",
+    "checked_wait",
+    "checked_within",
+    "milliseconds",
+    "require_timedelta",
+]
 
 TTL_MIN = timedelta(milliseconds=100)
 TTL_MAX = timedelta(days=1)
@@ -25,7 +34,7 @@ def checked_ttl(ttl: timedelta, name: str = "ttl") -> timedelta:
     Raises:
         ConfigurationError: no timedelta, or out of range.
     """
-    _require_timedelta(name, ttl)
+    require_timedelta(name, ttl)
     if not TTL_MIN <= ttl <= TTL_MAX:
         raise ConfigurationError(
             f"{name}={ttl.total_seconds():g} s cannot work: a lease is trusted for its ttl less 1 % and 2 ms"
@@ -41,7 +50,7 @@ def checked_wait(wait: timedelta, name: str = "wait") -> timedelta:
     Raises:
         ConfigurationError: no timedelta, or out of range.
     """
-    _require_timedelta(name, wait)
+    require_timedelta(name, wait)
     if not timedelta(0) <= wait <= WAIT_MAX:
         raise ConfigurationError(
             f"{name}={wait.total_seconds():g} s cannot work; use 0 s to {WAIT_MAX.total_seconds():g} s"
@@ -63,7 +72,12 @@ def checked_within(within: timedelta, name: str) -> timedelta:
     return within
 
 
-def _require_timedelta(name: str, value: object) -> None:
+def require_timedelta(name: str, value: object) -> None:
+    """A time with its unit.
+
+    Raises:
+        ConfigurationError: no timedelta.
+    """
     if not isinstance(value, timedelta):
         raise ConfigurationError(
             f"{name}={_shown(value)} has no unit; write a timedelta, such as timedelta(seconds=10)"

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from lockguard import (
+    ConfigurationError,
     LeaseLost,
     LeaseState,
     LockGuard,
@@ -287,6 +288,32 @@ async def test_ensure_refuses_what_would_outlast_the_lease(redis_url):
             with pytest.raises(LeaseLost, match=r"6\.000 s are needed"):
                 lease.ensure(timedelta(seconds=6))
             assert lease.state is LeaseState.HELD
+
+
+async def test_ensure_refuses_what_would_outlast_the_longest_hold(redis_url):
+    longest = timedelta(seconds=1)
+    async with LockGuard.from_url(redis_url, ttl=timedelta(seconds=10), max_hold=longest) as guard:
+        with pytest.raises(LeaseLost, match="max_hold"):
+            async with guard.hold(NAME) as lease:
+                lease.ensure(longest / 10)
+                await lease.confirm()  # a renewal does not move that end
+                assert lease.remaining <= longest
+                with pytest.raises(LeaseLost, match=r"2\.000 s are needed") as refused:
+                    lease.ensure(2 * longest)
+                assert refused.value.reason is LossReason.MAX_HOLD
+                assert lease.state is LeaseState.HELD
+                time.sleep(longest.total_seconds())  # a stalled event loop: nobody cuts the body meanwhile
+                with pytest.raises(LeaseLost, match="max_hold"):
+                    lease.ensure()
+
+
+async def test_a_time_without_a_unit_is_refused_before_an_order(redis_url):
+    async with LockGuard.from_url(redis_url) as guard, guard.hold(NAME) as lease:
+        for wrong in (3, None):
+            with pytest.raises(ConfigurationError, match=f"needed={wrong} has no unit"):
+                lease.ensure(wrong)
+            with pytest.raises(ConfigurationError, match=f"within={wrong} has no unit"):
+                await lease.confirm(within=wrong)
 
 
 async def test_a_closed_guard_ends_its_leases(redis_url):
