@@ -37,6 +37,7 @@ def checked(url: str | None) -> None:
 
 
 def _read(url: str) -> SplitResult:
+    parts: SplitResult | None = None
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -52,7 +53,7 @@ def _read(url: str) -> SplitResult:
         parse_qsl(parts.query, strict_parsing=bool(parts.query))
     except ValueError:
         clear = False
-    if not clear:
+    if parts is None or not clear:
         # Without a cause, whose text would quote a piece.
         raise ConfigurationError(_UNREADABLE) from None
     return parts

@@ -37,6 +37,8 @@ from lockguard_asyncpg.race.ways import WAYS
 from lockguard_asyncpg.race.writes import LossyConnection
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from lockguard_asyncpg.transaction import Isolation
 
 __all__ = ["READY", "main"]
@@ -199,7 +201,7 @@ _taken: set[int] = set()
 
 
 @contextlib.asynccontextmanager
-async def _lent(seat: Seat, pool: asyncpg.Pool[Any]) -> Any:
+async def _lent(seat: Seat, pool: asyncpg.Pool[Any]) -> AsyncIterator[Seat]:
     """The kept seat, or a new one where another task sits on it."""
     own = id(seat) not in _taken
     used = seat if own else Seat(pool)
@@ -220,6 +222,6 @@ async def main(told: Crewman) -> None:
 
 
 if __name__ == "__main__":
-    facts = json.loads(Path(sys.argv[1]).read_text())
+    facts: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
     asyncio.run(main(Crewman(**facts)))
