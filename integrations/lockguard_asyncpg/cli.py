@@ -19,7 +19,7 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.connecting import CONNECT_S, connected, reason_of
+from lockguard_asyncpg.connecting import CONNECT_S, connected, own_server, reason_of
 from lockguard_asyncpg.costs import measure
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS
@@ -234,9 +234,23 @@ async def unprotect_(conn: asyncpg.Connection[Any], table: str) -> None:
 @click.option("--rows", default=20_000, show_default=True, type=click.IntRange(100), help="Of each table.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="How often each change.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_connected
-async def bench(conn: asyncpg.Connection[Any], rows: int, rounds: int, *, as_json: bool) -> None:
-    """Measure what a protected table costs. Makes and drops a schema lockguard_bench."""
+@click.option("--url", help="A database with the schema to measure on; no environment variable names it.")
+def bench(url: str | None, rows: int, rounds: int, *, as_json: bool) -> None:
+    """Measure what a protected table costs.
+
+    Starts a server of its own unless --url names a database; what the bot's own variables name is left alone.
+    There it makes and drops a schema lockguard_bench, and refuses one that it did not make.
+    """
+    options = {"rows": rows, "rounds": rounds, "as_json": as_json}
+    if url is None:
+        with own_server("measuring") as server:
+            connected(server.url, _bench, **options)
+        return
+    click.echo(f"measuring on {shown(url)}", err=True)
+    connected(url, _bench, **options)
+
+
+async def _bench(conn: asyncpg.Connection[Any], rows: int, rounds: int, *, as_json: bool) -> None:
     costs = await measure(conn, rows=rows, rounds=rounds)
     if as_json:
         click.echo(json.dumps([{**asdict(c), "ratio": c.ratio} for c in costs], indent=2))

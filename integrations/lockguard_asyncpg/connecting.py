@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -16,11 +17,14 @@ from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import dsn
 from lockguard_asyncpg.dsn import shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg.schema import install
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
-__all__ = ["CONNECT_S", "Mistake", "connected", "reason_of", "shown"]
+    from lockguard.testing import PostgresServer
+
+__all__ = ["CONNECT_S", "Mistake", "connected", "own_server", "reason_of", "shown"]
 
 CONNECT_S = 10.0
 
@@ -66,3 +70,32 @@ async def _with_connection(
 def reason_of(exc: BaseException) -> str:
     """What went wrong, in one line."""
     return dsn.reason_of(exc, within_s=CONNECT_S)
+
+
+@contextmanager
+def own_server(doing: str, **options: Any) -> Iterator[PostgresServer]:
+    """A Postgres with the fence's schema, which goes with the command.
+
+    Args:
+        doing: what for, for the line that says where.
+        **options: of :class:`~lockguard.testing.PostgresServer`.
+
+    Raises:
+        Mistake: there is none; the text names the package.
+    """
+    try:
+        from lockguard.testing import PostgresServer  # noqa: PLC0415 - an extra
+    except ImportError as missing:
+        raise Mistake(str(missing)) from missing
+    try:
+        server = PostgresServer(**options).start()
+    except ConfigurationError as exc:
+        raise Mistake(str(exc)) from exc
+    with server:
+        click.echo(f"{doing} on a server of its own: {server!r}", err=True)
+        connected(server.url, _install)
+        yield server
+
+
+async def _install(conn: asyncpg.Connection[Any]) -> None:
+    await install(conn)

@@ -16,6 +16,7 @@ import asyncpg
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import ConfigurationError
 from lockguard.lease import Resource, new_grant_id
+from lockguard_asyncpg.own_schema import made_anew
 from lockguard_asyncpg.protection import protect
 from lockguard_asyncpg.schema import require_current
 
@@ -30,6 +31,7 @@ _RESOURCE = Resource("lockguard_bench:binance:APTUSDT")
 _PRESENT = "select lockguard.check('lockguard_bench:binance:APTUSDT', {token}, '{grant}')"
 _TEMPLATE = "lockguard_bench:{exchange}:{symbol}"
 _DROP = "drop schema if exists lockguard_bench cascade"
+_SET_UP = made_anew("lockguard_bench", "lockguard fence bench")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +96,19 @@ async def measure(
         clock: the clock.
 
     Raises:
-        ConfigurationError: the schema is missing or old, or the role may not.
+        ConfigurationError: the schema is missing or old, the role may not, or somebody else has a schema of
+            that name.
     """
     await require_current(conn)
-    token, grant = int(clock.wall() * 1_000_000), new_grant_id()
-    seal = "select lockguard.seal($1, $2, $3, 'bench', 'bench', 5000)"
-    await conn.execute(seal, _RESOURCE, token, UUID(grant))
     try:
-        await conn.execute(f"{_DROP}; create schema lockguard_bench")
+        await conn.execute(_SET_UP)
     except asyncpg.InsufficientPrivilegeError as exc:
         raise ConfigurationError(
             f"{exc.message}; measuring takes a role that owns lockguard's schema and may create another one"
         ) from exc
+    token, grant = int(clock.wall() * 1_000_000), new_grant_id()
+    seal = "select lockguard.seal($1, $2, $3, 'bench', 'bench', 5000)"
+    await conn.execute(seal, _RESOURCE, token, UUID(grant))
     present = _PRESENT.format(token=token, grant=grant)
     costs: list[Cost] = []
     try:

@@ -15,6 +15,7 @@ from lockguard_asyncpg.race import WAYS
 if TYPE_CHECKING:
     from lockguard.testing import PostgresServer
 
+SHORT_BENCH = ("bench", "--rows", "100", "--rounds", "1")
 Run = "Callable[..., Result]"
 
 
@@ -72,7 +73,7 @@ def test_an_older_schema_is_shown_and_upgraded(
         "run `lockguard fence upgrade`"
         in run("protect", "pg_class", "--resource", "{relname}", code=2).output
     )
-    for command in (("race", "--url", database_url), ("bench",)):
+    for command in (("race", "--url", database_url), ("bench", "--url", database_url)):
         assert "run `lockguard fence upgrade`" in run(*command, code=2).output
     assert "(before: 1)" in run("upgrade").output
     assert "-- 0002" in newer
@@ -149,7 +150,7 @@ def test_status_shows_what_a_holder_is_called_whole_and_as_it_is(
 
 @pytest.mark.parametrize(
     "command",
-    [("status",), ("upgrade",), ("bench",), ("protect", "pg_class", "--resource", "{relname}")],
+    [("status",), ("upgrade",), ("protect", "pg_class", "--resource", "{relname}")],
 )
 def test_a_missing_schema_names_the_remedy(run: Run, command: tuple[str, ...]) -> None:
     assert "run `lockguard fence install`" in run(*command, code=2).output
@@ -183,10 +184,10 @@ def test_too_little_privilege_names_the_grant(
             "takes a role that owns"
             in installed("protect", "lockguard.audit", "--resource", "{actor}", url=poor, code=2).output
         )
-        for command in (("race", "--url", poor), ("bench",)):
-            output = installed(*command, url=poor, code=2).stderr
+        for command in ("race", "bench"):
+            output = installed(command, "--url", poor, code=2).stderr
             assert "takes a role that owns lockguard's schema" in output
-            assert len(output.splitlines()) == (2 if command[0] == "race" else 1)
+            assert len(output.splitlines()) == 2  # where it goes, and why that fails
     finally:
         psql(postgres_server, database_url, "drop owned by poor_bot; drop role poor_bot")
 
@@ -223,33 +224,44 @@ def test_a_race_that_cannot_be_is_refused(run: Run, args: tuple[str, ...], says:
     assert says in run("race", *args, code=2).output
 
 
-def test_a_race_leaves_the_database_of_the_bots_own_variables_alone(run: Run) -> None:
-    """It starts a server of its own: a race kills backends and drops a schema."""
+@pytest.mark.parametrize(
+    ("command", "doing"),
+    [(("race", "--total", "1", "--holders", "2"), "racing"), (SHORT_BENCH, "measuring")],
+)
+def test_what_loads_or_drops_leaves_the_database_of_the_bots_own_variables_alone(
+    run: Run, command: tuple[str, ...], doing: str
+) -> None:
+    """They start a server of their own: a race kills backends, both fill tables and drop a schema."""
     unreachable = "postgresql://bot:hunter2@127.0.0.1:1/x"
-    race = run("race", "--total", "1", "--holders", "2", url=unreachable)
-    assert "racing on a server of its own" in race.stderr
-    assert "hunter2" not in race.output
+    done = run(*command, url=unreachable)
+    assert f"{doing} on a server of its own" in done.stderr
+    assert "hunter2" not in done.output
 
 
-def test_a_race_refuses_a_schema_that_it_did_not_make(
-    installed: Run, postgres_server: PostgresServer, database_url: str
+@pytest.mark.parametrize(
+    ("command", "schema"), [(("race", "--writes", "5"), "lockguard_race"), (SHORT_BENCH, "lockguard_bench")]
+)
+def test_a_schema_that_the_command_did_not_make_is_refused_and_left_as_it_is(
+    installed: Run, postgres_server: PostgresServer, database_url: str, command: tuple[str, ...], schema: str
 ) -> None:
     psql(
         postgres_server,
         database_url,
-        "create schema lockguard_race; create table lockguard_race.precious as select 1 as n",
+        f"create schema {schema}; create table {schema}.precious as select 1 as n",
     )
-    output = installed("race", "--writes", "5", "--url", database_url, code=2).output
-    assert "that no race has made" in output
-    psql(postgres_server, database_url, "select n from lockguard_race.precious")
+    output = installed(*command, "--url", database_url, code=2).output
+    assert f"schema {schema} in this database that `lockguard fence {command[0]}` has not made" in output
+    psql(postgres_server, database_url, f"select n from {schema}.precious")
+    assert "no resource was ever sealed" in installed("status").output
 
 
-def test_bench_measures_each_change_on_both_kinds_of_tables(installed: Run) -> None:
+def test_bench_measures_each_change_on_both_kinds_of_tables(installed: Run, database_url: str) -> None:
+    on = ("--url", database_url)
     for _ in range(2):
-        costs = json.loads(installed("bench", "--rows", "200", "--rounds", "1", "--json").output)
+        costs = json.loads(installed("bench", "--rows", "200", "--rounds", "1", "--json", *on).stdout)
     assert {(c["table"], c["unit"]) for c in costs} == {
         (table, unit) for table in ("ordinary", "partitioned") for unit in ("row", "statement")
     }
     assert all(c["plain_us"] > 0 and c["ratio"] > 0 for c in costs)
     assert "lockguard_bench" not in installed("status").output.partition("protected table")[2]
-    assert "ratio" in installed("bench", "--rows", "100", "--rounds", "1").output
+    assert "ratio" in installed(*SHORT_BENCH, *on).output

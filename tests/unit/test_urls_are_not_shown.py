@@ -104,8 +104,8 @@ def said(arguments: list[str]) -> str:
 
 def told_by(command: tuple[str, ...], option: str | None, url: str) -> str:
     options = [] if option is None else [option, url]
-    if command[0] in ("race", "fence") and option is None and "race" in command:
-        return ""  # no variable names where they race: they would start servers
+    if option is None and ("race" in command or "bench" in command):
+        return ""  # no variable names where they run: they would start servers
     return said([*command, *options])
 
 

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.connecting import Mistake, connected, reason_of
+from lockguard_asyncpg.connecting import Mistake, own_server, reason_of
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_asyncpg.race import (
@@ -28,12 +28,9 @@ from lockguard_asyncpg.race import (
     race,
 )
 from lockguard_asyncpg.race.chaos.command import DURATION, run_chaos
-from lockguard_asyncpg.schema import install
 
 if TYPE_CHECKING:
     from datetime import timedelta
-
-    import asyncpg
 
     from lockguard_asyncpg.transaction import Isolation
 
@@ -138,29 +135,20 @@ def _routes(url: str | None, *, pooler: bool) -> Iterator[tuple[_Route, ...]]:
         click.echo(f"racing on {shown(url)}", err=True)
         yield (_Route("pooler" if pooler else "direct", url, pooler),)
         return
-    try:
-        from lockguard.testing import PostgresServer  # noqa: PLC0415 - an extra
-        from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer  # noqa: PLC0415 - an extra
-    except ImportError as missing:
-        raise Mistake(str(missing)) from missing
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(PostgresServer(max_connections=200))
-            routes = [_Route("direct", server.url, pooler=False)]
-            if find_pgbouncer() is None:
-                click.echo("PgBouncer is not installed (apt install pgbouncer): directly only", err=True)
-            else:
+        server = stack.enter_context(own_server("racing", max_connections=200))
+        from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer  # noqa: PLC0415 - an extra
+
+        routes = [_Route("direct", server.url, pooler=False)]
+        if find_pgbouncer() is None:
+            click.echo("PgBouncer is not installed (apt install pgbouncer): directly only", err=True)
+        else:
+            try:
                 bouncer = stack.enter_context(PgBouncer(server))
-                routes.append(_Route("pooler", bouncer.url, pooler=True))
-        except ConfigurationError as exc:
-            raise Mistake(str(exc)) from exc
-        click.echo(f"racing on a server of its own: {server!r}", err=True)
-        connected(server.url, _install)
+            except ConfigurationError as exc:
+                raise Mistake(str(exc)) from exc
+            routes.append(_Route("pooler", bouncer.url, pooler=True))
         yield tuple(routes)
-
-
-async def _install(conn: asyncpg.Connection[Any]) -> None:
-    await install(conn)
 
 
 async def _series(routes: tuple[_Route, ...], plan: RacePlan, *, total: int | None, planted: bool) -> bool:

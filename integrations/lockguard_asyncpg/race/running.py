@@ -15,6 +15,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.lease import new_grant_id
 from lockguard_asyncpg.connection import fenced
 from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.own_schema import made_anew
 from lockguard_asyncpg.protection import protect
 from lockguard_asyncpg.race.holders import Holders
 from lockguard_asyncpg.race.oracle import judge
@@ -28,18 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTECTED_TABLES", "SET_UP", "TEAR_DOWN", "kill_one", "race"]
 
-SET_UP = """
-do $$
-begin
-  if exists (select from pg_namespace where nspname = 'lockguard_race'
-              and obj_description(oid, 'pg_namespace') is distinct from 'made by lockguard fence race') then
-    raise exception using errcode = 'LG004', message =
-      'there is a schema lockguard_race in this database that no race has made: rename it, or race elsewhere';
-  end if;
-end $$;
-drop schema if exists lockguard_race cascade;
-create schema lockguard_race;
-comment on schema lockguard_race is 'made by lockguard fence race';
+_TABLES = """
 create table lockguard_race.state (resource text primary key, n bigint not null, token bigint, op bigint);
 create table lockguard_race.ledger (
   resource text, n bigint, token bigint, op bigint, at timestamptz not null default clock_timestamp()
@@ -56,6 +46,7 @@ begin
 end $$;
 create trigger note before update on lockguard_race.state for each row execute function lockguard_race.note();
 """
+SET_UP = made_anew("lockguard_race", "lockguard fence race") + _TABLES
 _MAY_NOTE = "select from lockguard.outcome limit 1"
 TEAR_DOWN = "drop schema lockguard_race cascade"
 _RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
