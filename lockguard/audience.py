@@ -12,17 +12,19 @@ import inspect
 import logging
 import traceback
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from lockguard.errors import ConfigurationError
-from lockguard.events import Event, ObserverFailed
+from lockguard.events import ObserverFailed
 from lockguard.text import kind_of, printable
 
 if TYPE_CHECKING:
     from lockguard.clock import Clock
-    from lockguard.ports import Observer
 
 __all__ = ["Audience"]
+
+E = TypeVar("E")
+E_contra = TypeVar("E_contra", contravariant=True)
 
 _LOG = logging.getLogger("lockguard")
 _LOGGED_EVERY_S = 60.0
@@ -31,8 +33,12 @@ _LOGGED_EVERY_S = 60.0
 _REMEDY = "give an object with a method on(event), such as LogObserver()"
 
 
-class Audience:
-    """Everybody who watches one guard.
+class _Watcher(Protocol[E_contra]):
+    def on(self, event: E_contra) -> None: ...
+
+
+class Audience(Generic[E]):
+    """Everybody who watches one guard, or one manager of positions.
 
     Args:
         observers: told of each event, in this order.
@@ -44,11 +50,11 @@ class Audience:
 
     __slots__ = ("_clock", "_seats")
 
-    def __init__(self, observers: Iterable[Observer], *, clock: Clock) -> None:
+    def __init__(self, observers: Iterable[_Watcher[E | ObserverFailed]], *, clock: Clock) -> None:
         self._clock = clock
-        self._seats = [_Seat(observer) for observer in _checked(observers)]
+        self._seats = [_Seat[E](observer) for observer in _checked(observers)]
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: E) -> None:
         """Tell all of them; never raises. One that fails is logged and counted, and told the next event.
 
         An observer that asks for the end of the process (``SystemExit``, ``KeyboardInterrupt``) gets it from
@@ -67,18 +73,18 @@ class Audience:
                     other.log(again, self._clock.now())
 
 
-class _Seat:
+class _Seat(Generic[E]):
     """One observer and how often it failed."""
 
     __slots__ = ("_failures", "_logged_at", "_on", "name")
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: _Watcher[E | ObserverFailed]) -> None:
         self.name = type(observer).__qualname__
         self._on = observer.on
         self._failures = 0
         self._logged_at: float | None = None
 
-    def tell(self, event: Event) -> BaseException | None:
+    def tell(self, event: E | ObserverFailed) -> BaseException | None:
         """What the observer raised, or ``None``."""
         try:
             returned: Any = self._on(event)
@@ -119,7 +125,7 @@ def _end_soon(exc: BaseException) -> None:
     asyncio.get_running_loop().call_soon(end)
 
 
-def _checked(observers: object) -> list[Observer]:
+def _checked(observers: object) -> list[Any]:
     if isinstance(observers, str | bytes) or not isinstance(observers, Iterable):
         raise ConfigurationError(
             f"observers is {kind_of(observers)}; write a list: observers=[LogObserver()]"

@@ -14,6 +14,7 @@ kept to: while the exchange has said to wait, nothing is sent. Asking on makes a
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt", "Gate", "attempt", "install"]
 
+_LOG = logging.getLogger("lockguard.ccxt")
 _INSTALLED = "_lockguard_gate"
 _TOO_MANY = 429
 _BANNED = 418
@@ -142,7 +144,10 @@ class Gate:
         self._closed_until = until
         if was_open:
             for listener in self._listeners:
-                listener(timedelta(seconds=wait_s))
+                try:
+                    listener(timedelta(seconds=wait_s))
+                except Exception:  # noqa: BLE001 - this is an answer on its way to whoever sent an order
+                    _LOG.exception("a listener of closed calls failed; it stays")
 
     def _asked_s(self, headers: Mapping[str, str], body: str) -> float | None:
         after = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()

@@ -17,12 +17,19 @@ from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.gate import attempt, install
 from lockguard_ccxt.holdings import IN_HEDGE_MODE, Holding, parse_holdings
 from lockguard_ccxt.ids import Step, client_order_id
-from lockguard_ccxt.keys import account_name, unified_symbol, venue_name
+from lockguard_ccxt.keys import account_name, unified_symbol
 from lockguard_ccxt.markets import Market, listing_of, short_name
 from lockguard_ccxt.money import MarketRules, rules_of
 from lockguard_ccxt.outcome import Executed, Outcome, PlacedOrder, Side
 from lockguard_ccxt.placing import PATIENCE, Patience, Placer, Plan
-from lockguard_ccxt.venues import every_position, parse_order, venue_of
+from lockguard_ccxt.venues import (
+    every_order,
+    every_position,
+    next_page,
+    orders_of_one,
+    parse_order,
+    venue_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -33,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GuardedExchange"]
 
-_OF_CONTRACTS = {"type": "swap", "subType": "linear"}
 _CLOCK_AHEAD = timedelta(seconds=1)
 _REFRESH_S_MIN = 5.0
 _REFRESH_PAUSE_S = 1.0
@@ -362,19 +368,17 @@ class GuardedExchange:
             # Unless it is told that all symbols are meant, ccxt's binance refuses to list them.
             self._exchange.options["warnOnFetchOpenOrdersWithoutSymbol"] = False
         wanted = None if symbol is None else self.unified(symbol)
-        # ccxt.binance lists its default type, spot, unless it is told whose orders are meant.
-        every = _OF_CONTRACTS if symbol is None and venue_name(self._exchange) == "binance" else {}
+        questions = every_order(self._exchange) if symbol is None else (orders_of_one(self._exchange),)
         found: dict[str, PlacedOrder] = {}
         books: tuple[dict[str, Any], ...] = (
             ({"trigger": True},) if conditional_only else ({}, {"trigger": True})
         )
-        for params in books:
-            orders = await self._placer().read(
-                partial(self._exchange.fetch_open_orders, wanted, None, None, {**every, **params})
-            )
-            for order in orders:
-                parsed = parse_order(order)
-                found[parsed.id] = parsed
+        for question in questions:
+            for book in books:
+                ask = partial(self._exchange.fetch_open_orders, wanted, None, None)
+                for order in await self._pages(ask, {**question, **book}):
+                    parsed = parse_order(order)
+                    found[parsed.id] = parsed
         return tuple(order for order in found.values() if order.live)
 
     async def holdings(self, symbols: Sequence[str] | None = None) -> tuple[Holding, ...]:
@@ -385,9 +389,9 @@ class GuardedExchange:
         """
         wanted = None if symbols is None else [self.unified(symbol) for symbol in symbols]
         found: dict[str, Holding] = {}
-        for params in ({},) if wanted else every_position(self._exchange):
-            read = partial(self._exchange.fetch_positions, wanted, dict(params))
-            for held in parse_holdings(await self._placer().read(read)):
+        for question in ({},) if wanted else every_position(self._exchange):
+            listed = await self._pages(partial(self._exchange.fetch_positions, wanted), question)
+            for held in parse_holdings(listed):
                 found[held.symbol] = held
         return tuple(found.values())
 
@@ -434,6 +438,18 @@ class GuardedExchange:
         return guarded
 
     # --- inside ---
+
+    async def _pages(
+        self, ask: Callable[[dict[str, Any]], Awaitable[Any]], question: dict[str, Any]
+    ) -> list[Any]:
+        """A list in full, though the exchange gives it in pages."""
+        found: list[Any] = []
+        params: dict[str, Any] | None = question
+        while params is not None:
+            page = await self._placer().read(partial(ask, dict(params)))
+            found += page
+            params = next_page(params, page)
+        return found
 
     def _placer(self) -> Placer:
         return Placer(self._exchange, venue_of(self._exchange), self._patience, self._clock)

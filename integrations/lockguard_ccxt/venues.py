@@ -18,11 +18,25 @@ from lockguard_ccxt.money import decimal_of
 from lockguard_ccxt.outcome import OrderState, PlacedOrder, Side
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Binance", "Bybit", "Venue", "every_position", "parse_order", "venue_of"]
+__all__ = [
+    "Binance",
+    "Bybit",
+    "Venue",
+    "every_order",
+    "every_position",
+    "next_page",
+    "orders_of_one",
+    "parse_order",
+    "venue_of",
+]
 
 _ZERO = Decimal(0)
+_LINEAR = {"type": "swap", "subType": "linear"}
+_BYBIT_POSITIONS_MAX = 200
+_BYBIT_ORDERS_MAX = 50
+"""How many Bybit gives at once."""
 _STATES = {
     "open": OrderState.OPEN,
     "closed": OrderState.CLOSED,
@@ -162,10 +176,41 @@ def every_position(exchange: Any) -> tuple[dict[str, Any], ...]:
 
     Bybit keeps a list for each coin of settlement, and ccxt asks for that of USDT if it is not told another.
     """
+    return tuple({**coin, "limit": _BYBIT_POSITIONS_MAX} for coin in _bybit_coins(exchange)) or ({},)
+
+
+def every_order(exchange: Any) -> tuple[dict[str, Any], ...]:
+    """What to ask with, one question after the other, to get the open orders of all contracts.
+
+    ccxt.binance lists its default type, spot, unless it is told whose orders are meant.
+    """
+    if venue_name(exchange) == "binance":
+        return (dict(_LINEAR),)
+    coins = _bybit_coins(exchange)
+    return tuple({**_LINEAR, **coin, "limit": _BYBIT_ORDERS_MAX} for coin in coins) or ({},)
+
+
+def orders_of_one(exchange: Any) -> dict[str, Any]:
+    """What to ask with for the open orders of one symbol: Bybit gives twenty, if it is not told how many."""
+    return {"limit": _BYBIT_ORDERS_MAX} if venue_name(exchange) == "bybit" else {}
+
+
+def next_page(asked: Mapping[str, Any], page: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What to ask with for what comes after a page; ``None`` when that was the last one.
+
+    A list that ends after its first page looks complete: what is on the second one would be taken for gone.
+    A page that is not full need not be the last one, so the cursor is followed until there is nothing more.
+    """
+    cursors = [(entry.get("info") or {}).get("nextPageCursor") for entry in page]
+    cursor = next((found for found in cursors if found), None)
+    return None if cursor in {None, asked.get("cursor")} else {**asked, "cursor": cursor}
+
+
+def _bybit_coins(exchange: Any) -> tuple[dict[str, Any], ...]:
     listing = listing_of(exchange)
     if venue_name(exchange) != "bybit" or listing is None:
-        return ({},)
-    return tuple({"settleCoin": coin} for coin in listing.settle_coins) or ({},)
+        return ()
+    return tuple({"settleCoin": coin} for coin in listing.settle_coins)
 
 
 def venue_of(exchange: Any) -> Venue:

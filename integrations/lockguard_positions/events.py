@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from lockguard.events import ObserverFailed
 from lockguard_positions.model import Position
 from lockguard_positions.status import PositionStatus
 
@@ -52,11 +53,11 @@ class WriteRefused:
     current: int | None
 
 
-PositionEvent: TypeAlias = Moved | Alert | WriteRefused
+PositionEvent: TypeAlias = Moved | Alert | WriteRefused | ObserverFailed
 
 
 class PositionObserver(Protocol):
-    """Somebody who watches. It must not block and what it raises is dropped."""
+    """Somebody who watches. It must not block; what it raises is logged, and it is told the next event."""
 
     def on(self, event: PositionEvent) -> None:
         """Something happened."""

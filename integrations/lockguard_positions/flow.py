@@ -146,8 +146,11 @@ class Flow:
                 )
             raise
         finally:
+            unstopped = self._unstopped.running
             self._unstopped.end()
-        raise AssertionError(f"position {progress.position.id} did not settle in {_STEPS_MAX} steps")
+        why = f"it did not settle in {_STEPS_MAX} steps; the next look goes on"
+        self._alert(progress.position, f"without a stop: {why}" if unstopped else why)
+        return progress.position
 
     async def _next(self, position: Position, intent: Intent | None) -> Progress | None:
         """Do the next thing; ``None`` while the last one is in doubt."""

@@ -16,6 +16,7 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lockguard.audience import Audience
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
 from lockguard_asyncpg.errors import DATABASE_ERRORS
@@ -85,7 +86,8 @@ class AtomicPositionManager:
         clock: measures the time without a stop.
 
     Raises:
-        ConfigurationError: two exchanges are the same venue, or ``adopt`` is another word.
+        ConfigurationError: two exchanges are the same venue, ``adopt`` is another word, or one of the
+            observers could never be told anything.
     """
 
     def __init__(
@@ -114,7 +116,9 @@ class AtomicPositionManager:
         self._pace = pace
         self._adopt = Adopt.read(adopt)
         self._adopt_stop_loss_percent = percent(adopt_stop_loss_percent, name="adopt_stop_loss_percent")
-        self._observers: list[PositionObserver] = [LogPositions()] if observers is None else list(observers)
+        self._audience: Audience[PositionEvent] = Audience(
+            [LogPositions()] if observers is None else observers, clock=clock
+        )
         self._clock = clock
         self._overdue = Overdue(pace.overdue, self._too_long)
         self._open_rows: dict[str, int] = {}
@@ -449,7 +453,10 @@ class AtomicPositionManager:
     def _trouble(self, venue: Venue, symbol: str, exc: Exception) -> SyncOutcome:
         """What is wrong with one symbol, for the report and for a person."""
         if isinstance(exc, UnknownMarket | ExchangeUnreadable):
-            action, why = SyncAction.NO_MARKET, f"{exc}; 'lockguard positions close' ends a row of it"
+            action = SyncAction.NO_MARKET
+            why = (
+                f"unprotected, as nothing can be ordered: {exc}; 'lockguard positions close' ends a row of it"
+            )
         else:
             action, why = SyncAction.FAILED, f"{type(exc).__name__}: {_line_of(exc)}"
         self._tell(Alert(f"{venue.name}:{symbol}", None, why))
@@ -569,11 +576,7 @@ class AtomicPositionManager:
         self._tell(WriteRefused(stale.resource, stale.presented, stale.current))
 
     def _tell(self, event: PositionEvent) -> None:
-        for observer in list(self._observers):
-            try:
-                observer.on(event)
-            except Exception:  # noqa: BLE001 - whatever a user's observer raises must not break an open
-                self._observers.remove(observer)
+        self._audience.tell(event)
 
 
 def _line_of(exc: BaseException) -> str:

@@ -111,6 +111,18 @@ def _strange(
                 and stop.side == row.side.exit
                 and not stop.takes_profit
                 and not _is_own(row, stop)
+                and not _only_follows(row, stop)
             ):
                 found.append((symbol, stop, "beside the position's own stop"))
     return tuple(found)
+
+
+def _only_follows(row: Position, stop: PlacedOrder) -> bool:
+    """Whether a stop closes the whole position and waits behind the row's own: it never comes to that.
+
+    Bybit's entries bring such a stop along. Where the row's was moved away from the price since, the one that
+    was brought along comes first, and has to be told of.
+    """
+    if not stop.closes_all or stop.trigger is None or row.stop_price is None:
+        return False
+    return stop.trigger <= row.stop_price if stop.side == "sell" else stop.trigger >= row.stop_price

@@ -34,7 +34,7 @@ __all__ = ["Pace", "Venue", "covers", "standing_stop"]
 _READS_OF_FILL_MAX = 1_000
 _PRICE_LATE_S = 0.5
 _ABILITIES = ("createMarketOrder", "createReduceOnlyOrder", "createStopOrder", "fetchPositions")
-_LISTS_ALL_STOPS = frozenset({"binance"})
+_LISTS_ALL_STOPS = frozenset({"binance", "bybit"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,11 @@ CONTRACT: Json = {
         "minNotionalValue": "5",
     },
 }
+CONTRACTS: Json = {
+    "APTUSDT": CONTRACT,
+    "BTCPERP": CONTRACT | {"symbol": "BTCPERP", "baseCoin": "BTC", "quoteCoin": "USDC", "settleCoin": "USDC"},
+}
+BTC = "BTC/USDC:USDC"
 
 
 class Lost(Enum):
@@ -87,17 +92,24 @@ class Rejection(Exception):
 
 
 class Bybit:
-    """One account in one-way mode, with one linear contract."""
+    """One account in one-way mode, with a linear contract of each coin of settlement."""
 
     def __init__(self) -> None:
         self.orders: list[Json] = []
         self.created: list[Json] = []
-        self.net = Decimal(0)
+        self.nets = dict.fromkeys(CONTRACTS, Decimal(0))
         self.lose: Lost | None = None
         self.say: Rejection | None = None
+        self.refuse: Rejection | None = None
+        """What every private request is answered with."""
+        self.refuse_create: Rejection | None = None
+        self.clock_ms = 0
+        self.asked: list[str] = []
+        self.page_max = 50
         self._answers = {
             "/v5/market/instruments-info": self.instruments,
-            "/v5/market/tickers": lambda _: {"list": [{"symbol": "APTUSDT", "lastPrice": str(PRICE)}]},
+            "/v5/market/tickers": lambda q: {"list": [{"symbol": q["symbol"], "lastPrice": str(PRICE)}]},
+            "/v5/market/time": lambda _: {"timeSecond": str(self._now_ms() // 1000)},
             "/v5/asset/coin/query-info": lambda _: {"rows": []},
             "/v5/user/query-api": lambda _: {"unified": 0, "uta": 1},
             "/v5/account/info": lambda _: {"unifiedMarginStatus": 6},
@@ -108,18 +120,30 @@ class Bybit:
             "/v5/position/list": self.positions,
         }
 
+    @property
+    def net(self) -> Decimal:
+        return self.nets["APTUSDT"]
+
+    def _now_ms(self) -> int:
+        return now_ms() + self.clock_ms
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.text()
         query = dict(parse_qsl(request.rel_url.raw_query_string))
         writing = request.method == "POST"
         try:
             if not request.path.startswith("/v5/market/"):
-                verify(request, body if writing else request.rel_url.raw_query_string)
+                self.asked.append(request.path)
+                verify(request, body if writing else request.rel_url.raw_query_string, self._now_ms())
+                if (
+                    no := self.refuse or (self.refuse_create if request.path.endswith("create") else None)
+                ) is not None:
+                    raise no
             result = self._answers[request.path](json.loads(body) if writing else query)
             answer: Json = {"retCode": 0, "retMsg": "OK", "result": result}
         except Rejection as no:
             answer = {"retCode": no.code, "retMsg": str(no), "result": {}}
-        text = json.dumps({**answer, "retExtInfo": {}, "time": now_ms()})
+        text = json.dumps({**answer, "retExtInfo": {}, "time": self._now_ms()})
         lost, self.lose = (self.lose, None) if writing else (None, self.lose)
         if lost is Lost.CUT and request.transport is not None:
             request.transport.close()
@@ -129,7 +153,11 @@ class Bybit:
 
     def instruments(self, query: Json) -> Json:
         wanted = query["category"] == "linear" and query.get("status", "Trading") == "Trading"
-        return {"category": query["category"], "list": [CONTRACT] if wanted else [], "nextPageCursor": ""}
+        return {
+            "category": query["category"],
+            "list": list(CONTRACTS.values()) if wanted else [],
+            "nextPageCursor": "",
+        }
 
     # --- orders ---
 
@@ -139,7 +167,7 @@ class Bybit:
         if self.say is not None:
             raise self.say
         name, quantity, trigger = body["orderLinkId"], Decimal(body["qty"]), body.get("triggerPrice", "")
-        need(body["category"] == "linear" and body["symbol"] == "APTUSDT", 10001, "symbol invalid")
+        need(body["category"] == "linear" and body["symbol"] in CONTRACTS, 10001, "symbol invalid")
         need(body["orderType"] == "Market" and body["side"] in {"Buy", "Sell"}, 10001, "order invalid")
         need(bool(_ID.fullmatch(name)), 10001, "orderLinkId invalid")
         need(quantity > 0 and not quantity % Decimal("0.01"), 10001, "Qty invalid")
@@ -147,7 +175,7 @@ class Bybit:
         order = {
             "orderId": f"{len(self.orders) + 1:08d}-0000",
             "orderLinkId": name,
-            "symbol": "APTUSDT",
+            "symbol": body["symbol"],
             "side": body["side"],
             "orderType": "Market",
             "qty": body["qty"],
@@ -160,6 +188,8 @@ class Bybit:
         }
         self._wait(order) if trigger else self._fill(order, quantity)
         self.orders.append(order)
+        if order["stopLoss"]:
+            self._attach(order)
         return {"orderId": order["orderId"], "orderLinkId": name}
 
     def _wait(self, order: Json) -> None:
@@ -169,12 +199,45 @@ class Bybit:
         need(direction == 1 or price < PRICE, 110093, "expect Falling, but trigger_price >= current")
         order |= {"orderStatus": "Untriggered", "cumExecQty": "0", "cumExecValue": "0", "avgPrice": ""}
 
+    def _attach(self, entry: Json) -> None:
+        """A stop of the position itself: of no name, as large as the position, and gone with it."""
+        rises = entry["side"] == "Sell"
+        order = entry | {
+            "orderId": f"{len(self.orders) + 1:08d}-0000",
+            "orderLinkId": "",
+            "side": "Buy" if rises else "Sell",
+            "reduceOnly": True,
+            "closeOnTrigger": True,
+            "stopOrderType": "StopLoss",
+            "stopLoss": "",
+            "triggerPrice": entry["stopLoss"],
+            "triggerDirection": 1 if rises else 2,
+        }
+        self._wait(order)
+        self.orders.append(order)
+
+    def take_stops_back(self) -> None:
+        """By hand."""
+        for order in self.orders:
+            if order["orderStatus"] == "Untriggered":
+                order["orderStatus"] = "Deactivated"
+
+    def flat(self, symbol: str) -> None:
+        """By hand, or as a close was filled: what is the position's own goes with it."""
+        self.nets[symbol] = Decimal(0)
+        for order in self.orders:
+            if order["symbol"] == symbol and order.get("stopOrderType") and order["orderStatus"] in _OPEN:
+                order["orderStatus"] = "Deactivated"
+
     def _fill(self, order: Json, quantity: Decimal) -> None:
         sign = 1 if order["side"] == "Buy" else -1
         if order["reduceOnly"]:
-            need(self.net * sign < 0, 110017, "current position is zero, cannot fix reduce-only order qty")
-            quantity = min(quantity, abs(self.net))
-        self.net += sign * quantity
+            net = self.nets[order["symbol"]]
+            need(net * sign < 0, 110017, "current position is zero, cannot fix reduce-only order qty")
+            quantity = min(quantity, abs(net))
+        self.nets[order["symbol"]] += sign * quantity
+        if not self.nets[order["symbol"]]:
+            self.flat(order["symbol"])
         worth = str(quantity * PRICE)
         order |= {
             "orderStatus": "Filled",
@@ -203,7 +266,9 @@ class Bybit:
             if order["orderStatus"] in _OPEN
             and (kind is None or (kind == "StopOrder") == bool(order["triggerPrice"]))
         ]
-        return {"category": "linear", "list": wanted, "nextPageCursor": ""}
+        size, begin = min(int(query.get("limit", 20)), self.page_max), int(query.get("cursor") or 0)
+        page = wanted[begin : begin + size]
+        return {"category": "linear", "list": page, "nextPageCursor": str(begin + size) if page else ""}
 
     def history(self, query: Json) -> Json:
         wanted = [order for order in self._asked_for(query) if order["orderStatus"] not in _OPEN]
@@ -212,24 +277,38 @@ class Bybit:
     def _asked_for(self, query: Json) -> list[Json]:
         need(query["category"] == "linear", 10001, "category invalid")
         need("symbol" in query or "settleCoin" in query, 10001, "Missing some parameters: symbol, settleCoin")
-        return [order for order in self.orders if query.get("orderLinkId") in {None, order["orderLinkId"]}]
+        return [
+            order
+            for order in self.orders
+            if query.get("orderLinkId") in {None, order["orderLinkId"]}
+            and self._is_of(CONTRACTS[order["symbol"]], query)
+        ]
+
+    def _is_of(self, contract: Json, query: Json) -> bool:
+        """By symbol, else by the coin of settlement."""
+        if "symbol" in query:
+            return bool(contract["symbol"] == query["symbol"])
+        return bool(contract["settleCoin"] == query["settleCoin"])
 
     def positions(self, query: Json) -> Json:
         """Asked for by symbol, a position is listed also when it is flat."""
         need("symbol" in query or "settleCoin" in query, 10001, "Missing some parameters: symbol, settleCoin")
-        position = {
-            "positionIdx": 0,
-            "symbol": "APTUSDT",
-            "side": "Buy" if self.net > 0 else "Sell" if self.net < 0 else "",
-            "size": str(abs(self.net)),
-            "avgPrice": str(PRICE) if self.net else "0",
-            "positionValue": str(abs(self.net) * PRICE),
-            "leverage": "10",
-            "markPrice": str(PRICE),
-            "updatedTime": str(now_ms()),
-        }
-        listed = bool(self.net) or "symbol" in query
-        return {"category": "linear", "list": [position] if listed else [], "nextPageCursor": ""}
+        listed = [
+            {
+                "positionIdx": 0,
+                "symbol": name,
+                "side": "Buy" if net > 0 else "Sell" if net < 0 else "",
+                "size": str(abs(net)),
+                "avgPrice": str(PRICE) if net else "0",
+                "positionValue": str(abs(net) * PRICE),
+                "leverage": "10",
+                "markPrice": str(PRICE),
+                "updatedTime": str(now_ms()),
+            }
+            for name, net in self.nets.items()
+            if self._is_of(CONTRACTS[name], query) and (net or "symbol" in query)
+        ]
+        return {"category": "linear", "list": listed, "nextPageCursor": ""}
 
 
 def need(met: bool, code: int, message: str) -> None:
@@ -241,12 +320,12 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def verify(request: web.Request, payload: str) -> None:
+def verify(request: web.Request, payload: str, there_ms: int) -> None:
     """The headers that every private request carries."""
     stamp, window = request.headers["X-BAPI-TIMESTAMP"], request.headers["X-BAPI-RECV-WINDOW"]
     signed = hmac.new(SECRET.encode(), f"{stamp}{KEY}{window}{payload}".encode(), "sha256").hexdigest()
     need(request.headers["X-BAPI-API-KEY"] == KEY, 10003, "API key is invalid.")
-    need(abs(now_ms() - int(stamp)) <= int(window), 10002, "invalid request, please check your timestamp")
+    need(abs(there_ms - int(stamp)) <= int(window), 10002, "invalid request, please check your timestamp")
     need(request.headers["X-BAPI-SIGN"] == signed, 10004, "error sign!")
 
 
@@ -328,6 +407,21 @@ async def test_a_stop_is_conditional_reduces_only_and_is_listed(bybit: Setting) 
         (order,) = listed
         assert (order.id, order.client_id) == (placed.id, exchange.client_id(APT, 1, Step.STOP))
         assert (order.state, order.trigger, order.reduce_only) == (OrderState.OPEN, Decimal(8), True)
+
+
+async def test_every_open_order_is_listed_in_whatever_coin_and_on_whatever_page(bybit: Setting) -> None:
+    server, exchange = bybit
+    server.page_max = 2
+    for number in range(1, 4):
+        await exchange.place_stop(APT, "sell", Decimal(10), trigger=Decimal(8), intent=number)
+    usdc = server.orders[0] | {"symbol": "BTCPERP", "orderId": "usdc", "orderLinkId": "by-hand"}
+    server.orders.append(usdc)
+    server.nets["BTCPERP"] = Decimal(1)
+    for only in (False, True):
+        listed = await exchange.open_orders(conditional_only=only)
+        assert sorted(order.symbol for order in listed) == [APT, APT, APT, BTC]
+    assert {order.id for order in await exchange.open_orders("BTCPERP")} == {"usdc"}
+    assert await exchange.holdings() == (Holding(BTC, "buy", Decimal(1), PRICE),)
 
 
 async def test_a_stop_beyond_the_price_is_refused(bybit: Setting) -> None:

@@ -93,6 +93,7 @@ async def test_a_row_whose_market_is_gone_is_told_and_stops_no_other_symbol_and_
     assert by_symbol(report) == {"APTUSDT": SyncAction.CLOSED, "FRESHUSDT": SyncAction.NO_MARKET}
     assert not report.settled
     (alert,) = [a for a in alerts if a.resource == "binance:FRESHUSDT"]
+    assert "unprotected" in alert.message
     assert "'lockguard positions close' ends a row of it" in alert.message
     (cleaned,) = await desk.manager.clean_up("FRESHUSDT", "binance")
     assert cleaned.action is SyncAction.NO_MARKET

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
@@ -13,17 +14,22 @@ import pytest
 
 from lockguard import LockGuard
 from lockguard_asyncpg import PostgresFence, install
+from lockguard_ccxt import Refusal
+from lockguard_ccxt.classify import REFUSED_BY_CODE
 from lockguard_positions import (
+    Alert,
     AtomicPositionManager,
+    ExchangeUnreadable,
     NotOpened,
     Opened,
     OpenResult,
     Pace,
+    PositionEvent,
     PositionStatus,
     SyncAction,
     migrate,
 )
-from tests.integration.test_ccxt_bybit import APT, Bybit, Lost, connected
+from tests.integration.test_ccxt_bybit import APT, Bybit, Lost, Rejection, connected
 
 MS = timedelta(milliseconds=1)
 
@@ -33,14 +39,55 @@ class Stage:
     server: Bybit
     manager: AtomicPositionManager
     pool: asyncpg.Pool[Any]
+    heard: Heard
 
     async def open(self, price: str = "8.5") -> OpenResult:
         return await self.manager.open_position_atomic("s", APT, "bybit", "long", "10", price, "2")
 
-    def waiting(self) -> list[str]:
+    def waiting(self, *, attached: bool = False) -> list[str]:
+        """Where stops of a name of their own wait, or those that an entry brought along."""
         return [
-            order["triggerPrice"] for order in self.server.orders if order["orderStatus"] == "Untriggered"
+            order["triggerPrice"]
+            for order in self.server.orders
+            if order["orderStatus"] == "Untriggered" and attached == bool(order.get("stopOrderType"))
         ]
+
+    def by_hand(self, symbol: str, *, stop: str | None = None) -> None:
+        """A long position, and perhaps a stop, of which no table knows."""
+        self.server.nets[symbol] = Decimal(10)
+        if stop is not None:
+            self.server.create(
+                {
+                    "category": "linear",
+                    "symbol": symbol,
+                    "orderType": "Market",
+                    "side": "Sell",
+                    "qty": "10",
+                    "orderLinkId": "a-person",
+                    "reduceOnly": True,
+                    "triggerPrice": stop,
+                    "triggerDirection": 2,
+                }
+            )
+
+    def sold(self) -> list[str]:
+        """The orders that made a position smaller at once."""
+        return [o["orderLinkId"] for o in self.server.orders if o["reduceOnly"] and not o["triggerPrice"]]
+
+    async def sync(self) -> dict[str, SyncAction]:
+        report = await self.manager.sync_exchange_positions("bybit")
+        return {outcome.symbol: outcome.action for outcome in report.outcomes}
+
+
+class Heard:
+    """An observer that keeps the alerts."""
+
+    def __init__(self) -> None:
+        self.alerts: list[str] = []
+
+    def on(self, event: PositionEvent) -> None:
+        if isinstance(event, Alert):
+            self.alerts.append(f"{event.resource}: {event.message}")
 
 
 @pytest.fixture
@@ -53,8 +100,10 @@ async def stage(redis_url: str, database_url: str) -> AsyncIterator[Stage]:
         guard = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
         server = Bybit()
         exchange = await stack.enter_async_context(connected(server))
-        pace = Pace(poll=20 * MS, retry_pause=20 * MS, grace=0 * MS)
-        yield Stage(server, AtomicPositionManager(guard, pool, [exchange], pace=pace), pool)
+        pace = Pace(poll=20 * MS, retry_pause=20 * MS, grace=0 * MS, attempts=2, stop_deadline=100 * MS)
+        heard = Heard()
+        manager = AtomicPositionManager(guard, pool, [exchange], pace=pace, observers=[heard])
+        yield Stage(server, manager, pool, heard)
 
 
 async def test_a_position_is_opened_kept_and_closed(stage: Stage) -> None:
@@ -79,7 +128,7 @@ async def test_a_lost_answer_neither_doubles_nor_loses_the_position(stage: Stage
 
 async def test_a_stop_that_disappeared_is_placed_anew(stage: Stage) -> None:
     await stage.open()
-    stage.server.orders[-1]["orderStatus"] = "Deactivated"
+    stage.server.take_stops_back()
     report = await stage.manager.sync_exchange_positions("bybit")
     assert [outcome.action for outcome in report.outcomes] == [SyncAction.STOP_PLACED]
     assert (stage.server.net, stage.waiting()) == (10, ["8.33"])
@@ -90,3 +139,82 @@ async def test_a_stop_that_the_price_has_passed_is_refused_before_the_entry(stag
     assert isinstance(refused, NotOpened)
     assert "beyond the stop at 8.82" in refused.reason
     assert stage.server.created == []
+
+
+async def test_a_pass_takes_over_the_stops_of_every_coin_and_asks_no_symbol_twice(stage: Stage) -> None:
+    """The person's own stops stand far away; a contract in USDC is no other case than one in USDT."""
+    for symbol in ("APTUSDT", "BTCPERP"):
+        stage.by_hand(symbol, stop="7" if symbol == "BTCPERP" else None)
+    assert await stage.sync() == {"APTUSDT": SyncAction.ADOPTED, "BTCUSDC": SyncAction.ADOPTED}
+    rows = await stage.pool.fetch("select market, stop_price from monitoring.positions order by market")
+    assert [(row["market"], row["stop_price"]) for row in rows] == [
+        (APT, Decimal("8.33")),
+        ("BTC/USDC:USDC", Decimal(7)),
+    ]
+    before = len(stage.server.asked)
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP, "BTCUSDC": SyncAction.IN_STEP}
+    assert stage.server.asked[before:] == ["/v5/order/realtime"] * 4 + ["/v5/position/list"] * 2
+    assert stage.sold() == []
+
+
+async def test_a_usdc_contract_is_opened_protected_and_closed_by_its_own_name(stage: Stage) -> None:
+    opened = await stage.manager.open_position_atomic("s", "BTCPERP", "bybit", "short", "10", "8.5", "2")
+    assert isinstance(opened, Opened)
+    assert (stage.server.nets["BTCPERP"], stage.waiting()) == (-10, ["8.67"])
+    await stage.manager.close_position("BTCPERP", "bybit")
+    assert (stage.server.nets["BTCPERP"], stage.waiting()) == (0, [])
+
+
+async def test_a_stop_is_moved_without_a_moment_without(stage: Stage) -> None:
+    await stage.open()
+    moved = await stage.manager.move_stop(APT, "bybit", "8.4")
+    assert moved.action is SyncAction.STOP_MOVED
+    created = [body["triggerPrice"] for body in stage.server.created if body.get("triggerPrice")]
+    assert (created, stage.waiting()) == (["8.33", "8.4"], ["8.4"])
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
+
+
+async def test_the_stop_that_came_with_an_entry_is_told_of_only_where_it_would_be_first(stage: Stage) -> None:
+    await stage.open()
+    await stage.sync()
+    assert (stage.waiting(attached=True), stage.heard.alerts) == (["8.33"], [])
+    await stage.manager.move_stop(APT, "bybit", "8.4")
+    await stage.sync()
+    assert stage.heard.alerts == []
+    await stage.manager.move_stop(APT, "bybit", "8.1")
+    await stage.sync()
+    (alert,) = stage.heard.alerts
+    assert "beside the position's own stop" in alert
+    assert "8.33" in alert
+
+
+@pytest.mark.parametrize("code", [10002, 10003, 10004, 10005, 10006, 10010, 10018])
+async def test_a_refusal_of_everything_that_passes_leaves_positions_and_protects_them_afterwards(
+    stage: Stage, code: int
+) -> None:
+    """Refused between the entry and the stop, in a pass, and in a recovery: nothing is sold for it."""
+    assert REFUSED_BY_CODE[str(code)] in {Refusal.AUTHENTICATION, Refusal.CLOCK, Refusal.RATE_LIMITED}
+    await stage.open()
+    stage.server.take_stops_back()
+    stage.by_hand("BTCPERP")
+    stage.server.refuse_create = Rejection(code, "refused")
+    for _ in range(2):
+        await stage.manager.recover("bybit")
+        assert set((await stage.sync()).values()) == {SyncAction.UNPROTECTED}
+    told = [a for a in stage.heard.alerts if str(code) in a and "has no stop" in a]
+    assert {alert.partition(": ")[0] for alert in told} == {"bybit:APTUSDT", "bybit:BTCUSDC"}
+    stage.server.refuse = Rejection(code, "refused")
+    with pytest.raises(ExchangeUnreadable):
+        await stage.sync()
+    await stage.manager.recover("bybit")
+    stage.server.refuse = stage.server.refuse_create = None
+    await stage.manager.recover("bybit")
+    await stage.sync()
+    assert (stage.sold(), stage.server.nets) == ([], {"APTUSDT": 10, "BTCPERP": 10})
+    assert sorted(stage.waiting()) == ["8.33", "8.33"]
+
+
+async def test_a_clock_out_of_step_is_measured_anew_and_the_open_goes_on(stage: Stage) -> None:
+    stage.server.clock_ms = -60_000
+    assert isinstance(await stage.open(), Opened)
+    assert (stage.server.net, stage.waiting()) == (10, ["8.33"])

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from lockguard.audience import Audience
+from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt.classify import ccxt_errors
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from lockguard_positions.bot.signals import Signal
     from lockguard_positions.bot.sources import Delivery, SignalSource
     from lockguard_positions.bot.trader import Trader
-    from lockguard_positions.events import PositionObserver
+    from lockguard_positions.events import PositionEvent, PositionObserver
     from lockguard_positions.manager import AtomicPositionManager
     from lockguard_positions.reconcile import SyncReport
 
@@ -104,7 +106,7 @@ class Worker:
         self._sources = sources
         self._rhythm = rhythm
         self._stopping = stopping
-        self._observers = tuple(observers)
+        self._audience: Audience[PositionEvent] = Audience(observers, clock=SYSTEM_CLOCK)
         self._hands = asyncio.Semaphore(rhythm.at_once)
         self._lines: dict[str, asyncio.Lock] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -258,11 +260,7 @@ class Worker:
             self._alert(self._exchange, f"a signal to close was refused, its position stays open: {bad}")
 
     def _alert(self, resource: str, message: str, position_id: int | None = None) -> None:
-        for observer in self._observers:
-            try:
-                observer.on(Alert(resource, position_id, message))
-            except Exception:  # noqa: BLE001 - an observer is a guest
-                _LOG.exception("an observer failed")
+        self._audience.tell(Alert(resource, position_id, message))
 
     # --- the end ---
 
