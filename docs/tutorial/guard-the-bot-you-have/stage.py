@@ -61,9 +61,9 @@ class Link:
     @property
     def url(self) -> str:
         """The server's, by way of the link."""
-        user = f"{self._parts.username}@" if self._parts.username else ""
+        user, at, _ = self._parts.netloc.rpartition("@")
         port = self._server.sockets[0].getsockname()[1]
-        return urlunsplit(self._parts._replace(netloc=f"{user}127.0.0.1:{port}"))
+        return urlunsplit(self._parts._replace(netloc=f"{user}{at}127.0.0.1:{port}"))
 
     def hold(self) -> None:
         """From now on hold everything that is sent."""
