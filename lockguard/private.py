@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import sys
 from typing import TYPE_CHECKING
 
 from lockguard.errors import ConfigurationError
@@ -21,18 +23,27 @@ if TYPE_CHECKING:
 __all__ = ["append_private", "replacing", "write_private"]
 
 _MODE = 0o600
+_STREAM = re.compile(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]{1,6})")
+_STREAMS = {"stdout": 1, "stderr": 2}
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
     """A file that becomes ``path`` when the body is over, all or nothing; with mode 0600.
 
-    A link at ``path`` is replaced, not followed. A device or a pipe is written to as it is.
+    A link at ``path`` is replaced, not followed. A device, a pipe, or a stream of this process such as
+    ``/dev/stdout`` is written to as it is, also where it leads to a file.
 
     Raises:
         ConfigurationError: it cannot be written.
     """
     try:
+        if (stream := _own_stream(path)) is not None:
+            if sys.stdout is not None:  # closed by whoever started this
+                sys.stdout.flush()
+            with os.fdopen(os.dup(stream), "w", encoding="utf-8") as file:
+                yield file
+            return
         if _is_special(path):
             with path.open("w", encoding="utf-8") as file:
                 yield file
@@ -69,6 +80,14 @@ def append_private(path: Path) -> TextIO:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, _MODE), "a", encoding="utf-8")
+
+
+def _own_stream(path: Path) -> int | None:
+    """The descriptor that the name stands for. As root, replacing the link would take it from the machine."""
+    found = _STREAM.fullmatch(os.path.normpath(path))
+    if found is None:
+        return None
+    return _STREAMS[found[1]] if found[1] else int(found[2])
 
 
 def _is_special(path: Path) -> bool:

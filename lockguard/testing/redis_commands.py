@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 from typing import BinaryIO, TypeAlias
+from urllib.parse import quote
 
 from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
 from lockguard.testing.ports import LOOPBACK
 
-__all__ = ["Answer", "command"]
+__all__ = ["Answer", "command", "credentials"]
 
 Answer: TypeAlias = "str | int | list[Answer] | None"
 
@@ -77,3 +78,11 @@ def _read(stream: BinaryIO) -> Answer:
             return [_read(stream) for _ in range(int(rest))]
         case _:
             raise ConnectionError(f"not the Redis protocol: {line!r:.80}")
+
+
+def credentials(password: str) -> str:
+    """The part of a URL before its host, for the default user; empty without a password.
+
+    The user is named: redis-cli takes an empty name for a name, and is refused.
+    """
+    return f"default:{quote(password, safe='')}@" if password else ""

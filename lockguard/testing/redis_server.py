@@ -15,7 +15,7 @@ from lockguard.private import write_private
 from lockguard.testing.binaries import ServerBinary, find_valkey
 from lockguard.testing.embedded import EmbeddedServer
 from lockguard.testing.ports import LOOPBACK, free_port
-from lockguard.testing.redis_commands import Answer, command
+from lockguard.testing.redis_commands import Answer, command, credentials
 from lockguard.testing.supervision import ServerProcess, Spawn, server_environment
 
 if TYPE_CHECKING:
@@ -108,12 +108,12 @@ class RedisServer(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """``redis://:password@127.0.0.1:port/0``."""
+        """``redis://default:password@127.0.0.1:port/0``."""
         return f"redis://{self._credentials()}{LOOPBACK}:{self.port}/0"
 
     @property
     def unix_url(self) -> str:
-        """``unix://:password@/path/to/redis.sock?db=0``.
+        """``unix://default:password@/path/to/redis.sock?db=0``.
 
         Raises:
             ConfigurationError: the server was made without ``unix_socket=True``, or was not started.
@@ -124,7 +124,7 @@ class RedisServer(EmbeddedServer):
 
     @property
     def tls_url(self) -> str:
-        """``rediss://:password@127.0.0.1:port/0?...`` for a client that shows the server's own certificate.
+        """``rediss://default:password@127.0.0.1:port/0?...``: the client shows the server's own certificate.
 
         Raises:
             ConfigurationError: the server was made without ``tls=``, or was not started.
@@ -168,7 +168,7 @@ class RedisServer(EmbeddedServer):
         return command(self.port, *words, password=self._password or None)
 
     def _credentials(self) -> str:
-        return f":{quote(self._password, safe='')}@" if self._password else ""
+        return credentials(self._password)
 
     def _prepare(self, directory: Path) -> None:
         (directory / "data").mkdir(mode=0o700, exist_ok=True)

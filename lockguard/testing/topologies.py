@@ -19,7 +19,7 @@ from urllib.parse import quote
 from lockguard.errors import ConfigurationError, NodeError
 from lockguard.testing import supervision
 from lockguard.testing.ports import LOOPBACK
-from lockguard.testing.redis_commands import Answer
+from lockguard.testing.redis_commands import Answer, credentials
 from lockguard.testing.redis_server import RedisServer, TlsFiles
 from lockguard.testing.topologies_sentinel import SentinelServer
 
@@ -74,8 +74,7 @@ class Topology(ABC):
     def _url(self, kind: str, servers: Sequence[RedisServer], path: str = "") -> str:
         scheme, query = ("rediss", f"?{self._tls.query}") if self._tls is not None else ("redis", "")
         places = ",".join(f"{LOOPBACK}:{server.told_port}" for server in servers)
-        credentials = f":{quote(self._password, safe='')}@" if self._password else ""
-        return f"{scheme}{kind}://{credentials}{places}{path}{query}"
+        return f"{scheme}{kind}://{credentials(self._password)}{places}{path}{query}"
 
     def _add(self, *config: str) -> RedisServer:
         server = self._stack.enter_context(
@@ -201,7 +200,7 @@ class SentinelRedis(Topology):
 
     @property
     def url(self) -> str:
-        """``redis+sentinel://:password@127.0.0.1:port,127.0.0.1:port/service/0?sentinel_password=...``."""
+        """``redis+sentinel://default:password@127.0.0.1:port,127.0.0.1:port/service/0?sentinel_password=...``."""
         url = self._url("+sentinel", self.sentinels, f"/{self.service}/0")
         if not self._password:
             return url
@@ -291,7 +290,7 @@ class ClusterRedis(Topology):
 
     @property
     def url(self) -> str:
-        """``redis+cluster://:password@127.0.0.1:port,127.0.0.1:port``."""
+        """``redis+cluster://default:password@127.0.0.1:port,127.0.0.1:port``."""
         return self._url("+cluster", self.servers)
 
     def owner_of(self, slot: int) -> RedisServer:

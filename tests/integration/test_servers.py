@@ -6,6 +6,7 @@ import asyncio
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import psutil
@@ -16,6 +17,7 @@ from redis.retry import Retry
 
 from lockguard.errors import ConfigurationError
 from lockguard.testing import PostgresServer, RedisServer
+from lockguard.testing.redis_commands import command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -229,6 +231,14 @@ def test_nobody_gets_into_an_embedded_redis_without_its_password() -> None:
         with RedisServer() as other:
             assert other.password != server.password
         _only_ours(server.password_file, server.password)
+
+
+def test_the_url_names_its_user_as_programs_other_than_ours_need_it() -> None:
+    """``redis-cli -u`` logs in with the name that is there, and an empty one is nobody's."""
+    with RedisServer(password="it's 1/2") as server:
+        parts = urlsplit(server.url)
+        said = command(server.port, "AUTH", unquote(parts.username or ""), unquote(parts.password or ""))
+    assert said == "OK"
 
 
 async def test_nobody_gets_into_an_embedded_postgres_without_its_password() -> None:

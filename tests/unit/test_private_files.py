@@ -57,6 +57,29 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/../dev/stdout"])
+def test_a_stream_that_leads_to_a_file_is_written_to_and_its_name_is_not_replaced(
+    name, tmp_path, monkeypatch
+):
+    """As root, ``--html /dev/stdout > page`` would take ``/dev/stdout`` from the machine."""
+
+    def replaced(draft, target):
+        raise AssertionError(f"{draft} would replace {target}")
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    with (tmp_path / "page").open("w") as page:
+        before = os.dup(1)
+        try:
+            os.dup2(page.fileno(), 1)
+            os.write(1, b"first\n")
+            write_private(Path(name), "report\n")
+            os.write(1, b"last\n")
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+    assert (tmp_path / "page").read_text() == "first\nreport\nlast\n"
+
+
 def test_a_pipe_is_written_to_as_it_is(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
