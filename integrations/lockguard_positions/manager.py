@@ -123,6 +123,7 @@ class AtomicPositionManager:
         self._overdue = Overdue(pace.overdue, self._too_long)
         self._open_rows: dict[str, int] = {}
         self._told_of: set[tuple[str, str]] = set()
+        self._strange: dict[str, Survey] = {}
 
     @property
     def store(self) -> PositionStore:
@@ -207,6 +208,7 @@ class AtomicPositionManager:
             row = await self._store.open_of(venue.name, new.symbol)
             return NotOpened(str(exc)) if row is None else AlreadyOpen(row, new.side)
         self._created(progress.position, lease)
+        self._warn_of_stops(venue, progress.position)
         position = await flow.drive(progress)
         if position.status is PositionStatus.ACTIVE:
             return Opened(position)
@@ -236,6 +238,7 @@ class AtomicPositionManager:
                 outcomes += await self._each(venue, found.to_look_at, operation="sync")
             elif outcomes:
                 outcomes[0] = await self._lockable(venue, outcomes[0])
+        self._strange[venue.name] = found
         self._mention(venue, found)
         self._note(venue, outcomes)
         undecided = [f"{venue.name}:{one.symbol}" for one in outcomes if not one.action.settled]
@@ -567,6 +570,15 @@ class AtomicPositionManager:
                 self._told_of.add((symbol, stop.id))
                 name = f"{stop.client_id or stop.id} ({stop.side} {stop.amount} at {stop.trigger})"
                 self._tell(Alert(f"{venue.name}:{symbol}", None, f"a reduce-only order waits {what}: {name}"))
+
+    def _warn_of_stops(self, venue: Venue, position: Position) -> None:
+        """Tell of what waits to cut a position short that is opened now, as far as the last pass saw it."""
+        found = self._strange.get(venue.name)
+        for symbol, stop, _ in () if found is None else found.strange_stops:
+            if symbol == position.symbol and stop.side == position.side.exit:
+                name = f"{stop.client_id or stop.id} ({stop.side} {stop.amount} at {stop.trigger})"
+                told = f"opened though a reduce-only order waits that would cut it short: {name}"
+                self._tell(Alert(f"{venue.name}:{symbol}", position.id, told))
 
     def _created(self, position: Position, lease: Lease) -> Position:
         self._tell(Moved(position, None, lease.grant.operation))

@@ -10,19 +10,24 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 import redis.asyncio
 
-from lockguard.testing import PostgresServer, RedisServer
+from lockguard.testing import FaultProxy, PostgresServer, RedisServer
 from lockguard_asyncpg import install
 from lockguard_ccxt.testing import LocalExchange
 from lockguard_positions import migrate
 from tests.integration.test_bot import FAST, OPEN, STREAM, Ended, Process, until
 
 AFTER = ("--alert-after", "1.5")
+FIFTEEN = "APT XRP DOGE ADA AVAX LINK DOT SUI LTC TRX NEAR ATOM FIL ARB OP"
+SYMBOLS = [f"{base}USDT" for base in FIFTEEN.split()]
+EXCHANGE = ("exchange in maintenance", "exchange that refuses connections", "exchange that is silent")
 
 
 class Outage:
@@ -39,16 +44,24 @@ class Outage:
         await install(conn)
         await migrate(conn)
         await conn.close()
-        await self.send(OPEN)
+        self.proxy = await self.stack.enter_async_context(FaultProxy(urlsplit(self.exchange.url).port or 0))
+        for symbol in SYMBOLS:
+            await self.send({**OPEN, "id": symbol, "symbol": symbol, "quantity": self.quantity(symbol)})
         env = {
             "LOCKGUARD_REDIS_URL": self.redis.url,
             "LOCKGUARD_DATABASE_URL": database,
-            "LOCKGUARD_EXCHANGE_URL": self.exchange.url,
+            "LOCKGUARD_EXCHANGE_URL": self.proxy.url_for(self.exchange.url),
         }
         self.bot = await Process.start({**os.environ, **env}, "--json", "--stream", STREAM, *FAST, *AFTER)
         self.stack.push_async_callback(self.bot.kill)
         self.reading = asyncio.create_task(self._read())
-        await until(lambda: self.heard("opened", "outcome"))
+        await until(self.all_opened)
+
+    def quantity(self, symbol: str) -> str:
+        return str(Decimal(1000) / self.exchange.price(symbol) // 1 + 1)
+
+    async def all_opened(self) -> bool:
+        return sum(x.get("outcome") == "opened" for x in self.said) == len(SYMBOLS)
 
     async def send(self, signal: dict[str, str]) -> None:
         async with redis.asyncio.Redis.from_url(self.redis.url) as client:
@@ -80,7 +93,7 @@ async def outage() -> AsyncIterator[Outage]:
         yield running
 
 
-@pytest.mark.parametrize("what", ["redis", "postgres", "exchange"])
+@pytest.mark.parametrize("what", ["redis", "postgres", *EXCHANGE])
 async def test_a_server_that_is_gone_under_open_positions_is_an_alert_and_nothing_is_lost(
     outage: Outage, what: str
 ) -> None:
@@ -88,7 +101,10 @@ async def test_a_server_that_is_gone_under_open_positions_is_an_alert_and_nothin
     await stop(outage, what)
     if what != "redis":
         await outage.send(second)
-    await until(lambda: outage.alerted("not read or decided for longer than 1.5 s"), within_s=40)
+    told = "not read or decided for longer than 1.5 s"
+    if what != "redis":  # without locks each symbol is told of by its name
+        told += f", with {len(SYMBOLS)} open positions"
+    await until(lambda: outage.alerted(told), within_s=40)
     assert outage.bot._process.returncode is None
     await start(outage, what)
     if what == "redis":
@@ -96,9 +112,9 @@ async def test_a_server_that_is_gone_under_open_positions_is_an_alert_and_nothin
     await until(lambda: outage.heard("s2", "signal"), within_s=40)
     await until(lambda: carried_out(outage), within_s=60)
     assert (await outage.end()).code == 0
-    assert len(outage.exchange.record().entries("APTUSDT")) == 1
-    assert len(outage.exchange.record().entries("SOLUSDT")) == 1
-    assert outage.exchange.record().without_stop() == ()
+    record = outage.exchange.record()
+    assert all(len(record.entries(symbol)) == 1 for symbol in (*SYMBOLS, "SOLUSDT"))
+    assert (record.without_stop(), record.orphan_stops()) == ((), ())
 
 
 async def carried_out(outage: Outage) -> bool:
@@ -111,6 +127,11 @@ async def stop(outage: Outage, what: str) -> None:
             outage.redis.kill()
         case "postgres":
             outage.postgres.kill()
+        case "exchange that refuses connections":
+            outage.proxy.refuse()
+            outage.proxy.reset()
+        case "exchange that is silent":
+            outage.proxy.partition()
         case _:
             outage.exchange.set_maintenance(True)
 
@@ -121,5 +142,9 @@ async def start(outage: Outage, what: str) -> None:
             outage.redis.start()
         case "postgres":
             outage.postgres.start()
+        case "exchange that refuses connections":
+            await outage.proxy.start()
+        case "exchange that is silent":
+            outage.proxy.heal()
         case _:
             outage.exchange.set_maintenance(False)

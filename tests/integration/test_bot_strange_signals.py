@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lockguard_ccxt.testing import Fault, FaultKind, Operation
 from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, lines, stage, until
 from tests.integration.test_bot_trader import Desk, closing, desk, instant, opening
 from tests.unit.test_market_names import FOREIGN
@@ -77,6 +78,66 @@ async def test_a_signal_that_has_killed_two_bots_is_set_aside_and_told_and_the_r
     assert stage.exchange.record().position("APT/USDT:USDT") == 0
 
 
+async def test_a_signal_that_kills_whoever_reads_it_is_set_aside_unread_and_told_with_its_remedy(
+    stage: Stage,
+) -> None:
+    """Before there is a name, a lease or a row of it. What waits behind it is carried out."""
+    deadly = """
+import os, signal
+import lockguard_positions.bot.stream as stream
+whole = stream.read_fields
+def deadly(fields, **more):
+    if fields.get(b'id') == b'poison':
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(fields, **more)
+stream.read_fields = deadly
+from lockguard.cli import main
+main()
+"""
+    await stage.stream.xadd(STREAM, {**OPEN, "id": "poison"})
+    await stage.stream.xadd(STREAM, {**OPEN, "id": "s2", "symbol": "SOLUSDT"})
+    ends = []
+    for _ in range(2):
+        bot = await stage.mortal(deadly, "bot", "run", "--json", "--stream", STREAM, *FAST)
+        ends.append((await bot.end()).code)
+    assert ends == [-9, -9]
+    third = await stage.mortal(deadly, "bot", "run", "--json", "--stream", STREAM, *FAST)
+    await until(stage.acknowledged)
+    third.terminate()
+    ended = await third.end()
+    assert ended.code == 0, ended.text
+    assert len(stage.exchange.record().entries("SOLUSDT")) == 1
+    (told,) = [x["message"] for x in ended.lines if "a signal is not carried out" in x["message"]]
+    assert "set aside unread, as 2 bots ended while they read it, by it or killed from outside" in told
+    assert f"XRANGE {STREAM} " in told
+    assert await stage.stream.keys(f"{STREAM}:*") == []
+    assert stage.exchange.record().position("APT/USDT:USDT") == 0
+
+
+async def test_an_open_that_the_exchange_does_not_take_and_one_that_waited_too_long_are_told(
+    stage: Stage,
+) -> None:
+    """By permission it waits, and when the key works again it is too old; by funds it is refused at once."""
+    stage.exchange.deny(-2015)
+    bot = await stage.bot("--json", "--stream", STREAM, "--max-age", "3", *FAST)
+    await until(lambda: listening(stage))
+    await stage.stream.xadd(STREAM, OPEN)
+    await until(lambda: there(stage, "select count(*) from monitoring.positions where status = 'canceled'"))
+    await until(lambda: there(stage, "select count(*) from monitoring.signals"))
+    stage.exchange.allow()
+    stage.exchange.inject(
+        Fault(FaultKind.REJECTED, Operation.CREATE_ORDER, code=-2019, message="Margin is insufficient.")
+    )
+    await stage.stream.xadd(STREAM, {**OPEN, "id": "s2", "symbol": "SOLUSDT"})
+    await until(stage.acknowledged)
+    bot.terminate()
+    ended = await bot.end()
+    assert ended.outcomes() == {"s1": "refused", "s2": "refused"}
+    told = [x["message"] for x in ended.lines if x["level"] == "ERROR" and "was refused" in x["message"]]
+    assert any("signal s1" in line and "s old and --max-age is 3 s" in line for line in told)
+    assert any("signal s2" in line and "-2019" in line for line in told)
+
+
 async def test_a_bot_that_fails_at_one_signal_without_dying_keeps_it_and_carries_the_others_out(
     stage: Stage,
 ) -> None:
@@ -96,6 +157,10 @@ async def test_a_bot_that_fails_at_one_signal_without_dying_keeps_it_and_carries
     (group,) = await stage.stream.xinfo_groups(STREAM)
     assert group["pending"] == 1
     assert await stage.pool.fetchval("select count(*) from monitoring.signal_attempts") == 0
+
+
+async def listening(stage: Stage) -> bool:
+    return bool(await stage.stream.exists(STREAM))
 
 
 async def there(stage: Stage, query: str) -> bool:

@@ -421,6 +421,16 @@ async def test_a_left_over_stop_of_a_person_is_told_of_once_and_left_alone(bot: 
     assert stop in bot.exchange.record().open_stops(APT)
 
 
+async def test_an_open_beside_a_stop_that_was_left_over_is_told_of_with_its_position(bot: Bot) -> None:
+    by_hand(bot, "10")
+    bot.exchange.stop_by_hand(APT, Side.SELL, Decimal(8), qty=Decimal(5))
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    await bot.sync()
+    await bot.manager.open_position_atomic("s", APT, "binance", "long", "10", "8.5", "2")
+    (told,) = [a for a in bot.watch.alerts if a.startswith("opened though a reduce-only order waits")]
+    assert "(sell 5.0 at 8.0)" in told
+
+
 async def test_a_second_stop_beside_our_own_is_told_of_and_left_alone(bot: Bot) -> None:
     await bot.open()
     bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("8.4"), qty=Decimal(10))

@@ -15,9 +15,10 @@ The exchange's own record of orders and fills is the judge:
 * *doubled*: an entry of a bot though what a bot had opened was still there;
 * *lost*: a signal that was sent, and neither decided in a bot's log nor acknowledged;
 * *exits*: a bot that ended before it was asked to, or with another code than 0;
-* *untold*: a position of a bot that was without a stop for longer than the deadline, and no alert said so.
+* *untold*: a position of a bot that was without a stop for longer than the deadline, and no alert said so in
+  time: one that names the symbol, and that it has no stop.
 
-Each must be 0. Seconds without a stop are counted.
+Each must be 0. Seconds without a stop are counted, and each such time is listed with what was said of it.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ _FINAL_S = 60.0
 _BACKLOG_MAX = 8
 _SAME_TIME_MS = 8_000
 """How far apart the clocks of the signals and of the exchange may be, its steps included."""
+_SAYS_NO_STOP = re.compile(r"without a stop|has no stop|stop is missing|unprotected")
 _PASSES = re.compile(r'"code":\s*-(2014|2015|1021|1003|1008)|calls are closed|ms ago')
 _ARGUMENTS = (
     *("--ttl", "2", "--claim-after", "3", "--recover-every", "0.5", "--sync-every", "1"),
@@ -94,6 +96,7 @@ class Score:
     lost: list[str] = field(default_factory=list)
     exits: list[str] = field(default_factory=list)
     untold: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     not_json: list[str] = field(default_factory=list)
     unprotected_s: float = 0.0
     unprotected_longest_s: float = 0.0
@@ -417,6 +420,7 @@ class Hostile:
                 s.at_ms for s in self.sent if (s.account, s.action, s.symbol) == (label, "close", symbol)
             ]
             own = held = Decimal(0)
+            own_side = Side.BUY
             entered_by, entered_ms, since = 0, 0, 0
             spans: list[tuple[int, int]] = []
             for fill in fills:
@@ -438,9 +442,10 @@ class Hostile:
                     if own and entered_by != order.id:
                         self.score.doubled.append(where)
                     self.score.entries += entered_by != order.id
-                    entered_by, entered_ms = order.id, fill.at_ms
+                    entered_by, entered_ms, own_side = order.id, fill.at_ms, fill.side
                     own += fill.opened
-                own = min(own, abs(held))
+                # What a person has closed, or turned round, is no bot's any more.
+                own = min(own, max(Decimal(0), held if own_side is Side.BUY else -held))
                 if own and not before:
                     since = fill.at_ms
                 elif before and not own:
@@ -478,13 +483,23 @@ class Hostile:
         score = self.score
         score.unprotected_s = round(score.unprotected_s + bare_s, 2)
         score.unprotected_longest_s = max(score.unprotected_longest_s, round(bare_s, 2))
-        until_ms = since_ms + bare_s * 1000 + _SAME_TIME_MS
-        resource = f"binance@{name.partition(':')[0]}:{symbol}"
-        told = any(
-            since_ms - _SAME_TIME_MS <= at <= until_ms and resource in message for at, message in alerts
-        )
-        if bare_s > DEADLINE_S + 2 and not told:
-            score.untold.append(f"{name} without a stop for {bare_s:.1f} s from {since_ms}")
+        if bare_s <= DEADLINE_S + 2:
+            return
+        until_ms = since_ms + (DEADLINE_S + 2) * 1000 + _SAME_TIME_MS
+        label, _, plain = name.partition(":")
+        about = re.compile(rf"binance@{label}:{plain}\b")
+        said = [
+            message
+            for at, message in alerts
+            if since_ms - _SAME_TIME_MS <= at <= until_ms
+            and about.match(message)
+            and _SAYS_NO_STOP.search(message)
+        ]
+        line = f"{name} without a stop for {bare_s:.1f} s from {since_ms}"
+        if said:
+            score.told.append(f"{line}: {said[-1]}")
+        else:
+            score.untold.append(line)
 
 
 async def hostile(opens: int, seed: int, logs: Path) -> Score:

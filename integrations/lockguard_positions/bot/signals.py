@@ -19,7 +19,7 @@ from lockguard_positions.model import PositionSide, money, percent
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BadSignal", "CloseSignal", "OpenSignal", "Signal", "Stop", "read_fields", "read_line"]
+__all__ = ["BadSignal", "CloseSignal", "OpenSignal", "Signal", "Stop", "Unread", "read_fields", "read_line"]
 
 LINE_BYTES_MAX = 16_384
 _TEXT_CHARACTERS_MAX = 200
@@ -45,6 +45,10 @@ class BadSignal(ValueError):
     def __init__(self, message: str, *, closes: bool = False) -> None:
         super().__init__(message)
         self.closes = closes
+
+
+class Unread(BadSignal):
+    """A signal that is not read any more, as the reading of it has ended one bot after the other."""
 
 
 @dataclass(frozen=True, slots=True)

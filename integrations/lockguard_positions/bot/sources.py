@@ -9,7 +9,7 @@ import asyncio
 import sys
 import threading
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias
 
@@ -32,12 +32,15 @@ class Delivery:
         signal: it, or why it cannot be read.
         settle: awaited when it need not be delivered again (``True``), or is left to another delivery.
         returns: whether there will be another delivery of what is not decided in this one.
+        understood: awaited once it is known what the signal is about; what ends the process before that was
+            the reading of it.
     """
 
     where: str
     signal: Signal | BadSignal
     settle: Callable[[bool], Awaitable[None]]
     returns: bool
+    understood: Callable[[], Awaitable[None]] = field(default_factory=lambda: _nothing)
 
 
 class SignalSource(Protocol):
@@ -126,3 +129,7 @@ def _parsed(line: bytes, where: str) -> Signal | BadSignal:
 
 async def nothing_to_settle(decided: bool) -> None:  # noqa: FBT001 - as Delivery has it
     """A file does not forget."""
+
+
+async def _nothing() -> None:
+    pass

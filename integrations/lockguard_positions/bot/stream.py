@@ -2,6 +2,7 @@
 
 Redis hands each entry to one bot, and keeps it until that bot acknowledges it, which is when its signal is
 decided. What a killed bot had taken is claimed by another one once it has been idle for ``claim_after``. An
+entry that ends bot after bot while it is read is counted in a set beside the stream, before it is read. An
 entry may thus be carried out by two bots at once, when one is merely slow: the second finds the decision of
 the first. The bots take one entry at a time, as they have a hand free; the rest is there for the others.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -19,13 +21,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import ConfigurationError, NodeRefused
-from lockguard_positions.bot.signals import BadSignal, Signal, read_fields
+from lockguard_positions.bot.signals import BadSignal, Signal, Unread, read_fields
 from lockguard_positions.bot.sources import Delivery
 
 if TYPE_CHECKING:
@@ -43,6 +51,7 @@ _PAUSE_S = 1.0
 _NOT_NOW = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
 _FORGET_AFTER_MS = 600_000
 """One that lives asks twice a second while it has a hand free, and has entries pending while it has not."""
+_FORGET_READERS_S = 7 * 24 * 3600
 _FOR_A_PERSON = ("WRONGTYPE", "NOPERM")
 _SINGLE = ("redis://", "rediss://", "unix://")
 
@@ -56,6 +65,7 @@ class StreamSource:
         group: the consumer group that the bots form.
         claim_after: an entry that nobody has acknowledged for so long is another bot's to take.
         follow: wait for entries that come later.
+        ends_max: how many bots may end while they read an entry before it is set aside unread.
         clock: measures when to look for what others have left.
     """
 
@@ -67,6 +77,7 @@ class StreamSource:
         *,
         claim_after: timedelta,
         follow: bool,
+        ends_max: int = 2,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._client = client
@@ -75,6 +86,9 @@ class StreamSource:
         self._consumer = f"{socket.gethostname()}:{os.getpid()}"
         self._claim_after_ms = round(claim_after.total_seconds() * 1000)
         self._follow = follow
+        self._ends_max = ends_max
+        # Not the consumer's name alone: a container's first process has the same one each time.
+        self._reader = f"{self._consumer}:{secrets.token_hex(4)}"
         self._clock = clock
         self._look_for_left_at = 0.0
         self._cursor: bytes | str = "0-0"
@@ -84,7 +98,7 @@ class StreamSource:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str, key: str, group: str, *, claim_after: timedelta, follow: bool
+        cls, url: str, key: str, group: str, *, claim_after: timedelta, follow: bool, ends_max: int = 2
     ) -> AsyncIterator[StreamSource]:
         """A source whose stream and group are there.
 
@@ -93,7 +107,7 @@ class StreamSource:
             NodeRefused: the server does not answer now.
         """
         client = _client(url)
-        source = cls(client, key, group, claim_after=claim_after, follow=follow)
+        source = cls(client, key, group, claim_after=claim_after, follow=follow, ends_max=ends_max)
         try:
             await source._make_group()
             await source._forget_the_dead()
@@ -107,12 +121,13 @@ class StreamSource:
         while not stopping.is_set():
             try:
                 entry = await self._left_by_others() or await self._new()
+                readers = 0 if entry is None else await self._begin_reading(entry[0])
             except (RedisError, OSError) as exc:
                 await self._mend(exc, stopping)
                 continue
             self._reachable = True
             if entry is not None:
-                return self._delivery(entry)
+                return self._delivery(entry, readers)
             if not self._follow:
                 return None
         return None
@@ -161,16 +176,46 @@ class StreamSource:
                 return _first(entries)
         return None
 
-    def _delivery(self, entry: _Entry) -> Delivery:
+    async def _begin_reading(self, entry_id: bytes) -> int:
+        """How many bots have begun to read an entry and never said that they had ended it, and this one."""
+        key = self._readers(entry_id)
+        try:
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.sadd(key, self._reader)
+                pipe.expire(key, _FORGET_READERS_S)
+                pipe.scard(key)
+                *_, readers = await pipe.execute()
+        except NoPermissionError as exc:
+            _LOG.warning("bots that end while they read an entry are not counted: %s; allow %s", exc, key)
+            return 1
+        return int(readers)
+
+    async def _end_reading(self, entry_id: bytes) -> None:
+        """It is read, or given up in good order."""
+        try:
+            await self._client.srem(self._readers(entry_id), self._reader)
+        except (RedisError, OSError) as exc:
+            _LOG.warning("%s entry %s is still counted as being read: %s", self._key, entry_id.decode(), exc)
+
+    def _readers(self, entry_id: bytes) -> str:
+        return f"{self._key}:{self._group}:readers:{entry_id.decode()}"
+
+    def _delivery(self, entry: _Entry, readers: int) -> Delivery:
         entry_id, fields = entry
         name = entry_id.decode()
         where = f"{self._key} entry {name}"
         self._in_hand.add(entry_id)
 
+        async def understood() -> None:
+            await self._end_reading(entry_id)
+
         async def settle(decided: bool) -> None:  # noqa: FBT001 - as Delivery has it
             try:
                 if decided:
                     await self._client.xack(self._key, self._group, entry_id)
+                    await self._client.delete(self._readers(entry_id))
+                else:
+                    await understood()
             except (RedisError, OSError) as exc:
                 # It will be delivered again, and its decision is known.
                 _LOG.warning("%s was not acknowledged: %s", where, exc)
@@ -178,13 +223,19 @@ class StreamSource:
                 self._in_hand.discard(entry_id)
 
         signal: Signal | BadSignal
+        if readers > self._ends_max:
+            told = (
+                f"{where}: set aside unread, as {readers - 1} bots ended while they read it, by it or killed"
+                f" from outside; look at it with XRANGE {self._key} {name} {name}, and send it again"
+            )
+            return Delivery(where, Unread(told), settle, returns=True)
         try:
             signal = read_fields(fields or {}, where=where, at_ms=int(name.partition("-")[0]))
         except BadSignal as exc:
             signal = exc
         except Exception as exc:  # noqa: BLE001 - an entry that ends its reader would end bot after bot
             signal = BadSignal(f"{where}: cannot be read ({type(exc).__name__}); write plain fields")
-        return Delivery(where, signal, settle, returns=True)
+        return Delivery(where, signal, settle, returns=True, understood=understood)
 
     async def _make_group(self) -> None:
         try:

@@ -151,8 +151,8 @@ class Trader:
             return None
         return Decision(
             Outcome.SET_ASIDE,
-            f"{len(ended)} bots ended while they carried it out ({', '.join(ended[-_NAMED_MAX:])});"
-            " find out why, then send it again under another id",
+            f"{len(ended)} bots ended while they carried it out ({', '.join(ended[-_NAMED_MAX:])}),"
+            " by it or killed from outside; find out why, then send it again under another id",
         )
 
     # --- open ---

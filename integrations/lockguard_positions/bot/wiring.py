@@ -181,7 +181,10 @@ async def _sources(stack: AsyncExitStack, settings: BotSettings) -> list[SignalS
     if (stream := settings.stream) is not None:
         follow = not settings.rhythm.once
         connecting = StreamSource.connect(
-            stream.url, stream.key, stream.group, claim_after=stream.claim_after, follow=follow
+            *(stream.url, stream.key, stream.group),
+            claim_after=stream.claim_after,
+            follow=follow,
+            ends_max=settings.set_aside_after,
         )
         sources.append(await stack.enter_async_context(connecting))
     return sources

@@ -19,7 +19,7 @@ from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.bot.book import Decision, Outcome
-from lockguard_positions.bot.signals import BadSignal, CloseSignal
+from lockguard_positions.bot.signals import BadSignal, CloseSignal, Unread
 from lockguard_positions.events import Alert
 from lockguard_positions.reconcile import SyncAction
 
@@ -49,6 +49,8 @@ _LEVELS = {
     Outcome.SET_ASIDE: logging.ERROR,
     Outcome.UNDECIDED: logging.ERROR,
 }
+_NOT_DONE = frozenset({Outcome.REFUSED, Outcome.SET_ASIDE})
+"""A signal that was read and is not carried out is told: whoever sent it counts on it."""
 _QUIET = frozenset({SyncAction.IN_STEP, SyncAction.SETTLING})
 
 
@@ -155,7 +157,15 @@ class Worker:
     async def _serve(self, delivery: Delivery) -> None:
         decided = False
         try:
-            if isinstance(delivery.signal, BadSignal):
+            if isinstance(delivery.signal, Unread):
+                _LOG.error(
+                    "%s",
+                    delivery.signal,
+                    extra=_facts(delivery.where, None, outcome=Outcome.SET_ASIDE.value),
+                )
+                self._alert(self._exchange, f"a signal is not carried out: {delivery.signal}")
+                decided = True
+            elif isinstance(delivery.signal, BadSignal):
                 self._tell_refused(delivery.signal, delivery.where)
                 decided = True
             else:
@@ -168,7 +178,7 @@ class Worker:
         """Try until the signal is decided, or for long enough; tells which."""
         where = delivery.where
         try:
-            resource = await self._patiently(lambda: self._trader.resource(signal), signal, delivery)
+            resource = await self._patiently(lambda: self._understand(signal, delivery), signal, delivery)
             if not isinstance(resource, str):
                 return False
             # In the order in which they came: a close must not overtake its open.
@@ -181,13 +191,18 @@ class Worker:
         if not isinstance(decision, Decision):
             return False
         _tell(decision, signal, where)
-        needs_a_person = decision.outcome is Outcome.SET_ASIDE or (
-            decision.outcome is Outcome.REFUSED and isinstance(signal, CloseSignal)
-        )
-        if needs_a_person and not decision.known:
-            told = f"signal {signal.id} ({where}) was {decision.outcome.value}: {decision.details}"
+        if decision.outcome in _NOT_DONE and not decision.known:
+            stays = "; its position stays open" if isinstance(signal, CloseSignal) else ""
+            told = f"signal {signal.id} ({where}) was {decision.outcome.value}: {decision.details}{stays}"
             self._alert(f"{self._exchange}:{signal.symbol}", told, decision.position_id)
         return True
+
+    async def _understand(self, signal: Signal, delivery: Delivery) -> str:
+        """What the signal is about. From here on it is counted by what is carried out, under its lease."""
+        try:
+            return await self._trader.resource(signal)
+        finally:
+            await delivery.understood()
 
     async def _patiently(
         self, ask: Callable[[], Awaitable[T | Decision]], signal: Signal, delivery: Delivery
