@@ -19,7 +19,7 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.connecting import CONNECT_S, connected, own_server, reason_of
+from lockguard_asyncpg.connecting import CONNECT_S, connected, in_one_line, own_server, reason_of
 from lockguard_asyncpg.costs import measure
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS
@@ -80,7 +80,8 @@ async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
     """The fence of a database, for ``lockguard break``, which knows nothing of Postgres.
 
     Raises:
-        ConfigurationError: nobody answers there, or there is no schema.
+        ConfigurationError: nobody answers there.
+        click.ClickException: there is no schema, or the role may not use it.
     """
     checked(url)
     try:
@@ -88,8 +89,9 @@ async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
     except (*DATABASE_ERRORS, ValueError) as exc:
         raise ConfigurationError(f"cannot connect to {shown(url)}: {reason_of(exc)}") from exc
     async with pool:
-        async with pool.acquire() as conn:
-            await require_current(conn)
+        with in_one_line(url):
+            async with pool.acquire() as conn:
+                await require_current(conn)
         yield PostgresFence(pool)
 
 

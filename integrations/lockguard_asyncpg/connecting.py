@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lockguard.testing import PostgresServer
 
-__all__ = ["CONNECT_S", "Mistake", "connected", "own_server", "reason_of", "shown"]
+__all__ = ["CONNECT_S", "Mistake", "connected", "in_one_line", "own_server", "reason_of", "shown"]
 
 CONNECT_S = 10.0
 
@@ -56,15 +56,28 @@ async def _with_connection(
     except (*DATABASE_ERRORS, ValueError) as exc:
         raise Mistake(f"cannot connect to {shown(url)}: {reason_of(exc)}") from exc
     try:
-        await body(conn, **options)
+        with in_one_line(url):
+            await body(conn, **options)
+    finally:
+        await conn.close(timeout=CONNECT_S)
+
+
+@contextmanager
+def in_one_line(url: str | None) -> Iterator[None]:
+    """What the database at ``url`` says in the body, as a command ends with it.
+
+    Raises:
+        Mistake: what the user can put right.
+        click.ClickException: what the database said otherwise.
+    """
+    try:
+        yield
     except ConfigurationError as exc:
         raise Mistake(str(exc)) from exc
     except DATABASE_ERRORS as exc:
         if meaning_of(exc) is Meaning.CONFIGURATION:
             raise Mistake(str(set_up_error(exc))) from exc
         raise click.ClickException(f"{shown(url)}: {reason_of(exc)}") from exc
-    finally:
-        await conn.close(timeout=CONNECT_S)
 
 
 def reason_of(exc: BaseException) -> str:

@@ -11,8 +11,8 @@
 
 from __future__ import annotations
 
+import errno
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -31,6 +31,8 @@ __all__ = ["run"]
 _FAILED = 1
 _MISTAKE = 2
 _INTERRUPTED = 130
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What a standard output that is a file can fail with; our own files name themselves."""
 
 
 class _Commands(click.Group):
@@ -79,6 +81,10 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(str(exc), _MISTAKE)
     except LockguardError as exc:
         return _complain(str(exc), _FAILED)
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            raise
+        return _complain(f"the output could not be written: {exc.strerror}", _FAILED)
     except ImportError as exc:
         if "pip install" not in str(exc):
             raise
@@ -104,5 +110,5 @@ def _refuse(exc: click.ClickException) -> int:
 
 
 def _complain(text: str, code: int) -> int:
-    sys.stderr.write(f"lockguard: {' '.join(text.split())}\n")
+    click.echo(f"lockguard: {' '.join(text.split())}", err=True)  # also without a standard error
     return code

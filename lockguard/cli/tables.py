@@ -23,7 +23,8 @@ _PIPE_COLUMNS = 10_000
 
 def console() -> Console:
     """The standard output, without markup and as wide as it takes when it is no terminal."""
-    width = None if sys.stdout.isatty() else _PIPE_COLUMNS
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # None: closed by whoever started this
+    width = None if terminal else _PIPE_COLUMNS
     return Console(highlight=False, markup=False, emoji=False, width=width, soft_wrap=False)
 
 

@@ -163,3 +163,37 @@ async def test_an_unreachable_server_is_one_line():
     assert code == 1
     assert err.count("\n") == 1
     assert "127.0.0.1:1" in err
+
+
+async def test_a_break_by_a_role_without_rights_is_one_line_and_breaks_nothing(redis_url, database_url, pool):
+    role = f"poor_{new_grant_id()[:8]}"
+    await pool.execute(f"create role {role} login password 'poor'")
+    poor = f"postgresql://{role}:poor@{database_url.rpartition('@')[2]}"
+    try:
+        async with LockGuard.from_url(redis_url) as guard, guard.hold(RESOURCE) as lease:
+            arguments = ("break", RESOURCE, "--reason", "r", "--yes", "--redis", redis_url)
+            code, out, err = await lockguard(*arguments, LOCKGUARD_DATABASE_URL=poor)
+            assert (code, out, len(err.splitlines())) == (2, "", 1), err
+            assert "GRANT lockguard_app" in err
+            assert (await guard.inspect(RESOURCE)).grant == lease.grant.id
+    finally:
+        await pool.execute(f"drop role {role}")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize(
+    ("redirected", "code", "told"),
+    [
+        (">/dev/full", 1, "lockguard: the output could not be written: No space left on device\n"),
+        (">&-", 0, ""),
+    ],
+)
+async def test_an_output_that_is_full_or_closed_is_one_line_at_most(redis_url, redirected, code, told):
+    for words in (f"inspect {RESOURCE}", f"inspect {RESOURCE} --json", "fence sql", "--help"):
+        process = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", f"exec {sys.executable} -m lockguard.cli {words} {redirected}"),
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "LOCKGUARD_REDIS_URL": redis_url},
+        )
+        _, err = await process.communicate()
+        assert (words, process.returncode, err.decode()) == (words, code, told)

@@ -389,6 +389,19 @@ def test_what_is_late_is_not_drawn_as_a_race() -> None:
     assert 'class="stopped"' not in page.partition("<svg")[2]
 
 
+@pytest.mark.parametrize("option", ["--export", "--html"])
+def test_a_report_never_takes_the_place_of_a_log_that_it_is_about(
+    log: Path, tmp_path: Path, option: str
+) -> None:
+    was, other = log.read_text(), tmp_path / "other.log"
+    other.write_text(was)
+    (tmp_path / "link.log").symlink_to(log)
+    for name in (log, tmp_path / "link.log", tmp_path / ".." / tmp_path.name / "bot.log"):
+        done = CliRunner().invoke(logs, ["analyze", str(other), str(log), option, str(name)])
+        assert "is the log" in str(done.exception)
+        assert log.read_text() == was
+
+
 def test_an_interval_and_a_symbol_leave_the_rest_out(log: Path) -> None:
     assert run(str(log), "--from", "05:09:52")[0] == 0
     assert run(str(log), "--to", "2026-11-21 05:09:52")[0] == 0

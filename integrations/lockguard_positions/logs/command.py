@@ -101,6 +101,8 @@ def analyze_(
     position was recognised, so that nothing can be said; --created then gives the bot's own words.
     """
     pattern = _pattern(created)
+    for option, written in (("--export", export_file), ("--html", html_file)):
+        _spare(files, option, written)
     records = read_logs(files, lambda note: click.echo(f"Note: {note}", err=True))
     first = next(records)
     since, until = _instant(start, "--from", first.at), _instant(end, "--to", first.at)
@@ -160,6 +162,16 @@ def _pattern(created: str | None) -> re.Pattern[str] | None:
         return re.compile(created)
     except re.error as exc:
         raise ConfigurationError(f"--created {created!r} is no regular expression: {exc}") from exc
+
+
+def _spare(files: tuple[str, ...], option: str, written: Path | None) -> None:
+    """What is written replaces what was there: never one of the logs."""
+    if written is not None and written.is_file():
+        for file in files:
+            if Path(file).is_file() and written.samefile(file):
+                raise ConfigurationError(
+                    f"{option} {written} is the log {file}; give the report another name"
+                )
 
 
 def _instant(text: str | None, option: str, default: datetime) -> datetime | None:
