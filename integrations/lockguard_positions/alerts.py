@@ -116,6 +116,7 @@ class AppriseAlerts:
         try:
             self._waiting.put_nowait(event)
         except asyncio.QueueFull:
+            self._told_at.pop(event, None)
             _LOG.error("too many alerts wait, not sent: %s: %s", event.resource, event.message)
 
     def _told_lately(self, alert: Alert) -> bool:
@@ -133,18 +134,22 @@ class AppriseAlerts:
         while True:
             alert = await self._waiting.get()
             try:
-                await self._send(alert)
+                if not await self._send(alert):
+                    self._told_at.pop(alert, None)  # nobody was told: the next pass's word is sent again
             finally:
                 self._waiting.task_done()
 
-    async def _send(self, alert: Alert) -> None:
+    async def _send(self, alert: Alert) -> bool:
         row = "" if alert.position_id is None else f" position {alert.position_id}"
+        sent = False
         try:
             async with asyncio.timeout(self._send_within.total_seconds()):
-                sent = await self._apprise.async_notify(
-                    title=self._title,
-                    body=f"{alert.resource}{row}: {alert.message}",
-                    notify_type=apprise.NotifyType.FAILURE,
+                sent = bool(
+                    await self._apprise.async_notify(
+                        title=self._title,
+                        body=f"{alert.resource}{row}: {alert.message}",
+                        notify_type=apprise.NotifyType.FAILURE,
+                    )
                 )
         except TimeoutError:
             _LOG.error("an alert took longer than %s: %s", self._send_within, alert.resource)
@@ -154,6 +159,7 @@ class AppriseAlerts:
         else:
             if not sent:
                 _LOG.error("an alert was not taken by every service: %s", alert.resource)
+        return sent
 
 
 def _added(alerts: apprise.Apprise, url: str) -> bool:

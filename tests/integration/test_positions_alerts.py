@@ -70,6 +70,15 @@ async def test_the_same_alert_is_not_sent_again_before_it_was_quiet_for_a_while(
     assert len(service.bodies) == 2
 
 
+async def test_an_alert_that_did_not_get_through_is_sent_again_at_its_next_word(service: Service) -> None:
+    async with AppriseAlerts([service.url]) as alerts:
+        for status in (500, 200, 200):
+            service.status = status
+            alerts.on(NAKED)
+            await alerts._waiting.join()
+    assert len(service.bodies) == 2
+
+
 async def test_a_service_that_hangs_holds_nobody_up_and_ends_with_the_bot(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,7 +18,8 @@ The exchange's own record of orders and fills is the judge:
 * *untold*: a position of a bot that was without a stop for longer than the deadline, and no alert said so in
   time: one that names the symbol, and that it has no stop.
 
-Each must be 0. Seconds without a stop are counted, and each such time is listed with what was said of it.
+Each must be 0. Seconds without a stop are counted, apart those in contracts that the exchange has delisted, where
+nobody can place one (``gone_s``); each time that was too long is listed with what was said of it.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Score:
     not_json: list[str] = field(default_factory=list)
     unprotected_s: float = 0.0
     unprotected_longest_s: float = 0.0
+    gone_s: float = 0.0
     alerts: int = 0
     took_s: float = 0.0
 
@@ -170,6 +172,7 @@ class Hostile:
         self.sent: list[Sent] = []
         self.score = Score(opens=opens)
         self._fresh: list[str] = []
+        self._gone: set[str] = set()
         self._open: dict[str, set[str]] = defaultdict(set)
         self._troubles: defaultdict[str, int] = defaultdict(int)
 
@@ -287,6 +290,7 @@ class Hostile:
         if len(self._fresh) > 1:
             with suppress(ConfigurationError):
                 self.exchange.delist_contract(f"{self._fresh[-1].removesuffix('USDT')}/USDT:USDT")
+                self._gone.add(self._fresh[-1])
         base = f"FRESH{len(self._fresh)}"
         self.exchange.list_contract(f"{base}/USDT:USDT")
         self._fresh.append(f"{base}USDT")
@@ -481,8 +485,11 @@ class Hostile:
         self, name: str, symbol: str, since_ms: int, bare_s: float, alerts: list[tuple[float, str]]
     ) -> None:
         score = self.score
-        score.unprotected_s = round(score.unprotected_s + bare_s, 2)
-        score.unprotected_longest_s = max(score.unprotected_longest_s, round(bare_s, 2))
+        if name.partition(":")[2] in self._gone:
+            score.gone_s = round(score.gone_s + bare_s, 2)
+        else:
+            score.unprotected_s = round(score.unprotected_s + bare_s, 2)
+            score.unprotected_longest_s = max(score.unprotected_longest_s, round(bare_s, 2))
         if bare_s <= DEADLINE_S + 2:
             return
         until_ms = since_ms + (DEADLINE_S + 2) * 1000 + _SAME_TIME_MS
