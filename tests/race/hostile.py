@@ -18,8 +18,8 @@ The exchange's own record of orders and fills is the judge:
 * *untold*: a position of a bot that was without a stop for longer than the deadline, and no alert said so in
   time: one that names the symbol, and that it has no stop.
 
-Each must be 0. Seconds without a stop are counted, apart those in contracts that the exchange has delisted, where
-nobody can place one (``gone_s``); each time that was too long is listed with what was said of it.
+Each must be 0. Seconds without a stop are counted, apart those in contracts that the exchange has delisted,
+where nobody can place one (``gone_s``); each time that was too long is listed with what was said of it.
 """
 
 from __future__ import annotations
