@@ -7,9 +7,9 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockguard.audience import Audience
 from lockguard.context import note_task
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Core"]
 
+T = TypeVar("T")
+
 _FENCE_GRACE_S = 1.0
 
 
@@ -40,7 +42,7 @@ class Core:
         observers: told what happens.
         fence_within: how long a seal or a close may take.
         max_hold_s: how long a lease is renewed.
-        lock_delay_ms: how long a resource stays closed after a lease ended by expiry.
+        lock_delay_ms: how long a resource stays closed after a lease that was not released.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Core:
         self.queue = Queue(redlock, clock=clock, emit=self.emit)
         self.keeper = Keeper(redlock, clock=clock, emit=self.emit)
         redlock.on_wake(self._woken)
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = os.getpid()
         self._host = socket.gethostname()
@@ -140,9 +142,15 @@ class Core:
 
     def close_fence(self, grant: Grant) -> asyncio.Task[None]:
         """Close the fence for an ended grant; never raises. The guard waits for it when it closes."""
-        task = asyncio.create_task(self._close_fence(grant), name="lockguard-close-fence")
+        return self.see_through(self._close_fence(grant), name="lockguard-close-fence")
+
+    def see_through(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Do what a cancelled caller must not leave half done. The guard waits for it when it closes."""
+        task = asyncio.create_task(work, name=name)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        # Perhaps nobody waits for it any more.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return task
 
     async def aclose(self) -> None:

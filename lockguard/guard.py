@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import socket
@@ -11,18 +12,18 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
-from lockguard.ballot import spoken
+from lockguard.ballot import spoken, vote_of
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.core import Core
 from lockguard.errors import ConfigurationError, LossReason, QuorumUnavailable
 from lockguard.exclusive import Keeps, MaySkip, exclusive
 from lockguard.hold import Hold, HoldMany
-from lockguard.lease import GrantId, Token, new_grant_id, parse_resource
+from lockguard.lease import GrantId, Resource, Token, new_grant_id, parse_resource
 from lockguard.naming import Key
 from lockguard.nodes.choose import node_for_url, nodes_for_urls
 from lockguard.nodes.memory import MemoryNode, MemoryStore
 from lockguard.observe.log import LogObserver
-from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
+from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, NoVote, Observer, Refused
 from lockguard.quorum import majority
 from lockguard.redlock import Redlock
 from lockguard.renewal import end_here
@@ -30,6 +31,7 @@ from lockguard.text import kind_of, remark
 from lockguard.times import checked_ttl, checked_wait, checked_within, milliseconds
 
 if TYPE_CHECKING:
+    from asyncio import Future
     from types import TracebackType
 
 __all__ = ["GuardOptions", "LockGuard"]
@@ -64,8 +66,8 @@ class LockGuard:
         ttl: the life of a lease without renewal; at least 0.1 s. It is renewed from a third of it on.
         wait: how long a caller waits for a busy resource by default.
         max_hold: end a lease after so long although it is renewed; ``None``: never.
-        lock_delay: how long a resource stays closed after a lease ended by expiry and not by release, so
-            that what its holder had sent to the exchange lands before the successor looks.
+        lock_delay: how long a resource stays closed after a lease expired, was lost or was broken, so that
+            what its holder had sent to the exchange lands before the successor looks.
         fence: the database's side, for example ``lockguard_asyncpg.PostgresFence(pool)``.
         fence_within: how long sealing may take, including the wait for transactions of the last holder.
         observers: told what happens; the default one logs.
@@ -92,6 +94,7 @@ class LockGuard:
     ) -> None:
         nodes = _checked_nodes(nodes)
         _require_fence(fence)
+        _require_clock(clock)
         self._ttl = checked_ttl(ttl)
         self._ttl_ms = milliseconds(self._ttl)
         self._wait = checked_wait(wait)
@@ -321,7 +324,12 @@ class LockGuard:
         """End somebody else's lease by force: its writes are refused from now on, then the lock is freed.
 
         A body of this process that holds it is cut at once, with ``LossReason.BROKEN``. One of another
-        process learns of it when its next write is refused, or with its next renewal.
+        process learns of it when its next write is refused, or with its next renewal. The first waiter is
+        woken; with ``lock_delay`` the resource stays closed for so long first, because what the holder had
+        sent may still be under way.
+
+        A break that has begun is seen through, also when the caller is cancelled: half of one would free
+        the lock and leave its holder believing.
 
         Args:
             resource: what to free.
@@ -333,16 +341,32 @@ class LockGuard:
         """
         self._core.enter()
         await self._core.connect()
-        name, token, reason = parse_resource(resource), Token(0), remark(reason, "reason")
-        if self._core.fence is not None:
+        breaking = self._core.see_through(
+            self._break(parse_resource(resource), remark(reason, "reason")), name="lockguard-break"
+        )
+        await asyncio.wait([breaking])
+        return breaking.result()
+
+    async def _break(self, resource: Resource, reason: str) -> Broken:
+        core, token = self._core, Token(0)
+        held_here = core.keeper.grants_on(resource)  # now: a successor must not be taken for it
+        if core.fence is not None:
             # The fence first: freed first, the broken holder could still write beside its successor.
-            token = await self._core.fence.break_(name, reason=reason, within=self._core.fence_within)
-        votes = await self._core.redlock.ask_all(lambda node: node.break_(name, reason=reason, token=token))
+            token = await core.fence.break_(resource, reason=reason, within=core.fence_within)
+            _end_all(held_here)
+
+        def ask(node: LockNode) -> Future[Broken | NoVote]:
+            asked = node.break_(resource, reason=reason, token=token)
+            # By each answer, however late and whatever the others say: it may be the one with this lease.
+            asked.add_done_callback(_end_broken)
+            return asked
+
+        votes = await core.redlock.ask_all(ask)
         done = [vote for vote in votes if isinstance(vote, Broken)]
+        if not all(isinstance(vote, Broken | Refused) for vote in votes):
+            _end_all(held_here)  # the command may have arrived
         if len(done) < majority(len(votes)):
             raise self._unasked(resource, votes)
-        for grant in {broken.grant for broken in done}:
-            end_here(GrantId(grant), LossReason.BROKEN)
         return max(done, key=lambda broken: broken.token)
 
     async def request_handover(self, resource: str, *, reason: str) -> bool:
@@ -373,6 +397,16 @@ class LockGuard:
         return QuorumUnavailable("; ".join(told.values()), resource=resource, votes=told)
 
 
+def _end_all(grants: Iterable[GrantId]) -> None:
+    for grant in grants:
+        end_here(grant, LossReason.BROKEN)
+
+
+def _end_broken(asked: Future[Broken | NoVote]) -> None:
+    if isinstance(vote := vote_of(asked), Broken):
+        end_here(GrantId(vote.grant), LossReason.BROKEN)
+
+
 def _require_known(options: Mapping[str, object]) -> None:
     known = list(GuardOptions.__annotations__)
     for option in options:
@@ -397,6 +431,14 @@ def _checked_nodes(nodes: object) -> list[LockNode]:
                 " with URLs write LockGuard.from_url(url) or LockGuard.from_urls(urls)"
             )
     return listed
+
+
+def _require_clock(clock: object) -> None:
+    # A class has the methods too, and fails when they are called.
+    if isinstance(clock, type) or not all(callable(getattr(clock, name, None)) for name in ("now", "wall")):
+        raise ConfigurationError(
+            f"clock= is {kind_of(clock)}, which is no clock; leave it out, or in tests write clock=ManualClock()"
+        )
 
 
 def _require_fence(fence: object) -> None:

@@ -53,7 +53,7 @@ class AcquireRequest:
         queue: whether to be queued when it is busy.
         ticket: the place in the queue that an earlier busy answer gave, 0 for none. Sent along so that a
             waiter keeps its place through a reconnect, a lost reservation and a wiped server.
-        lock_delay_ms: how long the resource stays closed after this grant ends by expiry.
+        lock_delay_ms: how long the resource stays closed if this grant ends otherwise than by release.
     """
 
     resource: Resource

@@ -33,7 +33,7 @@ from functools import partial
 from lockguard.clock import Clock
 from lockguard.errors import ConfigurationError, LossReason
 from lockguard.events import Event, Lost, RenewalUnanswered, Renewed
-from lockguard.lease import GrantId, Lease
+from lockguard.lease import GrantId, Lease, Resource
 from lockguard.ports import Extended, NoVote
 from lockguard.redlock import Extension, Redlock, Renewal
 
@@ -171,6 +171,10 @@ class Keeper:
         """End the lease of this grant, if it is kept here. May be called from any thread."""
         if (kept := self._kept.get(grant)) is not None:
             kept.lease.end(reason)
+
+    def grants_on(self, resource: Resource) -> list[GrantId]:
+        """The grants of what is kept on ``resource``."""
+        return [grant for grant, kept in self._kept.items() if kept.lease.resource == resource]
 
     def lose_all(self, reason: LossReason) -> list[Lease]:
         """End every lease that is kept; gives them."""

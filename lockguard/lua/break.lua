@@ -1,8 +1,9 @@
 -- End somebody else's lease: ask the holder to hand over, or throw it out.
--- Throwing out keeps the lock closed for nobody: the next in the queue finds it free when it asks, and
--- wakes within its own bounded sleep.
+-- Throwing out ends a lease under its body, so its lock delay begins now: what its holder has sent may still be
+-- under way. Without a delay the first in the queue is woken and the lock reserved for it, as by a release.
 --
--- KEYS[1] lock  KEYS[2] floor  KEYS[3] tenure  KEYS[4] history   (as in acquire.lua)
+-- KEYS[1] lock  KEYS[2] floor  KEYS[3] tenure  KEYS[4] history  KEYS[5] queue  KEYS[6] inboxes  KEYS[7] next
+-- (as in acquire.lua)
 --
 -- ARGV[1] "ask" or "force"
 -- ARGV[2] reason    text for people
@@ -13,6 +14,8 @@
 local FLOOR_TTL_MS = 604800000
 
 local AHEAD_US = 315360000000000
+local RESERVED_MS = 500
+local SILENT_MS = 2500
 
 local time = redis.call('TIME')
 local held = redis.call('HMGET', KEYS[1], 'grant', 'holder')
@@ -21,19 +24,44 @@ if not (floor >= 0 and floor <= time[1] * 1000000 + time[2] + AHEAD_US) then
   floor = 0 -- none that a lock gave out, see acquire.lua
 end
 floor = math.max(floor, tonumber(ARGV[3]))
-local text = string.format('%.0f', floor)
+local text, freed = string.format('%.0f', floor), false
 if ARGV[1] == 'ask' then
   if held[1] then
     redis.call('HSET', KEYS[1], 'wanted', ARGV[2])
   end
 else
-  redis.call('DEL', KEYS[1], KEYS[3])
+  redis.call('DEL', KEYS[1])
   if floor > 0 then
     redis.call('SET', KEYS[2], text, 'PX', FLOOR_TTL_MS)
   end
   if held[1] then
     redis.pcall('LPUSH', KEYS[4], string.format('%s%06d broken grant=%s reason=%s', time[1], time[2], held[1],
       ARGV[2]))
+    freed = true
+    local delay_ms = tonumber(redis.call('GET', KEYS[3]))
+    if delay_ms then
+      redis.call('PEXPIRE', KEYS[3], delay_ms)
+      freed = false -- nobody is woken; a waiter asks again when it is over
+    end
+  end
+end
+
+while freed do -- as in release.lua
+  local first, first_ticket = unpack(redis.call('ZPOPMIN', KEYS[5]))
+  if not first then
+    redis.call('DEL', KEYS[6])
+    break
+  end
+  local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
+  local heard_ms = tonumber(redis.call('ZSCORE', KEYS[6], first_inbox)) or 0
+  if time[1] * 1000 + math.floor(time[2] / 1000) - heard_ms <= SILENT_MS then
+    redis.pcall('ZADD', KEYS[6], 0, first_inbox)
+    redis.pcall('SET', KEYS[7], first_grant .. ' ' .. first_ticket .. ' ' .. first_inbox, 'PX', RESERVED_MS)
+    local process = string.match(first_inbox, '^(.*):{')
+    if not process or (tonumber(redis.pcall('SPUBLISH', first_inbox, first_grant)) or 0) == 0 then
+      redis.call('PUBLISH', process or first_inbox, first_grant)
+    end
+    break
   end
 end
 return {held[1] or '', held[2] or '', text}

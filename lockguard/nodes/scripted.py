@@ -164,7 +164,7 @@ def keys_of(namespace: str, resource: Resource) -> Keys:
         settle=(lock, floor),
         extend=(lock, tenure),
         release=(lock, queue, inboxes, following, tenure, history),
-        break_=(lock, floor, tenure, history),
+        break_=(lock, floor, tenure, history, queue, inboxes, following),
         inspect=(lock, floor, queue, inboxes),
         rejoin=(lock, floor, history),
     )

@@ -51,12 +51,32 @@ class Flow:
         latency: added to each delivery.
         fragment_bytes_max: deliver in pieces of at most so many bytes; 0 for as they come.
         cut_after_bytes: deliver so many more bytes on each connection, then close it; ``None`` for never.
+
+    Raises:
+        ConfigurationError: a value that cannot work.
     """
 
     mode: Mode = Mode.PASS
     latency: timedelta = timedelta(0)
     fragment_bytes_max: int = 0
     cut_after_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        # Refused here: the proxy's tasks would fail with it later, and end the connection as if by a fault.
+        if not isinstance(self.mode, Mode):
+            raise ConfigurationError(f"mode={self.mode!r} is none; write Mode.PASS, Mode.HOLD or Mode.DROP")
+        if not isinstance(self.latency, timedelta):
+            raise ConfigurationError(
+                f"latency={self.latency!r} has no unit; write a timedelta such as timedelta(milliseconds=100)"
+            )
+        if self.latency < timedelta(0):
+            raise ConfigurationError(f"latency={self.latency} is negative; give 0 or more")
+        for name, value in (
+            ("fragment_bytes_max", self.fragment_bytes_max),
+            ("cut_after_bytes", 0 if self.cut_after_bytes is None else self.cut_after_bytes),
+        ):
+            if type(value) is not int or value < 0:
+                raise ConfigurationError(f"{name}={value!r} cannot work; give a number of bytes, 0 or more")
 
 
 PASS = Flow()
@@ -87,7 +107,15 @@ class Direction:
         return self._received_bytes
 
     def set(self, flow: Flow) -> None:
-        """Behave like this from now on."""
+        """Behave like this from now on.
+
+        Raises:
+            ConfigurationError: it is no flow.
+        """
+        if not isinstance(flow, Flow):
+            raise ConfigurationError(
+                f"a direction is set to a Flow, such as HOLD or Flow(latency=...); got {flow!r}"
+            )
         self._flow = flow
         self._tell()
 

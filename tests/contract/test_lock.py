@@ -179,6 +179,48 @@ async def test_a_break_ends_the_holder_and_frees_the_lock(new_guard):
             await asyncio.Event().wait()
 
 
+async def test_a_break_wakes_the_first_waiter_as_a_release_does(new_guard):
+    guard, operator, other, last = new_guard(), new_guard(), new_guard(), new_guard()
+    loop, entered, slept = asyncio.get_running_loop(), [], []
+
+    async def wait_for_it(waiter):
+        async with waiter.hold(NAME):
+            entered.append(loop.time())
+
+    def start(waiter):
+        return asyncio.create_task(wait_for_it(waiter), context=contextvars.Context())
+
+    for _ in range(5):
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME):
+                first = start(other)
+                await _until_async(lambda: _waiters(guard, 1))
+                second = start(last)
+                await _until_async(lambda: _waiters(guard, 2))
+                began = loop.time()
+                await operator.break_(NAME, reason="stuck")
+        await asyncio.gather(first, second)
+        slept.append(entered[-2] - began)
+    assert sum(slept) < 0.75, slept  # five that are not woken sleep for up to 0.7 s each
+
+
+async def test_a_lock_delay_begins_when_a_lease_is_broken_and_a_second_break_does_not_shorten_it(new_guard):
+    """What the broken holder had sent may still be under way."""
+    delay = timedelta(milliseconds=700)
+    guard, operator, other = new_guard(lock_delay=delay), new_guard(), new_guard()
+    loop = asyncio.get_running_loop()
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME):
+            began = loop.time()
+            await operator.break_(NAME, reason="stuck")
+    await operator.break_(NAME, reason="again")
+    with pytest.raises(ResourceBusy):
+        async with other.hold(NAME, on_busy="raise"):
+            pass
+    async with other.hold(NAME):
+        assert delay.total_seconds() - 0.01 <= loop.time() - began < 5  # not the ttl of 10 s and the delay
+
+
 async def test_a_holder_sees_that_its_lease_is_wanted(new_guard):
     guard, other = new_guard(ttl=timedelta(milliseconds=300)), new_guard()
     async with guard.hold(NAME) as lease:

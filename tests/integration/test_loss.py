@@ -191,6 +191,53 @@ async def test_a_task_group_that_failed_before_does_not_make_a_cancel_of_the_los
         await asyncio.sleep(0)
 
 
+async def test_a_break_whose_caller_is_cancelled_midway_ends_the_holder_as_broken(link):
+    """Half of one would free the lock and leave the holder of this process believing."""
+    proxy, url, direct = link
+    async with LockGuard.from_url(direct) as holding, LockGuard.from_url(url) as operator:
+        await operator.inspect(NAME)
+
+        async def body():
+            async with holding.hold(NAME):
+                inside.set_result(None)
+                await asyncio.Event().wait()
+
+        inside = asyncio.get_running_loop().create_future()
+        holder = asyncio.create_task(body())
+        await inside
+        sent = proxy.to_server.received_bytes
+        proxy.to_client.set(HOLD)
+        breaking = asyncio.create_task(operator.break_(NAME, reason="an operator"))
+        await proxy.to_server.wait_received(sent + 1)
+        breaking.cancel()
+        await asyncio.wait([breaking])
+        proxy.heal()
+        with pytest.raises(LeaseLost) as caught:
+            await holder
+        assert caught.value.reason is LossReason.BROKEN
+
+
+async def test_a_break_whose_answer_is_lost_ends_the_holder_of_its_guard_as_broken(link):
+    """The command may have arrived: to believe that it has not would let an order out."""
+    proxy, url, _ = link
+    async with LockGuard.from_url(url) as guard:
+        with pytest.raises(LeaseLost) as caught:
+            async with guard.hold(NAME):
+                sent = proxy.to_server.received_bytes
+                proxy.partition()
+                breaking = asyncio.create_task(guard.break_(NAME, reason="an operator"))
+                await proxy.to_server.wait_received(sent + 1)
+                proxy.reset()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    proxy.heal()
+                    await asyncio.wait([breaking])
+        assert caught.value.reason is LossReason.BROKEN
+        with pytest.raises(QuorumUnavailable):
+            await breaking
+
+
 async def _handled_failure():
     async def fail():
         await asyncio.sleep(0)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import time
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 
 from lockguard import ConfigurationError, LockGuard
+from lockguard.clock import SystemClock
 from lockguard.guard import GuardOptions
 from lockguard.nodes.memory import MemoryStore
+from lockguard.testing.fault_proxy import Flow
 from lockguard_asyncpg import PostgresFence
 
 URL = "redis://localhost"
@@ -142,3 +145,25 @@ async def test_hold_many_takes_any_iterable_once(redis_url):
             assert [lease.resource for lease in leases] == ["b", "a", "b"]
         assert not (await guard.inspect("a")).held
         assert not (await guard.inspect("b")).held
+
+
+@pytest.mark.parametrize("wrong", [5, None, "now", time, SystemClock], ids=repr)
+def test_what_is_no_clock_is_refused_by_name(wrong):
+    with pytest.raises(ConfigurationError, match=r"clock= is .*, which is no clock"):
+        LockGuard.from_url(URL, clock=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("latency", 0.1),
+        ("latency", timedelta(seconds=-1)),
+        ("mode", "hold"),
+        ("fragment_bytes_max", -1),
+        ("fragment_bytes_max", 1.5),
+        ("cut_after_bytes", "3"),
+    ],
+)
+def test_a_flow_that_cannot_work_is_refused_when_it_is_made(name, wrong):
+    with pytest.raises(ConfigurationError, match=f"{name}="):
+        Flow(**{name: wrong})
