@@ -437,7 +437,7 @@ def _require_clock(clock: object) -> None:
     # A class has the methods too, and fails when they are called.
     if isinstance(clock, type) or not all(callable(getattr(clock, name, None)) for name in ("now", "wall")):
         raise ConfigurationError(
-            f"clock= is {kind_of(clock)}, which is no clock; leave it out, or in tests write clock=ManualClock()"
+            f"clock= is {kind_of(clock)}, which is no clock; leave it out, or write clock=FakeClock()"
         )
 
 
