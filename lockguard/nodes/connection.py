@@ -36,6 +36,12 @@ __all__ = ["AS_WITHOUT_CERTIFICATE", "Connection"]
 AS_WITHOUT_CERTIFICATE = "as from a server that asks for a certificate (?ssl_certfile=FILE&ssl_keyfile=FILE)"
 
 _BACKOFF_FIRST_S = 0.05
+
+_LAST_TURNS_S = 0.01
+"""A loop that ends has ended by then."""
+
+_NOT_YET = "not connected yet"
+_AS_WITHOUT_TLS = "as from a port that speaks none: write redis:// for that"
 _RESP3 = 3
 
 _DOUBT_S = 0.25
@@ -99,6 +105,7 @@ class Connection:
         self._listener: Wire | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._coming_back: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._subscribed: asyncio.Future[None] | None = None
         self._identity: Identity | None = None
         self.connected_before = False
@@ -107,7 +114,7 @@ class Connection:
         self._opening: list[Wire] = []
         self._resolver = Resolver()
         self._doubt_s = _DOUBT_S
-        self._cause = "not connected yet"
+        self._cause = _NOT_YET
         self._closed = False
 
     @property
@@ -166,6 +173,8 @@ class Connection:
     async def aclose(self) -> None:
         """Write what is queued, then close. Nothing of it is left when this returns."""
         self._closed = True
+        if self._again is not None:
+            self._again.cancel()
         tasks = [t for t in (self._attempt, self._coming_back) if t is not None and not t.done()]
         for task in tasks:
             task.cancel()
@@ -206,6 +215,9 @@ class Connection:
 
     async def _connect_once(self) -> None:
         opened = self._opening = []
+        if self.address.tls is not None and not self.connected_before and self._cause == _NOT_YET:
+            # Who has less patience than the attempt takes is told this.
+            self._cause = f"no answer to TLS yet, {_AS_WITHOUT_TLS}"
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 wire, listener = await self._open_all(opened)
@@ -233,7 +245,7 @@ class Connection:
         if isinstance(exc, ssl.SSLCertVerificationError):
             return f"{exc}: give the authority that signed its certificate as ?ssl_ca_certs=FILE"
         if self.address.tls is not None and isinstance(exc, TimeoutError):
-            return f"no answer to TLS within {self._connect_timeout_s:g} s, as from a port that speaks none"
+            return f"no answer to TLS within {self._connect_timeout_s:g} s, {_AS_WITHOUT_TLS}"
         if self.address.tls is not None and not isinstance(exc, ConnectionRefusedError):
             # TLS 1.3 tells us after the handshake, and a reset may overtake the alert that says why.
             return f"{exc}, {AS_WITHOUT_CERTIFICATE}"
@@ -316,7 +328,14 @@ class Connection:
         wire, listener, self._wire, self._listener = self._wire, self._listener, None, None
         self._cause = cause
         self._hang_up(cause, wire, listener)
-        if self._coming_back is None or self._coming_back.done():
+        if self._again is None and (self._coming_back is None or self._coming_back.done()):
+            # Not in this turn of the loop: it may be one of the last, in which asyncio.run has cancelled all
+            # tasks, and one that is started then is destroyed unfinished. A timer just ends with its loop.
+            self._again = asyncio.get_running_loop().call_later(_LAST_TURNS_S, self._begin_again)
+
+    def _begin_again(self) -> None:
+        self._again = None
+        if not self._closed and not self.ready:
             self._coming_back = asyncio.create_task(
                 self._come_back(), name=f"lockguard-connect-again-{self.address.name}"
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from datetime import timedelta
 
@@ -236,6 +238,38 @@ async def test_a_break_whose_answer_is_lost_ends_the_holder_of_its_guard_as_brok
         assert caught.value.reason is LossReason.BROKEN
         with pytest.raises(QuorumUnavailable):
             await breaking
+
+
+def test_a_program_that_ends_as_its_server_dies_leaves_no_task_behind():
+    with RedisServer() as server:
+        script = f"""
+import asyncio, os, signal, time
+from lockguard import LockGuard
+
+async def main():
+    guard = LockGuard.from_url({server.url!r})
+    await guard.inspect({NAME!r})
+    os.kill({server.pid}, signal.SIGKILL)
+    time.sleep(0.2)  # the loop learns of it in its last turns
+
+asyncio.run(main())
+"""
+        ended = subprocess.run(
+            [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=30
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert "Task" not in ended.stderr
+
+
+async def test_tls_to_a_port_that_speaks_none_is_told_with_the_remedy_also_to_the_impatient(redis_server):
+    url = f"rediss://127.0.0.1:{redis_server.port}"
+    guard = LockGuard.from_url(url, wait=timedelta(milliseconds=300))
+    try:
+        with pytest.raises(QuorumUnavailable, match="speaks none: write redis:// for that"):
+            async with guard.hold(NAME):
+                pass
+    finally:
+        await guard.aclose()
 
 
 async def _handled_failure():
