@@ -172,6 +172,16 @@ async def test_a_url_by_which_ccxt_finds_no_errors_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match="a URL of HTTPS only"):
         ccxt_settings(exchange.url)
+    for url in (
+        "http://u:hunter2@h",
+        "https://u:hunter2@[::1",
+        "https://u:hunter2@h:port",
+        "https://",
+        "u:hunter2",
+    ):
+        with pytest.raises(ConfigurationError, match="a URL of HTTPS only") as refused:
+            ccxt_settings(url)
+        assert "hunter2" not in str(refused.value)
     with pytest.raises(ConfigurationError, match=r"nothing\.pem.* cannot be used: No such file"):
         LocalExchange(tls=(tmp_path / "nothing.pem", tmp_path / "nothing.pem"))
 

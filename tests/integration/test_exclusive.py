@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import ssl
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -208,6 +209,23 @@ async def test_the_documented_acl_is_enough_and_least():
                 await guard.request_handover("x", reason="r")
             await waiting
             await guard.break_("x", reason="r")
+        command = (
+            "-m",
+            "lockguard.cli",
+            "break",
+            "x",
+            "--reason",
+            "r",
+            "--yes",
+            "--no-fence",
+            "--redis",
+            url,
+        )
+        broken = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stderr=asyncio.subprocess.PIPE
+        )
+        assert (await broken.communicate())[1] == b""
+        assert broken.returncode == 0
 
 
 async def test_tls_is_used_and_a_stranger_is_refused(redis_server, redis_url, certificate):

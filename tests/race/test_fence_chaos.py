@@ -12,8 +12,9 @@ import pytest
 from lockguard.testing import PostgresServer, RedisServer
 from lockguard_asyncpg import install
 from lockguard_asyncpg.race import WAYS
-from lockguard_asyncpg.race.chaos import ChaosPlan, RoundReport, run_round
+from lockguard_asyncpg.race.chaos import ChaosPlan, RoundReport
 from lockguard_asyncpg.race.chaos.history import judge
+from lockguard_asyncpg.race.chaos.running import run_round
 
 
 @pytest.fixture(scope="module")

@@ -109,6 +109,26 @@ def test_a_missing_demo_extra_is_one_line(package):
     assert "pip install 'lockguard[demo]'" in one_line(done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fence", "sql"], ""),
+        (["fence", "status", "--url", "postgresql://127.0.0.1:1/x"], "cannot connect to 127.0.0.1:1/x"),
+        (["fence", "race"], "pip install 'lockguard[testing]'"),
+        (["fence", "race", "--chaos"], "pip install 'lockguard[testing]'"),
+        (["fence", "bench"], "pip install 'lockguard[testing]'"),
+        (["bot", "run", "--help"], ""),
+        (["positions", "diagnose", "--help"], ""),
+        (["logs", "analyze", "--help"], ""),
+    ],
+)
+def test_what_starts_no_servers_needs_no_package_for_tests(arguments, told):
+    """A bot's machine has ``lockguard[positions,cli]``; ``break`` loads the fence's part too."""
+    done = without(["psutil", "fakeredis"], *arguments)
+    assert told in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == ((2, 1) if told else (0, 0))
+
+
 def test_a_missing_extra_does_not_hide_the_other_commands():
     done = without(["ccxt", "asyncpg", "aiohttp"], "--help")
     assert done.returncode == 0

@@ -71,14 +71,18 @@ def ccxt_settings(url: str) -> dict[str, Any]:
         url: where the local exchange listens; of HTTPS, as ccxt finds its table of errors by it.
 
     Raises:
-        ConfigurationError: the URL is not of HTTPS.
+        ConfigurationError: the URL is not of HTTPS, or cannot be read.
     """
-    address = urlsplit(url)
-    if address.scheme != "https":
+    try:
+        address = urlsplit(url)
+        secure = address.scheme == "https" and bool(address.hostname) and (address.port or 1) > 0
+    except ValueError:
+        secure = False
+    if not secure:  # not shown: it may have a password
         raise ConfigurationError(
-            f"ccxt knows Binance's errors by a URL of HTTPS only, and {url!r} is none; start the exchange"
-            " with a certificate, or use point_at() in a program of your own"
-        )
+            "ccxt knows Binance's errors by a URL of HTTPS only, such as https://127.0.0.1:8443, and this one"
+            " is none; start the exchange with a certificate, or use point_at() in a program of your own"
+        ) from None
 
     def named(api: str, path: str) -> str:
         first = {"s": "api", "f": "fapi", "d": "dapi"}.get(api[0], "api")

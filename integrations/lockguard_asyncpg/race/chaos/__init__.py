@@ -9,11 +9,13 @@ Each process keeps a journal, one line before and one after everything that matt
 its ``kill -9``. The run is cut into rounds of some seconds. After each the journals are laid beside the
 tables (see :mod:`lockguard_asyncpg.race.chaos.history`), and whatever is wrong is counted for the way that
 did it.
+
+Running a round takes the extra ``testing``. ``lockguard fence``, where an operator's commands are, imports this
+package and has to do without.
 """
 
 from __future__ import annotations
 
 from lockguard_asyncpg.race.chaos.plan import ChaosPlan, RoundReport, Tally
-from lockguard_asyncpg.race.chaos.running import run_round
 
-__all__ = ["ChaosPlan", "RoundReport", "Tally", "run_round"]
+__all__ = ["ChaosPlan", "RoundReport", "Tally"]
