@@ -209,20 +209,9 @@ async def test_the_documented_acl_is_enough_and_least():
                 await guard.request_handover("x", reason="r")
             await waiting
             await guard.break_("x", reason="r")
-        command = (
-            "-m",
-            "lockguard.cli",
-            "break",
-            "x",
-            "--reason",
-            "r",
-            "--yes",
-            "--no-fence",
-            "--redis",
-            url,
-        )
+        words = ("break", "x", "--reason", "r", "--yes", "--no-fence", "--redis", url)
         broken = await asyncio.create_subprocess_exec(
-            sys.executable, *command, stderr=asyncio.subprocess.PIPE
+            *(sys.executable, "-m", "lockguard.cli", *words), stderr=asyncio.subprocess.PIPE
         )
         assert (await broken.communicate())[1] == b""
         assert broken.returncode == 0

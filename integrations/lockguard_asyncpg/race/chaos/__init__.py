@@ -10,7 +10,7 @@ its ``kill -9``. The run is cut into rounds of some seconds. After each the jour
 tables (see :mod:`lockguard_asyncpg.race.chaos.history`), and whatever is wrong is counted for the way that
 did it.
 
-Running a round takes the extra ``testing``. ``lockguard fence``, where an operator's commands are, imports this
+Running a round takes the extra ``testing``. ``lockguard fence``, where operators' commands are, imports this
 package and has to do without.
 """
 
