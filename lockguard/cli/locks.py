@@ -114,7 +114,9 @@ def break_(
         raise click.ClickException(f"{resource} is still held by {printable(now.holder)}: break it again")
     click.echo(f"{resource} was broken; {printable(broken.holder) or 'nobody'} held it in Redis")
     click.echo(
-        f"It is held by {printable(now.holder)} now, with token {now.token}" if now.held else "It is free now"
+        f"It is held by {printable(now.holder)} now, with token {now.token}"
+        if now.held
+        else "Nobody holds it now"
     )
     click.echo(
         "There is no fence: the holder can go on writing until its next renewal"

@@ -11,7 +11,8 @@ bots' times shortened alike.
 The exchange's own record of orders and fills is the judge:
 
 * *unasked*: an order of a bot made a position smaller that no bot of the account had opened, and no close
-  signal had asked for it;
+  signal had asked for it. *Met* is apart: no exchange takes an entry on the condition that nothing is held,
+  so what a person trades after the bot has looked is netted against it;
 * *doubled*: an entry of a bot though what a bot had opened was still there;
 * *lost*: a signal that was sent, and neither decided in a bot's log nor acknowledged;
 * *exits*: a bot that ended before it was asked to, or with another code than 0;
@@ -48,6 +49,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.testing import PostgresServer, RedisServer
 from lockguard_asyncpg import install
 from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Origin, Side
+from lockguard_ccxt.testing.faults import Operation
 from lockguard_ccxt.testing.model import AlgoStatus
 from lockguard_positions import migrate
 
@@ -93,6 +95,7 @@ class Score:
     troubles: dict[str, int] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
     unasked: list[str] = field(default_factory=list)
+    met: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     exits: list[str] = field(default_factory=list)
@@ -424,6 +427,7 @@ class Hostile:
                 s.at_ms for s in self.sent if (s.account, s.action, s.symbol) == (label, "close", symbol)
             ]
             own = held = Decimal(0)
+            by_hand_ms = 0
             own_side = Side.BUY
             entered_by, entered_ms, since = 0, 0, 0
             spans: list[tuple[int, int]] = []
@@ -439,7 +443,10 @@ class Hostile:
                         entered_ms - _SAME_TIME_MS <= at <= fill.at_ms + _SAME_TIME_MS for at in asked
                     )
                     if reduced > own and not was_asked:
-                        self.score.unasked.append(where)
+                        met = not order.reduce_only and by_hand_ms > _last_look_ms(record, fill.at_ms)
+                        (self.score.met if met else self.score.unasked).append(where)
+                if not ours:
+                    by_hand_ms = fill.at_ms
                 if ours and reduced:
                     own = max(Decimal(0), own - reduced)
                 if ours and fill.opened:
@@ -507,6 +514,16 @@ class Hostile:
             score.told.append(f"{line}: {said[-1]}")
         else:
             score.untold.append(line)
+
+
+def _last_look_ms(record: ExchangeRecord, before_ms: int) -> int:
+    """When the account's positions were last read before an instant; 0 if never."""
+    looks = (
+        request.at_ms
+        for request in record.requests
+        if request.operation is Operation.POSITIONS and request.outcome == "ok"
+    )
+    return max((at_ms for at_ms in looks if at_ms <= before_ms), default=0)
 
 
 async def hostile(opens: int, seed: int, logs: Path) -> Score:

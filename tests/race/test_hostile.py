@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import asdict
@@ -58,6 +59,22 @@ async def test_the_judge_convicts_a_bot_that_sells_what_a_person_has_bought() ->
         assert len((await judged(exchange, [])).unasked) == 1
         asked = [Sent("c", "one", "close", "APTUSDT", now_ms())]
         assert (await judged(exchange, asked)).unasked == []
+
+
+async def test_the_judge_sets_an_entry_apart_only_if_a_person_traded_after_the_last_look() -> None:
+    async with LocalExchange() as exchange, connect(exchange.url) as bot:
+        await bot.fetch_positions()
+        await asyncio.sleep(0.002)  # the record counts in milliseconds
+        exchange.trade_by_hand(APT, Side.BUY, Decimal(10))
+        await bot.create_order(APT, "market", "sell", 10)
+        score = await judged(exchange, [])
+        assert (len(score.met), score.unasked) == (1, [])
+    async with LocalExchange() as exchange, connect(exchange.url) as bot:
+        exchange.trade_by_hand(APT, Side.BUY, Decimal(10))
+        await asyncio.sleep(0.002)
+        await bot.fetch_positions()
+        await bot.create_order(APT, "market", "sell", 10)
+        assert len((await judged(exchange, [])).unasked) == 1
 
 
 async def test_the_judge_convicts_an_entry_upon_an_entry_and_acquits_one_after_the_end() -> None:
