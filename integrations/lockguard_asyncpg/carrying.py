@@ -19,7 +19,7 @@ import asyncpg
 from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases, lost_sight, outlived_lease
-from lockguard.errors import ConfigurationError, LeaseNotHeld
+from lockguard.errors import ConfigurationError, LeaseNotHeld, LockguardError
 from lockguard_asyncpg.claims import Limits, entry_for, next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, ended, fence_error, stale
 from lockguard_asyncpg.statements import (
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from lockguard.lease import Lease
 
-__all__ = ["LIMITS", "leases_here", "leases_of", "present", "run"]
+__all__ = ["LIMITS", "leases_here", "leases_of", "present", "run", "run_parsed"]
 
 T = TypeVar("T")
 LIMITS = Limits()
@@ -99,6 +99,20 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
         return result
     finally:
         standing.user = None
+
+
+async def run_parsed(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
+    """As :func:`run`, for a statement that was prepared.
+
+    asyncpg sends Parse without Sync, so the server keeps the statement's tables locked, and a pooler its
+    connection taken, until the next message. Where the statement is refused here, there would be none.
+    """
+    try:
+        return await run(con, text, send, timeout_s)
+    except LockguardError:
+        if not con.is_closed() and not con.is_in_transaction():
+            await rolled_back(con, send_plain(con, "select"))
+        raise
 
 
 def leases_of(con: Any, standing: Standing) -> tuple[Lease, ...]:

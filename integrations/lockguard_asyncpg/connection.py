@@ -16,7 +16,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases
-from lockguard_asyncpg.carrying import LIMITS, leases_of, present, run
+from lockguard_asyncpg.carrying import LIMITS, leases_of, present, run, run_parsed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, ended
 from lockguard_asyncpg.wire import Wire, bare, sees_all, standing_of, unfenced
 
@@ -83,6 +83,11 @@ class FenceLayer:
     async def prepare(self, query: str, **options: Any) -> Any:
         """As asyncpg's; the statement carries the lease that is in force when it is run."""
         parent: Any = super()
+        con: Any = self
+        for lease in leases_of(
+            con, standing_of(con)
+        ):  # a refusal after Parse would leave its locks, see run_parsed()
+            lease.ensure()
         with unfenced():
             statement = await parent.prepare(query, **options)
         statement.__class__ = _Statement
@@ -226,7 +231,9 @@ def _statement_carrier(name: str) -> Callable[..., Awaitable[Any]]:
     async def method(self: Any, *args: Any, **options: Any) -> Any:
         parent = getattr(super(_Statement, self), name)
         text = self.get_query()
-        return await run(self._connection, text, lambda: parent(*args, **options), options.get("timeout"))
+        return await run_parsed(
+            self._connection, text, lambda: parent(*args, **options), options.get("timeout")
+        )
 
     return method
 

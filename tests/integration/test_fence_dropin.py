@@ -157,6 +157,24 @@ async def test_each_way_to_write_is_refused_after_the_lease_is_known_lost(
     assert await rows(pool) == 0
 
 
+@pytest.mark.parametrize("lost", ["before it is prepared", "after it was prepared"])
+async def test_a_statement_that_is_refused_before_it_is_sent_leaves_no_table_locked(
+    pool: asyncpg.Pool[Any], lost: str
+) -> None:
+    """SQLAlchemy prepares whatever it sends, and its pool resets nothing that ran in autocommit."""
+    lease = await held(pool, 7)
+    async with pool.acquire() as conn, pool.acquire() as other:
+        with under(lease):
+            if lost == "before it is prepared":
+                lease.mark_lost(LossReason.EXPIRED)
+            with pytest.raises(LeaseLost):
+                statement = await conn.prepare(INSERT)
+                lease.mark_lost(LossReason.EXPIRED)
+                await statement.fetch()
+        await other.execute("set lock_timeout = '2s'")
+        await other.execute("alter table note add more int")
+
+
 async def test_the_pools_own_methods_are_fenced(pool: asyncpg.Pool[Any]) -> None:
     stale = await held(pool, 7)
     await held(pool, 8)
