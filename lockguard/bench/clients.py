@@ -78,7 +78,7 @@ def _places(url: str) -> list[tuple[str, int]]:
 
 def _password(url: str) -> str | None:
     """Of the embedded servers, the same for all of a topology."""
-    return urlsplit(url).netloc.rpartition("@")[0].removeprefix(":") or None
+    return urlsplit(url).netloc.rpartition("@")[0].partition(":")[2] or None
 
 
 def _sentinel_login(url: str) -> dict[str, Any]:

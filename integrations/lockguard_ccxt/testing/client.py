@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt.testing.server import LOCAL_API_KEY, LOCAL_SECRET
@@ -73,20 +73,23 @@ def ccxt_settings(url: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: the URL is not of HTTPS, or cannot be read.
     """
+    address: SplitResult | None = None
     try:
         address = urlsplit(url)
         secure = address.scheme == "https" and bool(address.hostname) and (address.port or 1) > 0
     except ValueError:
         secure = False
-    if not secure:  # not shown: it may have a password
+    if address is None or not secure:  # not shown: it may have a password
         raise ConfigurationError(
             "ccxt knows Binance's errors by a URL of HTTPS only, such as https://127.0.0.1:8443, and this one"
             " is none; start the exchange with a certificate, or use point_at() in a program of your own"
         ) from None
 
+    netloc = address.netloc
+
     def named(api: str, path: str) -> str:
         first = {"s": "api", "f": "fapi", "d": "dapi"}.get(api[0], "api")
-        return f"https://demo-{first}@{address.netloc}/{path}"
+        return f"https://demo-{first}@{netloc}/{path}"
 
     return {"urls": {"api": {api: named(api, path) for api, path in _PATHS.items()}}, "verify": False}
 
