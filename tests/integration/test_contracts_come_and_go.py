@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from lockguard.audience import Audience
+from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt.testing import Side
 from lockguard_positions import Alert, Opened, SyncAction
@@ -35,7 +37,7 @@ class Alerts(list[Alert]):
 
 def watched(desk: Desk) -> Alerts:
     alerts = Alerts()
-    desk.manager._observers.append(alerts)
+    desk.manager._audience = Audience([alerts], clock=SYSTEM_CLOCK)
     return alerts
 
 
