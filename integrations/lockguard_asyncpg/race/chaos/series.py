@@ -77,7 +77,10 @@ async def rounds(
             failed += 1
             report = RoundReport()
             report.counts["rounds that failed"] += 1
-            report.tell(f"the round failed: {type(exc).__name__}: {exc}")
+            cause: BaseException = exc
+            while isinstance(cause, BaseExceptionGroup):  # whose own text does not say what happened
+                cause = cause.exceptions[0]
+            report.tell(f"the round failed: {type(cause).__name__}: {cause}")
             if not redis.running:
                 await asyncio.to_thread(redis.restart, keep_data=False)
             if failed > _FAILED_MAX:
