@@ -45,6 +45,8 @@ _PAUSE_MAX_S = 0.2
 _RELEASE_S = 0.5
 _LEFT_MIN = timedelta(milliseconds=100)
 _GRACE = timedelta(milliseconds=500)
+# How long a process that stops between the answer to its seal or break and COMMIT keeps everybody else out.
+_IDLE_MS = 1_000
 # How long leaving a body waits for the transactions that were begun in it and are open still.
 _CLOSE = timedelta(seconds=1)
 _CLOSE_AGAIN_FIRST_S = 0.5
@@ -319,6 +321,8 @@ async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: 
         with unfenced():  # a seal under another lease is not that lease's write
             if rows:
                 async with conn.transaction():
+                    # Until COMMIT it has the gate to itself, and nobody evicts who seals or breaks.
+                    await conn.execute(f"select lockguard.bound(0, {_IDLE_MS:d})")
                     return await conn.fetchrow(query)
             # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
             # the server's word that it ends the session was read, and the end of the connection not yet.

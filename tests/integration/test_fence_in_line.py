@@ -134,6 +134,46 @@ async def test_a_transaction_may_present_a_thousand_leases(pool: asyncpg.Pool[An
     assert await fence.seal(grant(8, "r0"), within=SOON) == Sealed(Token(8))
 
 
+class _Stopping(asyncpg.Connection[Any] if TYPE_CHECKING else asyncpg.Connection):
+    """Goes no further once its row has come, as a process that is stopped there, until it is woken."""
+
+    woken: asyncio.Event
+
+    async def fetchrow(self, *args: Any, **options: Any) -> Any:
+        row = await super().fetchrow(*args, **options)
+        await self.woken.wait()
+        return row
+
+
+@pytest.mark.parametrize("what", ["break_", "seal that is outrun"])
+async def test_who_stops_between_its_answer_and_commit_keeps_nobody_out(
+    pool: asyncpg.Pool[Any], database_url: str, what: str
+) -> None:
+    await PostgresFence(pool).seal(grant(7), within=SOON)
+    _Stopping.woken = asyncio.Event()
+    async with asyncpg.create_pool(database_url, min_size=0, connection_class=_Stopping) as stopping:
+        fence = PostgresFence(stopping)
+        asks: Any = (
+            fence.break_(APT, reason="test", within=LATE)
+            if what == "break_"
+            else fence.seal(grant(6), within=LATE)
+        )
+        stopped = asyncio.create_task(asks)
+        in_line = (
+            "select count(*) from pg_locks l join pg_stat_activity a using (pid)"
+            " where l.locktype = 'advisory' and a.state = 'idle in transaction'"
+            " and a.datname = current_database()"
+        )
+        try:
+            async with asyncio.timeout(5):
+                while not await pool.fetchval(in_line):
+                    await asyncio.sleep(0.005)
+            assert await PostgresFence(pool).seal(grant(8), within=SOON) == Sealed(Token(8))
+        finally:
+            _Stopping.woken.set()
+        assert await stopped == Outrun(Token(8)) if what != "break_" else await stopped > 8
+
+
 # A holder whose process was stopped
 
 _STOPPED = """
