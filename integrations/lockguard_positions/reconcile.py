@@ -237,7 +237,7 @@ class Reconciler:
         """
         row, resumed = await self.settle(symbol)
         if resumed:
-            return self._of_resumed(symbol, row)
+            return await self._of_resumed(symbol, row)
         held = await self._venue.holding(symbol)
         if row is None:
             return SyncOutcome(symbol, SyncAction.IN_STEP) if held is None else await self.adopt(symbol, held)
@@ -291,7 +291,7 @@ class Reconciler:
         row = await self._flow.resume(row)
         if row.status is PositionStatus.ACTIVE:
             return SyncOutcome(symbol, SyncAction.ADOPTED, row.id)
-        return self._of_resumed(symbol, row if row.status.open else None)
+        return await self._of_resumed(symbol, row if row.status.open else None)
 
     async def move_stop(self, symbol: str, trigger: Decimal) -> SyncOutcome:
         """Have the stop of a symbol's active position wait for another price.
@@ -351,10 +351,12 @@ class Reconciler:
             if ended is not None:
                 await self._flow.sweeper.sweep_loose(ended, tuple(intents))
 
-    def _of_resumed(self, symbol: str, row: Position | None) -> SyncOutcome:
+    async def _of_resumed(self, symbol: str, row: Position | None) -> SyncOutcome:
         if row is None:
             return SyncOutcome(symbol, SyncAction.ENDED)
         if row.status is PositionStatus.ACTIVE:
+            if await self._store.in_doubt(row, Step.STOP):  # a move whose answer was lost
+                return SyncOutcome(symbol, SyncAction.IN_DOUBT, row.id, "its stop may stand twice")
             return SyncOutcome(symbol, SyncAction.RECOVERED, row.id)
         entered = row.status is not PositionStatus.PENDING_ENTRY and row.exit_reason is None
         action = SyncAction.UNPROTECTED if entered else SyncAction.IN_DOUBT
@@ -411,7 +413,7 @@ class Reconciler:
             )
         if not row.status.open:
             return SyncOutcome(row.symbol, SyncAction.ENDED, row.id, row.exit_reason or "")
-        return self._of_resumed(row.symbol, row)
+        return await self._of_resumed(row.symbol, row)
 
     async def _stop_of(self, row: Position) -> PlacedOrder | None:
         return None if row.stop_client_id is None else await self._venue.find_stop(row)
