@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,10 @@ _MISTAKE = 2
 _INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """What a standard output that is a file can fail with; our own files name themselves."""
+
+
+_MAY_BE_A_URL = re.compile(r""": (['"]).*(?:://|@).*\1""", re.DOTALL)
+"""A value that click quotes in its own error: given to the wrong option, a URL would show its password."""
 
 
 class _Commands(click.Group):
@@ -106,7 +111,10 @@ def _refuse(exc: click.ClickException) -> int:
         return exc.exit_code
     ctx = getattr(exc, "ctx", None)
     hint = f"; see '{ctx.command_path} --help'" if ctx is not None else ""
-    return _complain(exc.format_message().rstrip(".") + hint, exc.exit_code)
+    told = exc.format_message()
+    if isinstance(exc, click.BadParameter):
+        told = _MAY_BE_A_URL.sub(": what was given (not shown, as it may be a URL)", told)
+    return _complain(told.rstrip(".") + hint, exc.exit_code)
 
 
 def _complain(text: str, code: int) -> int:

@@ -69,8 +69,6 @@ def url_options(command: click.Command) -> list[str]:
     """Those that take a URL."""
     found = []
     for parameter in command.params:
-        if isinstance(parameter.type, click.types.FloatParamType | click.types.IntParamType):
-            continue  # a number's error names what was given, as it should
         names = [name for name in parameter.opts if name.startswith("--")]
         if isinstance(parameter, click.Option) and names and not parameter.is_flag:
             text = f"{names[0]} {parameter.metavar} {parameter.help} {parameter.envvar}".lower()
