@@ -25,10 +25,12 @@ import asyncpg
 from lockguard.errors import ConfigurationError, FenceUnavailable
 from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import Outrun, Sealed
+from lockguard.text import printable
+from lockguard_asyncpg.cancels import Cancels
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg.listening import Listener
 from lockguard_asyncpg.literals import number, text, uuid
-from lockguard_asyncpg.wire import give_back, unfenced
+from lockguard_asyncpg.wire import bare, give_back, rolled_back, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -51,8 +53,9 @@ _IDLE_MS = 1_000
 _CLOSE = timedelta(seconds=1)
 _CLOSE_AGAIN_FIRST_S = 0.5
 _CLOSE_AGAIN_MAX_S = 5.0
-_UNDER_WAY = (
-    "select pid, role, state, waits_for, clock_timestamp() - since as age from lockguard.under_way($1)"
+_AT_THE_GATE = (
+    "select pid, role, application, alone, state, clock_timestamp() - since as age"
+    " from lockguard.at_the_gate($1) where pid is null or role is not null"
 )
 
 
@@ -200,9 +203,11 @@ class PostgresFence:
 
     async def _evict(self, resource: Resource, token: Token | None) -> None:
         query = f"select lockguard.evict({text(resource)},{number(token)})"
+        cancels = Cancels()
         while True:
             with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 3, say: then it waits
                 await _once(self._pool, await self._pool.acquire(), query, rows=False)
+            cancels.heed()  # or it would end the sessions of those who come after
             await asyncio.sleep(self._grace_s)
 
 
@@ -239,6 +244,7 @@ async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: 
     """Make a call until it is done or ``within`` is over."""
     failure: Exception | None = None
     connected = True
+    cancels = Cancels()
     try:
         async with asyncio.timeout(within.total_seconds()) as scope:
             for attempt in range(_ATTEMPTS_MAX):
@@ -255,6 +261,7 @@ async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: 
                     return await _once(pool, conn, f"{call.before}{left_ms:d}{call.after}", rows=call.rows)
                 except DATABASE_ERRORS as exc:
                     failure = exc
+                    cancels.heed()
                     if not _passing(exc):
                         break
     except TimeoutError as exc:
@@ -262,7 +269,9 @@ async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: 
     lent_out = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
     if not connected and lent_out and isinstance(failure, TimeoutError):
         failure = _NoConnection(f"all {pool.get_size()} connections of its pool were in use")
-    raise await _failed(pool, failure, resource=resource, within=within) from failure
+    said = await _failed(pool, failure, resource=resource, within=within)
+    cancels.heed()
+    raise said from failure
 
 
 def _passing(exc: Exception) -> bool:
@@ -283,7 +292,8 @@ async def _failed(
 ) -> FenceUnavailable:
     seconds = f"{within.total_seconds():.3g} s"
     if getattr(failure, "sqlstate", None) == "55P03":
-        why = f"an open transaction under its lease kept it for {seconds}{await _who(pool, resource)}"
+        by = await _who(pool, resource) or "an open transaction under its lease"
+        why = f"kept out for {seconds} by {by}"
     elif isinstance(failure, _NoConnection):
         why = f"{failure} for {seconds}; give PostgresFence a pool of its own, or one with room to spare"
     elif isinstance(failure, TimeoutError) or failure is None:
@@ -294,21 +304,26 @@ async def _failed(
 
 
 async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
-    """Whose transactions are in the way, for people."""
+    """Who is in the way, for people; nothing if nobody can tell, as with a schema before version 4."""
     rows = []
     with contextlib.suppress(*DATABASE_ERRORS):
         async with asyncio.timeout(_RELEASE_S):
             with unfenced():
-                rows = await pool.fetch(_UNDER_WAY, resource)
-    told = [
-        "a prepared transaction"
-        if row["pid"] is None
-        else f"backend {row['pid']} of role {row['role']}, begun {row['age'].total_seconds():.1f} s ago,"
-        f" {row['state'] or 'in a state that this role may not see'}"
-        for row in rows
-        if row["pid"] is None or row["age"] is not None
-    ]
-    return f" ({'; '.join(told)})" if told else ""
+                rows = await pool.fetch(_AT_THE_GATE, resource)
+    return "; ".join(_named(row) for row in rows)
+
+
+def _named(row: asyncpg.Record) -> str:
+    began = "" if row["age"] is None else f" begun {row['age'].total_seconds():.1f} s ago"
+    does = "which has its gate to itself" if row["alone"] else f"an open transaction under its lease{began}"
+    if row["pid"] is None:
+        return f"a prepared transaction: {does}; end it with ROLLBACK PREPARED, see pg_prepared_xacts"
+    facts = (
+        printable(row["role"]),
+        printable(row["application"] or "no application_name"),
+        row["state"] or "in a state that this role may not see",
+    )
+    return f"session {row['pid']} ({', '.join(facts)}), {does}"
 
 
 class _NoConnection(TimeoutError):
@@ -320,10 +335,7 @@ async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: 
     try:
         with unfenced():  # a seal under another lease is not that lease's write
             if rows:
-                async with conn.transaction():
-                    # Until COMMIT it has the gate to itself, and nobody evicts who seals or breaks.
-                    await conn.execute(f"select lockguard.bound(0, {_IDLE_MS:d})")
-                    return await conn.fetchrow(query)
+                return await _row(conn, query)
             # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
             # the server's word that it ends the session was read, and the end of the connection not yet.
             tag = await conn.execute(query)
@@ -332,3 +344,20 @@ async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: 
     finally:
         # A silent server must not hold the caller beyond its bound: asyncpg then drops the connection.
         await give_back(pool, conn, timeout_s=_RELEASE_S, clean=clean)
+
+
+async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
+    """The row of ``query``, in a transaction."""
+    con = bare(conn)
+    transaction = conn.transaction()
+    await transaction.start()
+    try:
+        # Until COMMIT it has the gate to itself.
+        await conn.execute(f"select lockguard.bound(0, {_IDLE_MS:d})")
+        row = await conn.fetchrow(query)
+    except BaseException:
+        # Not by `async with`, whose error would take the place of a cancel.
+        await rolled_back(con, transaction.rollback())
+        raise
+    await transaction.commit()
+    return row

@@ -19,6 +19,7 @@ import asyncpg
 from lockguard.errors import LossReason
 from lockguard.lease import GrantId
 from lockguard.renewal import end_here
+from lockguard_asyncpg.cancels import Cancels
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 
 __all__ = ["Listener"]
@@ -61,6 +62,7 @@ class Listener:
 
     async def _run(self) -> None:
         pause_s = _PAUSE_FIRST_S
+        cancels = Cancels()
         while True:
             try:
                 async with asyncio.timeout(_ALIVE_S):
@@ -76,6 +78,7 @@ class Listener:
                 finally:
                     self._heard.clear()
                     conn.terminate()
+            cancels.heed()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 

@@ -112,7 +112,7 @@ async def test_the_transactions_that_keep_a_seal_waiting_are_listed(pool: asyncp
         pid = await conn.fetchval("select pg_backend_pid()")
         rows = await pool.fetch("select pid, state from lockguard.under_way($1)", APT)
         assert [tuple(row) for row in rows] == [(pid, "idle in transaction")]
-        named = rf"backend {pid} of role postgres, .* idle in transaction"
+        named = rf"kept out for 0.5 s by session {pid} \(postgres, no application_name, idle in transaction\)"
         with pytest.raises(FenceUnavailable, match=named):
             await fence.seal(grant(8), within=timedelta(seconds=0.5))
 
@@ -303,7 +303,7 @@ async def test_a_transaction_left_open_is_named_and_the_fence_is_closed_when_it_
     left_open = fenced_transaction(pool, lease_of(old))
     await left_open.__aenter__()
     began = SYSTEM_CLOCK.now()
-    named = r"an open transaction under its lease .* idle in transaction"
+    named = r"session \d+ \(.*, idle in transaction\), an open transaction under its lease begun"
     with pytest.raises(FenceUnavailable, match=named) as said:
         await fence.close(old, within=SOON)
     assert SYSTEM_CLOCK.now() - began < 2.5  # a second, and telling who it was

@@ -32,7 +32,12 @@ begin
     lockguard.gate(text),
     lockguard.under_way(text),
     lockguard.end_as_owner(text, integer),
-    lockguard.evict(text, bigint)
+    lockguard.evict(text, bigint),
+    lockguard.seen_at_the_gate(text),
+    lockguard.seen_by_the_owner(text),
+    lockguard.at_the_gate(text),
+    lockguard.overstayed(text),
+    lockguard.end_overstayed_as_owner(text)
     to %I', p_role);
 end
 $$;
