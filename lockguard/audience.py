@@ -93,7 +93,7 @@ class _Seat(Generic[E]):
             return None
         except BaseException as exc:  # noqa: BLE001 - also a CancelledError: the lock was not cancelled
             return exc
-        if inspect.iscoroutine(returned):
+        if returned is not None and inspect.iscoroutine(returned):
             returned.close()
             return TypeError("on(event) returned a coroutine, which nobody awaits; make it a plain method")
         return None

@@ -110,28 +110,36 @@ class Entry:
 
 _entries: ContextVar[tuple[Entry, ...]] = ContextVar("lockguard_entries", default=())
 _seen: ContextVar[_Seen | None] = ContextVar("lockguard_seen", default=None)
-_open: weakref.WeakValueDictionary[int, Entry] = weakref.WeakValueDictionary()
+_open: set[weakref.ref[Entry]] = set()
+"""Of every hold that is open, in whatever thread. One that nobody can leave any more drops out."""
 
 
-def note_task() -> None:
-    """Remember that the running task touched lockguard."""
-    _here()
+def note_task() -> Task[Any] | None:
+    """Remember that the running task touched lockguard; gives the task, if one runs."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return None
+    if task is not None:
+        _note(task)
+    return task
 
 
 def push_entry(entry: Entry) -> Entry:
     """Put a lease in force; give the result to :func:`pop_entry`."""
-    entry._origin = _here()
-    _open[id(entry)] = entry
+    entry._origin = _note(entry.owner)
+    _open.add(weakref.ref(entry, _open.discard))
     _entries.set((*_entries.get(), entry))
     return entry
 
 
 def pop_entry(entry: Entry) -> None:
     """End what :func:`push_entry` began, also in another context, where there is nothing to take back."""
-    _open.pop(id(entry), None)
+    _open.discard(weakref.ref(entry))
     entries = _entries.get()
     if entry in entries:
-        _entries.set(tuple(other for other in entries if other is not entry))
+        at = entries.index(entry)
+        _entries.set((*entries[:at], *entries[at + 1 :]))
 
 
 def entry_for(resource: Resource, guard: object) -> Entry | None:
@@ -175,10 +183,11 @@ def lost_sight() -> Lease | None:
     not in it. One that writes under leases of its own is stopped only if it certainly started that task, and
     has no lease on the same resource.
     """
-    seen = _here()
+    note_task()
+    seen = _seen.get()
     if not _open or seen is None:
         return None
-    for reference in _open.valuerefs():
+    for reference in _open.copy():
         entry = reference()
         if entry is not None and entry.owner.done():
             held = {lease.resource for lease in current_leases()}
@@ -207,17 +216,12 @@ def detached() -> Iterator[None]:
         _seen.set(seen)
 
 
-def _here() -> _Seen | None:
-    """What is noted of the running task; noted now, if it was not yet."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no loop runs here
-        return None
+def _note(task: Task[Any]) -> _Seen:
+    """What is noted of this task, in whose context we are; noted now, if it was not yet."""
     seen = _seen.get()
-    if task is None or (seen is not None and seen.is_of(task)):
-        return seen
-    seen = _Seen(task, next(_line(seen), None))
-    _seen.set(seen)
+    if seen is None or not seen.is_of(task):
+        seen = _Seen(task, next(_line(seen), None))
+        _seen.set(seen)
     return seen
 
 

@@ -62,7 +62,8 @@ class Core:
         self.fence_within = fence_within
         self.max_hold_s = max_hold_s
         self.lock_delay_ms = lock_delay_ms
-        self._audience = Audience(observers, clock=clock)
+        self.emit: Callable[[Event], None] = Audience(observers, clock=clock).tell
+        """Tell the observers; never raises."""
         self.queue = Queue(redlock, clock=clock, emit=self.emit)
         self.keeper = Keeper(redlock, clock=clock, emit=self.emit)
         redlock.on_wake(self._woken)
@@ -109,7 +110,7 @@ class Core:
         """
         if self._closed:
             raise ConfigurationError("this guard is closed; make a new one with LockGuard.from_url()")
-        task = asyncio.current_task()
+        task = note_task()
         if task is None:
             raise ConfigurationError(
                 "a guard is used inside a running asyncio task, for example under asyncio.run()"
@@ -124,17 +125,12 @@ class Core:
             raise ConfigurationError(
                 "this guard was first used before a fork; make a new one in the child process"
             )
-        note_task()
         return task
 
     def holder(self, task: asyncio.Task[Any]) -> str:
         """Who holds, as text for people."""
         text = f"{self._host}:{self._pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
         return one_word(text)[:TEXT_CHARACTERS_MAX]
-
-    def emit(self, event: Event) -> None:
-        """Tell the observers; never raises."""
-        self._audience.tell(event)
 
     def fence_bound(self) -> asyncio.Timeout:
         """Ends what a fence does a little after ``fence_within``, so that it can say itself why it failed."""

@@ -204,7 +204,11 @@ class Hold:
             queue=self._queue,
             lock_delay_ms=core.lock_delay_ms,
         )
-        won = await self._acquire(request, called_at + self._patience.total_seconds(), surrounding, task)
+        give_up_at = called_at + self._patience.total_seconds()
+        if surrounding is None or not self._queue:  # held by the parent is busy like any other
+            won = await core.queue.acquire(request, give_up_at=give_up_at)
+        else:
+            won = await self._acquire_inside(surrounding, request, give_up_at, task)
         grant = Grant(
             request.resource, request.grant, won.token, request.holder, request.operation, request.ttl_ms
         )
@@ -278,11 +282,10 @@ class Hold:
             raise lease.lost_error(loss) from exc
         exc.add_note(str(lease.lost_error(loss)))
 
-    async def _acquire(
-        self, request: AcquireRequest, give_up_at: float, surrounding: Entry | None, task: asyncio.Task[Any]
+    async def _acquire_inside(
+        self, surrounding: Entry, request: AcquireRequest, give_up_at: float, task: asyncio.Task[Any]
     ) -> Won:
-        if surrounding is None or not self._queue:  # held by the parent is busy like any other
-            return await self._core.queue.acquire(request, give_up_at=give_up_at)
+        """Wait for what the task that started this one holds, unless that waits for this one."""
         if waits_for(surrounding.owner, task):
             raise self._deadlock(surrounding, task)
         try:

@@ -69,6 +69,9 @@ ANSWER_S = 2.5
 """How long one node that decides alone may owe an answer: longer than its wire's patience, so that the wire
 can say why. It bounds what a node makes of a command behind the wire, such as looking for a slot's owner."""
 
+_ANSWER_MIN_S = 0.5
+"""How long a node may take to answer however short a caller's patience is."""
+
 _CLOSE_S = 5.0
 """How long all nodes may take to send what is queued and close."""
 
@@ -209,23 +212,25 @@ class Redlock:
         with contextlib.suppress(NodeError):
             await self.nodes[0].connect()
 
-    async def acquire(self, request: AcquireRequest, *, within_s: float = math.inf) -> Attempt:
+    async def acquire(self, request: AcquireRequest, *, give_up_at: float = math.inf) -> Attempt:
         """Ask once. Asking again with the same request is the same wish: no token is burned (S7).
 
         A caller that gives up after anything but :class:`Won`, or is cancelled here, calls :meth:`undo`.
 
         Args:
             request: what is wanted.
-            within_s: how long the nodes are waited for at most; they have bounds of their own.
+            give_up_at: the instant on the clock, in seconds, until which the nodes are waited for at most, if
+                they were given a moment to answer; they have bounds of their own.
 
         Raises:
             ConfigurationError: nodes are not independent.
         """
+        sent_at = self._clock.now()
+        within_s = max(give_up_at - sent_at, _ANSWER_MIN_S)
         if self._company is not None:
             return await self._ask_company(self._company, request, within_s)
         # One node's vote is the decision, and the token that it gave is final.
-        sent_at = self._clock.now()
-        vote = await self._answer(self.nodes[0].acquire(request), within_s)
+        vote = await self._bounded(self.nodes[0].acquire(request), within_s)
         match vote:
             case Granted(token):
                 deadline = sent_at + trusted_s(request.ttl_ms)
@@ -285,7 +290,7 @@ class Redlock:
         """Write the final token on a majority, while this grant holds the lock there."""
         asked = [node.settle(request.resource, request.grant, token) for node in self.nodes]
         if self._company is None:
-            return _is_found(await self._answer(asked[0]))
+            return _is_found(await self._bounded(asked[0]))
         votes = await self._ballot.wait(asked, _is_found)
         return sum(vote is not None and _is_found(vote) for vote in votes) >= self._quorum
 
@@ -339,7 +344,7 @@ class Redlock:
                 return Found.YES
             gone = sum(vote is not None and _found(vote) is False for vote in asked.votes)
             return Found.NO if gone >= self._quorum else Found.UNKNOWN
-        found = _found(await self._answer(asked))
+        found = _found(await self._bounded(asked))
         return Found.UNKNOWN if found is None else Found.YES if found else Found.NO
 
     def undo(self, resource: Resource, grant: GrantId, *, lost: bool = False) -> Undoing:
@@ -363,7 +368,8 @@ class Redlock:
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask every node the same; ``None`` for one that does not answer in time."""
         if self._company is None:
-            return [await self._answer(ask(self.nodes[0]))]
+            answer = await self._bounded(ask(self.nodes[0]))
+            return [answer]
         return await self._ballot.wait([ask(node) for node in self.nodes])
 
     async def aclose(self) -> None:
@@ -376,18 +382,14 @@ class Redlock:
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.gather(*(node.aclose() for node in self.nodes))
 
-    async def _answer(self, asked: Future[Any], within_s: float = math.inf) -> Any:
+    def _bounded(self, asked: Future[T], within_s: float = ANSWER_S) -> Future[T]:
         """A single node's vote, in bounded time. One that comes later is dropped; its command stands."""
-        if asked.done():
-            return asked.result()
         if within_s >= ANSWER_S:
             self._bound.expect(asked)
-            return await asked
-        timer = asyncio.get_running_loop().call_later(within_s, self._give_up, asked, within_s)
-        try:
-            return await asked
-        finally:
-            timer.cancel()
+        elif not asked.done():
+            timer = asyncio.get_running_loop().call_later(within_s, self._give_up, asked, within_s)
+            asked.add_done_callback(lambda _: timer.cancel())
+        return asked
 
     def _give_up(self, asked: Future[Any], within_s: float = ANSWER_S) -> None:
         if not asked.done():

@@ -125,7 +125,7 @@ class Keeper:
         ttl_s = lease.grant.ttl_ms / 1000
         now = self._clock.now()
         # Counted from the sending: behind a slow link half of the ttl may be over.
-        due_at = max(now, min(now, lease.deadline - ttl_s) + ttl_s * _FIRST_AT)
+        due_at = max(now, min(now, lease.kept_until - ttl_s) + ttl_s * _FIRST_AT)
         lease.keep_by(self, until=now + max_hold_s)
         self._kept[lease.grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
         self._look_by(min(due_at, lease.deadline), now)

@@ -18,9 +18,10 @@ import contextlib
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 from lockguard.clock import Clock
 from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, ResourceBusy
@@ -41,9 +42,6 @@ _EARLY_MAX = 256
 
 _CONNECT_MIN_S = 0.5
 """How long a server may take to connect however short a caller's patience is: the first one has to."""
-
-_ANSWER_MIN_S = 0.5
-"""How long a server may take to answer however short a caller's patience is."""
 
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
@@ -178,12 +176,9 @@ class Queue:
                     case again:
                         attempt = again
 
-    async def _ask(self, request: AcquireRequest, give_up_at: float) -> Attempt:
-        """Ask once; a server that hangs does not outlast the caller's patience."""
-        within_s = math.inf
-        if request.queue:  # otherwise the caller's patience is for the server's answer alone
-            within_s = max(give_up_at - self._clock.now(), _ANSWER_MIN_S)
-        return await self._redlock.acquire(request, within_s=within_s)
+    def _ask(self, request: AcquireRequest, give_up_at: float) -> Coroutine[Any, Any, Attempt]:
+        """Ask once; a server that hangs does not outlast the patience of a caller that waits in line."""
+        return self._redlock.acquire(request, give_up_at=give_up_at if request.queue else math.inf)
 
     async def _connect(self, give_up_at: float) -> None:
         """Be connected, if it can be done in time. The attempt goes on for whoever asks next."""

@@ -84,12 +84,12 @@ class MemberNode(StandaloneNode):
             self._facts.run_id,
         )
         keys = (*keys_of(self._namespace, request.resource).acquire, self._member)
-        self.run_for(answer, ACQUIRE, self._acquired, keys, args, lone=True)
+        self.run(ACQUIRE, self._acquired, keys, *args, lone=True, answer=answer)
 
     def leave(self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False) -> None:
         """Run release.lua."""
         keys = keys_of(self._namespace, resource).release
-        self.run_for(answer, RELEASE, votes.done, keys, (grant, self._inbox, int(lost)), lone=True)
+        self.run(RELEASE, votes.done, keys, grant, self._inbox, int(lost), lone=True, answer=answer)
 
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
         """Run rejoin.lua."""

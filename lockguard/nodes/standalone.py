@@ -73,7 +73,7 @@ class Call:
         self.decode = decode
         self.keys = keys
         self.args = args
-        self.future: Answer = asyncio.get_running_loop().create_future() if future is None else future
+        self.future: Any = asyncio.get_running_loop().create_future() if future is None else future
         self.tries = 0
         self.began_at = SYSTEM_CLOCK.now()
         self.fault = ""
@@ -193,28 +193,28 @@ class StandaloneNode(ScriptedNode):
         keys: tuple[str, ...],
         *args: str | int,
         lone: bool = False,
+        answer: Answer | None = None,
     ) -> asyncio.Future[Any]:
-        """Send a script by its SHA, and by its text if the server does not know it (L5)."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.run_for(future, script, decode, keys, args, lone=lone)
-        return future
+        """Send a script by its SHA, and by its text if the server does not know it (L5).
 
-    def run_for(
-        self,
-        future: Answer,
-        script: Script,
-        decode: Callable[[Any], Any],
-        keys: tuple[str, ...],
-        args: tuple[str | int, ...],
-        *,
-        lone: bool = False,
-    ) -> None:
-        """As :meth:`run`, for whoever counts votes without a future for each."""
-        call = Call(self, script, decode, keys, args, future)
+        Args:
+            script: what to run.
+            decode: makes a vote of the reply.
+            keys: on which keys.
+            *args: with which arguments.
+            lone: as for :meth:`Wire.send`.
+            answer: for whoever counts votes without a future for each.
+
+        Returns:
+            Where the vote goes: ``answer``, or a new future.
+        """
+        call = Call(self, script, decode, keys, args, answer)
+        asked: asyncio.Future[Any] = call.future
         if script in _WITH_TTL and args[_TTL] != self._ttl_ms:
             self._ttl_ms = args[_TTL]
             self._connection.serve_ttl(int(self._ttl_ms))
         self._connection.send(call, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
+        return asked
 
     def answered(self, call: Call, reply: Reply) -> None:
         """Make a vote of a call's reply, unless it has to be sent again."""

@@ -233,7 +233,6 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: hand each complete reply to the oldest slot."""
-        self._silent_since = SYSTEM_CLOCK.now()
         if self._doubted:
             self._doubted = False
             self._on_trust(self)
@@ -252,6 +251,8 @@ class Wire(asyncio.Protocol):
                     return
         except hiredis.ProtocolError as exc:
             self.end(f"not the Redis protocol: {exc}")
+        if self._slots:  # otherwise the next command begins the silence
+            self._silent_since = SYSTEM_CLOCK.now()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer or the network ended it."""

@@ -20,7 +20,7 @@ class Overtaking:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def acquire(self, request, *, within_s):
+    async def acquire(self, request, *, give_up_at):
         self.asked += 1
         if self.asked > 1:
             return Won(Token(2), SYSTEM_CLOCK.now() + 10)
