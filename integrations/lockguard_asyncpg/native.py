@@ -79,9 +79,20 @@ async def fenced_fetchrow(
     *args: object,
     lease: Lease | Sequence[Lease] | None = None,
     timeout: float | None = None,
+    also: Sequence[str] = (),
 ) -> asyncpg.Record | None:
-    """As :func:`fenced_fetch`; returns the first row, or ``None`` if nothing was written."""
-    rows = await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True)
+    """As :func:`fenced_fetch`; returns the first row, or ``None`` if nothing was written.
+
+    Args:
+        target: a pool, or a connection.
+        query: the statement.
+        args: the parameters of all statements.
+        lease: one or several; by default those of the surrounding bodies.
+        timeout: patience in seconds.
+        also: further writes in the same statement. They see the tables as ``query`` does, and what it
+            returned as ``lockguard_write``; none may write a row that another one writes.
+    """
+    rows = await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True, also=also)
     return rows[0] if rows else None
 
 
@@ -116,16 +127,17 @@ async def _send(
     lease: Lease | Sequence[Lease] | None,
     timeout_s: float | None,
     returning: bool,
+    also: Sequence[str] = (),
 ) -> list[asyncpg.Record]:
     leases = leases_for(lease)
     try:
         if not isinstance(target, asyncpg.Pool):
-            return await _on(target, query, args, leases, timeout_s=timeout_s, returning=returning)
+            return await _on(target, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
         for held in leases:
             held.ensure()
         lent: PoolConnectionProxy[Any] = await target.acquire()
         try:
-            return await _on(lent, query, args, leases, timeout_s=timeout_s, returning=returning)
+            return await _on(lent, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
         finally:
             await give_back(target, lent)
     except StaleToken as exc:
@@ -142,12 +154,16 @@ async def _on(
     *,
     timeout_s: float | None,
     returning: bool,
+    also: Sequence[str],
 ) -> list[asyncpg.Record]:
     if target.is_in_transaction() or getattr(bare(target), _CACHES):
-        return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning)
+        return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
     async with FencedTransaction(target, leases):
         if returning:
-            return list(await target.fetch(query, *args, timeout=timeout_s))
+            text = query
+            if also:
+                text = f"{_writes(query, also)} select * from lockguard_write"  # noqa: S608 - the caller's own SQL
+            return list(await target.fetch(text, *args, timeout=timeout_s))
         await target.execute(query, *args, timeout=timeout_s)
         return []
 
@@ -160,6 +176,7 @@ async def _one(
     *,
     timeout_s: float | None,
     returning: bool,
+    also: Sequence[str],
 ) -> list[asyncpg.Record]:
     sequence = next_sequence()
     entry = entry_for(leases, sequence=sequence, limits=_LIMITS)
@@ -168,7 +185,7 @@ async def _one(
     presented: list[object] = []
     for claim in entry.claims:
         presented += claim.resource, claim.token, UUID(claim.grant), sequence if claim is first else None
-    text = _wrapped(query, len(args), leases=len(entry.claims), returning=returning)
+    text = _wrapped(_writes(query, also), len(args), leases=len(entry.claims), returning=returning)
     inside = conn.is_in_transaction()
     try:
         with unfenced():
@@ -188,13 +205,19 @@ async def _one(
         raise
 
 
-def _wrapped(query: str, count: int, *, leases: int, returning: bool) -> str:
+def _writes(query: str, also: Sequence[str]) -> str:
+    """The statements as one WITH; those after the first may read what the first returned."""
+    bodies = [one.strip().removesuffix(";") for one in (query, *also)]
+    names = ["lockguard_write", *(f"lockguard_also_{n}" for n in range(1, len(bodies)))]
+    return "with " + ", ".join(f"{name} as (\n{body}\n)" for name, body in zip(names, bodies, strict=True))
+
+
+def _wrapped(write: str, count: int, *, leases: int, returning: bool) -> str:
     calls = (
         f"lockguard.check(${n}::text, ${n + 1}::bigint, ${n + 2}::uuid, ${n + 3}::bigint)"
         for n in range(count + 1, count + 1 + 4 * leases, 4)
     )
     check = "select " + " + ".join(calls)
-    write = f"with lockguard_write as (\n{query.strip().removesuffix(';')}\n)"
     if returning:
         return f"{write} select w.* from lockguard_write w where ({check}) is not null"  # noqa: S608 - the caller's own SQL
     return f"{write} {check}"

@@ -187,22 +187,22 @@ class AtomicPositionManager:
 
     async def _open(self, venue: Venue, lease: Lease, new: NewPosition) -> OpenResult:
         flow, reconciler = self._workers(venue, lease)
-        row, held, price = await reconciler.settle_and_look(new.symbol)
-        if row is not None:
-            return AlreadyOpen(row, new.side)
-        if held is not None:
-            outcome = await reconciler.adopt(new.symbol, held)
+        ground = await reconciler.settle_and_look(new.symbol)
+        if ground.row is not None:
+            return AlreadyOpen(ground.row, new.side)
+        if ground.held is not None:
+            outcome = await reconciler.adopt(new.symbol, ground.held)
             row = await self._store.open_of(venue.name, new.symbol)
             if row is None:
                 settled = outcome.action.settled
                 return NotOpened(f"on the exchange already: {outcome.details}", passing=not settled)
             return AlreadyOpen(row, new.side)
         try:
-            new = venue.in_steps(new, price)
+            new = venue.in_steps(new, ground.price)
         except ConfigurationError as exc:
             return NotOpened(str(exc), self._created(await self._store.refuse(lease, new, str(exc)), lease))
         try:
-            progress = await self._store.begin(lease, new)
+            progress = await self._store.begin(lease, new, number=ground.number)
         except DuplicatePosition as exc:
             # Somebody wrote past the lease, but not past the index: stop here, order nothing.
             row = await self._store.open_of(venue.name, new.symbol)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lockguard_positions.store import PositionStore
     from lockguard_positions.venue import Pace, Venue
 
-__all__ = ["Reconciler", "SyncAction", "SyncOutcome", "SyncReport"]
+__all__ = ["Ground", "Reconciler", "SyncAction", "SyncOutcome", "SyncReport"]
 
 
 class SyncAction(StrEnum):
@@ -129,6 +129,23 @@ class SyncReport:
         return all(outcome.action.settled for outcome in self.outcomes)
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What an open finds under its lease.
+
+    Attributes:
+        row: the open row; then the rest was not asked.
+        held: what the exchange holds.
+        price: what the symbol trades at, if that was told in time.
+        number: for the intent to enter.
+    """
+
+    row: Position | None
+    held: Holding | None = None
+    price: Decimal | None = None
+    number: int | None = None
+
+
 class Reconciler:
     """Makes one symbol true, under the lease that it was made for.
 
@@ -186,8 +203,8 @@ class Reconciler:
         resumed = await self._flow.resume(row)
         return (resumed if resumed.status.open else None), True
 
-    async def settle_and_look(self, symbol: str) -> tuple[Position | None, Holding | None, Decimal | None]:
-        """:meth:`settle`, and if no open row is left, what the exchange holds and the price, asked meanwhile.
+    async def settle_and_look(self, symbol: str) -> Ground:
+        """:meth:`settle`, and if no open row is left, what an open needs to know, asked meanwhile.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
@@ -197,15 +214,17 @@ class Reconciler:
             await asyncio.sleep(0)  # its request is sent first, as its answer takes longest
             row, resumed = await self.settle(symbol)
             if row is not None and (row.status is not PositionStatus.ACTIVE or resumed):
-                return row, None, None
+                return Ground(row)
             if row is not None:
                 held, _ = await looking
                 row = await self._confirmed(row, held)
                 if row is not None:
-                    return row, None, None
+                    return Ground(row)
                 resumed = True
+            number = await self._store.next_intent(self._venue.name, symbol)
             # What was half done may have changed what the exchange holds: only a look after it counts.
-            return None, *await (self._venue.look(symbol) if resumed else looking)
+            held, price = await (self._venue.look(symbol) if resumed else looking)
+            return Ground(None, held, price, number)
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)

@@ -23,16 +23,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASKED",
+    "NEXT_INTENT",
     "Connection",
     "changed",
     "decided_on",
-    "insert",
+    "entry_intent",
     "intend",
     "intent_of",
+    "new_row",
+    "next_intent",
     "position_of",
     "position_or_none",
     "settle",
 ]
+
+NEXT_INTENT = "next_intent"
+"""What some rows say beside their position: a number for the next intent, which spares a round trip."""
 
 ASKED = "asked for by a person"
 """What the details of an intent say while it is in doubt, where it was not the flow's own idea."""
@@ -40,42 +46,39 @@ ASKED = "asked for by a person"
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 
 
-async def insert(
-    conn: Connection,
+def new_row(
     lease: Lease,
     new: NewPosition,
     status: PositionStatus,
     *,
     error: str | None = None,
+    number: int | None = None,
     has_market: bool,
-) -> Position:
-    """A new row, in one of the statuses that a row may begin as.
+) -> tuple[str, tuple[object, ...]]:
+    """The statement of a new row, in one of the statuses that a row may begin as, and its arguments.
 
     Args:
-        conn: in a fenced transaction.
-        lease: the same.
+        lease: what it is written under.
         new: what the row is about.
         status: which.
         error: what went wrong, for people.
+        number: of the intent to enter, if that is intended.
         has_market: whether the table has the column of version 10.
     """
     check_transition(None, status)
-    row = await conn.fetchrow(
-        statement("insert_position" if has_market else "insert_position_before_10"),
-        new.exchange,
-        new.symbol,
-        new.side.value,
-        new.quantity,
-        status.value,
-        new.signal_id,
-        new.entry_price,
-        new.stop_loss_percent,
-        error,
-        lease.token,
-        *((new.market,) if has_market else ()),
+    args: tuple[object, ...] = (
+        *(new.exchange, new.symbol, new.side.value, new.quantity, status.value, new.signal_id),
+        *(new.entry_price, new.stop_loss_percent, error, lease.token, number),
+        None if number is None else client_order_id(lease.resource, number, Step.ENTRY),
     )
-    assert row is not None
-    return position_of(row)
+    if has_market:
+        return statement("insert_position"), (*args, new.market)
+    return statement("insert_position_before_10"), args
+
+
+async def next_intent(conn: Connection, exchange: str, symbol: str) -> int:
+    """A number that no intent of a symbol ever had; good while the lease is held that it is asked under."""
+    return int(await conn.fetchval(statement("next_intent"), exchange, symbol))
 
 
 async def intend(
@@ -84,6 +87,7 @@ async def intend(
     position: Position,
     step: Step,
     *extra: Decimal | str | None,
+    number: int | None = None,
     statement_name: str | None = None,
 ) -> Progress:
     """A new intent, with a number and a client order id that were never used, and the row that names it.
@@ -92,20 +96,31 @@ async def intend(
         conn: in a fenced transaction.
         lease: the same.
         position: whose amount is ordered.
-        step: what for.
+        step: what for; the entry is intended with its row (:func:`new_row`).
         extra: a stop's trigger; or the reason to close, and :data:`ASKED` where a person asked for it.
+        number: what :func:`next_intent` said in this transaction; asked for if it is not given.
         statement_name: the one for this step by default.
     """
-    number = int(await conn.fetchval(statement("next_intent"), position.exchange, position.symbol))
+    if number is None:
+        number = await next_intent(conn, position.exchange, position.symbol)
     client_id = client_order_id(lease.resource, number, step)
-    side = position.side.entry if step is Step.ENTRY else position.side.exit
-    args = (number, client_id, side, lease.token, *extra)
+    args = (number, client_id, position.side.exit, lease.token, *extra)
     name = statement_name or f"expect_{step.value}"
     row = await conn.fetchrow(statement(name), *decided_on(position), *args)
     trigger = next((value for value in extra if isinstance(value, Decimal)), None)
     asked = step is Step.CLOSE and ASKED in extra
+    side = position.side.exit
     intent = Intent(number, position.id, step, client_id, side, position.quantity, trigger, asked=asked)
     return Progress(changed(position, row), intent)
+
+
+def entry_intent(position: Position, number: int) -> Intent:
+    """The intent that was written with a row."""
+    assert position.entry_client_id is not None
+    return Intent(
+        *(number, position.id, Step.ENTRY, position.entry_client_id, position.side.entry),
+        *(position.quantity, None),
+    )
 
 
 async def settle(
@@ -148,7 +163,7 @@ def position_or_none(row: asyncpg.Record | None) -> Position | None:
 
 def position_of(row: asyncpg.Record) -> Position:
     """A row of ``monitoring.positions``."""
-    values = dict(row)
+    values = {name: value for name, value in row.items() if name != NEXT_INTENT}
     return Position(
         **{**values, "side": PositionSide(values["side"]), "status": PositionStatus(values["status"])}
     )

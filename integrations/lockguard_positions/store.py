@@ -11,6 +11,7 @@ are opinions of the moment; no decision is taken on them, and they must not queu
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from lockguard.errors import StaleToken
-from lockguard_asyncpg import CommitUnknown, fenced_transaction, resolve
+from lockguard_asyncpg import CommitUnknown, fenced_fetchrow, fenced_transaction, resolve
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
+from lockguard_asyncpg.wire import give_back
 from lockguard_ccxt import Step
 from lockguard_positions import rows
 from lockguard_positions.errors import DuplicatePosition
@@ -29,7 +31,9 @@ from lockguard_positions.status import PositionStatus, check_transition
 from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from asyncpg.pool import PoolConnectionProxy
 
     from lockguard.lease import Lease
     from lockguard_ccxt import PlacedOrder
@@ -40,6 +44,8 @@ T = TypeVar("T")
 
 _ATTEMPTS_MAX = 5
 _PAUSE_FIRST_S = 0.05
+_STATEMENT_S = 5.0
+"""As long as a fenced transaction waits for a row: whoever has it may be a person's forgotten session."""
 _WORTH_REPEATING = frozenset({Meaning.RETRY, Meaning.LOST, Meaning.UNAVAILABLE})
 
 
@@ -97,6 +103,12 @@ class PositionStore:
         found = await self._rows("symbols_with_loose_stops", exchange)
         return tuple(row[0] for row in found)
 
+    async def next_intent(self, exchange: str, symbol: str) -> int:
+        """A number for the next intent of a symbol; good while the lease is held that it is asked under."""
+        row = await self._row("next_intent", exchange, symbol)
+        assert row is not None
+        return int(row[0])
+
     async def stop_ids(self, position: Position) -> frozenset[str]:
         """The client ids of every stop that was ever meant for a position."""
         found = await self._rows("stop_ids", position.id)
@@ -111,32 +123,26 @@ class PositionStore:
 
     # --- the way in ---
 
-    async def begin(self, lease: Lease, new: NewPosition) -> Progress:
+    async def begin(self, lease: Lease, new: NewPosition, *, number: int | None = None) -> Progress:
         """A row in ``pending_entry`` and the intent to enter, before anything is ordered.
+
+        Args:
+            lease: on the symbol.
+            new: what the row is about.
+            number: what :meth:`next_intent` said under this lease, as an open asks for it while it waits for
+                the exchange; asked for here if it is not given.
 
         Raises:
             DuplicatePosition: there is an open row.
         """
-        has_market = await self._knows_markets()
-
-        async def work(conn: rows.Connection) -> Progress:
-            position = await rows.insert(
-                conn, lease, new, PositionStatus.PENDING_ENTRY, has_market=has_market
-            )
-            return await rows.intend(conn, lease, position, Step.ENTRY)
-
-        return await self._write(lease, work)
+        if number is None:
+            number = await self.next_intent(new.exchange, new.symbol)
+        position = await self._insert(lease, new, PositionStatus.PENDING_ENTRY, number=number)
+        return Progress(position, rows.entry_intent(position, number))
 
     async def refuse(self, lease: Lease, new: NewPosition, error: str) -> Position:
         """A row that says why a signal was refused before any order."""
-        has_market = await self._knows_markets()
-
-        async def work(conn: rows.Connection) -> Position:
-            return await rows.insert(
-                conn, lease, new, PositionStatus.FAILED, error=error, has_market=has_market
-            )
-
-        return await self._write(lease, work)
+        return await self._insert(lease, new, PositionStatus.FAILED, error=error)
 
     async def adopt(self, lease: Lease, new: NewPosition) -> Position:
         """A row for a position that the exchange has and the table has not.
@@ -144,12 +150,27 @@ class PositionStore:
         Raises:
             DuplicatePosition: there is an open row.
         """
+        return await self._insert(lease, new, PositionStatus.ENTRY_PLACED)
+
+    async def _insert(
+        self,
+        lease: Lease,
+        new: NewPosition,
+        status: PositionStatus,
+        *,
+        error: str | None = None,
+        number: int | None = None,
+    ) -> Position:
         has_market = await self._knows_markets()
+        text, args = rows.new_row(lease, new, status, error=error, number=number, has_market=has_market)
+        also = () if number is None else (statement("intend_entry"),)
 
-        async def work(conn: rows.Connection) -> Position:
-            return await rows.insert(conn, lease, new, PositionStatus.ENTRY_PLACED, has_market=has_market)
+        async def written() -> asyncpg.Record | None:
+            return await self._row("last_under", new.exchange, new.symbol, lease.token)
 
-        return await self._write(lease, work)
+        row = await self._write_one(lease, text, *args, also=also, written=written)
+        assert row is not None
+        return rows.position_of(row)
 
     async def record_entry(
         self,
@@ -170,7 +191,10 @@ class PositionStore:
             entered = (order_id, price, quantity, lease.token, number)
             row = await conn.fetchrow(statement("record_entry"), *rows.decided_on(position), *entered)
             moved = rows.changed(position, row)
-            return Progress(moved) if stop is None else await rows.intend(conn, lease, moved, Step.STOP, stop)
+            if stop is None or row is None:
+                return Progress(moved)
+            following = int(row[rows.NEXT_INTENT])
+            return await rows.intend(conn, lease, moved, Step.STOP, stop, number=following)
 
         return await self._write(lease, work)
 
@@ -233,14 +257,15 @@ class PositionStore:
         Raises:
             DuplicatePosition: another row of the symbol is active; this one must be rolled back.
         """
+        check_transition(position.status, PositionStatus.ACTIVE)
+        args = (*rows.decided_on(position), order_id, lease.token, intent.number)
+        settled = (statement("settle_placed_stop"),)
 
-        async def work(conn: rows.Connection) -> Position:
-            check_transition(position.status, PositionStatus.ACTIVE)
-            placed = (order_id, lease.token, intent.number)
-            row = await conn.fetchrow(statement("activate"), *rows.decided_on(position), *placed)
-            return rows.changed(position, row)
+        async def written() -> asyncpg.Record | None:
+            return await self._row("by_id", position.id)
 
-        return await self._write(lease, work)
+        row = await self._write_one(lease, statement("activate"), *args, also=settled, written=written)
+        return rows.changed(position, row)
 
     # --- the way out ---
 
@@ -360,40 +385,93 @@ class PositionStore:
 
     # --- inside ---
 
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[PoolConnectionProxy[Any]]:
+        """A connection of the pool. What is sent here leaves nothing in its session: no reset is needed."""
+        conn: PoolConnectionProxy[Any] = await self._pool.acquire()
+        clean = False
+        try:
+            yield conn
+            clean = True
+        finally:
+            await give_back(self._pool, conn, clean=clean)
+
     @retry_reads()
     async def _row(self, name: str, *args: object) -> asyncpg.Record | None:
-        return await self._pool.fetchrow(statement(name), *args)
+        async with self._lent() as conn:
+            return await conn.fetchrow(statement(name), *args)
 
     @retry_reads()
     async def _rows(self, name: str, *args: object) -> list[asyncpg.Record]:
-        return await self._pool.fetch(statement(name), *args)
+        async with self._lent() as conn:
+            return await conn.fetch(statement(name), *args)
 
     async def _write(self, lease: Lease, work: Callable[[rows.Connection], Awaitable[T]]) -> T:
-        """Run ``work`` in a fenced transaction, again while it certainly was not done and may yet be.
+        """Run ``work`` in a fenced transaction."""
+        done: list[T] = []
+
+        async def attempt() -> T:
+            done.clear()
+            async with self._lent() as lent, fenced_transaction(lent, lease) as conn:
+                done.append(await work(conn))
+            return done[0]
+
+        async def written() -> T:
+            return done[0]
+
+        return await self._until_done(lease, attempt, written)
+
+    async def _write_one(
+        self,
+        lease: Lease,
+        text: str,
+        *args: object,
+        also: Sequence[str] = (),
+        written: Callable[[], Awaitable[asyncpg.Record | None]],
+    ) -> asyncpg.Record | None:
+        """One fenced statement: no round trip more than the statement itself.
+
+        Args:
+            lease: presented in it.
+            text: the statement.
+            args: of all its parts.
+            also: what is written with it.
+            written: reads the row, if the answer was lost and it has committed all the same.
+        """
+
+        async def attempt() -> asyncpg.Record | None:
+            async with self._lent() as conn:
+                return await fenced_fetchrow(conn, text, *args, lease=lease, also=also, timeout=_STATEMENT_S)
+
+        return await self._until_done(lease, attempt, written)
+
+    async def _until_done(
+        self, lease: Lease, attempt: Callable[[], Awaitable[T]], written: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Make a write, again while it certainly was not done and may yet be.
 
         The pauses end long before the lease does, or the lease's end cancels them: either way the next
         holder finds the intent.
         """
-        for attempt in range(1, _ATTEMPTS_MAX + 1):
-            done: list[T] = []
+        for number in range(1, _ATTEMPTS_MAX + 1):
+            lease.ensure()  # a lost lease takes no connection
             try:
-                async with fenced_transaction(self._pool, lease) as conn:
-                    done.append(await work(conn))
+                return await attempt()
             except StaleToken as stale:
                 if self._on_stale is not None:
                     self._on_stale(stale)
                 raise
             except CommitUnknown as unknown:
                 if await resolve(self._pool, unknown):
-                    return done[0]
+                    return await written()
+                if number == _ATTEMPTS_MAX:
+                    raise
             except asyncpg.UniqueViolationError as exc:
                 raise await self._duplicate(lease, exc) from exc
             except DATABASE_ERRORS as exc:
-                if attempt == _ATTEMPTS_MAX or meaning_of(exc) not in _WORTH_REPEATING:
+                if number == _ATTEMPTS_MAX or meaning_of(exc) not in _WORTH_REPEATING:
                     raise
-            else:
-                return done[0]
-            await asyncio.sleep(_PAUSE_FIRST_S * 2 ** (attempt - 1))
+            await asyncio.sleep(_PAUSE_FIRST_S * 2 ** (number - 1))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _duplicate(self, lease: Lease, exc: asyncpg.UniqueViolationError) -> DuplicatePosition:

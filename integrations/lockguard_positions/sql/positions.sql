@@ -29,6 +29,12 @@ select {columns} from monitoring.positions
 -- name: by_id
 select {columns} from monitoring.positions where id = $1
 
+-- name: last_under
+-- The row that was made last under a token, which one holder at a time writes with.
+select {columns} from monitoring.positions
+ where exchange = $1 and symbol = $2 and token = $3
+ order by id desc limit 1
+
 -- name: last_ended
 select {columns} from monitoring.positions
  where exchange = $1 and symbol = $2 and status in ('closed', 'rolled_back', 'canceled')
@@ -72,21 +78,29 @@ select client_id from monitoring.position_intents where position_id = $1 and ste
 -- name: insert_position
 insert into monitoring.positions
   (exchange, symbol, side, quantity, status, signal_id, entry_price, stop_loss_percent, error_details, token,
-   opened_at, closed_at, market)
+   opened_at, closed_at, intent, entry_client_id, market)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
         case when $5 = 'entry_placed' then clock_timestamp() end,
-        case when $5 = 'failed' then clock_timestamp() end, $11)
+        case when $5 = 'failed' then clock_timestamp() end, $11::bigint, $12::text, $13)
 returning {columns}
 
 -- name: insert_position_before_10
 -- The same where rows have no column for the unified symbol yet.
 insert into monitoring.positions
   (exchange, symbol, side, quantity, status, signal_id, entry_price, stop_loss_percent, error_details, token,
-   opened_at, closed_at)
+   opened_at, closed_at, intent, entry_client_id)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
         case when $5 = 'entry_placed' then clock_timestamp() end,
-        case when $5 = 'failed' then clock_timestamp() end)
+        case when $5 = 'failed' then clock_timestamp() end, $11::bigint, $12::text)
 returning {columns}
+
+-- name: intend_entry
+-- In one statement with the row that names it.
+insert into monitoring.position_intents
+  (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
+select exchange, symbol, $11::bigint, id, 'entry', entry_client_id,
+       case side when 'long' then 'buy' else 'sell' end, quantity, null, token
+  from lockguard_write
 
 -- name: has_market
 select exists (
@@ -106,18 +120,6 @@ update monitoring.position_intents
  where exchange = $1 and symbol = $2 and number = $3 and settled_at is null
 returning number
 
--- name: expect_entry
--- This and the other two: the intent, and the row that names its order, in one round trip.
-with intended as (
-  insert into monitoring.position_intents
-    (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
-  select exchange, symbol, $3::bigint, id, 'entry', $4::text, $5::text, quantity, null, $6::bigint
-    from monitoring.positions where id = $1 and status = $2
-)
-update monitoring.positions set entry_client_id = $4, intent = $3, token = $6
- where id = $1 and status = $2
-returning {columns}
-
 -- name: record_entry
 with settled as (
   update monitoring.position_intents
@@ -128,9 +130,13 @@ update monitoring.positions
    set status = 'entry_placed', entry_order_id = $3, entry_price = coalesce($4, entry_price), quantity = $5,
        opened_at = clock_timestamp(), error_details = null, token = $6
  where id = $1 and status = $2
-returning {columns}
+returning {columns}, greatest(
+  (extract(epoch from clock_timestamp()) * 1000000)::bigint,
+  (select max(i.number) + 1 from monitoring.position_intents i
+    where i.exchange = positions.exchange and i.symbol = positions.symbol)) as next_intent
 
 -- name: expect_stop
+-- This and the others: the intent, and the row that names its order, in one round trip.
 with intended as (
   insert into monitoring.position_intents
     (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
@@ -142,12 +148,14 @@ update monitoring.positions
  where id = $1 and status = $2
 returning {columns}
 
+-- name: settle_placed_stop
+-- In one statement with the row's becoming active.
+update monitoring.position_intents i
+   set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id), details = null
+  from lockguard_write moved
+ where i.position_id = moved.id and i.number = $5::bigint and i.settled_at is null
+
 -- name: activate
-with settled as (
-  update monitoring.position_intents
-     set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id), details = null
-   where position_id = $1 and number = $5::bigint and settled_at is null
-)
 update monitoring.positions
    set status = 'active', stop_order_id = $3, error_details = null, token = $4
  where id = $1 and status = $2
