@@ -59,7 +59,7 @@ class Verdict:
 _CODES: Mapping[Refusal, tuple[str, ...]] = {
     Refusal.WOULD_TRIGGER: ("-2021", "-4142", "110092", "110093"),
     Refusal.REDUCE_ONLY: ("-2022", "110017"),
-    Refusal.NOT_FOUND: ("-2011", "-2013", "110001"),
+    Refusal.NOT_FOUND: ("-2011", "-2013", "110001", "34040"),
     # What a reduce-only order can break of the market's own rules. Nothing else belongs here: of these alone
     # it is known that the same order will not be taken tomorrow either.
     Refusal.INVALID: (

@@ -221,6 +221,14 @@ class GuardedExchange:
 
     # --- orders by intent ---
 
+    def attached_stop(self, symbol: str, stop_price: Decimal) -> Decimal | None:
+        """At which price an entry with this stop brings one along; ``None`` where entries carry none.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        return self.rules(symbol).price(stop_price) if venue_of(self._exchange).attaches_stops else None
+
     async def place_entry(
         self,
         symbol: str,

@@ -62,6 +62,7 @@ class PlacedOrder:
         reduce_only: whether it can only make a position smaller.
         takes_profit: whether it waits for a better price than now, and so protects nothing.
         closes_all: whether it closes whatever is held, whatever ``amount`` says.
+        attached: whether it is a stop of the position itself, such as an entry at Bybit brings along.
     """
 
     id: str
@@ -76,6 +77,7 @@ class PlacedOrder:
     reduce_only: bool
     takes_profit: bool = False
     closes_all: bool = False
+    attached: bool = False
 
     @property
     def conditional(self) -> bool:

@@ -226,10 +226,8 @@ class Placer:
         """Cancel an order under a lease. Cancelling twice does no harm, so it is simply asked again."""
         message = ""
         for _ in range(_ATTEMPTS_MAX):
-            params = self._venue.cancel_params(order)
             answer, verdict, message = await self._ask(
-                partial(self._exchange.cancel_order, order.id or None, order.symbol, params),
-                lease,
+                partial(self._venue.cancel, self._exchange, order), lease
             )
             if answer is not None:
                 return Executed(replace(order, state=OrderState.CANCELED))

@@ -83,8 +83,8 @@ class Venue(Protocol):
         """
         ...
 
-    def cancel_params(self, order: PlacedOrder) -> dict[str, Any]:
-        """What asks to cancel an order, by our name for it if it has one."""
+    async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
+        """Ask to cancel an order, by our name for it if it has one; the answer has its ``id``."""
         ...
 
 
@@ -117,10 +117,12 @@ class Binance:
             return await _with_fill(exchange, symbol, order)
         return None
 
-    def cancel_params(self, order: PlacedOrder) -> dict[str, Any]:
+    async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
         """A stop is not found without ``trigger``."""
         by_name = {"clientOrderId": order.client_id} if order.client_id else {}
-        return {**by_name, **({"trigger": True} if order.conditional else {})}
+        params = {**by_name, **({"trigger": True} if order.conditional else {})}
+        answer: Mapping[str, Any] = await exchange.cancel_order(order.id or None, order.symbol, params)
+        return answer
 
 
 async def _with_fill(exchange: Any, symbol: str, order: Mapping[str, Any]) -> PlacedOrder:
@@ -166,9 +168,17 @@ class Bybit:
             return parse_order(order)
         return None
 
-    def cancel_params(self, order: PlacedOrder) -> dict[str, Any]:
-        """There is one book."""
-        return {"orderLinkId": order.client_id} if order.client_id else {}
+    async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
+        """There is one book; what is the position's own is taken back as a setting of the position."""
+        if order.attached:
+            setting = {"category": "linear", "symbol": exchange.market_id(order.symbol), "positionIdx": 0}
+            await exchange.private_post_v5_position_trading_stop(
+                {**setting, "tpslMode": "Full", "stopLoss": "0"}
+            )
+            return {"id": order.id}
+        params = {"orderLinkId": order.client_id} if order.client_id else {}
+        answer: Mapping[str, Any] = await exchange.cancel_order(order.id or None, order.symbol, params)
+        return answer
 
 
 def every_position(exchange: Any) -> tuple[dict[str, Any], ...]:
@@ -252,6 +262,7 @@ def parse_order(order: Mapping[str, Any]) -> PlacedOrder:
         reduce_only=bool(order.get("reduceOnly")) or closes_all,
         takes_profit=_takes_profit(order),
         closes_all=closes_all,
+        attached=info.get("stopOrderType") == "StopLoss" and not info.get("orderLinkId"),
     )
 
 

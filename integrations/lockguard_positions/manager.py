@@ -202,7 +202,9 @@ class AtomicPositionManager:
         except ConfigurationError as exc:
             return NotOpened(str(exc), self._created(await self._store.refuse(lease, new, str(exc)), lease))
         try:
-            progress = await self._store.begin(lease, new, number=ground.number)
+            progress = await self._store.begin(
+                lease, new, number=ground.number, attached=venue.attached_stop(new)
+            )
         except DuplicatePosition as exc:
             # Somebody wrote past the lease, but not past the index: stop here, order nothing.
             row = await self._store.open_of(venue.name, new.symbol)

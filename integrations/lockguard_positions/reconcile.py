@@ -18,6 +18,7 @@ from lockguard_positions.errors import DuplicatePosition
 from lockguard_positions.events import Alert, Moved
 from lockguard_positions.model import Adopt, Intent, NewPosition, Position, PositionSide
 from lockguard_positions.status import PositionStatus
+from lockguard_positions.sweeping import is_own
 
 if TYPE_CHECKING:
     from lockguard.lease import Lease
@@ -409,7 +410,7 @@ class Reconciler:
 
     async def _check_stop(self, row: Position, held: Holding) -> SyncOutcome:
         waiting = await self._venue.waiting_stops(row.symbol)
-        if any(_is_stop_of(row, stop) for stop in waiting):
+        if any(is_own(row, stop) for stop in waiting):
             await self._flow.sweeper.sweep_old(row)
             return SyncOutcome(row.symbol, SyncAction.IN_STEP, row.id)
         stop = await self._stop_of(row)
@@ -444,8 +445,3 @@ class Reconciler:
 
 def _holds(row: Position, held: Holding | None) -> bool:
     return held is not None and held.side == row.side.entry
-
-
-def _is_stop_of(row: Position, stop: PlacedOrder) -> bool:
-    named = row.stop_client_id is not None and row.stop_client_id == stop.client_id
-    return named or row.stop_order_id == stop.id

@@ -53,16 +53,18 @@ def new_row(
     *,
     error: str | None = None,
     number: int | None = None,
+    attached: Decimal | None = None,
     has_market: bool,
-) -> tuple[str, tuple[object, ...]]:
-    """The statement of a new row, in one of the statuses that a row may begin as, and its arguments.
+) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
+    """The statement of a new row, its arguments, and the statement of its intent if one goes with it.
 
     Args:
         lease: what it is written under.
         new: what the row is about.
-        status: which.
+        status: one of those that a row may begin as.
         error: what went wrong, for people.
         number: of the intent to enter, if that is intended.
+        attached: the price of the stop that the entry brings along.
         has_market: whether the table has the column of version 10.
     """
     check_transition(None, status)
@@ -71,9 +73,12 @@ def new_row(
         *(new.entry_price, new.stop_loss_percent, error, lease.token, number),
         None if number is None else client_order_id(lease.resource, number, Step.ENTRY),
     )
+    text = statement("insert_position" if has_market else "insert_position_before_10")
     if has_market:
-        return statement("insert_position"), (*args, new.market)
-    return statement("insert_position_before_10"), args
+        args = (*args, new.market)
+    if number is None:
+        return text, args, ()
+    return text, (*args, attached), (statement("intend_entry").format(last=f"${len(args) + 1}"),)
 
 
 async def next_intent(conn: Connection, exchange: str, symbol: str) -> int:
@@ -114,12 +119,12 @@ async def intend(
     return Progress(changed(position, row), intent)
 
 
-def entry_intent(position: Position, number: int) -> Intent:
+def entry_intent(position: Position, number: int, attached: Decimal | None) -> Intent:
     """The intent that was written with a row."""
     assert position.entry_client_id is not None
     return Intent(
         *(number, position.id, Step.ENTRY, position.entry_client_id, position.side.entry),
-        *(position.quantity, None),
+        *(position.quantity, attached),
     )
 
 

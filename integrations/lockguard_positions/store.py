@@ -109,6 +109,11 @@ class PositionStore:
         assert row is not None
         return int(row[0])
 
+    async def attached_stop(self, position: Position) -> Decimal | None:
+        """Where the stop was put that a position's entry brought along; ``None`` if it brought none."""
+        row = await self._row("attached_stop", position.id)
+        return None if row is None else Decimal(row[0])
+
     async def stop_ids(self, position: Position) -> frozenset[str]:
         """The client ids of every stop that was ever meant for a position."""
         found = await self._rows("stop_ids", position.id)
@@ -123,7 +128,14 @@ class PositionStore:
 
     # --- the way in ---
 
-    async def begin(self, lease: Lease, new: NewPosition, *, number: int | None = None) -> Progress:
+    async def begin(
+        self,
+        lease: Lease,
+        new: NewPosition,
+        *,
+        number: int | None = None,
+        attached: Decimal | None = None,
+    ) -> Progress:
         """A row in ``pending_entry`` and the intent to enter, before anything is ordered.
 
         Args:
@@ -131,14 +143,16 @@ class PositionStore:
             new: what the row is about.
             number: what :meth:`next_intent` said under this lease, as an open asks for it while it waits for
                 the exchange; asked for here if it is not given.
+            attached: the price of the stop that the entry brings along.
 
         Raises:
             DuplicatePosition: there is an open row.
         """
         if number is None:
             number = await self.next_intent(new.exchange, new.symbol)
-        position = await self._insert(lease, new, PositionStatus.PENDING_ENTRY, number=number)
-        return Progress(position, rows.entry_intent(position, number))
+        entering = PositionStatus.PENDING_ENTRY
+        position = await self._insert(lease, new, entering, number=number, attached=attached)
+        return Progress(position, rows.entry_intent(position, number, attached))
 
     async def refuse(self, lease: Lease, new: NewPosition, error: str) -> Position:
         """A row that says why a signal was refused before any order."""
@@ -160,10 +174,12 @@ class PositionStore:
         *,
         error: str | None = None,
         number: int | None = None,
+        attached: Decimal | None = None,
     ) -> Position:
         has_market = await self._knows_markets()
-        text, args = rows.new_row(lease, new, status, error=error, number=number, has_market=has_market)
-        also = () if number is None else (statement("intend_entry"),)
+        text, args, also = rows.new_row(
+            lease, new, status, error=error, number=number, attached=attached, has_market=has_market
+        )
 
         async def written() -> asyncpg.Record | None:
             return await self._row("last_under", new.exchange, new.symbol, lease.token)

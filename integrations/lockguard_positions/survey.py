@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_positions.reconcile import SyncAction, SyncOutcome
 from lockguard_positions.status import PositionStatus
+from lockguard_positions.sweeping import is_own, only_follows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,9 +79,9 @@ async def survey(store: PositionStore, venue: Venue) -> Survey:
 
 
 def _in_step(row: Position, holding: Holding, stops: list[PlacedOrder]) -> bool:
-    own = [stop for stop in stops if _is_own(row, stop)]
+    own = [stop for stop in stops if is_own(row, stop)]
     # Another stop of ours beside the row's was left by a move that nobody finished.
-    left = [stop for stop in stops if stop.client_id.startswith(_OURS) and not _is_own(row, stop)]
+    left = [stop for stop in stops if not is_own(row, stop) and _may_be_left(row, stop)]
     return (
         row.status is PositionStatus.ACTIVE
         and row.exit_reason is None
@@ -91,8 +92,9 @@ def _in_step(row: Position, holding: Holding, stops: list[PlacedOrder]) -> bool:
     )
 
 
-def _is_own(row: Position, stop: PlacedOrder) -> bool:
-    return stop.id == row.stop_order_id or (bool(stop.client_id) and stop.client_id == row.stop_client_id)
+def _may_be_left(row: Position, stop: PlacedOrder) -> bool:
+    first = stop.attached and stop.side == row.side.exit and not only_follows(row, stop)
+    return stop.client_id.startswith(_OURS) or first
 
 
 def _strange(
@@ -110,19 +112,8 @@ def _strange(
                 and row.status is PositionStatus.ACTIVE
                 and stop.side == row.side.exit
                 and not stop.takes_profit
-                and not _is_own(row, stop)
-                and not _only_follows(row, stop)
+                and not is_own(row, stop)
+                and not only_follows(row, stop)
             ):
                 found.append((symbol, stop, "beside the position's own stop"))
     return tuple(found)
-
-
-def _only_follows(row: Position, stop: PlacedOrder) -> bool:
-    """Whether a stop closes the whole position and waits behind the row's own: it never comes to that.
-
-    Bybit's entries bring such a stop along. Where the row's was moved away from the price since, the one that
-    was brought along comes first, and has to be told of.
-    """
-    if not stop.closes_all or stop.trigger is None or row.stop_price is None:
-        return False
-    return stop.trigger <= row.stop_price if stop.side == "sell" else stop.trigger >= row.stop_price

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lockguard_positions.store import PositionStore
     from lockguard_positions.venue import Venue
 
-__all__ = ["Sweeper"]
+__all__ = ["Sweeper", "is_own", "only_follows"]
 
 
 class Sweeper:
@@ -68,6 +68,8 @@ class Sweeper:
     async def sweep_old(self, position: Position, *, was: Position | None = None) -> bool:
         """Take back the stops that were meant for a position but are not its own any more.
 
+        Also the one that its entry brought along, where it would fire first. The row's own stands.
+
         Args:
             position: the row.
             was: the row as it was when the old stop was its own: then that one is taken back though the lists
@@ -78,14 +80,30 @@ class Sweeper:
         """
         ours = await self._store.stop_ids(position)
         gone = True
+        waiting = await self._venue.waiting_stops(position.symbol)
+        if not any(is_own(position, order) for order in waiting):
+            # An exchange may take an order and drop it a moment later: what it shows counts, not its answer.
+            shown = None if position.stop_client_id is None else await self._venue.find_stop(position)
+            if shown is None or not shown.live:
+                return False  # the next pass goes on
         old = None if was is None else self._venue.placed_stop(was)
         if old is not None:
             gone = self._told_gone(await self._venue.cancel(old), old, position)
-        for order in await self._venue.waiting_stops(position.symbol):
-            own = order.id == position.stop_order_id or order.client_id == position.stop_client_id
-            if not own and order.client_id in ours and (old is None or order.id != old.id):
+        for order in waiting:
+            if is_own(position, order) or (old is not None and order.id == old.id):
+                continue
+            if order.client_id in ours or await self._came_along_and_is_first(position, order):
                 gone &= self._told_gone(await self._venue.cancel(order), order, position)
         return gone
+
+    async def _came_along_and_is_first(self, position: Position, order: PlacedOrder) -> bool:
+        """Whether it is the stop that the entry brought along, and would fire before the row's own.
+
+        A person's is at another price than the one that was asked for with the entry, and stays.
+        """
+        if not order.attached or order.side != position.side.exit or only_follows(position, order):
+            return False
+        return order.trigger == await self._store.attached_stop(position)
 
     async def sweep_loose(self, position: Position, intents: tuple[Intent, ...]) -> bool:
         """Settle stops in doubt of a position that has ended; tells whether none is left.
@@ -107,6 +125,22 @@ class Sweeper:
                 continue
             await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
         return not left
+
+
+def is_own(row: Position, stop: PlacedOrder) -> bool:
+    """Whether a stop is the row's, by the exchange's id or by ours."""
+    return stop.id == row.stop_order_id or (bool(stop.client_id) and stop.client_id == row.stop_client_id)
+
+
+def only_follows(row: Position, stop: PlacedOrder) -> bool:
+    """Whether a stop closes the whole position and waits behind the row's own: it never comes to that.
+
+    Bybit's entries bring such a stop along. Where the row's was moved away from the price since, the one that
+    was brought along comes first.
+    """
+    if not stop.closes_all or stop.trigger is None or row.stop_price is None:
+        return False
+    return stop.trigger <= row.stop_price if stop.side == "sell" else stop.trigger >= row.stop_price
 
 
 def _gone(outcome: Outcome) -> bool:

@@ -228,6 +228,11 @@ class Venue:
             )
         return replace(new, quantity=quantity)
 
+    def attached_stop(self, new: NewPosition) -> Decimal | None:
+        """Where an entry puts the stop that it brings along; ``None`` where it brings none."""
+        planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
+        return self._exchange.attached_stop(new.symbol, planned)
+
     # --- orders ---
 
     async def enter(self, position: Position, intent: Intent, stop_price: Decimal | None) -> Outcome:

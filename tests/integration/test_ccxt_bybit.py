@@ -103,6 +103,9 @@ class Bybit:
         self.refuse: Rejection | None = None
         """What every private request is answered with."""
         self.refuse_create: Rejection | None = None
+        self.refuse_trading_stop: Rejection | None = None
+        self.drop_created = False
+        """Whether an order is taken and gone a moment later."""
         self.clock_ms = 0
         self.asked: list[str] = []
         self.page_max = 50
@@ -118,6 +121,7 @@ class Bybit:
             "/v5/order/realtime": self.realtime,
             "/v5/order/history": self.history,
             "/v5/position/list": self.positions,
+            "/v5/position/trading-stop": self.trading_stop,
         }
 
     @property
@@ -190,6 +194,8 @@ class Bybit:
         self.orders.append(order)
         if order["stopLoss"]:
             self._attach(order)
+        if self.drop_created:
+            order["orderStatus"] = "Cancelled"
         return {"orderId": order["orderId"], "orderLinkId": name}
 
     def _wait(self, order: Json) -> None:
@@ -215,6 +221,43 @@ class Bybit:
         }
         self._wait(order)
         self.orders.append(order)
+
+    def trading_stop(self, body: Json) -> Json:
+        """The stop of the position itself; ``0`` takes it back."""
+        need(body["category"] == "linear" and body["symbol"] in CONTRACTS, 10001, "symbol invalid")
+        if self.refuse_trading_stop is not None:
+            raise self.refuse_trading_stop
+        need(body["tpslMode"] == "Full" and body["positionIdx"] == 0, 10001, "position idx not match")
+        net, stop = self.nets[body["symbol"]], Decimal(body["stopLoss"])
+        need(bool(net), 10001, "can not set tp/sl/ts for zero position")
+        attached = [o for o in self.orders if o["symbol"] == body["symbol"] and o.get("stopOrderType")]
+        live = [o for o in attached if o["orderStatus"] in _OPEN]
+        need(bool(live) or bool(stop), 34040, "not modified")
+        for order in live:
+            order["orderStatus"] = "Deactivated"
+        if stop:
+            side = "Buy" if net > 0 else "Sell"
+            self._attach({**attached[-1], "side": side, "stopLoss": str(stop)} if attached else {})
+        return {}
+
+    def pass_price(self, symbol: str, price: Decimal) -> list[str]:
+        """The price falls to this: every stop of a long position that it reaches fires, the first one first.
+
+        Returns:
+            The prices of those that sold something.
+        """
+        fired = []
+        waiting = [o for o in self.orders if o["symbol"] == symbol and o["orderStatus"] == "Untriggered"]
+        for order in sorted(waiting, key=lambda o: -Decimal(o["triggerPrice"])):
+            if Decimal(order["triggerPrice"]) >= price and order["orderStatus"] == "Untriggered":
+                held = self.nets[symbol]
+                if not held:
+                    order["orderStatus"] = "Rejected"
+                    continue
+                quantity = held if order.get("stopOrderType") else Decimal(order["qty"])
+                self._fill(order, quantity)
+                fired.append(order["triggerPrice"])
+        return fired
 
     def take_stops_back(self) -> None:
         """By hand."""

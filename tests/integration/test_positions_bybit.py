@@ -174,18 +174,63 @@ async def test_a_stop_is_moved_without_a_moment_without(stage: Stage) -> None:
     assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
 
 
-async def test_the_stop_that_came_with_an_entry_is_told_of_only_where_it_would_be_first(stage: Stage) -> None:
+@pytest.mark.parametrize("to", ["8.4", "8.1"])
+async def test_after_a_move_the_only_stop_that_fires_is_the_new_one(stage: Stage, to: str) -> None:
+    """Also the stop that the entry brought along, which waits at the old price."""
     await stage.open()
-    await stage.sync()
-    assert (stage.waiting(attached=True), stage.heard.alerts) == (["8.33"], [])
-    await stage.manager.move_stop(APT, "bybit", "8.4")
-    await stage.sync()
-    assert stage.heard.alerts == []
+    await stage.manager.move_stop(APT, "bybit", to)
+    assert stage.server.pass_price("APTUSDT", Decimal("8.05")) == [to]
+    assert stage.server.net == 0
+    assert await stage.sync() == {"APTUSDT": SyncAction.CLOSED}
+    row = await stage.pool.fetchrow("select exit_reason, stop_price from monitoring.positions")
+    assert (row["exit_reason"], row["stop_price"]) == ("stop", Decimal(to))
+
+
+async def test_a_move_takes_the_stop_that_came_along_back_only_once_the_new_one_stands(stage: Stage) -> None:
+    await stage.open()
+    asked = len(stage.server.asked)
     await stage.manager.move_stop(APT, "bybit", "8.1")
+    after = stage.server.asked[asked:]
+    assert after.index("/v5/order/create") < after.index("/v5/position/trading-stop")
+    assert (stage.waiting(), stage.waiting(attached=True)) == (["8.1"], [])
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
+    assert stage.heard.alerts == []
+
+
+async def test_a_move_that_the_exchange_drops_after_taking_it_leaves_the_old_stops(stage: Stage) -> None:
+    """Its answer says that the order was taken; what it shows is what counts."""
+    await stage.open()
+    stage.server.drop_created = True
+    await stage.manager.move_stop(APT, "bybit", "8.1")
+    assert (stage.waiting(), stage.waiting(attached=True)) == (["8.33"], ["8.33"])
+    stage.server.drop_created = False
     await stage.sync()
+    assert stage.waiting() == ["8.33"]
+
+
+async def test_what_a_move_could_not_take_back_a_pass_does(stage: Stage) -> None:
+    await stage.open()
+    stage.server.refuse_trading_stop = Rejection(10006, "too many visits")
+    await stage.manager.move_stop(APT, "bybit", "8.1")
+    assert stage.waiting(attached=True) == ["8.33"]
+    assert "may still be waiting" in stage.heard.alerts[0]
+    stage.server.refuse_trading_stop = None
+    await stage.sync()
+    assert (stage.waiting(), stage.waiting(attached=True)) == (["8.1"], [])
+
+
+async def test_a_stop_that_a_person_gave_the_position_is_told_of_and_never_touched(stage: Stage) -> None:
+    """It takes the place of the one that came along, and nothing but its price tells them apart."""
+    await stage.open()
+    setting = {"category": "linear", "symbol": "APTUSDT", "tpslMode": "Full", "positionIdx": 0}
+    stage.server.trading_stop({**setting, "stopLoss": "8.2"})
+    await stage.manager.move_stop(APT, "bybit", "8.1")
+    for _ in range(2):
+        assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
+    assert (stage.waiting(), stage.waiting(attached=True)) == (["8.1"], ["8.2"])
     (alert,) = stage.heard.alerts
     assert "beside the position's own stop" in alert
-    assert "8.33" in alert
+    assert "8.2" in alert
 
 
 @pytest.mark.parametrize("code", [10002, 10003, 10004, 10005, 10006, 10010, 10018])

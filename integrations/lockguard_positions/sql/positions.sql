@@ -72,6 +72,11 @@ select distinct i.symbol from monitoring.position_intents i
       where p.id = i.position_id and p.status not in ('pending_entry', 'entry_placed', 'pending_sl'))
  order by 1
 
+-- name: attached_stop
+select trigger_price from monitoring.position_intents
+ where position_id = $1 and step = 'entry' and trigger_price is not null
+ order by number desc limit 1
+
 -- name: stop_ids
 select client_id from monitoring.position_intents where position_id = $1 and step = 'stop'
 
@@ -95,11 +100,11 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
 returning {columns}
 
 -- name: intend_entry
--- In one statement with the row that names it.
+-- In one statement with the row that names it. Its price is that of the stop that the entry brings along.
 insert into monitoring.position_intents
   (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
 select exchange, symbol, $11::bigint, id, 'entry', entry_client_id,
-       case side when 'long' then 'buy' else 'sell' end, quantity, null, token
+       case side when 'long' then 'buy' else 'sell' end, quantity, {last}::numeric, token
   from lockguard_write
 
 -- name: has_market
