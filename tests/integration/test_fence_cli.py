@@ -195,9 +195,12 @@ def test_too_little_privilege_names_the_grant(
 def test_a_race_prints_a_line_for_each_way_and_level_and_ends_in_its_verdict(
     installed: Run, database_url: str
 ) -> None:
-    result = CliRunner().invoke(fence, ["race", "--total", "800", "--url", database_url])
+    ways = [way.name for way in WAYS[:2]]
+    chosen = [word for name in ways for word in ("--way", name)]
+    result = CliRunner().invoke(fence, ["race", "--total", "120", *chosen, "--url", database_url])
     *runs, together = lines = [json.loads(x) for x in result.stdout.splitlines()]
-    assert together["all"] == len(runs) == 3 * len(WAYS)
+    assert together["all"] == len(runs) == 3 * len(ways)
+    assert {x["write"] for x in runs} == set(ways)
     wrong = sum(x["stale_commits"] + x["duplicates"] + x["lost_writes"] + x["stray_errors"] for x in lines)
     assert result.exit_code == (1 if wrong else 0)
     assert together["attempts"] == sum(x["attempts"] for x in runs) > 0
@@ -217,6 +220,8 @@ def test_a_race_on_a_database_out_of_reach_is_one_line(run: Run) -> None:
         (("--embedded", "--url", "postgresql://127.0.0.1:1/x"), "not both"),
         (("--chaos", "--url", "postgresql://127.0.0.1:1/x"), "leave --url"),
         (("--chaos", "--duration", "30"), "give one such as 90s, 30m or 2h"),
+        (("--chaos", "--way", "statement"), "in all ways"),
+        (("--way", "by post"), "'by post' is none of 'transaction', "),
         (("--writes", "0"), "0 is not in the range"),
     ],
 )
@@ -226,7 +231,10 @@ def test_a_race_that_cannot_be_is_refused(run: Run, args: tuple[str, ...], says:
 
 @pytest.mark.parametrize(
     ("command", "doing"),
-    [(("race", "--total", "1", "--holders", "2"), "racing"), (SHORT_BENCH, "measuring")],
+    [
+        (("race", "--total", "1", "--holders", "2", "--way", "statement"), "racing"),
+        (SHORT_BENCH, "measuring"),
+    ],
 )
 def test_what_loads_or_drops_leaves_the_database_of_the_bots_own_variables_alone(
     run: Run, command: tuple[str, ...], doing: str

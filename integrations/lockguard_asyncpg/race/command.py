@@ -62,6 +62,13 @@ class _Run:
 @click.option(
     "--total", type=click.IntRange(1), help="Operations for all runs together, instead of --writes."
 )
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    metavar="NAME",
+    help="Race one way to write only, by the name that its line has; may be repeated.  [default: all]",
+)
 @click.option("--holders", default=12, show_default=True, type=click.IntRange(2, 200))
 @click.option("--seed", default=1, show_default=True, help="Of the holders' random choices.")
 @click.option(
@@ -85,6 +92,7 @@ def race_command(
     url: str | None,
     writes: int | None,
     total: int | None,
+    ways: tuple[str, ...],
     holders: int,
     seed: int,
     *,
@@ -104,10 +112,10 @@ def race_command(
     Exit code 1 if a stale write got in, an operation was done twice or lost, or a planted check was not seen.
     """
     if chaos:
-        if url is not None or pooler or writes is not None or total is not None:
+        if url is not None or pooler or writes is not None or total is not None or ways:
             raise click.UsageError(
-                "--chaos empties its Redis and kills backends: it runs on servers of its own until --duration"
-                " is over; leave --url, --pooler, --writes and --total out"
+                "--chaos empties its Redis and kills backends: it runs on servers of its own, in all ways,"
+                " until --duration is over; leave --url, --pooler, --writes, --total and --way out"
             )
         sound = run_chaos(duration=duration, processes=processes, seed=seed, planted=planted)
         raise SystemExit(0 if sound else 1)
@@ -117,11 +125,12 @@ def race_command(
         raise click.UsageError("give --url or --embedded, not both")
     if pooler and url is None:
         raise click.UsageError("a server of its own comes with its own pooler: leave --pooler out")
+    racers = _racers(ways)
     plan = RacePlan(writes=writes or 2_000, holders=holders, seed=seed)
     checked(url)
     with _routes(url, pooler=pooler) as routes:
         try:
-            sound = asyncio.run(_series(routes, plan, total=total, planted=planted))
+            sound = asyncio.run(_series(routes, racers, plan, total=total, planted=planted))
         except ConfigurationError as exc:
             raise Mistake(str(exc)) from exc
         except (*DATABASE_ERRORS, ValueError) as exc:
@@ -151,12 +160,23 @@ def _routes(url: str | None, *, pooler: bool) -> Iterator[tuple[_Route, ...]]:
         yield tuple(routes)
 
 
-async def _series(routes: tuple[_Route, ...], plan: RacePlan, *, total: int | None, planted: bool) -> bool:
+def _racers(names: tuple[str, ...]) -> tuple[Way, ...]:
+    ways = {way.name: way for way in present_ways()}
+    for name in names:
+        if name not in ways:
+            known = ", ".join(repr(one) for one in ways)
+            raise click.BadParameter(f"{name!r} is none of {known}", param_hint="--way")
+    return tuple(ways[name] for name in dict.fromkeys(names or ways))
+
+
+async def _series(
+    routes: tuple[_Route, ...], ways: tuple[Way, ...], plan: RacePlan, *, total: int | None, planted: bool
+) -> bool:
     runs = [
         _Run(route, isolation, way)
         for route in routes
         for isolation in ISOLATIONS
-        for way in present_ways()
+        for way in ways
         # A pooler gives a lone statement the server's default.
         if way.transacts or not route.pooler or isolation == ISOLATIONS[0]
     ]
