@@ -184,7 +184,7 @@ async def racing(redis_url: str, postgres_server: PostgresServer, tmp_path: Path
 
 
 async def test_stress_with_ten_threads_for_a_while_is_harmless_under_the_guard_only(racing: Terminal) -> None:
-    arguments = ("--scenario", "stress", "--threads", "10", "--duration", "0.5", "--symbols", "2")
+    arguments = ("--scenario", "stress", "--threads", "10", "--duration", "0.2", "--symbols", "2")
     code, guarded = await racing.race(*arguments)
     assert (code, guarded["duplicates"], guarded["without_stop"], guarded["orphan_stops"]) == (0, 0, 0, 0)
     assert (guarded["threads"], guarded["errors"]) == (10, [])
