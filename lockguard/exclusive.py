@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lockguard.lease import Lease, Resource
 
-__all__ = ["Holds", "Keeps", "MaySkip", "Skipped", "exclusive"]
+__all__ = ["Holds", "Keeps", "MaySkip", "Skipped", "exclusive", "required_key"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,9 +107,9 @@ def exclusive(
     operation: str | None = ...,
 ) -> MaySkip: ...
 def exclusive(
-    key: Key,
+    key: Key | None = None,
     *,
-    guard: str | Callable[..., Holds],
+    guard: str | Callable[..., Holds] | None = None,
     on_busy: Literal["wait", "raise", "skip"] = "wait",
     wait: timedelta | None = None,
     ttl: timedelta | None = None,
@@ -131,8 +131,8 @@ def exclusive(
     """
     if on_busy not in ("wait", "raise", "skip"):
         raise ConfigurationError(f"on_busy={on_busy!r} is not known; write 'wait', 'raise' or 'skip'")
-    _require_key(key)
-    _require_guard(guard)
+    key = required_key(key)
+    guard = _required_guard(guard)
     if wait is not None:
         checked_wait(wait)
     if ttl is not None:
@@ -158,9 +158,14 @@ def exclusive(
     return decorate
 
 
-def _require_key(key: object) -> None:
+def required_key(key: Key | None) -> Key:
+    """The key that the decorator was given.
+
+    Raises:
+        ConfigurationError: there is none, or it is none.
+    """
     if isinstance(key, str):
-        return
+        return key
     if not callable(key):
         raise ConfigurationError(
             f"the key is {kind_of(key)}; write a template such as '{{exchange}}:{{symbol}}',"
@@ -172,9 +177,10 @@ def _require_key(key: object) -> None:
             f"{called(key)} is an 'async def' function and no key; write the decorator with one, such as"
             " @guard.exclusive('{exchange}:{symbol}')"
         )
+    return key
 
 
-def _require_guard(guard: object) -> None:
+def _required_guard(guard: str | Callable[..., Holds] | None) -> str | Callable[..., Holds]:
     if hasattr(guard, "hold"):
         raise ConfigurationError(
             "guard= is for a guard that is known only at the call: an attribute's name or a function;"
@@ -183,8 +189,10 @@ def _require_guard(guard: object) -> None:
     if not isinstance(guard, str) and not callable(guard):
         raise ConfigurationError(
             f"guard= is {kind_of(guard)}; write the name of the attribute of self that is the guard,"
-            " such as guard='guard', or a function that gives it"
+            " such as guard='guard', or a function that gives it; with a guard at hand write"
+            " @guard.exclusive(...)"
         )
+    return guard
 
 
 def _guard_of(

@@ -16,7 +16,7 @@ from lockguard.ballot import spoken, vote_of
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.core import Core
 from lockguard.errors import ConfigurationError, LossReason, QuorumUnavailable
-from lockguard.exclusive import Keeps, MaySkip, exclusive
+from lockguard.exclusive import Keeps, MaySkip, exclusive, required_key
 from lockguard.hold import Hold, HoldMany
 from lockguard.lease import GrantId, Resource, Token, new_grant_id, parse_resource
 from lockguard.naming import Key
@@ -277,7 +277,7 @@ class LockGuard:
     ) -> MaySkip: ...
     def exclusive(
         self,
-        key: Key,
+        key: Key | None = None,
         *,
         on_busy: Literal["wait", "raise", "skip"] = "wait",
         wait: timedelta | None = None,
@@ -302,7 +302,9 @@ class LockGuard:
             ConfigurationError: the key does not fit the function, or a value cannot work. Calling the
                 function raises it for an argument that has no one text.
         """
-        return exclusive(key, guard=lambda *_: self, on_busy=on_busy, wait=wait, ttl=ttl, operation=operation)
+        return exclusive(
+            required_key(key), guard=lambda *_: self, on_busy=on_busy, wait=wait, ttl=ttl, operation=operation
+        )
 
     async def inspect(self, resource: str) -> Inspection:
         """Who holds ``resource``, since when, with which token, and who waits.

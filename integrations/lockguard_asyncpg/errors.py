@@ -211,7 +211,10 @@ def set_up_error(exc: BaseException) -> ConfigurationError:
     elif state == "42883":
         remedy = "the lockguard schema is missing or older than this library: run `lockguard fence upgrade`"
     elif state == "42501":
-        remedy = "this role may not do that: as the schema's owner run `GRANT lockguard_app TO <role>`"
+        remedy = (
+            "this role may not do that: run `GRANT lockguard_app TO <role>`, or as the schema's owner"
+            " `lockguard fence install --grant-to <role>`"
+        )
     elif state.startswith("28"):
         remedy = "check the user and the password of the database URL"
     else:

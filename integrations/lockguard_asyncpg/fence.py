@@ -25,7 +25,8 @@ import asyncpg
 from lockguard.errors import ConfigurationError, FenceUnavailable
 from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import Outrun, Sealed
-from lockguard.text import printable
+from lockguard.text import kind_of, printable
+from lockguard.times import checked_wait
 from lockguard_asyncpg.cancels import Cancels
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg.listening import Listener
@@ -73,14 +74,20 @@ class PostgresFence:
         listen: the URL of the database, directly and not through a pooler in transaction mode. With it, one
             connection more hears of it at once when a successor supersedes a lease of this process that is
             still open, and that lease ends. Close such a fence: ``async with PostgresFence(...) as fence``.
+
+    Raises:
+        ConfigurationError: a value that cannot work.
     """
 
     def __init__(
         self, pool: asyncpg.Pool[Any], *, grace: timedelta = _GRACE, listen: str | None = None
     ) -> None:
+        _require_pool(pool)
+        if not isinstance(listen, str | None):
+            raise ConfigurationError(f"listen= is {kind_of(listen)}; write the URL of the database as text")
         self._pool = pool
         self._listener = None if listen is None else Listener(partial(asyncpg.connect, listen))
-        self._grace_s = grace.total_seconds()
+        self._grace_s = checked_wait(grace, "grace").total_seconds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[GrantId] = set()
 
@@ -209,6 +216,15 @@ class PostgresFence:
                 await _once(self._pool, await self._pool.acquire(), query, rows=False)
             cancels.heed()  # or it would end the sessions of those who come after
             await asyncio.sleep(self._grace_s)
+
+
+def _require_pool(pool: object) -> None:
+    """See now what would fail at the first lease, without a word about its cause."""
+    if isinstance(pool, type) or not (hasattr(pool, "acquire") and hasattr(pool, "release")):
+        raise ConfigurationError(
+            f"PostgresFence takes a pool, and this is {kind_of(pool)}; write PostgresFence(pool) with"
+            " pool = await asyncpg.create_pool(url)"
+        )
 
 
 async def resolve(

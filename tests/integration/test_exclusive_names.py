@@ -305,6 +305,24 @@ async def test_a_key_function_that_cannot_be_called_as_the_function_is_refused_w
         guard.exclusive(key=body)
 
 
+async def test_a_decorator_without_its_arguments_says_what_to_write(guard):
+    async def body(symbol):
+        pass
+
+    for decorate, told in (
+        (lambda: guard.exclusive(body), r"write the decorator with one, such as @guard\.exclusive"),
+        (guard.exclusive, "the key is None; write a template such as '{exchange}:{symbol}'"),
+        (lambda: exclusive(body), r"write the decorator with one, such as @guard\.exclusive"),
+        (exclusive, "the key is None; write a template"),
+        (
+            lambda: exclusive("{symbol}")(body),
+            r"guard= is None; .* with a guard at hand write @guard\.exclusive",
+        ),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            decorate()
+
+
 async def test_what_the_key_function_raises_is_the_callers_also_where_a_busy_lock_is_skipped(guard):
     def key(symbol):
         raise ResourceBusy("not the lock", resource="other")

@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 from decimal import Decimal
 
+import asyncpg
 import pytest
 
 from lockguard import ConfigurationError, LockGuard
@@ -90,6 +91,25 @@ def test_what_is_no_fence_is_refused_when_the_guard_is_made_and_not_shown(fence,
         LockGuard.from_url(URL, fence=fence)
     assert told in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pool", ["postgresql://bot:hunter2@h", None, object(), Pool(), asyncpg.Pool])
+def test_what_is_no_pool_is_refused_when_the_fence_is_made_and_not_shown(pool):
+    with pytest.raises(
+        ConfigurationError, match=r"PostgresFence takes a pool, .*; write PostgresFence\(pool\)"
+    ) as caught:
+        PostgresFence(pool)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_option_of_the_fence_that_cannot_work_is_refused_by_name():
+    class Acquires(Pool):
+        acquire = release = None
+
+    with pytest.raises(ConfigurationError, match="grace=1 has no unit"):
+        PostgresFence(Acquires(), grace=1)
+    with pytest.raises(ConfigurationError, match="listen= is a bool; write the URL"):
+        PostgresFence(Acquires(), listen=True)
 
 
 @pytest.mark.parametrize(
