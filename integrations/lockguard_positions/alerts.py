@@ -36,6 +36,7 @@ _WAITING_MAX = 100
 _REMEMBERED_MAX = 1_000
 _SEND_WITHIN = timedelta(seconds=15)
 _QUIET = timedelta(minutes=5)
+_AGAIN = timedelta(seconds=30)
 _FLUSH_WITHIN = timedelta(seconds=5)
 
 
@@ -52,6 +53,7 @@ class AppriseAlerts:
         title: what the messages are headed with.
         send_within: how long one alert may take.
         quiet: for how long the same alert is not sent again; passes see the same thing every few seconds.
+        send_again: after how long an alert is sent again that no service took.
         flush_within: how long the end waits for alerts that are not sent yet.
         clock: measures ``quiet``.
 
@@ -66,6 +68,7 @@ class AppriseAlerts:
         title: str = "lockguard",
         send_within: timedelta = _SEND_WITHIN,
         quiet: timedelta = _QUIET,
+        send_again: timedelta = _AGAIN,
         flush_within: timedelta = _FLUSH_WITHIN,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -83,6 +86,7 @@ class AppriseAlerts:
         self._title = title
         self._send_within = send_within
         self._quiet_s = quiet.total_seconds()
+        self._again_s = send_again.total_seconds()
         self._flush_within = flush_within
         self._clock = clock
         self._waiting: asyncio.Queue[Alert] = asyncio.Queue(_WAITING_MAX)
@@ -135,7 +139,9 @@ class AppriseAlerts:
             alert = await self._waiting.get()
             try:
                 if not await self._send(alert):
-                    self._told_at.pop(alert, None)  # nobody was told: the next pass's word is sent again
+                    # Nobody was told, and the next word of it may be minutes away.
+                    self._told_at.pop(alert, None)
+                    asyncio.get_running_loop().call_later(self._again_s, self.on, alert)
             finally:
                 self._waiting.task_done()
 

@@ -9,14 +9,13 @@ it left belongs to the next holder. Do not catch them to go on.
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lockguard.audience import Audience
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
 from lockguard_asyncpg.errors import DATABASE_ERRORS
@@ -29,9 +28,7 @@ from lockguard_positions.events import (
     Alert,
     LogPositions,
     Moved,
-    PositionEvent,
     PositionObserver,
-    WriteRefused,
 )
 from lockguard_positions.flow import Flow
 from lockguard_positions.model import (
@@ -47,15 +44,15 @@ from lockguard_positions.model import (
     money,
     percent,
 )
-from lockguard_positions.overdue import Overdue
 from lockguard_positions.reconcile import Reconciler, SyncAction, SyncOutcome, SyncReport
 from lockguard_positions.status import PositionStatus
 from lockguard_positions.store import PositionStore
-from lockguard_positions.survey import Survey, survey
+from lockguard_positions.survey import survey
+from lockguard_positions.telling import Telling
 from lockguard_positions.venue import Pace, Venue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     import asyncpg
 
@@ -103,7 +100,11 @@ class AtomicPositionManager:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._guard = guard
-        self._store = PositionStore(pool, on_stale=self._refused)
+        self._clock = clock
+        self._telling = Telling(
+            [LogPositions()] if observers is None else observers, overdue=pace.overdue, clock=clock
+        )
+        self._store = PositionStore(pool, on_stale=self._telling.refused)
         self._venues: dict[str, Venue] = {}
         for exchange in exchanges:
             if exchange.name in self._venues:
@@ -112,18 +113,10 @@ class AtomicPositionManager:
                 )
             self._refuse_two_names(exchange)
             self._venues[exchange.name] = Venue(exchange, pace)
-            exchange.on_closed(partial(self._told_to_wait, exchange.name))
+            exchange.on_closed(partial(self._telling.told_to_wait, exchange.name))
         self._pace = pace
         self._adopt = Adopt.read(adopt)
         self._adopt_stop_loss_percent = percent(adopt_stop_loss_percent, name="adopt_stop_loss_percent")
-        self._audience: Audience[PositionEvent] = Audience(
-            [LogPositions()] if observers is None else observers, clock=clock
-        )
-        self._clock = clock
-        self._overdue = Overdue(pace.overdue, self._too_long)
-        self._open_rows: dict[str, int] = {}
-        self._told_of: set[tuple[str, str]] = set()
-        self._strange: dict[str, Survey] = {}
 
     @property
     def store(self) -> PositionStore:
@@ -210,7 +203,7 @@ class AtomicPositionManager:
             row = await self._store.open_of(venue.name, new.symbol)
             return NotOpened(str(exc)) if row is None else AlreadyOpen(row, new.side)
         self._created(progress.position, lease)
-        self._warn_of_stops(venue, progress.position)
+        self._telling.warn_of_stops(progress.position)
         position = await flow.drive(progress)
         if position.status is PositionStatus.ACTIVE:
             return Opened(position)
@@ -232,19 +225,16 @@ class AtomicPositionManager:
             ExchangeUnreadable: the exchange did not answer at all; nothing was decided.
         """
         venue = self._venue(exchange)
-        with self._watched(f"{venue.name} pass"):
+        with self._telling.look(venue.name, "pass") as look:
             found = await survey(self._store, venue)
-            self._open_rows[venue.name] = found.rows
+            look.rows(found.rows)
             outcomes = list(found.in_step)
             if found.to_look_at:
                 outcomes += await self._each(venue, found.to_look_at, operation="sync")
             elif outcomes:
                 outcomes[0] = await self._lockable(venue, outcomes[0])
-        self._strange[venue.name] = found
-        self._mention(venue, found)
-        self._note(venue, outcomes)
-        undecided = [f"{venue.name}:{one.symbol}" for one in outcomes if not one.action.settled]
-        self._overdue.ends_all_but(f"{venue.name}:", undecided)
+        look.saw_strange(found.strange_stops)
+        look.saw(outcomes, everything=True)
         return SyncReport(venue.name, tuple(outcomes))
 
     async def _lockable(self, venue: Venue, outcome: SyncOutcome) -> SyncOutcome:
@@ -261,17 +251,17 @@ class AtomicPositionManager:
         One symbol's trouble, whatever it is, is that symbol's outcome.
         """
         venue = self._venue(exchange)
-        with self._watched(f"{venue.name} recovery"):
+        with self._telling.look(venue.name, "recovery") as look:
             symbols = await self.half_done(exchange)
             outcomes = await self._each(venue, symbols, operation="recover")
-        self._note(venue, outcomes)
+        look.saw(outcomes)
         return SyncReport(venue.name, outcomes)
 
     async def half_done(self, exchange: str) -> tuple[str, ...]:
         """The symbols that :meth:`recover` would look at, as the table has them; takes no lease."""
         venue = self._venue(exchange)
         rows = await self._store.open_on(venue.name)
-        self._open_rows[venue.name] = len(rows)
+        self._telling.rows_of(venue.name, len(rows))
         half_done = {
             row.symbol
             for row in rows
@@ -309,7 +299,7 @@ class AtomicPositionManager:
             if backup is not None:
                 await backup(venue.name, short)
             flow, reconciler = self._workers(venue, lease)
-            duplicates = Duplicates(self._store, venue, flow, lease=lease, emit=self._tell)
+            duplicates = Duplicates(self._store, venue, flow, lease=lease, emit=self._telling.tell)
             done = await duplicates.settle(short)
             if any(outcome.action is not SyncAction.ENDED for outcome in done):
                 return done
@@ -390,6 +380,7 @@ class AtomicPositionManager:
         await venue.refresh_for([symbol])
         if venue.gone(symbol):
             # Without a market there is nothing to order; the row ends, as a person has said so.
+            symbol = venue.name_of(symbol)
             async with self._guard.hold(venue.resource_of_row(symbol), wait=wait, operation="close") as lease:
                 return await self._end_without_market(venue, symbol, lease, reason)
         async with self._guard.hold(venue.resource(symbol), wait=wait, operation="close") as lease:
@@ -464,7 +455,7 @@ class AtomicPositionManager:
             )
         else:
             action, why = SyncAction.FAILED, f"{type(exc).__name__}: {_line_of(exc)}"
-        self._tell(Alert(f"{venue.name}:{symbol}", None, why))
+        self._telling.tell(Alert(f"{venue.name}:{symbol}", None, why))
         return SyncOutcome(symbol, action, None, why)
 
     async def _end_without_market(
@@ -488,7 +479,7 @@ class AtomicPositionManager:
             entered = row.status is not PositionStatus.PENDING_ENTRY
             status = PositionStatus.CLOSED if entered else PositionStatus.ROLLED_BACK
             row = await self._store.finish(lease, row, status, reason=f"{reason}: its market is gone")
-            self._tell(Moved(row, before.status, lease.grant.operation))
+            self._telling.tell(Moved(row, before.status, lease.grant.operation))
         for stop in loose:
             ended = await self._store.get(stop.position_id)
             if ended is not None:
@@ -509,7 +500,7 @@ class AtomicPositionManager:
             pace=self._pace,
             lease=lease,
             operation=lease.grant.operation,
-            emit=self._tell,
+            emit=self._telling.tell,
             clock=self._clock,
         )
         reconciler = Reconciler(
@@ -520,77 +511,13 @@ class AtomicPositionManager:
             lease=lease,
             adopt=self._adopt,
             adopt_stop_loss_percent=self._adopt_stop_loss_percent,
-            emit=self._tell,
+            emit=self._telling.tell,
         )
         return flow, reconciler
 
-    # --- what a person should know ---
-
-    @contextmanager
-    def _watched(self, about: str) -> Iterator[None]:
-        """A look that has to come to its end, and not only to an end: else it is an alert after a while."""
-        self._overdue.waits(about, "it has not come to its end")
-        try:
-            yield
-        except Exception as exc:
-            self._overdue.begins(about, _line_of(exc))
-            raise
-        self._overdue.ends(about)
-
-    def _note(self, venue: Venue, outcomes: Sequence[SyncOutcome]) -> None:
-        """Remember which symbols are undecided, and since when."""
-        for outcome in outcomes:
-            about = f"{venue.name}:{outcome.symbol}"
-            if outcome.action.settled:
-                self._overdue.ends(about)
-            else:
-                self._overdue.begins(about, f"{outcome.action.value}: {outcome.details}")
-
-    def _too_long(self, about: str, why: str) -> None:
-        looked_at, of_symbol, _ = about.partition(":")
-        venue = looked_at.partition(" ")[0]
-        rows = self._open_rows.get(venue)
-        if not of_symbol and rows == 0:
-            return
-        held = (
-            "" if of_symbol else f", with {'an unknown number of' if rows is None else rows} open positions"
-        )
-        span = self._pace.overdue.total_seconds()
-        resource = about if of_symbol else venue
-        self._tell(Alert(resource, None, f"not read or decided for longer than {span:g} s{held}: {why}"))
-
-    def _told_to_wait(self, exchange: str, wait: timedelta) -> None:
-        told = (
-            f"the exchange takes no calls for {wait.total_seconds():g} s (ban or rate limit): none are sent"
-        )
-        self._tell(Alert(exchange, None, told))
-
-    def _mention(self, venue: Venue, found: Survey) -> None:
-        """Tell once of each stop that nobody here knows of."""
-        for symbol, stop, what in found.strange_stops:
-            if (symbol, stop.id) not in self._told_of:
-                self._told_of.add((symbol, stop.id))
-                name = f"{stop.client_id or stop.id} ({stop.side} {stop.amount} at {stop.trigger})"
-                self._tell(Alert(f"{venue.name}:{symbol}", None, f"a reduce-only order waits {what}: {name}"))
-
-    def _warn_of_stops(self, venue: Venue, position: Position) -> None:
-        """Tell of what waits to cut a position short that is opened now, as far as the last pass saw it."""
-        found = self._strange.get(venue.name)
-        for symbol, stop, _ in () if found is None else found.strange_stops:
-            if symbol == position.symbol and stop.side == position.side.exit:
-                name = f"{stop.client_id or stop.id} ({stop.side} {stop.amount} at {stop.trigger})"
-                told = f"opened though a reduce-only order waits that would cut it short: {name}"
-                self._tell(Alert(f"{venue.name}:{symbol}", position.id, told))
-
     def _created(self, position: Position, lease: Lease) -> Position:
-        self._tell(Moved(position, None, lease.grant.operation))
+        self._telling.tell(Moved(position, None, lease.grant.operation))
         return position
-
-    def _refused(self, stale: StaleToken) -> None:
-        self._tell(WriteRefused(stale.resource, stale.presented, stale.current))
-
-    def _tell(self, event: PositionEvent) -> None:
-        self._audience.tell(event)
 
 
 def _line_of(exc: BaseException) -> str:

@@ -22,6 +22,7 @@ __all__ = ["Overdue"]
 class _Trouble:
     why: str
     timer: asyncio.TimerHandle | None
+    told: bool = False
 
 
 class Overdue:
@@ -30,11 +31,15 @@ class Overdue:
     Args:
         after: for how long one may last.
         tell: called with what it is about and why, each time it has lasted for ``after`` more.
+        over: called with what it was about, when one ends that was told of.
     """
 
-    def __init__(self, after: timedelta, tell: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, after: timedelta, tell: Callable[[str, str], None], over: Callable[[str], None]
+    ) -> None:
         self._after_s = after.total_seconds()
         self._tell = tell
+        self._over = over
         self._troubles: dict[str, _Trouble] = {}
 
     def begins(self, about: str, why: str) -> None:
@@ -55,8 +60,12 @@ class Overdue:
     def ends(self, about: str) -> None:
         """It is well again."""
         known = self._troubles.pop(about, None)
-        if known is not None and known.timer is not None:
+        if known is None:
+            return
+        if known.timer is not None:
             known.timer.cancel()
+        if known.told:
+            self._over(about)
 
     def ends_all_but(self, prefix: str, kept: Iterable[str]) -> None:
         """Of everything whose name begins with ``prefix``, only these are still in trouble."""
@@ -68,4 +77,5 @@ class Overdue:
         known = self._troubles.get(about)
         if known is not None:
             known.timer = None  # the next word of it starts the time anew
+            known.told = True
             self._tell(about, known.why)

@@ -19,6 +19,7 @@ from lockguard.lease import parse_resource
 from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.keys import venue_name
+from lockguard_ccxt.markets import short_name
 from lockguard_ccxt.placing import told
 from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_positions.model import PositionSide, stop_price_of
@@ -113,11 +114,11 @@ class Venue:
         return parse_resource(f"{self.name}:{symbol}")
 
     def name_of(self, symbol: str) -> str:
-        """The symbol as the table has it; what the exchange does not list keeps the name it came with."""
+        """The symbol as the table has it; of what the exchange does not list, as far as the symbol tells."""
         try:
             return self.market(symbol).name
         except ConfigurationError:
-            return symbol
+            return short_name(symbol)
 
     def gone(self, symbol: str) -> bool:
         """Whether the exchange lists no market of that name."""

@@ -37,7 +37,7 @@ class Alerts(list[Alert]):
 
 def watched(desk: Desk) -> Alerts:
     alerts = Alerts()
-    desk.manager._audience = Audience([alerts], clock=SYSTEM_CLOCK)
+    desk.manager._telling._audience = Audience([alerts], clock=SYSTEM_CLOCK)
     return alerts
 
 

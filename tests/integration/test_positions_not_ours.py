@@ -207,16 +207,16 @@ async def stages_of_an_open(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> dict[s
     """The table as it was after each commit of an open."""
     dumps = {"nothing": await dump(bot)}
     store = bot.manager.store
-    write = store._write
+    write = store._until_done
 
-    async def keep(lease: Any, work: Any) -> Any:
-        result = await write(lease, work)
+    async def keep(*args: Any) -> Any:
+        result = await write(*args)
         (status,) = {row["status"] for row in await bot.rows()}
         dumps[status] = await dump(bot)
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write", keep)
+        patch.setattr(store, "_until_done", keep)
         assert isinstance(await bot.open(), Opened)
     return dumps
 

@@ -303,7 +303,7 @@ async def test_nothing_open_and_nothing_read_is_no_alert(bot: Bot) -> None:
     bot.exchange.set_maintenance(True)
     with pytest.raises(ExchangeUnreadable):
         await manager.sync_exchange_positions("binance")
-    trouble = manager._overdue._troubles["binance pass"]
+    trouble = manager._telling._overdue._troubles["binance pass"]
     async with asyncio.timeout(8):
         while trouble.timer is not None:  # until it has fired
             await asyncio.sleep(0.02)

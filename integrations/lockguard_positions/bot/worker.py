@@ -22,6 +22,7 @@ from lockguard_positions.bot.book import Decision, Outcome
 from lockguard_positions.bot.signals import BadSignal, CloseSignal, Unread
 from lockguard_positions.events import Alert
 from lockguard_positions.reconcile import SyncAction
+from lockguard_positions.repeats import Repeats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -109,6 +110,7 @@ class Worker:
         self._rhythm = rhythm
         self._stopping = stopping
         self._audience: Audience[PositionEvent] = Audience(observers, clock=SYSTEM_CLOCK)
+        self._repeats = Repeats(SYSTEM_CLOCK)
         self._hands = asyncio.Semaphore(rhythm.at_once)
         self._lines: dict[str, asyncio.Lock] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -190,6 +192,7 @@ class Worker:
             return True
         if not isinstance(decision, Decision):
             return False
+        self._over(f"{self._exchange}:{signal.symbol}", f"signal {signal.id} ({where}) failed")
         _tell(decision, signal, where)
         if decision.outcome in _NOT_DONE and not decision.known:
             stays = "; its position stays open" if isinstance(signal, CloseSignal) else ""
@@ -261,6 +264,7 @@ class Worker:
             _LOG.exception("%s: not finished: %s", name, _line_of(exc))
             self._alert(self._exchange, f"{name} failed: {type(exc).__name__}; it is tried again")
             return
+        self._over(self._exchange, f"{name} failed")
         for outcome in report.outcomes:
             if outcome.action not in _QUIET:
                 level = logging.DEBUG if outcome.action is SyncAction.BUSY else logging.INFO
@@ -275,7 +279,13 @@ class Worker:
             self._alert(self._exchange, f"a signal to close was refused, its position stays open: {bad}")
 
     def _alert(self, resource: str, message: str, position_id: int | None = None) -> None:
-        self._audience.tell(Alert(resource, position_id, message))
+        alert = Alert(resource, position_id, message)
+        if self._repeats.is_due(alert, watched=True):
+            self._audience.tell(alert)
+
+    def _over(self, resource: str, about: str) -> None:
+        for alert in self._repeats.end(resource, about):
+            self._audience.tell(alert)
 
     # --- the end ---
 
