@@ -12,7 +12,6 @@ error or a rollback to a savepoint, which may have released the fence's row.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import asyncpg
@@ -54,7 +53,7 @@ def leases_here() -> tuple[Lease, ...]:
         return ()
     if (ended := outlived_lease()) is not None:
         raise LeaseNotHeld(
-            f"this task was started under the lease on {ended.resource!r}, which was released:"
+            f"this task began in the body of the lease on {ended.resource!r}, which was released:"
             " await it inside the body, or write inside `with unfenced():` what needs no fence",
             resource=ended.resource,
             token=ended.token,
@@ -174,8 +173,11 @@ async def _alone(
         result = await send()
     except BaseException as exc:
         if not con.is_closed():
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 await rolled_back(con, transaction.rollback())
+            except asyncio.CancelledError:
+                if not isinstance(exc, asyncio.CancelledError):
+                    raise
         if (said := ended(exc, leases)) is not None:
             raise said from exc
         raise

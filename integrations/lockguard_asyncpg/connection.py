@@ -7,6 +7,7 @@ kept beside it, see :mod:`lockguard_asyncpg.wire`.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,7 @@ def end_loan(con: Any, kind: type[Any] | None) -> None:
 
 
 class _Transaction(Transaction):
-    """asyncpg's, which ends with a lost lease where its connection went together with the lease."""
+    """asyncpg's, which ends as it was cut, by a cancel or the loss of a lease, though its connection broke."""
 
     __slots__ = ()
 
@@ -178,6 +179,8 @@ class _Transaction(Transaction):
         try:
             await super().__aexit__(kind, exc, trace)
         except DATABASE_ERRORS as broken:
+            if isinstance(exc, asyncio.CancelledError):  # stays one, though the connection broke with it
+                return
             if (said := ended(broken, current_leases())) is not None:
                 raise said from broken
             raise

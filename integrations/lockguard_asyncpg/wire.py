@@ -168,7 +168,7 @@ async def rolled_back(con: asyncpg.Connection[Any], rollback: Coroutine[Any, Any
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.shield(task)
-    except DATABASE_ERRORS:
+    except Exception:  # noqa: BLE001 - whatever it was, the connection is in no state to go on
         con.terminate()
     except asyncio.CancelledError:
         con.terminate()
@@ -251,17 +251,15 @@ class Wire:
         match query.split(maxsplit=1)[0].rstrip(";").upper():
             case "BEGIN":
                 try:
-                    return await self._open(query, undo="ROLLBACK;", outermost=True)
+                    return await self._open(query, undo=None)
                 except BaseException as exc:
-                    if isinstance(exc, asyncio.CancelledError) and not self._con.is_closed():
-                        # asyncpg does not know yet whether it has begun.
-                        with contextlib.suppress(asyncio.CancelledError):
-                            await rolled_back(self._con, self._send("ROLLBACK;"))
                     # asyncpg has noted the transaction as open and would take the next one for a savepoint.
                     setattr(self._con, _NOTED, None)
+                    if not isinstance(exc, asyncpg.InterfaceError):  # which says that nothing was sent
+                        await self._leave(exc)
                     raise
             case "SAVEPOINT":
-                return await self._open(query, undo=f"ROLLBACK TO {query.split()[1]}", outermost=False)
+                return await self._open(query, undo=f"ROLLBACK TO {query.split()[1]}")
             case "COMMIT" | "END":
                 return await self.commit(query)
             case "RELEASE":
@@ -271,10 +269,14 @@ class Wire:
                 return await self._send(query)
             case _:
                 standing_of(self._con).clear()
-                return await self._send(query)
+                try:
+                    return await self._send(query)
+                except BaseException:
+                    self._con.terminate()  # or it would go back to its pool in the transaction
+                    raise
 
-    async def _open(self, query: str, *, undo: str, outermost: bool) -> str:
-        standing = standing_of(self._con)
+    async def _open(self, query: str, *, undo: str | None) -> str:
+        standing, outermost = standing_of(self._con), undo is None
         leases = self._leases()
         for lease in leases:
             lease.ensure()
@@ -291,7 +293,7 @@ class Wire:
                 tag = await self._send(query + entry.sql())
             except BaseException as exc:
                 standing.forget()
-                await self._roll_back(undo)
+                await self._leave(exc, undo)
                 # Nothing of the caller's ran yet, so a snapshot that a seal overtook is simply taken anew.
                 if outermost and attempt + 1 < _OPEN_ATTEMPTS_MAX and meaning_of(exc) is Meaning.RETRY:
                     continue
@@ -311,8 +313,8 @@ class Wire:
         try:
             for lease in leases:
                 lease.ensure()
-        except LockguardError:
-            await self._roll_back("ROLLBACK;")
+        except LockguardError as exc:
+            await self._leave(exc)
             raise
         if standing.doubt and leases:
             # What recorded the outcome may have been rolled back: record it anew, in the same message.
@@ -323,6 +325,7 @@ class Wire:
         except asyncio.CancelledError as exc:
             if entry is not None:
                 exc.add_note(f"cancelled during COMMIT: {_unknown(entry)}")
+            await self._leave(exc)
             raise
         except DATABASE_ERRORS as exc:
             if (said := await self._why_no_commit(exc, entry, leases, refusal)) is not None:
@@ -337,10 +340,10 @@ class Wire:
     async def _why_no_commit(
         self, exc: Exception, entry: Entry | None, leases: tuple[Lease, ...], refusal: StaleToken | None
     ) -> LockguardError | None:
+        await self._leave(exc)
         if entry is not None and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
             return _unknown(entry)
         # The check that went before COMMIT has failed, so COMMIT was not executed.
-        await self._roll_back("ROLLBACK;")
         if getattr(exc, "sqlstate", None) == _IN_FAILED_TRANSACTION:
             return refusal or _not_committed()
         return ended(exc, leases)  # a deferred trigger speaks only now
@@ -348,12 +351,20 @@ class Wire:
     async def _send(self, query: str) -> str:
         return await send_plain(self._con, query, timeout_s=self._timeout_s)
 
-    async def _roll_back(self, undo: str) -> None:
-        """Leave the connection outside the transaction, or closed: it must not go on half begun."""
-        if self._con.is_closed() or not self._con.is_in_transaction():
+    async def _leave(self, exc: BaseException, undo: str | None = None) -> None:
+        """After a failure leave the connection outside of the transaction, or before ``undo``, or closed.
+
+        What asyncpg knows of the transaction is worth something only once the server has answered; after a
+        cancel or a timeout it has not.
+        """
+        answered = isinstance(exc, asyncpg.PostgresError | LockguardError)
+        if self._con.is_closed() or (answered and not self._con.is_in_transaction()):
             return
-        with contextlib.suppress(asyncio.CancelledError):
-            await rolled_back(self._con, self._send(undo))
+        try:
+            await rolled_back(self._con, self._send(undo or "ROLLBACK;"))
+        except asyncio.CancelledError:
+            if not isinstance(exc, asyncio.CancelledError):
+                raise
 
 
 def _not_committed() -> NotCommitted:
