@@ -171,7 +171,7 @@ def end_loan(con: Any, kind: type[Any] | None) -> None:
 
 
 class _Transaction(Transaction):
-    """asyncpg's, which ends as it was cut, by a cancel or the loss of a lease, though its connection broke."""
+    """asyncpg's, which ends as it was cut, by a cancel or a lost lease, though its connection broke."""
 
     __slots__ = ()
 

@@ -373,7 +373,8 @@ async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
         row = await conn.fetchrow(query)
     except BaseException:
         # Not by `async with`, whose error would take the place of a cancel.
-        await rolled_back(con, transaction.rollback())
+        if not con.is_closed():
+            await rolled_back(con, transaction.rollback())
         raise
     await transaction.commit()
     return row
