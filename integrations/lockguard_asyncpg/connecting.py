@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ except ImportError as missing:
 
 import asyncpg
 
+from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import dsn
 from lockguard_asyncpg.dsn import shown
@@ -42,7 +42,7 @@ def connected(url: str | None, body: Callable[..., Awaitable[None]], **options: 
         Mistake: what the user can put right, in one line.
         click.ClickException: what the database said otherwise.
     """
-    asyncio.run(_with_connection(url, body, options))
+    interrupt.run(_with_connection(url, body, options))
 
 
 async def _with_connection(

@@ -14,6 +14,7 @@ try:
 except ImportError as missing:
     raise ImportError("the commands need click; pip install 'lockguard[cli]'") from missing
 
+from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def serve(
             secret=secret or LOCAL_SECRET,
             tls=tls,
         )
-        asyncio.run(_serve(server))
+        interrupt.run(_serve(server))
     except ConfigurationError as exc:
         raise _Mistake(str(exc)) from exc
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from contextlib import AsyncExitStack
@@ -20,6 +19,7 @@ try:
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
+from lockguard import interrupt
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard.private import write_private
 from lockguard.testing import TopologyName
@@ -186,7 +186,7 @@ def race(
             def show(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            result = asyncio.run(_run(settings, servers, console, show, comparing=comparing))
+            result = interrupt.run(_run(settings, servers, console, show, comparing=comparing))
     except (LockguardError, ImportError) as exc:
         raise _Mistake(str(exc)) from exc
     console.print(result_table(result) if isinstance(result, RaceResult) else _pace_table(result))

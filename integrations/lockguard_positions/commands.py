@@ -6,7 +6,6 @@ is left; 2 a mistake in the call; 3 the exchange could not be read, so that half
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import sys
@@ -24,6 +23,7 @@ try:
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
+from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt import UnknownMarket
@@ -435,7 +435,7 @@ async def _migrate(database: str | None, to: int | None, *, protect: bool) -> No
 
 def _run(work: Any) -> Any:
     try:
-        return asyncio.run(work)
+        return interrupt.run(work)
     except DATABASE_ERRORS as exc:
         reason = str(exc).partition("\n")[0] or type(exc).__name__
         raise click.ClickException(f"the database: {reason}") from exc

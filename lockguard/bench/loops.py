@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 
 __all__ = ["LOOPS", "current_loop", "loop_factory", "run_on"]
@@ -32,9 +33,8 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def run_on(name: str, work: Coroutine[Any, Any, T]) -> T:
-    """As ``asyncio.run``, on the loop of this name."""
-    with asyncio.Runner(loop_factory=loop_factory(name)) as runner:
-        return runner.run(work)
+    """As :func:`lockguard.interrupt.run`, on the loop of this name."""
+    return interrupt.run(work, loop_factory=loop_factory(name))
 
 
 def current_loop() -> str:

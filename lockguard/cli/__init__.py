@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import sys
 
+from lockguard import interrupt
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command and leave with its exit code."""
+    code: str | int | None = 1
+    try:
+        interrupt.catch()
+        try:
+            code = _run(sys.argv[1:])
+        except SystemExit as ended:
+            code = ended.code
+        interrupt.over(code if isinstance(code, int) else int(code is not None))
+    except KeyboardInterrupt:
+        code = interrupt.interrupted()
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         from lockguard.cli.app import run  # noqa: PLC0415 - it needs an extra, and says so
     except ModuleNotFoundError as missing:
@@ -18,5 +34,5 @@ def main() -> None:
         sys.stderr.write(
             f"lockguard: the command needs {package}, which is not installed; pip install 'lockguard[cli]'\n"
         )
-        sys.exit(2)
-    sys.exit(run(sys.argv[1:]))
+        return 2
+    return run(arguments)

@@ -5,7 +5,7 @@
 1      it could not be done: somebody holds it, a server does not answer, a check failed
 2      the user's mistake: an argument, a URL, a password, a missing package
 3      something could not be read, so nobody knows whether it is right (some commands of positions and logs)
-130    interrupted, by Ctrl-C or by SIGTERM
+130    interrupted, by Ctrl-C or by SIGTERM; see ``lockguard/interrupt.py``
 =====  ==================================================================================
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import re
-import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -22,16 +21,15 @@ from lockguard import __version__
 from lockguard.cli.locks import break_, inspect
 from lockguard.cli.plugins import contributed, load, summary
 from lockguard.errors import ConfigurationError, LockguardError
+from lockguard.interrupt import interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import FrameType
 
 __all__ = ["run"]
 
 _FAILED = 1
 _MISTAKE = 2
-_INTERRUPTED = 130
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """What a standard output that is a file can fail with; our own files name themselves."""
 
@@ -75,13 +73,12 @@ lockguard.add_command(break_)
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command; gives the exit code. Every failure that is no bug of ours is one line on stderr."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         code = lockguard.main(list(arguments), prog_name="lockguard", standalone_mode=False)
     except click.ClickException as exc:
         return _refuse(exc)
     except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted", _INTERRUPTED)
+        return interrupted()
     except ConfigurationError as exc:
         return _complain(str(exc), _MISTAKE)
     except LockguardError as exc:
@@ -95,14 +92,6 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return _complain(str(exc), _MISTAKE)
     return code if isinstance(code, int) else 0
-
-
-def _as_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what signal() wants
-    """SIGTERM is Ctrl-C, so that whatever cleans up after one cleans up after the other."""
-    if signal.getsignal(signal.SIGINT) in {signal.SIG_IGN, signal.SIG_DFL, None}:
-        # Shells start background jobs with SIGINT ignored.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.raise_signal(signal.SIGINT)
 
 
 def _refuse(exc: click.ClickException) -> int:

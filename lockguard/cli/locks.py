@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lockguard import interrupt
 from lockguard.cli.plugins import contributed, load
 from lockguard.cli.tables import Table, console
 from lockguard.errors import ConfigurationError
@@ -56,7 +56,7 @@ def inspect(resource: str, redis_urls: tuple[str, ...], *, as_json: bool) -> Non
 
     RESOURCE is the name as in the code, such as binance:APTUSDT.
     """
-    found = asyncio.run(_inspect(resource, redis_urls))
+    found = interrupt.run(_inspect(resource, redis_urls))
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:
@@ -105,11 +105,11 @@ def break_(
             "the fence has to be broken too, or the holder could go on writing: name its database with"
             " --database or LOCKGUARD_DATABASE_URL, or say --no-fence if there is none"
         )
-    found = asyncio.run(_look(resource, redis_urls))
+    found = interrupt.run(_look(resource, redis_urls))
     if not yes:
         _confirm(found)
-    broken = asyncio.run(_break(resource, reason, redis_urls, database_url))
-    now = asyncio.run(_inspect(resource, redis_urls))
+    broken = interrupt.run(_break(resource, reason, redis_urls, database_url))
+    now = interrupt.run(_inspect(resource, redis_urls))
     if now.held and now.grant == broken.grant:
         raise click.ClickException(f"{resource} is still held by {printable(now.holder)}: break it again")
     click.echo(f"{resource} was broken; {printable(broken.holder) or 'nobody'} held it in Redis")

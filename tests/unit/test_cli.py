@@ -163,13 +163,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, told, capsys):
         (click.ClickException("bad"), 1, "lockguard: bad\n"),
     ],
 )
-def test_each_way_to_fail_has_its_exit_code(error, code, told, monkeypatch, capsys):
+def test_each_way_to_fail_has_its_exit_code(error, code, told, monkeypatch, capfd):
     def fail() -> None:
         raise error
 
     monkeypatch.setitem(app.lockguard.commands, "fail", click.Command("fail", callback=fail))
     assert app.run(["fail"]) == code
-    assert told in capsys.readouterr().err
+    assert told in capfd.readouterr().err
 
 
 def test_a_bug_is_not_dressed_up(monkeypatch):

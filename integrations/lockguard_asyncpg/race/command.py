@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.connecting import Mistake, own_server, reason_of
 from lockguard_asyncpg.dsn import checked, shown
@@ -130,7 +130,7 @@ def race_command(
     checked(url)
     with _routes(url, pooler=pooler) as routes:
         try:
-            sound = asyncio.run(_series(routes, racers, plan, total=total, planted=planted))
+            sound = interrupt.run(_series(routes, racers, plan, total=total, planted=planted))
         except ConfigurationError as exc:
             raise Mistake(str(exc)) from exc
         except (*DATABASE_ERRORS, ValueError) as exc:

@@ -6,7 +6,6 @@ not answer at the start; 2 a mistake in the call or the set-up; 130 it was told 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -17,6 +16,7 @@ try:
 except ImportError as missing:
     raise ImportError("the commands need click; pip install 'lockguard[cli]'") from missing
 
+from lockguard import interrupt
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_positions.bot.logs import log_to_output
 from lockguard_positions.bot.stopping import StopRequest
@@ -164,7 +164,7 @@ def run(*, as_json: bool, **options: Any) -> None:
 
 def _run_to_the_end(settings: BotSettings) -> bool:
     try:
-        return asyncio.run(_run(settings))
+        return interrupt.run(_run(settings))
     except BaseExceptionGroup as failed:
         # Loops that run side by side fail side by side; a person needs the first mistake only.
         mistakes, others = failed.split(ConfigurationError)

@@ -38,9 +38,11 @@ class StopRequest(asyncio.Event):
     def __init__(self, *, at_last: timedelta) -> None:
         super().__init__()
         self._at_last = at_last
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
+        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._heard, number)
         return self
@@ -51,6 +53,7 @@ class StopRequest(asyncio.Event):
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+            signal.signal(number, self._handlers[number])  # asyncio puts Python's own there
 
     def _heard(self, number: int) -> None:
         name = signal.Signals(number).name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from lockguard import interrupt
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard.private import write_private
@@ -69,7 +69,7 @@ def demo(*, opens: int, time_scale: float, picture: Path, json_file: Path | None
             _check_writable(path)
     wanted = _Wanted(opens, time_scale, picture, json_file, keep)
     console = Console(highlight=False)
-    broken = asyncio.run(_demo(wanted, Screen(console)))
+    broken = interrupt.run(_demo(wanted, Screen(console)))
     if broken:
         told = "; ".join(f"{claim.text} ({claim.seen})" for claim in broken)
         raise click.ClickException(f"not borne out: {told}")

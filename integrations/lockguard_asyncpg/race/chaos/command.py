@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.connecting import Mistake, connected
 from lockguard_asyncpg.race.chaos.plan import ChaosPlan, RoundReport, Tally
@@ -69,7 +69,9 @@ def run_chaos(*, duration: timedelta, processes: int, seed: int, planted: bool) 
             raise Mistake(str(exc)) from exc
         click.echo(f"racing on servers of its own: {postgres!r}, {redis!r}", err=True)
         connected(postgres.url, _install)
-        return asyncio.run(_series(plan, tuple(routes), redis, postgres, duration=duration, planted=planted))
+        return interrupt.run(
+            _series(plan, tuple(routes), redis, postgres, duration=duration, planted=planted)
+        )
 
 
 async def _install(conn: asyncpg.Connection[Any]) -> None:
