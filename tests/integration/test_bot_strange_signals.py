@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from lockguard_ccxt.testing import Fault, FaultKind, Operation
@@ -112,6 +113,58 @@ main()
     assert f"XRANGE {STREAM} " in told
     assert await stage.stream.keys(f"{STREAM}:*") == []
     assert stage.exchange.record().position("APT/USDT:USDT") == 0
+
+
+async def test_a_line_of_a_file_that_kills_whoever_reads_it_is_set_aside_unread_like_an_entry_of_a_stream(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """A supervisor that starts the bot again would start it for ever, and nothing behind the line is read."""
+    deadly = """
+import os, signal
+import lockguard_positions.bot.sources as sources
+whole = sources.read_line
+def deadly(line, **more):
+    if b'poison' in line:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(line, **more)
+sources.read_line = deadly
+from lockguard.cli import main
+main()
+"""
+    file = tmp_path / "signals.jsonl"
+    file.write_text(lines({**OPEN, "id": "poison"}, {**OPEN, "id": "s2", "symbol": "SOLUSDT"}))
+    command = ("bot", "run", "--json", "--once", "--signals", str(file))
+    for _ in range(2):
+        bot = await stage.mortal(deadly, *command)
+        assert (await bot.end()).code == -9
+    # Two bots that read one file at once do not take each other for dead: who began just now counts for none.
+    attempts = "monitoring.signal_attempts"
+    assert await stage.pool.fetchval(f"select count(*) from {attempts} where signal_id like 'line:%'") == 2
+    await stage.pool.execute(f"update {attempts} set begun_at = begun_at - interval '2 minutes'")
+    third = await stage.mortal(deadly, *command)
+    ended = await third.end()
+    assert ended.code == 0, ended.text
+    assert len(stage.exchange.record().entries("SOLUSDT")) == 1
+    (told,) = [x["message"] for x in ended.lines if "a signal is not carried out" in x["message"]]
+    assert f"{file} line 1: set aside unread, as 2 bots ended while they read it" in told
+    assert stage.exchange.record().position("APT/USDT:USDT") == 0
+    left = await stage.pool.fetch(f"select distinct signal_id from {attempts}")
+    assert len(left) == 1  # the line that is set aside; those that were read are no one's any more
+
+
+async def test_a_line_that_is_read_frees_those_who_were_killed_over_it_by_chance(
+    stage: Stage, tmp_path: Path
+) -> None:
+    file = tmp_path / "signals.jsonl"
+    file.write_text(lines(OPEN))
+    key = hashlib.sha256(lines(OPEN).strip().encode()).hexdigest()[:32]
+    await stage.pool.execute(
+        "insert into monitoring.signal_attempts values ('binance', $1, 'killed', now() - interval '1 day')",
+        f"line:{key}",
+    )
+    done = await stage.run("--once", "--json", "--signals", str(file))
+    assert done.outcomes() == {"s1": "opened"}
+    assert await stage.pool.fetchval("select count(*) from monitoring.signal_attempts") == 0
 
 
 async def test_an_open_that_the_exchange_does_not_take_and_one_that_waited_too_long_are_told(

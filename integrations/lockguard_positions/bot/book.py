@@ -34,6 +34,9 @@ __all__ = ["Decision", "Outcome", "Place", "SignalBook"]
 
 _FILE = "signals.sql"
 _END_S = 2.0
+_LINE = "line:"
+"""What the names of lines that are being read begin with, where attempts at signals have the signals' ids."""
+_STILL_READING_S = 60.0
 
 
 class Outcome(StrEnum):
@@ -153,6 +156,20 @@ class SignalBook:
         for signal_id in tuple(self._not_ended):
             await self._pool.execute(statement("end_attempt", _FILE), self._exchange, signal_id, self._bot)
             self._not_ended.discard(signal_id)
+
+    async def begin_reading(self, line: str) -> int:
+        """Say that a line of a file is being read here.
+
+        Returns:
+            How many bots said so longer than a minute ago and never that they had read it: they ended. Two
+            bots may read the same file at once, so who began just now is not counted.
+        """
+        args = (self._exchange, f"{_LINE}{line}", self._bot, _STILL_READING_S)
+        return int(await self._pool.fetchval(statement("begin_reading", _FILE), *args))
+
+    async def end_reading(self, line: str) -> None:
+        """It is read, so it is not what ended others."""
+        await self._pool.execute(statement("end_all_attempts", _FILE), self._exchange, f"{_LINE}{line}")
 
     async def record(self, lease: Lease, signal: Signal, symbol: str, decision: Decision) -> None:
         """Write a decision down.

@@ -6,6 +6,8 @@ A file is read from its beginning each time: what was decided before is known by
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import sys
 import threading
 from concurrent.futures import CancelledError
@@ -14,13 +16,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias
 
 from lockguard.errors import ConfigurationError
-from lockguard_positions.bot.signals import LINE_BYTES_MAX, BadSignal, Signal, read_line
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_positions.bot.signals import LINE_BYTES_MAX, BadSignal, Signal, Unread, read_line
 from lockguard_positions.bot.stopping import unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Delivery", "FileSource", "SignalSource", "nothing_to_settle"]
+__all__ = ["Delivery", "FileSource", "Readings", "SignalSource", "nothing_to_settle"]
+
+
+_LOG = logging.getLogger("lockguard.bot")
+_KEY_CHARS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +61,34 @@ class SignalSource(Protocol):
 _Line: TypeAlias = "tuple[int, bytes] | OSError | None"
 
 
+class Readings(Protocol):
+    """Who reads which line, kept where a bot that ends in the middle leaves its word."""
+
+    async def begin_reading(self, line: str) -> int:
+        """Say that a line is being read; how many have ended over it before."""
+        ...
+
+    async def end_reading(self, line: str) -> None:
+        """Say that it is read."""
+        ...
+
+
 class FileSource:
     """The lines of a file, a pipe or the standard input (``-``).
 
     Reading blocks, and a pipe may stay silent for ever: a thread of its own does it, one that the process
     does not wait for at its end.
+
+    Args:
+        name: the file.
+        readings: where it is kept who reads which line; without it, a line may end one bot after the other.
+        ends_max: how many bots may end while they read a line before it is set aside unread.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, readings: Readings | None = None, *, ends_max: int = 2) -> None:
         self._name = name
+        self._readings = readings
+        self._ends_max = ends_max
         self._shown = "standard input" if name == "-" else name
         self._lines: asyncio.Queue[_Line] = asyncio.Queue(1)
         self._reader: threading.Thread | None = None
@@ -86,8 +112,42 @@ class FileSource:
                 raise ConfigurationError(f"signals {self._shown} cannot be read: {found.strerror}") from found
             number, line = found
             if line.strip():
-                where = f"{self._shown} line {number}"
-                return Delivery(where, _parsed(line, where), nothing_to_settle, returns=False)
+                return await self._delivery(line, f"{self._shown} line {number}")
+
+    async def _delivery(self, line: bytes, where: str) -> Delivery:
+        key = hashlib.sha256(line.strip()).hexdigest()[:_KEY_CHARS]
+        if self._readings is None or (ended := await self._begin(self._readings, key, where)) is None:
+            return Delivery(where, _parsed(line, where), nothing_to_settle, returns=False)
+        if ended >= self._ends_max:
+            told = (
+                f"{where}: set aside unread, as {ended} bots ended while they read it, by it or killed from"
+                " outside; look at it, and write it anew"
+            )
+            return Delivery(where, Unread(told), nothing_to_settle, returns=False)
+        readings, reading = self._readings, True
+
+        async def understood() -> None:
+            nonlocal reading
+            if not reading:
+                return
+            reading = False
+            try:
+                await readings.end_reading(key)
+            except DATABASE_ERRORS as exc:
+                _LOG.warning("%s is still counted as being read: %s", where, exc)
+
+        async def settle(decided: bool) -> None:  # noqa: ARG001, FBT001 - as Delivery has it
+            await understood()
+
+        return Delivery(where, _parsed(line, where), settle, returns=False, understood=understood)
+
+    @staticmethod
+    async def _begin(readings: Readings, key: str, where: str) -> int | None:
+        try:
+            return await readings.begin_reading(key)
+        except DATABASE_ERRORS as exc:
+            _LOG.warning("bots that end while they read %s are not counted: %s", where, exc)
+            return None
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
         def hand_over(item: _Line) -> None:

@@ -161,7 +161,7 @@ async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: async
         ends_max=settings.set_aside_after,
         leverage=urls.exchange.leverage,
     )
-    sources = await _sources(stack, settings)
+    sources = await _sources(stack, settings, book)
     return Worker(trader, manager, exchange.name, sources, settings.rhythm, stopping, observers=observers)
 
 
@@ -176,8 +176,9 @@ async def _observers(stack: AsyncExitStack, settings: BotSettings) -> list[Posit
     return observers
 
 
-async def _sources(stack: AsyncExitStack, settings: BotSettings) -> list[SignalSource]:
-    sources: list[SignalSource] = [FileSource(name) for name in settings.files]
+async def _sources(stack: AsyncExitStack, settings: BotSettings, book: SignalBook) -> list[SignalSource]:
+    ends_max = settings.set_aside_after
+    sources: list[SignalSource] = [FileSource(name, book, ends_max=ends_max) for name in settings.files]
     if (stream := settings.stream) is not None:
         follow = not settings.rhythm.once
         connecting = StreamSource.connect(

@@ -25,6 +25,16 @@ with mine as (
 )
 select bot from monitoring.signal_attempts where exchange = $1 and signal_id = $2 and bot <> $3 order by begun_at
 
+-- name: begin_reading
+-- A line of a file has no symbol yet, so no lease keeps others from it: only who began long ago has ended.
+with mine as (
+  insert into monitoring.signal_attempts (exchange, signal_id, bot) values ($1, $2, $3)
+  on conflict (exchange, signal_id, bot) do update set begun_at = clock_timestamp()
+)
+select count(*) from monitoring.signal_attempts
+ where exchange = $1 and signal_id = $2 and bot <> $3
+   and begun_at < clock_timestamp() - make_interval(secs => $4)
+
 -- name: end_attempt
 delete from monitoring.signal_attempts where exchange = $1 and signal_id = $2 and bot = $3
 
