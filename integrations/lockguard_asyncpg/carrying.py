@@ -19,8 +19,9 @@ from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases, lost_sight, outlived_lease
 from lockguard.errors import ConfigurationError, LeaseNotHeld, LockguardError
-from lockguard_asyncpg.claims import Limits, entry_for, next_sequence
+from lockguard_asyncpg.claims import Limits, entry_for
 from lockguard_asyncpg.errors import DATABASE_ERRORS, ended, fence_error, stale
+from lockguard_asyncpg.numbers import NUMBERS
 from lockguard_asyncpg.statements import (
     Kind,
     ends_in_savepoint,
@@ -230,7 +231,7 @@ async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> No
     """Check what this transaction has not presented yet."""
     if standing.read_only:
         return
-    sequence = next_sequence() if standing.entry is None else None
+    sequence = NUMBERS.alone() if standing.entry is None else None
     entry = entry_for(leases, sequence=sequence, limits=LIMITS)
     if standing.claims.issuperset(entry.claims):
         return

@@ -6,7 +6,6 @@ round trip in every transaction, since asyncpg sends parameters only in a messag
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,9 +18,8 @@ from lockguard_asyncpg.literals import number, text, uuid
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Claim", "Entry", "Limits", "entry_for", "leases_for", "next_sequence"]
+__all__ = ["Claim", "Entry", "Limits", "entry_for", "leases_for"]
 
-_sequence = itertools.count(1)
 _LOCK_MS = 5_000
 
 
@@ -54,11 +52,6 @@ class Claim:
             f"select lockguard.check({text(self.resource)},{number(self.token)},{uuid(self.grant)},"
             f"{number(sequence)});"
         )
-
-
-def next_sequence() -> int:
-    """A number that this process has given to no other transaction."""
-    return next(_sequence)
 
 
 def leases_for(lease: Lease | Sequence[Lease] | None) -> tuple[Lease, ...]:

@@ -99,6 +99,7 @@ _BY_STATE = {
     "LG002": Meaning.STALE,
     "LG003": Meaning.STATEMENT,
     "LG004": Meaning.CONFIGURATION,
+    "LG005": Meaning.STATEMENT,
     "40001": Meaning.RETRY,  # serialization failure
     "40P01": Meaning.RETRY,  # deadlock
     "40003": Meaning.LOST,  # statement completion unknown

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import asyncpg
 
-from lockguard.errors import ConfigurationError, FenceUnavailable
+from lockguard.errors import ConfigurationError, FenceUnavailable, OutcomeUnknown
 from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import Outrun, Sealed
 from lockguard.text import kind_of, printable
@@ -54,6 +54,15 @@ _IDLE_MS = 1_000
 _CLOSE = timedelta(seconds=1)
 _CLOSE_AGAIN_FIRST_S = 0.5
 _CLOSE_AGAIN_MAX_S = 5.0
+# In the message of the call itself. Where the role's or the database's default is SERIALIZABLE, seals and
+# closes of resources that have nothing to do with each other would fail, and bodies with them.
+_OWN_ISOLATION = "set transaction isolation level read committed;"
+_FORGOTTEN = "LG005"
+# How often the records of writes that are too old to be asked for are cleared away, and in how many steps.
+_PRUNE_S = 60.0
+_PRUNE_STEPS_MAX = 50
+# The row count of a simple query tells how many there were.
+_PRUNE = "select from generate_series(1, lockguard.prune())"
 _AT_THE_GATE = (
     "select pid, role, application, alone, state, clock_timestamp() - since as age"
     " from lockguard.at_the_gate($1) where pid is null or role is not null"
@@ -90,6 +99,7 @@ class PostgresFence:
         self._grace_s = checked_wait(grace, "grace").total_seconds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[GrantId] = set()
+        self._prune_at: float | None = None
 
     async def __aenter__(self) -> Self:
         if self._listener is not None:
@@ -129,6 +139,7 @@ class PostgresFence:
         )
         loop = asyncio.get_running_loop()
         began = loop.time()
+        self._prune_now_and_then()
         # The row count of a simple query tells yes from no in one message.
         if_sealed = _Call(f"select from {call}", f") where accepted and token = {number(grant.token)}")
         sealing = _call(self._pool, if_sealed, resource=grant.resource, within=within)
@@ -162,6 +173,7 @@ class PostgresFence:
     async def _close(self, grant: Grant, *, within: timedelta) -> None:
         call = f"select lockguard.close({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
         await _call(self._pool, _Call(call, ")"), resource=grant.resource, within=within)
+        self._prune_now_and_then()
 
     async def _close_later(self, grant: Grant) -> None:
         """Try again until it is done: by us, or by the seal of a successor, which shuts the grant out too."""
@@ -208,6 +220,23 @@ class PostgresFence:
             for task in helpers:
                 task.cancel()
 
+    def _prune_now_and_then(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._prune_at is not None and now >= self._prune_at:
+            task = asyncio.create_task(self._prune(), name="lockguard-prune")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif self._prune_at is not None:
+            return
+        self._prune_at = now + _PRUNE_S
+
+    async def _prune(self) -> None:
+        """Clear away in steps that hold up nobody; nothing depends on it but the room on the disk."""
+        with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 5, say
+            for _ in range(_PRUNE_STEPS_MAX):
+                if await _once(self._pool, await self._pool.acquire(), _PRUNE, rows=False) == "SELECT 0":
+                    return
+
     async def _evict(self, resource: Resource, token: Token | None) -> None:
         query = f"select lockguard.evict({text(resource)},{number(token)})"
         cancels = Cancels()
@@ -236,11 +265,19 @@ async def resolve(
 
     Raises:
         FenceUnavailable: no answer within ``within``; ask again.
+        OutcomeUnknown: nobody knows any more: it is more than a day ago, or the reply did come and its writer
+            has written on since.
     """
     assert error.token is not None
     named = f"{text(error.resource)},{number(error.token)},{number(error.sequence)}"
     call = _Call(f"select where lockguard.resolve({named},", ")")
-    return bool(await _call(pool, call, resource=error.resource, within=within) == "SELECT 1")
+    try:
+        return bool(await _call(pool, call, resource=error.resource, within=within) == "SELECT 1")
+    except FenceUnavailable as exc:
+        if getattr(exc.__cause__, "sqlstate", None) != _FORGOTTEN:
+            raise
+        said = f"{str(exc.__cause__).partition(chr(10))[0]}: look at what was written"
+        raise OutcomeUnknown(said, resource=error.resource, token=error.token) from exc.__cause__
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +391,7 @@ async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: 
                 return await _row(conn, query)
             # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
             # the server's word that it ends the session was read, and the end of the connection not yet.
-            tag = await conn.execute(query)
+            tag = await conn.execute(_OWN_ISOLATION + query)
             clean = True
             return tag
     finally:
@@ -365,7 +402,7 @@ async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: 
 async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
     """The row of ``query``, in a transaction."""
     con = bare(conn)
-    transaction = conn.transaction()
+    transaction = conn.transaction(isolation="read_committed")
     await transaction.start()
     try:
         # Until COMMIT it has the gate to itself.

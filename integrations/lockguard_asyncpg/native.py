@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 
 from lockguard.errors import StaleToken
-from lockguard_asyncpg.claims import Limits, entry_for, leases_for, next_sequence
+from lockguard_asyncpg.claims import Limits, entry_for, leases_for
 from lockguard_asyncpg.errors import (
     DATABASE_ERRORS,
     CommitUnknown,
@@ -32,6 +32,7 @@ from lockguard_asyncpg.errors import (
     set_up_error,
     stale,
 )
+from lockguard_asyncpg.numbers import NUMBERS
 from lockguard_asyncpg.transaction import FencedTransaction
 from lockguard_asyncpg.wire import bare, give_back, unfenced
 
@@ -178,7 +179,9 @@ async def _one(
     returning: bool,
     also: Sequence[str],
 ) -> list[asyncpg.Record]:
-    sequence = next_sequence()
+    inside = conn.is_in_transaction()
+    # Inside, the outcome is that of the caller's transaction, and nobody can ask for this statement's own.
+    sequence = None if inside else NUMBERS.take()
     entry = entry_for(leases, sequence=sequence, limits=_LIMITS)
     first = entry.claims[0]
     # Scalars, not arrays: asyncpg would ask the server about an array's type on each new connection.
@@ -186,10 +189,9 @@ async def _one(
     for claim in entry.claims:
         presented += claim.resource, claim.token, UUID(claim.grant), sequence if claim is first else None
     text = _wrapped(_writes(query, also), len(args), leases=len(entry.claims), returning=returning)
-    inside = conn.is_in_transaction()
     try:
         with unfenced():
-            return list(await conn.fetch(text, *args, *presented, timeout=timeout_s))
+            rows = list(await conn.fetch(text, *args, *presented, timeout=timeout_s))
     except DATABASE_ERRORS as exc:
         if (refusal := stale(exc)) is not None:
             raise refusal from exc
@@ -200,9 +202,15 @@ async def _one(
         # In a transaction of the caller's a lost connection is certain: it was not committed.
         if inside and (said := ended(exc, leases)) is not None:
             raise said from exc
-        if not inside and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
-            raise CommitUnknown(resource=first.resource, token=first.token, sequence=sequence) from exc
+        if sequence is not None:
+            if meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError):
+                raise CommitUnknown(resource=first.resource, token=first.token, sequence=sequence) from exc
+            if getattr(exc, "sqlstate", None) is not None:  # the server's own word: nothing was written
+                NUMBERS.give_back((sequence,))
         raise
+    if sequence is not None:
+        NUMBERS.give_back((sequence,))
+    return rows
 
 
 def _writes(query: str, also: Sequence[str]) -> str:

@@ -120,7 +120,8 @@ async def install(
             ``allow`` is no role.
     """
     try:
-        async with conn.transaction():
+        # Whatever the default is: a snapshot from before the wait does not show what another one installed.
+        async with conn.transaction(isolation="read_committed"):
             await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)
             before = await schema_version(conn)
             if before > SCHEMA_VERSION:
@@ -154,7 +155,7 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
         ConfigurationError: the role may not, or tables are still protected.
     """
     try:
-        async with conn.transaction():
+        async with conn.transaction(isolation="read_committed"):
             await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)
             if await conn.fetchval("select to_regnamespace('lockguard')") is None:
                 return False

@@ -13,9 +13,10 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from asyncpg.transaction import Transaction
 
-from lockguard_asyncpg.claims import Limits, leases_for, next_sequence
+from lockguard_asyncpg.claims import Limits, leases_for
 from lockguard_asyncpg.connection import end_loan, lend
 from lockguard_asyncpg.errors import NotCommitted, ended
+from lockguard_asyncpg.numbers import NUMBERS
 from lockguard_asyncpg.wire import Wire, bare, give_back, rolled_back, standing_of
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ class FencedTransaction:
         isolation: Postgres's default if not given.
         limits: bounds on waiting and idling inside.
 
-    Attributes:
-        sequence: the number that, with resource and token, names this transaction.
-
     Raises:
         StaleToken: on entry or in the body: the lease's token is not the one in force.
         LeaseLost: on entry or before COMMIT: the lease has ended; nothing was committed.
@@ -60,7 +58,7 @@ class FencedTransaction:
         isolation: Isolation | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.sequence = next_sequence()
+        self._sequence: int | None = None
         self._target = target
         self._lease = lease
         self._isolation: Isolation | None = isolation
@@ -72,6 +70,16 @@ class FencedTransaction:
         self._leases: tuple[Lease, ...] = ()
         self._loan: type[Any] | None = None
         self._outer: tuple[Lease, ...] | None = None
+
+    @property
+    def sequence(self) -> int:
+        """The number that, with resource and token, names this transaction.
+
+        As a savepoint in a fenced transaction, that of the transaction around it.
+        """
+        if self._sequence is None:
+            self._sequence = NUMBERS.alone()
+        return self._sequence
 
     async def __aenter__(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
         leases = leases_for(self._lease)
@@ -85,11 +93,13 @@ class FencedTransaction:
             if con is None:  # the server dropped it, and the pool has emptied its proxy
                 raise asyncpg.InterfaceError("cannot begin a fenced transaction: the connection is closed")
             self._loan = lend(con)
-            wire: Any = Wire(con, lambda: leases, limits=self._limits, sequence=self.sequence, defer=True)
+            wire: Any = Wire(con, lambda: leases, limits=self._limits, sequence=self._sequence, defer=True)
             transaction = Transaction(wire, self._isolation, readonly=False, deferrable=False)
             await transaction.start()
             self._transaction = transaction
             standing = standing_of(con)
+            if self._sequence is None and standing.entry is not None:
+                self._sequence = standing.entry.sequence
             self._outer, standing.body = standing.body, standing.body or leases
         except BaseException as exc:
             await self._give_back()

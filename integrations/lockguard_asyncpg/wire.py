@@ -24,7 +24,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from lockguard.errors import LockguardError, StaleToken
 from lockguard.lease import GrantId, Lease
-from lockguard_asyncpg.claims import Claim, Entry, Limits, entry_for, next_sequence
+from lockguard_asyncpg.claims import Claim, Entry, Limits, entry_for
 from lockguard_asyncpg.errors import (
     DATABASE_ERRORS,
     CommitUnknown,
@@ -34,6 +34,7 @@ from lockguard_asyncpg.errors import (
     fence_error,
     meaning_of,
 )
+from lockguard_asyncpg.numbers import NUMBERS
 
 __all__ = [
     "Standing",
@@ -85,6 +86,7 @@ class Standing:
 
     Attributes:
         entry: what makes the transaction's outcome known; ``None`` if it is not recorded.
+        numbers: those that were recorded in it; given back when its end is certain.
         leases: those presented, by grant.
         claims: the pairs whose rows are locked now.
         doubt: the row that records the outcome may have gone with a savepoint.
@@ -95,7 +97,18 @@ class Standing:
             ends the transaction.
     """
 
-    __slots__ = ("_begun_with", "body", "claims", "doubt", "entry", "leases", "read_only", "refusal", "user")
+    __slots__ = (
+        "_begun_with",
+        "body",
+        "claims",
+        "doubt",
+        "entry",
+        "leases",
+        "numbers",
+        "read_only",
+        "refusal",
+        "user",
+    )
 
     def __init__(self) -> None:
         self.user: asyncio.Task[Any] | None = None
@@ -106,6 +119,7 @@ class Standing:
         """The transaction is over."""
         self._begun_with = False
         self.entry: Entry | None = None
+        self.numbers: list[int] = []
         self.leases: dict[GrantId, Lease] = {}
         self.claims: set[Claim] = set()
         self.doubt = False
@@ -118,10 +132,17 @@ class Standing:
         if self.entry is not None and not self._begun_with:
             self.entry, self.doubt = None, True
 
+    def numbers_taken(self) -> list[int]:
+        """Its numbers, for the one who may learn for certain how it ends."""
+        numbers, self.numbers = self.numbers, []
+        return numbers
+
     def note(self, entry: Entry, leases: Sequence[Lease], *, begins: bool = False) -> None:
         """The fence has accepted ``entry``; with ``begins``, in the message that began the transaction."""
-        if self.entry is None and entry.sequence is not None:
-            self.entry, self.doubt, self._begun_with = entry, False, begins
+        if entry.sequence is not None:
+            self.numbers.append(entry.sequence)
+            if self.entry is None:
+                self.entry, self.doubt, self._begun_with = entry, False, begins
         self.claims.update(entry.claims)
         self.leases.update((lease.grant.id, lease) for lease in leases)
 
@@ -215,7 +236,7 @@ class Wire:
         con: the connection.
         leases: what the transaction is written under, asked when it begins; empty for a plain one.
         limits: bounds on waiting and idling inside.
-        sequence: the transaction's number.
+        sequence: the transaction's number, taken when it begins if it is not given.
         timeout_s: the patience for BEGIN and COMMIT.
         defer: leave it to the caller to end a lease that is refused when the transaction opens.
     """
@@ -236,7 +257,7 @@ class Wire:
         object.__setattr__(self, "_con", con)
         object.__setattr__(self, "_leases", leases)
         object.__setattr__(self, "_limits", limits)
-        object.__setattr__(self, "_sequence", next_sequence() if sequence is None else sequence)
+        object.__setattr__(self, "_sequence", sequence)
         object.__setattr__(self, "_timeout_s", timeout_s)
         object.__setattr__(self, "_defer", defer)
 
@@ -268,12 +289,16 @@ class Wire:
                 standing_of(self._con).forget()
                 return await self._send(query)
             case _:
-                standing_of(self._con).clear()
+                standing = standing_of(self._con)
+                numbers = standing.numbers_taken()
+                standing.clear()
                 try:
-                    return await self._send(query)
+                    tag = await self._send(query)
                 except BaseException:
                     self._con.terminate()  # or it would go back to its pool in the transaction
                     raise
+                NUMBERS.give_back(numbers)
+                return tag
 
     async def _open(self, query: str, *, undo: str | None) -> str:
         standing, outermost = standing_of(self._con), undo is None
@@ -284,6 +309,9 @@ class Wire:
             standing.read_only = " READ ONLY" in query
         if not leases or standing.read_only:
             return await self._send(query)
+        if standing.entry is None and self._sequence is None:
+            number = NUMBERS.take() if outermost else NUMBERS.alone()
+            object.__setattr__(self, "_sequence", number)
         for attempt in range(_OPEN_ATTEMPTS_MAX):
             sequence = self._sequence if standing.entry is None else None
             entry = entry_for(leases, sequence=sequence, limits=self._limits)
@@ -318,8 +346,9 @@ class Wire:
             raise
         if standing.doubt and leases:
             # What recorded the outcome may have been rolled back: record it anew, in the same message.
-            entry = entry_for(leases, sequence=next_sequence(), limits=self._limits)
+            entry = entry_for(leases, sequence=NUMBERS.alone(), limits=self._limits)
             query = entry.sql() + query
+        numbers = standing.numbers_taken()
         try:
             tag = await self._send(query)
         except asyncio.CancelledError as exc:
@@ -331,6 +360,7 @@ class Wire:
             if (said := await self._why_no_commit(exc, entry, leases, refusal)) is not None:
                 raise said from exc
             raise
+        NUMBERS.give_back(numbers)
         standing.clear()  # COMMIT AND CHAIN has opened another transaction, which has presented nothing
         if tag == "ROLLBACK" and entry is not None:
             # The server says so only in the command tag, and asyncpg does not look.

@@ -250,14 +250,6 @@ async def test_a_connection_killed_before_commit_has_committed_nothing(pool: asy
     assert await resolve(pool, _unknown(lease, transaction.sequence)) is False
 
 
-async def test_old_outcomes_go_at_the_next_seal(pool: asyncpg.Pool[Any]) -> None:
-    async with fenced_transaction(pool, await held(pool, 7)):
-        pass
-    await pool.execute("update lockguard.outcome set written_at = now() - interval '2 days'")
-    await held(pool, 8)
-    assert await pool.fetchval("select count(*) from lockguard.outcome") == 0
-
-
 # Every error has a meaning
 
 

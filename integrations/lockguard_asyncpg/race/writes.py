@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard_asyncpg.claims import next_sequence
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
 from lockguard_asyncpg.native import fenced_execute
 from lockguard_asyncpg.race.plan import Attempt, Shape, Way
@@ -54,6 +54,8 @@ WRITE_SEEN = "update lockguard_race.state set n = $4::bigint + 1, token = $2, op
 ADD = "insert into lockguard_race.entry (resource, token, op) values ($1, $2, $3)"
 """The plainest writes of a race: resource, token, operation."""
 NOTE = "insert into lockguard.outcome (resource, token, sequence) values ($1, $2, $3)"
+# As a library of before counted, whose records resolve() still knows.
+_numbers = itertools.count(1)
 # Where a connection keeps what counts the statements that it has sent.
 _PROTOCOL = "_protocol"
 # Whether it keeps prepared statements.
@@ -229,7 +231,7 @@ async def plain_transaction(attempt: Attempt) -> AsyncIterator[PoolConnectionPro
 
     Its outcome is noted past the fence's functions, so that a lost reply can be resolved.
     """
-    lease, sequence = attempt.lease, next_sequence()
+    lease, sequence = attempt.lease, next(_numbers)
     conn = await attempt.seat.take()
     # Kept bare: the pool empties its proxy when the server drops the connection.
     con = bare(conn)

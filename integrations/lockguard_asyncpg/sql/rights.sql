@@ -26,6 +26,7 @@ begin
     lockguard.close(text, bigint, uuid, integer),
     lockguard.break_(text, text, integer),
     lockguard.resolve(text, bigint, bigint, integer),
+    lockguard.prune(integer),
     lockguard.status(text),
     lockguard.version(),
     lockguard.protections(),
