@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TextIO
 
-__all__ = ["append_private", "replacing", "write_private"]
+__all__ = ["append_private", "replacing", "require_writable", "write_private"]
 
 _MODE = 0o600
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STREAM = re.compile(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]{1,6})")
 _STREAMS = {"stdout": 1, "stderr": 2}
 
@@ -48,10 +49,9 @@ def replacing(path: Path) -> Iterator[TextIO]:
             with path.open("w", encoding="utf-8") as file:
                 yield file
             return
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        draft = _draft_of(path)
         try:
-            with os.fdopen(os.open(draft, flags, _MODE), "w", encoding="utf-8") as file:
+            with os.fdopen(os.open(draft, _NEW, _MODE), "w", encoding="utf-8") as file:
                 yield file
             draft.replace(path)
         except BaseException:
@@ -72,6 +72,45 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
+def require_writable(*paths: Path | None) -> None:
+    """Find out whether files can be written before the work begins whose result they are to hold.
+
+    Nothing is left there, and what is there stays.
+
+    Args:
+        *paths: files, as for :func:`write_private`; ``None`` is passed over.
+
+    Raises:
+        ConfigurationError: one could not be written; it names the file, why, and what to do.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        try:
+            why = _why_not_written(path)
+        except OSError as exc:
+            why = f"{(exc.strerror or str(exc)).lower()}; name another place"
+        if why:
+            raise ConfigurationError(f"{path} cannot be written: {why}")
+
+
+def _why_not_written(path: Path) -> str:
+    """Empty if it can be."""
+    if _own_stream(path) is not None:
+        return ""
+    if path.is_dir():
+        return "it is a directory; name a file in it"
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return f"there is no directory {folder}; make it first"
+    if _is_special(path):
+        return "" if os.access(path, os.W_OK) else "permission denied; name another place"
+    draft = _draft_of(path)  # tried, for many a reason shows only then
+    os.close(os.open(draft, _NEW, _MODE))
+    draft.unlink()
+    return ""
+
+
 def append_private(path: Path) -> TextIO:
     """Open a file to append to; a new one gets mode 0600, and a link is refused.
 
@@ -80,6 +119,10 @@ def append_private(path: Path) -> TextIO:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, _MODE), "a", encoding="utf-8")
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _own_stream(path: Path) -> int | None:

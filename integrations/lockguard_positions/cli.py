@@ -21,7 +21,7 @@ except ImportError as missing:
 
 from lockguard import interrupt
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard.private import write_private
+from lockguard.private import require_writable, write_private
 from lockguard.testing import TopologyName
 from lockguard.testing.topology_names import warnings_told
 from lockguard_positions.race_settings import PHASES, SCENARIOS, RaceResult, RaceSettings
@@ -177,6 +177,7 @@ def race(
         if comparing:
             _check_comparing(settings)
         _check_urls(settings)
+        require_writable(json_file)
         servers = _servers(topology, redis_urls)
         _make_folder(settings.log_folder)
         title = "comparing" if comparing else f"scenario {settings.scenario}"
@@ -240,6 +241,7 @@ def _make_folder(name: str) -> None:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigurationError(f"--logs {name} cannot be made: {exc.strerror or exc}") from exc
+    require_writable(Path(name, "log"))
 
 
 def _servers(topology: str | None, urls: Sequence[str]) -> Topology | None:

@@ -19,7 +19,7 @@ from lockguard.bench.plot import svg
 from lockguard.bench.run import measure
 from lockguard.bench.table import show
 from lockguard.errors import ConfigurationError
-from lockguard.private import write_private
+from lockguard.private import require_writable, write_private
 from lockguard.testing.topology_names import TopologyName, warnings_told
 
 __all__ = ["bench"]
@@ -70,9 +70,7 @@ def bench(
     more than the figures, and run it while the machine has nothing else to do.
     """
     names, where = _known(peers), TopologyName.parse(topology)
-    for file in (json_file, plot_file):
-        if file is not None and not file.parent.is_dir():
-            raise click.BadParameter(f"the directory of {str(file)!r} does not exist; make it first")
+    require_writable(json_file, plot_file)
     loop_factory(loop)  # a missing one is told before servers are started
     console = Console()
     with _quiet(), warnings_told(console.print), console.status("starting servers") as status:

@@ -222,12 +222,6 @@ def test_an_unknown_topology_is_refused_with_those_that_are_known():
     assert "redlock:N" in str(ran.exception)
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_an_hour_is_spent(tmp_path):
-    ran = CliRunner().invoke(bench, ["--json", str(tmp_path / "absent" / "told.json")])
-    assert ran.exit_code == 2
-    assert "absent" in ran.output
-
-
 @pytest.mark.parametrize(
     ("places", "expected"),
     [([0, 1, 2, 3], 0), ([1, 0, 2, 3], 1), ([3, 0, 1, 2], 1), ([3, 2, 1, 0], 3), ([], 0)],

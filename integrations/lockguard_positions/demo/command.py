@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from rich.console import Console
 from lockguard import interrupt
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
-from lockguard.private import write_private
+from lockguard.private import require_writable, write_private
 from lockguard_positions.demo.console import Screen
 
 if TYPE_CHECKING:
@@ -64,9 +63,7 @@ def demo(*, opens: int, time_scale: float, picture: Path, json_file: Path | None
     Starts a Redis-compatible server, a Postgres and a local exchange on free ports of this machine, and
     leaves none of them behind. The exit code is 0 if every claim held, and 1 if one did not.
     """
-    for path in (picture, json_file):
-        if path is not None:
-            _check_writable(path)
+    require_writable(picture, json_file)
     wanted = _Wanted(opens, time_scale, picture, json_file, keep)
     console = Console(highlight=False)
     broken = interrupt.run(_demo(wanted, Screen(console)))
@@ -111,18 +108,3 @@ async def _demo(wanted: _Wanted, screen: Screen) -> list[Claim]:
 
 def _numbers(result: DemoResult) -> str:
     return json.dumps(result.as_json(), indent=2) + "\n"
-
-
-def _check_writable(path: Path) -> None:
-    """Before anything is started: half a minute later would be too late.
-
-    Raises:
-        ConfigurationError: the file could not be written.
-    """
-    folder = path.absolute().parent
-    if path.is_dir():
-        raise ConfigurationError(f"{path} is a directory; name a file in it")
-    if not folder.is_dir():
-        raise ConfigurationError(f"{path} cannot be written: there is no directory {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigurationError(f"{path} cannot be written: permission denied; name another place")

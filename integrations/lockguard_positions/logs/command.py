@@ -23,7 +23,7 @@ except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
 from lockguard.errors import ConfigurationError
-from lockguard.private import replacing
+from lockguard.private import replacing, require_writable
 from lockguard_positions.logs.analysis import Analysis, Told, analyze
 from lockguard_positions.logs.picture import draw
 from lockguard_positions.logs.records import Record, read_logs
@@ -103,6 +103,7 @@ def analyze_(
     pattern = _pattern(created)
     for option, written in (("--export", export_file), ("--html", html_file)):
         _spare(files, option, written)
+    require_writable(html_file, None if str(export_file) == "-" else export_file)
     records = read_logs(files, lambda note: click.echo(f"Note: {note}", err=True))
     first = next(records)
     since, until = _instant(start, "--from", first.at), _instant(end, "--to", first.at)
