@@ -15,6 +15,7 @@ from lockguard.audience import Audience
 from lockguard.context import note_task
 from lockguard.errors import ConfigurationError, LockguardError, LossReason
 from lockguard.events import Event, FenceCloseFailed
+from lockguard.ports import AnsweringFence
 from lockguard.renewal import Keeper
 from lockguard.text import TEXT_CHARACTERS_MAX, one_word
 from lockguard.waiting import Queue
@@ -65,7 +66,8 @@ class Core:
         self.emit: Callable[[Event], None] = Audience(observers, clock=clock).tell
         """Tell the observers; never raises."""
         self.queue = Queue(redlock, clock=clock, emit=self.emit)
-        self.keeper = Keeper(redlock, clock=clock, emit=self.emit)
+        answers = fence if isinstance(fence, AnsweringFence) else None
+        self.keeper = Keeper(redlock, clock=clock, emit=self.emit, fence=answers)
         redlock.on_wake(self._woken)
         self._closing: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -78,7 +78,12 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class FenceCloseFailed:
-    """The fence could not be closed on release; it stays open for this ended grant until the next seal."""
+    """The fence could not be closed when a body was left; it is open still for a grant that has ended.
+
+    Writes of that grant are accepted until it is closed after all: in the background, as soon as the
+    transaction that is in the way has ended (a ``PostgresFence`` tries again every few seconds while its
+    process lives), or by the next seal of the resource. ``cause`` names the sessions in the way, if known.
+    """
 
     grant: Grant
     cause: str

@@ -282,7 +282,8 @@ class Lease:
         :meth:`ensure` trusts the last renewal, which may be a third of the ttl old; a server that lost its
         data since, or an operator, may have let somebody else in. Call this before an order that must not
         be late or twice, and :meth:`ensure` with the time that the order may take behind it. It costs one
-        round trip, and renews the lease.
+        round trip, and renews the lease. A ``PostgresFence`` is asked at the same time, which takes one
+        connection of its pool: a lease that the fence would refuse ends.
 
         Args:
             within: how long the servers may take.

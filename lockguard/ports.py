@@ -20,6 +20,7 @@ __all__ = [
     "AcquireRequest",
     "AcquireVote",
     "Answer",
+    "AnsweringFence",
     "Broken",
     "Busy",
     "Done",
@@ -393,6 +394,19 @@ class Fence(Protocol):
 
         Raises:
             FenceUnavailable: it could not be done within ``within``.
+        """
+        ...
+
+
+@runtime_checkable
+class AnsweringFence(Fence, Protocol):
+    """A fence that can also be asked; :meth:`Lease.confirm` does, if it can."""
+
+    async def confirm(self, grant: Grant, *, within: timedelta) -> bool:
+        """Whether writes of ``grant`` are accepted now.
+
+        Raises:
+            FenceUnavailable: no answer within ``within``.
         """
         ...
 

@@ -28,13 +28,14 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 from lockguard.clock import Clock
-from lockguard.errors import ConfigurationError, LossReason
+from lockguard.errors import ConfigurationError, FenceUnavailable, LossReason
 from lockguard.events import Event, Lost, RenewalUnanswered, Renewed
 from lockguard.lease import GrantId, Lease, Resource
-from lockguard.ports import Extended, NoVote
+from lockguard.ports import AnsweringFence, Extended, NoVote
 from lockguard.redlock import Extension, Redlock, Renewal
 
 __all__ = ["Keeper", "end_here"]
@@ -92,10 +93,19 @@ class Keeper:
         redlock: where they are held.
         clock: for deadlines.
         emit: told what happens.
+        fence: asked as well when a lease is to be confirmed.
     """
 
-    def __init__(self, redlock: Redlock, *, clock: Clock, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        redlock: Redlock,
+        *,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        fence: AnsweringFence | None = None,
+    ) -> None:
         self._redlock = redlock
+        self._fence = fence
         self._clock = clock
         self._emit = emit
         self._kept: dict[GrantId, _Kept] = {}
@@ -144,15 +154,32 @@ class Keeper:
         self._look_again()
 
     async def confirm(self, lease: Lease, within_s: float) -> None:
-        """Ask now; return when a renewal that was sent from now on is granted.
+        """Ask now; return when a renewal sent from now on is granted, and the fence accepts the lease.
 
         Raises:
-            LeaseLost: the lease has ended, or nothing was granted within ``within_s``.
+            LeaseLost: the lease has ended, or not everything was answered within ``within_s``.
             ConfigurationError: asked in another event loop.
         """
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
+        if asyncio.get_running_loop() is not self._loop:
             raise ConfigurationError("a lease is confirmed in the event loop of its guard")
+        asked: asyncio.Task[bool] | None = None
+        if self._fence is not None and lease.grant.id in self._kept:
+            within = timedelta(seconds=within_s)
+            asked = asyncio.ensure_future(self._fence.confirm(lease.grant, within=within))
+            # Nobody asks what became of it if the lock is not confirmed.
+            asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await self._proven(lease, within_s)
+            if asked is not None and not await asked:
+                lease.end(LossReason.FENCED)
+        except FenceUnavailable as exc:
+            raise lease.lost_error(LossReason.UNCONFIRMED) from exc
+        finally:
+            if asked is not None:
+                asked.cancel()
+        lease.ensure()
+
+    async def _proven(self, lease: Lease, within_s: float) -> None:
         began = self._clock.now()
         kept = self._kept.get(lease.grant.id)
         if kept is not None:
@@ -163,9 +190,9 @@ class Keeper:
             left_s = within_s - (self._clock.now() - began)
             if left_s <= 0:
                 raise lease.lost_error(LossReason.UNCONFIRMED)
-            kept.told = kept.told if kept.told and not kept.told.done() else loop.create_future()
+            if kept.told is None or kept.told.done():
+                kept.told = asyncio.get_running_loop().create_future()
             await asyncio.wait([kept.told], timeout=left_s)
-        lease.ensure()
 
     def end(self, grant: GrantId, reason: LossReason) -> None:
         """End the lease of this grant, if it is kept here. May be called from any thread."""

@@ -30,6 +30,7 @@ from lockguard_asyncpg.schema import (
     SCHEMA_VERSION,
     install,
     require_current,
+    require_owner,
     schema_sql,
     schema_version,
     uninstall,
@@ -136,6 +137,7 @@ def _told(before: int) -> str:
 @_connected
 async def uninstall_(conn: asyncpg.Connection[Any], *, confirm: bool) -> None:
     """Remove the schema with all its tokens."""
+    await require_owner(conn)
     if await schema_version(conn) == 0:
         click.echo("there is no lockguard schema")
         return

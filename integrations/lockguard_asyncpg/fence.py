@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -31,6 +32,7 @@ from lockguard_asyncpg.cancels import Cancels
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg.listening import Listener
 from lockguard_asyncpg.literals import number, text, uuid
+from lockguard_asyncpg.schema import SCHEMA_VERSION
 from lockguard_asyncpg.wire import bare, give_back, rolled_back, unfenced
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["PostgresFence", "resolve"]
 
 T = TypeVar("T")
+_LOG = logging.getLogger("lockguard")
 _ATTEMPTS_MAX = 20
 _PAUSE_FIRST_S = 0.01
 _PAUSE_MAX_S = 0.2
@@ -63,6 +66,11 @@ _PRUNE_S = 60.0
 _PRUNE_STEPS_MAX = 50
 # The row count of a simple query tells how many there were.
 _PRUNE = "select from generate_series(1, lockguard.prune())"
+_OLDER = (
+    "lockguard: the fence's schema in the database is older than this library, which has version %d: nothing"
+    " stale is let in, but who is stopped, or writes in parallel, may keep others out;"
+    " run `lockguard fence upgrade`"
+)
 _AT_THE_GATE = (
     "select pid, role, application, alone, state, clock_timestamp() - since as age"
     " from lockguard.at_the_gate($1) where pid is null or role is not null"
@@ -100,6 +108,7 @@ class PostgresFence:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[GrantId] = set()
         self._prune_at: float | None = None
+        self._version_asked = False
 
     async def __aenter__(self) -> Self:
         if self._listener is not None:
@@ -141,15 +150,41 @@ class PostgresFence:
         began = loop.time()
         self._prune_now_and_then()
         # The row count of a simple query tells yes from no in one message.
-        if_sealed = _Call(f"select from {call}", f") where accepted and token = {number(grant.token)}")
+        accepted_as_it_is = f"accepted and token = {number(grant.token)}"
+        if_sealed = _Call(f"select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
         sealing = _call(self._pool, if_sealed, resource=grant.resource, within=within)
-        if await self._evicting(grant.resource, grant.token, sealing) == "SELECT 1":
-            return Sealed(grant.token)
+        match await self._evicting(grant.resource, grant.token, sealing):
+            case "SELECT 1":
+                return Sealed(grant.token)
+            case "SELECT 2":
+                _LOG.warning(_OLDER, SCHEMA_VERSION)
+                return Sealed(grant.token)
         # Rare, and asking again is harmless: it was outrun, or has sealed before with another token.
         answer = _Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
         left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
         accepted, current = await _call(self._pool, answer, resource=grant.resource, within=left)
         return Sealed(Token(current)) if accepted else Outrun(Token(current))
+
+    def _version_too(self) -> str:
+        """For the first seal: a second row tells, in the same round trip, that the schema is an older one."""
+        if self._version_asked:
+            return ""
+        self._version_asked = True
+        return f" join generate_series(1, 1 + (lockguard.version() < {SCHEMA_VERSION:d})::int) on true"
+
+    async def confirm(self, grant: Grant, *, within: timedelta) -> bool:
+        """Whether writes of ``grant`` are accepted now. Waits for nobody.
+
+        Raises:
+            FenceUnavailable: no answer within ``within``.
+            ConfigurationError: the schema is missing, or the role lacks a right.
+        """
+        ask = _Call(
+            f"select from lockguard.status({text(grant.resource)})"
+            f" where token = {number(grant.token)} and grant_id = {uuid(grant.id)} and is_open and ",
+            " > 0",
+        )
+        return bool(await _call(self._pool, ask, resource=grant.resource, within=within) == "SELECT 1")
 
     async def close(self, grant: Grant, *, within: timedelta) -> None:
         """Accept no more writes of ``grant``; waits for its own open transactions.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.errors import ConfigurationError
+from lockguard.text import printable
 from lockguard_asyncpg.errors import Meaning, meaning_of, set_up_error
 
 if TYPE_CHECKING:
@@ -23,12 +24,17 @@ __all__ = [
     "Step",
     "install",
     "require_current",
+    "require_owner",
     "schema_sql",
     "schema_version",
     "steps",
     "uninstall",
 ]
 
+_OWNER = """
+select current_user::text as us, nspowner::regrole::text as owner, pg_has_role(nspowner, 'USAGE') as ours
+  from pg_catalog.pg_namespace where nspname = 'lockguard'
+"""
 # Two installers at once would both find version 0. The key is the text "lockgrd" as a number.
 _INSTALL_LOCK_KEY = 0x6C6F636B677264
 
@@ -146,6 +152,20 @@ async def _allow(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], role:
         raise ConfigurationError(f"there is no role {role!r}; create it first") from exc
 
 
+async def require_owner(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> None:
+    """Nothing, if the schema may be removed by this role, or is not there.
+
+    Raises:
+        ConfigurationError: it belongs to another role; the message names both.
+    """
+    row = await conn.fetchrow(_OWNER)
+    if row is not None and not row["ours"]:
+        raise ConfigurationError(
+            f"the lockguard schema belongs to {printable(row['owner'])}, and only its owner may remove it,"
+            f" not {printable(row['us'])}: give the URL of that role"
+        )
+
+
 async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> bool:
     """Remove the schema with all its tokens; tells whether there was one. The role lockguard_app stays.
 
@@ -154,6 +174,7 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
     Raises:
         ConfigurationError: the role may not, or tables are still protected.
     """
+    await require_owner(conn)
     try:
         async with conn.transaction(isolation="read_committed"):
             await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)

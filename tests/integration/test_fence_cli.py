@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -273,3 +274,23 @@ def test_bench_measures_each_change_on_both_kinds_of_tables(installed: Run, data
     assert all(c["plain_us"] > 0 and c["ratio"] > 0 for c in costs)
     assert "lockguard_bench" not in installed("status").output.partition("protected table")[2]
     assert "ratio" in installed(*SHORT_BENCH, *on).output
+
+
+def test_uninstall_by_another_role_names_the_owner(
+    installed: Run, postgres_server: PostgresServer, database_url: str
+) -> None:
+    for rights in ("", "grant lockguard_app to {role};"):
+        role = f"poor_{secrets.token_hex(4)}"
+        psql(
+            postgres_server,
+            database_url,
+            f"create role {role} login password 'poor';" + rights.format(role=role),
+        )
+        try:
+            name = database_url.rpartition("/")[2]
+            url = postgres_server.url_for(name, user=role, password="poor")
+            said = installed("uninstall", "--confirm", url=url, code=2).output
+            assert f"belongs to postgres, and only its owner may remove it, not {role}" in said
+            assert "GRANT" not in said
+        finally:
+            psql(postgres_server, database_url, f"drop owned by {role}; drop role {role}")

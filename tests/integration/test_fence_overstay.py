@@ -18,7 +18,7 @@ from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard.testing import PostgresServer
 from lockguard.testing.binaries import ServerBinary
-from lockguard_asyncpg import PostgresFence, fenced_transaction, install
+from lockguard_asyncpg import SCHEMA_VERSION, PostgresFence, fenced_transaction, install
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_asyncpg.schema import steps
 
@@ -268,3 +268,29 @@ async def test_an_upgrade_in_place_disturbs_no_client_at_work(
         done = await asyncio.gather(*clients)
         assert await pool.fetchval("select count(*) from note") == sum(done)
     any_server.drop_database(name)
+
+
+async def test_a_schema_older_than_the_library_works_and_is_told_once(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncpg.create_pool(database_url, min_size=0, max_size=3) as pool:
+        for version in (2, SCHEMA_VERSION):
+            async with pool.acquire() as conn:
+                if version == SCHEMA_VERSION:
+                    await install(conn)
+                for step in steps()[:version] if version == 2 else ():
+                    await conn.execute(step.sql)
+                    await conn.execute(
+                        f"insert into lockguard.schema_version (version) values ({step.version})"
+                    )
+            caplog.clear()
+            fence = PostgresFence(pool)
+            for token in (10 * version, 10 * version + 1):
+                one = grant(token)
+                assert await fence.seal(one, within=SOON) == Sealed(Token(token))
+                async with fenced_transaction(pool, lease_of(one)):
+                    pass
+                await fence.close(one, within=SOON)
+            told = [record.getMessage() for record in caplog.records if record.name == "lockguard"]
+            assert len(told) == (version < SCHEMA_VERSION)
+            assert all("run `lockguard fence upgrade`" in line for line in told)

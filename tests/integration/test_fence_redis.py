@@ -216,3 +216,33 @@ async def test_a_token_far_beyond_now_is_settled_nowhere(redis_url: str) -> None
         redlock = locks._core.redlock
         assert not await redlock.settle(request, Token(2**62))
         assert await redlock.settle(request, Token(lease.token + 1))
+
+
+# Asking both before an order
+
+
+async def test_a_lease_that_the_fence_would_refuse_is_not_confirmed_and_ends(
+    redis_url: str, pool: asyncpg.Pool[Any]
+) -> None:
+    async with guard(redis_url, pool) as one:
+        with pytest.raises(LeaseLost) as caught:
+            async with one.hold(APT) as lease:
+                await lease.confirm()
+                # As an operator does who breaks it in Postgres only: Redis knows of nothing.
+                await pool.execute("select lockguard.break_($1, 'by hand', 1000)", APT)
+                lease.ensure(timedelta(seconds=2))
+                await lease.confirm()
+                raise AssertionError("confirmed")
+        assert caught.value.reason is LossReason.FENCED
+
+
+async def test_a_lease_that_the_fence_does_not_answer_for_is_not_confirmed_and_goes_on(
+    redis_url: str, database_url: str, pool: asyncpg.Pool[Any]
+) -> None:
+    async with create_pool(database_url, min_size=0, max_size=1) as small, guard(redis_url, small) as one:
+        async with one.hold(APT) as lease:
+            async with small.acquire():  # and the fence has no other connection
+                with pytest.raises(LeaseLost, match="did not confirm") as caught:
+                    await lease.confirm(within=timedelta(milliseconds=200))
+                assert caught.value.reason is LossReason.UNCONFIRMED
+            await lease.confirm()

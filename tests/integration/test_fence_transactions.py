@@ -21,12 +21,14 @@ from lockguard_asyncpg import (
     NotCommitted,
     PostgresFence,
     create_pool,
+    fenced_execute,
     fenced_transaction,
     install,
     protect,
     resolve,
     unfenced,
 )
+from lockguard_asyncpg.transaction import Isolation
 from lockguard_asyncpg.wire import bare, standing_of
 
 if TYPE_CHECKING:
@@ -339,3 +341,44 @@ async def test_a_swallowed_error_is_told_where_the_outcome_is_recorded_anew(
             assert not conn.is_in_transaction()
             await conn.execute(INSERT, 2)
     assert await ids(pool) == [2]
+
+
+# A snapshot that is older than the lease
+
+
+async def _plainly(conn: Any) -> None:
+    await conn.execute(INSERT, 1)
+
+
+async def _by_statement(conn: Any) -> None:
+    await fenced_execute(conn, INSERT, 1)
+
+
+async def _in_a_savepoint(conn: Any) -> None:
+    async with fenced_transaction(conn):
+        await conn.execute(INSERT, 1)
+
+
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+@pytest.mark.parametrize("write", [_plainly, _by_statement, _in_a_savepoint])
+@pytest.mark.parametrize("sealed_before", [False, True], ids=["the first seal", "a later seal"])
+async def test_a_snapshot_older_than_the_lease_is_told_so_and_ends_no_lease(
+    database_url: str, pool: asyncpg.Pool[Any], isolation: Isolation, write: Any, *, sealed_before: bool
+) -> None:
+    if sealed_before:
+        await held(pool, 6)
+    async with create_pool(database_url, min_size=0, max_size=1) as fenced, fenced.acquire() as conn:
+        with pytest.raises(asyncpg.SerializationError) as caught:
+            async with conn.transaction(isolation=isolation):
+                await conn.fetchval("select count(*) from note")
+                lease = await held(pool, 7)
+                with under(lease):
+                    await write(conn)
+        if not sealed_before:
+            says = "the snapshot of this transaction is older than the lease on binance:APTUSDT"
+            assert str(caught.value).startswith(says)
+        lease.ensure()
+        with under(lease):
+            async with conn.transaction(isolation=isolation):
+                await write(conn)
+    assert await ids(pool) == [1]
