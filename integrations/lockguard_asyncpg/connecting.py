@@ -16,7 +16,7 @@ from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import dsn
 from lockguard_asyncpg.dsn import shown
-from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error, unreachable
 from lockguard_asyncpg.schema import install
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def connected(url: str | None, body: Callable[..., Awaitable[None]], **options: 
 
     Raises:
         Mistake: what the user can put right, in one line.
-        click.ClickException: what the database said otherwise.
+        click.ClickException: nobody answers there, or what the database said otherwise.
     """
     interrupt.run(_with_connection(url, body, options))
 
@@ -54,7 +54,8 @@ async def _with_connection(
     except ConfigurationError as exc:
         raise Mistake(str(exc)) from None
     except (*DATABASE_ERRORS, ValueError) as exc:
-        raise Mistake(f"cannot connect to {shown(url)}: {reason_of(exc)}") from exc
+        told = f"cannot connect to {shown(url)}: {reason_of(exc)}"
+        raise click.ClickException(told) if unreachable(exc) else Mistake(told) from exc
     try:
         with in_one_line(url):
             await body(conn, **options)

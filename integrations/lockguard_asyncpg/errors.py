@@ -40,6 +40,7 @@ __all__ = [
     "set_up_error",
     "stale",
     "translate",
+    "unreachable",
 ]
 
 DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -145,6 +146,11 @@ def meaning_of(exc: BaseException) -> Meaning:
     if isinstance(exc, OSError | EOFError | asyncpg.InternalClientError):
         return Meaning.LOST
     return Meaning.STATEMENT
+
+
+def unreachable(exc: BaseException) -> bool:
+    """Whether an attempt to connect failed for a reason that passes: nobody answers there now."""
+    return meaning_of(exc) in {Meaning.LOST, Meaning.UNAVAILABLE, Meaning.RETRY}
 
 
 def stale(exc: BaseException) -> StaleToken | None:

@@ -18,6 +18,7 @@ from lockguard_positions.errors import (
     MigrationRefused,
     PositionChanged,
     PositionError,
+    ServerUnreachable,
 )
 from lockguard_positions.events import (
     Alert,
@@ -78,6 +79,7 @@ __all__ = [
     "PositionSide",
     "PositionStatus",
     "PositionStore",
+    "ServerUnreachable",
     "StatusFigures",
     "SyncAction",
     "SyncOutcome",

@@ -24,6 +24,7 @@ from lockguard.errors import ConfigurationError, LockguardError
 from lockguard.private import require_writable, write_private
 from lockguard.testing import TopologyName
 from lockguard.testing.topology_names import warnings_told
+from lockguard_positions.errors import ServerUnreachable
 from lockguard_positions.race_settings import PHASES, SCENARIOS, RaceResult, RaceSettings
 
 if TYPE_CHECKING:
@@ -188,6 +189,8 @@ def race(
                 bar.update(task, completed=done, total=total)
 
             result = interrupt.run(_run(settings, servers, console, show, comparing=comparing))
+    except ServerUnreachable as exc:
+        raise click.ClickException(str(exc)) from exc
     except (LockguardError, ImportError) as exc:
         raise _Mistake(str(exc)) from exc
     console.print(result_table(result) if isinstance(result, RaceResult) else _pace_table(result))

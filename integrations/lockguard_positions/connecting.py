@@ -18,9 +18,10 @@ from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence
 from lockguard_asyncpg.dsn import checked, reason_of, shown
-from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.errors import DATABASE_ERRORS, unreachable
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt.classify import ccxt_errors
+from lockguard_positions.errors import ServerUnreachable
 from lockguard_positions.exchange_options import ExchangeSettings, credentials_told, make_client
 from lockguard_positions.manager import AtomicPositionManager
 from lockguard_positions.model import Adopt
@@ -58,7 +59,8 @@ async def connect_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
     """A pool on the database that has the tables.
 
     Raises:
-        ConfigurationError: there is no URL, nobody answers there, or it has no positions.
+        ConfigurationError: there is no URL, it cannot work, or the database has no positions.
+        ServerUnreachable: nobody answers there.
     """
     async with connect_any_database(url) as pool:
         if await pool.fetchval("select to_regclass('monitoring.positions')") is None:
@@ -74,7 +76,8 @@ async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[An
     """A pool on a database, whatever is in it.
 
     Raises:
-        ConfigurationError: there is no URL, or nobody answers there.
+        ConfigurationError: there is no URL, or it cannot work.
+        ServerUnreachable: nobody answers there.
     """
     if not url:
         raise ConfigurationError("no database; give --database or set LOCKGUARD_DATABASE_URL")
@@ -82,8 +85,8 @@ async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[An
     try:
         pool = await asyncpg.create_pool(url, min_size=1, max_size=_POOL_MAX, timeout=_CONNECT_S)
     except (*DATABASE_ERRORS, ValueError) as exc:
-        reason = reason_of(exc, within_s=_CONNECT_S)
-        raise ConfigurationError(f"database {shown(url)} cannot be reached: {reason}") from exc
+        told = f"database {shown(url)} cannot be reached: {reason_of(exc, within_s=_CONNECT_S)}"
+        raise (ServerUnreachable if unreachable(exc) else ConfigurationError)(told) from exc
     async with pool:
         yield pool
 
@@ -99,7 +102,8 @@ async def connect_exchange(
         patience: how orders without an answer are looked for; the guarded exchange's own by default.
 
     Raises:
-        ConfigurationError: there is none of that name, its keys are missing, or it does not answer.
+        ConfigurationError: there is none of that name, or its keys are missing.
+        ServerUnreachable: it does not answer.
     """
     client = make_client(settings)
     try:
@@ -109,9 +113,9 @@ async def connect_exchange(
         except ccxt_errors().AuthenticationError as exc:
             raise credentials_told(guarded.name, exc) from exc
         except ccxt_errors().BaseError as exc:
-            raise ConfigurationError(
-                f"exchange {settings.name} does not answer: {type(exc).__name__}"
-            ) from exc
+            told = f"exchange {settings.name} does not answer: {type(exc).__name__}"
+            passes = isinstance(exc, ccxt_errors().NetworkError)
+            raise (ServerUnreachable if passes else ConfigurationError)(told) from exc
         yield guarded
     finally:
         await client.close()
@@ -128,7 +132,8 @@ async def connect_manager(
     """A manager over all of it.
 
     Raises:
-        ConfigurationError: something is missing or does not answer; one line says what to do.
+        ConfigurationError: something is missing; one line says what to do.
+        ServerUnreachable: the database or the exchange does not answer.
     """
     if not urls.redis:
         raise ConfigurationError("no Redis; give --redis or set LOCKGUARD_REDIS_URL")

@@ -8,6 +8,7 @@
       ├ PositionChanged         the row is not as it was read: a bug, or a write past the fence
       ├ DuplicatePosition       there is an open row already: existing_id
       ├ ExchangeUnreadable      the exchange did not answer a question; retryable
+      ├ ServerUnreachable       a database or an exchange does not answer at all; retryable
       └ MigrationRefused        the schema cannot be changed as asked
 
 A lost lease (``LeaseLost``) and a refused write (``StaleToken``) are never turned into any of these: they
@@ -25,6 +26,7 @@ __all__ = [
     "MigrationRefused",
     "PositionChanged",
     "PositionError",
+    "ServerUnreachable",
 ]
 
 
@@ -73,6 +75,12 @@ class DuplicatePosition(PositionError):
 
 class ExchangeUnreadable(PositionError):
     """The exchange did not answer a question. That is not an empty answer: nothing was decided."""
+
+    retryable = True
+
+
+class ServerUnreachable(PositionError):
+    """A database or an exchange does not answer at all: nothing was begun."""
 
     retryable = True
 

@@ -17,6 +17,7 @@ from lockguard.nodes.address import split_url
 from lockguard_asyncpg import install
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_ccxt import resource_key
+from lockguard_positions.errors import ServerUnreachable
 from lockguard_positions.schema import migrate
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ async def _patiently(
                 return await attempt()
         except worth_waiting as exc:
             if SYSTEM_CLOCK.now() >= until:
-                raise ConfigurationError(
+                raise ServerUnreachable(
                     f"{what} could not be reached in {settings.connect_s:g} s: {_line(exc)}"
                 ) from exc
             await asyncio.sleep(_RETRY_S)
@@ -107,7 +108,8 @@ async def scratch_database(settings: RaceSettings) -> AsyncIterator[tuple[str, s
     """A database for this race alone, its name and its URL: nobody's rows are touched.
 
     Raises:
-        ConfigurationError: Postgres cannot be reached, or does not let one be made.
+        ConfigurationError: Postgres does not let one be made.
+        ServerUnreachable: it cannot be reached.
     """
     checked(settings.database_url)
     where = f"Postgres {shown(settings.database_url)}"

@@ -110,23 +110,23 @@ def test_a_missing_demo_extra_is_one_line(package):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "code", "told"),
     [
-        (["fence", "sql"], ""),
-        (["fence", "status", "--url", "postgresql://127.0.0.1:1/x"], "cannot connect to 127.0.0.1:1/x"),
-        (["fence", "race"], "pip install 'lockguard[testing]'"),
-        (["fence", "race", "--chaos"], "pip install 'lockguard[testing]'"),
-        (["fence", "bench"], "pip install 'lockguard[testing]'"),
-        (["bot", "run", "--help"], ""),
-        (["positions", "diagnose", "--help"], ""),
-        (["logs", "analyze", "--help"], ""),
+        (["fence", "sql"], 0, ""),
+        (["fence", "status", "--url", "postgresql://127.0.0.1:1/x"], 1, "cannot connect to 127.0.0.1:1/x"),
+        (["fence", "race"], 2, "pip install 'lockguard[testing]'"),
+        (["fence", "race", "--chaos"], 2, "pip install 'lockguard[testing]'"),
+        (["fence", "bench"], 2, "pip install 'lockguard[testing]'"),
+        (["bot", "run", "--help"], 0, ""),
+        (["positions", "diagnose", "--help"], 0, ""),
+        (["logs", "analyze", "--help"], 0, ""),
     ],
 )
-def test_what_starts_no_servers_needs_no_package_for_tests(arguments, told):
+def test_what_starts_no_servers_needs_no_package_for_tests(arguments, code, told):
     """A bot's machine has ``lockguard[positions,cli]``; ``break`` loads the fence's part too."""
     done = without(["psutil", "fakeredis"], *arguments)
     assert told in done.stderr
-    assert (done.returncode, done.stderr.count("\n")) == ((2, 1) if told else (0, 0))
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1 if told else 0)
 
 
 def test_a_missing_extra_does_not_hide_the_other_commands():
@@ -202,3 +202,32 @@ def test_json_of_an_inspection_is_plain(monkeypatch, capsys):
     assert found["waiters"][0]["ticket"] == 7
     assert app.run(["inspect", "a:b"]) == 0
     assert "0:01:01" in capsys.readouterr().out
+
+
+NOBODY = "127.0.0.1:1"
+OUT_OF_REACH = [
+    ["inspect", "x:y", "--redis", f"redis://:hunter2@{NOBODY}"],
+    ["break", "x:y", "--reason", "r", "--yes", "--no-fence", "--redis", f"redis://:hunter2@{NOBODY}"],
+    *(
+        ["fence", *words, "--url", f"postgresql://bot:hunter2@{NOBODY}/x"]
+        for words in (["status"], ["install"], ["upgrade"], ["protect", "t", "--resource", "{a}"], ["bench"])
+    ),
+    *(
+        ["positions", *words, "--database", f"postgresql://bot:hunter2@{NOBODY}/x"]
+        for words in (["diagnose", "--no-exchange"], ["migrate"])
+    ),
+    *(
+        ["positions", *words, "--redis", "redis://x", "--database", f"postgresql://bot:hunter2@{NOBODY}/x"]
+        for words in (["cleanup"], ["recover"], ["close", "APTUSDT"])
+    ),
+]
+
+
+@pytest.mark.parametrize("arguments", OUT_OF_REACH, ids=lambda arguments: " ".join(arguments[:2]))
+def test_a_server_that_does_not_answer_is_no_mistake_of_the_callers(arguments, capsys, monkeypatch):
+    """The page on commands tells the two apart: who asks again in a minute needs the code for it."""
+    monkeypatch.setenv("LOCKGUARD_EXCHANGE_URL", f"http://{NOBODY}")
+    assert app.run(arguments) == 1
+    told = capsys.readouterr().err
+    assert NOBODY in one_line(told.removeprefix(f"measuring on {NOBODY}/x\n"))
+    assert "hunter2" not in told

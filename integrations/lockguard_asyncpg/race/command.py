@@ -15,7 +15,7 @@ from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.connecting import Mistake, own_server, reason_of
 from lockguard_asyncpg.dsn import checked, shown
-from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.errors import DATABASE_ERRORS, unreachable
 from lockguard_asyncpg.race import (
     ISOLATIONS,
     PLANTED,
@@ -134,7 +134,8 @@ def race_command(
         except ConfigurationError as exc:
             raise Mistake(str(exc)) from exc
         except (*DATABASE_ERRORS, ValueError) as exc:
-            raise Mistake(f"cannot race on {shown(url)}: {reason_of(exc)}") from exc
+            told = f"cannot race on {shown(url)}: {reason_of(exc)}"
+            raise click.ClickException(told) if unreachable(exc) else Mistake(told) from exc
     raise SystemExit(0 if sound else 1)
 
 

@@ -23,6 +23,7 @@ from lockguard_positions.bot.stream import StreamSource
 from lockguard_positions.bot.trader import Trader
 from lockguard_positions.bot.worker import Worker
 from lockguard_positions.connecting import Urls, connect_database, connect_exchange
+from lockguard_positions.errors import ServerUnreachable
 from lockguard_positions.events import LogPositions
 from lockguard_positions.exchange_options import credentials_told
 from lockguard_positions.manager import AtomicPositionManager
@@ -117,7 +118,7 @@ async def connect_bot(stack: AsyncExitStack, settings: BotSettings, stopping: as
                 worker = await unless_stopped(stopping, _connect(attempt, settings, stopping))
                 await stack.enter_async_context(attempt.pop_all())
                 return worker
-        except (AcquireError, NodeError, ConfigurationError) as exc:
+        except (AcquireError, NodeError, ServerUnreachable, ConfigurationError) as exc:
             if not _passes(exc):
                 raise
             if SYSTEM_CLOCK.now() >= give_up_at:
@@ -214,7 +215,7 @@ async def _check_keys(exchange: GuardedExchange) -> None:
 
 def _passes(exc: LockguardError) -> bool:
     """Whether it may work in a moment, without a person who changes something."""
-    if isinstance(exc, AcquireError | NodeError):
+    if isinstance(exc, AcquireError | NodeError | ServerUnreachable):
         return True
     cause = exc.__cause__
     if isinstance(cause, DATABASE_ERRORS):
