@@ -18,9 +18,11 @@ from lockguard_asyncpg.literals import number, text, uuid
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Claim", "Entry", "Limits", "entry_for", "leases_for"]
+__all__ = ["FEW", "Claim", "Entry", "Limits", "entry_for", "leases_for"]
 
 _LOCK_MS = 5_000
+# Up to so many, one after the other costs little, and a schema before version 5 can do it.
+FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,20 @@ class Entry:
 
     def sql(self) -> str:
         """What follows BEGIN: the limits, for this transaction only, then the checks."""
+        bound = f"select lockguard.bound({self.lock_ms:d},{self.idle_ms:d});"
+        if len(self.claims) > FEW:
+            return bound + self._all_sql()
         first, *others = self.claims
-        checks = (first.check_sql(self.sequence), *(claim.check_sql() for claim in others))
-        return f"select lockguard.bound({self.lock_ms:d},{self.idle_ms:d});" + "".join(checks)
+        return bound + first.check_sql(self.sequence) + "".join(claim.check_sql() for claim in others)
+
+    def _all_sql(self) -> str:
+        resources = ",".join(text(claim.resource) for claim in self.claims)
+        tokens = ",".join(number(claim.token) for claim in self.claims)
+        grants = ",".join(uuid(claim.grant) for claim in self.claims)
+        return (
+            f"select lockguard.check_all(array[{resources}],array[{tokens}],array[{grants}],"
+            f"{number(self.sequence)});"
+        )
 
 
 def entry_for(leases: Sequence[Lease], *, sequence: int | None, limits: Limits) -> Entry:

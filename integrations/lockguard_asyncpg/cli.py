@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["fence", "open_fence"]
 
 P = ParamSpec("P")
+# More are no help to a person, and laying them out takes a minute for 100,000.
+_ROWS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +152,27 @@ async def uninstall_(conn: asyncpg.Connection[Any], *, confirm: bool) -> None:
 
 @fence.command()
 @click.argument("resource", required=False)
+@click.option("--open", "only_open", is_flag=True, help="Only what is held.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    help="At most so many resources, 0: all.  [default: 1000; all in JSON]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_connected
-async def status(conn: asyncpg.Connection[Any], resource: str | None, *, as_json: bool) -> None:
+async def status(
+    conn: asyncpg.Connection[Any], resource: str | None, limit: int | None, *, only_open: bool, as_json: bool
+) -> None:
     """Show the version, who holds what with which token, and the protected tables."""
     version = await schema_version(conn)
     if version == 0:
         raise ConfigurationError(
             "there is no lockguard schema in this database: run `lockguard fence install`"
         )
-    query = "select * from lockguard.status($1)"
-    rows = [_row(r) for r in await conn.fetch(query, resource)]
     # An older schema has no protection yet; its status is still worth seeing.
     tables = await protections(conn) if version >= 2 else ()
     if as_json:
-        facts = {
-            "version": version,
-            "library": SCHEMA_VERSION,
-            "resources": [asdict(r) for r in rows],
-            "protected": [asdict(t) for t in tables],
-        }
-        click.echo(json.dumps(facts, indent=2, default=str))
+        await _print_json(version, _rows(conn, resource, limit or 0, only_open=only_open), tables)
         return
     newer = (
         ""
@@ -178,7 +180,32 @@ async def status(conn: asyncpg.Connection[Any], resource: str | None, *, as_json
         else f" (this library has {SCHEMA_VERSION}: run `lockguard fence upgrade`)"
     )
     click.echo(f"schema version {version}{newer}")
-    _print(rows, tables)
+    most = _ROWS_MAX if limit is None else limit
+    # One more, which tells whether there are more.
+    rows = [r async for r in _rows(conn, resource, most and most + 1, only_open=only_open)]
+    more = 0 < most < len(rows)
+    _print(rows[:most] if more else rows, tables, only_open=only_open)
+    if more:
+        click.echo(f"there are more than these {most}: name one, or use --open, --limit or --json")
+
+
+async def _rows(
+    conn: asyncpg.Connection[Any], resource: str | None, limit: int, *, only_open: bool
+) -> AsyncIterator[_Row]:
+    query = "select * from lockguard.status($1) s where not $2 or s.is_open limit $3"
+    async with conn.transaction():
+        async for record in conn.cursor(query, resource, only_open, limit or None, prefetch=1000):
+            yield _row(record)
+
+
+async def _print_json(version: int, rows: AsyncIterator[_Row], tables: tuple[Protection, ...]) -> None:
+    """Row by row, as there may be very many."""
+    click.echo(f'{{\n"version": {version},\n"library": {SCHEMA_VERSION},\n"resources": [', nl=False)
+    between = "\n"
+    async for row in rows:
+        click.echo(between + json.dumps(asdict(row), default=str), nl=False)
+        between = ",\n"
+    click.echo(f'\n],\n"protected": {json.dumps([asdict(t) for t in tables])}\n}}')
 
 
 def _row(record: asyncpg.Record) -> _Row:
@@ -194,7 +221,7 @@ def _row(record: asyncpg.Record) -> _Row:
     )
 
 
-def _print(rows: list[_Row], tables: tuple[Protection, ...]) -> None:
+def _print(rows: list[_Row], tables: tuple[Protection, ...], *, only_open: bool) -> None:
     out = console()
     now = datetime.now(UTC)
     status = Table("resource", "token", "state", "holder", "operation", "sealed")
@@ -202,7 +229,8 @@ def _print(rows: list[_Row], tables: tuple[Protection, ...]) -> None:
         age = str(now - r.sealed_at).partition(".")[0]
         state = "open" if r.is_open else "closed"
         status.add_row(r.resource, str(r.token), state, r.holder, r.operation, f"{age} ago")
-    out.print(status if rows else "no resource was ever sealed")
+    nobody = "nothing is held" if only_open else "no resource was ever sealed"
+    out.print(status if rows else nobody)
     guarded = Table("protected table", "resource", "exempt columns", "enabled")
     for t in tables:
         guarded.add_row(t.table, t.resource, ", ".join(t.exempt), "yes" if t.enabled else "NO")

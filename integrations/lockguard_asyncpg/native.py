@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 
 from lockguard.errors import StaleToken
-from lockguard_asyncpg.claims import Limits, entry_for, leases_for
+from lockguard_asyncpg.claims import FEW, Limits, entry_for, leases_for
 from lockguard_asyncpg.errors import (
     DATABASE_ERRORS,
     CommitUnknown,
@@ -187,7 +187,8 @@ async def _one(
     # Scalars, not arrays: asyncpg would ask the server about an array's type on each new connection.
     presented: list[object] = []
     for claim in entry.claims:
-        presented += claim.resource, claim.token, UUID(claim.grant), sequence if claim is first else None
+        presented += claim.resource, claim.token, UUID(claim.grant)
+    presented.append(sequence)
     text = _wrapped(_writes(query, also), len(args), leases=len(entry.claims), returning=returning)
     try:
         with unfenced():
@@ -221,11 +222,15 @@ def _writes(query: str, also: Sequence[str]) -> str:
 
 
 def _wrapped(write: str, count: int, *, leases: int, returning: bool) -> str:
-    calls = (
-        f"lockguard.check(${n}::text, ${n + 1}::bigint, ${n + 2}::uuid, ${n + 3}::bigint)"
-        for n in range(count + 1, count + 1 + 4 * leases, 4)
-    )
-    check = "select " + " + ".join(calls)
+    last = count + 1 + 3 * leases
+    claims = [(f"${n}::text", f"${n + 1}::bigint", f"${n + 2}::uuid") for n in range(count + 1, last, 3)]
+    if leases > FEW:
+        resources, tokens, grants = (f"array[{','.join(part)}]" for part in zip(*claims, strict=True))
+        check = f"select lockguard.check_all({resources}, {tokens}, {grants}, ${last}::bigint)"
+    else:
+        first, *others = (", ".join(claim) for claim in claims)
+        calls = (f"lockguard.check({first}, ${last}::bigint)", *(f"lockguard.check({one})" for one in others))
+        check = "select " + " + ".join(calls)
     if returning:
         return f"{write} select w.* from lockguard_write w where ({check}) is not null"  # noqa: S608 - the caller's own SQL
     return f"{write} {check}"

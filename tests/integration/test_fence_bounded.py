@@ -28,6 +28,7 @@ from lockguard_asyncpg import (
     install,
     resolve,
 )
+from lockguard_asyncpg.claims import Limits, entry_for
 from lockguard_asyncpg.numbers import NUMBERS
 from lockguard_asyncpg.schema import steps
 
@@ -194,6 +195,46 @@ async def test_no_call_reads_or_deletes_more_after_a_hundred_thousand_writes(
         assert await _read_by_all_calls(conn, 7) == before
         assert before[0] > 0
         assert before[1] == 0
+
+
+# Many leases at once
+
+
+def test_many_leases_are_presented_by_one_call() -> None:
+    """Each call of a check reads and writes all that was presented before it."""
+    entry = entry_for([lease_of(7, f"r{n}") for n in range(1000)], sequence=1, limits=Limits())
+    assert len(entry.claims) == 1000
+    assert entry.sql().count("select") == 2
+
+
+def _unaware(leases: list[Lease]) -> list[Lease]:
+    """The same, as code has them that was not told of a refusal."""
+    return [Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK) for lease in leases]
+
+
+@pytest.mark.parametrize("count", [3, 40])
+async def test_each_of_many_leases_is_checked_and_presented(pool: asyncpg.Pool[Any], count: int) -> None:
+    await pool.execute("create table own (resource text); select lockguard.protect('own', '{resource}')")
+    leases = [await held(pool, 7, f"r{n}") for n in range(count)]
+    for lease in leases:
+        async with fenced_transaction(pool, leases) as conn:
+            await conn.execute("insert into own values ($1)", lease.resource)
+        await fenced_execute(pool, "insert into own values ($1)", lease.resource, lease=leases)
+    async with fenced_transaction(pool, leases) as conn:
+        await conn.execute("insert into own select resource from own")
+    resolvable = fenced_transaction(pool, leases)
+    async with resolvable:
+        pass
+    first = min(leases, key=lambda lease: lease.resource)
+    assert await resolve(pool, unknown(first, resolvable.sequence)) is True
+    for stale in (leases[-1], leases[0]):
+        await held(pool, 8, stale.resource)
+        with pytest.raises(StaleToken):
+            async with fenced_transaction(pool, _unaware(leases)):
+                pass
+        with pytest.raises(StaleToken):
+            await fenced_execute(pool, "insert into own values ($1)", APT, lease=_unaware(leases))
+    assert await pool.fetchval("select count(*) from own") == 4 * count
 
 
 # What has gone is told as such

@@ -130,6 +130,30 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(
     assert output.startswith("Error: ") or output.splitlines()[-1].startswith("Error: ")
 
 
+def test_status_of_very_many_resources_stays_readable_and_json_tells_all(
+    installed: Run, postgres_server: PostgresServer, database_url: str
+) -> None:
+    psql(
+        postgres_server,
+        database_url,
+        "select lockguard.seal('r' || g, 7, gen_random_uuid(), 'h', 'o', 1000)"
+        " from generate_series(1, 1500) g;"
+        "update lockguard.fence set released_at = now() where resource not in ('r3', 'r1400');",
+    )
+    shown = installed("status").output
+    assert shown.count("closed") + shown.count("open") - shown.count("--open") == 1000
+    assert "there are more than these 1000" in shown
+    assert installed("status", "--limit", "0").output.count("closed") == 1498
+    few = installed("status", "--open").output
+    assert [part in few for part in ("r3 ", "r1400", "r4 ", "there are more")] == [True, True, False, False]
+    facts = json.loads(installed("status", "--json").output)
+    assert len(facts["resources"]) == 1500
+    assert len(json.loads(installed("status", "--json", "--limit", "7").output)["resources"]) == 7
+    assert [
+        r["resource"] for r in json.loads(installed("status", "--json", "--open").output)["resources"]
+    ] == ["r1400", "r3"]
+
+
 def test_status_shows_what_a_holder_is_called_whole_and_as_it_is(
     installed: Run, postgres_server: PostgresServer, database_url: str
 ) -> None:

@@ -182,6 +182,24 @@ begin
 end
 $$;
 
+create function lockguard.check_all(p_resources text[], p_tokens bigint[], p_grants uuid[], p_sequence bigint default null) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform lockguard.check(p_resources[1], p_tokens[1], p_grants[1], p_sequence);
+  for n in 2 .. cardinality(p_resources) loop
+    perform lockguard.hold(p_resources[n], p_tokens[n], p_grants[n]);
+  end loop;
+  -- Noted once for all: to read and write the whole for each of a thousand leases takes seconds.
+  perform set_config('lockguard.leases', (current_setting('lockguard.leases')::jsonb || (
+    select jsonb_object_agg(c.resource, jsonb_build_array(c.token, c.grant_id))
+      from unnest(p_resources, p_tokens, p_grants) c (resource, token, grant_id)))::text, true);
+end
+$$;
+comment on function lockguard.check_all(text[], bigint[], uuid[], bigint) is
+  'lockguard: presents many leases, as check() does each, in the order given; the sequence goes with the first';
+
 create or replace function lockguard.resolve(p_resource text, p_token bigint, p_sequence bigint, p_within_ms integer) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -23,6 +23,7 @@ begin
     lockguard.bound(integer, integer),
     lockguard.seal(text, bigint, uuid, text, text, integer),
     lockguard.check(text, bigint, uuid, bigint),
+    lockguard.check_all(text[], bigint[], uuid[], bigint),
     lockguard.close(text, bigint, uuid, integer),
     lockguard.break_(text, text, integer),
     lockguard.resolve(text, bigint, bigint, integer),
