@@ -29,6 +29,7 @@ from lockguard.ports import Outrun, Sealed
 from lockguard.text import kind_of, printable
 from lockguard.times import checked_wait
 from lockguard_asyncpg.cancels import Cancels
+from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg.listening import Listener
 from lockguard_asyncpg.literals import number, text, uuid
@@ -57,9 +58,11 @@ _IDLE_MS = 1_000
 _CLOSE = timedelta(seconds=1)
 _CLOSE_AGAIN_FIRST_S = 0.5
 _CLOSE_AGAIN_MAX_S = 5.0
-# In the message of the call itself. Where the role's or the database's default is SERIALIZABLE, seals and
-# closes of resources that have nothing to do with each other would fail, and bodies with them.
-_OWN_ISOLATION = "set transaction isolation level read committed;"
+# In the message of the call itself, against settings of the role or the database. At SERIALIZABLE, seals and
+# closes of resources that have nothing to do with each other would fail, and bodies with them. With a
+# statement timeout a seal would lose its place in the line each time, and nobody would ever be evicted;
+# lock_timeout and the caller's patience bound it.
+_ON_OUR_TERMS = "set transaction isolation level read committed;set local statement_timeout = 0;"
 _FORGOTTEN = "LG005"
 # How often the records of writes that are too old to be asked for are cleared away, and in how many steps.
 _PRUNE_S = 60.0
@@ -103,7 +106,10 @@ class PostgresFence:
         if not isinstance(listen, str | None):
             raise ConfigurationError(f"listen= is {kind_of(listen)}; write the URL of the database as text")
         self._pool = pool
-        self._listener = None if listen is None else Listener(partial(asyncpg.connect, listen))
+        checked(listen)
+        self._listener = (
+            None if listen is None else Listener(partial(asyncpg.connect, listen), at=shown(listen))
+        )
         self._grace_s = checked_wait(grace, "grace").total_seconds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[GrantId] = set()
@@ -426,7 +432,7 @@ async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: 
                 return await _row(conn, query)
             # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
             # the server's word that it ends the session was read, and the end of the connection not yet.
-            tag = await conn.execute(_OWN_ISOLATION + query)
+            tag = await conn.execute(_ON_OUR_TERMS + query)
             clean = True
             return tag
     finally:
@@ -437,11 +443,11 @@ async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: 
 async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
     """The row of ``query``, in a transaction."""
     con = bare(conn)
-    transaction = conn.transaction(isolation="read_committed")
+    transaction = conn.transaction()
     await transaction.start()
     try:
         # Until COMMIT it has the gate to itself.
-        await conn.execute(f"select lockguard.bound(0, {_IDLE_MS:d})")
+        await conn.execute(f"{_ON_OUR_TERMS}select lockguard.bound(0, {_IDLE_MS:d})")
         row = await conn.fetchrow(query)
     except BaseException:
         # Not by `async with`, whose error would take the place of a cancel.

@@ -37,10 +37,13 @@ class Listener:
 
     Args:
         connect: makes a connection, direct or through a pooler in session mode.
+        at: where, for people.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]], *, at: str) -> None:
         self._connect = connect
+        self._at = at
+        self._told = False
         self._task: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
 
@@ -67,13 +70,14 @@ class Listener:
             try:
                 async with asyncio.timeout(_ALIVE_S):
                     conn = await self._connect()
-            except DATABASE_ERRORS as exc:
-                _LOG.debug("cannot listen for superseded leases: %s", type(exc).__name__)
+            except (*DATABASE_ERRORS, ValueError) as exc:  # the latter for what asyncpg cannot read
+                self._tell(exc)
             else:
                 try:
                     if await self._listen(conn):
                         return
-                except DATABASE_ERRORS:
+                except DATABASE_ERRORS as exc:
+                    self._tell(exc)
                     pause_s = _PAUSE_FIRST_S
                 finally:
                     self._heard.clear()
@@ -81,6 +85,18 @@ class Listener:
             cancels.heed()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+    def _tell(self, exc: BaseException) -> None:
+        """Say once that nobody listens, and not again until somebody does."""
+        if not self._told:
+            self._told = True
+            # Not the error's own text, which may quote a piece of the URL.
+            _LOG.warning(
+                "lockguard: not listening for superseded leases (%s at %s); it goes on trying, and who is"
+                " superseded learns of it with the next renewal or write",
+                type(exc).__name__,
+                self._at,
+            )
 
     async def _listen(self, conn: asyncpg.Connection[Any]) -> bool:
         """Listen until the connection breaks; true if it never can."""
@@ -93,6 +109,9 @@ class Listener:
             return True
         await conn.add_listener(CHANNEL, _superseded)
         self._heard.set()
+        if self._told:
+            self._told = False
+            _LOG.info("lockguard: listening for superseded leases again at %s", self._at)
         while True:
             await asyncio.sleep(_ALIVE_S)
             await conn.execute("select", timeout=_ALIVE_S)

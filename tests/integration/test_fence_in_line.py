@@ -196,6 +196,18 @@ _STOPPED = """
                         work = conn.execute("select repeat('x', 1000) from generate_series(1, 100000)")
                     case "PgSleep":
                         work = conn.execute("select pg_sleep(60)")
+                    case "COPY":
+                        async def endless():
+                            yield b"1\\n"
+                            await asyncio.Event().wait()
+                        work = conn.copy_to_table("note", source=endless())
+                    case "cursor":
+                        cursor = await conn.cursor("select generate_series(1, 1000)")
+                        work = cursor.fetch(10)
+                    case "COMMIT":
+                        other = fenced_transaction(pool)
+                        await (await other.__aenter__()).execute("insert into note values (1)")
+                        work = other.__aexit__(None, None, None)
                     case _:
                         work = asyncio.sleep(0)
                 task = asyncio.create_task(work)
@@ -219,6 +231,13 @@ def any_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
         yield server
 
 
+_SLOW_TO_COMMIT = """
+    create table note (id int);
+    create function slowly() returns trigger language plpgsql
+      as 'begin perform pg_sleep(60); return null; end';
+    create constraint trigger slow after insert on note deferrable initially deferred
+      for each row execute function slowly();
+"""
 _BACKEND = """
     select count(*) from pg_stat_activity
      where datname = current_database() and state = $1 and wait_event = $2 and xact_start is not null
@@ -232,6 +251,9 @@ _BACKEND = """
         ("between Parse and Bind", ("active", "ClientRead")),
         ("ClientWrite", ("active", "ClientWrite")),
         ("PgSleep", ("active", "PgSleep")),
+        ("COPY", ("active", "ClientRead")),
+        ("cursor", ("idle in transaction", "ClientRead")),
+        ("COMMIT", ("active", "PgSleep")),
     ],
 )
 async def test_a_stopped_holder_is_taken_over_within_its_ttl_and_a_second_whatever_its_backend_does(
@@ -242,6 +264,7 @@ async def test_a_stopped_holder_is_taken_over_within_its_ttl_and_a_second_whatev
     async with asyncpg.create_pool(url, min_size=1, max_size=4) as pool:
         async with pool.acquire() as conn:
             await install(conn)
+            await conn.execute(_SLOW_TO_COMMIT)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", textwrap.dedent(_STOPPED), redis_url, url, state),
             stdout=asyncio.subprocess.PIPE,

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from lockguard import LeaseLost, LockGuard
-from lockguard.errors import LossReason
+from lockguard.errors import ConfigurationError, LossReason
 from lockguard.lease import Grant, Resource, Token, new_grant_id
 from lockguard_asyncpg import PostgresFence, install
 
@@ -94,3 +94,20 @@ async def test_nobody_is_told_of_a_grant_that_was_closed(pool: asyncpg.Pool[Any]
         await conn.execute("select")  # what was said before its answer has been read
         assert len(heard) == 1
         await conn.reset()
+
+
+async def test_a_listener_that_cannot_connect_says_so_once_and_shows_no_password(
+    pool: asyncpg.Pool[Any], database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read") as refused:
+        PostgresFence(pool, listen="postgresql://bot:pass/word@host/db")
+    assert "word" not in str(refused.value).replace("password", "")
+    place = database_url.rpartition("@")[2]
+    async with PostgresFence(pool, listen=f"postgresql://nobody:sesame@{place}"):
+        async with asyncio.timeout(5):
+            while not (told := [r.getMessage() for r in caplog.records if "not listening" in r.message]):
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # it has tried again
+    assert len([r for r in caplog.records if "not listening" in r.message]) == 1
+    assert f"at {place.partition('/')[0]}" in told[0]
+    assert "sesame" not in told[0]

@@ -224,6 +224,46 @@ async def test_a_stricter_idle_limit_of_the_session_is_kept(stage: Stage) -> Non
                 assert await conn.fetchval("show idle_in_transaction_session_timeout") == after
 
 
+_OF_THE_ROLE = (
+    "statement_timeout = '80ms'",
+    "lock_timeout = '20ms'",
+    "idle_in_transaction_session_timeout = '700ms'",
+    "default_transaction_isolation = 'serializable'",
+    "synchronous_commit = off",
+    "track_activities = off",
+)
+
+
+@pytest.mark.parametrize("way", ["seal", "break_"])
+async def test_settings_of_the_role_keep_nobody_from_taking_over(stage: Stage, way: str) -> None:
+    """They are for its own statements; a seal waits for as long as it was told, and keeps its place."""
+    for setting in _OF_THE_ROLE:
+        # A superuser alone may change the last one, for a role too.
+        await stage.owner.execute(f"alter role {stage.roles[0]} set {setting}")
+    await stage.bots.expire_connections()
+    fence = PostgresFence(stage.bots, grace=timedelta(milliseconds=400))
+    await fence.seal(grant(7), within=SOON)
+    intruder = await stage.connect(stage.roles[1])
+    try:
+        await intruder.execute(OWN_LOCK)
+        asks = (
+            fence.seal(grant(8), within=SOON) if way == "seal" else fence.break_(APT, reason="x", within=SOON)
+        )
+        asking = asyncio.create_task(asks)  # type: ignore[arg-type]
+        waits = "select pid from pg_locks where locktype = 'advisory' and not granted and database = $1"
+        database = await stage.owner.fetchval(
+            "select oid from pg_database where datname = $1", stage.database
+        )
+        waiting = set()
+        while not asking.done():
+            waiting.add(await stage.owner.fetchval(waits, database))
+            await asyncio.sleep(0.01)
+        await asking
+        assert len(waiting - {None}) == 1
+    finally:
+        intruder.terminate()
+
+
 # From the schemas before, with clients at work
 
 
