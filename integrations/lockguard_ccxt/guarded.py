@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from datetime import timedelta
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from lockguard_ccxt.venues import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from decimal import Decimal
 
     from lockguard.clock import Clock
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GuardedExchange"]
 
+_LOG = logging.getLogger("lockguard.ccxt")
 _CLOCK_AHEAD = timedelta(seconds=1)
 _REFRESH_S_MIN = 5.0
 _REFRESH_PAUSE_S = 1.0
@@ -130,19 +132,34 @@ class GuardedExchange:
         """Be told whenever the exchange says to wait, and for how long."""
         self._gate.on_closed(listener)
 
-    async def load(self) -> None:
+    async def load(self, symbols: Iterable[str] = ()) -> None:
         """Load the markets, so that no order waits for it, and see that the account is in one-way mode.
 
+        Which classes of contracts no positions are kept in, and how many there are, is logged, a line each.
+
+        Args:
+            symbols: what is to be traded, in any spelling, as far as that is known beforehand.
+
         Raises:
-            ConfigurationError: the account is in hedge mode.
+            ConfigurationError: the account is in hedge mode, or positions are not kept in one of ``symbols``:
+                it is not listed, inverse, or counts in contracts of another size than one.
             ccxt.BaseError: the exchange did not answer.
         """
         await self._exchange.load_markets()
         self._loaded_at = self._clock.now()
+        for symbol in symbols:
+            self.market(symbol).check()
+        self._tell_kept_out()
         if self._exchange.has.get("fetchPositionMode") and self._exchange.apiKey:
             mode = await self._placer().read(self._exchange.fetch_position_mode)
             if mode.get("hedged"):
                 raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the account {self.name}"))
+
+    def _tell_kept_out(self) -> None:
+        listing = listing_of(self._exchange)
+        for kind, symbols in ({} if listing is None else listing.kept_out()).items():
+            told = "no positions are kept in %d contracts of %s (%s), such as %s"
+            _LOG.info(told, len(symbols), self.name, kind, symbols[0])
 
     async def refresh(self, *, wait: bool = False) -> bool:
         """Load the markets again, as a name is not among them; tells whether that was done.

@@ -64,18 +64,28 @@ class Market:
         A quantity is in the base currency everywhere. Where the exchange counts in something else, an order
         of the same number would be another order, ten or a hundred times as large.
         """
-        if self.inverse:
-            what = f"is inverse: a contract is {_plain(self.contract_size)} of its quote currency"
-        elif self.kind not in {"swap", "future"} or not self.linear:
-            what = f"is a market of type {self.kind}"
-        elif self.contract_size != _ONE:
-            what = f"counts in contracts of {_plain(self.contract_size)}"
-        else:
-            return None
+        match self.kept_out:
+            case None:
+                return None
+            case "inverse":
+                what = f"is inverse: a contract is {_plain(self.contract_size)} of its quote currency"
+            case "contract size":
+                what = f"counts in contracts of {_plain(self.contract_size)}"
+            case _:
+                what = f"is a market of type {self.kind}"
         return (
             f"{self.symbol} {what}; positions are kept in linear contracts of one unit of the base currency,"
             " such as BTC/USDT:USDT"
         )
+
+    @property
+    def kept_out(self) -> str | None:
+        """Which class of markets without positions it is in, such as ``inverse``; ``None`` if in none."""
+        if self.inverse:
+            return "inverse"
+        if self.kind not in {"swap", "future"} or not self.linear:
+            return self.kind
+        return "contract size" if self.contract_size != _ONE else None
 
     def check(self) -> None:
         """Refuse a market that positions are not kept in.
@@ -156,6 +166,15 @@ class Listing:
         """What the linear contracts are settled in."""
         coins = (m.get("settle") for m in self._markets.values() if m.get("contract") and m.get("linear"))
         return tuple(sorted({str(coin) for coin in coins if coin}))
+
+    def kept_out(self) -> dict[str, tuple[str, ...]]:
+        """The contracts that no positions are kept in, by class."""
+        found: dict[str, list[str]] = {}
+        for symbol in self._markets:
+            market = market_of(self._of(symbol))
+            if market.kept_out is not None and market.kind != "spot":
+                found.setdefault(market.kept_out, []).append(symbol)
+        return {name: tuple(sorted(symbols)) for name, symbols in sorted(found.items())}
 
     def _look_up(self, name: str) -> Mapping[str, Any]:
         if name in self._markets:

@@ -352,6 +352,7 @@ class AtomicPositionManager:
             ExchangeUnreadable: the exchange did not answer; the old stop stands.
         """
         venue = self._venue(exchange)
+        venue.market(symbol).check()
         trigger = venue.rules(symbol).price(money(price, name="price"))
         async with self._guard.hold(venue.resource(symbol), wait=wait, operation="move stop") as lease:
             return await self._workers(venue, lease)[1].move_stop(venue.short(symbol), trigger)

@@ -255,6 +255,8 @@ class Reconciler:
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
+        if (kept_out := await self._row_kept_out(symbol)) is not None:
+            return kept_out
         row, resumed = await self.settle(symbol)
         if resumed:
             return await self._of_resumed(symbol, row)
@@ -361,6 +363,16 @@ class Reconciler:
         return tuple(done)
 
     # --- inside ---
+
+    async def _row_kept_out(self, symbol: str) -> SyncOutcome | None:
+        """A row in a market that counts in something else, from before those were refused: no orders."""
+        refusal = self._venue.left_alone(symbol)
+        row = None if refusal is None else await self._store.open_of(self._venue.name, symbol)
+        if row is None:
+            return None
+        why = f"its row is left alone and nothing is ordered for it: {refusal}; close the position by hand"
+        self._emit(Alert(self._lease.resource, row.id, why))
+        return SyncOutcome(symbol, SyncAction.LEFT_ALONE, row.id, refusal or "")
 
     async def _sweep_loose(self, symbol: str) -> None:
         by_position: dict[int, list[Intent]] = {}

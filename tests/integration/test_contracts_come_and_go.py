@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from lockguard.audience import Audience
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
+from lockguard_ccxt import GuardedExchange
 from lockguard_ccxt.testing import Side
 from lockguard_positions import Alert, Opened, SyncAction
 from lockguard_positions.commands import positions
@@ -169,3 +170,55 @@ def infos(desk: Desk) -> list[Any]:
 
 def signal_rest(signal: Any) -> tuple[Any, ...]:
     return signal.side, signal.quantity, signal.stop
+
+
+# --- contracts that count in something else ---
+
+
+def counts_in_thousands(client: Any, symbol: str) -> None:
+    """As ccxt would list a contract of a thousand coins."""
+    client.markets = {**client.markets, symbol: {**client.markets[symbol], "contractSize": 1000}}
+
+
+async def test_contracts_that_count_in_something_else_are_refused_as_the_markets_are_loaded(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = desk.manager._venue("binance")._exchange.exchange
+    counts_in_thousands(client, "APT/USDT:USDT")
+    counts_in_thousands(client, "SOL/USDT:USDT")
+    client.markets["XRP/USDT:USDT"] = {**client.markets["XRP/USDT:USDT"], "inverse": True, "linear": False}
+    guarded = GuardedExchange(client)
+    with caplog.at_level("INFO", logger="lockguard.ccxt"):
+        await guarded.load(["BTCUSDT"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "no positions are kept in 2 contracts of binance (contract size), such as APT/USDT:USDT",
+        "no positions are kept in 1 contracts of binance (inverse), such as XRP/USDT:USDT",
+    ]
+    for symbol, why in (("APTUSDT", "counts in contracts of 1000"), ("XRP/USDT:USDT", "is inverse")):
+        with pytest.raises(ConfigurationError, match=f"^{symbol[:3]}/USDT:USDT {why}"):
+            await guarded.load(["BTCUSDT", symbol])
+    with pytest.raises(ConfigurationError, match="has no market 'NOPE'"):
+        await guarded.load(["NOPE"])
+    assert desk.exchange.record().orders == ()
+
+
+async def test_a_row_in_a_contract_that_counts_in_something_else_gets_no_order(desk: Desk) -> None:
+    """It was made before such contracts were refused: its number is not what the exchange counts."""
+    alerts = watched(desk)
+    await opened(desk, "APTUSDT")
+    (stop,) = desk.exchange.record().open_stops("APTUSDT")
+    desk.exchange.cancel_by_hand(stop.id)
+    before = len(desk.exchange.record().requests)
+    counts_in_thousands(desk.manager._venue("binance")._exchange.exchange, "APT/USDT:USDT")
+    report = await desk.manager.sync_exchange_positions("binance")
+    assert by_symbol(report) == {"APTUSDT": SyncAction.LEFT_ALONE}
+    with pytest.raises(ConfigurationError, match="counts in contracts of 1000"):
+        await desk.manager.move_stop("APTUSDT", "binance", "8")
+    sent = desk.exchange.record().requests[before:]
+    assert {one.operation for one in sent} <= {
+        Operation.POSITIONS,
+        Operation.OPEN_ORDERS,
+        Operation.OPEN_ALGOS,
+    }
+    (alert,) = alerts
+    assert "counts in contracts of 1000" in alert.message
