@@ -183,10 +183,10 @@ def lost_sight() -> Lease | None:
     not in it. One that writes under leases of its own is stopped only if it certainly started that task, and
     has no lease on the same resource.
     """
-    note_task()
-    seen = _seen.get()
-    if not _open or seen is None:
+    task = note_task()
+    if not _open or task is None:
         return None
+    seen = _note(task)
     for reference in _open.copy():
         entry = reference()
         if entry is not None and entry.owner.done():
@@ -219,10 +219,15 @@ def detached() -> Iterator[None]:
 def _note(task: Task[Any]) -> _Seen:
     """What is noted of this task, in whose context we are; noted now, if it was not yet."""
     seen = _seen.get()
-    if seen is None or not seen.is_of(task):
-        seen = _Seen(task, next(_line(seen), None))
-        _seen.set(seen)
-    return seen
+    if seen is not None and seen.is_of(task):
+        return seen
+    # Tasks that share one context note themselves there in turns: each once, or the line would grow for ever.
+    for link in _line(seen):
+        if link.is_of(task):
+            return link
+    noted = _Seen(task, next(_line(seen), None))
+    _seen.set(noted)
+    return noted
 
 
 def _line(seen: _Seen | None) -> Iterator[_Seen]:

@@ -152,7 +152,15 @@ class Core:
         return task
 
     async def aclose(self) -> None:
-        """End every lease, then everything else."""
+        """End every lease, then everything else.
+
+        Raises:
+            ConfigurationError: called in another event loop than the guard's.
+        """
+        if self._loop is not None and not self.at_home:
+            raise ConfigurationError(
+                "this guard belongs to another event loop; close it there, as `async with guard:` does"
+            )
         self._closed = True
         self.queue.close()
         for lease in self.keeper.lose_all(LossReason.CLOSED):

@@ -9,6 +9,7 @@ import gc
 import pickle
 import subprocess
 import sys
+from contextvars import Context, copy_context
 from datetime import timedelta
 
 import asyncpg
@@ -29,7 +30,7 @@ from lockguard import (
     current_lease,
     detached,
 )
-from lockguard.context import lost_sight
+from lockguard.context import _seen, lost_sight
 from lockguard.events import Lost
 from lockguard_asyncpg import PostgresFence, create_pool, install, unfenced
 
@@ -622,3 +623,84 @@ async def test_no_copy_of_a_lease_outlives_it(guard):
         for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="'binance:APTUSDT' cannot be copied or pickled"):
                 duplicate(lease)
+
+
+# --- contexts that are shared, threads, loops that end ---
+
+
+async def test_what_is_noted_of_tasks_that_share_a_context_does_not_grow(guard):
+    """As under runners that start every task in one context."""
+    shared, turn = copy_context(), asyncio.Condition()
+    told: list[str] = []
+
+    async def in_turns(me):
+        for _ in range(20):
+            async with turn:
+                await turn.wait_for(lambda: not told or told[-1] != me)
+                async with guard.hold(f"binance:{me}"):
+                    told.append(me)
+                turn.notify_all()
+
+    await asyncio.gather(*(asyncio.create_task(in_turns(me), context=shared) for me in ("A", "B")))
+    assert len(told) == 40
+    links, link = 0, shared.run(_seen.get)
+    while link is not None:
+        links, link = links + 1, link.before
+    assert links <= 3  # theirs, and that of the task that started them
+
+
+async def test_a_thread_that_enters_a_hold_in_one_task_writes_nothing_in_the_next(fenced_guard, pool):
+    """With run_coroutine_threadsafe each step is a task of its own: the first one ends with the hold open."""
+    loop, hold = asyncio.get_running_loop(), fenced_guard.hold(NAME)
+
+    def thread():
+        def step(work):
+            return asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+        step(hold.__aenter__())
+        with pytest.raises(LeaseNotHeld, match="has ended"):
+            step(pool.execute("insert into note values ('past the fence')"))
+        with pytest.raises(LeaseLost) as caught:
+            step(hold.__aexit__(None, None, None))
+        return caught.value.reason
+
+    assert await Context().run(asyncio.to_thread, thread) is LossReason.ABANDONED
+    assert await pool.fetchval("select count(*) from note") == 0
+
+
+async def test_a_task_noted_between_starting_a_helper_and_its_hold_is_the_case_that_is_not_seen(
+    fenced_guard, pool
+):
+    """ADR 8 and the page on leases say so: whoever makes this go away takes it out of both."""
+    begin = asyncio.Event()
+
+    async def helper(stack):
+        await begin.wait()
+        await stack.enter_async_context(fenced_guard.hold(NAME))
+
+    async def body():
+        async with contextlib.AsyncExitStack() as stack:
+            helping = asyncio.create_task(helper(stack))
+            await pool.execute("insert into note values ('before')")  # noted here for the first time
+            begin.set()
+            await helping
+            assert lost_sight() is None
+            await pool.execute("insert into note values ('without a lease')")
+        raise AssertionError("the body was left without an error")
+
+    with pytest.raises(LeaseLost):
+        await asyncio.create_task(body())
+
+
+def test_a_guard_whose_loop_has_ended_says_so_when_it_is_closed_in_another(redis_url):
+    guard = LockGuard.from_url(redis_url)
+
+    async def use():
+        async with guard.hold(NAME):
+            pass
+
+    with asyncio.Runner() as home:
+        home.run(use())
+        with pytest.raises(ConfigurationError, match="another event loop; close it there"):
+            asyncio.run(guard.aclose())
+        home.run(guard.aclose())
