@@ -63,6 +63,7 @@ _CLOSE_AGAIN_MAX_S = 5.0
 # statement timeout a seal would lose its place in the line each time, and nobody would ever be evicted;
 # lock_timeout and the caller's patience bound it.
 _ON_OUR_TERMS = "set transaction isolation level read committed;set local statement_timeout = 0;"
+_NOT_DURABLE = ";set local synchronous_commit to off"
 _FORGOTTEN = "LG005"
 # How often the records of writes that are too old to be asked for are cleared away, and in how many steps.
 _PRUNE_S = 60.0
@@ -94,22 +95,33 @@ class PostgresFence:
         listen: the URL of the database, directly and not through a pooler in transaction mode. With it, one
             connection more hears of it at once when a successor supersedes a lease of this process that is
             still open, and that lease ends. Close such a fence: ``async with PostgresFence(...) as fence``.
+        durable_close: with ``False`` giving a lease back does not wait for the disk. A crash of the server in
+            the moments after it may forget that the lease was given back, not that it was superseded: until
+            the next seal or break, code that writes blindly under it is then let in.
 
     Raises:
         ConfigurationError: a value that cannot work.
     """
 
     def __init__(
-        self, pool: asyncpg.Pool[Any], *, grace: timedelta = _GRACE, listen: str | None = None
+        self,
+        pool: asyncpg.Pool[Any],
+        *,
+        grace: timedelta = _GRACE,
+        listen: str | None = None,
+        durable_close: bool = True,
     ) -> None:
         _require_pool(pool)
         if not isinstance(listen, str | None):
             raise ConfigurationError(f"listen= is {kind_of(listen)}; write the URL of the database as text")
+        if not isinstance(durable_close, bool):
+            raise ConfigurationError(f"durable_close= is {kind_of(durable_close)}; give True or False")
         self._pool = pool
         checked(listen)
         self._listener = (
             None if listen is None else Listener(partial(asyncpg.connect, listen), at=shown(listen))
         )
+        self._close_ends = ")" if durable_close else f"){_NOT_DURABLE}"
         self._grace_s = checked_wait(grace, "grace").total_seconds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[GrantId] = set()
@@ -213,7 +225,7 @@ class PostgresFence:
 
     async def _close(self, grant: Grant, *, within: timedelta) -> None:
         call = f"select lockguard.close({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
-        await _call(self._pool, _Call(call, ")"), resource=grant.resource, within=within)
+        await _call(self._pool, _Call(call, self._close_ends), resource=grant.resource, within=within)
         self._prune_now_and_then()
 
     async def _close_later(self, grant: Grant) -> None:
