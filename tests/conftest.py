@@ -24,6 +24,8 @@ ON_EACH_LOOP = (
     "integration/test_cancellation.py",
     "integration/test_fence.py",
     "integration/test_fence_breakage.py",
+    "integration/test_fence_cancelled_writes.py",
+    "integration/test_fence_cancels.py",
     "integration/test_fence_dropin.py",
     "integration/test_fenced_loss.py",
     "integration/test_hold_use.py",

@@ -20,7 +20,7 @@ from asyncpg.transaction import Transaction
 from lockguard.context import current_leases, lost_sight, outlived_lease
 from lockguard.errors import ConfigurationError, LeaseNotHeld, LockguardError
 from lockguard_asyncpg.claims import Limits, entry_for
-from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, ended, fence_error, meaning_of, stale
+from lockguard_asyncpg.errors import DATABASE_ERRORS, ended, fence_error, note_on_check, stale
 from lockguard_asyncpg.numbers import NUMBERS
 from lockguard_asyncpg.statements import (
     Kind,
@@ -243,7 +243,6 @@ async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> No
         said = ended(exc, leases) or fence_error(exc)
         if said is not None:
             raise said from exc
-        if meaning_of(exc) is Meaning.RETRY:
-            exc.add_note("the transaction's snapshot may be older than its lease: begin it inside the body")
+        note_on_check(exc, leases)
         raise
     standing.note(entry, leases)

@@ -37,6 +37,7 @@ __all__ = [
     "ended",
     "fence_error",
     "meaning_of",
+    "note_on_check",
     "set_up_error",
     "stale",
     "translate",
@@ -191,6 +192,18 @@ def ended(exc: BaseException, leases: Iterable[Lease]) -> LockguardError | None:
             if (reason := lease.loss) is not None:
                 return lease.lost_error(reason)
     return None
+
+
+def note_on_check(exc: BaseException, leases: Iterable[Lease]) -> None:
+    """Say on an error of a check, which is Postgres's own, what it means there."""
+    if meaning_of(exc) is Meaning.RETRY:
+        exc.add_note("the transaction's snapshot may be older than its lease: begin it inside the body")
+    elif getattr(exc, "sqlstate", None) == "55P03":
+        names = " or ".join(repr(str(lease.resource)) for lease in leases)
+        exc.add_note(
+            f"the check of the lease stood in line at the gate of {names}, behind a seal, a close or a break,"
+            " or a session that stays there; the function lockguard.at_the_gate(resource) shows which"
+        )
 
 
 def _facts(exc: asyncpg.PostgresError) -> dict[str, Any]:

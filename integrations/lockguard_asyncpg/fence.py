@@ -398,7 +398,10 @@ async def _failed(
 ) -> FenceUnavailable:
     seconds = f"{within.total_seconds():.3g} s"
     if getattr(failure, "sqlstate", None) == "55P03":
-        by = await _who(pool, resource) or "an open transaction under its lease"
+        by = (
+            await _who(pool, resource)
+            or "an open transaction under its lease, or one that has locked its row"
+        )
         why = f"kept out for {seconds} by {by}"
     elif isinstance(failure, _NoConnection):
         why = f"{failure} for {seconds}; give PostgresFence a pool of its own, or one with room to spare"

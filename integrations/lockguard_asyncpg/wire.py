@@ -33,6 +33,7 @@ from lockguard_asyncpg.errors import (
     ended,
     fence_error,
     meaning_of,
+    note_on_check,
 )
 from lockguard_asyncpg.numbers import NUMBERS
 
@@ -328,6 +329,7 @@ class Wire:
                 said = (None if self._defer else ended(exc, leases)) or fence_error(exc)
                 if said is not None:
                     raise said from exc
+                note_on_check(exc, leases)
                 raise
             standing.note(entry, leases, begins=outermost)
             return tag

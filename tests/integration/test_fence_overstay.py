@@ -18,7 +18,7 @@ from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard.testing import PostgresServer
 from lockguard.testing.binaries import ServerBinary
-from lockguard_asyncpg import SCHEMA_VERSION, PostgresFence, fenced_transaction, install
+from lockguard_asyncpg import SCHEMA_VERSION, Limits, PostgresFence, fenced_transaction, install
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_asyncpg.schema import steps
 
@@ -158,6 +158,21 @@ async def test_who_works_at_the_gate_is_left_alone(stage: Stage) -> None:
         await work
     finally:
         breaking.terminate()
+
+
+async def test_a_writer_who_is_kept_out_is_told_where_to_look(stage: Stage) -> None:
+    one = grant(7)
+    await PostgresFence(stage.bots).seal(one, within=SOON)
+    intruder = await stage.connect(stage.roles[2])
+    try:
+        await intruder.execute(OWN_LOCK)
+        short = Limits(lock_timeout=timedelta(milliseconds=100))
+        with pytest.raises(asyncpg.LockNotAvailableError) as caught:
+            async with fenced_transaction(stage.bots, lease_of(one), limits=short):
+                raise AssertionError("it is in")
+        assert "stood in line at the gate of 'binance:APTUSDT'" in caught.value.__notes__[0]
+    finally:
+        intruder.terminate()
 
 
 async def test_a_late_sealer_ends_nobody_at_the_gate(stage: Stage) -> None:
