@@ -98,6 +98,7 @@ async def at_the_gate(pool: asyncpg.Pool[Any], state: str | None = None) -> None
 _ROLES = ("a role of the same rights", "another role", "a role that takes no part")
 _HOWS = {
     "the session's lock": OWN_LOCK,
+    "the session's shared lock": OWN_LOCK.replace("_lock(", "_lock_shared("),
     "a transaction's lock": "begin;" + OWN_LOCK.replace("_lock(", "_xact_lock("),
     "a break": f"begin; select lockguard.break_('{APT}', 'why', 1000);"
     " set local idle_in_transaction_session_timeout = 0",
@@ -105,7 +106,7 @@ _HOWS = {
 
 
 @pytest.mark.parametrize("whose", _ROLES)
-@pytest.mark.parametrize("how", ["the session's lock", "a transaction's lock", "a break"])
+@pytest.mark.parametrize("how", _HOWS)
 async def test_a_session_that_stays_at_the_gate_is_ended(stage: Stage, whose: str, how: str) -> None:
     if how == "a break" and whose == _ROLES[2]:
         pytest.skip("it may not call the fence's functions")
