@@ -292,6 +292,19 @@ async def test_a_write_that_nobody_heard_of_stays_known_whatever_is_written_afte
     assert await resolve(pool, unknown(lease, lost)) is False
 
 
+async def test_two_processes_that_count_alike_never_answer_for_each_other(pool: asyncpg.Pool[Any]) -> None:
+    """As of a fork that nobody noticed, or by an unlikely chance: the tokens tell the writes apart."""
+    number, check = NUMBERS.alone(), "select lockguard.check($1, $2, $3, $4)"
+    first = await held(pool, 7)
+    assert await resolve(pool, unknown(first, number - 1)) is False
+    successor = await held(pool, 8)
+    await pool.execute(check, APT, 8, UUID(successor.grant.id), number - 1)  # not barred by the other's
+    await pool.execute(check, APT, 8, UUID(successor.grant.id), number)
+    with pytest.raises(OutcomeUnknown):
+        await resolve(pool, unknown(first, number))
+    assert await resolve(pool, unknown(successor, number)) is True
+
+
 async def test_a_declared_loss_stays_one_when_its_record_has_gone(pool: asyncpg.Pool[Any]) -> None:
     lease = await held(pool)
     late = fenced_transaction(pool, lease)
