@@ -6,7 +6,6 @@ import asyncio
 import math
 import os
 import socket
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
@@ -24,8 +23,8 @@ from lockguard.nodes.choose import node_for_url, nodes_for_urls
 from lockguard.nodes.memory import MemoryNode, MemoryStore
 from lockguard.observe.log import LogObserver
 from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, NoVote, Observer, Refused
-from lockguard.quorum import majority
-from lockguard.redlock import Redlock
+from lockguard.quorum import majority, may_be_most
+from lockguard.redlock import Redlock, prevailing, thrown_out
 from lockguard.renewal import end_here
 from lockguard.text import kind_of, remark
 from lockguard.times import checked_ttl, checked_wait, checked_within, milliseconds
@@ -309,6 +308,9 @@ class LockGuard:
     async def inspect(self, resource: str) -> Inspection:
         """Who holds ``resource``, since when, with which token, and who waits.
 
+        With several nodes it is held while a majority of them holds it, or may: those that do not answer
+        count for whoever the others show. What fewer show is an acquire or a release on its way.
+
         Raises:
             QuorumUnavailable: no node could be asked.
         """
@@ -319,8 +321,7 @@ class LockGuard:
         seen = [vote for vote in votes if isinstance(vote, Inspection)]
         if not seen:
             raise self._unasked(resource, votes)
-        shown = Counter(inspection.token for inspection in seen)
-        return max(seen, key=lambda inspection: (inspection.held, shown[inspection.token], inspection.token))
+        return prevailing(seen, nodes=len(votes))
 
     async def break_(self, resource: str, *, reason: str) -> Broken:
         """End somebody else's lease by force: its writes are refused from now on, then the lock is freed.
@@ -369,7 +370,7 @@ class LockGuard:
             _end_all(held_here)  # the command may have arrived
         if len(done) < majority(len(votes)):
             raise self._unasked(resource, votes)
-        return max(done, key=lambda broken: broken.token)
+        return thrown_out(done)
 
     async def request_handover(self, resource: str, *, reason: str) -> bool:
         """Ask the holder to end when it can: its ``lease.wanted`` turns true with its next renewal.
@@ -387,7 +388,7 @@ class LockGuard:
         done = [vote for vote in votes if isinstance(vote, Done)]
         if not done:
             raise self._unasked(resource, votes)
-        return any(vote.found for vote in done)
+        return may_be_most(sum(vote.found for vote in done), answers=len(done), nodes=len(votes))
 
     async def aclose(self) -> None:
         """End every lease of this guard as lost, send what is queued, close the connections."""

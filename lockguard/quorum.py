@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DRIFT_FIXED_MS", "DRIFT_SHARE", "drift_ms", "majority", "trusted_s", "ttl_ms_min"]
+__all__ = ["DRIFT_FIXED_MS", "DRIFT_SHARE", "drift_ms", "majority", "may_be_most", "trusted_s", "ttl_ms_min"]
 
 DRIFT_SHARE = 0.01
 """How much faster a server's clock may run than ours, as a share of the ttl (the Redlock description's)."""
@@ -16,6 +16,11 @@ _VALID_SHARE_MIN = 0.5
 def majority(nodes: int) -> int:
     """The least number of votes of which any two sets have a node in common."""
     return nodes // 2 + 1
+
+
+def may_be_most(yeses: int, *, answers: int, nodes: int) -> bool:
+    """Whether at least one says so, and a majority does if those that did not answer would say the same."""
+    return yeses > 0 and yeses + nodes - answers >= majority(nodes)
 
 
 def drift_ms(ttl_ms: int) -> float:

@@ -44,22 +44,36 @@ from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import (
     AcquireRequest,
     AcquireVote,
+    Broken,
     Busy,
     Done,
     Extended,
     Granted,
+    Inspection,
     LockNode,
     NoVote,
     Outsider,
     Refused,
     Unknown,
 )
-from lockguard.quorum import majority, trusted_s
+from lockguard.quorum import majority, may_be_most, trusted_s
 
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Attempt", "Contended", "Extension", "Found", "NoQuorum", "Redlock", "Renewal", "Undoing", "Won"]
+__all__ = [
+    "Attempt",
+    "Contended",
+    "Extension",
+    "Found",
+    "NoQuorum",
+    "Redlock",
+    "Renewal",
+    "Undoing",
+    "Won",
+    "prevailing",
+    "thrown_out",
+]
 
 T = TypeVar("T")
 
@@ -420,3 +434,27 @@ def _found(vote: Done | NoVote) -> bool | None:
     if not isinstance(vote, Done) or (vote.repeated and not vote.found):
         return None
     return vote.found
+
+
+def prevailing(seen: Sequence[Inspection], *, nodes: int) -> Inspection:
+    """What answers of ``nodes`` nodes come to: a grant that a majority shows, or may show, holds it.
+
+    What only a minority shows holds nothing: a release returns before it has reached every node.
+    """
+    holding = Counter(inspection.grant for inspection in seen if inspection.held)
+    for grant, count in holding.most_common(1):
+        if may_be_most(count, answers=len(seen), nodes=nodes):
+            shown = [inspection for inspection in seen if inspection.grant == grant]
+            tokens = Counter(inspection.token for inspection in shown)
+            return max(shown, key=lambda inspection: (tokens[inspection.token], inspection.token))
+    last = max(seen, key=lambda inspection: (not inspection.held, inspection.token))
+    return replace(
+        last, held=False, grant="", holder="", operation="", age_ms=0, remaining_ms=0, ttl_ms=0, renewals=0
+    )
+
+
+def thrown_out(broken: Sequence[Broken]) -> Broken:
+    """What a break on several nodes came to: the holder that most of them had, and the highest floor."""
+    shown = Counter(each.grant for each in broken)
+    told = max(broken, key=lambda each: (bool(each.grant), shown[each.grant]))
+    return replace(told, token=max(each.token for each in broken))
