@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from lockguard.lease import Lease
 
-__all__ = ["LIMITS", "leases_here", "leases_of", "present", "run", "run_parsed"]
+__all__ = ["LIMITS", "alone", "leases_here", "leases_of", "present", "run", "run_parsed"]
 
 T = TypeVar("T")
 LIMITS = Limits()
@@ -93,7 +93,7 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
         if con.is_in_transaction():
             return await _inside(con, standing, leases, kind, text, send)
         if kind is Kind.ORDINARY:
-            return await _alone(con, leases, send, timeout_s)
+            return await alone(con, leases, send, timeout_s)
         result = await send()
         standing.read_only = kind is Kind.BEGIN and read_only_after(text) is True
         return result
@@ -163,10 +163,10 @@ async def _plainly(con: Any, standing: Standing, text: str, send: Callable[[], A
     return result
 
 
-async def _alone(
+async def alone(
     con: Any, leases: tuple[Lease, ...], send: Callable[[], Awaitable[T]], timeout_s: float | None
 ) -> T:
-    """A statement outside of any transaction, in one of its own."""
+    """A statement outside of any transaction, in one of its own; however it ends, that is over then."""
     wire: Any = Wire(con, lambda: leases, limits=LIMITS, timeout_s=timeout_s)
     transaction = Transaction(wire, None, readonly=False, deferrable=False)
     await transaction.start()

@@ -29,12 +29,13 @@ from lockguard.ports import Outrun, Sealed
 from lockguard.text import kind_of, printable
 from lockguard.times import checked_wait
 from lockguard_asyncpg.cancels import Cancels
+from lockguard_asyncpg.carrying import alone
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg.listening import Listener
 from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.schema import SCHEMA_VERSION
-from lockguard_asyncpg.wire import bare, give_back, rolled_back, unfenced
+from lockguard_asyncpg.wire import bare, give_back, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -458,16 +459,10 @@ async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: 
 async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
     """The row of ``query``, in a transaction."""
     con = bare(conn)
-    transaction = conn.transaction()
-    await transaction.start()
-    try:
+
+    async def ask() -> Any:
         # Until COMMIT it has the gate to itself.
-        await conn.execute(f"{_ON_OUR_TERMS}select lockguard.bound(0, {_IDLE_MS:d})")
-        row = await conn.fetchrow(query)
-    except BaseException:
-        # Not by `async with`, whose error would take the place of a cancel.
-        if not con.is_closed():
-            await rolled_back(con, transaction.rollback())
-        raise
-    await transaction.commit()
-    return row
+        await con.execute(f"{_ON_OUR_TERMS}select lockguard.bound(0, {_IDLE_MS:d})")
+        return await con.fetchrow(query)
+
+    return await alone(con, (), ask, None)

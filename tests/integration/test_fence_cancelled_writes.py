@@ -246,6 +246,47 @@ async def test_a_write_cut_at_any_turn_gives_back_a_connection_outside_of_a_tran
         assert left == [], f"{way.__name__}: {left}"
 
 
+class OfOne:
+    """A pool that lends the one connection, and leaves it to the test to take it back."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], conn: Any) -> None:
+        self._pool, self._conn = pool, conn
+
+    async def acquire(self) -> Any:
+        if bare(self._conn) is None or self._conn.is_closed():
+            raise asyncio.CancelledError
+        return self._conn
+
+    async def release(self, _conn: object, timeout: float | None = None) -> None:
+        del timeout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+
+@pytest.mark.parametrize("strike", [cancel, cancel_twice, end_session], ids=lambda strike: strike.__name__)
+async def test_a_call_of_the_fence_cut_at_any_turn_leaves_a_connection_outside_of_a_transaction_or_closed(
+    database_url: str, pool: asyncpg.Pool[Any], lease: Lease, strike: Strike
+) -> None:
+    early = Grant(lease.resource, new_grant_id(), Token(1), "host", "open", 60_000)
+    calls: list[Callable[[Any], Awaitable[Any]]] = [
+        lambda fence: fence.seal(lease.grant, within=SOON),
+        lambda fence: fence.seal(early, within=SOON),  # outrun, which takes a transaction
+        lambda fence: fence.confirm(lease.grant, within=SOON),
+        lambda fence: fence.break_(Resource("y"), reason="test", within=SOON),
+        lambda fence: fence._close(lease.grant, within=SOON),
+    ]
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as plain:
+        for call in calls:
+
+            async def way(conn: Any, call: Any = call) -> None:
+                await call(PostgresFence(OfOne(plain, conn)))  # type: ignore[arg-type]
+
+            for late in (False, True):
+                told = await cut_at_every_turn(plain, None, way, strike, late=late)
+                assert [line for line in told if not any(noise in line for noise in NOISE)] == []
+
+
 async def test_a_begin_that_times_out_gives_back_a_connection_outside_of_a_transaction_or_closed(
     database_url: str, pool: asyncpg.Pool[Any], lease: Lease
 ) -> None:
