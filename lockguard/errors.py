@@ -58,6 +58,13 @@ class LockguardError(Exception):
 
     retryable: ClassVar[bool] = False
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Facts and all, so that an error comes back out of another process as it was.
+
+        Exception's own way makes it again from its text alone, which fails where facts are required.
+        """
+        return type(self).__new__, (type(self), *self.args), vars(self)
+
 
 class ConfigurationError(LockguardError, ValueError):
     """A value or a set-up that cannot work; nothing was started."""

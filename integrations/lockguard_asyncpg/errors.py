@@ -36,6 +36,7 @@ __all__ = [
     "VersionConflict",
     "ended",
     "fence_error",
+    "leaves_in_doubt",
     "meaning_of",
     "note_on_check",
     "set_up_error",
@@ -131,6 +132,8 @@ _BY_CLASS = {
     "XX": Meaning.UNAVAILABLE,  # internal error, corruption
 }
 
+_ENDS_SESSION = {"FATAL", "PANIC"}
+
 
 def meaning_of(exc: BaseException) -> Meaning:
     """What ``exc``, raised by asyncpg, says about the work."""
@@ -147,6 +150,17 @@ def meaning_of(exc: BaseException) -> Meaning:
     if isinstance(exc, OSError | EOFError | asyncpg.InternalClientError):
         return Meaning.LOST
     return Meaning.STATEMENT
+
+
+def leaves_in_doubt(exc: BaseException) -> bool:
+    """Whether a COMMIT that ended in ``exc`` may have been made all the same.
+
+    Only an error after which the session goes on is a no. One that ends it may be that of a server which died
+    with the commit made, or of a pooler which lost its server; poolers do not agree on a SQLSTATE for that.
+    """
+    if getattr(exc, "severity_en", None) in _ENDS_SESSION or getattr(exc, "severity", None) in _ENDS_SESSION:
+        return True
+    return meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)
 
 
 def unreachable(exc: BaseException) -> bool:

@@ -28,6 +28,7 @@ from lockguard_asyncpg.errors import (
     CommitUnknown,
     Meaning,
     ended,
+    leaves_in_doubt,
     meaning_of,
     set_up_error,
     stale,
@@ -204,7 +205,7 @@ async def _one(
         if inside and (said := ended(exc, leases)) is not None:
             raise said from exc
         if sequence is not None:
-            if meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError):
+            if leaves_in_doubt(exc):
                 raise CommitUnknown(resource=first.resource, token=first.token, sequence=sequence) from exc
             if getattr(exc, "sqlstate", None) is not None:  # the server's own word: nothing was written
                 NUMBERS.give_back((sequence,))

@@ -32,6 +32,7 @@ from lockguard_asyncpg.errors import (
     NotCommitted,
     ended,
     fence_error,
+    leaves_in_doubt,
     meaning_of,
     note_on_check,
 )
@@ -373,7 +374,7 @@ class Wire:
         self, exc: Exception, entry: Entry | None, leases: tuple[Lease, ...], refusal: StaleToken | None
     ) -> LockguardError | None:
         await self._leave(exc)
-        if entry is not None and (meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)):
+        if entry is not None and leaves_in_doubt(exc):
             return _unknown(entry)
         # The check that went before COMMIT has failed, so COMMIT was not executed.
         if getattr(exc, "sqlstate", None) == _IN_FAILED_TRANSACTION:

@@ -29,6 +29,7 @@ from lockguard_asyncpg import (
     resolve,
 )
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
+from lockguard_asyncpg.wire import bare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -120,12 +121,15 @@ async def through_proxy(proxy: FaultProxy, url: str) -> asyncpg.Connection[Any]:
     return await asyncpg.connect(proxy.url_for(url), timeout=5)
 
 
-async def _lose_reply(proxy: FaultProxy, work: Callable[[], Awaitable[Any]]) -> None:
+async def _lose_reply(
+    proxy: FaultProxy, work: Callable[[], Awaitable[Any]], instead: Callable[[], None] = lambda: None
+) -> None:
     """Let the request through and the reply not; then cut the connection."""
     before = proxy.to_client.received_bytes
     proxy.to_client.set(DROP)
     task = asyncio.ensure_future(work())
     await asyncio.wait_for(proxy.to_client.wait_received(before + 1), 5)
+    instead()
     proxy.reset()
     await task
 
@@ -248,6 +252,45 @@ async def test_a_connection_killed_before_commit_has_committed_nothing(pool: asy
             await pool.execute("select pg_terminate_backend($1)", pid)
             await conn.execute("select pg_sleep(5)")
     assert await resolve(pool, _unknown(lease, transaction.sequence)) is False
+
+
+@pytest.mark.parametrize("kind", ["transaction", "drop-in", "native"])
+@pytest.mark.parametrize("said", ["FATAL 58000", "FATAL XX000", "PANIC 53100"])
+async def test_an_error_that_ends_the_session_at_commit_is_no_answer(
+    pool: asyncpg.Pool[Any], database_url: str, postgres_server: PostgresServer, kind: str, said: str
+) -> None:
+    """A server may die with the commit made, and a pooler says in its own words that it lost its server."""
+    severity, state = said.split()
+    fields = f"S{severity}\0V{severity}\0C{state}\0Mthe end\0\0".encode()
+    words = b"E" + (len(fields) + 4).to_bytes(4, "big") + fields + b"Z\0\0\0\x05I"  # as PgBouncer ends them
+    lease = await held(pool)
+    async with (
+        FaultProxy(postgres_server.port) as proxy,
+        create_pool(proxy.url_for(database_url), min_size=1, max_size=1) as far,
+        far.acquire() as conn,
+    ):
+        await fenced_execute(conn, INSERT, 1, lease=lease)  # prepared from here on
+        mark = push_entry(Entry(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
+        try:
+            transaction = fenced_transaction(conn) if kind == "transaction" else conn.transaction()
+            if kind != "native":
+                await transaction.__aenter__()
+                await conn.execute(INSERT, 2)
+
+            async def end() -> None:
+                if kind == "native":
+                    await fenced_execute(conn, INSERT, 2)
+                else:
+                    await transaction.__aexit__(None, None, None)
+
+            with pytest.raises(CommitUnknown) as caught:
+                protocol: Any = getattr(bare(conn), "_protocol")  # noqa: B009 - asyncpg's own
+                await _lose_reply(proxy, end, instead=lambda: protocol.data_received(words))
+        finally:
+            pop_entry(mark)
+            conn.terminate()
+    assert await resolve(pool, caught.value) is True
+    assert await pool.fetchval("select count(*) from note") == 2
 
 
 # Every error has a meaning
