@@ -18,10 +18,11 @@ import asyncpg
 import pytest
 
 from lockguard import LockGuard
-from lockguard_asyncpg import PostgresFence, install
+from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange
 from lockguard_ccxt.testing import LocalExchange, connect
-from lockguard_positions import AtomicPositionManager, Opened, migrate
+from lockguard_positions import AtomicPositionManager, Opened, PositionStatus, migrate
+from lockguard_positions import store as store_module
 from tests.integration.test_fence_roundtrips import Counter
 
 APT = "APT/USDT:USDT"
@@ -129,3 +130,34 @@ async def test_what_an_open_waits_for_is_counted_and_does_not_grow(stage: Stage)
         f"during {STOP}": 0,
         f"after {STOP}": 2,  # active; the fence is closed with the lease
     }
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_statement_whose_answer_is_lost_is_found_or_made_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """The row with its intent, and active: each loses its first answer, having been done or not."""
+    send, lost = store_module.fenced_fetchrow, []
+
+    async def losing(target: Any, text: str, *args: Any, **more: Any) -> Any:
+        if text in lost:
+            return await send(target, text, *args, **more)
+        lost.append(text)
+        if committed:
+            await send(target, text, *args, **more)
+        raise CommitUnknown(resource="binance:APTUSDT", token=1, sequence=1)
+
+    async def resolved(*_: Any, **__: Any) -> bool:
+        return committed
+
+    monkeypatch.setattr(store_module, "fenced_fetchrow", losing)
+    monkeypatch.setattr(store_module, "resolve", resolved)
+    price = stage.exchange.price(APT)
+    opened = await stage.manager.open_position_atomic("s", APT, "binance", "long", "10", price, "2")
+    assert isinstance(opened, Opened)
+    assert (opened.position.status, len(lost)) == (PositionStatus.ACTIVE, 2)
+    record = stage.exchange.record()
+    (stop,) = record.open_stops(APT)
+    assert (len(record.entries(APT)), record.position(APT)) == (1, 10)
+    assert stop.client_id == opened.position.stop_client_id
+    assert await stage.manager.half_done("binance") == ()
