@@ -13,6 +13,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from asyncpg.transaction import Transaction
 
+from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.claims import Limits, leases_for
 from lockguard_asyncpg.connection import end_loan, lend
 from lockguard_asyncpg.errors import NotCommitted, ended
@@ -47,6 +48,7 @@ class FencedTransaction:
         StaleToken: on entry or in the body: the lease's token is not the one in force.
         LeaseLost: on entry or before COMMIT: the lease has ended; nothing was committed.
         CommitUnknown: the reply to COMMIT was lost.
+        ConfigurationError: on entry: it was entered before.
         NotCommitted: a swallowed error had Postgres roll it back.
     """
 
@@ -70,6 +72,7 @@ class FencedTransaction:
         self._leases: tuple[Lease, ...] = ()
         self._loan: type[Any] | None = None
         self._outer: tuple[Lease, ...] | None = None
+        self._entered = False
 
     @property
     def sequence(self) -> int:
@@ -82,6 +85,12 @@ class FencedTransaction:
         return self._sequence
 
     async def __aenter__(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
+        if self._entered:  # its number is given on to another transaction once it has ended
+            raise ConfigurationError(
+                "this fenced transaction was entered before, and each is entered once: write"
+                " `async with fenced_transaction(...)` anew, inside the loop where it is tried again"
+            )
+        self._entered = True
         leases = leases_for(self._lease)
         # Looked at here, so that a lost lease takes no connection, and again when BEGIN leaves.
         for lease in leases:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -382,3 +382,27 @@ async def test_a_snapshot_older_than_the_lease_is_told_so_and_ends_no_lease(
             async with conn.transaction(isolation=isolation):
                 await write(conn)
     assert await ids(pool) == [1]
+
+
+# A fenced transaction is one transaction
+
+
+@pytest.mark.parametrize("first", ["committed", "rolled back", "open"])
+async def test_a_fenced_transaction_is_entered_once(pool: asyncpg.Pool[Any], first: str) -> None:
+    """Its number belongs to the next writer when it has ended, who would be told of the other's end."""
+    transaction = fenced_transaction(pool, await held(pool, 7))
+
+    async def once_more() -> None:
+        with pytest.raises(ConfigurationError, match="entered once: write"):
+            async with transaction as conn:
+                await conn.execute(INSERT, 2)
+
+    with suppress(ZeroDivisionError):
+        async with transaction as conn:
+            await conn.execute(INSERT, 1)
+            if first == "open":
+                await once_more()
+            if first == "rolled back":
+                raise ZeroDivisionError
+    await once_more()
+    assert await ids(pool) == ([] if first == "rolled back" else [1])
