@@ -74,6 +74,7 @@ class Core:
         self._pid = os.getpid()
         self._host = socket.gethostname()
         self._closed = False
+        self._end: asyncio.Task[None] | None = None
 
     @property
     def closed(self) -> bool:
@@ -152,7 +153,7 @@ class Core:
         return task
 
     async def aclose(self) -> None:
-        """End every lease, then everything else.
+        """End every lease, then everything else; seen through also when the caller is cancelled.
 
         Raises:
             ConfigurationError: called in another event loop than the guard's.
@@ -161,13 +162,25 @@ class Core:
             raise ConfigurationError(
                 "this guard belongs to another event loop; close it there, as `async with guard:` does"
             )
-        self._closed = True
-        self.queue.close()
+        if self._end is None or self._end.cancelled():
+            self._closed = True
+            self.queue.close()
+            self._end_leases()
+            # A task of its own: who closes in a body is cut by it, and others have no patience. Half of it
+            # would leave connections for ever, and cancel what is to be seen through.
+            self._end = asyncio.create_task(self._finish(), name="lockguard-close")
+        if not self._end.done():
+            await asyncio.wait([self._end])
+        self._end.result()
+
+    def _end_leases(self) -> None:
         for lease in self.keeper.lose_all(LossReason.CLOSED):
             # Their bodies are being cancelled and will find the connections closed.
             self.redlock.undo(lease.resource, lease.grant.id, lost=True)
             self.close_fence(lease.grant)
         self.keeper.close()
+
+    async def _finish(self) -> None:
         await asyncio.gather(*self._closing, return_exceptions=True)
         await self.redlock.aclose()
 

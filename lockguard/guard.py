@@ -391,7 +391,10 @@ class LockGuard:
         return may_be_most(sum(vote.found for vote in done), answers=len(done), nodes=len(votes))
 
     async def aclose(self) -> None:
-        """End every lease of this guard as lost, send what is queued, close the connections."""
+        """End every lease of this guard as lost, send what is queued, close the connections.
+
+        A close that has begun is seen through, also when the caller is cancelled, or is a body that it cuts.
+        """
         await self._core.aclose()
 
     def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:

@@ -704,3 +704,49 @@ def test_a_guard_whose_loop_has_ended_says_so_when_it_is_closed_in_another(redis
         with pytest.raises(ConfigurationError, match="another event loop; close it there"):
             asyncio.run(guard.aclose())
         home.run(guard.aclose())
+
+
+# Closed in haste.
+
+
+@pytest.mark.parametrize("way", ["in a body", "without patience", "twice at once"])
+async def test_a_close_that_is_cut_closes_everything_all_the_same(redis_url, way):
+    guard = LockGuard.from_url(redis_url)
+    with contextlib.suppress(LeaseLost):
+        async with guard.hold(NAME):
+            if way == "in a body":  # which is cut by it
+                await guard.aclose()
+            else:
+                closing = [asyncio.create_task(guard.aclose()) for _ in range(1 + (way == "twice at once"))]
+                await asyncio.sleep(0)
+                closing[0].cancel()
+                await asyncio.wait(closing)
+    async with asyncio.timeout(5):
+        while guard._core.connected:
+            await asyncio.sleep(0.01)
+    await guard.aclose()  # again: nothing more happens
+    assert [task.get_name() for task in asyncio.all_tasks()] == [asyncio.current_task().get_name()]
+
+
+async def test_a_break_goes_on_though_its_guard_is_closed_in_haste(redis_url, pool):
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class SlowFence(PostgresFence):
+        async def break_(self, *args, **options):
+            begun.set()
+            await go_on.wait()
+            return await super().break_(*args, **options)
+
+    async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as holder:
+        guard = LockGuard.from_url(redis_url, fence=SlowFence(pool))
+        with pytest.raises(LeaseLost):
+            async with holder.hold(NAME) as lease:
+                breaking = asyncio.create_task(guard.break_(NAME, reason="test"))
+                await begun.wait()
+                closing = asyncio.create_task(guard.aclose())
+                await asyncio.sleep(0)
+                closing.cancel()
+                await asyncio.wait([closing])
+                go_on.set()
+                assert (await breaking).grant == lease.grant.id
+        await guard.aclose()
