@@ -227,7 +227,7 @@ def _say(message: dict[str, Any]) -> None:
 
 def main() -> None:
     """Play until the standard input ends."""
-    asyncio.run(_run())
+    asyncio.run(_run())  # noqa: TID251 - its parent ends it
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def main() -> None:
     part = Part.decode(sys.stdin.readline())
     end_with_parent(part.parent_pid)
     try:
-        asyncio.run(_run(part))
+        asyncio.run(_run(part))  # noqa: TID251 - its parent ends it
     except LeaseLost as lost:
         sys.stderr.write(f"LeaseLost: {lost}\n")
         sys.exit(LEASE_LOST)

@@ -28,7 +28,7 @@ def main() -> None:
     """Take over one symbol for each line of the standard input, until it ends."""
     part = Part.decode(sys.stdin.readline())
     end_with_parent(part.parent_pid)
-    asyncio.run(_run(part))
+    asyncio.run(_run(part))  # noqa: TID251 - its parent ends it
 
 
 if __name__ == "__main__":
