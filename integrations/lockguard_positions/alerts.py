@@ -21,6 +21,7 @@ except ImportError as missing:
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import ConfigurationError
 from lockguard_positions.events import Alert
+from lockguard_positions.repeats import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,7 @@ class AppriseAlerts:
         title: what the messages are headed with.
         send_within: how long one alert may take.
         quiet: for how long the same alert is not sent again; passes see the same thing every few seconds.
+            What begins anew after it was told to be over is sent at once.
         send_again: after how long an alert is sent again that no service took.
         flush_within: how long the end waits for alerts that are not sent yet.
         clock: measures ``quiet``.
@@ -115,13 +117,24 @@ class AppriseAlerts:
 
     def on(self, event: PositionEvent) -> None:
         """Queue an alert; drops it, and says so in the log, when too many wait."""
-        if not isinstance(event, Alert) or self._told_lately(event):
+        if not isinstance(event, Alert):
+            return
+        if is_over(event):
+            # Who is told that it is over is to be told when it begins anew, however soon that is.
+            for about in self._told_of(event):
+                del self._told_at[about]
+        elif self._told_lately(event):
             return
         try:
             self._waiting.put_nowait(event)
         except asyncio.QueueFull:
             self._told_at.pop(event, None)
             _LOG.error("too many alerts wait, not sent: %s: %s", event.resource, event.message)
+
+    def _told_of(self, alert: Alert) -> list[Alert]:
+        """What was told of the same position and resource, since something there was over."""
+        same = alert.resource, alert.position_id
+        return [told for told in self._told_at if (told.resource, told.position_id) == same]
 
     def _told_lately(self, alert: Alert) -> bool:
         now = self._clock.now()
@@ -134,6 +147,11 @@ class AppriseAlerts:
             self._told_at.popitem(last=False)
         return False
 
+    def _on_again(self, alert: Alert) -> None:
+        """Queue what no service took, unless it says that something is over that has begun anew since."""
+        if not (is_over(alert) and self._told_of(alert)):
+            self.on(alert)
+
     async def _send_all(self) -> None:
         while True:
             alert = await self._waiting.get()
@@ -141,7 +159,7 @@ class AppriseAlerts:
                 if not await self._send(alert):
                     # Nobody was told, and the next word of it may be minutes away.
                     self._told_at.pop(alert, None)
-                    asyncio.get_running_loop().call_later(self._again_s, self.on, alert)
+                    asyncio.get_running_loop().call_later(self._again_s, self._on_again, alert)
             finally:
                 self._waiting.task_done()
 

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from lockguard.clock import Clock
     from lockguard_positions.events import Alert
 
-__all__ = ["PAUSES", "Repeats"]
+__all__ = ["PAUSES", "Repeats", "is_over"]
 
 PAUSES = (timedelta(minutes=5), timedelta(minutes=30), timedelta(days=1))
 """Between one word of a condition and the next; the last of them stays."""
 _CONDITIONS_MAX = 10_000
+_OVER = "over: "
 
 _Key: TypeAlias = tuple[str, int | None, str]
 
@@ -102,9 +103,14 @@ class Repeats:
         return [_over(self._conditions.pop(key).alert) for key in gone]
 
 
+def is_over(alert: Alert) -> bool:
+    """Whether it says that something has come to its end."""
+    return alert.message.startswith(_OVER)
+
+
 def _key(alert: Alert, about: str | None) -> _Key:
     return alert.resource, alert.position_id, about or alert.message.partition(": ")[0]
 
 
 def _over(alert: Alert) -> Alert:
-    return replace(alert, message=f"over: {alert.message}")
+    return replace(alert, message=f"{_OVER}{alert.message}")

@@ -70,6 +70,38 @@ async def test_the_same_alert_is_not_sent_again_before_it_was_quiet_for_a_while(
     assert len(service.bodies) == 2
 
 
+async def test_what_begins_anew_after_it_was_told_to_be_over_is_sent_at_once(service: Service) -> None:
+    """Whatever was said last of it: the position has no stop again, and its owner believes that it has."""
+    now = Alert(NAKED.resource, NAKED.position_id, "without a stop for longer than 20 s")
+    over = Alert(NAKED.resource, NAKED.position_id, f"over: {now.message}")
+    async with AppriseAlerts([service.url], clock=FakeClock()) as alerts:
+        for _ in range(2):
+            for _ in range(3):  # the passes
+                alerts.on(NAKED)
+            alerts.on(over)
+    assert [body.partition(": ")[2].partition(":")[0] for body in service.bodies] == [
+        "without a stop for longer than 10 s",
+        "over",
+    ] * 2
+
+
+async def test_an_end_that_did_not_get_through_is_not_sent_behind_the_next_beginning(
+    service: Service,
+) -> None:
+    over = Alert(NAKED.resource, NAKED.position_id, f"over: {NAKED.message}")
+    async with AppriseAlerts([service.url], send_again=20 * MS) as alerts:
+        alerts.on(NAKED)
+        await alerts._waiting.join()
+        service.status = 500
+        alerts.on(over)
+        await alerts._waiting.join()
+        service.status = 200
+        alerts.on(NAKED)
+        await asyncio.sleep(0.06)  # three times as long as it waits to be sent again: it may not come
+        await alerts._waiting.join()
+    assert [body.count("over") for body in service.bodies] == [0, 1, 0]
+
+
 async def test_an_alert_that_did_not_get_through_is_sent_again_at_its_next_word(service: Service) -> None:
     async with AppriseAlerts([service.url]) as alerts:
         for status in (500, 200, 200):
