@@ -41,6 +41,7 @@ from lockguard_positions.model import (
     Progress,
     stop_price_of,
 )
+from lockguard_positions.rows import WITHDRAWN
 from lockguard_positions.status import PositionStatus
 from lockguard_positions.sweeping import Sweeper
 from lockguard_positions.venue import covers, standing_stop
@@ -455,7 +456,8 @@ class Flow:
 
     async def _close(self, position: Position, intent: Intent) -> Progress | None:
         if intent.sent_before and not await self._exits.still_right(position, intent):
-            moved = await self._exits.withdraw(position, intent, IntentOutcome.ABSENT, "judged again")
+            why = f"{WITHDRAWN}{position.exit_reason}" if intent.asked else "judged again"
+            moved = await self._exits.withdraw(position, intent, IntentOutcome.ABSENT, why)
             if moved.status is PositionStatus.ACTIVE and not await self._has_stop(moved):
                 return await self._intend_stop(moved)
             return Progress(moved)

@@ -368,7 +368,8 @@ class AtomicPositionManager:
         A row of a contract that the exchange does not list any more is ended without an order.
 
         Returns:
-            The row as it is now, open if the exit is in doubt; ``None`` when there was no open row.
+            The row as it is now, open if the exit is in doubt, or if an exit of the same reason was begun
+            before and what is held is not what it was then; ``None`` when there was no open row.
 
         Raises:
             ResourceBusy: somebody else holds the symbol; it tells who.
@@ -386,9 +387,12 @@ class AtomicPositionManager:
                 return await self._end_without_market(venue, symbol, lease, reason)
         async with self._guard.hold(venue.resource(symbol), wait=wait, operation="close") as lease:
             flow, reconciler = self._workers(venue, lease)
+            before = await self._store.open_of(venue.name, venue.short(symbol))
             row, _ = await reconciler.settle(venue.short(symbol))
             if row is None or row.status is PositionStatus.PENDING_ENTRY:
                 return row
+            if before is not None and before.exit_reason == reason and row.exit_reason is None:
+                return row  # it was about what was held then; whoever still wants it says so again
             return await flow.drive(await flow.intend_close(row, reason, asked=True))
 
     # --- inside ---

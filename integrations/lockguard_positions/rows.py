@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ASKED",
     "NEXT_INTENT",
+    "WITHDRAWN",
     "Connection",
     "changed",
     "decided_on",
@@ -42,6 +43,9 @@ NEXT_INTENT = "next_intent"
 
 ASKED = "asked for by a person"
 """What the details of an intent say while it is in doubt, where it was not the flow's own idea."""
+
+WITHDRAWN = "what is held is not what it was: "
+"""What the details of an exit say that was asked for and then not made, before the reason to close."""
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 

@@ -15,7 +15,7 @@ import pytest
 from lockguard import LockGuard, ResourceBusy
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, Side, connect
 from lockguard_positions import AtomicPositionManager, Pace, migrate
 from lockguard_positions.bot.book import Decision, Outcome, SignalBook
 from lockguard_positions.bot.signals import BadSignal, CloseSignal, OpenSignal, Stop
@@ -279,3 +279,24 @@ async def until_final(desk: Desk, signal: OpenSignal | CloseSignal) -> Decision:
     while not (decision := await desk.trader.carry_out(signal)).final:
         pass
     return decision
+
+
+@pytest.mark.parametrize("first", ["a pass", "the signal again"])
+async def test_a_close_that_could_not_be_sent_closes_nothing_that_came_after_it(
+    desk: Desk, first: str
+) -> None:
+    """Its word was about the position of then; once that has changed, each try would be a new decision."""
+    await desk.does(opening("s1"))
+    row = await desk.manager.store.open_of("binance", "APTUSDT")
+    assert row is not None
+    async with desk.guard.hold("binance:APTUSDT") as lease:  # its bot dies before it sends the exit
+        await desk.manager.store.expect_close(lease, row, "signal s2", asked=True)
+    desk.exchange.trade_by_hand(SYMBOL, Side.SELL, Decimal(10), reduce_only=True)
+    desk.exchange.trade_by_hand(SYMBOL, Side.BUY, Decimal(25))
+    if first == "a pass":
+        await desk.manager.sync_exchange_positions("binance")
+    decision = await desk.trader.carry_out(closing("s2"))
+    assert (decision.outcome, desk.held()) == (Outcome.REFUSED, 25)
+    assert "give the close anew" in decision.details
+    assert await desk.does(closing("s2")) == ("refused", True)
+    assert await desk.does(closing("s3")) == ("closed", False)

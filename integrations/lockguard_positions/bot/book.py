@@ -135,6 +135,13 @@ class SignalBook:
             await self._row("closed_for_reason", "positions.sql", self._exchange, symbol, reason)
         )
 
+    async def withdrawn_for(self, reason: str, symbol: str) -> int | None:
+        """The row whose exit was asked for with a reason, and not made, as what is held had changed."""
+        row = await self._row(
+            "withdrawn_for_reason", "positions.sql", self._exchange, symbol, f"{rows.WITHDRAWN}{reason}"
+        )
+        return None if row is None else int(row["position_id"])
+
     async def begin(self, signal: Signal) -> tuple[str, ...]:
         """Say that a signal is being carried out here; asked under the lease of its symbol.
 

@@ -235,9 +235,9 @@ class Trader:
         if aside is not None and (row is None or row.status.open):
             return aside if row is None else replace(aside, position_id=row.id)
         if row is None:
-            late = await self._too_late(signal, symbol)
-            if late is not None:
-                return late
+            done = await self._withdrawn(reason, symbol) or await self._too_late(signal, symbol)
+            if done is not None:
+                return done
             held = await self._manager.store.open_of(self._exchange.name, symbol)
             if held is not None and signal.side not in (None, held.side):
                 return Decision(Outcome.REFUSED, f"the open position is {held.side.value}", held.id)
@@ -245,10 +245,23 @@ class Trader:
             await self._manager.close_position(signal.symbol, self._exchange.name, reason=reason)
             row = await self._book.closed_for(reason, symbol)
         if row is None:
-            return Decision(Outcome.NOTHING_OPEN, f"{symbol} has no open position")
+            nothing = Decision(Outcome.NOTHING_OPEN, f"{symbol} has no open position")
+            return await self._withdrawn(reason, symbol) or nothing
         if row.status.open:
             return Decision(Outcome.UNDECIDED, row.error_details or "its exit is in doubt", row.id)
         return Decision(Outcome.CLOSED, f"at {_shown(row.exit_price)}", row.id)
+
+    async def _withdrawn(self, reason: str, symbol: str) -> Decision | None:
+        """The word of a person was about what was held then: a second try would close something else."""
+        row_id = await self._book.withdrawn_for(reason, symbol)
+        if row_id is None:
+            return None
+        return Decision(
+            Outcome.REFUSED,
+            "its exit could not be sent in time, and what is held now is not what it was;"
+            " look at it, and give the close anew under another id",
+            row_id,
+        )
 
     # --- both ---
 

@@ -50,6 +50,15 @@ select {columns} from monitoring.positions
  where exchange = $1 and symbol = $2 and exit_reason = $3
  order by id desc limit 1
 
+-- name: withdrawn_for_reason
+-- The exit was asked for, and not made; looked for among the latest, as it is asked while a signal is carried out.
+with latest as (
+  select position_id, step, outcome, details from monitoring.position_intents
+   where exchange = $1 and symbol = $2
+   order by number desc limit 200
+)
+select position_id from latest where step = 'close' and outcome = 'absent' and details = $3 limit 1
+
 -- name: intent_in_doubt
 select {intent_columns} from monitoring.position_intents
  where position_id = $1 and settled_at is null and step = any($2)
