@@ -17,7 +17,8 @@ The exchange's own record of orders and fills is the judge:
 * *lost*: a signal that was sent, and neither decided in a bot's log nor acknowledged;
 * *exits*: a bot that ended before it was asked to, or with another code than 0;
 * *untold*: a position of a bot that was without a stop for longer than the deadline, and no alert said so in
-  time: one that names the symbol, and that it has no stop.
+  time: one that names the symbol, and that it has no stop or could not be read or decided; or, while nothing
+  at all can be read, one that names the exchange, that it could not be read, and its open positions.
 
 Each must be 0. Seconds without a stop are counted, apart those in contracts that the exchange has delisted,
 where nobody can place one (``gone_s``); each time that was too long is listed with what was said of it.
@@ -76,6 +77,7 @@ _FINAL_S = 60.0
 _BACKLOG_MAX = 8
 _SAME_TIME_MS = 8_000
 """How far apart the clocks of the signals and of the exchange may be, its steps included."""
+_NOT_READ = "not read or decided for longer than"
 _SAYS_NO_STOP = re.compile(r"without a stop|has no stop|stop is missing|unprotected")
 _PASSES = re.compile(r'"code":\s*-(2014|2015|1021|1003|1008)|calls are closed|ms ago')
 _ARGUMENTS = (
@@ -501,13 +503,14 @@ class Hostile:
             return
         until_ms = since_ms + (DEADLINE_S + 2) * 1000 + _SAME_TIME_MS
         label, _, plain = name.partition(":")
-        about = re.compile(rf"binance@{label}:{plain}\b")
+        symbol = re.compile(rf"binance@{label}:{plain}\b.*({_SAYS_NO_STOP.pattern}|{_NOT_READ})")
+        exchange = re.compile(rf"binance@{label}\b(?!:\w).*{_NOT_READ}.* open positions")
         said = [
             message
             for at, message in alerts
             if since_ms - _SAME_TIME_MS <= at <= until_ms
-            and about.match(message)
-            and _SAYS_NO_STOP.search(message)
+            and (symbol.match(message) or exchange.match(message))
+            and "over: " not in message
         ]
         line = f"{name} without a stop for {bare_s:.1f} s from {since_ms}"
         if said:

@@ -105,7 +105,35 @@ async def test_the_judge_misses_signals_lines_and_alerts() -> None:
         race._judge_stops("one:APTUSDT", exchange.record(), "APTUSDT", late, [])
         assert len(race.score.untold) == 1
         assert race.score.unprotected_s == 20
-        told = Hostile(exchange, None, None, opens=1, seed=1)  # type: ignore[arg-type]
-        alerts = [(12_000.0, "binance@one:APTUSDT position 1: without a stop for longer than 10 s")]
-        told._judge_stops("one:APTUSDT", exchange.record(), "APTUSDT", late, alerts)
-        assert told.score.untold == []
+
+
+@pytest.mark.parametrize(
+    ("said", "counts"),
+    [
+        ("binance@one:APTUSDT position 1: without a stop for longer than 10 s", True),
+        ("binance@one:APTUSDT position 1: over: without a stop for longer than 10 s", False),
+        (
+            "binance@one:APTUSDT position None: not read or decided for longer than 10 s: unreadable: 418",
+            True,
+        ),
+        ("binance@one:APTUSDT position None: not closed: its order is still open", False),
+        (
+            "binance@one position None: not read or decided for longer than 10 s, with 3 open positions: 418",
+            True,
+        ),
+        ("binance@one position None: not read or decided for longer than 10 s: 418", False),
+        (
+            "binance@two position None: not read or decided for longer than 10 s, with 3 open positions: 418",
+            False,
+        ),
+        ("binance@one:ADAUSDT position 2: without a stop for longer than 10 s", False),
+    ],
+)
+async def test_the_judge_hears_what_tells_a_person_that_a_stop_may_be_missing(
+    said: str, counts: bool
+) -> None:
+    async with LocalExchange() as exchange, connect(exchange.url) as bot:
+        await bot.create_order(APT, "market", "buy", 10)
+        race = Hostile(exchange, None, None, opens=1, seed=1)  # type: ignore[arg-type]
+        race._judge_stops("one:APTUSDT", exchange.record(), "APTUSDT", [(0, 20_000)], [(12_000.0, said)])
+        assert (len(race.score.told), len(race.score.untold)) == ((1, 0) if counts else (0, 1))
