@@ -77,9 +77,12 @@ class Numbers:
         return next(self._slots) + _ALONE
 
     def give_back(self, numbers: Iterable[int]) -> None:
-        """What became of their transaction is known for certain: nobody will ask. Once for each number."""
+        """What became of their transaction is known for certain: nobody will ask. Once for each number.
+
+        One of the process that this one was forked from is left to that process.
+        """
         for number in numbers:
-            if number >= self._since and number & _COUNT_MASK < _COUNT_MAX:
+            if self._since <= number < self._since + (1 << _RANGE_BITS) and number & _COUNT_MASK < _COUNT_MAX:
                 self._free.append(number)
 
 

@@ -84,3 +84,12 @@ def test_a_forked_process_counts_in_a_range_of_its_own() -> None:
     os.close(read)
     os.close(write)
     assert slot(theirs) != slot(mine)
+
+
+def test_what_a_forked_process_gives_back_of_its_parents_is_left_to_the_parent() -> None:
+    for _ in range(20):  # whichever of the two ranges lies above the other
+        numbers = Numbers()
+        parents = numbers.take()
+        numbers.begin()
+        numbers.give_back([parents])
+        assert slot(numbers.take()) != slot(parents)
