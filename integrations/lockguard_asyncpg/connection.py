@@ -16,7 +16,7 @@ from asyncpg.pool import Pool, PoolConnectionProxy
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
-from lockguard.context import current_leases
+from lockguard.context import current_leases, outlived_lease
 from lockguard_asyncpg.carrying import LIMITS, leases_of, present, run, run_parsed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, ended
 from lockguard_asyncpg.wire import Wire, bare, sees_all, standing_of, unfenced
@@ -111,7 +111,7 @@ class FenceLayer:
             with unfenced():
                 await parent.reset(timeout=timeout)
         except DATABASE_ERRORS:
-            if not current_leases():
+            if not _begun_in_a_body():
                 raise
             con.terminate()
 
@@ -314,8 +314,16 @@ class _PoolLayer:
         try:
             await parent.release(connection, timeout=timeout)
         except DATABASE_ERRORS:
-            if not current_leases():
+            if not _begun_in_a_body():
                 raise
+
+
+def _begun_in_a_body() -> bool:
+    """Whether what ends here was begun in a guarded body, which may have been left meanwhile.
+
+    Its siblings do so when the body is cut: `asyncio.gather` waits for the first of them only.
+    """
+    return bool(current_leases()) or outlived_lease() is not None
 
 
 @functools.cache

@@ -312,6 +312,29 @@ async def test_a_task_that_outlives_the_body_cannot_write(pool: asyncpg.Pool[Any
     assert await rows(pool) == 0
 
 
+async def test_a_write_that_was_answered_succeeds_whatever_becomes_of_its_body_and_connection(
+    pool: asyncpg.Pool[Any], database_url: str
+) -> None:
+    """A body that is cut leaves at once, and `asyncio.gather` in it waits for the first of its tasks only."""
+    lease, ended = await held(pool, 7), list[bool]()
+
+    class Breaking(asyncpg.Connection):  # type: ignore[type-arg]  # not generic when it runs
+        async def reset(self, *, timeout: float | None = None) -> None:
+            lease.mark_released()
+            with unfenced():
+                ended.append(
+                    await pool.fetchval("select pg_terminate_backend($1, 5000)", self.get_server_pid())
+                )
+            await super().reset(timeout=timeout)
+
+    async with create_pool(database_url, min_size=0, max_size=1, connection_class=Breaking) as breaking:
+        with under(lease):
+            task = asyncio.create_task(breaking.execute(INSERT))
+        await task
+    assert ended == [True]
+    assert await rows(pool) == 1
+
+
 async def test_a_lost_lease_does_not_cost_the_pool_its_connection(pool: asyncpg.Pool[Any]) -> None:
     lease = await held(pool, 7)
     pid = await pool.fetchval("select pg_backend_pid()")
