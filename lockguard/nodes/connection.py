@@ -262,7 +262,7 @@ class Connection:
         protocol = await log_in.greet(wire)
         await self._on_login(wire)
         log_in.teach(wire)
-        self._identity = await log_in.succeed(wire, self._identity)
+        log_in.succeed(wire, self._identity, self._known_as)
         self._subscribed = asyncio.get_running_loop().create_future()
         if protocol == _RESP3:
             log_in.watch(wire)
@@ -272,6 +272,9 @@ class Connection:
         await log_in.greet(listener)
         await log_in.subscribe(listener, self._subscribed, protocol=protocol)
         return wire, listener
+
+    def _known_as(self, identity: Identity | None) -> None:
+        self._identity = identity
 
     async def _open(self, opened: list[Wire], *, listens: bool = False) -> Wire:
         loop, to = asyncio.get_running_loop(), self.address

@@ -1,8 +1,13 @@
-"""The first words on a new connection: protocol, credentials, database, name, subscription."""
+"""The first words on a new connection: protocol, credentials, database, name, subscription.
+
+What does not depend on an answer is said without waiting for it. The time for a log-in is short, because a
+hung server has to be found out, and a trip to another continent takes a good part of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import hiredis
@@ -12,7 +17,7 @@ from lockguard.lua import SCRIPTS
 from lockguard.nodes.address import Address
 from lockguard.nodes.wire import Reply, Wire
 
-__all__ = ["Identity", "LogIn", "ask"]
+__all__ = ["Identity", "LogIn", "ask", "ask_all"]
 
 CLIENT_NAME = "lockguard"
 _NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "ERR max number of clients")
@@ -47,22 +52,18 @@ class LogIn:
             ConfigurationError: it refuses the credentials or the database.
             ConnectionError: the connection ended.
         """
-        password = self.address.password
-        user = self.address.username
-        protocol = self.address.protocol
+        password, user, protocol = self.address.password, self.address.username, self.address.protocol
+        select = [("SELECT", self.address.db)] if self.address.db else []
         if protocol == 3:
             words = ["HELLO", "3", *(() if password is None else ("AUTH", user or "default", password))]
-            reply = await ask(wire, *words, "SETNAME", CLIENT_NAME)
-            if isinstance(reply, Exception) and str(reply).startswith(_NO_RESP3):
+            replies = await ask_all(wire, (*words, "SETNAME", CLIENT_NAME), *select)
+            if isinstance(replies[0], Exception) and str(replies[0]).startswith(_NO_RESP3):
                 protocol = 2
-            else:
-                self.accept(reply)
         if protocol == 2:
-            if password is not None:
-                self.accept(await ask(wire, "AUTH", *((user, password) if user else (password,))))
-            self.accept(await ask(wire, "CLIENT", "SETNAME", CLIENT_NAME))
-        if self.address.db:
-            self.accept(await ask(wire, "SELECT", self.address.db))
+            auth = [] if password is None else [("AUTH", *((user, password) if user else (password,)))]
+            replies = await ask_all(wire, *auth, ("CLIENT", "SETNAME", CLIENT_NAME), *select)
+        for reply in replies:
+            self.accept(reply)
         return protocol
 
     def teach(self, wire: Wire) -> None:
@@ -80,18 +81,28 @@ class LogIn:
         """
         wire.send(lambda _: None, "CLIENT", "TRACKING", "ON", "OPTIN")
 
-    async def succeed(self, wire: Wire, previous: Identity | None) -> Identity | None:
-        """Kill the connection that this one follows, as far as the server allows; gives our own identity.
+    def succeed(
+        self, wire: Wire, previous: Identity | None, known: Callable[[Identity | None], None]
+    ) -> None:
+        """Kill the connection that this one follows, as far as the server allows, and ask for our identity.
 
         See the theory in ``connection.py``: what is left of the old connection could be executed after us.
+        ``known`` is told once; not at all if the connection ends before: then the old one is still to be
+        killed.
         """
         if previous is not None:
-            await ask(wire, "CLIENT", "KILL", "ID", previous.id, "ADDR", previous.addr)
-        info = await ask(wire, "CLIENT", "INFO")
-        if not isinstance(info, bytes):
-            return None
-        facts = dict(part.split("=", 1) for part in info.decode(errors="replace").split() if "=" in part)
-        return Identity(facts["id"], facts["addr"]) if "id" in facts and "addr" in facts else None
+            wire.send(lambda _: None, "CLIENT", "KILL", "ID", previous.id, "ADDR", previous.addr)
+
+        def told(info: Reply) -> None:
+            if isinstance(info, bytes):
+                facts = dict(
+                    part.split("=", 1) for part in info.decode(errors="replace").split() if "=" in part
+                )
+                known(Identity(facts["id"], facts["addr"]) if "id" in facts and "addr" in facts else None)
+            elif isinstance(info, hiredis.ReplyError):
+                known(None)
+
+        wire.send(told, "CLIENT", "INFO")
 
     async def subscribe(self, wire: Wire, done: asyncio.Future[None], *, protocol: int) -> None:
         """Listen to the inbox; ``done`` is set by the message that confirms it, or by the refusal."""
@@ -133,9 +144,27 @@ async def ask(wire: Wire, *command: str | bytes | int) -> Reply:
     Raises:
         ConnectionError: the connection ended.
     """
-    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-    wire.send(lambda reply: None if answer.done() else answer.set_result(reply), *command)
-    reply = await answer
-    if isinstance(reply, Exception) and not isinstance(reply, hiredis.ReplyError):
-        raise ConnectionError(str(reply))
-    return reply
+    return (await ask_all(wire, command))[0]
+
+
+async def ask_all(wire: Wire, *commands: Sequence[str | bytes | int]) -> list[Reply]:
+    """Send commands at once and wait for all their replies: on a long way, each trip counts.
+
+    Raises:
+        ConnectionError: the connection ended.
+    """
+    replies: list[Reply] = []
+    last: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(reply: Reply) -> None:
+        replies.append(reply)
+        if len(replies) == len(commands) and not last.done():
+            last.set_result(None)
+
+    for command in commands:
+        wire.send(take, *command)
+    await last
+    for reply in replies:
+        if isinstance(reply, Exception) and not isinstance(reply, hiredis.ReplyError):
+            raise ConnectionError(str(reply))
+    return replies

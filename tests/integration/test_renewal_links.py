@@ -62,6 +62,23 @@ async def test_a_lease_lives_on_a_link_whose_round_trip_is_long(link, round_trip
     assert len(watcher.of(Renewed)) > 1
 
 
+@pytest.mark.parametrize("protocol", [3, 2])
+async def test_a_log_in_over_a_long_way_is_made_in_time_also_when_it_comes_back(link, protocol):
+    """All there is to say at a log-in has to be said in 2 s, so a few round trips have to do."""
+    proxy, url = link
+    url += ("&" if "?" in url else "?") + f"protocol={protocol}"
+    far = Flow(latency=timedelta(seconds=0.2))
+    proxy.to_server.set(far)
+    proxy.to_client.set(far)
+    async with LockGuard.from_url(url, wait=timedelta(seconds=8)) as guard:
+        async with guard.hold(NAME):
+            pass
+        proxy.reset()
+        async with guard.hold(NAME):
+            pass
+        proxy.heal()
+
+
 @pytest.mark.parametrize("after", ["restart", "flushall"])
 async def test_two_guards_do_not_both_believe_after_the_server_forgot(after):
     """Everything is renewed when a connection comes back, and when the server says that its data are gone."""
