@@ -22,7 +22,7 @@ from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.connecting import CONNECT_S, connected, in_one_line, own_server, reason_of
 from lockguard_asyncpg.costs import measure
 from lockguard_asyncpg.dsn import checked, shown
-from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg.fence import PostgresFence
 from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
 from lockguard_asyncpg.race.command import race_command
@@ -83,14 +83,15 @@ async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
     """The fence of a database, for ``lockguard break``, which knows nothing of Postgres.
 
     Raises:
-        ConfigurationError: nobody answers there.
-        click.ClickException: there is no schema, or the role may not use it.
+        ConfigurationError: the URL, or what it says, cannot work.
+        click.ClickException: nobody answers there, there is no schema, or the role may not use it.
     """
     checked(url)
     try:
         pool = await asyncpg.create_pool(url, min_size=1, max_size=2, timeout=CONNECT_S)
-    except (*DATABASE_ERRORS, ValueError) as exc:
-        raise ConfigurationError(f"cannot connect to {shown(url)}: {reason_of(exc)}") from exc
+    except CONNECT_ERRORS as exc:
+        told = f"cannot connect to {shown(url)}: {reason_of(exc)}"
+        raise click.ClickException(told) if unreachable(exc) else ConfigurationError(told) from exc
     async with pool:
         with in_one_line(url):
             async with pool.acquire() as conn:

@@ -16,7 +16,14 @@ from lockguard import interrupt
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import dsn
 from lockguard_asyncpg.dsn import shown
-from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error, unreachable
+from lockguard_asyncpg.errors import (
+    CONNECT_ERRORS,
+    DATABASE_ERRORS,
+    Meaning,
+    meaning_of,
+    set_up_error,
+    unreachable,
+)
 from lockguard_asyncpg.schema import install
 
 if TYPE_CHECKING:
@@ -53,7 +60,7 @@ async def _with_connection(
         conn = await asyncpg.connect(url, timeout=CONNECT_S)
     except ConfigurationError as exc:
         raise Mistake(str(exc)) from None
-    except (*DATABASE_ERRORS, ValueError) as exc:
+    except CONNECT_ERRORS as exc:
         told = f"cannot connect to {shown(url)}: {reason_of(exc)}"
         raise click.ClickException(told) if unreachable(exc) else Mistake(told) from exc
     try:

@@ -7,6 +7,7 @@ URL is refused first, and nothing of it is shown.
 
 from __future__ import annotations
 
+import configparser
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -93,6 +94,9 @@ def reason_of(exc: BaseException, *, within_s: float) -> str:
         return f"no answer within {within_s:g} s; check host and port"
     if isinstance(exc, OSError):
         return f"{exc.strerror or type(exc).__name__}; check that the server runs there"
+    if isinstance(exc, configparser.Error):
+        # It quotes the line, which may be a password.
+        return "the service file has a line that cannot be read; write key=value, and %% for '%'"
     if isinstance(exc, ValueError):
         # asyncpg's and ssl's quote the option's value, which may be a password.
         return "an option of the URL, or a PG* variable, has a value that cannot be read"

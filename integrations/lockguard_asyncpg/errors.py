@@ -15,6 +15,7 @@ STATEMENT          the statement's own error: the caller's, passed on untouched
 
 from __future__ import annotations
 
+import configparser
 import json
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lockguard.lease import Lease
 
 __all__ = [
+    "CONNECT_ERRORS",
     "DATABASE_ERRORS",
     "CommitUnknown",
     "Meaning",
@@ -47,6 +49,9 @@ __all__ = [
 
 DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What asyncpg raises when a statement fails, its timeouts included."""
+
+CONNECT_ERRORS = (*DATABASE_ERRORS, ValueError, configparser.Error)
+"""What it raises when it cannot connect: also for what it cannot read of a URL or a service file."""
 
 
 class CommitUnknown(OutcomeUnknown):

@@ -20,7 +20,7 @@ from lockguard.errors import LossReason
 from lockguard.lease import GrantId
 from lockguard.renewal import end_here
 from lockguard_asyncpg.cancels import Cancels
-from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.errors import CONNECT_ERRORS, DATABASE_ERRORS
 
 __all__ = ["Listener"]
 
@@ -70,7 +70,7 @@ class Listener:
             try:
                 async with asyncio.timeout(_ALIVE_S):
                     conn = await self._connect()
-            except (*DATABASE_ERRORS, ValueError) as exc:  # the latter for what asyncpg cannot read
+            except CONNECT_ERRORS as exc:
                 self._tell(exc)
             else:
                 try:

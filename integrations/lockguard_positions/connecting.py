@@ -18,7 +18,7 @@ from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence
 from lockguard_asyncpg.dsn import checked, reason_of, shown
-from lockguard_asyncpg.errors import DATABASE_ERRORS, unreachable
+from lockguard_asyncpg.errors import CONNECT_ERRORS, unreachable
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_positions.errors import ServerUnreachable
@@ -84,7 +84,7 @@ async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[An
     checked(url)
     try:
         pool = await asyncpg.create_pool(url, min_size=1, max_size=_POOL_MAX, timeout=_CONNECT_S)
-    except (*DATABASE_ERRORS, ValueError) as exc:
+    except CONNECT_ERRORS as exc:
         told = f"database {shown(url)} cannot be reached: {reason_of(exc, within_s=_CONNECT_S)}"
         raise (ServerUnreachable if unreachable(exc) else ConfigurationError)(told) from exc
     async with pool:

@@ -15,7 +15,8 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import AcquireError, ConfigurationError
 from lockguard.nodes.address import split_url
 from lockguard_asyncpg import install
-from lockguard_asyncpg.dsn import checked, shown
+from lockguard_asyncpg.dsn import checked, reason_of, shown
+from lockguard_asyncpg.errors import CONNECT_ERRORS
 from lockguard_ccxt import resource_key
 from lockguard_positions.errors import ServerUnreachable
 from lockguard_positions.schema import migrate
@@ -117,8 +118,9 @@ async def scratch_database(settings: RaceSettings) -> AsyncIterator[tuple[str, s
         conn: asyncpg.Connection[Any] = await _patiently(
             settings, lambda: asyncpg.connect(settings.database_url), where, (asyncpg.CannotConnectNowError,)
         )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as exc:
-        raise ConfigurationError(f"{where} let nobody in: {_line(exc)}; check its URL") from exc
+    except CONNECT_ERRORS as exc:
+        told = reason_of(exc, within_s=_CONNECT_S)
+        raise ConfigurationError(f"{where} let nobody in: {told}; check its URL") from exc
     name = f"lockguard_race_{secrets.token_hex(4)}"
     try:
         try:

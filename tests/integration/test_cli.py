@@ -117,6 +117,13 @@ async def test_a_break_asks_where_the_fence_is(redis_url):
     assert (code, "There is no fence" in out) == (0, True)
 
 
+@pytest.mark.parametrize(("url", "exit_code"), [("postgresql://a:b@127.0.0.1:1/x", 1), ("nonsense", 2)])
+async def test_a_break_tells_a_fence_that_does_not_answer_from_one_that_cannot_be(redis_url, url, exit_code):
+    options = ("--reason", "x", "--yes", "--redis", redis_url)
+    code, out, err = await lockguard("break", RESOURCE, *options, LOCKGUARD_DATABASE_URL=url)
+    assert (code, out, len(err.splitlines())) == (exit_code, "", 1)
+
+
 async def test_a_break_on_one_server_of_several_is_refused_and_on_all_of_them_frees():
     options = ("break", RESOURCE, "--reason", "x", "--yes", "--no-fence")
     with IndependentRedis(3) as servers:

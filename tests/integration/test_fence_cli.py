@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -192,6 +193,18 @@ def test_a_missing_schema_names_the_remedy(run: Run, command: tuple[str, ...]) -
 def test_a_database_out_of_reach_is_one_line_without_the_password(run: Run, url: str, code: int) -> None:
     output = run("status", url=url, code=code).output
     assert "cannot connect" in output or "cannot be read" in output
+    assert "hunter2" not in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["hunter2", "port=hunter2", "password=%hunter2"])
+def test_a_service_file_that_cannot_be_read_is_one_line_without_the_password(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    file = tmp_path / "pg_service.conf"
+    file.write_text(f"[trading]\nhost=127.0.0.1\n{line}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    output = run("status", url="postgresql:///?service=trading", code=2).output
     assert "hunter2" not in output
     assert len(output.splitlines()) == 1
 
