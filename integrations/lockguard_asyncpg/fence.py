@@ -318,6 +318,8 @@ async def resolve(
     Waits for the transaction while the server still has it open.
 
     Raises:
+        ConfigurationError: the fence of this database never accepted the token: it is not the one that the
+            write was made in.
         FenceUnavailable: no answer within ``within``; ask again.
         OutcomeUnknown: nobody knows any more: it is more than a day ago, or the reply did come and its writer
             has written on since.

@@ -12,7 +12,7 @@ import pytest
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.context import Entry, pop_entry, push_entry
-from lockguard.errors import FenceUnavailable, StaleToken
+from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
 from lockguard.testing.fault_proxy import DROP, PASS, FaultProxy
@@ -197,6 +197,20 @@ async def test_a_write_declared_lost_never_commits(pool: asyncpg.Pool[Any]) -> N
     with pytest.raises(StaleToken, match="already declared lost"):
         async with transaction:
             pass
+
+
+async def test_a_token_that_was_never_accepted_here_is_not_resolved(pool: asyncpg.Pool[Any]) -> None:
+    """Asked of another database than the write was made in, it did not commit there; nobody asked that."""
+    lease = await held(pool, 7)
+    for resource, token in (("another", 7), (lease.resource, 8), (lease.resource, 2**63 - 1)):
+        lost = CommitUnknown(resource=resource, token=token, sequence=2**62 + 1)
+        with pytest.raises(ConfigurationError, match="never accepted in this database; ask in the database"):
+            await resolve(pool, lost)
+    # Or this would be remembered as gone, and bar every later write.
+    await pool.execute("update lockguard.writer set begun_at = now() - interval '40 hours'")
+    await pool.execute("update lockguard.outcome set written_at = now() - interval '40 hours'")
+    await pool.fetchval("select lockguard.prune()")
+    await fenced_execute(pool, INSERT, 1, lease=await held(pool, 2**50))
 
 
 async def test_no_answer_in_time_is_no_answer(pool: asyncpg.Pool[Any]) -> None:

@@ -208,6 +208,12 @@ declare
   noted lockguard.writer;
   voided_ boolean;
 begin
+  -- A lease writes only once it is sealed. Noted all the same, a token from elsewhere would be answered "not committed"
+  -- where the write was made in another database, and one of the future would bar the resource when it is pruned.
+  if not exists (select from lockguard.fence f where f.resource = p_resource and f.token >= p_token) then
+    raise exception 'token % of % was never accepted in this database', p_token, p_resource
+      using errcode = 'LG004', hint = 'ask in the database that the write was made in';
+  end if;
   perform lockguard.settle_session(p_within_ms);
   -- Each insert waits for a transaction that is still open, and bars one that has not arrived: the answer stays true.
   if p_sequence >= 4611686018427387904 then
