@@ -84,11 +84,11 @@ class Core:
     @property
     def at_home(self) -> bool:
         """Whether the running event loop is the guard's own."""
-        return asyncio.get_running_loop() is self._loop
+        return asyncio._get_running_loop() is self._loop  # it does not raise where none runs
 
     def call_home(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called in the guard's own event loop, if that still runs."""
-        if self._loop is not None:
+        if self._loop is not None and self._pid == os.getpid():
             with contextlib.suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(callback)
 

@@ -175,7 +175,12 @@ class LockGuard:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
+        try:
+            await self.aclose()
+        except ConfigurationError as told:  # of another event loop
+            if exc is None:
+                raise
+            exc.add_note(str(told))
 
     def hold(
         self,

@@ -243,10 +243,10 @@ class Hold:
         assert lease is not None
         assert cut is not None
         assert entry is not None
-        here = asyncio.current_task() is cut.task
-        if not here and not core.at_home:
+        if not core.at_home:
             self._leave_from_afar(exc)
             return
+        here = asyncio.current_task() is cut.task
         cut.task.remove_done_callback(self._task_ended)
         loss, grant, good_until = lease.loss, lease.grant, lease.kept_until
         asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None)
@@ -322,11 +322,11 @@ class Hold:
             core.close_fence(lease.grant)
 
     def _leave_from_afar(self, exc: BaseException | None) -> None:
-        """Left in another event loop: only the guard's own one can say anything to the servers."""
+        """Left in another event loop, in none, or after a fork: only the guard's own can say anything."""
         lease = self._lease
         assert lease is not None
         self._core.call_home(self._abandon)
-        self._tell(lease, LossReason.ABANDONED, exc, cut_only=False)
+        self._tell(lease, lease.loss or LossReason.ABANDONED, exc, cut_only=False)
 
     async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
         """Shut out everything older (S3). What fails here gives the lock back before it leaves."""

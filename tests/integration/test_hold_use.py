@@ -331,6 +331,65 @@ def test_a_hold_left_in_another_event_loop_says_so_and_masks_nothing(redis_url):
     assert any("was lost" in note for note in notes)
 
 
+FORKED = """
+import asyncio, os, sys
+from lockguard import LockGuard
+
+async def main():
+    async with LockGuard.from_url(sys.argv[1]) as guard:
+        async with guard.hold("x") as lease:
+            if not (child := os.fork()):
+                raise ValueError("mine")
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            await asyncio.sleep(0.1)
+            await lease.confirm()
+            assert (await guard.inspect("x")).grant == lease.grant.id
+    print("as it was")
+
+parent = os.getpid()
+main = main()
+try:
+    asyncio.run(main)
+except ValueError as error:
+    assert os.getpid() != parent
+    os._exit(7 if any("copy of the one that holds it" in note for note in error.__notes__) else 1)
+"""
+
+
+LOOP_CLOSED = """
+import asyncio, sys
+from lockguard import LockGuard
+
+async def main():
+    async with LockGuard.from_url(sys.argv[1]) as guard, guard.hold("x"):
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        except GeneratorExit:
+            raise ValueError("mine")
+
+entered, main, loop = asyncio.Event(), main(), asyncio.new_event_loop()
+task = loop.create_task(main)
+loop.run_until_complete(entered.wait())
+loop.close()
+try:
+    main.close()
+except ValueError as error:
+    assert any("was lost" in note for note in error.__notes__)
+    print("as it was")
+"""
+
+
+@pytest.mark.parametrize("script", [FORKED, LOOP_CLOSED], ids=["a forked child", "its loop was closed"])
+def test_a_body_that_is_left_where_its_loop_does_not_run_keeps_its_error_and_gives_nothing_back(
+    redis_url, script
+):
+    run = subprocess.run(
+        [sys.executable, "-c", script, redis_url], check=False, capture_output=True, text=True, timeout=20
+    )
+    assert run.stdout == "as it was\n", run.stderr
+
+
 async def test_detached_code_sees_no_lease(guard):
     seen = []
 
