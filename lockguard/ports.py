@@ -140,12 +140,14 @@ class Membership:
         member: whether it was admitted in the present run of its server.
         quiet_ms: how long it does not vote yet.
         ttl_max_ms: the longest lease that it granted or may have forgotten, as far as it knows.
+        nodes: how many decided together when it was last asked for a free lock; 0 if it was not told.
     """
 
     known: bool
     member: bool
     quiet_ms: int
     ttl_max_ms: int
+    nodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
-from contextlib import AsyncExitStack
+import warnings
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from importlib import import_module
@@ -16,7 +18,7 @@ import click
 from lockguard import interrupt
 from lockguard.cli.plugins import contributed, load
 from lockguard.cli.tables import Table, console
-from lockguard.errors import ConfigurationError
+from lockguard.errors import ConfigurationError, LockguardError
 from lockguard.guard import LockGuard
 from lockguard.lease import parse_resource
 from lockguard.nodes.address import Address, split_url
@@ -56,7 +58,7 @@ def inspect(resource: str, redis_urls: tuple[str, ...], *, as_json: bool) -> Non
 
     RESOURCE is the name as in the code, such as binance:APTUSDT.
     """
-    found = interrupt.run(_inspect(resource, redis_urls))
+    found = interrupt.run(_look(resource, redis_urls))
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:
@@ -148,25 +150,34 @@ async def _look(resource: str, redis_urls: Sequence[str]) -> Inspection:
     """As :func:`_inspect`, after a look whether all servers were named.
 
     Raises:
-        ConfigurationError: this server decides together with others that were not named.
+        ConfigurationError: they decide together with others that were not named.
     """
     found = await _inspect(resource, redis_urls)
-    if len(redis_urls) < 2 and await _decides_with_others(redis_urls[0] if redis_urls else _REDIS):
+    urls = list(redis_urls) or [_REDIS]
+    told = await asyncio.gather(*(_membership(url, nodes=len(urls)) for url in urls))
+    known = [membership for membership in told if membership is not None and membership.known]
+    # A server that has not been asked for a lock since the library wrote that down tells no number.
+    decide = max((max(membership.nodes, 2) for membership in known), default=1)
+    if len(urls) < decide:
         raise ConfigurationError(
-            "this server is one of several that decide together, and a break on one of them frees nothing:"
+            f"{len(urls)} of the {max(m.nodes for m in known) or 'several'} servers that decide together"
+            f" {'is' if len(urls) == 1 else 'are'} named, and what some of them say or do settles nothing:"
             " name all, with --redis several times or apart by blanks in LOCKGUARD_REDIS_URL"
         )
     return found
 
 
-async def _decides_with_others(url: str) -> bool:
-    """Whether a server was ever admitted to several that decide together; it keeps a note of that."""
+async def _membership(url: str, *, nodes: int) -> Membership | None:
+    """What a server has noted of those with which it decides; ``None`` if it does not, or does not answer."""
     if split_url(url).scheme not in _INDEPENDENT:
-        return False
-    node = MemberNode(Address.parse(url), inbox=f"lockguard:inbox:break:{os.getpid()}")  # the ACL's pattern
-    async with LockGuard([node], observers=[]):
-        known = await node.membership()
-    return isinstance(known, Membership) and known.known
+        return None
+    inbox = f"lockguard:inbox:break:{os.getpid()}"  # the ACL's pattern
+    node = MemberNode(Address.parse(url), inbox=inbox, nodes=nodes)
+    with suppress(LockguardError):
+        async with LockGuard([node], observers=[]):
+            told = await node.membership()
+            return told if isinstance(told, Membership) else None
+    return None
 
 
 async def _break(resource: str, reason: str, redis_urls: Sequence[str], database_url: str | None) -> Broken:
@@ -182,7 +193,10 @@ def _guard(redis_urls: Sequence[str], fence: Fence | None = None) -> LockGuard:
     urls = list(redis_urls) or [_REDIS]
     if len(urls) == 1:
         return LockGuard.from_url(urls[0], fence=fence, observers=[])
-    return LockGuard.from_urls(urls, fence=fence, observers=[])
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # of an even number: how many there are is the bot's affair
+        return LockGuard.from_urls(urls, fence=fence, observers=[])
 
 
 def _fence_of(database_url: str) -> AbstractAsyncContextManager[Fence]:

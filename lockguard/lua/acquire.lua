@@ -19,6 +19,7 @@
 -- ARGV[8] proposal  a token, or a place in the queue, that all nodes are asked to give, so that they give the
 --                   same one; 0 for none
 -- ARGV[9] run       with KEYS[8]: the server process that the caller is connected to
+-- ARGV[10] nodes    with KEYS[8]: how many decide together; kept for who asks whether they are all named
 --
 -- Returns
 --   {1, token, now_us}                                                    granted
@@ -136,7 +137,7 @@ if held[1] then
 end
 
 if KEYS[8] then
-  local standing = redis.call('HMGET', KEYS[8], 'run', 'quiet_until_ms', 'ttl_max_ms')
+  local standing = redis.call('HMGET', KEYS[8], 'run', 'quiet_until_ms', 'ttl_max_ms', 'nodes')
   if standing[1] ~= ARGV[9] then
     return {3, 0}
   end
@@ -153,6 +154,9 @@ if KEYS[8] then
   end
   if longest_ms < ttl_ms then
     redis.call('HSET', KEYS[8], 'ttl_max_ms', ttl_ms)
+  end
+  if standing[4] ~= ARGV[10] then
+    redis.call('HSET', KEYS[8], 'nodes', ARGV[10])
   end
 end
 

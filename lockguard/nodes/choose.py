@@ -73,7 +73,7 @@ def nodes_for_urls(urls: Iterable[str], *, inbox: str) -> list[LockNode]:
             " use an odd number",
             stacklevel=3,
         )
-    return [MemberNode(address, inbox=inbox) for address in addresses]
+    return [MemberNode(address, inbox=inbox, nodes=len(addresses)) for address in addresses]
 
 
 def _listed(urls: object) -> list[str]:

@@ -26,6 +26,7 @@ class MemberNode(StandaloneNode):
     Args:
         address: the server.
         inbox: this process's wake-up channel.
+        nodes: how many decide together, itself included.
         namespace: the first part of every key.
         connect_timeout_s: for connecting and logging in.
         reply_timeout_s: how long the server may owe a reply.
@@ -36,6 +37,7 @@ class MemberNode(StandaloneNode):
         address: Address,
         *,
         inbox: str,
+        nodes: int,
         namespace: str = NAMESPACE,
         connect_timeout_s: float = 2.0,
         reply_timeout_s: float = 2.0,
@@ -47,6 +49,7 @@ class MemberNode(StandaloneNode):
             connect_timeout_s=connect_timeout_s,
             reply_timeout_s=reply_timeout_s,
         )
+        self._nodes = nodes
         self._member = f"{namespace}:member"
         self._identified: ServerFacts | None = None
         self._server_ids: frozenset[str] = frozenset()
@@ -82,6 +85,7 @@ class MemberNode(StandaloneNode):
             request.lock_delay_ms,
             proposal,
             self._facts.run_id,
+            self._nodes,
         )
         keys = (*keys_of(self._namespace, request.resource).acquire, self._member)
         self.run(ACQUIRE, self._acquired, keys, *args, lone=True, answer=answer)

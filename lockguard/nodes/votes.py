@@ -86,5 +86,7 @@ def inspected(resource: Resource, reply: list[Any]) -> Inspection:
 
 def membership(reply: list[int]) -> Membership:
     """Of admit.lua."""
-    state, quiet_ms, ttl_max_ms = reply
-    return Membership(known=state > 0, member=state == 2, quiet_ms=quiet_ms, ttl_max_ms=ttl_max_ms)
+    state, quiet_ms, ttl_max_ms, nodes = reply
+    return Membership(
+        known=state > 0, member=state == 2, quiet_ms=quiet_ms, ttl_max_ms=ttl_max_ms, nodes=nodes
+    )

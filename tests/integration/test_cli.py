@@ -124,17 +124,19 @@ async def test_a_break_tells_a_fence_that_does_not_answer_from_one_that_cannot_b
     assert (code, out, len(err.splitlines())) == (exit_code, "", 1)
 
 
-async def test_a_break_on_one_server_of_several_is_refused_and_on_all_of_them_frees():
+async def test_some_of_the_servers_that_decide_together_neither_break_nor_call_it_free_and_all_do():
     options = ("break", RESOURCE, "--reason", "x", "--yes", "--no-fence")
-    with IndependentRedis(3) as servers:
+    with IndependentRedis(5) as servers:
         async with LockGuard.from_urls(servers.urls) as guard, LockGuard.from_urls(servers.urls) as other:
             holding = asyncio.create_task(_hold(guard))
             async with asyncio.timeout(10):
                 while not (await other.inspect(RESOURCE)).held:
                     await asyncio.sleep(0.01)
-            code, out, err = await lockguard(*options, "--redis", servers.urls[0])
-            assert (code, out) == (2, "")
-            assert "one of several that decide together" in err
+            for named, command in [(1, options), (2, options), (3, ("inspect", "another:resource"))]:
+                some = " ".join(servers.urls[:named])
+                code, out, err = await lockguard(*command, LOCKGUARD_REDIS_URL=some)
+                assert (code, out, len(err.splitlines())) == (2, "", 1)
+                assert f"{named} of the 5 servers that decide together" in err
             assert (await other.inspect(RESOURCE)).held
             code, out, _ = await lockguard(*options, LOCKGUARD_REDIS_URL=" ".join(servers.urls))
             assert (code, "Nobody holds it now" in out) == (0, True)
