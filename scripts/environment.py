@@ -93,9 +93,15 @@ def count_pinned(requirements: str) -> int:
 def create(uv: str | None) -> None:
     """Make an empty environment."""
     if uv:
-        run(uv, "venv", "--quiet", "--no-project", "--python", sys.executable, str(VENV))
+        run(uv, "venv", "--quiet", "--no-project", "--python", interpreter(), str(VENV))
     else:
-        run(sys.executable, "-m", "venv", str(VENV))
+        run(interpreter(), "-m", "venv", str(VENV))
+
+
+def interpreter() -> str:
+    """The Python beneath any environment: where ``.venv`` is activated, it is the one that has just been removed."""
+    beneath = getattr(sys, "_base_executable", None)
+    return beneath if sys.prefix != sys.base_prefix and beneath else sys.executable
 
 
 def install(uv: str | None, *what: str) -> None:
