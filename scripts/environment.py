@@ -99,7 +99,7 @@ def create(uv: str | None) -> None:
 
 
 def interpreter() -> str:
-    """The Python beneath any environment: where ``.venv`` is activated, it is the one that has just been removed."""
+    """The Python beneath any environment: an activated ``.venv`` has just been removed."""
     beneath = getattr(sys, "_base_executable", None)
     return beneath if sys.prefix != sys.base_prefix and beneath else sys.executable
 

@@ -54,6 +54,7 @@ class LogIn:
         """
         password, user, protocol = self.address.password, self.address.username, self.address.protocol
         select = [("SELECT", self.address.db)] if self.address.db else []
+        replies: list[Reply] = []
         if protocol == 3:
             words = ["HELLO", "3", *(() if password is None else ("AUTH", user or "default", password))]
             replies = await ask_all(wire, (*words, "SETNAME", CLIENT_NAME), *select)
