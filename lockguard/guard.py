@@ -317,16 +317,17 @@ class LockGuard:
         count for whoever the others show. What fewer show is an acquire or a release on its way.
 
         Raises:
-            QuorumUnavailable: no node could be asked.
+            QuorumUnavailable: too few nodes could be asked to say.
         """
         self._core.enter()
         await self._core.connect()
         name = parse_resource(resource)
         votes = await self._core.redlock.ask_all(lambda node: node.inspect(name))
         seen = [vote for vote in votes if isinstance(vote, Inspection)]
-        if not seen:
-            raise self._unasked(resource, votes)
-        return prevailing(seen, nodes=len(votes))
+        found = prevailing(seen, nodes=len(votes)) if seen else None
+        if found is None or (len(seen) < majority(len(votes)) and not found.held):
+            raise self._unasked(resource, votes)  # those that did not answer may hold it
+        return found
 
     async def break_(self, resource: str, *, reason: str) -> Broken:
         """End somebody else's lease by force: its writes are refused from now on, then the lock is freed.

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from lockguard import LeaseLost, LockGuard, QuorumUnavailable
-from lockguard.testing import RedisServer
+from lockguard.testing import IndependentRedis, RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
@@ -147,3 +147,19 @@ async def test_an_uncontended_guarded_call_sends_exactly_two_commands(redis_url)
 async def _hold_once(guard):
     async with guard.hold(NAME):
         pass
+
+
+async def test_a_minority_that_shows_nobody_does_not_say_that_a_lock_is_free():
+    with IndependentRedis(3) as servers:
+        async with LockGuard.from_urls(servers.urls) as guard, LockGuard.from_urls(servers.urls) as other:
+            async with guard.hold(NAME) as lease:
+                await lease.confirm()
+                await other.inspect(NAME)
+                for server in servers.servers[:2]:
+                    server.pause()
+                # What the last one shows may be held by the two that do not answer.
+                assert (await other.inspect(NAME)).grant == lease.grant.id
+                with pytest.raises(QuorumUnavailable):
+                    await other.inspect("another")
+                for server in servers.servers[:2]:
+                    server.resume()
