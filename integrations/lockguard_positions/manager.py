@@ -181,6 +181,9 @@ class AtomicPositionManager:
     async def _open(self, venue: Venue, lease: Lease, new: NewPosition) -> OpenResult:
         flow, reconciler = self._workers(venue, lease)
         ground = await reconciler.settle_and_look(new.symbol)
+        if ground.row is not None and ground.gone:
+            why = f"position {ground.row.id} has ended, and an order of it is in doubt still"
+            return NotOpened(why, passing=True)
         if ground.row is not None:
             return AlreadyOpen(ground.row, new.side)
         if ground.held is not None:

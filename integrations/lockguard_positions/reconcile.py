@@ -136,12 +136,14 @@ class Ground:
 
     Attributes:
         row: the open row; then the rest was not asked.
+        gone: whether its position has ended, and it is open only because an order of it is in doubt.
         held: what the exchange holds.
         price: what the symbol trades at, if that was told in time.
         number: for the intent to enter.
     """
 
     row: Position | None
+    gone: bool = False
     held: Holding | None = None
     price: Decimal | None = None
     number: int | None = None
@@ -214,24 +216,27 @@ class Reconciler:
         try:
             await asyncio.sleep(0)  # its request is sent first, as its answer takes longest
             row, resumed = await self.settle(symbol)
-            if row is not None and (row.status is not PositionStatus.ACTIVE or resumed):
+            if row is not None and (row.status is not PositionStatus.ACTIVE or row.exit_reason is not None):
                 return Ground(row)
             if row is not None:
-                held, _ = await looking
-                row = await self._confirmed(row, held)
+                # That its stop was being moved, and that this was finished, says nothing about what is held.
+                held, _ = await (self._venue.look(symbol) if resumed else looking)
+                row, gone = await self._confirmed(row, held)
                 if row is not None:
-                    return Ground(row)
+                    return Ground(row, gone=gone)
                 resumed = True
             number = await self._store.next_intent(self._venue.name, symbol)
             # What was half done may have changed what the exchange holds: only a look after it counts.
             held, price = await (self._venue.look(symbol) if resumed else looking)
-            return Ground(None, held, price, number)
+            return Ground(None, held=held, price=price, number=number)
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
 
-    async def _confirmed(self, row: Position, held: Holding | None) -> Position | None:
+    async def _confirmed(self, row: Position, held: Holding | None) -> tuple[Position | None, bool]:
         """An active row, if the exchange holds its position still; ``None`` when that has ended.
+
+        Also whether the row is open although its position is gone, as one of its stops is in doubt.
 
         A signal must not be dropped because of a position whose stop has fired. Within the grace the lists
         are asked until they show it, or until they can be believed.
@@ -245,9 +250,10 @@ class Reconciler:
             until_ms += self._poll_s * 1000
             held = await self._venue.holding(row.symbol)
         if _holds(row, held):
-            return row
-        await self.reconcile(row.symbol)
-        return await self._store.open_of(self._venue.name, row.symbol)
+            return row, False
+        outcome = await self.reconcile(row.symbol)
+        left = await self._store.open_of(self._venue.name, row.symbol)
+        return left, left is not None and outcome.action is SyncAction.IN_DOUBT
 
     async def reconcile(self, symbol: str) -> SyncOutcome:
         """Bring row, exchange and stop together.

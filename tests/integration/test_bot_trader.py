@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -264,6 +265,39 @@ async def test_an_entry_without_an_answer_is_in_doubt_and_then_found(desk: Desk)
     decision = await until_final(desk, opening("s1"))
     assert decision.outcome is Outcome.OPENED
     assert desk.entries() == 1
+
+
+async def test_a_signal_that_meets_an_entry_of_another_that_may_never_come_is_no_decision(desk: Desk) -> None:
+    """Its bot died before it was sent, so that nothing is open in the end: this one has to open."""
+    desk.exchange.inject(Fault(FaultKind.HANG, Operation.CREATE_ORDER, Execution.NEVER, hold_ms=60_000))
+    first = asyncio.create_task(desk.trader.carry_out(opening("s1")))
+    async with asyncio.timeout(5):
+        while not await desk.pool.fetchval("select count(*) from monitoring.position_intents"):
+            await asyncio.sleep(0.002)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    desk.exchange.clear_faults()
+    assert await desk.does(opening("s2")) == ("undecided", False)
+    assert await until_decided(desk, opening("s2")) == ("opened", False)
+    assert (desk.held(), desk.entries()) == (10, 1)
+
+
+async def test_a_signal_that_meets_an_exit_in_doubt_is_no_decision(desk: Desk) -> None:
+    await desk.does(opening("s1"))
+    desk.exchange.deny(-2015)
+    assert await desk.does(closing("s2")) == ("undecided", False)
+    assert await desk.does(opening("s3")) == ("undecided", False)
+    desk.exchange.allow()
+    assert await until_decided(desk, opening("s3")) == ("opened", False)
+    assert await desk.does(closing("s2")) == ("closed", False)
+    assert (desk.held(), desk.entries()) == (10, 2)
+
+
+async def until_decided(desk: Desk, signal: OpenSignal) -> tuple[str, bool]:
+    async with asyncio.timeout(10):
+        while (decided := await desk.does(signal))[0] == "undecided":
+            await asyncio.sleep(0.1)
+    return decided
 
 
 async def test_a_rolled_back_open_is_refused_with_its_reason_and_not_tried_again(desk: Desk) -> None:

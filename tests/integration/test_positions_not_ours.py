@@ -5,6 +5,7 @@ The oracle is the exchange's own record of orders, which knows a program's from 
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -14,7 +15,7 @@ import pytest
 
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import Fault, FaultKind, Operation, Origin, Side
+from lockguard_ccxt.testing import Execution, Fault, FaultKind, Operation, Origin, Side
 from lockguard_positions import (
     AlreadyOpen,
     AtomicPositionManager,
@@ -450,6 +451,39 @@ async def test_a_signal_after_a_fired_stop_opens_anew(bot: Bot, grace_ms: int) -
     assert isinstance(first, Opened)
     bot.exchange.set_price(APT, Decimal("8.2"))
     again = await manager.open_position_atomic("b", APT, "binance", "long", "10", "8.2", "2")
+    assert isinstance(again, Opened)
+    assert [row["status"] for row in await bot.rows()] == ["closed", "active"]
+    assert len(bot.exchange.record().entries(APT)) == 2
+    assert bot.is_sound()
+
+
+@pytest.mark.parametrize("execution", [Execution.FIRST, Execution.NEVER])
+@pytest.mark.parametrize("fired", [True, False])
+async def test_a_signal_after_a_position_that_ended_in_the_middle_of_a_move_opens(
+    bot: Bot, execution: Execution, fired: bool
+) -> None:
+    """Who moved its stop has died, and the new one may stand or not: that is no word about what is held."""
+    assert isinstance(await bot.open(), Opened)
+    asked = len(bot.exchange.record().requests)
+    bot.fault(FaultKind.HANG, Operation.CREATE_ALGO, execution=execution)
+    moving = asyncio.create_task(bot.manager.move_stop(APT, "binance", "8.2"))
+    async with asyncio.timeout(5):
+        while len(bot.exchange.record().requests) == asked:
+            await asyncio.sleep(0.002)
+    moving.cancel()
+    await asyncio.gather(moving, return_exceptions=True)
+    bot.exchange.clear_faults()
+    if fired:
+        bot.exchange.set_price(APT, Decimal("8.1"))
+        bot.exchange.set_price(APT, Decimal("8.5"))
+    else:
+        by_hand(bot, "10", Side.SELL, reduce_only=True)
+    again = await bot.open()
+    async with asyncio.timeout(10):
+        while isinstance(again, NotOpened):  # a late answer may bring the new stop still
+            assert again.passing, again
+            await asyncio.sleep(0.1)
+            again = await bot.open()
     assert isinstance(again, Opened)
     assert [row["status"] for row in await bot.rows()] == ["closed", "active"]
     assert len(bot.exchange.record().entries(APT)) == 2
