@@ -193,9 +193,7 @@ def _guard(redis_urls: Sequence[str], fence: Fence | None = None) -> LockGuard:
     urls = list(redis_urls) or [_REDIS]
     if len(urls) == 1:
         return LockGuard.from_url(urls[0], fence=fence, observers=[])
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # of an even number: how many there are is the bot's affair
+    with warnings.catch_warnings(action="ignore"):  # an even number is the bot's affair
         return LockGuard.from_urls(urls, fence=fence, observers=[])
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -15,6 +17,7 @@ from lockguard_positions.logs.stamps import find_stamp, read_typed
 from lockguard_positions.logs.symbols import Spelling, find_symbol, plain_symbol
 
 AT = datetime(2026, 11, 21, 5, 9, 54, 123_000, tzinfo=UTC)
+LINE = b"2026-11-21 05:09:54,123 INFO created position 7 for APTUSDT\n"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +147,31 @@ def test_a_log_that_cannot_be_used_is_told_in_one_line(tmp_path, content, told) 
         path.write_bytes(content)
     with pytest.raises(ConfigurationError, match=told):
         list(read_log(path))
+
+
+@pytest.mark.parametrize(
+    ("packed", "told"),
+    [
+        # As zstd leaves it: what was not said before stands there as it is, and reads like a log.
+        (b"\x28\xb5\x2f\xfd\x24\x82\x7d\x02\x004\x042" + LINE, "zstdcat"),
+        (lzma.compress(LINE), "xzcat"),
+        (bz2.compress(LINE), "bzcat"),
+        (b"\x04\x22\x4d\x18\x64@\xa7" + LINE, "lz4cat"),
+        (b"PK\x03\x04\x0a\x00bot.log\n" + LINE, "unzip -p"),
+        (gzip.compress(gzip.compress(LINE)), "zcat"),
+    ],
+)
+def test_a_log_that_is_packed_in_another_way_is_refused_with_what_unpacks_it(tmp_path, packed, told) -> None:
+    path = tmp_path / "bot.log"
+    path.write_bytes(packed)
+    with pytest.raises(ConfigurationError, match=rf"is packed; unpack it first: {told} FILE"):
+        list(read_log(path))
+
+
+def test_a_packed_log_on_the_standard_input_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(LINE))))
+    with pytest.raises(ConfigurationError, match="log - is packed; unpack it first: zcat"):
+        list(read_log("-"))
 
 
 def test_a_broken_packed_log_is_told(tmp_path) -> None:

@@ -33,6 +33,15 @@ _FACTS_MAX = 20
 _FACT_CHARACTERS_MAX = 200
 
 _GZIP = b"\x1f\x8b"
+_PACKED = {
+    _GZIP: "zcat",
+    b"\x28\xb5\x2f\xfd": "zstdcat",
+    b"\xfd7zXZ\x00": "xzcat",
+    b"BZh": "bzcat",
+    b"\x04\x22\x4d\x18": "lz4cat",
+    b"PK\x03\x04": "unzip -p",
+}
+"""What unpacks what begins so. Packed, a log may still have lines that look whole, and no duplicates."""
 _RATIO_MAX = 200
 """How many times its size a packed log may unpack to: logs of much the same lines reach 60, zeros 1,000."""
 _RATIO_FROM_BYTES = 64 * 1024 * 1024
@@ -249,36 +258,52 @@ def read_log(path: Path | str) -> Iterator[Record]:
 @contextmanager
 def _opened(path: Path | str) -> Iterator[Iterator[str]]:
     if str(path) == "-":
-        yield _lines(sys.stdin.buffer)
+        yield _lines(sys.stdin.buffer, path)
         return
     try:
         with open(path, "rb") as file:
             if not str(path).endswith(".gz") and not file.peek(2).startswith(_GZIP):
-                yield _lines(file)
+                yield _lines(file, path)
                 return
             with gzip.open(file) as unpacked:
-                yield _lines(cast("IO[bytes]", unpacked), _Bound(path, file).check)
+                yield _lines(cast("IO[bytes]", unpacked), path, _Bound(path, file).check)
     except OSError as exc:  # gzip.BadGzipFile is one too
         raise ConfigurationError(f"log {path} cannot be read: {exc.strerror or exc}") from exc
     except (EOFError, zlib.error) as exc:  # click would take an EOFError for Ctrl-D
         raise ConfigurationError(f"log {path} is cut off or damaged: {exc}; copy it again") from exc
 
 
-def _lines(stream: IO[bytes], check: Callable[[int], None] = lambda _read: None) -> Iterator[str]:
+def _lines(
+    stream: IO[bytes], path: Path | str, check: Callable[[int], None] = lambda _read: None
+) -> Iterator[str]:
     """A stream's lines, each cut at a bound: what never ends a line must not fill the memory.
 
     Args:
         stream: open for reading.
+        path: what it is called.
         check: is told how many bytes were read each time that some more were.
+
+    Raises:
+        ConfigurationError: it is packed.
     """
     read, within = 0, False
     while piece := stream.readline(_LINE_BYTES_MAX):
+        if not read:
+            _refuse_packed(piece, path)
         read += len(piece)
         check(read)
         if not within:
             for line in piece.splitlines():
                 yield line.decode("utf-8", errors="replace")
         within = not piece.endswith(b"\n")
+
+
+def _refuse_packed(beginning: bytes, path: Path | str) -> None:
+    for magic, unpacks in _PACKED.items():
+        if beginning.startswith(magic):
+            raise ConfigurationError(
+                f"log {path} is packed; unpack it first: {unpacks} FILE | lockguard logs analyze -"
+            )
 
 
 @dataclass(slots=True)
