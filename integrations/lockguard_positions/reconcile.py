@@ -392,7 +392,7 @@ class Reconciler:
     async def _of_resumed(self, symbol: str, row: Position | None) -> SyncOutcome:
         if row is None:
             return SyncOutcome(symbol, SyncAction.ENDED)
-        if row.status is PositionStatus.ACTIVE:
+        if row.status is PositionStatus.ACTIVE and row.exit_reason is None:
             if await self._store.in_doubt(row, Step.STOP):  # a move whose answer was lost
                 return SyncOutcome(symbol, SyncAction.IN_DOUBT, row.id, "its stop may stand twice")
             return SyncOutcome(symbol, SyncAction.RECOVERED, row.id)

@@ -413,3 +413,18 @@ async def test_binance_with_its_spot_default_finds_the_stops_of_contracts(bot: B
     finally:
         await client.close()
     assert [outcome.action for outcome in report.outcomes] == [SyncAction.IN_STEP]
+
+
+async def test_an_exit_that_could_not_be_sent_is_in_doubt_in_every_pass_and_never_recovered(bot: Bot) -> None:
+    """Its stop is taken back by then: whoever counts what is settled must not count this."""
+    await bot.open()
+    bot.exchange.deny(-2015, operations=[Operation.CREATE_ORDER])
+    await bot.manager.close_position(APT, "binance")
+    assert bot.exchange.record().open_stops(APT) == ()
+    for look in (bot.manager.recover, bot.manager.sync_exchange_positions):
+        report = await look("binance")
+        assert [outcome.action for outcome in report.outcomes] == [SyncAction.IN_DOUBT]
+        assert not report.settled
+    bot.exchange.allow()
+    assert (await bot.manager.recover("binance")).settled
+    assert bot.exchange.record().position(APT) == 0
