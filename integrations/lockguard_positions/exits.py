@@ -79,9 +79,9 @@ class Exits:
                 if not intent.asked:
                     details = f"not closed: {outcome.message}"
                     await self.withdraw(position, intent, IntentOutcome.REFUSED, details)
-                return await self._not_closed(position, intent, outcome.message)
+                return await self._not_closed(position, intent, outcome.message, bare=swept)
             case Unknown():
-                return await self._not_closed(position, intent, outcome.message)
+                return await self._not_closed(position, intent, outcome.message, bare=swept)
             case _:
                 assert_never(outcome)
 
@@ -135,10 +135,14 @@ class Exits:
         """It is not to be closed after all; whoever looks next judges it anew."""
         return await self._store.withdraw_close(self._lease, position, intent, outcome, details)
 
-    async def _not_closed(self, position: Position, intent: Intent, why: str) -> Progress | None:
+    async def _not_closed(
+        self, position: Position, intent: Intent, why: str, *, bare: bool = False
+    ) -> Progress | None:
+        """It may be open still, and ``bare`` if so: its stop was taken back."""
         await self._store.note_error(self._lease, position, f"not closed: {why}")
         again = "it is tried again" if intent.asked else "it is judged again"
-        self._alert(position, f"the position could not be closed, {again}: {why}")
+        meanwhile = " (it has no stop meanwhile)" if bare else ""
+        self._alert(position, f"the position could not be closed, {again}{meanwhile}: {why}")
         return None
 
     async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:

@@ -421,6 +421,7 @@ async def test_an_exit_that_could_not_be_sent_is_in_doubt_in_every_pass_and_neve
     bot.exchange.deny(-2015, operations=[Operation.CREATE_ORDER])
     await bot.manager.close_position(APT, "binance")
     assert bot.exchange.record().open_stops(APT) == ()
+    assert any("it has no stop meanwhile" in alert for alert in bot.watch.alerts)
     for look in (bot.manager.recover, bot.manager.sync_exchange_positions):
         report = await look("binance")
         assert [outcome.action for outcome in report.outcomes] == [SyncAction.IN_DOUBT]
