@@ -7,6 +7,7 @@ Reports, logs and backups tell what a bot holds and where. In a directory that o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -20,12 +21,18 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TextIO
 
-__all__ = ["append_private", "replacing", "require_writable", "write_private"]
+__all__ = ["append_private", "is_of_the_output", "replacing", "require_writable", "write_private"]
 
 _MODE = 0o600
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STREAM = re.compile(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]{1,6})")
 _STREAMS = {"stdout": 1, "stderr": 2}
+_OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
+
+
+def is_of_the_output(exc: BaseException) -> bool:
+    """Whether it is what a standard output fails with, a file or a pipe, and no server."""
+    return isinstance(exc, OSError) and exc.errno in _OUTPUT_ERRORS
 
 
 @contextlib.contextmanager

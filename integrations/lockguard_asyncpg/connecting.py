@@ -14,6 +14,7 @@ import asyncpg
 
 from lockguard import interrupt
 from lockguard.errors import ConfigurationError
+from lockguard.private import is_of_the_output
 from lockguard_asyncpg import dsn
 from lockguard_asyncpg.dsn import shown
 from lockguard_asyncpg.errors import (
@@ -83,6 +84,8 @@ def in_one_line(url: str | None) -> Iterator[None]:
     except ConfigurationError as exc:
         raise Mistake(str(exc)) from exc
     except DATABASE_ERRORS as exc:
+        if is_of_the_output(exc):
+            raise
         if meaning_of(exc) is Meaning.CONFIGURATION:
             raise Mistake(str(set_up_error(exc))) from exc
         raise click.ClickException(f"{shown(url)}: {reason_of(exc)}") from exc

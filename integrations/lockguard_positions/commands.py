@@ -25,6 +25,7 @@ except ImportError as missing:
 
 from lockguard import interrupt
 from lockguard.errors import ConfigurationError
+from lockguard.private import is_of_the_output
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt import UnknownMarket
 from lockguard_positions.backup import RowBackup
@@ -437,6 +438,8 @@ def _run(work: Any) -> Any:
     try:
         return interrupt.run(work)
     except DATABASE_ERRORS as exc:
+        if is_of_the_output(exc):
+            raise
         reason = str(exc).partition("\n")[0] or type(exc).__name__
         raise click.ClickException(f"the database: {reason}") from exc
 

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from lockguard.cli.locks import break_, inspect
 from lockguard.cli.plugins import contributed, load, summary
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard.interrupt import interrupted
+from lockguard.private import is_of_the_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +30,6 @@ __all__ = ["run"]
 
 _FAILED = 1
 _MISTAKE = 2
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""What a standard output that is a file can fail with; our own files name themselves."""
-
 
 _MAY_BE_A_URL = re.compile(r""": (['"]).*(?:://|@).*\1""", re.DOTALL)
 """A value that click quotes in its own error: given to the wrong option, a URL would show its password."""
@@ -84,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
     except LockguardError as exc:
         return _complain(str(exc), _FAILED)
     except OSError as exc:
-        if exc.errno not in _FULL:
+        if not is_of_the_output(exc):  # our own files name themselves
             raise
         return _complain(f"the output could not be written: {exc.strerror}", _FAILED)
     except ImportError as exc:

@@ -197,12 +197,18 @@ async def test_a_break_by_a_role_without_rights_is_one_line_and_breaks_nothing(r
         (">&-", 0, ""),
     ],
 )
-async def test_an_output_that_is_full_or_closed_is_one_line_at_most(redis_url, redirected, code, told):
-    for words in (f"inspect {RESOURCE}", f"inspect {RESOURCE} --json", "fence sql", "--help"):
+async def test_an_output_that_is_full_or_closed_is_one_line_at_most(
+    redis_url, database_url, redirected, code, told
+):
+    connection = await asyncpg.connect(database_url)
+    await install(connection)
+    await connection.close()
+    told_by = (f"inspect {RESOURCE}", f"inspect {RESOURCE} --json", "fence sql", "fence status", "--help")
+    for words in told_by:
         process = await asyncio.create_subprocess_exec(
             *("/bin/sh", "-c", f"exec {sys.executable} -m lockguard.cli {words} {redirected}"),
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "LOCKGUARD_REDIS_URL": redis_url},
+            env={**os.environ, "LOCKGUARD_REDIS_URL": redis_url, "LOCKGUARD_DATABASE_URL": database_url},
         )
         _, err = await process.communicate()
         assert (words, process.returncode, err.decode()) == (words, code, told)
