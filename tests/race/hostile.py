@@ -77,6 +77,8 @@ _FINAL_S = 60.0
 _BACKLOG_MAX = 8
 _SAME_TIME_MS = 8_000
 """How far apart the clocks of the signals and of the exchange may be, its steps included."""
+_BEGAN = re.compile(r"(binance@\w+:\w+) position \d+: new -> pending_entry token=(\d+)")
+"""A token is the microseconds at which its lease began."""
 _NOT_READ = "not read or decided for longer than"
 _SAYS_NO_STOP = re.compile(r"without a stop|has no stop|stop is missing|unprotected")
 _PASSES = re.compile(r'"code":\s*-(2014|2015|1021|1003|1008)|calls are closed|ms ago')
@@ -178,6 +180,7 @@ class Hostile:
         self.score = Score(opens=opens)
         self._fresh: list[str] = []
         self._gone: set[str] = set()
+        self._began: defaultdict[str, list[float]] = defaultdict(list)
         self._open: dict[str, set[str]] = defaultdict(set)
         self._troubles: defaultdict[str, int] = defaultdict(int)
 
@@ -405,6 +408,8 @@ class Hostile:
                     continue  # a refusal for a reason that passes: that signal is lost
                 if line.get("outcome") not in (None, "undecided"):
                     decided[str(line.get("signal"))] = line["outcome"]
+                if (began := _BEGAN.match(line.get("message", ""))) is not None:
+                    self._began[began[1]].append(int(began[2]) / 1000)
                 if line["logger"] == "lockguard.positions" and line["level"] == "ERROR":
                     alerts.append((datetime.fromisoformat(line["time"]).timestamp() * 1000, line["message"]))
         score.alerts = len(alerts)
@@ -445,7 +450,10 @@ class Hostile:
                         entered_ms - _SAME_TIME_MS <= at <= fill.at_ms + _SAME_TIME_MS for at in asked
                     )
                     if reduced > own and not was_asked:
-                        met = not order.reduce_only and by_hand_ms > _last_look_ms(record, fill.at_ms)
+                        # The last look may have been at other symbols; its own came after the lease began.
+                        leases = [at for at in self._began[f"binance@{label}:{symbol}"] if at <= fill.at_ms]
+                        looked = min(_last_look_ms(record, fill.at_ms), max(leases, default=2**62))
+                        met = not order.reduce_only and by_hand_ms > looked
                         (self.score.met if met else self.score.unasked).append(where)
                 if not ours:
                     by_hand_ms = fill.at_ms

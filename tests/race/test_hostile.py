@@ -80,8 +80,17 @@ async def test_the_judge_sets_an_entry_apart_only_if_a_person_traded_after_the_l
         exchange.trade_by_hand(APT, Side.BUY, Decimal(10))
         await some_milliseconds()
         await bot.fetch_positions()
+        before_ms = now_ms()
         await bot.create_order(APT, "market", "sell", 10)
         assert len((await judged(exchange, [])).unasked) == 1
+        # A look at other symbols came between: the lease began before the person traded, or only after that.
+        assert (await judged(exchange, [], began(before_ms - 5_000))).unasked == []
+        assert len((await judged(exchange, [], began(before_ms))).unasked) == 1
+
+
+def began(at_ms: int) -> dict[str, Any]:
+    message = f"binance@one:APTUSDT position 1: new -> pending_entry token={at_ms}000 during open"
+    return {"logger": "lockguard.positions", "level": "INFO", "message": message}
 
 
 async def test_the_judge_convicts_an_entry_upon_an_entry_and_acquits_one_after_the_end() -> None:
