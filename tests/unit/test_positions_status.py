@@ -82,7 +82,9 @@ def test_every_statement_has_its_columns_filled_in() -> None:
     for file in ("positions.sql", "naive.sql", "race.sql"):
         for name, sql in statements(file).items():
             assert sql, name
-            assert "{" not in sql, name
+            # The one number that depends on the table's version is filled in with the arguments.
+            left = sql.replace("{last}", "$13") if name == "intend_entry" else sql
+            assert "{" not in left, name
 
 
 def test_a_crewman_survives_the_wire_and_reports_add_up() -> None:
