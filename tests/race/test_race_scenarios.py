@@ -18,6 +18,7 @@ from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard.testing import PostgresServer
 from lockguard_positions.cli import race
+from lockguard_positions.errors import ServerUnreachable
 from lockguard_positions.race import RaceSettings, Scenario, run_race
 from lockguard_positions.race_servers import reach_redis
 
@@ -131,13 +132,13 @@ async def test_a_worker_ends_with_its_parent() -> None:
 
 async def test_an_exchange_that_is_not_there_is_named(urls: dict[str, str]) -> None:
     wrong = {**urls, "exchange_url": "http://127.0.0.1:9"}
-    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1:9"):
+    with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:9"):
         await run_race(RaceSettings(**wrong, connect_s=0.2))
 
 
 async def test_a_password_is_not_told(urls: dict[str, str]) -> None:
     wrong = {**urls, "database_url": "postgresql://bot:secret@127.0.0.1:9/x"}
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(ServerUnreachable) as caught:
         await run_race(RaceSettings(**wrong, connect_s=0.2))
     assert "secret" not in str(caught.value)
     assert "127.0.0.1:9" in str(caught.value)
