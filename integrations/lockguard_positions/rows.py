@@ -36,6 +36,7 @@ __all__ = [
     "position_of",
     "position_or_none",
     "settle",
+    "stop_intent",
 ]
 
 NEXT_INTENT = "next_intent"
@@ -130,6 +131,13 @@ def entry_intent(position: Position, number: int, attached: Decimal | None) -> I
         *(number, position.id, Step.ENTRY, position.entry_client_id, position.side.entry),
         *(position.quantity, attached),
     )
+
+
+def stop_intent(lease: Lease, position: Position, number: int, trigger: Decimal) -> Intent:
+    """The intent of a stop that is written with what goes before it."""
+    client_id = client_order_id(lease.resource, number, Step.STOP)
+    side = position.side.exit
+    return Intent(number, position.id, Step.STOP, client_id, side, position.quantity, trigger)
 
 
 async def settle(

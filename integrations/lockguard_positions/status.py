@@ -18,6 +18,7 @@
 * ``canceled``: the entry was never executed, as is known for certain.
 * ``rolled_back``: entered, and closed again because it could not be given a stop.
 
+A fill is written down together with the intent of its stop, so ``pending_entry`` also goes to ``pending_sl``.
 A position that is found on the exchange without a row begins at ``entry_placed``. A row that begins at
 ``failed`` says why a signal was refused before any order. The last four never change again.
 
@@ -58,7 +59,7 @@ INITIAL = frozenset({_S.PENDING_ENTRY, _S.ENTRY_PLACED, _S.FAILED})
 """What a row may begin as."""
 
 TRANSITIONS: dict[PositionStatus, frozenset[PositionStatus]] = {
-    _S.PENDING_ENTRY: frozenset({_S.ENTRY_PLACED, _S.FAILED, _S.CANCELED, _S.ROLLED_BACK}),
+    _S.PENDING_ENTRY: frozenset({_S.ENTRY_PLACED, _S.PENDING_SL, _S.FAILED, _S.CANCELED, _S.ROLLED_BACK}),
     _S.ENTRY_PLACED: frozenset({_S.PENDING_SL, _S.ROLLED_BACK, _S.CLOSED}),
     _S.PENDING_SL: frozenset({_S.ACTIVE, _S.ROLLED_BACK, _S.CLOSED}),
     _S.ACTIVE: frozenset({_S.PENDING_SL, _S.CLOSED}),

@@ -63,6 +63,7 @@ class PositionStore:
         self._pool = pool
         self._on_stale = on_stale
         self._has_market = False
+        self._has_fill_with_stop = False
 
     # --- reading ---
 
@@ -125,6 +126,13 @@ class PositionStore:
             row = await self._row("has_market")
             self._has_market = bool(row and row[0])
         return self._has_market
+
+    async def _fills_with_stop(self) -> bool:
+        """Whether a row may go from the order to its stop at once, as of version 11; asked until it may."""
+        if not self._has_fill_with_stop:
+            row = await self._row("fills_with_stop")
+            self._has_fill_with_stop = bool(row and row[0])
+        return self._has_fill_with_stop
 
     # --- the way in ---
 
@@ -200,6 +208,10 @@ class PositionStore:
         stop: Decimal | None,
     ) -> Progress:
         """The entry was executed; with the price of its stop, the intent to place that too, in one commit."""
+        if intent is not None and stop is not None and await self._fills_with_stop():
+            return await self._record_entry_with_stop(
+                lease, position, intent, (order_id, price, quantity), stop
+            )
 
         async def work(conn: rows.Connection) -> Progress:
             check_transition(position.status, PositionStatus.ENTRY_PLACED)
@@ -213,6 +225,24 @@ class PositionStore:
             return await rows.intend(conn, lease, moved, Step.STOP, stop, number=following)
 
         return await self._write(lease, work)
+
+    async def _record_entry_with_stop(
+        self, lease: Lease, position: Position, intent: Intent, entered: tuple[object, ...], stop: Decimal
+    ) -> Progress:
+        check_transition(position.status, PositionStatus.PENDING_SL)
+        # Nobody had it: the row's entry has the last number of its symbol, under the same lease.
+        following = rows.stop_intent(lease, position, intent.number + 1, stop)
+        args = (*rows.decided_on(position), *entered, lease.token, intent.number)
+        stopped = (stop, following.number, following.client_id)
+        also = (statement("settle_entry"), statement("intend_first_stop"))
+
+        async def written() -> asyncpg.Record | None:
+            return await self._row("by_id", position.id)
+
+        text = statement("record_entry_with_stop")
+        row = await self._write_one(lease, text, *args, *stopped, also=also, written=written)
+        moved = rows.changed(position, row)
+        return Progress(moved, replace(following, amount=moved.quantity))
 
     async def expect_stop(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
         """The intent to place a stop; a new one each time, as an old one may still be on its way."""

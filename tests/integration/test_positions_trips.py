@@ -126,7 +126,7 @@ async def test_what_an_open_waits_for_is_counted_and_does_not_grow(stage: Stage)
         f"during {LOOK}": 3,  # loose stops, the open row, the number of the next intent
         f"after {LOOK}": 1,  # the row and its intent
         f"during {ENTRY}": 0,
-        f"after {ENTRY}": 4,  # a transaction of two statements: the fill, and the stop's intent
+        f"after {ENTRY}": 1,  # the fill with the stop's intent
         f"during {STOP}": 0,
         f"after {STOP}": 2,  # active; the fence is closed with the lease
     }
@@ -136,7 +136,7 @@ async def test_what_an_open_waits_for_is_counted_and_does_not_grow(stage: Stage)
 async def test_a_statement_whose_answer_is_lost_is_found_or_made_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    """The row with its intent, and active: each loses its first answer, having been done or not."""
+    """The row with its intent, the fill with its stop's, active: each loses its answer, having been done or not."""
     send, lost = store_module.fenced_fetchrow, []
 
     async def losing(target: Any, text: str, *args: Any, **more: Any) -> Any:
@@ -155,7 +155,7 @@ async def test_a_statement_whose_answer_is_lost_is_found_or_made_again(
     price = stage.exchange.price(APT)
     opened = await stage.manager.open_position_atomic("s", APT, "binance", "long", "10", price, "2")
     assert isinstance(opened, Opened)
-    assert (opened.position.status, len(lost)) == (PositionStatus.ACTIVE, 2)
+    assert (opened.position.status, len(lost)) == (PositionStatus.ACTIVE, 3)
     record = stage.exchange.record()
     (stop,) = record.open_stops(APT)
     assert (len(record.entries(APT)), record.position(APT)) == (1, 10)

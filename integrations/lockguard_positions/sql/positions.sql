@@ -149,6 +149,32 @@ returning {columns}, greatest(
   (select max(i.number) + 1 from monitoring.position_intents i
     where i.exchange = positions.exchange and i.symbol = positions.symbol)) as next_intent
 
+-- name: fills_with_stop
+select exists (
+  select from monitoring.status_transitions where old_status = 'pending_entry' and new_status = 'pending_sl')
+
+-- name: record_entry_with_stop
+-- The fill, what became of the intent to enter, and the intent of the stop: in one statement with the two that follow.
+update monitoring.positions
+   set status = 'pending_sl', entry_order_id = $3, entry_price = coalesce($4, entry_price), quantity = $5,
+       opened_at = clock_timestamp(), error_details = null, token = $6,
+       stop_price = $8, stop_client_id = $10, stop_order_id = null, intent = $9
+ where id = $1 and status = $2
+returning {columns}
+
+-- name: settle_entry
+update monitoring.position_intents i
+   set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id), details = null
+  from lockguard_write entered
+ where i.position_id = entered.id and i.number = $7::bigint and i.settled_at is null
+
+-- name: intend_first_stop
+insert into monitoring.position_intents
+  (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token)
+select exchange, symbol, $9::bigint, id, 'stop', stop_client_id,
+       case side when 'long' then 'sell' else 'buy' end, quantity, stop_price, token
+  from lockguard_write
+
 -- name: expect_stop
 -- This and the others: the intent, and the row that names its order, in one round trip.
 with intended as (
