@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lockguard.audience import Audience
 from lockguard_ccxt.placing import told
-from lockguard_positions.events import Alert, PositionEvent, PositionObserver, WriteRefused
+from lockguard_positions.events import Alert, Moved, PositionEvent, PositionObserver, WriteRefused
 from lockguard_positions.overdue import Overdue
 from lockguard_positions.reconcile import SyncAction, SyncOutcome
 from lockguard_positions.repeats import Repeats
@@ -50,14 +50,22 @@ class Telling:
         self._overdue_after = overdue
         self._overdue = Overdue(overdue, self._too_long, self._no_longer)
         self._open_rows: dict[str, int] = {}
+        # Those that were opened here since a look last counted: it may be long until the next one does.
+        self._opened: dict[str, dict[int, float]] = {}
         self._strange: dict[str, tuple[tuple[str, PlacedOrder, str], ...]] = {}
 
     def tell(self, event: PositionEvent) -> None:
         """Something happened."""
         if isinstance(event, Alert):
             self._alert(event)
-        else:
-            self._audience.tell(event)
+            return
+        if isinstance(event, Moved):
+            opened = self._opened.setdefault(event.position.exchange, {})
+            if event.position.status.open:
+                opened.setdefault(event.position.id, self._repeats.now())
+            else:
+                opened.pop(event.position.id, None)
+        self._audience.tell(event)
 
     def refused(self, stale: StaleToken) -> None:
         """Postgres refused a write."""
@@ -76,9 +84,12 @@ class Telling:
                 why = f"opened though a reduce-only order waits that would cut it short: {_named(stop)}"
                 self.tell(Alert(f"{position.exchange}:{symbol}", position.id, why))
 
-    def rows_of(self, exchange: str, count: int) -> None:
-        """How many positions are open by the table."""
+    def rows_of(self, exchange: str, count: int, *, since: float | None = None) -> None:
+        """How many positions are open by the table, as a look says that began at ``since``."""
         self._open_rows[exchange] = count
+        if since is not None:
+            opened = self._opened.get(exchange, {})
+            self._opened[exchange] = {one: at for one, at in opened.items() if at >= since}
 
     @contextmanager
     def look(self, exchange: str, kind: str) -> Iterator[Look]:
@@ -131,7 +142,9 @@ class Telling:
 
     def _too_long(self, about: str, why: str) -> None:
         exchange = about.partition(":")[0].partition(" ")[0]
-        rows = self._open_rows.get(exchange)
+        rows, opened = self._open_rows.get(exchange), len(self._opened.get(exchange, {}))
+        if rows is not None:
+            rows = max(rows, opened)
         if ":" not in about and rows == 0:
             return
         count = "an unknown number of" if rows is None else rows
@@ -155,7 +168,7 @@ class Look:
 
     def rows(self, count: int) -> None:
         """How many positions are open by the table."""
-        self.telling.rows_of(self.exchange, count)
+        self.telling.rows_of(self.exchange, count, since=self.began)
 
     def saw(self, outcomes: Sequence[SyncOutcome], *, everything: bool = False) -> None:
         """What came of the symbols; with ``everything``, all others are well."""

@@ -136,7 +136,7 @@ async def test_what_an_open_waits_for_is_counted_and_does_not_grow(stage: Stage)
 async def test_a_statement_whose_answer_is_lost_is_found_or_made_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    """The row with its intent, the fill with its stop's, active: each loses its answer, having been done or not."""
+    """The row with its intent, the fill with its stop's, active: each loses its answer, done or not."""
     send, lost = store_module.fenced_fetchrow, []
 
     async def losing(target: Any, text: str, *args: Any, **more: Any) -> Any:

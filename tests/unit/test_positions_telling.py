@@ -1,0 +1,56 @@
+"""What is told of a server that is gone counts the positions that were opened since the last look."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard_positions.events import Moved, PositionEvent
+from lockguard_positions.model import Position, PositionSide
+from lockguard_positions.status import PositionStatus
+from lockguard_positions.telling import Telling
+
+POSITION = Position(
+    *(1, "binance", "APTUSDT", PositionSide.LONG, Decimal(1), PositionStatus.ACTIVE),
+    *[None] * 15,
+    age_ms=0,
+)
+
+
+class Heard:
+    """What an observer was told."""
+
+    def __init__(self) -> None:
+        self.events: list[PositionEvent] = []
+
+    def on(self, event: PositionEvent) -> None:
+        self.events.append(event)
+
+
+@pytest.mark.parametrize(
+    ("ended", "counted", "told"), [(False, False, 1), (True, False, 0), (False, True, 0)]
+)
+async def test_an_outage_right_after_an_open_is_told_though_no_look_has_counted_it(
+    ended: bool, counted: bool, told: int
+) -> None:
+    """The last look had counted none: nobody was told of a database that was gone under fifteen positions."""
+    heard = Heard()
+    telling = Telling([heard], overdue=timedelta(milliseconds=20), clock=SYSTEM_CLOCK)
+    telling.rows_of("binance", 0)
+    telling.tell(Moved(POSITION, PositionStatus.PENDING_SL, "open"))
+    if ended:
+        telling.tell(Moved(replace(POSITION, status=PositionStatus.CLOSED), PositionStatus.ACTIVE, "close"))
+    if counted:  # by a look that began after the open: somebody else has ended it
+        with telling.look("binance", "recovery") as look:
+            look.rows(0)
+    with pytest.raises(OSError, match="gone"), telling.look("binance", "pass"):
+        raise OSError("gone")
+    await asyncio.sleep(0.1)
+    alerts = [str(event) for event in heard.events if "not read or decided" in str(event)]
+    assert len(alerts) == told
+    assert all("with 1 open positions" in alert for alert in alerts)
