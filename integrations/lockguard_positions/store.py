@@ -46,6 +46,7 @@ _ATTEMPTS_MAX = 5
 _PAUSE_FIRST_S = 0.05
 _STATEMENT_S = 5.0
 """As long as a fenced transaction waits for a row: whoever has it may be a person's forgotten session."""
+_ILLEGAL_CHANGE = "LG102"
 _WORTH_REPEATING = frozenset({Meaning.RETRY, Meaning.LOST, Meaning.UNAVAILABLE})
 
 
@@ -209,9 +210,15 @@ class PositionStore:
     ) -> Progress:
         """The entry was executed; with the price of its stop, the intent to place that too, in one commit."""
         if intent is not None and stop is not None and await self._fills_with_stop():
-            return await self._record_entry_with_stop(
-                lease, position, intent, (order_id, price, quantity), stop
-            )
+            try:
+                return await self._record_entry_with_stop(
+                    lease, position, intent, (order_id, price, quantity), stop
+                )
+            except asyncpg.PostgresError as exc:
+                if exc.sqlstate != _ILLEGAL_CHANGE:
+                    raise
+                # The schema went back a version meanwhile: the fill must not wait for that to be found out.
+                self._has_fill_with_stop = False
 
         async def work(conn: rows.Connection) -> Progress:
             check_transition(position.status, PositionStatus.ENTRY_PLACED)

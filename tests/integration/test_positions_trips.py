@@ -161,3 +161,21 @@ async def test_a_statement_whose_answer_is_lost_is_found_or_made_again(
     assert (len(record.entries(APT)), record.position(APT)) == (1, 10)
     assert stop.client_id == opened.position.stop_client_id
     assert await stage.manager.half_done("binance") == ()
+
+
+async def test_a_fill_is_written_down_though_the_schema_went_back_a_version_while_the_bot_ran(
+    stage: Stage, database_url: str
+) -> None:
+    """Whoever knew the newer version would be refused after the order: bought, and without a stop."""
+    for number, version in ((1, None), (2, 10)):
+        conn = await asyncpg.connect(database_url)
+        await migrate(conn, to=version)
+        await conn.close()
+        price = stage.exchange.price(APT)
+        opened = await stage.manager.open_position_atomic(
+            f"s{number}", APT, "binance", "long", "10", price, "2"
+        )
+        assert isinstance(opened, Opened)
+        assert opened.position.status is PositionStatus.ACTIVE
+        assert len(stage.exchange.record().open_stops(APT)) == 1
+        await stage.manager.close_position(APT, "binance")
