@@ -341,8 +341,7 @@ async def main():
             if not (child := os.fork()):
                 raise ValueError("mine")
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-            await asyncio.sleep(0.1)
-            await lease.confirm()
+            await lease.confirm()  # on the connection that both had: behind whatever the child has sent
             assert (await guard.inspect("x")).grant == lease.grant.id
     print("as it was")
 

@@ -243,14 +243,18 @@ async def test_a_break_whose_answer_is_lost_ends_the_holder_of_its_guard_as_brok
 def test_a_program_that_ends_as_its_server_dies_leaves_no_task_behind():
     with RedisServer() as server:
         script = f"""
-import asyncio, os, signal, time
+import asyncio, os, signal, socket
 from lockguard import LockGuard
 
 async def main():
     guard = LockGuard.from_url({server.url!r})
     await guard.inspect({NAME!r})
     os.kill({server.pid}, signal.SIGKILL)
-    time.sleep(0.2)  # the loop learns of it in its last turns
+    try:  # the loop stands still until it is dead, and learns of it in its last turns
+        while True:
+            socket.create_connection(("127.0.0.1", {server.port})).close()
+    except OSError:
+        pass
 
 asyncio.run(main())
 """
