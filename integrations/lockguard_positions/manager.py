@@ -182,7 +182,7 @@ class AtomicPositionManager:
         flow, reconciler = self._workers(venue, lease)
         ground = await reconciler.settle_and_look(new.symbol)
         if ground.row is not None and ground.gone:
-            why = f"position {ground.row.id} has ended, and an order of it is in doubt still"
+            why = f"position {ground.row.id} is not on the exchange, and something of it is in doubt still"
             return NotOpened(why, passing=True)
         if ground.row is not None:
             return AlreadyOpen(ground.row, new.side)
@@ -190,8 +190,10 @@ class AtomicPositionManager:
             outcome = await reconciler.adopt(new.symbol, ground.held)
             row = await self._store.open_of(venue.name, new.symbol)
             if row is None:
-                settled = outcome.action.settled
-                return NotOpened(f"on the exchange already: {outcome.details}", passing=not settled)
+                # Without a row and not meant to have one is for good; all else is on its way to be known.
+                passing = outcome.action is not SyncAction.LEFT_ALONE
+                why = outcome.details or outcome.action.value
+                return NotOpened(f"on the exchange already: {why}", passing=passing)
             return AlreadyOpen(row, new.side)
         try:
             new = venue.in_steps(new, ground.price)
@@ -204,7 +206,7 @@ class AtomicPositionManager:
         except DuplicatePosition as exc:
             # Somebody wrote past the lease, but not past the index: stop here, order nothing.
             row = await self._store.open_of(venue.name, new.symbol)
-            return NotOpened(str(exc)) if row is None else AlreadyOpen(row, new.side)
+            return NotOpened(str(exc), passing=True) if row is None else AlreadyOpen(row, new.side)
         self._created(progress.position, lease)
         self._telling.warn_of_stops(progress.position)
         position = await flow.drive(progress)

@@ -165,6 +165,13 @@ class Position:
         """Whether an order of this table is known to have opened it. What is not may be a person's."""
         return self.entry_order_id is not None
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether it may come to nothing: its entry is in doubt, or its exit is on the way."""
+        return self.status.open and (
+            self.status is PositionStatus.PENDING_ENTRY or self.exit_reason is not None
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Intent:
@@ -226,6 +233,11 @@ class AlreadyOpen:
         if row.side is self.asked:
             return found
         return f"{found}; close it before it is opened {self.asked.value}"
+
+    @property
+    def passing(self) -> bool:
+        """Whether that position may come to nothing: then the same signal is to be tried again."""
+        return self.position.unsettled
 
 
 @dataclass(frozen=True, slots=True)

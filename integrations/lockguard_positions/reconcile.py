@@ -136,7 +136,7 @@ class Ground:
 
     Attributes:
         row: the open row; then the rest was not asked.
-        gone: whether its position has ended, and it is open only because an order of it is in doubt.
+        gone: whether the exchange shows no position of it: it is open because something is in doubt.
         held: what the exchange holds.
         price: what the symbol trades at, if that was told in time.
         number: for the intent to enter.
@@ -216,8 +216,11 @@ class Reconciler:
         try:
             await asyncio.sleep(0)  # its request is sent first, as its answer takes longest
             row, resumed = await self.settle(symbol)
-            if row is not None and (row.status is not PositionStatus.ACTIVE or row.exit_reason is not None):
+            if row is not None and row.unsettled:
                 return Ground(row)
+            if row is not None and row.status is not PositionStatus.ACTIVE:
+                # While its stop could not be placed it may have ended, and that is found out by the stop.
+                return Ground(row, gone=not _holds(row, await self._venue.holding(symbol)))
             if row is not None:
                 # That its stop was being moved, and that this was finished, says nothing about what is held.
                 held, _ = await (self._venue.look(symbol) if resumed else looking)
@@ -236,7 +239,8 @@ class Reconciler:
     async def _confirmed(self, row: Position, held: Holding | None) -> tuple[Position | None, bool]:
         """An active row, if the exchange holds its position still; ``None`` when that has ended.
 
-        Also whether the row is open although its position is gone, as one of its stops is in doubt.
+        Also whether the row is open although its position is gone. Whatever the reason, that is never an
+        open position to whoever wants to open one.
 
         A signal must not be dropped because of a position whose stop has fired. Within the grace the lists
         are asked until they show it, or until they can be believed.
@@ -252,8 +256,13 @@ class Reconciler:
         if _holds(row, held):
             return row, False
         outcome = await self.reconcile(row.symbol)
+        if outcome.action is SyncAction.RECOVERED:
+            # That was a move, finished by now. Nothing is decided yet about what is held.
+            outcome = await self.reconcile(row.symbol)
         left = await self._store.open_of(self._venue.name, row.symbol)
-        return left, left is not None and outcome.action is SyncAction.IN_DOUBT
+        if left is None or outcome.action is SyncAction.IN_DOUBT:
+            return left, left is not None
+        return left, not _holds(left, await self._venue.holding(row.symbol))
 
     async def reconcile(self, symbol: str) -> SyncOutcome:
         """Bring row, exchange and stop together.

@@ -30,6 +30,7 @@ from tests.integration.test_positions_flow import APT, PACE, Bot, bot, two_bots
 __all__ = ["bot", "two_bots"]
 
 MS = timedelta(milliseconds=1)
+OLD_INTENTS = "update monitoring.position_intents set recorded_at = recorded_at - interval '1 minute'"
 
 
 def sold(bot: Bot) -> list[Any]:
@@ -400,9 +401,7 @@ async def test_an_entry_that_was_never_placed_does_not_claim_what_a_person_opene
     assert isinstance(await bot.open(), NotOpened)
     by_hand(bot, "3")
     bot.exchange.set_price(APT, Decimal("8.2"))
-    await bot.pool.execute(
-        "update monitoring.position_intents set recorded_at = recorded_at - interval '1 minute'"
-    )
+    await bot.pool.execute(OLD_INTENTS)
     await passes(bot, 3)
     assert (sold(bot), bot.exchange.record().position(APT)) == ([], 3)
 
@@ -488,6 +487,74 @@ async def test_a_signal_after_a_position_that_ended_in_the_middle_of_a_move_open
     assert [row["status"] for row in await bot.rows()] == ["closed", "active"]
     assert len(bot.exchange.record().entries(APT)) == 2
     assert bot.is_sound()
+
+
+async def test_a_move_that_is_found_out_between_two_looks_hides_no_position_that_has_ended(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window of a new stop in doubt passes while the open looks: finishing the move is no look."""
+    assert isinstance(await bot.open(), Opened)
+    await leave_a_move(bot)
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    holding = GuardedExchange.holding
+    looks = 0
+
+    async def late(self: GuardedExchange, symbol: str) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks > 1:  # the first is under way before it is known that something was half done
+            await bot.pool.execute(OLD_INTENTS)
+        return await holding(self, symbol)
+
+    monkeypatch.setattr(GuardedExchange, "holding", late)
+    assert isinstance(await bot.open(), Opened)
+    assert [row["status"] for row in await bot.rows()] == ["closed", "active"]
+    assert len(bot.exchange.record().entries(APT)) == 2
+    assert bot.is_sound()
+
+
+async def leave_a_move(bot: Bot) -> None:
+    """As a holder does that dies right before it sends the new stop."""
+    row = await bot.manager.store.open_of("binance", "APTUSDT")
+    assert row is not None
+    async with bot.guard.hold("binance:APTUSDT") as lease:
+        await bot.manager.store.expect_move(lease, row, Decimal("8.2"))
+
+
+async def test_a_position_that_ended_before_its_stop_could_be_placed_is_not_open_already(bot: Bot) -> None:
+    """Its row waits for a stop that is refused for now, and by that alone it could tell for as long."""
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ALGO, code=-2015, message="Invalid API-key.", times=1000)
+    first = await bot.open()
+    assert isinstance(first, NotOpened)
+    assert first.in_doubt
+    again = await bot.open()
+    assert isinstance(again, AlreadyOpen)
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    again = await bot.open()
+    assert isinstance(again, NotOpened)
+    assert again.passing
+    bot.exchange.clear_faults()
+    assert isinstance(await bot.open(), Opened)
+    assert bot.is_sound()
+
+
+async def test_a_signal_that_meets_a_position_that_ends_while_it_is_adopted_is_tried_again(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person closes it between the look and its stop: then there was nothing open, and nothing is."""
+    by_hand(bot)
+    adopt = bot.manager.store.adopt
+
+    async def closed_meanwhile(*args: Any) -> Any:
+        by_hand(bot, "10", Side.SELL, reduce_only=True)
+        return await adopt(*args)
+
+    monkeypatch.setattr(bot.manager.store, "adopt", closed_meanwhile)
+    met = await bot.open()
+    assert isinstance(met, NotOpened)
+    assert met.passing
+    assert isinstance(await bot.open(), Opened)
+    assert (sold(bot), bot.is_sound()) == ([], True)
 
 
 async def test_a_signal_after_a_close_by_hand_within_the_grace_waits_for_certainty_and_opens(

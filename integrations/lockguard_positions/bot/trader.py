@@ -288,7 +288,7 @@ class Trader:
 def _of_row(signal: OpenSignal, row: Position) -> Decision:
     """What the row that a signal led to says about it."""
     if row.signal_id != signal.id:
-        if row.status is PositionStatus.PENDING_ENTRY or (row.status.open and row.exit_reason is not None):
+        if row.unsettled:
             # It may come to nothing, or be on its way out: whether there was nothing to do is not known yet.
             why = "its entry" if row.exit_reason is None else "its exit"
             return Decision(Outcome.UNDECIDED, f"{why} is in doubt still: {row.status.value}", row.id)
