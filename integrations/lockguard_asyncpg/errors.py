@@ -199,7 +199,7 @@ def ended(exc: BaseException, leases: Iterable[Lease]) -> LockguardError | None:
         The error to raise in place of ``exc``.
     """
     if (refusal := stale(exc)) is not None:
-        assert isinstance(exc, asyncpg.PostgresError)
+        assert isinstance(exc, asyncpg.PostgresError), f"a refusal comes from Postgres, and this is {exc!r}"
         facts = _facts(exc)
         for lease in leases:
             # An older schema does not tell the grant; then lost_to_fence compares resource and token.

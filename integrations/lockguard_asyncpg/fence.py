@@ -324,7 +324,7 @@ async def resolve(
         OutcomeUnknown: nobody knows any more: it is more than a day ago, or the reply did come and its writer
             has written on since.
     """
-    assert error.token is not None
+    assert error.token is not None, "a CommitUnknown has the token of its write"
     named = f"{text(error.resource)},{number(error.token)},{number(error.sequence)}"
     call = _Call(f"select where lockguard.resolve({named},", ")")
     try:
@@ -364,7 +364,7 @@ async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: 
                     conn = await pool.acquire()
                     connected = True
                     deadline = scope.when()
-                    assert deadline is not None
+                    assert deadline is not None, "the timeout that was just entered has a deadline"
                     # A little less than is left, so that the server's own answer, which says why, is first.
                     left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
                     return await _once(pool, conn, f"{call.before}{left_ms:d}{call.after}", rows=call.rows)

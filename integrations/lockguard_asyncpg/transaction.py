@@ -120,7 +120,7 @@ class FencedTransaction:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._transaction is not None
+        assert self._transaction is not None, "left without having been entered"
         if self._con is not None:
             standing_of(self._con).body = self._outer
         try:

@@ -409,5 +409,5 @@ def _not_committed() -> NotCommitted:
 
 def _unknown(entry: Entry) -> CommitUnknown:
     first = entry.claims[0]
-    assert entry.sequence is not None
+    assert entry.sequence is not None, f"no write of {first.resource} was numbered, and one is in doubt"
     return CommitUnknown(resource=first.resource, token=first.token, sequence=entry.sequence)

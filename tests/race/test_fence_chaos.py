@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.lease import Token
 from lockguard.testing import PostgresServer, RedisServer
-from lockguard_asyncpg import install
+from lockguard_asyncpg import CommitUnknown, install
 from lockguard_asyncpg.race import WAYS
 from lockguard_asyncpg.race.chaos import ChaosPlan, RoundReport
 from lockguard_asyncpg.race.chaos.history import judge
-from lockguard_asyncpg.race.chaos.running import run_round
+from lockguard_asyncpg.race.chaos.running import break_and_read, run_round
+from lockguard_asyncpg.race.operate import operate
+from lockguard_asyncpg.race.plan import Attempt
+from lockguard_asyncpg.race.running import SET_UP, TEAR_DOWN
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +46,7 @@ async def test_nothing_stale_twice_or_lost_while_processes_are_stopped_killed_an
     plan = ChaosPlan(ways=tuple(way.name for way in WAYS), length=timedelta(seconds=5), protects=True)
     report = await run_round(plan, redis=own_redis, postgres=fenced_server)
     assert report.violations == 0, report.told
+    assert report.unresolved == 0, report.counts
     assert sum(report.faults.values()) >= 5
     assert sum(tally.committed for tally in report.ways.values()) > 20
 
@@ -57,6 +66,51 @@ async def test_processes_convict_a_check_that_is_made_once_per_connection(
         if (await run_round(plan, redis=own_redis, postgres=fenced_server)).stale_commits:
             return
     pytest.fail("not one stale commit was seen")
+
+
+async def test_what_a_break_made_final_is_what_the_fence_says_also_while_redis_is_ahead_of_it(
+    own_redis: RedisServer, fenced_server: PostgresServer
+) -> None:
+    # As a grant leaves it that came after the fence was broken, and has not been sealed.
+    ahead = int(SYSTEM_CLOCK.wall() * 1_000_000) + 3_600_000_000
+    own_redis.command("SET", "lockguard:{chaos:ahead}:token", str(ahead))
+    async with asyncpg.create_pool(fenced_server.url, min_size=0, max_size=3) as pool:
+        await pool.execute(SET_UP)
+        line = await break_and_read(own_redis.url, pool, "chaos:ahead")
+        token = await pool.fetchval("select token from lockguard.status('chaos:ahead')")
+        await pool.execute(TEAR_DOWN)
+    assert line == {"read": "chaos:ahead", "token": token, "updates": 0, "entries": 0}
+    assert token < ahead
+
+
+async def test_an_outcome_is_looked_up_to_the_end_also_when_its_holder_is_cut(
+    fenced_server: PostgresServer,
+) -> None:
+    counts, late = Counter[str](), set[asyncio.Task[Any]]()
+    attempt: Any = object
+    async with asyncpg.create_pool(fenced_server.url, min_size=0, max_size=3) as pool, pool.acquire() as conn:
+        grant = uuid4()
+        sealed = await conn.fetchval("select lockguard.seal('chaos:cut', 7, $1, 'a', 'b', 1000)", grant)
+        assert sealed[0]
+        writing = conn.transaction()
+        await writing.start()
+        sequence = 2**62 + 1024
+        await conn.fetchval("select lockguard.check('chaos:cut', 7, $1, $2)", grant, sequence)
+
+        async def write(_: Attempt) -> None:
+            raise CommitUnknown(resource="chaos:cut", token=Token(7), sequence=sequence)
+
+        trying = asyncio.create_task(
+            operate(write, attempt, pool=pool, within=timedelta(seconds=5), counts=counts, late=late)
+        )
+        while not late:
+            await asyncio.sleep(0)
+        trying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await trying
+        await writing.commit()
+        await asyncio.gather(*late)
+    assert counts["unknown, had committed"] == counts["unknown"] == 1
 
 
 # The judge, on histories that break one law each.

@@ -98,6 +98,7 @@ class Holders:
         self.fence = PostgresFence(pool)
         self.resources = [Resource(f"race:{plan.seed}:{n}") for n in range(plan.resources)]
         self.ops = itertools.count(1)
+        self.looks: set[asyncio.Task[Any]] = set()
         self.committed: set[int] = set()
         self.refused: set[int] = set()
         self.seen: dict[tuple[str, int], Seen] = {}
@@ -167,7 +168,7 @@ class Holders:
     async def _read(self, resource: Resource, token: Token) -> Seen:
         async with self.pool.acquire() as conn, conn.transaction():
             row = await conn.fetchrow(_READ, resource, token)
-        assert row is not None
+        assert row is not None, f"{_READ!r} gave no row for {resource} and token {token}"
         return Seen(int(row[0]), int(row[1]))
 
     async def _operate(self, lease: Lease, op: int, seat: Seat) -> bool:
@@ -178,6 +179,7 @@ class Holders:
             pool=self.pool,
             within=_RESOLVE_WITHIN,
             counts=self.report.counts,
+            late=self.looks,
         )
         (self.committed if end is End.COMMITTED else self.refused).add(op)
         return end is End.COMMITTED

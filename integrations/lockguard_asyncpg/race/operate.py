@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextvars import Context
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ async def operate(
     pool: asyncpg.Pool[Any],
     within: timedelta,
     counts: Counter[str],
+    late: set[asyncio.Task[Any]],
 ) -> End:
     """Write until it is committed or refused; an outcome that nobody knows is looked up first.
 
@@ -49,6 +52,8 @@ async def operate(
         pool: where outcomes are looked up.
         within: the patience of one look.
         counts: how often each thing happened.
+        late: the looks that are under way. One is seen through also when the caller is cut, as by the loss of
+            its lease, and whoever ends the race waits for it.
     """
     for _ in range(_ATTEMPTS_MAX):
         counts["attempts"] += 1
@@ -59,9 +64,10 @@ async def operate(
             return End.REFUSED
         except CommitUnknown as unknown:
             counts["unknown"] += 1
-            happened = await _found(pool, unknown, within)
-            counts["unknown, had committed" if happened else "unknown, had not"] += 1
-            if not happened:
+            looking = asyncio.create_task(_found(pool, unknown, within, counts), context=Context())
+            late.add(looking)
+            looking.add_done_callback(late.discard)
+            if not await asyncio.shield(looking):
                 continue
         except (NotCommitted, *DATABASE_ERRORS):
             counts["failed, certainly not committed"] += 1
@@ -72,9 +78,13 @@ async def operate(
     return End.GIVEN_UP
 
 
-async def _found(pool: asyncpg.Pool[Any], unknown: CommitUnknown, within: timedelta) -> bool:
+async def _found(
+    pool: asyncpg.Pool[Any], unknown: CommitUnknown, within: timedelta, counts: Counter[str]
+) -> bool:
     while True:
         try:
-            return await resolve(pool, unknown, within=within)
+            happened = await resolve(pool, unknown, within=within)
         except FenceUnavailable:
             continue
+        counts["unknown, had committed" if happened else "unknown, had not"] += 1
+        return happened

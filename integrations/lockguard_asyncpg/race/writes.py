@@ -110,7 +110,7 @@ async def lossy(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
     """A connection that loses the reply to COMMIT if the attempt is to."""
     conn: PoolConnectionProxy[Any] = await attempt.pool.acquire()
     con = bare(conn)
-    assert isinstance(con, LossyConnection)
+    assert isinstance(con, LossyConnection), f"the race's pool gave out {con!r}"
     con.lose_reply = attempt.lose_reply
     try:
         yield conn
@@ -235,7 +235,7 @@ async def plain_transaction(attempt: Attempt) -> AsyncIterator[PoolConnectionPro
     conn = await attempt.seat.take()
     # Kept bare: the pool empties its proxy when the server drops the connection.
     con = bare(conn)
-    assert isinstance(con, LossyConnection)
+    assert isinstance(con, LossyConnection), f"the race's pool gave out {con!r}"
     con.lose_reply = attempt.lose_reply
     try:
         with unfenced():

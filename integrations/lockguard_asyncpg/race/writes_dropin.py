@@ -41,7 +41,7 @@ __all__ = [
 def carried(lease: Lease) -> Iterator[None]:
     """A body under ``lease``, for code that knows nothing of it."""
     task = asyncio.current_task()
-    assert task is not None
+    assert task is not None, "a body runs in a task, and this is none"
     mark = push_entry(Entry(lease, task, object()))
     try:
         yield

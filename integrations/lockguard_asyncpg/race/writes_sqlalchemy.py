@@ -39,7 +39,9 @@ async def engine_of(url: str, plan: RacePlan, options: dict[str, Any]) -> AsyncI
     if "statement_cache_size" in options:  # the dialect keeps prepared statements too
         options = {**options, "prepared_statement_cache_size": options["statement_cache_size"]}
     scheme, _, rest = url.partition("://")
-    assert scheme in {"postgresql", "postgres"}, "an asyncpg URL"
+    assert scheme in {"postgresql", "postgres"}, (
+        f"an asyncpg URL begins with postgresql://, this one with {scheme}://"
+    )
     engine = create_async_engine(
         f"postgresql+asyncpg://{rest}",
         pool_size=plan.holders,
@@ -109,7 +111,7 @@ async def _undone(attempt: Attempt, conn: AsyncConnection) -> None:
 @asynccontextmanager
 async def _lossy(attempt: Attempt, conn: AsyncConnection) -> AsyncIterator[None]:
     con: Any = (await conn.get_raw_connection()).driver_connection
-    assert isinstance(con, LossyConnection)
+    assert isinstance(con, LossyConnection), f"the race's engine gave out {con!r}"
     con.lose_reply = attempt.lose_reply
     try:
         yield

@@ -94,6 +94,7 @@ async def _series(
         _tell({"all": sum(t.attempted for t in total.ways.values()), "seed": plan.seed, **_facts(total)})
     sound = not total.violations and not total.counts["rounds that failed"]
     sound = sound and not total.counts["processes that failed"]
+    sound = sound and not total.unresolved
     if planted:
         seen, count = await convict_planted(plan, redis=redis, postgres=postgres)
         for way, stale in seen.items():

@@ -134,6 +134,12 @@ class RoundReport:
         """Of all ways."""
         return sum(tally.violations for tally in self.ways.values())
 
+    @property
+    def unresolved(self) -> int:
+        """Outcomes that nobody knew, and that were not looked up to the end."""
+        counts = self.counts
+        return counts["unknown"] - counts["unknown, had committed"] - counts["unknown, had not"]
+
     def tell(self, line: str) -> None:
         """Keep a line for people, one of the first."""
         if len(self.told) < _TOLD_MAX:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from lockguard.testing import PostgresServer, RedisServer
 
-__all__ = ["run_round"]
+__all__ = ["break_and_read", "run_round"]
 
 _WORKER = "lockguard_asyncpg.race.chaos.worker"
 _READY = "ready"
@@ -142,7 +142,7 @@ async def run_round(
         ):
             if not orderly:
                 report.counts["processes that failed"] += 1
-                report.tell(f"a process failed: {process.log.strip().splitlines()[-1]}")
+                report.tell(f"a process failed: {_why(process.log)}")
         await _quiet(pool, application)
         journal = [*chaos.journal, *read_journals(process.journal for process in crew)]
         for line in journal:
@@ -151,6 +151,14 @@ async def run_round(
             await judge(conn, journal, report)
             await conn.execute(TEAR_DOWN)
     return report
+
+
+def _why(log: str) -> str:
+    """What was said before the first traceback of a log, and what was raised in it."""
+    before, _, after = log.partition("Traceback")
+    said = before.strip().splitlines()[-1:]
+    raised = [line for line in after.splitlines()[1:] if line and not line[0].isspace()][:1]
+    return " | ".join([*said, *raised]) or "it wrote nothing"
 
 
 async def _set_up(pool: asyncpg.Pool[Any], resources: tuple[str, ...], *, protects: bool) -> None:
@@ -258,17 +266,24 @@ class _Chaos:
     async def _break(self) -> None:
         resource = self._rng.choice(self._resources)
         try:
-            async with LockGuard.from_url(self._redis.url, fence=PostgresFence(self._pool)) as guard:
-                broken = await guard.break_(resource, reason="chaos")
-            async with self._pool.acquire() as conn, conn.transaction():
-                # The fence's own number: Redis may have been emptied, and hand out less.
-                token = await conn.fetchval("select token from lockguard.status($1)", resource)
-                row = await conn.fetchrow(BELOW, resource, broken.token)
+            self.journal.append(await break_and_read(self._redis.url, self._pool, resource))
         except (LockguardError, *DATABASE_ERRORS):
             self._report.faults["breaks that failed"] += 1
-            return
-        assert row is not None
-        assert token >= broken.token
-        self.journal.append(
-            {"read": resource, "token": broken.token, "updates": row["updates"], "entries": row["entries"]}
-        )
+
+
+async def break_and_read(redis_url: str, pool: asyncpg.Pool[Any], resource: str) -> dict[str, Any]:
+    """Break a lock; gives a line for the journal: what was final from then on.
+
+    Final is what is below the token that is in force in the fence. The number that the break gives is the
+    floor of Redis, which may be higher: of a grant that came between the two, and has not been sealed.
+
+    Raises:
+        LockguardError: it could not be broken.
+    """
+    async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as guard:
+        await guard.break_(resource, reason="chaos")
+    async with pool.acquire() as conn, conn.transaction():
+        token = await conn.fetchval("select token from lockguard.status($1)", resource)
+        row = await conn.fetchrow(BELOW, resource, token)
+    assert row is not None, f"{BELOW!r} gave no row for {resource} and token {token}"
+    return {"read": resource, "token": token, "updates": row["updates"], "entries": row["entries"]}

@@ -145,7 +145,7 @@ class _Bot:
     async def _look(self, query: str, lease: Lease) -> dict[str, Any]:
         async with self._looking.acquire() as conn, conn.transaction():
             row = await conn.fetchrow(query, lease.resource, lease.token)
-        assert row is not None
+        assert row is not None, f"{query!r} gave no row for {lease}"
         return {"updates": row["updates"], "entries": row["entries"]}
 
     async def _blindly(self, lease: Lease) -> End:
@@ -168,6 +168,7 @@ class _Bot:
                 pool=self._looking,
                 within=_RESOLVE_WITHIN,
                 counts=self.counts,
+                late=self._late,
             )
         self._note(end=op, how=end.value)
         return end
