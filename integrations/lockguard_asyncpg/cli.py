@@ -102,8 +102,8 @@ async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
 @fence.command()
 @click.option("--after", default=0, type=click.IntRange(0), help="Only the steps newer than this version.")
 def sql(after: int) -> None:
-    """Print the schema as a script, for your migration tool."""
-    click.echo(f"begin;\n{schema_sql(after=after)}commit;")
+    """Print the schema as one statement, for a migration tool: whole or not at all, and again is harmless."""
+    click.echo(schema_sql(after=after), nl=False)
 
 
 @fence.command(name="install")

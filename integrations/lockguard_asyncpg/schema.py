@@ -74,10 +74,49 @@ def _recorded(step: Step) -> str:
 
 
 def schema_sql(*, after: int = 0) -> str:
-    """The whole schema as one script for a migration tool, or what is newer than version ``after``.
+    """The schema for a migration tool: one statement, which makes what is missing and renews the rights.
 
-    The rights come last, each time.
+    As one statement it is made whole or not at all, whatever the tool does with transactions, and a driver
+    that takes one statement at a time takes it. Applied to a schema that has all of it, it says so in a
+    notice and succeeds. It has no ``:name`` in it that SQLAlchemy would take for a parameter.
+
+    Args:
+        after: leave out the steps up to this version; on a schema that is older the statement then fails.
     """
+    made = "".join(_where_missing(s) for s in steps() if s.version > after)
+    return f"""do $lockguard_schema$
+declare
+  had integer := 0;
+begin
+  perform pg_advisory_xact_lock({_INSTALL_LOCK_KEY});
+  if to_regprocedure('lockguard.version()') is not null then
+    execute 'select coalesce(lockguard.version(), 0)' into had;
+  end if;
+  if had > {SCHEMA_VERSION} then
+    raise notice 'the lockguard schema is at version % already, beyond this script ({SCHEMA_VERSION})', had;
+    return;
+  elsif had = {SCHEMA_VERSION} then
+    raise notice 'the lockguard schema is at version % already', had;
+  elsif had < {after} then
+    raise exception 'the lockguard schema is at version %, and this script begins after version {after}', had
+      using errcode = 'LG004', hint = 'Print it for that version: lockguard fence sql --after ' || had;
+  end if;
+{made}  execute {_quoted(_file("rights"), "rights")};
+end
+$lockguard_schema$;
+"""
+
+
+def _where_missing(step: Step) -> str:
+    make = _quoted(f"{step.sql}\n{_recorded(step)}", step.name)
+    return f"  if had < {step.version} then\n    execute {make};\n  end if;\n"
+
+
+def _quoted(sql: str, name: str) -> str:
+    return f"$lockguard_{name}${sql}$lockguard_{name}$"
+
+
+def _steps_sql(*, after: int) -> str:
     parts = [f"-- {s.name}\n{s.sql}\n{_recorded(s)}" for s in steps() if s.version > after]
     return "\n".join([*parts, f"-- rights\n{_file('rights')}"])
 
@@ -135,7 +174,7 @@ async def install(
                     f"the lockguard schema has version {before} and this library knows {SCHEMA_VERSION}:"
                     " upgrade the library"
                 )
-            await conn.execute(schema_sql(after=before))
+            await conn.execute(_steps_sql(after=before))
             for role in allow:
                 await _allow(conn, role)
             return Installed(before, SCHEMA_VERSION)

@@ -1,0 +1,115 @@
+"""The schema in the hands of migration tools, which have their own ideas of statements and transactions."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+from click.testing import CliRunner
+
+from lockguard_asyncpg import SCHEMA_VERSION, Installed, install, schema_sql, schema_version
+from lockguard_asyncpg.cli import fence
+from lockguard_asyncpg.schema import steps
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+MADE = "insert into lockguard.schema_version (version) values ($1)"
+
+
+@pytest.fixture
+async def conn(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    conn = await asyncpg.connect(database_url)
+    yield conn
+    await conn.close()
+
+
+def notices_of(conn: asyncpg.Connection[Any]) -> list[str]:
+    found: list[str] = []
+    conn.add_log_listener(lambda _, message: found.append(str(message)))
+    return found
+
+
+async def test_the_script_is_one_statement_for_drivers_that_take_no_more(
+    conn: asyncpg.Connection[Any],
+) -> None:
+    await conn.fetch(schema_sql())  # prepared, as SQLAlchemy's asyncpg dialect does: several would be refused
+    assert await install(conn) == Installed(SCHEMA_VERSION, SCHEMA_VERSION)
+
+
+async def test_what_is_printed_is_that_statement_and_nothing_around_it() -> None:
+    printed = CliRunner().invoke(fence, ["sql"]).output
+    assert printed == schema_sql()
+    assert not re.search(
+        r"^\s*(begin|commit)\s*;", printed.partition("begin\n")[0], re.MULTILINE | re.IGNORECASE
+    )
+
+
+@pytest.mark.parametrize("after", range(SCHEMA_VERSION))
+def test_sqlalchemy_finds_no_parameter_in_the_script(after: int) -> None:
+    # The pattern of its text(), by which Alembic's op.execute() reads a string.
+    assert not re.findall(r"(?<![:\w\x5c]):(\w+)(?!:)", schema_sql(after=after))
+
+
+async def test_a_migration_that_fails_after_the_script_leaves_nothing(conn: asyncpg.Connection[Any]) -> None:
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        async with conn.transaction():  # the tool's own
+            await conn.execute(schema_sql())
+            await conn.execute("select 1/0")
+    assert await conn.fetchval("select to_regnamespace('lockguard')") is None
+    await conn.execute(schema_sql())  # the second try
+    assert await schema_version(conn) == SCHEMA_VERSION
+
+
+async def test_a_script_that_fails_by_itself_leaves_nothing_without_any_transaction(
+    conn: asyncpg.Connection[Any],
+) -> None:
+    await conn.execute("create schema lockguard; create table lockguard.outcome (x int)")
+    with pytest.raises(asyncpg.DuplicateTableError):
+        await conn.execute(schema_sql())
+    assert await conn.fetchval("select to_regclass('lockguard.fence')") is None
+
+
+async def test_the_script_applied_again_says_so_and_succeeds(conn: asyncpg.Connection[Any]) -> None:
+    await install(conn)
+    await conn.execute("select lockguard.seal('r', 7, gen_random_uuid(), 'holder', 'op', 1000)")
+    said = notices_of(conn)
+    await conn.execute(schema_sql())
+    assert f"at version {SCHEMA_VERSION} already" in "".join(said)
+    assert await conn.fetchval("select token from lockguard.status('r')") == 7
+
+
+@pytest.mark.parametrize("before", range(1, SCHEMA_VERSION))
+async def test_the_whole_script_brings_any_older_schema_up_to_date(
+    conn: asyncpg.Connection[Any], before: int
+) -> None:
+    for step in steps()[:before]:
+        await conn.execute(step.sql)
+        await conn.execute(MADE, step.version)
+    await conn.execute("select lockguard.seal('r', 7, gen_random_uuid(), 'holder', 'op', 1000)")
+    await conn.execute(schema_sql())
+    assert await schema_version(conn) == SCHEMA_VERSION
+    assert await conn.fetchval("select token from lockguard.status('r')") == 7
+
+
+async def test_a_script_of_later_steps_refuses_a_schema_that_is_older_than_they_are(
+    conn: asyncpg.Connection[Any],
+) -> None:
+    with pytest.raises(asyncpg.PostgresError, match="at version 0, and this script begins after version 2"):
+        await conn.execute(schema_sql(after=2))
+    assert await conn.fetchval("select to_regnamespace('lockguard')") is None
+
+
+async def test_the_script_of_an_older_library_takes_nothing_back(conn: asyncpg.Connection[Any]) -> None:
+    await install(conn)
+    await conn.execute(MADE, 99)
+    await conn.execute(
+        "create or replace function lockguard.allow(p_role text) returns void language sql as ''"
+    )
+    said = notices_of(conn)
+    await conn.execute(schema_sql())
+    assert "at version 99 already" in "".join(said)
+    kept = await conn.fetchval("select prosrc from pg_proc where oid = 'lockguard.allow(text)'::regprocedure")
+    assert kept == ""
