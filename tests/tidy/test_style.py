@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHIPPED = ("lockguard", "integrations")
@@ -45,88 +45,116 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All of a module's syntax."""
+    return tuple(ast.walk(parsed(path)))
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(CHECKOUT))
 
 
-shipped = pytest.mark.parametrize("path", python_files(*SHIPPED), ids=name_of)
-written = pytest.mark.parametrize("path", python_files("tests"), ids=name_of)
-lua = pytest.mark.parametrize(
-    "path", sorted((CHECKOUT / "lockguard/lua").glob("*.lua")), ids=lambda path: path.name
-)
+def modules_that(finding: Callable[[Path], str], *places: str) -> list[str]:
+    """The Python files in which something is found, each with what it is.
+
+    One test looks at all files: a case for each file and law would be a fifth of the whole suite's cases.
+    """
+    files = python_files(*places)
+    assert files
+    return [f"{name_of(path)}: {found}" for path in files if (found := finding(path))]
 
 
-@shipped
-def test_a_module_can_be_read_in_one_sitting(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= MODULE_LINES_MAX, f"{lines} lines: split it"
+def scripts_that(finding: Callable[[Path], str]) -> list[str]:
+    """The same for the Lua scripts."""
+    files = sorted((CHECKOUT / "lockguard/lua").glob("*.lua"))
+    assert files
+    return [f"{path.name}: {found}" for path in files if (found := finding(path))]
 
 
-@shipped
-def test_a_function_fits_a_screen(path: Path) -> None:
-    long = {
-        node.name: node.end_lineno - node.lineno + 1
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno >= FUNCTION_LINES_MAX
-    }
-    assert not long
+def test_a_module_can_be_read_in_one_sitting() -> None:
+    def too_long(path: Path) -> str:
+        lines = len(path.read_text().splitlines())
+        return f"{lines} lines: split it" if lines > MODULE_LINES_MAX else ""
+
+    assert modules_that(too_long, *SHIPPED) == []
 
 
-@shipped
-def test_a_module_tells_what_it_is_for_and_defers_its_annotations(path: Path) -> None:
-    module = parsed(path)
-    if not module.body:
-        return
-    assert ast.get_docstring(module), "the docstring is missing"
-    deferred = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in module.body)
-    only_docstring = len(module.body) == 1
-    assert deferred or only_docstring, "from __future__ import annotations is missing"
-
-
-@shipped
-def test_a_module_has_a_telling_name_and_no_relative_imports(path: Path) -> None:
-    assert path.name not in VAGUE_NAMES
-    relative = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom) and node.level]
-    assert not relative
-
-
-@pytest.mark.parametrize("path", python_files("lockguard"), ids=name_of)
-def test_the_core_reads_time_through_its_clock(path: Path) -> None:
-    if path == CHECKOUT / "lockguard/clock.py":
-        return
-    imported = {
-        name
-        for node in ast.walk(parsed(path))
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module]
-            if isinstance(node, ast.ImportFrom)
-            else []
+def test_a_function_fits_a_screen() -> None:
+    def too_long(path: Path) -> str:
+        return ", ".join(
+            f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            for node in nodes(path)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.end_lineno is not None
+            and node.end_lineno - node.lineno >= FUNCTION_LINES_MAX
         )
-    }
-    assert "time" not in imported
+
+    assert modules_that(too_long, *SHIPPED) == []
 
 
-@written
-def test_a_test_waits_for_conditions_and_does_not_sleep(path: Path) -> None:
+def test_a_module_tells_what_it_is_for_and_defers_its_annotations() -> None:
+    def untold(path: Path) -> str:
+        module = parsed(path)
+        if not module.body:
+            return ""
+        if not ast.get_docstring(module):
+            return "the docstring is missing"
+        deferred = any(
+            isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in module.body
+        )
+        only_docstring = len(module.body) == 1
+        return "" if deferred or only_docstring else "from __future__ import annotations is missing"
+
+    assert modules_that(untold, *SHIPPED) == []
+
+
+def test_a_module_has_a_telling_name_and_no_relative_imports() -> None:
+    def vague(path: Path) -> str:
+        if path.name in VAGUE_NAMES:
+            return "a vague name"
+        relative = [node.lineno for node in nodes(path) if isinstance(node, ast.ImportFrom) and node.level]
+        return f"relative imports in lines {relative}" if relative else ""
+
+    assert modules_that(vague, *SHIPPED) == []
+
+
+def test_the_core_reads_time_through_its_clock() -> None:
+    def reads_a_clock(path: Path) -> str:
+        imported = {
+            name
+            for node in nodes(path)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        return "imports time" if "time" in imported else ""
+
+    assert modules_that(reads_a_clock, "lockguard") == ["lockguard/clock.py: imports time"]
+
+
+def test_a_test_waits_for_conditions_and_does_not_sleep() -> None:
     """A pause between two looks at a condition is allowed, and one whose line says what it is good for."""
-    lines = path.read_text().splitlines()
-    offending = [
-        node.lineno
-        for node in sleeps_outside_loops(parsed(path))
-        if not re.search(r"\)\s+# \w", lines[node.lineno - 1])
-    ]
-    assert not offending, f"sleeps in lines {offending}"
+
+    def sleeps(path: Path) -> str:
+        lines = path.read_text().splitlines()
+        offending = [
+            node.lineno
+            for node in sleeps_outside_loops(nodes(path))
+            if not re.search(r"\)\s+# \w", lines[node.lineno - 1])
+        ]
+        return f"sleeps in lines {offending}" if offending else ""
+
+    assert modules_that(sleeps, "tests") == []
 
 
-def sleeps_outside_loops(module: ast.Module) -> Iterator[ast.Call]:
-    polled = {
-        id(inner) for loop in ast.walk(module) if isinstance(loop, ast.While) for inner in ast.walk(loop)
-    }
-    for node in ast.walk(module):
+def sleeps_outside_loops(module: tuple[ast.AST, ...]) -> Iterator[ast.Call]:
+    polled = {id(inner) for loop in module if isinstance(loop, ast.While) for inner in ast.walk(loop)}
+    for node in module:
         if not isinstance(node, ast.Call) or id(node) in polled or not node.args:
             continue
         function = node.func
@@ -136,23 +164,30 @@ def sleeps_outside_loops(module: ast.Module) -> Iterator[ast.Call]:
             yield node
 
 
-@lua
-def test_a_script_opens_with_the_contract_that_it_keeps(path: Path) -> None:
+def test_a_script_opens_with_the_contract_that_it_keeps() -> None:
     """Each key and argument that it uses is in the header, and the other way round."""
-    lines = path.read_text().splitlines()
-    end = next(number for number, line in enumerate(lines) if not line.startswith("--"))
-    header, body = "\n".join(lines[:end]), "\n".join(lines[end:])
-    for table in ("KEYS", "ARGV"):
-        pattern = re.compile(rf"{table}\[(\d+)\]")
-        assert set(pattern.findall(header)) == set(pattern.findall(body)), table
-    assert "Returns" in header
+
+    def broken(path: Path) -> str:
+        lines = path.read_text().splitlines()
+        end = next(number for number, line in enumerate(lines) if not line.startswith("--"))
+        header, body = "\n".join(lines[:end]), "\n".join(lines[end:])
+        for table in ("KEYS", "ARGV"):
+            pattern = re.compile(rf"{table}\[(\d+)\]")
+            if set(pattern.findall(header)) != set(pattern.findall(body)):
+                return f"{table} of the header are not those of the body"
+        return "" if "Returns" in header else "the header does not tell what it returns"
+
+    assert scripts_that(broken) == []
 
 
-@lua
-def test_a_script_works_on_a_full_server_and_asks_no_client_for_the_time(path: Path) -> None:
-    text = path.read_text()
-    assert not text.startswith("#!"), "a script with a shebang is refused when the server is out of memory"
-    assert not re.search(r"ARGV\[\d+\]\s+now", text), "the time is TIME, never an argument"
+def test_a_script_works_on_a_full_server_and_asks_no_client_for_the_time() -> None:
+    def unfit(path: Path) -> str:
+        text = path.read_text()
+        if text.startswith("#!"):
+            return "a script with a shebang is refused when the server is out of memory"
+        return "the time is TIME, never an argument" if re.search(r"ARGV\[\d+\]\s+now", text) else ""
+
+    assert scripts_that(unfit) == []
 
 
 def tracked_text_files() -> list[Path]:
