@@ -19,7 +19,7 @@ from lockguard_ccxt.gate import attempt, install
 from lockguard_ccxt.holdings import IN_HEDGE_MODE, Holding, parse_holdings
 from lockguard_ccxt.ids import Step, client_order_id
 from lockguard_ccxt.keys import account_name, unified_symbol
-from lockguard_ccxt.markets import Market, listing_of, short_name
+from lockguard_ccxt.markets import Listing, Market, listing_of, short_name
 from lockguard_ccxt.money import MarketRules, rules_of
 from lockguard_ccxt.outcome import Executed, Outcome, PlacedOrder, Side
 from lockguard_ccxt.placing import PATIENCE, Patience, Placer, Plan
@@ -201,10 +201,7 @@ class GuardedExchange:
             UnknownMarket: there is none; :meth:`refresh` may bring it.
             ConfigurationError: the markets are not loaded, or the name is not that of one market.
         """
-        listing = listing_of(self._exchange)
-        if listing is None:
-            raise ConfigurationError(f"the markets of {self.name} are not loaded; await load() first")
-        return listing.market(symbol)
+        return self._listing().market(symbol)
 
     def resource(self, symbol: str) -> Resource:
         """The resource that guards positions in ``symbol``.
@@ -234,7 +231,11 @@ class GuardedExchange:
         Raises:
             ConfigurationError: the markets are not loaded, or there is no such market.
         """
-        return rules_of(self._exchange, self._exchange.market(self.market(symbol).symbol))
+        listing = self._listing()
+        unified = listing.market(symbol).symbol
+        if unified not in listing.rules:
+            listing.rules[unified] = rules_of(self._exchange, self._exchange.market(unified))
+        return listing.rules[unified]
 
     # --- orders by intent ---
 
@@ -475,6 +476,12 @@ class GuardedExchange:
             found += page
             params = next_page(params, page)
         return found
+
+    def _listing(self) -> Listing:
+        listing = listing_of(self._exchange)
+        if listing is None:
+            raise ConfigurationError(f"the markets of {self.name} are not loaded; await load() first")
+        return listing
 
     def _placer(self) -> Placer:
         return Placer(self._exchange, venue_of(self._exchange), self._patience, self._clock)

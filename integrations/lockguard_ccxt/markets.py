@@ -20,6 +20,8 @@ from lockguard_ccxt.money import decimal_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lockguard_ccxt.money import MarketRules
+
 __all__ = ["Listing", "Market", "UnknownMarket", "listing_of", "market_of", "short_name"]
 
 _UNIFIED = re.compile(r"^(?P<base>[^/:\s]+)/(?P<quote>[^/:\s-]+)(?::(?P<settle>[^/:\s-]+)(?P<rest>-\S+)?)?$")
@@ -134,6 +136,9 @@ class Listing:
         exchange_id: for messages.
         markets: ccxt's, by unified symbol.
         by_id: ccxt's, by the exchange's own names, each of which may stand for several markets.
+
+    Attributes:
+        rules: the steps in which markets are traded, by unified symbol, of those that were asked for.
     """
 
     def __init__(
@@ -146,6 +151,7 @@ class Listing:
         for symbol in markets:
             self._by_name.setdefault(short_name(symbol), []).append(symbol)
         self._found: dict[str, Market] = {}
+        self.rules: dict[str, MarketRules] = {}
 
     def market(self, name: str) -> Market:
         """The market of a name: a unified symbol, the lock's name, or the exchange's own.

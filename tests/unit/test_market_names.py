@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import ccxt.async_support as ccxt
@@ -234,3 +235,11 @@ def test_a_label_that_cannot_be_part_of_a_name_is_refused_in_one_line(label: str
     with pytest.raises(ConfigurationError, match=r"account label .* write 1 to 32 of") as refused:
         exchange("binanceusdm", contract("BTC", "USDT", "USDT"), account=label)
     assert "\n" not in str(refused.value)
+
+
+def test_the_steps_of_a_market_are_those_of_the_last_load() -> None:
+    guarded = exchange("binanceusdm", contract("BTC", "USDT", "USDT"))
+    assert guarded.rules("BTCUSDT").amount_step == Decimal("0.001")
+    finer = contract("BTC", "USDT", "USDT", precision={"amount": 0.0001, "price": 0.1})
+    guarded.exchange.set_markets([finer])
+    assert guarded.rules("BTCUSDT").amount_step == Decimal("0.0001")
