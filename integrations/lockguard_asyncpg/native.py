@@ -16,6 +16,7 @@ of its own, which is two round trips more.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -190,7 +191,7 @@ async def _one(
     for claim in entry.claims:
         presented += claim.resource, claim.token, UUID(claim.grant)
     presented.append(sequence)
-    text = _wrapped(_writes(query, also), len(args), leases=len(entry.claims), returning=returning)
+    text = _fenced(query, tuple(also), len(args), leases=len(entry.claims), returning=returning)
     try:
         with unfenced():
             rows = list(await conn.fetch(text, *args, *presented, timeout=timeout_s))
@@ -213,6 +214,11 @@ async def _one(
     if sequence is not None:
         NUMBERS.give_back((sequence,))
     return rows
+
+
+@lru_cache(maxsize=1024)
+def _fenced(query: str, also: tuple[str, ...], count: int, *, leases: int, returning: bool) -> str:
+    return _wrapped(_writes(query, also), count, leases=leases, returning=returning)
 
 
 def _writes(query: str, also: Sequence[str]) -> str:
