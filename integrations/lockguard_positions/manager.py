@@ -49,7 +49,7 @@ from lockguard_positions.status import PositionStatus
 from lockguard_positions.store import PositionStore
 from lockguard_positions.survey import survey
 from lockguard_positions.telling import Telling
-from lockguard_positions.venue import Pace, Venue
+from lockguard_positions.venue import Pace, Quote, Venue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -175,12 +175,14 @@ class AtomicPositionManager:
             market=market.symbol,
         )
         operation = f"open {new.side.value}"
-        async with self._guard.hold(venue.resource(symbol), wait=wait, operation=operation) as lease:
-            return await self._open(venue, lease, new)
+        holding = self._guard.hold(venue.resource(symbol), wait=wait, operation=operation)
+        # The price needs no lease: it is on its way while that is taken.
+        async with venue.quoting(new.symbol) as quote, holding as lease:
+            return await self._open(venue, lease, new, quote)
 
-    async def _open(self, venue: Venue, lease: Lease, new: NewPosition) -> OpenResult:
+    async def _open(self, venue: Venue, lease: Lease, new: NewPosition, quote: Quote) -> OpenResult:
         flow, reconciler = self._workers(venue, lease)
-        ground = await reconciler.settle_and_look(new.symbol)
+        ground = await reconciler.settle_and_look(new.symbol, quote)
         if ground.row is not None and ground.gone:
             why = f"position {ground.row.id} is not on the exchange, and something of it is in doubt still"
             return NotOpened(why, passing=True)

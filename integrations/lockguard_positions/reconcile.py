@@ -19,13 +19,14 @@ from lockguard_positions.events import Alert, Moved
 from lockguard_positions.model import Adopt, Intent, NewPosition, Position, PositionSide
 from lockguard_positions.status import PositionStatus
 from lockguard_positions.sweeping import is_own
+from lockguard_positions.venue import give_up
 
 if TYPE_CHECKING:
     from lockguard.lease import Lease
     from lockguard_ccxt import Holding, PlacedOrder
     from lockguard_positions.flow import Emit, Flow
     from lockguard_positions.store import PositionStore
-    from lockguard_positions.venue import Pace, Venue
+    from lockguard_positions.venue import Pace, Quote, Venue
 
 __all__ = ["Ground", "Reconciler", "SyncAction", "SyncOutcome", "SyncReport"]
 
@@ -206,13 +207,17 @@ class Reconciler:
         resumed = await self._flow.resume(row)
         return (resumed if resumed.status.open else None), True
 
-    async def settle_and_look(self, symbol: str) -> Ground:
+    async def settle_and_look(self, symbol: str, quote: Quote) -> Ground:
         """:meth:`settle`, and if no open row is left, what an open needs to know, asked meanwhile.
+
+        Args:
+            symbol: as the table has it.
+            quote: its price, asked for a moment ago.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
-        looking = asyncio.create_task(self._venue.look(symbol), name=f"look at {symbol}")
+        looking = asyncio.create_task(self._venue.look(symbol, quote), name=f"look at {symbol}")
         try:
             await asyncio.sleep(0)  # its request is sent first, as its answer takes longest
             row, resumed = await self.settle(symbol)
@@ -233,8 +238,7 @@ class Reconciler:
             held, price = await (self._venue.look(symbol) if resumed else looking)
             return Ground(None, held=held, price=price, number=number)
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            await give_up(looking)
 
     async def _confirmed(self, row: Position, held: Holding | None) -> tuple[Position | None, bool]:
         """An active row, if the exchange holds its position still; ``None`` when that has ended.

@@ -8,12 +8,13 @@ leaves here as :class:`ExchangeUnreadable`, and no decision is taken without the
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard.lease import parse_resource
 from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
@@ -25,12 +26,12 @@ from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_positions.model import PositionSide, stop_price_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from lockguard_ccxt import GuardedExchange, Holding, Market, MarketRules, Side
     from lockguard_positions.model import Intent, NewPosition, Position
 
-__all__ = ["Pace", "Venue", "covers", "standing_stop"]
+__all__ = ["Pace", "Quote", "Venue", "covers", "give_up", "standing_stop"]
 
 _READS_OF_FILL_MAX = 1_000
 _PRICE_LATE_S = 0.5
@@ -65,6 +66,19 @@ class Pace:
     def grace_ms(self) -> int:
         """The grace in milliseconds."""
         return round(self.grace / timedelta(milliseconds=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A price that was asked for.
+
+    Attributes:
+        answer: what the symbol trades at; ``None`` if the exchange does not say.
+        asked_at: on the system's clock, in seconds.
+    """
+
+    answer: asyncio.Task[Decimal | None]
+    asked_at: float
 
 
 class Venue:
@@ -384,23 +398,38 @@ class Venue:
         with _translated():
             return await self._exchange.holding(self.unified(symbol))
 
-    async def look(self, symbol: str) -> tuple[Holding | None, Decimal | None]:
+    @asynccontextmanager
+    async def quoting(self, symbol: str) -> AsyncIterator[Quote]:
+        """Ask what a symbol trades at while the body runs, for :meth:`look`."""
+        answer = asyncio.create_task(self._price(symbol), name=f"price of {symbol}")
+        try:
+            yield Quote(answer, SYSTEM_CLOCK.now())
+        finally:
+            await give_up(answer)
+
+    async def look(self, symbol: str, quote: Quote | None = None) -> tuple[Holding | None, Decimal | None]:
         """What the exchange holds in a symbol and, asked at the same time, what it trades at.
 
         A price that is not told, or much later than that, is ``None``: it only spares an entry that would be
         closed again at once.
 
+        Args:
+            symbol: in any spelling.
+            quote: a price that was asked for already; too old a one is asked for again.
+
         Raises:
             ExchangeUnreadable: it did not say what it holds.
         """
-        pricing = asyncio.create_task(self._price(symbol), name=f"price of {symbol}")
-        try:
-            held = await self.holding(symbol)
-            await asyncio.wait([pricing], timeout=_PRICE_LATE_S)
-            return held, pricing.result() if pricing.done() else None
-        finally:
-            pricing.cancel()
-            await asyncio.gather(pricing, return_exceptions=True)
+        if quote is None or SYSTEM_CLOCK.now() - quote.asked_at > _PRICE_LATE_S:
+            async with self.quoting(symbol) as fresh:
+                return await self._look(symbol, fresh)
+        return await self._look(symbol, quote)
+
+    async def _look(self, symbol: str, quote: Quote) -> tuple[Holding | None, Decimal | None]:
+        held = await self.holding(symbol)
+        if not quote.answer.done():
+            await asyncio.wait([quote.answer], timeout=_PRICE_LATE_S)
+        return held, quote.answer.result() if quote.answer.done() else None
 
     async def price(self, symbol: str) -> Decimal:
         """What a symbol trades at.
@@ -466,6 +495,14 @@ class Venue:
             ExchangeUnreadable: it did not answer.
         """
         return await self.every_waiting_stop(()) if self._lists_all_stops else None
+
+
+async def give_up(task: asyncio.Task[Any]) -> None:
+    """End a task whose answer nobody waits for any more; one that has ended costs no turn of the loop."""
+    if task.cancel():
+        await asyncio.gather(task, return_exceptions=True)
+    elif not task.cancelled():
+        task.exception()  # seen, or asyncio would log it
 
 
 def standing_stop(stops: Iterable[PlacedOrder], side: Side, amount: Decimal) -> PlacedOrder | None:

@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from lockguard import LockGuard
+from lockguard import LockGuard, ResourceBusy, detached
+from lockguard.testing import FakeClock
 from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange
 from lockguard_ccxt.testing import LocalExchange, connect
 from lockguard_positions import AtomicPositionManager, Opened, PositionStatus, migrate
 from lockguard_positions import store as store_module
+from lockguard_positions import venue as venue_module
 from tests.integration.test_fence_roundtrips import Counter
 
 APT = "APT/USDT:USDT"
@@ -130,6 +132,44 @@ async def test_what_an_open_waits_for_is_counted_and_does_not_grow(stage: Stage)
         f"during {STOP}": 0,
         f"after {STOP}": 2,  # active; the fence is closed with the lease
     }
+
+
+@pytest.mark.parametrize(("waited_s", "asked"), [(0.4, 1), (0.6, 2)])
+async def test_the_price_is_asked_for_before_the_lease_and_again_only_if_that_took_long(
+    stage: Stage, redis_url: str, monkeypatch: pytest.MonkeyPatch, waited_s: float, asked: int
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(venue_module, "SYSTEM_CLOCK", clock)
+    stage.watch.begin()
+    price = stage.exchange.price(APT)
+    async with LockGuard.from_url(redis_url) as other:
+        async with other.hold("binance:APTUSDT"):
+            with detached():
+                opening = asyncio.create_task(
+                    stage.manager.open_position_atomic("s", APT, "binance", "long", "10", price, "2")
+                )
+            async with asyncio.timeout(5):
+                while stage.watch.asked != ["fetch_ticker"]:
+                    await asyncio.sleep(0.01)
+            clock.advance(timedelta(seconds=waited_s))
+        assert isinstance(await opening, Opened)
+    assert stage.watch.asked.count("fetch_ticker") == asked
+
+
+async def test_an_open_that_gets_no_lease_leaves_no_question_about_the_price_behind(
+    stage: Stage, redis_url: str
+) -> None:
+    stage.exchange.set_latency(timedelta(seconds=30))
+    async with LockGuard.from_url(redis_url) as other, other.hold("binance:APTUSDT"):
+        with detached():
+            opening = asyncio.create_task(
+                stage.manager.open_position_atomic(
+                    "s", APT, "binance", "long", "10", "10", "2", wait=timedelta(0)
+                )
+            )
+        with pytest.raises(ResourceBusy):
+            await opening
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("price of")]
 
 
 @pytest.mark.parametrize("committed", [True, False])
