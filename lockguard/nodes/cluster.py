@@ -16,7 +16,9 @@ A caller that was cancelled has its undo on the way already, so its command is n
 The order that makes undoing work holds all the same: a command and its undo take the same way, one behind the
 other, and the command does not take part in it once its caller is gone.
 
-Releases that a shard lost with its connection are sent on to whoever serves the slot then.
+Releases that a shard lost with its connection are sent on to whoever serves the slot then. One that is still
+on its way is not said a second time beside that: whichever came later would find the lock gone, and its
+holder would be told that somebody had taken it.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from lockguard.lua import ACQUIRE, RELEASE, Script
 from lockguard.nodes import votes
 from lockguard.nodes.address import Address, split_url
 from lockguard.nodes.cluster_map import ClusterMap
-from lockguard.nodes.releases import Releases
+from lockguard.nodes.releases import Place, Releases
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
 from lockguard.nodes.standalone import SAME_AGAIN, Call, StandaloneNode
 from lockguard.nodes.wire import Cut, NotSent
@@ -156,15 +158,28 @@ class ClusterNode(ScriptedNode):
         shard = self._map.shard_for(keys[0])
         if script is ACQUIRE:
             decode = partial(self._acquired, decode, keys[0], str(args[_INBOX]))
-        elif script is RELEASE:
-            self._releases.note((shard.address.host, shard.address.port), keys, args)
-        return shard.run(script, decode, keys, *args, lone=lone)
+        call = Call(shard, script, decode, keys, args)
+        if script is RELEASE:
+            call.future.add_done_callback(partial(self._released, call))
+        shard.say(call, lone=lone)
+        asked: asyncio.Future[Any] = call.future
+        return asked
 
     def _acquired(self, decode: Callable[[Any], T], lock: str, inbox: str, reply: Any) -> T:
         vote = decode(reply)
         if isinstance(vote, Busy) and vote.ticket:
             self._map.shard_for(lock).listen(inbox)
         return vote
+
+    def _released(self, call: Call, _: object) -> None:
+        """Nobody waits for its answer any more, so it may be said again wherever the resource lives next."""
+        if self._closed:
+            return
+        said_to = call.node.address.host, call.node.address.port
+        serves = self._map.place_of(call.keys[0]) or said_to
+        self._releases.note(serves, call.keys, call.args)
+        if serves != said_to:  # answered by the master that was
+            self._release_again(serves, call.keys, call.args)
 
     def _inbox_of(self, resource: Resource) -> str:
         # In the slot of the resource, so that the script that wakes may publish on its shard only.
@@ -257,5 +272,7 @@ class ClusterNode(ScriptedNode):
 
     def _send_releases_on(self) -> None:
         for release in self._releases.moved(self._map.place_of):
-            shard = self._map.shard_at(release.place)
-            self._try_again(Call(shard, RELEASE, bool, release.keys, release.args), NotSent("moved"), 0)
+            self._release_again(release.place, release.keys, release.args)
+
+    def _release_again(self, place: Place, keys: tuple[str, ...], args: tuple[str | int, ...]) -> None:
+        self._try_again(Call(self._map.shard_at(place), RELEASE, bool, keys, args), NotSent("moved"), 0)

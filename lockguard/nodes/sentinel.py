@@ -143,6 +143,7 @@ class SentinelNode(StandaloneNode):
         )
         self._url = url
         self._releases = Releases()
+        self._said_to = self._place()
         self._sentinels: list[_Sentinel] = []
         self._watcher: asyncio.Task[None] | None = None
 
@@ -177,7 +178,8 @@ class SentinelNode(StandaloneNode):
     def answered(self, call: Call, reply: Reply) -> None:
         """Make a vote of a call's reply; a release is remembered until no failover can have lost it."""
         if call.script is RELEASE:
-            self._releases.note(self._place(), call.keys, call.args)
+            # Not where the address leads by now: the next connection may be on its way to another master.
+            self._releases.note(self._said_to, call.keys, call.args)
         super().answered(call, reply)
 
     def _place(self) -> Place:
@@ -185,7 +187,7 @@ class SentinelNode(StandaloneNode):
         return address.host, address.port
 
     def _connected(self, *, again: bool) -> None:
-        here = self._place()
+        here = self._said_to = self._place()
         for release in self._releases.moved(lambda _: here):
             self._owed.append((RELEASE.sha, len(release.keys), *release.keys, *release.args))
         super()._connected(again=again)

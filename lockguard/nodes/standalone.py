@@ -210,11 +210,16 @@ class StandaloneNode(ScriptedNode):
         """
         call = Call(self, script, decode, keys, args, answer)
         asked: asyncio.Future[Any] = call.future
+        self.say(call, lone=lone)
+        return asked
+
+    def say(self, call: Call, *, lone: bool = False) -> None:
+        """Send a call by its script's SHA; see :meth:`run`."""
+        script, keys, args = call.script, call.keys, call.args
         if script in _WITH_TTL and args[_TTL] != self._ttl_ms:
             self._ttl_ms = args[_TTL]
             self._connection.serve_ttl(int(self._ttl_ms))
         self._connection.send(call, "EVALSHA", script.sha, len(keys), *keys, *args, lone=lone)
-        return asked
 
     def answered(self, call: Call, reply: Reply) -> None:
         """Make a vote of a call's reply, unless it has to be sent again."""

@@ -318,30 +318,41 @@ class ClusterRedis(Topology):
         source_id, to_id = self._id(source), self._id(to)
         to.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
         source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", to_id)
-        wait_settled(lambda: self._moved_all(slot, source, to, source_id), "the move", self)
+        while self._migrate_some(slot, source, to):
+            pass
         for server in (to, source, *self.servers):
             with contextlib.suppress(NodeError):  # replicas refuse it, and learn it from their masters
                 server.command("CLUSTER", "SETSLOT", slot, "NODE", to_id)
-        wait_settled(
-            lambda: all(self._owner_seen_by(server, slot) is to for server in self.servers), "the move", self
-        )
+        # The owner's claim must be the newest that anybody knows of. Otherwise what a former owner said
+        # before comes late to somebody and counts: it ends the next move's import, or has keys dropped.
+        wait_settled(lambda: self._is_agreed(slot, to, over=source_id), "the move", self)
 
-    def _moved_all(self, slot: int, source: RedisServer, to: RedisServer, source_id: str) -> bool:
+    def _migrate_some(self, slot: int, source: RedisServer, to: RedisServer) -> bool:
         keys = source.command("CLUSTER", "GETKEYSINSLOT", slot, 100)
         assert isinstance(keys, list)
-        if not keys:
-            return True
-        try:
+        if keys:
             source.command(
                 *("MIGRATE", LOOPBACK, str(to.told_port), "", "0", "5000"),
                 *(("AUTH", to.password) if to.password else ()),
                 *("KEYS", *map(str, keys)),
             )
-        except NodeError:
-            # News of an earlier move came late and ended the import: begin it again.
-            with contextlib.suppress(NodeError):
-                to.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
-        return False
+        return bool(keys)
+
+    def _is_agreed(self, slot: int, owner: RedisServer, *, over: str) -> bool:
+        """Whether all see the same owner, with the same epoch, which is above that of ``over``."""
+        owner_id, epochs = self._id(owner), set()
+        for server in self.servers:
+            if self._owner_seen_by(server, slot) is not owner:
+                return False
+            seen = self._epochs_seen_by(server)
+            if seen[owner_id] <= seen[over]:
+                return False
+            epochs.add(seen[owner_id])
+        return len(epochs) == 1
+
+    def _epochs_seen_by(self, server: RedisServer) -> dict[str, int]:
+        nodes = [line.split() for line in str(server.command("CLUSTER", "NODES")).splitlines()]
+        return {node[0]: int(node[6]) for node in nodes}
 
     def _build(self) -> None:
         for _ in range(self._masters * (1 + self._replicas)):

@@ -82,6 +82,64 @@ async def test_a_cancelled_acquire_leaves_nothing_while_the_slot_moves(setup, as
             await until(lambda owner=owner: not ask(owner, "EXISTS", LOCK), within_s=5)
 
 
+async def test_a_release_that_has_to_wait_for_a_move_finds_its_lock_there(setup, ask, until, monkeypatch):
+    # So that the map is read anew before the release is sent again.
+    monkeypatch.setattr("lockguard.nodes.cluster._TRY_AGAIN_S", 0.8)
+    monkeypatch.setattr("lockguard.nodes.cluster_map._REFRESH_S", 0)
+    source = setup.owner_of(SLOT)
+    target = next(server for server in setup.servers if server is not source)
+    async with LockGuard.from_url(setup.url) as guard:
+        leave = asyncio.Event()
+
+        async def hold() -> None:
+            async with guard.hold(NAME):
+                await leave.wait()
+
+        holding = asyncio.create_task(hold())
+        await until(lambda: ask(source, "EXISTS", LOCK))
+        target.command("CLUSTER", "SETSLOT", SLOT, "IMPORTING", setup._id(source))
+        source.command("CLUSTER", "SETSLOT", SLOT, "MIGRATING", setup._id(target))
+        put_off = _times_put_off(source)
+        leave.set()
+        await until(lambda: _times_put_off(source) > put_off)
+        await asyncio.to_thread(setup.move_slot, SLOT, target)
+        assert (await guard.inspect(NAME)).resource == NAME  # learns where the slot went
+        await holding  # nobody took its lock from under it
+        assert not ask(target, "EXISTS", LOCK)
+
+
+def _times_put_off(server):
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        return client.info("errorstats").get("errorstat_TRYAGAIN", {"count": 0})["count"]
+
+
+async def test_a_release_that_a_master_answers_when_it_is_one_no_more_is_made_again(until):
+    with ClusterRedis(3, 1) as setup:
+        async with LockGuard.from_url(setup.url, ttl=timedelta(minutes=5)) as guard:
+            owner = setup.owner_of(SLOT)
+            standing = next(server for server in setup.servers if server is not owner)
+            known = guard._core.redlock.nodes[0]._map
+
+            async def take_over(replica) -> None:
+                await asyncio.to_thread(replica.command, "CLUSTER", "FAILOVER", "TAKEOVER")
+                await until(lambda: setup._owner_seen_by(standing, SLOT) is replica)
+                while known.place_of(LOCK)[1] != replica.port:
+                    known.refresh_soon()
+                    await asyncio.sleep(0.01)
+                owner.resume()  # it finds the release in its socket before it hears that it was replaced
+
+            async with guard.hold(NAME) as lease:
+                replicas = setup.servers[3:]
+                await until(lambda: lease.grant.id in [_grant_on(server) for server in replicas])
+                replica = next(server for server in replicas if _grant_on(server) == lease.grant.id)
+                owner.pause()
+                taking_over = asyncio.create_task(take_over(replica))
+            await taking_over
+            async with asyncio.timeout(10):
+                async with guard.hold(NAME, wait=timedelta(seconds=10)) as after:
+                    assert after.token > lease.token
+
+
 async def test_a_dead_master_stops_only_its_own_resources_and_its_replica_takes_over(until):
     with ClusterRedis(3, 1) as setup:
         async with LockGuard.from_url(setup.url) as guard:
