@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -51,13 +51,27 @@ COMBINATIONS = [
 
 
 WHOLE_PRODUCT = os.environ.get("LOCKGUARD_CONTRACT") == "all"
-"""Every kind on every server on every loop. By default uvloop takes each kind on one server: servers differ
-in what they answer, loops in how bytes come and go, and nothing depends on both."""
+"""Every kind on every server on every loop. By default each kind meets each server on one loop, and each loop
+meets every kind and every server: servers differ in what they answer, loops in how bytes come and go, and
+nothing depends on both."""
 
-ON_UVLOOP = [
-    *(f"{kind}-{server}" for kind, server in zip(KINDS, itertools.cycle(s for s in SERVERS if SERVERS[s]))),
-    "memory-fakeredis",
-]
+
+def by_pairs(kinds: Iterable[str], servers: Sequence[str]) -> dict[str, list[str]]:
+    """What each loop runs over: with any two of kind, server and loop there is a combination of that pair."""
+    others = itertools.cycle(
+        [*servers[1:], servers[0]]
+    )  # scripts/lowest wants the first kind and server on asyncio
+    on_uvloop = [f"{kind}-{server}" for kind, server in zip(kinds, others)]
+    every = [f"{kind}-{server}" for server in servers for kind in kinds]
+    alone = len(servers) == 1  # then asyncio would be left with no kind at all
+    on_asyncio = [one for one in every if alone or one not in on_uvloop]
+    return {
+        "asyncio": [*on_asyncio, "memory-fakeredis"],
+        "uvloop": [*on_uvloop, "memory-fakeredis"],
+    }
+
+
+ON_LOOP = by_pairs(KINDS, [server for server, binary in SERVERS.items() if binary])
 
 
 def loop_of(item: pytest.Item) -> str:
@@ -69,15 +83,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out of the product what the rest covers."""
     if WHOLE_PRODUCT:
         return
-    left_out = [
+    left_out = {
         item
         for item in items
         if item.path.parent == Path(__file__).parent
-        and "cluster" in getattr(item, "fixturenames", ())
-        and loop_of(item) == "uvloop"
-        and item.callspec.params["cluster"] not in ON_UVLOOP  # type: ignore[attr-defined]
-    ]
-    config.hook.pytest_deselected(items=left_out)
+        and "topology" in getattr(item, "fixturenames", ())
+        and item.callspec.params["topology"] not in ON_LOOP[loop_of(item)]  # type: ignore[attr-defined]
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
 
@@ -88,9 +101,15 @@ def combinations() -> list[str]:
 
 
 @pytest.fixture
-def on_uvloop() -> list[str]:
-    """What of it also runs on uvloop."""
-    return COMBINATIONS if WHOLE_PRODUCT else ON_UVLOOP
+def choose() -> Callable[[Iterable[str], Sequence[str]], dict[str, list[str]]]:
+    """How the suite chooses what runs on which loop."""
+    return by_pairs
+
+
+@pytest.fixture
+def on_loop() -> dict[str, list[str]]:
+    """What of it runs on each loop."""
+    return dict.fromkeys(ON_LOOP, COMBINATIONS) if WHOLE_PRODUCT else ON_LOOP
 
 
 @dataclass
@@ -146,26 +165,23 @@ def _text(reply: Any) -> Any:
     return reply.decode() if isinstance(reply, bytes) else reply
 
 
-@pytest.fixture(scope="session")
-def topologies() -> Iterator[Callable[[str, str], Any]]:
-    """Starts each set-up when it is first needed."""
-    started: dict[tuple[str, str], Any] = {}
-    with contextlib.ExitStack() as stack:
-
-        def get(kind: str, server: str) -> Any:
-            if (kind, server) not in started:
-                started[kind, server] = stack.enter_context(KINDS[kind](SERVERS[server]))
-            return started[kind, server]
-
-        yield get
-
-
-@pytest.fixture(params=COMBINATIONS)
-def cluster(request: pytest.FixtureRequest, topologies: Callable[[str, str], Any]) -> Cluster:
+@pytest.fixture(scope="module", params=COMBINATIONS)
+def topology(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
+    """Runs one set-up at a time: all of them are dozens of servers, which take time also when nobody asks."""
     kind, _, server = request.param.rpartition("-")
     if kind == "memory":
+        yield kind, None
+        return
+    with KINDS[kind](SERVERS[server]) as started:
+        yield kind, started
+
+
+@pytest.fixture
+def cluster(topology: tuple[str, Any]) -> Cluster:
+    kind, started = topology
+    if started is None:
         return Cluster(kind)
-    found = Cluster(kind, topologies(kind, server))
+    found = Cluster(kind, started)
     found.each("FLUSHALL")
     found.each("SCRIPT", "FLUSH")
     return found

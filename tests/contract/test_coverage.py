@@ -49,12 +49,27 @@ def test_every_kind_of_node_runs_over_the_redis_of_the_system(combinations):
     assert {f"{kind}-redis{system.version}" for kind in KINDS} <= set(combinations)
 
 
-def test_every_kind_of_node_and_every_server_runs_on_uvloop_too(combinations, on_uvloop):
-    assert set(on_uvloop) <= set(combinations)
-    for part in (0, -1):
-        assert {one.rsplit("-", 1)[part] for one in on_uvloop} == {
-            one.rsplit("-", 1)[part] for one in combinations
-        }
+def test_every_combination_runs_on_a_loop_and_every_kind_of_node_and_every_server_on_each(
+    combinations, on_loop
+):
+    assert set(on_loop) == {"asyncio", "uvloop"}
+    assert {one for ran in on_loop.values() for one in ran} == set(combinations)
+    for ran in on_loop.values():
+        for part in (0, -1):
+            assert parts(ran, part) == parts(combinations, part)
+
+
+@pytest.mark.parametrize("servers", [["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c", "d"]])
+def test_the_choice_has_every_pair_of_kind_server_and_loop_on_any_machine(choose, servers):
+    chosen = choose(KINDS, servers)
+    assert {one for ran in chosen.values() for one in ran} >= {f"{k}-{s}" for k in KINDS for s in servers}
+    for ran in chosen.values():
+        assert (parts(ran, 0), parts(ran, -1)) == ({*KINDS, "memory"}, {*servers, "fakeredis"})
+    assert "one-node-a" in chosen["asyncio"], "scripts/lowest names it"
+
+
+def parts(combinations: list[str], part: int) -> set[str]:
+    return {one.rsplit("-", 1)[part] for one in combinations}
 
 
 def test_no_law_is_left_out_anywhere():
