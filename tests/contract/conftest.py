@@ -58,10 +58,8 @@ nothing depends on both."""
 
 def by_pairs(kinds: Iterable[str], servers: Sequence[str]) -> dict[str, list[str]]:
     """What each loop runs over: with any two of kind, server and loop there is a combination of that pair."""
-    others = itertools.cycle(
-        [*servers[1:], servers[0]]
-    )  # scripts/lowest wants the first kind and server on asyncio
-    on_uvloop = [f"{kind}-{server}" for kind, server in zip(kinds, others)]
+    others = itertools.cycle([*servers[1:], servers[0]])  # scripts/lowest has the first of both on asyncio
+    on_uvloop = [f"{kind}-{server}" for kind, server in zip(kinds, others, strict=False)]
     every = [f"{kind}-{server}" for server in servers for kind in kinds]
     alone = len(servers) == 1  # then asyncio would be left with no kind at all
     on_asyncio = [one for one in every if alone or one not in on_uvloop]
