@@ -223,14 +223,19 @@ class Placer:
     # --- cancelling ---
 
     async def cancel(self, order: PlacedOrder, lease: Lease) -> Outcome:
-        """Cancel an order under a lease. Cancelling twice does no harm, so it is simply asked again."""
+        """Cancel an order under a lease. Cancelling twice does no harm, so it is simply asked again.
+
+        Returns:
+            With the order as it was when it was taken back, as far as the exchange tells.
+        """
         message = ""
         for _ in range(_ATTEMPTS_MAX):
             answer, verdict, message = await self._ask(
                 partial(self._venue.cancel, self._exchange, order), lease
             )
             if answer is not None:
-                return Executed(replace(order, state=OrderState.CANCELED))
+                trigger = parse_order(answer).trigger or order.trigger
+                return Executed(replace(order, state=OrderState.CANCELED, trigger=trigger))
             if verdict.doubt is Doubt.NONE and verdict.refusal is not None:
                 return await self._cancel_refused(order, verdict, message)
         return Unknown(order.client_id, message, _NONE)

@@ -5,6 +5,7 @@ Everything else about an order goes through ccxt's unified calls.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
@@ -84,7 +85,11 @@ class Venue(Protocol):
         ...
 
     async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
-        """Ask to cancel an order, by our name for it if it has one; the answer has its ``id``."""
+        """Ask to cancel an order, by our name for it if it has one.
+
+        Returns:
+            The answer, with its ``id``; and with its ``triggerPrice`` where that is another one by now.
+        """
         ...
 
 
@@ -169,15 +174,20 @@ class Bybit:
         return None
 
     async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
-        """There is one book; what is the position's own is taken back as a setting of the position."""
-        if order.attached:
-            setting = {"category": "linear", "symbol": exchange.market_id(order.symbol), "positionIdx": 0}
-            await exchange.private_post_v5_position_trading_stop(
-                {**setting, "tpslMode": "Full", "stopLoss": "0"}
-            )
-            return {"id": order.id}
+        """There is one book. What is the position's own goes by its id too, never as the position's setting.
+
+        Set to nothing, that would take back whatever stands there by now, such as what a person has moved it
+        to meanwhile. Whether an order keeps its id when it is moved is not documented, so what such a cancel
+        has ended is looked up, and returned.
+        """
         params = {"orderLinkId": order.client_id} if order.client_id else {}
         answer: Mapping[str, Any] = await exchange.cancel_order(order.id or None, order.symbol, params)
+        if not order.attached:
+            return answer
+        by_id = {"orderId": order.id}
+        with suppress(ccxt_errors().BaseError):  # it is taken back, whether this is answered or not
+            ended = await exchange.fetch_canceled_and_closed_orders(order.symbol, None, None, by_id)
+            return next((one for one in ended if one.get("id") == order.id), answer)
         return answer
 
 

@@ -60,6 +60,13 @@ class Sweeper:
 
     def _told_gone(self, outcome: Outcome, order: PlacedOrder, position: Position) -> bool:
         if _gone(outcome):
+            if isinstance(outcome, Executed) and outcome.order.trigger != order.trigger:
+                why = (
+                    "a stop that was moved by hand has been taken back"
+                    f": it was at {order.trigger} when it was read and at {outcome.order.trigger} by then;"
+                    " set it again if it is still wanted"
+                )
+                self._emit(Alert(self._lease.resource, position.id, why))
             return True
         message = f"the stop {order.client_id or order.id} may still be waiting: {_told(outcome)}"
         self._emit(Alert(self._lease.resource, position.id, message))

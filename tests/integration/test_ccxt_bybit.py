@@ -103,7 +103,9 @@ class Bybit:
         self.refuse: Rejection | None = None
         """What every private request is answered with."""
         self.refuse_create: Rejection | None = None
-        self.refuse_trading_stop: Rejection | None = None
+        self.refuse_cancel: Rejection | None = None
+        self.keeps_ids = False
+        """Whether a stop of the position that is moved stays the same order; Bybit does not say."""
         self.drop_created = False
         """Whether an order is taken and gone a moment later."""
         self.clock_ms = 0
@@ -225,14 +227,15 @@ class Bybit:
     def trading_stop(self, body: Json) -> Json:
         """The stop of the position itself; ``0`` takes it back."""
         need(body["category"] == "linear" and body["symbol"] in CONTRACTS, 10001, "symbol invalid")
-        if self.refuse_trading_stop is not None:
-            raise self.refuse_trading_stop
         need(body["tpslMode"] == "Full" and body["positionIdx"] == 0, 10001, "position idx not match")
         net, stop = self.nets[body["symbol"]], Decimal(body["stopLoss"])
         need(bool(net), 10001, "can not set tp/sl/ts for zero position")
         attached = [o for o in self.orders if o["symbol"] == body["symbol"] and o.get("stopOrderType")]
         live = [o for o in attached if o["orderStatus"] in _OPEN]
         need(bool(live) or bool(stop), 34040, "not modified")
+        if live and stop and self.keeps_ids:
+            live[0]["triggerPrice"] = str(stop)
+            return {}
         for order in live:
             order["orderStatus"] = "Deactivated"
         if stop:
@@ -290,6 +293,8 @@ class Bybit:
         }
 
     def cancel(self, body: Json) -> Json:
+        if self.refuse_cancel is not None:
+            raise self.refuse_cancel
         for order in self.orders:
             if order["orderStatus"] in _OPEN and (
                 order["orderId"] == body["orderId"]
@@ -324,6 +329,7 @@ class Bybit:
             order
             for order in self.orders
             if query.get("orderLinkId") in {None, order["orderLinkId"]}
+            and query.get("orderId") in {None, order["orderId"]}
             and self._is_of(CONTRACTS[order["symbol"]], query)
         ]
 

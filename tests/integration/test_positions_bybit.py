@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -69,6 +70,11 @@ class Stage:
                     "triggerDirection": 2,
                 }
             )
+
+    def move_by_hand(self, stop: str) -> None:
+        """Set the position's own stop, as a person does on the exchange's page."""
+        setting = {"category": "linear", "symbol": "APTUSDT", "tpslMode": "Full", "positionIdx": 0}
+        self.server.trading_stop({**setting, "stopLoss": stop})
 
     def sold(self) -> list[str]:
         """The orders that made a position smaller at once."""
@@ -191,7 +197,7 @@ async def test_a_move_takes_the_stop_that_came_along_back_only_once_the_new_one_
     asked = len(stage.server.asked)
     await stage.manager.move_stop(APT, "bybit", "8.1")
     after = stage.server.asked[asked:]
-    assert after.index("/v5/order/create") < after.index("/v5/position/trading-stop")
+    assert after.index("/v5/order/create") < after.index("/v5/order/cancel")
     assert (stage.waiting(), stage.waiting(attached=True)) == (["8.1"], [])
     assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
     assert stage.heard.alerts == []
@@ -210,11 +216,11 @@ async def test_a_move_that_the_exchange_drops_after_taking_it_leaves_the_old_sto
 
 async def test_what_a_move_could_not_take_back_a_pass_does(stage: Stage) -> None:
     await stage.open()
-    stage.server.refuse_trading_stop = Rejection(10006, "too many visits")
+    stage.server.refuse_cancel = Rejection(10006, "too many visits")
     await stage.manager.move_stop(APT, "bybit", "8.1")
     assert stage.waiting(attached=True) == ["8.33"]
     assert "may still be waiting" in stage.heard.alerts[0]
-    stage.server.refuse_trading_stop = None
+    stage.server.refuse_cancel = None
     await stage.sync()
     assert (stage.waiting(), stage.waiting(attached=True)) == (["8.1"], [])
 
@@ -222,8 +228,7 @@ async def test_what_a_move_could_not_take_back_a_pass_does(stage: Stage) -> None
 async def test_a_stop_that_a_person_gave_the_position_is_told_of_and_never_touched(stage: Stage) -> None:
     """It takes the place of the one that came along, and nothing but its price tells them apart."""
     await stage.open()
-    setting = {"category": "linear", "symbol": "APTUSDT", "tpslMode": "Full", "positionIdx": 0}
-    stage.server.trading_stop({**setting, "stopLoss": "8.2"})
+    stage.move_by_hand("8.2")
     await stage.manager.move_stop(APT, "bybit", "8.1")
     for _ in range(2):
         assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
@@ -231,6 +236,35 @@ async def test_a_stop_that_a_person_gave_the_position_is_told_of_and_never_touch
     (alert,) = stage.heard.alerts
     assert "beside the position's own stop" in alert
     assert "8.2" in alert
+
+
+@pytest.mark.parametrize("keeps_ids", [False, True], ids=["another order", "the same order"])
+async def test_a_stop_that_a_person_moves_right_before_it_is_taken_back_is_never_lost_unsaid(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, *, keeps_ids: bool
+) -> None:
+    """Between our list and our request: given a new id by the exchange it stays, else a person is told."""
+    await stage.open()
+    stage.server.keeps_ids = keeps_ids
+    moved = False
+
+    def moved_first(answer: Callable[[Any], Any], body: Any) -> Any:
+        nonlocal moved
+        of_the_position = [o["orderId"] for o in stage.server.orders if o.get("stopOrderType")]
+        if not moved and (body.get("orderId") in of_the_position or body.get("stopLoss") == "0"):
+            moved = True
+            stage.move_by_hand("8.2")
+        return answer(body)
+
+    for path in ("/v5/order/cancel", "/v5/position/trading-stop"):
+        monkeypatch.setitem(stage.server._answers, path, partial(moved_first, stage.server._answers[path]))
+    await stage.manager.move_stop(APT, "bybit", "8.1")
+    assert moved
+    told = [alert for alert in stage.heard.alerts if "was moved by hand" in alert]
+    assert stage.waiting() == ["8.1"]
+    assert (stage.waiting(attached=True), len(told)) == (([], 1) if keeps_ids else (["8.2"], 0))
+    assert all("at 8.2 by then" in alert for alert in told)
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
+    assert (stage.server.net, stage.sold()) == (10, [])
 
 
 @pytest.mark.parametrize("code", [10002, 10003, 10004, 10005, 10006, 10010, 10018])
