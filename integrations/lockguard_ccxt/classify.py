@@ -129,6 +129,7 @@ _CODES: Mapping[Refusal, tuple[str, ...]] = {
     ),
     Refusal.POSITION_MODE: ("-4059", "-4060", "-4061", "-4062", "-4067", "-4068"),
     Refusal.LIMIT: ("-2025", "-2027", "-4045", "110009", "110020", "110021", "110022", "110023"),
+    Refusal.CROWDED: ("-4118",),
     Refusal.FUNDS: (
         "-2018",
         "-2019",

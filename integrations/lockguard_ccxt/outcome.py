@@ -112,6 +112,7 @@ class Refusal(StrEnum):
     AUTHENTICATION = "key or permission refused"
     POSITION_MODE = "account in another position mode"
     LIMIT = "too many orders or too large a position"
+    CROWDED = "other orders that only reduce are counted against the position"
     FUNDS = "not enough margin"
     UNRECOGNISED = "a refusal of no known meaning"
     NOT_SENT = "never left this machine"

@@ -367,7 +367,7 @@ async def _recover(urls: Urls, *, confirm: bool) -> tuple[dict[str, list[str]], 
 @click.argument("symbol")
 @_that_writes
 def close(*, symbol: str, urls: Urls, confirm: bool, dry_run: bool, as_json: bool) -> None:
-    """Close the open position of SYMBOL: its stop is taken back, then a reduce-only order closes all of it.
+    """Close the open position of SYMBOL: a reduce-only order closes all of it, then its stop is taken back.
 
     Without --confirm, only say what would be ordered. A row whose market is gone from the exchange just ends.
     """

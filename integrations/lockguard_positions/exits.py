@@ -3,6 +3,10 @@
 An exit is sent for two reasons: a person asked for it, or the stop of a position that is certainly ours can
 never be placed. What a holder before could not finish is judged again; see :meth:`Exits.still_right`. Every
 exit is reduce-only, and a row ends only when all of it is closed and its stops are certainly gone.
+
+The exit comes first and the stops are taken back after it: as both are reduce-only they may meet, and an exit
+that is refused, or whose answer is lost, leaves the position with its stop. An exchange may count what waits
+against the position; then the stop goes first after all, and is put back if the exit is refused all the same.
 """
 
 from __future__ import annotations
@@ -11,12 +15,12 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, assert_never
 
-from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Unknown
+from lockguard_ccxt import Executed, OrderState, Outcome, PlacedOrder, Refusal, Refused, Unknown
 from lockguard_positions.model import Intent, IntentOutcome, Position, Progress
 from lockguard_positions.status import PositionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from lockguard.lease import Lease
     from lockguard_ccxt import Holding
@@ -28,6 +32,8 @@ __all__ = ["Exits"]
 
 _PRICE_SHARE = Decimal("0.0001")
 """By how much an average price may differ between an order and the position that it made."""
+_MAY_BE_GONE = frozenset({Refusal.REDUCE_ONLY, Refusal.CROWDED})
+"""What an exit is refused for where there is nothing to close, or where what waits is counted too."""
 
 
 class Exits:
@@ -40,6 +46,7 @@ class Exits:
         lease: on the symbol.
         moved: told of a row's change, with the row as it was; returns the new one.
         alert: told what a person should know.
+        put_back: gives a position whose stop was taken back one at the same price; returns the row.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class Exits:
         lease: Lease,
         moved: Callable[[Position, Position], Position],
         alert: Callable[[Position, str], None],
+        put_back: Callable[[Position], Awaitable[Position]],
     ) -> None:
         self._store = store
         self._venue = venue
@@ -58,6 +66,7 @@ class Exits:
         self._lease = lease
         self._moved = moved
         self._alert = alert
+        self._put_back = put_back
 
     async def close(self, position: Position, intent: Intent) -> Progress | None:
         """Send the exit of an intent, or find it, and see what became of it; ``None`` while that is open.
@@ -65,36 +74,48 @@ class Exits:
         Raises:
             ExchangeUnreadable: the exchange did not answer; the intent stays in doubt.
         """
-        swept = await self._sweeper.sweep(position)
         outcome = await self._venue.close(position, intent)
+        if isinstance(outcome, Refused) and outcome.refusal in _MAY_BE_GONE:
+            held = await self._venue.holding(position.symbol)
+            if held is None or held.side != position.side.entry:
+                return await self._has_closed(position, intent, None)
+            if not intent.sent_before:  # else each look would take its stop back, in vain
+                position, outcome = await self._without_stop_in_the_way(position, intent, outcome)
+        return await self._became(position, intent, outcome)
+
+    async def _without_stop_in_the_way(
+        self, position: Position, intent: Intent, refused: Refused
+    ) -> tuple[Position, Outcome]:
+        """Once more with its stop taken back, as an exchange may count that against the position."""
+        if not await self._sweeper.sweep(position):
+            return position, refused
+        outcome = await self._venue.close(position, intent)
+        if isinstance(outcome, Refused):
+            position = await self._put_back(position)
+        return position, outcome
+
+    async def _became(self, position: Position, intent: Intent, outcome: Outcome) -> Progress | None:
         match outcome:
             case Executed(order=order):
-                return await self._exit_taken(position, intent, order, swept=swept)
-            case Refused(refusal=Refusal.REDUCE_ONLY):
-                held = await self._venue.holding(position.symbol)
-                if held is not None and held.side == position.side.entry:
-                    return await self._not_closed(position, intent, outcome.message)
-                return await self._has_closed(position, intent, None, swept=swept)
+                return await self._exit_taken(position, intent, order)
             case Refused():
                 if not intent.asked:
                     details = f"not closed: {outcome.message}"
                     await self.withdraw(position, intent, IntentOutcome.REFUSED, details)
-                return await self._not_closed(position, intent, outcome.message, bare=swept)
+                return await self._not_closed(position, intent, outcome.message)
             case Unknown():
-                return await self._not_closed(position, intent, outcome.message, bare=swept)
+                return await self._not_closed(position, intent, outcome.message)
             case _:
                 assert_never(outcome)
 
-    async def _exit_taken(
-        self, position: Position, intent: Intent, order: PlacedOrder, *, swept: bool
-    ) -> Progress | None:
+    async def _exit_taken(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
         """The exchange took the exit: see whether it closed all of the position."""
         order = await self._venue.done(position, intent, order)
         if order.live:
             return await self._not_closed(position, intent, "its order is still open")
         if order.state is not OrderState.CLOSED and order.filled < intent.amount:
             return await self._partly_closed(position, intent, order)
-        return await self._has_closed(position, intent, order, swept=swept)
+        return await self._has_closed(position, intent, order)
 
     async def still_right(self, position: Position, intent: Intent) -> bool:
         """Whether to carry on with an exit that an earlier holder could not finish.
@@ -135,14 +156,11 @@ class Exits:
         """It is not to be closed after all; whoever looks next judges it anew."""
         return await self._store.withdraw_close(self._lease, position, intent, outcome, details)
 
-    async def _not_closed(
-        self, position: Position, intent: Intent, why: str, *, bare: bool = False
-    ) -> Progress | None:
-        """It may be open still, and ``bare`` if so: its stop was taken back."""
+    async def _not_closed(self, position: Position, intent: Intent, why: str) -> Progress | None:
+        """It may be open still, with its stop."""
         await self._store.note_error(self._lease, position, f"not closed: {why}")
         again = "it is tried again" if intent.asked else "it is judged again"
-        meanwhile = " (it has no stop meanwhile)" if bare else ""
-        self._alert(position, f"the position could not be closed, {again}{meanwhile}: {why}")
+        self._alert(position, f"the position could not be closed, {again}: {why}")
         return None
 
     async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
@@ -157,10 +175,9 @@ class Exits:
         return await self._not_closed(position, intent, why)
 
     async def _has_closed(
-        self, position: Position, intent: Intent, order: PlacedOrder | None, *, swept: bool
+        self, position: Position, intent: Intent, order: PlacedOrder | None
     ) -> Progress | None:
-        # Once more: a late copy of the stop may have arrived when the first one was gone.
-        if not await self._sweeper.sweep(position, listed_only=swept):
+        if not await self._sweeper.sweep(position):
             return None
         was_active = position.status is PositionStatus.ACTIVE or intent.asked
         moved = await self._store.finish(

@@ -102,7 +102,15 @@ class Flow:
         self._unstopped = StopDeadline(pace.stop_deadline, clock)
         self._bought: set[int] = set()  # what was entered under this very lease
         self.sweeper = Sweeper(store, venue, lease, emit)
-        self._exits = Exits(store, venue, self.sweeper, lease=lease, moved=self._moved, alert=self._alert)
+        self._exits = Exits(
+            store,
+            venue,
+            self.sweeper,
+            lease=lease,
+            moved=self._moved,
+            alert=self._alert,
+            put_back=self._put_back,
+        )
 
     # --- the loop ---
 
@@ -461,9 +469,24 @@ class Flow:
             if moved.status is PositionStatus.ACTIVE and not await self._has_stop(moved):
                 return await self._intend_stop(moved)
             return Progress(moved)
-        if position.stop_order_id is not None:
-            self._without_stop(position)
         return await self._exits.close(position, intent)
+
+    async def _put_back(self, position: Position) -> Position:
+        """Give a position one more stop where its own was, as that was taken back for an exit in vain."""
+        if position.status is not PositionStatus.ACTIVE or position.stop_price is None:
+            return position
+        self._without_stop(position)
+        progress = await self._store.expect_move(self._lease, position, position.stop_price)
+        assert progress.intent is not None
+        moved = await self._move(progress.position, progress.intent)
+        now = progress.position if moved is None else moved.position
+        if now.stop_client_id == progress.intent.client_id:
+            self._unstopped.end()
+        else:
+            self._alert(
+                now, f"it has no stop: {now.error_details or 'the one that was put back is in doubt'}"
+            )
+        return now
 
     async def _has_stop(self, position: Position) -> bool:
         waiting = await self._venue.waiting_stops(position.symbol)

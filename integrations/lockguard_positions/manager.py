@@ -369,7 +369,7 @@ class AtomicPositionManager:
     async def close_position(
         self, symbol: str, exchange: str, *, reason: str = "exit", wait: timedelta | None = None
     ) -> Position | None:
-        """Close the open position of a symbol: its stop is taken back, then it is closed, reduce-only.
+        """Close the open position of a symbol, reduce-only; then its stop is taken back.
 
         This call is a person's word: it also closes a position that this table did not open, if it has a row.
         A row of a contract that the exchange does not list any more is ended without an order.

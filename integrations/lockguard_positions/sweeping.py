@@ -32,12 +32,8 @@ class Sweeper:
         self._lease = lease
         self._emit = emit
 
-    async def sweep(self, position: Position, *, listed_only: bool = False) -> bool:
+    async def sweep(self, position: Position) -> bool:
         """Take back every stop of a position that the exchange still has waiting; tells whether none is left.
-
-        Args:
-            position: the row.
-            listed_only: leave it at what the exchange lists, as the row's own stop has been taken back.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
@@ -50,7 +46,7 @@ class Sweeper:
             for order in await self._venue.waiting_stops(position.symbol)
             if order.client_id in ours or order.id == position.stop_order_id
         ]
-        placed = None if listed_only else self._venue.placed_stop(position)
+        placed = self._venue.placed_stop(position)
         if placed is not None and placed.id not in {order.id for order in waiting}:
             # Lists lag behind: a stop that was placed a moment ago may not be on them yet.
             waiting.append(placed)

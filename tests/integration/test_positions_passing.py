@@ -9,6 +9,7 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -416,12 +417,10 @@ async def test_binance_with_its_spot_default_finds_the_stops_of_contracts(bot: B
 
 
 async def test_an_exit_that_could_not_be_sent_is_in_doubt_in_every_pass_and_never_recovered(bot: Bot) -> None:
-    """Its stop is taken back by then: whoever counts what is settled must not count this."""
+    """Its stop stands, but whoever counts what is settled must not count this."""
     await bot.open()
     bot.exchange.deny(-2015, operations=[Operation.CREATE_ORDER])
     await bot.manager.close_position(APT, "binance")
-    assert bot.exchange.record().open_stops(APT) == ()
-    assert any("it has no stop meanwhile" in alert for alert in bot.watch.alerts)
     for look in (bot.manager.recover, bot.manager.sync_exchange_positions):
         report = await look("binance")
         assert [outcome.action for outcome in report.outcomes] == [SyncAction.IN_DOUBT]
@@ -429,3 +428,87 @@ async def test_an_exit_that_could_not_be_sent_is_in_doubt_in_every_pass_and_neve
     bot.exchange.allow()
     assert (await bot.manager.recover("binance")).settled
     assert bot.exchange.record().position(APT) == 0
+
+
+# --- an exit in vain and the stop ---
+
+
+@pytest.mark.parametrize("code", [-2015, -1021, -1003, -1008, -2019, -4118, -2022, -9999])
+async def test_an_exit_that_is_refused_leaves_the_position_with_its_stop(bot: Bot, code: int) -> None:
+    await bot.open()
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ORDER, code=code, message="refused", times=1000)
+    closed = await quick(bot).close_position(APT, "binance")
+    assert closed is not None
+    assert closed.status.open
+    assert (bot.exchange.record().position(APT), bot.is_sound()) == (10, True)
+    assert any("could not be closed" in alert for alert in bot.watch.alerts)
+    touched = len(bot.exchange.record().algo_orders)
+    await passes(bot)
+    assert (len(bot.exchange.record().algo_orders), bot.is_sound()) == (touched, True)
+    (row,) = await bot.rows()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    assert (row["stop_client_id"], row["stop_price"]) == (stop.client_id, stop.trigger)
+    bot.exchange.clear_faults()
+    await passes(bot)
+    assert ((await bot.rows())[0]["status"], bot.exchange.record().position(APT)) == ("closed", 0)
+    assert bot.is_sound()
+
+
+@pytest.mark.parametrize("kind", [FaultKind.DISCONNECT, FaultKind.UNAVAILABLE, FaultKind.TIMEOUT])
+async def test_an_exit_that_is_never_carried_out_leaves_the_position_with_its_stop(
+    bot: Bot, kind: FaultKind
+) -> None:
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.fault(kind, Operation.CREATE_ORDER, execution=Execution.NEVER, times=1000)
+    await bot.manager.close_position(APT, "binance")
+    assert (bot.exchange.record().position(APT), bot.exchange.record().open_stops(APT)) == (10, (stop,))
+    bot.exchange.set_price(APT, Decimal("8.2"))  # and it does its work
+    bot.exchange.clear_faults()
+    await passes(bot)
+    assert ((await bot.rows())[0]["status"], bot.exchange.record().position(APT)) == ("closed", 0)
+    assert bot.is_sound()
+
+
+@pytest.mark.parametrize("code", [-4118, -2022])
+async def test_an_exit_that_the_stop_stands_in_the_way_of_takes_it_back_first(bot: Bot, code: int) -> None:
+    """An exchange may count orders that wait and only reduce against the position."""
+    await bot.open()
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ORDER, code=code, message="in the way", times=1)
+    closed = await bot.manager.close_position(APT, "binance")
+    assert closed is not None
+    assert closed.status is PositionStatus.CLOSED
+    assert (bot.exchange.record().position(APT), bot.is_sound()) == (0, True)
+
+
+async def test_a_stop_that_fires_before_the_exit_is_an_exit_and_turns_nothing_round(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both only reduce, so they may meet; the row ends, and no order of it stays behind."""
+    await bot.open()
+    close = GuardedExchange.close_position
+
+    async def fires_first(self: GuardedExchange, *args: Any, **kwargs: Any) -> Any:
+        bot.exchange.set_price(APT, Decimal("8.2"))
+        return await close(self, *args, **kwargs)
+
+    monkeypatch.setattr(GuardedExchange, "close_position", fires_first)
+    closed = await bot.manager.close_position(APT, "binance")
+    assert closed is not None
+    assert closed.status is PositionStatus.CLOSED
+    assert (bot.exchange.record().position(APT), bot.is_sound()) == (0, True)
+
+
+async def test_a_holder_that_dies_between_the_exit_and_its_stop_leaves_no_stop_behind(bot: Bot) -> None:
+    await bot.open()
+    bot.fault(FaultKind.HANG, Operation.CANCEL_ALGO, execution=Execution.NEVER)
+    closing = asyncio.create_task(bot.manager.close_position(APT, "binance"))
+    async with asyncio.timeout(5):
+        while bot.exchange.record().position(APT):
+            await asyncio.sleep(0.002)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    bot.exchange.clear_faults()
+    assert (await bot.rows())[0]["status"] == "active"
+    assert isinstance(await bot.open(), Opened)  # by whoever comes next
+    assert (bot.exchange.record().position(APT), bot.is_sound()) == (10, True)
