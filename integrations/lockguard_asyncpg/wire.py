@@ -58,6 +58,8 @@ _PROXIED = "_con"
 # Where a connection keeps the text of its reset, and a pool its caller's hook for each acquire.
 _RESET = "_reset_query"
 _SETUP = "_setup"
+# Where a pool's proxy has its place in the pool.
+_HOLDER = "_holder"
 _IN_FAILED_TRANSACTION = "25P02"
 # Where a connection notes its outermost transaction.
 _NOTED = "_top_xact"
@@ -223,10 +225,23 @@ async def give_back(
         setattr(con, _RESET, "")
     try:
         with contextlib.suppress(*DATABASE_ERRORS):
-            await pool.release(conn, timeout=timeout_s)
+            if spared and type(pool).release is asyncpg.Pool.release:
+                await _release_at_once(conn, timeout_s)
+            else:
+                await pool.release(conn, timeout=timeout_s)
     finally:
         if spared:
             setattr(con, _RESET, query)
+
+
+async def _release_at_once(conn: Any, timeout_s: float | None) -> None:
+    """As ``Pool.release`` of a connection that is not reset: without a task that nothing could cut anyway.
+
+    That task costs three turns of the event loop, and each hold with a fence would wait for two of them.
+    """
+    con: Any = bare(conn)
+    con._on_release()
+    await getattr(conn, _HOLDER).release(timeout_s)
 
 
 class Wire:

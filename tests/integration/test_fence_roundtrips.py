@@ -25,6 +25,7 @@ from lockguard_asyncpg import (
     fenced_transaction,
     install,
 )
+from lockguard_asyncpg.wire import bare, give_back
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -141,6 +142,36 @@ async def test_a_lease_costs_one_round_trip_to_take_and_one_to_give_back(
                 async with locks.hold("binance:APTUSDT"):
                     assert counter.trips - before == 1
                 assert counter.trips - before == 2
+
+
+@pytest.mark.parametrize("why", ["it is good", "it has served enough", "all were expired", "it was dropped"])
+async def test_a_connection_that_needs_no_reset_is_free_for_the_next_as_by_the_pools_own_release(
+    database_url: str, why: str
+) -> None:
+    conn = await asyncpg.connect(database_url)
+    await install(conn)
+    await conn.close()
+    served = 1 if why == "it has served enough" else 1_000
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=1, max_queries=served) as pool:
+        first = await pool.fetchval("select pg_backend_pid()")
+        for turn in range(3):
+            lent = await asyncio.wait_for(pool.acquire(), 5)
+            await lent.execute("select")
+            if why == "all were expired" and turn == 0:
+                await pool.expire_connections()
+            if why == "it was dropped" and turn == 0:
+                bare(lent).terminate()
+            before = asyncio.all_tasks()
+            await give_back(pool, lent, clean=True)
+            if why == "it is good":  # the pool makes up for the others in the background
+                assert asyncio.all_tasks() == before
+            with pytest.raises(asyncpg.InterfaceError, match="released back to the pool"):
+                await lent.execute("select")
+            await give_back(pool, lent, clean=True)  # as the pool's own, which does nothing the second time
+        after = await asyncio.wait_for(pool.fetchval("select pg_backend_pid()"), 5)
+        assert (after == first) == (why == "it is good")
+        assert "pg_advisory_unlock_all" in bare(await pool.acquire()).get_reset_query()
+        pool.terminate()
 
 
 @pytest.mark.parametrize("way", ["statement", "with its row", "transaction"])
