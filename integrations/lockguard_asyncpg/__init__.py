@@ -15,7 +15,7 @@ from lockguard_asyncpg.connection import FencedConnection, create_pool, fenced
 from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, VersionConflict, translate
 from lockguard_asyncpg.fence import PostgresFence, resolve
 from lockguard_asyncpg.native import fenced_execute, fenced_fetch, fenced_fetchrow, fenced_fetchval
-from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
+from lockguard_asyncpg.protection import Finding, Protection, findings, protect, protections, unprotect
 from lockguard_asyncpg.schema import (
     SCHEMA_VERSION,
     Installed,
@@ -33,6 +33,7 @@ __all__ = [
     "CommitUnknown",
     "FencedConnection",
     "FencedTransaction",
+    "Finding",
     "Installed",
     "Limits",
     "NotCommitted",
@@ -46,6 +47,7 @@ __all__ = [
     "fenced_fetchrow",
     "fenced_fetchval",
     "fenced_transaction",
+    "findings",
     "install",
     "protect",
     "protections",

@@ -19,12 +19,13 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard.errors import ConfigurationError
+from lockguard.text import printable
 from lockguard_asyncpg.connecting import CONNECT_S, connected, in_one_line, own_server, reason_of
 from lockguard_asyncpg.costs import measure
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.protection import Protection, protect, protections, unprotect
+from lockguard_asyncpg.protection import Finding, Protection, findings, protect, protections, unprotect
 from lockguard_asyncpg.race.command import race_command
 from lockguard_asyncpg.schema import (
     SCHEMA_VERSION,
@@ -236,6 +237,38 @@ def _print(rows: list[_Row], tables: tuple[Protection, ...], *, only_open: bool)
     for t in tables:
         guarded.add_row(t.table, t.resource, ", ".join(t.exempt), "yes" if t.enabled else "NO")
     out.print(guarded if tables else "no table is protected")
+
+
+@fence.command()
+@click.argument("tables", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_connected
+async def check(conn: asyncpg.Connection[Any], tables: tuple[str, ...], *, as_json: bool) -> None:
+    """Look whether all protections hold, and the fence's own; ends with 1 if one does not.
+
+    TABLES are further ones that ought to be protected; those that once were are known.
+    """
+    await require_current(conn)
+    found = await findings(conn, tables=tables)
+    grave = [f for f in found if f.grave]
+    if as_json:
+        click.echo(json.dumps({"sound": not grave, "findings": [asdict(f) for f in found]}, indent=2))
+    else:
+        _print_findings(found)
+        if not grave:
+            click.echo(f"all {len(await protections(conn))} protected tables hold")
+    if grave:
+        raise click.exceptions.Exit(1)
+
+
+def _print_findings(found: tuple[Finding, ...]) -> None:
+    for f in found:
+        click.echo(
+            printable(
+                f"{f.table}: {f.finding}" if f.grave else f"{f.table}, for your information: {f.finding}"
+            )
+        )
+        click.echo(printable(f"    {f.remedy}"))
 
 
 @fence.command(name="protect")

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
     from asyncpg.pool import PoolConnectionProxy
 
-__all__ = ["Protection", "protect", "protections", "unprotect"]
+__all__ = ["Finding", "Protection", "findings", "protect", "protections", "unprotect"]
 
 # CREATE TRIGGER waits for the table's writers and holds up those behind it.
+_UNGUARDED = """
+select n as named, to_regclass(n) is not null as there from unnest($1::text[]) n
+ where not exists (select from lockguard.protections() p where to_regclass(p.relation) = to_regclass(n))
+   and not exists (select from lockguard.findings() f where to_regclass(f.relation) = to_regclass(n))
+"""
 _LOCK_TIMEOUT = "set local lock_timeout = '10s'"
 
 
@@ -30,13 +35,30 @@ class Protection:
         table: its name.
         resource: the template that makes a row's resource of its columns.
         exempt: columns that change without a lease.
-        enabled: whether nobody has switched the trigger off.
+        enabled: whether it holds: no trigger is off or gone, here or on a partition, nor a column it needs.
     """
 
     table: str
     resource: str
     exempt: tuple[str, ...]
     enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Where a protection does not hold, or holds less well than it could.
+
+    Attributes:
+        table: whose.
+        grave: whether rows change without a lease, or every write fails.
+        finding: what is wrong.
+        remedy: the command that mends it.
+    """
+
+    table: str
+    grave: bool
+    finding: str
+    remedy: str
 
 
 async def protect(
@@ -65,10 +87,54 @@ async def protect(
 async def unprotect(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], table: str) -> bool:
     """Remove the protection of ``table``; tells whether there was one.
 
+    A table that is gone need no longer be protected either: :func:`findings` asks for it until then.
+
     Raises:
         ConfigurationError: no such table, or too little privilege.
     """
-    return bool(await _change(conn, "select lockguard.unprotect($1::text::regclass)", table))
+    try:
+        return bool(await _change(conn, "select lockguard.unprotect($1::text::regclass)", table))
+    except ConfigurationError:
+        if await _is_there(conn, table) or not await _change(conn, "select lockguard.undeclare($1)", table):
+            raise
+        return True
+
+
+async def _is_there(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], table: str) -> bool:
+    try:
+        with unfenced():
+            return await conn.fetchval("select to_regclass($1)", table) is not None
+    except asyncpg.InvalidNameError:
+        return False
+
+
+async def findings(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, tables: Sequence[str] = ()
+) -> tuple[Finding, ...]:
+    """What does not hold of the protections and of the fence's own triggers; nothing if all is well.
+
+    Args:
+        conn: a connection of a role that takes part in fencing.
+        tables: further tables that ought to be protected; those that once were are known.
+
+    Raises:
+        ConfigurationError: no schema, or one of before version 6.
+    """
+    try:
+        rows = await conn.fetch("select relation, grave, finding, remedy from lockguard.findings()")
+        unguarded = await conn.fetch(_UNGUARDED, list(tables))
+    except asyncpg.PostgresError as exc:
+        if meaning_of(exc) is Meaning.CONFIGURATION:
+            raise set_up_error(exc) from exc
+        raise
+    found = [Finding(r["relation"], r["grave"], r["finding"], r["remedy"]) for r in rows]
+    for row in unguarded:
+        what = "it is not" if row["there"] else "there is no such table"
+        remedy = f"lockguard fence protect {row['named']} --resource ..."
+        found.append(
+            Finding(row["named"], grave=True, finding=f"it ought to be protected, and {what}", remedy=remedy)
+        )
+    return tuple(found)
 
 
 async def protections(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> tuple[Protection, ...]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from lockguard_asyncpg import SCHEMA_VERSION
 from lockguard_asyncpg.cli import fence
 from lockguard_asyncpg.race import WAYS
+from lockguard_asyncpg.schema import steps
 
 if TYPE_CHECKING:
     from lockguard.testing import PostgresServer
@@ -67,9 +68,12 @@ def test_sql_is_a_script_that_installs(run: Run, postgres_server: PostgresServer
 def test_an_older_schema_is_shown_and_upgraded(
     run: Run, postgres_server: PostgresServer, database_url: str
 ) -> None:
-    whole, newer = run("sql").output, run("sql", "--after", "1").output
-    first = whole[: whole.index("-- 0002")] + "commit;"
-    psql(postgres_server, database_url, first)
+    first = steps()[0]
+    psql(
+        postgres_server,
+        database_url,
+        f"{first.sql}; insert into lockguard.schema_version (version) values (1)",
+    )
     assert "run `lockguard fence upgrade`" in run("status").output
     assert (
         "run `lockguard fence upgrade`"
@@ -78,8 +82,9 @@ def test_an_older_schema_is_shown_and_upgraded(
     for command in (("race", "--url", database_url), ("bench", "--url", database_url)):
         assert "run `lockguard fence upgrade`" in run(*command, code=2).output
     assert "(before: 1)" in run("upgrade").output
-    assert "-- 0002" in newer
-    assert "-- 0001" not in newer
+    newer = run("sql", "--after", "1").output
+    assert "0002_protect" in newer
+    assert "0001_fence" not in newer
 
 
 def test_status_shows_holders_and_protected_tables(

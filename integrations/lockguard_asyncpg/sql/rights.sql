@@ -31,6 +31,7 @@ begin
     lockguard.status(text),
     lockguard.version(),
     lockguard.protections(),
+    lockguard.findings(),
     lockguard.gate(text),
     lockguard.under_way(text),
     lockguard.end_as_owner(text, integer),
@@ -54,5 +55,17 @@ begin
   if exists (select from pg_catalog.pg_roles where rolname = 'lockguard_app') then
     perform lockguard.allow('lockguard_app');
   end if;
+end
+$$;
+
+-- A restore with --disable-triggers, and ENABLE TRIGGER ALL, leave these as ordinary ones, which session_replication_role switches off.
+do $$
+declare
+  one name;
+begin
+  for one in select t.tgname from pg_catalog.pg_trigger t
+              where t.tgrelid = 'lockguard.fence'::regclass and t.tgname in ('keep_monotone', 'keep_rows') and t.tgenabled <> 'A' loop
+    execute format('alter table lockguard.fence enable always trigger %I', one);
+  end loop;
 end
 $$;
