@@ -346,7 +346,8 @@ class LockGuard:
 
         Raises:
             FenceUnavailable: the fence could not be raised; the lock was left alone.
-            QuorumUnavailable: too few nodes could be asked.
+            QuorumUnavailable: too few nodes could be asked. The fence, if there is one, is broken all the
+                same, and the message says so: what the holder writes is refused.
         """
         self._core.enter()
         await self._core.connect()
@@ -375,7 +376,15 @@ class LockGuard:
         if not all(isinstance(vote, Broken | Refused) for vote in votes):
             _end_all(held_here)  # the command may have arrived
         if len(done) < majority(len(votes)):
-            raise self._unasked(resource, votes)
+            unasked = self._unasked(resource, votes)
+            if core.fence is None:
+                raise unasked
+            raise QuorumUnavailable(
+                f"{resource} was broken in the fence only: Postgres accepts nothing below token {token} for"
+                f" it; break it again when Redis answers, or its lock stays until its lease ends ({unasked})",
+                resource=resource,
+                votes=unasked.votes,
+            )
         return thrown_out(done)
 
     async def request_handover(self, resource: str, *, reason: str) -> bool:

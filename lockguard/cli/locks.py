@@ -18,7 +18,7 @@ import click
 from lockguard import interrupt
 from lockguard.cli.plugins import contributed, load
 from lockguard.cli.tables import Table, console
-from lockguard.errors import ConfigurationError, LockguardError
+from lockguard.errors import ConfigurationError, LockguardError, QuorumUnavailable
 from lockguard.guard import LockGuard
 from lockguard.lease import parse_resource
 from lockguard.nodes.address import Address, split_url
@@ -93,7 +93,8 @@ def break_(
     its next renewal, at most a third of its ttl later, and ends. Where the fence has a holder and Redis has
     none, as after a loss of its data, the fence is broken all the same.
 
-    Exit code 1: it could not be done everywhere; the message says where.
+    Exit code 1: it could not be done everywhere; the message says where. Where Redis does not answer, the
+    fence is broken all the same.
     """
     if not reason.strip():
         raise ConfigurationError("--reason is empty; say why, for whoever reads the history")
@@ -107,19 +108,28 @@ def break_(
             "the fence has to be broken too, or the holder could go on writing: name its database with"
             " --database or LOCKGUARD_DATABASE_URL, or say --no-fence if there is none"
         )
-    found = interrupt.run(_look(resource, redis_urls))
+    found = unanswered = None
+    try:
+        found = interrupt.run(_look(resource, redis_urls))
+    except QuorumUnavailable as exc:
+        if database_url is None:
+            raise
+        unanswered = exc  # the fence can be broken without, and that is what keeps the holder from writing
     if not yes:
-        _confirm(found)
+        _confirm(resource, found, unanswered)
     broken = interrupt.run(_break(resource, reason, redis_urls, database_url))
-    now = interrupt.run(_inspect(resource, redis_urls))
-    if now.held and now.grant == broken.grant:
+    now = interrupt.run(_inspect_again(resource, redis_urls))
+    if now is not None and now.held and now.grant == broken.grant:
         raise click.ClickException(f"{resource} is still held by {printable(now.holder)}: break it again")
     click.echo(f"{resource} was broken; {printable(broken.holder) or 'nobody'} held it in Redis")
-    click.echo(
-        f"It is held by {printable(now.holder)} now, with token {now.token}"
-        if now.held
-        else "Nobody holds it now"
-    )
+    if now is None:
+        click.echo("Who holds it now is not known: Redis does not answer any more")
+    else:
+        click.echo(
+            f"It is held by {printable(now.holder)} now, with token {now.token}"
+            if now.held
+            else "Nobody holds it now"
+        )
     click.echo(
         "There is no fence: the holder can go on writing until its next renewal"
         if database_url is None
@@ -127,10 +137,15 @@ def break_(
     )
 
 
-def _confirm(found: Inspection) -> None:
+def _confirm(resource: str, found: Inspection | None, unanswered: QuorumUnavailable | None) -> None:
     if not sys.stdin.isatty():
         raise ConfigurationError("nobody is here to be asked whether to break it; give --yes")
-    if found.held:
+    if found is None:
+        question = (
+            f"Who holds {printable(resource)} is not known ({unanswered}). It can be broken in the fence, so"
+            " that what its holder writes is refused; its lock stays."
+        )
+    elif found.held:
         what = printable(found.operation) or "no operation"
         question = (
             f"{found.resource} is held by {printable(found.holder)} ({what}) for {_span(found.age_ms)}."
@@ -144,6 +159,12 @@ async def _inspect(resource: str, redis_urls: Sequence[str]) -> Inspection:
     parse_resource(resource)  # a name that cannot be is told before any connection
     async with _guard(redis_urls) as guard:
         return await guard.inspect(resource)
+
+
+async def _inspect_again(resource: str, redis_urls: Sequence[str]) -> Inspection | None:
+    with suppress(QuorumUnavailable):
+        return await _inspect(resource, redis_urls)
+    return None
 
 
 async def _look(resource: str, redis_urls: Sequence[str]) -> Inspection:

@@ -109,6 +109,32 @@ async def test_a_break_fences_the_holder_though_redis_has_lost_the_lock(redis_ur
     assert not await pool.fetchval("select is_open from lockguard.status($1)", RESOURCE)
 
 
+@pytest.mark.parametrize("how", ["kill", "pause"])
+async def test_a_break_without_redis_breaks_the_fence_and_says_what_is_left(how, database_url, pool):
+    with RedisServer() as server:
+        async with LockGuard.from_url(server.url, fence=PostgresFence(pool)) as guard:
+            with pytest.raises(LeaseLost):
+                async with guard.hold(RESOURCE) as lease:
+                    getattr(server, how)()
+                    blind = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+                    breaking = _told_to_break(server.url, database_url, "gone")
+                    write = asyncio.create_task(_refused(pool, blind, breaking))
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        code, out, err = await write
+        assert (code, out, len(err.splitlines())) == (1, "", 1)
+        assert "broken in the fence only: Postgres accepts nothing below token" in err
+        assert "break it again when Redis answers" in err
+        assert await pool.fetchval("select reason from lockguard.audit where action = 'break'") == "gone"
+
+
+async def test_a_break_without_redis_and_without_a_fence_breaks_nothing():
+    options = ("--reason", "gone", "--yes", "--no-fence", "--redis", "redis://127.0.0.1:1")
+    code, out, err = await lockguard("break", RESOURCE, *options)
+    assert (code, out, "broken" in err) == (1, "", False)
+
+
 async def test_a_break_asks_where_the_fence_is(redis_url):
     command = ("break", RESOURCE, "--reason", "x", "--yes", "--redis", redis_url)
     code, _, err = await lockguard(*command)
