@@ -24,13 +24,11 @@ from lockguard_asyncpg import (
     translate,
 )
 from lockguard_asyncpg.race import (
-    DROP_IN,
     ISOLATIONS,
     NATIVE,
     PLANTED,
     PLANTED_ISOLATIONS,
     PROTECTED,
-    TRANSACTION,
     WAYS,
     RacePlan,
     RaceReport,
@@ -75,30 +73,61 @@ def went_on(report: RaceReport) -> None:
     assert report.counts["unknown"] == resolved
 
 
-ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 levels = pytest.mark.parametrize("isolation", ISOLATIONS)
 
+WHOLE_PRODUCT = os.environ.get("LOCKGUARD_CONTRACT") == "all"
+"""Each way at each isolation both directly and through a pooler. By default each way goes through the pooler
+at one isolation and directly at the others: any two of way, isolation and route meet in a race."""
 
-@ways
-@levels
+
+def through_the_pooler(way: Way) -> list[Any]:
+    """The isolations at which a way is raced there; without a transaction it has only the server's own."""
+    if not way.transacts:
+        return [*ISOLATIONS[:1]]
+    return [*ISOLATIONS] if WHOLE_PRODUCT else [ISOLATIONS[WAYS.index(way) % len(ISOLATIONS)]]
+
+
+def cells(way: Way, *, pooled: bool) -> list[Any]:
+    through = through_the_pooler(way)
+    if pooled:
+        return through
+    return [one for one in ISOLATIONS if WHOLE_PRODUCT or not way.transacts or one not in through]
+
+
+def raced(*, pooled: bool) -> Any:
+    """What one of the two routes is raced with."""
+    return pytest.mark.parametrize(
+        ("way", "isolation"),
+        [
+            pytest.param(way, isolation, id=f"{way.name}-{isolation}")
+            for way in WAYS
+            for isolation in cells(way, pooled=pooled)
+        ],
+    )
+
+
+@raced(pooled=False)
 async def test_no_stale_write_commits(url: str, way: Way, isolation: Any) -> None:
     went_on(await race(url, RacePlan(writes=WRITES_A_RUN, isolation=isolation), way))
 
 
-@ways
-@pytest.mark.parametrize("isolation", ISOLATIONS[:1])
+@raced(pooled=True)
 async def test_no_stale_write_commits_through_a_transaction_pooler(
     bouncer: str, way: Way, isolation: Any
 ) -> None:
     went_on(await race(bouncer, RacePlan(writes=WRITES_A_RUN, isolation=isolation), way, pooler=True))
 
 
-@pytest.mark.parametrize("isolation", ISOLATIONS[1:])
-@pytest.mark.parametrize("way", [TRANSACTION, DROP_IN, PROTECTED], ids=lambda way: way.name)
-async def test_no_stale_write_commits_through_a_pooler_at_stricter_isolation(
-    bouncer: str, way: Way, isolation: Any
-) -> None:
-    went_on(await race(bouncer, RacePlan(writes=WRITES_A_RUN, isolation=isolation), way, pooler=True))
+def test_any_two_of_way_isolation_and_route_meet_in_a_race() -> None:
+    met = {
+        (way.name, isolation, pooled)
+        for way in WAYS
+        for pooled in (False, True)
+        for isolation in cells(way, pooled=pooled)
+    }
+    assert {(way, isolation) for way, isolation, _ in met} == {(w.name, i) for w in WAYS for i in ISOLATIONS}
+    assert {(way, pooled) for way, _, pooled in met} == {(w.name, p) for w in WAYS for p in (False, True)}
+    assert {met_there[1:] for met_there in met} == {(i, p) for i in ISOLATIONS for p in (False, True)}
 
 
 async def test_a_lone_statement_has_no_isolation_of_its_own_through_a_pooler(bouncer: str) -> None:
