@@ -93,7 +93,12 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
         if con.is_in_transaction():
             return await _inside(con, standing, leases, kind, text, send)
         if kind is Kind.ORDINARY:
-            return await alone(con, leases, send, timeout_s)
+            try:
+                return await alone(con, leases, send, timeout_s)
+            except asyncpg.InvalidCachedStatementError:
+                # The table has another column by now. asyncpg has dropped what it kept, and tries again
+                # itself only where it sees no transaction.
+                return await alone(con, leases, send, timeout_s)
         result = await send()
         standing.read_only = kind is Kind.BEGIN and read_only_after(text) is True
         return result

@@ -137,12 +137,16 @@ _BY_CLASS = {
     "XX": Meaning.UNAVAILABLE,  # internal error, corruption
 }
 
+# PgBouncer's own words; it ends the session, and would end each that is tried again.
+_STATEMENT_POOLING = "statement pooling"
 _ENDS_SESSION = {"FATAL", "PANIC"}
 
 
 def meaning_of(exc: BaseException) -> Meaning:
     """What ``exc``, raised by asyncpg, says about the work."""
     if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate:
+        if _STATEMENT_POOLING in str(exc):
+            return Meaning.CONFIGURATION
         state = str(exc.sqlstate)
         return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], Meaning.STATEMENT)
     if isinstance(exc, asyncpg.ClientConfigurationError | asyncpg.TargetServerAttributeNotMatched):
@@ -253,6 +257,11 @@ def set_up_error(exc: BaseException) -> ConfigurationError:
         remedy = (
             "this role may not do that: run `GRANT lockguard_app TO <role>`, or as the schema's owner"
             " `lockguard fence install --grant-to <role>`"
+        )
+    elif _STATEMENT_POOLING in first:
+        remedy = (
+            "a check and its write are one transaction, which a pooler in statement mode does not have:"
+            " give it pool_mode = transaction or session"
         )
     elif state.startswith("28"):
         remedy = "check the user and the password of the database URL"

@@ -168,6 +168,7 @@ class PostgresFence:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._prune_now_and_then()
+        await self._need_transactions(grant.resource, within)
         # The row count of a simple query tells yes from no in one message.
         accepted_as_it_is = f"accepted and token = {number(grant.token)}"
         if_sealed = _Call(f"select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
@@ -183,6 +184,13 @@ class PostgresFence:
         left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
         accepted, current = await _call(self._pool, answer, resource=grant.resource, within=left)
         return Sealed(Token(current)) if accepted else Outrun(Token(current))
+
+    async def _need_transactions(self, resource: Resource, within: timedelta) -> None:
+        """Before the first seal by way of a pooler: one in statement mode takes seals, and no write."""
+        options = getattr(self._pool, "_connect_kwargs", {})
+        if self._version_asked or options.get("statement_cache_size") != 0:
+            return
+        await _call(self._pool, _Call("select 0 <", "", rows=True), resource=resource, within=within)
 
     def _version_too(self) -> str:
         """For the first seal: a second row tells, in the same round trip, that the schema is an older one."""
