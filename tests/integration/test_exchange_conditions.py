@@ -158,6 +158,25 @@ async def test_a_clock_that_is_off_refuses_until_the_client_asks_for_the_time(
     assert exchange.record().position(APT) == 10
 
 
+@pytest.mark.parametrize("seconds", [-90, 90])
+async def test_a_step_of_the_clock_hides_nothing_and_shows_nothing_early(
+    client: Any, exchange: LocalExchange, seconds: int
+) -> None:
+    """What lists show is as of a moment ago, by whichever clock: set back, they said flat for 90 s."""
+    await client.create_order(APT, "market", "buy", "10")
+    stop = {"stopLossPrice": "8", "reduceOnly": True}
+    await client.create_order(APT, "market", "sell", "10", None, stop)
+    exchange.set_visibility(positions=timedelta(seconds=30))
+    exchange.trade_by_hand(APT, Side.BUY, Decimal(5))
+    exchange.set_clock_offset(timedelta(seconds=seconds))
+    await client.load_time_difference()
+    assert await client.fetch_positions([APT]) == []
+    assert len(await client.fetch_open_orders(APT, None, None, {"trigger": True})) == 1
+    exchange.set_visibility(positions=timedelta(0))
+    (position,) = await client.fetch_positions([APT])
+    assert position["contracts"] == 15
+
+
 # --- hedge mode ---
 
 

@@ -148,6 +148,11 @@ class Account:
             for (symbol, side), timeline in self._positions.items()
         ]
 
+    def step_clock(self, by_ms: int) -> None:
+        """See :meth:`Timeline.shift`."""
+        for timeline in self._positions.values():
+            timeline.shift(by_ms)
+
     def _flat(self, symbol: str, side: PositionSide) -> Position:
         return Position(symbol, side=side, account=self.name)
 

@@ -102,6 +102,8 @@ class Desk:
         """
         if abs(offset_ms) > _OFFSET_MS_MAX:
             raise ConfigurationError(f"a clock may be a day off at most, got {offset_ms} ms")
+        for engine in self._engines.values():
+            engine.step_clock(offset_ms - self._offset_ms)
         self._offset_ms = offset_ms
 
     def reset(self) -> None:

@@ -109,6 +109,14 @@ class Engine:
         self._by_client: dict[str, list[int]] = {}
         self._countdowns: dict[str, int] = {}
 
+    def step_clock(self, by_ms: int) -> None:
+        """See :meth:`Timeline.shift`."""
+        self.account.step_clock(by_ms)
+        for order in self._orders.values():
+            order.shift(by_ms)
+        for algo in self._algos.values():
+            algo.shift(by_ms)
+
     # --- asking ---
 
     def orders(self, as_of_ms: int | None = None) -> Iterator[Order]:

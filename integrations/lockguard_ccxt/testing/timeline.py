@@ -40,6 +40,10 @@ class Timeline(Generic[T]):
             del self._at_ms[: _VERSIONS_MAX // 2]
             del self._values[: _VERSIONS_MAX // 2]
 
+    def shift(self, by_ms: int) -> None:
+        """The clock was stepped: what was true a moment ago by the old one was so by the new one too."""
+        self._at_ms = [at_ms + by_ms for at_ms in self._at_ms]
+
     def as_of(self, at_ms: int) -> T | None:
         """What was true at ``at_ms``, or ``None`` if there was nothing yet."""
         index = bisect_right(self._at_ms, at_ms)
