@@ -27,6 +27,7 @@ from lockguard_asyncpg.errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg.fence import PostgresFence
 from lockguard_asyncpg.protection import Finding, Protection, findings, protect, protections, unprotect
 from lockguard_asyncpg.race.command import race_command
+from lockguard_asyncpg.recovering import shut_out_all
 from lockguard_asyncpg.schema import (
     SCHEMA_VERSION,
     install,
@@ -237,6 +238,20 @@ def _print(rows: list[_Row], tables: tuple[Protection, ...], *, only_open: bool)
     for t in tables:
         guarded.add_row(t.table, t.resource, ", ".join(t.exempt), "yes" if t.enabled else "NO")
     out.print(guarded if tables else "no table is protected")
+
+
+@fence.command()
+@click.option("--reason", required=True, help="Why; kept in lockguard.audit.")
+@click.option("--confirm", is_flag=True, help="Really do it: whoever holds a lease is refused from now on.")
+@_connected
+async def recover(conn: asyncpg.Connection[Any], reason: str, *, confirm: bool) -> None:
+    """After a failover that may have lost commits, or a restore: accept no write of any lease of before."""
+    await require_current(conn)
+    if not confirm:
+        count = await conn.fetchval("select count(*) from lockguard.status() s where s.is_open")
+        raise ConfigurationError(f"{count} holders would be refused from now on; repeat with --confirm")
+    done = await shut_out_all(conn, reason=reason)
+    click.echo(f"{done.raised} resources were raised, {done.were_open} of them were open")
 
 
 @fence.command()

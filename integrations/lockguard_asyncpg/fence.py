@@ -82,6 +82,13 @@ _AT_THE_GATE = (
 )
 
 
+# Of a standby that is there a role without rights sees no more than that.
+_NO_STANDBY = (
+    "select setting from pg_settings where name = 'synchronous_standby_names' and setting <> ''"
+    " and not exists (select from pg_stat_replication where coalesce(sync_state, 'sync') in ('sync', 'quorum'))"
+)
+
+
 class PostgresFence:
     """Refuses the writes of every grant but the one that sealed last.
 
@@ -417,7 +424,7 @@ async def _failed(
     elif isinstance(failure, _NoConnection):
         why = f"{failure} for {seconds}; give PostgresFence a pool of its own, or one with room to spare"
     elif isinstance(failure, TimeoutError) or failure is None:
-        why = f"Postgres did not answer within {seconds}"
+        why = f"Postgres did not answer within {seconds}{await _unreplicated(pool)}"
     else:
         why = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
     return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
@@ -431,6 +438,18 @@ async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
             with unfenced():
                 rows = await pool.fetch(_AT_THE_GATE, resource)
     return "; ".join(_named(row) for row in rows)
+
+
+async def _unreplicated(pool: asyncpg.Pool[Any]) -> str:
+    """Whether commits wait for a standby that is not there; nothing if nobody can tell."""
+    with contextlib.suppress(*DATABASE_ERRORS):
+        async with asyncio.timeout(_RELEASE_S):
+            with unfenced():
+                waiting = await pool.fetchval(_NO_STANDBY)
+        if waiting:
+            names = f"synchronous_standby_names is {printable(str(waiting))}"
+            return f": commits wait for a synchronous standby, and none is there ({names})"
+    return ""
 
 
 def _named(row: asyncpg.Record) -> str:
