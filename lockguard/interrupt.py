@@ -11,7 +11,8 @@ something that was not cleaned up. So:
 * The second one ends the process at once, as a kill would: what cleans up may hang.
 * When the command has ended, nothing is raised any more.
 
-What comes before :func:`catch`, while Python starts and imports this package, is answered by Python.
+What comes before :func:`catch`, while this package is imported, is answered by ``lockguard_command``; by
+Python where a command is run as a module (``python -m lockguard.cli``), and while Python itself starts.
 """
 
 from __future__ import annotations

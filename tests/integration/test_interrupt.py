@@ -13,9 +13,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
+import pytest
 
 from lockguard import interrupt
 
@@ -115,6 +118,35 @@ def test_who_insists_is_told_in_one_line_too(redis_url):
 
 def test_an_interrupt_is_not_lost_in_a_destructor_nor_between_two_loops():
     assert judged(ends(["hazards"], signal.SIGINT)) == []
+
+
+WHILE_IMPORTED = """
+import os, signal, sys
+
+when, number, entry = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == when:
+            os.kill(os.getpid(), number)
+
+sys.argv[1:] = ["inspect", "x"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+module, _, function = entry.partition(":")
+getattr(__import__(module, fromlist=[function]), function)()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["lockguard", "asyncio", "redis", "click", "lockguard.cli.app"])
+def test_a_command_is_interrupted_in_one_line_while_it_is_imported(when, number):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    arguments = (when, str(int(number)), project["project"]["scripts"]["lockguard"])
+    ended = subprocess.run(
+        [sys.executable, "-c", WHILE_IMPORTED, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (interrupt.INTERRUPTED, "", TOLD)
 
 
 class Loud:

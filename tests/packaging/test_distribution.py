@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-INTEGRATIONS = ("lockguard_asyncpg", "lockguard_ccxt", "lockguard_tenacity", "lockguard_positions")
+INTEGRATIONS = (
+    "lockguard_command",
+    "lockguard_asyncpg",
+    "lockguard_ccxt",
+    "lockguard_tenacity",
+    "lockguard_positions",
+)
 PACKAGES = {"lockguard": CHECKOUT / "lockguard"} | {
     name: CHECKOUT / "integrations" / name for name in INTEGRATIONS
 }
@@ -70,7 +76,7 @@ def test_the_wheel_names_licence_extras_and_command(wheel: Path) -> None:
     assert {"postgres", "ccxt", "tenacity", "cli", "positions", "testing", "demo"} <= extras
     required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert {line.partition(">")[0] for line in required} == {"redis", "hiredis"}
-    assert "lockguard = lockguard.cli:main" in dist_info(wheel, "entry_points.txt")
+    assert "lockguard = lockguard_command:main" in dist_info(wheel, "entry_points.txt")
 
 
 def test_a_wheel_from_the_source_distribution_is_the_same(sdist: Path, wheel: Path, tmp_path: Path) -> None:
