@@ -12,13 +12,15 @@ error or a rollback to a savepoint, which may have released the fence's row.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+import contextlib
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases, lost_sight, outlived_lease
 from lockguard.errors import ConfigurationError, LeaseNotHeld, LockguardError
+from lockguard_asyncpg.at_once import Overtaken, can_fly
 from lockguard_asyncpg.claims import Limits, entry_for
 from lockguard_asyncpg.errors import DATABASE_ERRORS, ended, fence_error, note_on_check, stale
 from lockguard_asyncpg.numbers import NUMBERS
@@ -37,9 +39,10 @@ if TYPE_CHECKING:
 
     from lockguard.lease import Lease
 
-__all__ = ["LIMITS", "alone", "leases_here", "leases_of", "present", "run", "run_parsed"]
+__all__ = ["LIMITS", "AtOnce", "alone", "leases_here", "leases_of", "present", "run", "run_parsed"]
 
 T = TypeVar("T")
+AtOnce: TypeAlias = "Callable[[tuple[Lease, ...]], Awaitable[T]]"
 LIMITS = Limits()
 
 
@@ -71,8 +74,22 @@ def leases_here() -> tuple[Lease, ...]:
     return current_leases()
 
 
-async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
-    """Run one statement of the caller's with whatever has to go before and after it."""
+async def run(
+    con: Any,
+    text: str,
+    send: Callable[[], Awaitable[T]],
+    timeout_s: float | None,
+    at_once: AtOnce[T] | None = None,
+) -> T:
+    """Run one statement of the caller's with whatever has to go before and after it.
+
+    Args:
+        con: the connection.
+        text: the statement.
+        send: sends it as asyncpg does.
+        timeout_s: the patience for what goes before and after.
+        at_once: sends it with the check of these leases right before it, where that can be done.
+    """
     standing, task = standing_of(con), asyncio.current_task()
     if standing.user is not None:
         if standing.user is task:  # asyncpg runs a statement of its own within the caller's
@@ -93,12 +110,7 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
         if con.is_in_transaction():
             return await _inside(con, standing, leases, kind, text, send)
         if kind is Kind.ORDINARY:
-            try:
-                return await alone(con, leases, send, timeout_s)
-            except asyncpg.InvalidCachedStatementError:
-                # The table has another column by now. asyncpg has dropped what it kept, and tries again
-                # itself only where it sees no transaction.
-                return await alone(con, leases, send, timeout_s)
+            return await _by_itself(con, leases, send, timeout_s, at_once)
         result = await send()
         standing.read_only = kind is Kind.BEGIN and read_only_after(text) is True
         return result
@@ -106,14 +118,39 @@ async def run(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: 
         standing.user = None
 
 
-async def run_parsed(con: Any, text: str, send: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
+async def _by_itself(
+    con: Any,
+    leases: tuple[Lease, ...],
+    send: Callable[[], Awaitable[T]],
+    timeout_s: float | None,
+    at_once: AtOnce[T] | None,
+) -> T:
+    if at_once is not None and can_fly(con):
+        # Where the snapshot was overtaken by a seal nothing was done, and a transaction takes another one.
+        with contextlib.suppress(Overtaken):
+            return await at_once(leases)
+    try:
+        return await alone(con, leases, send, timeout_s)
+    except asyncpg.InvalidCachedStatementError:
+        # The table has another column by now. asyncpg has dropped what it kept, and tries again
+        # itself only where it sees no transaction.
+        return await alone(con, leases, send, timeout_s)
+
+
+async def run_parsed(
+    con: Any,
+    text: str,
+    send: Callable[[], Awaitable[T]],
+    timeout_s: float | None,
+    at_once: AtOnce[T] | None = None,
+) -> T:
     """As :func:`run`, for a statement that was prepared.
 
     asyncpg sends Parse without Sync, so the server keeps the statement's tables locked, and a pooler its
     connection taken, until the next message. Where the statement is refused here, there would be none.
     """
     try:
-        return await run(con, text, send, timeout_s)
+        return await run(con, text, send, timeout_s, at_once)
     except LockguardError:
         if not con.is_closed() and not con.is_in_transaction():
             await rolled_back(con, send_plain(con, "select"))

@@ -95,6 +95,16 @@ class Entry:
         first, *others = self.claims
         return bound + first.check_sql(self.sequence) + "".join(claim.check_sql() for claim in others)
 
+    def piped_sql(self) -> str:
+        """All of it as one query, without a row, for what follows it up to the next Sync."""
+        if len(self.claims) > FEW:
+            check = self._all_sql().removeprefix("select ").removesuffix(";")
+        else:
+            first, *others = self.claims
+            calls = [first.check_sql(self.sequence), *(claim.check_sql() for claim in others)]
+            check = "(" + "+".join(call.removeprefix("select ").removesuffix(";") for call in calls) + ")"
+        return f"select from lockguard.bound({self.lock_ms:d},{self.idle_ms:d}) where {check} is null"
+
     def _all_sql(self) -> str:
         resources = ",".join(text(claim.resource) for claim in self.claims)
         tokens = ",".join(number(claim.token) for claim in self.claims)

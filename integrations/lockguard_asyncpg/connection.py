@@ -17,8 +17,10 @@ from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
 from lockguard.context import current_leases, outlived_lease
-from lockguard_asyncpg.carrying import LIMITS, leases_of, present, run, run_parsed
+from lockguard_asyncpg.at_once import Flight, in_one_flight, in_one_text, take_flight
+from lockguard_asyncpg.carrying import LIMITS, AtOnce, leases_of, present, run, run_parsed
 from lockguard_asyncpg.errors import DATABASE_ERRORS, ended
+from lockguard_asyncpg.statements import is_lone_write, is_write
 from lockguard_asyncpg.wire import Wire, bare, sees_all, standing_of, unfenced
 
 if TYPE_CHECKING:
@@ -46,8 +48,13 @@ _CARRIERS = {
     "copy_to_table": False,
     "copy_records_to_table": False,
 }
-# Where a prepared statement keeps its connection.
+# Those that asyncpg sends as one Bind and Execute.
+_ONE_BY_ONE = {"execute", "fetch", "fetchval", "fetchrow"}
+# Where a prepared statement keeps its connection, and what the server knows of it.
 _OF = "_connection"
+_STATE = "_state"
+_STATUS = "_last_status"
+_CHECKS_STATUS = b"SELECT 0"
 _STATEMENT_CARRIERS = ("fetch", "fetchval", "fetchrow", "fetchmany", "executemany")
 # Housekeeping that asyncpg does with statements of its own.
 _PLAIN = ("add_listener", "remove_listener", "set_type_codec", "reset_type_codec", "set_builtin_type_codec")
@@ -75,6 +82,15 @@ class FenceLayer:
         """Asyncpg's ``execute``: for what goes before and after a fenced statement."""
         parent: Any = super()
         return str(await parent.execute(query, timeout=timeout))
+
+    async def _do_execute(
+        self, query: str, executor: Any, timeout: float | None, *retry: Any, **options: Any
+    ) -> Any:
+        """Where asyncpg has a statement prepared and then sends it: the check leaves right before it."""
+        con: Any = self
+        parent: Any = super()
+        executor = take_flight(standing_of(con).flight, executor)
+        return await parent._do_execute(query, executor, timeout, *retry, **options)
 
     def cursor(self, query: str, *args: object, **options: Any) -> Any:
         """As asyncpg's; presents the lease before the first row."""
@@ -121,7 +137,26 @@ def _carrier(name: str, *, has_text: bool) -> Callable[..., Awaitable[Any]]:
     async def method(self: Any, first: Any, *args: Any, **options: Any) -> Any:
         parent = getattr(super(FenceLayer, self), name)
         text = first if has_text else ""
-        return await run(self, text, lambda: parent(first, *args, **options), options.get("timeout"))
+
+        def send() -> Any:
+            return parent(first, *args, **options)
+
+        async def in_flight(flight: Flight) -> Any:
+            standing_of(self).flight = flight
+            try:
+                return await send()
+            finally:
+                standing_of(self).flight = None
+
+        at_once: AtOnce[Any] | None = None
+        if name == "execute" and not args:
+            if is_lone_write(text):
+                at_once = functools.partial(
+                    in_one_text, self, limits=LIMITS, query=text, send=lambda whole: parent(whole, **options)
+                )
+        elif name in _ONE_BY_ONE and is_write(text):
+            at_once = functools.partial(in_one_flight, self, limits=LIMITS, send=in_flight)
+        return await run(self, text, send, options.get("timeout"), at_once)
 
     return method
 
@@ -233,10 +268,22 @@ def _statement_carrier(name: str) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(getattr(PreparedStatement, name))
     async def method(self: Any, *args: Any, **options: Any) -> Any:
         parent = getattr(super(_Statement, self), name)
-        text = self.get_query()
-        return await run_parsed(
-            self._connection, text, lambda: parent(*args, **options), options.get("timeout")
-        )
+        text, con, state = self.get_query(), getattr(self, _OF), getattr(self, _STATE)
+
+        def send() -> Any:
+            return parent(*args, **options)
+
+        at_once: AtOnce[Any] | None = None
+        if name in _ONE_BY_ONE and is_write(text):
+            at_once = functools.partial(
+                in_one_flight, con, limits=LIMITS, send=lambda flight: flight.go(state, send)
+            )
+        result = await run_parsed(con, text, send, options.get("timeout"), at_once)
+        if name != "fetch" and getattr(self, _STATUS) == _CHECKS_STATUS:
+            setattr(
+                self, _STATUS, None
+            )  # asyncpg's, where a row ended the fetching before the statement's end
+        return result
 
     return method
 

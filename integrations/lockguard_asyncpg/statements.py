@@ -13,7 +13,16 @@ from functools import lru_cache
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["Kind", "ends_in_savepoint", "is_commit", "kind_of", "may_end_transaction", "read_only_after"]
+__all__ = [
+    "Kind",
+    "ends_in_savepoint",
+    "is_commit",
+    "is_lone_write",
+    "is_write",
+    "kind_of",
+    "may_end_transaction",
+    "read_only_after",
+]
 
 _QUOTED = re.compile(
     r"""
@@ -25,6 +34,25 @@ _QUOTED = re.compile(
     | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
     """,
     re.DOTALL | re.VERBOSE,
+)
+
+
+# Begins with INSERT, UPDATE, DELETE, MERGE or WITH: a statement that is planned, and so cannot end a
+# transaction, as a procedure can. A comment within a comment is no match, for where it ends is a question.
+_WRITE = re.compile(
+    r"(?:\s|--[^\r\n]*(?:[\r\n]|\Z)|/\*(?:(?!/\*|\*/).)*\*/)*(?:insert|update|delete|merge|with)(?![\w$])",
+    re.DOTALL | re.IGNORECASE | re.ASCII,
+)
+# What is read alike whatever the settings of the session: no backslash, which standard_conforming_strings
+# decides on, no dollar, no comment in a comment. And no more than one statement.
+_LONE = re.compile(
+    r"""(?:
+      [^'";/\\$-]
+    | '[^'\\]*' | "[^"\\]*"
+    | --[^\r\n\\$]*(?:[\r\n]|\Z) | -(?!-)
+    | /\*(?:(?!/\*|\*/)[^\\$])*\*/ | /(?!\*)
+    )*+(?:;\s*)?""",
+    re.VERBOSE,
 )
 
 
@@ -93,6 +121,18 @@ def may_end_transaction(query: str) -> bool:
         ):
             return True
     return False
+
+
+@lru_cache(maxsize=1024)
+def is_write(query: str) -> bool:
+    """Whether ``query``, which is one statement, is an INSERT, UPDATE, DELETE or MERGE, perhaps with WITH."""
+    return _WRITE.match(query) is not None
+
+
+@lru_cache(maxsize=1024)
+def is_lone_write(query: str) -> bool:
+    """Whether ``query`` is certainly one statement, and such a write."""
+    return is_write(query) and _LONE.fullmatch(query) is not None
 
 
 def read_only_after(query: str) -> bool | None:

@@ -97,6 +97,8 @@ class Standing:
         read_only: it was begun READ ONLY: it cannot write, and cannot lock a row of the fence either.
         refusal: the fence's refusal in this transaction, in case somebody swallows it.
         user: the task in the middle of a statement that takes several messages.
+        flight: the check that is to leave right before the statement being sent, see
+            :mod:`lockguard_asyncpg.at_once`.
         body: the leases of the fenced transaction in whose body the connection is; only the end of that body
             ends the transaction.
     """
@@ -107,6 +109,7 @@ class Standing:
         "claims",
         "doubt",
         "entry",
+        "flight",
         "leases",
         "numbers",
         "read_only",
@@ -117,6 +120,7 @@ class Standing:
     def __init__(self) -> None:
         self.user: asyncio.Task[Any] | None = None
         self.body: tuple[Lease, ...] | None = None
+        self.flight: Any = None
         self.clear()
 
     def clear(self) -> None:

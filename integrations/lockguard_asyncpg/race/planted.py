@@ -107,6 +107,13 @@ async def rolled_back_check_write(attempt: Attempt) -> None:
         await _write_late(attempt, conn)
 
 
+async def check_of_its_own_write(attempt: Attempt) -> None:
+    """Check and write in one round trip or two, but with a Sync between them: two transactions."""
+    async with attempt.pool.acquire() as conn:
+        await _check(attempt, conn)
+        await _write_late(attempt, conn)
+
+
 async def _check(attempt: Attempt, conn: Any) -> None:
     lease = attempt.lease
     await conn.execute(Claim(lease.resource, lease.token, lease.grant.id).check_sql())
@@ -126,6 +133,7 @@ PLANTED: tuple[Way, ...] = (
     Way("select, then insert", select_insert),
     Way("checked once per connection", once_per_connection_write),
     Way("checked in a savepoint that rolled back", rolled_back_check_write),
+    Way("checked in a transaction of its own", check_of_its_own_write),
 )
 
 

@@ -13,6 +13,7 @@ from lockguard_asyncpg.race.writes_dropin import (
     DROP_IN,
     DROP_IN_SAVEPOINTS,
     EXECUTEMANY,
+    LONE,
     PREPARED,
     PROTECTED,
 )
@@ -26,6 +27,7 @@ WAYS: tuple[Way, ...] = (
     SAVEPOINTS,
     NATIVE,
     DROP_IN,
+    LONE,
     BEGUN_BEFORE,
     DROP_IN_SAVEPOINTS,
     PREPARED,

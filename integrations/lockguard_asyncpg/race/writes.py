@@ -39,6 +39,7 @@ __all__ = [
     "TRANSACTION",
     "WRITE_SEEN",
     "LossyConnection",
+    "cut_during",
     "lossy",
     "plain_transaction",
     "statement",
@@ -135,15 +136,16 @@ async def native_write(attempt: Attempt) -> None:
     """Write with the check in the statement."""
     await attempt.pause()
     async with lossy(attempt) as conn:
+        con = bare(conn)  # the pool empties its proxy when the server drops the connection
         query, args = await statement(attempt, conn)
         work = fenced_execute(conn, query, *args, lease=attempt.lease)
-        if attempt.lose_reply is None or not getattr(bare(conn), _CACHES):
+        if attempt.lose_reply is None or not getattr(con, _CACHES):
             await work  # behind a pooler it is a transaction, whose COMMIT is lost
         else:
-            await _cut_during(bare(conn), work, attempt.lose_reply)
+            await cut_during(con, work, attempt.lose_reply)
 
 
-async def _cut_during(con: Any, work: Coroutine[Any, Any, None], lose: Callable[[], None]) -> None:
+async def cut_during(con: Any, work: Coroutine[Any, Any, Any], lose: Callable[[], None]) -> None:
     """Cut the connection when the statement of ``work`` is sent, before its reply."""
     protocol, task = getattr(con, _PROTOCOL), asyncio.ensure_future(work)
     before = protocol.queries_count

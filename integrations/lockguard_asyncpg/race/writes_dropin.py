@@ -11,6 +11,7 @@ from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.race.plan import Attempt, Shape, Way
 from lockguard_asyncpg.race.writes import (
     SEEN,
+    cut_during,
     lossy,
     plain_transaction,
     statement,
@@ -18,9 +19,10 @@ from lockguard_asyncpg.race.writes import (
     undone_write,
     write_in,
 )
+from lockguard_asyncpg.wire import bare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     from lockguard.lease import Lease
 
@@ -31,6 +33,7 @@ __all__ = [
     "DROP_IN",
     "DROP_IN_SAVEPOINTS",
     "EXECUTEMANY",
+    "LONE",
     "PREPARED",
     "PROTECTED",
     "carried",
@@ -69,6 +72,33 @@ async def drop_in_write(attempt: Attempt) -> None:
         if conn.is_in_transaction():
             await attempt.pause()
         await conn.execute(query, *args)
+
+
+async def lone_write(attempt: Attempt) -> None:
+    """One statement in no transaction, which leaves with its check, with or without parameters."""
+    await attempt.pause()
+    with carried(attempt.lease):
+        async with lossy(attempt) as conn:
+            con = bare(conn)  # the pool empties its proxy when the server drops the connection
+            query, args = await statement(attempt, conn)
+            work: Coroutine[Any, Any, Any]
+            if attempt.op % 3 == 0:
+                work = conn.execute(_filled_in(query, args))
+            elif attempt.op % 3 == 1:
+                work = conn.execute(query, *args)
+            else:
+                work = conn.fetchrow(f"{query} returning resource", *args)
+            if attempt.lose_reply is None:
+                await work
+            else:
+                await cut_during(con, work, attempt.lose_reply)
+
+
+def _filled_in(query: str, args: tuple[object, ...]) -> str:
+    """``query`` with numbers, and names that need no escaping, in the place of its parameters."""
+    for n, arg in enumerate(args, 1):
+        query = query.replace(f"${n}", f"'{arg}'" if isinstance(arg, str) else str(arg))
+    return query
 
 
 async def prepared_write(attempt: Attempt) -> None:
@@ -167,6 +197,7 @@ async def _by_hand(attempt: Attempt) -> None:
 DROP_IN = Way("drop-in", drop_in_write, fenced=True)
 BEGUN_BEFORE = Way("drop-in, begun before the lease", begun_before_write, fenced=True)
 DROP_IN_SAVEPOINTS = Way("drop-in, after a savepoint rolled back", drop_in_savepoint_write, fenced=True)
+LONE = Way("drop-in, one statement", lone_write, fenced=True, transacts=False)
 PREPARED = Way("drop-in, prepared", prepared_write, fenced=True)
 EXECUTEMANY = Way("drop-in, executemany", executemany_write, fenced=True)
 CURSOR = Way("drop-in, cursor", cursor_write, fenced=True)
