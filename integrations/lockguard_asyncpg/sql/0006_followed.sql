@@ -320,6 +320,7 @@ as $$
             touched := touched || (%1$s) || last;
           end if;
         end loop;
+        close others; -- up to Postgres 14 it has a name, and the next statement of the transaction would fail
 $skip$, lockguard.expression(p_table, p_template, 'before_'), lockguard.expression(p_table, p_template, 'after_'),
     lockguard.blanked(p_table, p_exempt, 'after_', 'before_')) end, p_exempt, p_table::oid, p_template)
 $$;
