@@ -163,10 +163,10 @@ async def test_an_exempt_column_changes_without_a_lease_and_only_it(pool: asyncp
     await refused(pool, "update monitoring.positions set price = 3, status = 'closed'")
 
 
-async def test_a_transaction_may_change_an_exempt_column_as_often_as_it_likes(
+async def test_an_exempt_column_is_changed_many_times_in_a_transaction(
     pool: asyncpg.Pool[Any],
 ) -> None:
-    """What the guard opens it closes. Up to Postgres 14 its cursor has a name, and a second statement failed."""
+    """What the guard opens it closes: up to Postgres 14 its cursor has a name, and may be open once."""
     async with pool.acquire() as conn, conn.transaction():
         for _ in range(3):
             await conn.execute("update monitoring.positions set price = price + 1")
