@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import signal
 from typing import TYPE_CHECKING
@@ -39,8 +38,6 @@ _SETTINGS = {
     "log_timezone": "UTC",
     "timezone": "UTC",
 }
-
-_FILE_COPY_SINCE = 15
 
 
 class PostgresServer(EmbeddedServer):
@@ -119,10 +116,7 @@ class PostgresServer(EmbeddedServer):
             ConfigurationError: the server refused; the message says why.
         """
         copied = ' TEMPLATE :"template"' if template is not None else ""
-        # Page by page through the log, as is the default, takes the processor two to four times as long.
-        major = int(re.match(r"\d+", self.binary.version)[0])  # type: ignore[index]
-        how = " STRATEGY file_copy" if major >= _FILE_COPY_SINCE else ""
-        self._psql(f'CREATE DATABASE :"name"{copied}{how};', name=name, template=template or "")
+        self._psql(f'CREATE DATABASE :"name"{copied};', name=name, template=template or "")
         return self.url_for(name)
 
     def drop_database(self, name: str) -> None:
