@@ -85,7 +85,7 @@ _AT_THE_GATE = (
 # Of a standby that is there a role without rights sees no more than that.
 _NO_STANDBY = (
     "select setting from pg_settings where name = 'synchronous_standby_names' and setting <> ''"
-    " and not exists (select from pg_stat_replication where coalesce(sync_state, 'sync') in ('sync', 'quorum'))"
+    " and not exists (select from pg_stat_replication where coalesce(sync_state, 'sync') <> 'async')"
 )
 
 

@@ -37,6 +37,7 @@ select current_user::text as us, nspowner::regrole::text as owner, pg_has_role(n
 """
 # Two installers at once would both find version 0. The key is the text "lockgrd" as a number.
 _INSTALL_LOCK_KEY = 0x6C6F636B677264
+_POSTGRES_MIN = (13,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +162,13 @@ async def install(
             missing or belongs to somebody else.
 
     Raises:
-        ConfigurationError: the role may not create it, the schema is newer than this library, or one of
-            ``allow`` is no role.
+        ConfigurationError: the role may not create it, the schema is newer than this library, the server is
+            older than PostgreSQL 13, or one of ``allow`` is no role.
     """
+    if (found := conn.get_server_version()) < _POSTGRES_MIN:
+        raise ConfigurationError(
+            f"this is PostgreSQL {found.major}, and the fence needs {_POSTGRES_MIN[0]} or newer: upgrade it"
+        )
     try:
         # Whatever the default is: a snapshot from before the wait does not show what another one installed.
         async with conn.transaction(isolation="read_committed"):
