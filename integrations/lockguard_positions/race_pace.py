@@ -1,7 +1,7 @@
 """How long an open takes with the guard and without, in turns in one process.
 
 Both make the same requests to the same exchange: look whether it holds the symbol, enter, place the stop.
-The guarded one asks for the price together with the first, so the requests in a row are as many.
+The guarded one asks for the price while it takes its lease, so the requests in a row are as many.
 Neither waits in between, as the exchange says at once that a market order is filled. The unguarded flow is
 :mod:`~lockguard_positions.naive` without its fixed wait, and with that look put before it; the guarded one is
 the manager's. What is left between them is the lease, its seal, and fenced transactions with intents in the
