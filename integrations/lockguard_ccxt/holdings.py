@@ -53,15 +53,15 @@ def parse_holdings(positions: Iterable[Mapping[str, Any]]) -> tuple[Holding, ...
     """Ccxt's positions without the flat ones.
 
     Raises:
-        ConfigurationError: one of them is a leg of hedge mode: an order without a side of its own would be
-            refused, or meet the other leg.
+        ConfigurationError: one of them is a leg of hedge mode, be it a flat one: an order without a side of
+            its own would be refused, or meet the other leg.
     """
     held = []
     for position in positions:
+        if _is_leg(position.get("info") or {}):
+            raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the position in {position['symbol']}"))
         amount = decimal_of(position.get("contracts"))
         if amount:
-            if _is_leg(position.get("info") or {}):
-                raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the position in {position['symbol']}"))
             side: Side = "sell" if position.get("side") == "short" else "buy"
             held.append(
                 Holding(str(position["symbol"]), side, abs(amount), decimal_of(position.get("entryPrice")))

@@ -104,6 +104,7 @@ class Bybit:
         """What every private request is answered with."""
         self.refuse_create: Rejection | None = None
         self.refuse_cancel: Rejection | None = None
+        self.hedged = False
         self.keeps_ids = False
         """Whether a stop of the position that is moved stays the same order; Bybit does not say."""
         self.drop_created = False
@@ -344,7 +345,7 @@ class Bybit:
         need("symbol" in query or "settleCoin" in query, 10001, "Missing some parameters: symbol, settleCoin")
         listed = [
             {
-                "positionIdx": 0,
+                "positionIdx": index,
                 "symbol": name,
                 "side": "Buy" if net > 0 else "Sell" if net < 0 else "",
                 "size": str(abs(net)),
@@ -355,6 +356,7 @@ class Bybit:
                 "updatedTime": str(now_ms()),
             }
             for name, net in self.nets.items()
+            for index in ((1, 2) if self.hedged else (0,))
             if self._is_of(CONTRACTS[name], query) and (net or "symbol" in query)
         ]
         return {"category": "linear", "list": listed, "nextPageCursor": ""}

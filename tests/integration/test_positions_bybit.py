@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from lockguard import LockGuard
+from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import Refusal
 from lockguard_ccxt.classify import REFUSED_BY_CODE
@@ -265,6 +266,16 @@ async def test_a_stop_that_a_person_moves_right_before_it_is_taken_back_is_never
     assert all("at 8.2 by then" in alert for alert in told)
     assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
     assert (stage.server.net, stage.sold()) == (10, [])
+
+
+async def test_a_contract_in_hedge_mode_is_refused_before_its_first_order(stage: Stage) -> None:
+    """Bybit's mode is one of each contract, and its flat legs tell it; ccxt cannot ask for the account's."""
+    stage.server.hedged = True
+    with pytest.raises(ConfigurationError, match="in hedge mode"):
+        await stage.open()
+    assert (stage.server.created, await stage.sync()) == ([], {})
+    stage.server.hedged = False
+    assert isinstance(await stage.open(), Opened)
 
 
 @pytest.mark.parametrize("code", [10002, 10003, 10004, 10005, 10006, 10010, 10018])
