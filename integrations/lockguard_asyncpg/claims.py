@@ -55,6 +55,13 @@ class Claim:
             f"{number(sequence)});"
         )
 
+    def close_sql(self, within_ms: int) -> str:
+        """The end of the pair, as a simple query."""
+        return (
+            f"select lockguard.close({text(self.resource)},{number(self.token)},{uuid(self.grant)},"
+            f"{within_ms:d});"
+        )
+
 
 def leases_for(lease: Lease | Sequence[Lease] | None) -> tuple[Lease, ...]:
     """The leases that a transaction is written under, by default all of the surrounding bodies.

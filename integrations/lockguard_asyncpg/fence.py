@@ -35,7 +35,7 @@ from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, me
 from lockguard_asyncpg.listening import Listener
 from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.schema import SCHEMA_VERSION
-from lockguard_asyncpg.wire import bare, give_back, unfenced
+from lockguard_asyncpg.wire import CLOSED, bare, give_back, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -227,6 +227,8 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
+        if CLOSED.take(grant.id):  # by its last transaction, fenced_transaction(closes=True)
+            return
         try:
             await self._close(grant, within=min(within, _CLOSE))
         except FenceUnavailable as exc:

@@ -39,6 +39,7 @@ from lockguard_asyncpg.errors import (
 from lockguard_asyncpg.numbers import NUMBERS
 
 __all__ = [
+    "CLOSED",
     "Standing",
     "Wire",
     "bare",
@@ -53,6 +54,7 @@ __all__ = [
 
 _OPEN_ATTEMPTS_MAX = 5
 _ROLLBACK_S = 1.0
+_CLOSED_MAX = 10_000
 # The pool's proxy gives no public way to the connection that it stands for.
 _PROXIED = "_con"
 # Where a connection keeps the text of its reset, and a pool its caller's hook for each acquire.
@@ -83,6 +85,29 @@ def unfenced() -> Iterator[None]:
 def is_unfenced() -> bool:
     """Whether the running code is inside :func:`unfenced`."""
     return _unfenced.get()
+
+
+class _Closed:
+    """The grants that a transaction has closed and whose leases are still to be given back; not too many."""
+
+    def __init__(self) -> None:
+        self._grants: dict[GrantId, None] = {}
+
+    def note(self, leases: Sequence[Lease]) -> None:
+        """The transaction that closed them has committed."""
+        self._grants.update((lease.grant.id, None) for lease in leases)
+        while len(self._grants) > _CLOSED_MAX:  # forgotten, it is closed once more
+            del self._grants[next(iter(self._grants))]
+
+    def take(self, grant: GrantId) -> bool:
+        """Whether it was one of them; from now on it is not."""
+        found = grant in self._grants
+        self._grants.pop(grant, None)
+        return found
+
+
+CLOSED = _Closed()
+"""Those of this process: for them there is nothing left to close."""
 
 
 class Standing:
@@ -260,9 +285,10 @@ class Wire:
         sequence: the transaction's number, taken when it begins if it is not given.
         timeout_s: the patience for BEGIN and COMMIT.
         defer: leave it to the caller to end a lease that is refused when the transaction opens.
+        closing: sent in the message of COMMIT, before it.
     """
 
-    __slots__ = ("_con", "_defer", "_leases", "_limits", "_sequence", "_timeout_s")
+    __slots__ = ("_closing", "_con", "_defer", "_leases", "_limits", "_sequence", "_timeout_s")
 
     def __init__(
         self,
@@ -273,6 +299,7 @@ class Wire:
         sequence: int | None = None,
         timeout_s: float | None = None,
         defer: bool = False,
+        closing: str = "",
     ) -> None:
         # Past our own __setattr__, which writes on the connection.
         object.__setattr__(self, "_con", con)
@@ -281,6 +308,7 @@ class Wire:
         object.__setattr__(self, "_sequence", sequence)
         object.__setattr__(self, "_timeout_s", timeout_s)
         object.__setattr__(self, "_defer", defer)
+        object.__setattr__(self, "_closing", closing)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._con, name)
@@ -366,6 +394,7 @@ class Wire:
         except LockguardError as exc:
             await self._leave(exc)
             raise
+        query = self._closing + query
         if standing.doubt and leases:
             # What recorded the outcome may have been rolled back: record it anew, in the same message.
             entry = entry_for(leases, sequence=NUMBERS.alone(), limits=self._limits)

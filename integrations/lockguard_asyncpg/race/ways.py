@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from lockguard_asyncpg.race.plan import Way
-from lockguard_asyncpg.race.writes import FOREIGN, NATIVE, SAVEPOINTS, TRANSACTION
+from lockguard_asyncpg.race.writes import CLOSING, FOREIGN, NATIVE, SAVEPOINTS, TRANSACTION
 from lockguard_asyncpg.race.writes_dropin import (
     BEGUN_BEFORE,
     COPY,
@@ -23,6 +23,7 @@ __all__ = ["WAYS", "present_ways"]
 
 WAYS: tuple[Way, ...] = (
     TRANSACTION,
+    CLOSING,
     FOREIGN,
     SAVEPOINTS,
     NATIVE,

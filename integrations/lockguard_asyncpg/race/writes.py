@@ -31,6 +31,7 @@ else:
 __all__ = [
     "ADD",
     "BUMP",
+    "CLOSING",
     "FOREIGN",
     "NATIVE",
     "NOTE",
@@ -72,7 +73,7 @@ class LossyConnection(_Connection):
         """As asyncpg's; the reply to COMMIT may be lost."""
         sending = super().execute(query, *args, timeout=timeout)
         lose = self.lose_reply
-        if lose is None or not query.startswith("COMMIT"):
+        if lose is None or not query.endswith("COMMIT;"):
             return await sending
         task = asyncio.ensure_future(sending)
         await asyncio.sleep(0)  # it leaves
@@ -130,6 +131,26 @@ async def transaction_write(attempt: Attempt) -> None:
         query, args = await statement(attempt, conn)
         await conn.execute(query, *args)
         await attempt.pause()
+
+
+_closed: set[str] = set()
+
+
+async def closing_write(attempt: Attempt) -> None:
+    """Write in a fenced transaction that also closes the grant: none of it may write after that."""
+    grant = attempt.lease.grant.id
+    done_before = grant in _closed
+    async with (
+        lossy(attempt) as conn,
+        FencedTransaction(conn, attempt.lease, isolation=attempt.isolation, closes=True),
+    ):
+        await attempt.pause()
+        query, args = await statement(attempt, conn)
+        await conn.execute(query, *args)
+        await attempt.pause()
+    if done_before:
+        raise AssertionError(f"operation {attempt.op} committed after its own grant had been closed")
+    _closed.add(grant)
 
 
 async def native_write(attempt: Attempt) -> None:
@@ -273,6 +294,7 @@ async def _roll_back(con: Any, transaction: Transaction) -> None:
 
 
 TRANSACTION = Way("transaction", transaction_write)
+CLOSING = Way("transaction that closes", closing_write)
 FOREIGN = Way("fenced in a plain transaction", foreign_write)
 SAVEPOINTS = Way("after a savepoint rolled back", savepoint_write)
 NATIVE = Way("statement", native_write, transacts=False)
