@@ -21,6 +21,7 @@ from lockguard.testing import PostgresServer
 from lockguard.testing.binaries import ServerBinary
 from lockguard_asyncpg import PostgresFence, create_pool, findings, install, protect, protections, unprotect
 from lockguard_asyncpg.cli import fence
+from lockguard_asyncpg.schema import steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -314,6 +315,42 @@ async def test_no_trigger_changes_the_resource_of_a_row_behind_the_guard(
     with under(await held(pool, "binance:B")):
         await pool.execute(INSERT)
     assert await told(pool) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_table_protected_before_this_version_is_followed_from_the_upgrade_on(
+    server: PostgresServer, kind: str
+) -> None:
+    name = f"test_{new_grant_id()[:12]}"
+    url = server.create_database(name)
+    async with create_pool(url, min_size=0, max_size=4) as pool, pool.acquire() as old:
+        for step in steps()[:5]:
+            await old.execute(step.sql)
+            await old.execute("insert into lockguard.schema_version (version) values ($1)", step.version)
+        await old.execute(KINDS[kind])
+        await old.execute("select lockguard.protect('trades', '{exchange}:{symbol}', '{price}')")
+        lease = await held(pool)
+        with under(lease):
+            for _ in range(7):
+                await old.execute(INSERT)
+                await old.execute(CLOSE)
+        await old.execute(TICK)
+        async with pool.acquire() as conn:
+            await install(conn)
+            assert await told(pool) == []
+            table = "parent" if kind == "child" else "trades"
+            await conn.execute(f"alter table {table} drop column twice, alter column price type numeric")
+            await conn.execute(f"alter table {table} alter column symbol type varchar(40)")
+        await guarded(pool, old, lease)
+        await old.execute("""
+            create function moved() returns trigger language plpgsql as $$ begin return new; end $$;
+            create trigger zzzz_last before insert on trades for each row execute function moved();
+        """)
+        late = [line for line in await grave(pool) if "runs after the guard" in line]
+        assert len(late) == (0 if kind == "ordinary" else 1)
+        await protect(old, "trades", resource=RESOURCE, exempt=["price"])
+        assert await told(pool) == []
+    server.drop_database(name)
 
 
 def test_check_ends_with_1_and_names_what_to_do(server: PostgresServer) -> None:
