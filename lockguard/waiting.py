@@ -134,6 +134,7 @@ class Queue:
         """
         if not self._redlock.ready:
             await self._connect(give_up_at)
+        home = asyncio.get_running_loop()
         try:
             attempt = await self._ask(request, give_up_at)
             if isinstance(attempt, Won):
@@ -148,7 +149,11 @@ class Queue:
                 self._redlock.undo(request.resource, request.grant)
             raise
         except BaseException:
-            self._redlock.undo(request.resource, request.grant)
+            if asyncio._get_running_loop() is home:
+                self._redlock.undo(request.resource, request.grant)
+            else:  # its loop was stopped under it, and it is collected now
+                with contextlib.suppress(RuntimeError):  # or closed, and nothing can be said any more
+                    home.call_soon_threadsafe(self._redlock.undo, request.resource, request.grant)
             raise
 
     async def _wait(self, request: AcquireRequest, attempt: Contended | NoQuorum, give_up_at: float) -> Won:
@@ -214,7 +219,7 @@ class Queue:
 
     @contextlib.contextmanager
     def _place(self, request: AcquireRequest) -> Iterator[_Place]:
-        place = _Place(request.grant)
+        place, home = _Place(request.grant), asyncio.get_running_loop()
         line = self._lines.setdefault(request.resource, {})
         line[request.grant] = self._places[request.grant] = place
         if request.grant in self._early:
@@ -226,7 +231,7 @@ class Queue:
             del line[request.grant], self._places[request.grant]
             if not line:
                 del self._lines[request.resource]
-            elif was_first:
+            elif was_first and asyncio._get_running_loop() is home:
                 next(iter(line.values())).nudge()
 
     def _is_first(self, request: AcquireRequest) -> bool:

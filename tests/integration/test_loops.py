@@ -194,3 +194,41 @@ async def test_a_release_has_left_when_the_loop_is_stopped_for_good(redis_url, h
     assert (done.returncode == 0) == (how == "body ended"), done.stderr
     with redis.Redis.from_url(redis_url) as client:
         assert not client.exists(LOCK)
+
+
+WAITERS_COLLECTED = """
+import asyncio, gc, sys
+from lockguard import LockGuard
+
+async def wait(guard):
+    async with guard.hold("a"):
+        pass
+
+async def main(url):
+    guard, other = LockGuard.from_url(url), LockGuard.from_url(url)
+    hold = guard.hold("a")
+    await hold.__aenter__()
+    waiting = [asyncio.create_task(wait(other)) for _ in range(3)]
+    while len((await guard.inspect("a")).waiters) < 3:
+        await asyncio.sleep(0.01)
+    stop.set_result(None)
+    await asyncio.sleep(60)
+    del hold, waiting
+
+loop = asyncio.new_event_loop()
+stop = loop.create_future()
+task = loop.create_task(main(sys.argv[1]))
+loop.run_until_complete(stop)
+loop.close()
+del task, stop
+gc.collect()
+print("collected")
+"""
+
+
+def test_waiters_whose_loop_was_closed_are_collected_in_silence(redis_url):
+    ended = subprocess.run(
+        [sys.executable, "-c", WAITERS_COLLECTED, redis_url], capture_output=True, text=True, check=False
+    )
+    assert ended.stdout == "collected\n"
+    assert "RuntimeError" not in ended.stderr, ended.stderr
