@@ -7,7 +7,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -25,6 +27,7 @@ from lockguard.testing.topology_names import TopologyName, warnings_told
 __all__ = ["bench"]
 
 _ROUNDS_MAX = 100
+_HISTORY_MAX = 1_000_000
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -61,14 +64,35 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="The event loop of everybody that is measured.",
 )
+@click.option(
+    "--fence", is_flag=True, help="What the fence in Postgres costs instead: fsync off and on, and pooled."
+)
+@click.option(
+    "--history",
+    type=click.IntRange(0, _HISTORY_MAX),
+    default=100_000,
+    show_default=True,
+    help="With --fence: up to how many earlier writes.",
+)
 def bench(
-    peers: str, json_file: Path | None, plot_file: Path | None, rounds: int, topology: str, loop: str
+    peers: str,
+    json_file: Path | None,
+    plot_file: Path | None,
+    rounds: int,
+    topology: str,
+    loop: str,
+    history: int,
+    *,
+    fence: bool,
 ) -> None:
     """Measure lockguard, its limits and its peers in one run on servers of its own.
 
     The limits are the same two script calls without lockguard around them. Trust the ratios within one run
     more than the figures, and run it while the machine has nothing else to do.
     """
+    if fence:
+        _bench_fence(rounds=rounds, history=history, json_file=json_file, plot_file=plot_file)
+        return
     names, where = _known(peers), TopologyName.parse(topology)
     require_writable(json_file, plot_file)
     loop_factory(loop)  # a missing one is told before servers are started
@@ -85,6 +109,18 @@ def bench(
         )
     _write(figures, json_file, plot_file)
     show(figures, console)
+
+
+def _bench_fence(**options: Any) -> None:
+    """By name: the core knows nothing of Postgres, and works without what that needs."""
+    try:
+        measured = import_module("lockguard_asyncpg.speed_command")
+    except ImportError as missing:
+        raise ConfigurationError(
+            f"--fence needs a package that is missing: {missing}; install 'lockguard[postgres,demo]'"
+        ) from missing
+    with _quiet():
+        measured.bench_fence(**options)
 
 
 @contextmanager

@@ -1,0 +1,251 @@
+"""What the fence costs beside other ways to keep two writers apart: all in one run, in turns.
+
+Each contender does the same small piece of work again and again, alone; the turns are interleaved, so that a
+noisy moment hits all alike. A figure is the median of the medians of each turn, in microseconds. Trust the
+ratios within one run more than the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.context import current_leases
+from lockguard.guard import LockGuard
+from lockguard_asyncpg.connection import create_pool
+from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg.native import fenced_execute
+from lockguard_asyncpg.protection import protect
+from lockguard_asyncpg.schema import install
+from lockguard_asyncpg.transaction import fenced_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["Speed", "measure_speed"]
+
+_RESOURCE = "bench:APTUSDT"
+_WRITE = "update bench set n = n + 1 where id = $1"
+_SET_UP = """
+create table bench (id int primary key, n bigint not null default 0) with (fillfactor = 60);
+create table guarded (id int primary key, resource text not null, n bigint not null default 0)
+  with (fillfactor = 60);
+create table lease (name text primary key, holder text, until timestamptz) with (fillfactor = 60);
+insert into bench select generate_series(1, 100);
+insert into guarded select g, 'bench:APTUSDT' from generate_series(1, 100) g;
+insert into lease values ('bench:APTUSDT', null, null);
+"""
+_TAKE = """
+update lease set holder = 'me', until = now() + interval '30 s'
+ where name = $1 and (holder is null or until < now())
+"""
+_GIVE = "update lease set holder = null where name = $1 and holder = 'me'"
+_HOT_TASKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What came of one server.
+
+    Attributes:
+        where: fsync off or on, directly or through a pooler.
+        us: the median for each contender, in microseconds.
+        hot_per_s: holds with a write of one lock that four tasks want, per second, for each contender.
+        after: a hold with a write after so many earlier writes under the resource, in microseconds.
+        ratios: what the reference aims at, by name.
+    """
+
+    where: str
+    us: dict[str, float]
+    hot_per_s: dict[str, float]
+    after: dict[int, float]
+    ratios: dict[str, float]
+
+
+async def measure_speed(
+    url: str, redis_url: str, *, where: str, rounds: int, calls: int, history: int, pooled: str | None = None
+) -> Speed:
+    """Measure on a database of the run's own.
+
+    Args:
+        url: the database, directly.
+        redis_url: where the leases are taken.
+        where: a name for what is measured.
+        rounds: turns of each contender; one more warms up.
+        calls: pieces of work in each turn.
+        history: up to how many earlier writes the curve goes; 0 for no curve.
+        pooled: the same database through a pooler, to be measured in its place.
+    """
+    async with AsyncExitStack() as stack:
+        conn = await asyncpg.connect(url)
+        try:
+            await install(conn)
+            await conn.execute(_SET_UP)
+            await protect(conn, "guarded", resource="{resource}")
+        finally:
+            await conn.close()
+        options: dict[str, Any] = {"statement_cache_size": 0} if pooled else {}
+        pool = await stack.enter_async_context(
+            create_pool(pooled or url, min_size=2, max_size=_HOT_TASKS + 4, **options)
+        )
+        # A peer to be measured; nothing of the fence needs it.
+        redis = await stack.enter_async_context(import_module("redis.asyncio").Redis.from_url(redis_url))
+        plain = await stack.enter_async_context(LockGuard.from_url(redis_url))
+        fence = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
+        lazy = await stack.enter_async_context(
+            LockGuard.from_url(redis_url, fence=PostgresFence(pool, durable_close=False))
+        )
+        works = _contenders(pool, redis, plain, fence, lazy)
+        us = await _in_turns(works, rounds=rounds, calls=calls)
+        async with fence.hold(_RESOURCE):
+            us |= await _in_turns(_writes(pool), rounds=rounds, calls=calls)
+        hot = {
+            name: await _hot(works[name], calls)
+            for name in ("lease row + write", "lease + fence + write", "lease + fence + closing write")
+        }
+        after = await _curve(pool, works["lease + fence + write"], history=history, calls=calls)
+    return Speed(where, us, hot, after, _ratios(us))
+
+
+def _contenders(  # noqa: C901 - one after the other
+    pool: asyncpg.Pool[Any], redis: Any, plain: LockGuard, fence: LockGuard, lazy: LockGuard
+) -> dict[str, Callable[[], Awaitable[Any]]]:
+    async def redis_lock() -> None:
+        async with redis.lock("bench_lock", timeout=30):
+            await pool.execute(_WRITE, 1)
+
+    async def advisory() -> None:
+        async with pool.acquire() as conn, conn.transaction():
+            await conn.execute("select pg_advisory_xact_lock(4711)")
+            await conn.execute(_WRITE, 1)
+
+    async def for_update() -> None:
+        async with pool.acquire() as conn, conn.transaction():
+            await conn.fetchval("select n from bench where id = $1 for update", 1)
+            await conn.execute(_WRITE, 1)
+
+    async def lease_row() -> None:
+        while await pool.execute(_TAKE, _RESOURCE) != "UPDATE 1":  # noqa: ASYNC110 - as people do
+            await asyncio.sleep(0.001)
+        await pool.execute(_WRITE, 1)
+        await pool.execute(_GIVE, _RESOURCE)
+
+    async def lease() -> None:
+        async with plain.hold("bench:plain"):
+            pass
+
+    async def nothing() -> None:
+        async with fence.hold(_RESOURCE):
+            pass
+
+    async def native() -> None:
+        async with fence.hold(_RESOURCE):
+            await fenced_execute(pool, _WRITE, 1)
+
+    async def closing() -> None:
+        async with fence.hold(_RESOURCE), fenced_transaction(pool, closes=True) as conn:
+            await conn.execute(_WRITE, 1)
+
+    async def not_durable() -> None:
+        async with lazy.hold(_RESOURCE):
+            await fenced_execute(pool, _WRITE, 1)
+
+    return {
+        "bare write": lambda: pool.execute(_WRITE, 1),
+        "redis-py Lock + write": redis_lock,
+        "advisory lock + write": advisory,
+        "for update + write": for_update,
+        "lease row + write": lease_row,
+        "lease": lease,
+        "lease + fence": nothing,
+        "lease + fence + write": native,
+        "lease + fence + closing write": closing,
+        "lease + fence + write, close not durable": not_durable,
+    }
+
+
+def _writes(pool: asyncpg.Pool[Any]) -> dict[str, Callable[[], Awaitable[Any]]]:
+    guarded = "update guarded set n = n + 1 where id = $1"
+    assert current_leases()
+    return {
+        "native write": lambda: fenced_execute(pool, _WRITE, 1),
+        "drop-in write": lambda: pool.execute(_WRITE, 1),
+        "protected table, drop-in write": lambda: pool.execute(guarded, 1),
+    }
+
+
+async def _in_turns(
+    works: dict[str, Callable[[], Awaitable[Any]]], *, rounds: int, calls: int
+) -> dict[str, float]:
+    turns: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            taken = await _timed(work, calls)
+            if turn:  # the first one warms up
+                turns[name].append(median(taken))
+    return {name: round(median(taken), 1) for name, taken in turns.items()}
+
+
+async def _timed(work: Callable[[], Awaitable[Any]], calls: int) -> list[float]:
+    taken = []
+    for _ in range(calls):
+        began = SYSTEM_CLOCK.now()
+        await work()
+        taken.append((SYSTEM_CLOCK.now() - began) * 1e6)
+    return taken
+
+
+async def _hot(work: Callable[[], Awaitable[Any]], calls: int) -> float:
+    began = SYSTEM_CLOCK.now()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(_HOT_TASKS):
+            tasks.create_task(_repeat(work, calls))
+    return round(_HOT_TASKS * calls / (SYSTEM_CLOCK.now() - began), 1)
+
+
+async def _repeat(work: Callable[[], Awaitable[Any]], calls: int) -> None:
+    for _ in range(calls):
+        await work()
+
+
+async def _curve(
+    pool: asyncpg.Pool[Any], work: Callable[[], Awaitable[Any]], *, history: int, calls: int
+) -> dict[int, float]:
+    """A hold with a write after none, a tenth and all of ``history`` writes that each left a row."""
+    after: dict[int, float] = {}
+    made = 0
+    for count in dict.fromkeys((0, history // 10, history)):
+        # As many rows as that many transactions leave whose end nobody heard of: the most there can be.
+        await pool.execute(
+            "insert into lockguard.writer (resource, slot, token, sequence, first)"
+            " select $1, g, 1, (g << 10) + 1, (g << 10) + 1 from generate_series($2::bigint, $3::bigint) g",
+            _RESOURCE,
+            made + 1,
+            count,
+        )
+        made = count
+        after[count] = round(median(await _timed(work, calls)), 1)
+    return after
+
+
+def _ratios(us: dict[str, float]) -> dict[str, float]:
+    bare = us["bare write"]
+    return {
+        "lease + fence / (lease + 2 bare writes)": round(us["lease + fence"] / (us["lease"] + 2 * bare), 2),
+        "native / bare": round(us["native write"] / bare, 2),
+        "drop-in / bare": round(us["drop-in write"] / bare, 2),
+        "hold with a write / lease row": round(us["lease + fence + write"] / us["lease row + write"], 2),
+        "hold with a closing write / lease row": round(
+            us["lease + fence + closing write"] / us["lease row + write"], 2
+        ),
+        "hold with a write, close not durable / lease row": round(
+            us["lease + fence + write, close not durable"] / us["lease row + write"], 2
+        ),
+    }

@@ -1,0 +1,102 @@
+"""``lockguard bench --fence``: what the fence costs, measured on servers of its own."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+from rich.console import Console
+from rich.table import Table
+
+from lockguard.interrupt import run
+from lockguard.private import require_writable, write_private
+from lockguard.testing import PostgresServer, RedisServer
+from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
+from lockguard_asyncpg.speed import Speed, measure_speed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["bench_fence", "drawn"]
+
+_CALLS = 40
+_WIDTH, _LABEL, _BAR, _LINE = 820, 300, 380, 22
+
+
+def bench_fence(*, rounds: int, history: int, json_file: Path | None, plot_file: Path | None) -> None:
+    """Measure with fsync off and on, also through PgBouncer where it is installed; show and write it."""
+    require_writable(json_file, plot_file)
+    console = Console()
+    found: list[Speed] = []
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        for fsync in ("off", "on"):
+            settings = {"fsync": fsync, "synchronous_commit": "on"}
+            server = stack.enter_context(PostgresServer(settings=settings))
+            pooled: list[tuple[str, str | None]] = [("directly", None)]
+            if find_pgbouncer() is not None:
+                pooler = stack.enter_context(PgBouncer(server))
+                pooled.append(("through PgBouncer", pooler.url))
+            for number, (way, url) in enumerate(pooled):
+                where = f"fsync {fsync}, {way}"
+                database = server.create_database(f"bench_{number}")
+                with console.status(f"measuring with {where} ..."):
+                    speed = run(
+                        measure_speed(
+                            database,
+                            redis.url,
+                            where=where,
+                            rounds=rounds,
+                            calls=_CALLS,
+                            history=0 if url else history,
+                            pooled=None if url is None else pooler.url_for(database),
+                        )
+                    )
+                found.append(speed)
+                _show(speed, console)
+    if json_file is not None:
+        write_private(json_file, json.dumps([asdict(speed) for speed in found], indent=2) + "\n")
+    if plot_file is not None:
+        write_private(plot_file, drawn(found))
+
+
+def _show(speed: Speed, console: Console) -> None:
+    table = Table("", "us", "bare writes", title=speed.where, title_justify="left")
+    for name, us in speed.us.items():
+        table.add_row(name, f"{us:,.0f}", f"{us / speed.us['bare write']:.1f}")
+    for name, rate in speed.hot_per_s.items():
+        table.add_row(f"one hot lock, {name}", f"{rate:,.0f}/s", "")
+    for count, us in speed.after.items():
+        table.add_row(f"hold with a write after {count:,} writes", f"{us:,.0f}", "")
+    for name, ratio in speed.ratios.items():
+        table.add_row(name, f"{ratio:.2f}", "")
+    console.print(table)
+
+
+def drawn(found: Sequence[Speed]) -> str:
+    """The figures as one SVG file that needs nothing else."""
+    parts, top = [], 10
+    for speed in found:
+        most = max(speed.us.values())
+        parts.append(
+            f'<text x="10" y="{top + 14}" font-weight="bold">{escape(speed.where)}: microseconds</text>'
+        )
+        top += _LINE
+        for name, us in speed.us.items():
+            length = max(1, round(_BAR * us / most))
+            parts.append(
+                f'<text x="10" y="{top + 14}">{escape(name)}</text>'
+                f'<rect x="{_LABEL}" y="{top + 3}" width="{length}" height="14" fill="#1f6feb"/>'
+                f'<text x="{_LABEL + length + 6}" y="{top + 14}">{us:,.0f}</text>'
+            )
+            top += _LINE
+        top += _LINE
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {top}" width="{_WIDTH}"'
+        f' font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
+        f"{''.join(parts)}</svg>\n"
+    )
