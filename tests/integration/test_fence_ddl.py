@@ -119,7 +119,7 @@ async def told(pool: asyncpg.Pool[Any]) -> list[str]:
         return [f"{f.table}: {f.finding}" for f in await findings(conn)]
 
 
-async def guarded(pool: asyncpg.Pool[Any], conn: asyncpg.Connection[Any], lease: Lease) -> None:
+async def guarded(pool: asyncpg.Pool[Any], conn: Any, lease: Lease) -> None:
     """On ``conn`` nothing but a tick passes without the lease, and all with it."""
     with under(lease):
         await pool.execute(INSERT)
