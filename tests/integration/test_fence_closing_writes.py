@@ -121,3 +121,25 @@ async def test_a_lease_that_its_last_transaction_closed_costs_the_fence_nothing_
         async with guard.hold(APT):  # the next one is its own
             pass
         assert len(closed) == 1
+
+
+async def test_the_fences_row_is_updated_in_its_own_page(database_url: str) -> None:
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as pool:
+        async with pool.acquire() as conn:
+            await install(conn)
+            await conn.execute("create table note (id int)")
+        for token in range(1, 41):
+            lease = await held(pool, token)
+            await fenced_execute(pool, INSERT, lease=lease)
+            await PostgresFence(pool).close(lease.grant, within=SOON)
+    asked = (
+        "select n_tup_upd, n_tup_hot_upd from pg_stat_all_tables where relid = 'lockguard.fence'::regclass"
+    )
+    conn = await asyncpg.connect(database_url)  # what a session did is counted when it ends
+    try:
+        async with asyncio.timeout(5):
+            while (row := await conn.fetchrow(asked))["n_tup_upd"] < 79:
+                await asyncio.sleep(0.05)
+        assert row["n_tup_hot_upd"] >= 0.9 * row["n_tup_upd"]
+    finally:
+        await conn.close()
