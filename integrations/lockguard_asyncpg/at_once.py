@@ -163,7 +163,7 @@ async def in_one_flight(
     sequence = NUMBERS.take()
     entry = entry_for(leases, sequence=sequence, limits=limits)
     flight = Flight(con, leases, entry)
-    result = await _concluded(con, leases, entry, lambda: send(flight))
+    result = await _concluded(con, leases, entry, lambda: send(flight), has_left=lambda: flight.left)
     if not flight.left:
         raise ConfigurationError(
             f"asyncpg {asyncpg.__version__} sent a statement without the check of its lease: it may have been"
@@ -203,7 +203,11 @@ def _as_of(exc: asyncpg.PostgresError, query: str, shift: int) -> None:
 
 
 async def _concluded(
-    con: Any, leases: tuple[Lease, ...], entry: Entry, work: Callable[[], Awaitable[T]]
+    con: Any,
+    leases: tuple[Lease, ...],
+    entry: Entry,
+    work: Callable[[], Awaitable[T]],
+    has_left: Callable[[], bool] = lambda: True,
 ) -> T:
     assert entry.sequence is not None
     first = entry.claims[0]
@@ -220,7 +224,10 @@ async def _concluded(
         NUMBERS.give_back((entry.sequence,))
         raise
     except DATABASE_ERRORS as exc:
-        known = closed or (isinstance(exc, TimeoutError) and await _ended_without(con, entry))
+        # What failed in Parse was never there, whatever became of the connection.
+        known = (
+            closed or not has_left() or (isinstance(exc, TimeoutError) and await _ended_without(con, entry))
+        )
         if not known and leaves_in_doubt(exc):
             raise unknown from exc
         NUMBERS.give_back((entry.sequence,))

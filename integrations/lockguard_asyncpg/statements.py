@@ -44,13 +44,14 @@ _WRITE = re.compile(
     re.DOTALL | re.IGNORECASE | re.ASCII,
 )
 # What is read alike whatever the settings of the session: no backslash, which standard_conforming_strings
-# decides on, no dollar, no comment in a comment. And no more than one statement.
+# decides on, no dollar, no comment in a comment. And no more than one statement, and no zero byte: the server
+# answers that with the error of a broken connection, which after a COMMIT would leave the write in doubt.
 _LONE = re.compile(
     r"""(?:
-      [^'";/\\$-]
-    | '[^'\\]*' | "[^"\\]*"
-    | --[^\r\n\\$]*(?:[\r\n]|\Z) | -(?!-)
-    | /\*(?:(?!/\*|\*/)[^\\$])*\*/ | /(?!\*)
+      [^'";/\\$\0-]
+    | '[^'\\\0]*' | "[^"\\\0]*"
+    | --[^\r\n\\$\0]*(?:[\r\n]|\Z) | -(?!-)
+    | /\*(?:(?!/\*|\*/)[^\\$\0])*\*/ | /(?!\*)
     )*+(?:;\s*)?""",
     re.VERBOSE,
 )

@@ -115,6 +115,8 @@ WRITES: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "too many": lambda c: c.execute("insert into note values ($1)", 5, "x"),
     "parameters but none given": lambda c: c.execute("insert into note values ($1)"),
     "two statements": lambda c: c.execute("insert into note values (5); insert into note values (6)"),
+    "a zero byte": lambda c: c.execute("insert into note (id, text) values ($1, 'a\0b')", 5),
+    "a zero byte without parameters": lambda c: c.execute("insert into note (id, text) values (5, 'a\0b')"),
     "one of two fails": lambda c: c.execute("insert into note values (5); insert into note values (1)"),
 }
 
@@ -255,6 +257,32 @@ async def test_a_lost_reply_to_a_lone_write_is_unknown_and_can_be_resolved(
                     assert await resolve(near, unknown.value)
 
 
+async def test_a_write_that_never_left_is_not_called_unknown(
+    postgres_server: PostgresServer, database_url: str
+) -> None:
+    insert = "insert into note (id) values ($1)"
+    async with create_pool(database_url, min_size=1, max_size=2) as near:
+        async with near.acquire() as conn:
+            await install(conn)
+            await conn.execute(SET_UP)
+        lease = await held(near)
+        async with FaultProxy(postgres_server.port) as proxy:
+            async with create_pool(proxy.url_for(database_url), min_size=1, max_size=1, ssl="disable") as far:
+                with under(lease):
+                    await far.execute("insert into note (id) values (1)")
+                    proxy.to_client.set(HOLD)  # what Parse is answered, which the write waits for
+                    writing = asyncio.create_task(far.execute(insert, 2))
+                    await _until(
+                        near,
+                        f"select exists (select from pg_stat_activity where query = '{insert}' and $1 > '')",
+                    )
+                    proxy.reset()
+                    with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+                        await writing
+                    proxy.heal()
+                    assert await far.execute(insert, 2) == "INSERT 0 1"
+
+
 @pytest.mark.parametrize("query", ["insert into note (id) select $1::int from pg_sleep(30)", None])
 async def test_a_lone_write_that_is_given_up_is_certainly_not_made(
     pool: asyncpg.Pool[Any], query: str | None
@@ -309,6 +337,7 @@ async def test_another_tasks_statement_on_the_same_connection_is_left_in_peace(
         ("select f()", False, False),
         ("call p()", False, False),
         ("do $$ begin commit; end $$", False, False),
+        ("insert into t values ('a\0b')", True, False),
         ("", False, False),
     ],
 )
