@@ -68,13 +68,20 @@ class Exits:
         self._alert = alert
         self._put_back = put_back
 
-    async def close(self, position: Position, intent: Intent) -> Progress | None:
-        """Send the exit of an intent, or find it, and see what became of it; ``None`` while that is open.
+    async def close(
+        self, position: Position, intent: Intent, sent: PlacedOrder | None = None
+    ) -> Progress | None:
+        """Send the exit of an intent, and see what became of it; ``None`` while that is open.
+
+        Args:
+            position: its row.
+            intent: to close it.
+            sent: its order, where an earlier holder had sent it.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; the intent stays in doubt.
         """
-        outcome = await self._venue.close(position, intent)
+        outcome = Executed(sent, found=True) if sent else await self._venue.close(position, intent)
         if isinstance(outcome, Refused) and outcome.refusal in _MAY_BE_GONE:
             held = await self._venue.holding(position.symbol)
             if held is None or held.side != position.side.entry:
@@ -118,17 +125,16 @@ class Exits:
         return await self._has_closed(position, intent, order)
 
     async def still_right(self, position: Position, intent: Intent) -> bool:
-        """Whether to carry on with an exit that an earlier holder could not finish.
+        """Whether to send an exit that an earlier holder could not, and whose order is not on the exchange.
 
         What it was decided on may have passed: the price, a refusal, or, where the table was restored, the
         whole position. So an order that was sent is followed to its end; one that was not is only sent where
-        a person asked for it, and what is held is still what that was about. Else: a stop first.
+        a person asked for it, and what is held is still what that was about. Else: a stop first. This is
+        the last look before the order, as a person may trade while the exchange takes its time to answer.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
         """
-        if await self._venue.find(position, intent) is not None:
-            return True
         if not intent.asked:
             return False
         held = await self._venue.holding(position.symbol)

@@ -463,13 +463,14 @@ class Flow:
         return await self.intend_close(position, why)
 
     async def _close(self, position: Position, intent: Intent) -> Progress | None:
-        if intent.sent_before and not await self._exits.still_right(position, intent):
+        sent = await self._venue.find(position, intent) if intent.sent_before else None
+        if intent.sent_before and sent is None and not await self._exits.still_right(position, intent):
             why = f"{WITHDRAWN}{position.exit_reason}" if intent.asked else "judged again"
             moved = await self._exits.withdraw(position, intent, IntentOutcome.ABSENT, why)
             if moved.status is PositionStatus.ACTIVE and not await self._has_stop(moved):
                 return await self._intend_stop(moved)
             return Progress(moved)
-        return await self._exits.close(position, intent)
+        return await self._exits.close(position, intent, sent)
 
     async def _put_back(self, position: Position) -> Position:
         """Give a position one more stop where its own was, as that was taken back for an exit in vain."""

@@ -264,11 +264,14 @@ class NotOpened:
 OpenResult: TypeAlias = Opened | AlreadyOpen | NotOpened
 
 
+_MONEY_MAX = Decimal("1e15")
+
+
 def money(value: Decimal | str | float, *, name: str) -> Decimal:
     """A number above zero. A float is read as the text it is shown as, never by its binary value.
 
     Raises:
-        ConfigurationError: it is no number, or not above zero.
+        ConfigurationError: it is no number, not above zero, or beyond what any market takes.
     """
     try:
         number = value if isinstance(value, Decimal) else Decimal(str(value))
@@ -276,6 +279,8 @@ def money(value: Decimal | str | float, *, name: str) -> Decimal:
         raise ConfigurationError(f"{name}={value!r} is not a number") from None
     if not number.is_finite() or number <= 0:
         raise ConfigurationError(f"{name}={value} must be above zero")
+    if number >= _MONEY_MAX:  # not exact in steps any more: it would fail between an intent and its order
+        raise ConfigurationError(f"{name}={str(value)[:40]!r} is out of all bounds; check the unit")
     return number
 
 

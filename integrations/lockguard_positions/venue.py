@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard.lease import parse_resource
+from lockguard.times import checked_wait
 from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.keys import venue_name
@@ -52,6 +53,9 @@ class Pace:
         attempts: how many of those are made.
         grace: for how long after a change the exchange's lists are not taken at their word.
         overdue: for how long something may be unreadable or undecided before an alert is raised.
+
+    Raises:
+        ConfigurationError: a bound cannot work. Without that it would fail where an entry waits for its stop.
     """
 
     settle: timedelta = timedelta(seconds=20)
@@ -61,6 +65,12 @@ class Pace:
     attempts: int = 4
     grace: timedelta = timedelta(seconds=10)
     overdue: timedelta = timedelta(seconds=30)
+
+    def __post_init__(self) -> None:
+        for name in ("settle", "poll", "stop_deadline", "retry_pause", "grace", "overdue"):
+            checked_wait(getattr(self, name), name)
+        if self.attempts < 1:
+            raise ConfigurationError(f"attempts={self.attempts!r} cannot work; write 1 or more")
 
     @property
     def grace_ms(self) -> int:
@@ -278,14 +288,13 @@ class Venue:
         )
 
     async def close(self, position: Position, intent: Intent) -> Outcome:
-        """Close, never turning the position round."""
+        """Close, never turning the position round. One that was sent before is looked for by the caller."""
         return await self._patiently(
             lambda: self._exchange.close_position(
                 self.unified(position.market or position.symbol),
                 intent.side,
                 intent.amount,
                 intent=intent.number,
-                again=intent.sent_before,
             )
         )
 

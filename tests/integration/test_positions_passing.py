@@ -155,6 +155,20 @@ async def test_an_exit_that_a_person_asked_for_is_carried_out_when_the_key_works
     assert bot.exchange.record().position(APT) == 0
 
 
+async def test_the_last_look_before_an_exit_is_carried_on_with_is_at_what_is_held(bot: Bot) -> None:
+    """Whatever is asked in between may take its time, and a person trades meanwhile."""
+    manager = quick(bot)
+    await bot.open()
+    bot.exchange.deny(operations={Operation.CREATE_ORDER})
+    await manager.close_position(APT, "binance")
+    bot.exchange.allow()
+    seen = len(bot.exchange.record().requests)
+    await manager.recover("binance")
+    asked = [request.operation for request in bot.exchange.record().requests[seen:]]
+    assert asked[asked.index(Operation.CREATE_ORDER) - 1] is Operation.POSITIONS
+    assert (len(sold(bot)), bot.exchange.record().position(APT)) == (1, 0)
+
+
 # --- bans ---
 
 
@@ -373,7 +387,7 @@ async def test_a_moved_stop_that_goes_missing_is_placed_where_it_was_moved_to(bo
     assert bot.exchange.record().open_stops(APT)[0].trigger == Decimal("8.45")
 
 
-@pytest.mark.parametrize("price", ["0", "-1", "many"])
+@pytest.mark.parametrize("price", ["0", "-1", "many", "1e15", "1e999999999"])
 async def test_a_price_that_is_none_moves_nothing(bot: Bot, price: str) -> None:
     with pytest.raises(ConfigurationError, match="price"):
         await bot.manager.move_stop(APT, "binance", price)
