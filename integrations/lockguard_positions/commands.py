@@ -39,6 +39,7 @@ from lockguard_positions.connecting import (
 from lockguard_positions.diagnosis import Diagnosis, FindingKind, diagnose
 from lockguard_positions.exchange_options import read_options
 from lockguard_positions.model import Adopt
+from lockguard_positions.number_range import NumberRange
 from lockguard_positions.reconcile import SyncAction, SyncOutcome
 from lockguard_positions.schema import migrate, protect_positions
 
@@ -138,7 +139,7 @@ def _that_writes(command: Callable[..., Any]) -> Callable[..., Any]:
 _older_than = click.option(
     "--older-than",
     "older_than_s",
-    type=click.FloatRange(min=0),
+    type=NumberRange(0, 1e9),
     default=60,
     show_default=True,
     metavar="SECONDS",

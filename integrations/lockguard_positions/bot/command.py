@@ -25,6 +25,7 @@ from lockguard_positions.bot.worker import Rhythm
 from lockguard_positions.commands import adopt_option, exchange_options
 from lockguard_positions.connecting import Urls
 from lockguard_positions.exchange_options import read_options
+from lockguard_positions.number_range import NumberRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ def _seconds(name: str, default: float | None, text: str, *, least: float = 0.1)
 
     return click.option(
         name,
-        type=click.FloatRange(least, _SECONDS_MAX),
+        type=NumberRange(least, _SECONDS_MAX),
         default=default,
         callback=read,
         metavar="SECONDS",

@@ -29,6 +29,7 @@ from lockguard_positions.logs.picture import draw
 from lockguard_positions.logs.records import Record, read_logs
 from lockguard_positions.logs.sightings import Sighting, SightingKind
 from lockguard_positions.logs.stamps import read_typed
+from lockguard_positions.number_range import NumberRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,7 +63,7 @@ def logs() -> None:
 @click.option(
     "--window",
     "window_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(0, 1e9, min_open=True),
     default=60,
     show_default=True,
     metavar="SECONDS",
