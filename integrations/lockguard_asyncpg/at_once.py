@@ -62,7 +62,7 @@ class Flight:
     """The check, until it has left right before the statement that it is for.
 
     Attributes:
-        left: whether it has.
+        left: whether it has, and the statement with it.
         executor: how asyncpg sends the statement, once that is known.
     """
 
@@ -100,8 +100,10 @@ class Flight:
         try:
             return await send()
         except BaseException:
-            if protocol.queries_count == sent and not con.is_closed():
-                await _end_group(con, protocol)
+            if protocol.queries_count == sent:
+                self.left = False  # the check has left alone: what it noted is not a write
+                if not con.is_closed():
+                    await _end_group(con, protocol)
             raise
 
 
@@ -114,7 +116,7 @@ def _messages(query: str) -> bytes:
 
 
 async def _end_group(con: Any, protocol: Any) -> None:
-    """The check has left and the statement has not, for its arguments are wrong: send the Sync.
+    """The check has left and the statement has not, its arguments are wrong or its time is up: send the Sync.
 
     Until asyncpg has written it there is no moment in which it would meet the answers to the check.
     """
@@ -216,7 +218,8 @@ async def _concluded(
     try:
         result = await work()
     except asyncio.CancelledError as exc:
-        exc.add_note(f"cancelled during a write: {unknown}")
+        if has_left():
+            exc.add_note(f"cancelled during a write: {unknown}")
         raise
     except LockguardError:  # before anything was sent
         if not con.is_closed():
@@ -236,12 +239,16 @@ async def _concluded(
         if (said := ended(exc, leases)) is not None:
             raise said from exc
         if _is_the_checks(exc):
-            if meaning_of(exc) is Meaning.CONFIGURATION:
-                raise set_up_error(exc) from exc
-            note_on_check(exc, leases)
+            _tell_of_the_check(exc, leases)
         raise
     NUMBERS.give_back((entry.sequence,))
     return result
+
+
+def _tell_of_the_check(exc: BaseException, leases: tuple[Lease, ...]) -> None:
+    if meaning_of(exc) is Meaning.CONFIGURATION:
+        raise set_up_error(exc) from exc
+    note_on_check(exc, leases)
 
 
 def _is_the_checks(exc: BaseException) -> bool:

@@ -295,6 +295,22 @@ async def test_a_lone_write_that_is_given_up_is_certainly_not_made(
         assert await pool.execute("insert into note (id) values ($1)", 1) == "INSERT 0 1"
 
 
+async def test_a_write_whose_time_is_up_as_it_is_to_leave_is_not_said_to_have_committed(
+    pool: asyncpg.Pool[Any],
+) -> None:
+    query = "insert into note (id) values ($1)"
+    with under(await held(pool)):
+        async with pool.acquire() as conn:
+            await conn.execute(query, 1)
+            insert = await conn.prepare(query)
+            # asyncpg looks at the time last, where the check has left already.
+            for write in (insert.fetch(2, timeout=0), conn.execute(query, 2, timeout=1e-9)):
+                with pytest.raises(TimeoutError):
+                    await write
+            assert await conn.fetch("select id from note") == [(1,)]
+            await insert.fetch(2)
+
+
 async def test_another_tasks_statement_on_the_same_connection_is_left_in_peace(
     pool: asyncpg.Pool[Any],
 ) -> None:
