@@ -159,7 +159,7 @@ def _initdb(binary: ServerBinary, user: RunAs, target: Path) -> None:
     write_private(target / "password", password)
     write_private(passed, password)
     own(passed, user)  # initdb reads it as that user
-    options = ("--no-sync", "--no-instructions", "--encoding=UTF8", "--locale=C", "--auth=scram-sha-256")
+    options = ("--no-sync", "--encoding=UTF8", "--locale=C", "--auth=scram-sha-256")
     run_tool(
         (
             str(binary.path.parent / "initdb"),
