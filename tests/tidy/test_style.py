@@ -204,6 +204,14 @@ def tracked_text_files() -> list[Path]:
     return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:1024]]
 
 
+def test_a_decision_has_a_number_of_its_own() -> None:
+    records = sorted((CHECKOUT / "docs/adr").glob("*.md"))
+    numbers = [int(record.name[:4]) for record in records]
+    assert numbers == list(range(1, len(records) + 1))
+    for number, record in zip(numbers, records, strict=True):
+        assert record.read_text(encoding="utf-8").startswith(f"# {number}. ")
+
+
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_no_file_names(kind: str) -> None:
     found = [
