@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, assert_never
 from lockguard_ccxt import Executed, OrderState, Outcome, PlacedOrder, Refusal, Refused, Unknown
 from lockguard_positions.model import Intent, IntentOutcome, Position, Progress
 from lockguard_positions.status import PositionStatus
+from lockguard_positions.sweeping import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -167,7 +168,21 @@ class Exits:
         await self._store.note_error(self._lease, position, f"not closed: {why}")
         again = "it is tried again" if intent.asked else "it is judged again"
         self._alert(position, f"the position could not be closed, {again}: {why}")
+        if intent.sent_before:
+            await self._with_stop_again(position)
         return None
+
+    async def _with_stop_again(self, position: Position) -> None:
+        """A holder that died may have taken the stop back for its exit, and not have put it back."""
+        held = await self._venue.holding(position.symbol)
+        if held is not None and held.side == position.side.entry and not await self._has_stop(position):
+            await self._put_back(position)
+
+    async def _has_stop(self, position: Position) -> bool:
+        if any(is_own(position, stop) for stop in await self._venue.waiting_stops(position.symbol)):
+            return True
+        stop = None if position.stop_client_id is None else await self._venue.find_stop(position)
+        return stop is not None and stop.live  # not listed yet
 
     async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
         """The exit ended before all of it was filled."""

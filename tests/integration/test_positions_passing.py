@@ -526,3 +526,25 @@ async def test_a_holder_that_dies_between_the_exit_and_its_stop_leaves_no_stop_b
     assert (await bot.rows())[0]["status"] == "active"
     assert isinstance(await bot.open(), Opened)  # by whoever comes next
     assert (bot.exchange.record().position(APT), bot.is_sound()) == (10, True)
+
+
+@pytest.mark.parametrize("code", [-4118, -2022])
+async def test_a_holder_that_dies_with_the_stop_taken_back_for_its_exit_leaves_no_position_bare(
+    bot: Bot, code: int
+) -> None:
+    """The exit goes on being refused: whoever comes next puts the stop back, once."""
+    await bot.open()
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ORDER, code=code, message="refused", times=1000)
+    bot.fault(FaultKind.HANG, Operation.CREATE_ALGO, execution=Execution.NEVER)  # where it is put back
+    closing = asyncio.create_task(quick(bot).close_position(APT, "binance"))
+    async with asyncio.timeout(5):
+        while bot.exchange.record().open_stops(APT):
+            await asyncio.sleep(0.002)
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    bot.exchange.clear_faults()
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ORDER, code=code, message="refused", times=1000)
+    await passes(bot)
+    assert (bot.exchange.record().position(APT), bot.is_sound()) == (10, True)
+    (stop,) = bot.exchange.record().open_stops(APT)
+    assert (await bot.rows())[0]["stop_price"] == stop.trigger
