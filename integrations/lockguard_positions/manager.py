@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
+from lockguard.text import remark
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_ccxt import Step, UnknownMarket
 from lockguard_ccxt.keys import venue_name
@@ -43,6 +44,7 @@ from lockguard_positions.model import (
     PositionSide,
     money,
     percent,
+    worded,
 )
 from lockguard_positions.reconcile import Reconciler, SyncAction, SyncOutcome, SyncReport
 from lockguard_positions.status import PositionStatus
@@ -116,7 +118,9 @@ class AtomicPositionManager:
             exchange.on_closed(partial(self._telling.told_to_wait, exchange.name))
         self._pace = pace
         self._adopt = Adopt.read(adopt)
-        self._adopt_stop_loss_percent = percent(adopt_stop_loss_percent, name="adopt_stop_loss_percent")
+        self._adopt_stop_loss_percent = percent(
+            money(adopt_stop_loss_percent, name="adopt_stop_loss_percent"), name="adopt_stop_loss_percent"
+        )
 
     @property
     def store(self) -> PositionStore:
@@ -162,7 +166,7 @@ class AtomicPositionManager:
         """
         venue = self._venue(exchange)
         venue.refuse_unable()
-        market = venue.market(symbol)
+        market = venue.market(worded(symbol, name="symbol"))
         market.check()
         new = NewPosition(
             exchange=venue.name,
@@ -171,7 +175,7 @@ class AtomicPositionManager:
             quantity=money(quantity, name="quantity"),
             entry_price=money(entry_price, name="entry_price"),
             stop_loss_percent=percent(money(stop_loss_percent, name="stop_loss_percent")),
-            signal_id=signal,
+            signal_id=None if signal is None else worded(signal, name="signal"),
             market=market.symbol,
         )
         operation = f"open {new.side.value}"
@@ -329,7 +333,9 @@ class AtomicPositionManager:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
         venue = self._venue(exchange)
-        async with self._guard.hold(venue.resource(symbol), operation="ensure stop") as lease:
+        async with self._guard.hold(
+            venue.resource(worded(symbol, name="symbol")), operation="ensure stop"
+        ) as lease:
             return await self._workers(venue, lease)[1].reconcile(venue.short(symbol))
 
     async def move_stop(
@@ -359,7 +365,7 @@ class AtomicPositionManager:
             ExchangeUnreadable: the exchange did not answer; the old stop stands.
         """
         venue = self._venue(exchange)
-        venue.market(symbol).check()
+        venue.market(worded(symbol, name="symbol")).check()
         trigger = venue.rules(symbol).price(money(price, name="price"))
         async with self._guard.hold(venue.resource(symbol), wait=wait, operation="move stop") as lease:
             return await self._workers(venue, lease)[1].move_stop(venue.short(symbol), trigger)
@@ -386,7 +392,8 @@ class AtomicPositionManager:
             ConfigurationError: there is neither such a market nor a row of that name.
         """
         venue = self._venue(exchange)
-        await venue.refresh_for([symbol])
+        reason = remark(reason, "reason")
+        await venue.refresh_for([worded(symbol, name="symbol")])
         if venue.gone(symbol):
             # Without a market there is nothing to order; the row ends, as a person has said so.
             symbol = venue.name_of(symbol)
@@ -499,7 +506,7 @@ class AtomicPositionManager:
         return row
 
     def _venue(self, exchange: str) -> Venue:
-        name = venue_name(exchange)
+        name = venue_name(worded(exchange, name="exchange"))
         if name not in self._venues:
             known = ", ".join(self._venues) or "none"
             raise ConfigurationError(f"exchange {exchange!r} was not given to this manager; it has: {known}")

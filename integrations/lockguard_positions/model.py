@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from lockguard.errors import ConfigurationError
+from lockguard.text import kind_of, printable
 from lockguard_ccxt import Side, Step
 from lockguard_positions.status import PositionStatus
 
@@ -27,6 +28,7 @@ __all__ = [
     "money",
     "percent",
     "stop_price_of",
+    "worded",
 ]
 
 _HUNDRED = Decimal(100)
@@ -55,7 +57,7 @@ class PositionSide(StrEnum):
         Raises:
             ConfigurationError: something else.
         """
-        match text.lower():
+        match worded(text, name="side").lower():
             case "long" | "buy":
                 return cls.LONG
             case "short" | "sell":
@@ -282,6 +284,19 @@ def money(value: Decimal | str | float, *, name: str) -> Decimal:
     if number >= _MONEY_MAX:  # not exact in steps any more: it would fail between an intent and its order
         raise ConfigurationError(f"{name}={str(value)[:40]!r} is out of all bounds; check the unit")
     return number
+
+
+def worded(value: str, *, name: str) -> str:
+    """A text that a row, a log and a later comparison can hold as it is.
+
+    Raises:
+        ConfigurationError: it is no text, or has characters in it that are not seen as themselves.
+    """
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} is {kind_of(value)}, and has to be a text")
+    if not value or printable(value) != value:
+        raise ConfigurationError(f"{name}={printable(value)!r} is no text of printable characters")
+    return value
 
 
 def percent(value: Decimal, *, name: str = "stop_loss_percent") -> Decimal:

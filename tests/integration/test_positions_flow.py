@@ -216,10 +216,15 @@ async def test_what_the_exchange_would_not_take_is_refused_before_any_order(
         ({"quantity": "-1"}, "quantity=-1"),
         ({"exchange": "kraken"}, "'kraken'"),
         ({"stop_loss_percent": "100"}, "stop_loss_percent=100"),
+        ({"symbol": None}, "symbol is None"),
+        ({"side": None}, "side is None"),
+        ({"exchange": None}, "exchange is None"),
+        ({"signal": 7}, "signal is an int"),
+        ({"signal": "a\0b"}, "signal='a"),
     ],
 )
 async def test_an_argument_that_cannot_work_is_named_and_nothing_is_written(
-    bot: Bot, change: dict[str, str], told: str
+    bot: Bot, change: dict[str, Any], told: str
 ) -> None:
     arguments = {
         "signal": "s",
@@ -233,6 +238,23 @@ async def test_an_argument_that_cannot_work_is_named_and_nothing_is_written(
     with pytest.raises(ConfigurationError, match=told):
         await bot.manager.open_position_atomic(**{**arguments, **change})
     assert await bot.pool.fetchval("select count(*) from monitoring.positions") == 0
+
+
+@pytest.mark.parametrize("reason", [None, 7])
+async def test_a_close_whose_reason_is_no_text_is_refused_by_name(bot: Bot, reason: Any) -> None:
+    """``None`` was taken for the reason of an exit begun before, and the person's word went unheard."""
+    assert isinstance(await bot.open(), Opened)
+    with pytest.raises(ConfigurationError, match=r"^reason is"):
+        await bot.manager.close_position(APT, "binance", reason=reason)
+
+
+@pytest.mark.parametrize("reason", ["", "line\nline", "a\0b", "\ud800", "x" * 10_000])
+async def test_a_close_is_carried_out_whatever_its_reason_says(bot: Bot, reason: str) -> None:
+    """It may be an error's text. Postgres takes no zero byte."""
+    assert isinstance(await bot.open(), Opened)
+    row = await bot.manager.close_position(APT, "binance", reason=reason)
+    assert row is not None
+    assert row.status is PositionStatus.CLOSED
 
 
 # --- answers that are lost, orders that are refused ---
