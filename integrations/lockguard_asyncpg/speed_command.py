@@ -37,11 +37,10 @@ def bench_fence(*, rounds: int, history: int, json_file: Path | None, plot_file:
         for fsync in ("off", "on"):
             settings = {"fsync": fsync, "synchronous_commit": "on"}
             server = stack.enter_context(PostgresServer(settings=settings))
-            pooled: list[tuple[str, str | None]] = [("directly", None)]
+            ways: list[tuple[str, PgBouncer | None]] = [("directly", None)]
             if find_pgbouncer() is not None:
-                pooler = stack.enter_context(PgBouncer(server))
-                pooled.append(("through PgBouncer", pooler.url))
-            for number, (way, url) in enumerate(pooled):
+                ways.append(("through PgBouncer", stack.enter_context(PgBouncer(server))))
+            for number, (way, pooler) in enumerate(ways):
                 where = f"fsync {fsync}, {way}"
                 database = server.create_database(f"bench_{number}")
                 with console.status(f"measuring with {where} ..."):
@@ -52,8 +51,8 @@ def bench_fence(*, rounds: int, history: int, json_file: Path | None, plot_file:
                             where=where,
                             rounds=rounds,
                             calls=_CALLS,
-                            history=0 if url else history,
-                            pooled=None if url is None else pooler.url_for(database),
+                            history=0 if pooler else history,
+                            pooled=None if pooler is None else pooler.url_for(database),
                         )
                     )
                 found.append(speed)
