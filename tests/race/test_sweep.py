@@ -19,9 +19,9 @@ async def test_an_exit_that_goes_after_its_stop_is_convicted(monkeypatch: pytest
     """As it was once: while the exit was refused, nothing protected the position."""
     close = Exits.close
 
-    async def stop_first(self: Exits, position: Any, intent: Any) -> Any:
+    async def stop_first(self: Exits, position: Any, intent: Any, *sent: Any) -> Any:
         await self._sweeper.sweep(position)
-        return await close(self, position, intent)
+        return await close(self, position, intent, *sent)
 
     monkeypatch.setattr(Exits, "close", stop_first)
     wrong = await sweep(["close"], [Trouble.DENIED])
