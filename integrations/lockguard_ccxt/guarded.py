@@ -143,9 +143,10 @@ class GuardedExchange:
         Raises:
             ConfigurationError: the account is in hedge mode, or positions are not kept in one of ``symbols``:
                 it is not listed, inverse, or counts in contracts of another size than one.
-            ccxt.BaseError: the exchange did not answer.
+            ccxt.BaseError: the exchange did not answer a few times.
         """
-        await self._exchange.load_markets()
+        # Asked again above all where this machine's clock is wrong: then the first answer is a refusal.
+        await self._placer().read(self._exchange.load_markets)
         self._loaded_at = self._clock.now()
         for symbol in symbols:
             self.market(symbol).check()

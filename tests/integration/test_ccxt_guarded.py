@@ -62,6 +62,18 @@ async def guarded(exchange: LocalExchange) -> AsyncIterator[GuardedExchange]:
         yield guard
 
 
+@pytest.mark.parametrize("seconds", [-30, 30])
+async def test_markets_are_loaded_on_a_machine_whose_clock_is_wrong(
+    exchange: LocalExchange, seconds: int
+) -> None:
+    """Of ccxt's requests for them some are signed, and are refused until the exchange's clock is known."""
+    exchange.set_clock_offset(timedelta(seconds=seconds))
+    async with connect(exchange.url) as client:
+        guard = GuardedExchange(client, patience=QUICK)
+        await guard.load([APT])
+        assert await guard.holding(APT) is None
+
+
 # --- the lease ---
 
 
