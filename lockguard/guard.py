@@ -378,7 +378,12 @@ class LockGuard:
         if len(done) < majority(len(votes)):
             unasked = self._unasked(resource, votes)
             if core.fence is None:
-                raise unasked
+                raise QuorumUnavailable(
+                    f"{resource} may still be held: {len(done)} of {len(votes)} servers did what a"
+                    f" majority has to do; break it again when they answer ({unasked})",
+                    resource=resource,
+                    votes=unasked.votes,
+                )
             raise QuorumUnavailable(
                 f"{resource} was broken in the fence only: Postgres accepts nothing below token {token} for"
                 f" it; break it again when Redis answers, or its lock stays until its lease ends ({unasked})",
@@ -415,7 +420,9 @@ class LockGuard:
     def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:
         names = [node.name for node in self._core.redlock.nodes]
         told = {name: spoken(vote) for name, vote in zip(names, votes, strict=True)}
-        return QuorumUnavailable("; ".join(told.values()), resource=resource, votes=told)
+        # What some have answered settles nothing, and "broken" or "inspection" would read as if it did.
+        unanswered = (spoken(vote) for vote in votes if isinstance(vote, NoVote))
+        return QuorumUnavailable("; ".join(unanswered), resource=resource, votes=told)
 
 
 def _end_all(grants: Iterable[GrantId]) -> None:

@@ -108,6 +108,7 @@ class ClusterNode(ScriptedNode):
         self._map.on_refresh(self._send_releases_on)
         self._waiting: dict[Call, asyncio.TimerHandle] = {}
         self._bounds: dict[Call, asyncio.TimerHandle] = {}
+        self._releasing: set[asyncio.Future[Any]] = set()
         self._closed = False
 
     @property
@@ -130,7 +131,10 @@ class ClusterNode(ScriptedNode):
         await self._map.connect()
 
     async def aclose(self) -> None:
-        """Send what is queued, then close everything."""
+        """Send what is queued, then close everything; a release that meets a move is seen through."""
+        if self._releasing:
+            # Halfway through a move its last try would be refused, and the lock would stay for its ttl.
+            await asyncio.wait(list(self._releasing), timeout=self._reply_timeout_s)
         waiting, self._waiting = self._waiting, {}
         for call, timer in waiting.items():
             timer.cancel()
@@ -160,6 +164,7 @@ class ClusterNode(ScriptedNode):
             decode = partial(self._acquired, decode, keys[0], str(args[_INBOX]))
         call = Call(shard, script, decode, keys, args)
         if script is RELEASE:
+            self._releasing.add(call.future)
             call.future.add_done_callback(partial(self._released, call))
         shard.say(call, lone=lone)
         asked: asyncio.Future[Any] = call.future
@@ -173,6 +178,7 @@ class ClusterNode(ScriptedNode):
 
     def _released(self, call: Call, _: object) -> None:
         """Nobody waits for its answer any more, so it may be said again wherever the resource lives next."""
+        self._releasing.discard(call.future)
         if self._closed:
             return
         said_to = call.node.address.host, call.node.address.port

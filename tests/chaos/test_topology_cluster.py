@@ -106,6 +106,31 @@ async def test_a_release_that_has_to_wait_for_a_move_finds_its_lock_there(setup,
         assert not ask(target, "EXISTS", LOCK)
 
 
+async def test_a_release_that_waits_for_a_move_is_made_though_its_guard_is_closed(setup, ask, until):
+    source = setup.owner_of(SLOT)
+    target = next(server for server in setup.servers if server is not source)
+    guard = LockGuard.from_url(setup.url)
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        async with guard.hold(NAME):
+            await leave.wait()
+
+    holding = asyncio.create_task(hold())
+    await until(lambda: ask(source, "EXISTS", LOCK))
+    target.command("CLUSTER", "SETSLOT", SLOT, "IMPORTING", setup._id(source))
+    source.command("CLUSTER", "SETSLOT", SLOT, "MIGRATING", setup._id(target))
+    put_off = _times_put_off(source)
+    leave.set()
+    await until(lambda: _times_put_off(source) > put_off)
+    closing = asyncio.create_task(guard.aclose())
+    await until(lambda: closing.done() or _times_put_off(source) > put_off + 1)
+    await asyncio.to_thread(setup.move_slot, SLOT, target)
+    await closing
+    await holding
+    assert not ask(target, "EXISTS", LOCK)
+
+
 def _times_put_off(server):
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         return client.info("errorstats").get("errorstat_TRYAGAIN", {"count": 0})["count"]

@@ -150,6 +150,24 @@ async def test_a_break_tells_a_fence_that_does_not_answer_from_one_that_cannot_b
     assert (code, out, len(err.splitlines())) == (exit_code, "", 1)
 
 
+async def test_a_break_that_most_servers_did_not_hear_of_is_not_called_one():
+    options = ("break", RESOURCE, "--reason", "x", "--yes", "--no-fence")
+    with IndependentRedis(3) as servers:
+        async with LockGuard.from_urls(servers.urls) as guard, LockGuard.from_urls(servers.urls) as other:
+            holding = asyncio.create_task(_hold(guard))
+            async with asyncio.timeout(10):
+                while not (await other.inspect(RESOURCE)).held:
+                    await asyncio.sleep(0.01)
+            some = f"{servers.urls[0]} redis://127.0.0.1:1 redis://127.0.0.1:2"
+            code, out, err = await lockguard(*options, LOCKGUARD_REDIS_URL=some)
+            assert (code, out, len(err.splitlines())) == (1, "", 1)
+            assert f"{RESOURCE} may still be held: 1 of 3 servers" in err
+            assert "broken;" not in err
+            assert (await other.inspect(RESOURCE)).held
+            holding.cancel()
+            await asyncio.gather(holding, return_exceptions=True)
+
+
 async def test_some_of_the_servers_that_decide_together_neither_break_nor_call_it_free_and_all_do():
     options = ("break", RESOURCE, "--reason", "x", "--yes", "--no-fence")
     with IndependentRedis(5) as servers:
