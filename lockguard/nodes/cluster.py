@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlunsplit
@@ -132,9 +133,12 @@ class ClusterNode(ScriptedNode):
 
     async def aclose(self) -> None:
         """Send what is queued, then close everything; a release that meets a move is seen through."""
-        if self._releasing:
-            # Halfway through a move its last try would be refused, and the lock would stay for its ttl.
-            await asyncio.wait(list(self._releasing), timeout=self._reply_timeout_s)
+        # Halfway through a move its last try would be refused, and the lock would stay for its ttl.
+        # Bodies that the close cuts give back meanwhile.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._reply_timeout_s):
+                while self._releasing:
+                    await asyncio.wait(list(self._releasing))
         waiting, self._waiting = self._waiting, {}
         for call, timer in waiting.items():
             timer.cancel()
