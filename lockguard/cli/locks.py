@@ -130,8 +130,9 @@ def break_(
             if now.held
             else "Nobody holds it now"
         )
+    who = "the" if broken.holder else "an earlier"
     click.echo(
-        "There is no fence: the holder can go on writing until its next renewal"
+        f"There is no fence: {who} holder can go on writing until its next renewal"
         if database_url is None
         else f"Postgres accepts nothing below token {broken.token} for it"
     )
