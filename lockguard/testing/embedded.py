@@ -202,13 +202,24 @@ class EmbeddedServer(ABC):
             if first_start and self._asked_port == 0:
                 self._port = ports.free_port()
             else:
-                ports.check_free(self._port)
+                self._check_port(first_start=first_start)
             try:
                 self._launch_once(directory)
             except _PortTaken:
                 continue
             return
         raise ConfigurationError(f"port {self._port} on {ports.LOOPBACK} is in use: end what listens there")
+
+    def _check_port(self, *, first_start: bool) -> None:
+        """Refuse a port that is taken; of a server that comes back wait until it is given back."""
+        given_up_at = SYSTEM_CLOCK.now() + (0 if first_start else _START_WAIT_S)
+        while True:
+            try:
+                return ports.check_free(self._port)
+            except ConfigurationError:  # while it was down a test beside this one may have picked its port
+                if SYSTEM_CLOCK.now() >= given_up_at:
+                    raise
+                supervision.pause_s(0.05)
 
     def _launch_once(self, directory: Path) -> None:
         self._log_path().unlink(missing_ok=True)

@@ -106,6 +106,16 @@ def test_a_killed_server_is_gone_at_once_and_returns_on_its_port(server: Embedde
     assert answers(server)
 
 
+def test_a_server_that_comes_back_waits_for_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test beside this one may have picked it meanwhile, for a server that lives for a second."""
+    with RedisServer() as server:
+        server.kill()
+        with socket.create_server(("127.0.0.1", server.port)) as taken:
+            monkeypatch.setattr("lockguard.testing.supervision.pause_s", lambda _: taken.close())
+            server.restart()
+        assert answers(server)
+
+
 def test_a_paused_server_can_be_killed_restarted_and_stopped(server: EmbeddedServer) -> None:
     server.pause()
     server.kill()
