@@ -100,6 +100,8 @@ class Exits:
         outcome = await self._venue.close(position, intent)
         if isinstance(outcome, Refused):
             position = await self._put_back(position)
+        elif isinstance(outcome, Unknown):  # whoever looks next finds the order, or puts a stop back
+            self._alert(position, f"it may have no stop until the next look: {outcome.message}")
         return position, outcome
 
     async def _became(self, position: Position, intent: Intent, outcome: Outcome) -> Progress | None:

@@ -495,6 +495,14 @@ async def test_an_exit_that_the_stop_stands_in_the_way_of_takes_it_back_first(bo
     assert (bot.exchange.record().position(APT), bot.is_sound()) == (0, True)
 
 
+async def test_a_position_whose_stop_is_gone_for_an_exit_without_an_answer_is_told(bot: Bot) -> None:
+    await bot.open()
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ORDER, code=-4118, message="in the way", times=1)
+    bot.fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER, execution=Execution.NEVER, times=20)
+    await quick(bot).close_position(APT, "binance")
+    assert any("may have no stop until the next look" in alert for alert in bot.watch.alerts)
+
+
 async def test_a_stop_that_fires_before_the_exit_is_an_exit_and_turns_nothing_round(
     bot: Bot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
