@@ -65,7 +65,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="The event loop of everybody that is measured.",
 )
 @click.option(
-    "--fence", is_flag=True, help="What the fence in Postgres costs instead: fsync off and on, and pooled."
+    "--fence",
+    is_flag=True,
+    help="What the fence in Postgres costs instead: without fsync, with it, on a slow disk, and pooled.",
 )
 @click.option(
     "--history",
