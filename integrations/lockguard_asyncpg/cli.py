@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -26,6 +27,7 @@ from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg.fence import PostgresFence
 from lockguard_asyncpg.protection import Finding, Protection, findings, protect, protections, unprotect
+from lockguard_asyncpg.pruning import count_long_gone, prune_resources
 from lockguard_asyncpg.race.command import race_command
 from lockguard_asyncpg.recovering import shut_out_all
 from lockguard_asyncpg.schema import (
@@ -252,6 +254,39 @@ async def recover(conn: asyncpg.Connection[Any], reason: str, *, confirm: bool) 
         raise ConfigurationError(f"{count} holders would be refused from now on; repeat with --confirm")
     done = await shut_out_all(conn, reason=reason)
     click.echo(f"{done.raised} resources were raised, {done.were_open} of them were open")
+
+
+class _Age(click.ParamType[timedelta]):
+    """``30d``, ``12w``."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        found = re.fullmatch(r"([0-9]{1,5})([dw])", str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no age; give days or weeks, such as 30d or 12w", param, ctx)
+        return timedelta(days=int(found[1]) * (7 if found[2] == "w" else 1))
+
+
+@fence.command()
+@click.option("--older-than", required=True, type=_Age(), metavar="AGE", help="Such as 30d or 12w.")
+@click.option("--confirm", is_flag=True, help="Really do it; without it nothing is changed.")
+@_connected
+async def prune(conn: asyncpg.Connection[Any], older_than: timedelta, *, confirm: bool) -> None:
+    """Remove the resources that have been closed for longer than AGE; their tokens are never accepted again.
+
+    What is held stays, whatever its age. Nobody waits for it, and it may be run beside bots at work.
+    """
+    await require_current(conn)
+    found = await count_long_gone(conn, older_than=older_than)
+    if not confirm:
+        click.echo(
+            f"{found.gone} of {found.resources} resources have been closed for more than {older_than.days}"
+            " days; repeat with --confirm to remove them"
+        )
+        return
+    pruned = await prune_resources(conn, older_than=older_than)
+    click.echo(f"{pruned} of {found.resources} resources were removed")
 
 
 @fence.command()

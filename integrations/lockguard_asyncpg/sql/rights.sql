@@ -61,11 +61,11 @@ $$;
 -- A restore with --disable-triggers, and ENABLE TRIGGER ALL, leave these as ordinary ones, which session_replication_role switches off.
 do $$
 declare
-  one name;
+  one record;
 begin
-  for one in select t.tgname from pg_catalog.pg_trigger t
-              where t.tgrelid = 'lockguard.fence'::regclass and t.tgname in ('keep_monotone', 'keep_rows') and t.tgenabled <> 'A' loop
-    execute format('alter table lockguard.fence enable always trigger %I', one);
+  for one in select t.tgrelid::regclass as relation, t.tgname from pg_catalog.pg_trigger t
+              where t.tgrelid in ('lockguard.fence'::regclass, 'lockguard.floor'::regclass) and t.tgname like 'keep\_%' and t.tgenabled <> 'A' loop
+    execute format('alter table %s enable always trigger %I', one.relation, one.tgname);
   end loop;
 end
 $$;
