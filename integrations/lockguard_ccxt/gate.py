@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.masking import masked
+from lockguard_ccxt.prepared import sends_only_by_fetch, word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -106,6 +107,12 @@ class Gate:
         self._closed_until = 0.0
         self._resynced_at: float | None = None
         self._listeners: list[Callable[[timedelta], None]] = []
+        self.fetch: Any = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of this exchange is sent but through here, so that a call may be begun early."""
+        return self._exchange.fetch is self.fetch and sends_only_by_fetch(self._exchange)
 
     @property
     def closed_for(self) -> timedelta:
@@ -179,6 +186,7 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
     send, on_answer = exchange.fetch, exchange.on_rest_response
 
     async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        await word()
         gate.refuse_while_closed()
         running = _current.get()
         if running is not None and method != "GET":
@@ -198,7 +206,7 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
         gate.answered(code, headers or {}, body or "")
         return on_answer(code, reason, url, method, headers, body, *rest)
 
-    exchange.fetch = fetch
+    exchange.fetch = gate.fetch = fetch
     exchange.on_rest_response = on_rest_response
     if callable(getattr(exchange, "client", None)):
         _guard_websockets(exchange, gate)
@@ -216,6 +224,7 @@ def _guard_websockets(exchange: Any, gate: Gate) -> None:
             send = found.send
 
             async def checked(message: Any) -> Any:
+                await word()
                 running = _current.get()
                 if running is not None:
                     gate.refuse_while_closed()

@@ -23,6 +23,7 @@ from lockguard_ccxt.markets import Listing, Market, listing_of, short_name
 from lockguard_ccxt.money import MarketRules, rules_of
 from lockguard_ccxt.outcome import Executed, Outcome, PlacedOrder, Side
 from lockguard_ccxt.placing import PATIENCE, Patience, Placer, Plan
+from lockguard_ccxt.prepared import Prepared
 from lockguard_ccxt.venues import (
     every_order,
     every_position,
@@ -33,7 +34,7 @@ from lockguard_ccxt.venues import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from decimal import Decimal
 
     from lockguard.clock import Clock
@@ -45,6 +46,7 @@ _LOG = logging.getLogger("lockguard.ccxt")
 _CLOCK_AHEAD = timedelta(seconds=1)
 _REFRESH_S_MIN = 5.0
 _REFRESH_PAUSE_S = 1.0
+_PREPARED = frozenset({"place_entry", "place_stop"})
 
 
 class GuardedExchange:
@@ -329,6 +331,22 @@ class GuardedExchange:
         client_id = self.client_id(symbol, intent, Step.CLOSE)
         params = {"reduceOnly": True, "clientOrderId": client_id}
         return await self._place(Step.CLOSE, symbol, side, amount, client_id, params, again=again)
+
+    def prepare(
+        self, call: Callable[[], Coroutine[Any, Any, Outcome]], *, name: str
+    ) -> Prepared[Outcome] | None:
+        """Begin one of the calls above; its request waits for :meth:`~lockguard_ccxt.prepared.Prepared.send`.
+
+        Args:
+            call: such as ``lambda: exchange.place_entry(...)``.
+            name: for its task.
+
+        Returns:
+            What gives the word; ``None`` where the call might send by another way than the gate, as a
+            subclass may: then it is made when it is time.
+        """
+        plain = type(self) is GuardedExchange and vars(self).keys().isdisjoint(_PREPARED)
+        return Prepared(call, name=name) if plain and self._gate.is_last else None
 
     async def _place(
         self,

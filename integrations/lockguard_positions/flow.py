@@ -23,12 +23,13 @@ word. Every way out is reduce-only. ``LeaseLost`` and ``StaleToken`` pass throug
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, TypeAlias, assert_never
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
-from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
+from lockguard_ccxt import Executed, OrderState, Outcome, PlacedOrder, Refusal, Refused, Step, Unknown
 from lockguard_positions.deadline import StopDeadline
 from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions.events import Alert, Moved, PositionEvent
@@ -36,19 +37,23 @@ from lockguard_positions.exits import Exits
 from lockguard_positions.model import (
     Intent,
     IntentOutcome,
+    NewPosition,
     Position,
     PositionSide,
     Progress,
     stop_price_of,
 )
-from lockguard_positions.rows import WITHDRAWN
+from lockguard_positions.rows import WITHDRAWN, intent_to_enter, stop_intent
 from lockguard_positions.status import PositionStatus
 from lockguard_positions.sweeping import Sweeper
 from lockguard_positions.venue import covers, standing_stop
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from lockguard.clock import Clock
     from lockguard.lease import Lease
+    from lockguard_ccxt.prepared import Prepared
     from lockguard_positions.store import PositionStore
     from lockguard_positions.venue import Pace, Venue
 
@@ -101,6 +106,7 @@ class Flow:
         self._emit = emit
         self._unstopped = StopDeadline(pace.stop_deadline, clock)
         self._bought: set[int] = set()  # what was entered under this very lease
+        self._early: _Early | None = None
         self.sweeper = Sweeper(store, venue, lease, emit)
         self._exits = Exits(
             store,
@@ -113,6 +119,39 @@ class Flow:
         )
 
     # --- the loop ---
+
+    async def begin(
+        self,
+        new: NewPosition,
+        *,
+        number: int | None,
+        attached: Decimal | None,
+        begun: Callable[[Position], None],
+    ) -> Progress:
+        """Write down a new position and the intent to enter. Then :meth:`drive` it: its order may have left.
+
+        Args:
+            new: in the exchange's steps.
+            number: for the intent to enter; asked for if it is not given.
+            attached: the price of the stop that the entry brings along.
+            begun: called with the row that was written.
+
+        Raises:
+            DuplicatePosition: there is an open row; nothing was ordered.
+        """
+        if number is not None:
+            entering = intent_to_enter(self._lease, new, number, attached)
+            planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
+            self._prepare(entering, partial(self._venue.enter, new.traded_as, entering, planned), planned)
+        try:
+            progress = await self._store.begin(
+                self._lease, new, number=number, attached=attached, then=self._send
+            )
+            begun(progress.position)
+        except BaseException:
+            await self._drop()
+            raise
+        return progress
 
     async def resume(self, position: Position) -> Position:
         """Go on with a row that somebody else has left, from what the table knows of it."""
@@ -157,6 +196,7 @@ class Flow:
         finally:
             unstopped = self._unstopped.running
             self._unstopped.end()
+            await self._drop()
         why = f"it did not settle in {_STEPS_MAX} steps; the next look goes on"
         self._alert(progress.position, f"without a stop: {why}" if unstopped else why)
         return progress.position
@@ -187,7 +227,9 @@ class Flow:
             if order is None:
                 return await self._judge_missing_entry(position, intent)
             return await self._entered(position, intent, order)
-        outcome = await self._venue.enter(position, intent, _planned_stop(position))
+        outcome = await self._placed(
+            intent, partial(self._venue.enter, position.traded_as, intent, _planned_stop(position))
+        )
         match outcome:
             case Executed(order=order):
                 self._bought.add(position.id)
@@ -242,6 +284,12 @@ class Flow:
         entered = replace(
             position, status=PositionStatus.ENTRY_PLACED, entry_price=price or position.entry_price
         )
+        stop = self._trigger(entered) if position.id in self._bought else None
+        if intent is not None and stop is not None:
+            following = stop_intent(
+                self._lease, replace(position, quantity=quantity), intent.number + 1, stop
+            )
+            self._prepare(following, partial(self._venue.stop, position.traded_as, following))
         progress = await self._store.record_entry(
             self._lease,
             position,
@@ -249,7 +297,8 @@ class Flow:
             order_id=order_id,
             price=price,
             quantity=quantity,
-            stop=self._trigger(entered) if position.id in self._bought else None,
+            stop=stop,
+            then=self._send,
         )
         self._moved(replace(progress.position, status=PositionStatus.ENTRY_PLACED), position)
         if progress.intent is not None:
@@ -318,7 +367,7 @@ class Flow:
 
     async def _stop(self, position: Position, intent: Intent) -> Progress | None:
         self._without_stop(position)
-        outcome = await self._venue.stop(position, intent)
+        outcome = await self._placed(intent, partial(self._venue.stop, position.traded_as, intent))
         match outcome:
             case Executed(order=order):
                 return await self._stopped(position, intent, order)
@@ -411,7 +460,7 @@ class Flow:
     async def _move(self, position: Position, intent: Intent) -> Progress | None:
         """Finish a move that was begun, here or by a holder before."""
         if not intent.sent_before:
-            outcome = await self._venue.stop(position, intent)
+            outcome = await self._venue.stop(position.traded_as, intent)
         else:
             order = await self._venue.find(position, intent)
             if order is None and intent.age_ms < self._venue.in_doubt_ms:
@@ -512,6 +561,35 @@ class Flow:
         progress = await self._intend_stop(position)
         return position if progress is None else await self.drive(progress)
 
+    # --- orders that are made ready while their intent is being written ---
+
+    def _prepare(
+        self, intent: Intent, ask: Callable[[], Coroutine[Any, Any, Outcome]], planned: Decimal | None = None
+    ) -> None:
+        prepared = self._venue.prepare(ask, intent)
+        self._early = None if prepared is None else _Early(intent, planned, prepared)
+
+    async def _send(self, progress: Progress) -> None:
+        """Let the order leave that was made ready, if it is the very one whose intent is committed now."""
+        if self._early is not None and self._early.is_of(progress):
+            await self._early.prepared.send()
+
+    async def _placed(self, intent: Intent, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """What became of the order of an intent: of the one that has left already, or of one made now."""
+        early = self._early
+        if early is not None and early.prepared.sent:
+            assert early.intent.client_id == intent.client_id
+            outcome = await early.prepared.outcome()
+            self._early = None
+            return outcome
+        await self._drop()
+        return await ask()
+
+    async def _drop(self) -> None:
+        if self._early is not None:
+            await self._early.prepared.drop()
+            self._early = None
+
     # --- inside ---
 
     def _trigger(self, position: Position) -> Decimal | None:
@@ -536,6 +614,22 @@ class Flow:
 
     def _alert(self, position: Position, message: str) -> None:
         self._emit(Alert(f"{position.exchange}:{position.symbol}", position.id, message))
+
+
+@dataclass(frozen=True, slots=True)
+class _Early:
+    """An order that was made ready before its intent was committed."""
+
+    intent: Intent
+    planned: Decimal | None
+    prepared: Prepared[Outcome]
+
+    def is_of(self, progress: Progress) -> bool:
+        """Whether the table says the same: it may keep fewer digits than it was given."""
+        intent, position = progress.intent, progress.position
+        if intent is None or replace(self.intent, position_id=position.id) != intent:
+            return False
+        return intent.step is not Step.ENTRY or _planned_stop(position) == self.planned
 
 
 def _planned_stop(position: Position) -> Decimal | None:

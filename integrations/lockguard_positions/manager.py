@@ -205,16 +205,19 @@ class AtomicPositionManager:
             new = venue.in_steps(new, ground.price)
         except ConfigurationError as exc:
             return NotOpened(str(exc), self._created(await self._store.refuse(lease, new, str(exc)), lease))
+
+        def begun(position: Position) -> None:
+            self._created(position, lease)
+            self._telling.warn_of_stops(position)
+
         try:
-            progress = await self._store.begin(
-                lease, new, number=ground.number, attached=venue.attached_stop(new)
+            progress = await flow.begin(
+                new, number=ground.number, attached=venue.attached_stop(new), begun=begun
             )
         except DuplicatePosition as exc:
             # Somebody wrote past the lease, but not past the index: stop here, order nothing.
             row = await self._store.open_of(venue.name, new.symbol)
             return NotOpened(str(exc), passing=True) if row is None else AlreadyOpen(row, new.side)
-        self._created(progress.position, lease)
-        self._telling.warn_of_stops(progress.position)
         position = await flow.drive(progress)
         if position.status is PositionStatus.ACTIVE:
             return Opened(position)

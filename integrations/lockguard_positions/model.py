@@ -125,6 +125,11 @@ class NewPosition:
     signal_id: str | None
     market: str | None = None
 
+    @property
+    def traded_as(self) -> str:
+        """As :attr:`Position.traded_as`."""
+        return self.market or self.symbol
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -161,6 +166,11 @@ class Position:
     token: int | None
     age_ms: int
     market: str | None = None
+
+    @property
+    def traded_as(self) -> str:
+        """What the exchange is asked by: the unified symbol, where the row has it."""
+        return self.market or self.symbol
 
     @property
     def opened_here(self) -> bool:

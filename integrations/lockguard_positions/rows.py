@@ -31,6 +31,7 @@ __all__ = [
     "entry_intent",
     "intend",
     "intent_of",
+    "intent_to_enter",
     "new_row",
     "next_intent",
     "position_of",
@@ -131,6 +132,12 @@ def entry_intent(position: Position, number: int, attached: Decimal | None) -> I
         *(number, position.id, Step.ENTRY, position.entry_client_id, position.side.entry),
         *(position.quantity, attached),
     )
+
+
+def intent_to_enter(lease: Lease, new: NewPosition, number: int, attached: Decimal | None) -> Intent:
+    """What :func:`entry_intent` will say of a row that is yet to be written, if that keeps all digits."""
+    client_id = client_order_id(lease.resource, number, Step.ENTRY)
+    return Intent(number, 0, Step.ENTRY, client_id, new.side.entry, new.quantity, attached)
 
 
 def stop_intent(lease: Lease, position: Position, number: int, trigger: Decimal) -> Intent:

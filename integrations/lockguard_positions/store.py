@@ -14,7 +14,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["PositionStore"]
 
 T = TypeVar("T")
+Then: TypeAlias = "Callable[[Progress], Awaitable[None]]"
 
 _ATTEMPTS_MAX = 5
 _PAUSE_FIRST_S = 0.05
@@ -144,6 +145,7 @@ class PositionStore:
         *,
         number: int | None = None,
         attached: Decimal | None = None,
+        then: Then | None = None,
     ) -> Progress:
         """A row in ``pending_entry`` and the intent to enter, before anything is ordered.
 
@@ -153,15 +155,26 @@ class PositionStore:
             number: what :meth:`next_intent` said under this lease, as an open asks for it while it waits for
                 the exchange; asked for here if it is not given.
             attached: the price of the stop that the entry brings along.
+            then: awaited as soon as they are committed, before the connection is given back; not if that had
+                to be found out.
 
         Raises:
             DuplicatePosition: there is an open row.
         """
         if number is None:
             number = await self.next_intent(new.exchange, new.symbol)
-        entering = PositionStatus.PENDING_ENTRY
-        position = await self._insert(lease, new, entering, number=number, attached=attached)
-        return Progress(position, rows.entry_intent(position, number, attached))
+        entering, its_number = PositionStatus.PENDING_ENTRY, number
+
+        def progress_of(position: Position) -> Progress:
+            return Progress(position, rows.entry_intent(position, its_number, attached))
+
+        async def committed(row: asyncpg.Record) -> None:
+            if then is not None:
+                await then(progress_of(rows.position_of(row)))
+
+        return progress_of(
+            await self._insert(lease, new, entering, number=number, attached=attached, then=committed)
+        )
 
     async def refuse(self, lease: Lease, new: NewPosition, error: str) -> Position:
         """A row that says why a signal was refused before any order."""
@@ -184,6 +197,7 @@ class PositionStore:
         error: str | None = None,
         number: int | None = None,
         attached: Decimal | None = None,
+        then: Callable[[asyncpg.Record], Awaitable[None]] | None = None,
     ) -> Position:
         has_market = await self._knows_markets()
         text, args, also = rows.new_row(
@@ -193,7 +207,7 @@ class PositionStore:
         async def written() -> asyncpg.Record | None:
             return await self._row("last_under", new.exchange, new.symbol, lease.token)
 
-        row = await self._write_one(lease, text, *args, also=also, written=written)
+        row = await self._write_one(lease, text, *args, also=also, written=written, then=then)
         assert row is not None
         return rows.position_of(row)
 
@@ -207,12 +221,16 @@ class PositionStore:
         price: Decimal | None,
         quantity: Decimal,
         stop: Decimal | None,
+        then: Then | None = None,
     ) -> Progress:
-        """The entry was executed; with the price of its stop, the intent to place that too, in one commit."""
+        """The entry was executed; with the price of its stop, the intent to place that too, in one commit.
+
+        ``then`` is as in :meth:`begin`.
+        """
         if intent is not None and stop is not None and await self._fills_with_stop():
             try:
                 return await self._record_entry_with_stop(
-                    lease, position, intent, (order_id, price, quantity), stop
+                    lease, position, intent, (order_id, price, quantity), stop, then=then
                 )
             except asyncpg.PostgresError as exc:
                 if exc.sqlstate != _ILLEGAL_CHANGE:
@@ -234,7 +252,14 @@ class PositionStore:
         return await self._write(lease, work)
 
     async def _record_entry_with_stop(
-        self, lease: Lease, position: Position, intent: Intent, entered: tuple[object, ...], stop: Decimal
+        self,
+        lease: Lease,
+        position: Position,
+        intent: Intent,
+        entered: tuple[object, ...],
+        stop: Decimal,
+        *,
+        then: Then | None,
     ) -> Progress:
         check_transition(position.status, PositionStatus.PENDING_SL)
         # Nobody had it: the row's entry has the last number of its symbol, under the same lease.
@@ -246,10 +271,16 @@ class PositionStore:
         async def written() -> asyncpg.Record | None:
             return await self._row("by_id", position.id)
 
+        def progress_of(moved: Position) -> Progress:
+            return Progress(moved, replace(following, amount=moved.quantity))
+
+        async def committed(row: asyncpg.Record) -> None:
+            if then is not None:
+                await then(progress_of(rows.position_of(row)))
+
         text = statement("record_entry_with_stop")
-        row = await self._write_one(lease, text, *args, *stopped, also=also, written=written)
-        moved = rows.changed(position, row)
-        return Progress(moved, replace(following, amount=moved.quantity))
+        row = await self._write_one(lease, text, *args, *stopped, also=also, written=written, then=committed)
+        return progress_of(rows.changed(position, row))
 
     async def expect_stop(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
         """The intent to place a stop; a new one each time, as an old one may still be on its way."""
@@ -481,6 +512,7 @@ class PositionStore:
         *args: object,
         also: Sequence[str] = (),
         written: Callable[[], Awaitable[asyncpg.Record | None]],
+        then: Callable[[asyncpg.Record], Awaitable[None]] | None = None,
     ) -> asyncpg.Record | None:
         """One fenced statement: no round trip more than the statement itself.
 
@@ -490,11 +522,15 @@ class PositionStore:
             args: of all its parts.
             also: what is written with it.
             written: reads the row, if the answer was lost and it has committed all the same.
+            then: awaited with the row before the connection is given back.
         """
 
         async def attempt() -> asyncpg.Record | None:
             async with self._lent() as conn:
-                return await fenced_fetchrow(conn, text, *args, lease=lease, also=also, timeout=_STATEMENT_S)
+                row = await fenced_fetchrow(conn, text, *args, lease=lease, also=also, timeout=_STATEMENT_S)
+                if row is not None and then is not None:
+                    await then(row)
+                return row
 
         return await self._until_done(lease, attempt, written)
 

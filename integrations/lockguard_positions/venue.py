@@ -27,9 +27,10 @@ from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_positions.model import PositionSide, stop_price_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 
     from lockguard_ccxt import GuardedExchange, Holding, Market, MarketRules, Side
+    from lockguard_ccxt.prepared import Prepared
     from lockguard_positions.model import Intent, NewPosition, Position
 
 __all__ = ["Pace", "Quote", "Venue", "covers", "give_up", "standing_stop"]
@@ -260,11 +261,17 @@ class Venue:
 
     # --- orders ---
 
-    async def enter(self, position: Position, intent: Intent, stop_price: Decimal | None) -> Outcome:
+    def prepare(
+        self, call: Callable[[], Coroutine[Any, Any, Outcome]], intent: Intent
+    ) -> Prepared[Outcome] | None:
+        """Begin :meth:`enter` or :meth:`stop` while its intent is being committed; its request waits."""
+        return self._exchange.prepare(call, name=intent.client_id)
+
+    async def enter(self, symbol: str, intent: Intent, stop_price: Decimal | None) -> Outcome:
         """Place an entry that was never sent before."""
         return await self._patiently(
             lambda: self._exchange.place_entry(
-                self.unified(position.market or position.symbol),
+                symbol,
                 intent.side,
                 intent.amount,
                 intent=intent.number,
@@ -272,13 +279,13 @@ class Venue:
             )
         )
 
-    async def stop(self, position: Position, intent: Intent) -> Outcome:
+    async def stop(self, symbol: str, intent: Intent) -> Outcome:
         """Place the stop of an intent, or find it."""
         assert intent.trigger is not None
         trigger = intent.trigger
         return await self._patiently(
             lambda: self._exchange.place_stop(
-                self.unified(position.market or position.symbol),
+                symbol,
                 intent.side,
                 intent.amount,
                 trigger=trigger,
@@ -291,7 +298,7 @@ class Venue:
         """Close, never turning the position round. One that was sent before is looked for by the caller."""
         return await self._patiently(
             lambda: self._exchange.close_position(
-                self.unified(position.market or position.symbol),
+                self.unified(position.traded_as),
                 intent.side,
                 intent.amount,
                 intent=intent.number,
@@ -328,7 +335,7 @@ class Venue:
         """
         with _translated():
             return await self._exchange.find_order(
-                self.unified(position.market or position.symbol),
+                self.unified(position.traded_as),
                 intent.client_id,
                 conditional=intent.step is Step.STOP,
             )
@@ -342,7 +349,7 @@ class Venue:
         assert position.stop_client_id is not None
         with _translated():
             return await self._exchange.find_order(
-                self.unified(position.market or position.symbol), position.stop_client_id, conditional=True
+                self.unified(position.traded_as), position.stop_client_id, conditional=True
             )
 
     def placed_stop(self, position: Position) -> PlacedOrder | None:
@@ -353,7 +360,7 @@ class Venue:
         return PlacedOrder(
             id=position.stop_order_id,
             client_id=position.stop_client_id or "",
-            symbol=self.unified(position.market or position.symbol),
+            symbol=self.unified(position.traded_as),
             side=position.side.exit,
             state=OrderState.ACCEPTED,
             amount=position.quantity,
