@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
     from lockguard_positions.race_settings import RaceSettings
 
-__all__ = ["Pace", "PaceResult", "compare"]
+__all__ = ["NO_WAIT", "Pace", "PaceResult", "Runner", "compare"]
 
-_NO_WAIT = 1e-6
+NO_WAIT = 1e-6
+"""The time scale of an unguarded flow that does not wait a fixed time for its entry to settle."""
 _WARM_UP = 3
 
 
@@ -84,7 +85,7 @@ class PaceResult:
         }
 
 
-class _Runner:
+class Runner:
     """One of the two flows, with a database of its own."""
 
     def __init__(
@@ -98,7 +99,7 @@ class _Runner:
         self._requests: list[tuple[str, ...]] = []
 
     @classmethod
-    async def start(cls, stack: AsyncExitStack, settings: RaceSettings, control: ControlClient) -> _Runner:
+    async def start(cls, stack: AsyncExitStack, settings: RaceSettings, control: ControlClient) -> Runner:
         """Connected; ends with ``stack``."""
         _, url = await stack.enter_async_context(scratch_database(settings))
         conn = await asyncpg.connect(url)
@@ -109,18 +110,26 @@ class _Runner:
 
     async def open(self, symbol: str) -> None:
         """One open on an exchange and a table that know of none."""
-        await self._control.reset()
-        await self._conn.execute(statement("forget", "race.sql"))
+        await self.forget()
         report, symbol = Report(), self._bot.unified(symbol)
         began = SYSTEM_CLOCK.now()
-        if not self._settings.guard:
-            await self._bot.look(symbol)
-        await self._bot.open(symbol, report)
+        await self.flow(symbol, report)
         self._took_ms.append((SYSTEM_CLOCK.now() - began) * 1000)
         if report.opened != 1:
             raise ConfigurationError(f"{symbol} was not opened; give an exchange that nobody else uses")
         record = await self._control.record()
         self._requests.append(tuple(request.operation.value for request in record.requests))
+
+    async def forget(self) -> None:
+        """Let the exchange and the table know of nothing."""
+        await self._control.reset()
+        await self._conn.execute(statement("forget", "race.sql"))
+
+    async def flow(self, symbol: str, report: Report) -> None:
+        """What is compared: the same requests with the guard and without."""
+        if not self._settings.guard:
+            await self._bot.look(symbol)
+        await self._bot.open(symbol, report)
 
     def pace(self) -> Pace:
         """Of all but the first opens, which connect."""
@@ -146,8 +155,8 @@ async def compare(
         control = await stack.enter_async_context(ControlClient(settings.exchange_url))
         symbols = await symbols_of(settings, control)
         await reach_redis(settings, symbols)
-        guarded = await _Runner.start(stack, settings, control)
-        unguarded = await _Runner.start(stack, replace(settings, guard=False, time_scale=_NO_WAIT), control)
+        guarded = await Runner.start(stack, settings, control)
+        unguarded = await Runner.start(stack, replace(settings, guard=False, time_scale=NO_WAIT), control)
         await control.set_latency(timedelta(milliseconds=settings.latency_ms))
         for number in range(settings.opens + _WARM_UP):
             turn = (guarded, unguarded) if number % 2 else (unguarded, guarded)

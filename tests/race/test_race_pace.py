@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import statistics
+import sys
+from asyncio import selector_events
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
+from lockguard_ccxt.testing import ControlClient
 from lockguard_positions.cli import race
 from lockguard_positions.race import RaceSettings
-from lockguard_positions.race_pace import compare
+from lockguard_positions.race_exchange import exchange_apart
+from lockguard_positions.race_pace import NO_WAIT, Runner, compare
+from lockguard_positions.race_settings import Report
 
 REQUESTS = ("positions", "create_order", "create_algo")
 
@@ -44,3 +57,68 @@ def test_what_belongs_to_a_race_is_refused() -> None:
     assert done.output.strip() == (
         "Error: --compare opens undisturbed with the guard and without; leave --no-guard out"
     )
+
+
+class Calls:
+    """Counts the calls of Python functions that are made while nothing is asked of anybody else.
+
+    They are what an open costs by itself, whatever the load of the machine: what is computed while an answer
+    is waited for costs nothing.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._asked: set[object] = set()
+        self._count = 0
+        for name, act in (
+            ("write", self._asked.add),
+            ("writelines", self._asked.add),
+            ("_read_ready", self._asked.discard),
+        ):
+            self._around(monkeypatch, name, act)
+
+    def _around(self, monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[object], None]) -> None:
+        method = getattr(selector_events._SelectorSocketTransport, name)  # type: ignore[attr-defined]
+
+        def watched(transport: object, *args: object) -> object:
+            act(transport)
+            return method(transport, *args)
+
+        monkeypatch.setattr(selector_events._SelectorSocketTransport, name, watched)  # type: ignore[attr-defined]
+
+    async def during(self, work: Coroutine[Any, Any, object]) -> int:
+        self._asked.clear()
+        self._count = 0
+        sys.setprofile(self._see)
+        try:
+            await work
+        finally:
+            sys.setprofile(None)
+        return self._count
+
+    def _see(self, _frame: FrameType, event: str, _arg: object) -> None:
+        self._count += event == "call" and not self._asked
+
+
+async def test_an_open_computes_little_more_between_answers_and_requests_than_without_the_guard(
+    urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, counts = Calls(monkeypatch), {True: list[int](), False: list[int]()}
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(exchange_apart())
+        settings = RaceSettings(**{**urls, "exchange_url": url})
+        plain = replace(settings, guard=False, time_scale=NO_WAIT)
+        control = await stack.enter_async_context(ControlClient(url))
+        runners = {
+            True: await Runner.start(stack, settings, control),
+            False: await Runner.start(stack, plain, control),
+        }
+        await control.set_latency(timedelta(milliseconds=20))
+        for number in range(10):
+            for guard, runner in runners.items():
+                await runner.forget()
+                report = Report()
+                count = await calls.during(runner.flow("APT/USDT:USDT", report))
+                assert report.opened == 1
+                counts[guard] += [count] if number >= 4 else []  # the first ones connect and prepare
+    guarded, unguarded = (statistics.median(counts[guard]) for guard in (True, False))
+    assert guarded < unguarded * 1.05, f"{guarded} with the guard, {unguarded} without"

@@ -1,0 +1,209 @@
+"""An order is made ready while its intent is being committed. It leaves after the commit, or never."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import ccxt.async_support as ccxt_async
+import pytest
+
+from lockguard import LeaseLost, LockGuard, StaleToken
+from lockguard.testing import FakeClock
+from lockguard_asyncpg import PostgresFence, install
+from lockguard_ccxt import GuardedExchange, prepared
+from lockguard_ccxt.testing import LocalExchange, connect
+from lockguard_ccxt.testing.client import point_at
+from lockguard_positions import AtomicPositionManager, Opened, OpenResult, PositionStatus, migrate
+
+APT = "APT/USDT:USDT"
+
+
+@dataclass
+class Stage:
+    manager: AtomicPositionManager
+    guard: LockGuard
+    exchange: LocalExchange
+    client: Any
+    other: asyncpg.Connection[Any]
+
+    def opening(self, quantity: str = "10") -> asyncio.Task[OpenResult]:
+        price = self.exchange.price(APT)
+        return asyncio.create_task(
+            self.manager.open_position_atomic("s", APT, "binance", "long", quantity, price, "2"),
+            name="opening",
+        )
+
+    @property
+    def orders(self) -> int:
+        record = self.exchange.record()
+        return len(record.entries(APT)) + len(record.open_stops(APT))
+
+
+@pytest.fixture
+async def stage(redis_url: str, database_url: str) -> AsyncIterator[Stage]:
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(asyncpg.create_pool(database_url, min_size=2, max_size=5))
+        other = await asyncpg.connect(database_url)
+        stack.push_async_callback(other.close)
+        await install(other)
+        await migrate(other)
+        guard = LockGuard.from_url(redis_url, fence=PostgresFence(pool), ttl=timedelta(seconds=5))
+        await stack.enter_async_context(guard)
+        exchange = await stack.enter_async_context(LocalExchange())
+        client = connect(exchange.url)
+        stack.push_async_callback(client.close)
+        guarded = GuardedExchange(client)
+        await guarded.load()
+        yield Stage(AtomicPositionManager(guard, pool, [guarded]), guard, exchange, client, other)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(8):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def ready(step: str) -> list[asyncio.Task[Any]]:
+    """The calls of a step's orders that have begun: they have the client order id for a name."""
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith(f"lg{step}-")]
+
+
+async def lock_rows(conn: asyncpg.Connection[Any]) -> None:
+    """Nobody's write to a row commits until this transaction ends."""
+    await conn.execute("begin; lock table monitoring.positions in exclusive mode")
+
+
+async def test_an_order_that_was_made_ready_does_not_leave_before_its_intent_is_committed(
+    stage: Stage,
+) -> None:
+    await lock_rows(stage.other)
+    opening = stage.opening()
+    await until(lambda: bool(ready("e")))
+    await until_blocked(stage.other)
+    await asyncio.sleep(0.1)  # more than an order takes
+    assert (stage.orders, len(ready("e"))) == (0, 1)
+    await stage.other.execute("rollback")
+    result = await opening
+    assert isinstance(result, Opened)
+    assert (stage.orders, ready("e")) == (2, [])
+    assert result.position.status is PositionStatus.ACTIVE
+
+
+async def test_an_open_that_is_cancelled_before_its_commit_orders_nothing_then_or_later(stage: Stage) -> None:
+    await lock_rows(stage.other)
+    opening = stage.opening()
+    await until(lambda: bool(ready("e")))
+    opening.cancel()
+    with suppress(asyncio.CancelledError):
+        await opening
+    await stage.other.execute("rollback")
+    assert (stage.orders, ready("e")) == (0, [])
+    await stage.manager.recover("binance")
+    assert stage.orders == 0
+
+
+async def test_an_order_that_was_made_ready_does_not_leave_when_postgres_refuses_its_intent(
+    stage: Stage,
+) -> None:
+    await lock_rows(stage.other)
+    opening = stage.opening()
+    await until(lambda: bool(ready("e")))
+    await until_blocked(stage.other)
+    await stage.other.execute("select lockguard.break_('binance:APTUSDT', 'the test', 1000)")
+    await stage.other.execute("commit")
+    with pytest.raises((StaleToken, LeaseLost)):
+        await opening
+    assert (stage.orders, ready("e")) == (0, [])
+
+
+async def test_an_order_that_waited_for_long_is_made_anew_as_its_time_is_in_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(prepared, "SYSTEM_CLOCK", clock)
+    made: list[str] = []
+    sign = type(stage.client).sign
+
+    def signed(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        made.append(path)
+        return sign(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(type(stage.client), "sign", signed)
+    await lock_rows(stage.other)
+    opening = stage.opening()
+    await until(lambda: "order" in made)
+    clock.advance(timedelta(seconds=0.6))
+    await stage.other.execute("rollback")
+    assert isinstance(await opening, Opened)
+    assert (made.count("order"), len(stage.exchange.record().entries(APT))) == (2, 1)
+
+
+async def test_an_order_that_the_table_keeps_in_fewer_digits_is_made_anew_from_the_table(
+    stage: Stage,
+) -> None:
+    await stage.other.execute("alter table monitoring.positions alter column quantity type numeric(20, 0)")
+    result = await stage.opening("10.4")
+    assert isinstance(result, Opened)
+    (entry,) = stage.exchange.record().entries(APT)
+    assert (entry.qty, result.position.quantity) == (Decimal(10), Decimal(10))
+
+
+class Paper(ccxt_async.binanceusdm):  # type: ignore[misc]
+    """A paper account, as people make them: its orders never reach ``fetch``."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.filled: list[str] = []
+
+    async def create_order(self, *args: Any, **_: Any) -> Any:
+        self.filled.append(str(args[2]))
+        raise ccxt_async.InsufficientFunds("no paper left")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_what_sends_by_other_ways_than_fetch_is_not_begun_before_the_commit(
+    stage: Stage, redis_url: str, database_url: str, replaced: bool
+) -> None:
+    asked: list[str] = []
+
+    async def create_order(*args: Any, **_: Any) -> Any:
+        asked.append(str(args[2]))
+        raise ccxt_async.InsufficientFunds("no paper left")
+
+    client: Any = stage.client
+    if replaced:
+        client.create_order = create_order
+    else:
+        client = Paper({"apiKey": client.apiKey, "secret": client.secret, "enableRateLimit": False})
+        point_at(client, stage.exchange.url)
+        asked = client.filled
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=3) as pool:
+        exchange = GuardedExchange(client)
+        await exchange.load()
+        manager = AtomicPositionManager(stage.guard, pool, [exchange])
+        stage.manager = manager
+        await lock_rows(stage.other)
+        opening = stage.opening()
+        await until_blocked(stage.other)
+        assert asked == []
+        await stage.other.execute("rollback")
+        await opening
+    assert asked == ["buy"]
+    if not replaced:
+        await client.close()
+
+
+async def until_blocked(conn: asyncpg.Connection[Any]) -> None:
+    """Until somebody waits for a lock that this connection has."""
+    async with asyncio.timeout(8):
+        while not await conn.fetchval(
+            "select count(*) from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))"
+        ):
+            await asyncio.sleep(0.01)
