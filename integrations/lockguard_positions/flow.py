@@ -23,14 +23,15 @@ word. Every way out is reduce-only. ``LeaseLost`` and ``StaleToken`` pass throug
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
-from lockguard_ccxt import Executed, OrderState, Outcome, PlacedOrder, Refusal, Refused, Step, Unknown
+from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
 from lockguard_positions.deadline import StopDeadline
+from lockguard_positions.early import EarlyOrder
 from lockguard_positions.errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions.events import Alert, Moved, PositionEvent
 from lockguard_positions.exits import Exits
@@ -49,11 +50,8 @@ from lockguard_positions.sweeping import Sweeper
 from lockguard_positions.venue import covers, standing_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from lockguard.clock import Clock
     from lockguard.lease import Lease
-    from lockguard_ccxt.prepared import Prepared
     from lockguard_positions.store import PositionStore
     from lockguard_positions.venue import Pace, Venue
 
@@ -106,7 +104,7 @@ class Flow:
         self._emit = emit
         self._unstopped = StopDeadline(pace.stop_deadline, clock)
         self._bought: set[int] = set()  # what was entered under this very lease
-        self._early: _Early | None = None
+        self._early = EarlyOrder(venue)
         self.sweeper = Sweeper(store, venue, lease, emit)
         self._exits = Exits(
             store,
@@ -142,14 +140,16 @@ class Flow:
         if number is not None:
             entering = intent_to_enter(self._lease, new, number, attached)
             planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
-            self._prepare(entering, partial(self._venue.enter, new.traded_as, entering, planned), planned)
+            self._early.make_ready(
+                entering, partial(self._venue.enter, new.traded_as, entering, planned), planned
+            )
         try:
             progress = await self._store.begin(
-                self._lease, new, number=number, attached=attached, then=self._send
+                self._lease, new, number=number, attached=attached, then=self._early.send
             )
             begun(progress.position)
         except BaseException:
-            await self._drop()
+            await self._early.drop()
             raise
         return progress
 
@@ -196,7 +196,7 @@ class Flow:
         finally:
             unstopped = self._unstopped.running
             self._unstopped.end()
-            await self._drop()
+            await self._early.drop()
         why = f"it did not settle in {_STEPS_MAX} steps; the next look goes on"
         self._alert(progress.position, f"without a stop: {why}" if unstopped else why)
         return progress.position
@@ -227,8 +227,8 @@ class Flow:
             if order is None:
                 return await self._judge_missing_entry(position, intent)
             return await self._entered(position, intent, order)
-        outcome = await self._placed(
-            intent, partial(self._venue.enter, position.traded_as, intent, _planned_stop(position))
+        outcome = await self._early.placed(
+            intent, partial(self._venue.enter, position.traded_as, intent, position.planned_stop)
         )
         match outcome:
             case Executed(order=order):
@@ -289,7 +289,7 @@ class Flow:
             following = stop_intent(
                 self._lease, replace(position, quantity=quantity), intent.number + 1, stop
             )
-            self._prepare(following, partial(self._venue.stop, position.traded_as, following))
+            self._early.make_ready(following, partial(self._venue.stop, position.traded_as, following))
         progress = await self._store.record_entry(
             self._lease,
             position,
@@ -298,7 +298,7 @@ class Flow:
             price=price,
             quantity=quantity,
             stop=stop,
-            then=self._send,
+            then=self._early.send,
         )
         self._moved(replace(progress.position, status=PositionStatus.ENTRY_PLACED), position)
         if progress.intent is not None:
@@ -367,7 +367,7 @@ class Flow:
 
     async def _stop(self, position: Position, intent: Intent) -> Progress | None:
         self._without_stop(position)
-        outcome = await self._placed(intent, partial(self._venue.stop, position.traded_as, intent))
+        outcome = await self._early.placed(intent, partial(self._venue.stop, position.traded_as, intent))
         match outcome:
             case Executed(order=order):
                 return await self._stopped(position, intent, order)
@@ -561,40 +561,11 @@ class Flow:
         progress = await self._intend_stop(position)
         return position if progress is None else await self.drive(progress)
 
-    # --- orders that are made ready while their intent is being written ---
-
-    def _prepare(
-        self, intent: Intent, ask: Callable[[], Coroutine[Any, Any, Outcome]], planned: Decimal | None = None
-    ) -> None:
-        prepared = self._venue.prepare(ask, intent)
-        self._early = None if prepared is None else _Early(intent, planned, prepared)
-
-    async def _send(self, progress: Progress) -> None:
-        """Let the order leave that was made ready, if it is the very one whose intent is committed now."""
-        if self._early is not None and self._early.is_of(progress):
-            await self._early.prepared.send()
-
-    async def _placed(self, intent: Intent, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """What became of the order of an intent: of the one that has left already, or of one made now."""
-        early = self._early
-        if early is not None and early.prepared.sent:
-            assert early.intent.client_id == intent.client_id
-            outcome = await early.prepared.outcome()
-            self._early = None
-            return outcome
-        await self._drop()
-        return await ask()
-
-    async def _drop(self) -> None:
-        if self._early is not None:
-            await self._early.prepared.drop()
-            self._early = None
-
     # --- inside ---
 
     def _trigger(self, position: Position) -> Decimal | None:
         """The stop's price, in the exchange's ticks."""
-        planned = _planned_stop(position)
+        planned = position.planned_stop
         return None if planned is None else self._venue.rules(position.symbol).price(planned)
 
     async def _settled(self, position: Position, intent: Intent, refused: Refused) -> None:
@@ -614,28 +585,3 @@ class Flow:
 
     def _alert(self, position: Position, message: str) -> None:
         self._emit(Alert(f"{position.exchange}:{position.symbol}", position.id, message))
-
-
-@dataclass(frozen=True, slots=True)
-class _Early:
-    """An order that was made ready before its intent was committed."""
-
-    intent: Intent
-    planned: Decimal | None
-    prepared: Prepared[Outcome]
-
-    def is_of(self, progress: Progress) -> bool:
-        """Whether the table says the same: it may keep fewer digits than it was given."""
-        intent, position = progress.intent, progress.position
-        if intent is None or replace(self.intent, position_id=position.id) != intent:
-            return False
-        return intent.step is not Step.ENTRY or _planned_stop(position) == self.planned
-
-
-def _planned_stop(position: Position) -> Decimal | None:
-    """The stop's price before it is brought to the tick."""
-    if position.stop_price is not None:  # it may have been moved, or be a person's
-        return position.stop_price
-    if position.entry_price is None or position.stop_loss_percent is None:
-        return None
-    return stop_price_of(position.side, position.entry_price, position.stop_loss_percent)

@@ -173,6 +173,15 @@ class Position:
         return self.market or self.symbol
 
     @property
+    def planned_stop(self) -> Decimal | None:
+        """The stop's price before it is brought to the tick; ``None`` if nothing tells where it should be."""
+        if self.stop_price is not None:  # it may have been moved, or be a person's
+            return self.stop_price
+        if self.entry_price is None or self.stop_loss_percent is None:
+            return None
+        return stop_price_of(self.side, self.entry_price, self.stop_loss_percent)
+
+    @property
     def opened_here(self) -> bool:
         """Whether an order of this table is known to have opened it. What is not may be a person's."""
         return self.entry_order_id is not None
