@@ -1,6 +1,6 @@
 """The order that is made ready while its intent is being committed; one at a time, as a flow places them.
 
-It leaves when the row that was committed says the same, and only then; see ``docs/adr/0014``.
+It leaves when the row that was committed says the same, and only then; see ``docs/adr/0015``.
 """
 
 from __future__ import annotations
