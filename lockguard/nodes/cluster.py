@@ -166,7 +166,7 @@ class ClusterNode(ScriptedNode):
         shard = self._map.shard_for(keys[0])
         if script is ACQUIRE:
             decode = partial(self._acquired, decode, keys[0], str(args[_INBOX]))
-        call = Call(shard, script, decode, keys, args)
+        call = self._call(shard, script, decode, keys, args)
         if script is RELEASE:
             self._releasing.add(call.future)
             call.future.add_done_callback(partial(self._released, call))
@@ -285,4 +285,16 @@ class ClusterNode(ScriptedNode):
             self._release_again(release.place, release.keys, release.args)
 
     def _release_again(self, place: Place, keys: tuple[str, ...], args: tuple[str | int, ...]) -> None:
-        self._try_again(Call(self._map.shard_at(place), RELEASE, bool, keys, args), NotSent("moved"), 0)
+        call = self._call(self._map.shard_at(place), RELEASE, bool, keys, args)
+        self._try_again(call, NotSent("moved"), 0)
+
+    def _call(
+        self,
+        shard: StandaloneNode,
+        script: Script,
+        decode: Callable[[Any], Any],
+        keys: tuple[str, ...],
+        args: tuple[str | int, ...],
+    ) -> Call:
+        future = self._loop.create_future()
+        return Call(shard, script, decode, keys, args, future, began_at=SYSTEM_CLOCK.now())

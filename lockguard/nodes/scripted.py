@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from lockguard.lease import GrantId, Resource, Token
@@ -77,6 +77,11 @@ class ScriptedNode(ABC):
         """Have a script run; the future gets what ``decode`` makes of its reply, or a vote of no effect."""
 
     # What all share.
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The one loop that a node serves; asking which one runs is a system call before Python 3.12."""
+        return asyncio.get_running_loop()
 
     def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
         """Have ``callback`` called with the grant of each waiter that the server wakes; ``None``: all."""

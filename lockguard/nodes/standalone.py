@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import hiredis
 
-from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import NodeRefused, NodeUnknown
 from lockguard.lease import GrantId
 from lockguard.lua import ACQUIRE, EXTEND, INSPECT, RELEASE, SETTLE, Script
@@ -19,7 +18,7 @@ from lockguard.nodes.login import ask
 from lockguard.nodes.scripted import NAMESPACE, ScriptedNode
 from lockguard.nodes.server import ServerFacts, require
 from lockguard.nodes.wire import Cut, NotSent, Reply, Wire
-from lockguard.ports import AcquireRequest, AcquireVote, Answer, Granted, NoVote, Refused, Unknown
+from lockguard.ports import AcquireVote, Answer, Granted, NoVote, Refused, Unknown
 
 __all__ = ["SAME_AGAIN", "Call", "StandaloneNode"]
 
@@ -53,7 +52,7 @@ class Call:
         future: what the caller waits for; done if it no longer does.
         node: which sent it last, and is answered.
         tries: how often it was sent again.
-        began_at: when it was made, on the clock, in seconds.
+        began_at: when it was made, on the clock, in seconds; for a cluster, which bounds it by that.
         fault: why it was sent again.
     """
 
@@ -66,16 +65,18 @@ class Call:
         decode: Callable[[Any], Any],
         keys: tuple[str, ...],
         args: tuple[str | int, ...],
-        future: Answer | None = None,
+        future: Answer,
+        *,
+        began_at: float = 0.0,
     ) -> None:
         self.node = node
         self.script = script
         self.decode = decode
         self.keys = keys
         self.args = args
-        self.future: Any = asyncio.get_running_loop().create_future() if future is None else future
+        self.future: Any = future
         self.tries = 0
-        self.began_at = SYSTEM_CLOCK.now()
+        self.began_at = began_at
         self.fault = ""
 
     def __call__(self, reply: Reply) -> None:
@@ -175,14 +176,9 @@ class StandaloneNode(ScriptedNode):
         await self._connection.aclose()
         self._give_up()
 
-    def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
-        """Run acquire.lua; with ``min_replicas``, then wait until they have the lock."""
-        asked = super().acquire(request)
-        return asked if not self._min_replicas else self._replicated(asked, request.ttl_ms)
-
     async def ask(self, *command: str | bytes | int) -> Reply:
         """Say anything else; gives the reply, which may be an exception object."""
-        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Reply] = self._loop.create_future()
         self._connection.send(lambda reply: None if answer.done() else answer.set_result(reply), *command)
         return await answer
 
@@ -208,10 +204,11 @@ class StandaloneNode(ScriptedNode):
         Returns:
             Where the vote goes: ``answer``, or a new future.
         """
-        call = Call(self, script, decode, keys, args, answer)
-        asked: asyncio.Future[Any] = call.future
-        self.say(call, lone=lone)
-        return asked
+        asked: Any = self._loop.create_future() if answer is None else answer
+        self.say(Call(self, script, decode, keys, args, asked), lone=lone)
+        if script is ACQUIRE and self._min_replicas:
+            return self._replicated(asked, int(args[_TTL]))
+        return asked  # type: ignore[no-any-return]
 
     def say(self, call: Call, *, lone: bool = False) -> None:
         """Send a call by its script's SHA; see :meth:`run`."""
@@ -223,20 +220,25 @@ class StandaloneNode(ScriptedNode):
 
     def answered(self, call: Call, reply: Reply) -> None:
         """Make a vote of a call's reply, unless it has to be sent again."""
+        future = call.future
         if not isinstance(reply, Exception):
-            vote = self._read(call, reply)
+            try:
+                vote = call.decode(reply)  # also when nobody waits: a node learns from it
+            except (ValueError, TypeError, IndexError) as exc:  # somebody else wrote to our keys
+                text = f"{self.name}: {call.script.name}: unreadable reply {reply!r:.200}: {exc}"
+                vote = Unknown(NodeUnknown(text, node=self.name))
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
             # Not executed, so it may be sent again. Not for a cancelled caller, though: its undo is
             # already on its way and would be overtaken. An undo itself has nothing behind it.
-            if not call.future.done() or call.script is RELEASE:
+            if not future.done() or call.script is RELEASE:
                 self._send_text(call)
             return
         elif self._redirect(reply, call) or self._again_soon(reply, call):
             return
         else:
             vote = self._no_vote(call, reply)
-        if not call.future.done():
-            call.future.set_result(vote)
+        if not future.done():
+            future.set_result(vote)
 
     _run = run
 
@@ -262,7 +264,8 @@ class StandaloneNode(ScriptedNode):
         self._connection.drop(cause)
 
     def _replicated(self, asked: asyncio.Future[AcquireVote], ttl_ms: int) -> asyncio.Future[AcquireVote]:
-        future: asyncio.Future[AcquireVote] = asyncio.get_running_loop().create_future()
+        """A vote that waits until the replicas have the lock."""
+        future: asyncio.Future[AcquireVote] = self._loop.create_future()
 
         def counted(reply: Reply) -> None:
             if future.done():
@@ -293,13 +296,6 @@ class StandaloneNode(ScriptedNode):
 
     def _send_text(self, call: Call) -> None:
         self._connection.send(call, "EVAL", call.script.source, len(call.keys), *call.keys, *call.args)
-
-    def _read(self, call: Call, reply: Reply) -> Any:
-        try:
-            return call.decode(reply)
-        except (ValueError, TypeError, IndexError) as exc:  # somebody else wrote to our keys
-            text = f"{self.name}: {call.script.name}: unreadable reply {reply!r:.200}: {exc}"
-            return Unknown(NodeUnknown(text, node=self.name))
 
     def _no_vote(self, call: Call, fault: Exception) -> NoVote:
         """An error is never a yes (S12)."""

@@ -22,6 +22,9 @@ from lockguard.text import decoded
 __all__ = ["acquired", "broken", "done", "done_again", "extended", "inspected", "membership"]
 
 
+_FOUND, _NOT_FOUND = Done(found=True), Done(found=False)
+
+
 def acquired(reply: list[Any]) -> AcquireVote:
     """Of acquire.lua."""
     if reply[0] == 1:
@@ -44,7 +47,7 @@ def acquired(reply: list[Any]) -> AcquireVote:
 
 def done(reply: int) -> Done:
     """Of settle.lua, release.lua and rejoin.lua."""
-    return Done(found=reply == 1)
+    return _FOUND if reply == 1 else _NOT_FOUND
 
 
 def done_again(reply: int) -> Done:

@@ -77,6 +77,8 @@ class Wire(asyncio.Protocol):
         self._doubt_s = math.inf
         self._reader = hiredis.Reader(notEnoughData=_NO_MORE)
         self._transport: asyncio.Transport | None = None
+        self.open = False
+        """Whether commands can be sent."""
         self._slots: deque[Slot] = deque()
         self._unsent: list[bytes] = []
         self._unsent_slots = 0
@@ -89,11 +91,6 @@ class Wire(asyncio.Protocol):
         self._ended: str | None = None
         self.gone = asyncio.Event()
         """Set when the socket is closed, which is a turn of the loop after :meth:`end`."""
-
-    @property
-    def open(self) -> bool:
-        """Whether commands can be sent."""
-        return self._transport is not None and self._ended is None
 
     @property
     def owed(self) -> int:
@@ -125,7 +122,7 @@ class Wire(asyncio.Protocol):
             lone: write at once if no reply is owed: a caller that is alone saves a turn of the loop, and of
                 many only the first does not share the write.
         """
-        if self._ended is not None or self._transport is None:
+        if not self.open:
             slot(NotSent(self._ended or "not connected"))
             return
         if len(self._slots) >= PENDING_MAX:
@@ -174,7 +171,8 @@ class Wire(asyncio.Protocol):
     def flush(self) -> None:
         """Write what is queued now."""
         self._flush_due = False
-        if self._unsent and self._transport is not None and self._ended is None:
+        if self._unsent and self.open:
+            assert self._transport is not None
             data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
             self._unsent.clear()
             self._unsent_slots = 0
@@ -184,7 +182,7 @@ class Wire(asyncio.Protocol):
         """Close at once; every open slot is told."""
         if self._ended is not None:
             return
-        self._ended = cause
+        self._ended, self.open = cause, False
         if self._watch is not None:
             self._watch.cancel()
         if self._transport is not None:
@@ -228,7 +226,8 @@ class Wire(asyncio.Protocol):
         """The transport is ready."""
         # A cast and no check: the transports of other loops, such as uvloop's, inherit from nothing.
         self._transport = cast("asyncio.Transport", transport)
-        if self._ended is not None:  # given up while it was being made
+        self.open = self._ended is None
+        if not self.open:  # given up while it was being made
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -239,7 +238,7 @@ class Wire(asyncio.Protocol):
         reader = self._reader
         try:
             reader.feed(data)
-            while self._ended is None and (reply := reader.gets()) is not _NO_MORE:
+            while self.open and (reply := reader.gets()) is not _NO_MORE:
                 if isinstance(reply, hiredis.PushNotification):
                     self._on_push(reply)
                 elif self._slots:
