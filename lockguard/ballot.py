@@ -11,6 +11,7 @@ longer than the nodes did.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -223,44 +224,50 @@ class Poll(Generic[T]):
 
 
 class Bound:
-    """Ends the wait for answers that do not come. All have the same time, so one timer serves them.
+    """Ends the wait for answers that do not come. One timer serves them all, and an answer does not touch it.
 
     Args:
-        within_s: how long one may take.
-        give_up: called with each that took longer.
+        within_s: how long one may take at most.
+        give_up: called with each that took longer, and with how long it had.
     """
 
-    def __init__(self, within_s: float, give_up: Callable[[Future[Any]], None]) -> None:
+    def __init__(self, within_s: float, give_up: Callable[[Future[Any], float], None]) -> None:
         self._within_s = within_s
         self._give_up = give_up
-        self._open: deque[tuple[float, Future[Any]]] = deque()
+        self._open: deque[tuple[float, float, Future[Any]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
 
-    def expect(self, asked: Future[Any]) -> None:
-        """Wait for it no longer than that."""
-        while self._open and self._open[0][1].done():
-            self._open.popleft()
-        loop = asyncio.get_running_loop()
-        self._open.append((loop.time() + self._within_s, asked))
-        if self._timer is None:
-            self._timer = loop.call_later(self._within_s, self._look)
+    def expect(self, asked: Future[T], within_s: float = math.inf) -> Future[T]:
+        """Wait for it no longer than that, or than ``within_s`` if that is less; gives it back."""
+        within_s = min(within_s, self._within_s)
+        loop, waited_for = asked.get_loop(), self._open
+        while waited_for and waited_for[0][2].done():
+            waited_for.popleft()
+        due = loop.time() + within_s
+        waited_for.append((due, within_s, asked))
+        if due < self._timer_at:
+            self.close()
+            self._timer_at, self._timer = due, loop.call_at(due, self._look, loop)
+        return asked
 
     def close(self) -> None:
         """Leave no timer behind."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = None
-        while self._open:
-            due, asked = self._open[0]
-            if not asked.done() and due > loop.time():
-                self._timer = loop.call_at(due, self._look)
-                return
-            self._open.popleft()
-            if not asked.done():
-                self._give_up(asked)
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now, waited_for, self._open = loop.time(), self._open, deque()
+        for due, within_s, asked in waited_for:
+            if asked.done():
+                continue
+            if due > now:
+                self._open.append((due, within_s, asked))
+            else:
+                self._give_up(asked, within_s)
+        self._timer, self._timer_at = None, min((due for due, _, _ in self._open), default=math.inf)
+        if self._open:
+            self._timer = loop.call_at(self._timer_at, self._look, loop)
 
 
 class Proposals:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 __all__ = ["DRIFT_FIXED_MS", "DRIFT_SHARE", "drift_ms", "majority", "may_be_most", "trusted_s", "ttl_ms_min"]
 
 DRIFT_SHARE = 0.01
@@ -28,6 +30,7 @@ def drift_ms(ttl_ms: int) -> float:
     return ttl_ms * DRIFT_SHARE + DRIFT_FIXED_MS
 
 
+@lru_cache(maxsize=256)
 def trusted_s(ttl_ms: int) -> float:
     """How long a grant may be trusted, in seconds, counted from before its request was sent."""
     return (ttl_ms - drift_ms(ttl_ms)) / 1000

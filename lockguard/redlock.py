@@ -90,7 +90,7 @@ _CLOSE_S = 5.0
 """How long all nodes may take to send what is queued and close."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Won:
     """The lock is held.
 
@@ -244,16 +244,13 @@ class Redlock:
         if self._company is not None:
             return await self._ask_company(self._company, request, within_s)
         # One node's vote is the decision, and the token that it gave is final.
-        vote = await self._bounded(self.nodes[0].acquire(request), within_s)
-        match vote:
-            case Granted(token):
-                deadline = sent_at + trusted_s(request.ttl_ms)
-                if self._clock.now() < deadline:
-                    return Won(token, deadline)
-            case Busy():
-                return Contended(vote)
-            case _:
-                pass
+        vote = await self._bound.expect(self.nodes[0].acquire(request), within_s)
+        if isinstance(vote, Granted):
+            deadline = sent_at + trusted_s(request.ttl_ms)
+            if self._clock.now() < deadline:
+                return Won(vote.token, deadline)
+        elif isinstance(vote, Busy):
+            return Contended(vote)
         return NoQuorum({self.nodes[0].name: spoken(vote)})
 
     async def _ask_company(self, company: Company, request: AcquireRequest, within_s: float) -> Attempt:
@@ -304,7 +301,7 @@ class Redlock:
         """Write the final token on a majority, while this grant holds the lock there."""
         asked = [node.settle(request.resource, request.grant, token) for node in self.nodes]
         if self._company is None:
-            return _is_found(await self._bounded(asked[0]))
+            return _is_found(await self._bound.expect(asked[0]))
         votes = await self._ballot.wait(asked, _is_found)
         return sum(vote is not None and _is_found(vote) for vote in votes) >= self._quorum
 
@@ -358,8 +355,10 @@ class Redlock:
                 return Found.YES
             gone = sum(vote is not None and _found(vote) is False for vote in asked.votes)
             return Found.NO if gone >= self._quorum else Found.UNKNOWN
-        found = _found(await self._bounded(asked))
-        return Found.UNKNOWN if found is None else Found.YES if found else Found.NO
+        vote = await self._bound.expect(asked)
+        if isinstance(vote, Done) and vote.found:
+            return Found.YES
+        return Found.NO if _found(vote) is False else Found.UNKNOWN
 
     def undo(self, resource: Resource, grant: GrantId, *, lost: bool = False) -> Undoing:
         """Remove the grant from every node: lock, reservation, queue. It has left when this returns.
@@ -382,7 +381,7 @@ class Redlock:
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask every node the same; ``None`` for one that does not answer in time."""
         if self._company is None:
-            answer = await self._bounded(ask(self.nodes[0]))
+            answer = await self._bound.expect(ask(self.nodes[0]))
             return [answer]
         return await self._ballot.wait([ask(node) for node in self.nodes])
 
@@ -396,20 +395,11 @@ class Redlock:
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.gather(*(node.aclose() for node in self.nodes))
 
-    def _bounded(self, asked: Future[T], within_s: float = ANSWER_S) -> Future[T]:
-        """A single node's vote, in bounded time. One that comes later is dropped; its command stands."""
-        if within_s >= ANSWER_S:
-            self._bound.expect(asked)
-        elif not asked.done():
-            timer = asyncio.get_running_loop().call_later(within_s, self._give_up, asked, within_s)
-            asked.add_done_callback(lambda _: timer.cancel())
-        return asked
-
-    def _give_up(self, asked: Future[Any], within_s: float = ANSWER_S) -> None:
-        if not asked.done():
-            name = self.nodes[0].name
-            text = f"{name}: no answer within {within_s:.3g} s"
-            asked.set_result(Unknown(NodeUnknown(text, node=name)))
+    def _give_up(self, asked: Future[Any], within_s: float) -> None:
+        # An answer that comes later is dropped; its command stands.
+        name = self.nodes[0].name
+        text = f"{name}: no answer within {within_s:.3g} s"
+        asked.set_result(Unknown(NodeUnknown(text, node=name)))
 
     def _undo_split(self, request: AcquireRequest, votes: Sequence[AcquireVote | None]) -> None:
         # A minority that we keep would block the others until its ttl. One node alone cannot split: its

@@ -18,17 +18,17 @@ import contextlib
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from functools import cached_property
 
 from lockguard.clock import Clock
 from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, ResourceBusy
 from lockguard.events import Event, Waited
 from lockguard.lease import GrantId, Resource
 from lockguard.ports import AcquireRequest, Busy
-from lockguard.redlock import Attempt, Contended, NoQuorum, Redlock, Won
+from lockguard.redlock import Contended, NoQuorum, Redlock, Won
 
 __all__ = ["ASK_AGAIN_S", "Queue"]
 
@@ -102,6 +102,11 @@ class Queue:
     def __len__(self) -> int:
         return len(self._places)
 
+    @cached_property
+    def _home(self) -> asyncio.AbstractEventLoop:
+        """The one loop of the guard."""
+        return asyncio.get_running_loop()
+
     def wake(self, grant: GrantId | None) -> None:
         """A node says that it is this waiter's turn; ``None``: all should ask again."""
         if grant is None:
@@ -134,9 +139,11 @@ class Queue:
         """
         if not self._redlock.ready:
             await self._connect(give_up_at)
-        home = asyncio.get_running_loop()
+        home = self._home
         try:
-            attempt = await self._ask(request, give_up_at)
+            # A server that hangs does not outlast the patience of a caller that waits in line.
+            ask_until = give_up_at if request.queue else math.inf
+            attempt = await self._redlock.acquire(request, give_up_at=ask_until)
             if isinstance(attempt, Won):
                 return attempt
             gives_up = self._hopeless(attempt, request)
@@ -175,15 +182,11 @@ class Queue:
                     raise ConfigurationError(f"the guard was closed while it waited for {request.resource!r}")
                 if isinstance(attempt, NoQuorum):
                     await self._connect(give_up_at)
-                match await self._ask(request, give_up_at):
+                match await self._redlock.acquire(request, give_up_at=give_up_at):
                     case Won() as won:
                         return won
                     case again:
                         attempt = again
-
-    def _ask(self, request: AcquireRequest, give_up_at: float) -> Coroutine[Any, Any, Attempt]:
-        """Ask once; a server that hangs does not outlast the patience of a caller that waits in line."""
-        return self._redlock.acquire(request, give_up_at=give_up_at if request.queue else math.inf)
 
     async def _connect(self, give_up_at: float) -> None:
         """Be connected, if it can be done in time. The attempt goes on for whoever asks next."""
@@ -219,7 +222,7 @@ class Queue:
 
     @contextlib.contextmanager
     def _place(self, request: AcquireRequest) -> Iterator[_Place]:
-        place, home = _Place(request.grant), asyncio.get_running_loop()
+        place = _Place(request.grant)
         line = self._lines.setdefault(request.resource, {})
         line[request.grant] = self._places[request.grant] = place
         if request.grant in self._early:
@@ -231,7 +234,7 @@ class Queue:
             del line[request.grant], self._places[request.grant]
             if not line:
                 del self._lines[request.resource]
-            elif was_first and asyncio._get_running_loop() is home:
+            elif was_first and asyncio._get_running_loop() is self._home:
                 next(iter(line.values())).nudge()
 
     def _is_first(self, request: AcquireRequest) -> bool:
