@@ -61,8 +61,7 @@ class Audience(Generic[E]):
         the event loop, as soon as what the lock is doing right now is complete.
         """
         for seat in self._seats:
-            failure = seat.tell(event)
-            if failure is None:
+            if (failure := seat.tell(event)) is None:
                 continue
             failed = seat.count(failure)
             seat.log(failure, self._clock.now())

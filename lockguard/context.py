@@ -18,12 +18,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from lockguard.lease import Lease, LeaseState, Resource
+from lockguard.lease import Lease, Resource
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -44,28 +44,29 @@ __all__ = [
 _count = itertools.count().__next__
 
 
+def _nobody() -> None:
+    """In place of a task that has none."""
+
+
 class _Seen:
     """A task that touched lockguard, and the one before it in its context; no task: a new beginning."""
 
-    __slots__ = ("_task", "at", "before")
+    __slots__ = ("at", "before", "task")
 
     def __init__(self, task: Task[Any] | None, before: _Seen | None) -> None:
-        self._task = None if task is None else weakref.ref(task)
+        self.task: Callable[[], Task[Any] | None] = _nobody if task is None else weakref.ref(task)
         self.at = _count()
         self.before = before
 
     @property
     def is_beginning(self) -> bool:
         """Whether nothing before it counts."""
-        return self._task is None
-
-    def is_of(self, task: Task[Any]) -> bool:
-        return self._task is not None and self._task() is task
+        return self.task is _nobody
 
     @property
     def over(self) -> bool:
         """Whether its task has ended."""
-        return self._task is not None and ((task := self._task()) is None or task.done())
+        return self.task is not _nobody and ((task := self.task()) is None or task.done())
 
 
 class Entry:
@@ -137,7 +138,9 @@ def pop_entry(entry: Entry) -> None:
     """End what :func:`push_entry` began, also in another context, where there is nothing to take back."""
     _open.discard(weakref.ref(entry))
     entries = _entries.get()
-    if entry in entries:
+    if entries and entries[-1] is entry:  # nearly always
+        _entries.set(entries[:-1])
+    elif entry in entries:
         at = entries.index(entry)
         _entries.set((*entries[:at], *entries[at + 1 :]))
 
@@ -146,7 +149,7 @@ def entry_for(resource: Resource, guard: object) -> Entry | None:
     """The innermost unreleased lease on ``resource`` that ``guard`` gave to this context."""
     for entry in reversed(_entries.get()):
         if entry.guard is guard and entry.lease.resource == resource:
-            over = entry.lease.state is LeaseState.RELEASED or entry.owner.done()
+            over = entry.lease.given_back or entry.owner.done()
             return None if over else entry
     return None
 
@@ -157,7 +160,7 @@ def current_leases() -> tuple[Lease, ...]:
     A lease that was lost is among them: code that writes under it must be refused, not let through as if
     there had never been one.
     """
-    return tuple(e.lease for e in _entries.get() if e.lease.state is not LeaseState.RELEASED)
+    return tuple(e.lease for e in _entries.get() if not e.lease.given_back)
 
 
 def current_lease() -> Lease | None:
@@ -171,7 +174,7 @@ def outlived_lease() -> Lease | None:
     for entry in reversed(_entries.get()):
         if entry.unwound and entry.owner is asyncio.current_task():
             continue
-        return entry.lease if entry.lease.state is LeaseState.RELEASED else None
+        return entry.lease if entry.lease.given_back else None
     return None
 
 
@@ -219,11 +222,11 @@ def detached() -> Iterator[None]:
 def _note(task: Task[Any]) -> _Seen:
     """What is noted of this task, in whose context we are; noted now, if it was not yet."""
     seen = _seen.get()
-    if seen is not None and seen.is_of(task):
+    if seen is not None and seen.task() is task:
         return seen
     # Tasks that share one context note themselves there in turns: each once, or the line would grow for ever.
     for link in _line(seen):
-        if link.is_of(task):
+        if link.task() is task:
             return link
     noted = _Seen(task, next(_line(seen), None))
     _seen.set(noted)

@@ -64,19 +64,24 @@ class _Stage(Enum):
     OVER = auto()
 
 
+# In Python 3.11 each look at a member of an Enum takes as long as a call.
+_NEW, _ENTERING, _OPEN, _INNER, _OVER = _Stage
+_GONE, _UNTOLD = Found.NO, Found.UNKNOWN
+
+
 def _enter(stage: _Stage) -> _Stage:
-    if stage is not _Stage.NEW:
+    if stage is not _NEW:
         raise ConfigurationError(
             "this hold was entered before; a hold is for one use: write guard.hold(...) in each `async with`"
         )
-    return _Stage.ENTERING
+    return _ENTERING
 
 
 def _may_leave(stage: _Stage, exc: BaseException | None) -> bool:
     """Whether there is anything to leave. Says so otherwise, without masking the body's error (S11)."""
-    if stage in (_Stage.OPEN, _Stage.INNER):
+    if stage is _OPEN or stage is _INNER:
         return True
-    what = "was left before" if stage is _Stage.OVER else "was not entered"
+    what = "was left before" if stage is _OVER else "was not entered"
     told = f"this hold {what}, so there is nothing to leave: write guard.hold(...) in an `async with`"
     if exc is None:
         raise ConfigurationError(told)
@@ -86,24 +91,19 @@ def _may_leave(stage: _Stage, exc: BaseException | None) -> bool:
 
 @dataclass(slots=True)
 class _Cut:
-    """The cancel that this hold sent to its body's task, if it did."""
+    """The cancel that a hold sent to its body's task."""
 
     task: asyncio.Task[Any]
+    reason: LossReason
     cancels_at_entry: int
-    reason: LossReason | None = None
-    cancels_before: int = 0
-    outside: bool = False
+    cancels_before: int
+    outside: bool
     """Whether somebody else's cancel was on its way when this one was sent."""
 
-    def __call__(self, reason: LossReason) -> None:
-        self.reason = reason
-        self.cancels_before = self.task.cancelling()
-        self.outside = self.cancels_before > self.cancels_at_entry and cancel_on_its_way(self.task)
-        self.task.cancel(self._message)
-
     @property
-    def _message(self) -> str:
-        return f"lockguard: lease lost ({self.reason.value if self.reason else ''})"
+    def message(self) -> str:
+        """By which it is known again."""
+        return f"lockguard: lease lost ({self.reason.value})"
 
     async def take_back(self, exc: BaseException | None) -> bool:
         """Undo our cancel; tells whether ``exc`` is nothing but that cancel."""
@@ -127,7 +127,7 @@ class _Cut:
         # Cancels were counted before ours, and none was on its way: they were handled, as by a TaskGroup
         # whose child failed, which (in 3.11) does not count its own back. Unless one is still going out.
         while isinstance(exc, asyncio.CancelledError):
-            if exc.args != (self._message,):
+            if exc.args != (self.message,):
                 return False
             exc = exc.__context__
         return True
@@ -150,6 +150,7 @@ class Hold:
     __slots__ = (
         "__weakref__",
         "_acquired_at",
+        "_cancels_at_entry",
         "_core",
         "_cut",
         "_entry",
@@ -159,6 +160,7 @@ class Hold:
         "_queue",
         "_resource",
         "_stage",
+        "_task",
         "_ttl_ms",
     )
 
@@ -171,7 +173,9 @@ class Hold:
         self._patience = patience
         self._operation = operation
         self._queue = queue
-        self._stage = _Stage.NEW
+        self._stage = _NEW
+        self._task: asyncio.Task[Any] | None = None
+        self._cancels_at_entry = 0
         self._lease: Lease | None = None
         self._cut: _Cut | None = None
         self._entry: Entry | None = None
@@ -192,17 +196,18 @@ class Hold:
         surrounding = entry_for(self._resource, core)
         if surrounding is not None and surrounding.owner is task:
             surrounding.lease.ensure()
-            self._stage = _Stage.INNER
+            self._stage = _INNER
             return surrounding.lease
         called_at = core.clock.now()
         request = AcquireRequest(
-            resource=self._resource,
-            grant=new_grant_id(),
-            holder=core.holder(task),
-            operation=self._operation,
-            ttl_ms=self._ttl_ms,
-            queue=self._queue,
-            lock_delay_ms=core.lock_delay_ms,
+            self._resource,
+            new_grant_id(),
+            core.holder(task),
+            self._operation,
+            self._ttl_ms,
+            self._queue,
+            0,
+            core.lock_delay_ms,
         )
         give_up_at = called_at + self._patience.total_seconds()
         if surrounding is None or not self._queue:  # held by the parent is busy like any other
@@ -213,14 +218,14 @@ class Hold:
             request.resource, request.grant, won.token, request.holder, request.operation, request.ttl_ms
         )
         lease = Lease(grant, deadline=won.deadline, clock=core.clock)
-        self._cut = _Cut(task, task.cancelling())
-        self._acquired_at = core.keeper.keep(lease, self._cut, max_hold_s=core.max_hold_s)
+        self._task, self._cancels_at_entry = task, task.cancelling()
+        self._acquired_at = core.keeper.keep(lease, self._cut_body, max_hold_s=core.max_hold_s)
         if core.fence is not None:
             await self._seal(lease, request)
             self._acquired_at = core.clock.now()
         self._lease = lease
         self._entry = push_entry(Entry(lease, task, core))
-        self._stage = _Stage.OPEN
+        self._stage = _OPEN
         task.add_done_callback(self._task_ended)
         core.emit(Acquired(lease.grant, (self._acquired_at - called_at) * 1000))
         return lease
@@ -236,26 +241,26 @@ class Hold:
         """
         if not _may_leave(self._stage, exc):
             return
-        inner, self._stage = self._stage is _Stage.INNER, _Stage.OVER
+        inner, self._stage = self._stage is _INNER, _OVER
         if inner:  # the outer hold releases
             return
-        core, lease, cut, entry = self._core, self._lease, self._cut, self._entry
+        core, lease, task, entry = self._core, self._lease, self._task, self._entry
         assert lease is not None
-        assert cut is not None
+        assert task is not None
         assert entry is not None
         if not core.at_home:
             self._leave_from_afar(exc)
             return
-        here = asyncio.current_task() is cut.task
-        cut.task.remove_done_callback(self._task_ended)
+        task.remove_done_callback(self._task_ended)
         loss, grant, good_until = lease.loss, lease.grant, lease.kept_until
         asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None)
         # It has left: the rest is done while the server works.
         lease.mark_released()
         core.keeper.drop(lease)
-        entry.unwound = not here and isinstance(exc, GeneratorExit)
+        entry.unwound = isinstance(exc, GeneratorExit) and asyncio.current_task() is not task
         pop_entry(entry)
-        cut_only = cut.reason is not None and here and await cut.take_back(exc)
+        cut = self._cut
+        cut_only = cut is not None and asyncio.current_task() is task and await cut.take_back(exc)
         if loss is not None:
             # Perhaps because a server hangs: what was sent is not waited for, the caller must know now.
             if core.fence is not None:
@@ -264,7 +269,7 @@ class Hold:
             return
         closing = core.close_fence(grant) if core.fence is not None else None
         found = await core.redlock.confirm(asked)
-        gone = found is Found.NO and core.clock.now() < good_until
+        gone = found is _GONE and core.clock.now() < good_until
         if closing is not None:
             # Shielded: it is closed even if this task is cancelled here; the guard sees to its end.
             await asyncio.shield(closing)
@@ -274,7 +279,7 @@ class Hold:
             self._tell(lease, LossReason.REFUSED, exc, cut_only=False)
             return
         held_ms = (core.clock.now() - self._acquired_at) * 1000
-        core.emit(Released(grant, held_ms, None if found is Found.UNKNOWN else found is Found.YES))
+        core.emit(Released(grant, held_ms, None if found is _UNTOLD else found is not _GONE))
 
     @staticmethod
     def _tell(lease: Lease, loss: LossReason, exc: BaseException | None, *, cut_only: bool) -> None:
@@ -306,9 +311,18 @@ class Hold:
             resource=self._resource,
         )
 
+    def _cut_body(self, reason: LossReason) -> None:
+        """The lease has ended under the body: cancel its task."""
+        task, at_entry = self._task, self._cancels_at_entry
+        assert task is not None
+        before = task.cancelling()
+        outside = before > at_entry and cancel_on_its_way(task)
+        self._cut = _Cut(task, reason, at_entry, before, outside)
+        task.cancel(self._cut.message)
+
     def _task_ended(self, _: object) -> None:
         """The task that entered has ended, and the hold is open."""
-        if self._stage is _Stage.OPEN and not self._core.closed:
+        if self._stage is _OPEN and not self._core.closed:
             self._abandon()
 
     def _abandon(self) -> None:
@@ -330,8 +344,6 @@ class Hold:
 
     async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
         """Shut out everything older (S3). What fails here gives the lock back before it leaves."""
-        cut = self._cut
-        assert cut is not None
         try:
             await self._seal_in_time(lease, request)
             lease.ensure()
@@ -339,7 +351,7 @@ class Hold:
             self._core.keeper.drop(lease)
             self._core.redlock.undo(lease.resource, lease.grant.id)
             self._core.close_fence(lease.grant)
-            if cut.reason is not None and await cut.take_back(exc):
+            if (cut := self._cut) is not None and await cut.take_back(exc):
                 raise lease.lost_error(cut.reason) from exc
             raise
 
@@ -403,7 +415,7 @@ class HoldMany:
         self._patience = patience
         self._clock = clock
         self._stack = AsyncExitStack()
-        self._stage = _Stage.NEW
+        self._stage = _NEW
         note_task()
 
     async def __aenter__(self) -> tuple[Lease, ...]:
@@ -421,7 +433,7 @@ class HoldMany:
                 left = timedelta(seconds=max(0.0, give_up_at - self._clock.now()))
                 leases[resource] = await stack.enter_async_context(self._hold(resource, left))
             self._stack = stack.pop_all()
-        self._stage = _Stage.OPEN
+        self._stage = _OPEN
         return tuple(leases[resource] for resource in self._resources)
 
     async def __aexit__(
@@ -435,5 +447,5 @@ class HoldMany:
         """
         if not _may_leave(self._stage, exc):
             return None
-        self._stage = _Stage.OVER
+        self._stage = _OVER
         return await self._stack.__aexit__(kind, exc, traceback)

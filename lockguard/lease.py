@@ -37,6 +37,24 @@ GrantId = NewType("GrantId", str)
 Token = NewType("Token", int)
 """The fencing token: strictly increasing per resource."""
 
+_pid = os.getpid()
+"""Kept, because asking is a system call, and a hold would ask three times."""
+
+
+def _forked() -> None:
+    global _pid  # noqa: PLW0603 - a process has one number
+    _pid = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
+def process_id() -> int:
+    """This process: the one that runs now, also in the copy that a fork has made of it."""
+    return _pid
+
+
 RESOURCE_BYTES_MAX = 200
 _NO_TIME = timedelta(0)
 
@@ -175,7 +193,7 @@ class Lease:
         self._unanswered = False
         self._wanted = False
         self._keeper: KeepsLeases | None = None
-        self._process = os.getpid()
+        self._process = _pid
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Neither ``copy`` nor ``pickle`` makes a second one.
@@ -230,9 +248,9 @@ class Lease:
         """Why the lease was lost, or ``None``. A deadline that has passed counts as lost."""
         if self._loss is not None or self._released:
             return self._loss
-        if os.getpid() != self._process:
+        if self._process != _pid:
             return LossReason.FORKED
-        return self._ends_as if self._clock.now() >= self.deadline else None
+        return self._ends_as if self._clock.now() >= min(self._deadline, self._held_until) else None
 
     @property
     def _ends_as(self) -> LossReason:
@@ -341,6 +359,11 @@ class Lease:
             self.end(LossReason.FENCED)
 
     # What follows is for the guard only.
+
+    @property
+    def given_back(self) -> bool:
+        """Whether it was released."""
+        return self._released
 
     def keep_by(self, keeper: KeepsLeases, *, until: float) -> None:
         """From now on ``keeper`` renews it, and ends it at ``until`` on the guard's clock at the latest."""

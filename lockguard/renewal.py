@@ -110,7 +110,7 @@ class Keeper:
         self._emit = emit
         self._kept: dict[GrantId, _Kept] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._timer_at = math.inf
         self._loop: asyncio.AbstractEventLoop | None = None
         with _keepers_lock:
             _keepers.add(self)
@@ -131,19 +131,23 @@ class Keeper:
         Returns:
             The instant on the clock, in seconds, from which that counts.
         """
-        self._loop = asyncio.get_running_loop()
-        ttl_s = lease.grant.ttl_ms / 1000
-        now = self._clock.now()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        grant, now, deadline = lease.grant, self._clock.now(), lease.kept_until
+        ttl_s, until = grant.ttl_ms / 1000, now + max_hold_s
         # Counted from the sending: behind a slow link half of the ttl may be over.
-        due_at = max(now, min(now, lease.kept_until - ttl_s) + ttl_s * _FIRST_AT)
-        lease.keep_by(self, until=now + max_hold_s)
-        self._kept[lease.grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
-        self._look_by(min(due_at, lease.deadline), now)
+        due_at = max(now, min(now, deadline - ttl_s) + ttl_s * _FIRST_AT)
+        lease.keep_by(self, until=until)
+        self._kept[grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
+        first = min(due_at, deadline, until)
+        if first < self._timer_at:
+            self._look_by(first, now)
         return now
 
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""
-        if (kept := self._kept.pop(lease.grant.id, None)) is not None:
+        kept = self._kept.pop(lease.grant.id, None)
+        if kept is not None and kept.told is not None:
             kept.tell()
 
     def renew_now(self) -> None:
@@ -222,15 +226,15 @@ class Keeper:
 
         Neither a renewal nor a release touches it: it finds out when it fires, once and not each time.
         """
+        if self._timer_at <= at:
+            return
         if self._timer is not None:
-            if self._timer_at <= at:
-                return
             self._timer.cancel()
         self._timer_at = at
         self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._timer_at = None, math.inf
         now = self._clock.now()
         for kept in list(self._kept.values()):
             if (reason := kept.lease.loss) is not None:

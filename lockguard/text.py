@@ -40,6 +40,8 @@ def printable(text: str) -> str:
 
 def one_word(text: str) -> str:
     """As :func:`printable`, without blanks: in a history's line it cannot pass for the field that follows."""
+    if text.isprintable() and " " not in text:
+        return text
     return printable(text).replace(" ", "\\x20")
 
 
@@ -57,6 +59,8 @@ def remark(text: str, name: str) -> str:
         raise ConfigurationError(
             f"{name} is {kind_of(text)}; write text for people, such as {name}='open long'"
         )
+    if type(text) is str and text.isprintable() and len(text) <= TEXT_CHARACTERS_MAX:
+        return text
     return printable(text[:TEXT_CHARACTERS_MAX])[:TEXT_CHARACTERS_MAX]
 
 

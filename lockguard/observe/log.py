@@ -19,7 +19,8 @@ class LogObserver:
         """Log one event."""
         match event:
             case Released(found=True) | Acquired():  # nearly all events
-                _LOG.debug("%s", event)
+                if _LOG.isEnabledFor(logging.DEBUG):
+                    _LOG.debug("%s", event)
             case Lost(grant, reason):
                 _LOG.error(
                     "lease lost: %s token=%d operation=%s: %s",
