@@ -176,7 +176,7 @@ class Core:
     def _end_leases(self) -> None:
         for lease in self.keeper.lose_all(LossReason.CLOSED):
             # Their bodies are being cancelled and will find the connections closed.
-            self.redlock.undo(lease.resource, lease.grant.id, lost=True)
+            self.redlock.undo(lease.resource, lease.grant.id, lost=True, seal=lease.grant.seal)
             self.close_fence(lease.grant)
         self.keeper.close()
 

@@ -215,7 +215,13 @@ class Hold:
         else:
             won = await self._acquire_inside(surrounding, request, give_up_at, task)
         grant = Grant(
-            request.resource, request.grant, won.token, request.holder, request.operation, request.ttl_ms
+            request.resource,
+            request.grant,
+            won.token,
+            request.holder,
+            request.operation,
+            request.ttl_ms,
+            won.seal,
         )
         lease = Lease(grant, deadline=won.deadline, clock=core.clock)
         self._task, self._cancels_at_entry = task, task.cancelling()
@@ -253,7 +259,7 @@ class Hold:
             return
         task.remove_done_callback(self._task_ended)
         loss, grant, good_until = lease.loss, lease.grant, lease.kept_until
-        asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None)
+        asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None, seal=grant.seal)
         # It has left: the rest is done while the server works.
         lease.mark_released()
         core.keeper.drop(lease)
@@ -331,7 +337,7 @@ class Hold:
         assert lease is not None
         lease.end(LossReason.ABANDONED)
         core.keeper.drop(lease)
-        core.redlock.undo(lease.resource, lease.grant.id, lost=True)
+        core.redlock.undo(lease.resource, lease.grant.id, lost=True, seal=lease.grant.seal)
         if core.fence is not None:
             core.close_fence(lease.grant)
 
@@ -372,8 +378,8 @@ class Hold:
         assert fence is not None
         for _ in range(_SEAL_ATTEMPTS):
             match await fence.seal(lease.grant, within=core.fence_within):
-                case Sealed(token):
-                    lease.settle(token)
+                case Sealed(token, seal):
+                    lease.settle(token, seal)
                     return
                 case Outrun(current):
                     # Either we are late and a successor sealed, or Redis lost its data and gave out a low

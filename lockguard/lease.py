@@ -131,6 +131,8 @@ class Grant:
         holder: who holds it, for people.
         operation: what for, for people.
         ttl_ms: its life after each renewal, in milliseconds.
+        seal: the last seal of the resource that a fence confirmed, as the nodes remember it: this grant's own
+            once it is sealed, its predecessor's before. See :class:`~lockguard.ports.Sealed`.
     """
 
     resource: Resource
@@ -139,6 +141,7 @@ class Grant:
     holder: str
     operation: str
     ttl_ms: int
+    seal: str = ""
 
 
 class LeaseState(Enum):
@@ -178,6 +181,7 @@ class Lease:
         "_loss",
         "_process",
         "_released",
+        "_said",
         "_unanswered",
         "_wanted",
         "grant",
@@ -190,6 +194,7 @@ class Lease:
         self._clock = clock
         self._loss: LossReason | None = None
         self._released = False
+        self._said = ""
         self._unanswered = False
         self._wanted = False
         self._keeper: KeepsLeases | None = None
@@ -340,7 +345,8 @@ class Lease:
                 " here, and start the process inside `with detached():`"
             )
         return LeaseLost(
-            f"the lease on {self.resource!r} (token {self.token}) was lost: {reason.value}; {remedy}",
+            f"the lease on {self.resource!r} (token {self.token}) was lost: {reason.value}{self._said};"
+            f" {remedy}",
             resource=self.resource,
             token=self.token,
             reason=reason,
@@ -356,6 +362,7 @@ class Lease:
             refusal: what Postgres said.
         """
         if refusal.resource == self.resource and refusal.presented == self.token:
+            self._said = f" ({refusal})"
             self.end(LossReason.FENCED)
 
     # What follows is for the guard only.
@@ -383,10 +390,10 @@ class Lease:
         if self._keeper is not None:
             self._keeper.cut(self, reason)
 
-    def settle(self, token: Token) -> None:
+    def settle(self, token: Token, seal: str = "") -> None:
         """The fence had the last word on the token. Before the lease is handed out only."""
-        if token != self.grant.token:
-            self.grant = replace(self.grant, token=token)
+        if token != self.grant.token or seal:
+            self.grant = replace(self.grant, token=token, seal=seal or self.grant.seal)
 
     def mark_renewed(self, deadline: float, *, wanted: bool) -> None:
         """A renewal was granted. It never revives a lease that has ended (S6)."""

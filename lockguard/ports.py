@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -77,10 +77,12 @@ class Granted:
     Attributes:
         token: what it gave.
         server_us: its clock when it did, in microseconds since 1970; 0 if it held the lock already.
+        seal: what it remembers of the resource's last seal, see :class:`Sealed`; empty for nothing.
     """
 
     token: Token
     server_us: int = 0
+    seal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,14 +283,18 @@ class LockNode(Protocol):
         """Write the lease's final token while this grant holds the lock."""
         ...
 
-    def extend(self, resource: Resource, grant: GrantId, ttl_ms: int) -> Future[Extended | NoVote]:
-        """Renew, if this grant holds the lock."""
+    def extend(
+        self, resource: Resource, grant: GrantId, ttl_ms: int, *, seal: str = ""
+    ) -> Future[Extended | NoVote]:
+        """Renew, if this grant holds the lock, and remember its seal."""
         ...
 
-    def release(self, resource: Resource, grant: GrantId, *, lost: bool = False) -> Future[Done | NoVote]:
+    def release(
+        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = ""
+    ) -> Future[Done | NoVote]:
         """Remove this grant wherever it stands: lock, reservation or queue. It leaves at once.
 
-        ``lost``: its lease ended under the body, so a lock delay begins now.
+        ``lost``: its lease ended under the body, so a lock delay begins now. ``seal``: to be remembered.
         """
         ...
 
@@ -337,7 +343,9 @@ class QuorumNode(LockNode, Protocol):
         """As :meth:`acquire`, for ``answer``; ``proposal``: a token or place to give if it can be, or 0."""
         ...
 
-    def leave(self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False) -> None:
+    def leave(
+        self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
+    ) -> None:
         """As :meth:`release`, for ``answer``."""
 
     def membership(self) -> Future[Membership | NoVote]:
@@ -359,9 +367,17 @@ class QuorumNode(LockNode, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The fence is raised to this grant; nothing older can commit any more."""
+    """The fence is raised to this grant; nothing older can commit any more.
+
+    Attributes:
+        token: the token in force.
+        seal: what the nodes remember of it, and give with the next grant of the resource: the fence's own
+            name and the token. Whoever is asked to seal then has to know this seal, or has lost it. Empty:
+            nothing is remembered.
+    """
 
     token: Token
+    seal: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

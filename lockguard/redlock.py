@@ -30,7 +30,7 @@ import asyncio
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -97,10 +97,12 @@ class Won:
     Attributes:
         token: the settled token.
         deadline: the instant on the clock, in seconds, until which it may be trusted.
+        seal: what the nodes remember of the resource's last seal, see :class:`~lockguard.ports.Sealed`.
     """
 
     token: Token
     deadline: float
+    seal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +250,7 @@ class Redlock:
         if isinstance(vote, Granted):
             deadline = sent_at + trusted_s(request.ttl_ms)
             if self._clock.now() < deadline:
-                return Won(vote.token, deadline)
+                return Won(vote.token, deadline, vote.seal)
         elif isinstance(vote, Busy):
             return Contended(vote)
         return NoQuorum({self.nodes[0].name: spoken(vote)})
@@ -286,7 +288,7 @@ class Redlock:
                 settled = await self.settle(request, token)
             deadline = sent_at + trusted_s(request.ttl_ms)
             if settled and self._clock.now() < deadline:
-                return Won(token, deadline)
+                return Won(token, deadline, _newest(vote.seal for vote in votes if isinstance(vote, Granted)))
         self._undo_split(request, votes)
         held = [vote for vote in votes if isinstance(vote, Busy)]
         if held and len(self.nodes) - len(held) < self._quorum:
@@ -311,7 +313,7 @@ class Redlock:
         Nodes that lost the lease get it back as soon as a majority has renewed it, unless it was undone
         meanwhile: then nobody would be left to remove it.
         """
-        asked = [node.extend(grant.resource, grant.id, grant.ttl_ms) for node in self.nodes]
+        asked = [node.extend(grant.resource, grant.id, grant.ttl_ms, seal=grant.seal) for node in self.nodes]
         if self._company is None:
             return asked
         self._renewing[grant.id] = asked
@@ -360,7 +362,7 @@ class Redlock:
             return Found.YES
         return Found.NO if _found(vote) is False else Found.UNKNOWN
 
-    def undo(self, resource: Resource, grant: GrantId, *, lost: bool = False) -> Undoing:
+    def undo(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Undoing:
         """Remove the grant from every node: lock, reservation, queue. It has left when this returns.
 
         Needs no await, so that a cancelled task leaves nothing behind (S8).
@@ -369,13 +371,14 @@ class Redlock:
             resource: what it is for.
             grant: whose.
             lost: its lease ended under the body, so a lock delay begins now.
+            seal: to be remembered.
         """
         if self._company is None:
-            return self.nodes[0].release(resource, grant, lost=lost)
+            return self.nodes[0].release(resource, grant, lost=lost, seal=seal)
         self._renewing.pop(grant, None)
         poll: Poll[Done | NoVote] = self._ballot.poll(_found)
         for index, node in enumerate(self._company.nodes):
-            node.leave(resource, grant, poll.seat(index), lost=lost)
+            node.leave(resource, grant, poll.seat(index), lost=lost, seal=seal)
         return poll
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
@@ -409,6 +412,11 @@ class Redlock:
         for node, vote in zip(self.nodes, votes, strict=True):
             if not isinstance(vote, Busy | Refused | Outsider):
                 node.release(request.resource, request.grant)
+
+
+def _newest(seals: Iterable[str]) -> str:
+    """The one with the highest token: a node may have missed the last."""
+    return max(seals, key=lambda seal: int("0" + seal.rpartition(" ")[2]), default="")
 
 
 def _is_granted(vote: AcquireVote) -> bool:

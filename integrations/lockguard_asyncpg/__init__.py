@@ -12,7 +12,7 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 from lockguard_asyncpg.connection import FencedConnection, create_pool, fenced
-from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, VersionConflict, translate
+from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, SealUnknown, VersionConflict, translate
 from lockguard_asyncpg.fence import PostgresFence, resolve
 from lockguard_asyncpg.native import fenced_execute, fenced_fetch, fenced_fetchrow, fenced_fetchval
 from lockguard_asyncpg.protection import Finding, Protection, findings, protect, protections, unprotect
@@ -39,6 +39,7 @@ __all__ = [
     "NotCommitted",
     "PostgresFence",
     "Protection",
+    "SealUnknown",
     "VersionConflict",
     "create_pool",
     "fenced",

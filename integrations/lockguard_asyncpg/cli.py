@@ -48,6 +48,8 @@ __all__ = ["fence", "open_fence"]
 P = ParamSpec("P")
 # More are no help to a person, and laying them out takes a minute for 100,000.
 _ROWS_MAX = 1000
+# The first version of the schema that says which server this is.
+_TELLS_SERVER = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +178,10 @@ async def status(
         )
     # An older schema has no protection yet; its status is still worth seeing.
     tables = await protections(conn) if version >= 2 else ()
+    server = await conn.fetchval("select lockguard.server()") if version >= _TELLS_SERVER else None
     if as_json:
-        await _print_json(version, _rows(conn, resource, limit or 0, only_open=only_open), tables)
+        rows_ = _rows(conn, resource, limit or 0, only_open=only_open)
+        await _print_json(version, server, rows_, tables)
         return
     newer = (
         ""
@@ -185,6 +189,8 @@ async def status(
         else f" (this library has {SCHEMA_VERSION}: run `lockguard fence upgrade`)"
     )
     click.echo(f"schema version {version}{newer}")
+    if server is not None:
+        click.echo(server)
     most = _ROWS_MAX if limit is None else limit
     # One more, which tells whether there are more.
     rows = [r async for r in _rows(conn, resource, most and most + 1, only_open=only_open)]
@@ -203,9 +209,12 @@ async def _rows(
             yield _row(record)
 
 
-async def _print_json(version: int, rows: AsyncIterator[_Row], tables: tuple[Protection, ...]) -> None:
+async def _print_json(
+    version: int, server: str | None, rows: AsyncIterator[_Row], tables: tuple[Protection, ...]
+) -> None:
     """Row by row, as there may be very many."""
-    click.echo(f'{{\n"version": {version},\n"library": {SCHEMA_VERSION},\n"resources": [', nl=False)
+    about = f'"version": {version},\n"library": {SCHEMA_VERSION},\n"server": {json.dumps(server)}'
+    click.echo(f'{{\n{about},\n"resources": [', nl=False)
     between = "\n"
     async for row in rows:
         click.echo(between + json.dumps(asdict(row), default=str), nl=False)

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.errors import ConfigurationError, LockguardError, OutcomeUnknown, StaleToken
+from lockguard.errors import (
+    ConfigurationError,
+    FenceUnavailable,
+    LockguardError,
+    OutcomeUnknown,
+    StaleToken,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +41,7 @@ __all__ = [
     "CommitUnknown",
     "Meaning",
     "NotCommitted",
+    "SealUnknown",
     "VersionConflict",
     "ended",
     "fence_error",
@@ -77,6 +84,16 @@ class NotCommitted(LockguardError):
     """The body of a transaction ended well, yet Postgres rolled it back: an error inside was swallowed."""
 
 
+class SealUnknown(FenceUnavailable):
+    """The database does not know the last seal of the resource, though this fence has confirmed it.
+
+    It is an old primary, or it has lost commits in a failover or a restore. Nobody holds a lease of the
+    resource there until a person has said which: ``lockguard fence recover``, or another URL.
+    """
+
+    retryable = False
+
+
 class VersionConflict(LockguardError):
     """The row has changed since it was read, or is gone: nothing was written. Read it again and decide anew.
 
@@ -108,6 +125,7 @@ _BY_STATE = {
     "LG003": Meaning.STATEMENT,
     "LG004": Meaning.CONFIGURATION,
     "LG005": Meaning.STATEMENT,
+    "LG007": Meaning.STATEMENT,
     "40001": Meaning.RETRY,  # serialization failure
     "40P01": Meaning.RETRY,  # deadlock
     "40003": Meaning.LOST,  # statement completion unknown
@@ -140,6 +158,13 @@ _BY_CLASS = {
 # PgBouncer's own words; it ends the session, and would end each that is tried again.
 _STATEMENT_POOLING = "statement pooling"
 _ENDS_SESSION = {"FATAL", "PANIC"}
+
+
+# A token that was sealed is never higher than the one in force, where no commit is lost.
+_BACKWARDS = (
+    "; a lower token is in force than was presented: this is an old primary, has lost commits in a failover"
+    " or a restore (then run `lockguard fence recover`), or is not the database of the guard's fence"
+)
 
 
 def meaning_of(exc: BaseException) -> Meaning:
@@ -182,11 +207,13 @@ def stale(exc: BaseException) -> StaleToken | None:
     if not isinstance(exc, asyncpg.PostgresError) or meaning_of(exc) is not Meaning.STALE:
         return None
     facts = _facts(exc)
+    presented, current = facts.get("presented"), facts.get("current")
+    backwards = presented is not None and current is not None and presented > current
     return StaleToken(
-        exc.message or str(exc),
+        (exc.message or str(exc)) + (_BACKWARDS if backwards else ""),
         resource=facts.get("resource") or "",
-        presented=facts.get("presented"),
-        current=facts.get("current"),
+        presented=presented,
+        current=current,
     )
 
 

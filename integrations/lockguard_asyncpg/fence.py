@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -31,7 +32,14 @@ from lockguard.times import checked_wait
 from lockguard_asyncpg.cancels import Cancels
 from lockguard_asyncpg.carrying import alone
 from lockguard_asyncpg.dsn import checked, shown
-from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg.errors import (
+    DATABASE_ERRORS,
+    CommitUnknown,
+    Meaning,
+    SealUnknown,
+    meaning_of,
+    set_up_error,
+)
 from lockguard_asyncpg.listening import Listener
 from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.schema import SCHEMA_VERSION
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["PostgresFence", "resolve"]
 
 T = TypeVar("T")
+_DIGITS = re.compile(r"[0-9]{1,18}")
 _LOG = logging.getLogger("lockguard")
 _ATTEMPTS_MAX = 20
 _PAUSE_FIRST_S = 0.01
@@ -66,6 +75,8 @@ _CLOSE_AGAIN_MAX_S = 5.0
 _ON_OUR_TERMS = "set transaction isolation level read committed;set local statement_timeout = 0;"
 _NOT_DURABLE = ";set local synchronous_commit to off"
 _FORGOTTEN = "LG005"
+_UNKNOWN_SEAL = "LG007"
+_NO_FUNCTION = "42883"
 # How often the records of writes that are too old to be asked for are cleared away, and in how many steps.
 _PRUNE_S = 60.0
 _PRUNE_STEPS_MAX = 50
@@ -135,6 +146,8 @@ class PostgresFence:
         self._closing: set[GrantId] = set()
         self._prune_at: float | None = None
         self._version_asked = False
+        self._acquainted = False
+        self._name = ""
 
     async def __aenter__(self) -> Self:
         if self._listener is not None:
@@ -164,40 +177,74 @@ class PostgresFence:
 
         Raises:
             FenceUnavailable: not done within ``within``, or nobody knows.
+            SealUnknown: this is an old primary, or a database that has lost commits.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
         if self._listener is not None:
             self._listener.start()
-        call = (
-            f"lockguard.seal({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
-            f"{text(grant.holder)},{text(grant.operation)},"
-        )
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._prune_now_and_then()
-        await self._need_transactions(grant.resource, within)
+        await self._get_acquainted(grant.resource, within)
+        named, known = text(grant.resource), ""
+        if (last := self._last_seal(grant)) is not None:
+            # Before the seal, which would hide it: the seal's first argument is what known() gives.
+            known, named = f"lockguard.known({named},{last}) resource,", "resource"
+        call = (
+            f"{known}lockguard.seal({named},{number(grant.token)},{uuid(grant.id)},"
+            f"{text(grant.holder)},{text(grant.operation)},"
+        )
         # The row count of a simple query tells yes from no in one message.
         accepted_as_it_is = f"accepted and token = {number(grant.token)}"
         if_sealed = _Call(f"select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
-        sealing = _call(self._pool, if_sealed, resource=grant.resource, within=within)
-        match await self._evicting(grant.resource, grant.token, sealing):
-            case "SELECT 1":
-                return Sealed(grant.token)
-            case "SELECT 2":
-                _LOG.warning(_OLDER, SCHEMA_VERSION)
-                return Sealed(grant.token)
+        left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
+        sealing = _call(self._pool, if_sealed, resource=grant.resource, within=left)
+        try:
+            told = await self._evicting(grant.resource, grant.token, sealing)
+        except FenceUnavailable as exc:
+            if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
+                raise
+            said = f"{str(exc.__cause__).partition(chr(10))[0]}; {getattr(exc.__cause__, 'hint', '')}"
+            raise SealUnknown(said, resource=grant.resource) from exc.__cause__
+        if told == "SELECT 2":
+            _LOG.warning(_OLDER, SCHEMA_VERSION)
+        if told != "SELECT 0":
+            return self._sealed(grant.token)
         # Rare, and asking again is harmless: it was outrun, or has sealed before with another token.
         answer = _Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
         left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
         accepted, current = await _call(self._pool, answer, resource=grant.resource, within=left)
-        return Sealed(Token(current)) if accepted else Outrun(Token(current))
+        return self._sealed(Token(current)) if accepted else Outrun(Token(current))
 
-    async def _need_transactions(self, resource: Resource, within: timedelta) -> None:
-        """Before the first seal by way of a pooler: one in statement mode takes seals, and no write."""
-        options = getattr(self._pool, "_connect_kwargs", {})
-        if self._version_asked or options.get("statement_cache_size") != 0:
+    def _sealed(self, token: Token) -> Sealed:
+        return Sealed(token, f"{self._name} {token:d}" if self._name else "")
+
+    def _last_seal(self, grant: Grant) -> str | None:
+        """The resource's last seal, for known(), if the lock remembers it and it was in this fence."""
+        name, _, last = grant.seal.partition(" ")
+        if not self._name or name != self._name or not _DIGITS.fullmatch(last):
+            return None
+        return self._named(Token(int(last)))
+
+    def _named(self, token: Token) -> str:
+        return f"{uuid(self._name)},{number(token)}"
+
+    async def _get_acquainted(self, resource: Resource, within: timedelta) -> None:
+        """Before the first seal: which fence this is, and whether a pooler on the way gives transactions.
+
+        One in statement mode takes seals, and no write.
+        """
+        if self._acquainted:
             return
-        await _call(self._pool, _Call("select 0 <", "", rows=True), resource=resource, within=within)
+        pooled = getattr(self._pool, "_connect_kwargs", {}).get("statement_cache_size") == 0
+        ask = _Call("select lockguard.fence_id() where 0 <", "", rows=True, alone=pooled)
+        try:
+            (told,) = await _call(self._pool, ask, resource=resource, within=within)
+            self._name = told.hex
+        except ConfigurationError as exc:
+            if getattr(exc.__cause__, "sqlstate", None) != _NO_FUNCTION:
+                raise  # otherwise it is a schema before version 10, which remembers nothing
+        self._acquainted = True
 
     def _version_too(self) -> str:
         """For the first seal: a second row tells, in the same round trip, that the schema is an older one."""
@@ -242,8 +289,18 @@ class PostgresFence:
             ) from exc.__cause__
 
     async def _close(self, grant: Grant, *, within: timedelta) -> None:
-        call = f"select lockguard.close({text(grant.resource)},{number(grant.token)},{uuid(grant.id)},"
-        await _call(self._pool, _Call(call, self._close_ends), resource=grant.resource, within=within)
+        named = text(grant.resource)
+        if grant.seal:
+            await self._get_acquainted(grant.resource, within)
+        if (last := self._last_seal(grant)) is not None and last != self._named(grant.token):
+            # It was not sealed. Noted as closed, it would hide from the next that a seal is not known here.
+            named = f"lockguard.known({named},{last})"
+        call = f"select lockguard.close({named},{number(grant.token)},{uuid(grant.id)},"
+        try:
+            await _call(self._pool, _Call(call, self._close_ends), resource=grant.resource, within=within)
+        except FenceUnavailable as exc:
+            if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
+                raise
         self._prune_now_and_then()
 
     async def _close_later(self, grant: Grant) -> None:
@@ -358,12 +415,14 @@ class _Call:
     """A repeatable call: what stands before its last argument, its bound in ms, and what stands after.
 
     Attributes:
-        rows: whether its row is wanted, which takes a transaction; otherwise the command tag is the answer.
+        rows: whether its row is wanted; otherwise the command tag is the answer.
+        alone: a row takes a transaction, but where nothing is written and no pooler is in between.
     """
 
     before: str
     after: str
     rows: bool = False
+    alone: bool = True
 
 
 async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: timedelta) -> Any:
@@ -384,7 +443,8 @@ async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: 
                     assert deadline is not None, "the timeout that was just entered has a deadline"
                     # A little less than is left, so that the server's own answer, which says why, is first.
                     left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
-                    return await _once(pool, conn, f"{call.before}{left_ms:d}{call.after}", rows=call.rows)
+                    query = f"{call.before}{left_ms:d}{call.after}"
+                    return await _once(pool, conn, query, rows=call.rows, alone_=call.alone)
                 except DATABASE_ERRORS as exc:
                     failure = exc
                     cancels.heed()
@@ -471,12 +531,16 @@ class _NoConnection(TimeoutError):
     """Every connection of the pool was lent out."""
 
 
-async def _once(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: str, *, rows: bool) -> Any:
+async def _once(
+    pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: str, *, rows: bool, alone_: bool = True
+) -> Any:
     clean = False
     try:
         with unfenced():  # a seal under another lease is not that lease's write
-            if rows:
+            if rows and alone_:
                 return await _row(conn, query)
+            if rows:
+                return await conn.fetchrow(query)
             # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
             # the server's word that it ends the session was read, and the end of the connection not yet.
             tag = await conn.execute(_ON_OUR_TERMS + query)

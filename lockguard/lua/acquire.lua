@@ -7,7 +7,8 @@
 -- KEYS[5] next      string "<grant> <ticket> <inbox>": whom the free lock is reserved for
 -- KEYS[6] tenure    string: exists from a grant with a lock delay until that delay is over
 -- KEYS[7] history   list of lines for people, newest first, cut here: "<time_us> <event> <facts>"
--- KEYS[8] member    hash, only where several independent nodes decide together; see admit.lua
+-- KEYS[8] seal      string: the last seal that a fence confirmed, "<fence> <token>"; see ports.py
+-- KEYS[9] member    hash, only where several independent nodes decide together; see admit.lua
 --
 -- ARGV[1] grant     32 hex digits
 -- ARGV[2] ttl_ms
@@ -18,11 +19,11 @@
 -- ARGV[7] lock_delay_ms
 -- ARGV[8] proposal  a token, or a place in the queue, that all nodes are asked to give, so that they give the
 --                   same one; 0 for none
--- ARGV[9] run       with KEYS[8]: the server process that the caller is connected to
--- ARGV[10] nodes    with KEYS[8]: how many decide together; kept for who asks whether they are all named
+-- ARGV[9] run       with KEYS[9]: the server process that the caller is connected to
+-- ARGV[10] nodes    with KEYS[9]: how many decide together; kept for who asks whether they are all named
 --
 -- Returns
---   {1, token, now_us}                                                    granted
+--   {1, token, now_us, seal}                                              granted
 --   {0, holder, operation, token, age_ms, retry_after_ms, ticket, requeued} busy; ticket 0: not queued
 --   {2, holder, operation, token, age_ms, retry_after_ms}                 busy, and the queue is full
 --   {3, quiet_ms}      free, but this node may have lost what it knew: no vote. 0: not admitted yet
@@ -55,7 +56,8 @@ local function sane(text)
 end
 
 local function grant_it()
-  local token = math.max(now_us, sane(redis.call('GET', KEYS[2])) + 1, sane(ARGV[8]))
+  local known = redis.call('MGET', KEYS[2], KEYS[8])
+  local token = math.max(now_us, sane(known[1]) + 1, sane(ARGV[8]))
   redis.call('HSET', KEYS[1], 'grant', grant, 'token', token, 'holder', ARGV[3], 'operation', ARGV[4],
     'acquired_at_ms', now_ms, 'ttl_ms', ARGV[2], 'renewals', '0')
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
@@ -76,7 +78,7 @@ local function grant_it()
     redis.pcall('LTRIM', KEYS[7], 0, HISTORY_MAX - 1)
   end
   redis.pcall('PEXPIRE', KEYS[7], FLOOR_TTL_MS)
-  return {1, token, now_us}
+  return {1, token, now_us, known[2] or ''}
 end
 
 local function busy(held, retry_after_ms)
@@ -91,7 +93,7 @@ local function busy(held, retry_after_ms)
   redis.call('ZADD', KEYS[4], now_ms, inbox)
   redis.call('PEXPIRE', KEYS[4], QUEUE_TTL_MS)
   local ticket, requeued = redis.call('ZSCORE', KEYS[3], member), 0
-  if KEYS[8] and ticket and ARGV[6] ~= '0' then
+  if KEYS[9] and ticket and ARGV[6] ~= '0' then
     ticket = ARGV[6] -- the place that the nodes agreed on
     redis.call('ZADD', KEYS[3], ticket, member)
   end
@@ -101,7 +103,7 @@ local function busy(held, retry_after_ms)
     end
     if ARGV[6] ~= '0' then
       ticket, requeued = ARGV[6], 1
-    elseif KEYS[8] and ARGV[8] ~= '0' then
+    elseif KEYS[9] and ARGV[8] ~= '0' then
       ticket = ARGV[8] -- the same on all nodes, so that all wake the same waiter
     else
       local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')
@@ -130,33 +132,33 @@ if not untouched then
 end
 if held[1] == grant then
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
-  return {1, held[4], 0}
+  return {1, held[4], 0, redis.call('GET', KEYS[8]) or ''}
 end
 if held[1] then
   return busy(held, left_ms(KEYS[1], tonumber(held[6])))
 end
 
-if KEYS[8] then
-  local standing = redis.call('HMGET', KEYS[8], 'run', 'quiet_until_ms', 'ttl_max_ms', 'nodes')
+if KEYS[9] then
+  local standing = redis.call('HMGET', KEYS[9], 'run', 'quiet_until_ms', 'ttl_max_ms', 'nodes')
   if standing[1] ~= ARGV[9] then
     return {3, 0}
   end
   local quiet_ms, longest_ms = tonumber(standing[2]) - now_ms, tonumber(standing[3])
   if quiet_ms > longest_ms then -- the clock was set back, as above
     quiet_ms = longest_ms
-    redis.call('HSET', KEYS[8], 'quiet_until_ms', now_ms + quiet_ms)
+    redis.call('HSET', KEYS[9], 'quiet_until_ms', now_ms + quiet_ms)
   end
   if quiet_ms > 0 then
     return {3, quiet_ms}
   end
   if standing[2] ~= '0' then
-    redis.call('HSET', KEYS[8], 'quiet_until_ms', 0) -- over for good, wherever the clock is set
+    redis.call('HSET', KEYS[9], 'quiet_until_ms', 0) -- over for good, wherever the clock is set
   end
   if longest_ms < ttl_ms then
-    redis.call('HSET', KEYS[8], 'ttl_max_ms', ttl_ms)
+    redis.call('HSET', KEYS[9], 'ttl_max_ms', ttl_ms)
   end
   if standing[4] ~= ARGV[10] then
-    redis.call('HSET', KEYS[8], 'nodes', ARGV[10])
+    redis.call('HSET', KEYS[9], 'nodes', ARGV[10])
   end
 end
 
@@ -169,7 +171,7 @@ local reserved_for, reserved_ticket, reserved_inbox = string.match(reserved or '
 if reserved_for == grant then
   return grant_it()
 end
-if KEYS[8] and reserved_for and ARGV[6] ~= '0' and tonumber(ARGV[6]) < tonumber(reserved_ticket) then
+if KEYS[9] and reserved_for and ARGV[6] ~= '0' and tonumber(ARGV[6]) < tonumber(reserved_ticket) then
   -- Nodes that reserved it for different waiters would give none of them a majority, time and again. All of
   -- them agree on who has waited longest.
   redis.call('ZADD', KEYS[3], reserved_ticket, reserved_for .. ' ' .. reserved_inbox)

@@ -1,14 +1,17 @@
 -- Renew a lease that is held. Never brings one back (S6). PEXPIRE works on a full server.
 --
--- KEYS[1] lock  KEYS[2] tenure   (as in acquire.lua)
+-- KEYS[1] lock  KEYS[2] tenure  KEYS[3] seal   (as in acquire.lua)
 --
 -- ARGV[1] grant
 -- ARGV[2] ttl_ms
+-- ARGV[3] seal      what a fence confirmed, to be remembered in case nobody releases it; "" for nothing
 --
 -- Returns
 --   0  not held by this grant: nothing was changed
 --   1  renewed
 --   2  renewed, and somebody asked the holder to hand over
+
+local SEAL_TTL_MS = 604800000
 
 local held = redis.call('HMGET', KEYS[1], 'grant', 'wanted')
 if held[1] ~= ARGV[1] then
@@ -18,6 +21,9 @@ redis.call('PEXPIRE', KEYS[1], ARGV[2])
 local delay = redis.call('GET', KEYS[2])
 if delay then
   redis.call('PEXPIRE', KEYS[2], ARGV[2] + delay)
+end
+if ARGV[3] ~= '' then
+  redis.pcall('SET', KEYS[3], ARGV[3], 'PX', SEAL_TTL_MS)
 end
 redis.pcall('HINCRBY', KEYS[1], 'renewals', 1)
 return held[2] and 2 or 1

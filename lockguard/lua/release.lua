@@ -1,17 +1,19 @@
 -- Remove a grant wherever it stands: it holds the lock, or has it reserved, or waits, or none of these.
 -- If that frees the lock, exactly one waiter is woken and the lock is reserved for it for a short while.
--- Needs no memory to free the lock: DEL works on a full server; the history and the waking are best effort.
+-- Needs no memory to free the lock: DEL works on a full server; the history, the seal and the waking are best effort.
 --
--- KEYS[1] lock  KEYS[2] queue  KEYS[3] inboxes  KEYS[4] next  KEYS[5] tenure  KEYS[6] history
+-- KEYS[1] lock  KEYS[2] queue  KEYS[3] inboxes  KEYS[4] next  KEYS[5] tenure  KEYS[6] history  KEYS[7] seal
 -- (as in acquire.lua)
 --
 -- ARGV[1] grant
 -- ARGV[2] inbox     the channel it was queued with
 -- ARGV[3] lost      1 if its lease ended under its body: then its lock delay begins now, and until that is over
 --                   nobody is woken. A waiter asks again when it is over.
+-- ARGV[4] seal      what a fence confirmed, to be remembered; "" for nothing
 --
 -- Returns 1 if it held the lock, else 0.
 
+local SEAL_TTL_MS = 604800000
 local RESERVED_MS = 500
 local SILENT_MS = 2500
 
@@ -21,6 +23,9 @@ local freed = held
 if held then
   local time = redis.call('TIME')
   redis.pcall('LPUSH', KEYS[6], string.format('%s%06d released grant=%s', time[1], time[2], grant))
+  if ARGV[4] ~= '' then
+    redis.pcall('SET', KEYS[7], ARGV[4], 'PX', SEAL_TTL_MS)
+  end
   local delay = ARGV[3] == '1' and redis.call('GET', KEYS[5])
   if delay then
     redis.call('DEL', KEYS[1])

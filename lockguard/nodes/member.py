@@ -90,10 +90,13 @@ class MemberNode(StandaloneNode):
         keys = (*keys_of(self._namespace, request.resource).acquire, self._member)
         self.run(ACQUIRE, self._acquired, keys, *args, lone=True, answer=answer)
 
-    def leave(self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False) -> None:
+    def leave(
+        self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
+    ) -> None:
         """Run release.lua."""
         keys = keys_of(self._namespace, resource).release
-        self.run(RELEASE, votes.done, keys, grant, self._inbox, int(lost), lone=True, answer=answer)
+        args = (grant, self._inbox, int(lost), seal)
+        self.run(RELEASE, votes.done, keys, *args, lone=True, answer=answer)
 
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
         """Run rejoin.lua."""

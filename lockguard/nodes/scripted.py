@@ -107,13 +107,16 @@ class ScriptedNode(ABC):
         """Run settle.lua."""
         return self._run(SETTLE, votes.done, keys_of(self._namespace, resource).settle, grant, token)
 
-    def extend(self, resource: Resource, grant: GrantId, ttl_ms: int) -> asyncio.Future[Extended | NoVote]:
+    def extend(
+        self, resource: Resource, grant: GrantId, ttl_ms: int, *, seal: str = ""
+    ) -> asyncio.Future[Extended | NoVote]:
         """Run extend.lua."""
         # Not "lone": a guard renews all its leases in one turn of the loop, and they leave in one write.
-        return self._run(EXTEND, votes.extended, keys_of(self._namespace, resource).extend, grant, ttl_ms)
+        keys = keys_of(self._namespace, resource).extend
+        return self._run(EXTEND, votes.extended, keys, grant, ttl_ms, seal)
 
     def release(
-        self, resource: Resource, grant: GrantId, *, lost: bool = False
+        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = ""
     ) -> asyncio.Future[Done | NoVote]:
         """Run release.lua.
 
@@ -121,7 +124,8 @@ class ScriptedNode(ABC):
         anybody is told that the calling task has ended: no loop can be stopped in between.
         """
         keys = keys_of(self._namespace, resource).release
-        return self._run(RELEASE, votes.done, keys, grant, self._inbox_of(resource), int(lost), lone=True)
+        args = (grant, self._inbox_of(resource), int(lost), seal)
+        return self._run(RELEASE, votes.done, keys, *args, lone=True)
 
     def break_(self, resource: Resource, *, reason: str, token: Token) -> asyncio.Future[Broken | NoVote]:
         """Run break.lua, by force."""
@@ -164,11 +168,12 @@ def keys_of(namespace: str, resource: Resource) -> Keys:
     lock = f"{namespace}:{{{resource}}}"
     floor, queue, inboxes = f"{lock}:token", f"{lock}:queue", f"{lock}:inboxes"
     following, tenure, history = f"{lock}:next", f"{lock}:tenure", f"{lock}:history"
+    seal = f"{lock}:seal"
     return Keys(
-        acquire=(lock, floor, queue, inboxes, following, tenure, history),
+        acquire=(lock, floor, queue, inboxes, following, tenure, history, seal),
         settle=(lock, floor),
-        extend=(lock, tenure),
-        release=(lock, queue, inboxes, following, tenure, history),
+        extend=(lock, tenure, seal),
+        release=(lock, queue, inboxes, following, tenure, history, seal),
         break_=(lock, floor, tenure, history, queue, inboxes, following),
         inspect=(lock, floor, queue, inboxes),
         rejoin=(lock, floor, history),

@@ -28,7 +28,8 @@ _FOUND, _NOT_FOUND = Done(found=True), Done(found=False)
 def acquired(reply: list[Any]) -> AcquireVote:
     """Of acquire.lua."""
     if reply[0] == 1:
-        return Granted(Token(int(reply[1])), int(reply[2]))
+        seal = reply[3].decode("ascii", "replace") if reply[3] else ""
+        return Granted(Token(int(reply[1])), int(reply[2]), seal)
     if reply[0] == 3:
         return Outsider(quiet_ms=reply[1])
     _, holder, operation, token, age_ms, retry_after_ms, *place = reply

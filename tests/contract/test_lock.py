@@ -18,7 +18,7 @@ from lockguard import (
     SelfDeadlock,
     current_lease,
 )
-from lockguard.lease import Token, new_grant_id, parse_resource
+from lockguard.lease import Grant, Token, new_grant_id, parse_resource
 from lockguard.ports import AcquireRequest, Broken
 from lockguard.redlock import Contended, Found, Redlock, Renewal, Won
 
@@ -114,6 +114,29 @@ async def test_a_late_renewal_does_not_bring_a_lease_back(new_guard, cluster):
     await asyncio.wait(asked)
     assert redlock.tally(asked, sent_at=0, ttl_ms=grant.ttl_ms).renewal is Renewal.REFUSED
     assert cluster.leftovers() == []
+
+
+async def test_the_seal_of_a_grant_is_given_with_the_next_whether_it_was_released_or_only_renewed(new_guard):
+    redlock = redlock_of(new_guard())
+    await redlock.connect()
+    first, second, third = wish(), wish(), wish()
+    won = await redlock.acquire(first)
+    assert isinstance(won, Won)
+    assert won.seal == ""
+    await redlock.confirm(redlock.undo(first.resource, first.grant, seal="fence 7"))
+    won = await redlock.acquire(second)
+    assert isinstance(won, Won)
+    assert won.seal == "fence 7"
+    grant = Grant(second.resource, second.grant, won.token, "", "", second.ttl_ms, "fence 8")
+    await asyncio.wait(redlock.extend(grant))
+    await redlock.confirm(redlock.undo(second.resource, second.grant))
+    assert isinstance(late := await redlock.acquire(third), Won)
+    assert late.seal == "fence 8"
+    # One that is late, or never held it, does not take it back.
+    await redlock.confirm(redlock.undo(second.resource, second.grant, seal="fence 7"))
+    await redlock.confirm(redlock.undo(third.resource, third.grant))
+    assert isinstance(last := await redlock.acquire(wish()), Won)
+    assert last.seal == "fence 8"
 
 
 async def test_a_busy_resource_tells_who_holds_it(new_guard):
