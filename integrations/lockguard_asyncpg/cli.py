@@ -26,6 +26,7 @@ from lockguard_asyncpg.costs import measure
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg.load.command import load_command
 from lockguard_asyncpg.protection import Finding, Protection, findings, protect, protections, unprotect
 from lockguard_asyncpg.pruning import count_long_gone, prune_resources
 from lockguard_asyncpg.race.command import race_command
@@ -387,4 +388,5 @@ async def _bench(conn: asyncpg.Connection[Any], rows: int, rounds: int, *, as_js
     console().print(figures_table)
 
 
+fence.add_command(load_command)
 fence.add_command(race_command)

@@ -241,12 +241,22 @@ def test_a_race_prints_a_line_for_each_way_and_level_and_ends_in_its_verdict(
     ways = [way.name for way in WAYS[:2]]
     chosen = [word for name in ways for word in ("--way", name)]
     result = CliRunner().invoke(fence, ["race", "--total", "120", *chosen, "--url", database_url])
-    *runs, together = lines = [json.loads(x) for x in result.stdout.splitlines()]
+    lines = [json.loads(x) for x in result.stdout.splitlines()]
+    runs = [x for x in lines if "route" in x]
+    (together,) = (x for x in lines if "all" in x)
     assert together["all"] == len(runs) == 3 * len(ways)
     assert {x["write"] for x in runs} == set(ways)
-    wrong = sum(x["stale_commits"] + x["duplicates"] + x["lost_writes"] + x["stray_errors"] for x in lines)
-    assert result.exit_code == (1 if wrong else 0)
+    wrong = sum(x["stale_commits"] + x["duplicates"] + x["lost_writes"] + x["stray_errors"] for x in runs)
+    disturbed = [x for x in lines if "independent" in x and x["fenced"] < x["unfenced"]]
+    meets = {way.name: way.meets for way in WAYS}
+    failed = [x for x in disturbed if x["isolation"] not in meets[x["independent"]]]
+    assert result.exit_code == (1 if wrong or failed else 0)
     assert together["attempts"] == sum(x["attempts"] for x in runs) > 0
+    # An absent way has its line too.
+    of_ways = {x["write"]: x for x in lines if "write" in x and "route" not in x}
+    assert list(of_ways) == [way.name for way in WAYS]
+    assert {name for name, x in of_ways.items() if x["attempts"]} == set(ways)
+    assert all(of_ways[name]["runs"] == 3 for name in ways)
 
 
 def test_a_race_on_a_database_out_of_reach_is_one_line(run: Run) -> None:

@@ -36,6 +36,8 @@ from lockguard_asyncpg.race import (
     convict,
     race,
 )
+from lockguard_asyncpg.race.defaults import role_defaults
+from lockguard_asyncpg.race.planted import WEAK_CHECKS
 from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
 
 if TYPE_CHECKING:
@@ -81,9 +83,7 @@ at one isolation and directly at the others: any two of way, isolation and route
 
 
 def through_the_pooler(way: Way) -> list[Any]:
-    """The isolations at which a way is raced there; without a transaction it has only the server's own."""
-    if not way.transacts:
-        return [*ISOLATIONS[:1]]
+    """The isolations at which a way is raced there; without a transaction it has the role's own."""
     return [*ISOLATIONS] if WHOLE_PRODUCT else [ISOLATIONS[WAYS.index(way) % len(ISOLATIONS)]]
 
 
@@ -91,7 +91,7 @@ def cells(way: Way, *, pooled: bool) -> list[Any]:
     through = through_the_pooler(way)
     if pooled:
         return through
-    return [one for one in ISOLATIONS if WHOLE_PRODUCT or not way.transacts or one not in through]
+    return [one for one in ISOLATIONS if WHOLE_PRODUCT or one not in through]
 
 
 def raced(*, pooled: bool) -> Any:
@@ -108,14 +108,15 @@ def raced(*, pooled: bool) -> Any:
 
 @raced(pooled=False)
 async def test_no_stale_write_commits(url: str, way: Way, isolation: Any) -> None:
-    went_on(await race(url, RacePlan(writes=WRITES_A_RUN, isolation=isolation), way))
+    went_on(await race(url, RacePlan(writes=WRITES_A_RUN, isolation=isolation), way, direct=url))
 
 
 @raced(pooled=True)
 async def test_no_stale_write_commits_through_a_transaction_pooler(
-    bouncer: str, way: Way, isolation: Any
+    bouncer: str, url: str, way: Way, isolation: Any
 ) -> None:
-    went_on(await race(bouncer, RacePlan(writes=WRITES_A_RUN, isolation=isolation), way, pooler=True))
+    plan = RacePlan(writes=WRITES_A_RUN, isolation=isolation)
+    went_on(await race(bouncer, plan, way, pooler=True, direct=url))
 
 
 def test_any_two_of_way_isolation_and_route_meet_in_a_race() -> None:
@@ -130,17 +131,47 @@ def test_any_two_of_way_isolation_and_route_meet_in_a_race() -> None:
     assert {met_there[1:] for met_there in met} == {(i, p) for i in ISOLATIONS for p in (False, True)}
 
 
+async def test_what_is_raced_at_an_isolation_has_it_as_the_roles_default_by_every_way_in(
+    bouncer: str, url: str
+) -> None:
+    asked = "select current_setting('transaction_isolation') || current_setting('transaction_deferrable')"
+
+    async def found() -> list[Any]:
+        return [await _asked(way_in, asked) for way_in in (url, bouncer)]
+
+    assert await found() == 2 * ["read committedoff"]
+    async with role_defaults(url, bouncer, "serializable"):
+        assert await found() == 2 * ["serializableon"]
+    assert await _asked(url, asked) == "read committedoff"
+
+
+async def _asked(url: str, query: str) -> Any:
+    conn = await asyncpg.connect(url, statement_cache_size=0)
+    try:
+        return await conn.fetchval(query)
+    finally:
+        await conn.close()
+
+
 async def test_a_lone_statement_has_no_isolation_of_its_own_through_a_pooler(bouncer: str) -> None:
     with pytest.raises(ConfigurationError, match="through a pooler"):
         await race(bouncer, RacePlan(writes=1, isolation="serializable"), NATIVE, pooler=True)
 
 
-# Checks that look sound and are not. If the race did not see them, it would prove nothing of ours.
+# What looks sound and is not. If the race did not see them, it would prove nothing of ours.
 
 
-@pytest.mark.parametrize("way", PLANTED, ids=lambda way: way.name)
-@pytest.mark.parametrize("isolation", PLANTED_ISOLATIONS)
-async def test_a_weak_check_is_seen(url: str, way: Way, isolation: Any) -> None:
+@pytest.mark.parametrize(
+    ("way", "isolation"),
+    [
+        pytest.param(way, isolation, id=f"{way.name}-{isolation}")
+        for number, way in enumerate(PLANTED)
+        for isolation in (
+            PLANTED_ISOLATIONS if WHOLE_PRODUCT or way in WEAK_CHECKS else [PLANTED_ISOLATIONS[number % 2]]
+        )
+    ],
+)
+async def test_a_weak_check_write_close_or_seal_is_seen(url: str, way: Way, isolation: Any) -> None:
     verdict = await convict(url, way, RacePlan(writes=400, isolation=isolation))
     assert verdict.convicted, f"not one stale commit was seen: {verdict.report}"
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -16,45 +13,14 @@ from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.connecting import Mistake, own_server, reason_of
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import DATABASE_ERRORS, unreachable
-from lockguard_asyncpg.race import (
-    ISOLATIONS,
-    PLANTED,
-    PLANTED_ISOLATIONS,
-    RacePlan,
-    RaceReport,
-    Way,
-    convict,
-    present_ways,
-    race,
-)
+from lockguard_asyncpg.race import RacePlan, Way, present_ways
 from lockguard_asyncpg.race.chaos.command import DURATION, run_chaos
+from lockguard_asyncpg.race.series import Route, run_series
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from lockguard_asyncpg.transaction import Isolation
-
 __all__ = ["race_command"]
-
-_PLANTED_WRITES = 400
-
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """A way to the database."""
-
-    name: str
-    url: str
-    pooler: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One race of the series."""
-
-    route: _Route
-    isolation: Isolation
-    way: Way
 
 
 @click.command(name="race")
@@ -108,8 +74,9 @@ def race_command(
     Starts servers of its own unless --url names a database; what the bot's own variables name is left alone.
     There it makes and drops a schema lockguard_race, and refuses one that it did not make.
 
-    Prints a line of JSON for each run, or with --chaos for each round and each way to write, and one for all.
-    Exit code 1 if a stale write got in, an operation was done twice or lost, or a planted check was not seen.
+    Prints a line of JSON for each run, or with --chaos for each round, one for each way to write, also for
+    one that is absent, and one for all. Exit code 1 if a stale write got in, an operation was done twice or
+    lost, a body failed that has nothing to do with others, or a planted check was not seen.
     """
     if chaos:
         if url is not None or pooler or writes is not None or total is not None or ways:
@@ -130,7 +97,7 @@ def race_command(
     checked(url)
     with _routes(url, pooler=pooler) as routes:
         try:
-            sound = interrupt.run(_series(routes, racers, plan, total=total, planted=planted))
+            sound = interrupt.run(run_series(routes, racers, plan, total=total, planted=planted))
         except ConfigurationError as exc:
             raise Mistake(str(exc)) from exc
         except (*DATABASE_ERRORS, ValueError) as exc:
@@ -140,16 +107,16 @@ def race_command(
 
 
 @contextmanager
-def _routes(url: str | None, *, pooler: bool) -> Iterator[tuple[_Route, ...]]:
+def _routes(url: str | None, *, pooler: bool) -> Iterator[tuple[Route, ...]]:
     if url is not None:
         click.echo(f"racing on {shown(url)}", err=True)
-        yield (_Route("pooler" if pooler else "direct", url, pooler),)
+        yield (Route("pooler" if pooler else "direct", url, pooler),)
         return
     with ExitStack() as stack:
         server = stack.enter_context(own_server("racing", max_connections=200))
         from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer  # noqa: PLC0415 - an extra
 
-        routes = [_Route("direct", server.url, pooler=False)]
+        routes = [Route("direct", server.url, pooler=False, direct=server.url)]
         if find_pgbouncer() is None:
             click.echo("PgBouncer is not installed (apt install pgbouncer): directly only", err=True)
         else:
@@ -157,7 +124,7 @@ def _routes(url: str | None, *, pooler: bool) -> Iterator[tuple[_Route, ...]]:
                 bouncer = stack.enter_context(PgBouncer(server))
             except ConfigurationError as exc:
                 raise Mistake(str(exc)) from exc
-            routes.append(_Route("pooler", bouncer.url, pooler=True))
+            routes.append(Route("pooler", bouncer.url, pooler=True, direct=server.url))
         yield tuple(routes)
 
 
@@ -168,60 +135,3 @@ def _racers(names: tuple[str, ...]) -> tuple[Way, ...]:
             known = ", ".join(repr(one) for one in ways)
             raise click.BadParameter(f"{name!r} is none of {known}", param_hint="--way")
     return tuple(ways[name] for name in dict.fromkeys(names or ways))
-
-
-async def _series(
-    routes: tuple[_Route, ...], ways: tuple[Way, ...], plan: RacePlan, *, total: int | None, planted: bool
-) -> bool:
-    runs = [
-        _Run(route, isolation, way)
-        for route in routes
-        for isolation in ISOLATIONS
-        for way in ways
-        # A pooler gives a lone statement the server's default.
-        if way.transacts or not route.pooler or isolation == ISOLATIONS[0]
-    ]
-    if total is not None:
-        plan = replace(plan, writes=-(-total // len(runs)))
-    sound, sums = True, Counter[str]()
-    for run in runs:
-        tried = replace(plan, isolation=run.isolation)
-        report = await race(run.route.url, tried, run.way, pooler=run.route.pooler)
-        facts = _facts(report)
-        click.echo(
-            json.dumps({"route": run.route.name, "isolation": run.isolation, "write": run.way.name, **facts})
-        )
-        sums.update({name: count for name, count in facts.items() if isinstance(count, int)})
-        sound = sound and report.sound
-    click.echo(json.dumps({"all": len(runs), "seed": plan.seed, **sums}))
-    if planted:
-        sound = await _planted(routes[0].url, plan) and sound
-    return sound
-
-
-def _facts(report: RaceReport) -> dict[str, object]:
-    return {
-        "stale_commits": report.stale_commits,
-        "duplicates": report.duplicates,
-        "lost_writes": report.lost_writes,
-        "stray_errors": report.stray_errors,
-        "told": report.told,
-        **dict(sorted(report.counts.items())),
-    }
-
-
-async def _planted(url: str, plan: RacePlan) -> bool:
-    sound = True
-    for isolation in PLANTED_ISOLATIONS:
-        for way in PLANTED:
-            verdict = await convict(url, way, replace(plan, writes=_PLANTED_WRITES, isolation=isolation))
-            facts = {
-                "planted": way.name,
-                "isolation": isolation,
-                "convicted": verdict.convicted,
-                "races": verdict.races,
-                "stale_commits": verdict.report.stale_commits,
-            }
-            click.echo(json.dumps(facts))
-            sound = sound and verdict.convicted
-    return sound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections import Counter
@@ -30,22 +31,23 @@ _SEAL_WITHIN = timedelta(seconds=2)
 _RESOLVE_WITHIN = timedelta(seconds=20)
 _WRITES_PER_LEASE_MAX = 6
 _PAUSE_S = 0.004
-_READ = """
-select (select n from lockguard_race.state where resource = $1),
-       (select count(*) from lockguard_race.entry where resource = $1 and token < $2)
+_READ_BELOW = """
+select (select count(*) from lockguard_race.ledger where resource = $1 and token < $2) as updates,
+       (select count(*) from lockguard_race.entry where resource = $1 and token < $2) as entries
 """
+_READ_OWN = _READ_BELOW.replace("token < $2", "token = $2")
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a holder read when its seal had returned: nothing older may come after it.
+    """What a holder read as final: of all older tokens once it has sealed, of its own once it has closed.
 
     Attributes:
-        n: the resource's counter.
-        entries: how many rows older tokens had inserted for it; newer ones may have come since the seal.
+        updates: how often they had raised the counter.
+        entries: how many rows they had inserted.
     """
 
-    n: int
+    updates: int
     entries: int
 
 
@@ -95,13 +97,14 @@ class Holders:
         self.report = RaceReport()
         self.rng = random.Random(plan.seed)  # noqa: S311 - no secret
         self.desk = _Desk(self.rng)
-        self.fence = PostgresFence(pool)
+        self.fence = PostgresFence(pool) if way.fence is None else way.fence(pool)
         self.resources = [Resource(f"race:{plan.seed}:{n}") for n in range(plan.resources)]
         self.ops = itertools.count(1)
         self.looks: set[asyncio.Task[Any]] = set()
         self.committed: set[int] = set()
         self.refused: set[int] = set()
         self.seen: dict[tuple[str, int], Seen] = {}
+        self.closed: dict[tuple[str, int], Seen] = {}
 
     async def _pause(self) -> None:
         """Often nothing, sometimes long enough for several takeovers."""
@@ -124,12 +127,37 @@ class Holders:
             for _ in range(self.rng.randint(1, _WRITES_PER_LEASE_MAX)):
                 if not await self._operate(lease, op, seat) or (op := next(self.ops)) > self.plan.writes:
                     break
-            if self.rng.random() < 0.5 and await self._give_back(lease.grant):
-                await self._write_after_close(lease, seat)
+            if self.rng.random() < 0.5:
+                await self._leave(lease, seat)
+
+    async def _leave(self, lease: Lease, seat: Seat) -> None:
+        """Give the lease back, sometimes in the middle of a write of the same body's other task."""
+        beside = asyncio.create_task(self._write_beside(lease))
+        try:
+            await self._pause()
+            if not await self._give_back(lease.grant):
+                return
+            try:
+                self.closed[lease.resource, lease.token] = await self._read(_READ_OWN, lease)
+            except DATABASE_ERRORS:
+                self.report.counts["readings failed"] += 1
+            await self._write_after_close(lease, seat)
+        finally:
+            await beside
+
+    async def _write_beside(self, lease: Lease) -> None:
+        """It is there before the close or not at all; which of the two, the reading after the close tells."""
+        if self.rng.random() < self.plan.trespass and (op := next(self.ops)) <= self.plan.writes:
+            self.report.counts["written beside the close"] += 1
+            seat = Seat(self.pool)
+            try:
+                await self._operate(lease, op, seat)
+            finally:
+                await seat.leave()
 
     async def _write_after_close(self, lease: Lease, seat: Seat) -> None:
         """Sometimes go on with a lease that was given back: a task that nobody awaited."""
-        if self.rng.random() < 0.3 and (op := next(self.ops)) <= self.plan.writes:
+        if self.rng.random() < self.plan.trespass and (op := next(self.ops)) <= self.plan.writes:
             self.report.counts["written after the close"] += 1
             if await self._operate(lease, op, seat):
                 self.report.stale_commits += 1
@@ -142,9 +170,11 @@ class Holders:
             try:
                 answer = await self.fence.seal(grant, within=_SEAL_WITHIN)
                 if isinstance(answer, Sealed):
-                    self.seen[resource, answer.token] = await self._read(resource, answer.token)
-                    self.report.counts["seals"] += 1
-                    return Lease(grant, deadline=self.clock.now() + 3600, clock=self.clock)
+                    lease = Lease(grant, deadline=self.clock.now() + 3600, clock=self.clock)
+                    if not self.way.travels:
+                        self.report.counts["seals"] += 1
+                        self.seen[resource, answer.token] = await self._read(_READ_BELOW, lease)
+                    return lease
             except (FenceUnavailable, *DATABASE_ERRORS):
                 self.report.counts["seals failed"] += 1
                 await self._give_back(grant)
@@ -163,13 +193,14 @@ class Holders:
         except FenceUnavailable:
             self.report.counts["closes failed"] += 1
             return False
+        self.report.counts["closes"] += 1
         return True
 
-    async def _read(self, resource: Resource, token: Token) -> Seen:
-        async with self.pool.acquire() as conn, conn.transaction():
-            row = await conn.fetchrow(_READ, resource, token)
-        assert row is not None, f"{_READ!r} gave no row for {resource} and token {token}"
-        return Seen(int(row[0]), int(row[1]))
+    async def _read(self, query: str, lease: Lease) -> Seen:
+        async with self.pool.acquire() as conn, conn.transaction(isolation="read_committed"):
+            row = await conn.fetchrow(query, lease.resource, lease.token)
+        assert row is not None, f"{query!r} gave no row for {lease}"
+        return Seen(row["updates"], row["entries"])
 
     async def _operate(self, lease: Lease, op: int, seat: Seat) -> bool:
         """Try one operation until it is committed or refused; tells whether the lease is still good."""
@@ -182,6 +213,11 @@ class Holders:
             late=self.looks,
         )
         (self.committed if end is End.COMMITTED else self.refused).add(op)
+        own = lease.resource, lease.token
+        if self.way.travels and end is End.COMMITTED and own not in self.seen:
+            self.report.counts["seals that travelled"] += 1
+            with contextlib.suppress(*DATABASE_ERRORS):
+                self.seen[own] = await self._read(_READ_BELOW, lease)
         return end is End.COMMITTED
 
     def _attempt(self, lease: Lease, op: int, seat: Seat) -> Attempt:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from lockguard_asyncpg.race.holders import Holders
+    from lockguard_asyncpg.race.holders import Holders, Seen
     from lockguard_asyncpg.race.plan import RaceReport
 
 __all__ = ["judge"]
@@ -25,39 +25,43 @@ async def judge(holders: Holders) -> None:
     async with holders.pool.acquire() as conn, conn.transaction():
         ledger = await conn.fetch(_LEDGER)
         entries = await conn.fetch(_ENTRIES)
-    _no_stale_update(ledger, holders)
-    _no_stale_insert(entries, holders)
+    _in_order(ledger, holders)
+    updated, inserted = _tokens(ledger), _tokens(entries)
+    for (resource, token), seen in holders.seen.items():
+        older = bisect_left(updated[resource], token), bisect_left(inserted[resource], token)
+        _final(f"{resource}: all below token {token}", seen, older, holders.report)
+    for (resource, token), seen in holders.closed.items():
+        own = updated[resource].count(token), inserted[resource].count(token)
+        _final(f"{resource}: all of token {token}", seen, own, holders.report)
     _no_duplicates_and_none_lost((row["op"] for row in (*ledger, *entries)), holders)
 
 
-def _no_stale_update(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
+def _in_order(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
+    """Along the counter no number is missing or there twice, and tokens never go back."""
     last: dict[str, tuple[int, int]] = {}
     for row in rows:
         resource, n, token = row["resource"], row["n"], row["token"]
         n_before, before = last.get(resource, (0, 0))
-        seen = holders.seen.get((resource, token))
         if n != n_before + 1:
             _stale(holders.report, f"{resource} n={n}: came after n={n_before}")
         elif token < before:
             _stale(holders.report, f"{resource} n={n}: token {token} committed after {before}")
-        elif token > before and (seen is None or seen.n != n_before):
-            _stale(holders.report, f"{resource} n={n}: token {token} had read {seen} as final")
         last[resource] = (n, max(before, token))
 
 
-def _no_stale_insert(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
-    tokens: dict[str, list[int]] = defaultdict(list)
+def _tokens(rows: Sequence[asyncpg.Record]) -> dict[str, list[int]]:
+    """Those of each resource, in their order."""
+    found: dict[str, list[int]] = defaultdict(list)
     for row in rows:
-        tokens[row["resource"]].append(row["token"])
-    for found in tokens.values():
-        found.sort()
-    for (resource, token), seen in holders.seen.items():
-        older = bisect_left(tokens[resource], token)
-        if older != seen.entries:
-            _stale(
-                holders.report,
-                f"{resource}: token {token} had read {seen.entries} entries as final, there are {older}",
-            )
+        found[row["resource"]].append(row["token"])
+    for tokens in found.values():
+        tokens.sort()
+    return found
+
+
+def _final(what: str, seen: Seen, there: tuple[int, int], report: RaceReport) -> None:
+    if there != (seen.updates, seen.entries):
+        _stale(report, f"{what} had been read as final: {seen}, there are {there[0]} and {there[1]}")
 
 
 def _no_duplicates_and_none_lost(ops: Iterable[int], holders: Holders) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from lockguard.lease import Lease
+    from lockguard.ports import Fence
     from lockguard_asyncpg.race.seat import Seat
     from lockguard_asyncpg.transaction import Isolation
 
@@ -31,6 +32,7 @@ class RacePlan:
         isolation: of the writing transactions; Postgres's default if ``None``.
         kill_every: how often a backend is killed; ``None`` for never.
         lose_share: the share of COMMIT replies that are lost.
+        trespass: the share of bodies of which another task writes on beside the close, and after it.
         seed: of all random choices. The schedule of the server is not in it.
     """
 
@@ -40,6 +42,7 @@ class RacePlan:
     isolation: Isolation | None = None
     kill_every: timedelta | None = timedelta(milliseconds=100)
     lose_share: float = 0.02
+    trespass: float = 0.3
     seed: int = 1
 
 
@@ -69,9 +72,15 @@ class RaceReport:
         return self.stale_commits + self.duplicates + self.lost_writes
 
     @property
+    def unresolved(self) -> int:
+        """Outcomes that nobody knew, and that were not looked up to the end."""
+        counts = self.counts
+        return counts["unknown"] - counts["unknown, had committed"] - counts["unknown, had not"]
+
+    @property
     def sound(self) -> bool:
-        """Whether no law was broken and nothing went astray."""
-        return not self.violations and not self.stray_errors
+        """Whether no law was broken, every outcome is known and nothing went astray."""
+        return not self.violations and not self.unresolved and not self.stray_errors
 
     def tell(self, line: str) -> None:
         """Keep a line for people, one of the first."""
@@ -107,6 +116,7 @@ class Attempt:
         pause: to be awaited between the check and the write, and before COMMIT.
         lose_reply: called when the reply to COMMIT is cut off; ``None`` if it is to arrive.
         seat: the connection that the holder keeps from one lease to the next.
+        notes: whether the kit itself notes the outcome of a transaction that it has opened.
         gear: what the way's :attr:`Way.gear` gave, such as an engine.
     """
 
@@ -120,6 +130,7 @@ class Attempt:
     lose_reply: Callable[[], None] | None
     seat: Seat
     gear: Any = None
+    notes: bool = True
 
 
 Gear: TypeAlias = Callable[[str, RacePlan, dict[str, Any]], AbstractAsyncContextManager[Any]]
@@ -141,6 +152,10 @@ class Way:
         transacts: whether it can open a transaction of a given isolation.
         gear: opens what it needs besides the pool, once for each race.
         shapes: what its operations do.
+        fence: how its leases are sealed and closed, of the holders' pool; by default a
+            :class:`~lockguard_asyncpg.PostgresFence`.
+        travels: the seal leaves with the lease's first write: only from then on is final what is read.
+        meets: at which isolations it may fail for the sake of bodies that have nothing to do with it.
         noisy: asyncpg itself may leave a future of it behind whose error nobody retrieves.
     """
 
@@ -151,4 +166,7 @@ class Way:
     transacts: bool = True
     gear: Gear | None = None
     shapes: tuple[Shape, ...] = tuple(Shape)
+    fence: Callable[[asyncpg.Pool[Any]], Fence] | None = None
+    travels: bool = False
+    meets: tuple[Isolation, ...] = ()
     noisy: bool = False

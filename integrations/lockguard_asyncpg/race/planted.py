@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from lockguard.errors import StaleToken
 from lockguard_asyncpg.claims import Claim
 from lockguard_asyncpg.race.plan import Attempt, RacePlan, RaceReport, Way
+from lockguard_asyncpg.race.planted_ends import WEAK_ENDS
 from lockguard_asyncpg.race.running import race
 from lockguard_asyncpg.race.writes import ADD, BUMP, plain_transaction
 from lockguard_asyncpg.wire import bare
@@ -17,7 +18,7 @@ from lockguard_asyncpg.wire import bare
 if TYPE_CHECKING:
     from lockguard_asyncpg.transaction import Isolation
 
-__all__ = ["PLANTED", "PLANTED_ISOLATIONS", "Verdict", "convict"]
+__all__ = ["PLANTED", "PLANTED_ISOLATIONS", "WEAK_CHECKS", "Verdict", "convict"]
 
 _GAP_S = 0.002
 _SEEDS_MAX = 10
@@ -125,7 +126,7 @@ async def _write_late(attempt: Attempt, conn: Any) -> None:
     await attempt.pause()
 
 
-PLANTED: tuple[Way, ...] = (
+WEAK_CHECKS: tuple[Way, ...] = (
     Way("where exists", where_exists_write),
     Way("token <= on the row", row_predicate_write),
     Way("for key share", key_share_write),
@@ -135,6 +136,8 @@ PLANTED: tuple[Way, ...] = (
     Way("checked in a savepoint that rolled back", rolled_back_check_write),
     Way("checked in a transaction of its own", check_of_its_own_write),
 )
+"""Whoever goes through one writes stale, with a fence that closes and seals as it should."""
+PLANTED: tuple[Way, ...] = (*WEAK_CHECKS, *WEAK_ENDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,7 @@ async def convict(url: str, way: Way, plan: RacePlan) -> Verdict:
     """Race with a planted check until a stale commit is seen, or the seeds are used up."""
     verdict = Verdict(RaceReport(), 0)
     for seed in range(plan.seed, plan.seed + _SEEDS_MAX):
-        quiet = replace(plan, kill_every=None, lose_share=0, seed=seed)
+        quiet = replace(plan, kill_every=None, lose_share=0, trespass=1, seed=seed)
         verdict = Verdict(await race(url, quiet, way), verdict.races + 1)
         if verdict.convicted:
             break

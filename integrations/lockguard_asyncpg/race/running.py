@@ -17,6 +17,7 @@ from lockguard_asyncpg.connection import fenced
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_asyncpg.own_schema import made_anew
 from lockguard_asyncpg.protection import protect
+from lockguard_asyncpg.race.defaults import role_defaults
 from lockguard_asyncpg.race.holders import Holders
 from lockguard_asyncpg.race.oracle import judge
 from lockguard_asyncpg.race.plan import RacePlan, RaceReport, Way
@@ -44,6 +45,9 @@ create table lockguard_race.ledger (
 );
 create table lockguard_race.entry (
   resource text, token bigint, op bigint, at timestamptz not null default clock_timestamp()
+);
+create table lockguard_race.seal (
+  resource text primary key, token bigint not null, grant_id uuid not null, is_open boolean not null
 );
 create index on lockguard_race.ledger (resource, token);
 create index on lockguard_race.entry (resource, token);
@@ -79,6 +83,7 @@ async def race(
     way: Way = TRANSACTION,
     *,
     pooler: bool = False,
+    direct: str | None = None,
     progress: Callable[[int], None] | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> RaceReport:
@@ -89,14 +94,16 @@ async def race(
         plan: what to run.
         way: how to write; those of :data:`WAYS` must never break a law, others may show that it is seen.
         pooler: the URL is a pooler in transaction mode. It has no isolation of its own for a session, so a
-            write that opens no transaction is made at the server's default.
+            write that opens no transaction is made at the role's default.
+        direct: the same database directly, where it is the race's own. There the plan's isolation is made the
+            role's default, which reaches every session, instead of being asked for by each session.
         progress: called now and then with the number of operations begun.
         clock: the leases' clock.
 
     Raises:
         ConfigurationError: the schema is not installed, or the way cannot be gone there.
     """
-    alone = not pooler or plan.isolation in (None, "read_committed")
+    alone = direct is not None or not pooler or plan.isolation in (None, "read_committed")
     if not (alone or way.transacts):
         raise ConfigurationError(
             f"{way.name!r} opens no transaction, so it cannot run at {plan.isolation} through a pooler"
@@ -104,7 +111,9 @@ async def race(
     name = f"lockguard-race-{new_grant_id()[:8]}"
     with _strays() as strays:
         async with AsyncExitStack() as stack:
-            options = _options(plan, name, pooler=pooler)
+            if direct is not None and plan.isolation is not None:
+                await stack.enter_async_context(role_defaults(direct, url, plan.isolation))
+            options = _options(plan, name, pooler=pooler, asks=direct is None)
             pool = await stack.enter_async_context(_pool(url, plan, way, options))
             gear = way.gear and await stack.enter_async_context(way.gear(url, plan, options))
             running = Holders(pool, plan, way, clock, alone=alone, gear=gear)
@@ -122,19 +131,19 @@ async def race(
     return running.report
 
 
-def _options(plan: RacePlan, name: str, *, pooler: bool) -> dict[str, Any]:
-    """Of each connection."""
+def _options(plan: RacePlan, name: str, *, pooler: bool, asks: bool) -> dict[str, Any]:
+    """Of each connection; with ``asks`` it asks for the isolation itself."""
     settings = {"application_name": name}
     if pooler:
         return {"server_settings": settings, "statement_cache_size": 0}
-    if plan.isolation is not None:
+    if asks and plan.isolation is not None:
         settings["default_transaction_isolation"] = plan.isolation.replace("_", " ")
     return {"server_settings": settings}
 
 
 def _pool(url: str, plan: RacePlan, way: Way, options: dict[str, Any]) -> asyncpg.Pool[Any]:
-    # Each holder may keep one connection and use another.
-    size = 2 * plan.holders + 4
+    # Each holder may keep one connection and use another, and so may the other task of its body.
+    size = 3 * plan.holders + 4
     pool = asyncpg.create_pool(url, min_size=0, max_size=size, connection_class=LossyConnection, **options)
     return fenced(pool) if way.fenced else pool
 

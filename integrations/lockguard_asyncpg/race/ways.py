@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from lockguard_asyncpg.race.plan import Way
-from lockguard_asyncpg.race.writes import CLOSING, FOREIGN, NATIVE, SAVEPOINTS, TRANSACTION
+from lockguard_asyncpg.race.writes import CLOSING, FOREIGN, LAZY, NATIVE, SAVEPOINTS, TRANSACTION
 from lockguard_asyncpg.race.writes_dropin import (
     BEGUN_BEFORE,
     COPY,
@@ -27,6 +27,7 @@ WAYS: tuple[Way, ...] = (
     FOREIGN,
     SAVEPOINTS,
     NATIVE,
+    LAZY,
     DROP_IN,
     LONE,
     BEGUN_BEFORE,

@@ -7,11 +7,13 @@ import contextlib
 import itertools
 from collections.abc import Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
+from lockguard_asyncpg.fence import PostgresFence
 from lockguard_asyncpg.native import fenced_execute
 from lockguard_asyncpg.race.plan import Attempt, Shape, Way
 from lockguard_asyncpg.transaction import FencedTransaction
@@ -33,6 +35,7 @@ __all__ = [
     "BUMP",
     "CLOSING",
     "FOREIGN",
+    "LAZY",
     "NATIVE",
     "NOTE",
     "SAVEPOINTS",
@@ -41,9 +44,11 @@ __all__ = [
     "WRITE_SEEN",
     "LossyConnection",
     "cut_during",
+    "filled_in",
     "lossy",
     "plain_transaction",
     "statement",
+    "transaction_write",
     "undone",
     "undone_write",
     "write_in",
@@ -105,6 +110,13 @@ async def statement(attempt: Attempt, conn: Any) -> tuple[str, tuple[object, ...
                 raise NotCommitted("the reading's end is unknown, the write was not sent") from exc
             await attempt.pause()
             return WRITE_SEEN, (*written, seen)
+
+
+def filled_in(query: str, args: tuple[object, ...]) -> str:
+    """``query`` with numbers, and names that need no escaping, in the place of its parameters."""
+    for n, arg in enumerate(args, 1):
+        query = query.replace(f"${n}", f"'{arg}'" if isinstance(arg, str) else str(arg))
+    return query
 
 
 @asynccontextmanager
@@ -252,7 +264,8 @@ def undone_write(attempt: Attempt) -> tuple[str, str, int, int]:
 async def plain_transaction(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
     """A transaction as an application opens it that knows nothing of leases, on the holder's own connection.
 
-    Its outcome is noted past the fence's functions, so that a lost reply can be resolved.
+    Its outcome is noted past the fence's functions, so that a lost reply can be resolved; such a note has
+    neighbours fail at SERIALIZABLE.
     """
     lease, sequence = attempt.lease, next(_numbers)
     conn = await attempt.seat.take()
@@ -265,8 +278,9 @@ async def plain_transaction(attempt: Attempt) -> AsyncIterator[PoolConnectionPro
             transaction = conn.transaction(isolation=attempt.isolation)
             await transaction.start()
         try:
-            with unfenced():
-                await conn.execute(NOTE, lease.resource, lease.token, sequence)
+            if attempt.notes:
+                with unfenced():
+                    await conn.execute(NOTE, lease.resource, lease.token, sequence)
             yield conn
         except BaseException as exc:
             await _roll_back(con, transaction)
@@ -294,7 +308,13 @@ async def _roll_back(con: Any, transaction: Transaction) -> None:
 
 
 TRANSACTION = Way("transaction", transaction_write)
-CLOSING = Way("transaction that closes", closing_write)
+CLOSING = Way("transaction that closes", closing_write, meets=("serializable",))
 FOREIGN = Way("fenced in a plain transaction", foreign_write)
 SAVEPOINTS = Way("after a savepoint rolled back", savepoint_write)
 NATIVE = Way("statement", native_write, transacts=False)
+LAZY = Way(
+    "statement, the close not waiting for the disk",
+    native_write,
+    transacts=False,
+    fence=partial(PostgresFence, durable_close=False),
+)

@@ -12,6 +12,7 @@ from lockguard_asyncpg.race.plan import Attempt, Shape, Way
 from lockguard_asyncpg.race.writes import (
     SEEN,
     cut_during,
+    filled_in,
     lossy,
     plain_transaction,
     statement,
@@ -83,7 +84,7 @@ async def lone_write(attempt: Attempt) -> None:
             query, args = await statement(attempt, conn)
             work: Coroutine[Any, Any, Any]
             if attempt.op % 3 == 0:
-                work = conn.execute(_filled_in(query, args))
+                work = conn.execute(filled_in(query, args))
             elif attempt.op % 3 == 1:
                 work = conn.execute(query, *args)
             else:
@@ -92,13 +93,6 @@ async def lone_write(attempt: Attempt) -> None:
                 await work
             else:
                 await cut_during(con, work, attempt.lose_reply)
-
-
-def _filled_in(query: str, args: tuple[object, ...]) -> str:
-    """``query`` with numbers, and names that need no escaping, in the place of its parameters."""
-    for n, arg in enumerate(args, 1):
-        query = query.replace(f"${n}", f"'{arg}'" if isinstance(arg, str) else str(arg))
-    return query
 
 
 async def prepared_write(attempt: Attempt) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard_asyncpg.race.chaos.plan import ChaosPlan, RoundReport
 from lockguard_asyncpg.race.chaos.running import run_round
-from lockguard_asyncpg.race.planted import PLANTED
+from lockguard_asyncpg.race.planted import WEAK_CHECKS
 from lockguard_asyncpg.race.ways import present_ways
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ async def convict_planted(
     plan: ChaosPlan, *, redis: RedisServer, postgres: PostgresServer
 ) -> tuple[dict[str, int], int]:
     """Rounds with the planted checks, until a stale commit of each was seen; gives them, and the rounds."""
-    seen = {way.name: 0 for way in PLANTED}
+    seen = {way.name: 0 for way in WEAK_CHECKS}
     for number in range(1, _PLANTED_ROUNDS_MAX + 1):
         tried = replace(
             plan,

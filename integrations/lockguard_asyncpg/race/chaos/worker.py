@@ -31,7 +31,7 @@ from lockguard_asyncpg.race.chaos.history import BELOW, OWN
 from lockguard_asyncpg.race.chaos.plan import Crewman
 from lockguard_asyncpg.race.operate import End, operate
 from lockguard_asyncpg.race.plan import Attempt, RacePlan, Way
-from lockguard_asyncpg.race.planted import PLANTED
+from lockguard_asyncpg.race.planted import WEAK_CHECKS
 from lockguard_asyncpg.race.seat import Seat
 from lockguard_asyncpg.race.ways import WAYS
 from lockguard_asyncpg.race.writes import LossyConnection
@@ -62,7 +62,7 @@ class _Bot:
         # A process that was killed begins again with numbers that were never used.
         first = told.number * _NUMBERS_EACH + int(SYSTEM_CLOCK.wall() * 1_000) % 10**9 * 10**4
         self._ops = itertools.count(first)
-        known = {way.name: way for way in (*WAYS, *PLANTED)}
+        known = {way.name: way for way in (*WAYS, *WEAK_CHECKS)}
         self._ways = [known[name] for name in told.ways]
         self._journal = os.open(told.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         self._late: set[asyncio.Task[Any]] = set()
