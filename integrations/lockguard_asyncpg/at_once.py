@@ -188,11 +188,15 @@ async def in_one_text(
     """
     entry = entry_for(leases, sequence=NUMBERS.take(), limits=limits)
     before = entry.piped_sql() + ";"
-    try:
-        return await _concluded(con, leases, entry, lambda: send(before + query))
-    except asyncpg.PostgresError as exc:
-        _as_of(exc, query, len(before))
-        raise
+
+    async def sent() -> T:
+        try:
+            return await send(before + query)
+        except asyncpg.PostgresError as exc:
+            _as_of(exc, query, len(before))
+            raise
+
+    return await _concluded(con, leases, entry, sent)
 
 
 def _as_of(exc: asyncpg.PostgresError, query: str, shift: int) -> None:

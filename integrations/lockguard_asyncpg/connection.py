@@ -92,6 +92,12 @@ class FenceLayer:
         executor = take_flight(standing_of(con).flight, executor)
         return await parent._do_execute(query, executor, timeout, *retry, **options)
 
+    def _time_and_log(self, query: str, args: Any, timeout: float | None) -> Any:
+        """As asyncpg's, for its query loggers: they are told the caller's text, without the check."""
+        con: Any = self
+        parent: Any = super()
+        return parent._time_and_log(standing_of(con).told or query, args, timeout)
+
     def cursor(self, query: str, *args: object, **options: Any) -> Any:
         """As asyncpg's; presents the lease before the first row."""
         parent: Any = super()
@@ -148,12 +154,17 @@ def _carrier(name: str, *, has_text: bool) -> Callable[..., Awaitable[Any]]:
             finally:
                 standing_of(self).flight = None
 
+        async def with_check(whole: str) -> Any:
+            standing_of(self).told = text
+            try:
+                return await parent(whole, **options)
+            finally:
+                standing_of(self).told = None
+
         at_once: AtOnce[Any] | None = None
         if name == "execute" and not args:
             if is_lone_write(text):
-                at_once = functools.partial(
-                    in_one_text, self, limits=LIMITS, query=text, send=lambda whole: parent(whole, **options)
-                )
+                at_once = functools.partial(in_one_text, self, limits=LIMITS, query=text, send=with_check)
         elif name in _ONE_BY_ONE and is_write(text):
             at_once = functools.partial(in_one_flight, self, limits=LIMITS, send=in_flight)
         return await run(self, text, send, options.get("timeout"), at_once)

@@ -124,6 +124,7 @@ class Standing:
         user: the task in the middle of a statement that takes several messages.
         flight: the check that is to leave right before the statement being sent, see
             :mod:`lockguard_asyncpg.at_once`.
+        told: the caller's text, where the check stands before it in the text that is sent.
         body: the leases of the fenced transaction in whose body the connection is; only the end of that body
             ends the transaction.
     """
@@ -139,6 +140,7 @@ class Standing:
         "numbers",
         "read_only",
         "refusal",
+        "told",
         "user",
     )
 
@@ -146,6 +148,7 @@ class Standing:
         self.user: asyncio.Task[Any] | None = None
         self.body: tuple[Lease, ...] | None = None
         self.flight: Any = None
+        self.told: str | None = None
         self.clear()
 
     def clear(self) -> None:

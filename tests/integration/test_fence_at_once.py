@@ -371,3 +371,36 @@ async def test_a_lost_write_of_a_superseded_lease_is_resolved_though_its_process
         await pool.execute("insert into note (id) values ($1)", 1)  # in the same row, one number further
     asked = CommitUnknown(resource=APT, token=stale.token, sequence=lost + 2)
     assert not await resolve(pool, asked)
+
+
+@pytest.mark.parametrize(
+    ("write", "args"),
+    [
+        ("insert into note (id) values (31)", ()),
+        ("insert into note (id) values ($1)", (32,)),
+        ("insert into note (id) values (1)", ()),
+        ("insert into note (id) values ($1)", (1,)),
+        ("update\n  nonsense set a = 1", ()),
+    ],
+)
+async def test_a_query_logger_is_told_the_callers_text_and_not_the_check_before_it(
+    pool: asyncpg.Pool[Any], write: str, args: tuple[Any, ...]
+) -> None:
+    await pool.execute("insert into note (id) values (1)")
+    lease = await held(pool)
+    async with pool.acquire() as conn:
+        seen: list[Any] = []
+        conn.add_query_logger(seen.append)
+        with under(lease):
+            await outcome(conn.execute(write, *args))
+        await asyncio.sleep(0)  # asyncpg calls it in the next turn of the loop
+        (record,) = seen
+        assert (record.query, record.args) == (write, args)
+        if isinstance(record.exception, asyncpg.PostgresError):
+            assert record.exception.query == write  # type: ignore[attr-defined]
+        await held(pool, 8)
+        with under(lease), pytest.raises(StaleToken) as refused:
+            await conn.execute(write.replace("nonsense", "note").replace("a =", "id ="), *args)
+        assert "lockguard" not in refused.value.__cause__.query  # type: ignore[union-attr]
+        await asyncio.sleep(0)  # as before
+        assert ["lockguard" in record.query for record in seen] == [False, False]
