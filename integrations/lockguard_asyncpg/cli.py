@@ -107,7 +107,12 @@ async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
 
 
 @fence.command()
-@click.option("--after", default=0, type=click.IntRange(0), help="Only the steps newer than this version.")
+@click.option(
+    "--after",
+    default=0,
+    type=click.IntRange(0, SCHEMA_VERSION),
+    help="Only the steps newer than this version, for a database that has it.",
+)
 def sql(after: int) -> None:
     """Print the schema as one statement, for a migration tool: whole or not at all, and again is harmless."""
     click.echo(schema_sql(after=after), nl=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.errors import ConfigurationError
-from lockguard.text import printable
+from lockguard.text import kind_of, printable
 from lockguard_asyncpg.errors import Meaning, meaning_of, set_up_error
 
 if TYPE_CHECKING:
@@ -83,7 +83,11 @@ def schema_sql(*, after: int = 0) -> str:
 
     Args:
         after: leave out the steps up to this version; on a schema that is older the statement then fails.
+
+    Raises:
+        ConfigurationError: there is no such version.
     """
+    _require_version(after)
     made = "".join(_where_missing(s) for s in steps() if s.version > after)
     return f"""do $lockguard_schema$
 declare
@@ -99,13 +103,24 @@ begin
   elsif had = {SCHEMA_VERSION} then
     raise notice 'the lockguard schema is at version % already', had;
   elsif had < {after} then
-    raise exception 'the lockguard schema is at version %, and this script begins after version {after}', had
+    raise exception '% here, and this script begins after version {after}',
+        case had when 0 then 'there is no lockguard schema'
+          else 'the lockguard schema is at version ' || had end
       using errcode = 'LG004', hint = 'Print it for that version: lockguard fence sql --after ' || had;
   end if;
 {made}  execute {_quoted(_file("rights"), "rights")};
 end
 $lockguard_schema$;
 """
+
+
+def _require_version(after: object) -> None:
+    if not isinstance(after, int) or isinstance(after, bool) or not 0 <= after <= SCHEMA_VERSION:
+        shown = after if isinstance(after, int) else kind_of(after)
+        raise ConfigurationError(
+            f"there is no version {shown} to begin after: this library's schema has versions 1 to"
+            f" {SCHEMA_VERSION}; leave it out for all of them"
+        )
 
 
 def _where_missing(step: Step) -> str:

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
+from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import SCHEMA_VERSION, Installed, install, schema_sql, schema_version
 from lockguard_asyncpg.cli import fence
 from lockguard_asyncpg.schema import steps
@@ -97,9 +98,39 @@ async def test_the_whole_script_brings_any_older_schema_up_to_date(
 async def test_a_script_of_later_steps_refuses_a_schema_that_is_older_than_they_are(
     conn: asyncpg.Connection[Any],
 ) -> None:
-    with pytest.raises(asyncpg.PostgresError, match="at version 0, and this script begins after version 2"):
-        await conn.execute(schema_sql(after=2))
+    for after in (2, SCHEMA_VERSION):
+        with pytest.raises(
+            asyncpg.PostgresError,
+            match=f"no lockguard schema here, and this script begins after version {after}",
+        ):
+            await conn.execute(schema_sql(after=after))
     assert await conn.fetchval("select to_regnamespace('lockguard')") is None
+    await conn.execute(steps()[0].sql)
+    await conn.execute(MADE, 1)
+    with pytest.raises(asyncpg.PostgresError, match="at version 1 here, and this script begins after version 2"):
+        await conn.execute(schema_sql(after=2))
+
+
+@pytest.mark.parametrize("after", [SCHEMA_VERSION + 1, 99, -1, True, "3", 10**30])
+def test_a_script_that_begins_after_a_version_that_is_none_is_refused_in_one_line(after: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"versions 1 to {SCHEMA_VERSION}") as caught:
+        schema_sql(after=after)
+    assert "\n" not in str(caught.value)
+    printed = CliRunner().invoke(fence, ["sql", "--after", str(after)])
+    if not isinstance(after, int) or isinstance(after, bool):
+        return
+    assert printed.exit_code == 2
+    assert printed.stdout == ""
+    assert f"0<=x<={SCHEMA_VERSION}" in printed.stderr
+
+
+async def test_a_script_of_no_steps_renews_the_rights_of_the_newest_schema(
+    conn: asyncpg.Connection[Any],
+) -> None:
+    await install(conn)
+    await conn.execute("revoke all on schema lockguard from lockguard_app")
+    await conn.execute(schema_sql(after=SCHEMA_VERSION))
+    assert await conn.fetchval("select has_schema_privilege('lockguard_app', 'lockguard', 'usage')") is True
 
 
 async def test_the_script_of_an_older_library_takes_nothing_back(conn: asyncpg.Connection[Any]) -> None:
