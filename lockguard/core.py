@@ -44,6 +44,7 @@ class Core:
         fence_within: how long a seal or a close may take.
         max_hold_s: how long a lease is renewed.
         lock_delay_ms: how long a resource stays closed after a lease that was not released.
+        history: of how many grants of each resource Redis tells afterwards.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Core:
         fence_within: timedelta,
         max_hold_s: float = math.inf,
         lock_delay_ms: int = 0,
+        history: int = 100,
     ) -> None:
         self.redlock = redlock
         self.fence = fence
@@ -63,6 +65,7 @@ class Core:
         self.fence_within = fence_within
         self.max_hold_s = max_hold_s
         self.lock_delay_ms = lock_delay_ms
+        self.history = history
         self.emit: Callable[[Event], None] = Audience(observers, clock=clock).tell
         """Tell the observers; never raises."""
         self.queue = Queue(redlock, clock=clock, emit=self.emit)

@@ -208,6 +208,7 @@ class Hold:
             self._queue,
             0,
             core.lock_delay_ms,
+            core.history,
         )
         give_up_at = called_at + self._patience.total_seconds()
         if surrounding is None or not self._queue:  # held by the parent is busy like any other

@@ -58,6 +58,7 @@ class AcquireRequest:
         ticket: the place in the queue that an earlier busy answer gave, 0 for none. Sent along so that a
             waiter keeps its place through a reconnect, a lost reservation and a wiped server.
         lock_delay_ms: how long the resource stays closed if this grant ends otherwise than by release.
+        history: of how many grants of the resource Redis shall tell afterwards; 0: of none.
     """
 
     resource: Resource
@@ -68,6 +69,7 @@ class AcquireRequest:
     queue: bool = False
     ticket: int = 0
     lock_delay_ms: int = 0
+    history: int = 100
 
 
 @dataclass(slots=True)

@@ -17,10 +17,11 @@
 -- ARGV[5] inbox     channel that wakes the caller, or "" not to be queued
 -- ARGV[6] ticket    the place that an earlier answer gave, or 0
 -- ARGV[7] lock_delay_ms
--- ARGV[8] proposal  a token, or a place in the queue, that all nodes are asked to give, so that they give the
+-- ARGV[8] history   of how many grants the history shall tell; 0: of none, and what there is goes
+-- ARGV[9] proposal  a token, or a place in the queue, that all nodes are asked to give, so that they give the
 --                   same one; 0 for none
--- ARGV[9] run       with KEYS[9]: the server process that the caller is connected to
--- ARGV[10] nodes    with KEYS[9]: how many decide together; kept for who asks whether they are all named
+-- ARGV[10] run      with KEYS[9]: the server process that the caller is connected to
+-- ARGV[11] nodes    with KEYS[9]: how many decide together; kept for who asks whether they are all named
 --
 -- Returns
 --   {1, token, now_us, seal}                                              granted
@@ -36,8 +37,7 @@ local RESERVED_MS = 500        -- how long a woken waiter has to come
 local SILENT_MS = 2500         -- a process not heard of for this long is passed over
 local QUEUE_TTL_MS = 60000     -- a queue that nobody asks about is dropped
 local FLOOR_TTL_MS = 604800000 -- may expire: the next token is at least the time in microseconds
-local HISTORY_MAX = 200        -- lines; a grant and its end are two
-local HISTORY_SPARE = 20       -- so many more before it is cut, because cutting takes time
+local HISTORY_SPARE = 0.1      -- so much longer it may be before it is cut, because cutting takes time
 local AHEAD_US = 315360000000000 -- ten years: a token from farther ahead is none that a lock gave out
 
 local grant, ttl_ms, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[5]
@@ -57,7 +57,7 @@ end
 
 local function grant_it()
   local known = redis.call('MGET', KEYS[2], KEYS[8])
-  local token = math.max(now_us, sane(known[1]) + 1, sane(ARGV[8]))
+  local token = math.max(now_us, sane(known[1]) + 1, sane(ARGV[9]))
   redis.call('HSET', KEYS[1], 'grant', grant, 'token', token, 'holder', ARGV[3], 'operation', ARGV[4],
     'acquired_at_ms', now_ms, 'ttl_ms', ARGV[2], 'renewals', '0')
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
@@ -71,13 +71,18 @@ local function grant_it()
   if delay > 0 then
     redis.call('SET', KEYS[6], ARGV[7], 'PX', ttl_ms + delay)
   end
-  local line = string.format('%.0f granted token=%.0f grant=%s holder=%s operation=%s', now_us, token, grant,
-    ARGV[3], ARGV[4])
-  local lines = redis.pcall('LPUSH', KEYS[7], line)
-  if (tonumber(lines) or 0) > HISTORY_MAX + HISTORY_SPARE then
-    redis.pcall('LTRIM', KEYS[7], 0, HISTORY_MAX - 1)
+  local most = 2 * tonumber(ARGV[8]) -- lines; a grant and its end are two
+  if most == 0 then
+    redis.pcall('DEL', KEYS[7]) -- or the ends that others write would pile up
+  else
+    local line = string.format('%.0f granted token=%.0f grant=%s holder=%s operation=%s', now_us, token, grant,
+      ARGV[3], ARGV[4])
+    local lines = redis.pcall('LPUSH', KEYS[7], line)
+    if (tonumber(lines) or 0) > most * (1 + HISTORY_SPARE) then
+      redis.pcall('LTRIM', KEYS[7], 0, most - 1)
+    end
+    redis.pcall('PEXPIRE', KEYS[7], FLOOR_TTL_MS)
   end
-  redis.pcall('PEXPIRE', KEYS[7], FLOOR_TTL_MS)
   return {1, token, now_us, known[2] or ''}
 end
 
@@ -103,8 +108,8 @@ local function busy(held, retry_after_ms)
     end
     if ARGV[6] ~= '0' then
       ticket, requeued = ARGV[6], 1
-    elseif KEYS[9] and ARGV[8] ~= '0' then
-      ticket = ARGV[8] -- the same on all nodes, so that all wake the same waiter
+    elseif KEYS[9] and ARGV[9] ~= '0' then
+      ticket = ARGV[9] -- the same on all nodes, so that all wake the same waiter
     else
       local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')
       ticket = string.format('%.0f', math.max(now_us, (tonumber(last[2]) or 0) + 1))
@@ -140,7 +145,7 @@ end
 
 if KEYS[9] then
   local standing = redis.call('HMGET', KEYS[9], 'run', 'quiet_until_ms', 'ttl_max_ms', 'nodes')
-  if standing[1] ~= ARGV[9] then
+  if standing[1] ~= ARGV[10] then
     return {3, 0}
   end
   local quiet_ms, longest_ms = tonumber(standing[2]) - now_ms, tonumber(standing[3])
@@ -157,8 +162,8 @@ if KEYS[9] then
   if longest_ms < ttl_ms then
     redis.call('HSET', KEYS[9], 'ttl_max_ms', ttl_ms)
   end
-  if standing[4] ~= ARGV[10] then
-    redis.call('HSET', KEYS[9], 'nodes', ARGV[10])
+  if standing[4] ~= ARGV[11] then
+    redis.call('HSET', KEYS[9], 'nodes', ARGV[11])
   end
 end
 

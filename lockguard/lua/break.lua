@@ -37,6 +37,7 @@ else
   if held[1] then
     redis.pcall('LPUSH', KEYS[4], string.format('%s%06d broken grant=%s reason=%s', time[1], time[2], held[1],
       ARGV[2]))
+    redis.pcall('PEXPIRE', KEYS[4], FLOOR_TTL_MS) -- nobody else knows the reason: written with or without a history
     freed = true
     local delay_ms = tonumber(redis.call('GET', KEYS[3]))
     if delay_ms then

@@ -1,6 +1,7 @@
 -- Remove a grant wherever it stands: it holds the lock, or has it reserved, or waits, or none of these.
 -- If that frees the lock, exactly one waiter is woken and the lock is reserved for it for a short while.
 -- Needs no memory to free the lock: DEL works on a full server; the history, the seal and the waking are best effort.
+-- The end of a grant is written where there is a history: one begun here would have no end of life.
 --
 -- KEYS[1] lock  KEYS[2] queue  KEYS[3] inboxes  KEYS[4] next  KEYS[5] tenure  KEYS[6] history  KEYS[7] seal
 -- (as in acquire.lua)
@@ -22,7 +23,7 @@ local held = redis.call('HGET', KEYS[1], 'grant') == grant
 local freed = held
 if held then
   local time = redis.call('TIME')
-  redis.pcall('LPUSH', KEYS[6], string.format('%s%06d released grant=%s', time[1], time[2], grant))
+  redis.pcall('LPUSHX', KEYS[6], string.format('%s%06d released grant=%s', time[1], time[2], grant))
   if ARGV[4] ~= '' then
     redis.pcall('SET', KEYS[7], ARGV[4], 'PX', SEAL_TTL_MS)
   end

@@ -83,6 +83,7 @@ class MemberNode(StandaloneNode):
             self._inbox if request.queue else "",
             request.ticket,
             request.lock_delay_ms,
+            request.history,
             proposal,
             self._facts.run_id,
             self._nodes,

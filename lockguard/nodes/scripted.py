@@ -100,6 +100,7 @@ class ScriptedNode(ABC):
             self._inbox_of(request.resource) if request.queue else "",
             request.ticket,
             request.lock_delay_ms,
+            request.history,
             lone=True,
         )
 

@@ -107,7 +107,7 @@ async def test_a_script_of_later_steps_refuses_a_schema_that_is_older_than_they_
     assert await conn.fetchval("select to_regnamespace('lockguard')") is None
     await conn.execute(steps()[0].sql)
     await conn.execute(MADE, 1)
-    with pytest.raises(asyncpg.PostgresError, match="at version 1 here, and this script begins after version 2"):
+    with pytest.raises(asyncpg.PostgresError, match="version 1 here, and this script begins after version 2"):
         await conn.execute(schema_sql(after=2))
 
 

@@ -117,6 +117,13 @@ def bot() -> None:
 @_seconds("--recover-every", 5, "Between two looks for what dead bots left half done.")
 @_seconds("--ttl", 10, "Life of the leases: a dead bot's symbols are free after that.")
 @click.option(
+    "--history",
+    type=click.IntRange(0, 10_000),
+    default=100,
+    show_default=True,
+    help="Of how many leases of each symbol Redis tells for a week; 0: none.",
+)
+@click.option(
     "--at-once", type=click.IntRange(1, 100), default=8, show_default=True, help="Signals at the same time."
 )
 @_seconds(
@@ -204,6 +211,7 @@ def _settings(
     once: bool,
     alerts: tuple[str, ...],
     ttl: timedelta,
+    history: int,
     receive_window: timedelta | None,
     reads_lag: timedelta,
     connect_within: timedelta,
@@ -218,6 +226,7 @@ def _settings(
         alerts=alerts,
         rhythm=Rhythm(sync_every, recover_every, stop_within, at_once, once),
         ttl=ttl,
+        history=history,
         age_max=max_age,
         set_aside_after=set_aside_after,
         alert_after=alert_after,

@@ -81,6 +81,7 @@ class BotSettings:
         alerts: apprise's URLs.
         rhythm: when it does what.
         ttl: the life of its leases.
+        history: of how many leases of each symbol Redis tells.
         age_max: an open signal that is older is refused.
         set_aside_after: how many bots a signal may end.
         alert_after: for how long something may be unreadable or undecided before a person is told.
@@ -96,6 +97,7 @@ class BotSettings:
     alerts: tuple[str, ...] = field(repr=False)
     rhythm: Rhythm
     ttl: timedelta
+    history: int
     age_max: timedelta
     set_aside_after: int
     alert_after: timedelta
@@ -138,7 +140,9 @@ async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: async
     # The fence has a pool of its own: sealing a lease must not wait for the flow's connections.
     fence_pool = await stack.enter_async_context(connect_database(urls.database))
     guard = await stack.enter_async_context(
-        LockGuard.from_url(urls.redis, fence=PostgresFence(fence_pool), ttl=settings.ttl)
+        LockGuard.from_url(
+            urls.redis, fence=PostgresFence(fence_pool), ttl=settings.ttl, history=settings.history
+        )
     )
     await guard.inspect("bot:start")  # raises if Redis cannot be asked
     # ccxt's other hundred exchanges would take seconds to import, and a bot that starts late takes over late.
