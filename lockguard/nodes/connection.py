@@ -148,6 +148,13 @@ class Connection:
         else:
             self._wire.send(slot, *command, lone=lone)
 
+    def send_packed(self, slot: Slot, command: bytes, *, lone: bool = False) -> None:
+        """As :meth:`Wire.send_packed`; without a connection the slot is told so at once."""
+        if self._wire is None:
+            slot(NotSent(self._cause))
+        else:
+            self._wire.send_packed(slot, command, lone=lone)
+
     def allow_silence(self, seconds: float) -> None:
         """As :meth:`Wire.allow_silence`."""
         if self._wire is not None:

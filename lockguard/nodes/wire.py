@@ -119,6 +119,16 @@ class Wire(asyncio.Protocol):
         Args:
             slot: gets the reply.
             *command: its words.
+            lone: as for :meth:`send_packed`.
+        """
+        self.send_packed(slot, hiredis.pack_command(command), lone=lone)  # type: ignore[arg-type]  # its stub forgot bytes
+
+    def send_packed(self, slot: Slot, command: bytes, *, lone: bool = False) -> None:
+        """As :meth:`send`, for a command that is in the bytes of the protocol already.
+
+        Args:
+            slot: gets the reply.
+            command: one command.
             lone: write at once if no reply is owed: a caller that is alone saves a turn of the loop, and of
                 many only the first does not share the write.
         """
@@ -133,7 +143,7 @@ class Wire(asyncio.Protocol):
         lone = lone and not self._slots
         self._slots.append(slot)
         self._unsent_slots += 1
-        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub forgot bytes
+        self._unsent.append(command)
         if lone:
             self.flush()
         elif not self._flush_due:

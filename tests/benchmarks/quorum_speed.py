@@ -94,24 +94,30 @@ class Limit:
         return times[0], times[1]
 
 
+def words_of(command: bytes) -> list[bytes]:
+    reader = hiredis.Reader()
+    reader.feed(command)
+    return reader.gets()
+
+
 async def recorded(guard: LockGuard, servers) -> list[tuple[list[bytes], list[bytes], bytes]]:
     """What the guard says to each server to take and to give back, and with which grant."""
     calls = []
     for node, server in zip(guard._core.redlock.nodes, servers, strict=True):
         said = []
         connection = node._connection
-        send = connection.send
+        send = connection.send_packed
 
-        def note(slot, *command, lone=False, said=said, send=send):
-            said.append([w if isinstance(w, bytes) else str(w).encode() for w in command])
-            send(slot, *command, lone=lone)
+        def note(slot, command, *, lone=False, said=said, send=send):
+            said.append(words_of(command))
+            send(slot, command, lone=lone)
 
-        connection.send = note
+        connection.send_packed = note
         calls.append((server, said))
     async with guard.hold(NAME) as lease:
         grant = lease.grant.id.encode()
     for node in guard._core.redlock.nodes:
-        del node._connection.send
+        del node._connection.send_packed
     return [(said[0], said[1], grant) for _, said in calls]
 
 
