@@ -221,10 +221,10 @@ class LockGuard:
         return Hold(
             self._core,
             parse_resource(resource),
-            ttl_ms=self._ttl_ms if ttl is None else milliseconds(checked_ttl(ttl)),
-            patience=self._wait if wait is None else checked_wait(wait),
-            operation=remark(operation, "operation"),
-            queue=on_busy == "wait",
+            self._ttl_ms if ttl is None else milliseconds(checked_ttl(ttl)),
+            self._wait if wait is None else checked_wait(wait),
+            remark(operation, "operation"),
+            on_busy,
         )
 
     def hold_many(

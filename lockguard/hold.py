@@ -24,7 +24,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lockguard.awaiting import cancel_on_its_way, waits_for
 from lockguard.clock import Clock
@@ -79,7 +79,7 @@ def _enter(stage: _Stage) -> _Stage:
 
 def _may_leave(stage: _Stage, exc: BaseException | None) -> bool:
     """Whether there is anything to leave. Says so otherwise, without masking the body's error (S11)."""
-    if stage is _OPEN or stage is _INNER:
+    if stage in (_OPEN, _INNER):
         return True
     what = "was left before" if stage is _OVER else "was not entered"
     told = f"this hold {what}, so there is nothing to leave: write guard.hold(...) in an `async with`"
@@ -144,7 +144,7 @@ class Hold:
         ttl_ms: the life asked for, in milliseconds.
         patience: how long to wait.
         operation: what for, for people.
-        queue: whether to wait at all.
+        on_busy: whether to wait at all.
     """
 
     __slots__ = (
@@ -165,14 +165,20 @@ class Hold:
     )
 
     def __init__(
-        self, core: Core, resource: Resource, *, ttl_ms: int, patience: timedelta, operation: str, queue: bool
+        self,
+        core: Core,
+        resource: Resource,
+        ttl_ms: int,
+        patience: timedelta,
+        operation: str,
+        on_busy: Literal["wait", "raise"],
     ) -> None:
         self._core = core
         self._resource = resource
         self._ttl_ms = ttl_ms
         self._patience = patience
         self._operation = operation
-        self._queue = queue
+        self._queue = on_busy == "wait"
         self._stage = _NEW
         self._task: asyncio.Task[Any] | None = None
         self._cancels_at_entry = 0
@@ -246,7 +252,7 @@ class Hold:
             LeaseLost: the lease ended under the body.
             ConfigurationError: the hold is not open, or belongs to another event loop.
         """
-        if not _may_leave(self._stage, exc):
+        if self._stage is not _OPEN and not _may_leave(self._stage, exc):
             return
         inner, self._stage = self._stage is _INNER, _OVER
         if inner:  # the outer hold releases
@@ -259,7 +265,7 @@ class Hold:
             self._leave_from_afar(exc)
             return
         task.remove_done_callback(self._task_ended)
-        loss, grant, good_until = lease.loss, lease.grant, lease.kept_until
+        loss, grant = lease.loss, lease.grant
         asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None, seal=grant.seal)
         # It has left: the rest is done while the server works.
         lease.mark_released()
@@ -276,7 +282,7 @@ class Hold:
             return
         closing = core.close_fence(grant) if core.fence is not None else None
         found = await core.redlock.confirm(asked)
-        gone = found is _GONE and core.clock.now() < good_until
+        gone = found is _GONE and core.clock.now() < lease.kept_until
         if closing is not None:
             # Shielded: it is closed even if this task is cancelled here; the guard sees to its end.
             await asyncio.shield(closing)

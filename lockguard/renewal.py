@@ -139,8 +139,7 @@ class Keeper:
         due_at = max(now, min(now, deadline - ttl_s) + ttl_s * _FIRST_AT)
         lease.keep_by(self, until=until)
         self._kept[grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
-        first = min(due_at, deadline, until)
-        if first < self._timer_at:
+        if (first := min(due_at, deadline, until)) < self._timer_at:
             self._look_by(first, now)
         return now
 
