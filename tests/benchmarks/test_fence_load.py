@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from lockguard_asyncpg.cli import fence
 from lockguard_asyncpg.load.server import autovacuum_cpu_s
 
-SHORT = ("load", "--processes", "2", "--resources", "10", "--duration", "2s")
+SHORT = ("load", "--processes", "2", "--resources", "10", "--duration", "2s", "--history", "5000")
 
 
 def test_a_load_tells_what_many_bots_cost_and_leave_behind_and_lets_nothing_stale_in(tmp_path: Path) -> None:
@@ -29,6 +29,8 @@ def test_a_load_tells_what_many_bots_cost_and_leave_behind_and_lets_nothing_stal
     assert sizes["fence"]["live"] <= 10
     assert sizes["writer"]["bytes"] > {size["table"]: size for size in told["before"]}["writer"]["bytes"]
     assert "stale commits" in done.stdout
+    assert [one["work"].split()[0] for one in told["history"]] == ["hold", "hold", "break"]
+    assert all(one["none_us"] > 0 and one["after_us"] > 0 for one in told["history"])
 
 
 def test_the_share_of_autovacuum_is_read_off_the_servers_log() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,12 +14,10 @@ from lockguard.cli.tables import Table, console
 from lockguard.errors import ConfigurationError
 from lockguard.private import require_writable, write_private
 from lockguard_asyncpg.connecting import Mistake, own_server
-from lockguard_asyncpg.load.plan import TASKS, LoadReport, Phase
+from lockguard_asyncpg.load.plan import TASKS, LoadPlan, LoadReport, Phase
 from lockguard_asyncpg.race.chaos.command import DURATION
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from rich.console import Console
 
 __all__ = ["load_command"]
@@ -33,53 +30,57 @@ _CONNECTIONS_EACH = 2 * (TASKS + 1)
 @click.option("--resources", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
 @click.option("--duration", type=DURATION, default="60s", show_default=True, help="90s, 30m, 2h.")
 @click.option("--seed", default=1, show_default=True, help="Of the processes' random choices.")
+@click.option(
+    "--history",
+    default=0,
+    type=click.IntRange(0, 50_000_000),
+    help="Also measure a hold and a break after so many earlier writes, beside the same after none.",
+)
 @click.option("--fsync", is_flag=True, help="Have Postgres wait for the disk at each commit.")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures."
 )
-def load_command(
-    processes: int, resources: int, duration: timedelta, seed: int, json_file: Path | None, *, fsync: bool
-) -> None:
+def load_command(*, fsync: bool, json_file: Path | None, **options: Any) -> None:
     """Load servers of its own with many bots at once: throughput, patience, cost and what is left behind.
 
     Each process runs a few bodies at once, on resources of which some are wanted by many; first without the
     fence, for a fifth of the time, then with it. Exit code 1 if a stale write got in or a body failed.
     """
     require_writable(json_file)
+    plan = LoadPlan(**options)
+    report = _loaded(plan, settings={"fsync": "on" if fsync else "off"})
+    if json_file is not None:
+        history = [{**asdict(one), "ratio": one.ratio} for one in report.history]
+        told = {**asdict(report), "history": history, "sound": report.sound}
+        write_private(json_file, json.dumps(told, indent=2) + "\n")
+    out = console()
+    _show(report, out)
+    if report.history:
+        figures = Table("", "after none, us", f"after {plan.history:,}, us", "ratio")
+        for one in report.history:
+            figures.add_row(one.work, f"{one.none_us:,.0f}", f"{one.after_us:,.0f}", f"{one.ratio:.2f}")
+        out.print(figures)
+    raise SystemExit(0 if report.sound else 1)
+
+
+def _loaded(plan: LoadPlan, settings: dict[str, str]) -> LoadReport:
     try:
         from lockguard.testing import RedisServer  # noqa: PLC0415 - an extra
         from lockguard_asyncpg.load.running import run_load  # noqa: PLC0415 - an extra
         from lockguard_asyncpg.load.server import SETTINGS  # noqa: PLC0415 - an extra
     except ImportError as missing:
         raise Mistake(str(missing)) from missing
-    out = console()
-    with ExitStack() as stack:
-        postgres = stack.enter_context(
-            own_server(
-                "loading",
-                max_connections=_CONNECTIONS_EACH * processes + 20,
-                settings={**SETTINGS, "fsync": "on" if fsync else "off"},
-            )
-        )
+    connections = _CONNECTIONS_EACH * plan.processes + 20
+    with own_server("loading", max_connections=connections, settings={**SETTINGS, **settings}) as postgres:
         try:
-            redis = stack.enter_context(RedisServer())
-            report = interrupt.run(
-                run_load(
-                    redis,
-                    postgres,
-                    processes=processes,
-                    resources=resources,
-                    duration=duration,
-                    seed=seed,
-                    progress=lambda what: click.echo(f"{what} ...", err=True),
-                )
-            )
+            with RedisServer() as redis:
+                return interrupt.run(run_load(redis, postgres, plan, progress=_progress))
         except ConfigurationError as exc:
             raise Mistake(str(exc)) from exc
-    if json_file is not None:
-        write_private(json_file, json.dumps({**asdict(report), "sound": report.sound}, indent=2) + "\n")
-    _show(report, out)
-    raise SystemExit(0 if report.sound else 1)
+
+
+def _progress(what: str) -> None:
+    click.echo(f"{what} ...", err=True)
 
 
 def _show(report: LoadReport, out: Console) -> None:

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
-__all__ = ["TASKS", "Crewman", "LoadReport", "Phase", "Shift", "TableSize"]
+__all__ = ["TASKS", "AfterHistory", "Crewman", "LoadPlan", "LoadReport", "Phase", "Shift", "TableSize"]
 
 TASKS = 4
 """How many bodies of each process run at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What to run.
+
+    Attributes:
+        processes: how many, each with :data:`TASKS` bodies at once.
+        resources: how many they choose from.
+        duration: how long with the fence; before it, for a fifth of that, without.
+        seed: of their choices.
+        history: after how many earlier writes a hold and a break are measured too; 0 for not at all.
+    """
+
+    processes: int
+    resources: int
+    duration: timedelta
+    seed: int
+    history: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +120,26 @@ class TableSize:
     dead: int
 
 
+@dataclass(frozen=True, slots=True)
+class AfterHistory:
+    """One piece of work, in both databases.
+
+    Attributes:
+        work: what was done.
+        none_us: after no earlier writes, in microseconds: the median of five rounds' medians.
+        after_us: after all of them.
+    """
+
+    work: str
+    none_us: float
+    after_us: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long it takes."""
+        return round(self.after_us / self.none_us, 3)
+
+
 @dataclass(slots=True)
 class LoadReport:
     """All of it.
@@ -113,6 +153,7 @@ class LoadReport:
         after: the same after it.
         late: how many writes were tried after their lease was given back.
         stale_commits: how many writes were let in that must not be.
+        history: what was measured after earlier writes, if it was asked for.
         told: the first of what went wrong, in words.
     """
 
@@ -124,6 +165,7 @@ class LoadReport:
     after: list[TableSize]
     late: int = 0
     stale_commits: int = 0
+    history: list[AfterHistory] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
 
     @property

@@ -15,7 +15,8 @@ import asyncpg
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.load.plan import Crewman, LoadReport, Phase, Shift
+from lockguard_asyncpg.load.history import measure_history
+from lockguard_asyncpg.load.plan import Crewman, LoadPlan, LoadReport, Phase, Shift
 from lockguard_asyncpg.load.server import autovacuum_cpu_s, cpu_s, fence_calls, table_sizes
 from lockguard_asyncpg.race.running import SET_UP, TEAR_DOWN
 
@@ -48,25 +49,15 @@ select count(*) from pg_stat_activity
 
 
 async def run_load(
-    redis: RedisServer,
-    postgres: PostgresServer,
-    *,
-    processes: int,
-    resources: int,
-    duration: timedelta,
-    seed: int,
-    progress: Callable[[str], None],
+    redis: RedisServer, postgres: PostgresServer, plan: LoadPlan, *, progress: Callable[[str], None]
 ) -> LoadReport:
-    """Load the servers for ``duration`` with the fence, after a fifth of it without.
+    """Load the servers without the fence and then with it.
 
     Args:
         redis: a server of the load's own.
         postgres: likewise, with the settings of :data:`~lockguard_asyncpg.load.server.SETTINGS` and
             lockguard's schema.
-        processes: how many, each with a few bodies at once.
-        resources: how many they choose from.
-        duration: how long with the fence.
-        seed: of their choices.
+        plan: what to run.
         progress: told what is done.
 
     Raises:
@@ -74,16 +65,19 @@ async def run_load(
     """
     conn = await asyncpg.connect(postgres.url)
     try:
-        load = _Load(redis, postgres, conn, processes, resources, seed)
+        load = _Load(redis, postgres, conn, plan)
         progress("without the fence")
-        plain, _ = await load.phase(duration * _PLAIN_SHARE, fenced=False)
+        plain, _ = await load.phase(plan.duration * _PLAIN_SHARE, fenced=False)
         before, calls_before = await table_sizes(conn), await fence_calls(conn)
         progress("with the fence")
-        fenced, shifts = await load.phase(duration, fenced=True)
+        fenced, shifts = await load.phase(plan.duration, fenced=True)
         calls = await fence_calls(conn) - calls_before
         after = await table_sizes(conn)
         broken = await conn.fetch(_BROKEN)
         await conn.execute(TEAR_DOWN)
+        history = (
+            await measure_history(redis, postgres, plan.history, progress=progress) if plan.history else []
+        )
     finally:
         await conn.close()
     more_us = (fenced.cpu_us_per_hold - plain.cpu_us_per_hold) * fenced.holds
@@ -102,6 +96,7 @@ async def run_load(
         after=after,
         late=sum(shift.late for shift in shifts),
         stale_commits=len(broken) + late_committed,
+        history=history,
         told=told[:_TOLD_MAX],
     )
 
@@ -112,26 +107,22 @@ class _Load:
         redis: RedisServer,
         postgres: PostgresServer,
         conn: asyncpg.Connection[Any],
-        processes: int,
-        resources: int,
-        seed: int,
+        plan: LoadPlan,
     ) -> None:
         self._redis = redis
         self._postgres = postgres
         self._conn = conn
-        self._processes = processes
-        self._resources = resources
-        self._seed = seed
+        self._plan = plan
         self.shifts: list[Shift] = []
 
     async def phase(self, duration: timedelta, *, fenced: bool) -> tuple[Phase, list[Shift]]:
         """Have all processes work for ``duration``, on tables that are empty again."""
         await self._conn.execute(SET_UP)
-        await self._conn.execute(_RESOURCES, self._resources)
+        await self._conn.execute(_RESOURCES, self._plan.resources)
         async with AsyncExitStack() as stack:
             hands = [
                 await stack.enter_async_context(_hired(self._told(number, duration, fenced=fenced)))
-                for number in range(self._processes)
+                for number in range(self._plan.processes)
             ]
             for hand in hands:
                 await hand.hear()
@@ -149,9 +140,9 @@ class _Load:
         return Crewman(
             redis_url=self._redis.url,
             database_url=self._postgres.url,
-            resources=self._resources,
+            resources=self._plan.resources,
             seconds=duration.total_seconds(),
-            seed=self._seed * 1_000 + number,
+            seed=self._plan.seed * 1_000 + number,
             fenced=fenced,
         )
 
