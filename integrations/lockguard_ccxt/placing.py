@@ -26,7 +26,7 @@ from lockguard_ccxt.classify import Doubt, Verdict, ccxt_errors, classify
 from lockguard_ccxt.gate import attempt
 from lockguard_ccxt.ids import Step
 from lockguard_ccxt.outcome import Executed, OrderState, Outcome, PlacedOrder, Refusal, Refused, Side, Unknown
-from lockguard_ccxt.venues import parse_order
+from lockguard_ccxt.venues import UNREAD, parse_order
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -226,17 +226,21 @@ class Placer:
         """Cancel an order under a lease. Cancelling twice does no harm, so it is simply asked again.
 
         Returns:
-            With the order as it was when it was taken back, as far as the exchange tells.
+            With the order as it was when it was taken back; without a trigger where it may have had another
+            one by then and that could not be read.
         """
         message = ""
-        for _ in range(_ATTEMPTS_MAX):
+        for number in range(_ATTEMPTS_MAX):
             answer, verdict, message = await self._ask(
                 partial(self._venue.cancel, self._exchange, order), lease
             )
             if answer is not None:
-                trigger = parse_order(answer).trigger or order.trigger
+                trigger = None if answer.get(UNREAD) else parse_order(answer).trigger or order.trigger
                 return Executed(replace(order, state=OrderState.CANCELED, trigger=trigger))
             if verdict.doubt is Doubt.NONE and verdict.refusal is not None:
+                if number and order.attached and verdict.refusal is Refusal.NOT_FOUND:
+                    # Taken back by the request before, whose answer was cut off with what it would have told.
+                    return Executed(replace(order, state=OrderState.CANCELED, trigger=None))
                 return await self._cancel_refused(order, verdict, message)
         return Unknown(order.client_id, message, _NONE)
 

@@ -5,6 +5,7 @@ Everything else about an order goes through ccxt's unified calls.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "UNREAD",
     "Binance",
     "Bybit",
     "Venue",
@@ -33,11 +35,15 @@ __all__ = [
     "venue_of",
 ]
 
+UNREAD = "lockguard_unread"
+"""In the answer to a cancel: whether the order was moved before it was taken back could not be read."""
+
 _ZERO = Decimal(0)
 _LINEAR = {"type": "swap", "subType": "linear"}
 _BYBIT_POSITIONS_MAX = 200
 _BYBIT_ORDERS_MAX = 50
 """How many Bybit gives at once."""
+_HISTORY_PAUSES_S = (0.0, 0.25, 0.5)
 _STATES = {
     "open": OrderState.OPEN,
     "closed": OrderState.CLOSED,
@@ -88,7 +94,8 @@ class Venue(Protocol):
         """Ask to cancel an order, by our name for it if it has one.
 
         Returns:
-            The answer, with its ``id``; and with its ``triggerPrice`` where that is another one by now.
+            The answer, with its ``id``; with its ``triggerPrice`` where that is another one by now, and with
+            :data:`UNREAD` where it may be another one and could not be read.
         """
         ...
 
@@ -178,17 +185,20 @@ class Bybit:
 
         Set to nothing, that would take back whatever stands there by now, such as what a person has moved it
         to meanwhile. Whether an order keeps its id when it is moved is not documented, so what such a cancel
-        has ended is looked up, and returned.
+        has ended is looked up, and returned; a few times, as the history lags.
         """
         params = {"orderLinkId": order.client_id} if order.client_id else {}
         answer: Mapping[str, Any] = await exchange.cancel_order(order.id or None, order.symbol, params)
         if not order.attached:
             return answer
         by_id = {"orderId": order.id}
-        with suppress(ccxt_errors().BaseError):  # it is taken back, whether this is answered or not
-            ended = await exchange.fetch_canceled_and_closed_orders(order.symbol, None, None, by_id)
-            return next((one for one in ended if one.get("id") == order.id), answer)
-        return answer
+        for pause_s in _HISTORY_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            with suppress(ccxt_errors().BaseError):  # it is taken back, whether this is answered or not
+                ended = await exchange.fetch_canceled_and_closed_orders(order.symbol, None, None, by_id)
+                if (found := next((one for one in ended if one.get("id") == order.id), None)) is not None:
+                    return dict(found)
+        return {**answer, UNREAD: True}
 
 
 def every_position(exchange: Any) -> tuple[dict[str, Any], ...]:

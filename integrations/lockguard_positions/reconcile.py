@@ -308,6 +308,14 @@ class Reconciler:
         if (refusal := self._venue.left_alone(symbol)) is not None:
             self._emit(Alert(self._lease.resource, None, f"{what}, and gets none: {refusal}"))
             return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, refusal)
+        if (also := await self._known_by_another_label(symbol)) is not None:
+            why = (
+                f"{what}: it is row {also.id} of {also.exchange}, whose order this account has too."
+                " One account under two labels has two locks;"
+                f" give {self._venue.name} and {also.exchange} one label"
+            )
+            self._emit(Alert(self._lease.resource, None, why))
+            return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, why)
         last = await self._store.last_ended(self._venue.name, symbol)
         if last is not None and last.age_ms < self._grace_ms:
             return SyncOutcome(symbol, SyncAction.SETTLING, last.id, f"ended {last.age_ms} ms ago")
@@ -333,6 +341,16 @@ class Reconciler:
         if row.status is PositionStatus.ACTIVE:
             return SyncOutcome(symbol, SyncAction.ADOPTED, row.id)
         return await self._of_resumed(symbol, row if row.status.open else None)
+
+    async def _known_by_another_label(self, symbol: str) -> Position | None:
+        """The open row of another label whose order is on this account: two processes give it two labels.
+
+        One process notices by the API keys; between processes only the account itself can tell.
+        """
+        for row in await self._store.open_under_other_labels(self._venue.name, symbol):
+            if await self._venue.knows(row):
+                return row
+        return None
 
     async def move_stop(self, symbol: str, trigger: Decimal) -> SyncOutcome:
         """Have the stop of a symbol's active position wait for another price.

@@ -78,6 +78,11 @@ class PositionStore:
         found = await self._rows("all_open_of_symbol", exchange, symbol)
         return tuple(rows.position_of(row) for row in found)
 
+    async def open_under_other_labels(self, exchange: str, symbol: str) -> tuple[Position, ...]:
+        """The open positions of a symbol that other accounts of the same venue have, by their labels."""
+        found = await self._rows("open_under_other_labels", exchange, symbol)
+        return tuple(rows.position_of(row) for row in found)
+
     async def open_on(self, exchange: str) -> tuple[Position, ...]:
         """All open positions of an exchange."""
         found = await self._rows("open_of_exchange", exchange)

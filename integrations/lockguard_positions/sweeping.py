@@ -57,9 +57,13 @@ class Sweeper:
     def _told_gone(self, outcome: Outcome, order: PlacedOrder, position: Position) -> bool:
         if _gone(outcome):
             if isinstance(outcome, Executed) and outcome.order.trigger != order.trigger:
+                was, by_then = order.trigger, outcome.order.trigger
+                if by_then is None:
+                    what, read = "may have been", f"at {was}; where it was by then could not be read"
+                else:
+                    what, read = "was", f"at {was} when it was read and at {by_then} by then"
                 why = (
-                    "a stop that was moved by hand has been taken back"
-                    f": it was at {order.trigger} when it was read and at {outcome.order.trigger} by then;"
+                    f"a stop that {what} moved by hand has been taken back: it was {read};"
                     " set it again if it is still wanted"
                 )
                 self._emit(Alert(self._lease.resource, position.id, why))

@@ -352,6 +352,21 @@ class Venue:
                 self.unified(position.traded_as), position.stop_client_id, conditional=True
             )
 
+    async def knows(self, position: Position) -> bool:
+        """Whether this account has an order of a position's, by our name for it.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        names = ((position.entry_client_id, False), (position.stop_client_id, True))
+        with _translated():
+            for client_id, conditional in names:
+                if client_id is not None and await self._exchange.find_order(
+                    self.unified(position.traded_as), client_id, conditional=conditional
+                ):
+                    return True
+        return False
+
     def placed_stop(self, position: Position) -> PlacedOrder | None:
         """The stop of a position as its row has it, waiting or not; ``None`` if the row has none."""
         trigger = position.stop_price or position.entry_price

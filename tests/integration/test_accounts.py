@@ -14,8 +14,17 @@ from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, connect
-from lockguard_positions import AtomicPositionManager, Opened, Pace, SyncAction, migrate
+from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Side, connect
+from lockguard_positions import (
+    Alert,
+    AtomicPositionManager,
+    NotOpened,
+    Opened,
+    Pace,
+    PositionEvent,
+    SyncAction,
+    migrate,
+)
 from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, stage, until
 
 __all__ = ["stage"]
@@ -79,6 +88,59 @@ async def test_one_account_under_two_labels_is_refused(redis_url: str, database_
     finally:
         await one.close()
         await two.close()
+
+
+async def test_one_account_under_two_labels_in_two_processes_is_told_of_and_gets_no_second_row(
+    redis_url: str, database_url: str
+) -> None:
+    """Each process sees one label. What tells is the account: it knows the orders of the other's rows."""
+    async with AsyncExitStack() as stack:
+        exchange = await stack.enter_async_context(LocalExchange())
+        exchange.add_account("second", **SECOND)
+        pool = await stack.enter_async_context(asyncpg.create_pool(database_url, min_size=1, max_size=8))
+        async with pool.acquire() as conn:
+            await install(conn)
+            await migrate(conn)
+        guard = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
+        heard = Heard()
+        managers = {}
+        for label, key in (("a", {}), ("b", {}), ("other", SECOND)):
+            client = connect(exchange.url, **key)
+            stack.push_async_callback(client.close)
+            guarded = GuardedExchange(client, account=label, patience=Patience(search=200 * MS))
+            await guarded.load()
+            managers[label] = AtomicPositionManager(
+                guard, pool, [guarded], pace=Pace(poll=20 * MS, grace=0 * MS), observers=[heard]
+            )
+        opened = await managers["a"].open_position_atomic(
+            "s", "APTUSDT", "binance@a", "long", "10", "8.5", "2"
+        )
+        assert isinstance(opened, Opened)
+        for _ in range(2):
+            (outcome,) = (await managers["b"].sync_exchange_positions("binance@b")).outcomes
+            assert outcome.action is SyncAction.LEFT_ALONE
+        (alert,) = heard.alerts
+        assert "binance@b and binance@a one label" in alert
+        refused = await managers["b"].open_position_atomic(
+            "s", "APTUSDT", "binance@b", "long", "10", "8.5", "2"
+        )
+        assert isinstance(refused, NotOpened)
+        assert "binance@a" in refused.reason
+        record = exchange.record()
+        assert (len(record.entries("APT/USDT:USDT")), len(record.open_stops("APT/USDT:USDT"))) == (1, 1)
+        # A true second account with the very same position is none of its business.
+        exchange.trade_by_hand("APT/USDT:USDT", Side.BUY, Decimal(10), account="second")
+        (adopted,) = (await managers["other"].sync_exchange_positions("binance@other")).outcomes
+        assert adopted.action is SyncAction.ADOPTED
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.alerts: list[str] = []
+
+    def on(self, event: PositionEvent) -> None:
+        if isinstance(event, Alert):
+            self.alerts.append(event.message)
 
 
 async def test_two_bots_of_two_accounts_carry_out_the_same_signals_each_for_its_own(stage: Stage) -> None:

@@ -268,6 +268,26 @@ async def test_a_stop_that_a_person_moves_right_before_it_is_taken_back_is_never
     assert (stage.server.net, stage.sold()) == (10, [])
 
 
+@pytest.mark.parametrize("answer", ["refused", "without it"])
+async def test_a_stop_of_which_it_cannot_be_read_whether_a_person_moved_it_is_told_of(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """It keeps its id when it is moved, perhaps, and the history of orders lags or does not answer."""
+    await stage.open()
+
+    def unread(_: Any) -> Any:
+        if answer == "refused":
+            raise Rejection(10006, "too many visits")
+        return {"list": []}
+
+    monkeypatch.setitem(stage.server._answers, "/v5/order/history", unread)
+    await stage.manager.move_stop(APT, "bybit", "8.1")
+    (told,) = stage.heard.alerts
+    assert "may have been moved by hand" in told
+    assert "could not be read" in told
+    assert (stage.waiting(), stage.waiting(attached=True)) == (["8.1"], [])
+
+
 async def test_a_contract_in_hedge_mode_is_refused_before_its_first_order(stage: Stage) -> None:
     """Bybit's mode is one of each contract, and its flat legs tell it; ccxt cannot ask for the account's."""
     stage.server.hedged = True

@@ -167,6 +167,33 @@ async def test_an_explicit_close_is_a_persons_word_also_for_a_position_that_has_
     assert bot.exchange.record().position(APT) == 0
 
 
+@pytest.mark.parametrize(
+    ("trades", "left"),
+    [
+        ([("sell", 10, True)], 0),  # closed by hand
+        ([("sell", 6, True)], 0),  # reduced by hand: what is left of it goes
+        ([("buy", 15, False)], 15),  # enlarged by hand: what the row says goes
+        ([("sell", 10, True), ("sell", 25, False)], -25),  # closed, and opened the other way
+        ([("sell", 35, False)], -25),  # turned round
+        ([("sell", 10, True), ("buy", 25, False)], 15),  # closed, and opened anew: nobody can tell it apart
+    ],
+)
+async def test_a_close_reduces_no_more_than_the_row_says_and_nothing_on_the_other_side(
+    bot: Bot, trades: list[tuple[str, int, bool]], left: int
+) -> None:
+    """Whatever a person did since the last look, with whom the account is shared."""
+    await bot.open()
+    for side, quantity, reduce_only in trades:
+        by_hand(bot, str(quantity), Side(side.upper()), reduce_only=reduce_only)
+    closed = await bot.manager.close_position(APT, "binance", reason="signal 7")
+    assert closed is not None
+    assert closed.status is PositionStatus.CLOSED
+    record = bot.exchange.record()
+    assert record.position(APT) == left
+    assert sum(order.executed for order in sold(bot)) <= 10
+    assert record.open_stops(APT) == ()
+
+
 # --- the table of before: a restored database ---
 
 

@@ -16,6 +16,12 @@ select {columns} from monitoring.positions
  where exchange = $1 and symbol = $2 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
  order by id limit 1
 
+-- name: open_under_other_labels
+select {columns} from monitoring.positions
+ where symbol = $2 and exchange <> $1 and split_part(exchange, '@', 1) = split_part($1, '@', 1)
+   and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ order by id
+
 -- name: all_open_of_symbol
 select {columns} from monitoring.positions
  where exchange = $1 and symbol = $2 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
