@@ -13,6 +13,7 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.context import current_leases
 from lockguard.errors import ConfigurationError, LeaseNotHeld
 from lockguard.lease import parse_resource
+from lockguard.text import kind_of
 from lockguard_ccxt import proxy
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.gate import attempt, install
@@ -94,6 +95,8 @@ class GuardedExchange:
                 f"maxRetriesOnFailure of {exchange.id} is {exchange.options['maxRetriesOnFailure']!r};"
                 " set it to 0, as ccxt would repeat orders blindly"
             )
+        if not isinstance(patience, Patience):
+            raise ConfigurationError(f"patience is {kind_of(patience)}; give a Patience(), or leave it out")
         self._exchange = exchange
         self._name = account_name(exchange, account)
         self._patience = patience

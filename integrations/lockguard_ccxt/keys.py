@@ -18,6 +18,7 @@ from typing import Any
 
 from lockguard.errors import ConfigurationError
 from lockguard.lease import Resource, parse_resource
+from lockguard.text import kind_of
 from lockguard_ccxt.markets import listing_of, short_name
 
 __all__ = ["account_label", "account_name", "could_be_listed", "resource_key", "unified_symbol", "venue_name"]
@@ -62,6 +63,8 @@ def account_label(text: str) -> str:
     Raises:
         ConfigurationError: other characters, or too many.
     """
+    if not isinstance(text, str):
+        raise ConfigurationError(f"account label is {kind_of(text)}; give a text, such as 'scalper'")
     if not _LABEL.fullmatch(text):
         shown = repr(text) if len(text) <= _LABEL_CHARS_MAX else f"{text[:_LABEL_CHARS_MAX]!r}..."
         raise ConfigurationError(

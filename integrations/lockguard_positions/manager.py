@@ -9,6 +9,7 @@ it left belongs to the next holder. Do not catch them to go on.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
-from lockguard.text import remark
+from lockguard.text import kind_of, remark
 from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_ccxt import Step, UnknownMarket
+from lockguard_ccxt import GuardedExchange, Step, UnknownMarket
 from lockguard_ccxt.keys import venue_name
 from lockguard_ccxt.placing import told
 from lockguard_positions.duplicates import Duplicates
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 
     from lockguard.guard import LockGuard
     from lockguard.lease import Lease
-    from lockguard_ccxt import GuardedExchange
 
     Backup: TypeAlias = Callable[[str, str], Awaitable[None]]
 
@@ -85,8 +85,8 @@ class AtomicPositionManager:
         clock: measures the time without a stop.
 
     Raises:
-        ConfigurationError: two exchanges are the same venue, ``adopt`` is another word, or one of the
-            observers could never be told anything.
+        ConfigurationError: two exchanges are the same venue, ``adopt`` is another word, one of the observers
+            could never be told anything, or an argument is of another kind.
     """
 
     def __init__(
@@ -101,6 +101,9 @@ class AtomicPositionManager:
         observers: Sequence[PositionObserver] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        _expect(hasattr(guard, "hold"), "guard", guard, "a LockGuard with a fence")
+        _expect(hasattr(pool, "acquire"), "pool", pool, "the pool of asyncpg.create_pool()")
+        _expect(isinstance(pace, Pace), "pace", pace, "a Pace(), or leave it out")
         self._guard = guard
         self._clock = clock
         self._telling = Telling(
@@ -108,7 +111,7 @@ class AtomicPositionManager:
         )
         self._store = PositionStore(pool, on_stale=self._telling.refused)
         self._venues: dict[str, Venue] = {}
-        for exchange in exchanges:
+        for exchange in _guarded(exchanges):
             if exchange.name in self._venues:
                 raise ConfigurationError(
                     f"two of the exchanges are {exchange.name!r}; give one of them, or each account a label"
@@ -301,10 +304,15 @@ class AtomicPositionManager:
             What was done; a single ``BUSY`` outcome when somebody holds the symbol.
 
         Raises:
+            ConfigurationError: an argument is of another kind.
             LeaseLost: the lease ended; whatever was begun is the next holder's.
             StaleToken: the same, as Postgres saw it.
         """
         venue = self._venue(exchange)
+        _expect(
+            backup is None or callable(backup), "backup", backup, "a coroutine function of venue and symbol"
+        )
+        symbol = worded(symbol, name="symbol")
         with suppress(ExchangeUnreadable):
             await venue.refresh_for([symbol])
         short = venue.name_of(symbol)
@@ -381,6 +389,7 @@ class AtomicPositionManager:
         """Close the open position of a symbol, reduce-only; then its stop is taken back.
 
         This call is a person's word: it also closes a position that this table did not open, if it has a row.
+        No more than the row's quantity goes, and nothing on the other side, whatever a person did meanwhile.
         A row of a contract that the exchange does not list any more is ended without an order.
 
         Returns:
@@ -540,6 +549,22 @@ class AtomicPositionManager:
     def _created(self, position: Position, lease: Lease) -> Position:
         self._telling.tell(Moved(position, None, lease.grant.operation))
         return position
+
+
+def _expect(right: bool, name: str, value: object, wanted: str) -> None:  # noqa: FBT001 - a condition
+    """Refuse an argument of another kind where it is given: later it would fail behind a committed intent."""
+    if not right:
+        raise ConfigurationError(f"{name} is {kind_of(value)}; give {wanted}")
+
+
+def _guarded(exchanges: object) -> list[GuardedExchange]:
+    wanted = "a list of guarded exchanges, such as [GuardedExchange(ccxt_exchange)]"
+    if not isinstance(exchanges, Iterable) or isinstance(exchanges, str):
+        raise ConfigurationError(f"exchanges is {kind_of(exchanges)}; give {wanted}")
+    found = list(exchanges)
+    for one in found:
+        _expect(isinstance(one, GuardedExchange), "one of the exchanges", one, wanted)
+    return found
 
 
 def _line_of(exc: BaseException) -> str:

@@ -84,7 +84,7 @@ class Adopt(StrEnum):
             ConfigurationError: something else.
         """
         try:
-            return cls(text.strip().lower())
+            return cls(worded(text, name="adopt").strip().lower())
         except ValueError:
             raise ConfigurationError(
                 f"adopt={text!r} is not known; write {', '.join(repr(one.value) for one in cls)}"

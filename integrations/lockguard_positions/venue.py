@@ -70,8 +70,8 @@ class Pace:
     def __post_init__(self) -> None:
         for name in ("settle", "poll", "stop_deadline", "retry_pause", "grace", "overdue"):
             checked_wait(getattr(self, name), name)
-        if self.attempts < 1:
-            raise ConfigurationError(f"attempts={self.attempts!r} cannot work; write 1 or more")
+        if type(self.attempts) is not int or self.attempts < 1:
+            raise ConfigurationError(f"attempts={self.attempts!r} cannot work; write a whole number from 1")
 
     @property
     def grace_ms(self) -> int:
