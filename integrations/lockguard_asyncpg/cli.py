@@ -251,9 +251,10 @@ def _print(rows: list[_Row], tables: tuple[Protection, ...], *, only_open: bool)
         status.add_row(r.resource, str(r.token), state, r.holder, r.operation, f"{age} ago")
     nobody = "nothing is held" if only_open else "no resource was ever sealed"
     out.print(status if rows else nobody)
-    guarded = Table("protected table", "resource", "exempt columns", "enabled")
+    guarded = Table("protected table", "resource", "exempt columns", "fed by", "enabled")
     for t in tables:
-        guarded.add_row(t.table, t.resource, ", ".join(t.exempt), "yes" if t.enabled else "NO")
+        fed = "a subscription" if t.subscriber else ""
+        guarded.add_row(t.table, t.resource, ", ".join(t.exempt), fed, "yes" if t.enabled else "NO")
     out.print(guarded if tables else "no table is protected")
 
 
@@ -342,13 +343,19 @@ def _print_findings(found: tuple[Finding, ...]) -> None:
     "--resource", required=True, help="A row's resource of its columns, such as '{exchange}:{symbol}'."
 )
 @click.option("--exempt", default="", help="Comma-separated columns that change without a lease.")
+@click.option(
+    "--subscriber", is_flag=True, help="A subscription fills it: its workers write without a lease."
+)
 @_connected
-async def protect_(conn: asyncpg.Connection[Any], table: str, resource: str, exempt: str) -> None:
+async def protect_(
+    conn: asyncpg.Connection[Any], table: str, resource: str, exempt: str, *, subscriber: bool
+) -> None:
     """Have Postgres refuse changes of TABLE's rows that present no lease."""
     columns = [c.strip() for c in exempt.split(",") if c.strip()]
-    await protect(conn, table, resource=resource, exempt=columns)
+    await protect(conn, table, resource=resource, exempt=columns, subscriber=subscriber)
     free = f"; {', '.join(columns)} may change without a lease" if columns else ""
-    click.echo(f"{table} is protected as {resource}{free}")
+    fed = "; the workers of a subscription write it" if subscriber else ""
+    click.echo(f"{table} is protected as {resource}{free}{fed}")
 
 
 @fence.command(name="unprotect")

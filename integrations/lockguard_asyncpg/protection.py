@@ -36,12 +36,14 @@ class Protection:
         resource: the template that makes a row's resource of its columns.
         exempt: columns that change without a lease.
         enabled: whether it holds: no trigger is off or gone, here or on a partition, nor a column it needs.
+        subscriber: whether the workers of a subscription write it without a lease.
     """
 
     table: str
     resource: str
     exempt: tuple[str, ...]
     enabled: bool
+    subscriber: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ async def protect(
     *,
     resource: str,
     exempt: Sequence[str] = (),
+    subscriber: bool = False,
 ) -> None:
     """Have Postgres refuse any change of a row that presents no lease of the row's resource.
 
@@ -77,11 +80,13 @@ async def protect(
         table: its name, with its schema.
         resource: the resource of a row, such as ``"{exchange}:{symbol}"``.
         exempt: columns that need no fence, such as the last price.
+        subscriber: a subscription fills the table: let its workers write. Nobody else may without a lease.
 
     Raises:
         ConfigurationError: no such table or column, or too little privilege.
     """
-    await _change(conn, "select lockguard.protect($1::text::regclass, $2, $3)", table, resource, list(exempt))
+    query = "select lockguard.protect($1::text::regclass, $2, $3, $4)"
+    await _change(conn, query, table, resource, list(exempt), subscriber)
 
 
 async def unprotect(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], table: str) -> bool:
@@ -139,8 +144,12 @@ async def findings(
 
 async def protections(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> tuple[Protection, ...]:
     """The protected tables of the database."""
-    rows = await conn.fetch("select relation, template, exempt, enabled from lockguard.protections()")
-    return tuple(Protection(r["relation"], r["template"], tuple(r["exempt"]), r["enabled"]) for r in rows)
+    tells = await conn.fetchval("select to_regprocedure('lockguard.is_fed(regclass)') is not null")
+    fed = "lockguard.is_fed(to_regclass(p.relation))" if tells else "false"  # a schema before version 11
+    rows = await conn.fetch(f"select p.*, {fed} as fed from lockguard.protections() p")  # noqa: S608
+    return tuple(
+        Protection(r["relation"], r["template"], tuple(r["exempt"]), r["enabled"], r["fed"]) for r in rows
+    )
 
 
 async def _change(

@@ -32,6 +32,7 @@ begin
     lockguard.version(),
     lockguard.protections(),
     lockguard.findings(),
+    lockguard.is_fed(regclass),
     lockguard.fence_id(),
     lockguard.server(),
     lockguard.known(text, uuid, bigint),
