@@ -123,9 +123,10 @@ async def findings(
         tables: further tables that ought to be protected; those that once were are known.
 
     Raises:
-        ConfigurationError: no schema, or one of before version 6.
+        ConfigurationError: no schema, or one of before version 12.
     """
     try:
+        await conn.execute("select lockguard.note_parts()")
         rows = await conn.fetch("select relation, grave, finding, remedy from lockguard.findings()")
         unguarded = await conn.fetch(_UNGUARDED, list(tables))
     except asyncpg.PostgresError as exc:

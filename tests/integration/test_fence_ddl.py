@@ -241,10 +241,131 @@ async def test_a_partition_that_was_detached_is_noticed_and_guarded_again_when_i
 ) -> None:
     await made(pool, "partitioned")
     await pool.execute("alter table trades detach partition trades_1")
-    assert any("trades_1" in line and "a table of its own now" in line for line in await grave(pool))
+    assert any("trades_1" in line and "and is not any more" in line for line in await grave(pool))
     await pool.execute("alter table trades attach partition trades_1 for values in ('binance')")
     assert await told(pool) == []
     await refused(pool.execute(INSERT.replace("trades", "trades_1")))
+
+
+LIKE = "create table {} (like trades including all);"
+ATTACH = "alter table trades attach partition {} for values in ('late');"
+DETACH = "alter table trades detach partition late;"
+DETACHED = {
+    "attached after protect": (LIKE.format("late") + ATTACH.format("late"), DETACH, "public.late"),
+    "with rows, triggers and columns in another order": (
+        """
+        create table late (price int, twice int generated always as (price * 2) stored,
+                           symbol text, status text, exchange text, id bigint);
+        insert into late (exchange, symbol) values ('late', 'A');
+        create function moves() returns trigger language plpgsql
+          as $$ begin new.symbol := 'A'; return new; end $$;
+        create trigger zzzz before insert or update on late for each row execute function moves();
+        alter table trades attach partition late for values in ('late');
+        """,
+        DETACH,
+        "public.late",
+    ),
+    "renamed and moved before it is detached": (
+        LIKE.format("first") + ATTACH.format("first"),
+        """
+        create schema old; alter table first rename to late; alter table late set schema old;
+        alter table trades detach partition old.late;
+        """,
+        "old.late",
+    ),
+    "attached to a table that nothing guards": (
+        LIKE.format("late") + ATTACH.format("late"),
+        """
+        create table archive (like trades including all) partition by list (exchange);
+        alter table trades detach partition late;
+        alter table archive attach partition late for values in ('late');
+        """,
+        "public.late",
+    ),
+    "of a table that was itself renamed and moved": (
+        LIKE.format("late")
+        + """
+        create schema old; alter table trades rename to all_trades; alter table all_trades set schema old;
+        alter table old.all_trades attach partition late for values in ('late');
+        """,
+        "alter table old.all_trades detach partition late",
+        "public.late",
+    ),
+    "a tree of partitions": (
+        """
+        create table late (like trades including all) partition by list (symbol);
+        create table leaf partition of late default;
+        alter table trades attach partition late for values in ('late');
+        """,
+        DETACH,
+        "public.late",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", DETACHED)
+@pytest.mark.parametrize("seen_by", ["check", "who clears away"])
+async def test_what_was_a_partition_after_protect_is_guarded_and_its_going_is_noticed(
+    pool: asyncpg.Pool[Any], way: str, seen_by: str
+) -> None:
+    await made(pool, "partitioned")
+    attach, detach, name = DETACHED[way]
+    await pool.execute(attach)
+    if seen_by == "check":
+        found = await grave(pool)
+        assert not any("late" in line or "first" in line for line in found)
+    else:
+        await pool.execute("set role lockguard_app; select lockguard.prune(); reset role")
+    partition = "first" if "create table first" in attach else "late"
+    write = f"insert into {partition} (exchange, symbol) values ('late', 'A')"
+    await refused(pool.execute(write))
+    with under(await held(pool, "late:A")):
+        await pool.execute(write)
+    await pool.execute(detach)
+    (line, *_) = [line for line in await grave(pool) if line.startswith(f"{name}: ")]
+    assert "and is not any more: nothing guards it" in line
+    async with pool.acquire() as conn:
+        assert await unprotect(conn, name) is True  # it is meant to be a table of its own
+    assert not any(line.startswith(f"{name}: ") for line in await grave(pool))
+
+
+async def test_a_child_that_inherits_no_more_is_noticed(pool: asyncpg.Pool[Any]) -> None:
+    await made(pool, "ordinary")
+    await pool.execute("create table late () inherits (trades)")
+    assert any("late inherits from it" in line for line in await grave(pool))
+    await pool.execute("alter table late no inherit trades")
+    assert any(line.startswith("public.late: it was part of public.trades") for line in await grave(pool))
+    async with pool.acquire() as conn:
+        await protect(conn, "late", resource=RESOURCE)
+    assert await told(pool) == []
+    await pool.execute("drop table late")
+    assert [line for line in await grave(pool) if "part of" in line] == []
+
+
+async def test_a_table_with_a_guard_of_its_own_becomes_no_partition(pool: asyncpg.Pool[Any]) -> None:
+    """Its statements would be checked by one of the two, and nobody would know by which."""
+    await made(pool, "partitioned")
+    await pool.execute("create table late (like trades including all)")
+    async with pool.acquire() as conn:
+        await protect(conn, "late", resource=RESOURCE)
+        with pytest.raises(asyncpg.PostgresError, match="zz_lockguard"):
+            await conn.execute("alter table trades attach partition late for values in ('late')")
+        await unprotect(conn, "late")
+        await conn.execute("create table parent2 (like trades including all)")
+        await conn.execute("alter table late inherit parent2")
+        await protect(conn, "late", resource=RESOURCE)
+        await conn.execute("alter table late no inherit parent2")
+        with pytest.raises(asyncpg.PostgresError, match="zz_lockguard"):
+            await conn.execute("alter table trades attach partition late for values in ('late')")
+    assert await told(pool) == []
+
+
+async def test_protecting_a_table_again_forgets_no_partition_that_has_gone(pool: asyncpg.Pool[Any]) -> None:
+    await made(pool, "partitioned")
+    await pool.execute("alter table trades detach partition trades_1")
+    async with pool.acquire() as conn:
+        await protect(conn, "trades", resource=RESOURCE)
+    assert any(line.startswith("public.trades_1: ") for line in await grave(pool))
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ async def test_every_object_has_a_comment(conn: asyncpg.Connection[Any]) -> None
         union all
         select attrelid::regclass || '.' || attname from pg_attribute a join pg_class c on c.oid = attrelid
          where c.relnamespace = 'lockguard'::regnamespace and c.relkind in ('r', 'v') and attnum > 0
+           and not attisdropped
            and col_description(attrelid, attnum) is null
         union all
         select oid::regprocedure::text from pg_proc

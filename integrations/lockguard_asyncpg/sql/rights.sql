@@ -33,6 +33,7 @@ begin
     lockguard.protections(),
     lockguard.findings(),
     lockguard.is_fed(regclass),
+    lockguard.note_parts(),
     lockguard.fence_id(),
     lockguard.server(),
     lockguard.known(text, uuid, bigint),
