@@ -511,3 +511,46 @@ async def test_two_installers_do_not_disturb_each_other_whatever_the_default_is(
     finally:
         await asyncio.gather(*(conn.close() for conn in conns))
     assert sorted(before) == [0, SCHEMA_VERSION, SCHEMA_VERSION]
+
+
+# Room beside a row
+
+
+async def test_the_rows_of_the_fence_change_in_place_and_no_index_grows_with_the_holds(
+    pool: asyncpg.Pool[Any],
+) -> None:
+    """HOT: the next version of a row fits on its page, and no column that changes is in an index."""
+    names = [f"binance:{n}" for n in range(60)]
+    fence = PostgresFence(pool)
+    for resource in names:
+        await fence.close((await held(pool, 7, resource)).grant, within=SOON)
+    sizes = "select pg_relation_size('lockguard.fence_pkey') + pg_relation_size('lockguard.writer_pkey')"
+    roomy = "select oid::regclass::text from pg_class where reloptions @> '{fillfactor=60}' order by 1"
+    assert await pool.fetch(roomy) == [("lockguard.fence",), ("lockguard.writer",)]
+    grown: list[int] = []
+    before = await _updates(pool, fence=60, writer=0)
+    for token in (8, 9, 10):
+        for resource in names:
+            lease = await held(pool, token, resource)
+            await fenced_execute(pool, INSERT, 1, lease=lease)
+            await fence.close(lease.grant, within=SOON)
+        grown.append(await pool.fetchval(sizes))
+    after = await _updates(pool, fence=60 + 2 * 3 * 60, writer=2 * 60)
+    for table in ("fence", "writer"):
+        made, in_place = (new - old for new, old in zip(after[table], before[table], strict=True))
+        assert in_place / made > 0.9, (table, made, in_place)
+    assert grown[0] == grown[-1]
+
+
+async def _updates(pool: asyncpg.Pool[Any], **least: int) -> dict[str, tuple[int, int]]:
+    """The updated rows of each table, and how many of them in place, once all sessions have told."""
+    counts = (
+        "select relname, n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where schemaname = 'lockguard'"
+    )
+    await pool.expire_connections()  # a session tells at its end, at the latest
+    async with asyncio.timeout(10):
+        while True:
+            told = {name: (made, in_place) for name, made, in_place in await pool.fetch(counts)}
+            if all(told[table][0] >= count for table, count in least.items()):
+                return told
+            await asyncio.sleep(0.05)
