@@ -1,4 +1,4 @@
-"""Whether one task cannot go on before another has ended, as far as that can be seen.
+"""Waiting for another task, and whether one cannot go on before another has ended, where that can be seen.
 
 asyncio has no public way to ask (before 3.14). What is looked at here is read only, and what cannot be seen
 counts as "no": the asker then waits for its turn, which its patience bounds.
@@ -10,9 +10,16 @@ import asyncio
 from collections import defaultdict
 from typing import Any
 
-__all__ = ["cancel_on_its_way", "waits_for"]
+__all__ = ["cancel_on_its_way", "end_of", "waits_for"]
 
 _STEPS_MAX = 100
+
+
+def end_of(task: asyncio.Task[Any]) -> asyncio.Future[None]:
+    """Done when ``task`` is, however it ends. Cancelling who awaits this does not cancel the task."""
+    ended: asyncio.Future[None] = task.get_loop().create_future()
+    task.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
+    return ended
 
 
 def waits_for(owner: asyncio.Task[Any], asker: asyncio.Task[Any]) -> bool:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockguard.audience import Audience
+from lockguard.bounds import Bound, Bounds
 from lockguard.context import note_task
 from lockguard.errors import ConfigurationError, LockguardError, LossReason
 from lockguard.events import Event, FenceCloseFailed
@@ -63,6 +64,9 @@ class Core:
         self.fence = fence
         self.clock = clock
         self.fence_within = fence_within
+        # A little longer, so that a fence can say itself why it failed.
+        self.fence_bounds = Bounds(fence_within.total_seconds() + _FENCE_GRACE_S)
+        """Of what a fence does."""
         self.max_hold_s = max_hold_s
         self.lock_delay_ms = lock_delay_ms
         self.history = history
@@ -138,10 +142,6 @@ class Core:
         text = f"{self._host}:{self._pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
         return one_word(text)[:TEXT_CHARACTERS_MAX]
 
-    def fence_bound(self) -> asyncio.Timeout:
-        """Ends what a fence does a little after ``fence_within``, so that it can say itself why it failed."""
-        return asyncio.timeout(self.fence_within.total_seconds() + _FENCE_GRACE_S)
-
     def close_fence(self, grant: Grant) -> asyncio.Task[None]:
         """Close the fence for an ended grant; never raises. The guard waits for it when it closes."""
         return self.see_through(self._close_fence(grant), name="lockguard-close-fence")
@@ -150,10 +150,13 @@ class Core:
         """Do what a cancelled caller must not leave half done. The guard waits for it when it closes."""
         task = asyncio.create_task(work, name=name)
         self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        # Perhaps nobody waits for it any more.
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        task.add_done_callback(self._seen_through)
         return task
+
+    def _seen_through(self, task: asyncio.Task[Any]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled():
+            task.exception()  # perhaps nobody waits for it any more
 
     async def aclose(self) -> None:
         """End every lease, then everything else; seen through also when the caller is cancelled.
@@ -185,6 +188,7 @@ class Core:
 
     async def _finish(self) -> None:
         await asyncio.gather(*self._closing, return_exceptions=True)
+        self.fence_bounds.close()
         await self.redlock.aclose()
 
     def _woken(self, grant: GrantId | None) -> None:
@@ -197,7 +201,7 @@ class Core:
         if self.fence is None:
             return
         try:
-            async with self.fence_bound():
+            with Bound(self.fence_bounds):
                 await self.fence.close(grant, within=self.fence_within)
         except Exception as exc:  # noqa: BLE001 - whatever a fence raises must not mask the body's error
             # Not raised: the body has ended, and the next seal shuts this grant out. Also when the fence is

@@ -26,7 +26,8 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Literal
 
-from lockguard.awaiting import cancel_on_its_way, waits_for
+from lockguard.awaiting import cancel_on_its_way, end_of, waits_for
+from lockguard.bounds import Bound
 from lockguard.clock import Clock
 from lockguard.context import Entry, entry_for, note_task, pop_entry, push_entry
 from lockguard.errors import (
@@ -283,9 +284,9 @@ class Hold:
         closing = core.close_fence(grant) if core.fence is not None else None
         found = await core.redlock.confirm(asked)
         gone = found is _GONE and core.clock.now() < lease.kept_until
-        if closing is not None:
-            # Shielded: it is closed even if this task is cancelled here; the guard sees to its end.
-            await asyncio.shield(closing)
+        if closing is not None and not closing.done():
+            # It is closed even if this task is cancelled here; the guard sees to its end.
+            await end_of(closing)
         if gone:
             # No clock ended it, and this was the only release: somebody took the lock from under the body.
             core.emit(Lost(grant, LossReason.REFUSED))
@@ -371,7 +372,7 @@ class Hold:
     async def _seal_in_time(self, lease: Lease, request: AcquireRequest) -> None:
         core = self._core
         try:
-            async with core.fence_bound():
+            with Bound(core.fence_bounds):
                 await self._seal_until_ours(lease, request)
         except TimeoutError as exc:
             raise FenceUnavailable(
