@@ -182,10 +182,10 @@ class PostgresFence:
         """
         if self._listener is not None:
             self._listener.start()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         self._prune_now_and_then()
         await self._get_acquainted(grant.resource, within)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         named, known = text(grant.resource), ""
         if (last := self._last_seal(grant)) is not None:
             # Before the seal, which would hide it: the seal's first argument is what known() gives.
@@ -197,8 +197,7 @@ class PostgresFence:
         # The row count of a simple query tells yes from no in one message.
         accepted_as_it_is = f"accepted and token = {number(grant.token)}"
         if_sealed = _Call(f"select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
-        left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
-        sealing = _call(self._pool, if_sealed, resource=grant.resource, within=left)
+        sealing = _call(self._pool, if_sealed, resource=grant.resource, within=within)
         try:
             told = await self._evicting(grant.resource, grant.token, sealing)
         except FenceUnavailable as exc:
