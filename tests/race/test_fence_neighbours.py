@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
-from lockguard_asyncpg import install
+from lockguard.errors import FenceUnavailable
+from lockguard.lease import Grant, Resource, Token, new_grant_id
+from lockguard_asyncpg import PostgresFence, install
 from lockguard_asyncpg.race import WAYS, RacePlan, Way
 from lockguard_asyncpg.race.independent import independent
 
@@ -37,3 +40,14 @@ async def test_independent_bodies_all_succeed_as_they_do_without_the_fence(
 ) -> None:
     found = await independent(url, way, RacePlan(isolation=isolation), direct=url, bodies=BODIES)
     assert (found.unfenced, found.fenced) == (BODIES, BODIES), found
+
+
+async def test_a_role_that_only_reads_by_default_gets_no_lease_and_is_told_why(url: str) -> None:
+    """A seal writes. What is written without the fence in such a session is refused as well."""
+    settings = {"default_transaction_read_only": "on"}
+    async with asyncpg.create_pool(url, min_size=0, max_size=3, server_settings=settings) as pool:
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await pool.execute("create table note (id int)")
+        grant = Grant(Resource("binance:APTUSDT"), new_grant_id(), Token(1), "host/1", "open", 10_000)
+        with pytest.raises(FenceUnavailable, match="read-only transaction"):
+            await PostgresFence(pool).seal(grant, within=timedelta(milliseconds=300))

@@ -156,8 +156,7 @@ class _Bodies:
     async def fenced(self, attempt: Attempt) -> None:
         """Seal, write, close."""
         try:
-            if not self._way.travels:
-                await self._fence.seal(attempt.lease.grant, within=_WITHIN)
+            await self._fence.seal(attempt.lease.grant, within=_WITHIN)
             await self._way.write(attempt)
             await self._fence.close(attempt.lease.grant, within=_WITHIN)
         except (LockguardError, *DATABASE_ERRORS) as exc:

@@ -39,6 +39,7 @@ from lockguard_asyncpg.race.writes import LossyConnection
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from lockguard.ports import Fence
     from lockguard_asyncpg.transaction import Isolation
 
 __all__ = ["READY", "main"]
@@ -50,6 +51,7 @@ _WRITES_PER_LEASE_MAX = 6
 _LOSE_SHARE = 0.02
 _LATE_S = 30.0
 _POOL_SIZE = 6
+_TRAVELLING_SHARE = 0.2
 _ALONE = True  # a statement without a transaction is a way to write
 
 
@@ -63,7 +65,9 @@ class _Bot:
         first = told.number * _NUMBERS_EACH + int(SYSTEM_CLOCK.wall() * 1_000) % 10**9 * 10**4
         self._ops = itertools.count(first)
         known = {way.name: way for way in (*WAYS, *WEAK_CHECKS)}
-        self._ways = [known[name] for name in told.ways]
+        ways = [known[name] for name in told.ways]
+        # By whether the seal travels with the first write.
+        self._ways = {travels: [way for way in ways if way.travels is travels] for travels in (False, True)}
         self._journal = os.open(told.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         self._late: set[asyncio.Task[Any]] = set()
         self.counts = Counter[str]()
@@ -83,16 +87,24 @@ class _Bot:
                 way.name: await stack.enter_async_context(
                     way.gear(self._told.database_url, RacePlan(holders=2), self._options())
                 )
-                for way in self._ways
+                for way in self._ways[False]
                 if way.gear is not None
             }
-            self._guard = await stack.enter_async_context(
-                LockGuard.from_url(
-                    self._told.redis_url,
-                    ttl=timedelta(milliseconds=self._told.ttl_ms),
-                    fence=PostgresFence(sealing),
+            # Every second process gives leases back without waiting for the disk.
+            fences: dict[bool, Fence] = {
+                False: PostgresFence(sealing, durable_close=self._told.number % 2 == 0),
+            }
+            for way in self._ways[True]:
+                assert way.fence is not None, f"{way.name} has no fence that lets a seal travel"
+                fences[True] = way.fence(sealing)
+            self._guards = {
+                travels: await stack.enter_async_context(
+                    LockGuard.from_url(
+                        self._told.redis_url, ttl=timedelta(milliseconds=self._told.ttl_ms), fence=fence
+                    )
                 )
-            )
+                for travels, fence in fences.items()
+            }
             sys.stderr.write(f"{READY}\n")
             sys.stderr.flush()
             while not self.stopping.is_set():
@@ -126,21 +138,31 @@ class _Bot:
         wait = timedelta(milliseconds=2 * self._told.ttl_ms)
         resource = self._rng.choice(self._told.resources)
         ended, blind = False, None
-        async with self._guard.hold(resource, wait=wait, operation="chaos") as lease:
+        travels = True in self._guards and self._rng.random() < _TRAVELLING_SHARE
+        ways, final = self._ways[travels], not travels
+        async with self._guards[travels].hold(resource, wait=wait, operation="chaos") as lease:
             blind = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK)
-            self._note(read=resource, token=lease.token, **await self._look(BELOW, lease))
+            if final:
+                await self._note_final(lease)
             for _ in range(self._rng.randint(1, _WRITES_PER_LEASE_MAX)):
                 blindly = self._rng.random() < self._told.blind
-                end = await (self._blindly(blind) if blindly else self._write(lease))
+                end = await (self._blindly(blind, ways) if blindly else self._write(lease, ways))
                 if end is not End.COMMITTED or self.stopping.is_set():
                     ended = True
                     break
+                if not final:  # its seal came with that write
+                    final = True
+                    await self._note_final(lease)
                 await self._pause()
         # Given back without an error: the fence has closed it.
         self._note(closed=resource, token=lease.token, **await self._look(OWN, lease))
         if not ended and self._rng.random() < 0.3:
             self.counts["written after the close"] += 1
-            await self._blindly(blind)
+            await self._blindly(blind, ways)
+
+    async def _note_final(self, lease: Lease) -> None:
+        """Read what no older holder adds to any more."""
+        self._note(read=lease.resource, token=lease.token, **await self._look(BELOW, lease))
 
     async def _look(self, query: str, lease: Lease) -> dict[str, Any]:
         async with self._looking.acquire() as conn, conn.transaction():
@@ -148,15 +170,15 @@ class _Bot:
         assert row is not None, f"{query!r} gave no row for {lease}"
         return {"updates": row["updates"], "entries": row["entries"]}
 
-    async def _blindly(self, lease: Lease) -> End:
+    async def _blindly(self, lease: Lease, ways: list[Way]) -> End:
         """Write in a task that knows of no lease but the copy, and that no loss cuts."""
-        task = asyncio.create_task(self._write(lease), context=Context())
+        task = asyncio.create_task(self._write(lease, ways), context=Context())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
         return await asyncio.shield(task)
 
-    async def _write(self, lease: Lease) -> End:
-        op, way = next(self._ops), self._rng.choice(self._ways)
+    async def _write(self, lease: Lease, ways: list[Way]) -> End:
+        op, way = next(self._ops), self._rng.choice(ways)
         isolation: Isolation = self._rng.choice(ISOLATIONS)
         # One seat is one connection: whoever finds it taken uses another.
         seats = self._seats[way.fenced]
