@@ -121,7 +121,7 @@ def note_task() -> Task[Any] | None:
         task = asyncio.current_task()
     except RuntimeError:  # no loop runs here
         return None
-    if task is not None:
+    if task is not None and ((seen := _seen.get()) is None or seen.task() is not task):
         _note(task)
     return task
 

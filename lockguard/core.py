@@ -15,7 +15,7 @@ from lockguard.bounds import Bound, Bounds
 from lockguard.context import note_task
 from lockguard.errors import ConfigurationError, LockguardError, LossReason
 from lockguard.events import Event, FenceCloseFailed
-from lockguard.lease import process_id
+from lockguard.lease import PROCESS
 from lockguard.ports import AnsweringFence
 from lockguard.renewal import Keeper
 from lockguard.text import TEXT_CHARACTERS_MAX, one_word
@@ -78,7 +78,7 @@ class Core:
         redlock.on_wake(self._woken)
         self._closing: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = process_id()
+        self._pid = PROCESS.id
         self._host = socket.gethostname()
         self._closed = False
         self._end: asyncio.Task[None] | None = None
@@ -95,7 +95,7 @@ class Core:
 
     def call_home(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called in the guard's own event loop, if that still runs."""
-        if self._loop is not None and self._pid == process_id():
+        if self._loop is not None and self._pid == PROCESS.id:
             with contextlib.suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(callback)
 
@@ -127,10 +127,10 @@ class Core:
             )
         loop = task.get_loop()
         if self._loop is None:
-            self._loop, self._pid = loop, process_id()
+            self._loop, self._pid = loop, PROCESS.id
         elif self._loop is not loop:
             raise ConfigurationError("this guard belongs to another event loop; make one guard for each loop")
-        if self._pid != process_id():
+        if self._pid != PROCESS.id:
             # Two processes on one socket would read each other's replies.
             raise ConfigurationError(
                 "this guard was first used before a fork; make a new one in the child process"

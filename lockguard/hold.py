@@ -70,12 +70,10 @@ _NEW, _ENTERING, _OPEN, _INNER, _OVER = _Stage
 _GONE, _UNTOLD = Found.NO, Found.UNKNOWN
 
 
-def _enter(stage: _Stage) -> _Stage:
-    if stage is not _NEW:
-        raise ConfigurationError(
-            "this hold was entered before; a hold is for one use: write guard.hold(...) in each `async with`"
-        )
-    return _ENTERING
+def _used() -> ConfigurationError:
+    return ConfigurationError(
+        "this hold was entered before; a hold is for one use: write guard.hold(...) in each `async with`"
+    )
 
 
 def _may_leave(stage: _Stage, exc: BaseException | None) -> bool:
@@ -197,7 +195,9 @@ class Hold:
             LeaseLost: it was obtained and ended again before it was sealed.
             ConfigurationError: the hold was used before, or the guard is closed or of another event loop.
         """
-        self._stage = _enter(self._stage)
+        if self._stage is not _NEW:
+            raise _used()
+        self._stage = _ENTERING
         core = self._core
         task = core.enter()
         surrounding = entry_for(self._resource, core)
@@ -439,7 +439,9 @@ class HoldMany:
             AcquireError: one could not be had; none is held.
             ConfigurationError: it was used before; see :meth:`Hold.__aenter__`.
         """
-        self._stage = _enter(self._stage)
+        if self._stage is not _NEW:
+            raise _used()
+        self._stage = _ENTERING
         give_up_at = self._clock.now() + self._patience.total_seconds()
         leases: dict[str, Lease] = {}
         async with AsyncExitStack() as stack:

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from lockguard.clock import Clock
     from lockguard.errors import StaleToken
 
-__all__ = ["Grant", "GrantId", "Lease", "LeaseState", "Resource", "Token", "new_grant_id", "parse_resource"]
+__all__ = [
+    "PROCESS",
+    "Grant",
+    "GrantId",
+    "Lease",
+    "LeaseState",
+    "Resource",
+    "Token",
+    "new_grant_id",
+    "parse_resource",
+]
 
 Resource = NewType("Resource", str)
 """A validated name of what is locked, such as ``binance:APTUSDT``."""
@@ -37,22 +47,23 @@ GrantId = NewType("GrantId", str)
 Token = NewType("Token", int)
 """The fencing token: strictly increasing per resource."""
 
-_pid = os.getpid()
-"""Kept, because asking is a system call, and a hold would ask three times."""
+
+class _Process:
+    """The process that runs this. Asking the system is a system call, and a hold would ask three times."""
+
+    __slots__ = ("id",)
+
+    def __init__(self) -> None:
+        self.id = os.getpid()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.id = os.getpid()
 
 
-def _forked() -> None:
-    global _pid  # noqa: PLW0603 - a process has one number
-    _pid = os.getpid()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
-
-
-def process_id() -> int:
-    """This process: the one that runs now, also in the copy that a fork has made of it."""
-    return _pid
+PROCESS = _Process()
+"""``PROCESS.id`` is right also in the copy that a fork has made of this process."""
 
 
 RESOURCE_BYTES_MAX = 200
@@ -198,7 +209,7 @@ class Lease:
         self._unanswered = False
         self._wanted = False
         self._keeper: KeepsLeases | None = None
-        self._process = _pid
+        self._process = PROCESS.id
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Neither ``copy`` nor ``pickle`` makes a second one.
@@ -253,7 +264,7 @@ class Lease:
         """Why the lease was lost, or ``None``. A deadline that has passed counts as lost."""
         if self._loss is not None or self._released:
             return self._loss
-        if self._process != _pid:
+        if self._process != PROCESS.id:
             return LossReason.FORKED
         return self._ends_as if self._clock.now() >= min(self._deadline, self._held_until) else None
 
@@ -372,10 +383,15 @@ class Lease:
         """Whether it was released."""
         return self._released
 
-    def keep_by(self, keeper: KeepsLeases, *, until: float) -> None:
-        """From now on ``keeper`` renews it, and ends it at ``until`` on the guard's clock at the latest."""
+    def keep_by(self, keeper: KeepsLeases, *, until: float) -> float:
+        """From now on ``keeper`` renews it, and ends it at ``until`` on the guard's clock at the latest.
+
+        Returns:
+            As :attr:`kept_until`.
+        """
         self._keeper = keeper
         self._held_until = until
+        return self._deadline
 
     @property
     def kept_until(self) -> float:

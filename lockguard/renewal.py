@@ -133,11 +133,11 @@ class Keeper:
         """
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        grant, now, deadline = lease.grant, self._clock.now(), lease.kept_until
+        grant, now = lease.grant, self._clock.now()
         ttl_s, until = grant.ttl_ms / 1000, now + max_hold_s
+        deadline = lease.keep_by(self, until=until)
         # Counted from the sending: behind a slow link half of the ttl may be over.
         due_at = max(now, min(now, deadline - ttl_s) + ttl_s * _FIRST_AT)
-        lease.keep_by(self, until=until)
         self._kept[grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
         if (first := min(due_at, deadline, until)) < self._timer_at:
             self._look_by(first, now)

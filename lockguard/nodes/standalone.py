@@ -217,7 +217,9 @@ class StandaloneNode(ScriptedNode):
         if script in _WITH_TTL and args[_TTL] != self._ttl_ms:
             self._ttl_ms = args[_TTL]
             self._connection.serve_ttl(int(self._ttl_ms))
-        self._connection.send_packed(call, _packed(script.sha, call.keys, args), lone=lone)
+        head, skipped = _head(script.sha, call.keys, len(args))
+        packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub takes one word
+        self._connection.send_packed(call, head + packed[skipped:], lone=lone)
 
     def answered(self, call: Call, reply: Reply) -> None:
         """Make a vote of a call's reply, unless it has to be sent again."""
@@ -353,13 +355,6 @@ class StandaloneNode(ScriptedNode):
     async def _examine(self, wire: Wire) -> None:
         self._facts = ServerFacts.parse(await ask(wire, "INFO"))
         require(self._facts, name=self.name, mode=self._mode)
-
-
-def _packed(sha: str, keys: tuple[str, ...], args: tuple[str | int, ...]) -> bytes:
-    """The call of a script in the bytes of the protocol."""
-    head, skipped = _head(sha, keys, len(args))
-    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub takes one word
-    return head + packed[skipped:]
 
 
 @lru_cache(maxsize=4096)
