@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 from datetime import timedelta
@@ -20,6 +21,7 @@ from lockguard_asyncpg import (
     PostgresFence,
     create_pool,
     fenced_execute,
+    fenced_fetchrow,
     install,
     translate,
 )
@@ -39,6 +41,7 @@ from lockguard_asyncpg.race import (
 from lockguard_asyncpg.race.defaults import role_defaults
 from lockguard_asyncpg.race.planted import WEAK_CHECKS
 from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
+from lockguard_asyncpg.race.writes import CLOSING, LAZY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +132,34 @@ def test_any_two_of_way_isolation_and_route_meet_in_a_race() -> None:
     assert {(way, isolation) for way, isolation, _ in met} == {(w.name, i) for w in WAYS for i in ISOLATIONS}
     assert {(way, pooled) for way, _, pooled in met} == {(w.name, p) for w in WAYS for p in (False, True)}
     assert {met_there[1:] for met_there in met} == {(i, p) for i in ISOLATIONS for p in (False, True)}
+
+
+# Options that change how a lease is sealed and closed, and how a write is sent, and who races with them.
+RACERS = {
+    (PostgresFence, "durable_close"): LAZY,
+    (FencedTransaction, "closes"): CLOSING,
+}
+# They change how long somebody waits, who is told, and what it is done to.
+WITHOUT = set("pool grace listen target lease isolation limits query args timeout also".split())
+    "pool",
+    "grace",
+    "listen",
+    "target",
+    "lease",
+    "isolation",
+    "limits",
+    "query",
+    "args",
+    "timeout",
+    "also",
+}
+
+
+@pytest.mark.parametrize("offers", [PostgresFence, FencedTransaction, fenced_execute, fenced_fetchrow])
+def test_each_option_that_changes_how_is_sealed_written_or_closed_has_a_racer(offers: Any) -> None:
+    options = set(inspect.signature(offers).parameters) - WITHOUT
+    raced_with = {option: RACERS.get((offers, option)) for option in options}
+    assert all(way in WAYS for way in raced_with.values()), raced_with
 
 
 async def test_what_is_raced_at_an_isolation_has_it_as_the_roles_default_by_every_way_in(

@@ -8,6 +8,7 @@ for Postgres's own reasons, are the measure.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.errors import LockguardError
+from lockguard.errors import FenceUnavailable, LockguardError
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg.connection import fenced
 from lockguard_asyncpg.errors import DATABASE_ERRORS
@@ -37,7 +38,7 @@ __all__ = ["BODIES", "Independent", "independent"]
 
 BODIES = 960
 _ALONE = True  # a statement without a transaction is a way to write
-_WITHIN = timedelta(seconds=5)
+_WITHIN = timedelta(seconds=30)  # on a machine with much else to do
 _RESOURCES = """
 insert into lockguard_race.state (resource, n) select $1 || g, 0 from generate_series(1, $2) g
 """
@@ -158,7 +159,8 @@ class _Bodies:
         try:
             await self._fence.seal(attempt.lease.grant, within=_WITHIN)
             await self._way.write(attempt)
-            await self._fence.close(attempt.lease.grant, within=_WITHIN)
+            with contextlib.suppress(FenceUnavailable):  # it goes on in the background, and the body is over
+                await self._fence.close(attempt.lease.grant, within=_WITHIN)
         except (LockguardError, *DATABASE_ERRORS) as exc:
             self._found.told = self._found.told or f"{type(exc).__name__}: {exc}"
             return

@@ -212,7 +212,9 @@ def _strays() -> Iterator[list[str]]:
     before = loop.get_exception_handler()
 
     def note(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        found.append(f"{context['message']}: {context.get('exception')!r}")
+        task = context.get("task") or context.get("future")
+        whose = f", of {task.get_coro()!r}" if isinstance(task, asyncio.Task) else ""
+        found.append(f"{context['message']}: {context.get('exception')!r}{whose}")
 
     loop.set_exception_handler(note)
     try:
