@@ -140,19 +140,9 @@ RACERS = {
     (FencedTransaction, "closes"): CLOSING,
 }
 # They change how long somebody waits, who is told, and what it is done to.
-WITHOUT = set("pool grace listen target lease isolation limits query args timeout also".split())
-    "pool",
-    "grace",
-    "listen",
-    "target",
-    "lease",
-    "isolation",
-    "limits",
-    "query",
-    "args",
-    "timeout",
-    "also",
-}
+WITHOUT = set(
+    ["pool", "grace", "listen", "target", "lease", "isolation", "limits", "query", "args", "timeout", "also"]
+)
 
 
 @pytest.mark.parametrize("offers", [PostgresFence, FencedTransaction, fenced_execute, fenced_fetchrow])
