@@ -140,9 +140,8 @@ RACERS = {
     (FencedTransaction, "closes"): CLOSING,
 }
 # They change how long somebody waits, who is told, and what it is done to.
-WITHOUT = set(
-    ["pool", "grace", "listen", "target", "lease", "isolation", "limits", "query", "args", "timeout", "also"]
-)
+WITHOUT = {"pool", "target", "lease", "isolation", "query", "args", "also", "timeout"}
+WITHOUT |= {"grace", "listen", "limits"}
 
 
 @pytest.mark.parametrize("offers", [PostgresFence, FencedTransaction, fenced_execute, fenced_fetchrow])
