@@ -132,5 +132,5 @@ async def test_the_tables_that_are_filled_are_all_that_the_fence_has(database_ur
     finally:
         await conn.close()
     # What is there once, or once for each protected table.
-    few = {"schema_version", "protected", "declared", "sweep", "guarded", "floor", "identity"}
+    few = {"schema_version", "protected", "declared", "sweep", "guarded", "floor", "identity", "part"}
     assert {row["relname"] for row in found} - few == set(FILL), SCHEMA_VERSION
