@@ -255,6 +255,7 @@ class Bound:
         """Leave no timer behind."""
         if self._timer is not None:
             self._timer.cancel()
+        self._timer, self._timer_at = None, math.inf
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now, waited_for, self._open = loop.time(), self._open, deque()

@@ -30,9 +30,10 @@ class Bounds:
         self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Leave no timer behind."""
-        if self._timer is not None:
+        """Leave no timer behind, unless there is still a body to end."""
+        if self._timer is not None and not self._open:
             self._timer.cancel()
+            self._timer = None
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer, now = None, loop.time()

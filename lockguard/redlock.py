@@ -391,12 +391,12 @@ class Redlock:
     async def aclose(self) -> None:
         """Close every node, in bounded time."""
         self._ballot.close()
-        self._bound.close()
         if self._company is not None:
             await self._company.aclose()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.gather(*(node.aclose() for node in self.nodes))
+        self._bound.close()  # by now they have answered everything
 
     def _give_up(self, asked: Future[Any], within_s: float) -> None:
         # An answer that comes later is dropped; its command stands.

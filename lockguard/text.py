@@ -40,7 +40,7 @@ def printable(text: str) -> str:
 
 def one_word(text: str) -> str:
     """As :func:`printable`, without blanks: in a history's line it cannot pass for the field that follows."""
-    if text.isprintable() and " " not in text:
+    if type(text) is str and text.isprintable() and " " not in text:
         return text
     return printable(text).replace(" ", "\\x20")
 

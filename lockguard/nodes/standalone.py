@@ -357,7 +357,7 @@ class StandaloneNode(ScriptedNode):
         require(self._facts, name=self.name, mode=self._mode)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8192)
 def _head(sha: str, keys: tuple[str, ...], args: int) -> tuple[bytes, int]:
     """All before the arguments, and how long the count of words is that the arguments alone begin with.
 

@@ -107,6 +107,17 @@ async def test_of_two_bodies_each_has_its_own_time(bounded):
     assert all(took_s > SECONDS - 0.01 for _, took_s in ended)
 
 
+async def test_a_body_is_still_ended_when_its_bounds_are_closed_and_so_is_a_later_one():
+    bounds = Bounds(SECONDS)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            with Bound(bounds):
+                bounds.close()
+                await asyncio.Event().wait()
+        bounds.close()
+        assert bounds._timer is None
+
+
 async def test_a_body_that_nobody_goes_on_with_leaves_nothing_behind():
     bounds = Bounds(SECONDS)
 
