@@ -407,7 +407,7 @@ class Lease:
             self._keeper.cut(self, reason)
 
     def settle(self, token: Token, seal: str = "") -> None:
-        """The fence had the last word on the token. Before the lease is handed out only."""
+        """The fence had the last word on the token, before the lease is handed out; or it is sealed since."""
         if token != self.grant.token or seal:
             self.grant = replace(self.grant, token=token, seal=seal or self.grant.seal)
 

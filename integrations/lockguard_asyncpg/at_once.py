@@ -23,7 +23,6 @@ from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg.claims import Entry, Limits, entry_for
 from lockguard_asyncpg.errors import (
     DATABASE_ERRORS,
-    CommitUnknown,
     Meaning,
     ended,
     leaves_in_doubt,
@@ -33,6 +32,7 @@ from lockguard_asyncpg.errors import (
 )
 from lockguard_asyncpg.literals import number, text
 from lockguard_asyncpg.numbers import NUMBERS
+from lockguard_asyncpg.unsealed import BY_ITSELF, UNSEALED, in_turn
 from lockguard_asyncpg.wire import rolled_back, send_plain
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _RESOLVE_MS = 1_000
 
 
 class Overtaken(Exception):
-    """The snapshot was older than the seal of the lease: nothing was done, and a new one will be newer."""
+    """Nothing was done: the snapshot is older than the lease's seal, or that has to be made by itself."""
 
 
 class Flight:
@@ -156,16 +156,20 @@ async def in_one_flight(
     leases: tuple[Lease, ...],
     limits: Limits,
     send: Callable[[Flight], Awaitable[T]],
+    *,
+    last: bool = False,
 ) -> T:
     """Run one statement by the extended protocol; ``send`` hands the flight to what asyncpg calls.
+
+    As the ``last`` one it closes the leases with its commit.
 
     Raises:
         Overtaken: see there.
     """
-    sequence = NUMBERS.take()
-    entry = entry_for(leases, sequence=sequence, limits=limits)
-    flight = Flight(con, leases, entry)
-    result = await _concluded(con, leases, entry, lambda: send(flight), has_left=lambda: flight.left)
+    async with in_turn(leases):
+        entry = entry_for(leases, sequence=NUMBERS.take(), limits=limits, first=True, last=last)
+        flight = Flight(con, leases, entry)
+        result = await _concluded(con, leases, entry, lambda: send(flight), has_left=lambda: flight.left)
     if not flight.left:
         raise ConfigurationError(
             f"asyncpg {asyncpg.__version__} sent a statement without the check of its lease: it may have been"
@@ -186,17 +190,18 @@ async def in_one_text(
     Raises:
         Overtaken: see there.
     """
-    entry = entry_for(leases, sequence=NUMBERS.take(), limits=limits)
-    before = entry.piped_sql() + ";"
+    async with in_turn(leases):
+        entry = entry_for(leases, sequence=NUMBERS.take(), limits=limits, first=True)
+        before = entry.piped_sql() + ";"
 
-    async def sent() -> T:
-        try:
-            return await send(before + query)
-        except asyncpg.PostgresError as exc:
-            _as_of(exc, query, len(before))
-            raise
+        async def sent() -> T:
+            try:
+                return await send(before + query)
+            except asyncpg.PostgresError as exc:
+                _as_of(exc, query, len(before))
+                raise
 
-    return await _concluded(con, leases, entry, sent)
+        return await _concluded(con, leases, entry, sent)
 
 
 def _as_of(exc: asyncpg.PostgresError, query: str, shift: int) -> None:
@@ -216,8 +221,7 @@ async def _concluded(
     has_left: Callable[[], bool] = lambda: True,
 ) -> T:
     assert entry.sequence is not None
-    first = entry.claims[0]
-    unknown = CommitUnknown(resource=first.resource, token=first.token, sequence=entry.sequence)
+    unknown = entry.unknown()
     closed = con.is_closed()
     try:
         result = await work()
@@ -238,7 +242,8 @@ async def _concluded(
         if not known and leaves_in_doubt(exc):
             raise unknown from exc
         NUMBERS.give_back((entry.sequence,))
-        if meaning_of(exc) is Meaning.RETRY and _is_the_checks(exc):
+        overtaken = meaning_of(exc) is Meaning.RETRY and _is_the_checks(exc)
+        if overtaken or getattr(exc, "sqlstate", None) in BY_ITSELF:
             raise Overtaken from exc
         if (said := ended(exc, leases)) is not None:
             raise said from exc
@@ -246,6 +251,7 @@ async def _concluded(
             _tell_of_the_check(exc, leases)
         raise
     NUMBERS.give_back((entry.sequence,))
+    UNSEALED.sealed(leases)
     return result
 
 
@@ -264,7 +270,7 @@ async def _ended_without(con: Any, entry: Entry) -> bool:
     """Whether a write that was given up after its timeout is known not to be there, and never to come."""
     first = entry.claims[0]
     ask = (
-        "select where lockguard.resolve("
+        f"select where lockguard.{'resolve' if first.seals is None else 'resolve_first'}("
         f"{text(first.resource)},{number(first.token)},{number(entry.sequence)},{_RESOLVE_MS})"
     )
     try:

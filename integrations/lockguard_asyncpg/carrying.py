@@ -32,6 +32,7 @@ from lockguard_asyncpg.statements import (
     may_end_transaction,
     read_only_after,
 )
+from lockguard_asyncpg.unsealed import seal_now
 from lockguard_asyncpg.wire import Standing, Wire, is_unfenced, rolled_back, send_plain, standing_of
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ async def _by_itself(
     at_once: AtOnce[T] | None,
 ) -> T:
     if at_once is not None and can_fly(con):
-        # Where the snapshot was overtaken by a seal nothing was done, and a transaction takes another one.
+        # Nothing was done where the lease has to be sealed by itself, or where the snapshot was overtaken by
+        # a seal: a transaction takes another one.
         with contextlib.suppress(Overtaken):
             return await at_once(leases)
     try:
@@ -273,6 +275,7 @@ async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> No
     """Check what this transaction has not presented yet."""
     if standing.read_only:
         return
+    await seal_now(leases)
     sequence = NUMBERS.alone() if standing.entry is None else None
     entry = entry_for(leases, sequence=sequence, limits=LIMITS)
     if standing.claims.issuperset(entry.claims):

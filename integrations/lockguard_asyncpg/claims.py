@@ -6,14 +6,16 @@ round trip in every transaction, since asyncpg sends parameters only in a messag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lockguard.context import current_leases
 from lockguard.errors import LeaseNotHeld
 from lockguard.lease import GrantId, Lease, Resource, Token
+from lockguard_asyncpg.errors import CommitUnknown
 from lockguard_asyncpg.literals import number, text, uuid
+from lockguard_asyncpg.unsealed import UNSEALED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,18 +44,27 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Claim:
-    """The pair that a write presents for a resource."""
+    """The pair that a write presents for a resource.
+
+    Attributes:
+        resource: what it belongs to.
+        token: the lease's.
+        grant: the lease's.
+        seals: where the pair is sealed in the same call, the call that does it, all but its last argument.
+    """
 
     resource: Resource
     token: Token
     grant: GrantId
+    seals: str | None = field(default=None, compare=False)
 
-    def check_sql(self, sequence: int | None = None) -> str:
-        """The check as a simple query."""
-        return (
-            f"select lockguard.check({text(self.resource)},{number(self.token)},{uuid(self.grant)},"
-            f"{number(sequence)});"
-        )
+    def check_sql(self, sequence: int | None = None, *, last: bool = False) -> str:
+        """The check as a simple query; as the ``last`` it closes the pair with the COMMIT."""
+        pair = f"{text(self.resource)},{number(self.token)},{uuid(self.grant)}"
+        if self.seals is not None and not last:
+            return f"select {self.seals}{number(sequence)});"
+        first = "" if self.seals is None else f"{self.seals}{number(None)})+"
+        return f"select {first}lockguard.{'check_last' if last else 'check'}({pair},{number(sequence)});"
 
     def close_sql(self, within_ms: int) -> str:
         """The end of the pair, as a simple query."""
@@ -87,30 +98,51 @@ class Entry:
         sequence: the transaction's number, recorded with the first claim; ``None`` records nothing.
         lock_ms: the bound on waiting for locks.
         idle_ms: the bound on idling.
+        last: the transaction closes them all; for one that is a single statement.
     """
 
     claims: tuple[Claim, ...]
     sequence: int | None
     lock_ms: int
     idle_ms: int
+    last: bool = False
 
     def sql(self) -> str:
         """What follows BEGIN: the limits, for this transaction only, then the checks."""
         bound = f"select lockguard.bound({self.lock_ms:d},{self.idle_ms:d});"
-        if len(self.claims) > FEW:
+        if self._at_once:
             return bound + self._all_sql()
         first, *others = self.claims
         return bound + first.check_sql(self.sequence) + "".join(claim.check_sql() for claim in others)
 
     def piped_sql(self) -> str:
         """All of it as one query, without a row, for what follows it up to the next Sync."""
-        if len(self.claims) > FEW:
+        if self._at_once:
             check = self._all_sql().removeprefix("select ").removesuffix(";")
         else:
             first, *others = self.claims
-            calls = [first.check_sql(self.sequence), *(claim.check_sql() for claim in others)]
+            calls = [
+                first.check_sql(self.sequence, last=self.last),
+                *(claim.check_sql(last=self.last) for claim in others),
+            ]
             check = "(" + "+".join(call.removeprefix("select ").removesuffix(";") for call in calls) + ")"
         return f"select from lockguard.bound({self.lock_ms:d},{self.idle_ms:d}) where {check} is null"
+
+    def unknown(self) -> CommitUnknown:
+        """The error of a transaction that presented this and whose end nobody heard of."""
+        first = self.claims[0]
+        assert self.sequence is not None, f"no write of {first.resource} was numbered, and one is in doubt"
+        return CommitUnknown(
+            resource=first.resource,
+            token=first.token,
+            sequence=self.sequence,
+            first=first.seals is not None,
+        )
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether one call presents them all."""
+        return len(self.claims) > FEW and not self.last and all(claim.seals is None for claim in self.claims)
 
     def _all_sql(self) -> str:
         resources = ",".join(text(claim.resource) for claim in self.claims)
@@ -122,8 +154,12 @@ class Entry:
         )
 
 
-def entry_for(leases: Sequence[Lease], *, sequence: int | None, limits: Limits) -> Entry:
+def entry_for(
+    leases: Sequence[Lease], *, sequence: int | None, limits: Limits, first: bool = False, last: bool = False
+) -> Entry:
     """What a transaction under ``leases`` presents.
+
+    The ``first`` seals those that are not sealed yet, the ``last`` closes them.
 
     Raises:
         LeaseLost: one of them has ended.
@@ -131,12 +167,18 @@ def entry_for(leases: Sequence[Lease], *, sequence: int | None, limits: Limits) 
     """
     for lease in leases:
         lease.ensure()
-    claims = {Claim(x.resource, x.token, x.grant.id) for x in leases}
+    claims = {_claim(lease, first=first) for lease in leases}
     ttl_ms = min(lease.grant.ttl_ms for lease in leases)
     idle_ms = ttl_ms if limits.idle_timeout is None else _milliseconds(limits.idle_timeout)
     # Whoever froze while it waited for a lock must not keep its successor out for longer than one who idles.
     lock_ms = min(_LOCK_MS, ttl_ms) if limits.lock_timeout is None else _milliseconds(limits.lock_timeout)
-    return Entry(tuple(sorted(claims)), sequence, max(1, lock_ms), max(1, idle_ms))
+    return Entry(tuple(sorted(claims)), sequence, max(1, lock_ms), max(1, idle_ms), last)
+
+
+def _claim(lease: Lease, *, first: bool) -> Claim:
+    grant = lease.grant
+    seals = UNSEALED.present(grant.id) if first else None
+    return Claim(grant.resource, grant.token, grant.id, seals)
 
 
 def _milliseconds(time: timedelta) -> int:

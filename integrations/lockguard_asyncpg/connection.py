@@ -33,7 +33,7 @@ else:
     _Connection, _PreparedStatement = asyncpg.Connection, PreparedStatement
     _PoolConnectionProxy = PoolConnectionProxy
 
-__all__ = ["FencedConnection", "create_pool", "end_loan", "fenced", "lend"]
+__all__ = ["FenceLayer", "FencedConnection", "create_pool", "end_loan", "fenced", "lend"]
 
 # Methods that run statements, and whether the first argument is the statement's text.
 _CARRIERS = {

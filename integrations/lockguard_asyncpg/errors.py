@@ -68,9 +68,10 @@ class CommitUnknown(OutcomeUnknown):
         resource: what was written under.
         token: the token that the write carried.
         sequence: the number of the transaction; with resource and token it names it.
+        first: whether the seal of its lease travelled with it, see ``PostgresFence(seal_with_first_write=)``.
     """
 
-    def __init__(self, *, resource: str, token: int, sequence: int) -> None:
+    def __init__(self, *, resource: str, token: int, sequence: int, first: bool = False) -> None:
         super().__init__(
             f"the reply to a COMMIT under {resource!r} (token {token}, sequence {sequence}) was lost:"
             " it may have committed or not; ask lockguard_asyncpg.resolve(pool, error) before going on",
@@ -78,6 +79,7 @@ class CommitUnknown(OutcomeUnknown):
             token=token,
         )
         self.sequence = sequence
+        self.first = first
 
 
 class NotCommitted(LockguardError):
@@ -125,6 +127,7 @@ _BY_STATE = {
     "LG003": Meaning.STATEMENT,
     "LG004": Meaning.CONFIGURATION,
     "LG005": Meaning.STATEMENT,
+    "LG006": Meaning.STATEMENT,  # taken care of where it can arise, see unsealed.py
     "LG007": Meaning.STATEMENT,
     "40001": Meaning.RETRY,  # serialization failure
     "40P01": Meaning.RETRY,  # deadlock

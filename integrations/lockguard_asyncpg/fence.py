@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import logging
 import re
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -27,52 +26,32 @@ import asyncpg
 from lockguard.errors import ConfigurationError, FenceUnavailable, OutcomeUnknown
 from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import Outrun, Sealed
-from lockguard.text import kind_of, printable
+from lockguard.text import kind_of
 from lockguard.times import checked_wait
+from lockguard_asyncpg.calling import Call, make, once
 from lockguard_asyncpg.cancels import Cancels
-from lockguard_asyncpg.carrying import alone
 from lockguard_asyncpg.dsn import checked, shown
-from lockguard_asyncpg.errors import (
-    DATABASE_ERRORS,
-    CommitUnknown,
-    Meaning,
-    SealUnknown,
-    meaning_of,
-    set_up_error,
-)
+from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, SealUnknown
 from lockguard_asyncpg.listening import Listener
 from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.schema import SCHEMA_VERSION
-from lockguard_asyncpg.wire import CLOSED, bare, give_back, unfenced
+from lockguard_asyncpg.unsealed import UNSEALED
+from lockguard_asyncpg.wire import CLOSED
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-
-    from asyncpg.pool import PoolConnectionProxy
 
 __all__ = ["PostgresFence", "resolve"]
 
 T = TypeVar("T")
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _LOG = logging.getLogger("lockguard")
-_ATTEMPTS_MAX = 20
-_PAUSE_FIRST_S = 0.01
-_PAUSE_MAX_S = 0.2
-# How long a connection may take to give up a cancelled statement before it is thrown away.
-_RELEASE_S = 0.5
 _LEFT_MIN = timedelta(milliseconds=100)
 _GRACE = timedelta(milliseconds=500)
-# How long a process that stops between the answer to its seal or break and COMMIT keeps everybody else out.
-_IDLE_MS = 1_000
 # How long leaving a body waits for the transactions that were begun in it and are open still.
 _CLOSE = timedelta(seconds=1)
 _CLOSE_AGAIN_FIRST_S = 0.5
 _CLOSE_AGAIN_MAX_S = 5.0
-# In the message of the call itself, against settings of the role or the database. At SERIALIZABLE, seals and
-# closes of resources that have nothing to do with each other would fail, and bodies with them. With a
-# statement timeout a seal would lose its place in the line each time, and nobody would ever be evicted;
-# lock_timeout and the caller's patience bound it.
-_ON_OUR_TERMS = "set transaction isolation level read committed;set local statement_timeout = 0;"
 _NOT_DURABLE = ";set local synchronous_commit to off"
 _FORGOTTEN = "LG005"
 _UNKNOWN_SEAL = "LG007"
@@ -86,17 +65,6 @@ _OLDER = (
     "lockguard: the fence's schema in the database is older than this library, which has version %d: nothing"
     " stale is let in, but who is stopped, or writes in parallel, may keep others out;"
     " run `lockguard fence upgrade`"
-)
-_AT_THE_GATE = (
-    "select pid, role, application, alone, state, clock_timestamp() - since as age"
-    " from lockguard.at_the_gate($1) where pid is null or role is not null"
-)
-
-
-# Of a standby that is there a role without rights sees no more than that.
-_NO_STANDBY = (
-    "select setting from pg_settings where name = 'synchronous_standby_names' and setting <> ''"
-    " and not exists (select from pg_stat_replication where coalesce(sync_state, 'sync') <> 'async')"
 )
 
 
@@ -114,6 +82,10 @@ class PostgresFence:
         listen: the URL of the database, directly and not through a pooler in transaction mode. With it, one
             connection more hears of it at once when a successor supersedes a lease of this process that is
             still open, and that lease ends. Close such a fence: ``async with PostgresFence(...) as fence``.
+        seal_with_first_write: with ``True`` taking a lease asks the database nothing: its seal travels in the
+            transaction that first presents it. For bodies that read nothing before their first write but by
+            a fenced pool: what an older holder still had under way is not waited for until then. A body that
+            presents its lease nowhere reaches the database with nothing.
         durable_close: with ``False`` giving a lease back does not wait for the disk. A crash of the server in
             the moments after it may forget that the lease was given back, not that it was superseded: until
             the next seal or break, code that writes blindly under it is then let in.
@@ -129,12 +101,17 @@ class PostgresFence:
         grace: timedelta = _GRACE,
         listen: str | None = None,
         durable_close: bool = True,
+        seal_with_first_write: bool = False,
     ) -> None:
         _require_pool(pool)
         if not isinstance(listen, str | None):
             raise ConfigurationError(f"listen= is {kind_of(listen)}; write the URL of the database as text")
-        if not isinstance(durable_close, bool):
-            raise ConfigurationError(f"durable_close= is {kind_of(durable_close)}; give True or False")
+        for name, value in (
+            ("durable_close", durable_close),
+            ("seal_with_first_write", seal_with_first_write),
+        ):
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"{name}= is {kind_of(value)}; give True or False")
         self._pool = pool
         checked(listen)
         self._listener = (
@@ -148,6 +125,10 @@ class PostgresFence:
         self._version_asked = False
         self._acquainted = False
         self._name = ""
+        self._first = seal_with_first_write
+        # Those that were outrun with their first write: the next one is sealed at once, for only then can
+        # Redis be asked for a higher token.
+        self._outrun: set[Resource] = set()
 
     async def __aenter__(self) -> Self:
         if self._listener is not None:
@@ -175,6 +156,8 @@ class PostgresFence:
     async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
         """Make ``grant`` the only one whose writes are accepted; waits for open transactions of the old one.
 
+        With ``seal_with_first_write`` it is only noted, and done by the first write.
+
         Raises:
             FenceUnavailable: not done within ``within``, or nobody knows.
             SealUnknown: this is an old primary, or a database that has lost commits.
@@ -182,6 +165,35 @@ class PostgresFence:
         """
         if self._listener is not None:
             self._listener.start()
+        if self._first and grant.resource not in self._outrun:
+            await self._get_acquainted(grant.resource, within)
+            self._version_asked = True
+            UNSEALED.note(
+                grant,
+                seal=partial(self._seal_late, within=within),
+                first_sql=self._first_sql(grant),
+                remembered=self._sealed(grant.token).seal,
+            )
+            return Sealed(grant.token)  # not yet, so the nodes go on remembering the last seal
+        self._outrun.discard(grant.resource)
+        return await self._seal(grant, within=within)
+
+    def _first_sql(self, grant: Grant) -> str:
+        named = text(grant.resource)
+        if (last := self._last_seal(grant)) is not None:
+            named = f"lockguard.known({named},{last})"
+        return (
+            f"lockguard.check_first({named},{number(grant.token)},{uuid(grant.id)},"
+            f"{text(grant.holder)},{text(grant.operation)},"
+        )
+
+    async def _seal_late(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
+        answer = await self._seal(grant, within=within)
+        if isinstance(answer, Outrun):
+            self._outrun.add(grant.resource)
+        return answer
+
+    async def _seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
         self._prune_now_and_then()
         await self._get_acquainted(grant.resource, within)
         loop = asyncio.get_running_loop()
@@ -196,8 +208,8 @@ class PostgresFence:
         )
         # The row count of a simple query tells yes from no in one message.
         accepted_as_it_is = f"accepted and token = {number(grant.token)}"
-        if_sealed = _Call(f"select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
-        sealing = _call(self._pool, if_sealed, resource=grant.resource, within=within)
+        if_sealed = Call(f"select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
+        sealing = make(self._pool, if_sealed, resource=grant.resource, within=within)
         try:
             told = await self._evicting(grant.resource, grant.token, sealing)
         except FenceUnavailable as exc:
@@ -210,9 +222,9 @@ class PostgresFence:
         if told != "SELECT 0":
             return self._sealed(grant.token)
         # Rare, and asking again is harmless: it was outrun, or has sealed before with another token.
-        answer = _Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
+        answer = Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
         left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
-        accepted, current = await _call(self._pool, answer, resource=grant.resource, within=left)
+        accepted, current = await make(self._pool, answer, resource=grant.resource, within=left)
         return self._sealed(Token(current)) if accepted else Outrun(Token(current))
 
     def _sealed(self, token: Token) -> Sealed:
@@ -236,9 +248,9 @@ class PostgresFence:
         if self._acquainted:
             return
         pooled = getattr(self._pool, "_connect_kwargs", {}).get("statement_cache_size") == 0
-        ask = _Call("select lockguard.fence_id() where 0 <", "", rows=True, alone=pooled)
+        ask = Call("select lockguard.fence_id() where 0 <", "", rows=True, alone=pooled)
         try:
-            (told,) = await _call(self._pool, ask, resource=resource, within=within)
+            (told,) = await make(self._pool, ask, resource=resource, within=within)
             self._name = told.hex
         except ConfigurationError as exc:
             if getattr(exc.__cause__, "sqlstate", None) != _NO_FUNCTION:
@@ -259,12 +271,23 @@ class PostgresFence:
             FenceUnavailable: no answer within ``within``.
             ConfigurationError: the schema is missing, or the role lacks a right.
         """
-        ask = _Call(
+        if UNSEALED.waits(grant.id):  # who asks wants to know that nobody else writes from here on
+            try:
+                async with asyncio.timeout(within.total_seconds()):
+                    answer = await UNSEALED.seal(grant)
+            except TimeoutError as exc:
+                raise FenceUnavailable(
+                    f"the first write under {grant.resource!r}, with which it is sealed, is still under way",
+                    resource=grant.resource,
+                ) from exc
+            if answer is not None:
+                return isinstance(answer, Sealed)
+        ask = Call(
             f"select from lockguard.status({text(grant.resource)})"
             f" where token = {number(grant.token)} and grant_id = {uuid(grant.id)} and is_open and ",
             " > 0",
         )
-        return bool(await _call(self._pool, ask, resource=grant.resource, within=within) == "SELECT 1")
+        return bool(await make(self._pool, ask, resource=grant.resource, within=within) == "SELECT 1")
 
     async def close(self, grant: Grant, *, within: timedelta) -> None:
         """Accept no more writes of ``grant``; waits for its own open transactions.
@@ -273,7 +296,8 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
-        if CLOSED.take(grant.id):  # by its last transaction, fenced_transaction(closes=True)
+        untouched = UNSEALED.drop(grant.id)
+        if CLOSED.take(grant.id) or untouched:  # by its last transaction, with closes=True; or never sealed
             return
         try:
             await self._close(grant, within=min(within, _CLOSE))
@@ -296,7 +320,7 @@ class PostgresFence:
             named = f"lockguard.known({named},{last})"
         call = f"select lockguard.close({named},{number(grant.token)},{uuid(grant.id)},"
         try:
-            await _call(self._pool, _Call(call, self._close_ends), resource=grant.resource, within=within)
+            await make(self._pool, Call(call, self._close_ends), resource=grant.resource, within=within)
         except FenceUnavailable as exc:
             if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
                 raise
@@ -324,8 +348,8 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
-        call = _Call(f"select lockguard.break_({text(resource)},{text(reason)},", ")", rows=True)
-        breaking = _call(self._pool, call, resource=resource, within=within)
+        call = Call(f"select lockguard.break_({text(resource)},{text(reason)},", ")", rows=True)
+        breaking = make(self._pool, call, resource=resource, within=within)
         (token,) = await self._evicting(resource, None, breaking)
         return Token(token)
 
@@ -361,7 +385,7 @@ class PostgresFence:
         """Clear away in steps that hold up nobody; nothing depends on it but the room on the disk."""
         with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 5, say
             for _ in range(_PRUNE_STEPS_MAX):
-                if await _once(self._pool, await self._pool.acquire(), _PRUNE, rows=False) == "SELECT 0":
+                if await once(self._pool, await self._pool.acquire(), _PRUNE, rows=False) == "SELECT 0":
                     return
 
     async def _evict(self, resource: Resource, token: Token | None) -> None:
@@ -369,7 +393,7 @@ class PostgresFence:
         cancels = Cancels()
         while True:
             with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 3, say: then it waits
-                await _once(self._pool, await self._pool.acquire(), query, rows=False)
+                await once(self._pool, await self._pool.acquire(), query, rows=False)
             cancels.heed()  # or it would end the sessions of those who come after
             await asyncio.sleep(self._grace_s)
 
@@ -399,164 +423,12 @@ async def resolve(
     """
     assert error.token is not None, "a CommitUnknown has the token of its write"
     named = f"{text(error.resource)},{number(error.token)},{number(error.sequence)}"
-    call = _Call(f"select where lockguard.resolve({named},", ")")
+    function = "resolve_first" if error.first else "resolve"
+    call = Call(f"select where lockguard.{function}({named},", ")")
     try:
-        return bool(await _call(pool, call, resource=error.resource, within=within) == "SELECT 1")
+        return bool(await make(pool, call, resource=error.resource, within=within) == "SELECT 1")
     except FenceUnavailable as exc:
         if getattr(exc.__cause__, "sqlstate", None) != _FORGOTTEN:
             raise
         said = f"{str(exc.__cause__).partition(chr(10))[0]}: look at what was written"
         raise OutcomeUnknown(said, resource=error.resource, token=error.token) from exc.__cause__
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A repeatable call: what stands before its last argument, its bound in ms, and what stands after.
-
-    Attributes:
-        rows: whether its row is wanted; otherwise the command tag is the answer.
-        alone: a row takes a transaction, but where nothing is written and no pooler is in between.
-    """
-
-    before: str
-    after: str
-    rows: bool = False
-    alone: bool = True
-
-
-async def _call(pool: asyncpg.Pool[Any], call: _Call, *, resource: str, within: timedelta) -> Any:
-    """Make a call until it is done or ``within`` is over."""
-    failure: Exception | None = None
-    connected = True
-    cancels = Cancels()
-    try:
-        async with asyncio.timeout(within.total_seconds()) as scope:
-            for attempt in range(_ATTEMPTS_MAX):
-                if attempt:
-                    await asyncio.sleep(min(_PAUSE_MAX_S, _PAUSE_FIRST_S * 2 ** (attempt - 1)))
-                try:
-                    connected = False
-                    conn = await pool.acquire()
-                    connected = True
-                    deadline = scope.when()
-                    assert deadline is not None, "the timeout that was just entered has a deadline"
-                    # A little less than is left, so that the server's own answer, which says why, is first.
-                    left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
-                    query = f"{call.before}{left_ms:d}{call.after}"
-                    return await _once(pool, conn, query, rows=call.rows, alone_=call.alone)
-                except DATABASE_ERRORS as exc:
-                    failure = exc
-                    cancels.heed()
-                    if not _passing(exc):
-                        break
-    except TimeoutError as exc:
-        failure = failure or exc
-    lent_out = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
-    if not connected and lent_out and isinstance(failure, TimeoutError):
-        failure = _NoConnection(f"all {pool.get_size()} connections of its pool were in use")
-    said = await _failed(pool, failure, resource=resource, within=within)
-    cancels.heed()
-    raise said from failure
-
-
-def _passing(exc: Exception) -> bool:
-    match meaning_of(exc):
-        case Meaning.CONFIGURATION:
-            raise set_up_error(exc) from exc
-        case Meaning.STALE | Meaning.STATEMENT:
-            return False
-        case Meaning.RETRY | Meaning.LOST:
-            return True
-        case Meaning.UNAVAILABLE:
-            # A lock timeout has used the time up; a server that starts or is full may be ready soon.
-            return getattr(exc, "sqlstate", None) != "55P03"
-
-
-async def _failed(
-    pool: asyncpg.Pool[Any], failure: Exception | None, *, resource: str, within: timedelta
-) -> FenceUnavailable:
-    seconds = f"{within.total_seconds():.3g} s"
-    if getattr(failure, "sqlstate", None) == "55P03":
-        by = (
-            await _who(pool, resource)
-            or "an open transaction under its lease, or one that has locked its row"
-        )
-        why = f"kept out for {seconds} by {by}"
-    elif isinstance(failure, _NoConnection):
-        why = f"{failure} for {seconds}; give PostgresFence a pool of its own, or one with room to spare"
-    elif isinstance(failure, TimeoutError) or failure is None:
-        why = f"Postgres did not answer within {seconds}{await _unreplicated(pool)}"
-    else:
-        why = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
-    return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
-
-
-async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
-    """Who is in the way, for people; nothing if nobody can tell, as with a schema before version 4."""
-    rows = []
-    with contextlib.suppress(*DATABASE_ERRORS):
-        async with asyncio.timeout(_RELEASE_S):
-            with unfenced():
-                rows = await pool.fetch(_AT_THE_GATE, resource)
-    return "; ".join(_named(row) for row in rows)
-
-
-async def _unreplicated(pool: asyncpg.Pool[Any]) -> str:
-    """Whether commits wait for a standby that is not there; nothing if nobody can tell."""
-    with contextlib.suppress(*DATABASE_ERRORS):
-        async with asyncio.timeout(_RELEASE_S):
-            with unfenced():
-                waiting = await pool.fetchval(_NO_STANDBY)
-        if waiting:
-            names = f"synchronous_standby_names is {printable(str(waiting))}"
-            return f": commits wait for a synchronous standby, and none is there ({names})"
-    return ""
-
-
-def _named(row: asyncpg.Record) -> str:
-    began = "" if row["age"] is None else f" begun {row['age'].total_seconds():.1f} s ago"
-    does = "which has its gate to itself" if row["alone"] else f"an open transaction under its lease{began}"
-    if row["pid"] is None:
-        return f"a prepared transaction: {does}; end it with ROLLBACK PREPARED, see pg_prepared_xacts"
-    facts = (
-        printable(row["role"]),
-        printable(row["application"] or "no application_name"),
-        row["state"] or "in a state that this role may not see",
-    )
-    return f"session {row['pid']} ({', '.join(facts)}), {does}"
-
-
-class _NoConnection(TimeoutError):
-    """Every connection of the pool was lent out."""
-
-
-async def _once(
-    pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: str, *, rows: bool, alone_: bool = True
-) -> Any:
-    clean = False
-    try:
-        with unfenced():  # a seal under another lease is not that lease's write
-            if rows and alone_:
-                return await _row(conn, query)
-            if rows:
-                return await conn.fetchrow(query)
-            # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
-            # the server's word that it ends the session was read, and the end of the connection not yet.
-            tag = await conn.execute(_ON_OUR_TERMS + query)
-            clean = True
-            return tag
-    finally:
-        # A silent server must not hold the caller beyond its bound: asyncpg then drops the connection.
-        await give_back(pool, conn, timeout_s=_RELEASE_S, clean=clean)
-
-
-async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
-    """The row of ``query``, in a transaction."""
-    con = bare(conn)
-
-    async def ask() -> Any:
-        # Until COMMIT it has the gate to itself.
-        await con.execute(f"{_ON_OUR_TERMS}select lockguard.bound(0, {_IDLE_MS:d})")
-        return await con.fetchrow(query)
-
-    return await alone(con, (), ask, None)

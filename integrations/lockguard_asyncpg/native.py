@@ -16,17 +16,20 @@ of its own, which is two round trips more.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import asyncio
+import contextlib
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import asyncpg
 
-from lockguard.errors import StaleToken
+from lockguard.errors import ConfigurationError, StaleToken
+from lockguard_asyncpg.at_once import Flight, Overtaken, can_fly, in_one_flight
 from lockguard_asyncpg.claims import FEW, Limits, entry_for, leases_for
+from lockguard_asyncpg.connection import FenceLayer, end_loan, lend
 from lockguard_asyncpg.errors import (
     DATABASE_ERRORS,
-    CommitUnknown,
     Meaning,
     ended,
     leaves_in_doubt,
@@ -35,8 +38,10 @@ from lockguard_asyncpg.errors import (
     stale,
 )
 from lockguard_asyncpg.numbers import NUMBERS
+from lockguard_asyncpg.statements import is_write
 from lockguard_asyncpg.transaction import FencedTransaction
-from lockguard_asyncpg.wire import bare, give_back, unfenced
+from lockguard_asyncpg.unsealed import UNSEALED, seal_now
+from lockguard_asyncpg.wire import CLOSED, bare, give_back, standing_of, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +63,7 @@ async def fenced_fetch(
     *args: object,
     lease: Lease | Sequence[Lease] | None = None,
     timeout: float | None = None,
+    closes: bool = False,
 ) -> list[asyncpg.Record]:
     """Run one INSERT, UPDATE, DELETE or MERGE with RETURNING under the lease; returns its rows.
 
@@ -67,13 +73,15 @@ async def fenced_fetch(
         args: its parameters.
         lease: one or several; by default those of the surrounding bodies.
         timeout: patience in seconds.
+        closes: its commit also gives the leases back in the fence, for the body's last write: it waits for
+            other transactions under them, and what is written under them afterwards is refused.
 
     Raises:
         StaleToken: the lease is not the one in force; nothing was written.
         LeaseLost: the lease has ended; nothing was sent.
         CommitUnknown: the reply was lost.
     """
-    return await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True)
+    return await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True, closes=closes)
 
 
 async def fenced_fetchrow(
@@ -82,6 +90,7 @@ async def fenced_fetchrow(
     *args: object,
     lease: Lease | Sequence[Lease] | None = None,
     timeout: float | None = None,
+    closes: bool = False,
     also: Sequence[str] = (),
 ) -> asyncpg.Record | None:
     """As :func:`fenced_fetch`; returns the first row, or ``None`` if nothing was written.
@@ -92,10 +101,13 @@ async def fenced_fetchrow(
         args: the parameters of all statements.
         lease: one or several; by default those of the surrounding bodies.
         timeout: patience in seconds.
+        closes: see :func:`fenced_fetch`.
         also: further writes in the same statement. They see the tables as ``query`` does, and what it
             returned as ``lockguard_write``; none may write a row that another one writes.
     """
-    rows = await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True, also=also)
+    rows = await _send(
+        target, query, args, lease=lease, timeout_s=timeout, returning=True, closes=closes, also=also
+    )
     return rows[0] if rows else None
 
 
@@ -105,9 +117,10 @@ async def fenced_fetchval(
     *args: object,
     lease: Lease | Sequence[Lease] | None = None,
     timeout: float | None = None,
+    closes: bool = False,
 ) -> Any:
     """As :func:`fenced_fetch`; returns the first row's first value, or ``None`` if nothing was written."""
-    rows = await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True)
+    rows = await _send(target, query, args, lease=lease, timeout_s=timeout, returning=True, closes=closes)
     return rows[0][0] if rows else None
 
 
@@ -117,9 +130,10 @@ async def fenced_execute(
     *args: object,
     lease: Lease | Sequence[Lease] | None = None,
     timeout: float | None = None,
+    closes: bool = False,
 ) -> None:
     """As :func:`fenced_fetch`, for a statement without RETURNING."""
-    await _send(target, query, args, lease=lease, timeout_s=timeout, returning=False)
+    await _send(target, query, args, lease=lease, timeout_s=timeout, returning=False, closes=closes)
 
 
 async def _send(
@@ -130,17 +144,21 @@ async def _send(
     lease: Lease | Sequence[Lease] | None,
     timeout_s: float | None,
     returning: bool,
+    closes: bool,
     also: Sequence[str] = (),
 ) -> list[asyncpg.Record]:
     leases = leases_for(lease)
+    work = partial(
+        _on, query, args, leases, timeout_s=timeout_s, returning=returning, closes=closes, also=also
+    )
     try:
         if not isinstance(target, asyncpg.Pool):
-            return await _on(target, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
+            return await work(target)
         for held in leases:
             held.ensure()
         lent: PoolConnectionProxy[Any] = await target.acquire()
         try:
-            return await _on(lent, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
+            return await work(lent)
         finally:
             await give_back(target, lent)
     except StaleToken as exc:
@@ -150,25 +168,76 @@ async def _send(
 
 
 async def _on(
-    target: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
     query: str,
     args: tuple[object, ...],
     leases: Sequence[Lease],
+    target: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
     *,
     timeout_s: float | None,
     returning: bool,
+    closes: bool,
     also: Sequence[str],
 ) -> list[asyncpg.Record]:
-    if target.is_in_transaction() or getattr(bare(target), _CACHES):
+    con: Any = bare(target)
+    if con is None:  # the server dropped it, and the pool has emptied its proxy
+        raise asyncpg.InterfaceError("cannot write: the connection is closed")
+    if target.is_in_transaction():
+        if closes:
+            raise ConfigurationError(
+                "closes=True is for a write by itself, and this connection is in a transaction: give it to"
+                " the outermost fenced_transaction(...)"
+            )
+        await seal_now(leases)
         return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
-    async with FencedTransaction(target, leases):
+    text = f"{_writes(query, also)} select * from lockguard_write" if also else query  # noqa: S608 - the caller's own SQL
+    # A close or a seal goes before the write, which then sees all that came before the seal.
+    if (
+        (closes or any(UNSEALED.waits(lease.grant.id) for lease in leases))
+        and is_write(text)
+        and can_fly(con)
+    ):
+        with contextlib.suppress(Overtaken):
+            return await _in_flight(con, text, args, tuple(leases), timeout_s=timeout_s, closes=closes)
+    await seal_now(leases)
+    if getattr(con, _CACHES) and not closes:
+        return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
+    async with FencedTransaction(target, leases, closes=closes):
         if returning:
-            text = query
-            if also:
-                text = f"{_writes(query, also)} select * from lockguard_write"  # noqa: S608 - the caller's own SQL
             return list(await target.fetch(text, *args, timeout=timeout_s))
         await target.execute(query, *args, timeout=timeout_s)
         return []
+
+
+async def _in_flight(
+    con: Any,
+    text: str,
+    args: tuple[object, ...],
+    leases: tuple[Lease, ...],
+    *,
+    timeout_s: float | None,
+    closes: bool,
+) -> list[asyncpg.Record]:
+    loan = lend(con)  # for its way to send the check right before a statement
+    standing = standing_of(con)
+    if standing.user is not None:
+        raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
+    standing.user = asyncio.current_task()
+
+    async def send(flight: Flight) -> list[asyncpg.Record]:
+        standing.flight = flight
+        try:
+            return list(await super(FenceLayer, con).fetch(text, *args, timeout=timeout_s))
+        finally:
+            standing.flight = None
+
+    try:
+        rows = await in_one_flight(con, leases, _LIMITS, send, last=closes)
+    finally:
+        standing.user = None
+        end_loan(con, loan)
+    if closes:
+        CLOSED.note(leases)
+    return rows
 
 
 async def _one(
@@ -185,7 +254,6 @@ async def _one(
     # Inside, the outcome is that of the caller's transaction, and nobody can ask for this statement's own.
     sequence = None if inside else NUMBERS.take()
     entry = entry_for(leases, sequence=sequence, limits=_LIMITS)
-    first = entry.claims[0]
     # Scalars, not arrays: asyncpg would ask the server about an array's type on each new connection.
     presented: list[object] = []
     for claim in entry.claims:
@@ -207,7 +275,7 @@ async def _one(
             raise said from exc
         if sequence is not None:
             if leaves_in_doubt(exc):
-                raise CommitUnknown(resource=first.resource, token=first.token, sequence=sequence) from exc
+                raise entry.unknown() from exc
             if getattr(exc, "sqlstate", None) is not None:  # the server's own word: nothing was written
                 NUMBERS.give_back((sequence,))
         raise

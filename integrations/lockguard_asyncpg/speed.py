@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from lockguard_asyncpg.transaction import fenced_transaction
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Speed", "measure_speed"]
+__all__ = ["Ratio", "Speed", "measure_history", "measure_speed"]
 
 _RESOURCE = "bench:APTUSDT"
 _WRITE = "update bench set n = n + 1 where id = $1"
@@ -48,6 +49,30 @@ update lease set holder = 'me', until = now() + interval '30 s'
 """
 _GIVE = "update lease set holder = null where name = $1 and holder = 'me'"
 _HOT_TASKS = 4
+_OTHER = "bench:SUIUSDT"
+# As many rows as that many transactions leave whose end nobody heard of: the most there can be.
+_HISTORY = """
+insert into lockguard.writer (resource, slot, token, sequence, first)
+select $1, g, 1, (g << 10) + 1, (g << 10) + 1 from generate_series(1, $2::bigint) g
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """What one figure of a run is of others.
+
+    Attributes:
+        value: the ratio.
+        aim: what it is to be at most; ``None`` where nothing was aimed at.
+    """
+
+    value: float
+    aim: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether the aim was met; empty without one."""
+        return "" if self.aim is None else "met" if self.value <= self.aim else "missed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +83,24 @@ class Speed:
         where: fsync off or on, directly or through a pooler.
         us: the median for each contender, in microseconds.
         hot_per_s: holds with a write of one lock that four tasks want, per second, for each contender.
-        after: a hold with a write after so many earlier writes under the resource, in microseconds.
         ratios: what the reference aims at, by name.
     """
 
     where: str
     us: dict[str, float]
     hot_per_s: dict[str, float]
-    after: dict[int, float]
-    ratios: dict[str, float]
+    ratios: dict[str, Ratio]
 
 
 async def measure_speed(
-    url: str, redis_url: str, *, where: str, rounds: int, calls: int, history: int, pooled: str | None = None
+    url: str,
+    redis_url: str,
+    *,
+    where: str,
+    rounds: int,
+    calls: int,
+    pooled: str | None = None,
+    durable: bool = False,
 ) -> Speed:
     """Measure on a database of the run's own.
 
@@ -80,8 +110,8 @@ async def measure_speed(
         where: a name for what is measured.
         rounds: turns of each contender; one more warms up.
         calls: pieces of work in each turn.
-        history: up to how many earlier writes the curve goes; 0 for no curve.
         pooled: the same database through a pooler, to be measured in its place.
+        durable: the server waits for the disk.
     """
     async with AsyncExitStack() as stack:
         conn = await asyncpg.connect(url)
@@ -99,23 +129,75 @@ async def measure_speed(
         redis = await stack.enter_async_context(import_module("redis.asyncio").Redis.from_url(redis_url))
         plain = await stack.enter_async_context(LockGuard.from_url(redis_url))
         fence = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
-        lazy = await stack.enter_async_context(
-            LockGuard.from_url(redis_url, fence=PostgresFence(pool, durable_close=False))
-        )
-        works = _contenders(pool, redis, plain, fence, lazy)
+        lazy, late = [
+            await stack.enter_async_context(LockGuard.from_url(redis_url, fence=other))
+            for other in (
+                PostgresFence(pool, durable_close=False),
+                PostgresFence(pool, seal_with_first_write=True),
+            )
+        ]
+        works = _contenders(pool, redis, plain, fence, lazy, late)
         us = await _in_turns(works, rounds=rounds, calls=calls)
         async with fence.hold(_RESOURCE):
             us |= await _in_turns(_writes(pool), rounds=rounds, calls=calls)
         hot = {
             name: await _hot(works[name], calls)
-            for name in ("lease row + write", "lease + fence + write", "lease + fence + closing write")
+            for name in (
+                "lease row + write",
+                "lease + fence + write",
+                "lease + fence + closing write",
+                "lease + fence + write, all in one message",
+            )
         }
-        after = await _curve(pool, works["lease + fence + write"], history=history, calls=calls)
-    return Speed(where, us, hot, after, _ratios(us))
+    return Speed(where, us, hot, _ratios(us, durable=durable, directly=pooled is None))
 
 
-def _contenders(  # noqa: C901 - one after the other
-    pool: asyncpg.Pool[Any], redis: Any, plain: LockGuard, fence: LockGuard, lazy: LockGuard
+async def measure_history(
+    urls: dict[int, str], redis_url: str, *, where: str, rounds: int, calls: int
+) -> Speed:
+    """A hold with a write after so many earlier writes, under its own resource and under another.
+
+    Args:
+        urls: a database of the run's own for each number of earlier writes, 0 among them.
+        redis_url: where the leases are taken.
+        where: a name for what is measured.
+        rounds: turns of each; one more warms up.
+        calls: holds in each turn.
+    """
+    async with AsyncExitStack() as stack:
+        works: dict[str, Callable[[], Awaitable[Any]]] = {}
+        for count, url in urls.items():
+            pool = await stack.enter_async_context(create_pool(url, min_size=2, max_size=4))
+            async with pool.acquire() as conn:
+                await install(conn)
+                await conn.execute(_SET_UP)
+                await conn.execute(_HISTORY, _RESOURCE, count)
+                # Or it would be done in the middle of a turn.
+                await conn.execute("vacuum (analyze) lockguard.writer")
+                await conn.execute("checkpoint")
+            guard = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
+            works[f"hold with a write after {count:,}"] = partial(_held, guard, pool, _RESOURCE)
+            if count:
+                works[f"hold with a write after {count:,} elsewhere"] = partial(_held, guard, pool, _OTHER)
+        us = await _in_turns(works, rounds=rounds, calls=calls)
+    none = us["hold with a write after 0"]
+    ratios = {f"{name} / after 0": Ratio(round(taken / none, 2), 1.1) for name, taken in us.items()}
+    del ratios["hold with a write after 0 / after 0"]
+    return Speed(where, us, {}, ratios)
+
+
+async def _held(guard: LockGuard, pool: asyncpg.Pool[Any], resource: str) -> None:
+    async with guard.hold(resource):
+        await fenced_execute(pool, _WRITE, 1)
+
+
+def _contenders(
+    pool: asyncpg.Pool[Any],
+    redis: Any,
+    plain: LockGuard,
+    fence: LockGuard,
+    lazy: LockGuard,
+    late: LockGuard,
 ) -> dict[str, Callable[[], Awaitable[Any]]]:
     async def redis_lock() -> None:
         async with redis.lock("bench_lock", timeout=30):
@@ -145,17 +227,13 @@ def _contenders(  # noqa: C901 - one after the other
         async with fence.hold(_RESOURCE):
             pass
 
-    async def native() -> None:
-        async with fence.hold(_RESOURCE):
-            await fenced_execute(pool, _WRITE, 1)
-
-    async def closing() -> None:
+    async def closing_transaction() -> None:
         async with fence.hold(_RESOURCE), fenced_transaction(pool, closes=True) as conn:
             await conn.execute(_WRITE, 1)
 
-    async def not_durable() -> None:
-        async with lazy.hold(_RESOURCE):
-            await fenced_execute(pool, _WRITE, 1)
+    async def closing(guard: LockGuard) -> None:
+        async with guard.hold(_RESOURCE):
+            await fenced_execute(pool, _WRITE, 1, closes=True)
 
     return {
         "bare write": lambda: pool.execute(_WRITE, 1),
@@ -165,9 +243,12 @@ def _contenders(  # noqa: C901 - one after the other
         "lease row + write": lease_row,
         "lease": lease,
         "lease + fence": nothing,
-        "lease + fence + write": native,
-        "lease + fence + closing write": closing,
-        "lease + fence + write, close not durable": not_durable,
+        "lease + fence + write": lambda: _held(fence, pool, _RESOURCE),
+        "lease + fence + write, close not durable": lambda: _held(lazy, pool, _RESOURCE),
+        "lease + fence + closing transaction": closing_transaction,
+        "lease + fence + closing write": lambda: closing(fence),
+        "lease + fence + write, sealed with it": lambda: _held(late, pool, _RESOURCE),
+        "lease + fence + write, all in one message": lambda: closing(late),
     }
 
 
@@ -215,37 +296,27 @@ async def _repeat(work: Callable[[], Awaitable[Any]], calls: int) -> None:
         await work()
 
 
-async def _curve(
-    pool: asyncpg.Pool[Any], work: Callable[[], Awaitable[Any]], *, history: int, calls: int
-) -> dict[int, float]:
-    """A hold with a write after none, a tenth and all of ``history`` writes that each left a row."""
-    after: dict[int, float] = {}
-    made = 0
-    for count in dict.fromkeys((0, history // 10, history)):
-        # As many rows as that many transactions leave whose end nobody heard of: the most there can be.
-        await pool.execute(
-            "insert into lockguard.writer (resource, slot, token, sequence, first)"
-            " select $1, g, 1, (g << 10) + 1, (g << 10) + 1 from generate_series($2::bigint, $3::bigint) g",
-            _RESOURCE,
-            made + 1,
-            count,
-        )
-        made = count
-        after[count] = round(median(await _timed(work, calls)), 1)
-    return after
+def _ratios(us: dict[str, float], *, durable: bool, directly: bool) -> dict[str, Ratio]:
+    bare, row = us["bare write"], us["lease row + write"]
 
+    def of(value: float, aim: float | None = None, *, held: bool = directly) -> Ratio:
+        return Ratio(round(value, 2), aim if held else None)
 
-def _ratios(us: dict[str, float]) -> dict[str, float]:
-    bare = us["bare write"]
     return {
-        "lease + fence / (lease + 2 bare writes)": round(us["lease + fence"] / (us["lease"] + 2 * bare), 2),
-        "native / bare": round(us["native write"] / bare, 2),
-        "drop-in / bare": round(us["drop-in write"] / bare, 2),
-        "hold with a write / lease row": round(us["lease + fence + write"] / us["lease row + write"], 2),
-        "hold with a closing write / lease row": round(
-            us["lease + fence + closing write"] / us["lease row + write"], 2
+        "lease + fence / (lease + 2 bare writes)": of(us["lease + fence"] / (us["lease"] + 2 * bare), 1.4),
+        "native / bare": of(us["native write"] / bare, 1.4),
+        "drop-in / bare": of(us["drop-in write"] / bare, 1.8),
+        "hold with a write / lease row": of(
+            us["lease + fence + write"] / row, 1.2, held=durable and directly
         ),
-        "hold with a write, close not durable / lease row": round(
-            us["lease + fence + write, close not durable"] / us["lease row + write"], 2
+        "hold with a write, close not durable / lease row": of(
+            us["lease + fence + write, close not durable"] / row
+        ),
+        "hold with a closing write / lease row": of(us["lease + fence + closing write"] / row),
+        "hold with a write, sealed with it / lease row": of(
+            us["lease + fence + write, sealed with it"] / row
+        ),
+        "hold with a write, all in one message / lease row": of(
+            us["lease + fence + write, all in one message"] / row, 0.7, held=durable and directly
         ),
     }

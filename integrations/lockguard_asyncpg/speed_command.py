@@ -16,7 +16,7 @@ from lockguard.interrupt import run
 from lockguard.private import require_writable, write_private
 from lockguard.testing import PostgresServer, RedisServer
 from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
-from lockguard_asyncpg.speed import Speed, measure_speed
+from lockguard_asyncpg.speed import Speed, measure_history, measure_speed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,10 +57,18 @@ def bench_fence(*, rounds: int, history: int, json_file: Path | None, plot_file:
                             where=where,
                             rounds=rounds,
                             calls=_CALLS,
-                            history=0 if pooler else history,
                             pooled=None if pooler is None else pooler.url_for(database),
+                            durable=disk != "fsync off",
                         )
                     )
+                found.append(speed)
+                _show(speed, console)
+            if history:
+                where = f"{disk}, after earlier writes"
+                counts = dict.fromkeys((0, history // 10, history))
+                urls = {count: server.create_database(f"history_{count}") for count in counts}
+                with console.status(f"measuring with {where} ..."):
+                    speed = run(measure_history(urls, redis.url, where=where, rounds=rounds, calls=_CALLS))
                 found.append(speed)
                 _show(speed, console)
     if json_file is not None:
@@ -71,15 +79,17 @@ def bench_fence(*, rounds: int, history: int, json_file: Path | None, plot_file:
 
 def _show(speed: Speed, console: Console) -> None:
     table = Table("", "us", "bare writes", title=speed.where, title_justify="left")
+    bare = speed.us.get("bare write")
     for name, us in speed.us.items():
-        table.add_row(name, f"{us:,.0f}", f"{us / speed.us['bare write']:.1f}")
+        table.add_row(name, f"{us:,.0f}", "" if bare is None else f"{us / bare:.1f}")
     for name, rate in speed.hot_per_s.items():
         table.add_row(f"one hot lock, {name}", f"{rate:,.0f}/s", "")
-    for count, us in speed.after.items():
-        table.add_row(f"hold with a write after {count:,} writes", f"{us:,.0f}", "")
-    for name, ratio in speed.ratios.items():
-        table.add_row(name, f"{ratio:.2f}", "")
     console.print(table)
+    aims = Table("ratio", "is", "aimed at", "")
+    for name, ratio in speed.ratios.items():
+        aim = "" if ratio.aim is None else f"at most {ratio.aim:.1f}"
+        aims.add_row(name, f"{ratio.value:.2f}", aim, ratio.verdict)
+    console.print(aims)
 
 
 def drawn(found: Sequence[Speed]) -> str:

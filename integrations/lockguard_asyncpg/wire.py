@@ -27,7 +27,6 @@ from lockguard.lease import GrantId, Lease
 from lockguard_asyncpg.claims import Claim, Entry, Limits, entry_for
 from lockguard_asyncpg.errors import (
     DATABASE_ERRORS,
-    CommitUnknown,
     Meaning,
     NotCommitted,
     ended,
@@ -37,6 +36,7 @@ from lockguard_asyncpg.errors import (
     note_on_check,
 )
 from lockguard_asyncpg.numbers import NUMBERS
+from lockguard_asyncpg.unsealed import seal_now
 
 __all__ = [
     "CLOSED",
@@ -361,6 +361,7 @@ class Wire:
             standing.read_only = " READ ONLY" in query
         if not leases or standing.read_only:
             return await self._send(query)
+        await seal_now(leases)  # in a transaction of its own: this one may stay open for long
         if standing.entry is None and self._sequence is None:
             number = NUMBERS.take() if outermost else NUMBERS.alone()
             object.__setattr__(self, "_sequence", number)
@@ -407,7 +408,7 @@ class Wire:
             tag = await self._send(query)
         except asyncio.CancelledError as exc:
             if entry is not None:
-                exc.add_note(f"cancelled during COMMIT: {_unknown(entry)}")
+                exc.add_note(f"cancelled during COMMIT: {entry.unknown()}")
             await self._leave(exc)
             raise
         except DATABASE_ERRORS as exc:
@@ -426,7 +427,7 @@ class Wire:
     ) -> LockguardError | None:
         await self._leave(exc)
         if entry is not None and leaves_in_doubt(exc):
-            return _unknown(entry)
+            return entry.unknown()
         # The check that went before COMMIT has failed, so COMMIT was not executed.
         if getattr(exc, "sqlstate", None) == _IN_FAILED_TRANSACTION:
             return refusal or _not_committed()
@@ -456,9 +457,3 @@ def _not_committed() -> NotCommitted:
         "Postgres rolled the transaction back: a statement in it failed and the error was swallowed;"
         " let it through, or use a savepoint (conn.transaction()) around what may fail"
     )
-
-
-def _unknown(entry: Entry) -> CommitUnknown:
-    first = entry.claims[0]
-    assert entry.sequence is not None, f"no write of {first.resource} was numbered, and one is in doubt"
-    return CommitUnknown(resource=first.resource, token=first.token, sequence=entry.sequence)

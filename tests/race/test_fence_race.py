@@ -41,7 +41,8 @@ from lockguard_asyncpg.race import (
 from lockguard_asyncpg.race.defaults import role_defaults
 from lockguard_asyncpg.race.planted import WEAK_CHECKS
 from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
-from lockguard_asyncpg.race.writes import CLOSING, LAZY
+from lockguard_asyncpg.race.writes import CLOSING, CLOSING_STATEMENT, LAZY
+from lockguard_asyncpg.race.writes_dropin import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +138,10 @@ def test_any_two_of_way_isolation_and_route_meet_in_a_race() -> None:
 # Options that change how a lease is sealed and closed, and how a write is sent, and who races with them.
 RACERS = {
     (PostgresFence, "durable_close"): LAZY,
+    (PostgresFence, "seal_with_first_write"): FIRST,
     (FencedTransaction, "closes"): CLOSING,
+    (fenced_execute, "closes"): CLOSING_STATEMENT,
+    (fenced_fetchrow, "closes"): CLOSING_STATEMENT,
 }
 # They change how long somebody waits, who is told, and what it is done to.
 WITHOUT = {"pool", "target", "lease", "isolation", "query", "args", "also", "timeout"}

@@ -5,7 +5,15 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from lockguard_asyncpg.race.plan import Way
-from lockguard_asyncpg.race.writes import CLOSING, FOREIGN, LAZY, NATIVE, SAVEPOINTS, TRANSACTION
+from lockguard_asyncpg.race.writes import (
+    CLOSING,
+    CLOSING_STATEMENT,
+    FOREIGN,
+    LAZY,
+    NATIVE,
+    SAVEPOINTS,
+    TRANSACTION,
+)
 from lockguard_asyncpg.race.writes_dropin import (
     BEGUN_BEFORE,
     COPY,
@@ -13,6 +21,7 @@ from lockguard_asyncpg.race.writes_dropin import (
     DROP_IN,
     DROP_IN_SAVEPOINTS,
     EXECUTEMANY,
+    FIRST,
     LONE,
     PREPARED,
     PROTECTED,
@@ -28,8 +37,10 @@ WAYS: tuple[Way, ...] = (
     SAVEPOINTS,
     NATIVE,
     LAZY,
+    CLOSING_STATEMENT,
     DROP_IN,
     LONE,
+    FIRST,
     BEGUN_BEFORE,
     DROP_IN_SAVEPOINTS,
     PREPARED,

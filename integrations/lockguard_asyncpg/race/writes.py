@@ -34,6 +34,7 @@ __all__ = [
     "ADD",
     "BUMP",
     "CLOSING",
+    "CLOSING_STATEMENT",
     "FOREIGN",
     "LAZY",
     "NATIVE",
@@ -165,17 +166,27 @@ async def closing_write(attempt: Attempt) -> None:
     _closed.add(grant)
 
 
-async def native_write(attempt: Attempt) -> None:
+async def native_write(attempt: Attempt, *, closes: bool = False) -> None:
     """Write with the check in the statement."""
     await attempt.pause()
     async with lossy(attempt) as conn:
         con = bare(conn)  # the pool empties its proxy when the server drops the connection
         query, args = await statement(attempt, conn)
-        work = fenced_execute(conn, query, *args, lease=attempt.lease)
+        work = fenced_execute(conn, query, *args, lease=attempt.lease, closes=closes)
         if attempt.lose_reply is None or not getattr(con, _CACHES):
             await work  # behind a pooler it is a transaction, whose COMMIT is lost
         else:
             await cut_during(con, work, attempt.lose_reply)
+
+
+async def closing_statement(attempt: Attempt) -> None:
+    """Write in one statement that also closes the grant: none of it may write after that."""
+    grant = attempt.lease.grant.id
+    done_before = grant in _closed
+    await native_write(attempt, closes=True)
+    if done_before:
+        raise AssertionError(f"operation {attempt.op} committed after its own grant had been closed")
+    _closed.add(grant)
 
 
 async def cut_during(con: Any, work: Coroutine[Any, Any, Any], lose: Callable[[], None]) -> None:
@@ -318,3 +329,4 @@ LAZY = Way(
     transacts=False,
     fence=partial(PostgresFence, durable_close=False),
 )
+CLOSING_STATEMENT = Way("statement that closes", closing_statement, transacts=False)

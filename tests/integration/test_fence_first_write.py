@@ -1,0 +1,627 @@
+"""A seal that travels with the first write: what it asks the database, and that it lets in nothing stale."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import textwrap
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import ConfigurationError, FenceUnavailable, LeaseLost, StaleToken
+from lockguard.guard import LockGuard
+from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard.ports import Sealed
+from lockguard.testing import DROP, FaultProxy
+from lockguard_asyncpg import (
+    CommitUnknown,
+    PostgresFence,
+    SealUnknown,
+    create_pool,
+    fenced_execute,
+    fenced_fetchval,
+    fenced_transaction,
+    install,
+    protect,
+    resolve,
+    unfenced,
+)
+from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
+from lockguard_asyncpg.unsealed import UNSEALED
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from lockguard.testing import PostgresServer
+
+SOON = timedelta(seconds=5)
+APT = Resource("binance:APTUSDT")
+INSERT = "insert into note values ($1)"
+ROW = "select token, is_open from lockguard.status('binance:APTUSDT')"
+# Those that made the rows as they are now.
+TRANSACTIONS = """
+    select count(distinct x) from (
+      select xmin::text as x from note union all select xmin::text from lockguard.writer
+      union all select xmin::text from lockguard.fence) rows_
+"""
+COUNT = "select count(*) from note"
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
+    async with create_pool(database_url, min_size=0, max_size=6) as pool:
+        async with pool.acquire() as conn:
+            await install(conn)
+            await conn.execute("create table note (id int primary key)")
+        yield pool
+
+
+@pytest.fixture
+def fence(pool: asyncpg.Pool[Any]) -> PostgresFence:
+    return PostgresFence(pool, seal_with_first_write=True)
+
+
+@pytest.fixture
+async def guard(fence: PostgresFence, redis_url: str) -> AsyncIterator[LockGuard]:
+    async with LockGuard.from_url(redis_url, fence=fence) as guard:
+        yield guard
+
+
+def grant_of(token: int, resource: Resource = APT) -> Grant:
+    return Grant(resource, new_grant_id(), Token(token), "host/1 'x' \\", "open", 10_000)
+
+
+def lease_on(grant: Grant) -> Lease:
+    """As code has it that looks at no clock."""
+    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+
+
+async def unsealed(fence: PostgresFence, token: int = 7) -> Lease:
+    grant = grant_of(token)
+    assert await fence.seal(grant, within=SOON) == Sealed(grant.token)
+    return lease_on(grant)
+
+
+async def sealed(pool: asyncpg.Pool[Any], token: int) -> Lease:
+    lease = lease_on(grant_of(token))
+    assert await PostgresFence(pool).seal(lease.grant, within=SOON) == Sealed(lease.token)
+    return lease
+
+
+async def row(pool: asyncpg.Pool[Any]) -> tuple[int, bool] | None:
+    with unfenced():  # or looking at it would seal it
+        found = await pool.fetchrow(ROW)
+    return None if found is None else (found["token"], found["is_open"])
+
+
+async def blocked(pool: asyncpg.Pool[Any], count: int = 1) -> None:
+    waiting = """
+        select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()
+    """
+    async with asyncio.timeout(5):
+        while await pool.fetchval(waiting) < count:
+            await asyncio.sleep(0.005)
+
+
+async def in_one_message(pool: asyncpg.Pool[Any], lease: Lease) -> None:
+    await fenced_execute(pool, INSERT, 1, lease=lease)
+
+
+async def in_a_transaction(pool: asyncpg.Pool[Any], lease: Lease) -> None:
+    async with fenced_transaction(pool, lease) as conn:
+        await conn.execute(INSERT, 1)
+        async with conn.transaction():
+            await conn.execute(INSERT, 2)
+        async with fenced_transaction(conn, lease):
+            await fenced_execute(conn, INSERT, 3, lease=lease)
+
+
+async def and_closing(pool: asyncpg.Pool[Any], lease: Lease) -> None:
+    await fenced_execute(pool, INSERT, 1, lease=lease, closes=True)
+
+
+async def in_a_closing_transaction(pool: asyncpg.Pool[Any], lease: Lease) -> None:
+    async with fenced_transaction(pool, lease, closes=True) as conn:
+        await conn.execute(INSERT, 1)
+
+
+WAYS = [in_one_message, in_a_transaction, and_closing, in_a_closing_transaction]
+each_way = pytest.mark.parametrize("write", WAYS)
+
+
+# What it asks
+
+
+async def test_a_body_that_presents_its_lease_nowhere_asks_the_database_nothing(
+    pool: asyncpg.Pool[Any], redis_url: str, database_url: str, postgres_server: PostgresServer
+) -> None:
+    async with (
+        FaultProxy(postgres_server.port) as proxy,
+        asyncpg.create_pool(proxy.url_for(database_url), min_size=1, max_size=1) as through,
+        LockGuard.from_url(redis_url, fence=PostgresFence(through, seal_with_first_write=True)) as guard,
+    ):
+        async with guard.hold(APT):  # once, it asks which fence this is
+            pass
+        before = proxy.to_server.received_bytes
+        for _ in range(3):
+            async with guard.hold(APT) as lease:
+                assert UNSEALED.waits(lease.grant.id)
+            assert not UNSEALED.waits(lease.grant.id)
+        assert proxy.to_server.received_bytes == before
+    assert await row(pool) is None
+
+
+async def test_the_lock_remembers_a_seal_only_once_its_write_has_committed(
+    pool: asyncpg.Pool[Any], guard: LockGuard
+) -> None:
+    """Or the next one would be refused, for a seal that this database has never confirmed."""
+    async with guard.hold(APT) as lease:
+        assert lease.grant.seal == ""
+    async with guard.hold(APT) as lease:
+        await fenced_execute(pool, INSERT, 1)
+        assert lease.grant.seal.endswith(f" {lease.token}")
+        remembered = lease.grant.seal
+    async with guard.hold(APT) as lease:
+        assert lease.grant.seal == remembered
+    async with guard.hold(APT) as lease:
+        async with fenced_transaction(pool, closes=True) as conn:
+            await conn.execute(INSERT, 2)
+        remembered = lease.grant.seal
+        assert remembered.endswith(f" {lease.token}")
+    async with guard.hold(APT) as lease:
+        assert lease.grant.seal == remembered
+
+
+@pytest.mark.parametrize("way", ["a write by itself", "a transaction"])
+async def test_a_database_that_does_not_know_the_last_seal_takes_no_first_write(
+    pool: asyncpg.Pool[Any], guard: LockGuard, way: str
+) -> None:
+    """An old primary, or one that lost commits."""
+    async with guard.hold(APT):
+        await fenced_execute(pool, INSERT, 1)
+    await pool.execute("alter table lockguard.fence disable trigger keep_monotone")
+    await pool.execute("update lockguard.fence set token = token - 1000")
+    await pool.execute("alter table lockguard.fence enable always trigger keep_monotone")
+    async with guard.hold(APT):
+        with pytest.raises(SealUnknown):
+            if way == "a transaction":
+                async with fenced_transaction(pool):
+                    raise AssertionError("unreachable")
+            await fenced_execute(pool, INSERT, 2)
+    assert await pool.fetchval(COUNT) == 1
+
+
+@pytest.mark.parametrize("how", ["native", "drop-in", "drop-in text"])
+async def test_a_first_write_by_itself_is_one_transaction_with_its_seal(
+    pool: asyncpg.Pool[Any], guard: LockGuard, how: str
+) -> None:
+    async with guard.hold(APT) as lease:
+        assert await row(pool) is None
+        match how:
+            case "native":
+                assert await fenced_fetchval(pool, "insert into note values ($1) returning id", 1) == 1
+            case "drop-in":
+                assert await pool.execute(INSERT, 1) == "INSERT 0 1"
+            case _:
+                assert await pool.execute("insert into note values (1)") == "INSERT 0 1"
+        assert await row(pool) == (lease.token, True)
+        with unfenced():
+            assert await pool.fetchval(TRANSACTIONS) == 1
+        await pool.execute(INSERT, 2)  # the next one needs no seal
+    assert await row(pool) == (lease.token, False)
+    with pytest.raises(StaleToken, match="closed"):
+        await fenced_execute(pool, INSERT, 3, lease=lease_on(lease.grant))
+
+
+@each_way
+async def test_every_way_to_write_first_seals_and_nothing_older_is_accepted_after_it(
+    pool: asyncpg.Pool[Any], fence: PostgresFence, write: Callable[..., Awaitable[None]]
+) -> None:
+    before = await sealed(pool, 6)
+    lease = await unsealed(fence)
+    await write(pool, lease)
+    assert await pool.fetchval(COUNT) >= 1
+    assert not UNSEALED.waits(lease.grant.id)
+    assert (await row(pool)) == (7, write in (in_one_message, in_a_transaction))
+    with pytest.raises(StaleToken):
+        await fenced_execute(pool, INSERT, 9, lease=lease_on(before.grant))
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@each_way
+async def test_at_the_other_levels_of_isolation_it_is_sealed_by_itself(
+    pool: asyncpg.Pool[Any], fence: PostgresFence, level: str, write: Callable[..., Awaitable[None]]
+) -> None:
+    name = await pool.fetchval("select current_database()")
+    await pool.execute(f"alter database {name} set default_transaction_isolation = '{level}'")
+    await pool.expire_connections()
+    lease = await unsealed(fence)
+    await write(pool, lease)
+    assert (await row(pool)) == (7, write in (in_one_message, in_a_transaction))
+
+
+@each_way
+async def test_it_works_through_a_pooler_in_transaction_mode(
+    pool: asyncpg.Pool[Any],
+    postgres_server: PostgresServer,
+    database_url: str,
+    write: Callable[..., Awaitable[None]],
+) -> None:
+    if find_pgbouncer() is None:
+        pytest.skip("PgBouncer is not installed: apt-get install pgbouncer")
+    with PgBouncer(postgres_server) as pooler:
+        options: dict[str, Any] = {"min_size": 0, "max_size": 4, "statement_cache_size": 0}
+        async with create_pool(pooler.url_for(database_url), **options) as through:
+            fence = PostgresFence(through, seal_with_first_write=True)
+            await write(through, await unsealed(fence))
+    assert (await row(pool)) == (7, write in (in_one_message, in_a_transaction))
+
+
+# Who is in the way
+
+
+@each_way
+async def test_a_first_write_waits_for_what_its_predecessor_has_under_way(
+    pool: asyncpg.Pool[Any], fence: PostgresFence, write: Callable[..., Awaitable[None]]
+) -> None:
+    before = await sealed(pool, 6)
+    async with fenced_transaction(pool, before) as conn:
+        await conn.execute("insert into note values (100)")
+        writing = asyncio.create_task(
+            write(pool, await unsealed(PostgresFence(pool, grace=SOON, seal_with_first_write=True)))
+        )
+        await blocked(pool)
+        assert not writing.done()
+    await writing
+    assert await pool.fetchval(COUNT) >= 2
+
+
+_STOPPED = """
+    import asyncio, os, signal, sys
+    from datetime import timedelta
+    import asyncpg
+    from lockguard import LockGuard
+    from lockguard_asyncpg import PostgresFence, fenced_execute, fenced_transaction
+
+    async def main(redis_url, postgres_url, state):
+        pool = await asyncpg.create_pool(postgres_url, min_size=1, max_size=4)
+        fence = PostgresFence(pool, seal_with_first_write=True)
+        async with LockGuard.from_url(redis_url, ttl=timedelta(seconds=1), fence=fence) as guard:
+            async with guard.hold("binance:APTUSDT"):
+                if state == "open":
+                    async with fenced_transaction(pool) as conn:
+                        await conn.execute("insert into note values (1)")
+                        print("in", flush=True)
+                        os.kill(os.getpid(), signal.SIGSTOP)
+                elif state == "in flight":
+                    task = asyncio.create_task(
+                        fenced_execute(pool, "insert into note select 1 from pg_sleep($1)", 60))
+                    asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'"
+                    while not await pool.fetchval(asleep):
+                        await asyncio.sleep(0.005)
+                    print("in", flush=True)
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                else:
+                    print("in", flush=True)
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                    await fenced_execute(pool, "insert into note values (1)")
+
+    asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("state", ["unsealed", "open", "in flight"])
+async def test_a_stopped_holder_is_taken_over_by_a_first_write_within_its_ttl_and_a_second(
+    pool: asyncpg.Pool[Any], fence: PostgresFence, database_url: str, redis_url: str, state: str
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", textwrap.dedent(_STOPPED), redis_url, database_url, state),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 20) == b"in\n"
+        began = SYSTEM_CLOCK.now()
+        async with LockGuard.from_url(redis_url, ttl=timedelta(seconds=1), fence=fence) as guard:
+            async with guard.hold(APT, wait=SOON):
+                await fenced_execute(pool, INSERT, 2)
+                took = SYSTEM_CLOCK.now() - began
+            os.kill(process.pid, 18)  # SIGCONT: what it does now is stale
+            _, said = await asyncio.wait_for(process.communicate(), 20)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode != 0, said
+    assert await pool.fetchval("select array_agg(id) from note") == [2]
+    assert took < 3.0
+
+
+async def test_first_writes_of_one_body_at_once_all_succeed_and_none_is_ended(
+    pool: asyncpg.Pool[Any], fence: PostgresFence
+) -> None:
+    """The others wait for the first one, as long as it takes; nobody has it ended as one that stays."""
+    lease = await unsealed(fence)
+    async with pool.acquire() as other:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("lock table note in exclusive mode")
+        writing = [asyncio.create_task(fenced_execute(pool, INSERT, n, lease=lease)) for n in range(3)]
+        await blocked(pool)
+        done, _ = await asyncio.wait(writing, timeout=1.2)  # more than the grace
+        assert not done
+        await transaction.commit()
+    await asyncio.gather(*writing)
+    assert await pool.fetchval(COUNT) == 3
+
+
+# Who came first
+
+
+@each_way
+async def test_a_first_write_whose_successor_has_sealed_is_refused_and_the_next_lease_seals_at_once(
+    pool: asyncpg.Pool[Any], fence: PostgresFence, write: Callable[..., Awaitable[None]]
+) -> None:
+    lease = await unsealed(fence, 7)
+    await sealed(pool, 8)
+    with pytest.raises(StaleToken) as said:
+        await write(pool, lease)
+    assert (said.value.presented, said.value.current) == (7, 8)
+    assert lease.loss is not None
+    assert await row(pool) == (8, True)
+    assert await pool.fetchval(COUNT) == 0
+    low = grant_of(5)
+    assert await fence.seal(low, within=SOON) != Sealed(low.token)  # outrun, so that Redis is asked
+
+
+async def test_a_lease_whose_token_is_too_low_is_refused_once_and_then_given_a_higher_one(
+    pool: asyncpg.Pool[Any], guard: LockGuard
+) -> None:
+    """As after a clock that went back: without the second step nobody could write until it is right again."""
+    await sealed(pool, int(time.time() * 1e6) + 10**12)
+    with pytest.raises((StaleToken, LeaseLost)):
+        async with guard.hold(APT):
+            await fenced_execute(pool, INSERT, 1)
+    async with guard.hold(APT):
+        await fenced_execute(pool, INSERT, 1)
+    assert await pool.fetchval(COUNT) == 1
+
+
+@each_way
+async def test_a_break_before_the_first_write_shuts_it_out(
+    pool: asyncpg.Pool[Any], fence: PostgresFence, write: Callable[..., Awaitable[None]]
+) -> None:
+    lease = await unsealed(fence)
+    await PostgresFence(pool).break_(APT, reason="test", within=SOON)
+    with pytest.raises(StaleToken):
+        await write(pool, lease)
+    assert await pool.fetchval(COUNT) == 0
+
+
+@each_way
+async def test_a_lease_that_was_given_back_unsealed_writes_nothing(
+    pool: asyncpg.Pool[Any], fence: PostgresFence, write: Callable[..., Awaitable[None]]
+) -> None:
+    lease = await unsealed(fence)
+    await fence.close(lease.grant, within=SOON)
+    with pytest.raises(StaleToken):
+        await write(pool, lease_on(lease.grant))
+    assert await pool.fetchval(COUNT) == 0
+
+
+async def test_a_first_write_that_failed_leaves_nothing_and_may_be_made_again(
+    pool: asyncpg.Pool[Any], fence: PostgresFence
+) -> None:
+    await pool.execute(INSERT, 1)
+    lease = await unsealed(fence)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await fenced_execute(pool, INSERT, 1, lease=lease)
+    assert await row(pool) is None
+    await fenced_execute(pool, INSERT, 2, lease=lease)
+    assert await row(pool) == (7, True)
+    await fence.close(lease.grant, within=SOON)
+    assert await row(pool) == (7, False)
+
+
+async def test_a_first_write_that_failed_is_shut_out_by_the_close(
+    pool: asyncpg.Pool[Any], fence: PostgresFence
+) -> None:
+    """It may be on its way still, so giving the lease back has to say so."""
+    await pool.execute(INSERT, 1)
+    lease = await unsealed(fence)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await fenced_execute(pool, INSERT, 1, lease=lease)
+    await fence.close(lease.grant, within=SOON)
+    assert await row(pool) == (7, False)
+    late = f"select lockguard.check_first('{APT}', 7, '{UUID(lease.grant.id)}', 'h', 'o', 99)"
+    with pytest.raises(asyncpg.PostgresError) as said:
+        await pool.execute(late)
+    assert said.value.sqlstate == "LG006"
+
+
+async def test_who_asks_whether_its_lease_is_in_force_has_it_sealed(
+    pool: asyncpg.Pool[Any], guard: LockGuard, fence: PostgresFence
+) -> None:
+    async with guard.hold(APT) as lease:
+        await lease.confirm()
+        assert await row(pool) == (lease.token, True)
+        await fenced_execute(pool, INSERT, 1)
+    stale = await unsealed(fence, 8)
+    assert await fence.confirm(stale.grant, within=SOON) is False
+
+
+async def test_a_fence_that_answers_nothing_fails_the_first_write_and_not_the_hold(
+    pool: asyncpg.Pool[Any], redis_url: str, database_url: str, postgres_server: PostgresServer
+) -> None:
+    async with (
+        FaultProxy(postgres_server.port) as proxy,
+        asyncpg.create_pool(proxy.url_for(database_url), min_size=1, max_size=2) as through,
+        LockGuard.from_url(
+            redis_url,
+            fence=PostgresFence(through, seal_with_first_write=True),
+            fence_within=timedelta(milliseconds=300),
+        ) as guard,
+    ):
+        async with guard.hold(APT):
+            pass
+        proxy.to_server.set(DROP)
+        async with guard.hold(APT):
+            with pytest.raises(FenceUnavailable):
+                async with fenced_transaction(pool):
+                    raise AssertionError("unreachable")
+        through.terminate()
+    assert await pool.fetchval(COUNT) == 0
+
+
+# A reply that was lost
+
+
+async def _lost(proxy: FaultProxy, work: Awaitable[Any]) -> CommitUnknown:
+    before = proxy.to_client.received_bytes
+    proxy.to_client.set(DROP)
+    task = asyncio.ensure_future(work)
+    await asyncio.wait_for(proxy.to_client.wait_received(before + 1), 5)
+    proxy.reset()
+    with pytest.raises(CommitUnknown) as said:
+        await task
+    return said.value
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_lost_reply_to_a_first_write_is_found_to_have_committed(
+    pool: asyncpg.Pool[Any],
+    fence: PostgresFence,
+    database_url: str,
+    postgres_server: PostgresServer,
+    closes: bool,
+) -> None:
+    lease = await unsealed(fence)
+    async with FaultProxy(postgres_server.port) as proxy:
+        conn = await asyncpg.connect(proxy.url_for(database_url), timeout=5)
+        await conn.fetch(INSERT, 100)  # prepared: the reply that is lost is that to the write
+        error = await _lost(proxy, fenced_execute(conn, INSERT, 1, lease=lease, closes=closes))
+        conn.terminate()
+    assert error.first
+    assert await resolve(pool, error) is True
+    assert await pool.fetchval("select count(*) from note where id = 1") == 1
+    await fence.close(lease.grant, within=SOON)
+    assert await row(pool) == (7, False)
+
+
+async def test_a_first_write_declared_lost_never_commits(
+    pool: asyncpg.Pool[Any], fence: PostgresFence
+) -> None:
+    lease = await unsealed(fence)
+    for number in ((1 << 62) + 1025, (1 << 62) + 5 * 1024 + 7):
+        error = CommitUnknown(resource=APT, token=7, sequence=number, first=True)
+        assert await resolve(pool, error) is False
+        assert await resolve(pool, error) is False
+        late = f"select lockguard.check_first('{APT}', 7, '{UUID(lease.grant.id)}', 'h', 'o', {number})"
+        with pytest.raises(StaleToken, match="already declared lost"):
+            await pool.execute(late)
+    assert await row(pool) is None
+    await fenced_execute(pool, INSERT, 1, lease=lease)
+    assert await resolve(pool, error) is False
+
+
+async def test_asking_waits_for_a_first_write_that_is_under_way(
+    pool: asyncpg.Pool[Any], fence: PostgresFence
+) -> None:
+    lease = await unsealed(fence)
+    number = (1 << 62) + 1025
+    async with pool.acquire() as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        await conn.execute(
+            f"select lockguard.check_first('{APT}', 7, '{UUID(lease.grant.id)}', 'h', 'o', {number})"
+        )
+        error = CommitUnknown(resource=APT, token=7, sequence=number, first=True)
+        asking = asyncio.create_task(resolve(pool, error))
+        await blocked(pool)
+        await transaction.commit()
+        assert await asking is True
+    assert await resolve(pool, error) is True
+
+
+# The last write
+
+
+@pytest.mark.parametrize("table", ["plain", "protected", "protected, partitioned"])
+@pytest.mark.parametrize("first", [False, True])
+async def test_a_closing_write_commits_with_its_close_and_nothing_is_accepted_after_it(
+    pool: asyncpg.Pool[Any], fence: PostgresFence, table: str, first: bool
+) -> None:
+    lease = await unsealed(fence) if first else await sealed(pool, 7)
+    async with pool.acquire() as conn:
+        await conn.execute(
+            "create table trade (id int, resource text) partition by list (id);"
+            "create table trade_1 partition of trade for values in (1)"
+            if "partitioned" in table
+            else "create table trade (id int, resource text)"
+        )
+        if "protected" in table:
+            await protect(conn, "trade", resource="{resource}")
+    write = "insert into trade values ($1, $2) returning id"
+    assert await fenced_fetchval(pool, write, 1, APT, lease=lease, closes=True) == 1
+    assert await row(pool) == (7, False)
+    with pytest.raises(StaleToken, match="closed"):
+        await fenced_execute(pool, "insert into trade values (1, $1)", APT, lease=lease_on(lease.grant))
+    await fence.close(lease.grant, within=SOON)
+    await sealed(pool, 8)
+
+
+async def test_a_closing_write_that_fails_leaves_the_lease_open(pool: asyncpg.Pool[Any]) -> None:
+    lease = await sealed(pool, 7)
+    await pool.execute(INSERT, 1)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await fenced_execute(pool, INSERT, 1, lease=lease, closes=True)
+    assert await row(pool) == (7, True)
+    await fenced_execute(pool, INSERT, 2, lease=lease, closes=True)
+    assert await row(pool) == (7, False)
+
+
+async def test_closing_writes_at_once_wait_for_each_other_and_all_but_one_are_refused(
+    pool: asyncpg.Pool[Any],
+) -> None:
+    lease = await sealed(pool, 7)
+    async with fenced_transaction(pool, lease):
+        writing = [
+            asyncio.create_task(fenced_execute(pool, INSERT, n, lease=lease_on(lease.grant), closes=True))
+            for n in range(3)
+        ]
+        await blocked(pool, 3)
+    answers = await asyncio.gather(*writing, return_exceptions=True)
+    assert sorted(type(answer).__name__ for answer in answers) == ["NoneType", "StaleToken", "StaleToken"]
+    assert await pool.fetchval(COUNT) == 1
+
+
+async def test_a_closing_write_inside_a_transaction_is_refused(pool: asyncpg.Pool[Any]) -> None:
+    lease = await sealed(pool, 7)
+    async with pool.acquire() as conn, conn.transaction():
+        with pytest.raises(ConfigurationError, match="outermost"):
+            await fenced_execute(conn, INSERT, 1, lease=lease, closes=True)
+
+
+async def test_the_same_from_sql_alone(pool: asyncpg.Pool[Any]) -> None:
+    lease = await sealed(pool, 7)
+    last = f"select lockguard.check_last('{APT}', 7, '{UUID(lease.grant.id)}')"
+    async with pool.acquire() as conn:
+        async with conn.transaction():
+            await conn.execute(last)
+            await conn.execute(INSERT, 1)
+        assert await row(pool) == (7, False)
+        with pytest.raises(StaleToken, match="closed"):
+            await conn.execute(last)
+
+
+async def test_what_is_no_yes_or_no_is_refused(pool: asyncpg.Pool[Any]) -> None:
+    with pytest.raises(ConfigurationError, match="seal_with_first_write= is"):
+        PostgresFence(pool, seal_with_first_write=1)  # type: ignore[arg-type]
