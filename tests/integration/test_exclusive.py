@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import ssl
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -157,13 +157,34 @@ def test_a_guard_serves_one_event_loop(redis_url):
         first.run(guard.aclose())
 
 
-async def test_a_guard_that_was_forked_says_so(guard, monkeypatch):
-    async with guard.hold("x"):
-        pass
-    monkeypatch.setattr(os, "getpid", lambda: -1)
-    with pytest.raises(ConfigurationError, match="fork"):
-        async with guard.hold("x"):
-            pass
+FORKED = """
+import asyncio, os, sys
+from lockguard import ConfigurationError, LockGuard
+
+async def hold():
+    async with guard.hold("x") as lease:
+        await lease.confirm()
+
+guard, loop = LockGuard.from_url(sys.argv[1]), asyncio.new_event_loop()
+loop.run_until_complete(hold())
+if not (child := os.fork()):
+    try:
+        loop.run_until_complete(hold())  # the loop that it belongs to, as far as a copy of it can tell
+    except ConfigurationError as error:
+        os._exit(7 if "before a fork" in str(error) else 1)
+    os._exit(2)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+loop.run_until_complete(hold())
+loop.run_until_complete(guard.aclose())
+print("as it was")
+"""
+
+
+def test_a_guard_that_was_forked_says_so(redis_url):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, redis_url], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "as it was\n"), done.stderr
 
 
 async def test_an_unreachable_server_is_named_with_the_remedy():
