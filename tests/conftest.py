@@ -36,6 +36,52 @@ ON_EACH_LOOP = (
 """What runs on asyncio's own event loop and on uvloop, which users of ccxt and uvicorn have."""
 
 
+ON_EACH_POSTGRES = (
+    # what a write leaves behind, and the rows that change in place
+    "test_fence_bounded.py::test_only_what_is_old_enough_goes",
+    "test_fence_bounded.py::test_the_rows_of_the_fence_change_in_place",
+    # the role's or the database's own isolation
+    "test_fence_bounded.py::test_the_fences_own_calls_are_read_committed",
+    # logical replication, the life of a protected table, migrations
+    "test_fence_subscribers.py::test_a_table_that_a_subscription_fills",
+    "test_fence_subscribers.py::test_the_workers_of_a_subscription_fill",
+    "test_fence_ddl.py::test_writes_go_on_and_stay_fenced_through_ddl",
+    "test_fence_ddl.py::test_what_was_a_partition_after_protect",
+    "test_fence_ddl.py::test_triggers_that_are_off_gone_or_ordinary",
+    "test_fence_ddl.py::test_an_inheriting_table_that_nothing_guards",
+    "test_fence_protect.py::test_partitions_and_odd_names_are_protected",
+    "test_fence_protect.py::test_an_exempt_column_is_changed_many_times",
+    "test_fence_migrations.py::test_the_script_is_one_statement",
+    "test_fence_migrations.py::test_the_script_applied_again",
+    "test_fence_schema.py::test_the_fence_goes_forward_only",
+    # a recovery, poolers, many leases, what is long gone, a write and its check in one message
+    "test_fence_recover.py::test_nobody_of_before_writes",
+    "test_fence_recover.py::test_a_seal_that_waits_for_a_synchronous_standby",
+    "test_fence_poolers.py::",
+    "test_fence_many_leases.py::test_each_of_300_leases",
+    "test_fence_long_gone.py::test_no_token_of_a_pruned_resource",
+    "test_fence_long_gone.py::test_a_snapshot_of_before_the_pruning",
+    "test_fence_long_gone.py::test_pruning_waits_for_nobody",
+    "test_fence_at_once.py::test_a_lone_write_gives_and_raises",
+    "test_fence.py::test_seal_waits_for_an_open_transaction",
+)
+"""What leans on the version of Postgres, for scripts/postgres-versions."""
+
+_ON_ITS_OWN_SERVER = ("oldest", "15", "uvloop", "uncached")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on each Postgres, but for cases that choose their server, or are like another."""
+    for item in items:
+        _, _, name = item.nodeid.partition("tests/integration/")
+        case = name.partition("[")[2].rstrip("]")
+        if name.startswith(ON_EACH_POSTGRES) and not any(
+            case == own or case.startswith(f"{own}-") or case.endswith(f"-{own}") or f"-{own}-" in case
+            for own in _ON_ITS_OWN_SERVER
+        ):
+            item.add_marker("postgres")
+
+
 def _uvloop() -> asyncio.AbstractEventLoop:
     uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed, so nothing is tried on it here")
     return uvloop.new_event_loop()
@@ -51,8 +97,9 @@ def pytest_asyncio_loop_factories(
     return factories
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach what the tests start, also where a shell began in the background with it ignored."""
+    config.addinivalue_line("markers", "postgres: leans on the version of Postgres, see ON_EACH_POSTGRES")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
