@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -63,6 +63,9 @@ class _Row:
     is_open: bool
     sealed_at: datetime
     released_at: datetime | None
+
+
+_FACTS = tuple(field.name for field in fields(_Row))
 
 
 @click.group()
@@ -218,13 +221,19 @@ async def _rows(
 async def _print_json(
     version: int, server: str | None, rows: AsyncIterator[_Row], tables: tuple[Protection, ...]
 ) -> None:
-    """Row by row, as there may be very many."""
+    """Part by part, as there may be very many."""
     about = f'"version": {version},\n"library": {SCHEMA_VERSION},\n"server": {json.dumps(server)}'
     click.echo(f'{{\n{about},\n"resources": [', nl=False)
+    part: list[str] = []
     between = "\n"
     async for row in rows:
-        click.echo(between + json.dumps(asdict(row), default=str), nl=False)
+        facts = {name: getattr(row, name) for name in _FACTS}
+        part.append(between + json.dumps(facts, default=str))
         between = ",\n"
+        if len(part) == _ROWS_MAX:
+            click.echo("".join(part), nl=False)
+            part.clear()
+    click.echo("".join(part), nl=False)
     click.echo(f'\n],\n"protected": {json.dumps([asdict(t) for t in tables])}\n}}')
 
 
