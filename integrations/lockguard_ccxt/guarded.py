@@ -7,7 +7,7 @@ import inspect
 import logging
 from datetime import timedelta
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.context import current_leases
@@ -43,11 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = ["GuardedExchange"]
 
+T = TypeVar("T")
+
 _LOG = logging.getLogger("lockguard.ccxt")
 _CLOCK_AHEAD = timedelta(seconds=1)
 _REFRESH_S_MIN = 5.0
 _REFRESH_PAUSE_S = 1.0
-_PREPARED = frozenset({"place_entry", "place_stop"})
+_PREPARED = frozenset({"place_entry", "place_stop", "holding", "holdings"})
 
 
 class GuardedExchange:
@@ -336,20 +338,21 @@ class GuardedExchange:
         return await self._place(Step.CLOSE, symbol, side, amount, client_id, params, again=again)
 
     def prepare(
-        self, call: Callable[[], Coroutine[Any, Any, Outcome]], *, name: str
-    ) -> Prepared[Outcome] | None:
+        self, call: Callable[[], Coroutine[Any, Any, T]], *, name: str, after_s: float = 0.0
+    ) -> Prepared[T] | None:
         """Begin one of the calls above; its request waits for :meth:`~lockguard_ccxt.prepared.Prepared.send`.
 
         Args:
             call: such as ``lambda: exchange.place_entry(...)``.
             name: for its task.
+            after_s: when to begin.
 
         Returns:
             What gives the word; ``None`` where the call might send by another way than the gate, as a
             subclass may: then it is made when it is time.
         """
         plain = type(self) is GuardedExchange and vars(self).keys().isdisjoint(_PREPARED)
-        return Prepared(call, name=name) if plain and self._gate.is_last else None
+        return Prepared(call, name=name, after_s=after_s) if plain and self._gate.is_last else None
 
     async def _place(
         self,

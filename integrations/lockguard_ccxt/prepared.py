@@ -28,7 +28,7 @@ _FRESH_S = 0.5
 """For how long a request is as good as a new one: it has the time of its making in it."""
 _TURNS = 2
 """Of the event loop, for a request to reach the socket after the word: one for it, one for its body."""
-_CALLS = ("create_order", "create_order_request", "fetch2", "request", "sign", "throttle")
+_CALLS = ("create_order", "create_order_request", "fetch_positions", "fetch2", "request", "sign", "throttle")
 
 
 class Prepared(Generic[T]):
@@ -37,14 +37,19 @@ class Prepared(Generic[T]):
     Args:
         call: makes its requests by a guarded exchange.
         name: of its task.
+        after_s: when it begins; at once if it is to be sent before that.
     """
 
-    def __init__(self, call: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> None:
+    def __init__(
+        self, call: Callable[[], Coroutine[Any, Any, T]], *, name: str, after_s: float = 0.0
+    ) -> None:
         self._begun_at = SYSTEM_CLOCK.now()
         self._word: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._run(call), name=name)
+        self._task = asyncio.create_task(self._run(call, after_s), name=name)
 
-    async def _run(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _run(self, call: Callable[[], Coroutine[Any, Any, T]], after_s: float) -> T:
+        if after_s:
+            await asyncio.wait([self._word], timeout=after_s)
         _waits_for.set(self._word)  # seen by this task, and by those that it starts
         return await call()
 

@@ -184,7 +184,7 @@ class AtomicPositionManager:
         operation = f"open {new.side.value}"
         holding = self._guard.hold(venue.resource(symbol), wait=wait, operation=operation)
         # The price needs no lease: it is on its way while that is taken.
-        async with venue.quoting(new.symbol) as quote, holding as lease:
+        async with venue.quoting(new.symbol, ahead=True) as quote, holding as lease:
             return await self._open(venue, lease, new, quote)
 
     async def _open(self, venue: Venue, lease: Lease, new: NewPosition, quote: Quote) -> OpenResult:

@@ -217,6 +217,8 @@ class Reconciler:
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
+        if quote.held is not None:
+            await quote.held.send()
         looking = asyncio.create_task(self._venue.look(symbol, quote), name=f"look at {symbol}")
         try:
             await asyncio.sleep(0)  # its request is sent first, as its answer takes longest

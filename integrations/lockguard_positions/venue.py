@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lockguard.clock import SYSTEM_CLOCK
@@ -37,6 +38,8 @@ __all__ = ["Pace", "Quote", "Venue", "covers", "give_up", "standing_stop"]
 
 _READS_OF_FILL_MAX = 1_000
 _PRICE_LATE_S = 0.5
+_AHEAD_AFTER_S = 0.001
+"""The lock's answer, which comes at once, goes before what is made ready; the fence's takes longer."""
 _ABILITIES = ("createMarketOrder", "createReduceOnlyOrder", "createStopOrder", "fetchPositions")
 _LISTS_ALL_STOPS = frozenset({"binance", "bybit"})
 
@@ -86,10 +89,12 @@ class Quote:
     Attributes:
         answer: what the symbol trades at; ``None`` if the exchange does not say.
         asked_at: on the system's clock, in seconds.
+        held: the question of what the exchange holds, made ready: it is asked under the lease.
     """
 
     answer: asyncio.Task[Decimal | None]
     asked_at: float
+    held: Prepared[Holding | None] | None = None
 
 
 class Venue:
@@ -430,13 +435,24 @@ class Venue:
             return await self._exchange.holding(self.unified(symbol))
 
     @asynccontextmanager
-    async def quoting(self, symbol: str) -> AsyncIterator[Quote]:
-        """Ask what a symbol trades at while the body runs, for :meth:`look`."""
+    async def quoting(self, symbol: str, *, ahead: bool = False) -> AsyncIterator[Quote]:
+        """Ask what a symbol trades at while the body runs, for :meth:`look`.
+
+        Args:
+            symbol: in any spelling.
+            ahead: also make ready the question of what the exchange holds, which must wait for a lease.
+        """
+        held = None
+        if ahead:
+            ask = partial(self.holding, symbol)
+            held = self._exchange.prepare(ask, name=f"what is held of {symbol}", after_s=_AHEAD_AFTER_S)
         answer = asyncio.create_task(self._price(symbol), name=f"price of {symbol}")
         try:
-            yield Quote(answer, SYSTEM_CLOCK.now())
+            yield Quote(answer, SYSTEM_CLOCK.now(), held)
         finally:
             await give_up(answer)
+            if held is not None:
+                await held.drop()
 
     async def look(self, symbol: str, quote: Quote | None = None) -> tuple[Holding | None, Decimal | None]:
         """What the exchange holds in a symbol and, asked at the same time, what it trades at.
@@ -457,7 +473,8 @@ class Venue:
         return await self._look(symbol, quote)
 
     async def _look(self, symbol: str, quote: Quote) -> tuple[Holding | None, Decimal | None]:
-        held = await self.holding(symbol)
+        ready = quote.held
+        held = await (self.holding(symbol) if ready is None or not ready.sent else ready.outcome())
         if not quote.answer.done():
             await asyncio.wait([quote.answer], timeout=_PRICE_LATE_S)
         return held, quote.answer.result() if quote.answer.done() else None

@@ -14,13 +14,14 @@ import asyncpg
 import ccxt.async_support as ccxt_async
 import pytest
 
-from lockguard import LeaseLost, LockGuard, StaleToken
+from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken, detached
 from lockguard.testing import FakeClock
-from lockguard_asyncpg import PostgresFence, install
+from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange, prepared
-from lockguard_ccxt.testing import LocalExchange, connect
+from lockguard_ccxt.testing import LocalExchange, Operation, connect
 from lockguard_ccxt.testing.client import point_at
 from lockguard_positions import AtomicPositionManager, Opened, OpenResult, PositionStatus, migrate
+from lockguard_positions import store as store_module
 
 APT = "APT/USDT:USDT"
 
@@ -207,3 +208,56 @@ async def until_blocked(conn: asyncpg.Connection[Any]) -> None:
             "select count(*) from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))"
         ):
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_an_order_whose_intent_was_only_found_to_be_committed_is_placed_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    """The row, the fill, active: each loses its answer, done or not. What was made ready is dropped."""
+    send, lost = store_module.fenced_fetchrow, []
+
+    async def losing(target: Any, text: str, *args: Any, **more: Any) -> Any:
+        if text in lost:
+            return await send(target, text, *args, **more)
+        lost.append(text)
+        if committed:
+            await send(target, text, *args, **more)
+        raise CommitUnknown(resource="binance:APTUSDT", token=1, sequence=1)
+
+    async def resolved(*_: Any, **__: Any) -> bool:
+        return committed
+
+    monkeypatch.setattr(store_module, "fenced_fetchrow", losing)
+    monkeypatch.setattr(store_module, "resolve", resolved)
+    assert isinstance(await stage.opening(), Opened)
+    record = stage.exchange.record()
+    assert (len(lost), len(record.entries(APT)), len(record.open_stops(APT))) == (3, 1, 1)
+    assert (ready("e"), ready("s")) == ([], [])
+
+
+async def test_what_is_held_is_asked_under_the_lease_though_the_question_was_made_ready_before(
+    stage: Stage, redis_url: str
+) -> None:
+    def asked() -> list[Operation]:
+        return [request.operation for request in stage.exchange.record().requests]
+
+    before = len(asked())
+    async with LockGuard.from_url(redis_url) as other:
+        async with other.hold("binance:APTUSDT"):
+            with detached():
+                opening = stage.opening()
+            await until(lambda: Operation.TICKER in asked()[before:])
+            assert Operation.POSITIONS not in asked()[before:]
+        assert isinstance(await opening, Opened)
+    assert asked()[before:].count(Operation.POSITIONS) == 1
+
+
+async def test_an_open_that_gets_no_lease_leaves_no_question_behind(stage: Stage, redis_url: str) -> None:
+    async with LockGuard.from_url(redis_url) as other, other.hold("binance:APTUSDT"):
+        with detached(), pytest.raises(ResourceBusy):
+            await stage.manager.open_position_atomic(
+                "s", APT, "binance", "long", "10", "8.5", "2", wait=timedelta(0)
+            )
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    assert not [name for name in names if name.startswith(("price of", "what is held"))]
