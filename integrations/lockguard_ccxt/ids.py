@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from enum import StrEnum
+from functools import lru_cache
 
 from lockguard.errors import ConfigurationError
 
@@ -53,6 +54,13 @@ def client_order_id(resource: str, intent: int, step: Step) -> str:
     """
     if not 0 <= intent <= _INTENT_MAX:
         raise ConfigurationError(f"an intent's number must be from 0 to {_INTENT_MAX}, got {intent}")
+    return _named(str(resource), intent, step)
+
+
+@lru_cache(
+    maxsize=256, typed=True
+)  # of one order it is asked for where it is intended, written down and sent
+def _named(resource: str, intent: int, step: Step) -> str:
     digest = hashlib.sha256(f"{resource}\0{intent}\0{step.value}".encode()).digest()[:_DIGEST_BYTES]
     tail = base64.b32encode(digest).decode().lower()
     return f"lg{_LETTERS[step]}-{_base36(intent)}-{tail}"

@@ -531,11 +531,17 @@ class PositionStore:
         """
 
         async def attempt() -> asyncpg.Record | None:
-            async with self._lent() as conn:
+            # As in _lent, without the calls of a context manager: a fill waits for its stop meanwhile.
+            conn: PoolConnectionProxy[Any] = await self._pool.acquire()
+            clean = False
+            try:
                 row = await fenced_fetchrow(conn, text, *args, lease=lease, also=also, timeout=_STATEMENT_S)
+                clean = True
                 if row is not None and then is not None:
                     await then(row)
-                return row
+            finally:
+                await give_back(self._pool, conn, clean=clean)
+            return row
 
         return await self._until_done(lease, attempt, written)
 

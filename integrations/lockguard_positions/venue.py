@@ -232,7 +232,7 @@ class Venue:
         Raises:
             ConfigurationError: there is no such market.
         """
-        return self._exchange.rules(self.unified(symbol))
+        return self._exchange.rules(symbol)
 
     def in_steps(self, new: NewPosition, price: Decimal | None) -> NewPosition:
         """The same with its quantity in the exchange's steps.
