@@ -56,7 +56,7 @@ local function sane(text)
 end
 
 local function grant_it()
-  local known = redis.call('MGET', KEYS[2], KEYS[8])
+  local known = { redis.call('GET', KEYS[2]), redis.call('GET', KEYS[8]) }
   local token = math.max(now_us, sane(known[1]) + 1, sane(ARGV[9]))
   redis.call('HSET', KEYS[1], 'grant', grant, 'token', token, 'holder', ARGV[3], 'operation', ARGV[4],
     'acquired_at_ms', now_ms, 'ttl_ms', ARGV[2], 'renewals', '0')
