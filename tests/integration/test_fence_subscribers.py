@@ -105,9 +105,10 @@ async def subscribed(
         await publisher.execute(
             f"create publication {name}_root for table whole with (publish_via_partition_root)"
         )
+        streaming = "parallel" if conn.get_server_version().major >= 16 else "true"
         await conn.execute(
             f"create subscription {name} connection '{source}' publication {name}, {name}_root"
-            " with (streaming = parallel)"
+            f" with (streaming = {streaming})"
         )
         yield publisher, conn, url
     finally:
