@@ -106,7 +106,13 @@ def test_status_shows_holders_and_protected_tables(
     assert facts["version"] == SCHEMA_VERSION
     assert (facts["resources"][0]["token"], facts["resources"][0]["is_open"]) == (7, True)
     assert facts["protected"] == [
-        {"table": 'public."position"', "resource": "binance:{symbol}", "exempt": ["price"], "enabled": True}
+        {
+            "table": 'public."position"',
+            "resource": "binance:{symbol}",
+            "exempt": ["price"],
+            "enabled": True,
+            "subscriber": False,
+        }
     ]
     assert "unprotect" in installed("uninstall", "--confirm", code=2).output
     assert "no longer" in installed("unprotect", "position").output
