@@ -324,7 +324,7 @@ async def check(conn: asyncpg.Connection[Any], tables: tuple[str, ...], *, as_js
     TABLES are further ones that ought to be protected; those that once were are known.
     """
     await require_current(conn)
-    found = await findings(conn, tables=tables)
+    found = (*await findings(conn, tables=tables), *await _by_pgpool(conn))
     grave = [f for f in found if f.grave]
     if as_json:
         click.echo(json.dumps({"sound": not grave, "findings": [asdict(f) for f in found]}, indent=2))
@@ -334,6 +334,19 @@ async def check(conn: asyncpg.Connection[Any], tables: tuple[str, ...], *, as_js
             click.echo(f"all {len(await protections(conn))} protected tables hold")
     if grave:
         raise click.exceptions.Exit(1)
+
+
+async def _by_pgpool(conn: asyncpg.Connection[Any]) -> tuple[Finding, ...]:
+    try:
+        await conn.execute("show pool_version")  # it answers by itself, and Postgres knows no such setting
+    except asyncpg.UndefinedObjectError:
+        return ()
+    what = (
+        "this URL leads through it: with load_balance_mode = on reads under a lease may come from a standby"
+        " that is behind, and a savepoint under a lease ends the session"
+    )
+    remedy = "load_balance_mode = off in pgpool.conf"
+    return (Finding("pgpool-II", grave=False, finding=what, remedy=remedy),)
 
 
 def _print_findings(found: tuple[Finding, ...]) -> None:
