@@ -45,6 +45,7 @@ FILL = {
     ),
 }
 CALLS = {
+    "a seal that travels": f"lockguard.check_first($1, $2, $3, 'h', 'o', {NUMBER - 1})",
     "seal": "lockguard.seal($1, $2, $3, 'h', 'o', 5000)",
     "check": f"lockguard.check($1, $2, $3, {NUMBER})",
     "check again": f"lockguard.check($1, $2, $3, {NUMBER + 1})",
@@ -55,6 +56,7 @@ CALLS = {
     "resolve": f"lockguard.resolve($1, $2, {NUMBER + 1}, 5000)",
     "resolve what never was": f"lockguard.resolve($1, $2, {NUMBER + 2048}, 5000)",
     "resolve, as a library of before": "lockguard.resolve($1, $2, 18, 5000)",
+    "the last check": f"lockguard.check_last($1, $2, $3, {NUMBER + 4096})",
     "close": "lockguard.close($1, $2, $3, 5000)",
     "break": "lockguard.break_($1, 'why', 5000)",
 }

@@ -42,7 +42,7 @@ from lockguard_asyncpg.race.defaults import role_defaults
 from lockguard_asyncpg.race.planted import WEAK_CHECKS
 from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
 from lockguard_asyncpg.race.writes import CLOSING, CLOSING_STATEMENT, LAZY
-from lockguard_asyncpg.race.writes_dropin import FIRST
+from lockguard_asyncpg.race.writes_first import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,11 +21,11 @@ from lockguard_asyncpg.race.writes_dropin import (
     DROP_IN,
     DROP_IN_SAVEPOINTS,
     EXECUTEMANY,
-    FIRST,
     LONE,
     PREPARED,
     PROTECTED,
 )
+from lockguard_asyncpg.race.writes_first import FIRST
 from lockguard_asyncpg.race.writes_sqlalchemy import SQLALCHEMY
 
 __all__ = ["WAYS", "present_ways"]

@@ -319,7 +319,7 @@ async def _roll_back(con: Any, transaction: Transaction) -> None:
 
 
 TRANSACTION = Way("transaction", transaction_write)
-CLOSING = Way("transaction that closes", closing_write, meets=("serializable",))
+CLOSING = Way("transaction that closes", closing_write)
 FOREIGN = Way("fenced in a plain transaction", foreign_write)
 SAVEPOINTS = Way("after a savepoint rolled back", savepoint_write)
 NATIVE = Way("statement", native_write, transacts=False)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lockguard.context import Entry, pop_entry, push_entry
-from lockguard_asyncpg.fence import PostgresFence
 from lockguard_asyncpg.literals import number, text, uuid
 from lockguard_asyncpg.race.plan import Attempt, Shape, Way
 from lockguard_asyncpg.race.writes import (
@@ -16,7 +14,6 @@ from lockguard_asyncpg.race.writes import (
     cut_during,
     filled_in,
     lossy,
-    native_write,
     plain_transaction,
     statement,
     undone,
@@ -37,7 +34,6 @@ __all__ = [
     "DROP_IN",
     "DROP_IN_SAVEPOINTS",
     "EXECUTEMANY",
-    "FIRST",
     "LONE",
     "PREPARED",
     "PROTECTED",
@@ -97,15 +93,6 @@ async def lone_write(attempt: Attempt) -> None:
                 await work
             else:
                 await cut_during(con, work, attempt.lose_reply)
-
-
-async def first_write(attempt: Attempt) -> None:
-    """With the seal in the same message where it is the lease's first; it reads on a fenced pool."""
-    if attempt.op % 2:
-        await lone_write(attempt)
-    else:
-        with carried(attempt.lease):
-            await native_write(attempt)
 
 
 async def prepared_write(attempt: Attempt) -> None:
@@ -204,14 +191,6 @@ async def _by_hand(attempt: Attempt) -> None:
 DROP_IN = Way("drop-in", drop_in_write, fenced=True)
 BEGUN_BEFORE = Way("drop-in, begun before the lease", begun_before_write, fenced=True)
 DROP_IN_SAVEPOINTS = Way("drop-in, after a savepoint rolled back", drop_in_savepoint_write, fenced=True)
-FIRST = Way(
-    "sealed with the first write",
-    first_write,
-    fenced=True,
-    transacts=False,
-    fence=partial(PostgresFence, seal_with_first_write=True),
-    travels=True,
-)
 LONE = Way("drop-in, one statement", lone_write, fenced=True, transacts=False)
 PREPARED = Way("drop-in, prepared", prepared_write, fenced=True)
 EXECUTEMANY = Way("drop-in, executemany", executemany_write, fenced=True)
