@@ -53,9 +53,9 @@ class _Crew:
         self._rng = random.Random(told.seed)  # noqa: S311 - no secret
         self.shift = Shift()
         self._ways: tuple[Callable[[Lease], Awaitable[None]], ...] = (
-            (self._statement, self._drop_in, self._transaction, self._closing)
+            (self._statement, self._last_statement, self._drop_in, self._transaction, self._closing)
             if told.fenced
-            else (self._drop_in, self._drop_in, self._transaction, self._drop_in)
+            else (self._drop_in, self._drop_in, self._drop_in, self._transaction, self._transaction)
         )
 
     async def work(self) -> None:
@@ -84,6 +84,9 @@ class _Crew:
 
     async def _statement(self, lease: Lease) -> None:
         await fenced_execute(self._pool, BUMP, *_written(lease))
+
+    async def _last_statement(self, lease: Lease) -> None:
+        await fenced_execute(self._pool, BUMP, *_written(lease), closes=True)
 
     async def _drop_in(self, lease: Lease) -> None:
         await self._pool.execute(BUMP, *_written(lease))
