@@ -15,6 +15,7 @@ import ccxt.async_support as ccxt_async
 import pytest
 
 from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken, detached
+from lockguard.errors import LossReason
 from lockguard.testing import FakeClock
 from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange, prepared
@@ -261,3 +262,33 @@ async def test_an_open_that_gets_no_lease_leaves_no_question_behind(stage: Stage
             )
     names = [task.get_name() for task in asyncio.all_tasks()]
     assert not [name for name in names if name.startswith(("price of", "what is held"))]
+
+
+async def test_the_lease_is_looked_at_when_the_order_leaves_and_not_only_when_it_was_made_ready(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = GuardedExchange(stage.client)
+    async with stage.guard.hold("binance:APTUSDT") as lease:
+        early = exchange.prepare(
+            lambda: exchange.place_entry(APT, "buy", Decimal(10), intent=1), name="lge-of the test"
+        )
+        assert early is not None
+        made: list[str] = []
+        sign = type(stage.client).sign
+
+        def signed(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+            made.append(path)
+            return sign(self, path, *args, **kwargs)
+
+        monkeypatch.setattr(type(stage.client), "sign", signed)
+        await until(lambda: "order" in made)
+
+        def ended(*_: Any) -> None:
+            raise LeaseLost("it ended", resource="binance:APTUSDT", token=1, reason=LossReason.EXPIRED)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(lease), "ensure", ended)
+            await early.send()
+            with pytest.raises(LeaseLost):
+                await early.outcome()
+    assert stage.orders == 0
