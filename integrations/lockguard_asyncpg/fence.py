@@ -179,11 +179,8 @@ class PostgresFence:
         return await self._seal(grant, within=within)
 
     def _first_sql(self, grant: Grant) -> str:
-        named = text(grant.resource)
-        if (last := self._last_seal(grant)) is not None:
-            named = f"lockguard.known({named},{last})"
         return (
-            f"lockguard.check_first({named},{number(grant.token)},{uuid(grant.id)},"
+            f"lockguard.check_first({self._where_known(grant)},{number(grant.token)},{uuid(grant.id)},"
             f"{text(grant.holder)},{text(grant.operation)},"
         )
 
@@ -198,12 +195,8 @@ class PostgresFence:
         await self._get_acquainted(grant.resource, within)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        named, known = text(grant.resource), ""
-        if (last := self._last_seal(grant)) is not None:
-            # Before the seal, which would hide it: the seal's first argument is what known() gives.
-            known, named = f"lockguard.known({named},{last}) resource,", "resource"
         call = (
-            f"{known}lockguard.seal({named},{number(grant.token)},{uuid(grant.id)},"
+            f"lockguard.seal({self._where_known(grant)},{number(grant.token)},{uuid(grant.id)},"
             f"{text(grant.holder)},{text(grant.operation)},"
         )
         # The row count of a simple query tells yes from no in one message.
@@ -229,6 +222,11 @@ class PostgresFence:
 
     def _sealed(self, token: Token) -> Sealed:
         return Sealed(token, f"{self._name} {token:d}" if self._name else "")
+
+    def _where_known(self, grant: Grant) -> str:
+        """The resource as an argument, which is refused first where its last seal is not known."""
+        named, last = text(grant.resource), self._last_seal(grant)
+        return named if last is None else f"lockguard.known({named},{last})"
 
     def _last_seal(self, grant: Grant) -> str | None:
         """The resource's last seal, for known(), if the lock remembers it and it was in this fence."""
