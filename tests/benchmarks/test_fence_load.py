@@ -7,10 +7,12 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from lockguard.testing import PostgresServer, RedisServer
 from lockguard_asyncpg.cli import fence
+from lockguard_asyncpg.load.history import measure_history
 from lockguard_asyncpg.load.server import autovacuum_cpu_s
 
-SHORT = ("load", "--processes", "2", "--resources", "10", "--duration", "2s", "--history", "5000")
+SHORT = ("load", "--processes", "2", "--resources", "10", "--duration", "1s")
 
 
 def test_a_load_tells_what_many_bots_cost_and_leave_behind_and_lets_nothing_stale_in(tmp_path: Path) -> None:
@@ -20,17 +22,25 @@ def test_a_load_tells_what_many_bots_cost_and_leave_behind_and_lets_nothing_stal
     failed = told["plain"]["failed"] + told["fenced"]["failed"]
     assert (told["stale_commits"], failed) == (0, 0), told["told"]
     assert told["plain"]["holds"] > 0
-    # A seal, a check and a close for each body, and a check for each write that came too late.
+    # A seal and a check for each body at least, and a close where the write did not bring it.
     fenced = told["fenced"]
-    assert told["calls"] >= 3 * fenced["holds"] > 0
+    assert told["calls"] >= 2 * fenced["holds"] > 0
     assert 0 < fenced["p50_ms"] <= fenced["p99_ms"]
     assert 0 < fenced["server_cpu_s"] < 60
     sizes = {size["table"]: size for size in told["after"]}
     assert sizes["fence"]["live"] <= 10
     assert sizes["writer"]["bytes"] > {size["table"]: size for size in told["before"]}["writer"]["bytes"]
     assert "stale commits" in done.stdout
-    assert [one["work"].split()[0] for one in told["history"]] == ["hold", "hold", "break"]
-    assert all(one["none_us"] > 0 and one["after_us"] > 0 for one in told["history"])
+
+
+async def test_holds_and_breaks_are_measured_after_earlier_writes_beside_the_same_after_none(
+    redis_server: RedisServer, postgres_server: PostgresServer
+) -> None:
+    told: list[str] = []
+    found = await measure_history(redis_server, postgres_server, 1_001, progress=told.append, calls=1)
+    assert [one.work.split()[0] for one in found] == ["hold", "hold", "break"]
+    assert all(one.none_us > 0 and one.after_us > 0 for one in found)
+    assert [line for line in told if "records" in line] == ["1 of 501 records", "1 of 500 records"]
 
 
 def test_the_share_of_autovacuum_is_read_off_the_servers_log() -> None:

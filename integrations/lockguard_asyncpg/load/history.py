@@ -15,6 +15,7 @@ import asyncpg
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.guard import LockGuard
+from lockguard.lease import new_grant_id
 from lockguard_asyncpg.fence import PostgresFence
 from lockguard_asyncpg.load.plan import AfterHistory
 from lockguard_asyncpg.native import fenced_execute
@@ -43,10 +44,16 @@ _SETTLE = "vacuum analyze lockguard.writer", "vacuum analyze lockguard.outcome",
 
 
 async def measure_history(
-    redis: RedisServer, postgres: PostgresServer, rows: int, *, progress: Callable[[str], None]
+    redis: RedisServer,
+    postgres: PostgresServer,
+    rows: int,
+    *,
+    progress: Callable[[str], None],
+    calls: int = _CALLS,
 ) -> list[AfterHistory]:
     """Lay ``rows`` records in one of two databases, which are made for it, and measure both in turns."""
-    urls = postgres.create_database("load_none"), postgres.create_database("load_written")
+    run = new_grant_id()[:8]
+    urls = [postgres.create_database(f"load_{run}_{name}") for name in ("none", "written")]
     for url, count in zip(urls, (0, rows), strict=True):
         await _prepare(url, count, progress)
     progress(f"holds and breaks after {rows:,} earlier writes and after none, in turns")
@@ -55,7 +62,7 @@ async def measure_history(
         figures: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in none}
         for turn in range(_ROUNDS + 1):
             for name, (of_none, of_after) in figures.items():
-                taken = await _timed(none[name]), await _timed(after[name])
+                taken = await _timed(none[name], calls), await _timed(after[name], calls)
                 if turn:  # the first one warms up
                     of_none.append(taken[0])
                     of_after.append(taken[1])
@@ -99,9 +106,9 @@ async def _works(redis_url: str, url: str) -> AsyncIterator[dict[str, Callable[[
         }
 
 
-async def _timed(work: Callable[[], Awaitable[Any]]) -> float:
+async def _timed(work: Callable[[], Awaitable[Any]], calls: int) -> float:
     taken = []
-    for _ in range(_CALLS):
+    for _ in range(calls):
         began = SYSTEM_CLOCK.now()
         await work()
         taken.append((SYSTEM_CLOCK.now() - began) * 1e6)

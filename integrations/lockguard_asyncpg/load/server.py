@@ -30,7 +30,7 @@ select c.relname as name, pg_total_relation_size(c.oid) as bytes, s.n_live_tup a
 """
 _CALLS = """
 select coalesce(sum(calls), 0)::bigint from pg_stat_user_functions
- where schemaname = 'lockguard' and funcname in ('seal', 'hold', 'close')
+ where schemaname = 'lockguard' and funcname in ('seal', 'check', 'close')
 """
 
 
