@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ select n as named, to_regclass(n) is not null as there from unnest($1::text[]) n
  where not exists (select from lockguard.protections() p where to_regclass(p.relation) = to_regclass(n))
    and not exists (select from lockguard.findings() f where to_regclass(f.relation) = to_regclass(n))
 """
+_DEADLOCKS_MAX = 5
 _LOCK_TIMEOUT = "set local lock_timeout = '10s'"
 
 
@@ -153,14 +155,24 @@ async def protections(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) 
     )
 
 
+async def _once(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], query: str, table: str, *args: object
+) -> Any:
+    async with conn.transaction():
+        await conn.execute(_LOCK_TIMEOUT)
+        return await conn.fetchval(query, table, *args)
+
+
 async def _change(
     conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], query: str, table: str, *args: object
 ) -> Any:
     try:
         with unfenced():
-            async with conn.transaction():
-                await conn.execute(_LOCK_TIMEOUT)
-                return await conn.fetchval(query, table, *args)
+            for _ in range(_DEADLOCKS_MAX):
+                # A worker of a subscription that copies a partitioned table locks its parts in another order.
+                with contextlib.suppress(asyncpg.DeadlockDetectedError):
+                    return await _once(conn, query, table, *args)
+            return await _once(conn, query, table, *args)
     except (asyncpg.UndefinedTableError, asyncpg.InvalidNameError) as exc:
         raise ConfigurationError(
             f"there is no table {table!r} in this database; write it with its schema: trading.positions"

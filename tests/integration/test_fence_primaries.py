@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from lockguard import LockGuard
 from lockguard.errors import LeaseLost
 from lockguard.lease import Grant, Resource, Token, new_grant_id
+from lockguard.ports import Sealed
 from lockguard.testing import PostgresServer, postgres_files
 from lockguard_asyncpg import PostgresFence, SealUnknown, create_pool, install
 from lockguard_asyncpg.cli import fence
@@ -248,6 +249,7 @@ async def test_what_is_remembered_of_a_seal_is_renewed_while_it_is_held_and_no_o
         grant = Grant(Resource(APT), new_grant_id(), Token(7), "host/1", "open", 10_000)
         for odd in ("", "x", f"{name} ", f"{name} -1", f"{name} 1 2", f"{name} ٣", "0" * 32 + " 99999"):
             sealed = await PostgresFence(pool).seal(replace(grant, seal=odd), within=SOON)
+            assert isinstance(sealed, Sealed)
             assert sealed.seal == f"{name} 7"
         with pytest.raises(SealUnknown):
             await PostgresFence(pool).seal(replace(grant, seal=f"{name} 8"), within=SOON)
