@@ -226,7 +226,8 @@ async def _in_flight(
     async def send(flight: Flight) -> list[asyncpg.Record]:
         standing.flight = flight
         try:
-            return list(await super(FenceLayer, con).fetch(text, *args, timeout=timeout_s))
+            parent: Any = super(FenceLayer, con)
+            return list(await parent.fetch(text, *args, timeout=timeout_s))
         finally:
             standing.flight = None
 
