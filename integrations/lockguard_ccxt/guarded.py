@@ -7,6 +7,7 @@ import inspect
 import logging
 from datetime import timedelta
 from functools import partial, wraps
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockguard.clock import SYSTEM_CLOCK
@@ -352,6 +353,7 @@ class GuardedExchange:
             subclass may: then it is made when it is time.
         """
         plain = type(self) is GuardedExchange and vars(self).keys().isdisjoint(_PREPARED)
+        plain = plain and _WHAT_IS_PREPARED(GuardedExchange) == _AS_WRITTEN
         return Prepared(call, name=name, after_s=after_s) if plain and self._gate.is_last else None
 
     async def _place(
@@ -529,3 +531,8 @@ class GuardedExchange:
 
 def _plain(number: Decimal) -> str:
     return format(number, "f")
+
+
+_WHAT_IS_PREPARED = attrgetter(*_PREPARED)
+_AS_WRITTEN = _WHAT_IS_PREPARED(GuardedExchange)
+"""A test or a paper account may put others in their place."""

@@ -12,7 +12,10 @@ were replaced, may send by other ways (a paper account fills orders by itself): 
 from __future__ import annotations
 
 import asyncio
+import re
 from contextvars import ContextVar
+from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lockguard.clock import SYSTEM_CLOCK
@@ -28,7 +31,12 @@ _FRESH_S = 0.5
 """For how long a request is as good as a new one: it has the time of its making in it."""
 _TURNS = 2
 """Of the event loop, for a request to reach the socket after the word: one for it, one for its body."""
-_CALLS = ("create_order", "create_order_request", "fetch_positions", "fetch2", "request", "sign", "throttle")
+_CALLS = re.compile(
+    "create_order|create_order_request|fetch_positions|fetch_positions_risk|fetch2|request|sign|throttle"
+    "|[a-z]*[pP]rivatePost(Algo)?Order|[a-z]*[pP]rivate(V[23])?GetPositionRisk"
+    "|privatePostV5OrderCreate|privateGetV5PositionList"
+)
+"""What goes before ``fetch``, up to the calls that are generated for each of a venue's endpoints."""
 
 
 class Prepared(Generic[T]):
@@ -86,9 +94,25 @@ async def word() -> None:
 
 
 def sends_only_by_fetch(exchange: Any) -> bool:
-    """Whether all that a ccxt exchange sends goes through its ``fetch``, as far as its class tells."""
-    own = vars(exchange)
-    return type(exchange).__module__.startswith("ccxt.") and not any(name in own for name in _CALLS)
+    """Whether what is begun early goes through an exchange's ``fetch``, as far as its class and object tell."""
+    kind: type = type(exchange)
+    names, look, shipped = _shipped(kind)
+    return shipped is not None and names.isdisjoint(vars(exchange)) and look(kind) == shipped
+
+
+@cache
+def _shipped(kind: type) -> tuple[frozenset[str], Callable[[type], object], object | None]:
+    """The calls of a class: their names, what looks them up, and what is found there if that is ccxt's."""
+    names = frozenset(filter(_CALLS.fullmatch, dir(kind)))
+    look = attrgetter(*names)
+    found = look(kind)
+    own = kind.__module__.startswith("ccxt.") and all(map(_is_ccxts, found))
+    return names, look, found if own else None
+
+
+def _is_ccxts(function: Any) -> bool:
+    """By where it was written: a wrapper may have the name and the module of what it wraps."""
+    return str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("ccxt.")
 
 
 _waits_for: ContextVar[asyncio.Future[None] | None] = ContextVar("lockguard_ccxt_waits_for", default=None)

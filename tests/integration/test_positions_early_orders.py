@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -21,7 +22,14 @@ from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange, prepared
 from lockguard_ccxt.testing import LocalExchange, Operation, connect
 from lockguard_ccxt.testing.client import point_at
-from lockguard_positions import AtomicPositionManager, Opened, OpenResult, PositionStatus, migrate
+from lockguard_positions import (
+    AtomicPositionManager,
+    ExchangeUnreadable,
+    Opened,
+    OpenResult,
+    PositionStatus,
+    migrate,
+)
 from lockguard_positions import store as store_module
 
 APT = "APT/USDT:USDT"
@@ -131,13 +139,13 @@ async def test_an_order_that_waited_for_long_is_made_anew_as_its_time_is_in_it(
     clock = FakeClock()
     monkeypatch.setattr(prepared, "SYSTEM_CLOCK", clock)
     made: list[str] = []
-    sign = type(stage.client).sign
+    keep = stage.client.set_last_request
 
-    def signed(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-        made.append(path)
-        return sign(self, path, *args, **kwargs)
+    def kept(request: Any) -> None:
+        made.append(str(request["url"]).partition("?")[0].rpartition("/")[2])
+        keep(request)
 
-    monkeypatch.setattr(type(stage.client), "sign", signed)
+    monkeypatch.setattr(stage.client, "set_last_request", kept)  # called with what was signed
     await lock_rows(stage.other)
     opening = stage.opening()
     await until(lambda: "order" in made)
@@ -160,45 +168,48 @@ async def test_an_order_that_the_table_keeps_in_fewer_digits_is_made_anew_from_t
 class Paper(ccxt_async.binanceusdm):  # type: ignore[misc]
     """A paper account, as people make them: its orders never reach ``fetch``."""
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.filled: list[str] = []
 
-    async def create_order(self, *args: Any, **_: Any) -> Any:
-        self.filled.append(str(args[2]))
-        raise ccxt_async.InsufficientFunds("no paper left")
-
-
-@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "call"),
+    [
+        (Paper, "create_order"),
+        ("the object", "create_order"),
+        ("the object", "fapiPrivatePostOrder"),
+        (ccxt_async.binanceusdm, "create_order"),
+        (ccxt_async.binance, "create_order"),
+        (ccxt_async.binanceusdm, "fapiPrivatePostOrder"),
+        (GuardedExchange, "place_entry"),
+    ],
+)
 async def test_what_sends_by_other_ways_than_fetch_is_not_begun_before_the_commit(
-    stage: Stage, redis_url: str, database_url: str, replaced: bool
+    stage: Stage, database_url: str, monkeypatch: pytest.MonkeyPatch, owner: Any, call: str
 ) -> None:
     asked: list[str] = []
+    replaced: Any = stage.client if owner == "the object" else owner
 
-    async def create_order(*args: Any, **_: Any) -> Any:
-        asked.append(str(args[2]))
+    @functools.wraps(getattr(replaced, call))
+    async def on_paper(*_: Any, **__: Any) -> Any:
+        asked.append(call)
         raise ccxt_async.InsufficientFunds("no paper left")
 
-    client: Any = stage.client
-    if replaced:
-        client.create_order = create_order
-    else:
+    monkeypatch.setattr(replaced, call, on_paper, raising=False)
+    client = stage.client
+    if owner is Paper:
         client = Paper({"apiKey": client.apiKey, "secret": client.secret, "enableRateLimit": False})
         point_at(client, stage.exchange.url)
-        asked = client.filled
     async with asyncpg.create_pool(database_url, min_size=1, max_size=3) as pool:
         exchange = GuardedExchange(client)
         await exchange.load()
-        manager = AtomicPositionManager(stage.guard, pool, [exchange])
-        stage.manager = manager
+        stage.manager = AtomicPositionManager(stage.guard, pool, [exchange])
         await lock_rows(stage.other)
         opening = stage.opening()
         await until_blocked(stage.other)
         assert asked == []
         await stage.other.execute("rollback")
-        await opening
-    assert asked == ["buy"]
-    if not replaced:
+        with suppress(ExchangeUnreadable):
+            await opening
+    assert asked == [call]
+    if owner is Paper:
         await client.close()
 
 
@@ -209,6 +220,39 @@ async def until_blocked(conn: asyncpg.Connection[Any]) -> None:
             "select count(*) from pg_stat_activity where pg_backend_pid() = any(pg_blocking_pids(pid))"
         ):
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("owner", "call"),
+    [
+        ("the object", "fapiPrivateV3GetPositionRisk"),
+        (ccxt_async.binanceusdm, "fetch_positions"),
+        (GuardedExchange, "holding"),
+    ],
+)
+async def test_what_answers_by_other_ways_than_fetch_is_not_asked_what_is_held_before_the_lease(
+    stage: Stage, redis_url: str, monkeypatch: pytest.MonkeyPatch, owner: Any, call: str
+) -> None:
+    asked: list[str] = []
+    replaced: Any = stage.client if owner == "the object" else owner
+
+    @functools.wraps(getattr(replaced, call))
+    async def nothing(*_: Any, **__: Any) -> Any:
+        asked.append(call)
+        return None if call == "holding" else []
+
+    monkeypatch.setattr(replaced, call, nothing, raising=False)
+    async with LockGuard.from_url(redis_url) as other:
+        async with other.hold("binance:APTUSDT"):
+            with detached():
+                opening = stage.opening()
+            await until(
+                lambda: any(r.operation is Operation.TICKER for r in stage.exchange.record().requests)
+            )
+            await asyncio.sleep(0.1)  # more than the question takes to be made
+            assert asked == []
+        assert isinstance(await opening, Opened)
+    assert asked[0] == call
 
 
 @pytest.mark.parametrize("committed", [True, False])
