@@ -274,7 +274,7 @@ async def test_a_first_write_waits_for_what_its_predecessor_has_under_way(
     before = await sealed(pool, 6)
     async with fenced_transaction(pool, before) as conn:
         await conn.execute("insert into note values (100)")
-        writing = asyncio.create_task(
+        writing = asyncio.ensure_future(
             write(pool, await unsealed(PostgresFence(pool, grace=SOON, seal_with_first_write=True)))
         )
         await blocked(pool)
