@@ -107,6 +107,7 @@ class Gate:
         self._closed_until = 0.0
         self._resynced_at: float | None = None
         self._listeners: list[Callable[[timedelta], None]] = []
+        self._hook: Any = None
         self.fetch: Any = None
 
     @property
@@ -134,6 +135,20 @@ class Gate:
             raise ccxt_errors().DDoSProtection(
                 f"{self._exchange.id} calls are closed for {left_s:.1f} s more by the exchange; not sent"
             )
+
+    def listen(self) -> None:
+        """Look at each answer first, also where another hook was put into the exchange meanwhile."""
+        hook = self._exchange.on_rest_response
+        if hook is self._hook:
+            return
+
+        def on_rest_response(
+            code: int, reason: str, url: str, method: str, headers: Any, body: str, *rest: Any
+        ) -> Any:
+            self.answered(code, headers or {}, body or "")
+            return hook(code, reason, url, method, headers, body, *rest)
+
+        self._exchange.on_rest_response = self._hook = on_rest_response
 
     def answered(self, status: int, headers: Mapping[str, str], body: str) -> None:
         """Look at an answer: does it say to wait?"""
@@ -183,11 +198,12 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
     if installed is not None:
         return installed
     gate = Gate(exchange, clock)
-    send, on_answer = exchange.fetch, exchange.on_rest_response
+    send = exchange.fetch
 
     async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
         await word()
         gate.refuse_while_closed()
+        gate.listen()
         running = _current.get()
         if running is not None and method != "GET":
             running.leaves()
@@ -200,14 +216,8 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
                 await gate.resync()
             raise
 
-    def on_rest_response(
-        code: int, reason: str, url: str, method: str, headers: Any, body: str, *rest: Any
-    ) -> Any:
-        gate.answered(code, headers or {}, body or "")
-        return on_answer(code, reason, url, method, headers, body, *rest)
-
     exchange.fetch = gate.fetch = fetch
-    exchange.on_rest_response = on_rest_response
+    gate.listen()
     if callable(getattr(exchange, "client", None)):
         _guard_websockets(exchange, gate)
     setattr(exchange, _INSTALLED, gate)

@@ -94,7 +94,7 @@ async def word() -> None:
 
 
 def sends_only_by_fetch(exchange: Any) -> bool:
-    """Whether what is begun early goes through an exchange's ``fetch``, as far as its class and object tell."""
+    """Whether what is begun early goes through ``fetch``, as far as class and object tell."""
     kind: type = type(exchange)
     names, look, shipped = _shipped(kind)
     return shipped is not None and names.isdisjoint(vars(exchange)) and look(kind) == shipped

@@ -116,8 +116,9 @@ class AtomicPositionManager:
                 raise ConfigurationError(
                     f"two of the exchanges are {exchange.name!r}; give one of them, or each account a label"
                 )
-            self._refuse_two_names(exchange)
-            self._venues[exchange.name] = Venue(exchange, pace)
+            venue = Venue(exchange, pace)
+            self._refuse_two_names(venue)
+            self._venues[exchange.name] = venue
             exchange.on_closed(partial(self._telling.told_to_wait, exchange.name))
         self._pace = pace
         self._adopt = Adopt.read(adopt)
@@ -169,6 +170,7 @@ class AtomicPositionManager:
         """
         venue = self._venue(exchange)
         venue.refuse_unable()
+        self._refuse_two_names(venue)  # a key may have been given, or changed, since they were made
         market = venue.market(worded(symbol, name="symbol"))
         market.check()
         new = NewPosition(
@@ -469,12 +471,12 @@ class AtomicPositionManager:
                 return (self._trouble(venue, symbol, exc),)
             return (SyncOutcome(symbol, SyncAction.UNREADABLE, None, str(exc)),)
 
-    def _refuse_two_names(self, exchange: GuardedExchange) -> None:
+    def _refuse_two_names(self, venue: Venue) -> None:
         """One account under two names would have two locks, and each name's pass would adopt the other's."""
         for other in self._venues.values():
-            if other.same_account(exchange):
+            if other is not venue and other.same_account(venue):
                 raise ConfigurationError(
-                    f"{other.name} and {exchange.name} have the same API key; give an account one label"
+                    f"{other.name} and {venue.name} have the same API key; give an account one label"
                 )
 
     def _trouble(self, venue: Venue, symbol: str, exc: Exception) -> SyncOutcome:

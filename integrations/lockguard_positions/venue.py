@@ -115,9 +115,9 @@ class Venue:
         """As in the names of locks, and in the column ``exchange``."""
         return self._exchange.name
 
-    def same_account(self, other: GuardedExchange) -> bool:
-        """Whether another exchange object trades by the same key."""
-        mine, theirs = self._exchange.exchange, other.exchange
+    def same_account(self, other: Venue) -> bool:
+        """Whether another exchange object trades by the same key, as far as both have theirs by now."""
+        mine, theirs = self._exchange.exchange, other._exchange.exchange
         key = getattr(mine, "apiKey", None)
         return bool(key) and mine.id == theirs.id and key == getattr(theirs, "apiKey", None)
 

@@ -90,6 +90,29 @@ async def test_one_account_under_two_labels_is_refused(redis_url: str, database_
         await two.close()
 
 
+@pytest.mark.parametrize("before", ["", "a key of before"])
+async def test_keys_that_become_one_after_the_manager_was_made_open_nothing(
+    redis_url: str, database_url: str, before: str
+) -> None:
+    """Keys are read from a vault late, or are exchanged while the bot runs."""
+    async with AsyncExitStack() as stack:
+        exchange = await stack.enter_async_context(LocalExchange())
+        pool = await stack.enter_async_context(asyncpg.create_pool(database_url, min_size=1, max_size=4))
+        guard = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
+        clients = [connect(exchange.url), connect(exchange.url)]
+        for client in clients:
+            stack.push_async_callback(client.close)
+        clients[1].apiKey = before
+        accounts = [GuardedExchange(clients[0], account="a"), GuardedExchange(clients[1], account="b")]
+        manager = AtomicPositionManager(guard, pool, accounts)
+        clients[1].apiKey = clients[0].apiKey
+        for account in accounts:
+            await account.load()
+            with pytest.raises(ConfigurationError, match="have the same API key"):
+                await manager.open_position_atomic("s", "APTUSDT", account.name, "long", "10", "8.5", "2")
+        assert exchange.record().orders == ()
+
+
 async def test_one_account_under_two_labels_in_two_processes_is_told_of_and_gets_no_second_row(
     redis_url: str, database_url: str
 ) -> None:

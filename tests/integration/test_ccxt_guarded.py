@@ -62,6 +62,25 @@ async def guarded(exchange: LocalExchange) -> AsyncIterator[GuardedExchange]:
         yield guard
 
 
+async def test_a_ban_is_kept_to_though_the_user_put_a_hook_of_his_own_into_the_exchange(
+    exchange: LocalExchange, guarded: GuardedExchange
+) -> None:
+    """As is done to read the headers that say how much of a rate limit is used."""
+    client, seen = guarded.exchange, []
+
+    def hook(code: int, *_: Any) -> str:
+        seen.append(code)
+        return str(_[4]).strip()
+
+    client.on_rest_response = hook
+    exchange.ban(timedelta(hours=1))
+    for _ in range(3):
+        with pytest.raises(ccxt.DDoSProtection):
+            await client.fetch_ticker(APT)
+    assert (len(exchange.record().banned_requests()), seen) == (1, [418])
+    assert guarded.closed_for > timedelta(minutes=59)
+
+
 @pytest.mark.parametrize("seconds", [-30, 30])
 async def test_markets_are_loaded_on_a_machine_whose_clock_is_wrong(
     exchange: LocalExchange, seconds: int
