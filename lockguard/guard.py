@@ -17,7 +17,7 @@ from lockguard.core import Core
 from lockguard.errors import ConfigurationError, LossReason, QuorumUnavailable
 from lockguard.exclusive import Keeps, MaySkip, exclusive, required_key
 from lockguard.hold import Hold, HoldMany
-from lockguard.lease import GrantId, Resource, Token, new_grant_id, parse_resource
+from lockguard.lease import Grant, GrantId, Resource, Token, new_grant_id, parse_resource
 from lockguard.naming import Key
 from lockguard.nodes.choose import node_for_url, nodes_for_urls
 from lockguard.nodes.memory import MemoryNode, MemoryStore
@@ -353,7 +353,8 @@ class LockGuard:
             reason: why; kept in the lock's history.
 
         Raises:
-            FenceUnavailable: the fence could not be raised; the lock was left alone.
+            FenceUnavailable: the fence could not be raised. The lock was left alone, or is free and a holder
+                whose token is ahead of the fence's clock may not be shut out: break it again.
             QuorumUnavailable: too few nodes could be asked. The fence, if there is one, is broken all the
                 same, and the message says so: what the holder writes is refused.
         """
@@ -383,6 +384,12 @@ class LockGuard:
         done = [vote for vote in votes if isinstance(vote, Broken)]
         if not all(isinstance(vote, Broken | Refused) for vote in votes):
             _end_all(held_here)  # the command may have arrived
+        if core.fence is not None and done and (broken := thrown_out(done)).token > token:
+            # Redis's clock is, or was, ahead of the fence's: a grant that has not sealed yet still could.
+            ended = GrantId(broken.grant) if broken.grant else new_grant_id()
+            late = Grant(resource, ended, broken.token, broken.holder, reason, 0)
+            await core.fence.close(late, within=core.fence_within)
+            token = broken.token
         if len(done) < majority(len(votes)):
             unasked = self._unasked(resource, votes)
             if core.fence is None:

@@ -147,7 +147,7 @@ async def seal_now(leases: Sequence[Lease]) -> None:
         if isinstance(answer, Outrun):
             refusal = StaleToken(
                 f"stale token for {lease.resource}: presented {lease.token}, current {answer.current};"
-                " another holder took over before the first write",
+                " another holder took over before this write, or it was broken or closed",
                 resource=lease.resource,
                 presented=lease.token,
                 current=answer.current,

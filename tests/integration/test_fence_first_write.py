@@ -39,7 +39,7 @@ from lockguard_asyncpg.unsealed import UNSEALED
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from lockguard.testing import PostgresServer
+    from lockguard.testing import PostgresServer, RedisServer
 
 SOON = timedelta(seconds=5)
 APT = Resource("binance:APTUSDT")
@@ -404,6 +404,46 @@ async def test_a_break_before_the_first_write_shuts_it_out(
     with pytest.raises(StaleToken):
         await write(pool, lease)
     assert await pool.fetchval(COUNT) == 0
+
+
+@pytest.mark.parametrize("state", ["held", "expired"])
+async def test_a_break_shuts_out_who_has_not_sealed_though_redis_is_ahead_of_postgres(
+    pool: asyncpg.Pool[Any],
+    guard: LockGuard,
+    redis_server: RedisServer,
+    redis_url: str,
+    database_url: str,
+    state: str,
+) -> None:
+    """By an hour: no time of Postgres's is above the token of a holder that is not in the fence yet."""
+    ahead = int((time.time() + 3600) * 1e6)
+    redis_server.command("SET", f"lockguard:{{{APT}}}:token", ahead)
+    if state == "expired":
+        lease = await unsealed(PostgresFence(pool, seal_with_first_write=True), ahead)
+        broken = await guard.break_(APT, reason="test")
+        assert broken.token >= ahead
+    else:
+        with pytest.raises(LeaseLost):
+            async with guard.hold(APT) as held:
+                lease = lease_on(held.grant)
+                await break_from_elsewhere(redis_url, database_url)
+                with pytest.raises(StaleToken):
+                    await fenced_execute(pool, INSERT, 1, lease=lease)
+    with pytest.raises(StaleToken):
+        await fenced_execute(pool, INSERT, 2, lease=lease_on(lease.grant))
+    async with guard.hold(APT):
+        await fenced_execute(pool, INSERT, 3)
+    assert await pool.fetchval(COUNT) == 1
+
+
+async def break_from_elsewhere(redis_url: str, database_url: str) -> None:
+    """This process hears nothing of it until it renews."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lockguard.cli", "break", APT, "--reason", "test", "--yes"),
+        env={**os.environ, "LOCKGUARD_REDIS_URL": redis_url, "LOCKGUARD_DATABASE_URL": database_url},
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    assert await process.wait() == 0
 
 
 @each_way
