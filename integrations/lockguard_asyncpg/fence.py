@@ -209,7 +209,11 @@ class PostgresFence:
             if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
                 raise
             said = f"{str(exc.__cause__).partition(chr(10))[0]}; {getattr(exc.__cause__, 'hint', '')}"
-            raise SealUnknown(said, resource=grant.resource) from exc.__cause__
+            raise SealUnknown(
+                f"{said}. Where that does not help, the token is of a clock that was ahead:"
+                f" lockguard break {grant.resource} --reason ...",
+                resource=grant.resource,
+            ) from exc.__cause__
         if told == "SELECT 2":
             _LOG.warning(_OLDER, SCHEMA_VERSION)
         if told != "SELECT 0":

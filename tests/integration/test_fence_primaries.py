@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+import redis.asyncio
 from click.testing import CliRunner
 
 from lockguard import LockGuard
@@ -197,6 +199,30 @@ async def test_a_resource_of_which_nothing_is_left_is_refused_too_and_recovered(
         await trade(redis_url, standby.url, 2)
     await recovered(standby.url)
     await trade(redis_url, standby.url, 3)
+
+
+async def test_a_lost_seal_of_a_clock_that_was_ahead_is_settled_by_the_break_that_its_refusal_names(
+    redis_url: str, database_url: str
+) -> None:
+    """By an hour: recover raises the tokens above now, and Redis remembers a higher one for a week."""
+    async with connected(database_url) as conn:
+        await install(conn)
+        await conn.execute("create table trades (id int)")
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            await client.set(f"lockguard:{{{APT}}}:token", int((time.time() + 3600) * 1e6))
+        await trade(redis_url, database_url, 1)
+        await conn.execute("alter table lockguard.fence disable trigger user")
+        await conn.execute("delete from lockguard.fence")
+        await conn.execute("alter table lockguard.fence enable trigger user")
+        await recovered(database_url)
+        with pytest.raises(SealUnknown, match=f"lockguard break {APT} --reason"):
+            await trade(redis_url, database_url, 2)
+        async with (
+            create_pool(database_url, min_size=0, max_size=2) as pool,
+            LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as guard,
+        ):
+            await guard.break_(APT, reason="its token is ahead")
+        await trade(redis_url, database_url, 3)
 
 
 async def test_an_acquire_that_ends_before_its_seal_does_not_hide_that_a_seal_is_not_known(
