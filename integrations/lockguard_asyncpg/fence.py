@@ -165,8 +165,10 @@ class PostgresFence:
         """
         if self._listener is not None:
             self._listener.start()
-        if self._first and grant.resource not in self._outrun:
+        if self._first:
             await self._get_acquainted(grant.resource, within)
+        # A schema that has no name knows no first write either.
+        if self._first and self._name and grant.resource not in self._outrun:
             self._version_asked = True
             UNSEALED.note(
                 grant,
@@ -179,8 +181,11 @@ class PostgresFence:
         return await self._seal(grant, within=within)
 
     def _first_sql(self, grant: Grant) -> str:
+        # In another database, whose pool is fenced too, 0 is no higher token: it is sealed by itself, in this
+        # one, and the write is refused in that one as any other is.
+        here = f"case lockguard.fence_id() when {uuid(self._name)} then {number(grant.token)} else 0 end"
         return (
-            f"lockguard.check_first({self._where_known(grant)},{number(grant.token)},{uuid(grant.id)},"
+            f"lockguard.check_first({self._where_known(grant)},{here},{uuid(grant.id)},"
             f"{text(grant.holder)},{text(grant.operation)},"
         )
 

@@ -34,6 +34,7 @@ from lockguard_asyncpg import (
     unfenced,
 )
 from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
+from lockguard_asyncpg.schema import steps
 from lockguard_asyncpg.unsealed import UNSEALED
 
 if TYPE_CHECKING:
@@ -196,6 +197,51 @@ async def test_a_database_that_does_not_know_the_last_seal_takes_no_first_write(
                     raise AssertionError("unreachable")
             await fenced_execute(pool, INSERT, 2)
     assert await pool.fetchval(COUNT) == 1
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_first_write_to_another_fenced_database_is_refused_and_stops_nobody(
+    pool: asyncpg.Pool[Any],
+    guard: LockGuard,
+    redis_url: str,
+    database_url: str,
+    postgres_server: PostgresServer,
+    closes: bool,
+) -> None:
+    """Sealed there it would stay open, and its own database would not know what the lock remembers."""
+    name = f"{database_url.rpartition('/')[2]}_other"
+    url = postgres_server.create_database(name)
+    try:
+        async with create_pool(url, min_size=0, max_size=2) as other:
+            async with other.acquire() as conn:
+                await install(conn)
+                await conn.execute("create table note (id int primary key)")
+            with pytest.raises(LeaseLost):
+                async with guard.hold(APT):
+                    with pytest.raises(StaleToken):
+                        await fenced_execute(other, INSERT, 1, closes=closes)
+                    await asyncio.Event().wait()  # cut: the lease has ended
+            assert await row(other) is None
+            assert await other.fetchval(COUNT) == 0
+        async with guard.hold(APT):
+            await fenced_execute(pool, INSERT, 2)
+    finally:
+        postgres_server.drop_database(name)
+
+
+async def test_beside_a_schema_that_takes_no_first_write_each_lease_is_sealed_at_once(
+    database_url: str, redis_url: str
+) -> None:
+    async with create_pool(database_url, min_size=0, max_size=4) as pool:
+        async with pool.acquire() as conn:
+            for step in steps()[:8]:
+                await conn.execute(step.sql)
+                await conn.execute("insert into lockguard.schema_version (version) values ($1)", step.version)
+            await conn.execute("create table note (id int primary key)")
+        fence = PostgresFence(pool, seal_with_first_write=True)
+        async with LockGuard.from_url(redis_url, fence=fence) as guard, guard.hold(APT) as lease:
+            assert await row(pool) == (lease.token, True)
+            await fenced_execute(pool, INSERT, 1)
 
 
 @pytest.mark.parametrize("how", ["native", "drop-in", "drop-in text"])
