@@ -54,6 +54,8 @@ __all__ = [
 
 _OPEN_ATTEMPTS_MAX = 5
 _ROLLBACK_S = 1.0
+_RELEASE_S = 2.0
+"""After a lost reply asyncpg waits for the statement's end as long as it is let: for ever, by default."""
 _CLOSED_MAX = 10_000
 # The pool's proxy gives no public way to the connection that it stands for.
 _PROXIED = "_con"
@@ -236,7 +238,7 @@ async def give_back(
     pool: asyncpg.Pool[Any],
     conn: PoolConnectionProxy[Any],
     *,
-    timeout_s: float | None = None,
+    timeout_s: float = _RELEASE_S,
     clean: bool = False,
 ) -> None:
     """Release a connection; that it turns out to be broken only then says nothing about the work.
@@ -247,7 +249,7 @@ async def give_back(
     Args:
         pool: where it came from.
         conn: the connection.
-        timeout_s: the patience for the reset.
+        timeout_s: the patience for the reset; a connection that takes longer is thrown away.
         clean: nothing was left in its session since it was acquired: no round trip for a reset is needed.
     """
     con = bare(conn)

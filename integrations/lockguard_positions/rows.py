@@ -49,6 +49,11 @@ ASKED = "asked for by a person"
 WITHDRAWN = "what is held is not what it was: "
 """What the details of an exit say that was asked for and then not made, before the reason to close."""
 
+STATEMENT_S = 5.0
+"""As long as a fenced transaction waits for a row: whoever has it may be a person's forgotten session.
+
+What is not answered by then has lost its answer."""
+
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 
 
@@ -89,7 +94,7 @@ def new_row(
 
 async def next_intent(conn: Connection, exchange: str, symbol: str) -> int:
     """A number that no intent of a symbol ever had; good while the lease is held that it is asked under."""
-    return int(await conn.fetchval(statement("next_intent"), exchange, symbol))
+    return int(await conn.fetchval(statement("next_intent"), exchange, symbol, timeout=STATEMENT_S))
 
 
 async def intend(
@@ -117,7 +122,7 @@ async def intend(
     client_id = client_order_id(lease.resource, number, step)
     args = (number, client_id, position.side.exit, lease.token, *extra)
     name = statement_name or f"expect_{step.value}"
-    row = await conn.fetchrow(statement(name), *decided_on(position), *args)
+    row = await conn.fetchrow(statement(name), *decided_on(position), *args, timeout=STATEMENT_S)
     trigger = next((value for value in extra if isinstance(value, Decimal)), None)
     asked = step is Step.CLOSE and ASKED in extra
     side = position.side.exit
@@ -157,7 +162,9 @@ async def settle(
 ) -> None:
     """What became of an intent; once settled it stays so."""
     key = (position.exchange, position.symbol, intent.number)
-    await conn.fetchval(statement("settle_intent"), *key, outcome.value, order_id, details)
+    await conn.fetchval(
+        statement("settle_intent"), *key, outcome.value, order_id, details, timeout=STATEMENT_S
+    )
 
 
 def decided_on(position: Position) -> tuple[int, str]:

@@ -45,8 +45,6 @@ Then: TypeAlias = "Callable[[Progress], Awaitable[None]]"
 
 _ATTEMPTS_MAX = 5
 _PAUSE_FIRST_S = 0.05
-_STATEMENT_S = 5.0
-"""As long as a fenced transaction waits for a row: whoever has it may be a person's forgotten session."""
 _ILLEGAL_CHANGE = "LG102"
 _WORTH_REPEATING = frozenset({Meaning.RETRY, Meaning.LOST, Meaning.UNAVAILABLE})
 
@@ -247,7 +245,9 @@ class PositionStore:
             check_transition(position.status, PositionStatus.ENTRY_PLACED)
             number = None if intent is None else intent.number
             entered = (order_id, price, quantity, lease.token, number)
-            row = await conn.fetchrow(statement("record_entry"), *rows.decided_on(position), *entered)
+            row = await conn.fetchrow(
+                statement("record_entry"), *rows.decided_on(position), *entered, timeout=rows.STATEMENT_S
+            )
             moved = rows.changed(position, row)
             if stop is None or row is None:
                 return Progress(moved)
@@ -308,14 +308,15 @@ class PositionStore:
             moved = position
             if position.status is PositionStatus.ENTRY_PLACED:
                 check_transition(position.status, PositionStatus.PENDING_SL)
-                row = await conn.fetchrow(
-                    statement("on_the_way_to_a_stop"), *rows.decided_on(position), lease.token
-                )
+                args = (*rows.decided_on(position), lease.token)
+                row = await conn.fetchrow(statement("on_the_way_to_a_stop"), *args, timeout=rows.STATEMENT_S)
                 moved = rows.changed(position, row)
             if moved.status is not PositionStatus.ACTIVE:
                 check_transition(moved.status, PositionStatus.ACTIVE)
             taken = (stop.id, stop.client_id or None, stop.trigger, lease.token)
-            row = await conn.fetchrow(statement("take_over_stop"), *rows.decided_on(moved), *taken)
+            row = await conn.fetchrow(
+                statement("take_over_stop"), *rows.decided_on(moved), *taken, timeout=rows.STATEMENT_S
+            )
             return rows.changed(moved, row)
 
         return await self._write(lease, work)
@@ -335,7 +336,9 @@ class PositionStore:
 
         async def work(conn: rows.Connection) -> Position:
             moved = (order.id, intent.client_id, intent.trigger, lease.token, intent.number)
-            row = await conn.fetchrow(statement("move_stop"), *rows.decided_on(position), *moved)
+            row = await conn.fetchrow(
+                statement("move_stop"), *rows.decided_on(position), *moved, timeout=rows.STATEMENT_S
+            )
             return rows.changed(position, row)
 
         return await self._write(lease, work)
@@ -381,7 +384,9 @@ class PositionStore:
         """The position is not to be closed after all; whoever looks next judges it anew."""
 
         async def work(conn: rows.Connection) -> Position:
-            row = await conn.fetchrow(statement("withdraw_close"), *rows.decided_on(position), lease.token)
+            row = await conn.fetchrow(
+                statement("withdraw_close"), *rows.decided_on(position), lease.token, timeout=rows.STATEMENT_S
+            )
             await rows.settle(conn, position, intent, outcome, None, details)
             return rows.changed(position, row)
 
@@ -394,7 +399,9 @@ class PositionStore:
 
         async def work(conn: rows.Connection) -> Progress:
             left = position.quantity - order.filled
-            row = await conn.fetchrow(statement("reduce"), *rows.decided_on(position), left, lease.token)
+            row = await conn.fetchrow(
+                statement("reduce"), *rows.decided_on(position), left, lease.token, timeout=rows.STATEMENT_S
+            )
             told = f"filled {order.filled} of {intent.amount}"
             await rows.settle(conn, position, intent, IntentOutcome.EXECUTED, order.id, told)
             reason = position.exit_reason or "exit"
@@ -429,6 +436,7 @@ class PositionStore:
                 order_id,
                 error,
                 lease.token,
+                timeout=rows.STATEMENT_S,
             )
             if intent is not None:
                 await rows.settle(conn, position, intent, outcome, order_id, error)
@@ -457,7 +465,8 @@ class PositionStore:
         """What is in the way, for people; the status stays."""
 
         async def work(conn: rows.Connection) -> Position:
-            row = await conn.fetchrow(statement("note_error"), *rows.decided_on(position), error, lease.token)
+            noted = (*rows.decided_on(position), error, lease.token)
+            row = await conn.fetchrow(statement("note_error"), *noted, timeout=rows.STATEMENT_S)
             return rows.changed(position, row)
 
         return await self._write(lease, work)
@@ -488,12 +497,12 @@ class PositionStore:
     @retry_reads()
     async def _row(self, name: str, *args: object) -> asyncpg.Record | None:
         async with self._lent() as conn:
-            return await conn.fetchrow(statement(name), *args)
+            return await conn.fetchrow(statement(name), *args, timeout=rows.STATEMENT_S)
 
     @retry_reads()
     async def _rows(self, name: str, *args: object) -> list[asyncpg.Record]:
         async with self._lent() as conn:
-            return await conn.fetch(statement(name), *args)
+            return await conn.fetch(statement(name), *args, timeout=rows.STATEMENT_S)
 
     async def _write(self, lease: Lease, work: Callable[[rows.Connection], Awaitable[T]]) -> T:
         """Run ``work`` in a fenced transaction."""
@@ -535,7 +544,9 @@ class PositionStore:
             conn: PoolConnectionProxy[Any] = await self._pool.acquire()
             clean = False
             try:
-                row = await fenced_fetchrow(conn, text, *args, lease=lease, also=also, timeout=_STATEMENT_S)
+                row = await fenced_fetchrow(
+                    conn, text, *args, lease=lease, also=also, timeout=rows.STATEMENT_S
+                )
                 clean = True
                 if row is not None and then is not None:
                     await then(row)

@@ -17,7 +17,7 @@ import pytest
 
 from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken, detached
 from lockguard.errors import LossReason
-from lockguard.testing import FakeClock
+from lockguard.testing import FakeClock, FaultProxy, PostgresServer
 from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange, prepared
 from lockguard_ccxt.testing import LocalExchange, Operation, connect
@@ -29,6 +29,7 @@ from lockguard_positions import (
     OpenResult,
     PositionStatus,
     migrate,
+    rows,
 )
 from lockguard_positions import store as store_module
 
@@ -41,6 +42,7 @@ class Stage:
     guard: LockGuard
     exchange: LocalExchange
     client: Any
+    guarded: GuardedExchange
     other: asyncpg.Connection[Any]
 
     def opening(self, quantity: str = "10") -> asyncio.Task[OpenResult]:
@@ -71,7 +73,7 @@ async def stage(redis_url: str, database_url: str) -> AsyncIterator[Stage]:
         stack.push_async_callback(client.close)
         guarded = GuardedExchange(client)
         await guarded.load()
-        yield Stage(AtomicPositionManager(guard, pool, [guarded]), guard, exchange, client, other)
+        yield Stage(AtomicPositionManager(guard, pool, [guarded]), guard, exchange, client, guarded, other)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -336,3 +338,36 @@ async def test_the_lease_is_looked_at_when_the_order_leaves_and_not_only_when_it
             with pytest.raises(LeaseLost):
                 await early.outcome()
     assert stage.orders == 0
+
+
+@pytest.mark.parametrize("moment", ["the row", "the fill", "the exit"])
+async def test_an_answer_of_postgres_that_never_comes_keeps_no_position_from_its_stop_or_its_end(
+    stage: Stage,
+    postgres_server: PostgresServer,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    """The pool is as asyncpg makes it, without a timeout of its own: so it waits for ever by itself."""
+    monkeypatch.setattr(rows, "STATEMENT_S", 0.5)
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(FaultProxy(postgres_server.port))
+        pool = await asyncpg.create_pool(proxy.url_for(database_url), min_size=1, max_size=4)
+        stack.callback(pool.terminate)
+        stage.manager = AtomicPositionManager(stage.guard, pool, [stage.guarded])
+        if moment == "the exit":
+            assert isinstance(await stage.opening(), Opened)
+            doing: asyncio.Task[Any] = asyncio.create_task(stage.manager.close_position(APT, "binance"))
+            await until(lambda: bool(stage.exchange.record().reductions(APT)))
+        else:
+            doing = stage.opening()
+            while not ready("e" if moment == "the row" else "s"):
+                await asyncio.sleep(0)
+        proxy.forget()  # as a NAT does: what is open now is silent for good, and new connections work
+        async with asyncio.timeout(9):
+            await doing
+    record = stage.exchange.record()
+    standing = moment != "the exit"
+    assert (len(record.entries(APT)), len(record.open_stops(APT))) == (1, 1 if standing else 0)
+    statuses = await stage.other.fetch("select status from monitoring.positions")
+    assert [row["status"] for row in statuses] == ["active" if standing else "closed"]
