@@ -243,6 +243,28 @@ async def test_an_acquire_that_ends_before_its_seal_does_not_hide_that_a_seal_is
             await PostgresFence(pool).seal(replace(cancelled, id=new_grant_id(), token=Token(9)), within=SOON)
 
 
+async def test_a_copy_beside_its_original_is_a_fence_of_its_own_once_it_has_an_id_of_its_own(
+    redis_url: str, database_url: str, postgres_server: PostgresServer
+) -> None:
+    async with connected(database_url) as conn:
+        await install(conn)
+        await conn.execute("create table trades (id int)")
+    await trade(redis_url, database_url, 1)
+    name = f"{database_url.rpartition('/')[2]}_copy"
+    copy = postgres_server.create_database(name, template=database_url.rpartition("/")[2])
+    try:
+        await trade(redis_url, database_url, 2)
+        with pytest.raises(SealUnknown):
+            await trade(redis_url, copy, 3)
+        async with connected(copy) as conn:
+            await conn.execute("update lockguard.identity set id = gen_random_uuid()")
+        for number in (4, 5):
+            await trade(redis_url, copy, number)
+            await trade(redis_url, database_url, number)
+    finally:
+        postgres_server.drop_database(name)
+
+
 async def test_fences_of_several_databases_beside_one_lock_do_not_disturb_each_other(
     redis_url: str, postgres_server: PostgresServer
 ) -> None:
