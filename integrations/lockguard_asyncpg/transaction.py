@@ -46,6 +46,7 @@ class FencedTransaction:
         closes: its COMMIT also gives the leases back in the fence, for the body's last write: one commit and
             one round trip less. It waits for other transactions under the leases. What is written under them
             afterwards is refused.
+        timeout_s: the patience for the answers to BEGIN and COMMIT; without it, the connection's own.
 
     Raises:
         StaleToken: on entry or in the body: the lease's token is not the one in force.
@@ -63,8 +64,10 @@ class FencedTransaction:
         isolation: Isolation | None = None,
         limits: Limits | None = None,
         closes: bool = False,
+        timeout_s: float | None = None,
     ) -> None:
         self._closes = closes
+        self._timeout_s = timeout_s
         self._sequence: int | None = None
         self._target = target
         self._lease = lease
@@ -117,6 +120,7 @@ class FencedTransaction:
                 lambda: leases,
                 limits=self._limits,
                 sequence=self._sequence,
+                timeout_s=self._timeout_s,
                 defer=True,
                 closing=self._closing_sql(leases) if self._closes else "",
             )

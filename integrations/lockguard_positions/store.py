@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import asyncpg
 
 from lockguard.errors import StaleToken
-from lockguard_asyncpg import CommitUnknown, fenced_fetchrow, fenced_transaction, resolve
+from lockguard_asyncpg import CommitUnknown, FencedTransaction, fenced_fetchrow, resolve
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
 from lockguard_asyncpg.wire import give_back
 from lockguard_ccxt import Step
@@ -510,7 +510,10 @@ class PositionStore:
 
         async def attempt() -> T:
             done.clear()
-            async with self._lent() as lent, fenced_transaction(lent, lease) as conn:
+            async with (
+                self._lent() as lent,
+                FencedTransaction(lent, lease, timeout_s=rows.STATEMENT_S) as conn,
+            ):
                 done.append(await work(conn))
             return done[0]
 
