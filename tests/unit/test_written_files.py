@@ -14,6 +14,7 @@ from lockguard.private import require_writable
 
 WRITTEN = {
     "bench --json": ["bench"],
+    "fence load --json": ["fence", "load"],
     "bench --plot": ["bench"],
     "race --json": ["race"],
     "race --logs": ["race"],
