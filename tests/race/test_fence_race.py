@@ -145,7 +145,7 @@ RACERS = {
 }
 # They change how long somebody waits, who is told, and what it is done to.
 WITHOUT = {"pool", "target", "lease", "isolation", "query", "args", "also", "timeout"}
-WITHOUT |= {"grace", "listen", "limits"}
+WITHOUT |= {"grace", "listen", "limits", "timeout_s"}
 
 
 @pytest.mark.parametrize("offers", [PostgresFence, FencedTransaction, fenced_execute, fenced_fetchrow])
