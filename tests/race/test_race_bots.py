@@ -353,13 +353,13 @@ async def check_signals(race: Race, told: list[dict[str, Any]]) -> None:
 
 
 async def check_redis(race: Race) -> None:
-    """Nothing is left but histories, floors and the stream; and what dead waiters leave, for a minute."""
+    """Nothing is left but what outlives a lock, the stream, and for a minute what dead waiters leave."""
     left: dict[str, int] = {}
 
     async def only_what_stays() -> bool:
         left.clear()
         async for key in race.stream.scan_iter(count=1000):
-            if key != STREAM and not key.endswith((":history", ":token")):
+            if key != STREAM and not key.endswith((":history", ":token", ":seal")):
                 left[key] = await race.stream.pttl(key)
         return all(key.endswith((":queue", ":inboxes")) and 0 <= ms <= 60_000 for key, ms in left.items())
 
