@@ -355,6 +355,7 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
+        UNSEALED.broken(resource)
         call = Call(f"select lockguard.break_({text(resource)},{text(reason)},", ")", rows=True)
         breaking = make(self._pool, call, resource=resource, within=within)
         (token,) = await self._evicting(resource, None, breaking)

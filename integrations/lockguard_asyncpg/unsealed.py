@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from lockguard.lease import Grant, GrantId, Lease
+    from lockguard.lease import Grant, GrantId, Lease, Resource
     from lockguard.ports import Sealed
 
     Seal = Callable[[Grant], Awaitable[Sealed | Outrun]]
@@ -40,14 +40,16 @@ class _Pending:
         seal: seals it by itself.
         first_sql: seals it with a write: the call, all but its last argument.
         remembered: what the nodes remember of it once it is sealed.
+        resource: whose it is.
         turn: whose it is to seal it, one after the other: a task that waited for its own process's first
             write as for a predecessor's would have it ended.
         presented: whether anything of it may have reached the database.
     """
 
-    __slots__ = ("first_sql", "presented", "remembered", "seal", "turn")
+    __slots__ = ("first_sql", "presented", "remembered", "resource", "seal", "turn")
 
-    def __init__(self, seal: Seal, first_sql: str, remembered: str) -> None:
+    def __init__(self, resource: Resource, seal: Seal, first_sql: str, remembered: str) -> None:
+        self.resource = resource
         self.seal = seal
         self.first_sql = first_sql
         self.remembered = remembered
@@ -63,7 +65,7 @@ class Unsealed:
 
     def note(self, grant: Grant, *, seal: Seal, first_sql: str, remembered: str) -> None:
         """``grant`` was given, and its seal is to leave with the first write."""
-        self._pending[grant.id] = _Pending(seal, first_sql, remembered)
+        self._pending[grant.id] = _Pending(grant.resource, seal, first_sql, remembered)
 
     def waits(self, grant: GrantId) -> bool:
         """Whether ``grant`` is not sealed yet."""
@@ -95,6 +97,15 @@ class Unsealed:
         """``grant`` has ended; tells whether the database has never heard of it, and never will."""
         pending = self._pending.pop(grant, None)
         return pending is not None and not pending.presented
+
+    def broken(self, resource: Resource) -> None:
+        """``resource`` is being broken: whichever of its grants ends now, the database has to be told.
+
+        Unless its token becomes known there, an older grant that is not sealed either would still be let in.
+        """
+        for pending in self._pending.values():
+            if pending.resource == resource:
+                pending.presented = True
 
     async def seal(self, grant: Grant) -> Sealed | Outrun | None:
         """Seal ``grant`` by itself, in turn; ``None`` if somebody has sealed it, or it has ended."""

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 
 from lockguard.clock import SYSTEM_CLOCK
+from lockguard.context import detached
 from lockguard.errors import ConfigurationError, FenceUnavailable, LeaseLost, StaleToken
 from lockguard.guard import LockGuard
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
@@ -333,7 +334,7 @@ _STOPPED = """
     import asyncio, os, signal, sys
     from datetime import timedelta
     import asyncpg
-    from lockguard import LockGuard
+    from lockguard import detached, LockGuard
     from lockguard_asyncpg import PostgresFence, fenced_execute, fenced_transaction
 
     async def main(redis_url, postgres_url, state):
@@ -480,6 +481,27 @@ async def test_a_break_shuts_out_who_has_not_sealed_though_redis_is_ahead_of_pos
     async with guard.hold(APT):
         await fenced_execute(pool, INSERT, 3)
     assert await pool.fetchval(COUNT) == 1
+
+
+async def test_a_break_of_a_holder_of_this_process_shuts_out_an_older_one_that_has_not_sealed(
+    pool: asyncpg.Pool[Any], guard: LockGuard, redis_server: RedisServer
+) -> None:
+    """The thrown-out grant never reached the database, and its token is what the break has to tell there."""
+    ahead = int((time.time() + 3600) * 1e6)
+    redis_server.command("SET", f"lockguard:{{{APT}}}:token", ahead)
+    older = await unsealed(PostgresFence(pool, seal_with_first_write=True), ahead)
+    with pytest.raises(LeaseLost):
+        async with guard.hold(APT):
+            with detached():
+                breaking = asyncio.create_task(guard.break_(APT, reason="test"))
+            try:
+                await asyncio.Event().wait()  # until the lease ends
+            finally:
+                await asyncio.wait([breaking])  # the body takes its time to end
+    assert (await breaking).token >= ahead
+    with pytest.raises(StaleToken):
+        await fenced_execute(pool, INSERT, 1, lease=older)
+    assert await pool.fetchval(COUNT) == 0
 
 
 async def break_from_elsewhere(redis_url: str, database_url: str) -> None:
