@@ -28,7 +28,11 @@ LEVELS = ("demo", "dev")
 
 def wanted_stamp(level: str) -> dict[str, str]:
     """What the stamp says of an environment that was completed for this level."""
-    inputs = [CHECKOUT / "pyproject.toml", *(CHECKOUT / "requirements" / f"{name}.txt" for name in LEVELS)]
+    inputs = [
+        CHECKOUT / "pyproject.toml",
+        CHECKOUT / "lab" / "pyproject.toml",
+        *(CHECKOUT / "requirements" / f"{name}.txt" for name in LEVELS),
+    ]
     digest = hashlib.sha256()
     for path in inputs:
         digest.update(path.read_bytes())
@@ -79,7 +83,7 @@ def make(level: str) -> None:
     requirements = f"requirements/{level}.txt"
     say(f"installing the {count_pinned(requirements)} packages that {requirements} pins by hash")
     install(uv, "--require-hashes", "--requirement", requirements)
-    install(uv, "--no-deps", "--no-build-isolation", "--editable", ".")
+    install(uv, "--no-deps", "--no-build-isolation", "--editable", ".", "--editable", "lab")
     STAMP.write_text(json.dumps(wanted_stamp(level)))
     say("done: later runs start at once")
 

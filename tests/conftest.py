@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from lockguard.testing import PostgresServer, RedisServer
+from lockguard_lab.servers import PostgresServer, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 try:
     import click
 
+    from lockguard.cli.plugins import OpenGroup
     from lockguard.cli.tables import Table, console
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
@@ -21,15 +22,12 @@ import asyncpg
 
 from lockguard.errors import ConfigurationError
 from lockguard.text import printable
-from lockguard_asyncpg.connecting import CONNECT_S, connected, in_one_line, own_server, reason_of
-from lockguard_asyncpg.costs import measure
+from lockguard_asyncpg.connecting import CONNECT_S, connected, in_one_line, reason_of
 from lockguard_asyncpg.dsn import checked, shown
 from lockguard_asyncpg.errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.load.command import load_command
 from lockguard_asyncpg.protection import Finding, Protection, findings, protect, protections, unprotect
 from lockguard_asyncpg.pruning import count_long_gone, prune_resources
-from lockguard_asyncpg.race.command import race_command
 from lockguard_asyncpg.recovering import shut_out_all
 from lockguard_asyncpg.schema import (
     SCHEMA_VERSION,
@@ -68,7 +66,7 @@ class _Row:
 _FACTS = tuple(field.name for field in fields(_Row))
 
 
-@click.group()
+@click.group(cls=OpenGroup, contributed_by="lockguard.fence_commands")
 def fence() -> None:
     """The fence in Postgres: its schema, its state and the tables that it protects."""
 
@@ -388,39 +386,3 @@ async def unprotect_(conn: asyncpg.Connection[Any], table: str) -> None:
     click.echo(
         f"{table} is no longer protected" if await unprotect(conn, table) else f"{table} was not protected"
     )
-
-
-@fence.command()
-@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(100), help="Of each table.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="How often each change.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--url", help="A database with the schema to measure on; no environment variable names it.")
-def bench(url: str | None, rows: int, rounds: int, *, as_json: bool) -> None:
-    """Measure what a protected table costs.
-
-    Starts a server of its own unless --url names a database; what the bot's own variables name is left alone.
-    There it makes and drops a schema lockguard_bench, and refuses one that it did not make.
-    """
-    options = {"rows": rows, "rounds": rounds, "as_json": as_json}
-    if url is None:
-        with own_server("measuring") as server:
-            connected(server.url, _bench, **options)
-        return
-    click.echo(f"measuring on {shown(url)}", err=True)
-    connected(url, _bench, **options)
-
-
-async def _bench(conn: asyncpg.Connection[Any], rows: int, rounds: int, *, as_json: bool) -> None:
-    costs = await measure(conn, rows=rows, rounds=rounds)
-    if as_json:
-        click.echo(json.dumps([{**asdict(c), "ratio": c.ratio} for c in costs], indent=2))
-        return
-    figures_table = Table("table", "change", "for each", "unprotected", "protected", "ratio")
-    for c in costs:
-        figures = f"{c.plain_us:.2f} us", f"{c.protected_us:.2f} us", f"{c.ratio:.1f}"
-        figures_table.add_row(c.table, c.change, c.unit, *figures)
-    console().print(figures_table)
-
-
-fence.add_command(load_command)
-fence.add_command(race_command)

@@ -25,14 +25,11 @@ from lockguard_asyncpg.errors import (
     set_up_error,
     unreachable,
 )
-from lockguard_asyncpg.schema import install
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from lockguard.testing import PostgresServer
-
-__all__ = ["CONNECT_S", "Mistake", "connected", "in_one_line", "own_server", "reason_of", "shown"]
+__all__ = ["CONNECT_S", "Mistake", "connected", "in_one_line", "reason_of", "shown"]
 
 CONNECT_S = 10.0
 
@@ -94,32 +91,3 @@ def in_one_line(url: str | None) -> Iterator[None]:
 def reason_of(exc: BaseException) -> str:
     """What went wrong, in one line."""
     return dsn.reason_of(exc, within_s=CONNECT_S)
-
-
-@contextmanager
-def own_server(doing: str, **options: Any) -> Iterator[PostgresServer]:
-    """A Postgres with the fence's schema, which goes with the command.
-
-    Args:
-        doing: what for, for the line that says where.
-        **options: of :class:`~lockguard.testing.PostgresServer`.
-
-    Raises:
-        Mistake: there is none; the text names the package.
-    """
-    try:
-        from lockguard.testing import PostgresServer  # noqa: PLC0415 - an extra
-    except ImportError as missing:
-        raise Mistake(str(missing)) from missing
-    try:
-        server = PostgresServer(**options).start()
-    except ConfigurationError as exc:
-        raise Mistake(str(exc)) from exc
-    with server:
-        click.echo(f"{doing} on a server of its own: {server!r}", err=True)
-        connected(server.url, _install)
-        yield server
-
-
-async def _install(conn: asyncpg.Connection[Any]) -> None:
-    await install(conn)

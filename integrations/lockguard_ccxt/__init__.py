@@ -1,6 +1,6 @@
 """ccxt under a lease: guarded calls, orders that can be found again, one name for one position.
 
-Needs ``pip install 'lockguard[ccxt]'``. A local exchange for tests is in :mod:`lockguard_ccxt.testing`.
+Needs ``pip install 'lockguard[ccxt]'``. A local exchange for tests is in :mod:`lockguard_lab.exchange`.
 """
 
 from __future__ import annotations

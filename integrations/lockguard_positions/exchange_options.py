@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lockguard.errors import ConfigurationError
+from lockguard_ccxt.by_url import LOCAL_API_KEY, LOCAL_SECRET, connect
 from lockguard_ccxt.keys import account_label
 
 if TYPE_CHECKING:
@@ -192,8 +193,6 @@ def _value(text: str) -> Any:
 
 
 def _local(url: str) -> Any:
-    from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, connect  # noqa: PLC0415 - an extra
-
     try:
         _ = urlsplit(url).port
     except ValueError as exc:

@@ -13,9 +13,9 @@ _COLUMNS = ("columns", "intent_columns")
 
 
 @cache
-def statements(file: str) -> dict[str, str]:
-    """All statements of a file, with ``{columns}`` and ``{intent_columns}`` filled in from the same file."""
-    text = (files("lockguard_positions") / "sql" / file).read_text(encoding="utf-8")
+def statements(file: str, package: str = "lockguard_positions") -> dict[str, str]:
+    """All statements of a package's file, with ``{columns}`` and ``{intent_columns}`` from the same file."""
+    text = (files(package) / "sql" / file).read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
     blocks = {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
     for name, body in blocks.items():

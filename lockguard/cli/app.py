@@ -18,7 +18,7 @@ import click
 
 from lockguard import __version__
 from lockguard.cli.locks import break_, inspect
-from lockguard.cli.plugins import contributed, load, summary
+from lockguard.cli.plugins import COMMANDS, OpenGroup
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard.interrupt import interrupted
 from lockguard.private import is_of_the_output
@@ -35,27 +35,7 @@ _MAY_BE_A_URL = re.compile(r""": (['"]).*(?:://|@).*\1""", re.DOTALL)
 """A value that click quotes in its own error: given to the wrong option, a URL would show its password."""
 
 
-class _Commands(click.Group):
-    """The commands of this package and, loaded when they are used, those of others."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *contributed()})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        point = contributed().get(cmd_name)
-        return None if point is None else load(point)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
-        own = {name: command.get_short_help_str(200).rstrip(".") for name, command in self.commands.items()}
-        others = {name: summary(point) for name, point in contributed().items()}
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted({**others, **own}.items()))
-
-
-@click.group(cls=_Commands, invoke_without_command=True)
+@click.group(cls=OpenGroup, contributed_by=COMMANDS, invoke_without_command=True)
 @click.version_option(__version__, message="lockguard %(version)s")
 @click.pass_context
 def lockguard(ctx: click.Context) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lockguard import interrupt
-from lockguard.cli.plugins import contributed, load
+from lockguard.cli.plugins import COMMANDS, contributed, load
 from lockguard.cli.tables import Table, console
 from lockguard.errors import ConfigurationError, LockguardError, QuorumUnavailable
 from lockguard.guard import LockGuard
@@ -222,7 +222,7 @@ def _guard(redis_urls: Sequence[str], fence: Fence | None = None) -> LockGuard:
 
 def _fence_of(database_url: str) -> AbstractAsyncContextManager[Fence]:
     """The fence, by the package that contributes the command ``fence``: this one knows no Postgres."""
-    point = contributed().get("fence")
+    point = contributed(COMMANDS).get("fence")
     if point is None:
         raise ConfigurationError(
             "no fence is installed; pip install 'lockguard[postgres]', or say --no-fence"

@@ -11,12 +11,23 @@ import ast
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
-__all__ = ["Unavailable", "contributed", "load", "summary"]
+__all__ = ["COMMANDS", "OpenGroup", "Unavailable", "contributed", "load", "summary"]
 
-GROUP = "lockguard.commands"
+COMMANDS = "lockguard.commands"
+"""The entry point group of ``lockguard`` itself."""
+
+_BROUGHT_BY = {
+    "bench": "bench",
+    "demo": "demo",
+    "exchange": "testing",
+    "load": "testing",
+    "race": "demo",
+}
+"""The extra that brings a command which nothing installed has: the documentation names them all."""
 
 
 class Unavailable(click.ClickException):
@@ -25,9 +36,51 @@ class Unavailable(click.ClickException):
     exit_code = 2
 
 
-def contributed() -> dict[str, EntryPoint]:
-    """The commands of all installed packages, by name."""
-    return {point.name: point for point in entry_points(group=GROUP)}
+class OpenGroup(click.Group):
+    """A group of commands that installed packages extend; what they add is loaded when it is used."""
+
+    def __init__(self, *args: Any, contributed_by: str, **attrs: Any) -> None:
+        """Make a group.
+
+        Args:
+            *args: as of ``click.Group``.
+            contributed_by: the entry point group by which other packages name their commands.
+            **attrs: as of ``click.Group``.
+        """
+        super().__init__(*args, **attrs)
+        self._group = contributed_by
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return sorted({*super().list_commands(ctx), *contributed(self._group)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name.
+
+        Raises:
+            Unavailable: it, or a package that it needs, is not installed, or it is no command.
+        """
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        point = contributed(self._group).get(cmd_name)
+        if point is None and cmd_name in _BROUGHT_BY:
+            raise Unavailable(
+                f"{cmd_name!r} is not installed; pip install 'lockguard[{_BROUGHT_BY[cmd_name]}]'"
+            )
+        return None if point is None else load(point)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """List each command with one line about it, without loading those of others."""
+        own = {name: command.get_short_help_str(200).rstrip(".") for name, command in self.commands.items()}
+        others = {name: summary(point) for name, point in contributed(self._group).items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted({**others, **own}.items()))
+
+
+def contributed(group: str) -> dict[str, EntryPoint]:
+    """The commands that installed packages add to a group, by name."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 def load(point: EntryPoint) -> click.Command:

@@ -1,51 +1,37 @@
-"""Real servers, faults and clocks for tests and demonstrations: ``pip install 'lockguard[testing]'``."""
+"""For tests of code that locks: a guard without a server, a clock that tests move, and real servers.
+
+The servers and their faults are those of :mod:`lockguard_lab.servers`, found by the entry point
+``lockguard.testing``: ``pip install 'lockguard[testing]'`` brings them.
+"""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-if find_spec("psutil") is None:
-    raise ImportError(
-        "lockguard.testing needs psutil, which is not installed: pip install 'lockguard[testing]'"
-    )
+from importlib.metadata import entry_points
+from typing import Any
 
 from lockguard.nodes.memory import MemoryStore
-from lockguard.testing.binaries import (
-    ServerBinary,
-    find_postgres,
-    find_redis,
-    find_system_redis,
-    find_valkey,
-)
 from lockguard.testing.clock import FakeClock
-from lockguard.testing.clock_jump import ClockJumpRedis
-from lockguard.testing.fault_proxy import DROP, HOLD, PASS, FaultProxy, Flow, Mode
-from lockguard.testing.postgres_server import PostgresServer
-from lockguard.testing.redis_server import RedisServer, TlsFiles
-from lockguard.testing.topologies import ClusterRedis, IndependentRedis, ReplicatedRedis, SentinelRedis
-from lockguard.testing.topology_names import TopologyName
 
-__all__ = [
-    "DROP",
-    "HOLD",
-    "PASS",
-    "ClockJumpRedis",
-    "ClusterRedis",
-    "FakeClock",
-    "FaultProxy",
-    "Flow",
-    "IndependentRedis",
-    "MemoryStore",
-    "Mode",
-    "PostgresServer",
-    "RedisServer",
-    "ReplicatedRedis",
-    "SentinelRedis",
-    "ServerBinary",
-    "TlsFiles",
-    "TopologyName",
-    "find_postgres",
-    "find_redis",
-    "find_system_redis",
-    "find_valkey",
-]
+__all__ = ["FakeClock", "MemoryStore"]
+
+_GROUP = "lockguard.testing"
+
+
+def __getattr__(name: str) -> Any:
+    """A server, or what else an installed package offers to tests.
+
+    Raises:
+        AttributeError: nothing has that name.
+        ImportError: the package that would have it is not installed; the text names the extra.
+    """
+    if name.startswith("_"):
+        raise AttributeError(name)
+    offered = [point.load() for point in entry_points(group=_GROUP)]
+    for package in offered:
+        if name in package.__all__:
+            return getattr(package, name)
+    if not offered:
+        raise ImportError(
+            f"lockguard.testing.{name} is a part of lockguard-lab; pip install 'lockguard[testing]'"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ Ask for them in ``conftest.py``::
 
 * ``lockguard_memory``: a guard without a server, for unit tests.
 * ``new_lockguard``: makes more such guards, as other processes would have them; they all meet.
-* ``lockguard_redis``: a real server, one for all tests of the process.
+* ``lockguard_redis``: a real server, one for all tests of the process; needs ``lockguard[testing]``.
 * ``lockguard_redis_url``: its URL, after its keys were deleted.
 """
 
@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from lockguard import testing
 from lockguard.guard import LockGuard
 from lockguard.nodes.memory import MemoryStore
-from lockguard.testing.redis_server import RedisServer
 
 __all__ = ["lockguard_memory", "lockguard_redis", "lockguard_redis_url", "lockguard_store", "new_lockguard"]
 
@@ -47,14 +47,15 @@ def lockguard_memory(new_lockguard: Callable[..., LockGuard]) -> LockGuard:
 
 
 @pytest.fixture(scope="session")
-def lockguard_redis() -> Iterator[RedisServer]:
+def lockguard_redis() -> Iterator[Any]:
     """A real server for all tests of this process. A test that pauses or kills one starts its own."""
-    with RedisServer() as server:
+    with testing.RedisServer() as server:
         yield server
 
 
 @pytest.fixture
-def lockguard_redis_url(lockguard_redis: RedisServer) -> str:
+def lockguard_redis_url(lockguard_redis: Any) -> str:
     """The URL of a real server without keys."""
     lockguard_redis.command("FLUSHALL")
-    return lockguard_redis.url
+    url: str = lockguard_redis.url
+    return url

@@ -14,7 +14,7 @@ import redis
 from lockguard import LockGuard
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.nodes.cluster import ClusterNode
-from lockguard.testing import ClusterRedis
+from lockguard_lab.servers import ClusterRedis
 
 NAME = "binance:APTUSDT"
 HAND_OVERS = 300

@@ -22,7 +22,7 @@ import hiredis
 from lockguard import LockGuard
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.lease import new_grant_id
-from lockguard.testing import IndependentRedis, RedisServer
+from lockguard_lab.servers import IndependentRedis, RedisServer
 
 NAME = "bench:quorum"
 _NO_MORE = object()

@@ -14,17 +14,17 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from lockguard.bench import command
-from lockguard.bench.command import bench
-from lockguard.bench.contenders import PEERS, missing
-from lockguard.bench.crowd import inversions
-from lockguard.bench.figures import Figures, Sizes, percentile
-from lockguard.bench.loops import run_on
-from lockguard.bench.plot import svg
-from lockguard.bench.run import measure
-from lockguard.bench.table import show
 from lockguard.errors import ConfigurationError
-from lockguard.testing import TopologyName
+from lockguard_lab.bench import command
+from lockguard_lab.bench.command import bench
+from lockguard_lab.bench.contenders import PEERS, missing
+from lockguard_lab.bench.crowd import inversions
+from lockguard_lab.bench.figures import Figures, Sizes, percentile
+from lockguard_lab.bench.loops import run_on
+from lockguard_lab.bench.plot import svg
+from lockguard_lab.bench.run import measure
+from lockguard_lab.bench.table import show
+from lockguard_lab.servers import TopologyName
 
 SMALL = Sizes(
     rounds=1,

@@ -11,7 +11,7 @@ import redis.asyncio
 
 from lockguard import LockGuard
 from lockguard.ports import Sealed
-from lockguard.testing import RedisServer
+from lockguard_lab.servers import RedisServer
 
 BATCHES, CYCLES = 5, 20
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from lockguard.testing import PostgresServer, RedisServer
 from lockguard_asyncpg.cli import fence
-from lockguard_asyncpg.load.history import measure_history
-from lockguard_asyncpg.load.server import autovacuum_cpu_s
+from lockguard_lab.fence_load.history import measure_history
+from lockguard_lab.fence_load.server import autovacuum_cpu_s
+from lockguard_lab.servers import PostgresServer, RedisServer
 
 SHORT = ("load", "--processes", "2", "--resources", "10", "--duration", "1s")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from lockguard.testing import PostgresServer
-from lockguard_asyncpg.speed import Ratio, measure_history, measure_speed
-from lockguard_asyncpg.speed_command import drawn
+from lockguard_lab.bench.fence_speed import Ratio, measure_history, measure_speed
+from lockguard_lab.bench.fence_speed_command import drawn
+from lockguard_lab.servers import PostgresServer
 
 
 async def test_the_fence_is_measured_beside_the_others_in_one_run(database_url: str, redis_url: str) -> None:

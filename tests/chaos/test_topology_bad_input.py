@@ -9,7 +9,7 @@ import hiredis
 import pytest
 
 from lockguard import ConfigurationError, LockGuard, LockguardError
-from lockguard.testing import ClusterRedis, IndependentRedis, SentinelRedis
+from lockguard_lab.servers import ClusterRedis, IndependentRedis, SentinelRedis
 
 NAME = "binance:APTUSDT"
 

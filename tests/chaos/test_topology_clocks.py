@@ -23,8 +23,8 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.lease import new_grant_id, parse_resource
 from lockguard.ports import AcquireRequest
 from lockguard.redlock import Won
-from lockguard.testing import ClockJumpRedis
 from lockguard_asyncpg import fenced_transaction
+from lockguard_lab.servers import ClockJumpRedis
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

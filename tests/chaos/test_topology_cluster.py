@@ -13,7 +13,7 @@ from redis.crc import key_slot
 
 from lockguard import ConfigurationError, LeaseLost, LockGuard, LossReason, QuorumUnavailable
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.testing import ClusterRedis, RedisServer, ReplicatedRedis
+from lockguard_lab.servers import ClusterRedis, RedisServer, ReplicatedRedis
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

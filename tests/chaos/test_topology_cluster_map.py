@@ -11,7 +11,7 @@ from redis.crc import key_slot
 
 from lockguard import LockGuard, QuorumUnavailable
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.testing import ClusterRedis, FaultProxy, RedisServer
+from lockguard_lab.servers import ClusterRedis, FaultProxy, RedisServer
 
 NAME = "binance:APTUSDT"
 SLOT = key_slot(NAME.encode())

@@ -21,7 +21,7 @@ import pytest
 
 from lockguard import LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.testing import RedisServer
+from lockguard_lab.servers import RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

@@ -14,7 +14,7 @@ import pytest
 
 from lockguard import LockGuard, QuorumUnavailable
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.testing import FaultProxy, Flow, RedisServer, ReplicatedRedis
+from lockguard_lab.servers import FaultProxy, Flow, RedisServer, ReplicatedRedis
 
 NAME = "binance:APTUSDT"
 SERVICE = "redis.prod.test"

@@ -12,7 +12,7 @@ import pytest
 
 from lockguard import LeaseLost, LeaseState, LockGuard, LossReason, QuorumUnavailable
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.testing import FaultProxy, Flow, IndependentRedis
+from lockguard_lab.servers import FaultProxy, Flow, IndependentRedis
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

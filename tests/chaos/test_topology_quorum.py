@@ -18,7 +18,7 @@ from lockguard.company import Sentence, sentence_for
 from lockguard.errors import NodeRefused
 from lockguard.nodes.server import ServerFacts, require
 from lockguard.ports import Membership
-from lockguard.testing import FaultProxy, RedisServer
+from lockguard_lab.servers import FaultProxy, RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

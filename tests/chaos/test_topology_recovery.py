@@ -12,7 +12,7 @@ import pytest
 
 from lockguard import AcquireError, LeaseLost, LockGuard, company
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.testing import FaultProxy, Flow, RedisServer
+from lockguard_lab.servers import FaultProxy, Flow, RedisServer
 
 NAME = "binance:APTUSDT"
 NODE_TIMEOUT = timedelta(milliseconds=200)

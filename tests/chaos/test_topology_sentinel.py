@@ -13,7 +13,7 @@ import pytest
 from lockguard import ConfigurationError, LeaseLost, LeaseState, LockGuard, QuorumUnavailable
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.nodes.sentinel import SentinelUrl
-from lockguard.testing import FaultProxy, SentinelRedis
+from lockguard_lab.servers import FaultProxy, SentinelRedis
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

@@ -13,7 +13,7 @@ import trustme
 from redis.crc import key_slot
 
 from lockguard import LockGuard, QuorumUnavailable
-from lockguard.testing import ClusterRedis, RedisServer, SentinelRedis, TlsFiles, find_system_redis
+from lockguard_lab.servers import ClusterRedis, RedisServer, SentinelRedis, TlsFiles, find_system_redis
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

@@ -10,7 +10,7 @@ import pytest
 
 from lockguard import LeaseLost, LockGuard
 from lockguard.clock import SYSTEM_CLOCK
-from lockguard.testing import ClusterRedis, FaultProxy, IndependentRedis, RedisServer, SentinelRedis
+from lockguard_lab.servers import ClusterRedis, FaultProxy, IndependentRedis, RedisServer, SentinelRedis
 
 NAME = "binance:APTUSDT"
 TTL = timedelta(seconds=10)

@@ -16,10 +16,10 @@ import redis
 from redis.crc import key_slot
 
 from lockguard import LockGuard
-from lockguard.testing import (
+from lockguard.testing import MemoryStore
+from lockguard_lab.servers import (
     ClusterRedis,
     IndependentRedis,
-    MemoryStore,
     ReplicatedRedis,
     SentinelRedis,
     find_redis,

@@ -13,7 +13,7 @@ from lockguard.nodes.memory import MemoryNode
 from lockguard.nodes.scripted import ScriptedNode
 from lockguard.nodes.sentinel import SentinelNode
 from lockguard.nodes.standalone import StandaloneNode
-from lockguard.testing import find_redis, find_system_redis
+from lockguard_lab.servers import find_redis, find_system_redis
 
 LAWS = (Path(__file__).parent / "test_lock.py").read_text()
 

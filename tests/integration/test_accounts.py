@@ -14,7 +14,7 @@ from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Side, connect
+from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Side, connect
 from lockguard_positions import (
     Alert,
     AtomicPositionManager,

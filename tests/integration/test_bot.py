@@ -18,9 +18,9 @@ import asyncpg
 import pytest
 import redis.asyncio
 
-from lockguard.testing import RedisServer
 from lockguard_asyncpg import install
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.servers import RedisServer
 from lockguard_positions import migrate
 
 STREAM = "signals"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lockguard_ccxt.testing import Fault, FaultKind, Operation, connect
+from lockguard_lab.exchange import Fault, FaultKind, Operation, connect
 from tests.integration.test_bot import OPEN, Stage, lines, stage
 
 __all__ = ["stage"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lockguard_ccxt.testing import Fault, FaultKind, Operation
+from lockguard_lab.exchange import Fault, FaultKind, Operation
 from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, stage, until
 
 __all__ = ["stage"]

@@ -18,9 +18,9 @@ import asyncpg
 import pytest
 import redis.asyncio
 
-from lockguard.testing import FaultProxy, PostgresServer, RedisServer
 from lockguard_asyncpg import install
-from lockguard_ccxt.testing import LocalExchange
+from lockguard_lab.exchange import LocalExchange
+from lockguard_lab.servers import FaultProxy, PostgresServer, RedisServer
 from lockguard_positions import migrate
 from tests.integration.test_bot import FAST, OPEN, STREAM, Ended, Process, until
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from lockguard_ccxt.testing import Fault, FaultKind, Operation
+from lockguard_lab.exchange import Fault, FaultKind, Operation
 from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, lines, stage, until
 from tests.integration.test_bot_trader import Desk, closing, desk, instant, opening
 from tests.unit.test_market_names import FOREIGN

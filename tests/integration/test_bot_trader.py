@@ -16,7 +16,7 @@ import pytest
 from lockguard import LockGuard, ResourceBusy
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, Side, connect
+from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, Operation, Side, connect
 from lockguard_positions import AtomicPositionManager, Pace, migrate
 from lockguard_positions.bot.book import Decision, Outcome, SignalBook
 from lockguard_positions.bot.signals import BadSignal, CloseSignal, OpenSignal, Stop

@@ -13,7 +13,7 @@ from lockguard import ConfigurationError, LockGuard, QuorumUnavailable, Resource
 from lockguard.errors import FenceUnavailable
 from lockguard.lease import Token
 from lockguard.ports import Outrun, Sealed
-from lockguard.testing import HOLD, FaultProxy, Flow, RedisServer
+from lockguard_lab.servers import HOLD, FaultProxy, Flow, RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

@@ -28,7 +28,7 @@ from lockguard_ccxt import (
     Step,
     Unknown,
 )
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, Operation, connect
 
 APT = "APT/USDT:USDT"
 TEN = Decimal(10)

@@ -14,8 +14,8 @@ import pytest
 from lockguard import LeaseLost, LockGuard, StaleToken
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.lease import Grant, Lease, Token, new_grant_id, parse_resource
-from lockguard.testing import IndependentRedis, RedisServer
 from lockguard_asyncpg import PostgresFence, fenced_execute, install
+from lockguard_lab.servers import IndependentRedis, RedisServer
 
 RESOURCE = "binance:APTUSDT"
 

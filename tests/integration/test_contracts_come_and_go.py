@@ -16,7 +16,7 @@ from lockguard.audience import Audience
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange
-from lockguard_ccxt.testing import Side
+from lockguard_lab.exchange import Side
 from lockguard_positions import Alert, Opened, SyncAction
 from lockguard_positions.commands import positions
 from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, stage, until

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from lockguard.testing.supervision import wait_until
+from lockguard_lab.servers.supervision import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,16 +15,16 @@ from lockguard import LockGuard
 from lockguard.cli import app
 from lockguard.errors import ConfigurationError
 from lockguard.private import write_private
-from lockguard.testing import ServerBinary
-from lockguard_positions.demo import command, serverlog
-from lockguard_positions.demo.actors import Actor
-from lockguard_positions.demo.parts import Part
-from lockguard_positions.demo.paused import PausedResult, Round, Watch, Write
-from lockguard_positions.demo.peek import Entry, lock_key, peek
-from lockguard_positions.demo.picture import page
-from lockguard_positions.demo.report import Claim, DemoResult, Servers, claims
-from lockguard_positions.demo.timeline import overlaps, tenures
-from lockguard_positions.race_settings import RaceResult, RaceSettings, StaleWrites
+from lockguard_lab.demo import command, serverlog
+from lockguard_lab.demo.actors import Actor
+from lockguard_lab.demo.parts import Part
+from lockguard_lab.demo.paused import PausedResult, Round, Watch, Write
+from lockguard_lab.demo.peek import Entry, lock_key, peek
+from lockguard_lab.demo.picture import page
+from lockguard_lab.demo.report import Claim, DemoResult, Servers, claims
+from lockguard_lab.demo.timeline import overlaps, tenures
+from lockguard_lab.race.settings import RaceResult, RaceSettings, StaleWrites
+from lockguard_lab.servers import ServerBinary
 
 RESOURCE = "binance:APTUSDT"
 FIRST, SECOND = 1_000, 2_000
@@ -285,14 +285,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 async def test_a_process_that_fails_is_told_with_its_last_line():
     part = Part("redis://127.0.0.1:1", "postgresql://127.0.0.1:1/x", "http://127.0.0.1:1", 1500, os.getpid())
-    async with Actor("lockguard_positions.demo.successor", part) as actor:
+    async with Actor("lockguard_lab.demo.successor", part) as actor:
         with pytest.raises(ConfigurationError, match=r"successor ended with 1: \S+"):
             await actor.expect("ready")
 
 
 async def test_leaving_a_process_that_is_stopped_ends_it():
     part = Part("redis://127.0.0.1:1", "postgresql://127.0.0.1:1/x", "http://127.0.0.1:1", 1500, os.getpid())
-    async with Actor("lockguard_positions.demo.holder", part) as actor:
+    async with Actor("lockguard_lab.demo.holder", part) as actor:
         await actor.stop()
         process = psutil.Process(actor.pid)
         assert process.status() == psutil.STATUS_STOPPED
@@ -302,7 +302,7 @@ async def test_leaving_a_process_that_is_stopped_ends_it():
 async def test_a_stopped_process_dies_with_its_parent():
     """It is killed by the kernel: nothing else reaches a process that is stopped."""
     program = (
-        "import os, sys, time; from lockguard_positions.demo.parts import end_with_parent;"
+        "import os, sys, time; from lockguard_lab.demo.parts import end_with_parent;"
         "end_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
     )
     parent = (

@@ -23,7 +23,7 @@ import ccxt.async_support as ccxt
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt.testing import AlgoStatus, LocalExchange, ccxt_settings
+from lockguard_lab.exchange import AlgoStatus, LocalExchange, ccxt_settings
 
 APT = "APT/USDT:USDT"
 ETH = "ETH/USDT:USDT"

@@ -17,7 +17,7 @@ import ccxt.async_support as ccxt
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt.testing import (
+from lockguard_lab.exchange import (
     AlgoStatus,
     ControlClient,
     Execution,

@@ -11,7 +11,7 @@ from typing import Any
 import ccxt.async_support as ccxt
 import pytest
 
-from lockguard_ccxt.testing import LocalExchange, connect
+from lockguard_lab.exchange import LocalExchange, connect
 
 APT = "APT/USDT:USDT"
 

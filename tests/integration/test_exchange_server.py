@@ -17,7 +17,7 @@ import pytest
 from ccxt.base.decimal_to_precision import TICK_SIZE
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt.testing import (
+from lockguard_lab.exchange import (
     ControlClient,
     Execution,
     Fault,
@@ -528,9 +528,8 @@ async def test_a_taken_port_is_named(exchange: LocalExchange) -> None:
 
 
 async def test_the_command_serves_until_it_is_told_to_stop() -> None:
-    code = (
-        "from lockguard_ccxt.cli import exchange; exchange(['serve', '--port', '0', '--symbols', 'APTUSDT'])"
-    )
+    arguments = ["serve", "--port", "0", "--symbols", "APTUSDT"]
+    code = f"from lockguard_lab.exchange.command import exchange; exchange({arguments})"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -550,7 +549,7 @@ async def test_the_command_serves_until_it_is_told_to_stop() -> None:
 
 
 async def test_the_command_tells_a_mistake_in_one_line() -> None:
-    code = "from lockguard_ccxt.cli import exchange; exchange(['serve', '--symbols', 'nope'])"
+    code = "from lockguard_lab.exchange.command import exchange; exchange(['serve', '--symbols', 'nope'])"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE)
     async with asyncio.timeout(30):
         _, errors = await process.communicate()

@@ -22,8 +22,8 @@ from lockguard import (
     current_lease,
     exclusive,
 )
-from lockguard.testing import RedisServer
-from lockguard.testing.ports import free_port
+from lockguard_lab.servers import RedisServer
+from lockguard_lab.servers.ports import free_port
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.context import Entry, pop_entry, push_entry
 from lockguard.errors import StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard.testing import HOLD, FaultProxy
 from lockguard_asyncpg import CommitUnknown, PostgresFence, create_pool, install, resolve, unfenced
 from lockguard_asyncpg.numbers import NUMBERS
 from lockguard_asyncpg.statements import is_lone_write, is_write
+from lockguard_lab.servers import HOLD, FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 SOON = timedelta(seconds=5)
 APT = Resource("binance:APTUSDT")

@@ -17,8 +17,6 @@ from lockguard.context import Entry, pop_entry, push_entry
 from lockguard.errors import OutcomeUnknown, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
-from lockguard.testing import PostgresServer
-from lockguard.testing.binaries import ServerBinary
 from lockguard_asyncpg import (
     SCHEMA_VERSION,
     CommitUnknown,
@@ -32,6 +30,8 @@ from lockguard_asyncpg import (
 from lockguard_asyncpg.claims import Limits, entry_for
 from lockguard_asyncpg.numbers import NUMBERS
 from lockguard_asyncpg.schema import steps
+from lockguard_lab.servers import PostgresServer
+from lockguard_lab.servers.binaries import ServerBinary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

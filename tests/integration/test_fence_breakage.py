@@ -21,7 +21,7 @@ from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, instal
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 SOON = timedelta(seconds=5)
 APT, BTC = "APTUSDT", "BTCUSDT"

@@ -18,8 +18,8 @@ from lockguard.errors import LockguardError
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, fenced_transaction, install
 from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.race.running import NOISE_OF_CONNECTING, NOISE_OF_COPY
 from lockguard_asyncpg.wire import bare
+from lockguard_lab.fence_race.running import NOISE_OF_CONNECTING, NOISE_OF_COPY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 from lockguard_asyncpg import SCHEMA_VERSION
 from lockguard_asyncpg.cli import fence
-from lockguard_asyncpg.race import WAYS
 from lockguard_asyncpg.schema import steps
+from lockguard_lab.fence_race import WAYS
 
 if TYPE_CHECKING:
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 SHORT_BENCH = ("bench", "--rows", "100", "--rounds", "1")
 Run = "Callable[..., Result]"

@@ -17,11 +17,11 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.context import Entry, pop_entry, push_entry
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard.testing import PostgresServer
-from lockguard.testing.binaries import ServerBinary
 from lockguard_asyncpg import PostgresFence, create_pool, findings, install, protect, protections, unprotect
 from lockguard_asyncpg.cli import fence
 from lockguard_asyncpg.schema import steps
+from lockguard_lab.servers import PostgresServer
+from lockguard_lab.servers.binaries import ServerBinary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -13,8 +13,8 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
-from lockguard.testing import PostgresServer
 from lockguard_asyncpg import PostgresFence, fenced_execute, install
+from lockguard_lab.servers import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

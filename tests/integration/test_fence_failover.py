@@ -15,8 +15,8 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import LeaseLost, LeaseNotHeld, StaleToken
 from lockguard.guard import LockGuard
 from lockguard.lease import Lease
-from lockguard.testing import HOLD, FaultProxy, RedisServer
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
+from lockguard_lab.servers import HOLD, FaultProxy, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

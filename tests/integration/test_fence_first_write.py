@@ -20,7 +20,6 @@ from lockguard.errors import ConfigurationError, FenceUnavailable, LeaseLost, St
 from lockguard.guard import LockGuard
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
-from lockguard.testing import DROP, FaultProxy
 from lockguard_asyncpg import (
     CommitUnknown,
     PostgresFence,
@@ -34,14 +33,15 @@ from lockguard_asyncpg import (
     resolve,
     unfenced,
 )
-from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
 from lockguard_asyncpg.schema import steps
 from lockguard_asyncpg.unsealed import UNSEALED
+from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
+from lockguard_lab.servers import DROP, FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from lockguard.testing import PostgresServer, RedisServer
+    from lockguard_lab.servers import PostgresServer, RedisServer
 
 SOON = timedelta(seconds=5)
 APT = Resource("binance:APTUSDT")

@@ -17,9 +17,9 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import FenceUnavailable, LockguardError, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
-from lockguard.testing import PostgresServer
-from lockguard.testing.binaries import ServerBinary
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
+from lockguard_lab.servers import PostgresServer
+from lockguard_lab.servers.binaries import ServerBinary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -35,7 +35,7 @@ from lockguard_asyncpg.recovering import shut_out_all
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 SOON = timedelta(seconds=5)
 MONTH = timedelta(days=30)

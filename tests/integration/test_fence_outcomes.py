@@ -15,7 +15,6 @@ from lockguard.context import Entry, pop_entry, push_entry
 from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
-from lockguard.testing.fault_proxy import DROP, PASS, FaultProxy
 from lockguard_asyncpg import (
     CommitUnknown,
     PostgresFence,
@@ -30,11 +29,12 @@ from lockguard_asyncpg import (
 )
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
 from lockguard_asyncpg.wire import bare
+from lockguard_lab.servers.fault_proxy import DROP, PASS, FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 SOON = timedelta(seconds=5)
 INSERT = "insert into note values ($1, 'x')"

@@ -16,11 +16,11 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import FenceUnavailable
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
-from lockguard.testing import PostgresServer
-from lockguard.testing.binaries import ServerBinary
 from lockguard_asyncpg import SCHEMA_VERSION, Limits, PostgresFence, fenced_transaction, install
 from lockguard_asyncpg.errors import DATABASE_ERRORS
 from lockguard_asyncpg.schema import steps
+from lockguard_lab.servers import PostgresServer
+from lockguard_lab.servers.binaries import ServerBinary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from lockguard import LockGuard
-from lockguard.testing import PostgresServer
-from lockguard.testing.ports import free_port
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_fetchval, fenced_transaction, install
 from lockguard_asyncpg.cli import fence
+from lockguard_lab.servers import PostgresServer
+from lockguard_lab.servers.ports import free_port
 from tests.integration.test_fence_primaries import APT, INSERT, Standby, connected
 
 PGPOOL = shutil.which("pgpool") or shutil.which("/usr/sbin/pgpool")

@@ -12,12 +12,12 @@ import pytest
 from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_transaction, install
-from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
+from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 RESOURCE = "binance:APTUSDT"
 

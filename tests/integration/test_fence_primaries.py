@@ -21,10 +21,10 @@ from lockguard import LockGuard
 from lockguard.errors import LeaseLost
 from lockguard.lease import Grant, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
-from lockguard.testing import PostgresServer, postgres_files
 from lockguard_asyncpg import PostgresFence, SealUnknown, create_pool, install
 from lockguard_asyncpg.cli import fence
 from lockguard_asyncpg.recovering import shut_out_all
+from lockguard_lab.servers import PostgresServer, postgres_files
 
 APT = "binance:APTUSDT"
 INSERT = "insert into trades values ($1)"

@@ -19,7 +19,7 @@ from lockguard_asyncpg.schema import steps
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 SOON = timedelta(seconds=5)
 TEN_YEARS_US = 315_360_000_000_000

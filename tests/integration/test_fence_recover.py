@@ -14,10 +14,10 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
-from lockguard.testing import PostgresServer
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
 from lockguard_asyncpg.cli import fence
 from lockguard_asyncpg.recovering import Recovered, shut_out_all
+from lockguard_lab.servers import PostgresServer
 
 SOON = timedelta(seconds=5)
 

@@ -15,9 +15,9 @@ from lockguard.errors import LeaseLost, LossReason, StaleToken
 from lockguard.guard import LockGuard
 from lockguard.lease import Resource, Token
 from lockguard.ports import AcquireRequest
-from lockguard.testing import RedisServer
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install, resolve, unfenced
 from lockguard_asyncpg.errors import CommitUnknown
+from lockguard_lab.servers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

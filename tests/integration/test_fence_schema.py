@@ -15,7 +15,7 @@ from lockguard_asyncpg import SCHEMA_VERSION, Installed, install, schema_sql, sc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from lockguard.errors import ConfigurationError
-from lockguard.testing import PostgresServer
 from lockguard_asyncpg import findings, install, protect, protections, unprotect
 from lockguard_asyncpg.cli import fence
+from lockguard_lab.servers import PostgresServer
 
 TABLES = (
     "create table trades (id int primary key, name text); create table late (id int primary key, name text)"

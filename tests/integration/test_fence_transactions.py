@@ -14,8 +14,6 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.context import Entry, pop_entry, push_entry
 from lockguard.errors import ConfigurationError, LeaseNotHeld, StaleToken
 from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard.testing import FaultProxy
-from lockguard.testing.fault_proxy import DROP
 from lockguard_asyncpg import (
     CommitUnknown,
     NotCommitted,
@@ -30,11 +28,13 @@ from lockguard_asyncpg import (
 )
 from lockguard_asyncpg.transaction import Isolation
 from lockguard_asyncpg.wire import bare, standing_of
+from lockguard_lab.servers import FaultProxy
+from lockguard_lab.servers.fault_proxy import DROP
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 SOON = timedelta(seconds=5)
 APT = Resource("binance:APTUSDT")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lockguard_ccxt import Step, client_order_id
-from lockguard_ccxt.testing import connect
+from lockguard_lab.exchange import connect
 
 GUIDE = Path(__file__).parents[2] / "docs/tutorial/guard-the-bot-you-have"
 sys.path.insert(0, str(GUIDE))

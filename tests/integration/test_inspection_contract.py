@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from lockguard import LeaseLost, LockGuard, QuorumUnavailable
-from lockguard.testing import IndependentRedis, RedisServer
+from lockguard_lab.servers import IndependentRedis, RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

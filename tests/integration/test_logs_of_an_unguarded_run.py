@@ -16,8 +16,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from lockguard.testing import PostgresServer
-from lockguard_ccxt.testing import (
+from lockguard_lab.exchange import (
     DEFAULT_MARKETS,
     Execution,
     Fault,
@@ -26,15 +25,16 @@ from lockguard_ccxt.testing import (
     Operation,
     connect,
 )
+from lockguard_lab.naive import NaiveManager, NaiveOpen
+from lockguard_lab.race.run import RaceSettings, run_race
+from lockguard_lab.race.score import entered_twice_and_turned
+from lockguard_lab.servers import PostgresServer
+from lockguard_lab.statements import statement
 from lockguard_positions.logs import Analysis, Finding, FindingKind, SightingKind, analyze, read_log
 from lockguard_positions.logs.command import logs
-from lockguard_positions.naive import NaiveManager, NaiveOpen
-from lockguard_positions.race import RaceSettings, run_race
-from lockguard_positions.race_score import entered_twice_and_turned
 from lockguard_positions.schema import migrate
-from lockguard_positions.statements import statement
 
-NAIVE = logging.getLogger("lockguard_positions.naive")
+NAIVE = logging.getLogger("lockguard_lab.naive")
 
 # How many signals each symbol gets, and whether a sync pass meets them.
 ALONE = {"BTC/USDT:USDT": 1, "XRP/USDT:USDT": 1}

@@ -15,7 +15,7 @@ import redis
 import trustme
 
 from lockguard import LockGuard, QuorumUnavailable
-from lockguard.testing import RedisServer, TlsFiles, find_system_redis
+from lockguard_lab.servers import RedisServer, TlsFiles, find_system_redis
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

@@ -23,7 +23,7 @@ from lockguard import (
 )
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.events import RenewalUnanswered
-from lockguard.testing import HOLD, FaultProxy, RedisServer
+from lockguard_lab.servers import HOLD, FaultProxy, RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

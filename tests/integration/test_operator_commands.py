@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lockguard.cli.app import lockguard
-from lockguard.testing import PostgresServer
-from lockguard_ccxt.testing import LocalExchange, connect
-from lockguard_positions.naive import NaiveManager
+from lockguard_lab.exchange import LocalExchange, connect
+from lockguard_lab.naive import NaiveManager
+from lockguard_lab.servers import PostgresServer
 from lockguard_positions.schema import migrate
 
 APT, ETH = "APT/USDT:USDT", "ETH/USDT:USDT"

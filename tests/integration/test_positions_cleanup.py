@@ -21,7 +21,7 @@ from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange
-from lockguard_ccxt.testing import Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.exchange import Fault, FaultKind, LocalExchange, Operation, connect
 from lockguard_positions import AtomicPositionManager, Opened, Pace, migrate
 from lockguard_positions.commands import positions
 

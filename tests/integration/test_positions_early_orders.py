@@ -17,11 +17,12 @@ import pytest
 
 from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken, detached
 from lockguard.errors import LossReason
-from lockguard.testing import FakeClock, FaultProxy, PostgresServer
+from lockguard.testing import FakeClock
 from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange, prepared
-from lockguard_ccxt.testing import LocalExchange, Operation, connect
-from lockguard_ccxt.testing.client import point_at
+from lockguard_ccxt.by_url import point_at
+from lockguard_lab.exchange import LocalExchange, Operation, connect
+from lockguard_lab.servers import FaultProxy, PostgresServer
 from lockguard_positions import (
     AtomicPositionManager,
     ExchangeUnreadable,

@@ -17,7 +17,7 @@ from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, Operation, connect
 from lockguard_positions import (
     Alert,
     AlreadyOpen,

@@ -15,7 +15,7 @@ import pytest
 
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, Operation, Origin, Side
+from lockguard_lab.exchange import Execution, Fault, FaultKind, Operation, Origin, Side
 from lockguard_positions import (
     AlreadyOpen,
     AtomicPositionManager,

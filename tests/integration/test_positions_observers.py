@@ -10,7 +10,7 @@ import pytest
 
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange
-from lockguard_ccxt.testing import FaultKind, Operation
+from lockguard_lab.exchange import FaultKind, Operation
 from lockguard_positions import (
     Alert,
     AtomicPositionManager,

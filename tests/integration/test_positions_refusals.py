@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt.testing import FaultKind, Operation
+from lockguard_lab.exchange import FaultKind, Operation
 from lockguard_positions import AlreadyOpen, NotOpened, Opened
 from tests.integration.test_positions_flow import APT, Bot, bot, two_bots
 

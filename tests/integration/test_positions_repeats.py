@@ -11,7 +11,7 @@ import pytest
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.testing import FakeClock
-from lockguard_ccxt.testing import Side
+from lockguard_lab.exchange import Side
 from lockguard_positions import Alert, AtomicPositionManager, Opened, Pace, PositionEvent
 from lockguard_positions.repeats import PAUSES, Repeats
 from tests.integration.test_bot_trader import Desk, desk

@@ -21,7 +21,7 @@ from lockguard import LockGuard, ResourceBusy, detached
 from lockguard.testing import FakeClock
 from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange
-from lockguard_ccxt.testing import LocalExchange, connect
+from lockguard_lab.exchange import LocalExchange, connect
 from lockguard_positions import AtomicPositionManager, Opened, PositionStatus, migrate
 from lockguard_positions import store as store_module
 from lockguard_positions import venue as venue_module

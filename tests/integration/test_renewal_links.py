@@ -16,7 +16,7 @@ from lockguard.events import FenceCloseFailed, Released, Renewed
 from lockguard.lease import Token
 from lockguard.ports import Sealed
 from lockguard.redlock import ANSWER_S
-from lockguard.testing import FaultProxy, Flow, RedisServer
+from lockguard_lab.servers import FaultProxy, Flow, RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"

@@ -16,13 +16,13 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from lockguard.errors import ConfigurationError
-from lockguard.testing import PostgresServer, RedisServer
-from lockguard.testing.redis_commands import command
+from lockguard_lab.servers import PostgresServer, RedisServer
+from lockguard_lab.servers.redis_commands import command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lockguard.testing.embedded import EmbeddedServer
+    from lockguard_lab.servers.embedded import EmbeddedServer
 
 NO_RETRY = Retry(NoBackoff(), 0)
 
@@ -111,7 +111,7 @@ def test_a_server_that_comes_back_waits_for_its_port(monkeypatch: pytest.MonkeyP
     with RedisServer() as server:
         server.kill()
         with socket.create_server(("127.0.0.1", server.port)) as taken:
-            monkeypatch.setattr("lockguard.testing.supervision.pause_s", lambda _: taken.close())
+            monkeypatch.setattr("lockguard_lab.servers.supervision.pause_s", lambda _: taken.close())
             server.restart()
         assert answers(server)
 
@@ -154,7 +154,7 @@ def test_a_port_lost_to_another_process_is_replaced(
         free = probe.getsockname()[1]
         probe.close()
         chosen = iter([taken.getsockname()[1], free])
-        monkeypatch.setattr("lockguard.testing.ports.free_port", lambda: next(chosen))
+        monkeypatch.setattr("lockguard_lab.servers.ports.free_port", lambda: next(chosen))
         with kind() as server:
             assert server.port == free
             assert answers(server)

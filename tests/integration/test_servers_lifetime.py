@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lockguard.testing import scratch
-from lockguard.testing.supervision import wait_until
+from lockguard_lab.servers import scratch
+from lockguard_lab.servers.supervision import wait_until
 
 OWNER = """
 import json, os, sys
-from lockguard.testing import PostgresServer, RedisServer, supervision
+from lockguard_lab.servers import PostgresServer, RedisServer, supervision
 redis, postgres = RedisServer().start(), PostgresServer().start()
 {extra}
 print(json.dumps({{

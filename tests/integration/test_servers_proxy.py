@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from lockguard.testing import DROP, HOLD, PASS, FaultProxy, Flow, PostgresServer, RedisServer
+from lockguard_lab.servers import DROP, HOLD, PASS, FaultProxy, Flow, PostgresServer, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

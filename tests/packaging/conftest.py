@@ -19,12 +19,20 @@ def run(*argv: str | Path, cwd: Path = CHECKOUT) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", target)
+def build(project: Path, target: Path) -> Path:
+    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", target, cwd=project)
     (built,) = target.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(CHECKOUT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def lab_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(CHECKOUT / "lab", tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture(scope="session")

@@ -72,9 +72,9 @@ def test_every_server_has_a_health_check():
 
 def test_the_commands_that_it_starts_exist():
     from lockguard_asyncpg.cli import fence
-    from lockguard_ccxt.cli import exchange
+    from lockguard_lab.exchange.command import exchange
+    from lockguard_lab.race.command import race
     from lockguard_positions.bot.command import bot
-    from lockguard_positions.cli import race
     from lockguard_positions.commands import positions
 
     _, *arguments = SERVICES["exchange"]["command"]
@@ -104,5 +104,6 @@ def test_the_image_installs_what_is_pinned_by_hash():
     dockerfile = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
     assert "--require-hashes" in dockerfile
     assert (
-        re.findall(r"^COPY (?!requirements|pyproject|lockguard|integrations)", dockerfile, re.MULTILINE) == []
+        re.findall(r"^COPY (?!requirements|pyproject|lockguard|integrations|lab )", dockerfile, re.MULTILINE)
+        == []
     )

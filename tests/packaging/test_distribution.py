@@ -18,6 +18,7 @@ INTEGRATIONS = (
     "lockguard_ccxt",
     "lockguard_tenacity",
     "lockguard_positions",
+    "lockguard_logs",
 )
 PACKAGES = {"lockguard": CHECKOUT / "lockguard"} | {
     name: CHECKOUT / "integrations" / name for name in INTEGRATIONS
@@ -25,7 +26,6 @@ PACKAGES = {"lockguard": CHECKOUT / "lockguard"} | {
 
 # What fails first when none of a module's third-party packages are there.
 EXTRA_OF = {
-    "lockguard.testing": "testing",
     "lockguard_asyncpg": "postgres",
     "lockguard_ccxt": "ccxt",
     "lockguard_positions": "positions",
@@ -33,10 +33,13 @@ EXTRA_OF = {
 }
 
 
-def expected_files() -> set[str]:
+LAB = {"lockguard_lab": CHECKOUT / "lab" / "lockguard_lab"}
+
+
+def expected_files(packages: dict[str, Path]) -> set[str]:
     return {
         f"{name}/{path.relative_to(package)}"
-        for name, package in PACKAGES.items()
+        for name, package in packages.items()
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
@@ -58,7 +61,21 @@ def run(python: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_wheel_holds_the_packages_whole_and_nothing_else(wheel: Path) -> None:
-    assert files_of(wheel) == expected_files()
+    assert files_of(wheel) == expected_files(PACKAGES)
+
+
+def test_the_lab_is_a_wheel_of_its_own_of_the_same_version(wheel: Path, lab_wheel: Path) -> None:
+    assert files_of(lab_wheel) == expected_files(LAB)
+    product, lab = (email.message_from_string(dist_info(one, "METADATA")) for one in (wheel, lab_wheel))
+    assert lab["Version"] == product["Version"]
+    assert f"lockguard=={product['Version']}" in lab.get_all("Requires-Dist")
+    for extra in ("testing", "bench", "demo"):
+        (asked,) = [
+            line
+            for line in product.get_all("Requires-Dist")
+            if line.startswith("lockguard-lab") and f"extra == '{extra}'" in line
+        ]
+        assert f"=={product['Version']};" in asked
 
 
 def test_the_wheel_holds_scripts_statements_and_the_marks_of_typed_packages(wheel: Path) -> None:
@@ -104,6 +121,12 @@ def test_the_core_imports_with_its_own_dependencies_alone(bare_python: Path) -> 
     path, scripts = done.stdout.split()
     assert Path(path).is_relative_to(bare_python.parents[1])
     assert int(scripts) > 0
+
+
+def test_servers_without_the_lab_are_told_how_to_be_had(bare_python: Path) -> None:
+    done = run(bare_python, "from lockguard.testing import RedisServer")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("pip install 'lockguard[testing]'")
 
 
 @pytest.mark.parametrize("module", EXTRA_OF)

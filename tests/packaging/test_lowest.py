@@ -14,15 +14,27 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECTS = [
+    tomllib.loads((ROOT / name).read_text(encoding="utf-8"))["project"]
+    for name in ("pyproject.toml", "lab/pyproject.toml")
+]
 UNTESTED = {"bench"}
 """Extras whose packages only the benchmark measures itself against."""
 
-EXTRAS = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in UNTESTED}
+LINES = [
+    *(line for project in PROJECTS for line in project["dependencies"]),
+    *(
+        line
+        for project in PROJECTS
+        for name, lines in project["optional-dependencies"].items()
+        if name not in UNTESTED
+        for line in lines
+    ),
+]
 BOUNDS = {
     wanted.name: wanted
-    for line in [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
-    if (wanted := Requirement(line)).name != "lockguard"
+    for line in LINES
+    if (wanted := Requirement(line)).name not in {"lockguard", "lockguard-lab"}
 }
 PINNED = dict(
     re.findall(

@@ -14,10 +14,10 @@ import asyncpg
 import pytest
 
 from lockguard import LockGuard
-from lockguard.testing import PostgresServer
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import DEFAULT_MARKETS, LocalExchange, connect
+from lockguard_lab.exchange import DEFAULT_MARKETS, LocalExchange, connect
+from lockguard_lab.servers import PostgresServer
 from lockguard_positions import AtomicPositionManager, Pace, SyncAction, migrate
 
 TTL = timedelta(seconds=1)

@@ -47,18 +47,18 @@ import asyncpg
 import redis.asyncio
 
 from lockguard.errors import ConfigurationError
-from lockguard.testing import PostgresServer, RedisServer
 from lockguard_asyncpg import install
 from lockguard_asyncpg.recovering import shut_out_all
-from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Origin, Side
-from lockguard_ccxt.testing.faults import Operation
-from lockguard_ccxt.testing.model import AlgoStatus
+from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Origin, Side
+from lockguard_lab.exchange.faults import Operation
+from lockguard_lab.exchange.model import AlgoStatus
+from lockguard_lab.servers import PostgresServer, RedisServer
 from lockguard_positions import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lockguard_ccxt.testing import ExchangeRecord
+    from lockguard_lab.exchange import ExchangeRecord
 
 ACCOUNTS = {"one": ("main", LOCAL_API_KEY, LOCAL_SECRET), "two": ("second", "second-key", "second-secret")}
 SYMBOLS = (

@@ -20,9 +20,9 @@ import asyncpg
 from lockguard import LockGuard
 from lockguard_asyncpg import PostgresFence
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import connect
+from lockguard_ccxt.lean_import import import_lean
+from lockguard_lab.exchange import connect
 from lockguard_positions import AtomicPositionManager, DuplicatePosition, Pace, PositionStore
-from lockguard_positions.race_imports import import_lean
 from lockguard_positions.venue import Venue
 
 MS = timedelta(milliseconds=1)

@@ -28,10 +28,10 @@ from ccxt.base.errors import ExchangeNotAvailable, RequestTimeout
 
 from lockguard import LockGuard
 from lockguard.errors import LockguardError
-from lockguard.testing import PostgresServer, RedisServer
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import LocalExchange, Origin, Side, connect
+from lockguard_lab.exchange import LocalExchange, Origin, Side, connect
+from lockguard_lab.servers import PostgresServer, RedisServer
 from lockguard_positions import (
     Alert,
     AlreadyOpen,

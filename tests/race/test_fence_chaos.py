@@ -14,15 +14,15 @@ import pytest
 
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.lease import Token
-from lockguard.testing import PostgresServer, RedisServer
 from lockguard_asyncpg import CommitUnknown, install
-from lockguard_asyncpg.race import WAYS
-from lockguard_asyncpg.race.chaos import ChaosPlan, RoundReport
-from lockguard_asyncpg.race.chaos.history import judge
-from lockguard_asyncpg.race.chaos.running import break_and_read, run_round
-from lockguard_asyncpg.race.operate import operate
-from lockguard_asyncpg.race.plan import Attempt
-from lockguard_asyncpg.race.running import SET_UP, TEAR_DOWN
+from lockguard_lab.fence_race import WAYS
+from lockguard_lab.fence_race.chaos import ChaosPlan, RoundReport
+from lockguard_lab.fence_race.chaos.history import judge
+from lockguard_lab.fence_race.chaos.running import break_and_read, run_round
+from lockguard_lab.fence_race.operate import operate
+from lockguard_lab.fence_race.plan import Attempt
+from lockguard_lab.fence_race.running import SET_UP, TEAR_DOWN
+from lockguard_lab.servers import PostgresServer, RedisServer
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from lockguard.errors import FenceUnavailable
 from lockguard.lease import Grant, Resource, Token, new_grant_id
 from lockguard_asyncpg import PostgresFence, install
-from lockguard_asyncpg.race import WAYS, RacePlan, Way
-from lockguard_asyncpg.race.independent import independent
+from lockguard_lab.fence_race import WAYS, RacePlan, Way
+from lockguard_lab.fence_race.independent import independent
 
 # Five hundred and more took a second where neighbours were in each other's way from the first ten on.
 BODIES = 60

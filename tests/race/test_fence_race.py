@@ -25,7 +25,7 @@ from lockguard_asyncpg import (
     install,
     translate,
 )
-from lockguard_asyncpg.race import (
+from lockguard_lab.fence_race import (
     ISOLATIONS,
     NATIVE,
     PLANTED,
@@ -38,16 +38,16 @@ from lockguard_asyncpg.race import (
     convict,
     race,
 )
-from lockguard_asyncpg.race.defaults import role_defaults
-from lockguard_asyncpg.race.planted import WEAK_CHECKS
-from lockguard_asyncpg.race.pooler import PgBouncer, find_pgbouncer
-from lockguard_asyncpg.race.writes import CLOSING, CLOSING_STATEMENT, LAZY
-from lockguard_asyncpg.race.writes_first import FIRST
+from lockguard_lab.fence_race.defaults import role_defaults
+from lockguard_lab.fence_race.planted import WEAK_CHECKS
+from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
+from lockguard_lab.fence_race.writes import CLOSING, CLOSING_STATEMENT, LAZY
+from lockguard_lab.fence_race.writes_first import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lockguard.testing import PostgresServer
+    from lockguard_lab.servers import PostgresServer
 
 # The long runs are made with `lockguard fence race --embedded --total 210000 --planted`.
 WRITES_A_RUN = int(os.environ.get("LOCKGUARD_RACE_WRITES", "200"))

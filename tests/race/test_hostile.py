@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lockguard_ccxt.testing import LocalExchange, Side, connect
+from lockguard_lab.exchange import LocalExchange, Side, connect
 from tests.race.hostile import Bot, Hostile, Score, Sent, hostile
 
 APT = "APT/USDT:USDT"

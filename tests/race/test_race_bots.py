@@ -25,9 +25,9 @@ import pytest
 import redis.asyncio
 
 from lockguard_asyncpg import install
-from lockguard_ccxt.testing import DEFAULT_MARKETS, ExchangeRecord, LocalExchange
+from lockguard_lab.exchange import DEFAULT_MARKETS, ExchangeRecord, LocalExchange
+from lockguard_lab.statements import statement
 from lockguard_positions import migrate
-from lockguard_positions.statements import statement
 
 SIGNALS = int(os.environ.get("LOCKGUARD_RACE_SIGNALS", "110"))
 SEED = os.environ.get("LOCKGUARD_RACE_SEED", "1")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, Operation, Side
+from lockguard_lab.exchange import Execution, Fault, FaultKind, Operation, Side
 from lockguard_positions import Opened, Position, PositionStore
 
 BOUND = timedelta(seconds=6)

@@ -17,10 +17,10 @@ import pytest
 
 from lockguard import LockGuard
 from lockguard.errors import LeaseLost, LockguardError
-from lockguard.testing import PostgresServer
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.servers import PostgresServer
 from lockguard_positions import AtomicPositionManager, Opened, Pace, PositionError, migrate
 
 K, X = FaultKind, Execution

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lockguard_ccxt.testing import ControlClient
-from lockguard_positions.cli import race
-from lockguard_positions.race import RaceSettings
-from lockguard_positions.race_exchange import exchange_apart
-from lockguard_positions.race_pace import NO_WAIT, Runner, compare
-from lockguard_positions.race_settings import Report
+from lockguard_lab.exchange import ControlClient
+from lockguard_lab.race.command import race
+from lockguard_lab.race.exchange import exchange_apart
+from lockguard_lab.race.pace import NO_WAIT, Runner, compare
+from lockguard_lab.race.run import RaceSettings
+from lockguard_lab.race.settings import Report
 
 _Transport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
 REQUESTS = ("positions", "create_order", "create_algo")

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from lockguard_positions.race import RaceResult, RaceSettings, run_race
-from lockguard_positions.race_settings import PHASES, Phase
+from lockguard_lab.race.run import RaceResult, RaceSettings, run_race
+from lockguard_lab.race.settings import PHASES, Phase
 
 OPENS = 12
 WINDOW: list[Phase] = ["after-order", "before-stop", "after-stop"]

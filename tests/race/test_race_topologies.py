@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from redis.crc import key_slot
 
 from lockguard.errors import ConfigurationError
-from lockguard.testing import ClusterRedis, IndependentRedis, SentinelRedis, TopologyName
-from lockguard_ccxt.testing import LocalExchange
-from lockguard_positions.cli import race
-from lockguard_positions.race import RaceResult, RaceSettings, run_race
+from lockguard_lab.exchange import LocalExchange
+from lockguard_lab.race.command import race
+from lockguard_lab.race.run import RaceResult, RaceSettings, run_race
+from lockguard_lab.servers import ClusterRedis, IndependentRedis, SentinelRedis, TopologyName
 
 OPENS = 16
 SYMBOLS = 8

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SHIPPED = ("lockguard", "integrations")
+SHIPPED = ("lockguard", "integrations", "lab")
 
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 60

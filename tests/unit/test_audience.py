@@ -25,7 +25,8 @@ from lockguard.events import (
 )
 from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.observe import LogObserver
-from lockguard.testing import FakeClock, RedisServer
+from lockguard.testing import FakeClock
+from lockguard_lab.servers import RedisServer
 
 GRANT = Grant(Resource("binance:A"), GrantId("0" * 32), Token(41), "h:1/Task-1", "open long", 10_000)
 

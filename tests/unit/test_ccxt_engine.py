@@ -7,15 +7,15 @@ from itertools import product
 
 import pytest
 
-from lockguard_ccxt.testing import AlgoStatus, MarketSpec, OrderStatus, OrderType, Position, Side, market_for
-from lockguard_ccxt.testing.account import net
-from lockguard_ccxt.testing.engine import Engine
-from lockguard_ccxt.testing.faults import Execution, Fault, FaultKind, FaultPlan, Operation
-from lockguard_ccxt.testing.model import NewAlgoOrder, NewOrder
-from lockguard_ccxt.testing.record import decode, encode
-from lockguard_ccxt.testing.rejections import Rejection
-from lockguard_ccxt.testing.timeline import Timeline
-from lockguard_ccxt.testing.venue import Venue
+from lockguard_lab.exchange import AlgoStatus, MarketSpec, OrderStatus, OrderType, Position, Side, market_for
+from lockguard_lab.exchange.account import net
+from lockguard_lab.exchange.engine import Engine
+from lockguard_lab.exchange.faults import Execution, Fault, FaultKind, FaultPlan, Operation
+from lockguard_lab.exchange.model import NewAlgoOrder, NewOrder
+from lockguard_lab.exchange.record import decode, encode
+from lockguard_lab.exchange.rejections import Rejection
+from lockguard_lab.exchange.timeline import Timeline
+from lockguard_lab.exchange.venue import Venue
 
 SPEC = MarketSpec("APT", price=Decimal(8), tick=Decimal("0.01"), step=Decimal("0.1"))
 

@@ -16,8 +16,8 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     ("package", "module", "extra"),
     [
         ("ccxt", "lockguard_ccxt", "ccxt"),
-        ("aiohttp", "lockguard_ccxt.testing", "testing"),
-        ("click", "lockguard_ccxt.cli", "cli"),
+        ("aiohttp", "lockguard_lab.exchange", "testing"),
+        ("click", "lockguard_lab.exchange.command", "cli"),
         ("tenacity", "lockguard_tenacity", "tenacity"),
     ],
 )
@@ -28,7 +28,5 @@ def test_a_missing_package_names_its_extra(package: str, module: str, extra: str
 
 
 def test_importing_does_not_import_ccxt() -> None:
-    done = run(
-        "import sys, lockguard_ccxt, lockguard_ccxt.testing, lockguard_ccxt.cli; print('ccxt' in sys.modules)"
-    )
+    done = run("import sys, lockguard_ccxt, lockguard_lab.exchange.command; print('ccxt' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr

@@ -40,9 +40,8 @@ def points(monkeypatch):
     """Contribute commands: points(name=value, ...)."""
 
     def contribute(**values: str) -> None:
-        found = {n: EntryPoint(n, v, plugins.GROUP) for n, v in values.items()}
-        for module in (plugins, app):
-            monkeypatch.setattr(module, "contributed", lambda: found)
+        found = {n: EntryPoint(n, v, plugins.COMMANDS) for n, v in values.items()}
+        monkeypatch.setattr(plugins, "contributed", lambda _group: found)
 
     return contribute
 

@@ -14,8 +14,8 @@ from lockguard import ConfigurationError, LockGuard
 from lockguard.clock import SystemClock
 from lockguard.guard import GuardOptions
 from lockguard.nodes.memory import MemoryStore
-from lockguard.testing.fault_proxy import Flow
 from lockguard_asyncpg import PostgresFence
+from lockguard_lab.servers.fault_proxy import Flow
 
 URL = "redis://localhost"
 

@@ -11,7 +11,7 @@ import pytest
 from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange
-from lockguard_ccxt.testing import connect
+from lockguard_lab.exchange import connect
 from lockguard_positions import AtomicPositionManager, Pace
 
 NOWHERE = "postgresql://127.0.0.1:1/nowhere"

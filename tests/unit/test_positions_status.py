@@ -7,9 +7,9 @@ from decimal import Decimal
 import pytest
 
 from lockguard.errors import ConfigurationError
+from lockguard_lab.race.settings import Crewman, RaceSettings, Report
 from lockguard_positions import OPEN, TERMINAL, TRANSITIONS, IllegalTransition, PositionSide, PositionStatus
 from lockguard_positions.model import money, stop_price_of
-from lockguard_positions.race_settings import Crewman, RaceSettings, Report
 from lockguard_positions.statements import statements
 from lockguard_positions.status import INITIAL, check_transition
 
@@ -79,8 +79,12 @@ def test_a_stop_lies_below_a_long_and_above_a_short_position() -> None:
 
 
 def test_every_statement_has_its_columns_filled_in() -> None:
-    for file in ("positions.sql", "naive.sql", "race.sql"):
-        for name, sql in statements(file).items():
+    for file, package in (
+        ("positions.sql", "lockguard_positions"),
+        ("naive.sql", "lockguard_lab"),
+        ("race.sql", "lockguard_lab"),
+    ):
+        for name, sql in statements(file, package).items():
             assert sql, name
             # The one number that depends on the table's version is filled in with the arguments.
             left = sql.replace("{last}", "$13") if name == "intend_entry" else sql

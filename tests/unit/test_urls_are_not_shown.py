@@ -12,7 +12,7 @@ import pytest
 
 from lockguard.cli import app
 from lockguard.errors import ConfigurationError
-from lockguard_positions import cli
+from lockguard_lab.race import command as cli
 
 CANARY = "hunter2"
 """Stands in the place of a password, whole and in pieces that a raw character cuts off."""

@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 import ccxt.async_support as ccxt
 
-from lockguard_ccxt.testing import point_at
+from lockguard_lab.exchange import point_at
 
 EXCHANGE = "binance"
 STOP_LOSS = Decimal("0.02")

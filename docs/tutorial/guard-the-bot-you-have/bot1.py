@@ -16,7 +16,7 @@ import asyncpg
 import ccxt.async_support as ccxt
 
 from lockguard import LockGuard, Skipped, exclusive
-from lockguard_ccxt.testing import point_at
+from lockguard_lab.exchange import point_at
 
 EXCHANGE = "binance"
 STOP_LOSS = Decimal("0.02")

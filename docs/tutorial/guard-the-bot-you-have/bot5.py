@@ -18,7 +18,7 @@ import ccxt.async_support as ccxt
 from lockguard import LockGuard, LockguardError, Skipped, exclusive
 from lockguard_asyncpg import PostgresFence, fenced
 from lockguard_ccxt import Executed, GuardedExchange, Refusal, Refused, Side, Step, Unknown
-from lockguard_ccxt.testing import point_at
+from lockguard_lab.exchange import point_at
 
 EXCHANGE = "binance"
 STOP_LOSS = Decimal("0.02")

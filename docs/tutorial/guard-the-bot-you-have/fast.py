@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from lockguard_positions.race_imports import import_lean
+from lockguard_ccxt.lean_import import import_lean
 
 if import_lean("binanceusdm"):
     from ccxt.base import errors

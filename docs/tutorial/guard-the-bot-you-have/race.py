@@ -18,7 +18,7 @@ import asyncpg
 from stage import HERE, Link, Stage, stage, until
 
 from lockguard.testing import PostgresServer, RedisServer
-from lockguard_ccxt.testing import Execution, Fault, FaultKind, Operation
+from lockguard_lab.exchange import Execution, Fault, FaultKind, Operation
 
 OPEN_APT, OPEN_SUI, CLOSE_APT = "long APTUSDT 10", "long SUIUSDT 10", "close APTUSDT"
 STOP_ORDER = b"POST /fapi/v1/algoOrder"  # a bot that sends it has its entry, and no stop yet

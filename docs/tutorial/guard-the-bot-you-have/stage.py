@@ -21,7 +21,7 @@ import psutil
 
 from lockguard import LockGuard
 from lockguard_asyncpg import install
-from lockguard_ccxt.testing import LOCAL_API_KEY, LOCAL_SECRET, ExchangeRecord, LocalExchange
+from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET, ExchangeRecord, LocalExchange
 
 HERE = Path(__file__).parent
 PATIENCE_SECONDS = 60

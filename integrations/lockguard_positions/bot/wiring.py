@@ -16,6 +16,7 @@ from lockguard_asyncpg import PostgresFence, schema_version
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
 from lockguard_ccxt import Patience
 from lockguard_ccxt.classify import ccxt_errors
+from lockguard_ccxt.lean_import import import_lean
 from lockguard_positions.bot.book import SignalBook
 from lockguard_positions.bot.sources import FileSource
 from lockguard_positions.bot.stopping import unless_stopped
@@ -27,7 +28,6 @@ from lockguard_positions.errors import ServerUnreachable
 from lockguard_positions.events import LogPositions
 from lockguard_positions.exchange_options import credentials_told
 from lockguard_positions.manager import AtomicPositionManager
-from lockguard_positions.race_imports import import_lean
 from lockguard_positions.schema import ATTEMPTS_SINCE, version
 from lockguard_positions.venue import Pace
 

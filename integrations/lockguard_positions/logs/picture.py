@@ -9,7 +9,7 @@ from pathlib import PurePath
 from string import Template
 from typing import TYPE_CHECKING
 
-from lockguard_positions.demo.drawing import Drawing, Scale
+from lockguard_logs.drawing import Drawing, Scale
 from lockguard_positions.logs.analysis import Analysis, Finding, FindingKind, Told
 from lockguard_positions.logs.sightings import Sighting, SightingKind
 

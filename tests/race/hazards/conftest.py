@@ -1,6 +1,6 @@
 """Two bots of one kind, unguarded or guarded, on the same real servers, and a way to act amid what they do.
 
-The unguarded one is ``lockguard_positions.naive`` over ccxt as such bots wrap it. A test puts the same
+The unguarded one is ``lockguard_lab.naive`` over ccxt as such bots wrap it. A test puts the same
 schedule on both kinds and reads from the exchange's own record, and from the table, what became of it.
 """
 
@@ -20,10 +20,11 @@ import pytest
 from tenacity import retry, stop_after_attempt
 
 from lockguard import LockGuard, ResourceBusy
-from lockguard.testing import PostgresServer
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange, Patience
-from lockguard_ccxt.testing import DEFAULT_MARKETS, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.exchange import DEFAULT_MARKETS, Fault, FaultKind, LocalExchange, Operation, connect
+from lockguard_lab.naive import NaiveManager
+from lockguard_lab.servers import PostgresServer
 from lockguard_positions import (
     AtomicPositionManager,
     Opened,
@@ -31,7 +32,6 @@ from lockguard_positions import (
     SyncReport,
     migrate,
 )
-from lockguard_positions.naive import NaiveManager
 
 T = TypeVar("T")
 

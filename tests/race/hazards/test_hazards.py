@@ -20,7 +20,7 @@ import asyncpg
 import pytest
 
 from lockguard.errors import LockguardError
-from lockguard_ccxt.testing import Execution, FaultKind, Operation
+from lockguard_lab.exchange import Execution, FaultKind, Operation
 from lockguard_positions import ExchangeUnreadable
 
 APT = "APT/USDT:USDT"

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from conftest import make_bot
 
-from lockguard_positions.race_imports import import_lean
+from lockguard_ccxt.lean_import import import_lean
 
 
 async def act(kind: str, price: Decimal, urls: dict[str, str]) -> None:

@@ -1,0 +1,174 @@
+"""Pointing the original ccxt at a local exchange, by its URL.
+
+Two things must change. The URLs, of course. And the table of errors: ccxt looks at the beginning of the
+request's URL to know whether a code is the futures market's or the spot market's, and for a URL it does not
+know it has neither, so that -2021, "would immediately trigger", arrives as a bare ``ExchangeError``. Here
+the URL is translated back before ccxt looks.
+
+A program that cannot be patched, only configured, can be given URLs that *begin* as those of Binance's demo
+do, which ccxt knows: what stands before the ``@`` in ``https://demo-fapi@127.0.0.1:8443/fapi/v1`` is a user's
+name to whoever connects. They have to be of HTTPS.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit
+
+from lockguard.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LOCAL_API_KEY", "LOCAL_SECRET", "ccxt_settings", "connect", "point_at"]
+
+LOCAL_API_KEY = "local-key"
+LOCAL_SECRET = "local-secret"  # noqa: S105 - of an exchange without money
+
+_HOSTS = {
+    "/api/": "https://api.binance.com",
+    "/sapi/": "https://api.binance.com",
+    "/fapi/": "https://fapi.binance.com",
+    "/futures/": "https://fapi.binance.com",
+    "/dapi/": "https://dapi.binance.com",
+    "/eapi/": "https://eapi.binance.com",
+    "/papi/": "https://papi.binance.com",
+}
+
+
+_PATHS = {
+    "public": "api/v3",
+    "private": "api/v3",
+    "v1": "api/v1",
+    "sapi": "sapi/v1",
+    "sapiV2": "sapi/v2",
+    "sapiV3": "sapi/v3",
+    "sapiV4": "sapi/v4",
+    "fapiPublic": "fapi/v1",
+    "fapiPublicV2": "fapi/v2",
+    "fapiPublicV3": "fapi/v3",
+    "fapiPrivate": "fapi/v1",
+    "fapiPrivateV2": "fapi/v2",
+    "fapiPrivateV3": "fapi/v3",
+    "fapiData": "futures/data",
+    "dapiPublic": "dapi/v1",
+    "dapiPrivate": "dapi/v1",
+    "dapiPrivateV2": "dapi/v2",
+    "dapiData": "futures/data",
+    "eapiPublic": "eapi/v1",
+    "eapiPrivate": "eapi/v1",
+    "papi": "papi/v1",
+    "papiV2": "papi/v2",
+}
+"""Every API that ccxt's Binance classes know: one that is left out would go to Binance itself."""
+
+
+def ccxt_settings(url: str) -> dict[str, Any]:
+    """Settings, plain enough for a JSON file, with which an unmodified ccxt talks to a local exchange.
+
+    They are for a bot that takes settings for ccxt's constructor, such as freqtrade's ``ccxt_config``.
+
+    Args:
+        url: where the local exchange listens; of HTTPS, as ccxt finds its table of errors by it.
+
+    Raises:
+        ConfigurationError: the URL is not of HTTPS, or cannot be read.
+    """
+    address: SplitResult | None = None
+    try:
+        address = urlsplit(url)
+        secure = address.scheme == "https" and bool(address.hostname) and (address.port or 1) > 0
+    except ValueError:
+        secure = False
+    if address is None or not secure:  # not shown: it may have a password
+        raise ConfigurationError(
+            "ccxt knows Binance's errors by a URL of HTTPS only, such as https://127.0.0.1:8443, and this one"
+            " is none; start the exchange with a certificate, or use point_at() in a program of your own"
+        ) from None
+
+    netloc = address.netloc
+
+    def named(api: str, path: str) -> str:
+        first = {"s": "api", "f": "fapi", "d": "dapi"}.get(api[0], "api")
+        return f"https://demo-{first}@{netloc}/{path}"
+
+    return {"urls": {"api": {api: named(api, path) for api, path in _PATHS.items()}}, "verify": False}
+
+
+def point_at(exchange: Any, url: str) -> None:
+    """Let an existing ccxt ``binance`` or ``binanceusdm`` talk to a local exchange.
+
+    Args:
+        exchange: any class of ccxt's Binance family, asyncio or not.
+        url: where the local exchange listens.
+
+    Raises:
+        ConfigurationError: another exchange, or a URL that is not HTTP.
+    """
+    name = str(getattr(exchange, "id", exchange))
+    if not name.startswith("binance"):
+        raise ConfigurationError(f"{name!r} cannot talk to the local exchange; it speaks Binance's API only")
+    base = url.rstrip("/")
+    if urlsplit(base).scheme not in {"http", "https"}:
+        raise ConfigurationError(
+            f"{url!r} is not a URL of a local exchange; it looks like http://127.0.0.1:8080"
+        )
+    exchange.urls["api"] = {name: base + urlsplit(old).path for name, old in exchange.urls["api"].items()}
+    original = exchange.get_exceptions_by_url
+
+    def get_exceptions_by_url(asked: str | None, kind: str) -> dict[str, Any]:
+        table: dict[str, Any] = original(_official(asked, base), kind)
+        return table
+
+    exchange.get_exceptions_by_url = get_exceptions_by_url
+
+
+def _official(url: str | None, base: str) -> str | None:
+    """The URL that the request would have had at Binance."""
+    if url is None or not url.startswith(base):
+        return url
+    path = url[len(base) :]
+    return next((host + path for prefix, host in _HOSTS.items() if path.startswith(prefix)), url)
+
+
+def connect(
+    url: str,
+    *,
+    api_key: str = LOCAL_API_KEY,
+    secret: str = LOCAL_SECRET,
+    exchange_id: str = "binanceusdm",
+    config: Mapping[str, Any] | None = None,
+) -> Any:
+    """The original ``ccxt.async_support.binanceusdm``, pointed at a local exchange.
+
+    The caller closes it: ``await client.close()``. ccxt's own rate limiter is off, as there is no limit here;
+    its retries stay off, as they would send an order again without asking what became of it.
+
+    Args:
+        url: where the local exchange listens.
+        api_key: the account's key.
+        secret: the account's secret.
+        exchange_id: ``binanceusdm`` or ``binance``.
+        config: further settings for ccxt's constructor.
+
+    Raises:
+        ConfigurationError: another exchange, or a URL that is not HTTP.
+        ImportError: ccxt is not installed.
+    """
+    try:
+        ccxt = import_module("ccxt.async_support")
+    except ImportError as exc:
+        raise ImportError("ccxt is not installed; pip install 'lockguard[ccxt]'") from exc
+    factory = getattr(ccxt, exchange_id, None)
+    if factory is None:
+        raise ConfigurationError(f"ccxt has no exchange {exchange_id!r}; use binanceusdm or binance")
+    settings: dict[str, Any] = {
+        "apiKey": api_key,
+        "secret": secret,
+        "enableRateLimit": False,
+        **(config or {}),
+    }
+    exchange = factory(settings)
+    point_at(exchange, url)
+    return exchange

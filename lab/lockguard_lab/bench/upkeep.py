@@ -1,0 +1,152 @@
+"""What holding many leases costs, and what the decorator costs."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from datetime import timedelta
+from types import FrameType
+from typing import Any, Self
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.events import Event, Renewed
+from lockguard.exclusive import exclusive
+from lockguard.guard import LockGuard
+from lockguard.nodes.wire import Wire
+from lockguard_lab.bench.figures import Renewal, Sizes
+from lockguard_lab.bench.speed import in_turns
+
+__all__ = ["decorator_us", "renewal"]
+
+_TTL_S = 30
+_RENEWALS_PER_TTL = 3
+_CALLS = 2000
+
+
+class _Ticks:
+    """Counts the rounds of renewal: one is over when all leases were renewed once more."""
+
+    def __init__(self, leases: int) -> None:
+        self.rounds = 0
+        self.renewals = 0
+        self._leases = leases
+        self._next_round = asyncio.Event()
+
+    def on(self, event: Event) -> None:
+        """Count a renewal."""
+        if not isinstance(event, Renewed):
+            return
+        self.renewals += 1
+        if self.renewals % self._leases == 0:
+            self.rounds += 1
+            self._next_round.set()
+            self._next_round.clear()
+
+    async def more(self, rounds: int) -> int:
+        """Wait for so many more; gives how many came."""
+        before = self.rounds
+        while self.rounds < before + rounds:
+            await self._next_round.wait()
+        return self.rounds - before
+
+
+class _Writes:
+    """Counts the writes of this thread's event loop to these ports, while it is on."""
+
+    def __init__(self, ports: Collection[int]) -> None:
+        self._ports = ports
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._called)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _called(self, frame: FrameType, event: str, _: Any) -> None:
+        # Each flush with something in it is one write; the transport's own cannot be seen on uvloop.
+        if event != "call" or frame.f_code is not Wire.flush.__code__:
+            return
+        wire = frame.f_locals["self"]
+        if wire._unsent and wire._transport is not None:
+            self.count += wire._transport.get_extra_info("peername")[1] in self._ports
+
+
+async def renewal(urls: Sequence[str], sizes: Sizes, ports: Collection[int]) -> Renewal:
+    """Hold many leases and watch them being renewed, by the servers on ``ports``."""
+    ticks = _Ticks(sizes.leases)
+    ttl = timedelta(milliseconds=sizes.renewal_ttl_ms)
+    async with LockGuard.from_urls(urls, ttl=ttl, observers=[ticks]) as guard, _all_held(guard, sizes.leases):
+        await ticks.more(1)
+        cpu_s, renewals = _cpu_s(), ticks.renewals
+        await ticks.more(sizes.ticks)
+        per_renewal_s = (_cpu_s() - cpu_s) / (ticks.renewals - renewals)
+        with _Writes(ports) as writes:
+            rounds = await ticks.more(1)
+        return Renewal(
+            writes_per_tick=writes.count / rounds,
+            cpu_share=per_renewal_s * sizes.leases * _RENEWALS_PER_TTL / _TTL_S,
+        )
+
+
+@asynccontextmanager
+async def _all_held(guard: LockGuard, number: int) -> AsyncIterator[None]:
+    done = asyncio.Event()
+    held = asyncio.Semaphore(0)
+
+    async def hold(name: str) -> None:
+        async with guard.hold(name):
+            held.release()
+            await done.wait()
+
+    async with asyncio.TaskGroup() as group:
+        for lease in range(number):
+            group.create_task(hold(f"bench:renewal:{lease}"))
+        for _ in range(number):
+            await held.acquire()
+        try:
+            yield
+        finally:
+            done.set()
+
+
+async def decorator_us(sizes: Sizes) -> float:
+    """What a decorated call takes longer than ``hold`` around the same call; no server is asked."""
+    free = _NoLock()
+
+    async def plain(symbol: str, exchange: str, quantity: int = 1) -> int:  # noqa: ARG001 - as users have them
+        return quantity
+
+    async def by_hand(symbol: str, exchange: str) -> int:
+        async with free.hold(f"{exchange}:{symbol}"):
+            return await plain(symbol, exchange)
+
+    decorated = exclusive("{exchange}:{symbol}", guard=lambda *_: free)(plain)
+
+    def turn(call: Callable[..., Awaitable[int]]) -> Callable[[], Awaitable[float]]:
+        async def calls() -> float:
+            began = SYSTEM_CLOCK.now()
+            for _ in range(_CALLS):
+                await call("BTCUSDT", exchange="binance")
+            return (SYSTEM_CLOCK.now() - began) / _CALLS * 1e6
+
+        return calls
+
+    took_us = await in_turns(sizes.rounds, {"decorated": turn(decorated), "by hand": turn(by_hand)})
+    return took_us["decorated"] - took_us["by hand"]
+
+
+class _NoLock:
+    """Grants at once."""
+
+    def hold(self, resource: str, **_: Any) -> AbstractAsyncContextManager[Any]:  # noqa: ARG002 - as a guard's
+        return nullcontext()
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,146 @@
+"""The bot process that is stopped in the middle of an open: ``python -m lockguard_lab.demo.holder``.
+
+It runs the real flow on real servers, up to the point between the filled entry and the stop: the position is
+open on the exchange and has no stop yet. There it looks at its lease, finds it good, and is stopped before
+its next statement leaves: the one instant that no check in a client can cover. What it then sends was
+written before it was stopped; it does not look at the lease again. That is what a bot does without a
+library that looks for it, and what any bot does whose machine stalls *after* the look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import LeaseLost
+from lockguard_asyncpg.claims import Claim
+from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, PACE, Bot, Part, bot, end_with_parent, say
+from lockguard_positions.flow import Flow
+from lockguard_positions.model import NewPosition, Position, PositionSide, Progress
+from lockguard_positions.store import PositionStore
+from lockguard_positions.venue import Venue
+
+if TYPE_CHECKING:
+    from lockguard.lease import Lease
+
+__all__ = ["APPLICATION", "main"]
+
+APPLICATION = "lockguard demo: the stopped holder"
+"""What the connection of its late write is called, so that the server's log tells it from all others."""
+
+_WORTH = Decimal(85)
+_STOP_PERCENT = Decimal(2)
+
+
+class _Stopped(PositionStore):
+    """The rows, with a writer that is stopped between its look at the lease and its statement."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], raw: asyncpg.Connection[Any]) -> None:
+        super().__init__(pool)
+        self._raw = raw
+
+    async def record_entry(self, *args: Any, **values: Any) -> Progress:
+        """The entry alone, so that the stop's intent is a write of its own."""
+        return await super().record_entry(*args, **{**values, "stop": None})
+
+    async def expect_stop(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
+        """Would note that the stop is about to be placed; is stopped before it can."""
+        lease.ensure()
+        statement = late_write(lease, position, trigger)
+        say("stopped_at", {"token": lease.token, "position": position.id, "statement": statement})
+        if not sys.stdin.readline():  # blocks the whole process, as SIGSTOP does meanwhile
+            os._exit(1)
+        # A task of its own: the loss of the lease, which is told at the next await, must not keep it back.
+        writing = asyncio.create_task(self._send(statement), name="late write")
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
+        lease.ensure()
+        raise AssertionError("the lease outlived its holder's stop; stop it for longer than its ttl")
+
+    async def _send(self, statement: str) -> None:
+        try:
+            await self._raw.execute(statement)
+        except asyncpg.PostgresError as exc:
+            say("wrote", {"sqlstate": exc.sqlstate, "message": str(exc)})
+        else:
+            say("wrote", {"sqlstate": None, "message": "committed"})
+
+
+def late_write(lease: Lease, position: Position, trigger: Decimal) -> str:
+    """One transaction as one message: check, then write. Only the check keeps the write from happening."""
+    check = Claim(lease.resource, lease.token, lease.grant.id).check_sql()
+    return f"begin; {check} {unfenced(position.id, trigger, lease.token)}; commit"
+
+
+def unfenced(position_id: int, trigger: Decimal | str, token: int) -> str:
+    """The write alone: to the holder the position has no stop yet, and it would go on to order one."""
+    return (
+        f"update monitoring.positions set status = 'pending_sl', stop_price = {trigger},"  # noqa: S608 - numbers
+        f" stop_order_id = null, token = {token:d} where id = {position_id:d}"
+    )
+
+
+async def _open(made: Bot, part: Part, symbol: str) -> None:
+    """As the manager does it, with the store that is stopped."""
+    raw = await asyncpg.connect(
+        part.database_url, server_settings={"application_name": APPLICATION, "log_statement": "all"}
+    )
+    try:
+        venue = Venue(made.exchange, PACE)
+        ticker = await made.exchange.exchange.fetch_ticker(venue.unified(symbol))
+        price = Decimal(str(ticker["last"]))
+        store = _Stopped(made.pool, raw)
+        new = NewPosition(
+            exchange=EXCHANGE,
+            symbol=venue.short(symbol),
+            side=PositionSide.LONG,
+            quantity=venue.rules(symbol).amount(_WORTH / price),
+            entry_price=price,
+            stop_loss_percent=_STOP_PERCENT,
+            signal_id="demo",
+        )
+        async with made.guard.hold(venue.resource(symbol), operation="open long") as lease:
+            flow = Flow(
+                store,
+                venue,
+                pace=PACE,
+                lease=lease,
+                operation="open long",
+                emit=lambda _: None,
+                clock=SYSTEM_CLOCK,
+            )
+            await flow.drive(await store.begin(lease, new))
+    finally:
+        raw.terminate()
+
+
+async def _run(part: Part) -> None:
+    async with bot(part) as made:
+        say("ready")
+        symbol = sys.stdin.readline().strip()
+        if symbol:
+            await _open(made, part, symbol)
+
+
+def main() -> None:
+    """Open one position, be stopped, and end with what came of it."""
+    part = Part.decode(sys.stdin.readline())
+    end_with_parent(part.parent_pid)
+    try:
+        asyncio.run(_run(part))  # noqa: TID251 - its parent ends it
+    except LeaseLost as lost:
+        sys.stderr.write(f"LeaseLost: {lost}\n")
+        sys.exit(LEASE_LOST)
+
+
+if __name__ == "__main__":
+    main()

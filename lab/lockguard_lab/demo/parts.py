@@ -1,0 +1,104 @@
+"""What the two bot processes of the third act have in common: what they are told, and what they are made of.
+
+They speak with the demo in lines of JSON over their standard input and output.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard import LockGuard
+from lockguard_asyncpg import PostgresFence
+from lockguard_ccxt import GuardedExchange
+from lockguard_ccxt.lean_import import import_lean
+from lockguard_lab.exchange import connect
+from lockguard_positions.venue import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["EXCHANGE", "LEASE_LOST", "PACE", "Bot", "Part", "bot", "end_with_parent", "say"]
+
+EXCHANGE = "binance"
+LEASE_LOST = 3
+"""The exit code of a holder whose lease was lost under it."""
+
+PACE = Pace(poll=timedelta(milliseconds=50), grace=timedelta(seconds=1))
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a process of the third act is told at its start; it may hold passwords."""
+
+    redis_url: str
+    database_url: str
+    exchange_url: str
+    ttl_ms: int
+    parent_pid: int
+
+    def encode(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, line: str) -> Part:
+        """What :meth:`encode` made."""
+        return cls(**json.loads(line))
+
+
+@dataclass(frozen=True, slots=True)
+class Bot:
+    """A bot's own guard, database and exchange."""
+
+    guard: LockGuard
+    pool: asyncpg.Pool[Any]
+    exchange: GuardedExchange
+
+
+@asynccontextmanager
+async def bot(part: Part) -> AsyncIterator[Bot]:
+    """Connect to everything."""
+    import_lean("binanceusdm")
+    client = connect(part.exchange_url)
+    try:
+        await client.load_markets()
+        async with asyncpg.create_pool(part.database_url, min_size=2, max_size=4) as pool:
+            guard = LockGuard.from_url(
+                part.redis_url,
+                fence=PostgresFence(pool),
+                ttl=timedelta(milliseconds=part.ttl_ms),
+                wait=timedelta(seconds=20),
+            )
+            async with guard:
+                yield Bot(guard, pool, GuardedExchange(client))
+    finally:
+        await client.close()
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when the demo dies, even while it is stopped.
+
+    Elsewhere than on Linux the kernel itself resumes a stopped process whose group was orphaned, and it then
+    reads the end of its standard input.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def say(word: str, fact: object = True) -> None:  # noqa: FBT002 - a fact may be just that
+    """Tell the demo something."""
+    sys.stdout.write(json.dumps({word: fact}) + "\n")
+    sys.stdout.flush()

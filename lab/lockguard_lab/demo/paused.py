@@ -1,0 +1,296 @@
+"""The third act: a holder is stopped inside the flow, a successor finishes, the first wakes up and writes.
+
+Nothing here depends on luck. The holder says that it has looked at its lease and is about to write, and
+blocks; then it is stopped by SIGSTOP until its successor is done; then it is resumed, and sends what it had
+ready. What became of that is counted from Postgres: its log of what arrived and what it refused, and its
+record of what was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg import install
+from lockguard_lab.demo import serverlog
+from lockguard_lab.demo.actors import Actor
+from lockguard_lab.demo.holder import unfenced
+from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, Part
+from lockguard_lab.demo.peek import Entry, lock_key, peek
+from lockguard_lab.statements import statement
+from lockguard_positions.schema import migrate
+
+if TYPE_CHECKING:
+    from lockguard_lab.exchange import ExchangeRecord, LocalExchange
+    from lockguard_lab.servers import PostgresServer
+
+__all__ = ["Cast", "PausedResult", "Round", "Watch", "Write", "play", "prepare"]
+
+_FILE = "demo.sql"
+_HOLDER = "lockguard_lab.demo.holder"
+_LONGER_S = 0.25
+"""How long the holder stays stopped after its successor has finished, so that a picture shows both."""
+
+_SUCCESSOR = "lockguard_lab.demo.successor"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A committed write of a position, as a trigger in the database noted it."""
+
+    symbol: str
+    status: str
+    token: int
+    application: str
+    at_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What lay in Redis while the stopped holder had the lock.
+
+    Attributes:
+        key: the lock's key.
+        fields: what ``HGETALL`` gave.
+        remaining_ms: what ``PTTL`` gave.
+    """
+
+    key: str
+    fields: dict[str, str]
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One stopped holder and its successor.
+
+    Attributes:
+        watch: the lock in Redis while the holder was stopped.
+        first_token: the stopped holder's.
+        stopped_at_ms: when it was stopped, in milliseconds since 1970.
+        resumed_at_ms: when it was resumed.
+        action: what its successor says it did.
+        would_overwrite: whether the late write, sent without its check and rolled back, changes the row.
+        sqlstate: what the late write got; ``None`` if it was committed.
+        row_status: the row's at the end.
+        row_token: the row's at the end.
+        exit_code: the stopped holder's.
+        last_line: the stopped holder's.
+        entries: orders that opened something on the exchange.
+        stops: stops that wait on the exchange.
+        rows: rows that the symbol has.
+    """
+
+    symbol: str
+    resource: str
+    watch: Watch
+    first_token: int
+    stopped_at_ms: float
+    resumed_at_ms: float
+    action: str
+    would_overwrite: bool
+    sqlstate: str | None
+    row_status: str
+    row_token: int
+    exit_code: int
+    last_line: str
+    entries: int
+    stops: int
+    rows: int
+
+    @property
+    def lost(self) -> bool:
+        """Whether the stopped holder ended with ``LeaseLost``."""
+        return self.exit_code == LEASE_LOST and self.last_line.startswith("LeaseLost")
+
+
+@dataclass(frozen=True, slots=True)
+class PausedResult:
+    """What came of the third act.
+
+    Attributes:
+        attempted: late writes that reached Postgres, by its log.
+        refusals: those that it refused, by its log.
+        committed: writes that carry a lower token than one committed before them, by its record.
+        writes: all that was committed, in order.
+        history: what Redis wrote down about the locks.
+    """
+
+    rounds: tuple[Round, ...]
+    attempted: int
+    refusals: tuple[serverlog.Refusal, ...]
+    committed: int
+    writes: tuple[Write, ...]
+    history: tuple[Entry, ...]
+    seconds: float
+
+
+class Cast:
+    """The processes of the third act, so that they can be started while the second is still played.
+
+    Args:
+        part: what each is told.
+        rounds: how many holders are needed.
+    """
+
+    def __init__(self, part: Part, rounds: int) -> None:
+        self.part = part
+        self.successor = Actor(_SUCCESSOR, part)
+        self.holders = [Actor(_HOLDER, part) for _ in range(rounds)]
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Start them all; they are ready some time later."""
+        for actor in (self.successor, *self.holders):
+            await self._stack.enter_async_context(actor)
+
+    async def aclose(self) -> None:
+        """End them all."""
+        await self._stack.aclose()
+
+
+async def prepare(database_url: str) -> None:
+    """Give the database its schema, its fence and its watcher."""
+    conn: asyncpg.Connection[Any] = await asyncpg.connect(database_url)
+    try:
+        await install(conn)
+        await migrate(conn)
+        await conn.execute(statement("watch", _FILE))
+    finally:
+        await conn.close()
+
+
+async def play(
+    cast: Cast,
+    symbols: list[str],
+    *,
+    postgres: PostgresServer,
+    exchange: LocalExchange,
+    on_stopped: Callable[[str, Watch], None],
+    on_progress: Callable[[float, str], None],
+) -> PausedResult:
+    """Play one round for each symbol.
+
+    Args:
+        cast: started.
+        symbols: as the table has them; one holder each.
+        postgres: the server, for its log.
+        exchange: the one that the cast trades on, for its record.
+        on_stopped: told what lies in Redis while a stopped holder has the lock.
+        on_progress: told how many rounds are over, in fractions, and what goes on.
+
+    Raises:
+        ConfigurationError: a process ended early or does not answer.
+    """
+    began = SYSTEM_CLOCK.now()
+    conn: asyncpg.Connection[Any] = await asyncpg.connect(cast.part.database_url)
+    try:
+        await cast.successor.expect("ready")
+        rounds = []
+        for number, (symbol, holder) in enumerate(zip(symbols, cast.holders, strict=True)):
+
+            def tell(share: float, what: str, number: int = number) -> None:
+                on_progress(number + share, what)
+
+            stage = _Stage(cast.part.redis_url, conn, exchange, symbol, tell, on_stopped)
+            rounds.append(await stage.play(holder, cast.successor))
+        async with peek(cast.part.redis_url) as looking:
+            history = await looking.histories()
+        log = postgres.log
+        return PausedResult(
+            rounds=tuple(rounds),
+            attempted=len(serverlog.arrived(log)),
+            refusals=tuple(serverlog.refused(log)),
+            committed=int(await conn.fetchval(statement("stale_committed", _FILE))),
+            writes=tuple(Write(**dict(row)) for row in await conn.fetch(statement("writes", _FILE))),
+            history=tuple(history),
+            seconds=SYSTEM_CLOCK.now() - began,
+        )
+    finally:
+        await conn.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One round's symbol, and where to look."""
+
+    redis_url: str
+    conn: asyncpg.Connection[Any]
+    exchange: LocalExchange
+    symbol: str
+    tell: Callable[[float, str], None]
+    on_stopped: Callable[[str, Watch], None]
+
+    async def play(self, holder: Actor, successor: Actor) -> Round:
+        """Stop the holder, let the successor finish, resume the holder, look at what it left."""
+        resource = f"{EXCHANGE}:{self.symbol}"
+        self.tell(0.0, "the holder opens a position")
+        await holder.expect("ready")
+        await holder.tell(self.symbol)
+        at = await holder.expect("stopped_at")
+        await holder.stop()
+        stopped_at_ms = SYSTEM_CLOCK.wall() * 1000
+        watch = await self._watch(resource)
+        self.on_stopped(resource, watch)
+        self.tell(0.3, "the holder is stopped, the successor waits")
+        await successor.tell(self.symbol)
+        done = await successor.expect("done")
+        self.tell(0.8, "the successor has finished, the holder wakes up")
+        would_overwrite = await self._try_unfenced(at["position"], at["token"])
+        await asyncio.sleep(_LONGER_S)
+        await holder.tell("go on")
+        resumed_at_ms = SYSTEM_CLOCK.wall() * 1000
+        holder.resume()
+        wrote = await holder.expect("wrote")
+        exit_code, last_line = await holder.ended()
+        row = await self.conn.fetchrow(statement("row", _FILE), at["position"])
+        if row is None:
+            raise ConfigurationError(f"the row of {resource} has vanished; is somebody else in the database?")
+        record: ExchangeRecord = self.exchange.record()
+        self.tell(1.0, "")
+        return Round(
+            symbol=self.symbol,
+            resource=resource,
+            watch=watch,
+            first_token=at["token"],
+            stopped_at_ms=stopped_at_ms,
+            resumed_at_ms=resumed_at_ms,
+            action=done["action"],
+            would_overwrite=would_overwrite,
+            sqlstate=wrote["sqlstate"],
+            row_status=row["status"],
+            row_token=row["token"] or 0,
+            exit_code=exit_code,
+            last_line=last_line,
+            entries=len(record.entries(self.symbol)),
+            stops=len(record.open_stops(self.symbol)),
+            rows=int(await self.conn.fetchval(statement("rows", _FILE), self.symbol)),
+        )
+
+    async def _watch(self, resource: str) -> Watch:
+        key = lock_key(resource)
+        async with peek(self.redis_url) as looking:
+            return Watch(key, await looking.hash(key), await looking.remaining_ms(key))
+
+    async def _try_unfenced(self, position_id: int, token: int) -> bool:
+        """Send the late write without its check, and take it back.
+
+        A refusal would prove nothing if there was nothing to refuse.
+        """
+        transaction = self.conn.transaction()
+        await transaction.start()
+        try:
+            answer = await self.conn.execute(unfenced(position_id, _ANY_PRICE, token))
+            return answer == "UPDATE 1"
+        finally:
+            await transaction.rollback()
+
+
+_ANY_PRICE = "1"

@@ -1,0 +1,35 @@
+"""The bot process that takes over: ``python -m lockguard_lab.demo.successor``.
+
+It does what a standby bot does: it waits for the symbol's lease and finishes what it finds, through the
+public manager.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from lockguard_lab.demo.parts import EXCHANGE, PACE, Part, bot, end_with_parent, say
+from lockguard_positions.manager import AtomicPositionManager
+
+__all__ = ["main"]
+
+
+async def _run(part: Part) -> None:
+    async with bot(part) as made:
+        manager = AtomicPositionManager(made.guard, made.pool, [made.exchange], pace=PACE, observers=[])
+        say("ready")
+        while symbol := (await asyncio.to_thread(sys.stdin.readline)).strip():
+            outcome = await manager.ensure_stop(symbol, EXCHANGE)
+            say("done", {"action": outcome.action.value, "details": outcome.details})
+
+
+def main() -> None:
+    """Take over one symbol for each line of the standard input, until it ends."""
+    part = Part.decode(sys.stdin.readline())
+    end_with_parent(part.parent_pid)
+    asyncio.run(_run(part))  # noqa: TID251 - its parent ends it
+
+
+if __name__ == "__main__":
+    main()

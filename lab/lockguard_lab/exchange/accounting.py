@@ -1,0 +1,379 @@
+"""The account endpoints of the REST APIs of USD-M and COIN-M."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lockguard_lab.exchange.model import ZERO
+from lockguard_lab.exchange.rejections import Rejection, malformed
+from lockguard_lab.exchange.render import fill_json, position_json, text
+
+if TYPE_CHECKING:
+    from lockguard_lab.exchange.desk import Seat
+    from lockguard_lab.exchange.engine import Engine
+    from lockguard_lab.exchange.model import Position
+    from lockguard_lab.exchange.params import Params
+    from lockguard_lab.exchange.render import Json
+
+__all__ = [
+    "account",
+    "account_config",
+    "adl_quantile",
+    "balance",
+    "brackets",
+    "change_position_margin",
+    "change_position_mode",
+    "commission_rate",
+    "get_multi_assets",
+    "get_position_mode",
+    "income",
+    "positions_v2",
+    "positions_v3",
+    "set_leverage",
+    "set_margin_type",
+    "set_multi_assets",
+    "set_position_mode",
+    "symbol_config",
+    "user_trades",
+]
+
+_LEVERAGE_MAX = 125
+_INCOME_DEFAULT = 100
+_DONE: dict[str, str | int] = {"code": 200, "msg": "success"}
+_TRADES_DEFAULT = 500
+_TRADES_MAX = 1000
+
+
+def positions_v2(seat: Seat, params: Params) -> Json:
+    """``GET v2/positionRisk``, and ``dapi/v1/positionRisk``: every contract, flat or not."""
+    held = _positions(seat, params)
+    seen = {(position.symbol, position.side) for position in held}
+    account, symbol = seat.account, params.optional("symbol")
+    flat = [
+        account.position(spec.id, side)
+        for spec in seat.listed()
+        for side in account.sides()
+        if symbol in {None, spec.id} and (spec.id, side) not in seen
+    ]
+    # What lags is shown flat, as it was.
+    flat = [replace(position, qty=ZERO, entry_price=ZERO) for position in flat]
+    return [position_json(p, account, version=2) for p in (*held, *flat)]
+
+
+def positions_v3(seat: Seat, params: Params) -> Json:
+    """``GET v3/positionRisk``: contracts with a position only."""
+    return [position_json(p, seat.account, version=3) for p in _positions(seat, params)]
+
+
+def _positions(seat: Seat, params: Params) -> list[Position]:
+    """The open positions, those in contracts that are no longer listed among them."""
+    symbol = params.optional("symbol")
+    if symbol is not None:
+        seat.market(symbol)
+    as_of_ms = seat.now_ms - seat.visibility.positions_ms
+    return [
+        position
+        for position in seat.account.positions(as_of_ms)
+        if position.qty
+        and symbol in {None, position.symbol}
+        and seat.venue.markets[position.symbol].inverse is seat.inverse
+    ]
+
+
+def account(seat: Seat, params: Params) -> Json:
+    """``GET account`` of USD-M version 2 or 3, or of COIN-M."""
+    assets = seat.account.assets(inverse=seat.inverse)
+    money = {asset: _money(seat, asset) for asset in assets}
+    positions = positions_v2(seat, params) if seat.inverse else positions_v3(seat, params)
+    common: dict[str, Json] = {
+        "feeTier": 0,
+        "canTrade": True,
+        "canDeposit": True,
+        "canWithdraw": False,
+        "updateTime": seat.now_ms,
+        "multiAssetsMargin": seat.account.multi_assets,
+        "assets": [{"asset": asset, **row, "updateTime": seat.now_ms} for asset, row in money.items()],
+        "positions": positions,
+    }
+    if seat.inverse:
+        return common
+    tether = money["USDT"]
+    total = {f"total{name[0].upper()}{name[1:]}": value for name, value in tether.items() if name in _TOTALS}
+    return {
+        **common,
+        "totalMaintMargin": "0.00000000",
+        "totalOpenOrderInitialMargin": "0.00000000",
+        **total,
+        "availableBalance": tether["availableBalance"],
+        "maxWithdrawAmount": tether["availableBalance"],
+    }
+
+
+_TOTALS = frozenset(
+    {
+        "walletBalance",
+        "unrealizedProfit",
+        "marginBalance",
+        "initialMargin",
+        "positionInitialMargin",
+        "crossWalletBalance",
+        "crossUnPnl",
+    }
+)
+
+
+def _money(seat: Seat, asset: str) -> dict[str, Json]:
+    account = seat.account
+    wallet, unrealized, available = account.wallet(asset), account.unrealized(asset), account.available(asset)
+    tied = wallet + unrealized - available
+    return {
+        "walletBalance": text(wallet),
+        "unrealizedProfit": text(unrealized),
+        "marginBalance": text(wallet + unrealized),
+        "maintMargin": "0.00000000",
+        "initialMargin": text(tied),
+        "positionInitialMargin": text(tied),
+        "openOrderInitialMargin": "0.00000000",
+        "crossWalletBalance": text(wallet),
+        "crossUnPnl": text(unrealized),
+        "availableBalance": text(available),
+        "maxWithdrawAmount": text(available),
+    }
+
+
+def balance(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+    """``GET balance``, of any version."""
+    rows: list[Json] = []
+    for asset in seat.account.assets(inverse=seat.inverse):
+        money = _money(seat, asset)
+        rows.append(
+            {
+                "accountAlias": "local",
+                "asset": asset,
+                "balance": money["walletBalance"],
+                "crossWalletBalance": money["crossWalletBalance"],
+                "crossUnPnl": money["crossUnPnl"],
+                "availableBalance": money["availableBalance"],
+                "maxWithdrawAmount": money["maxWithdrawAmount"],
+                "marginAvailable": True,
+                "updateTime": seat.now_ms,
+            }
+        )
+    return rows
+
+
+def user_trades(seat: Seat, params: Params) -> Json:
+    """``GET userTrades`` of one contract."""
+    symbol = params.text("symbol")
+    spec = seat.market(symbol)
+    order_id = params.whole("orderId")
+    start_ms = params.whole("startTime") or 0
+    as_of_ms = min(params.whole("endTime") or seat.now_ms, seat.now_ms - seat.visibility.trades_ms)
+    fills = [
+        fill
+        for fill in seat.account.fills
+        if fill.symbol == symbol and order_id in {None, fill.order_id} and start_ms <= fill.at_ms <= as_of_ms
+    ]
+    limit = min(params.whole("limit") or _TRADES_DEFAULT, _TRADES_MAX)
+    return [fill_json(fill, spec) for fill in fills[-limit:]]
+
+
+def set_leverage(seat: Seat, params: Params) -> Json:
+    """``POST leverage``."""
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    leverage = params.whole("leverage") or 0
+    if not 1 <= leverage <= _LEVERAGE_MAX:
+        raise Rejection(-4028, f"Leverage {leverage} is not valid")
+    seat.account.set_leverage(symbol, leverage)
+    most = "maxQty" if seat.inverse else "maxNotionalValue"
+    return {"symbol": symbol, "leverage": leverage, most: "100000000"}
+
+
+def set_margin_type(seat: Seat, params: Params) -> Json:
+    """``POST marginType``."""
+    symbol, kind = params.text("symbol"), params.text("marginType")
+    seat.market(symbol)
+    if kind not in {"ISOLATED", "CROSSED"}:
+        raise Rejection(-4005, "Invalid marginType.")
+    account = seat.account
+    if (kind == "ISOLATED") == (symbol in account.isolated):
+        raise Rejection(-4046, "No need to change margin type.")
+    if any(account.position(symbol, side).qty for side in account.sides()):
+        raise Rejection(-4048, "Margin type cannot be changed if there exists position.")
+    if kind == "ISOLATED":
+        account.isolated.add(symbol)
+    else:
+        account.isolated.discard(symbol)
+    return _DONE
+
+
+def brackets(seat: Seat, params: Params) -> Json:
+    """``GET leverageBracket``."""
+    symbol = params.optional("symbol")
+    tiers: list[Json] = [
+        {
+            "bracket": 1,
+            "initialLeverage": 125,
+            "notionalCap": 50_000,
+            "notionalFloor": 0,
+            "maintMarginRatio": 0.004,
+            "cum": 0.0,
+        },
+        {
+            "bracket": 2,
+            "initialLeverage": 50,
+            "notionalCap": 100_000_000,
+            "notionalFloor": 50_000,
+            "maintMarginRatio": 0.01,
+            "cum": 300.0,
+        },
+    ]
+    return [{"symbol": spec.id, "brackets": tiers} for spec in seat.listed() if symbol in {None, spec.id}]
+
+
+def commission_rate(seat: Seat, params: Params) -> Json:
+    """``GET commissionRate`` of one contract."""
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    rate = text(seat.account.fee_rate)
+    return {"symbol": symbol, "makerCommissionRate": rate, "takerCommissionRate": rate}
+
+
+def get_position_mode(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+    """``GET positionSide/dual``: whether the account is in hedge mode."""
+    return {"dualSidePosition": seat.account.hedged}
+
+
+def set_position_mode(seat: Seat, params: Params) -> Json:
+    """``POST positionSide/dual``."""
+    params.text("dualSidePosition")
+    change_position_mode(seat.engine, hedged=params.flag("dualSidePosition"))
+    return _DONE
+
+
+def change_position_mode(engine: Engine, *, hedged: bool) -> None:
+    """Turn hedge mode on or off.
+
+    Raises:
+        Rejection: it is so already, or there are orders or positions.
+    """
+    if hedged == engine.account.hedged:
+        raise Rejection(-4059, "No need to change position side.")
+    if any(engine.open_orders()) or any(engine.open_algo_orders()):
+        raise Rejection(-4067, "Position side cannot be changed if there exists open orders.")
+    if any(position.qty for position in engine.account.positions()):
+        raise Rejection(-4068, "Position side cannot be changed if there exists position.")
+    engine.account.hedged = hedged
+
+
+def get_multi_assets(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+    """``GET multiAssetsMargin``: whether USDC backs positions in USDT and the other way round."""
+    return {"multiAssetsMargin": seat.account.multi_assets}
+
+
+def set_multi_assets(seat: Seat, params: Params) -> Json:
+    """``POST multiAssetsMargin``: noted, though the margins of the assets stay apart."""
+    wanted = params.text("multiAssetsMargin").lower() == "true"
+    if wanted == seat.account.multi_assets:
+        raise Rejection(-4171, "No need to change multi-assets mode.")
+    seat.account.multi_assets = wanted
+    return _DONE
+
+
+def symbol_config(seat: Seat, params: Params) -> Json:
+    """``GET symbolConfig``."""
+    account, symbol = seat.account, params.optional("symbol")
+    specs = seat.listed() if symbol is None else [seat.market(symbol)]
+    return [
+        {
+            "symbol": spec.id,
+            "marginType": "ISOLATED" if spec.id in account.isolated else "CROSSED",
+            "isAutoAddMargin": False,
+            "leverage": account.leverage(spec.id),
+            "maxNotionalValue": "100000000",
+        }
+        for spec in specs
+    ]
+
+
+def account_config(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+    """``GET accountConfig``."""
+    return {
+        "feeTier": 0,
+        "canTrade": True,
+        "canDeposit": True,
+        "canWithdraw": False,
+        "dualSidePosition": seat.account.hedged,
+        "multiAssetsMargin": seat.account.multi_assets,
+        "updateTime": 0,
+        "tradeGroupId": -1,
+    }
+
+
+def income(seat: Seat, params: Params) -> Json:
+    """``GET income``: the profit and the fee of each fill."""
+    symbol, kind = params.optional("symbol"), params.optional("incomeType")
+    start_ms = params.whole("startTime") or 0
+    until_ms = min(params.whole("endTime") or seat.now_ms, seat.now_ms - seat.visibility.trades_ms)
+    rows: list[Json] = []
+    for fill in seat.account.fills:
+        spec = seat.venue.markets[fill.symbol]
+        wanted = spec.inverse is seat.inverse and symbol in {None, fill.symbol}
+        if not wanted or not start_ms <= fill.at_ms <= until_ms:
+            continue
+        for name, amount in (("REALIZED_PNL", fill.realized), ("COMMISSION", -fill.commission)):
+            if kind in {None, name} and amount:
+                rows.append(
+                    {
+                        "symbol": fill.symbol,
+                        "incomeType": name,
+                        "income": text(amount),
+                        "asset": spec.settle,
+                        "info": name,
+                        "time": fill.at_ms,
+                        "tranId": fill.id,
+                        "tradeId": str(fill.id),
+                    }
+                )
+    return rows[-min(params.whole("limit") or _INCOME_DEFAULT, _TRADES_MAX) :]
+
+
+def adl_quantile(seat: Seat, params: Params) -> Json:
+    """``GET adlQuantile``: nobody's positions are taken here."""
+    symbol = params.optional("symbol")
+    if symbol is not None:
+        seat.market(symbol)
+    names = ("LONG", "SHORT") if seat.account.hedged else ("BOTH",)
+    rows: list[Json] = [
+        {"symbol": market_id, "adlQuantile": dict.fromkeys(names, 0)}
+        for market_id in dict.fromkeys(position.symbol for position in _positions(seat, params))
+    ]
+    return rows
+
+
+def change_position_margin(seat: Seat, params: Params) -> Json:
+    """``POST positionMargin``: give an isolated position more margin, or take some away."""
+    symbol, amount, kind = params.text("symbol"), params.number("amount"), params.text("type")
+    seat.market(symbol)
+    account = seat.account
+    if amount <= ZERO:
+        raise Rejection(-4055, "Amount must be positive.")
+    if kind not in {"1", "2"}:
+        raise malformed("type")
+    position = account.position(symbol, params.position_side())
+    if not position.qty:
+        raise Rejection(-4054, "Cannot add position margin: position is 0.")
+    if symbol not in account.isolated:
+        raise Rejection(-4046, "No need to change margin type.")
+    before = account.added_margin.get(symbol, ZERO)
+    if kind == "2" and amount > before:
+        raise Rejection(-4051, "Isolated balance insufficient.")
+    account.added_margin[symbol] = before + (amount if kind == "1" else -amount)
+    return {
+        "amount": float(amount),
+        "code": 200,
+        "msg": "Successfully modify position margin.",
+        "type": int(kind),
+    }

@@ -1,0 +1,230 @@
+"""The wire: HTTP requests in, answers and faults out.
+
+What happens to a request, in order: bans and maintenance are told; its key, signature, time and permission
+are checked; half the latency passes; the desk carries it out; the other half passes; it is answered. A fault
+takes the answer's place, and says whether and when the desk is asked. The desk runs without awaiting, so
+requests are carried out one at a time, as a matching engine does, however many are on their way.
+
+A client that has gone away does not undo its request: a handler is not cancelled when its connection drops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from lockguard_lab.exchange.desk import Seat
+from lockguard_lab.exchange.faults import Execution, Fault, FaultKind
+from lockguard_lab.exchange.model import MAIN
+from lockguard_lab.exchange.params import Params
+from lockguard_lab.exchange.record import Request
+from lockguard_lab.exchange.rejections import Rejection
+from lockguard_lab.exchange.signature import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lockguard_lab.exchange.desk import Desk
+    from lockguard_lab.exchange.render import Json
+    from lockguard_lab.exchange.surface import Route
+
+__all__ = ["Wire", "json_response"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    body: Json
+    status: int = 200
+
+
+def json_response(body: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """An answer with a JSON body."""
+    return web.Response(
+        text=json.dumps(body, separators=(",", ":")),
+        status=status,
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def _error(code: int, message: str, status: int) -> _Reply:
+    return _Reply({"code": code, "msg": message}, status)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A request that has been read, and, if it is private, whose it is."""
+
+    route: Route
+    params: Params
+    seat: Seat
+    account: str | None
+
+
+class Wire:
+    """Answers the REST API for one desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._closing = asyncio.Event()
+        self._late: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """End every request that hangs and drop every request that was to be carried out late."""
+        self._closing.set()
+        for task in self._late:
+            task.cancel()
+        await asyncio.gather(*self._late, return_exceptions=True)
+
+    async def handle(self, route: Route, request: web.Request) -> web.StreamResponse:
+        """Answer one request."""
+        body = await request.text()
+        payload = request.rel_url.raw_query_string + body
+        values = dict(parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True))
+        values.update(parse_qsl(body, keep_blank_values=True))
+        params = Params(values)
+        self._desk.pass_time()
+        account = None
+        try:
+            self._desk.conditions.check_address(self._desk.now_ms)
+            if route.private:
+                account = self._who(request.headers.get("X-MBX-APIKEY"), route, payload, values)
+        except Rejection as no:
+            self._log(route, params, account, no.outcome)
+            return json_response({"code": no.code, "msg": no.message}, no.status, no.headers)
+        seat = Seat(self._desk, account or MAIN, inverse=route.inverse)
+        call = _Call(route, params, seat, account)
+        fault = self._desk.faults.take(route.operation, params.optional("symbol"), account)
+        if fault is not None:
+            return await self._fail(fault, call, request)
+        reply = await self._slowly(call)
+        return json_response(reply.body, reply.status)
+
+    def _who(self, api_key: str | None, route: Route, payload: str, values: Mapping[str, str]) -> str:
+        if not api_key:
+            raise Rejection(-2014, "API-key format invalid.", 401)
+        member = self._desk.member(api_key)
+        if member is None:
+            raise Rejection(-2015, "Invalid API-key, IP, or permissions for action.", 401)
+        account, credentials = member
+        verify(credentials, payload=payload, params=values, now_ms=self._desk.now_ms)
+        self._desk.conditions.check_permission(account, route.operation)
+        return account
+
+    async def _slowly(self, call: _Call) -> _Reply:
+        half_s = self._desk.latency_ms(call.route.operation) / 2000
+        await self._pause(half_s)
+        reply = self._carry_out(call)
+        await self._pause(half_s)
+        return reply
+
+    def _carry_out(self, call: _Call, note: str = "") -> _Reply:
+        try:
+            body = call.route.answer(call.seat, call.params)
+        except Rejection as no:
+            self._log(call.route, call.params, call.account, no.outcome + note)
+            return _error(no.code, no.message, no.status)
+        self._log(call.route, call.params, call.account, "ok" + note)
+        return _Reply(body)
+
+    def _log(self, route: Route, params: Params, account: str | None, outcome: str) -> None:
+        client_id = None
+        for name in ("newClientOrderId", "clientAlgoId", "origClientOrderId"):
+            client_id = client_id or params.optional(name)
+        symbol = params.optional("symbol")
+        self._desk.log(Request(self._desk.now_ms, route.operation, symbol, client_id, outcome, account))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not longer than the server lives."""
+        if seconds > 0:
+            try:
+                await asyncio.wait_for(self._closing.wait(), seconds)
+            except TimeoutError:
+                return
+
+    # --- faults ---
+
+    async def _fail(self, fault: Fault, call: _Call, request: web.Request) -> web.StreamResponse:
+        await self._pause(self._desk.latency_ms(call.route.operation) / 2000)
+        note = f" {fault.kind}/{fault.execution}"
+        reply = _Reply({})
+        match fault.execution:
+            case Execution.NEVER:
+                self._log(call.route, call.params, call.account, note.strip())
+            case Execution.FIRST:
+                reply = self._carry_out(call, note)
+            case Execution.LATE:
+                task = asyncio.create_task(self._carry_out_late(fault, call, note))
+                self._late.add(task)
+                task.add_done_callback(self._late.discard)
+            case _:
+                assert_never(fault.execution)
+        return await self._answer(fault, reply, call, request)
+
+    async def _carry_out_late(self, fault: Fault, call: _Call, note: str) -> None:
+        await asyncio.sleep(fault.hold_ms / 1000)
+        self._carry_out(call, note)
+
+    async def _answer(
+        self, fault: Fault, reply: _Reply, call: _Call, request: web.Request
+    ) -> web.StreamResponse:
+        match fault.kind:
+            case FaultKind.HANG:
+                await self._pause(fault.hold_ms / 1000)
+                return _cut(request)
+            case FaultKind.DISCONNECT:
+                return _cut(request)
+            case FaultKind.TRUNCATED:
+                return await _truncate(reply, request)
+            case FaultKind.DELAY:
+                await self._pause(fault.hold_ms / 1000)
+                if fault.execution is Execution.NEVER:
+                    reply = self._carry_out(call)
+                return json_response(reply.body, reply.status)
+            case _:
+                return _said(fault)
+
+
+_OVERLOADED = "Server is currently overloaded with other requests. Please try again in a few minutes."
+_TIMEOUT = "Timeout waiting for response from backend server. Send status unknown; execution status unknown."
+
+
+def _said(fault: Fault) -> web.Response:
+    match fault.kind:
+        case FaultKind.UNAVAILABLE:
+            return web.Response(text="Service Unavailable", status=503, content_type="text/html")
+        case FaultKind.OVERLOADED:
+            no = _error(-1008, _OVERLOADED, 503)
+        case FaultKind.RATE_LIMITED:
+            no = _error(-1003, "Too many requests; current limit is 2400 requests per minute.", 429)
+        case FaultKind.TIMEOUT:
+            no = _error(-1007, _TIMEOUT, 408)
+        case FaultKind.CLOCK:
+            no = _error(-1021, "Timestamp for this request is outside of the recvWindow.", 400)
+        case _:
+            no = _error(fault.code, fault.message, 400)
+    return json_response(no.body, no.status)
+
+
+def _cut(request: web.Request) -> web.Response:
+    """End the connection without an answer; what is returned goes nowhere."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+async def _truncate(reply: _Reply, request: web.Request) -> web.StreamResponse:
+    """Half the body, under a header that promises all of it."""
+    body = json.dumps(reply.body, separators=(",", ":")).encode()
+    response = web.StreamResponse(status=200, headers={"Content-Type": "application/json"})
+    response.content_length = max(len(body), 2)
+    await response.prepare(request)
+    await response.write(body[: len(body) // 2])
+    if request.transport is not None:
+        request.transport.close()
+    return response

@@ -1,0 +1,216 @@
+"""Steering a local exchange that runs in another process."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Self, cast
+
+import aiohttp
+
+from lockguard.errors import ConfigurationError
+from lockguard_lab.exchange.byhand import HandOrder, HandStop
+from lockguard_lab.exchange.control import WALLET
+from lockguard_lab.exchange.model import MAIN, AlgoOrder, Order, PositionSide
+from lockguard_lab.exchange.record import decode, decode_record, encode
+from lockguard_lab.exchange.venue import Listing
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from decimal import Decimal
+    from types import TracebackType
+
+    from lockguard_lab.exchange.faults import Fault, Operation
+    from lockguard_lab.exchange.markets import MarketSpec
+    from lockguard_lab.exchange.model import Side
+    from lockguard_lab.exchange.record import ExchangeRecord
+    from lockguard_lab.exchange.render import Json
+
+__all__ = ["ControlClient"]
+
+_NONE = timedelta(0)
+_TIMEOUT_S = 10
+
+
+def _ms(span: timedelta) -> int:
+    return round(span / timedelta(milliseconds=1))
+
+
+class ControlClient:
+    """The control methods of :class:`~lockguard_lab.exchange.LocalExchange`, over HTTP.
+
+    Use it as an async context manager. Every method raises ``ConfigurationError`` when the exchange is not
+    there or refuses what is asked.
+
+    Args:
+        url: as :attr:`LocalExchange.url <lockguard_lab.exchange.LocalExchange.url>` gives it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def symbols(self) -> tuple[str, ...]:
+        """The contracts' ids; also shows that the exchange is there."""
+        health = await self._ask("GET", "health")
+        return tuple(cast("Sequence[str]", health["symbols"]))
+
+    async def set_price(self, symbol: str, price: Decimal, *, mark: Decimal | None = None) -> None:
+        """Move a contract's price."""
+        await self._ask(
+            "POST", "price", symbol=symbol, price=str(price), mark=None if mark is None else str(mark)
+        )
+
+    async def walk_price(self, symbol: str, prices: Sequence[Decimal], *, every: timedelta) -> None:
+        """Set the first price now and one more at each interval; returns at once."""
+        await self._ask("POST", "path", symbol=symbol, prices=[str(p) for p in prices], every_ms=_ms(every))
+
+    async def set_latency(self, latency: timedelta, operation: Operation | None = None) -> None:
+        """How long each request takes, or each of one kind."""
+        await self._ask("POST", "latency", latency_ms=_ms(latency), operation=operation)
+
+    async def set_visibility(
+        self, *, orders: timedelta = _NONE, positions: timedelta = _NONE, trades: timedelta = _NONE
+    ) -> None:
+        """How far reads lag behind what the exchange has done."""
+        await self._ask(
+            "POST", "visibility", orders_ms=_ms(orders), positions_ms=_ms(positions), trades_ms=_ms(trades)
+        )
+
+    async def inject(self, fault: Fault) -> None:
+        """Let a fault wait for the requests it hits."""
+        await self._ask("POST", "faults", **encode(fault))
+
+    async def clear_faults(self) -> None:
+        """Take all waiting faults back."""
+        await self._ask("DELETE", "faults")
+
+    async def ban(self, duration: timedelta, *, status: int = 418) -> int:
+        """Refuse every request with a 418 or 429; gives the end of the ban."""
+        answer = await self._ask("POST", "ban", duration_ms=_ms(duration), status=status)
+        return cast("int", answer["until_ms"])
+
+    async def lift_ban(self) -> None:
+        """End a ban early."""
+        await self._ask("DELETE", "ban")
+
+    async def deny(
+        self,
+        code: int = -2015,
+        *,
+        operations: Collection[Operation] | None = None,
+        account: str | None = None,
+    ) -> None:
+        """Refuse a key; what changes something only, unless told otherwise."""
+        chosen = None if operations is None else [operation.value for operation in operations]
+        await self._ask("POST", "denial", code=code, operations=chosen, account=account)
+
+    async def allow(self, account: str | None = None) -> None:
+        """Let the keys do again what they may."""
+        await self._ask("DELETE", "denial", account=account)
+
+    async def set_maintenance(self, on: bool) -> None:  # noqa: FBT001 - it is the only thing to say
+        """Refuse every request with a 503: the system is under maintenance."""
+        await self._ask("POST", "maintenance", on=on)
+
+    async def set_clock_offset(self, offset: timedelta) -> None:
+        """Step the exchange's clock: how far it is ahead of its machine's from now on."""
+        await self._ask("POST", "clock", offset_ms=_ms(offset))
+
+    async def list_contract(self, contract: str | MarketSpec) -> None:
+        """From now on a contract is traded."""
+        await self._ask(
+            "POST", "contract", **({"symbol": contract} if isinstance(contract, str) else encode(contract))
+        )
+
+    async def delist_contract(self, symbol: str, *, listing: Listing = Listing.GONE) -> None:
+        """From now on a contract takes no orders; positions in it stay."""
+        await self._ask("DELETE", "contract", symbol=symbol, listing=listing)
+
+    async def add_account(self, name: str, *, api_key: str, secret: str, wallet: Decimal = WALLET) -> None:
+        """Another account, with positions and orders of its own."""
+        await self._ask("POST", "account", name=name, api_key=api_key, secret=secret, wallet=str(wallet))
+
+    async def set_hedge_mode(self, on: bool, *, account: str = MAIN) -> None:  # noqa: FBT001 - as above
+        """Hedge mode: two positions in a contract; orders must say which."""
+        await self._ask("POST", "hedge", on=on, account=account)
+
+    async def trade_by_hand(
+        self,
+        symbol: str,
+        side: Side,
+        qty: Decimal,
+        *,
+        price: Decimal | None = None,
+        reduce_only: bool = False,
+        position_side: PositionSide = PositionSide.BOTH,
+        account: str = MAIN,
+        client_id: str | None = None,
+    ) -> Order:
+        """Order as a person with the exchange's app does."""
+        hand = HandOrder(symbol, side, qty, price, reduce_only, position_side, account, client_id)
+        return decode(Order, await self._ask("POST", "trade", **encode(hand)))
+
+    async def stop_by_hand(
+        self,
+        symbol: str,
+        side: Side,
+        trigger: Decimal,
+        *,
+        qty: Decimal | None = None,
+        reduce_only: bool = True,
+        take_profit: bool = False,
+        position_side: PositionSide = PositionSide.BOTH,
+        account: str = MAIN,
+        client_id: str | None = None,
+    ) -> AlgoOrder:
+        """Place a stop or take-profit as a person does; for the whole position without ``qty``."""
+        hand = HandStop(
+            symbol, side, trigger, qty, reduce_only, take_profit, position_side, account, client_id
+        )
+        return decode(AlgoOrder, await self._ask("POST", "stop", **encode(hand)))
+
+    async def cancel_by_hand(self, order_id: int, *, account: str = MAIN) -> None:
+        """Cancel an order or a stop, whoever sent it, by the exchange's id."""
+        await self._ask("POST", "cancel", order_id=order_id, account=account)
+
+    async def release(self, symbol: str | None = None) -> None:
+        """Fill what a fault left in the book."""
+        await self._ask("POST", "release", symbol=symbol)
+
+    async def record(self) -> ExchangeRecord:
+        """What the exchange has done since the start or the last reset."""
+        return decode_record(
+            cast("Mapping[str, Sequence[Mapping[str, object]]]", await self._ask("GET", "record"))
+        )
+
+    async def reset(self) -> None:
+        """Forget every order, position, fault, condition and lag; the latency and the accounts stay."""
+        await self._ask("POST", "reset")
+
+    async def _ask(self, method: str, what: str, **body: Json) -> Mapping[str, Json]:
+        if self._session is None:
+            raise ConfigurationError(
+                "the control client is used as 'async with ControlClient(url) as control'"
+            )
+        try:
+            async with self._session.request(
+                method, f"{self._url}/_control/{what}", json=body or None
+            ) as response:
+                answer = cast("Mapping[str, Json]", await response.json())
+                if response.status >= 400:
+                    raise ConfigurationError(f"the local exchange refused {what}: {answer.get('error')}")
+                return answer
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            raise ConfigurationError(
+                f"no local exchange answers at {self._url}: {str(exc) or type(exc).__name__}"
+            ) from exc

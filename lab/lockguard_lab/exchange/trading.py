@@ -1,0 +1,302 @@
+"""The order endpoints of the REST APIs of USD-M and COIN-M."""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lockguard_lab.exchange.model import ZERO, NewAlgoOrder, NewOrder, OrderType
+from lockguard_lab.exchange.rejections import Rejection, malformed, unwanted
+from lockguard_lab.exchange.render import algo_json, order_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from lockguard_lab.exchange.desk import Seat
+    from lockguard_lab.exchange.model import AlgoOrder, Order
+    from lockguard_lab.exchange.params import Params
+    from lockguard_lab.exchange.render import Json
+
+__all__ = [
+    "all_algos",
+    "all_orders",
+    "amend_batch",
+    "amend_order",
+    "cancel_algo",
+    "cancel_all",
+    "cancel_all_algos",
+    "cancel_batch",
+    "cancel_order",
+    "count_down",
+    "create_algo",
+    "create_batch",
+    "create_order",
+    "get_algo",
+    "get_open_order",
+    "get_order",
+    "open_algos",
+    "open_orders",
+    "try_order",
+]
+
+_TIMES_IN_FORCE = frozenset({"GTC", "IOC", "FOK", "GTX", "GTD"})
+_BATCH_MAX = 5
+_CANCEL_BATCH_MAX = 10
+_LIMIT_DEFAULT = 500
+_LIMIT_MAX = 1000
+
+
+def create_order(seat: Seat, params: Params) -> Json:
+    """``POST order``."""
+    order = seat.engine.place(_new_order(seat, params), seat.now_ms)
+    acknowledged_only = params.optional("newOrderRespType") != "RESULT"
+    return order_json(order, seat.venue.markets[order.symbol], acknowledged_only=acknowledged_only)
+
+
+def try_order(seat: Seat, params: Params) -> Json:
+    """``POST order/test``: what would be refused is, and nothing is ordered."""
+    seat.engine.check(_new_order(seat, params))
+    return {}
+
+
+def _new_order(seat: Seat, params: Params) -> NewOrder:
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    kind = params.order_type()
+    limit = kind is OrderType.LIMIT
+    return NewOrder(
+        symbol=symbol,
+        side=params.side(),
+        type=kind,
+        qty=params.number("quantity") if not kind.conditional else ZERO,
+        client_id=params.optional("newClientOrderId") or secrets.token_hex(11),
+        price=params.number("price") if limit else None,
+        reduce_only=params.flag("reduceOnly"),
+        time_in_force=_time_in_force(params, limit=limit),
+        position_side=params.position_side(),
+    )
+
+
+def _time_in_force(params: Params, *, limit: bool) -> str:
+    """How long a limit order waits; a market order does not."""
+    given = params.optional("timeInForce")
+    if given is not None and given not in _TIMES_IN_FORCE:
+        raise Rejection(-1115, "Invalid timeInForce.")
+    if not limit:
+        if given is not None and params.order_type() is OrderType.MARKET:
+            raise unwanted("timeinforce")
+        return "GTC"
+    if given is None:
+        raise malformed("timeinforce")
+    if given == "GTD" and params.whole("goodTillDate") is None:
+        raise malformed("goodtilldate")
+    return given
+
+
+def amend_order(seat: Seat, params: Params) -> Json:
+    """``PUT order``: another quantity and price for a limit order in the book."""
+    order_id, client_id = params.order_key("orderId", "origClientOrderId")
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    params.side()
+    qty, price = params.number("quantity"), params.number("price")
+    order = seat.engine.amend(symbol, order_id, client_id, qty, price, seat.now_ms)
+    return order_json(order, seat.venue.markets[order.symbol])
+
+
+def get_order(seat: Seat, params: Params) -> Json:
+    """``GET order``, by ``orderId`` or ``origClientOrderId``."""
+    order_id, client_id = params.order_key("orderId", "origClientOrderId")
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    order = seat.engine.order(symbol, order_id, client_id, _orders_as_of(seat))
+    return order_json(order, seat.venue.markets[order.symbol])
+
+
+def get_open_order(seat: Seat, params: Params) -> Json:
+    """``GET openOrder``: the same, of an order that is in the book."""
+    order_id, client_id = params.order_key("orderId", "origClientOrderId")
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    order = seat.engine.order(symbol, order_id, client_id, _orders_as_of(seat))
+    if not order.status.open:
+        raise Rejection(-2013, "Order does not exist.")
+    return order_json(order, seat.venue.markets[order.symbol])
+
+
+def cancel_order(seat: Seat, params: Params) -> Json:
+    """``DELETE order``, by ``orderId`` or ``origClientOrderId``."""
+    order_id, client_id = params.order_key("orderId", "origClientOrderId")
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    order = seat.engine.cancel(symbol, order_id, client_id, seat.now_ms)
+    return order_json(order, seat.venue.markets[order.symbol])
+
+
+def cancel_all(seat: Seat, params: Params) -> Json:
+    """``DELETE allOpenOrders``."""
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    seat.engine.cancel_all(symbol, seat.now_ms)
+    return {"code": 200, "msg": "The operation of cancel all open order is done."}
+
+
+def count_down(seat: Seat, params: Params) -> Json:
+    """``POST countdownCancelAll``: a contract's orders are cancelled unless this is asked for again."""
+    symbol, countdown_ms = params.text("symbol"), params.whole("countdownTime")
+    if countdown_ms is None:
+        raise malformed("countdownTime")
+    seat.market(symbol)
+    seat.engine.count_down(symbol, seat.now_ms + countdown_ms if countdown_ms else None)
+    return {"symbol": symbol, "countdownTime": str(countdown_ms)}
+
+
+def create_batch(seat: Seat, params: Params) -> Json:
+    """``POST batchOrders``: each is taken or refused for itself."""
+    return _each_of_batch(seat, params, create_order)
+
+
+def amend_batch(seat: Seat, params: Params) -> Json:
+    """``PUT batchOrders``: each is taken or refused for itself."""
+    return _each_of_batch(seat, params, amend_order)
+
+
+def _each_of_batch(seat: Seat, params: Params, one: Callable[[Seat, Params], Json]) -> Json:
+    rows = params.rows("batchOrders")
+    if not 0 < len(rows) <= _BATCH_MAX:
+        raise Rejection(-4082, "Invalid number of batch place orders.")
+    return [_tried(partial(one, seat, row)) for row in rows]
+
+
+def cancel_batch(seat: Seat, params: Params) -> Json:
+    """``DELETE batchOrders``, by ``orderIdList`` or ``origClientOrderIdList``."""
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    by_id = params.values("orderIdList")
+    keys: list[tuple[int | None, str | None]] = [
+        (int(order_id), None) for order_id in by_id if order_id.isdecimal()
+    ]
+    keys = keys or [(None, client_id) for client_id in params.values("origClientOrderIdList")]
+    if not 0 < len(keys) <= _CANCEL_BATCH_MAX:
+        raise Rejection(-1102, "Param 'origClientOrderIdList' or 'orderIdList' must be sent.")
+
+    def cancel(order_id: int | None, client_id: str | None) -> Json:
+        order = seat.engine.cancel(symbol, order_id, client_id, seat.now_ms)
+        return order_json(order, seat.venue.markets[symbol])
+
+    return [_tried(partial(cancel, order_id, client_id)) for order_id, client_id in keys]
+
+
+def _tried(act: Callable[[], Json]) -> Json:
+    try:
+        return act()
+    except Rejection as no:
+        return {"code": no.code, "msg": no.message}
+
+
+def open_orders(seat: Seat, params: Params) -> Json:
+    """``GET openOrders``: the ordinary book only; algo orders are not in it."""
+    return _orders(seat, params, seat.engine.open_orders(_orders_as_of(seat)))
+
+
+def all_orders(seat: Seat, params: Params) -> Json:
+    """``GET allOrders`` of one contract."""
+    params.text("symbol")
+    return _orders(seat, params, seat.engine.orders(_orders_as_of(seat)))
+
+
+def create_algo(seat: Seat, params: Params) -> Json:
+    """``POST algoOrder``."""
+    if params.text("algoType") != "CONDITIONAL":
+        raise malformed("algoType")
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    kind = params.order_type()
+    if kind.conditional:
+        _time_in_force(params, limit=False)
+    trailing = kind is OrderType.TRAILING_STOP_MARKET
+    limited = kind in {OrderType.STOP, OrderType.TAKE_PROFIT}
+    close_position = params.flag("closePosition")
+    if close_position and params.optional("quantity"):
+        raise Rejection(-4137, "Quantity must be zero with closePosition equals true.")
+    algo = seat.engine.place_algo(
+        NewAlgoOrder(
+            symbol=symbol,
+            side=params.side(),
+            type=kind,
+            qty=ZERO if close_position else params.number("quantity"),
+            client_id=params.optional("clientAlgoId") or secrets.token_hex(11),
+            trigger=ZERO if trailing else params.number("triggerPrice"),
+            price=params.number("price") if limited else None,
+            reduce_only=params.flag("reduceOnly"),
+            close_position=close_position,
+            working_type=params.optional("workingType") or "CONTRACT_PRICE",
+            callback_rate=params.number("callbackRate") if trailing else None,
+            position_side=params.position_side(),
+        ),
+        seat.now_ms,
+    )
+    return algo_json(algo, seat.venue.markets[algo.symbol])
+
+
+def get_algo(seat: Seat, params: Params) -> Json:
+    """``GET algoOrder``, by ``algoId`` or ``clientAlgoId``."""
+    algo_id, client_id = params.order_key("algoId", "clientAlgoId")
+    algo = seat.engine.algo_order(algo_id, client_id, _orders_as_of(seat))
+    return algo_json(algo, seat.venue.markets[algo.symbol])
+
+
+def cancel_algo(seat: Seat, params: Params) -> Json:
+    """``DELETE algoOrder``, by ``algoId`` or ``clientAlgoId``."""
+    algo_id, client_id = params.order_key("algoId", "clientAlgoId")
+    algo = seat.engine.cancel_algo(algo_id, client_id, seat.now_ms)
+    return {"algoId": algo.id, "clientAlgoId": algo.client_id, "code": "200", "msg": "success"}
+
+
+def cancel_all_algos(seat: Seat, params: Params) -> Json:
+    """``DELETE algoOpenOrders``."""
+    symbol = params.text("symbol")
+    seat.market(symbol)
+    seat.engine.cancel_all_algos(symbol, seat.now_ms)
+    return {"code": 200, "msg": "The operation of cancel all open order is done."}
+
+
+def open_algos(seat: Seat, params: Params) -> Json:
+    """``GET openAlgoOrders``."""
+    return _algos(seat, params, seat.engine.open_algo_orders(_orders_as_of(seat)))
+
+
+def all_algos(seat: Seat, params: Params) -> Json:
+    """``GET allAlgoOrders`` of one contract."""
+    params.text("symbol")
+    return _algos(seat, params, seat.engine.algo_orders(_orders_as_of(seat)))
+
+
+def _orders_as_of(seat: Seat) -> int | None:
+    lag_ms = seat.visibility.orders_ms
+    return seat.now_ms - lag_ms if lag_ms else None
+
+
+def _orders(seat: Seat, params: Params, orders: Iterable[Order]) -> Json:
+    symbol = params.optional("symbol")
+    if symbol is not None:
+        seat.market(symbol)
+    chosen = [order for order in orders if symbol in {None, order.symbol} and _here(seat, order)]
+    return [order_json(order, seat.venue.markets[order.symbol]) for order in chosen[-_limit(params) :]]
+
+
+def _algos(seat: Seat, params: Params, algos: Iterable[AlgoOrder]) -> Json:
+    symbol = params.optional("symbol")
+    if symbol is not None:
+        seat.market(symbol)
+    chosen = [algo for algo in algos if symbol in {None, algo.symbol} and _here(seat, algo)]
+    return [algo_json(algo, seat.venue.markets[algo.symbol]) for algo in chosen[-_limit(params) :]]
+
+
+def _here(seat: Seat, row: Order | AlgoOrder) -> bool:
+    return seat.venue.markets[row.symbol].inverse is seat.inverse
+
+
+def _limit(params: Params) -> int:
+    return min(params.whole("limit") or _LIMIT_DEFAULT, _LIMIT_MAX)

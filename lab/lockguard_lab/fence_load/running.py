@@ -1,0 +1,232 @@
+"""One load: the servers' tables, the processes, first without the fence and then with it, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from statistics import quantiles
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import ConfigurationError
+from lockguard_lab.fence_load.history import measure_history
+from lockguard_lab.fence_load.plan import Crewman, LoadPlan, LoadReport, Phase, Shift
+from lockguard_lab.fence_load.server import autovacuum_cpu_s, cpu_s, fence_calls, table_sizes
+from lockguard_lab.fence_race.running import SET_UP, TEAR_DOWN
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from lockguard_lab.servers import PostgresServer, RedisServer
+
+__all__ = ["run_load"]
+
+_WORKER = "lockguard_lab.fence_load.worker"
+_LINE_BYTES_MAX = 1 << 28
+_END_S = 60.0
+_PLAIN_SHARE = 0.2
+_TOLD_MAX = 10
+_RESOURCES = """
+insert into lockguard_race.state (resource, n) select 'load:' || g, 0 from generate_series(0, $1 - 1) g
+"""
+# Along the counter of a resource no number is missing or there twice, and tokens never go back.
+_BROKEN = """
+select resource, n, token, before from (
+  select resource, n, token, lag(n, 1, 0::bigint) over w as n_before, lag(token) over w as before
+    from lockguard_race.ledger window w as (partition by resource order by n)
+) l where n <> n_before + 1 or token < before
+"""
+_OTHERS = """
+select count(*) from pg_stat_activity
+ where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
+"""
+
+
+async def run_load(
+    redis: RedisServer, postgres: PostgresServer, plan: LoadPlan, *, progress: Callable[[str], None]
+) -> LoadReport:
+    """Load the servers without the fence and then with it.
+
+    Args:
+        redis: a server of the load's own.
+        postgres: likewise, with the settings of :data:`~lockguard_lab.fence_load.server.SETTINGS` and
+            lockguard's schema.
+        plan: what to run.
+        progress: told what is done.
+
+    Raises:
+        ConfigurationError: a process ended before its time.
+    """
+    conn = await asyncpg.connect(postgres.url)
+    try:
+        load = _Load(redis, postgres, conn, plan)
+        progress("without the fence")
+        plain, _ = await load.phase(plan.duration * _PLAIN_SHARE, fenced=False)
+        before, calls_before = await table_sizes(conn), await fence_calls(conn)
+        progress("with the fence")
+        fenced, shifts = await load.phase(plan.duration, fenced=True)
+        calls = await fence_calls(conn) - calls_before
+        after = await table_sizes(conn)
+        broken = await conn.fetch(_BROKEN)
+        await conn.execute(TEAR_DOWN)
+        history = (
+            await measure_history(redis, postgres, plan.history, progress=progress) if plan.history else []
+        )
+    finally:
+        await conn.close()
+    more_us = (fenced.cpu_us_per_hold - plain.cpu_us_per_hold) * fenced.holds
+    late_committed = sum(shift.late_committed for shift in shifts)
+    told = [error for shift in (*load.shifts, *shifts) for error in shift.errors]
+    told += [
+        f"{row['resource']} n={row['n']}: token {row['token']} committed after {row['before']}"
+        for row in broken
+    ]
+    return LoadReport(
+        plain=plain,
+        fenced=fenced,
+        calls=calls,
+        cpu_us_per_call=round(more_us / max(1, calls), 1),
+        before=before,
+        after=after,
+        late=sum(shift.late for shift in shifts),
+        stale_commits=len(broken) + late_committed,
+        history=history,
+        told=told[:_TOLD_MAX],
+    )
+
+
+class _Load:
+    def __init__(
+        self,
+        redis: RedisServer,
+        postgres: PostgresServer,
+        conn: asyncpg.Connection[Any],
+        plan: LoadPlan,
+    ) -> None:
+        self._redis = redis
+        self._postgres = postgres
+        self._conn = conn
+        self._plan = plan
+        self.shifts: list[Shift] = []
+
+    async def phase(self, duration: timedelta, *, fenced: bool) -> tuple[Phase, list[Shift]]:
+        """Have all processes work for ``duration``, on tables that are empty again."""
+        await self._conn.execute(SET_UP)
+        await self._conn.execute(_RESOURCES, self._plan.resources)
+        async with AsyncExitStack() as stack:
+            hands = [
+                await stack.enter_async_context(_hired(self._told(number, duration, fenced=fenced)))
+                for number in range(self._plan.processes)
+            ]
+            for hand in hands:
+                await hand.hear()
+            cpu, log, began = cpu_s(self._postgres), len(self._postgres.log), SYSTEM_CLOCK.now()
+            for hand in hands:
+                hand.begin()
+            shifts = [Shift(**await hand.hear()) for hand in hands]
+            seconds = SYSTEM_CLOCK.now() - began
+        await self._alone()
+        used = cpu_s(self._postgres) - cpu
+        self.shifts = self.shifts or shifts
+        return _phase(shifts, seconds, used, autovacuum_cpu_s(self._postgres.log[log:])), shifts
+
+    def _told(self, number: int, duration: timedelta, *, fenced: bool) -> Crewman:
+        return Crewman(
+            redis_url=self._redis.url,
+            database_url=self._postgres.url,
+            resources=self._plan.resources,
+            seconds=duration.total_seconds(),
+            seed=self._plan.seed * 1_000 + number,
+            fenced=fenced,
+        )
+
+    async def _alone(self) -> None:
+        """Wait until the processes' sessions have ended: only then do they tell what they have counted."""
+        async with asyncio.timeout(_END_S):
+            while await self._conn.fetchval(_OTHERS):  # noqa: ASYNC110 - the server tells nobody
+                await asyncio.sleep(0.05)
+
+
+def _phase(shifts: list[Shift], seconds: float, used_s: float, autovacuum_s: float) -> Phase:
+    took = [ms for shift in shifts for ms in shift.holds_ms]
+    # As few as there may be in a short run, of which each is the 99th of a hundred.
+    parts = quantiles(took, n=100, method="inclusive") if len(took) > 1 else [0.0] * 99
+    holds = len(took)
+    return Phase(
+        seconds=round(seconds, 1),
+        holds=holds,
+        writes_per_s=round(sum(shift.writes for shift in shifts) / seconds, 1),
+        p50_ms=round(parts[49], 1),
+        p99_ms=round(parts[98], 1),
+        gave_up=sum(shift.gave_up for shift in shifts),
+        failed=sum(shift.failed for shift in shifts),
+        server_cpu_s=round(used_s, 2),
+        cpu_us_per_hold=round(1e6 * used_s / max(1, holds), 1),
+        autovacuum_cpu_s=round(autovacuum_s, 2),
+    )
+
+
+class _Hand:
+    """A process, as its parent sees it."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    def tell(self, crewman: Crewman) -> None:
+        """What to do."""
+        self._write(json.dumps(asdict(crewman)))
+
+    def begin(self) -> None:
+        """And when."""
+        self._write("begin")
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+
+    async def hear(self) -> Any:
+        """Its next line.
+
+        Raises:
+            ConfigurationError: it ended.
+        """
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise ConfigurationError(
+                "a process of the load ended before its time; its error output tells why"
+            )
+        return json.loads(line)
+
+    async def dismiss(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(_END_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+@asynccontextmanager
+async def _hired(crewman: Crewman) -> AsyncIterator[_Hand]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", _WORKER),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=_LINE_BYTES_MAX,
+    )
+    hand = _Hand(process)
+    hand.tell(crewman)
+    try:
+        yield hand
+    finally:
+        await hand.dismiss()

@@ -1,0 +1,161 @@
+"""``python -m lockguard_lab.fence_load.worker``: one process of a load; its standard input says what.
+
+It says that it is ready, begins at the next line and answers with what came of it. A process whose input ends
+is no longer wanted, so none outlives its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sys
+from contextlib import AsyncExitStack
+from contextvars import Context
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import LeaseError, LockguardError, ResourceBusy, StaleToken
+from lockguard.guard import LockGuard
+from lockguard.lease import Lease
+from lockguard_asyncpg.connection import fenced
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg.native import fenced_execute
+from lockguard_asyncpg.transaction import fenced_transaction
+from lockguard_lab.fence_load.plan import TASKS, Crewman, Shift
+from lockguard_lab.fence_race.writes import BUMP
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["main"]
+
+_WAIT = timedelta(seconds=30)
+_LATE_SHARE = 0.02
+_ERRORS_MAX = 3
+# Most of a crowd's wishes go to few: the first of a thousand resources is wanted by every tenth body.
+_SKEW = 3
+
+
+class _Crew:
+    """The bodies of one process."""
+
+    def __init__(self, told: Crewman, guard: LockGuard, pool: asyncpg.Pool[Any]) -> None:
+        self._told = told
+        self._guard = guard
+        self._pool = pool
+        self._rng = random.Random(told.seed)  # noqa: S311 - no secret
+        self.shift = Shift()
+        self._ways: tuple[Callable[[Lease], Awaitable[None]], ...] = (
+            (self._statement, self._last_statement, self._drop_in, self._transaction, self._closing)
+            if told.fenced
+            else (self._drop_in, self._drop_in, self._drop_in, self._transaction, self._transaction)
+        )
+
+    async def work(self) -> None:
+        """Bodies one after the other, until the time is over."""
+        until = SYSTEM_CLOCK.now() + self._told.seconds
+        while SYSTEM_CLOCK.now() < until:
+            try:
+                await self._body()
+            except ResourceBusy:
+                self.shift.gave_up += 1
+            except (LockguardError, *DATABASE_ERRORS) as exc:
+                self.shift.failed += 1
+                if len(self.shift.errors) < _ERRORS_MAX:
+                    self.shift.errors.append(f"{type(exc).__name__}: {exc}")
+
+    async def _body(self) -> None:
+        number = int(self._told.resources * self._rng.random() ** _SKEW)
+        write = self._rng.choice(self._ways)
+        began = SYSTEM_CLOCK.now()
+        async with self._guard.hold(f"load:{number}", wait=_WAIT, operation="load") as lease:
+            await write(lease)
+        self.shift.holds_ms.append(round((SYSTEM_CLOCK.now() - began) * 1_000, 3))
+        self.shift.writes += 1
+        if self._told.fenced and self._rng.random() < _LATE_SHARE:
+            await asyncio.create_task(self._late(lease), context=Context())
+
+    async def _statement(self, lease: Lease) -> None:
+        await fenced_execute(self._pool, BUMP, *_written(lease))
+
+    async def _last_statement(self, lease: Lease) -> None:
+        await fenced_execute(self._pool, BUMP, *_written(lease), closes=True)
+
+    async def _drop_in(self, lease: Lease) -> None:
+        await self._pool.execute(BUMP, *_written(lease))
+
+    async def _transaction(self, lease: Lease) -> None:
+        async with self._pool.acquire() as conn, conn.transaction():
+            await conn.execute(BUMP, *_written(lease))
+
+    async def _closing(self, lease: Lease) -> None:
+        async with fenced_transaction(self._pool, closes=True) as conn:
+            await conn.execute(BUMP, *_written(lease))
+
+    async def _late(self, lease: Lease) -> None:
+        """As a task does that nobody awaited, with a copy that looks at no clock."""
+        copy = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK)
+        self.shift.late += 1
+        try:
+            await fenced_execute(self._pool, BUMP, *_written(copy), lease=copy)
+        except (StaleToken, LeaseError):
+            return
+        self.shift.late_committed += 1
+
+
+def _written(lease: Lease) -> tuple[str, int, int]:
+    return lease.resource, lease.token, 0
+
+
+async def main() -> None:
+    """Do as the first line says, when the second one comes."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    told = Crewman(**json.loads(await reader.readline()))
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(_pool(told))
+        if told.fenced:
+            fenced(pool)
+        fence = None
+        if told.fenced:
+            fence = PostgresFence(await stack.enter_async_context(_pool(told)))
+        guard = await stack.enter_async_context(LockGuard.from_url(told.redis_url, fence=fence))
+        crew = _Crew(told, guard, pool)
+        _say("ready")
+        if not await reader.readline():
+            return
+        bodies = [asyncio.create_task(crew.work()) for _ in range(TASKS)]
+        left = asyncio.create_task(_end(reader, bodies))
+        await asyncio.gather(*bodies)
+        left.cancel()
+    _say(asdict(crew.shift))
+
+
+def _pool(told: Crewman) -> asyncpg.Pool[Any]:
+    return asyncpg.create_pool(told.database_url, min_size=TASKS, max_size=TASKS + 1)
+
+
+async def _end(reader: asyncio.StreamReader, bodies: list[asyncio.Task[None]]) -> None:
+    """Nobody wants them any more once the input has ended."""
+    await reader.read()
+    for body in bodies:
+        body.cancel()
+
+
+def _say(what: object) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    # Ctrl-C reaches the whole group of processes; the parent ends its crew itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(main())  # noqa: TID251 - its parent ends it

@@ -1,0 +1,165 @@
+"""The journals of a round laid beside its tables.
+
+A journal is lines of JSON, each of one of these kinds. The time is Postgres's.
+
+``begin``   an operation is about to be tried: op, way, resource, token
+``end``     what its process was told in the end
+``read``    what was final for all tokens below ``token`` when it was read: after a seal, or after a break
+``closed``  what was final for ``token`` itself: its lease was given back before this was read
+
+The laws: along the counter of a resource no number is missing or there twice, and tokens never go back; what
+was final stays as it was read; no operation is there twice; what was reported as committed is there, and what
+was reported as refused is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lockguard_lab.fence_race.operate import End
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+    from lockguard_lab.fence_race.chaos.plan import RoundReport
+
+__all__ = ["BELOW", "OWN", "judge", "read_journals"]
+
+BELOW = """
+select (select count(*) from lockguard_race.ledger where resource = $1 and token < $2) as updates,
+       (select count(*) from lockguard_race.entry where resource = $1 and token < $2) as entries,
+       extract(epoch from clock_timestamp())::float8 as at
+"""
+OWN = BELOW.replace("token < $2", "token = $2")
+"""What is final for older tokens than the one given, and for the one given."""
+_LEDGER = """
+select resource, n, token, op, extract(epoch from at)::float8 as at from lockguard_race.ledger
+order by resource, n
+"""
+_ENTRIES = "select resource, token, op, extract(epoch from at)::float8 as at from lockguard_race.entry"
+_UNKNOWN = "?"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    resource: str
+    token: int
+    op: int
+    at: float
+
+
+def read_journals(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """All lines; the last one of a killed process may be cut short, and then it is none."""
+    found = []
+    for path in paths:
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+    return found
+
+
+async def judge(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    journal: Sequence[dict[str, Any]],
+    report: RoundReport,
+) -> None:
+    """Enter what was done, and each broken law, in the report."""
+    ledger = await conn.fetch(_LEDGER)
+    tables = {
+        "updates": [_Row(r["resource"], r["token"], r["op"], r["at"]) for r in ledger],
+        "entries": [_Row(r["resource"], r["token"], r["op"], r["at"]) for r in await conn.fetch(_ENTRIES)],
+    }
+    judging = _Judge(journal, report)
+    judging.count_ends()
+    judging.order(ledger)
+    for name, rows in tables.items():
+        judging.what_was_final(name, rows)
+    judging.each_once_and_as_told(row.op for rows in tables.values() for row in rows)
+
+
+class _Judge:
+    def __init__(self, journal: Sequence[dict[str, Any]], report: RoundReport) -> None:
+        self._journal = journal
+        self._report = report
+        self._begun = {line["begin"]: line for line in journal if "begin" in line}
+        self._ended = {line["end"]: End(line["how"]) for line in journal if "end" in line}
+
+    def count_ends(self) -> None:
+        for op, line in self._begun.items():
+            tally = self._report.of(line["way"])
+            tally.attempted += 1
+            match self._ended.get(op):
+                case None:
+                    tally.open_ended += 1
+                case End.COMMITTED:
+                    tally.committed += 1
+                case End.REFUSED | End.GIVEN_UP:
+                    tally.refused += 1
+
+    def order(self, ledger: Sequence[asyncpg.Record]) -> None:
+        """Along the counter no number is missing or there twice, and tokens never go back."""
+        last: dict[str, tuple[int, int]] = {}
+        for row in ledger:
+            resource, n, token = row["resource"], row["n"], row["token"]
+            n_before, before = last.get(resource, (0, 0))
+            if n != n_before + 1:
+                self._stale(row["op"], f"{resource} n={n} came after n={n_before}")
+            elif token < before:
+                self._stale(row["op"], f"{resource} n={n}: token {token} committed after {before}")
+            last[resource] = (n, max(before, token))
+
+    def what_was_final(self, name: str, rows: Sequence[_Row]) -> None:
+        """What was read as final has not grown."""
+        by_resource: dict[str, list[_Row]] = defaultdict(list)
+        for row in rows:
+            by_resource[row.resource].append(row)
+        for line in self._journal:
+            if "read" in line:
+                older = [row for row in by_resource[line["read"]] if row.token < line["token"]]
+                self._final(line["read"], f"{name} below", line["token"], line[name], older)
+            elif "closed" in line:
+                own = [row for row in by_resource[line["closed"]] if row.token == line["token"]]
+                self._final(line["closed"], f"{name} of", line["token"], line[name], own)
+
+    def _final(self, resource: str, what: str, token: int, count: int, rows: Sequence[_Row]) -> None:
+        if len(rows) != count:
+            late = max(rows, key=lambda row: row.at, default=None)
+            self._stale(
+                None if late is None else late.op,
+                f"{resource}: {count} {what} token {token} were final, there are {len(rows)}",
+            )
+
+    def each_once_and_as_told(self, ops: Iterable[int]) -> None:
+        """No operation is there twice, and each is there or not as its process was told."""
+        times = Counter(ops)
+        for op, count in times.items():
+            if op < 0 or op not in self._begun:
+                self._lost(op, f"operation {op}, which was rolled back, is there")
+            elif count > 1:
+                self._report.of(self._way_of(op)).duplicates += 1
+                self._report.tell(f"{self._way_of(op)}: operation {op} committed {count} times")
+        for op, end in self._ended.items():
+            if (end is End.COMMITTED) != (op in times):
+                there = "is there" if op in times else "is not there"
+                self._lost(op, f"operation {op} was reported as {end.value} and {there}")
+
+    def _way_of(self, op: int | None) -> str:
+        found = None if op is None else self._begun.get(abs(op))
+        return _UNKNOWN if found is None else str(found["way"])
+
+    def _stale(self, op: int | None, line: str) -> None:
+        self._report.of(self._way_of(op)).stale_commits += 1
+        self._report.tell(f"{self._way_of(op)}: {line}")
+
+    def _lost(self, op: int, line: str) -> None:
+        self._report.of(self._way_of(op)).lost_writes += 1
+        self._report.tell(f"{self._way_of(op)}: {line}")

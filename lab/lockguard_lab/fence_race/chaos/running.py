@@ -1,0 +1,289 @@
+"""One round: the tables, the processes, who disturbs them, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import LockguardError
+from lockguard.guard import LockGuard
+from lockguard.lease import new_grant_id
+from lockguard.private import write_private
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg.protection import protect
+from lockguard_lab.fence_race.chaos.history import BELOW, judge, read_journals
+from lockguard_lab.fence_race.chaos.plan import ChaosPlan, Crewman, RoundReport
+from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN, kill_one
+from lockguard_lab.servers.binaries import ServerBinary
+from lockguard_lab.servers.embedded import EmbeddedServer
+from lockguard_lab.servers.supervision import ServerProcess, Spawn, server_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lockguard_lab.servers import PostgresServer, RedisServer
+
+__all__ = ["break_and_read", "run_round"]
+
+_WORKER = "lockguard_lab.fence_race.chaos.worker"
+_READY = "ready"
+_QUIET_S = 20.0
+_GAP_S = (0.05, 0.6)
+_RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
+_LEFT = "select count(*) from pg_stat_activity where application_name = $1"
+
+
+class _Process(EmbeddedServer):
+    """One bot. The warden that keeps the servers keeps it too: it ends with this process, even if stopped."""
+
+    def __init__(self, crewman: Callable[[Path], Crewman]) -> None:
+        super().__init__(ServerBinary("Bot", "", Path(sys.executable), "this Python"), 0)
+        self._crewman = crewman
+
+    @property
+    def url(self) -> str:
+        """It takes no connections."""
+        return ""
+
+    @property
+    def journal(self) -> Path:
+        """Its file, which is deleted when the process is stopped for good."""
+        return self._started_directory() / "journal"
+
+    def _prepare(self, directory: Path) -> None:
+        told = asdict(self._crewman(directory / "journal"))
+        write_private(directory / "told.json", json.dumps(told))
+
+    def _discard(self, directory: Path) -> None:
+        (directory / "journal").unlink(missing_ok=True)
+
+    def _command(self, directory: Path) -> Spawn:
+        return Spawn(
+            argv=(str(self.binary.path), "-m", _WORKER, str(directory / "told.json")),
+            log=str(self._log_path()),
+            cwd=str(directory),
+            env=server_environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+
+    def _ready(self, directory: Path) -> bool:  # noqa: ARG002 - the log is enough
+        return _READY in self.log.split()
+
+    def _end(self, process: ServerProcess, *, keep_data: bool) -> None:  # noqa: ARG002 - the journal stays
+        process.end(signal.SIGTERM)
+
+    def finish(self) -> bool:
+        """Let it finish what it has begun; tells whether it did so by itself."""
+        process = self._running_process()
+        process.resume()
+        process.end(signal.SIGTERM)
+        return "Traceback" not in self.log
+
+
+async def run_round(
+    plan: ChaosPlan,
+    *,
+    redis: RedisServer,
+    postgres: PostgresServer,
+    database_url: str | None = None,
+    pooler: bool = False,
+) -> RoundReport:
+    """Disturb ``plan.processes`` bots for ``plan.length`` and judge what they leave.
+
+    Args:
+        plan: what to run.
+        redis: a server of the race's own: it is emptied and restarted.
+        postgres: a server with lockguard's schema, of the race's own.
+        database_url: the way to it that the bots take, such as a pooler's; by default the direct one.
+        pooler: whether that is a pooler in transaction mode.
+
+    Raises:
+        ConfigurationError: a process does not start.
+    """
+    report, application = RoundReport(), f"lockguard-chaos-{new_grant_id()[:8]}"
+    resources = tuple(f"chaos:{plan.seed}:{number}" for number in range(plan.resources))
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(asyncpg.create_pool(postgres.url, min_size=0, max_size=4))
+        await _set_up(pool, resources, protects=plan.protects)
+
+        def crewman(number: int) -> Callable[[Path], Crewman]:
+            return lambda journal: Crewman(
+                redis_url=redis.url,
+                database_url=database_url or postgres.url,
+                pooler=pooler,
+                application=application,
+                journal=str(journal),
+                number=number,
+                seed=plan.seed,
+                resources=resources,
+                ways=plan.ways,
+                ttl_ms=round(plan.ttl.total_seconds() * 1_000),
+                blind=plan.blind,
+                stalls=plan.stalls,
+            )
+
+        crew = [_Process(crewman(number)) for number in range(1, plan.processes + 1)]
+        await asyncio.gather(*(stack.enter_async_context(process) for process in crew))
+        chaos = _Chaos(plan, redis, pool, crew, resources, application, report)
+        await chaos.disturb()
+        for process, orderly in zip(
+            crew, await asyncio.gather(*(asyncio.to_thread(process.finish) for process in crew)), strict=True
+        ):
+            if not orderly:
+                report.counts["processes that failed"] += 1
+                report.tell(f"a process failed: {_why(process.log)}")
+        await _quiet(pool, application)
+        journal = [*chaos.journal, *read_journals(process.journal for process in crew)]
+        for line in journal:
+            report.counts.update(line.get("counts", {}))
+        async with pool.acquire() as conn:
+            await judge(conn, journal, report)
+            await conn.execute(TEAR_DOWN)
+    return report
+
+
+def _why(log: str) -> str:
+    """What was said before the first traceback of a log, and what was raised in it."""
+    before, _, after = log.partition("Traceback")
+    said = before.strip().splitlines()[-1:]
+    raised = [line for line in after.splitlines()[1:] if line and not line[0].isspace()][:1]
+    return " | ".join([*said, *raised]) or "it wrote nothing"
+
+
+async def _set_up(pool: asyncpg.Pool[Any], resources: tuple[str, ...], *, protects: bool) -> None:
+    async with pool.acquire() as conn:
+        await conn.execute(SET_UP)
+        await conn.executemany(_RESOURCE, [(resource,) for resource in resources])
+        if protects:
+            for table in PROTECTED_TABLES:
+                await protect(conn, table, resource="{resource}")
+
+
+async def _quiet(pool: asyncpg.Pool[Any], application: str) -> None:
+    """Wait until Postgres has ended what the killed processes had begun."""
+    async with asyncio.timeout(_QUIET_S):
+        while await pool.fetchval(_LEFT, application):
+            # Idle connections of killed processes go at once; those of a pooler stay, in no transaction.
+            busy = await pool.fetchval(f"{_LEFT} and state <> 'idle'", application)
+            if not busy:
+                return
+            await asyncio.sleep(0.05)
+
+
+class _Chaos:
+    """Who disturbs."""
+
+    def __init__(
+        self,
+        plan: ChaosPlan,
+        redis: RedisServer,
+        pool: asyncpg.Pool[Any],
+        crew: list[_Process],
+        resources: tuple[str, ...],
+        application: str,
+        report: RoundReport,
+    ) -> None:
+        self._plan = plan
+        self._redis = redis
+        self._pool = pool
+        self._crew = crew
+        self._resources = resources
+        self._application = application
+        self._report = report
+        self._rng = random.Random(plan.seed)  # noqa: S311 - no secret
+        self._ttl_s = plan.ttl.total_seconds()
+        self._busy: set[_Process] = set()
+        self.journal: list[dict[str, Any]] = []
+
+    async def disturb(self) -> None:
+        """One thing after the other, and pauses beside them, until the round is over."""
+        until = SYSTEM_CLOCK.now() + self._plan.length.total_seconds()
+        faults: tuple[tuple[int, str, Callable[[], Awaitable[None]]], ...] = (
+            (8, "processes stopped", self._stop),
+            (3, "processes killed", self._kill),
+            (3, "Redis flushed", self._flush),
+            (1, "Redis restarted empty", self._restart),
+            (3, "locks broken", self._break),
+            (4, "backends killed", self._kill_backend),
+        )
+        weights = [weight for weight, _, _ in faults]
+        async with asyncio.TaskGroup() as beside:
+            while (left := until - SYSTEM_CLOCK.now()) > 0:
+                await asyncio.sleep(min(left, self._rng.uniform(*_GAP_S)))
+                _, name, fault = self._rng.choices(faults, weights)[0]
+                self._report.faults[name] += 1
+                if fault in (self._stop, self._kill):
+                    beside.create_task(fault())
+                else:
+                    await fault()
+
+    def _free(self) -> _Process | None:
+        free = [process for process in self._crew if process not in self._busy]
+        return self._rng.choice(free) if free else None
+
+    async def _stop(self) -> None:
+        if (process := self._free()) is None:
+            return
+        self._busy.add(process)
+        try:
+            await asyncio.to_thread(process.pause)
+            await asyncio.sleep(self._ttl_s * self._rng.uniform(0.2, 2.5))
+            await asyncio.to_thread(process.resume)
+        finally:
+            self._busy.discard(process)
+
+    async def _kill(self) -> None:
+        if (process := self._free()) is None:
+            return
+        self._busy.add(process)
+        try:
+            await asyncio.to_thread(process.kill)
+            await asyncio.to_thread(process.restart)
+        finally:
+            self._busy.discard(process)
+
+    async def _flush(self) -> None:
+        await asyncio.to_thread(self._redis.command, "FLUSHALL")
+
+    async def _restart(self) -> None:
+        await asyncio.to_thread(self._redis.kill)
+        await asyncio.to_thread(self._redis.restart, keep_data=False)
+
+    async def _kill_backend(self) -> None:
+        await kill_one(self._pool, self._application)
+
+    async def _break(self) -> None:
+        resource = self._rng.choice(self._resources)
+        try:
+            self.journal.append(await break_and_read(self._redis.url, self._pool, resource))
+        except (LockguardError, *DATABASE_ERRORS):
+            self._report.faults["breaks that failed"] += 1
+
+
+async def break_and_read(redis_url: str, pool: asyncpg.Pool[Any], resource: str) -> dict[str, Any]:
+    """Break a lock; gives a line for the journal: what was final from then on.
+
+    Final is what is below the token that is in force in the fence. The number that the break gives is the
+    floor of Redis, which may be higher: of a grant that came between the two, and has not been sealed.
+
+    Raises:
+        LockguardError: it could not be broken.
+    """
+    async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as guard:
+        await guard.break_(resource, reason="chaos")
+    async with pool.acquire() as conn, conn.transaction():
+        token = await conn.fetchval("select token from lockguard.status($1)", resource)
+        row = await conn.fetchrow(BELOW, resource, token)
+    assert row is not None, f"{BELOW!r} gave no row for {resource} and token {token}"
+    return {"read": resource, "token": token, "updates": row["updates"], "entries": row["entries"]}

@@ -1,0 +1,111 @@
+"""Rounds in a row: the run that a release is judged by, and the planted checks that it must convict."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard_lab.fence_race.chaos.plan import ChaosPlan, RoundReport
+from lockguard_lab.fence_race.chaos.running import run_round
+from lockguard_lab.fence_race.planted import WEAK_CHECKS
+from lockguard_lab.fence_race.ways import present_ways
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from lockguard_lab.servers import PostgresServer, RedisServer
+
+__all__ = ["Route", "convict_planted", "rounds"]
+
+_PLANTED_ROUNDS_MAX = 12
+_PLANTED_ROUND = timedelta(seconds=10)
+_ROUND_MIN = timedelta(seconds=2)
+_FAILED_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A way to the database.
+
+    Attributes:
+        name: for the report.
+        url: of the database.
+        pooler: whether it leads through a pooler in transaction mode.
+    """
+
+    name: str
+    url: str
+    pooler: bool
+
+
+async def rounds(
+    plan: ChaosPlan,
+    routes: tuple[Route, ...],
+    *,
+    redis: RedisServer,
+    postgres: PostgresServer,
+    duration: timedelta,
+) -> AsyncIterator[tuple[str, RoundReport]]:
+    """Rounds of ``plan.length`` until ``duration`` is over; what each was, and what came of it.
+
+    The tables are protected in every second one, and the routes take turns.
+    """
+    failed = 0
+    until = SYSTEM_CLOCK.now() + duration.total_seconds()
+    for number in itertools.count():
+        left = timedelta(seconds=until - SYSTEM_CLOCK.now())
+        if number and left < _ROUND_MIN:
+            return
+        route, protects = routes[number // 2 % len(routes)], number % 2 == 0
+        tried = replace(
+            plan,
+            # Without a protection there is nothing in the way of what leaves the check to the table.
+            ways=tuple(way.name for way in present_ways() if protects or not way.protects),
+            length=min(plan.length, max(left, _ROUND_MIN)),
+            seed=plan.seed + number,
+            protects=protects,
+        )
+        try:
+            report = await run_round(
+                tried, redis=redis, postgres=postgres, database_url=route.url, pooler=route.pooler
+            )
+        except Exception as exc:
+            failed += 1
+            report = RoundReport()
+            report.counts["rounds that failed"] += 1
+            cause: BaseException = exc
+            while isinstance(cause, BaseExceptionGroup):  # whose own text does not say what happened
+                cause = cause.exceptions[0]
+            report.tell(f"the round failed: {type(cause).__name__}: {cause}")
+            if not redis.running:
+                await asyncio.to_thread(redis.restart, keep_data=False)
+            if failed > _FAILED_MAX:
+                raise
+        yield f"{route.name}, {'protected' if protects else 'plain'} tables", report
+
+
+async def convict_planted(
+    plan: ChaosPlan, *, redis: RedisServer, postgres: PostgresServer
+) -> tuple[dict[str, int], int]:
+    """Rounds with the planted checks, until a stale commit of each was seen; gives them, and the rounds."""
+    seen = {way.name: 0 for way in WEAK_CHECKS}
+    for number in range(1, _PLANTED_ROUNDS_MAX + 1):
+        tried = replace(
+            plan,
+            ways=tuple(name for name, stale in seen.items() if not stale),
+            length=_PLANTED_ROUND,
+            seed=plan.seed + number,
+            resources=2,
+            blind=1.0,
+            stalls=0.15,
+        )
+        report = await run_round(tried, redis=redis, postgres=postgres)
+        for name in tried.ways:
+            seen[name] += report.of(name).stale_commits
+        if all(seen.values()):
+            return seen, number
+    return seen, _PLANTED_ROUNDS_MAX

@@ -1,0 +1,250 @@
+"""One bot of a chaos round: ``python -m lockguard_lab.fence_race.chaos.worker FILE``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from contextlib import AsyncExitStack
+from contextvars import Context
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import LockguardError
+from lockguard.guard import LockGuard
+from lockguard.lease import Lease
+from lockguard_asyncpg.connection import fenced
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.fence import PostgresFence
+from lockguard_lab.fence_race import ISOLATIONS
+from lockguard_lab.fence_race.chaos.history import BELOW, OWN
+from lockguard_lab.fence_race.chaos.plan import Crewman
+from lockguard_lab.fence_race.operate import End, operate
+from lockguard_lab.fence_race.plan import Attempt, RacePlan, Way
+from lockguard_lab.fence_race.planted import WEAK_CHECKS
+from lockguard_lab.fence_race.seat import Seat
+from lockguard_lab.fence_race.ways import WAYS
+from lockguard_lab.fence_race.writes import LossyConnection
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from lockguard.ports import Fence
+    from lockguard_asyncpg.transaction import Isolation
+
+__all__ = ["READY", "main"]
+
+READY = "ready"
+_NUMBERS_EACH = 10**13
+_RESOLVE_WITHIN = timedelta(seconds=20)
+_WRITES_PER_LEASE_MAX = 6
+_LOSE_SHARE = 0.02
+_LATE_S = 30.0
+_POOL_SIZE = 6
+_TRAVELLING_SHARE = 0.2
+_ALONE = True  # a statement without a transaction is a way to write
+
+
+class _Bot:
+    """Takes leases and writes under them until it is told to stop."""
+
+    def __init__(self, told: Crewman) -> None:
+        self._told = told
+        self._rng = random.Random(f"{told.seed}:{told.number}:{os.getpid()}")  # noqa: S311 - no secret
+        # A process that was killed begins again with numbers that were never used.
+        first = told.number * _NUMBERS_EACH + int(SYSTEM_CLOCK.wall() * 1_000) % 10**9 * 10**4
+        self._ops = itertools.count(first)
+        known = {way.name: way for way in (*WAYS, *WEAK_CHECKS)}
+        ways = [known[name] for name in told.ways]
+        # By whether the seal travels with the first write.
+        self._ways = {travels: [way for way in ways if way.travels is travels] for travels in (False, True)}
+        self._journal = os.open(told.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._late: set[asyncio.Task[Any]] = set()
+        self.counts = Counter[str]()
+        self.stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until it is told to stop, and what was begun is over."""
+        async with AsyncExitStack() as stack:
+            self._plain = await stack.enter_async_context(self._pool())
+            self._fenced = fenced(await stack.enter_async_context(self._pool()))
+            sealing = await stack.enter_async_context(self._pool())
+            self._looking = sealing
+            self._seats = {False: Seat(self._plain), True: Seat(self._fenced)}
+            for seat in self._seats.values():
+                stack.push_async_callback(seat.leave)
+            self._gears = {
+                way.name: await stack.enter_async_context(
+                    way.gear(self._told.database_url, RacePlan(holders=2), self._options())
+                )
+                for way in self._ways[False]
+                if way.gear is not None
+            }
+            # Every second process gives leases back without waiting for the disk.
+            fences: dict[bool, Fence] = {
+                False: PostgresFence(sealing, durable_close=self._told.number % 2 == 0),
+            }
+            for way in self._ways[True]:
+                assert way.fence is not None, f"{way.name} has no fence that lets a seal travel"
+                fences[True] = way.fence(sealing)
+            self._guards = {
+                travels: await stack.enter_async_context(
+                    LockGuard.from_url(
+                        self._told.redis_url, ttl=timedelta(milliseconds=self._told.ttl_ms), fence=fence
+                    )
+                )
+                for travels, fence in fences.items()
+            }
+            sys.stderr.write(f"{READY}\n")
+            sys.stderr.flush()
+            while not self.stopping.is_set():
+                try:
+                    await self._lease()
+                except (LockguardError, *DATABASE_ERRORS) as exc:
+                    self.counts[type(exc).__name__] += 1
+                    await asyncio.sleep(0.02)
+            if self._late:
+                await asyncio.wait(self._late, timeout=_LATE_S)
+        self._note(counts=dict(self.counts))
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"server_settings": {"application_name": self._told.application}}
+        return {**options, "statement_cache_size": 0} if self._told.pooler else options
+
+    def _pool(self) -> asyncpg.Pool[Any]:
+        return asyncpg.create_pool(
+            self._told.database_url,
+            min_size=0,
+            max_size=_POOL_SIZE,
+            connection_class=LossyConnection,
+            **self._options(),
+        )
+
+    def _note(self, **facts: Any) -> None:
+        """A line in the journal; once written it survives the process."""
+        os.write(self._journal, json.dumps(facts).encode() + b"\n")
+
+    async def _lease(self) -> None:
+        wait = timedelta(milliseconds=2 * self._told.ttl_ms)
+        resource = self._rng.choice(self._told.resources)
+        ended, blind = False, None
+        travels = True in self._guards and self._rng.random() < _TRAVELLING_SHARE
+        ways, final = self._ways[travels], not travels
+        async with self._guards[travels].hold(resource, wait=wait, operation="chaos") as lease:
+            blind = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK)
+            if final:
+                await self._note_final(lease)
+            for _ in range(self._rng.randint(1, _WRITES_PER_LEASE_MAX)):
+                blindly = self._rng.random() < self._told.blind
+                end = await (self._blindly(blind, ways) if blindly else self._write(lease, ways))
+                if end is not End.COMMITTED or self.stopping.is_set():
+                    ended = True
+                    break
+                if not final:  # its seal came with that write
+                    final = True
+                    await self._note_final(lease)
+                await self._pause()
+        # Given back without an error: the fence has closed it.
+        self._note(closed=resource, token=lease.token, **await self._look(OWN, lease))
+        if not ended and self._rng.random() < 0.3:
+            self.counts["written after the close"] += 1
+            await self._blindly(blind, ways)
+
+    async def _note_final(self, lease: Lease) -> None:
+        """Read what no older holder adds to any more."""
+        self._note(read=lease.resource, token=lease.token, **await self._look(BELOW, lease))
+
+    async def _look(self, query: str, lease: Lease) -> dict[str, Any]:
+        async with self._looking.acquire() as conn, conn.transaction():
+            row = await conn.fetchrow(query, lease.resource, lease.token)
+        assert row is not None, f"{query!r} gave no row for {lease}"
+        return {"updates": row["updates"], "entries": row["entries"]}
+
+    async def _blindly(self, lease: Lease, ways: list[Way]) -> End:
+        """Write in a task that knows of no lease but the copy, and that no loss cuts."""
+        task = asyncio.create_task(self._write(lease, ways), context=Context())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        return await asyncio.shield(task)
+
+    async def _write(self, lease: Lease, ways: list[Way]) -> End:
+        op, way = next(self._ops), self._rng.choice(ways)
+        isolation: Isolation = self._rng.choice(ISOLATIONS)
+        # One seat is one connection: whoever finds it taken uses another.
+        seats = self._seats[way.fenced]
+        self._note(begin=op, way=way.name, resource=lease.resource, token=lease.token)
+        async with _lent(seats, self._fenced if way.fenced else self._plain) as seat:
+            end = await operate(
+                way.write,
+                lambda: self._attempt(way, lease, op, isolation, seat),
+                pool=self._looking,
+                within=_RESOLVE_WITHIN,
+                counts=self.counts,
+                late=self._late,
+            )
+        self._note(end=op, how=end.value)
+        return end
+
+    def _attempt(self, way: Way, lease: Lease, op: int, isolation: Isolation, seat: Seat) -> Attempt:
+        return Attempt(
+            self._fenced if way.fenced else self._plain,
+            lease,
+            op,
+            way.shapes[op % len(way.shapes)],
+            isolation,
+            _ALONE,
+            self._pause,
+            self._lost if self._rng.random() < _LOSE_SHARE else None,
+            seat,
+            self._gears.get(way.name),
+        )
+
+    def _lost(self) -> None:
+        self.counts["replies lost"] += 1
+
+    async def _pause(self) -> None:
+        """Often nothing, sometimes a moment, now and then long enough for a takeover."""
+        if (dice := self._rng.random()) < self._told.stalls:
+            await asyncio.sleep(self._told.ttl_ms / 1_000 * self._rng.uniform(0.3, 1.3))
+        elif dice < 0.5:
+            await asyncio.sleep(0.01 * dice)
+
+
+_taken: set[int] = set()
+
+
+@contextlib.asynccontextmanager
+async def _lent(seat: Seat, pool: asyncpg.Pool[Any]) -> AsyncIterator[Seat]:
+    """The kept seat, or a new one where another task sits on it."""
+    own = id(seat) not in _taken
+    used = seat if own else Seat(pool)
+    _taken.add(id(used))
+    try:
+        yield used
+    finally:
+        _taken.discard(id(used))
+        if not own:
+            await used.leave()
+
+
+async def main(told: Crewman) -> None:
+    """Run until SIGTERM."""
+    bot = _Bot(told)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, bot.stopping.set)
+    await bot.run()
+
+
+if __name__ == "__main__":
+    facts: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+    asyncio.run(main(Crewman(**facts)))  # noqa: TID251 - its parent ends it

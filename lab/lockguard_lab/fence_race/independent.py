@@ -1,0 +1,191 @@
+"""Bodies that have nothing to do with each other, beside the same ones without the fence.
+
+Each takes a resource of its own, writes once and gives it back. Nothing that one of them does may have
+another fail, at whatever isolation and whatever is the role's default: those that fail without the fence,
+for Postgres's own reasons, are the measure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import FenceUnavailable, LockguardError
+from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard_asyncpg.connection import fenced
+from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg.protection import protect
+from lockguard_lab.fence_race.defaults import role_defaults
+from lockguard_lab.fence_race.plan import Attempt, RacePlan, Shape, Way
+from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN
+from lockguard_lab.fence_race.seat import Seat
+from lockguard_lab.fence_race.writes import LossyConnection, statement
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from lockguard.ports import Fence
+
+__all__ = ["BODIES", "Independent", "independent"]
+
+BODIES = 960
+_ALONE = True  # a statement without a transaction is a way to write
+_WITHIN = timedelta(seconds=30)  # on a machine with much else to do
+_RESOURCES = """
+insert into lockguard_race.state (resource, n) select $1 || g, 0 from generate_series(1, $2) g
+"""
+
+
+@dataclass(slots=True)
+class Independent:
+    """What came of them.
+
+    Attributes:
+        bodies: how many there were.
+        fenced: how many of them ended well.
+        unfenced: how many of the same ended well without leases and fence.
+        told: the first error of a fenced one.
+    """
+
+    bodies: int
+    fenced: int = 0
+    unfenced: int = 0
+    told: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether the fence cost none of them."""
+        return self.fenced >= self.unfenced
+
+
+async def independent(
+    url: str, way: Way, plan: RacePlan, *, direct: str | None = None, bodies: int = BODIES
+) -> Independent:
+    """Run ``bodies`` bodies without the fence, and as many with it.
+
+    Args:
+        url: a database with lockguard's schema.
+        way: how to write. Without the fence a statement or a transaction of the caller's does the same.
+        plan: at which isolation, and how many run at once.
+        direct: the same database, where it is the race's own: the isolation is made the role's default there.
+        bodies: how many.
+    """
+    found = Independent(bodies)
+    async with AsyncExitStack() as stack:
+        options: dict[str, Any] = {}
+        if plan.isolation is not None and direct is not None:
+            await stack.enter_async_context(role_defaults(direct, url, plan.isolation))
+        elif plan.isolation is not None:
+            level = plan.isolation.replace("_", " ")
+            options["server_settings"] = {"default_transaction_isolation": level}
+        pool = await stack.enter_async_context(
+            asyncpg.create_pool(
+                url, min_size=0, max_size=3 * plan.holders, connection_class=LossyConnection, **options
+            )
+        )
+        if way.fenced:
+            fenced(pool)
+        gear = way.gear and await stack.enter_async_context(way.gear(url, plan, options))
+        running = _Bodies(pool, way, plan, gear, found)
+        for each in (running.unfenced, running.fenced):
+            await running.set_up(protects=way.protects and each == running.fenced)
+            numbers = iter(range(1, bodies + 1))
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(plan.holders):
+                    tasks.create_task(running.work(numbers, each))
+        await pool.execute(TEAR_DOWN)
+    return found
+
+
+class _Bodies:
+    def __init__(
+        self, pool: asyncpg.Pool[Any], way: Way, plan: RacePlan, gear: Any, found: Independent
+    ) -> None:
+        self._pool = pool
+        self._way = way
+        self._plan = plan
+        self._gear = gear
+        self._found = found
+        self._fence: Fence = PostgresFence(pool) if way.fence is None else way.fence(pool)
+        # The fence knows those of an earlier run.
+        self._prefix = f"race:{new_grant_id()[:8]}:"
+
+    async def set_up(self, *, protects: bool) -> None:
+        """Tables with a row for each, known to the planner: who reads a whole table meets everybody."""
+        async with self._pool.acquire() as conn:
+            await conn.execute(SET_UP)
+            await conn.execute(_RESOURCES, self._prefix, self._found.bodies)
+            await conn.execute("analyze lockguard_race.state")
+            for table in PROTECTED_TABLES if protects else ():
+                await protect(conn, table, resource="{resource}")
+
+    async def work(self, numbers: Iterator[int], body: Callable[[Attempt], Awaitable[None]]) -> None:
+        """Bodies one after the other; one that fails is not tried again."""
+        seat = Seat(self._pool)
+        try:
+            for number in numbers:
+                await body(self._attempt(number, seat))
+        finally:
+            await seat.leave()
+
+    def _attempt(self, number: int, seat: Seat) -> Attempt:
+        grant = Grant(
+            Resource(f"{self._prefix}{number}"), new_grant_id(), Token(1), "race", "independent", 60_000
+        )
+        return Attempt(
+            self._pool,
+            Lease(grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK),
+            number,
+            Shape.INSERT,  # without a reading Postgres has no reason of its own to let one fail
+            self._plan.isolation,
+            _ALONE,
+            _let_others,
+            None,
+            seat,
+            self._gear,
+            notes=False,
+        )
+
+    async def fenced(self, attempt: Attempt) -> None:
+        """Seal, write, close."""
+        try:
+            await self._fence.seal(attempt.lease.grant, within=_WITHIN)
+            await self._way.write(attempt)
+            with contextlib.suppress(FenceUnavailable):  # it goes on in the background, and the body is over
+                await self._fence.close(attempt.lease.grant, within=_WITHIN)
+        except (LockguardError, *DATABASE_ERRORS) as exc:
+            self._found.told = self._found.told or f"{type(exc).__name__}: {exc}"
+            return
+        self._found.fenced += 1
+
+    async def unfenced(self, attempt: Attempt) -> None:
+        """The write alone."""
+        try:
+            async with self._pool.acquire() as conn:
+                if self._way.transacts:
+                    async with conn.transaction(isolation=attempt.isolation):
+                        await attempt.pause()
+                        await _write(attempt, conn)
+                        await attempt.pause()
+                else:
+                    await _write(attempt, conn)
+        except DATABASE_ERRORS:
+            return
+        self._found.unfenced += 1
+
+
+async def _write(attempt: Attempt, conn: Any) -> None:
+    query, args = await statement(attempt, conn)
+    await conn.execute(query, *args)
+
+
+async def _let_others() -> None:
+    await asyncio.sleep(0)

@@ -1,0 +1,120 @@
+"""A real PgBouncer in transaction mode before an embedded Postgres, where one is installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from lockguard.errors import ConfigurationError
+from lockguard.private import write_private
+from lockguard_lab.servers import postgres_files
+from lockguard_lab.servers.binaries import ServerBinary
+from lockguard_lab.servers.embedded import EmbeddedServer
+from lockguard_lab.servers.ports import LOOPBACK
+from lockguard_lab.servers.supervision import ServerProcess, Spawn, server_environment
+
+if TYPE_CHECKING:
+    from lockguard_lab.servers import PostgresServer
+
+__all__ = ["PgBouncer", "find_pgbouncer"]
+
+_ASK_S = 10.0
+_CONNECT_S = 1.0
+
+
+def find_pgbouncer() -> ServerBinary | None:
+    """The PgBouncer of this machine, or ``None``: ``apt install pgbouncer``."""
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if found is None:
+        return None
+    said = subprocess.run((found, "--version"), capture_output=True, text=True, timeout=_ASK_S, check=False)
+    version = re.search(r"\d+(\.\d+)+", said.stdout)
+    return ServerBinary("PgBouncer", version.group() if version else "unknown", Path(found), "PATH")
+
+
+class PgBouncer(EmbeddedServer):
+    """Hands out few connections of ``server``, one for each transaction. It ends with this process.
+
+    Args:
+        server: the Postgres behind it, started. Clients log in as its superuser, with its password.
+        pool_size: how many connections of it, for each database and user.
+
+    Raises:
+        ConfigurationError: there is none on this machine.
+    """
+
+    def __init__(self, server: PostgresServer, *, pool_size: int = 6) -> None:
+        binary = find_pgbouncer()
+        if binary is None:
+            raise ConfigurationError("PgBouncer is not installed: apt install pgbouncer")
+        super().__init__(binary, 0)
+        self._server = server
+        self._pool_size = pool_size
+        self._user = postgres_files.run_as()
+
+    @property
+    def url(self) -> str:
+        """The server's own database by way of the pooler."""
+        return self.url_for(self._server.url)
+
+    def url_for(self, url: str) -> str:
+        """The same URL by way of the pooler."""
+        parts = urlsplit(url)
+        credentials, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{credentials}{at}{LOOPBACK}:{self.port}"))
+
+    def _prepare(self, directory: Path) -> None:
+        pass
+
+    def _discard(self, directory: Path) -> None:
+        pass
+
+    def _command(self, directory: Path) -> Spawn:
+        config, users = directory / "pgbouncer.ini", directory / "users"
+        secret = self._server.password.replace('"', '""')
+        write_private(config, "\n".join(self._lines(users)) + "\n")
+        write_private(users, f'"{postgres_files.SUPERUSER}" "{secret}"\n')
+        for path in (config, users):
+            postgres_files.own(path, self._user)  # it refuses to be root
+        return Spawn(
+            argv=(str(self.binary.path), str(config)),
+            log=str(self._log_path()),
+            cwd=str(directory),
+            env=server_environment(),
+            uid=self._user.uid,
+            gid=self._user.gid,
+        )
+
+    def _lines(self, users: Path) -> tuple[str, ...]:
+        return (
+            "[databases]",
+            f"* = host={LOOPBACK} port={self._server.port} user={postgres_files.SUPERUSER}",
+            "[pgbouncer]",
+            f"listen_addr = {LOOPBACK}",
+            f"listen_port = {self.port}",
+            "unix_socket_dir =",
+            # The password in the file lets clients in, and this pooler into the server.
+            "auth_type = scram-sha-256",
+            f"auth_file = {users}",
+            "pool_mode = transaction",
+            f"default_pool_size = {self._pool_size}",
+            "max_client_conn = 200",
+            "server_reset_query =",
+        )
+
+    def _ready(self, directory: Path) -> bool:  # noqa: ARG002 - the others look there
+        try:
+            socket.create_connection((LOOPBACK, self.port), _CONNECT_S).close()
+        except OSError:
+            return False
+        return True
+
+    def _end(self, process: ServerProcess, *, keep_data: bool) -> None:  # noqa: ARG002 - it keeps none
+        process.end(signal.SIGINT)

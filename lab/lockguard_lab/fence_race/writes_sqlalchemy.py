@@ -1,0 +1,169 @@
+"""Writing with SQLAlchemy 2 on asyncpg: ``connect_args={"connection_class": FencedConnection}``.
+
+Its dialect prepares every statement and keeps the prepared ones, begins transactions by asyncpg's
+``transaction()`` when the first statement comes, and wraps what asyncpg raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from lockguard_asyncpg.connection import FencedConnection
+from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, translate
+from lockguard_lab.fence_race.plan import Attempt, RacePlan, Shape, Way
+from lockguard_lab.fence_race.writes import ADD, BUMP, SEEN, WRITE_SEEN, LossyConnection
+from lockguard_lab.fence_race.writes_dropin import carried
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy import BindParameter, TextClause
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+__all__ = ["SQLALCHEMY"]
+
+_NAMES = ("resource", "token", "op", "seen")
+
+
+class _LossyFenced(FencedConnection, LossyConnection):
+    """The connection class of the documentation, that may lose a reply to COMMIT."""
+
+
+@asynccontextmanager
+async def engine_of(url: str, plan: RacePlan, options: dict[str, Any]) -> AsyncIterator[AsyncEngine]:
+    """An engine on the database at ``url``."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - no dependency of ours
+
+    if "statement_cache_size" in options:  # the dialect keeps prepared statements too
+        options = {**options, "prepared_statement_cache_size": options["statement_cache_size"]}
+    scheme, _, rest = url.partition("://")
+    assert scheme in {"postgresql", "postgres"}, (
+        f"an asyncpg URL begins with postgresql://, this one with {scheme}://"
+    )
+    engine = create_async_engine(
+        f"postgresql+asyncpg://{rest}",
+        pool_size=plan.holders,
+        max_overflow=plan.holders,
+        connect_args={"connection_class": _LossyFenced, **options},
+    )
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def sqlalchemy_write(attempt: Attempt) -> None:
+    """In a transaction, sometimes after a rolled back savepoint, or in autocommit."""
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - no dependency of ours
+
+    try:
+        with carried(attempt.lease):
+            await (_alone(attempt) if attempt.op % 4 == 0 else _transact(attempt))
+    except DBAPIError as exc:
+        cause = exc.orig.__cause__ if exc.orig is not None else None
+        if cause is None:
+            raise
+        raise translate(cause) from exc
+
+
+async def _alone(attempt: Attempt) -> None:
+    """As ``isolation_level="AUTOCOMMIT"``, which asyncpg is not told of: each statement stands by itself."""
+    async with attempt.gear.connect() as raw:
+        conn = await raw.execution_options(isolation_level="AUTOCOMMIT")
+        async with _lossy(attempt, conn):
+            await conn.execute(*await _clause(attempt, conn))
+
+
+async def _transact(attempt: Attempt) -> None:
+    async with attempt.gear.connect() as raw:
+        level = (attempt.isolation or "read_committed").replace("_", " ").upper()
+        conn = await raw.execution_options(isolation_level=level)
+        async with _lossy(attempt, conn), conn.begin():
+            await attempt.pause()
+            if attempt.op % 4 == 1:
+                await _undone(attempt, conn)
+            clause, values = await _clause(attempt, conn)
+            await attempt.pause()
+            if attempt.op % 4 == 2:
+                await conn.execute(clause, [values])
+            elif attempt.op % 4 == 3:
+                streamed = await conn.stream(_returning(clause), values)
+                await streamed.all()
+            else:
+                await conn.execute(clause, values)
+            await attempt.pause()
+
+
+async def _undone(attempt: Attempt, conn: AsyncConnection) -> None:
+    class Undo(Exception):
+        pass
+
+    query = ADD if attempt.shape is Shape.INSERT else BUMP
+    with contextlib.suppress(Undo):
+        async with conn.begin_nested():
+            await conn.execute(_text(query), _values(attempt, op=-attempt.op))
+            await attempt.pause()
+            raise Undo
+
+
+@asynccontextmanager
+async def _lossy(attempt: Attempt, conn: AsyncConnection) -> AsyncIterator[None]:
+    con: Any = (await conn.get_raw_connection()).driver_connection
+    assert isinstance(con, LossyConnection), f"the race's engine gave out {con!r}"
+    con.lose_reply = attempt.lose_reply
+    try:
+        yield
+    finally:
+        con.lose_reply = None
+
+
+async def _clause(attempt: Attempt, conn: AsyncConnection) -> tuple[TextClause, dict[str, Any]]:
+    match attempt.shape:
+        case Shape.UPDATE:
+            return _text(BUMP), _values(attempt)
+        case Shape.INSERT:
+            return _text(ADD), _values(attempt)
+        case Shape.READ:
+            try:
+                found = await conn.execute(_text(SEEN), {"resource": str(attempt.lease.resource)})
+            except CommitUnknown as exc:
+                raise NotCommitted("the reading's end is unknown, the write was not sent") from exc
+            seen = found.scalar_one()
+            await attempt.pause()
+            return _text(WRITE_SEEN), {**_values(attempt), "seen": seen}
+
+
+def _returning(clause: TextClause) -> TextClause:
+    """For a server-side cursor."""
+    from sqlalchemy import text  # noqa: PLC0415 - no dependency of ours
+
+    return text(f"{clause.text} returning resource").bindparams(*_numbers(clause.text))
+
+
+def _values(attempt: Attempt, *, op: int | None = None) -> dict[str, Any]:
+    lease = attempt.lease
+    return {
+        "resource": str(lease.resource),
+        "token": int(lease.token),
+        "op": attempt.op if op is None else op,
+    }
+
+
+def _text(query: str) -> TextClause:
+    """The query with names for its parameters, numbers of them being 64 bits long."""
+    from sqlalchemy import text  # noqa: PLC0415 - no dependency of ours
+
+    for number, name in enumerate(_NAMES, 1):
+        query = query.replace(f"${number}::bigint", f"${number}").replace(f"${number}", f":{name}")
+    return text(query).bindparams(*_numbers(query))
+
+
+def _numbers(query: str) -> list[BindParameter[int]]:
+    from sqlalchemy import BigInteger, bindparam  # noqa: PLC0415 - no dependency of ours
+
+    return [bindparam(name, type_=BigInteger) for name in _NAMES[1:] if f":{name}" in query]
+
+
+SQLALCHEMY = Way("SQLAlchemy", sqlalchemy_write, gear=engine_of)

@@ -1,0 +1,65 @@
+"""Leases that end under their holders, in the middle of a race.
+
+The lock is taken away in Redis alone, as by lost data or a failover, so the holder goes on in good faith
+until its next renewal, and only the fence stands between it and its successor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Self
+
+from lockguard import LockGuard
+from lockguard_ccxt import resource_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from lockguard_lab.race.settings import RaceSettings
+
+__all__ = ["Expiry"]
+
+_GAP_S = 0.02
+_VENUE = "binance"
+
+
+class Expiry:
+    """Takes leases of random symbols away while its body runs, if the race is to have that.
+
+    Args:
+        settings: of the race.
+        symbols: those of the round.
+        seed: of the choice.
+
+    Attributes:
+        count: how many were taken from a holder.
+    """
+
+    def __init__(self, settings: RaceSettings, symbols: Sequence[str], seed: int) -> None:
+        self._settings = settings
+        self._resources = [resource_key(_VENUE, symbol) for symbol in symbols]
+        self._dice = random.Random(seed)  # noqa: S311 - a schedule
+        self._stack = AsyncExitStack()
+        self.count = 0
+
+    async def __aenter__(self) -> Self:
+        if self._settings.expire_leases:
+            guard = await self._stack.enter_async_context(LockGuard.from_urls(self._settings.redis_urls))
+            task = asyncio.create_task(self._go_on(guard), name="expiry of leases")
+            self._stack.push_async_callback(asyncio.wait, {task})
+            self._stack.callback(task.cancel)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _go_on(self, guard: LockGuard) -> None:
+        while True:
+            await asyncio.sleep(self._dice.uniform(0, 2 * _GAP_S))
+            broken = await guard.break_(self._dice.choice(self._resources), reason="race: forced expiry")
+            self.count += bool(broken.grant)

@@ -1,0 +1,147 @@
+"""The race kit: the flow under load in real processes, with the guard and without.
+
+A race makes a scratch database on the given server, starts its processes, lines them up, lets them go at the
+same time, and counts what went wrong from the database's rows and the exchange's own record. What the
+processes believe is not evidence.
+"""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard_lab.exchange import ControlClient, Execution, Fault, FaultKind, Operation
+from lockguard_lab.race.crew import Crew
+from lockguard_lab.race.expiry import Expiry
+from lockguard_lab.race.faults import mixed_faults
+from lockguard_lab.race.score import Score, score_round
+from lockguard_lab.race.servers import prepare, reach_redis, scratch_database, symbols_of
+from lockguard_lab.race.settings import (
+    SCENARIOS,
+    Crewman,
+    RaceResult,
+    RaceSettings,
+    Report,
+    Scenario,
+    StaleWrites,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["SCENARIOS", "RaceResult", "RaceSettings", "Scenario", "StaleWrites", "run_race"]
+
+_REFUSED_STOP = -4131  # the counterparty's best price does not meet the percentage filter
+
+
+async def run_race(
+    settings: RaceSettings, *, on_progress: Callable[[int, int], None] | None = None
+) -> RaceResult:
+    """Run a race.
+
+    Args:
+        settings: what to run, and on which servers.
+        on_progress: called with the opens that have ended and the opens in all.
+
+    Raises:
+        ConfigurationError: a server cannot be reached or does not let a race be run; one line says which
+            and what to do.
+    """
+    started = SYSTEM_CLOCK.now()
+    total, score = Report(), Score()
+    ended = begun = expired = 0
+
+    def count(opens: int) -> None:
+        nonlocal ended
+        # Where several open the same symbol, it counts once.
+        ended += opens
+        if on_progress is not None:
+            done = ended // settings.openers_per_symbol
+            on_progress(min(begun, done), settings.opens if settings.duration_s is None else begun)
+
+    async with AsyncExitStack() as stack:
+        control = await stack.enter_async_context(ControlClient(settings.exchange_url))
+        symbols = await symbols_of(settings, control)
+        await reach_redis(settings, symbols)
+        name, database_url = await stack.enter_async_context(scratch_database(settings))
+        conn = await asyncpg.connect(database_url)
+        stack.push_async_callback(conn.close)
+        await prepare(settings, conn)
+        mine = replace(settings, database_url=database_url)
+        crewmen = [Crewman(mine, role, number) for number, role in enumerate(settings.roles())]
+        async with Crew(crewmen, count) as crew:
+            for number, batch in enumerate(_rounds(settings, symbols)):
+                begun += len(batch)
+                await _begin_round(settings, control, batch)
+                for fault in mixed_faults(batch, settings.faults, settings.seed + number):
+                    await control.inject(fault)
+                async with Expiry(settings, batch, settings.seed + number) as expiry:
+                    report = await crew.play(batch, settings.seed + number)
+                expired += expiry.count
+                report.add(await crew.settle())
+                record = await control.record()
+                score += await score_round(conn, record, violations=report.violations, guard=settings.guard)
+                total.add(report)
+    result = _result(settings, total, score, begun, SYSTEM_CLOCK.now() - started)
+    return replace(result, leases_expired=expired, database=name if settings.keep_database else None)
+
+
+def _result(settings: RaceSettings, total: Report, score: Score, opens: int, seconds: float) -> RaceResult:
+    return RaceResult(
+        settings=settings,
+        opens=opens,
+        duplicates=score.duplicates,
+        overlapping_rows=score.overlapping_rows,
+        unique_violations=score.unique_violations,
+        double_entries=score.double_entries,
+        reversed_positions=score.reversed_positions,
+        without_stop=score.without_stop,
+        orphan_stops=score.orphan_stops,
+        stale_writes=StaleWrites(
+            attempted=total.stale_refused + score.stale_committed,
+            refused=total.stale_refused,
+            committed=score.stale_committed,
+        ),
+        skipped=total.skipped,
+        passes=total.passes,
+        rolled_back=score.rolled_back,
+        not_opened=total.failed,
+        errors=tuple(total.errors),
+        open_ms_median=statistics.median(total.open_ms) if total.open_ms else None,
+        seconds=seconds,
+    )
+
+
+def _rounds(settings: RaceSettings, symbols: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The symbols of each round; each symbol is opened once in a round, by whoever opens it."""
+    size = len(symbols)
+    if settings.duration_s is None:
+        yield from (symbols[: min(size, settings.opens - start)] for start in range(0, settings.opens, size))
+        return
+    until = SYSTEM_CLOCK.now() + settings.duration_s
+    while SYSTEM_CLOCK.now() < until:
+        yield symbols
+
+
+async def _begin_round(settings: RaceSettings, control: ControlClient, symbols: tuple[str, ...]) -> None:
+    await control.reset()
+    await control.set_latency(timedelta(milliseconds=settings.latency_ms))
+    if settings.scenario != "C":
+        return
+    for symbol in symbols:
+        await control.inject(
+            Fault(
+                FaultKind.REJECTED,
+                Operation.CREATE_ALGO,
+                Execution.NEVER,
+                symbol=symbol,
+                code=_REFUSED_STOP,
+                message="The counterparty's best price does not meet the PERCENT_PRICE filter limit.",
+            )
+        )

@@ -1,0 +1,259 @@
+"""What the embedded servers have in common: start, ready, pause, kill, restart, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Self
+
+from lockguard.clock import SYSTEM_CLOCK
+from lockguard.errors import ConfigurationError
+from lockguard_lab.servers import ports, scratch, supervision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from lockguard_lab.servers.binaries import ServerBinary
+    from lockguard_lab.servers.supervision import ServerProcess, Spawn
+
+__all__ = ["EmbeddedServer"]
+
+_START_WAIT_S = 30.0
+_LOG_TAIL_LINES = 3
+
+
+class _PortTaken(Exception):
+    pass
+
+
+class EmbeddedServer(ABC):
+    """A real server on the loopback address that ends with this process, however it ends.
+
+    It is a context manager, sync and async, and can as well be started and stopped by hand. All methods
+    block for some milliseconds (:meth:`start` and :meth:`restart` up to a second).
+    """
+
+    def __init__(self, binary: ServerBinary, port: int) -> None:
+        self._binary = binary
+        self._asked_port = port
+        self._port = port
+        self._directory: Path | None = None
+        self._process: ServerProcess | None = None
+
+    # What a kind of server adds.
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where to connect, with credentials."""
+
+    @abstractmethod
+    def _prepare(self, directory: Path) -> None:
+        """Write data and configuration that are not there yet."""
+
+    @abstractmethod
+    def _discard(self, directory: Path) -> None:
+        """Delete the data."""
+
+    @abstractmethod
+    def _command(self, directory: Path) -> Spawn:
+        """How to start the server now."""
+
+    @abstractmethod
+    def _ready(self, directory: Path) -> bool:
+        """Whether the process that was started last takes connections."""
+
+    @abstractmethod
+    def _end(self, process: ServerProcess, *, keep_data: bool) -> None:
+        """End the process in an orderly way."""
+
+    # What all share.
+
+    @property
+    def binary(self) -> ServerBinary:
+        """The server's executable, version and origin."""
+        return self._binary
+
+    @property
+    def version(self) -> str:
+        """The server's version, for example ``9.1.2``."""
+        return self._binary.version
+
+    @property
+    def port(self) -> int:
+        """The TCP port on 127.0.0.1; 0 before the first start when none was asked for."""
+        return self._port
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server; 0 when it does not run."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the process exists (a paused one does)."""
+        return self._process is not None and self._process.alive()
+
+    @property
+    def log(self) -> str:
+        """What the server has written so far."""
+        try:
+            return self._log_path().read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def __repr__(self) -> str:
+        state = "running" if self.running else "stopped"
+        return f"<{type(self).__name__} {self._binary.product} {self.version} port={self._port} {state}>"
+
+    def start(self) -> Self:
+        """Start the server and return when it takes connections.
+
+        Raises:
+            ConfigurationError: the port is in use, or the server did not come up; the message says why.
+        """
+        if self.running:
+            return self
+        try:
+            if self._directory is None:
+                directory = scratch.new_run_directory()
+                supervision.hold_directory(directory)
+                self._directory = directory
+            self._prepare(self._directory)
+            self._launch(self._directory)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the server and delete its data. Harmless when it does not run."""
+        process, self._process = self._process, None
+        directory, self._directory = self._directory, None
+        try:
+            if process is not None and process.alive():
+                process.resume()
+                self._end(process, keep_data=False)
+        finally:
+            if directory is not None:
+                supervision.release_directory(directory)
+
+    def pause(self) -> None:
+        """Stop every process of the server (SIGSTOP), as a long stall of its machine would."""
+        self._running_process().suspend()
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        self._running_process().resume()
+
+    def kill(self) -> None:
+        """``kill -9`` every process of the server; its data stay as they are. Then :meth:`restart`."""
+        if self._process is not None:
+            self._process.kill()
+
+    def restart(self, *, keep_data: bool = True) -> None:
+        """Start the server again on the same port; end it in an orderly way first if it runs.
+
+        Args:
+            keep_data: with ``False`` it comes back empty.
+
+        Raises:
+            ConfigurationError: it was never started, or does not come up.
+        """
+        directory = self._started_directory()
+        process = self._process
+        if process is not None and process.alive():
+            process.resume()
+            self._end(process, keep_data=keep_data)
+        if not keep_data:
+            self._discard(directory)
+        self._prepare(directory)
+        self._launch(directory)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread cannot be cancelled: a server that came up after all would have nobody to stop it.
+            with contextlib.suppress(ConfigurationError):
+                await starting
+            await asyncio.to_thread(self.stop)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def _launch(self, directory: Path) -> None:
+        first_start = self._process is None
+        for _ in range(ports.PORT_ATTEMPTS_MAX):
+            if first_start and self._asked_port == 0:
+                self._port = ports.free_port()
+            else:
+                self._check_port(first_start=first_start)
+            try:
+                self._launch_once(directory)
+            except _PortTaken:
+                continue
+            return
+        raise ConfigurationError(f"port {self._port} on {ports.LOOPBACK} is in use: end what listens there")
+
+    def _check_port(self, *, first_start: bool) -> None:
+        """Refuse a port that is taken; of a server that comes back wait until it is given back."""
+        given_up_at = SYSTEM_CLOCK.now() + (0 if first_start else _START_WAIT_S)
+        while True:
+            try:
+                return ports.check_free(self._port)
+            except ConfigurationError:  # while it was down a test beside this one may have picked its port
+                if SYSTEM_CLOCK.now() >= given_up_at:
+                    raise
+                supervision.pause_s(0.05)
+
+    def _launch_once(self, directory: Path) -> None:
+        self._log_path().unlink(missing_ok=True)
+        process = supervision.spawn(self._command(directory))
+        self._process = process
+        deadline = SYSTEM_CLOCK.now() + _START_WAIT_S
+        while not self._ready(directory):
+            if not process.alive():
+                self._explain_early_end()
+            if SYSTEM_CLOCK.now() > deadline:
+                process.kill()
+                raise ConfigurationError(
+                    f"{self._binary} did not answer within {_START_WAIT_S:.0f} s: {self._log_tail()}"
+                )
+            supervision.pause_s(0.005)
+
+    def _explain_early_end(self) -> None:
+        if "Address already in use" in self.log:
+            raise _PortTaken
+        raise ConfigurationError(f"{self._binary} ended at once: {self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        lines = [line.strip() for line in self.log.splitlines() if line.strip()]
+        return " | ".join(lines[-_LOG_TAIL_LINES:]) or "it wrote nothing"
+
+    def _log_path(self) -> Path:
+        return self._started_directory() / "log"
+
+    def _started_directory(self) -> Path:
+        if self._directory is None:
+            raise ConfigurationError(f"this {type(self).__name__} was not started: call start() first")
+        return self._directory
+
+    def _running_process(self) -> ServerProcess:
+        if self._process is None or not self._process.alive():
+            raise ConfigurationError(f"this {type(self).__name__} does not run: start() or restart() it")
+        return self._process

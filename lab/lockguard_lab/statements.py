@@ -1,0 +1,12 @@
+"""The statements of the lab's ``sql/*.sql``, by name."""
+
+from __future__ import annotations
+
+from lockguard_positions.statements import statements
+
+__all__ = ["statement"]
+
+
+def statement(name: str, file: str) -> str:
+    """One statement."""
+    return statements(file, "lockguard_lab")[name]
