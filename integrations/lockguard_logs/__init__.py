@@ -1,0 +1,21 @@
+"""What a bot's log tells of duplicates and races: ``lockguard logs analyze``, and the same from Python."""
+
+from __future__ import annotations
+
+from lockguard_logs.analysis import Analysis, Finding, FindingKind, analyze
+from lockguard_logs.records import LogFile, NothingToRead, Record, read_log, read_logs
+from lockguard_logs.sightings import Sighting, SightingKind
+
+__all__ = [
+    "Analysis",
+    "Finding",
+    "FindingKind",
+    "LogFile",
+    "NothingToRead",
+    "Record",
+    "Sighting",
+    "SightingKind",
+    "analyze",
+    "read_log",
+    "read_logs",
+]

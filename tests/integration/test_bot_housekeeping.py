@@ -11,9 +11,9 @@ import pytest
 import redis.asyncio
 
 from lockguard_asyncpg import install
+from lockguard_bot import stream as stream_module
+from lockguard_bot.stream import StreamSource
 from lockguard_positions import migrate, protect_positions
-from lockguard_positions.bot import stream as stream_module
-from lockguard_positions.bot.stream import StreamSource
 from tests.integration.test_bot_trader import Desk, closing, desk, opening
 
 __all__ = ["desk"]

@@ -12,7 +12,7 @@ __all__ = ["stage"]
 CANARY = "c4n4ryc4n4ryc4n4ry"
 LOUD = f"""
 import asyncio, gc, logging, threading, warnings
-from lockguard_positions.bot.worker import Worker
+from lockguard_bot.worker import Worker
 whole = Worker.run
 async def fails(): raise KeyError('never retrieved, signature={CANARY}')
 class Bad:

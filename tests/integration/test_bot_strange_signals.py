@@ -85,7 +85,7 @@ async def test_a_signal_that_kills_whoever_reads_it_is_set_aside_unread_and_told
     """Before there is a name, a lease or a row of it. What waits behind it is carried out."""
     deadly = """
 import os, signal
-import lockguard_positions.bot.stream as stream
+import lockguard_bot.stream as stream
 whole = stream.read_fields
 def deadly(fields, **more):
     if fields.get(b'id') == b'poison':
@@ -121,7 +121,7 @@ async def test_a_line_of_a_file_that_kills_whoever_reads_it_is_set_aside_unread_
     """A supervisor that starts the bot again would start it for ever, and nothing behind the line is read."""
     deadly = """
 import os, signal
-import lockguard_positions.bot.sources as sources
+import lockguard_bot.sources as sources
 whole = sources.read_line
 def deadly(line, **more):
     if b'poison' in line:

@@ -30,8 +30,8 @@ from lockguard_lab.race.run import RaceSettings, run_race
 from lockguard_lab.race.score import entered_twice_and_turned
 from lockguard_lab.servers import PostgresServer
 from lockguard_lab.statements import statement
-from lockguard_positions.logs import Analysis, Finding, FindingKind, SightingKind, analyze, read_log
-from lockguard_positions.logs.command import logs
+from lockguard_logs import Analysis, Finding, FindingKind, SightingKind, analyze, read_log
+from lockguard_logs.command import logs
 from lockguard_positions.schema import migrate
 
 NAIVE = logging.getLogger("lockguard_lab.naive")

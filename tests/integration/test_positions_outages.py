@@ -19,10 +19,10 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.testing import FakeClock
 from lockguard_asyncpg import PostgresFence
 from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_bot.command import bot as bot_command
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_lab.servers import FaultProxy
 from lockguard_positions import AtomicPositionManager, ExchangeUnreadable, Pace
-from lockguard_positions.bot.command import bot as bot_command
 from tests.integration.test_positions_flow import Bot, bot, two_bots
 
 __all__ = ["bot", "two_bots"]

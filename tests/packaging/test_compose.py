@@ -72,9 +72,9 @@ def test_every_server_has_a_health_check():
 
 def test_the_commands_that_it_starts_exist():
     from lockguard_asyncpg.cli import fence
+    from lockguard_bot.command import bot
     from lockguard_lab.exchange.command import exchange
     from lockguard_lab.race.command import race
-    from lockguard_positions.bot.command import bot
     from lockguard_positions.commands import positions
 
     _, *arguments = SERVICES["exchange"]["command"]

@@ -18,6 +18,7 @@ INTEGRATIONS = (
     "lockguard_ccxt",
     "lockguard_tenacity",
     "lockguard_positions",
+    "lockguard_bot",
     "lockguard_logs",
 )
 PACKAGES = {"lockguard": CHECKOUT / "lockguard"} | {

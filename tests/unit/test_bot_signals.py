@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lockguard_positions.bot.signals import (
+from lockguard_bot.signals import (
     LINE_BYTES_MAX,
     BadSignal,
     CloseSignal,

@@ -20,11 +20,11 @@ from click.testing import CliRunner
 from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken
 from lockguard.cli import main
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install, protect
+from lockguard_logs import FindingKind, SightingKind, analyze, read_log
+from lockguard_logs.command import logs
+from lockguard_logs.picture import draw
+from lockguard_logs.records import Record
 from lockguard_positions import LogPositions, Moved, PositionStatus, migrate
-from lockguard_positions.logs import FindingKind, SightingKind, analyze, read_log
-from lockguard_positions.logs.command import logs
-from lockguard_positions.logs.picture import draw
-from lockguard_positions.logs.records import Record
 from lockguard_positions.schema import migrate as migrate_to
 
 START = datetime(2026, 11, 21, 5, 0, tzinfo=UTC)
@@ -373,7 +373,7 @@ def test_the_command_tells_what_it_found_and_how(log: Path, tmp_path: Path) -> N
 def test_memory_is_bounded_and_what_was_not_judged_is_told(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lockguard_positions.logs.analysis._SIGHTINGS_MAX", 2)
+    monkeypatch.setattr("lockguard_logs.analysis._SIGHTINGS_MAX", 2)
     page = tmp_path / "found.html"
     code, output = run(str(log), "--html", str(page))
     told = "There is more: judged are the first 2 events that were read, to 2026-11-21 05:09:54"

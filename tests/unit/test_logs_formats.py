@@ -19,8 +19,8 @@ import pytest
 
 from lockguard.cli.app import run as command
 from lockguard.errors import ConfigurationError
-from lockguard_positions.logs import FindingKind, analyze, read_log, records
-from lockguard_positions.logs.symbols import find_symbol, plain_symbol
+from lockguard_logs import FindingKind, analyze, read_log, records
+from lockguard_logs.symbols import find_symbol, plain_symbol
 
 LOGS = Path(__file__).parent / "logs_of_bots"
 TWICE, ENTERED = FindingKind.CREATED_TWICE, FindingKind.ENTERED_TWICE

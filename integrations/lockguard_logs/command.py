@@ -24,11 +24,11 @@ except ImportError as missing:
 
 from lockguard.errors import ConfigurationError
 from lockguard.private import replacing, require_writable
-from lockguard_positions.logs.analysis import Analysis, Told, analyze
-from lockguard_positions.logs.picture import draw
-from lockguard_positions.logs.records import Record, read_logs
-from lockguard_positions.logs.sightings import Sighting, SightingKind
-from lockguard_positions.logs.stamps import read_typed
+from lockguard_logs.analysis import Analysis, Told, analyze
+from lockguard_logs.picture import draw
+from lockguard_logs.records import Record, read_logs
+from lockguard_logs.sightings import Sighting, SightingKind
+from lockguard_logs.stamps import read_typed
 from lockguard_positions.number_range import NumberRange
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, assert_never
 
 from lockguard.errors import ConfigurationError
+from lockguard_bot.book import Decision, Outcome
+from lockguard_bot.signals import BadSignal, CloseSignal, OpenSignal
 from lockguard_ccxt import UnknownMarket, decimal_of
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.keys import could_be_listed
-from lockguard_positions.bot.book import Decision, Outcome
-from lockguard_positions.bot.signals import BadSignal, CloseSignal, OpenSignal
 from lockguard_positions.errors import ExchangeUnreadable
 from lockguard_positions.model import NotOpened, Position
 from lockguard_positions.status import PositionStatus
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from lockguard import LockGuard
+    from lockguard_bot.book import SignalBook
+    from lockguard_bot.signals import Signal
     from lockguard_ccxt import GuardedExchange
-    from lockguard_positions.bot.book import SignalBook
-    from lockguard_positions.bot.signals import Signal
     from lockguard_positions.manager import AtomicPositionManager
 
 __all__ = ["Trader"]

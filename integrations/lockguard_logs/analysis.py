@@ -15,11 +15,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from lockguard_positions.logs.sightings import Sighting, SightingKind, sightings
-from lockguard_positions.logs.symbols import Named, Spelling
+from lockguard_logs.sightings import Sighting, SightingKind, sightings
+from lockguard_logs.symbols import Named, Spelling
 
 if TYPE_CHECKING:
-    from lockguard_positions.logs.records import Record
+    from lockguard_logs.records import Record
 
 __all__ = ["Analysis", "Finding", "FindingKind", "Told", "analyze"]
 

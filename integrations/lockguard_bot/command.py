@@ -18,10 +18,10 @@ except ImportError as missing:
 
 from lockguard import interrupt
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard_positions.bot.logs import log_to_output
-from lockguard_positions.bot.stopping import StopRequest
-from lockguard_positions.bot.wiring import BotSettings, StreamSettings, connect_bot
-from lockguard_positions.bot.worker import Rhythm
+from lockguard_bot.logs import log_to_output
+from lockguard_bot.stopping import StopRequest
+from lockguard_bot.wiring import BotSettings, StreamSettings, connect_bot
+from lockguard_bot.worker import Rhythm
 from lockguard_positions.commands import adopt_option, exchange_options
 from lockguard_positions.connecting import Urls
 from lockguard_positions.exchange_options import read_options

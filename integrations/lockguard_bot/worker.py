@@ -17,9 +17,9 @@ from lockguard.audience import Audience
 from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_bot.book import Decision, Outcome
+from lockguard_bot.signals import BadSignal, CloseSignal, Unread
 from lockguard_ccxt.classify import ccxt_errors
-from lockguard_positions.bot.book import Decision, Outcome
-from lockguard_positions.bot.signals import BadSignal, CloseSignal, Unread
 from lockguard_positions.events import Alert
 from lockguard_positions.reconcile import SyncAction
 from lockguard_positions.repeats import Repeats
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
 
-    from lockguard_positions.bot.signals import Signal
-    from lockguard_positions.bot.sources import Delivery, SignalSource
-    from lockguard_positions.bot.trader import Trader
+    from lockguard_bot.signals import Signal
+    from lockguard_bot.sources import Delivery, SignalSource
+    from lockguard_bot.trader import Trader
     from lockguard_positions.events import PositionEvent, PositionObserver
     from lockguard_positions.manager import AtomicPositionManager
     from lockguard_positions.reconcile import SyncReport

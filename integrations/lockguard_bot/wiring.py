@@ -14,15 +14,15 @@ from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import AcquireError, ConfigurationError, LockguardError, NodeError
 from lockguard_asyncpg import PostgresFence, schema_version
 from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
+from lockguard_bot.book import SignalBook
+from lockguard_bot.sources import FileSource
+from lockguard_bot.stopping import unless_stopped
+from lockguard_bot.stream import StreamSource
+from lockguard_bot.trader import Trader
+from lockguard_bot.worker import Worker
 from lockguard_ccxt import Patience
 from lockguard_ccxt.classify import ccxt_errors
 from lockguard_ccxt.lean_import import import_lean
-from lockguard_positions.bot.book import SignalBook
-from lockguard_positions.bot.sources import FileSource
-from lockguard_positions.bot.stopping import unless_stopped
-from lockguard_positions.bot.stream import StreamSource
-from lockguard_positions.bot.trader import Trader
-from lockguard_positions.bot.worker import Worker
 from lockguard_positions.connecting import Urls, connect_database, connect_exchange
 from lockguard_positions.errors import ServerUnreachable
 from lockguard_positions.events import LogPositions
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from lockguard_bot.sources import SignalSource
+    from lockguard_bot.worker import Rhythm
     from lockguard_ccxt import GuardedExchange
-    from lockguard_positions.bot.sources import SignalSource
-    from lockguard_positions.bot.worker import Rhythm
     from lockguard_positions.events import PositionObserver
     from lockguard_positions.model import Adopt
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from lockguard.errors import ConfigurationError
-from lockguard_positions.logs.stamps import find_stamp, read_number, read_stamp
+from lockguard_logs.stamps import find_stamp, read_number, read_stamp
 
 __all__ = ["LogFile", "NothingToRead", "Record", "read_log", "read_logs"]
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from lockguard_asyncpg import fenced_transaction
 from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_bot.signals import OpenSignal
 from lockguard_positions import rows
-from lockguard_positions.bot.signals import OpenSignal
 from lockguard_positions.statements import statement
 from lockguard_tenacity import retry_reads
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from lockguard.lease import Lease
-    from lockguard_positions.bot.signals import Signal
+    from lockguard_bot.signals import Signal
     from lockguard_positions.model import Position
 
 __all__ = ["Decision", "Outcome", "Place", "SignalBook"]

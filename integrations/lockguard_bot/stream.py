@@ -33,8 +33,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from lockguard.clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import ConfigurationError, NodeRefused
-from lockguard_positions.bot.signals import BadSignal, Signal, Unread, read_fields
-from lockguard_positions.bot.sources import Delivery
+from lockguard_bot.signals import BadSignal, Signal, Unread, read_fields
+from lockguard_bot.sources import Delivery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -252,7 +252,7 @@ class StreamSource:
 
     async def _forget_the_dead(self) -> None:
         """Take killed bots off the group's list, which would grow for ever; not while entries are theirs."""
-        script = (files("lockguard_positions.bot") / "forget_consumers.lua").read_text(encoding="utf-8")
+        script = (files("lockguard_bot") / "forget_consumers.lua").read_text(encoding="utf-8")
         try:
             # Harmless to one that lives after all: its next read puts it back on the list.
             await self._client.eval(script, 1, self._key, self._group, str(_FORGET_AFTER_MS))

@@ -9,9 +9,9 @@ from pathlib import PurePath
 from string import Template
 from typing import TYPE_CHECKING
 
+from lockguard_logs.analysis import Analysis, Finding, FindingKind, Told
 from lockguard_logs.drawing import Drawing, Scale
-from lockguard_positions.logs.analysis import Analysis, Finding, FindingKind, Told
-from lockguard_positions.logs.sightings import Sighting, SightingKind
+from lockguard_logs.sightings import Sighting, SightingKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +41,7 @@ _STYLES = {
 
 def draw(found: Analysis, *, files: Sequence[str], symbol: str | None) -> str:
     """The page."""
-    page = Template(
-        resources("lockguard_positions.logs").joinpath("picture.html").read_text(encoding="utf-8")
-    )
+    page = Template(resources("lockguard_logs").joinpath("picture.html").read_text(encoding="utf-8"))
     span = (
         "" if found.first is None or found.last is None else f", {_told(found.first)} to {_told(found.last)}"
     )

@@ -13,12 +13,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from lockguard_positions.logs.symbols import Named, find_symbol, plain_symbol
+from lockguard_logs.symbols import Named, find_symbol, plain_symbol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lockguard_positions.logs.records import Record
+    from lockguard_logs.records import Record
 
 __all__ = ["Sighting", "SightingKind", "sightings"]
 

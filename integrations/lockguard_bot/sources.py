@@ -17,8 +17,8 @@ from typing import IO, TYPE_CHECKING, Protocol, TypeAlias
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_positions.bot.signals import LINE_BYTES_MAX, BadSignal, Signal, Unread, read_line
-from lockguard_positions.bot.stopping import unless_stopped
+from lockguard_bot.signals import LINE_BYTES_MAX, BadSignal, Signal, Unread, read_line
+from lockguard_bot.stopping import unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
