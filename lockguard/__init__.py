@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lockguard.context import current_lease, current_leases, detached
+from lockguard._context import current_lease, current_leases, detached
+from lockguard._exclusive import Skipped, exclusive
+from lockguard._guard import LockGuard
+from lockguard._lease import Grant, GrantId, Lease, LeaseState, Resource, Token
 from lockguard.errors import (
     AcquireError,
     ConfigurationError,
@@ -22,9 +25,6 @@ from lockguard.errors import (
     SelfDeadlock,
     StaleToken,
 )
-from lockguard.exclusive import Skipped, exclusive
-from lockguard.guard import LockGuard
-from lockguard.lease import Grant, GrantId, Lease, LeaseState, Resource, Token
 
 __version__ = "0.1.0"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from lockguard._lease import Grant, Resource
 from lockguard.errors import LossReason
-from lockguard.lease import Grant, Resource
 
 __all__ = [
     "Acquired",

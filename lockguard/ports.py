@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from lockguard._lease import Grant, GrantId, Resource, Token
 from lockguard.errors import NodeRefused, NodeUnknown
 from lockguard.events import Event
-from lockguard.lease import Grant, GrantId, Resource, Token
 
 __all__ = [
     "AcquireRequest",

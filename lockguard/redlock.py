@@ -36,11 +36,12 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from lockguard.ballot import Ballot, Bound, Poll, Proposals, spoken, vote_of
-from lockguard.clock import Clock
-from lockguard.company import Company
+from lockguard._ballot import Ballot, Bound, Poll, Proposals, spoken, vote_of
+from lockguard._clock import Clock
+from lockguard._company import Company
+from lockguard._lease import Grant, GrantId, Resource, Token
+from lockguard._quorum import majority, may_be_most, trusted_s
 from lockguard.errors import NodeError, NodeUnknown
-from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.ports import (
     AcquireRequest,
     AcquireVote,
@@ -56,7 +57,6 @@ from lockguard.ports import (
     Refused,
     Unknown,
 )
-from lockguard.quorum import majority, may_be_most, trusted_s
 
 if TYPE_CHECKING:
     from asyncio import Future

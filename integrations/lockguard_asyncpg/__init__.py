@@ -11,12 +11,12 @@ except ModuleNotFoundError as exc:
         "lockguard_asyncpg needs asyncpg, which is not installed: pip install 'lockguard[postgres]'"
     ) from exc
 
-from lockguard_asyncpg.connection import FencedConnection, create_pool, fenced
-from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, SealUnknown, VersionConflict, translate
-from lockguard_asyncpg.fence import PostgresFence, resolve
-from lockguard_asyncpg.native import fenced_execute, fenced_fetch, fenced_fetchrow, fenced_fetchval
-from lockguard_asyncpg.protection import Finding, Protection, findings, protect, protections, unprotect
-from lockguard_asyncpg.schema import (
+from lockguard_asyncpg._connection import FencedConnection, create_pool, fenced
+from lockguard_asyncpg._errors import CommitUnknown, NotCommitted, SealUnknown, VersionConflict, translate
+from lockguard_asyncpg._fence import PostgresFence, resolve
+from lockguard_asyncpg._native import fenced_execute, fenced_fetch, fenced_fetchrow, fenced_fetchval
+from lockguard_asyncpg._protection import Finding, Protection, findings, protect, protections, unprotect
+from lockguard_asyncpg._schema import (
     SCHEMA_VERSION,
     Installed,
     install,
@@ -24,9 +24,9 @@ from lockguard_asyncpg.schema import (
     schema_version,
     uninstall,
 )
-from lockguard_asyncpg.transaction import FencedTransaction, Limits, fenced_transaction
-from lockguard_asyncpg.versions import update_if_version
-from lockguard_asyncpg.wire import unfenced
+from lockguard_asyncpg._transaction import FencedTransaction, Limits, fenced_transaction
+from lockguard_asyncpg._versions import update_if_version
+from lockguard_asyncpg._wire import unfenced
 
 __all__ = [
     "SCHEMA_VERSION",

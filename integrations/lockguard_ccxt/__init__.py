@@ -10,14 +10,14 @@ from importlib.util import find_spec
 if find_spec("ccxt") is None:
     raise ImportError("lockguard_ccxt needs ccxt; pip install 'lockguard[ccxt]'")
 
-from lockguard_ccxt.classify import Doubt, Verdict, ccxt_errors, classify, exchange_code
-from lockguard_ccxt.guarded import GuardedExchange
-from lockguard_ccxt.holdings import Holding
-from lockguard_ccxt.ids import Step, client_order_id
-from lockguard_ccxt.keys import resource_key, unified_symbol
-from lockguard_ccxt.markets import Market, UnknownMarket
-from lockguard_ccxt.money import MarketRules, decimal_of, rules_of
-from lockguard_ccxt.outcome import (
+from lockguard_ccxt._classify import Doubt, Verdict, ccxt_errors, classify, exchange_code
+from lockguard_ccxt._guarded import GuardedExchange
+from lockguard_ccxt._holdings import Holding
+from lockguard_ccxt._ids import Step, client_order_id
+from lockguard_ccxt._keys import resource_key, unified_symbol
+from lockguard_ccxt._markets import Market, UnknownMarket
+from lockguard_ccxt._money import MarketRules, decimal_of, rules_of
+from lockguard_ccxt._outcome import (
     Executed,
     OrderState,
     Outcome,
@@ -28,7 +28,7 @@ from lockguard_ccxt.outcome import (
     Unknown,
     opposite,
 )
-from lockguard_ccxt.placing import Patience
+from lockguard_ccxt._placing import Patience
 
 __all__ = [
     "Doubt",

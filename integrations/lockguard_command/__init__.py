@@ -19,7 +19,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in a background job: it stays so
             signal.signal(number, _end)
-    from lockguard.cli import main as command  # noqa: PLC0415 - see above
+    from lockguard._cli import main as command  # noqa: PLC0415 - see above
 
     command()
 

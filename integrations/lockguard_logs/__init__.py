@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lockguard_logs.analysis import Analysis, Finding, FindingKind, analyze
-from lockguard_logs.records import LogFile, NothingToRead, Record, read_log, read_logs
-from lockguard_logs.sightings import Sighting, SightingKind
+from lockguard_logs._analysis import Analysis, Finding, FindingKind, analyze
+from lockguard_logs._records import LogFile, NothingToRead, Record, read_log, read_logs
+from lockguard_logs._sightings import Sighting, SightingKind
 
 __all__ = [
     "Analysis",

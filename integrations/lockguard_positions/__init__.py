@@ -10,8 +10,8 @@ from importlib.util import find_spec
 if _missing := [name for name in ("asyncpg", "ccxt", "tenacity") if find_spec(name) is None]:
     raise ImportError(f"lockguard_positions needs {', '.join(_missing)}; pip install 'lockguard[positions]'")
 
-from lockguard_positions.diagnosis import Diagnosis, Finding, FindingKind, StatusFigures, diagnose
-from lockguard_positions.errors import (
+from lockguard_positions._diagnosis import Diagnosis, Finding, FindingKind, StatusFigures, diagnose
+from lockguard_positions._errors import (
     DuplicatePosition,
     ExchangeUnreadable,
     IllegalTransition,
@@ -20,7 +20,7 @@ from lockguard_positions.errors import (
     PositionError,
     ServerUnreachable,
 )
-from lockguard_positions.events import (
+from lockguard_positions._events import (
     Alert,
     LogPositions,
     Moved,
@@ -28,8 +28,8 @@ from lockguard_positions.events import (
     PositionObserver,
     WriteRefused,
 )
-from lockguard_positions.manager import AtomicPositionManager
-from lockguard_positions.model import (
+from lockguard_positions._manager import AtomicPositionManager
+from lockguard_positions._model import (
     Adopt,
     AlreadyOpen,
     Intent,
@@ -40,11 +40,11 @@ from lockguard_positions.model import (
     Position,
     PositionSide,
 )
-from lockguard_positions.reconcile import SyncAction, SyncOutcome, SyncReport
-from lockguard_positions.schema import LATEST, Migrated, migrate, protect_positions, version
-from lockguard_positions.status import OPEN, TERMINAL, TRANSITIONS, PositionStatus
-from lockguard_positions.store import PositionStore
-from lockguard_positions.venue import Pace
+from lockguard_positions._reconcile import SyncAction, SyncOutcome, SyncReport
+from lockguard_positions._schema import LATEST, Migrated, migrate, protect_positions, version
+from lockguard_positions._status import OPEN, TERMINAL, TRANSITIONS, PositionStatus
+from lockguard_positions._store import PositionStore
+from lockguard_positions._venue import Pace
 
 __all__ = [
     "LATEST",

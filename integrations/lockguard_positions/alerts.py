@@ -18,16 +18,16 @@ try:
 except ImportError as missing:
     raise ImportError("alerts need apprise; pip install 'lockguard[alerts]'") from missing
 
-from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard._clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import ConfigurationError
-from lockguard_positions.events import Alert
-from lockguard_positions.repeats import is_over
+from lockguard_positions._events import Alert
+from lockguard_positions._repeats import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from lockguard_positions.events import PositionEvent
+    from lockguard_positions._events import PositionEvent
 
 __all__ = ["AppriseAlerts"]
 

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 if find_spec("tenacity") is None:
     raise ImportError("lockguard_tenacity needs tenacity; pip install 'lockguard[tenacity]'")
 
-from lockguard_tenacity.predicates import retry_if_busy, retry_if_network_failed, retry_if_retryable
-from lockguard_tenacity.reads import retry_reads
-from lockguard_tenacity.waits import stop_at_lease_end, wait_for_retry_after
+from lockguard_tenacity._predicates import retry_if_busy, retry_if_network_failed, retry_if_retryable
+from lockguard_tenacity._reads import retry_reads
+from lockguard_tenacity._waits import stop_at_lease_end, wait_for_retry_after
 
 __all__ = [
     "retry_if_busy",

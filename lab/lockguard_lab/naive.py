@@ -31,7 +31,7 @@ import asyncpg
 
 from lockguard_ccxt import decimal_of, resource_key
 from lockguard_lab.statements import statement
-from lockguard_positions.model import PositionSide, stop_price_of
+from lockguard_positions._model import PositionSide, stop_price_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

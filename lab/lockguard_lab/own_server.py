@@ -9,8 +9,8 @@ import asyncpg
 import click
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.connecting import Mistake, connected
-from lockguard_asyncpg.schema import install
+from lockguard_asyncpg._connecting import Mistake, connected
+from lockguard_asyncpg._schema import install
 from lockguard_lab.servers import PostgresServer
 
 if TYPE_CHECKING:

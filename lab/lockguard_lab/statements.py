@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockguard_positions.statements import statements
+from lockguard_positions._statements import statements
 
 __all__ = ["statement"]
 

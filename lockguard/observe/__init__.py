@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lockguard.observe.log import LogObserver
+from lockguard.observe._log import LogObserver
 
 __all__ = ["LogObserver"]

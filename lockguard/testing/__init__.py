@@ -9,8 +9,8 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from lockguard.nodes.memory import MemoryStore
-from lockguard.testing.clock import FakeClock
+from lockguard._nodes.memory import MemoryStore
+from lockguard.testing._clock import FakeClock
 
 __all__ = ["FakeClock", "MemoryStore"]
 

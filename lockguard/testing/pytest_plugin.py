@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from lockguard import testing
-from lockguard.guard import LockGuard
-from lockguard.nodes.memory import MemoryStore
+from lockguard._guard import LockGuard
+from lockguard._nodes.memory import MemoryStore
 
 __all__ = ["lockguard_memory", "lockguard_redis", "lockguard_redis_url", "lockguard_store", "new_lockguard"]
 

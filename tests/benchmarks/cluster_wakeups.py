@@ -12,8 +12,8 @@ from datetime import timedelta
 import redis
 
 from lockguard import LockGuard
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.nodes.cluster import ClusterNode
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._nodes.cluster import ClusterNode
 from lockguard_lab.servers import ClusterRedis
 
 NAME = "binance:APTUSDT"

@@ -20,8 +20,8 @@ from contextlib import AsyncExitStack
 import hiredis
 
 from lockguard import LockGuard
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.lease import new_grant_id
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import new_grant_id
 from lockguard_lab.servers import IndependentRedis, RedisServer
 
 NAME = "bench:quorum"

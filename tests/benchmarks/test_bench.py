@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from lockguard.errors import ConfigurationError
-from lockguard_lab.bench import command
-from lockguard_lab.bench.command import bench
+from lockguard_lab.bench import cli as command
+from lockguard_lab.bench.cli import bench
 from lockguard_lab.bench.contenders import PEERS, missing
 from lockguard_lab.bench.crowd import inversions
 from lockguard_lab.bench.figures import Figures, Sizes, percentile

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from lockguard_asyncpg.cli import fence
+from lockguard_asyncpg._cli import fence
 from lockguard_lab.fence_load.history import measure_history
 from lockguard_lab.fence_load.server import autovacuum_cpu_s
 from lockguard_lab.servers import PostgresServer, RedisServer

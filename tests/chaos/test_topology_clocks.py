@@ -19,8 +19,8 @@ from lockguard import (
     ResourceBusy,
     StaleToken,
 )
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.lease import new_grant_id, parse_resource
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import new_grant_id, parse_resource
 from lockguard.ports import AcquireRequest
 from lockguard.redlock import Won
 from lockguard_asyncpg import fenced_transaction

@@ -12,7 +12,7 @@ import redis
 from redis.crc import key_slot
 
 from lockguard import ConfigurationError, LeaseLost, LockGuard, LossReason, QuorumUnavailable
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import ClusterRedis, RedisServer, ReplicatedRedis
 
 NAME = "binance:APTUSDT"
@@ -82,8 +82,8 @@ async def test_a_cancelled_acquire_leaves_nothing_while_the_slot_moves(setup, as
 
 async def test_a_release_that_has_to_wait_for_a_move_finds_its_lock_there(setup, ask, until, monkeypatch):
     # So that the map is read anew before the release is sent again.
-    monkeypatch.setattr("lockguard.nodes.cluster._TRY_AGAIN_S", 0.8)
-    monkeypatch.setattr("lockguard.nodes.cluster_map._REFRESH_S", 0)
+    monkeypatch.setattr("lockguard._nodes.cluster._TRY_AGAIN_S", 0.8)
+    monkeypatch.setattr("lockguard._nodes.cluster_map._REFRESH_S", 0)
     source = setup.owner_of(SLOT)
     target = next(server for server in setup.servers if server is not source)
     async with LockGuard.from_url(setup.url) as guard:
@@ -382,7 +382,7 @@ async def test_who_may_not_use_shard_channels_is_woken_over_the_bus_and_nothing_
 
 
 async def test_channels_are_bounded_and_a_forgotten_one_still_wakes(setup, until, monkeypatch):
-    monkeypatch.setattr("lockguard.nodes.channels.CHANNELS_MAX", 4)
+    monkeypatch.setattr("lockguard._nodes.channels.CHANNELS_MAX", 4)
     names = [f"resource-{number}" for number in range(40)]
     async with LockGuard.from_url(setup.url) as first, LockGuard.from_url(setup.url) as second:
         async with first.hold_many(names):

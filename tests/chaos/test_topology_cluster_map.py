@@ -10,7 +10,7 @@ import pytest
 from redis.crc import key_slot
 
 from lockguard import LockGuard, QuorumUnavailable
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import ClusterRedis, FaultProxy, RedisServer
 
 NAME = "binance:APTUSDT"

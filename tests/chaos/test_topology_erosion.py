@@ -20,7 +20,7 @@ from datetime import timedelta
 import pytest
 
 from lockguard import LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import RedisServer
 
 NAME = "binance:APTUSDT"

@@ -13,7 +13,7 @@ from datetime import timedelta
 import pytest
 
 from lockguard import LockGuard, QuorumUnavailable
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import FaultProxy, Flow, RedisServer, ReplicatedRedis
 
 NAME = "binance:APTUSDT"

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from lockguard import LeaseLost, LeaseState, LockGuard, LossReason, QuorumUnavailable
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import FaultProxy, Flow, IndependentRedis
 
 NAME = "binance:APTUSDT"

@@ -13,10 +13,10 @@ import pytest
 import redis
 
 from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.company import Sentence, sentence_for
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._company import Sentence, sentence_for
+from lockguard._nodes.server import ServerFacts, require
 from lockguard.errors import NodeRefused
-from lockguard.nodes.server import ServerFacts, require
 from lockguard.ports import Membership
 from lockguard_lab.servers import FaultProxy, RedisServer
 

@@ -10,8 +10,9 @@ from datetime import timedelta
 
 import pytest
 
-from lockguard import AcquireError, LeaseLost, LockGuard, company
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard import AcquireError, LeaseLost, LockGuard
+from lockguard import _company as company
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import FaultProxy, Flow, RedisServer
 
 NAME = "binance:APTUSDT"

@@ -11,8 +11,8 @@ from datetime import timedelta
 import pytest
 
 from lockguard import ConfigurationError, LeaseLost, LeaseState, LockGuard, QuorumUnavailable
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.nodes.sentinel import SentinelUrl
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._nodes.sentinel import SentinelUrl
 from lockguard_lab.servers import FaultProxy, SentinelRedis
 
 NAME = "binance:APTUSDT"

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from lockguard import LeaseLost, LockGuard
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import ClusterRedis, FaultProxy, IndependentRedis, RedisServer, SentinelRedis
 
 NAME = "binance:APTUSDT"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lockguard.nodes.cluster import ClusterNode
-from lockguard.nodes.member import MemberNode
-from lockguard.nodes.memory import MemoryNode
-from lockguard.nodes.scripted import ScriptedNode
-from lockguard.nodes.sentinel import SentinelNode
-from lockguard.nodes.standalone import StandaloneNode
+from lockguard._nodes.cluster import ClusterNode
+from lockguard._nodes.member import MemberNode
+from lockguard._nodes.memory import MemoryNode
+from lockguard._nodes.scripted import ScriptedNode
+from lockguard._nodes.sentinel import SentinelNode
+from lockguard._nodes.standalone import StandaloneNode
 from lockguard_lab.servers import find_redis, find_system_redis
 
 LAWS = (Path(__file__).parent / "test_lock.py").read_text()

@@ -18,7 +18,7 @@ from lockguard import (
     SelfDeadlock,
     current_lease,
 )
-from lockguard.lease import Grant, Token, new_grant_id, parse_resource
+from lockguard._lease import Grant, Token, new_grant_id, parse_resource
 from lockguard.ports import AcquireRequest, Broken
 from lockguard.redlock import Contended, Found, Redlock, Renewal, Won
 

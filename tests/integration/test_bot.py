@@ -59,7 +59,7 @@ class Process:
 
     @classmethod
     async def start(cls, env: dict[str, str], *arguments: str, program: str | None = None) -> Process:
-        command = ("-m", "lockguard.cli", "bot", "run") if program is None else ("-c", program)
+        command = ("-m", "lockguard", "bot", "run") if program is None else ("-c", program)
         return cls(
             await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -11,8 +11,8 @@ import pytest
 import redis.asyncio
 
 from lockguard_asyncpg import install
-from lockguard_bot import stream as stream_module
-from lockguard_bot.stream import StreamSource
+from lockguard_bot import _stream as stream_module
+from lockguard_bot._stream import StreamSource
 from lockguard_positions import migrate, protect_positions
 from tests.integration.test_bot_trader import Desk, closing, desk, opening
 

@@ -12,7 +12,7 @@ __all__ = ["stage"]
 CANARY = "c4n4ryc4n4ryc4n4ry"
 LOUD = f"""
 import asyncio, gc, logging, threading, warnings
-from lockguard_bot.worker import Worker
+from lockguard_bot._worker import Worker
 whole = Worker.run
 async def fails(): raise KeyError('never retrieved, signature={CANARY}')
 class Bad:
@@ -29,7 +29,7 @@ async def loud(self):
     Bad(); gc.collect()
     return await whole(self)
 Worker.run = loud
-from lockguard.cli import main
+from lockguard._cli import main
 main()
 """
 

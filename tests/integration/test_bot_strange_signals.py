@@ -16,14 +16,14 @@ STRANGE = [symbol for symbol in FOREIGN if symbol.strip() != "BTCUSDT"]
 CLOSE = {"id": "c1", "action": "close", "symbol": "APTUSDT"}
 MORTAL = """
 import os, signal
-from lockguard_positions.manager import AtomicPositionManager
+from lockguard_positions._manager import AtomicPositionManager
 whole = AtomicPositionManager.open_position_atomic
 async def deadly(self, name, *rest, **more):
     if name == 'poison':
         os.kill(os.getpid(), signal.SIGKILL)
     return await whole(self, name, *rest, **more)
 AtomicPositionManager.open_position_atomic = deadly
-from lockguard.cli import main
+from lockguard._cli import main
 main()
 """
 
@@ -85,14 +85,14 @@ async def test_a_signal_that_kills_whoever_reads_it_is_set_aside_unread_and_told
     """Before there is a name, a lease or a row of it. What waits behind it is carried out."""
     deadly = """
 import os, signal
-import lockguard_bot.stream as stream
+import lockguard_bot._stream as stream
 whole = stream.read_fields
 def deadly(fields, **more):
     if fields.get(b'id') == b'poison':
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(fields, **more)
 stream.read_fields = deadly
-from lockguard.cli import main
+from lockguard._cli import main
 main()
 """
     await stage.stream.xadd(STREAM, {**OPEN, "id": "poison"})
@@ -121,14 +121,14 @@ async def test_a_line_of_a_file_that_kills_whoever_reads_it_is_set_aside_unread_
     """A supervisor that starts the bot again would start it for ever, and nothing behind the line is read."""
     deadly = """
 import os, signal
-import lockguard_bot.sources as sources
+import lockguard_bot._sources as sources
 whole = sources.read_line
 def deadly(line, **more):
     if b'poison' in line:
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(line, **more)
 sources.read_line = deadly
-from lockguard.cli import main
+from lockguard._cli import main
 main()
 """
     file = tmp_path / "signals.jsonl"

@@ -15,14 +15,14 @@ import pytest
 
 from lockguard import LockGuard, ResourceBusy
 from lockguard_asyncpg import PostgresFence, install
-from lockguard_bot.book import Decision, Outcome, SignalBook
-from lockguard_bot.signals import BadSignal, CloseSignal, OpenSignal, Stop
-from lockguard_bot.trader import Trader
+from lockguard_bot._book import Decision, Outcome, SignalBook
+from lockguard_bot._signals import BadSignal, CloseSignal, OpenSignal, Stop
+from lockguard_bot._trader import Trader
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, Operation, Side, connect
 from lockguard_positions import AtomicPositionManager, Pace, migrate
-from lockguard_positions.errors import ExchangeUnreadable
-from lockguard_positions.model import PositionSide
+from lockguard_positions._errors import ExchangeUnreadable
+from lockguard_positions._model import PositionSide
 
 MS = timedelta(milliseconds=1)
 SYMBOL = "APT/USDT:USDT"

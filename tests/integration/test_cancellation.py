@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from lockguard import ConfigurationError, LockGuard, QuorumUnavailable, ResourceBusy
+from lockguard._lease import Token
 from lockguard.errors import FenceUnavailable
-from lockguard.lease import Token
 from lockguard.ports import Outrun, Sealed
 from lockguard_lab.servers import HOLD, FaultProxy, Flow, RedisServer
 

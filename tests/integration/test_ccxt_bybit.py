@@ -24,9 +24,9 @@ import ccxt.async_support as ccxt
 import pytest
 from aiohttp import web
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
-from lockguard.lease import Grant, Lease, Token, new_grant_id, parse_resource
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Token, new_grant_id, parse_resource
 from lockguard_ccxt import (
     Executed,
     GuardedExchange,

@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 
 from lockguard import LeaseLost, LockGuard, StaleToken
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.lease import Grant, Lease, Token, new_grant_id, parse_resource
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Token, new_grant_id, parse_resource
 from lockguard_asyncpg import PostgresFence, fenced_execute, install
 from lockguard_lab.servers import IndependentRedis, RedisServer
 
@@ -24,7 +24,7 @@ async def lockguard(*arguments: str, **environment: str) -> tuple[int, str, str]
     """Run the command; gives exit code, output and errors."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "lockguard.cli", *arguments),
+        *("-m", "lockguard", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -250,7 +250,7 @@ async def test_an_output_that_is_full_or_closed_is_one_line_at_most(
     told_by = (f"inspect {RESOURCE}", f"inspect {RESOURCE} --json", "fence sql", "fence status", "--help")
     for words in told_by:
         process = await asyncio.create_subprocess_exec(
-            *("/bin/sh", "-c", f"exec {sys.executable} -m lockguard.cli {words} {redirected}"),
+            *("/bin/sh", "-c", f"exec {sys.executable} -m lockguard {words} {redirected}"),
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "LOCKGUARD_REDIS_URL": redis_url, "LOCKGUARD_DATABASE_URL": database_url},
         )

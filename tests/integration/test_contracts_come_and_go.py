@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lockguard.audience import Audience
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._audience import Audience
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange
 from lockguard_lab.exchange import Side
 from lockguard_positions import Alert, Opened, SyncAction
-from lockguard_positions.commands import positions
+from lockguard_positions._cli import positions
 from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, stage, until
 from tests.integration.test_bot_trader import Desk, closing, desk, opening
 

@@ -36,7 +36,7 @@ class Demo:
         self.mark = secrets.token_hex(8)
         self.terminal, stdin = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lockguard.cli", "demo", *arguments],
+            [sys.executable, "-m", "lockguard", "demo", *arguments],
             cwd=folder,
             stdin=stdin,
             stdout=subprocess.PIPE,
@@ -176,7 +176,7 @@ def test_the_demo_bears_out_its_claims_and_can_be_looked_around_in(run, tmp_path
     inspect = next(line for line in commands if "lockguard inspect" in line)
     queries = [line for line in commands if " -c '" in line]
     assert len(queries) == 3
-    ours = f"{shlex.quote(sys.executable)} -m lockguard.cli"
+    ours = f"{shlex.quote(sys.executable)} -m lockguard"
     lines = [inspect.replace("lockguard inspect", f"{ours} inspect"), *queries]
     answers = [
         subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False) for line in lines

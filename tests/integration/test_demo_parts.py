@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from lockguard import LockGuard
-from lockguard.cli import app
+from lockguard._cli import app
+from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
-from lockguard.private import write_private
-from lockguard_lab.demo import command, serverlog
+from lockguard_lab.demo import cli, serverlog
 from lockguard_lab.demo.actors import Actor
 from lockguard_lab.demo.parts import Part
 from lockguard_lab.demo.paused import PausedResult, Round, Watch, Write
@@ -155,7 +155,7 @@ def test_a_broken_claim_is_one_line_and_exit_code_1(monkeypatch, tmp_path, capsy
         return [Claim("the sky is green", False, "0 of 3")]
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "_demo", broken)
+    monkeypatch.setattr(cli, "_demo", broken)
     assert app.run(["demo"]) == 1
     assert capsys.readouterr().err == "lockguard: not borne out: the sky is green (0 of 3)\n"
 
@@ -256,7 +256,7 @@ def test_a_mistake_is_told_before_anything_starts(arguments, told, monkeypatch, 
         raise AssertionError("it started")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "_demo", never)
+    monkeypatch.setattr(cli, "_demo", never)
     assert app.run(["demo", *arguments]) == 2
     err = capsys.readouterr().err
     assert told in err

@@ -529,7 +529,7 @@ async def test_a_taken_port_is_named(exchange: LocalExchange) -> None:
 
 async def test_the_command_serves_until_it_is_told_to_stop() -> None:
     arguments = ["serve", "--port", "0", "--symbols", "APTUSDT"]
-    code = f"from lockguard_lab.exchange.command import exchange; exchange({arguments})"
+    code = f"from lockguard_lab.exchange.cli import exchange; exchange({arguments})"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -549,7 +549,7 @@ async def test_the_command_serves_until_it_is_told_to_stop() -> None:
 
 
 async def test_the_command_tells_a_mistake_in_one_line() -> None:
-    code = "from lockguard_lab.exchange.command import exchange; exchange(['serve', '--symbols', 'nope'])"
+    code = "from lockguard_lab.exchange.cli import exchange; exchange(['serve', '--symbols', 'nope'])"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE)
     async with asyncio.timeout(30):
         _, errors = await process.communicate()

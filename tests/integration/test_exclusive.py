@@ -232,7 +232,7 @@ async def test_the_documented_acl_is_enough_and_least():
             await guard.break_("x", reason="r")
         words = ("break", "x", "--reason", "r", "--yes", "--no-fence", "--redis", url)
         broken = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "lockguard.cli", *words), stderr=asyncio.subprocess.PIPE
+            *(sys.executable, "-m", "lockguard", *words), stderr=asyncio.subprocess.PIPE
         )
         assert (await broken.communicate())[1] == b""
         assert broken.returncode == 0

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockguard import ConfigurationError, LockGuard, ResourceBusy, Skipped, current_lease, exclusive
-from lockguard.naming import argument_text
+from lockguard._naming import argument_text
 from lockguard.text import kind_of
 
 

@@ -12,8 +12,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import (
     ConfigurationError,
     FenceUnavailable,
@@ -22,7 +23,6 @@ from lockguard.errors import (
     LossReason,
     StaleToken,
 )
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import (
     CommitUnknown,

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import CommitUnknown, PostgresFence, create_pool, install, resolve, unfenced
-from lockguard_asyncpg.numbers import NUMBERS
-from lockguard_asyncpg.statements import is_lone_write, is_write
+from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._statements import is_lone_write, is_write
 from lockguard_lab.servers import HOLD, FaultProxy
 
 if TYPE_CHECKING:

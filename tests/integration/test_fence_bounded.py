@@ -12,10 +12,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import OutcomeUnknown, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
 from lockguard_asyncpg import (
     SCHEMA_VERSION,
@@ -27,9 +27,9 @@ from lockguard_asyncpg import (
     install,
     resolve,
 )
-from lockguard_asyncpg.claims import Limits, entry_for
-from lockguard_asyncpg.numbers import NUMBERS
-from lockguard_asyncpg.schema import steps
+from lockguard_asyncpg._claims import Limits, entry_for
+from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._schema import steps
 from lockguard_lab.servers import PostgresServer
 from lockguard_lab.servers.binaries import ServerBinary
 
@@ -356,7 +356,7 @@ async def test_clearing_away_waits_for_nobody_and_nobody_for_it(pool: asyncpg.Po
 async def test_who_holds_leases_clears_away_now_and_then(
     pool: asyncpg.Pool[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lockguard_asyncpg.fence._PRUNE_S", 0.0)
+    monkeypatch.setattr("lockguard_asyncpg._fence._PRUNE_S", 0.0)
     await pool.execute(OLD_HISTORY, "long gone", timedelta(days=30), 3_500)
     async with PostgresFence(pool) as fence:
         await fence.seal(lease_of(7).grant, within=SOON)

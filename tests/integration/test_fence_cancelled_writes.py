@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import LockguardError
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, fenced_transaction, install
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.wire import bare
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._wire import bare
 from lockguard_lab.fence_race.running import NOISE_OF_CONNECTING, NOISE_OF_COPY
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from lockguard._lease import Resource
 from lockguard.errors import FenceUnavailable
-from lockguard.lease import Resource
 from lockguard_asyncpg import PostgresFence, create_pool, install
-from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg._errors import DATABASE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from lockguard_asyncpg import SCHEMA_VERSION
-from lockguard_asyncpg.cli import fence
-from lockguard_asyncpg.schema import steps
+from lockguard_asyncpg._cli import fence
+from lockguard_asyncpg._schema import steps
 from lockguard_lab.fence_race import WAYS
 
 if TYPE_CHECKING:

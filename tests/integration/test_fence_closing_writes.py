@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._guard import LockGuard
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, StaleToken
-from lockguard.guard import LockGuard
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import PostgresFence, fenced_execute, fenced_transaction, install
 
 if TYPE_CHECKING:

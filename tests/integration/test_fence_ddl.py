@@ -13,13 +13,13 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import PostgresFence, create_pool, findings, install, protect, protections, unprotect
-from lockguard_asyncpg.cli import fence
-from lockguard_asyncpg.schema import steps
+from lockguard_asyncpg._cli import fence
+from lockguard_asyncpg._schema import steps
 from lockguard_lab.servers import PostgresServer
 from lockguard_lab.servers.binaries import ServerBinary
 

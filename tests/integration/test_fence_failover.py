@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 import redis.asyncio as aioredis
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._guard import LockGuard
+from lockguard._lease import Lease
 from lockguard.errors import LeaseLost, LeaseNotHeld, StaleToken
-from lockguard.guard import LockGuard
-from lockguard.lease import Lease
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
 from lockguard_lab.servers import HOLD, FaultProxy, RedisServer
 

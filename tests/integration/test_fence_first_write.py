@@ -14,11 +14,11 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import detached
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import detached
+from lockguard._guard import LockGuard
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, FenceUnavailable, LeaseLost, StaleToken
-from lockguard.guard import LockGuard
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
 from lockguard_asyncpg import (
     CommitUnknown,
@@ -33,8 +33,8 @@ from lockguard_asyncpg import (
     resolve,
     unfenced,
 )
-from lockguard_asyncpg.schema import steps
-from lockguard_asyncpg.unsealed import UNSEALED
+from lockguard_asyncpg._schema import steps
+from lockguard_asyncpg._unsealed import UNSEALED
 from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
 from lockguard_lab.servers import DROP, FaultProxy
 
@@ -507,7 +507,7 @@ async def test_a_break_of_a_holder_of_this_process_shuts_out_an_older_one_that_h
 async def break_from_elsewhere(redis_url: str, database_url: str) -> None:
     """This process hears nothing of it until it renews."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "lockguard.cli", "break", APT, "--reason", "test", "--yes"),
+        *(sys.executable, "-m", "lockguard", "break", APT, "--reason", "test", "--yes"),
         env={**os.environ, "LOCKGUARD_REDIS_URL": redis_url, "LOCKGUARD_DATABASE_URL": database_url},
         stdout=asyncio.subprocess.DEVNULL,
     )

@@ -10,9 +10,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from lockguard.lease import new_grant_id
+from lockguard._lease import new_grant_id
 from lockguard_asyncpg import install
-from lockguard_asyncpg.schema import SCHEMA_VERSION
+from lockguard_asyncpg._schema import SCHEMA_VERSION
 
 HERE = "binance:APTUSDT"
 ROWS = 20_000

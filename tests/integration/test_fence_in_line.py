@@ -13,9 +13,9 @@ import asyncpg
 import pytest
 
 from lockguard import LockGuard
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import FenceUnavailable, LockguardError, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
 from lockguard_lab.servers import PostgresServer

@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from lockguard import LeaseLost, LockGuard
+from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, LossReason
-from lockguard.lease import Grant, Resource, Token, new_grant_id
 from lockguard_asyncpg import PostgresFence, install
 
 if TYPE_CHECKING:

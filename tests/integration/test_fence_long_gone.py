@@ -14,9 +14,9 @@ import redis
 from click.testing import CliRunner
 
 from lockguard import LockGuard
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, OutcomeUnknown, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import (
     CommitUnknown,
@@ -27,10 +27,10 @@ from lockguard_asyncpg import (
     install,
     resolve,
 )
-from lockguard_asyncpg.cli import fence
-from lockguard_asyncpg.numbers import NUMBERS
-from lockguard_asyncpg.pruning import LongGone, count_long_gone, prune_resources
-from lockguard_asyncpg.recovering import shut_out_all
+from lockguard_asyncpg._cli import fence
+from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._pruning import LongGone, count_long_gone, prune_resources
+from lockguard_asyncpg._recovering import shut_out_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import SCHEMA_VERSION, Installed, install, schema_sql, schema_version
-from lockguard_asyncpg.cli import fence
-from lockguard_asyncpg.schema import steps
+from lockguard_asyncpg._cli import fence
+from lockguard_asyncpg._schema import steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
 from lockguard_asyncpg import (
     CommitUnknown,
@@ -27,8 +27,8 @@ from lockguard_asyncpg import (
     install,
     resolve,
 )
-from lockguard_asyncpg.errors import DATABASE_ERRORS, Meaning, meaning_of
-from lockguard_asyncpg.wire import bare
+from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of
+from lockguard_asyncpg._wire import bare
 from lockguard_lab.servers.fault_proxy import DROP, PASS, FaultProxy
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import FenceUnavailable
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import SCHEMA_VERSION, Limits, PostgresFence, fenced_transaction, install
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.schema import steps
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._schema import steps
 from lockguard_lab.servers import PostgresServer
 from lockguard_lab.servers.binaries import ServerBinary
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from lockguard import LockGuard
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_fetchval, fenced_transaction, install
-from lockguard_asyncpg.cli import fence
+from lockguard_asyncpg._cli import fence
 from lockguard_lab.servers import PostgresServer
 from lockguard_lab.servers.ports import free_port
 from tests.integration.test_fence_primaries import APT, INSERT, Standby, connected

@@ -18,12 +18,12 @@ import redis.asyncio
 from click.testing import CliRunner
 
 from lockguard import LockGuard
+from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.errors import LeaseLost
-from lockguard.lease import Grant, Resource, Token, new_grant_id
 from lockguard.ports import Sealed
 from lockguard_asyncpg import PostgresFence, SealUnknown, create_pool, install
-from lockguard_asyncpg.cli import fence
-from lockguard_asyncpg.recovering import shut_out_all
+from lockguard_asyncpg._cli import fence
+from lockguard_asyncpg._recovering import shut_out_all
 from lockguard_lab.servers import PostgresServer, postgres_files
 
 APT = "binance:APTUSDT"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install, protect, unprotect
-from lockguard_asyncpg.schema import steps
+from lockguard_asyncpg._schema import steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,13 +10,13 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
-from lockguard_asyncpg.cli import fence
-from lockguard_asyncpg.recovering import Recovered, shut_out_all
+from lockguard_asyncpg._cli import fence
+from lockguard_asyncpg._recovering import Recovered, shut_out_all
 from lockguard_lab.servers import PostgresServer
 
 SOON = timedelta(seconds=5)

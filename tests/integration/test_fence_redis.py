@@ -10,13 +10,13 @@ import asyncpg
 import pytest
 import redis.asyncio as aioredis
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._guard import LockGuard
+from lockguard._lease import Resource, Token
 from lockguard.errors import LeaseLost, LossReason, StaleToken
-from lockguard.guard import LockGuard
-from lockguard.lease import Resource, Token
 from lockguard.ports import AcquireRequest
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install, resolve, unfenced
-from lockguard_asyncpg.errors import CommitUnknown
+from lockguard_asyncpg._errors import CommitUnknown
 from lockguard_lab.servers import RedisServer
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, LeaseState, Resource, Token, new_grant_id
 from lockguard.errors import LeaseLost, LeaseNotHeld, LossReason, StaleToken
-from lockguard.lease import Grant, Lease, LeaseState, Resource, Token, new_grant_id
 from lockguard_asyncpg import (
     CommitUnknown,
     PostgresFence,

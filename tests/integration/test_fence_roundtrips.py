@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
-from lockguard.guard import LockGuard
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._guard import LockGuard
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import (
     FencedConnection,
     PostgresFence,
@@ -25,7 +25,7 @@ from lockguard_asyncpg import (
     fenced_transaction,
     install,
 )
-from lockguard_asyncpg.wire import bare, give_back
+from lockguard_asyncpg._wire import bare, give_back
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg import literals
-from lockguard_asyncpg.statements import Kind, kind_of
+from lockguard_asyncpg import _literals as literals
+from lockguard_asyncpg._statements import Kind, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

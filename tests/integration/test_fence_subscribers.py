@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import findings, install, protect, protections, unprotect
-from lockguard_asyncpg.cli import fence
+from lockguard_asyncpg._cli import fence
 from lockguard_lab.servers import PostgresServer
 
 TABLES = (

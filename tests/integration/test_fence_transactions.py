@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, LeaseNotHeld, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import (
     CommitUnknown,
     NotCommitted,
@@ -26,8 +26,8 @@ from lockguard_asyncpg import (
     resolve,
     unfenced,
 )
-from lockguard_asyncpg.transaction import Isolation
-from lockguard_asyncpg.wire import bare, standing_of
+from lockguard_asyncpg._transaction import Isolation
+from lockguard_asyncpg._wire import bare, standing_of
 from lockguard_lab.servers import FaultProxy
 from lockguard_lab.servers.fault_proxy import DROP
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import LeaseLost, StaleToken
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import (
     PostgresFence,
     create_pool,

@@ -30,7 +30,7 @@ from lockguard import (
     current_lease,
     detached,
 )
-from lockguard.context import _seen, lost_sight
+from lockguard._context import _seen, lost_sight
 from lockguard.events import Lost, Released
 from lockguard_asyncpg import PostgresFence, create_pool, install, unfenced
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import pytest
 
-from lockguard import interrupt
+from lockguard import _interrupt as interrupt
 
 INSTANTS = 25
 TOLD = "lockguard: interrupted\n"
@@ -139,7 +139,7 @@ getattr(__import__(module, fromlist=[function]), function)()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("when", ["lockguard", "asyncio", "redis", "click", "lockguard.cli.app"])
+@pytest.mark.parametrize("when", ["lockguard", "asyncio", "redis", "click", "lockguard._cli.app"])
 def test_a_command_is_interrupted_in_one_line_while_it_is_imported(when, number):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     arguments = (when, str(int(number)), project["project"]["scripts"]["lockguard"])
@@ -184,7 +184,7 @@ def hazards() -> None:
 
 
 if __name__ == "__main__":
-    from lockguard.cli import app, main
+    from lockguard._cli import app, main
 
     app.lockguard.add_command(hazards)
     arguments_, number_, times_, answer_ = json.loads(sys.argv[1])

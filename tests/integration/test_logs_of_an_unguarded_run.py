@@ -31,8 +31,8 @@ from lockguard_lab.race.score import entered_twice_and_turned
 from lockguard_lab.servers import PostgresServer
 from lockguard_lab.statements import statement
 from lockguard_logs import Analysis, Finding, FindingKind, SightingKind, analyze, read_log
-from lockguard_logs.command import logs
-from lockguard_positions.schema import migrate
+from lockguard_logs._cli import logs
+from lockguard_positions._schema import migrate
 
 NAIVE = logging.getLogger("lockguard_lab.naive")
 

@@ -21,7 +21,7 @@ from lockguard import (
     ResourceBusy,
     current_lease,
 )
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.events import RenewalUnanswered
 from lockguard_lab.servers import HOLD, FaultProxy, RedisServer
 

@@ -15,11 +15,11 @@ import asyncpg
 import pytest
 from click.testing import CliRunner, Result
 
-from lockguard.cli.app import lockguard
+from lockguard._cli.app import lockguard
 from lockguard_lab.exchange import LocalExchange, connect
 from lockguard_lab.naive import NaiveManager
 from lockguard_lab.servers import PostgresServer
-from lockguard_positions.schema import migrate
+from lockguard_positions._schema import migrate
 
 APT, ETH = "APT/USDT:USDT", "ETH/USDT:USDT"
 HOUR_MS = 3_600_000

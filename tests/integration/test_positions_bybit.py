@@ -17,7 +17,7 @@ from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import Refusal
-from lockguard_ccxt.classify import REFUSED_BY_CODE
+from lockguard_ccxt._classify import REFUSED_BY_CODE
 from lockguard_positions import (
     Alert,
     AtomicPositionManager,

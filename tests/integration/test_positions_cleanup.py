@@ -23,7 +23,7 @@ from lockguard_asyncpg import PostgresFence, install
 from lockguard_ccxt import GuardedExchange
 from lockguard_lab.exchange import Fault, FaultKind, LocalExchange, Operation, connect
 from lockguard_positions import AtomicPositionManager, Opened, Pace, migrate
-from lockguard_positions.commands import positions
+from lockguard_positions._cli import positions
 
 APT = "APT/USDT:USDT"
 BEFORE_THE_INDEX = 3

@@ -19,8 +19,9 @@ from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken, detached
 from lockguard.errors import LossReason
 from lockguard.testing import FakeClock
 from lockguard_asyncpg import CommitUnknown, PostgresFence, install
-from lockguard_ccxt import GuardedExchange, prepared
-from lockguard_ccxt.by_url import point_at
+from lockguard_ccxt import GuardedExchange
+from lockguard_ccxt import _prepared as prepared
+from lockguard_ccxt._by_url import point_at
 from lockguard_lab.exchange import LocalExchange, Operation, connect
 from lockguard_lab.servers import FaultProxy, PostgresServer
 from lockguard_positions import (
@@ -30,9 +31,9 @@ from lockguard_positions import (
     OpenResult,
     PositionStatus,
     migrate,
-    rows,
 )
-from lockguard_positions import store as store_module
+from lockguard_positions import _rows as rows
+from lockguard_positions import _store as store_module
 
 APT = "APT/USDT:USDT"
 

@@ -15,11 +15,11 @@ import asyncpg
 import pytest
 
 from lockguard import LockGuard
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.testing import FakeClock
 from lockguard_asyncpg import PostgresFence
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_bot.command import bot as bot_command
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_bot._cli import bot as bot_command
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_lab.servers import FaultProxy
 from lockguard_positions import AtomicPositionManager, ExchangeUnreadable, Pace

@@ -18,9 +18,9 @@ import pytest
 from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence
-from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_ccxt import GuardedExchange, Patience, Refusal
-from lockguard_ccxt.classify import REFUSED_BY_CODE
+from lockguard_ccxt._classify import REFUSED_BY_CODE
 from lockguard_lab.exchange import Execution, Fault, FaultKind, Operation, PositionSide, Side, connect
 from lockguard_lab.servers import FaultProxy
 from lockguard_positions import (

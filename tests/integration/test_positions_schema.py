@@ -20,7 +20,7 @@ from lockguard_positions import (
     protect_positions,
     version,
 )
-from lockguard_positions.status import INITIAL
+from lockguard_positions._status import INITIAL
 
 OPEN_STATUSES = ["pending_entry", "entry_placed", "pending_sl", "active"]
 INSERT = """

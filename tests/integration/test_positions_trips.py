@@ -23,8 +23,8 @@ from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange
 from lockguard_lab.exchange import LocalExchange, connect
 from lockguard_positions import AtomicPositionManager, Opened, PositionStatus, migrate
-from lockguard_positions import store as store_module
-from lockguard_positions import venue as venue_module
+from lockguard_positions import _store as store_module
+from lockguard_positions import _venue as venue_module
 from tests.integration.test_fence_roundtrips import Counter
 
 APT = "APT/USDT:USDT"

@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from lockguard import LeaseLost, LeaseNotHeld, LeaseState, LockGuard, LossReason, QuorumUnavailable
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Token
 from lockguard.errors import FenceUnavailable
 from lockguard.events import FenceCloseFailed, Released, Renewed
-from lockguard.lease import Token
 from lockguard.ports import Sealed
 from lockguard.redlock import ANSWER_S
 from lockguard_lab.servers import FaultProxy, Flow, RedisServer

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from lockguard.cli import main as _main  # noqa: F401 - the console script that the image starts
+from lockguard._cli import main as _main  # noqa: F401 - the console script that the image starts
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -71,11 +71,11 @@ def test_every_server_has_a_health_check():
 
 
 def test_the_commands_that_it_starts_exist():
-    from lockguard_asyncpg.cli import fence
-    from lockguard_bot.command import bot
-    from lockguard_lab.exchange.command import exchange
-    from lockguard_lab.race.command import race
-    from lockguard_positions.commands import positions
+    from lockguard_asyncpg._cli import fence
+    from lockguard_bot._cli import bot
+    from lockguard_lab.exchange.cli import exchange
+    from lockguard_lab.race.cli import race
+    from lockguard_positions._cli import positions
 
     _, *arguments = SERVICES["exchange"]["command"]
     with exchange.make_context("exchange", arguments, resilient_parsing=True):

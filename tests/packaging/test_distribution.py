@@ -116,7 +116,8 @@ def test_a_wheel_from_the_source_distribution_is_the_same(sdist: Path, wheel: Pa
 
 def test_the_core_imports_with_its_own_dependencies_alone(bare_python: Path) -> None:
     done = run(
-        bare_python, "import lockguard, lockguard.lua; print(lockguard.__file__, len(lockguard.lua.SCRIPTS))"
+        bare_python,
+        "import lockguard, lockguard._scripts; print(lockguard.__file__, len(lockguard._scripts.SCRIPTS))",
     )
     assert done.returncode == 0, done.stderr
     path, scripts = done.stdout.split()

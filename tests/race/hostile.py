@@ -48,7 +48,7 @@ import redis.asyncio
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import install
-from lockguard_asyncpg.recovering import shut_out_all
+from lockguard_asyncpg._recovering import shut_out_all
 from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Origin, Side
 from lockguard_lab.exchange.faults import Operation
 from lockguard_lab.exchange.model import AlgoStatus
@@ -143,7 +143,7 @@ class Bot:
         with log.open("wb") as out:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "lockguard.cli", "bot", "run", *arguments),
+                *("-m", "lockguard", "bot", "run", *arguments),
                 env=env,
                 stdout=out,
                 stderr=out,

@@ -23,7 +23,7 @@ from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt.lean_import import import_lean
 from lockguard_lab.exchange import connect
 from lockguard_positions import AtomicPositionManager, DuplicatePosition, Pace, PositionStore
-from lockguard_positions.venue import Venue
+from lockguard_positions._venue import Venue
 
 MS = timedelta(milliseconds=1)
 ANSWER_LOST_S = 0.25

@@ -12,8 +12,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.lease import Token
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Token
 from lockguard_asyncpg import CommitUnknown, install
 from lockguard_lab.fence_race import WAYS
 from lockguard_lab.fence_race.chaos import ChaosPlan, RoundReport

@@ -8,8 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 
+from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.errors import FenceUnavailable
-from lockguard.lease import Grant, Resource, Token, new_grant_id
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_lab.fence_race import WAYS, RacePlan, Way
 from lockguard_lab.fence_race.independent import independent

@@ -72,7 +72,7 @@ class BotProcess:
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "lockguard.cli", "bot", "run", "--json"),
+                *("-m", "lockguard", "bot", "run", "--json"),
                 *(word for option in OPTIONS.items() for word in option),
                 *more,
                 env={**os.environ, **urls},

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from lockguard_lab.exchange import ControlClient
-from lockguard_lab.race.command import race
+from lockguard_lab.race.cli import race
 from lockguard_lab.race.exchange import exchange_apart
 from lockguard_lab.race.pace import NO_WAIT, Runner, compare
 from lockguard_lab.race.run import RaceSettings

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 
 from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
-from lockguard_lab.race.command import race
+from lockguard_lab.race.cli import race
 from lockguard_lab.race.run import RaceSettings, Scenario, run_race
 from lockguard_lab.race.servers import reach_redis
 from lockguard_lab.servers import PostgresServer
-from lockguard_positions.errors import ServerUnreachable
+from lockguard_positions._errors import ServerUnreachable
 
 OPENS = 12
 TOPOLOGIES = "use single, redlock:N with N from 1 to 15, sentinel or cluster"
@@ -218,7 +218,7 @@ async def test_a_race_leaves_the_servers_of_the_bots_own_variables_alone(
         seen.append((settings.redis_url, settings.database_url, settings.exchange_url))
         raise ConfigurationError("stopped")
 
-    monkeypatch.setattr("lockguard_lab.race.command._run", record)
+    monkeypatch.setattr("lockguard_lab.race.cli._run", record)
     result = await asyncio.to_thread(CliRunner().invoke, race, ["--opens", "1"])
     assert "stopped" in result.output
     assert seen == [("", "", "")]

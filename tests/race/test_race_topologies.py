@@ -13,7 +13,7 @@ from redis.crc import key_slot
 
 from lockguard.errors import ConfigurationError
 from lockguard_lab.exchange import LocalExchange
-from lockguard_lab.race.command import race
+from lockguard_lab.race.cli import race
 from lockguard_lab.race.run import RaceResult, RaceSettings, run_race
 from lockguard_lab.servers import ClusterRedis, IndependentRedis, SentinelRedis, TopologyName
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lockguard_positions.exits import Exits
+from lockguard_positions._exits import Exits
 from tests.race.sweep import Trouble, sweep
 
 

@@ -134,7 +134,7 @@ def test_the_core_reads_time_through_its_clock() -> None:
         }
         return "imports time" if "time" in imported else ""
 
-    assert modules_that(reads_a_clock, "lockguard") == ["lockguard/clock.py: imports time"]
+    assert modules_that(reads_a_clock, "lockguard") == ["lockguard/_clock.py: imports time"]
 
 
 def test_a_test_waits_for_conditions_and_does_not_sleep() -> None:

@@ -11,7 +11,8 @@ from unittest.mock import Mock
 import pytest
 
 from lockguard import ConfigurationError, LockGuard, LossReason
-from lockguard.audience import Audience
+from lockguard._audience import Audience
+from lockguard._lease import Grant, GrantId, Resource, Token
 from lockguard.events import (
     Acquired,
     Event,
@@ -23,7 +24,6 @@ from lockguard.events import (
     Renewed,
     Waited,
 )
-from lockguard.lease import Grant, GrantId, Resource, Token
 from lockguard.observe import LogObserver
 from lockguard.testing import FakeClock
 from lockguard_lab.servers import RedisServer

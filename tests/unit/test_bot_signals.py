@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lockguard_bot.signals import (
+from lockguard_bot._signals import (
     LINE_BYTES_MAX,
     BadSignal,
     CloseSignal,
@@ -18,7 +18,7 @@ from lockguard_bot.signals import (
     read_fields,
     read_line,
 )
-from lockguard_positions.model import PositionSide
+from lockguard_positions._model import PositionSide
 
 GOOD = {"id": "s1", "action": "open", "symbol": "APTUSDT", "side": "long", "quantity": "10", "stop": "2%"}
 AT = datetime(2026, 1, 31, 8, tzinfo=UTC)

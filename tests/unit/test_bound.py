@@ -6,7 +6,7 @@ import asyncio
 import math
 from typing import Any
 
-from lockguard.ballot import Bound
+from lockguard._ballot import Bound
 
 LONG_S = 0.3
 SHORT_S = 0.05

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lockguard.bounds import Bound, Bounds
+from lockguard._bounds import Bound, Bounds
 
 SECONDS = 0.05
 

@@ -17,7 +17,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     [
         ("ccxt", "lockguard_ccxt", "ccxt"),
         ("aiohttp", "lockguard_lab.exchange", "testing"),
-        ("click", "lockguard_lab.exchange.command", "cli"),
+        ("click", "lockguard_lab.exchange.cli", "cli"),
         ("tenacity", "lockguard_tenacity", "tenacity"),
     ],
 )
@@ -28,5 +28,5 @@ def test_a_missing_package_names_its_extra(package: str, module: str, extra: str
 
 
 def test_importing_does_not_import_ccxt() -> None:
-    done = run("import sys, lockguard_ccxt, lockguard_lab.exchange.command; print('ccxt' in sys.modules)")
+    done = run("import sys, lockguard_ccxt, lockguard_lab.exchange.cli; print('ccxt' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr

@@ -8,7 +8,7 @@ import pytest
 from ccxt.base import errors as ccxt
 
 from lockguard_ccxt import Doubt, Refusal, classify, exchange_code
-from lockguard_ccxt.proxy import is_write
+from lockguard_ccxt._proxy import is_write
 
 UNKNOWN = (Doubt.OPEN, None)
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from lockguard import LockGuard
 from lockguard.errors import ConfigurationError, LeaseLost, LossReason
 from lockguard_ccxt import GuardedExchange, Step, client_order_id
-from lockguard_ccxt.proxy import is_write
+from lockguard_ccxt._proxy import is_write
 
 READS = ("fetch", "watch", "load", "un_watch", "unWatch", "get_", "get", "is_", "is", "handle", "ensure")
 NEITHER = frozenset(

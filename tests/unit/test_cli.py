@@ -10,15 +10,15 @@ from importlib.metadata import EntryPoint
 import click
 import pytest
 
-from lockguard.cli import app, plugins
+from lockguard._cli import app, plugins
+from lockguard._lease import parse_resource
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard.lease import parse_resource
 
 BLOCKED = """
 import sys
 for name in {names!r}:
     sys.modules[name] = None
-from lockguard.cli import main
+from lockguard._cli import main
 sys.argv = {argv!r}
 main()
 """
@@ -60,7 +60,7 @@ def test_without_arguments_it_helps(capsys):
 
 def test_help_lists_every_command_with_its_line_and_imports_none_of_them():
     program = (
-        "import sys; from lockguard.cli.app import run; code = run(['--help']);"
+        "import sys; from lockguard._cli.app import run; code = run(['--help']);"
         "sys.exit(code or [m for m in sys.modules if m.startswith(('lockguard_', 'ccxt', 'asyncpg'))] or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -187,7 +187,7 @@ def test_a_password_in_a_url_is_not_shown(capsys):
 
 
 def test_json_of_an_inspection_is_plain(monkeypatch, capsys):
-    from lockguard.cli import locks
+    from lockguard._cli import locks
     from lockguard.ports import Inspection, Waiter
 
     async def inspect(resource: str, url: str) -> Inspection:

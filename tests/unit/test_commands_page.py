@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from lockguard.cli import app
-from lockguard.interrupt import INTERRUPTED
+from lockguard._cli import app
+from lockguard._interrupt import INTERRUPTED
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/commands.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (`--.*?`) \| (.*?) ?\|$", re.MULTILINE)
@@ -53,7 +53,7 @@ def test_the_page_has_each_option_and_its_variable(name: str) -> None:
 def test_the_page_has_every_exit_code_that_a_command_ends_with() -> None:
     codes = {int(found) for found in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     root, ends = Path(__file__).parents[2], {INTERRUPTED}
-    for path in [*root.glob("lockguard/cli/*.py"), *root.glob("integrations/**/*.py")]:
+    for path in [*root.glob("lockguard/_cli/*.py"), *root.glob("integrations/**/*.py")]:
         source = path.read_text(encoding="utf-8")
         named = set(re.findall(r"(?:SystemExit|_complain)\(.*?\b(_[A-Z_]+)\b", source))
         ends |= {

@@ -10,9 +10,9 @@ import pytest
 
 import lockguard
 from lockguard import ConfigurationError, LeaseLost, LeaseNotHeld, LeaseState, LockGuard, LossReason, errors
-from lockguard.lease import Grant, GrantId, Lease, Token, parse_resource
-from lockguard.nodes.address import Address
-from lockguard.quorum import drift_ms, majority, trusted_s
+from lockguard._lease import Grant, GrantId, Lease, Token, parse_resource
+from lockguard._nodes.address import Address
+from lockguard._quorum import drift_ms, majority, trusted_s
 from lockguard.testing import FakeClock
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_positions.exchange_options import make_client, read_options
+from lockguard_positions._exchange_options import make_client, read_options
 
 
 @pytest.fixture(autouse=True)

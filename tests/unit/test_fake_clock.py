@@ -9,7 +9,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.testing import FakeClock
 
 if TYPE_CHECKING:
-    from lockguard.clock import Clock
+    from lockguard._clock import Clock
 
 
 def test_it_stands_still_until_told() -> None:

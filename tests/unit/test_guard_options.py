@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from lockguard import ConfigurationError, LockGuard
-from lockguard.clock import SystemClock
-from lockguard.guard import GuardOptions
-from lockguard.nodes.memory import MemoryStore
+from lockguard._clock import SystemClock
+from lockguard._guard import GuardOptions
+from lockguard._nodes.memory import MemoryStore
 from lockguard_asyncpg import PostgresFence
 from lockguard_lab.servers.fault_proxy import Flow
 

@@ -18,14 +18,14 @@ import pytest
 from click.testing import CliRunner
 
 from lockguard import LeaseLost, LockGuard, ResourceBusy, StaleToken
-from lockguard.cli import main
+from lockguard._cli import main
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install, protect
 from lockguard_logs import FindingKind, SightingKind, analyze, read_log
-from lockguard_logs.command import logs
-from lockguard_logs.picture import draw
-from lockguard_logs.records import Record
+from lockguard_logs._cli import logs
+from lockguard_logs._picture import draw
+from lockguard_logs._records import Record
 from lockguard_positions import LogPositions, Moved, PositionStatus, migrate
-from lockguard_positions.schema import migrate as migrate_to
+from lockguard_positions._schema import migrate as migrate_to
 
 START = datetime(2026, 11, 21, 5, 0, tzinfo=UTC)
 
@@ -211,7 +211,7 @@ async def test_what_lockguard_and_its_fence_write_is_found(
 
 
 def test_what_the_log_of_positions_writes_is_found(tmp_path: Path) -> None:
-    from lockguard_positions.model import Position, PositionSide
+    from lockguard_positions._model import Position, PositionSide
 
     def moved(row: int, status: PositionStatus, before: PositionStatus | None) -> Moved:
         values: dict[str, Any] = dict.fromkeys(Position.__dataclass_fields__)
@@ -373,7 +373,7 @@ def test_the_command_tells_what_it_found_and_how(log: Path, tmp_path: Path) -> N
 def test_memory_is_bounded_and_what_was_not_judged_is_told(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lockguard_logs.analysis._SIGHTINGS_MAX", 2)
+    monkeypatch.setattr("lockguard_logs._analysis._SIGHTINGS_MAX", 2)
     page = tmp_path / "found.html"
     code, output = run(str(log), "--html", str(page))
     told = "There is more: judged are the first 2 events that were read, to 2026-11-21 05:09:54"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from lockguard.cli.app import run as command
+from lockguard._cli.app import run as command
 from lockguard.errors import ConfigurationError
-from lockguard_logs import FindingKind, analyze, read_log, records
-from lockguard_logs.symbols import find_symbol, plain_symbol
+from lockguard_logs import FindingKind, _records, analyze, read_log
+from lockguard_logs._symbols import find_symbol, plain_symbol
 
 LOGS = Path(__file__).parent / "logs_of_bots"
 TWICE, ENTERED = FindingKind.CREATED_TWICE, FindingKind.ENTERED_TWICE
@@ -164,9 +164,9 @@ def test_a_packed_log_is_read_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.
     lines = [f"2026-11-21 05:09:{n % 60:02d},{n:06d} INFO {n * 7919 % 999983}\n" for n in range(5_000)]
     packed.write_bytes(gzip.compress("".join(lines).encode()))
     assert len(list(read_log(packed))) == 5_000
-    monkeypatch.setattr(records, "_RATIO_FROM_BYTES", 50_000)
+    monkeypatch.setattr(_records, "_RATIO_FROM_BYTES", 50_000)
     assert len(list(read_log(packed))) == 5_000
-    monkeypatch.setattr(records, "_UNPACKED_BYTES_MAX", 100_000)
+    monkeypatch.setattr(_records, "_UNPACKED_BYTES_MAX", 100_000)
     with pytest.raises(ConfigurationError, match="give a part of it: zcat"):
         list(read_log(packed))
 

@@ -13,8 +13,8 @@ import pytest
 
 from lockguard.errors import ConfigurationError
 from lockguard_logs import LogFile, read_log
-from lockguard_logs.stamps import find_stamp, read_typed
-from lockguard_logs.symbols import Spelling, find_symbol, plain_symbol
+from lockguard_logs._stamps import find_stamp, read_typed
+from lockguard_logs._symbols import Spelling, find_symbol, plain_symbol
 
 AT = datetime(2026, 11, 21, 5, 9, 54, 123_000, tzinfo=UTC)
 LINE = b"2026-11-21 05:09:54,123 INFO created position 7 for APTUSDT\n"

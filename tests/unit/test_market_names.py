@@ -10,7 +10,7 @@ import pytest
 
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange, Step, UnknownMarket
-from lockguard_ccxt.venues import every_position
+from lockguard_ccxt._venues import every_position
 
 FOREIGN = (
     *(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lockguard_ccxt.masking import masked
+from lockguard_ccxt._masking import masked
 
 CANARY = "c4n4ryc4n4ry"
 

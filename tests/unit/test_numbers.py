@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 
 from lockguard.testing import FakeClock
-from lockguard_asyncpg.numbers import NUMBERS, Numbers
+from lockguard_asyncpg._numbers import NUMBERS, Numbers
 
 
 def slot(number: int) -> int:

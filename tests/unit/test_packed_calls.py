@@ -5,10 +5,10 @@ from __future__ import annotations
 import hiredis
 import pytest
 
-from lockguard.lua import EXTEND, RELEASE
-from lockguard.nodes.address import Address
-from lockguard.nodes.scripted import keys_of
-from lockguard.nodes.standalone import StandaloneNode
+from lockguard._nodes.address import Address
+from lockguard._nodes.scripted import keys_of
+from lockguard._nodes.standalone import StandaloneNode
+from lockguard._scripts import EXTEND, RELEASE
 
 ARGUMENTS = [
     ("f" * 32,),

@@ -9,10 +9,10 @@ import click
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_bot.command import bot
-from lockguard_logs.command import logs
+from lockguard_bot._cli import bot
+from lockguard_logs._cli import logs
 from lockguard_positions import Pace
-from lockguard_positions.commands import positions
+from lockguard_positions._cli import positions
 
 
 @pytest.mark.parametrize(

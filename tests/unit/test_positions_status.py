@@ -9,9 +9,9 @@ import pytest
 from lockguard.errors import ConfigurationError
 from lockguard_lab.race.settings import Crewman, RaceSettings, Report
 from lockguard_positions import OPEN, TERMINAL, TRANSITIONS, IllegalTransition, PositionSide, PositionStatus
-from lockguard_positions.model import money, stop_price_of
-from lockguard_positions.statements import statements
-from lockguard_positions.status import INITIAL, check_transition
+from lockguard_positions._model import money, stop_price_of
+from lockguard_positions._statements import statements
+from lockguard_positions._status import INITIAL, check_transition
 
 S = PositionStatus
 

@@ -9,11 +9,11 @@ from decimal import Decimal
 
 import pytest
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard_positions.events import Moved, PositionEvent
-from lockguard_positions.model import Position, PositionSide
-from lockguard_positions.status import PositionStatus
-from lockguard_positions.telling import Telling
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard_positions._events import Moved, PositionEvent
+from lockguard_positions._model import Position, PositionSide
+from lockguard_positions._status import PositionStatus
+from lockguard_positions._telling import Telling
 
 POSITION = Position(
     *(1, "binance", "APTUSDT", PositionSide.LONG, Decimal(1), PositionStatus.ACTIVE),

@@ -9,12 +9,12 @@ from datetime import timedelta
 
 import pytest
 
+from lockguard._lease import Grant, GrantId, Lease, LeaseState, Resource, Token
+from lockguard._renewal import Keeper
 from lockguard.errors import LeaseNotHeld, LossReason
 from lockguard.events import Event, Renewed
-from lockguard.lease import Grant, GrantId, Lease, LeaseState, Resource, Token
 from lockguard.ports import Extended, NoVote
 from lockguard.redlock import Extension, Redlock, Renewal
-from lockguard.renewal import Keeper
 from lockguard.testing import FakeClock
 
 TTL_MS = 60_000

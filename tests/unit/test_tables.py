@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lockguard.cli.tables import Table, console, shown
+from lockguard._cli.tables import Table, console, shown
 
 HOSTILE = ("[/x]", "[red]open", "a\x1b[2Jb", "a\nb closed", "a\rb", "\u202egnp", "a\u200bb", ":smile:")
 LONG = "binance:" + "X" * 180

@@ -13,7 +13,8 @@ import redis
 from ccxt.base import errors as ccxt
 from tenacity import AsyncRetrying, Future, RetryCallState, stop_after_attempt, wait_fixed, wait_none
 
-from lockguard.context import Entry, pop_entry, push_entry
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Token, new_grant_id, parse_resource
 from lockguard.errors import (
     AcquireError,
     ConfigurationError,
@@ -26,7 +27,6 @@ from lockguard.errors import (
     ResourceBusy,
     StaleToken,
 )
-from lockguard.lease import Grant, Lease, Token, new_grant_id, parse_resource
 from lockguard_tenacity import (
     retry_if_busy,
     retry_if_network_failed,

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockguard import ConfigurationError, LockGuard
-from lockguard.nodes.address import Address
-from lockguard.nodes.cluster import seeds_of
-from lockguard.nodes.sentinel import SentinelUrl
+from lockguard._nodes.address import Address
+from lockguard._nodes.cluster import seeds_of
+from lockguard._nodes.sentinel import SentinelUrl
 
 SCHEMES = {
     "redis": "redis://{}h:1/0",

@@ -10,9 +10,9 @@ from contextlib import redirect_stderr, redirect_stdout
 import click
 import pytest
 
-from lockguard.cli import app
+from lockguard._cli import app
 from lockguard.errors import ConfigurationError
-from lockguard_lab.race import command as cli
+from lockguard_lab.race import cli
 
 CANARY = "hunter2"
 """Stands in the place of a password, whole and in pieces that a raw character cuts off."""

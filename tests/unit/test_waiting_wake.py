@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.lease import Token, new_grant_id, parse_resource
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Token, new_grant_id, parse_resource
+from lockguard._waiting import Queue
 from lockguard.ports import AcquireRequest, Busy
 from lockguard.redlock import Contended, Won
-from lockguard.waiting import Queue
 
 
 class Overtaking:

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 import pytest
 
-from lockguard import interrupt
-from lockguard.cli import app
+from lockguard import _interrupt as interrupt
+from lockguard._cli import app
+from lockguard._private_files import require_writable
 from lockguard.errors import ConfigurationError
-from lockguard.private import require_writable
 
 WRITTEN = {
     "bench --json": ["bench"],

@@ -239,7 +239,7 @@ class Stage:
     async def protect(self) -> None:
         """What step 3 does."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "lockguard.cli", "fence", "protect", "monitoring.positions"),
+            *(sys.executable, "-m", "lockguard", "fence", "protect", "monitoring.positions"),
             *("--resource", "{exchange}:{symbol}", "--exempt", "current_price"),
             env={**os.environ, "LOCKGUARD_DATABASE_URL": self.database_url},
             stdout=asyncio.subprocess.DEVNULL,

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from lockguard.guard import LockGuard
+from lockguard._guard import LockGuard
 from lockguard_lab.bench.clients import CANNOT, aio, blocking, coredis_client
 from lockguard_lab.servers.topology_names import TopologyKind
 

@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.guard import LockGuard
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._guard import LockGuard
 from lockguard_lab.bench.contenders import contender
 from lockguard_lab.bench.loops import current_loop, run_on
 

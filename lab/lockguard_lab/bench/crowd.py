@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from lockguard.lua import RELEASE
+from lockguard._scripts import RELEASE
 from lockguard_lab.bench.contenders import Lockguard
 from lockguard_lab.bench.crew import Hand, hired
 from lockguard_lab.bench.figures import Memory, Sizes, Waiters

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.context import current_leases
-from lockguard.guard import LockGuard
-from lockguard_asyncpg.connection import create_pool
-from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.native import fenced_execute
-from lockguard_asyncpg.protection import protect
-from lockguard_asyncpg.schema import install
-from lockguard_asyncpg.transaction import fenced_transaction
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import current_leases
+from lockguard._guard import LockGuard
+from lockguard_asyncpg._connection import create_pool
+from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._native import fenced_execute
+from lockguard_asyncpg._protection import protect
+from lockguard_asyncpg._schema import install
+from lockguard_asyncpg._transaction import fenced_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape
 from rich.console import Console
 from rich.table import Table
 
-from lockguard.interrupt import run
-from lockguard.private import require_writable, write_private
+from lockguard._interrupt import run
+from lockguard._private_files import require_writable, write_private
 from lockguard_lab.bench.fence_speed import Speed, measure_history, measure_speed
 from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
 from lockguard_lab.servers import PostgresServer, RedisServer

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.bench.contenders import Contender
 from lockguard_lab.bench.crew import Hand, hired
 from lockguard_lab.bench.figures import HandOff, Sizes, percentile

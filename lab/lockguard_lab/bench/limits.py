@@ -21,8 +21,8 @@ from typing import Any, cast
 import hiredis
 from redis.crc import key_slot
 
-from lockguard.lease import new_grant_id
-from lockguard.lua import ACQUIRE, RELEASE
+from lockguard._lease import new_grant_id
+from lockguard._scripts import ACQUIRE, RELEASE
 from lockguard_lab.bench.contenders import Lockguard
 from lockguard_lab.bench.monitor import Monitor
 

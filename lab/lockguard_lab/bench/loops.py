@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from lockguard import interrupt
+from lockguard import _interrupt as interrupt
 from lockguard.errors import ConfigurationError
 
 __all__ = ["LOOPS", "current_loop", "loop_factory", "run_on"]
@@ -33,7 +33,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def run_on(name: str, work: Coroutine[Any, Any, T]) -> T:
-    """As :func:`lockguard.interrupt.run`, on the loop of this name."""
+    """As :func:`lockguard._interrupt.run`, on the loop of this name."""
     return interrupt.run(work, loop_factory=loop_factory(name))
 
 

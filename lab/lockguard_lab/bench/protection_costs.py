@@ -13,12 +13,12 @@ from uuid import UUID
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard._clock import SYSTEM_CLOCK, Clock
+from lockguard._lease import Resource, new_grant_id
 from lockguard.errors import ConfigurationError
-from lockguard.lease import Resource, new_grant_id
-from lockguard_asyncpg.own_schema import made_anew
-from lockguard_asyncpg.protection import protect
-from lockguard_asyncpg.schema import require_current
+from lockguard_asyncpg._own_schema import made_anew
+from lockguard_asyncpg._protection import protect
+from lockguard_asyncpg._schema import require_current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

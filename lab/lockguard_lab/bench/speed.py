@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.bench.contenders import Contender
 from lockguard_lab.bench.figures import Sizes
 from lockguard_lab.bench.limits import BareProtocol, BareSocket

@@ -11,11 +11,11 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, Self
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._exclusive import exclusive
+from lockguard._guard import LockGuard
+from lockguard._nodes.wire import Wire
 from lockguard.events import Event, Renewed
-from lockguard.exclusive import exclusive
-from lockguard.guard import LockGuard
-from lockguard.nodes.wire import Wire
 from lockguard_lab.bench.figures import Renewal, Sizes
 from lockguard_lab.bench.speed import in_turns
 

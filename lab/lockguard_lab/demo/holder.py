@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import LeaseLost
-from lockguard_asyncpg.claims import Claim
+from lockguard_asyncpg._claims import Claim
 from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, PACE, Bot, Part, bot, end_with_parent, say
-from lockguard_positions.flow import Flow
-from lockguard_positions.model import NewPosition, Position, PositionSide, Progress
-from lockguard_positions.store import PositionStore
-from lockguard_positions.venue import Venue
+from lockguard_positions._flow import Flow
+from lockguard_positions._model import NewPosition, Position, PositionSide, Progress
+from lockguard_positions._store import PositionStore
+from lockguard_positions._venue import Venue
 
 if TYPE_CHECKING:
-    from lockguard.lease import Lease
+    from lockguard._lease import Lease
 
 __all__ = ["APPLICATION", "main"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import install
 from lockguard_lab.demo import serverlog
@@ -25,7 +25,7 @@ from lockguard_lab.demo.holder import unfenced
 from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, Part
 from lockguard_lab.demo.peek import Entry, lock_key, peek
 from lockguard_lab.statements import statement
-from lockguard_positions.schema import migrate
+from lockguard_positions._schema import migrate
 
 if TYPE_CHECKING:
     from lockguard_lab.exchange import ExchangeRecord, LocalExchange

@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from lockguard_lab.demo.timeline import Tenure, overlaps, tenures
-from lockguard_logs.drawing import Drawing, Scale
+from lockguard_logs._drawing import Drawing, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.demo.paused import Cast, PausedResult, Watch, play, prepare
 from lockguard_lab.demo.peek import peek
 from lockguard_lab.demo.report import DemoResult, claims

@@ -10,7 +10,7 @@ import asyncio
 import sys
 
 from lockguard_lab.demo.parts import EXCHANGE, PACE, Part, bot, end_with_parent, say
-from lockguard_positions.manager import AtomicPositionManager
+from lockguard_positions._manager import AtomicPositionManager
 
 __all__ = ["main"]
 

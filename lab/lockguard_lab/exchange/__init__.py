@@ -14,7 +14,7 @@ from importlib.util import find_spec
 if find_spec("aiohttp") is None:
     raise ImportError("the local exchange needs aiohttp; pip install 'lockguard[testing]'")
 
-from lockguard_ccxt.by_url import LOCAL_API_KEY, LOCAL_SECRET, ccxt_settings, connect, point_at
+from lockguard_ccxt._by_url import LOCAL_API_KEY, LOCAL_SECRET, ccxt_settings, connect, point_at
 from lockguard_lab.exchange.desk import Visibility
 from lockguard_lab.exchange.faults import Execution, Fault, FaultKind, Operation
 from lockguard_lab.exchange.markets import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_lab.exchange.conditions import Conditions
 from lockguard_lab.exchange.engine import Engine, Shortage
@@ -22,7 +22,7 @@ from lockguard_lab.exchange.venue import Listing, Venue
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lockguard.clock import Clock
+    from lockguard._clock import Clock
     from lockguard_lab.exchange.account import Account
     from lockguard_lab.exchange.markets import MarketSpec
 

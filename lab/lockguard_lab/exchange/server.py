@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt.by_url import LOCAL_API_KEY, LOCAL_SECRET
+from lockguard_ccxt._by_url import LOCAL_API_KEY, LOCAL_SECRET
 from lockguard_lab.exchange import byhand
 from lockguard_lab.exchange.control import BAN_STATUS, DENIAL_CODE, WALLET, Control
 from lockguard_lab.exchange.desk import Desk, Visibility
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from lockguard.clock import Clock
+    from lockguard._clock import Clock
     from lockguard_lab.exchange.faults import Fault, Operation
     from lockguard_lab.exchange.model import AlgoOrder, Order, Side
     from lockguard_lab.exchange.record import ExchangeRecord

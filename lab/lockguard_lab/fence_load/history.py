@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
-from lockguard.guard import LockGuard
-from lockguard.lease import new_grant_id
-from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.native import fenced_execute
-from lockguard_asyncpg.schema import install
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._guard import LockGuard
+from lockguard._lease import new_grant_id
+from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._native import fenced_execute
+from lockguard_asyncpg._schema import install
 from lockguard_lab.fence_load.plan import AfterHistory
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_lab.fence_load.history import measure_history
 from lockguard_lab.fence_load.plan import Crewman, LoadPlan, LoadReport, Phase, Shift

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._guard import LockGuard
+from lockguard._lease import Lease
 from lockguard.errors import LeaseError, LockguardError, ResourceBusy, StaleToken
-from lockguard.guard import LockGuard
-from lockguard.lease import Lease
-from lockguard_asyncpg.connection import fenced
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.native import fenced_execute
-from lockguard_asyncpg.transaction import fenced_transaction
+from lockguard_asyncpg._connection import fenced
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._native import fenced_execute
+from lockguard_asyncpg._transaction import fenced_transaction
 from lockguard_lab.fence_load.plan import TASKS, Crewman, Shift
 from lockguard_lab.fence_race.writes import BUMP
 

@@ -37,7 +37,7 @@ from lockguard_lab.fence_race.writes_dropin import DROP_IN, PROTECTED
 from lockguard_lab.fence_race.writes_sqlalchemy import SQLALCHEMY
 
 if TYPE_CHECKING:
-    from lockguard_asyncpg.transaction import Isolation
+    from lockguard_asyncpg._transaction import Isolation
 
 __all__ = [
     "BUMP",

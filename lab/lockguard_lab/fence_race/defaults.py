@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg.errors import DATABASE_ERRORS
+from lockguard_asyncpg._errors import DATABASE_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from lockguard_asyncpg.transaction import Isolation
+    from lockguard_asyncpg._transaction import Isolation
 
 __all__ = ["role_defaults"]
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import FenceUnavailable
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._fence import PostgresFence
 from lockguard_lab.fence_race.operate import End, operate
 from lockguard_lab.fence_race.plan import Attempt, RacePlan, RaceReport, Way
 from lockguard_lab.fence_race.seat import Seat
@@ -23,7 +23,7 @@ from lockguard_lab.fence_race.seat import Seat
 if TYPE_CHECKING:
     import asyncpg
 
-    from lockguard.clock import Clock
+    from lockguard._clock import Clock
 
 __all__ = ["Holders", "Seen"]
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import FenceUnavailable, LockguardError
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard_asyncpg.connection import fenced
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.protection import protect
+from lockguard_asyncpg._connection import fenced
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._protection import protect
 from lockguard_lab.fence_race.defaults import role_defaults
 from lockguard_lab.fence_race.plan import Attempt, RacePlan, Shape, Way
 from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN

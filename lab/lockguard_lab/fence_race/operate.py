@@ -8,8 +8,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from lockguard.errors import FenceUnavailable, LeaseError, StaleToken
-from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, NotCommitted
-from lockguard_asyncpg.fence import resolve
+from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, NotCommitted
+from lockguard_asyncpg._fence import resolve
 
 if TYPE_CHECKING:
     from collections import Counter

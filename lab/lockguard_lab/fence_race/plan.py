@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     import asyncpg
 
-    from lockguard.lease import Lease
+    from lockguard._lease import Lease
     from lockguard.ports import Fence
-    from lockguard_asyncpg.transaction import Isolation
+    from lockguard_asyncpg._transaction import Isolation
     from lockguard_lab.fence_race.seat import Seat
 
 __all__ = ["Attempt", "Gear", "RacePlan", "RaceReport", "Shape", "Way", "Write"]

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lockguard.errors import StaleToken
-from lockguard_asyncpg.claims import Claim
-from lockguard_asyncpg.wire import bare
+from lockguard_asyncpg._claims import Claim
+from lockguard_asyncpg._wire import bare
 from lockguard_lab.fence_race.plan import Attempt, RacePlan, RaceReport, Way
 from lockguard_lab.fence_race.planted_ends import WEAK_ENDS
 from lockguard_lab.fence_race.running import race
 from lockguard_lab.fence_race.writes import ADD, BUMP, plain_transaction
 
 if TYPE_CHECKING:
-    from lockguard_asyncpg.transaction import Isolation
+    from lockguard_asyncpg._transaction import Isolation
 
 __all__ = ["PLANTED", "PLANTED_ISOLATIONS", "WEAK_CHECKS", "Verdict", "convict"]
 

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from lockguard.errors import FenceUnavailable, StaleToken
 from lockguard.ports import Outrun, Sealed
-from lockguard_asyncpg.claims import Claim
-from lockguard_asyncpg.errors import DATABASE_ERRORS, stale
-from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.wire import CLOSED
+from lockguard_asyncpg._claims import Claim
+from lockguard_asyncpg._errors import DATABASE_ERRORS, stale
+from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._wire import CLOSED
 from lockguard_lab.fence_race.plan import Attempt, Way
 from lockguard_lab.fence_race.writes import BUMP, filled_in, plain_transaction, transaction_write
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from lockguard.lease import Grant, Resource, Token
+    from lockguard._lease import Grant, Resource, Token
 
 __all__ = ["WEAK_ENDS"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
-from lockguard.private import write_private
 from lockguard_lab.servers import postgres_files
 from lockguard_lab.servers.binaries import ServerBinary
 from lockguard_lab.servers.embedded import EmbeddedServer

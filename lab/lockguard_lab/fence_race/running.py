@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK, Clock
+from lockguard._clock import SYSTEM_CLOCK, Clock
+from lockguard._lease import new_grant_id
 from lockguard.errors import ConfigurationError
-from lockguard.lease import new_grant_id
-from lockguard_asyncpg.connection import fenced
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.own_schema import made_anew
-from lockguard_asyncpg.protection import protect
-from lockguard_asyncpg.schema import require_current
+from lockguard_asyncpg._connection import fenced
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._own_schema import made_anew
+from lockguard_asyncpg._protection import protect
+from lockguard_asyncpg._schema import require_current
 from lockguard_lab.fence_race.defaults import role_defaults
 from lockguard_lab.fence_race.holders import Holders
 from lockguard_lab.fence_race.oracle import judge

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.wire import bare, give_back
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._wire import bare, give_back
 
 if TYPE_CHECKING:
     import asyncpg

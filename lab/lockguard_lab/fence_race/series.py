@@ -25,7 +25,7 @@ from lockguard_lab.fence_race.independent import BODIES, independent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lockguard_asyncpg.transaction import Isolation
+    from lockguard_asyncpg._transaction import Isolation
 
 __all__ = ["Route", "run_series"]
 

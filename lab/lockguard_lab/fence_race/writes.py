@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard_asyncpg.errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
-from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.native import fenced_execute
-from lockguard_asyncpg.transaction import FencedTransaction
-from lockguard_asyncpg.wire import bare, give_back, unfenced
+from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
+from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._native import fenced_execute
+from lockguard_asyncpg._transaction import FencedTransaction
+from lockguard_asyncpg._wire import bare, give_back, unfenced
 from lockguard_lab.fence_race.plan import Attempt, Shape, Way
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import asyncio
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lockguard.context import Entry, pop_entry, push_entry
-from lockguard_asyncpg.literals import number, text, uuid
-from lockguard_asyncpg.wire import bare
+from lockguard._context import Entry, pop_entry, push_entry
+from lockguard_asyncpg._literals import number, text, uuid
+from lockguard_asyncpg._wire import bare
 from lockguard_lab.fence_race.plan import Attempt, Shape, Way
 from lockguard_lab.fence_race.writes import (
     SEEN,
@@ -25,7 +25,7 @@ from lockguard_lab.fence_race.writes import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
 
-    from lockguard.lease import Lease
+    from lockguard._lease import Lease
 
 __all__ = [
     "BEGUN_BEFORE",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg._fence import PostgresFence
 from lockguard_lab.fence_race.plan import Attempt, Way
 from lockguard_lab.fence_race.writes import (
     CLOSING,

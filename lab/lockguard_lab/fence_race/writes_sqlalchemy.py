@@ -10,8 +10,8 @@ import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from lockguard_asyncpg.connection import FencedConnection
-from lockguard_asyncpg.errors import CommitUnknown, NotCommitted, translate
+from lockguard_asyncpg._connection import FencedConnection
+from lockguard_asyncpg._errors import CommitUnknown, NotCommitted, translate
 from lockguard_lab.fence_race.plan import Attempt, RacePlan, Shape, Way
 from lockguard_lab.fence_race.writes import ADD, BUMP, SEEN, WRITE_SEEN, LossyConnection
 from lockguard_lab.fence_race.writes_dropin import carried

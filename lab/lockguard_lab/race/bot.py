@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard import LockGuard
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_asyncpg import PostgresFence
 from lockguard_ccxt import GuardedExchange, Patience, decimal_of, rules_of
 from lockguard_ccxt.lean_import import import_lean
 from lockguard_lab.exchange import connect
 from lockguard_lab.naive import NaiveManager
 from lockguard_lab.race.phase import HeldExchange, Line, hold_orders
-from lockguard_positions.events import LogPositions, PositionEvent, WriteRefused
-from lockguard_positions.manager import AtomicPositionManager
-from lockguard_positions.model import AlreadyOpen, Opened
-from lockguard_positions.venue import Pace
+from lockguard_positions._events import LogPositions, PositionEvent, WriteRefused
+from lockguard_positions._manager import AtomicPositionManager
+from lockguard_positions._model import AlreadyOpen, Opened
+from lockguard_positions._venue import Pace
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TextIO
 
-from lockguard.private import append_private
+from lockguard._private_files import append_private
 
 __all__ = ["RaceLog"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.exchange import ControlClient, Execution, Fault, FaultKind, Operation
 from lockguard_lab.race.crew import Crew
 from lockguard_lab.race.expiry import Expiry

@@ -11,15 +11,15 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from lockguard import LockGuard
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._nodes.address import split_url
 from lockguard.errors import AcquireError, ConfigurationError
-from lockguard.nodes.address import split_url
 from lockguard_asyncpg import install
-from lockguard_asyncpg.dsn import checked, reason_of, shown
-from lockguard_asyncpg.errors import CONNECT_ERRORS
+from lockguard_asyncpg._dsn import checked, reason_of, shown
+from lockguard_asyncpg._errors import CONNECT_ERRORS
 from lockguard_ccxt import resource_key
-from lockguard_positions.errors import ServerUnreachable
-from lockguard_positions.schema import migrate
+from lockguard_positions._errors import ServerUnreachable
+from lockguard_positions._schema import migrate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard import LeaseLost, ResourceBusy, StaleToken
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.naive import SETTLEMENT
 from lockguard_lab.race.bot import Bot, Refusals, set_up
 from lockguard_lab.race.logs import RaceLog
 from lockguard_lab.race.phase import Line
 from lockguard_lab.race.settings import Crewman, Report, Role
-from lockguard_positions.errors import DuplicatePosition
+from lockguard_positions._errors import DuplicatePosition
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

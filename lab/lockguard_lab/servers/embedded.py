@@ -7,7 +7,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_lab.servers import ports, scratch, supervision
 

@@ -18,8 +18,8 @@ import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
-from lockguard.private import write_private
 from lockguard_lab.servers import scratch, supervision
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import signal
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
-from lockguard.private import write_private
 from lockguard_lab.servers import postgres_files, warden
 from lockguard_lab.servers.binaries import ServerBinary, find_postgres
 from lockguard_lab.servers.embedded import EmbeddedServer

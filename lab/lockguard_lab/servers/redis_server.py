@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote, urlencode
 
+from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
-from lockguard.private import write_private
 from lockguard_lab.servers.binaries import ServerBinary, find_valkey
 from lockguard_lab.servers.embedded import EmbeddedServer
 from lockguard_lab.servers.ports import LOOPBACK, free_port

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_lab.servers.warden import OWNER_FILE, PIDS_FILE, kill_tree, remove_directory
 

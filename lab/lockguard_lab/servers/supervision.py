@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_lab.servers import scratch, warden
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._guard import LockGuard
+from lockguard._lease import new_grant_id
+from lockguard._private_files import write_private
 from lockguard.errors import LockguardError
-from lockguard.guard import LockGuard
-from lockguard.lease import new_grant_id
-from lockguard.private import write_private
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.fence import PostgresFence
-from lockguard_asyncpg.protection import protect
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._protection import protect
 from lockguard_lab.fence_race.chaos.history import BELOW, judge, read_journals
 from lockguard_lab.fence_race.chaos.plan import ChaosPlan, Crewman, RoundReport
 from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN, kill_one

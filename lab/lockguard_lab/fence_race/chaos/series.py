@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.fence_race.chaos.plan import ChaosPlan, RoundReport
 from lockguard_lab.fence_race.chaos.running import run_round
 from lockguard_lab.fence_race.planted import WEAK_CHECKS

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.clock import SYSTEM_CLOCK
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._guard import LockGuard
+from lockguard._lease import Lease
 from lockguard.errors import LockguardError
-from lockguard.guard import LockGuard
-from lockguard.lease import Lease
-from lockguard_asyncpg.connection import fenced
-from lockguard_asyncpg.errors import DATABASE_ERRORS
-from lockguard_asyncpg.fence import PostgresFence
+from lockguard_asyncpg._connection import fenced
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_asyncpg._fence import PostgresFence
 from lockguard_lab.fence_race import ISOLATIONS
 from lockguard_lab.fence_race.chaos.history import BELOW, OWN
 from lockguard_lab.fence_race.chaos.plan import Crewman
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from lockguard.ports import Fence
-    from lockguard_asyncpg.transaction import Isolation
+    from lockguard_asyncpg._transaction import Isolation
 
 __all__ = ["READY", "main"]
 

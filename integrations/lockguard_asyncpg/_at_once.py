@@ -1,0 +1,280 @@
+"""A write of the caller's and the check before it, in one round trip.
+
+Postgres runs whatever reaches it up to the next Sync in one transaction, in the order in which it came, and
+after an error skips all of it. asyncpg sends a statement with parameters as Bind, Execute, Sync. So the check
+leaves as Parse, Bind, Execute right before it: it comes first, locks the fence's row until the statement is
+committed, and where it fails the statement is not run. The caller's text, parameters, command tag, rows and
+errors and asyncpg's cache of prepared statements stay as they are. A text without parameters, which asyncpg
+sends as a simple query, is one transaction together with the checks in the text before it.
+
+asyncpg reads past the answers to the check: it skips ParseComplete and BindComplete where it waits for rows,
+keeps the last command tag only, and the check gives no row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
+
+from lockguard.errors import ConfigurationError, LockguardError
+from lockguard_asyncpg._claims import Entry, Limits, entry_for
+from lockguard_asyncpg._errors import (
+    DATABASE_ERRORS,
+    Meaning,
+    ended,
+    leaves_in_doubt,
+    meaning_of,
+    note_on_check,
+    set_up_error,
+)
+from lockguard_asyncpg._literals import number, text
+from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._unsealed import BY_ITSELF, UNSEALED, in_turn
+from lockguard_asyncpg._wire import rolled_back, send_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lockguard._lease import Lease
+
+__all__ = ["Flight", "Overtaken", "can_fly", "in_one_flight", "in_one_text", "take_flight"]
+
+T = TypeVar("T")
+# What asyncpg gives no public way to.
+_PROTOCOL = "_protocol"
+_TRANSPORT = "_transport"
+_HOOK = "_do_execute"
+_CANCELLING = "_is_cancelling"
+# More than a statement can have: refused by asyncpg after it has looked whether the connection is free.
+_TOO_MANY = (None,) * 32_768
+_TOO_MANY_SAYS = "cannot exceed 32767"
+_RESOLVE_MS = 1_000
+
+
+class Overtaken(Exception):
+    """Nothing was done: the snapshot is older than the lease's seal, or that has to be made by itself."""
+
+
+class Flight:
+    """The check, until it has left right before the statement that it is for.
+
+    Attributes:
+        left: whether it has, and the statement with it.
+        executor: how asyncpg sends the statement, once that is known.
+    """
+
+    __slots__ = ("_con", "_entry", "_leases", "executor", "left")
+
+    def __init__(self, con: Any, leases: tuple[Lease, ...], entry: Entry) -> None:
+        self._con = con
+        self._leases = leases
+        self._entry = entry
+        self.left = False
+        self.executor: Callable[..., Awaitable[Any]] | None = None
+
+    async def __call__(self, stmt: Any, timeout_s: float | None) -> Any:
+        """What asyncpg calls in place of its own: the statement has been prepared and is to be run."""
+        assert self.executor is not None
+        return await self.go(stmt, lambda: self.executor(stmt, timeout_s))  # type: ignore[misc]
+
+    async def go(self, stmt: Any, send: Callable[[], Awaitable[T]]) -> T:
+        """Send the check, and the statement right after it."""
+        con = self._con
+        protocol = getattr(con, _PROTOCOL)
+        for lease in self._leases:
+            lease.ensure()
+        # From here on nothing may come in between, nor be sent where another task waits for an answer.
+        try:
+            await protocol.bind_execute(stmt, _TOO_MANY, "", 0, False, None)  # noqa: FBT003 - asyncpg's own
+        except asyncpg.InterfaceError as exc:
+            if _TOO_MANY_SAYS not in str(exc):
+                raise
+        if not stmt.name:
+            stmt.mark_unprepared()  # the check takes its place as the statement without a name
+        sent = protocol.queries_count
+        getattr(con, _TRANSPORT).write(_messages(self._entry.piped_sql()))
+        self.left = True
+        try:
+            return await send()
+        except BaseException:
+            if protocol.queries_count == sent:
+                self.left = False  # the check has left alone: what it noted is not a write
+                if not con.is_closed():
+                    await _end_group(con, protocol)
+            raise
+
+
+def _messages(query: str) -> bytes:
+    parse = b"\0" + query.encode("ascii") + b"\0\0\0"
+    return b"".join(
+        kind + struct.pack("!i", len(body) + 4) + body
+        for kind, body in ((b"P", parse), (b"B", bytes(8)), (b"E", bytes(5)))
+    )
+
+
+async def _end_group(con: Any, protocol: Any) -> None:
+    """The check has left and the statement has not, its arguments are wrong or its time is up: send the Sync.
+
+    Until asyncpg has written it there is no moment in which it would meet the answers to the check.
+    """
+    try:
+        async with asyncio.timeout(1.0):
+            nothing = await protocol.prepare(
+                "", "select where false", None, record_class=protocol.get_record_class()
+            )
+            await protocol.bind_execute(nothing, (), "", 0, False, None)  # noqa: FBT003 - asyncpg's own
+    except asyncpg.PostgresError:
+        return  # the check was refused, and asyncpg has sent the Sync
+    except BaseException:
+        con.terminate()
+        raise
+
+
+def can_fly(con: Any) -> bool:
+    """Whether this version of asyncpg lets a check leave before a statement, and nothing is in the way."""
+    protocol = getattr(con, _PROTOCOL)
+    return (
+        hasattr(asyncpg.Connection, _HOOK)
+        and hasattr(protocol, _CANCELLING)
+        and not getattr(protocol, _CANCELLING)()
+    )
+
+
+def take_flight(flight: Flight | None, executor: Any) -> Any:
+    """``executor`` with the check before it; as it is where there is none, or it has one already."""
+    if flight is None or executor is flight or flight.executor is not None:
+        return executor  # asyncpg's second try, or its own question about a type
+    flight.executor = executor
+    return flight
+
+
+async def in_one_flight(
+    con: Any,
+    leases: tuple[Lease, ...],
+    limits: Limits,
+    send: Callable[[Flight], Awaitable[T]],
+    *,
+    last: bool = False,
+) -> T:
+    """Run one statement by the extended protocol; ``send`` hands the flight to what asyncpg calls.
+
+    As the ``last`` one it closes the leases with its commit.
+
+    Raises:
+        Overtaken: see there.
+    """
+    async with in_turn(leases):
+        entry = entry_for(leases, sequence=NUMBERS.take(), limits=limits, first=True, last=last)
+        flight = Flight(con, leases, entry)
+        result = await _concluded(con, leases, entry, lambda: send(flight), has_left=lambda: flight.left)
+    if not flight.left:
+        raise ConfigurationError(
+            f"asyncpg {asyncpg.__version__} sent a statement without the check of its lease: it may have been"
+            " written past the fence; use another version of asyncpg"
+        )
+    return result
+
+
+async def in_one_text(
+    con: Any,
+    leases: tuple[Lease, ...],
+    limits: Limits,
+    query: str,
+    send: Callable[[str], Awaitable[T]],
+) -> T:
+    """Run one statement without parameters, as a simple query.
+
+    Raises:
+        Overtaken: see there.
+    """
+    async with in_turn(leases):
+        entry = entry_for(leases, sequence=NUMBERS.take(), limits=limits, first=True)
+        before = entry.piped_sql() + ";"
+
+        async def sent() -> T:
+            try:
+                return await send(before + query)
+            except asyncpg.PostgresError as exc:
+                _as_of(exc, query, len(before))
+                raise
+
+        return await _concluded(con, leases, entry, sent)
+
+
+def _as_of(exc: asyncpg.PostgresError, query: str, shift: int) -> None:
+    """Have an error speak of the caller's text."""
+    told: Any = exc
+    told.query = query
+    position = getattr(exc, "position", None)
+    if position is not None and position.isdecimal() and int(position) > shift:
+        told.position = str(int(position) - shift)
+
+
+async def _concluded(
+    con: Any,
+    leases: tuple[Lease, ...],
+    entry: Entry,
+    work: Callable[[], Awaitable[T]],
+    has_left: Callable[[], bool] = lambda: True,
+) -> T:
+    assert entry.sequence is not None
+    unknown = entry.unknown()
+    closed = con.is_closed()
+    try:
+        result = await work()
+    except asyncio.CancelledError as exc:
+        if has_left():
+            exc.add_note(f"cancelled during a write: {unknown}")
+        raise
+    except LockguardError:  # before anything was sent
+        if not con.is_closed():
+            await rolled_back(con, send_plain(con, "select"))  # asyncpg leaves what Parse has locked
+        NUMBERS.give_back((entry.sequence,))
+        raise
+    except DATABASE_ERRORS as exc:
+        # What failed in Parse was never there, whatever became of the connection.
+        known = (
+            closed or not has_left() or (isinstance(exc, TimeoutError) and await _ended_without(con, entry))
+        )
+        if not known and leaves_in_doubt(exc):
+            raise unknown from exc
+        NUMBERS.give_back((entry.sequence,))
+        overtaken = meaning_of(exc) is Meaning.RETRY and _is_the_checks(exc)
+        if overtaken or getattr(exc, "sqlstate", None) in BY_ITSELF:
+            raise Overtaken from exc
+        if (said := ended(exc, leases)) is not None:
+            raise said from exc
+        if _is_the_checks(exc):
+            _tell_of_the_check(exc, leases)
+        raise
+    NUMBERS.give_back((entry.sequence,))
+    UNSEALED.sealed(leases)
+    return result
+
+
+def _tell_of_the_check(exc: BaseException, leases: tuple[Lease, ...]) -> None:
+    if meaning_of(exc) is Meaning.CONFIGURATION:
+        raise set_up_error(exc) from exc
+    note_on_check(exc, leases)
+
+
+def _is_the_checks(exc: BaseException) -> bool:
+    said = f"{exc} {getattr(exc, 'context', None) or ''}"
+    return "lockguard." in said or 'schema "lockguard"' in said or "schema lockguard" in said
+
+
+async def _ended_without(con: Any, entry: Entry) -> bool:
+    """Whether a write that was given up after its timeout is known not to be there, and never to come."""
+    first = entry.claims[0]
+    ask = (
+        f"select where lockguard.{'resolve' if first.seals is None else 'resolve_first'}("
+        f"{text(first.resource)},{number(first.token)},{number(entry.sequence)},{_RESOLVE_MS})"
+    )
+    try:
+        async with asyncio.timeout(2 * _RESOLVE_MS / 1000):
+            return await send_plain(con, ask) == "SELECT 0"
+    except DATABASE_ERRORS:
+        return False

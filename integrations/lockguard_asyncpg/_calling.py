@@ -1,0 +1,205 @@
+"""The fence's own calls: each is made until it is done or the caller's patience is over.
+
+Whatever fails for a reason that passes is made again, so a call has to be one that may be repeated. What is
+left is a :class:`FenceUnavailable` that says why, and who was in the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.errors import FenceUnavailable
+from lockguard.text import printable
+from lockguard_asyncpg._cancels import Cancels
+from lockguard_asyncpg._carrying import alone
+from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
+from lockguard_asyncpg._wire import bare, give_back, send_plain, unfenced
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+__all__ = ["Call", "make", "once"]
+
+_ATTEMPTS_MAX = 20
+_PAUSE_FIRST_S = 0.01
+_PAUSE_MAX_S = 0.2
+# How long a connection may take to give up a cancelled statement before it is thrown away.
+_RELEASE_S = 0.5
+# How long a process that stops between the answer to its seal or break and COMMIT keeps everybody else out.
+_IDLE_MS = 1_000
+# In the message of the call itself, against settings of the role or the database. At SERIALIZABLE, seals and
+# closes of resources that have nothing to do with each other would fail, and bodies with them. With a
+# statement timeout a seal would lose its place in the line each time, and nobody would ever be evicted;
+# lock_timeout and the caller's patience bound it.
+_ON_OUR_TERMS = "set transaction isolation level read committed;set local statement_timeout = 0;"
+_AT_THE_GATE = (
+    "select pid, role, application, alone, state, clock_timestamp() - since as age"
+    " from lockguard.at_the_gate($1) where pid is null or role is not null"
+)
+# Of a standby that is there a role without rights sees no more than that.
+_NO_STANDBY = (
+    "select setting from pg_settings where name = 'synchronous_standby_names' and setting <> ''"
+    " and not exists (select from pg_stat_replication where coalesce(sync_state, 'sync') <> 'async')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A repeatable call: what stands before its last argument, its bound in ms, and what stands after.
+
+    Attributes:
+        rows: whether its row is wanted; otherwise the command tag is the answer.
+        alone: a row takes a transaction, but where nothing is written and no pooler is in between.
+    """
+
+    before: str
+    after: str
+    rows: bool = False
+    alone: bool = True
+
+
+async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: timedelta) -> Any:
+    """Make a call until it is done or ``within`` is over."""
+    failure: Exception | None = None
+    connected = True
+    cancels = Cancels()
+    try:
+        async with asyncio.timeout(within.total_seconds()) as scope:
+            for attempt in range(_ATTEMPTS_MAX):
+                if attempt:
+                    await asyncio.sleep(min(_PAUSE_MAX_S, _PAUSE_FIRST_S * 2 ** (attempt - 1)))
+                try:
+                    connected = False
+                    conn = await pool.acquire()
+                    connected = True
+                    deadline = scope.when()
+                    assert deadline is not None, "the timeout that was just entered has a deadline"
+                    # A little less than is left, so that the server's own answer, which says why, is first.
+                    left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
+                    query = f"{call.before}{left_ms:d}{call.after}"
+                    return await once(pool, conn, query, rows=call.rows, alone_=call.alone)
+                except DATABASE_ERRORS as exc:
+                    failure = exc
+                    cancels.heed()
+                    if not _passing(exc):
+                        break
+    except TimeoutError as exc:
+        failure = failure or exc
+    lent_out = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
+    if not connected and lent_out and isinstance(failure, TimeoutError):
+        failure = _NoConnection(f"all {pool.get_size()} connections of its pool were in use")
+    said = await _failed(pool, failure, resource=resource, within=within)
+    cancels.heed()
+    raise said from failure
+
+
+def _passing(exc: Exception) -> bool:
+    match meaning_of(exc):
+        case Meaning.CONFIGURATION:
+            raise set_up_error(exc) from exc
+        case Meaning.STALE | Meaning.STATEMENT:
+            return False
+        case Meaning.RETRY | Meaning.LOST:
+            return True
+        case Meaning.UNAVAILABLE:
+            # A lock timeout has used the time up; a server that starts or is full may be ready soon.
+            return getattr(exc, "sqlstate", None) != "55P03"
+
+
+async def _failed(
+    pool: asyncpg.Pool[Any], failure: Exception | None, *, resource: str, within: timedelta
+) -> FenceUnavailable:
+    seconds = f"{within.total_seconds():.3g} s"
+    if getattr(failure, "sqlstate", None) == "55P03":
+        by = (
+            await _who(pool, resource)
+            or "an open transaction under its lease, or one that has locked its row"
+        )
+        why = f"kept out for {seconds} by {by}"
+    elif isinstance(failure, _NoConnection):
+        why = f"{failure} for {seconds}; give PostgresFence a pool of its own, or one with room to spare"
+    elif isinstance(failure, TimeoutError) or failure is None:
+        why = f"Postgres did not answer within {seconds}{await _unreplicated(pool)}"
+    else:
+        why = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+    return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
+
+
+async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
+    """Who is in the way, for people; nothing if nobody can tell, as with a schema before version 4."""
+    rows = []
+    with contextlib.suppress(*DATABASE_ERRORS):
+        async with asyncio.timeout(_RELEASE_S):
+            with unfenced():
+                rows = await pool.fetch(_AT_THE_GATE, resource)
+    return "; ".join(_named(row) for row in rows)
+
+
+async def _unreplicated(pool: asyncpg.Pool[Any]) -> str:
+    """Whether commits wait for a standby that is not there; nothing if nobody can tell."""
+    with contextlib.suppress(*DATABASE_ERRORS):
+        async with asyncio.timeout(_RELEASE_S):
+            with unfenced():
+                waiting = await pool.fetchval(_NO_STANDBY)
+        if waiting:
+            names = f"synchronous_standby_names is {printable(str(waiting))}"
+            return f": commits wait for a synchronous standby, and none is there ({names})"
+    return ""
+
+
+def _named(row: asyncpg.Record) -> str:
+    began = "" if row["age"] is None else f" begun {row['age'].total_seconds():.1f} s ago"
+    does = "which has its gate to itself" if row["alone"] else f"an open transaction under its lease{began}"
+    if row["pid"] is None:
+        return f"a prepared transaction: {does}; end it with ROLLBACK PREPARED, see pg_prepared_xacts"
+    facts = (
+        printable(row["role"]),
+        printable(row["application"] or "no application_name"),
+        row["state"] or "in a state that this role may not see",
+    )
+    return f"session {row['pid']} ({', '.join(facts)}), {does}"
+
+
+class _NoConnection(TimeoutError):
+    """Every connection of the pool was lent out."""
+
+
+async def once(
+    pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: str, *, rows: bool, alone_: bool = True
+) -> Any:
+    """Make a call once, and give the connection back: its row, or its command tag."""
+    clean = False
+    try:
+        with unfenced():  # a seal under another lease is not that lease's write
+            if rows and alone_:
+                return await _row(conn, query)
+            if rows:
+                return await conn.fetchrow(query)
+            # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
+            # the server's word that it ends the session was read, and the end of the connection not yet.
+            if (con := bare(conn)) is None:  # the server dropped it, and the pool has emptied its proxy
+                raise asyncpg.InterfaceError("the connection is closed")
+            tag = await send_plain(con, _ON_OUR_TERMS + query)  # not read as a caller's statement is
+            clean = True
+            return tag
+    finally:
+        # A silent server must not hold the caller beyond its bound: asyncpg then drops the connection.
+        await give_back(pool, conn, timeout_s=_RELEASE_S, clean=clean)
+
+
+async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
+    """The row of ``query``, in a transaction."""
+    con = bare(conn)
+
+    async def ask() -> Any:
+        # Until COMMIT it has the gate to itself.
+        await con.execute(f"{_ON_OUR_TERMS}select lockguard.bound(0, {_IDLE_MS:d})")
+        return await con.fetchrow(query)
+
+    return await alone(con, (), ask, None)

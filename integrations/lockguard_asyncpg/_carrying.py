@@ -1,0 +1,293 @@
+"""Plain asyncpg code, fenced without a change: each statement under a lease carries the lease's token.
+
+Inside a guarded body a statement outside of any transaction is sent as ``BEGIN`` + check, statement,
+``COMMIT`` (two round trips more); ``conn.transaction()`` presents the lease together with ``BEGIN`` (none
+more); a transaction that began before the lease presents it before its next statement (one more). Outside
+of guarded bodies the connection does what asyncpg's does.
+
+What was presented is forgotten with the lock that proves it: at the end of the transaction, and after an
+error or a rollback to a savepoint, which may have released the fence's row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import asyncpg
+from asyncpg.transaction import Transaction
+
+from lockguard._context import current_leases, lost_sight, outlived_lease
+from lockguard.errors import ConfigurationError, LeaseNotHeld, LockguardError
+from lockguard_asyncpg._at_once import Overtaken, can_fly
+from lockguard_asyncpg._claims import Limits, entry_for
+from lockguard_asyncpg._errors import DATABASE_ERRORS, ended, fence_error, note_on_check, stale
+from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._statements import (
+    Kind,
+    ends_in_savepoint,
+    is_commit,
+    kind_of,
+    may_end_transaction,
+    read_only_after,
+)
+from lockguard_asyncpg._unsealed import seal_now
+from lockguard_asyncpg._wire import Standing, Wire, is_unfenced, rolled_back, send_plain, standing_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lockguard._lease import Lease
+
+__all__ = ["LIMITS", "AtOnce", "alone", "leases_here", "leases_of", "present", "run", "run_parsed"]
+
+T = TypeVar("T")
+AtOnce: TypeAlias = "Callable[[tuple[Lease, ...]], Awaitable[T]]"
+LIMITS = Limits()
+
+
+def leases_here() -> tuple[Lease, ...]:
+    """The leases that the running code writes under.
+
+    Raises:
+        LeaseNotHeld: it is a task that has outlived its guarded body: it must not pass for code that never
+            had a lease.
+    """
+    if is_unfenced():
+        return ()
+    if (ended := outlived_lease()) is not None:
+        raise LeaseNotHeld(
+            f"this task began in the body of the lease on {ended.resource!r}, which was released:"
+            " await it inside the body, or write inside `with unfenced():` what needs no fence",
+            resource=ended.resource,
+            token=ended.token,
+        )
+    if (left := lost_sight()) is not None:
+        raise LeaseNotHeld(
+            f"the hold on {left.resource!r} is open, and the task that entered it has ended, so its lease is"
+            " not in force here: enter it in the task whose body it is, with hold(..., wait=...) or inside"
+            " `async with asyncio.timeout(...)` instead of asyncio.wait_for(...); write inside"
+            " `with unfenced():` what needs no fence",
+            resource=left.resource,
+            token=left.token,
+        )
+    return current_leases()
+
+
+async def run(
+    con: Any,
+    text: str,
+    send: Callable[[], Awaitable[T]],
+    timeout_s: float | None,
+    at_once: AtOnce[T] | None = None,
+) -> T:
+    """Run one statement of the caller's with whatever has to go before and after it.
+
+    Args:
+        con: the connection.
+        text: the statement.
+        send: sends it as asyncpg does.
+        timeout_s: the patience for what goes before and after.
+        at_once: sends it with the check of these leases right before it, where that can be done.
+    """
+    standing, task = standing_of(con), asyncio.current_task()
+    if standing.user is not None:
+        if standing.user is task:  # asyncpg runs a statement of its own within the caller's
+            return await send()
+        # Between our BEGIN and COMMIT another task's statement would join a transaction it does not know.
+        raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
+    leases = leases_of(con, standing)
+    if standing.body is not None:
+        _keep_open(con, text)
+    if not leases:
+        return await _plainly(con, standing, text, send)
+    kind = kind_of(text)
+    if kind is not Kind.ROLLBACK:  # which is right whatever became of the lease
+        for lease in leases:
+            lease.ensure()
+    standing.user = task
+    try:
+        if con.is_in_transaction():
+            return await _inside(con, standing, leases, kind, text, send)
+        if kind is Kind.ORDINARY:
+            return await _by_itself(con, leases, send, timeout_s, at_once)
+        result = await send()
+        standing.read_only = kind is Kind.BEGIN and read_only_after(text) is True
+        return result
+    finally:
+        standing.user = None
+
+
+async def _by_itself(
+    con: Any,
+    leases: tuple[Lease, ...],
+    send: Callable[[], Awaitable[T]],
+    timeout_s: float | None,
+    at_once: AtOnce[T] | None,
+) -> T:
+    if at_once is not None and can_fly(con):
+        # Nothing was done where the lease has to be sealed by itself, or where the snapshot was overtaken by
+        # a seal: a transaction takes another one.
+        with contextlib.suppress(Overtaken):
+            return await at_once(leases)
+    try:
+        return await alone(con, leases, send, timeout_s)
+    except asyncpg.InvalidCachedStatementError:
+        # The table has another column by now. asyncpg has dropped what it kept, and tries again
+        # itself only where it sees no transaction.
+        return await alone(con, leases, send, timeout_s)
+
+
+async def run_parsed(
+    con: Any,
+    text: str,
+    send: Callable[[], Awaitable[T]],
+    timeout_s: float | None,
+    at_once: AtOnce[T] | None = None,
+) -> T:
+    """As :func:`run`, for a statement that was prepared.
+
+    asyncpg sends Parse without Sync, so the server keeps the statement's tables locked, and a pooler its
+    connection taken, until the next message. Where the statement is refused here, there would be none.
+    """
+    try:
+        return await run(con, text, send, timeout_s, at_once)
+    except LockguardError:
+        if not con.is_closed() and not con.is_in_transaction():
+            await rolled_back(con, send_plain(con, "select"))
+        raise
+
+
+def leases_of(con: Any, standing: Standing) -> tuple[Lease, ...]:
+    """The leases that a statement on ``con`` is written under.
+
+    On a connection that is fenced for the body of a fenced transaction only, those of that transaction.
+
+    Raises:
+        LeaseNotHeld: see :func:`leases_here`.
+    """
+    if standing.body is None:
+        return leases_here()
+    if is_unfenced():
+        return ()
+    return standing.body if con.is_lent else leases_here() or standing.body
+
+
+def _keep_open(con: Any, text: str) -> None:
+    """In the body of a fenced transaction nothing is written outside of that transaction.
+
+    Raises:
+        ConfigurationError: the text would end it, or it has ended.
+    """
+    if not con.is_in_transaction() and not con.is_closed():
+        raise ConfigurationError("the fenced transaction around this statement has ended: leave its body")
+    if may_end_transaction(text):
+        raise ConfigurationError(
+            f"{text[:60]!r} would end the fenced transaction around it, and what follows would escape"
+            " the fence: leave the body instead"
+        )
+
+
+async def _plainly(con: Any, standing: Standing, text: str, send: Callable[[], Awaitable[T]]) -> T:
+    """A statement without a lease; perhaps in a transaction that began under one."""
+    standing.forget()  # it may be a ROLLBACK TO that frees the fence's rows
+    presented = tuple(standing.leases.values())
+    ends = may_end_transaction(text)
+    try:
+        if presented and is_commit(text):
+            return cast("T", await _commit(con, presented, text))
+        result = await send()
+    except DATABASE_ERRORS as exc:
+        if (said := ended(exc, presented)) is not None:
+            raise said from exc
+        raise
+    if ends:
+        standing.clear()  # perhaps another one has begun by now
+    return result
+
+
+async def alone(
+    con: Any, leases: tuple[Lease, ...], send: Callable[[], Awaitable[T]], timeout_s: float | None
+) -> T:
+    """A statement outside of any transaction, in one of its own; however it ends, that is over then."""
+    wire: Any = Wire(con, lambda: leases, limits=LIMITS, timeout_s=timeout_s)
+    transaction = Transaction(wire, None, readonly=False, deferrable=False)
+    await transaction.start()
+    try:
+        result = await send()
+    except BaseException as exc:
+        if not con.is_closed():
+            try:
+                await rolled_back(con, transaction.rollback())
+            except asyncio.CancelledError:
+                if not isinstance(exc, asyncio.CancelledError):
+                    raise
+        if (said := ended(exc, leases)) is not None:
+            raise said from exc
+        raise
+    await transaction.commit()
+    return result
+
+
+async def _inside(
+    con: Any,
+    standing: Standing,
+    leases: tuple[Lease, ...],
+    kind: Kind,
+    text: str,
+    send: Callable[[], Awaitable[T]],
+) -> T:
+    """A statement in a transaction of the caller's."""
+    match kind:
+        case Kind.COMMIT:
+            return cast("T", await _commit(con, leases, text))
+        case Kind.ROLLBACK:
+            standing.forget()
+            result = await send()
+            if not ends_in_savepoint(text):  # with AND CHAIN the next one is open already
+                standing.clear()
+            return result
+        case Kind.ORDINARY:
+            await present(con, standing, leases)
+        case Kind.SETTING:
+            if read_only_after(text) is False:
+                standing.read_only = False
+        case Kind.BEGIN | Kind.SAVEPOINT:
+            pass
+    try:
+        return await send()
+    except DATABASE_ERRORS as exc:
+        # Only a rollback, perhaps to a savepoint, leads on from here.
+        standing.forget()
+        standing.refusal = stale(exc) or standing.refusal
+        if (said := ended(exc, leases)) is not None:
+            raise said from exc
+        raise
+
+
+async def _commit(con: Any, leases: tuple[Lease, ...], text: str) -> Any:
+    wire = Wire(con, lambda: leases, limits=LIMITS)
+    return await wire.commit(text)
+
+
+async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> None:
+    """Check what this transaction has not presented yet."""
+    if standing.read_only:
+        return
+    await seal_now(leases)
+    sequence = NUMBERS.alone() if standing.entry is None else None
+    entry = entry_for(leases, sequence=sequence, limits=LIMITS)
+    if standing.claims.issuperset(entry.claims):
+        return
+    try:
+        await send_plain(con, entry.sql())
+    except DATABASE_ERRORS as exc:
+        standing.forget()
+        standing.refusal = stale(exc) or standing.refusal
+        said = ended(exc, leases) or fence_error(exc)
+        if said is not None:
+            raise said from exc
+        note_on_check(exc, leases)
+        raise
+    standing.note(entry, leases)

@@ -1,0 +1,93 @@
+"""How the commands reach the database, and the one line that they say when they cannot."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+try:
+    import click
+except ImportError as missing:
+    raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
+
+import asyncpg
+
+from lockguard import _interrupt as interrupt
+from lockguard._private_files import is_of_the_output
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg import _dsn as dsn
+from lockguard_asyncpg._dsn import shown
+from lockguard_asyncpg._errors import (
+    CONNECT_ERRORS,
+    DATABASE_ERRORS,
+    Meaning,
+    meaning_of,
+    set_up_error,
+    unreachable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+__all__ = ["CONNECT_S", "Mistake", "connected", "in_one_line", "reason_of", "shown"]
+
+CONNECT_S = 10.0
+
+
+class Mistake(click.ClickException):
+    """Something that the user can put right."""
+
+    exit_code = 2
+
+
+def connected(url: str | None, body: Callable[..., Awaitable[None]], **options: Any) -> None:
+    """Run ``body(connection, **options)``.
+
+    Raises:
+        Mistake: what the user can put right, in one line.
+        click.ClickException: nobody answers there, or what the database said otherwise.
+    """
+    interrupt.run(_with_connection(url, body, options))
+
+
+async def _with_connection(
+    url: str | None, body: Callable[..., Awaitable[None]], options: dict[str, Any]
+) -> None:
+    try:
+        dsn.checked(url)
+        conn = await asyncpg.connect(url, timeout=CONNECT_S)
+    except ConfigurationError as exc:
+        raise Mistake(str(exc)) from None
+    except CONNECT_ERRORS as exc:
+        told = f"cannot connect to {shown(url)}: {reason_of(exc)}"
+        raise click.ClickException(told) if unreachable(exc) else Mistake(told) from exc
+    try:
+        with in_one_line(url):
+            await body(conn, **options)
+    finally:
+        await conn.close(timeout=CONNECT_S)
+
+
+@contextmanager
+def in_one_line(url: str | None) -> Iterator[None]:
+    """What the database at ``url`` says in the body, as a command ends with it.
+
+    Raises:
+        Mistake: what the user can put right.
+        click.ClickException: what the database said otherwise.
+    """
+    try:
+        yield
+    except ConfigurationError as exc:
+        raise Mistake(str(exc)) from exc
+    except DATABASE_ERRORS as exc:
+        if is_of_the_output(exc):
+            raise
+        if meaning_of(exc) is Meaning.CONFIGURATION:
+            raise Mistake(str(set_up_error(exc))) from exc
+        raise click.ClickException(f"{shown(url)}: {reason_of(exc)}") from exc
+
+
+def reason_of(exc: BaseException) -> str:
+    """What went wrong, in one line."""
+    return dsn.reason_of(exc, within_s=CONNECT_S)

@@ -1,0 +1,390 @@
+"""asyncpg's connection, pool and prepared statement with the fence's layer before them.
+
+The layer has no state and no slots of its own, so a connection that exists already can change to it: that
+is how :func:`fenced` reaches a pool that other code holds. What is known of a connection's transaction is
+kept beside it, see :mod:`lockguard_asyncpg._wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from asyncpg.pool import Pool, PoolConnectionProxy
+from asyncpg.prepared_stmt import PreparedStatement
+from asyncpg.transaction import Transaction
+
+from lockguard._context import current_leases, outlived_lease
+from lockguard_asyncpg._at_once import Flight, in_one_flight, in_one_text, take_flight
+from lockguard_asyncpg._carrying import LIMITS, AtOnce, leases_of, present, run, run_parsed
+from lockguard_asyncpg._errors import DATABASE_ERRORS, ended
+from lockguard_asyncpg._statements import is_lone_write, is_write
+from lockguard_asyncpg._wire import Wire, bare, sees_all, standing_of, unfenced
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+
+    _Connection = asyncpg.Connection[Any]
+    _PoolConnectionProxy = PoolConnectionProxy[Any]
+    _PreparedStatement = PreparedStatement[Any]
+else:
+    _Connection, _PreparedStatement = asyncpg.Connection, PreparedStatement
+    _PoolConnectionProxy = PoolConnectionProxy
+
+__all__ = ["FenceLayer", "FencedConnection", "create_pool", "end_loan", "fenced", "lend"]
+
+# Methods that run statements, and whether the first argument is the statement's text.
+_CARRIERS = {
+    "execute": True,
+    "executemany": True,
+    "fetch": True,
+    "fetchval": True,
+    "fetchrow": True,
+    "fetchmany": True,
+    "copy_from_table": False,
+    "copy_from_query": False,
+    "copy_to_table": False,
+    "copy_records_to_table": False,
+}
+# Those that asyncpg sends as one Bind and Execute.
+_ONE_BY_ONE = {"execute", "fetch", "fetchval", "fetchrow"}
+# Where a prepared statement keeps its connection, and what the server knows of it.
+_OF = "_connection"
+_STATE = "_state"
+_STATUS = "_last_status"
+_CHECKS_STATUS = b"SELECT 0"
+_STATEMENT_CARRIERS = ("fetch", "fetchval", "fetchrow", "fetchmany", "executemany")
+# Housekeeping that asyncpg does with statements of its own.
+_PLAIN = ("add_listener", "remove_listener", "set_type_codec", "reset_type_codec", "set_builtin_type_codec")
+
+
+class FenceLayer:
+    """What fencing adds to an asyncpg connection class; mixed in before it, without any state.
+
+    Attributes:
+        is_lent: whether it is there for the body of one fenced transaction only.
+    """
+
+    __slots__ = ()
+    is_lent = False
+
+    def transaction(
+        self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
+    ) -> Transaction:
+        """As asyncpg's; presents the lease together with BEGIN."""
+        con: Any = self
+        wire: Any = Wire(con, lambda: leases_of(con, standing_of(con)), limits=LIMITS)
+        return _Transaction(wire, isolation, readonly, deferrable)
+
+    async def execute_plain(self, query: str, *, timeout: float | None = None) -> str:
+        """Asyncpg's ``execute``: for what goes before and after a fenced statement."""
+        parent: Any = super()
+        return str(await parent.execute(query, timeout=timeout))
+
+    async def _do_execute(
+        self, query: str, executor: Any, timeout: float | None, *retry: Any, **options: Any
+    ) -> Any:
+        """Where asyncpg has a statement prepared and then sends it: the check leaves right before it."""
+        con: Any = self
+        parent: Any = super()
+        executor = take_flight(standing_of(con).flight, executor)
+        return await parent._do_execute(query, executor, timeout, *retry, **options)
+
+    def _time_and_log(self, query: str, args: Any, timeout: float | None) -> Any:
+        """As asyncpg's, for its query loggers: they are told the caller's text, without the check."""
+        con: Any = self
+        parent: Any = super()
+        return parent._time_and_log(standing_of(con).told or query, args, timeout)
+
+    def cursor(self, query: str, *args: object, **options: Any) -> Any:
+        """As asyncpg's; presents the lease before the first row."""
+        parent: Any = super()
+        return _Cursor(self, parent.cursor(query, *args, **options))
+
+    async def prepare(self, query: str, **options: Any) -> Any:
+        """As asyncpg's; the statement carries the lease that is in force when it is run."""
+        parent: Any = super()
+        con: Any = self
+        for lease in leases_of(
+            con, standing_of(con)
+        ):  # a refusal after Parse would leave its locks, see run_parsed()
+            lease.ensure()
+        with unfenced():
+            statement = await parent.prepare(query, **options)
+        statement.__class__ = _Statement
+        return statement
+
+    async def reset(self, *, timeout: float | None = None) -> None:
+        """As asyncpg's; never under a lease: a lost one must not cost the pool its connection.
+
+        The pool calls it on release. In a guarded body an error of it is not raised: after a COMMIT that
+        was answered it would pass for the work's own, and the work be done twice.
+        """
+        con: Any = self
+        standing = standing_of(con)
+        if standing.body is not None:  # a fenced transaction was left open, or what follows would escape it
+            con.terminate()
+            return
+        standing.clear()
+        parent: Any = super()
+        try:
+            with unfenced():
+                await parent.reset(timeout=timeout)
+        except DATABASE_ERRORS:
+            if not _begun_in_a_body():
+                raise
+            con.terminate()
+
+
+def _carrier(name: str, *, has_text: bool) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(getattr(asyncpg.Connection, name))
+    async def method(self: Any, first: Any, *args: Any, **options: Any) -> Any:
+        parent = getattr(super(FenceLayer, self), name)
+        text = first if has_text else ""
+
+        def send() -> Any:
+            return parent(first, *args, **options)
+
+        async def in_flight(flight: Flight) -> Any:
+            standing_of(self).flight = flight
+            try:
+                return await send()
+            finally:
+                standing_of(self).flight = None
+
+        async def with_check(whole: str) -> Any:
+            standing_of(self).told = text
+            try:
+                return await parent(whole, **options)
+            finally:
+                standing_of(self).told = None
+
+        at_once: AtOnce[Any] | None = None
+        if name == "execute" and not args:
+            if is_lone_write(text):
+                at_once = functools.partial(in_one_text, self, limits=LIMITS, query=text, send=with_check)
+        elif name in _ONE_BY_ONE and is_write(text):
+            at_once = functools.partial(in_one_flight, self, limits=LIMITS, send=in_flight)
+        return await run(self, text, send, options.get("timeout"), at_once)
+
+    return method
+
+
+def _plain(name: str) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(getattr(asyncpg.Connection, name))
+    async def method(self: Any, *args: Any, **options: Any) -> Any:
+        with unfenced():
+            return await getattr(super(FenceLayer, self), name)(*args, **options)
+
+    return method
+
+
+# Set from outside, so that type checkers go on seeing asyncpg's own signatures.
+for _name, _has_text in _CARRIERS.items():
+    if hasattr(asyncpg.Connection, _name):
+        setattr(FenceLayer, _name, _carrier(_name, has_text=_has_text))
+for _name in _PLAIN:
+    setattr(FenceLayer, _name, _plain(_name))
+
+
+class _LentLayer(FenceLayer):
+    """The layer of a connection that is not fenced, in the body of a fenced transaction."""
+
+    __slots__ = ()
+    is_lent = True
+
+
+def lend(con: Any) -> type[Any] | None:
+    """Have every statement of ``con`` pass through the fence's layer; gives what :func:`end_loan` takes."""
+    if sees_all(con):
+        return None
+    kind: Any = type(con)
+    con.__class__ = _with_layer(_LentLayer, kind)
+    standing_of(con).clear()
+    lent_from: type[Any] = kind
+    return lent_from
+
+
+def end_loan(con: Any, kind: type[Any] | None) -> None:
+    """Undo :func:`lend`. What goes on in an outer transaction from here on is not seen: nothing is known."""
+    if kind is None:
+        return
+    standing_of(con).clear()
+    if con.is_lent:
+        con.__class__ = kind
+
+
+class _Transaction(Transaction):
+    """asyncpg's, which ends as it was cut, by a cancel or a lost lease, though its connection broke."""
+
+    __slots__ = ()
+
+    async def __aexit__(self, kind: object, exc: object, trace: object) -> None:
+        try:
+            await super().__aexit__(kind, exc, trace)
+        except DATABASE_ERRORS as broken:
+            if isinstance(exc, asyncio.CancelledError):  # stays one, though the connection broke with it
+                return
+            if (said := ended(broken, current_leases())) is not None:
+                raise said from broken
+            raise
+
+
+class _Proxy(_PoolConnectionProxy):
+    """The pool's proxy; the pool empties it when the server drops the connection."""
+
+    __slots__ = ()
+
+
+def _proxied(name: str) -> Callable[..., Awaitable[Any]]:
+    parent: Any = getattr(PoolConnectionProxy, name)
+
+    @functools.wraps(parent)
+    async def method(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return await parent(self, *args, **options)
+        except asyncpg.InterfaceError as exc:
+            if (said := ended(exc, current_leases())) is not None:
+                raise said from exc
+            raise
+
+    return method
+
+
+class FencedConnection(FenceLayer, _Connection):
+    """For ``asyncpg.create_pool(..., connection_class=FencedConnection)``: it carries the lease."""
+
+    __slots__ = ()
+
+
+for _name in _CARRIERS:
+    if hasattr(PoolConnectionProxy, _name):
+        setattr(_Proxy, _name, _proxied(_name))
+
+
+class _Statement(_PreparedStatement):
+    """A prepared statement that carries the lease in force when it is run."""
+
+    __slots__ = ()
+
+    def cursor(self, *args: object, **options: Any) -> Any:
+        """As asyncpg's; presents the lease before the first row."""
+        con: Any = getattr(self, _OF)
+        return _Cursor(con, super().cursor(*args, **options))
+
+
+def _statement_carrier(name: str) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(getattr(PreparedStatement, name))
+    async def method(self: Any, *args: Any, **options: Any) -> Any:
+        parent = getattr(super(_Statement, self), name)
+        text, con, state = self.get_query(), getattr(self, _OF), getattr(self, _STATE)
+
+        def send() -> Any:
+            return parent(*args, **options)
+
+        at_once: AtOnce[Any] | None = None
+        if name in _ONE_BY_ONE and is_write(text):
+            at_once = functools.partial(
+                in_one_flight, con, limits=LIMITS, send=lambda flight: flight.go(state, send)
+            )
+        result = await run_parsed(con, text, send, options.get("timeout"), at_once)
+        if name != "fetch" and getattr(self, _STATUS) == _CHECKS_STATUS:
+            setattr(
+                self, _STATUS, None
+            )  # asyncpg's, where a row ended the fetching before the statement's end
+        return result
+
+    return method
+
+
+for _name in _STATEMENT_CARRIERS:
+    if hasattr(PreparedStatement, _name):
+        setattr(_Statement, _name, _statement_carrier(_name))
+
+
+class _Cursor:
+    """A cursor that presents the lease before it is opened."""
+
+    __slots__ = ("_con", "_inner")
+
+    def __init__(self, con: Any, inner: Any) -> None:
+        self._con = con
+        self._inner = inner
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        await self._present()
+        async for row in self._inner:
+            yield row
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from self._present().__await__()
+        return (yield from self._inner.__await__())
+
+    async def _present(self) -> None:
+        standing = standing_of(self._con)
+        leases = leases_of(self._con, standing)
+        if leases and self._con.is_in_transaction():
+            await present(self._con, standing, leases)
+
+
+def fenced(pool: Pool[Any]) -> Pool[Any]:
+    """Have every connection of ``pool`` carry the lease from now on, whoever already has the pool.
+
+    Connections that are out at the moment are fenced when they are next acquired. Calling it again changes
+    nothing.
+
+    Returns:
+        The same pool.
+    """
+    if not isinstance(pool, _PoolLayer):
+        kind: Any = type(pool)
+        pool.__class__ = _with_layer(_PoolLayer, kind)
+    return pool
+
+
+def create_pool(*args: Any, **options: Any) -> Pool[Any]:
+    """``asyncpg.create_pool``, fenced."""
+    return fenced(asyncpg.create_pool(*args, **options))
+
+
+class _PoolLayer:
+    __slots__ = ()
+
+    async def _acquire(self, timeout: float | None) -> PoolConnectionProxy[Any]:
+        parent: Any = super()
+        with unfenced():  # the pool's init and setup hooks are no part of the body
+            proxy: PoolConnectionProxy[Any] = await parent._acquire(timeout)
+        if type(proxy) is PoolConnectionProxy:
+            proxy.__class__ = _Proxy
+        con = bare(proxy)
+        if not sees_all(con):
+            con.__class__ = _with_layer(FenceLayer, type(con))
+        return proxy
+
+    async def release(self, connection: Any, *, timeout: float | None = None) -> None:
+        """As asyncpg's; in a guarded body an error of the release is not taken for the work's."""
+        parent: Any = super()
+        if type(connection) is _Proxy:  # asyncpg takes back no other class than its own
+            proxy: Any = connection
+            proxy.__class__ = PoolConnectionProxy
+        try:
+            await parent.release(connection, timeout=timeout)
+        except DATABASE_ERRORS:
+            if not _begun_in_a_body():
+                raise
+
+
+def _begun_in_a_body() -> bool:
+    """Whether what ends here was begun in a guarded body, which may have been left meanwhile.
+
+    Its siblings do so when the body is cut: `asyncio.gather` waits for the first of them only.
+    """
+    return bool(current_leases()) or outlived_lease() is not None
+
+
+@functools.cache
+def _with_layer(layer: Any, base: Any) -> Any:
+    """``base`` with ``layer`` before it; without state of its own, so that an object may change to it."""
+    return type(base)(f"Fenced{base.__name__}", (layer, base), {"__slots__": (), "__module__": __name__})

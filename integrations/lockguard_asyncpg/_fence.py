@@ -1,0 +1,442 @@
+"""The core's Fence port on Postgres: seal on acquire, close on release, break by an operator.
+
+Each is one statement that decides by itself, and each may be repeated: a seal is idempotent per grant,
+a close too, and a break only fences once more. So whatever failed for a passing reason (a dropped
+connection, a serialization failure) is simply done again until ``within`` is over. What is left then is
+:class:`FenceUnavailable`, and the caller closes the grant: a seal that arrives later finds it shut.
+
+Each stands in line behind the transactions that are under way with the resource's lease, and nothing new gets
+past it. A seal or a break that still stands there after its *grace* has their sessions ended: a process that
+was stopped may hold one for ever, whatever its backend waits for. A close ends nobody; what it could not do
+in a second is done in the background when that transaction has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import asyncpg
+
+from lockguard._lease import Grant, GrantId, Resource, Token
+from lockguard._times import checked_wait
+from lockguard.errors import ConfigurationError, FenceUnavailable, OutcomeUnknown
+from lockguard.ports import Outrun, Sealed
+from lockguard.text import kind_of
+from lockguard_asyncpg._calling import Call, make, once
+from lockguard_asyncpg._cancels import Cancels
+from lockguard_asyncpg._dsn import checked, shown
+from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, SealUnknown
+from lockguard_asyncpg._listening import Listener
+from lockguard_asyncpg._literals import number, text, uuid
+from lockguard_asyncpg._schema import SCHEMA_VERSION
+from lockguard_asyncpg._unsealed import UNSEALED
+from lockguard_asyncpg._wire import CLOSED
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+__all__ = ["PostgresFence", "resolve"]
+
+T = TypeVar("T")
+_DIGITS = re.compile(r"[0-9]{1,18}")
+_LOG = logging.getLogger("lockguard")
+_LEFT_MIN = timedelta(milliseconds=100)
+_GRACE = timedelta(milliseconds=500)
+# How long leaving a body waits for the transactions that were begun in it and are open still.
+_CLOSE = timedelta(seconds=1)
+_CLOSE_AGAIN_FIRST_S = 0.5
+_CLOSE_AGAIN_MAX_S = 5.0
+_NOT_DURABLE = ";set local synchronous_commit to off"
+_FORGOTTEN = "LG005"
+_UNKNOWN_SEAL = "LG007"
+_NO_FUNCTION = "42883"
+# How often the records of writes that are too old to be asked for are cleared away, and in how many steps.
+_PRUNE_S = 60.0
+_PRUNE_STEPS_MAX = 50
+# The row count of a simple query tells how many there were.
+_PRUNE = "select from generate_series(1, lockguard.prune())"
+_OLDER = (
+    "lockguard: the fence's schema in the database is older than this library, which has version %d: nothing"
+    " stale is let in, but who is stopped, or writes in parallel, may keep others out;"
+    " run `lockguard fence upgrade`"
+)
+
+
+class PostgresFence:
+    """Refuses the writes of every grant but the one that sealed last.
+
+    Give it a pool of its own, or one with room to spare: an acquire that has to wait for a connection that
+    another body holds is slow, and fails with :class:`FenceUnavailable` in the end. It needs two at a time
+    to end the session of a holder that was stopped.
+
+    Args:
+        pool: an asyncpg pool on the primary, direct or through a pooler in transaction mode.
+        grace: how long a seal or a break waits for the transactions of the grant before it, until it has
+            their sessions ended. The bot's roles need no right for it where they are one role.
+        listen: the URL of the database, directly and not through a pooler in transaction mode. With it, one
+            connection more hears of it at once when a successor supersedes a lease of this process that is
+            still open, and that lease ends. Close such a fence: ``async with PostgresFence(...) as fence``.
+        seal_with_first_write: with ``True`` taking a lease asks the database nothing: its seal travels in the
+            transaction that first presents it. For bodies that read nothing before their first write but by
+            a fenced pool: what an older holder still had under way is not waited for until then. A body that
+            presents its lease nowhere reaches the database with nothing.
+        durable_close: with ``False`` giving a lease back does not wait for the disk. A crash of the server in
+            the moments after it may forget that the lease was given back, not that it was superseded: until
+            the next seal or break, code that writes blindly under it is then let in.
+
+    Raises:
+        ConfigurationError: a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool[Any],
+        *,
+        grace: timedelta = _GRACE,
+        listen: str | None = None,
+        durable_close: bool = True,
+        seal_with_first_write: bool = False,
+    ) -> None:
+        _require_pool(pool)
+        if not isinstance(listen, str | None):
+            raise ConfigurationError(f"listen= is {kind_of(listen)}; write the URL of the database as text")
+        for name, value in (
+            ("durable_close", durable_close),
+            ("seal_with_first_write", seal_with_first_write),
+        ):
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"{name}= is {kind_of(value)}; give True or False")
+        self._pool = pool
+        checked(listen)
+        self._listener = (
+            None if listen is None else Listener(partial(asyncpg.connect, listen), at=shown(listen))
+        )
+        self._close_ends = ")" if durable_close else f"){_NOT_DURABLE}"
+        self._grace_s = checked_wait(grace, "grace").total_seconds()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[GrantId] = set()
+        self._prune_at: float | None = None
+        self._version_asked = False
+        self._acquainted = False
+        self._name = ""
+        self._first = seal_with_first_write
+        # Those that were outrun with their first write: the next one is sealed at once, for only then can
+        # Redis be asked for a higher token.
+        self._outrun: set[Resource] = set()
+
+    async def __aenter__(self) -> Self:
+        if self._listener is not None:
+            self._listener.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Listen no more, and close nothing in the background any more. The pool stays open."""
+        if self._listener is not None:
+            await self._listener.aclose()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def listening(self) -> None:
+        """Wait until it hears of superseded leases; for ever without ``listen``, or through a pooler."""
+        if self._listener is None:
+            await asyncio.get_running_loop().create_future()
+        else:
+            await self._listener.listening()
+
+    async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
+        """Make ``grant`` the only one whose writes are accepted; waits for open transactions of the old one.
+
+        With ``seal_with_first_write`` it is only noted, and done by the first write.
+
+        Raises:
+            FenceUnavailable: not done within ``within``, or nobody knows.
+            SealUnknown: this is an old primary, or a database that has lost commits.
+            ConfigurationError: the schema is missing or old, or the role lacks a right.
+        """
+        if self._listener is not None:
+            self._listener.start()
+        if self._first:
+            await self._get_acquainted(grant.resource, within)
+        # A schema that has no name knows no first write either.
+        if self._first and self._name and grant.resource not in self._outrun:
+            self._version_asked = True
+            UNSEALED.note(
+                grant,
+                seal=partial(self._seal_late, within=within),
+                first_sql=self._first_sql(grant),
+                remembered=self._sealed(grant.token).seal,
+            )
+            return Sealed(grant.token)  # not yet, so the nodes go on remembering the last seal
+        self._outrun.discard(grant.resource)
+        return await self._seal(grant, within=within)
+
+    def _first_sql(self, grant: Grant) -> str:
+        # In another database, whose pool is fenced too, 0 is no higher token: it is sealed by itself, in this
+        # one, and the write is refused in that one as any other is.
+        here = f"case lockguard.fence_id() when {uuid(self._name)} then {number(grant.token)} else 0 end"
+        return (
+            f"lockguard.check_first({self._where_known(grant)},{here},{uuid(grant.id)},"
+            f"{text(grant.holder)},{text(grant.operation)},"
+        )
+
+    async def _seal_late(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
+        answer = await self._seal(grant, within=within)
+        if isinstance(answer, Outrun):
+            self._outrun.add(grant.resource)
+        return answer
+
+    async def _seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
+        self._prune_now_and_then()
+        await self._get_acquainted(grant.resource, within)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        call = (
+            f"lockguard.seal({self._where_known(grant)},{number(grant.token)},{uuid(grant.id)},"
+            f"{text(grant.holder)},{text(grant.operation)},"
+        )
+        # The row count of a simple query tells yes from no in one message.
+        accepted_as_it_is = f"accepted and token = {number(grant.token)}"
+        if_sealed = Call(f"select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
+        sealing = make(self._pool, if_sealed, resource=grant.resource, within=within)
+        try:
+            told = await self._evicting(grant.resource, grant.token, sealing)
+        except FenceUnavailable as exc:
+            if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
+                raise
+            said = f"{str(exc.__cause__).partition(chr(10))[0]}; {getattr(exc.__cause__, 'hint', '')}"
+            raise SealUnknown(
+                f"{said}. Where that does not help, the token is of a clock that was ahead:"
+                f" lockguard break {grant.resource} --reason ...",
+                resource=grant.resource,
+            ) from exc.__cause__
+        if told == "SELECT 2":
+            _LOG.warning(_OLDER, SCHEMA_VERSION)
+        if told != "SELECT 0":
+            return self._sealed(grant.token)
+        # Rare, and asking again is harmless: it was outrun, or has sealed before with another token.
+        answer = Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
+        left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
+        accepted, current = await make(self._pool, answer, resource=grant.resource, within=left)
+        return self._sealed(Token(current)) if accepted else Outrun(Token(current))
+
+    def _sealed(self, token: Token) -> Sealed:
+        return Sealed(token, f"{self._name} {token:d}" if self._name else "")
+
+    def _where_known(self, grant: Grant) -> str:
+        """The resource as an argument, which is refused first where its last seal is not known."""
+        named, last = text(grant.resource), self._last_seal(grant)
+        return named if last is None else f"lockguard.known({named},{last})"
+
+    def _last_seal(self, grant: Grant) -> str | None:
+        """The resource's last seal, for known(), if the lock remembers it and it was in this fence."""
+        name, _, last = grant.seal.partition(" ")
+        if not self._name or name != self._name or not _DIGITS.fullmatch(last):
+            return None
+        return self._named(Token(int(last)))
+
+    def _named(self, token: Token) -> str:
+        return f"{uuid(self._name)},{number(token)}"
+
+    async def _get_acquainted(self, resource: Resource, within: timedelta) -> None:
+        """Before the first seal: which fence this is, and whether a pooler on the way gives transactions.
+
+        One in statement mode takes seals, and no write.
+        """
+        if self._acquainted:
+            return
+        pooled = getattr(self._pool, "_connect_kwargs", {}).get("statement_cache_size") == 0
+        ask = Call("select lockguard.fence_id() where 0 <", "", rows=True, alone=pooled)
+        try:
+            (told,) = await make(self._pool, ask, resource=resource, within=within)
+            self._name = told.hex
+        except ConfigurationError as exc:
+            if getattr(exc.__cause__, "sqlstate", None) != _NO_FUNCTION:
+                raise  # otherwise it is a schema before version 10, which remembers nothing
+        self._acquainted = True
+
+    def _version_too(self) -> str:
+        """For the first seal: a second row tells, in the same round trip, that the schema is an older one."""
+        if self._version_asked:
+            return ""
+        self._version_asked = True
+        return f" join generate_series(1, 1 + (lockguard.version() < {SCHEMA_VERSION:d})::int) on true"
+
+    async def confirm(self, grant: Grant, *, within: timedelta) -> bool:
+        """Whether writes of ``grant`` are accepted now. Waits for nobody.
+
+        Raises:
+            FenceUnavailable: no answer within ``within``.
+            ConfigurationError: the schema is missing, or the role lacks a right.
+        """
+        if UNSEALED.waits(grant.id):  # who asks wants to know that nobody else writes from here on
+            try:
+                async with asyncio.timeout(within.total_seconds()):
+                    answer = await UNSEALED.seal(grant)
+            except TimeoutError as exc:
+                raise FenceUnavailable(
+                    f"the first write under {grant.resource!r}, with which it is sealed, is still under way",
+                    resource=grant.resource,
+                ) from exc
+            if answer is not None:
+                return isinstance(answer, Sealed)
+        ask = Call(
+            f"select from lockguard.status({text(grant.resource)})"
+            f" where token = {number(grant.token)} and grant_id = {uuid(grant.id)} and is_open and ",
+            " > 0",
+        )
+        return bool(await make(self._pool, ask, resource=grant.resource, within=within) == "SELECT 1")
+
+    async def close(self, grant: Grant, *, within: timedelta) -> None:
+        """Accept no more writes of ``grant``; waits for its own open transactions.
+
+        Raises:
+            FenceUnavailable: not done within ``within``, or nobody knows.
+            ConfigurationError: the schema is missing or old, or the role lacks a right.
+        """
+        untouched = UNSEALED.drop(grant.id)
+        if CLOSED.take(grant.id) or untouched:  # by its last transaction, with closes=True; or never sealed
+            return
+        try:
+            await self._close(grant, within=min(within, _CLOSE))
+        except FenceUnavailable as exc:
+            if grant.id not in self._closing:
+                self._closing.add(grant.id)
+                task = asyncio.create_task(self._close_later(grant), name="lockguard-close-fence-later")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            raise FenceUnavailable(
+                f"{exc}; it is closed in the background as soon as that can be done", resource=grant.resource
+            ) from exc.__cause__
+
+    async def _close(self, grant: Grant, *, within: timedelta) -> None:
+        named = text(grant.resource)
+        if grant.seal:
+            await self._get_acquainted(grant.resource, within)
+        if (last := self._last_seal(grant)) is not None and last != self._named(grant.token):
+            # It was not sealed. Noted as closed, it would hide from the next that a seal is not known here.
+            named = f"lockguard.known({named},{last})"
+        call = f"select lockguard.close({named},{number(grant.token)},{uuid(grant.id)},"
+        try:
+            await make(self._pool, Call(call, self._close_ends), resource=grant.resource, within=within)
+        except FenceUnavailable as exc:
+            if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
+                raise
+        self._prune_now_and_then()
+
+    async def _close_later(self, grant: Grant) -> None:
+        """Try again until it is done: by us, or by the seal of a successor, which shuts the grant out too."""
+        pause_s = _CLOSE_AGAIN_FIRST_S
+        try:
+            while not self._pool.is_closing():
+                await asyncio.sleep(pause_s)
+                try:
+                    return await self._close(grant, within=_CLOSE)
+                except FenceUnavailable:
+                    pause_s = min(2 * pause_s, _CLOSE_AGAIN_MAX_S)
+        except ConfigurationError:
+            return None  # the schema has gone, or the right to it: there is nothing to close
+        finally:
+            self._closing.discard(grant.id)
+
+    async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
+        """Accept no more writes of whoever holds ``resource``; the reason is kept in ``lockguard.audit``.
+
+        Raises:
+            FenceUnavailable: not done within ``within``, or nobody knows.
+            ConfigurationError: the schema is missing or old, or the role lacks a right.
+        """
+        UNSEALED.broken(resource)
+        call = Call(f"select lockguard.break_({text(resource)},{text(reason)},", ")", rows=True)
+        breaking = make(self._pool, call, resource=resource, within=within)
+        (token,) = await self._evicting(resource, None, breaking)
+        return Token(token)
+
+    async def _evicting(self, resource: Resource, token: Token | None, call: Coroutine[Any, Any, T]) -> T:
+        """Await ``call``; once it has stood in line for the grace, have those before it ended."""
+        helpers: list[asyncio.Task[None]] = []
+
+        def help_out() -> None:
+            task = asyncio.create_task(self._evict(resource, token), name="lockguard-evict")
+            helpers.append(task)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        timer = asyncio.get_running_loop().call_later(self._grace_s, help_out)
+        try:
+            return await call
+        finally:
+            timer.cancel()
+            for task in helpers:
+                task.cancel()
+
+    def _prune_now_and_then(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._prune_at is not None and now >= self._prune_at:
+            task = asyncio.create_task(self._prune(), name="lockguard-prune")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif self._prune_at is not None:
+            return
+        self._prune_at = now + _PRUNE_S
+
+    async def _prune(self) -> None:
+        """Clear away in steps that hold up nobody; nothing depends on it but the room on the disk."""
+        with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 5, say
+            for _ in range(_PRUNE_STEPS_MAX):
+                if await once(self._pool, await self._pool.acquire(), _PRUNE, rows=False) == "SELECT 0":
+                    return
+
+    async def _evict(self, resource: Resource, token: Token | None) -> None:
+        query = f"select lockguard.evict({text(resource)},{number(token)})"
+        cancels = Cancels()
+        while True:
+            with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 3, say: then it waits
+                await once(self._pool, await self._pool.acquire(), query, rows=False)
+            cancels.heed()  # or it would end the sessions of those who come after
+            await asyncio.sleep(self._grace_s)
+
+
+def _require_pool(pool: object) -> None:
+    """See now what would fail at the first lease, without a word about its cause."""
+    if isinstance(pool, type) or not (hasattr(pool, "acquire") and hasattr(pool, "release")):
+        raise ConfigurationError(
+            f"PostgresFence takes a pool, and this is {kind_of(pool)}; write PostgresFence(pool) with"
+            " pool = await asyncpg.create_pool(url)"
+        )
+
+
+async def resolve(
+    pool: asyncpg.Pool[Any], error: CommitUnknown, *, within: timedelta = timedelta(seconds=10)
+) -> bool:
+    """Whether the transaction whose COMMIT reply was lost has committed. If not, it never will.
+
+    Waits for the transaction while the server still has it open.
+
+    Raises:
+        ConfigurationError: the fence of this database never accepted the token: it is not the one that the
+            write was made in.
+        FenceUnavailable: no answer within ``within``; ask again.
+        OutcomeUnknown: nobody knows any more: it is more than a day ago, or the reply did come and its writer
+            has written on since.
+    """
+    assert error.token is not None, "a CommitUnknown has the token of its write"
+    named = f"{text(error.resource)},{number(error.token)},{number(error.sequence)}"
+    function = "resolve_first" if error.first else "resolve"
+    call = Call(f"select where lockguard.{function}({named},", ")")
+    try:
+        return bool(await make(pool, call, resource=error.resource, within=within) == "SELECT 1")
+    except FenceUnavailable as exc:
+        if getattr(exc.__cause__, "sqlstate", None) != _FORGOTTEN:
+            raise
+        said = f"{str(exc.__cause__).partition(chr(10))[0]}: look at what was written"
+        raise OutcomeUnknown(said, resource=error.resource, token=error.token) from exc.__cause__

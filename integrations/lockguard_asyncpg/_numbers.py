@@ -1,0 +1,91 @@
+"""The numbers by which a transaction's outcome can be looked up.
+
+A number is a slot and a count within it. A slot belongs to one transaction at a time and goes on to the next
+one only when the end of this one is certain, so the fence keeps one row for each slot and resource: the last
+number that committed. What became of a transaction that nobody heard of stays there, because its slot is
+never given back.
+
+A slot is used for a thousand transactions, so that the versions of its row stay few while something keeps
+Postgres from clearing them away, and for twelve hours, so that the fence knows by the row's age that nobody
+comes back to it.
+
+All numbers lie above 2^62. Those below come from a library of before, which left a row for each transaction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from lockguard._clock import SYSTEM_CLOCK, Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["NUMBERS", "Numbers"]
+
+_FLAG = 1 << 62
+_COUNT_BITS = 10
+_COUNT_MASK = (1 << _COUNT_BITS) - 1
+_COUNT_MAX = 1000
+# Above every count of a slot that is shared: such a slot is used once.
+_ALONE = _COUNT_MASK
+_LIFE_S = 12 * 3600.0
+# Each process counts in a range of its own. Should two meet, tokens tell their writes apart all the same.
+_RANGE_BITS = 32
+_RANGES = (1 << 30) - 1
+
+
+class Numbers:
+    """Hands out numbers; to one process.
+
+    Args:
+        clock: tells when a slot has been used for long enough.
+    """
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin in a range of its own; again in a process that was forked."""
+        start = _FLAG + (secrets.randbelow(_RANGES) << _RANGE_BITS)
+        self._slots: Iterator[int] = itertools.count(start, 1 << _COUNT_BITS)
+        self._free: list[int] = []
+        self._since = start
+        self._ends = self._clock.now() + _LIFE_S
+
+    def take(self) -> int:
+        """A number for a transaction that presents it in the message which begins it."""
+        if self._clock.now() >= self._ends:
+            self._since = next(self._slots)
+            self._ends = self._clock.now() + _LIFE_S
+            self._free.clear()
+        try:
+            # The latest first: the fewer slots are in use, the fewer rows.
+            return self._free.pop() + 1
+        except IndexError:
+            return next(self._slots) + 1
+
+    def alone(self) -> int:
+        """A number that leaves a row of its own.
+
+        For a transaction that has begun already: its snapshot may be older than the last of any slot.
+        """
+        return next(self._slots) + _ALONE
+
+    def give_back(self, numbers: Iterable[int]) -> None:
+        """What became of their transaction is known for certain: nobody will ask. Once for each number.
+
+        One of the process that this one was forked from is left to that process.
+        """
+        for number in numbers:
+            if self._since <= number < self._since + (1 << _RANGE_BITS) and number & _COUNT_MASK < _COUNT_MAX:
+                self._free.append(number)
+
+
+NUMBERS = Numbers()
+"""Those of this process."""
+os.register_at_fork(after_in_child=NUMBERS.begin)

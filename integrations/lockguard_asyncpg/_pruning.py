@@ -1,0 +1,108 @@
+"""Resources that are long gone. How they are removed is in ``sql/0009_long_gone.sql``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard._times import require_timedelta
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+__all__ = ["LongGone", "count_long_gone", "prune_resources"]
+
+_AGE_MIN = timedelta(days=2)
+_AGE_MAX = timedelta(days=36_500)
+_PART = 500
+_PRUNE = "select last, pruned from lockguard.prune_resources($1, $2, $3)"
+_COUNT = "select gone, resources from lockguard.count_long_gone($1)"
+_RECORDS = "select lockguard.prune()"
+
+
+@dataclass(frozen=True, slots=True)
+class LongGone:
+    """How many resources have been closed for long.
+
+    Attributes:
+        gone: they.
+        resources: all that the fence has a row for.
+    """
+
+    gone: int
+    resources: int
+
+
+async def count_long_gone(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, older_than: timedelta
+) -> LongGone:
+    """How many resources :func:`prune_resources` would remove. Changes nothing.
+
+    Args:
+        conn: a connection of the role that owns the schema.
+        older_than: for how long they have been closed; at least 2 days.
+
+    Raises:
+        ConfigurationError: an age that cannot work, too little privilege, or no schema.
+    """
+    _require_age(older_than)
+    try:
+        row = await conn.fetchrow(_COUNT, older_than)
+    except asyncpg.PostgresError as exc:
+        raise _said(exc) from exc
+    assert row is not None, "an aggregate has a row"
+    return LongGone(row["gone"], row["resources"])
+
+
+async def prune_resources(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, older_than: timedelta
+) -> int:
+    """Remove the resources that have been closed for long; no token of theirs is ever accepted again.
+
+    In transactions of their own, a part of them each, which wait for nobody. Whoever takes such a resource
+    again is given a token above all that it had.
+
+    Args:
+        conn: a connection of the role that owns the schema, outside of a transaction.
+        older_than: for how long they have been closed; at least 2 days, for as long as what became of a
+            write can be asked for.
+
+    Returns:
+        How many were removed.
+
+    Raises:
+        ConfigurationError: an age that cannot work, too little privilege, or no schema.
+    """
+    _require_age(older_than)
+    pruned, last = 0, ""
+    try:
+        while await conn.fetchval(_RECORDS):  # what is known of writes of more than 36 hours ago goes first
+            pass
+        while True:
+            async with conn.transaction(isolation="read_committed"):
+                row = await conn.fetchrow(_PRUNE, older_than, last, _PART)
+            if row is None or row["last"] is None:
+                return pruned
+            pruned, last = pruned + row["pruned"], row["last"]
+    except asyncpg.PostgresError as exc:
+        raise _said(exc) from exc
+
+
+def _require_age(age: timedelta) -> None:
+    require_timedelta("older_than", age)
+    if not _AGE_MIN <= age <= _AGE_MAX:
+        raise ConfigurationError(
+            f"older_than={age.total_seconds() / 86_400:g} days cannot work: what became of a write can be"
+            f" asked for longer than a day; use {_AGE_MIN.days} to {_AGE_MAX.days} days"
+        )
+
+
+def _said(exc: asyncpg.PostgresError) -> Exception:
+    if isinstance(exc, asyncpg.InsufficientPrivilegeError):
+        return ConfigurationError(f"{exc.message}; prune as the role that owns lockguard's schema")
+    return set_up_error(exc) if meaning_of(exc) is Meaning.CONFIGURATION else exc

@@ -1,0 +1,198 @@
+"""A transaction whose first act is to present the lease, and whose end is never in doubt without saying so.
+
+``BEGIN``, the limits and the check leave in one message, so a fenced transaction costs no round trip more
+than a plain one. The check keeps the fence's row locked until the end: a successor's seal waits for this
+transaction or shuts it out, there is nothing in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+from asyncpg.transaction import Transaction
+
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg._claims import Limits, entry_for, leases_for
+from lockguard_asyncpg._connection import end_loan, lend
+from lockguard_asyncpg._errors import NotCommitted, ended
+from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._wire import CLOSED, Wire, bare, give_back, rolled_back, standing_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from lockguard._lease import Lease
+
+__all__ = ["FencedTransaction", "Isolation", "Limits", "fenced_transaction"]
+
+Isolation = Literal["read_committed", "repeatable_read", "serializable"]
+
+
+class FencedTransaction:
+    """``async with FencedTransaction(pool) as conn:`` runs the body in a transaction that carries the lease.
+
+    On a connection that is in a transaction already it becomes a savepoint, which presents the leases anew
+    unless the transaction around it is a fenced one that still holds them. In the body every statement of the
+    connection passes through the fence's layer, so nothing in it can end the transaction but the body's end.
+
+    Args:
+        target: a pool, or a connection of yours.
+        lease: one lease or several; by default all those of the surrounding bodies.
+        isolation: Postgres's default if not given.
+        limits: bounds on waiting and idling inside.
+        closes: its COMMIT also gives the leases back in the fence, for the body's last write: one commit and
+            one round trip less. It waits for other transactions under the leases. What is written under them
+            afterwards is refused.
+        timeout_s: the patience for the answers to BEGIN and COMMIT; without it, the connection's own.
+
+    Raises:
+        StaleToken: on entry or in the body: the lease's token is not the one in force.
+        LeaseLost: on entry or before COMMIT: the lease has ended; nothing was committed.
+        CommitUnknown: the reply to COMMIT was lost.
+        ConfigurationError: on entry: it was entered before, or closes inside another transaction.
+        NotCommitted: a swallowed error had Postgres roll it back.
+    """
+
+    def __init__(
+        self,
+        target: asyncpg.Pool[Any] | asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+        lease: Lease | Sequence[Lease] | None = None,
+        *,
+        isolation: Isolation | None = None,
+        limits: Limits | None = None,
+        closes: bool = False,
+        timeout_s: float | None = None,
+    ) -> None:
+        self._closes = closes
+        self._timeout_s = timeout_s
+        self._sequence: int | None = None
+        self._target = target
+        self._lease = lease
+        self._isolation: Isolation | None = isolation
+        self._limits = limits or Limits()
+        self._lent: PoolConnectionProxy[Any] | None = None
+        # Kept bare: the pool empties its proxy when the server drops the connection.
+        self._con: asyncpg.Connection[Any] | None = None
+        self._transaction: Transaction | None = None
+        self._leases: tuple[Lease, ...] = ()
+        self._loan: type[Any] | None = None
+        self._outer: tuple[Lease, ...] | None = None
+        self._entered = False
+
+    @property
+    def sequence(self) -> int:
+        """The number that, with resource and token, names this transaction.
+
+        As a savepoint in a fenced transaction, that of the transaction around it.
+        """
+        if self._sequence is None:
+            self._sequence = NUMBERS.alone()
+        return self._sequence
+
+    async def __aenter__(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
+        if self._entered:  # its number is given on to another transaction once it has ended
+            raise ConfigurationError(
+                "this fenced transaction was entered before, and each is entered once: write"
+                " `async with fenced_transaction(...)` anew, inside the loop where it is tried again"
+            )
+        self._entered = True
+        leases = leases_for(self._lease)
+        # Looked at here, so that a lost lease takes no connection, and again when BEGIN leaves.
+        for lease in leases:
+            lease.ensure()
+        self._leases = leases
+        conn = await self._obtain()
+        try:
+            self._con = con = bare(conn)
+            if con is None:  # the server dropped it, and the pool has emptied its proxy
+                raise asyncpg.InterfaceError("cannot begin a fenced transaction: the connection is closed")
+            if self._closes and con.is_in_transaction():
+                raise ConfigurationError(
+                    "closes=True is for the transaction that commits, and this connection is in one already:"
+                    " give it to the outermost fenced transaction, on a connection outside of any other"
+                )
+            self._loan = lend(con)
+            wire: Any = Wire(
+                con,
+                lambda: leases,
+                limits=self._limits,
+                sequence=self._sequence,
+                timeout_s=self._timeout_s,
+                defer=True,
+                closing=self._closing_sql(leases) if self._closes else "",
+            )
+            transaction = Transaction(wire, self._isolation, readonly=False, deferrable=False)
+            await transaction.start()
+            self._transaction = transaction
+            standing = standing_of(con)
+            if self._sequence is None and standing.entry is not None:
+                self._sequence = standing.entry.sequence
+            self._outer, standing.body = standing.body, standing.body or leases
+        except BaseException as exc:
+            await self._give_back()
+            if exc.__cause__ is not None:
+                ended(exc.__cause__, leases)
+            raise
+        return conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._transaction is not None, "left without having been entered"
+        if self._con is not None:
+            standing_of(self._con).body = self._outer
+        try:
+            if exc is None:
+                await self._commit(self._transaction)
+            else:
+                await self._abandon(self._transaction)
+        finally:
+            await self._give_back()
+        if exc is not None and (said := ended(exc, self._leases)) is not None:
+            raise said from exc
+
+    async def _commit(self, transaction: Transaction) -> None:
+        if self._con is None or self._con.is_closed():
+            raise NotCommitted("the connection was lost before COMMIT was sent: nothing was committed")
+        await transaction.commit()
+        if self._closes:
+            CLOSED.note(self._leases)
+
+    def _closing_sql(self, leases: Sequence[Lease]) -> str:
+        entry = entry_for(leases, sequence=None, limits=self._limits)
+        return "".join(claim.close_sql(entry.lock_ms) for claim in entry.claims)
+
+    async def _abandon(self, transaction: Transaction) -> None:
+        """Roll back; a connection that cannot do even that has lost the transaction anyway."""
+        con = self._con
+        if con is None or con.is_closed():
+            return
+        await rolled_back(con, transaction.rollback())
+
+    async def _obtain(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
+        if not isinstance(self._target, asyncpg.Pool):
+            return self._target
+        self._lent = await self._target.acquire()
+        return self._lent
+
+    async def _give_back(self) -> None:
+        lent, con, self._lent, self._con = self._lent, self._con, None, None
+        if con is not None:
+            end_loan(con, self._loan)
+        if lent is not None and isinstance(self._target, asyncpg.Pool):
+            await give_back(self._target, lent)
+
+
+def fenced_transaction(
+    target: asyncpg.Pool[Any] | asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    lease: Lease | Sequence[Lease] | None = None,
+    *,
+    isolation: Isolation | None = None,
+    limits: Limits | None = None,
+    closes: bool = False,
+) -> FencedTransaction:
+    """A :class:`FencedTransaction`, to be used with ``async with``."""
+    return FencedTransaction(target, lease, isolation=isolation, limits=limits, closes=closes)

@@ -1,0 +1,461 @@
+"""How BEGIN, COMMIT and savepoints leave for the server when a lease is presented with them.
+
+asyncpg keeps its own books on transactions (nesting, savepoints, the state of ``async with``), so its
+``Transaction`` is used as it is. It gets a :class:`Wire` in place of the connection, which adds the check
+to what opens a transaction and looks at what comes back from what ends it.
+
+A :class:`Standing` remembers what a connection's open transaction has presented. It is worth exactly as
+much as the row lock behind it, so it is kept only while every statement of the connection passes through
+here, and forgotten whenever the lock may have gone. A transaction that somebody else began and will end has
+no standing: there a savepoint presents its leases each time, in the message that opens it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from lockguard._lease import GrantId, Lease
+from lockguard.errors import LockguardError, StaleToken
+from lockguard_asyncpg._claims import Claim, Entry, Limits, entry_for
+from lockguard_asyncpg._errors import (
+    DATABASE_ERRORS,
+    Meaning,
+    NotCommitted,
+    ended,
+    fence_error,
+    leaves_in_doubt,
+    meaning_of,
+    note_on_check,
+)
+from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._unsealed import seal_now
+
+__all__ = [
+    "CLOSED",
+    "Standing",
+    "Wire",
+    "bare",
+    "give_back",
+    "is_unfenced",
+    "rolled_back",
+    "sees_all",
+    "send_plain",
+    "standing_of",
+    "unfenced",
+]
+
+_OPEN_ATTEMPTS_MAX = 5
+_ROLLBACK_S = 1.0
+_RELEASE_S = 2.0
+"""After a lost reply asyncpg waits for the statement's end as long as it is let: for ever, by default."""
+_CLOSED_MAX = 10_000
+# The pool's proxy gives no public way to the connection that it stands for.
+_PROXIED = "_con"
+# Where a connection keeps the text of its reset, and a pool its caller's hook for each acquire.
+_RESET = "_reset_query"
+_SETUP = "_setup"
+# Where a pool's proxy has its place in the pool.
+_HOLDER = "_holder"
+_IN_FAILED_TRANSACTION = "25P02"
+# Where a connection notes its outermost transaction.
+_NOTED = "_top_xact"
+
+_unfenced: ContextVar[bool] = ContextVar("lockguard_unfenced", default=False)
+
+
+@contextlib.contextmanager
+def unfenced() -> Iterator[None]:
+    """Statements of this block carry no token, lease or not: for what needs no fence, such as price ticks.
+
+    Rows of protected tables still refuse them, but for exempt columns.
+    """
+    mark = _unfenced.set(True)
+    try:
+        yield
+    finally:
+        _unfenced.reset(mark)
+
+
+def is_unfenced() -> bool:
+    """Whether the running code is inside :func:`unfenced`."""
+    return _unfenced.get()
+
+
+class _Closed:
+    """The grants that a transaction has closed and whose leases are still to be given back; not too many."""
+
+    def __init__(self) -> None:
+        self._grants: dict[GrantId, None] = {}
+
+    def note(self, leases: Sequence[Lease]) -> None:
+        """The transaction that closed them has committed."""
+        self._grants.update((lease.grant.id, None) for lease in leases)
+        while len(self._grants) > _CLOSED_MAX:  # forgotten, it is closed once more
+            del self._grants[next(iter(self._grants))]
+
+    def take(self, grant: GrantId) -> bool:
+        """Whether it was one of them; from now on it is not."""
+        found = grant in self._grants
+        self._grants.pop(grant, None)
+        return found
+
+
+CLOSED = _Closed()
+"""Those of this process: for them there is nothing left to close."""
+
+
+class Standing:
+    """What a connection's open transaction has presented to the fence.
+
+    Attributes:
+        entry: what makes the transaction's outcome known; ``None`` if it is not recorded.
+        numbers: those that were recorded in it; given back when its end is certain.
+        leases: those presented, by grant.
+        claims: the pairs whose rows are locked now.
+        doubt: the row that records the outcome may have gone with a savepoint.
+        read_only: it was begun READ ONLY: it cannot write, and cannot lock a row of the fence either.
+        refusal: the fence's refusal in this transaction, in case somebody swallows it.
+        user: the task in the middle of a statement that takes several messages.
+        flight: the check that is to leave right before the statement being sent, see
+            :mod:`lockguard_asyncpg._at_once`.
+        told: the caller's text, where the check stands before it in the text that is sent.
+        body: the leases of the fenced transaction in whose body the connection is; only the end of that body
+            ends the transaction.
+    """
+
+    __slots__ = (
+        "_begun_with",
+        "body",
+        "claims",
+        "doubt",
+        "entry",
+        "flight",
+        "leases",
+        "numbers",
+        "read_only",
+        "refusal",
+        "told",
+        "user",
+    )
+
+    def __init__(self) -> None:
+        self.user: asyncio.Task[Any] | None = None
+        self.body: tuple[Lease, ...] | None = None
+        self.flight: Any = None
+        self.told: str | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """The transaction is over."""
+        self._begun_with = False
+        self.entry: Entry | None = None
+        self.numbers: list[int] = []
+        self.leases: dict[GrantId, Lease] = {}
+        self.claims: set[Claim] = set()
+        self.doubt = False
+        self.read_only = False
+        self.refusal: StaleToken | None = None
+
+    def forget(self) -> None:
+        """A savepoint was rolled back, or will be: what was presented behind it counts no more."""
+        self.claims.clear()
+        if self.entry is not None and not self._begun_with:
+            self.entry, self.doubt = None, True
+
+    def numbers_taken(self) -> list[int]:
+        """Its numbers, for the one who may learn for certain how it ends."""
+        numbers, self.numbers = self.numbers, []
+        return numbers
+
+    def note(self, entry: Entry, leases: Sequence[Lease], *, begins: bool = False) -> None:
+        """The fence has accepted ``entry``; with ``begins``, in the message that began the transaction."""
+        if entry.sequence is not None:
+            self.numbers.append(entry.sequence)
+            if self.entry is None:
+                self.entry, self.doubt, self._begun_with = entry, False, begins
+        self.claims.update(entry.claims)
+        self.leases.update((lease.grant.id, lease) for lease in leases)
+
+
+_standings: WeakKeyDictionary[asyncpg.Connection[Any], Standing] = WeakKeyDictionary()
+
+
+def standing_of(con: asyncpg.Connection[Any]) -> Standing:
+    """The standing of a connection; blank if it is in no transaction."""
+    standing = _standings.get(con)
+    if standing is None:
+        standing = _standings[con] = Standing()
+    elif con.is_closed() or not con.is_in_transaction():
+        standing.clear()
+    return standing
+
+
+def bare(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> asyncpg.Connection[Any]:
+    """The connection itself: asyncpg notes a transaction on it, not on the pool's proxy."""
+    if isinstance(conn, PoolConnectionProxy):
+        con: asyncpg.Connection[Any] = getattr(conn, _PROXIED)
+        return con
+    return conn
+
+
+def sees_all(con: asyncpg.Connection[Any]) -> bool:
+    """Whether every statement of ``con`` passes through the fence's layer, so that a standing can be kept."""
+    return hasattr(con, "execute_plain")
+
+
+async def send_plain(con: asyncpg.Connection[Any], query: str, *, timeout_s: float | None = None) -> str:
+    """A simple query without anything added, also on a connection that adds to those of its users."""
+    execute = getattr(con, "execute_plain", con.execute)
+    return str(await execute(query, timeout=timeout_s))
+
+
+async def rolled_back(con: asyncpg.Connection[Any], rollback: Coroutine[Any, Any, object]) -> None:
+    """Roll back within a second, or drop the connection: it must not go on half begun.
+
+    A cancellation, such as the cut of a body whose lease was lost, drops it too.
+    """
+    task = asyncio.ensure_future(asyncio.wait_for(rollback, _ROLLBACK_S))
+    # Nobody asks what became of it if this is cancelled.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        await asyncio.shield(task)
+    except Exception:  # noqa: BLE001 - whatever it was, the connection is in no state to go on
+        con.terminate()
+    except asyncio.CancelledError:
+        con.terminate()
+        raise
+
+
+async def give_back(
+    pool: asyncpg.Pool[Any],
+    conn: PoolConnectionProxy[Any],
+    *,
+    timeout_s: float = _RELEASE_S,
+    clean: bool = False,
+) -> None:
+    """Release a connection; that it turns out to be broken only then says nothing about the work.
+
+    asyncpg resets a connection on release and raises if it cannot, having dropped it from the pool. Raised
+    after a COMMIT that was answered, that error would pass for the work's own, and the work be done twice.
+
+    Args:
+        pool: where it came from.
+        conn: the connection.
+        timeout_s: the patience for the reset; a connection that takes longer is thrown away.
+        clean: nothing was left in its session since it was acquired: no round trip for a reset is needed.
+    """
+    con = bare(conn)
+    spared = clean and getattr(pool, _SETUP, None) is None and hasattr(con, _RESET)
+    query = getattr(con, _RESET) if spared else None
+    if spared:
+        setattr(con, _RESET, "")
+    try:
+        with contextlib.suppress(*DATABASE_ERRORS):
+            if spared and type(pool).release is asyncpg.Pool.release:
+                await _release_at_once(conn, timeout_s)
+            else:
+                await pool.release(conn, timeout=timeout_s)
+    finally:
+        if spared:
+            setattr(con, _RESET, query)
+
+
+async def _release_at_once(conn: Any, timeout_s: float | None) -> None:
+    """As ``Pool.release`` of a connection that is not reset: without a task that nothing could cut anyway.
+
+    That task costs three turns of the event loop, and each hold with a fence would wait for two of them.
+    """
+    con: Any = bare(conn)
+    con._on_release()
+    await getattr(conn, _HOLDER).release(timeout_s)
+
+
+class Wire:
+    """Stands between asyncpg's ``Transaction`` and its connection.
+
+    Everything but ``execute`` goes through to the connection, writes of its bookkeeping included.
+
+    Args:
+        con: the connection.
+        leases: what the transaction is written under, asked when it begins; empty for a plain one.
+        limits: bounds on waiting and idling inside.
+        sequence: the transaction's number, taken when it begins if it is not given.
+        timeout_s: the patience for BEGIN and COMMIT.
+        defer: leave it to the caller to end a lease that is refused when the transaction opens.
+        closing: sent in the message of COMMIT, before it.
+    """
+
+    __slots__ = ("_closing", "_con", "_defer", "_leases", "_limits", "_sequence", "_timeout_s")
+
+    def __init__(
+        self,
+        con: asyncpg.Connection[Any],
+        leases: Callable[[], tuple[Lease, ...]],
+        *,
+        limits: Limits,
+        sequence: int | None = None,
+        timeout_s: float | None = None,
+        defer: bool = False,
+        closing: str = "",
+    ) -> None:
+        # Past our own __setattr__, which writes on the connection.
+        object.__setattr__(self, "_con", con)
+        object.__setattr__(self, "_leases", leases)
+        object.__setattr__(self, "_limits", limits)
+        object.__setattr__(self, "_sequence", sequence)
+        object.__setattr__(self, "_timeout_s", timeout_s)
+        object.__setattr__(self, "_defer", defer)
+        object.__setattr__(self, "_closing", closing)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._con, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._con, name, value)
+
+    async def execute(self, query: str) -> str:
+        """Send what asyncpg's ``Transaction`` wants to send, with our part."""
+        match query.split(maxsplit=1)[0].rstrip(";").upper():
+            case "BEGIN":
+                try:
+                    return await self._open(query, undo=None)
+                except BaseException as exc:
+                    # asyncpg has noted the transaction as open and would take the next one for a savepoint.
+                    setattr(self._con, _NOTED, None)
+                    if not isinstance(exc, asyncpg.InterfaceError):  # which says that nothing was sent
+                        await self._leave(exc)
+                    raise
+            case "SAVEPOINT":
+                return await self._open(query, undo=f"ROLLBACK TO {query.split()[1]}")
+            case "COMMIT" | "END":
+                return await self.commit(query)
+            case "RELEASE":
+                return await self._send(query)
+            case _ if query.startswith("ROLLBACK TO"):
+                standing_of(self._con).forget()
+                return await self._send(query)
+            case _:
+                standing = standing_of(self._con)
+                numbers = standing.numbers_taken()
+                standing.clear()
+                try:
+                    tag = await self._send(query)
+                except BaseException:
+                    self._con.terminate()  # or it would go back to its pool in the transaction
+                    raise
+                NUMBERS.give_back(numbers)
+                return tag
+
+    async def _open(self, query: str, *, undo: str | None) -> str:
+        standing, outermost = standing_of(self._con), undo is None
+        leases = self._leases()
+        for lease in leases:
+            lease.ensure()
+        if outermost:
+            standing.read_only = " READ ONLY" in query
+        if not leases or standing.read_only:
+            return await self._send(query)
+        await seal_now(leases)  # in a transaction of its own: this one may stay open for long
+        if standing.entry is None and self._sequence is None:
+            number = NUMBERS.take() if outermost else NUMBERS.alone()
+            object.__setattr__(self, "_sequence", number)
+        for attempt in range(_OPEN_ATTEMPTS_MAX):
+            sequence = self._sequence if standing.entry is None else None
+            entry = entry_for(leases, sequence=sequence, limits=self._limits)
+            if standing.claims.issuperset(entry.claims):
+                return await self._send(query)
+            try:
+                tag = await self._send(query + entry.sql())
+            except BaseException as exc:
+                standing.forget()
+                await self._leave(exc, undo)
+                # Nothing of the caller's ran yet, so a snapshot that a seal overtook is simply taken anew.
+                if outermost and attempt + 1 < _OPEN_ATTEMPTS_MAX and meaning_of(exc) is Meaning.RETRY:
+                    continue
+                said = (None if self._defer else ended(exc, leases)) or fence_error(exc)
+                if said is not None:
+                    raise said from exc
+                note_on_check(exc, leases)
+                raise
+            standing.note(entry, leases, begins=outermost)
+            return tag
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def commit(self, query: str) -> str:
+        """COMMIT, unless a lease has ended; raises if it did not happen or nobody knows."""
+        standing = standing_of(self._con)
+        leases = tuple(standing.leases.values())
+        entry, refusal = standing.entry, standing.refusal
+        try:
+            for lease in leases:
+                lease.ensure()
+        except LockguardError as exc:
+            await self._leave(exc)
+            raise
+        query = self._closing + query
+        if standing.doubt and leases:
+            # What recorded the outcome may have been rolled back: record it anew, in the same message.
+            entry = entry_for(leases, sequence=NUMBERS.alone(), limits=self._limits)
+            query = entry.sql() + query
+        numbers = standing.numbers_taken()
+        try:
+            tag = await self._send(query)
+        except asyncio.CancelledError as exc:
+            if entry is not None:
+                exc.add_note(f"cancelled during COMMIT: {entry.unknown()}")
+            await self._leave(exc)
+            raise
+        except DATABASE_ERRORS as exc:
+            if (said := await self._why_no_commit(exc, entry, leases, refusal)) is not None:
+                raise said from exc
+            raise
+        NUMBERS.give_back(numbers)
+        standing.clear()  # COMMIT AND CHAIN has opened another transaction, which has presented nothing
+        if tag == "ROLLBACK" and entry is not None:
+            # The server says so only in the command tag, and asyncpg does not look.
+            raise _not_committed() from refusal
+        return tag
+
+    async def _why_no_commit(
+        self, exc: Exception, entry: Entry | None, leases: tuple[Lease, ...], refusal: StaleToken | None
+    ) -> LockguardError | None:
+        await self._leave(exc)
+        if entry is not None and leaves_in_doubt(exc):
+            return entry.unknown()
+        # The check that went before COMMIT has failed, so COMMIT was not executed.
+        if getattr(exc, "sqlstate", None) == _IN_FAILED_TRANSACTION:
+            return refusal or _not_committed()
+        return ended(exc, leases)  # a deferred trigger speaks only now
+
+    async def _send(self, query: str) -> str:
+        return await send_plain(self._con, query, timeout_s=self._timeout_s)
+
+    async def _leave(self, exc: BaseException, undo: str | None = None) -> None:
+        """After a failure leave the connection outside of the transaction, or before ``undo``, or closed.
+
+        What asyncpg knows of the transaction is worth something only once the server has answered; after a
+        cancel or a timeout it has not.
+        """
+        answered = isinstance(exc, asyncpg.PostgresError | LockguardError)
+        if self._con.is_closed() or (answered and not self._con.is_in_transaction()):
+            return
+        try:
+            await rolled_back(self._con, self._send(undo or "ROLLBACK;"))
+        except asyncio.CancelledError:
+            if not isinstance(exc, asyncio.CancelledError):
+                raise
+
+
+def _not_committed() -> NotCommitted:
+    return NotCommitted(
+        "Postgres rolled the transaction back: a statement in it failed and the error was swallowed;"
+        " let it through, or use a savepoint (conn.transaction()) around what may fail"
+    )

@@ -1,0 +1,127 @@
+"""A bot's log: a line for people, or a JSON object for programs, for each thing that happened.
+
+*Everything* that the process says goes through here: what libraries log, what asyncio says about tasks that
+failed, warnings, and errors that nobody caught. A reader of JSON then never meets a line that is none, and
+what signs requests is masked in every one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from lockguard_ccxt._masking import MASK, masked
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["log_to_output", "secrets_of_environment"]
+
+_LOGGER = "lockguard"
+_SECRET_CHARS_MIN = 6
+_FIELDS_CHARS_MAX = 65_536
+_WITH_SECRETS = ("_KEY", "_SECRET", "_PASSWORD", "_TOKEN", "_PASSPHRASE", "_TWOFA")
+_Raised: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType | None]"
+
+
+def secrets_of_environment() -> tuple[str, ...]:
+    """What must not be told: keys, passwords, and the passwords of URLs; the longest first."""
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        if not name.startswith("LOCKGUARD_"):
+            continue
+        if name.endswith(_WITH_SECRETS):
+            found.add(value)
+        for url in value.split():
+            if "://" in url:
+                found.update(_password_of(url))
+    return tuple(sorted((text for text in found if len(text) >= _SECRET_CHARS_MIN), key=len, reverse=True))
+
+
+def _password_of(url: str) -> set[str]:
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return set()
+    return {password, unquote(password)} if password else set()
+
+
+class _Masking(logging.Formatter):
+    """Masks what signs requests, whoever logged it, and keeps a record to one line."""
+
+    def __init__(self, secrets: tuple[str, ...], fmt: str | None = None) -> None:
+        super().__init__(fmt)
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._masked(super().format(record))
+
+    def _masked(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
+        return masked(text)
+
+
+class _JsonLines(_Masking):
+    """One object a line: ``time``, ``level``, ``logger``, ``message``, and the facts of a decision.
+
+    A traceback is the field ``exception``.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": _message_of(record),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps({name: self._clean(value) for name, value in line.items()}, default=str)
+
+    def _clean(self, value: object) -> object:
+        return self._masked(value[:_FIELDS_CHARS_MAX]) if isinstance(value, str) else value
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - a library's bad log call is not to cost the line
+        return f"{record.msg!r} {record.args!r}"
+
+
+def log_to_output(*, as_json: bool) -> None:
+    """Write all that the process logs to the standard output: lockguard's from INFO on, others' warnings."""
+    secrets = secrets_of_environment()
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        _JsonLines(secrets) if as_json else _Masking(secrets, "%(asctime)s %(levelname)s %(message)s")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logger = logging.getLogger(_LOGGER)
+    logger.handlers[:] = []
+    logger.setLevel(logging.INFO)
+    logger.propagate = True
+    logging.raiseExceptions = False  # a reader that has gone must not fill the standard error with tracebacks
+    logging.captureWarnings(capture=True)
+    warnings.simplefilter("default")
+    sys.excepthook = _uncaught
+    sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _uncaught(kind: type[BaseException], exc: BaseException | None, traceback: TracebackType | None) -> None:
+    raised: _Raised = (kind, exc if exc is not None else kind(), traceback)
+    logging.getLogger("lockguard.bot").critical("uncaught: %s", kind.__name__, exc_info=raised)

@@ -1,0 +1,262 @@
+"""What a signal says, and how it is read: from a line of JSON, or from the fields of a stream's entry.
+
+A signal that cannot be read is refused with one line that names the place, the field, its value and the
+remedy. It must never end the bot, nor reach the exchange as a guess.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lockguard.errors import ConfigurationError
+from lockguard_positions._model import PositionSide, money, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["BadSignal", "CloseSignal", "OpenSignal", "Signal", "Stop", "Unread", "read_fields", "read_line"]
+
+LINE_BYTES_MAX = 16_384
+_TEXT_CHARACTERS_MAX = 200
+_SHOWN_CHARACTERS_MAX = 60
+_NUMBER_MAX = Decimal("1e15")
+_NUMBER_MIN = Decimal("1e-15")
+_HUNDRED = Decimal(100)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST, _LATEST = datetime(2015, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+_PER_SECOND = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
+_REFUSED_DIGITS_MAX = 30
+_EXACT_MAX = Decimal("1e20")
+"""As a whole number, 1e999999999 would fill the memory."""
+
+
+class BadSignal(ValueError):
+    """A signal that is refused; the text is one line for people.
+
+    Attributes:
+        closes: whether it was to close something, which stays open now.
+    """
+
+    def __init__(self, message: str, *, closes: bool = False) -> None:
+        super().__init__(message)
+        self.closes = closes
+
+
+class Unread(BadSignal):
+    """A signal that is not read any more, as the reading of it has ended one bot after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where the stop goes: a price, or a share of the entry's price in percent."""
+
+    value: Decimal
+    is_percent: bool
+
+    def percent_at(self, price: Decimal, side: PositionSide) -> Decimal:
+        """The same as a percentage of ``price``.
+
+        Raises:
+            BadSignal: it is on the wrong side of the price.
+        """
+        if self.is_percent:
+            return self.value
+        distance = price - self.value if side is PositionSide.LONG else self.value - price
+        if not 0 < distance < price:
+            where = "below" if side is PositionSide.LONG else "above"
+            raise BadSignal(
+                f"stop={str(self.value)!r} is on the wrong side: the stop of a {side.value} lies {where}"
+                f" the price, which is {price}; give such a price, or a percentage such as '2%'"
+            )
+        return distance / price * _HUNDRED
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSignal:
+    """Open a position.
+
+    Attributes:
+        id: the same on every delivery, and no other signal's.
+        at: when it was given, as far as that is known.
+    """
+
+    id: str
+    symbol: str
+    at: datetime | None
+    side: PositionSide
+    quantity: Decimal
+    stop: Stop
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSignal:
+    """Close the open position of a symbol, all of it.
+
+    Attributes:
+        side: close it only if it is this one.
+    """
+
+    id: str
+    symbol: str
+    at: datetime | None
+    side: PositionSide | None
+
+
+Signal: TypeAlias = OpenSignal | CloseSignal
+
+
+def read_line(line: bytes, *, where: str) -> Signal:
+    """Read a line of JSON.
+
+    Raises:
+        BadSignal: it is no signal; ``where`` is named.
+    """
+    if len(line) >= LINE_BYTES_MAX:
+        raise BadSignal(f"{where}: longer than {LINE_BYTES_MAX} bytes; give one signal a line")
+    try:
+        # As Decimal from the text: a float would change the number.
+        found = json.loads(line, parse_float=Decimal, parse_int=Decimal)
+    except (ValueError, RecursionError, ArithmeticError):
+        raise BadSignal(
+            f"{where}: {_shown(line.decode(errors='replace').strip())} is not JSON; write one object a line,"
+            ' such as {"id": "s1", "action": "open", "symbol": "APTUSDT", ...}'
+        ) from None
+    if not isinstance(found, dict):
+        raise BadSignal(f"{where}: {_shown(found)} is not an object; write {{...}} with the signal's fields")
+    return _read(found, where=where, at=None)
+
+
+def read_fields(fields: Mapping[bytes, bytes], *, where: str, at_ms: int) -> Signal:
+    """Read the fields of a stream's entry.
+
+    Args:
+        fields: as Redis has them.
+        where: the entry, for people.
+        at_ms: when it was added; what its own field ``at`` says goes first.
+
+    Raises:
+        BadSignal: it is no signal; ``where`` is named.
+    """
+    try:
+        found = {name.decode(): value.decode() for name, value in fields.items()}
+        added_at = _EPOCH + timedelta(milliseconds=at_ms)
+    except UnicodeDecodeError:
+        raise BadSignal(f"{where}: a field is not UTF-8 text; write plain text") from None
+    except OverflowError:
+        raise BadSignal(f"{where}: its id is no time; let Redis make the ids, with *") from None
+    # An id that somebody made up says nothing about the time; the signal is as good as one of a file.
+    return _read(found, where=where, at=added_at if _EARLIEST <= added_at < _LATEST else None)
+
+
+def _read(found: Mapping[str, Any], *, where: str, at: datetime | None) -> Signal:
+    try:
+        signal_id = _text(found, "id", "give each signal an id of its own, the same on every delivery")
+        where = f"{where}: signal {signal_id}"
+        symbol = _text(found, "symbol", "write it as APTUSDT or APT/USDT:USDT")
+        at = _at(found.get("at"), at)
+        match action := _text(found, "action", "write 'open' or 'close'"):
+            case "open":
+                side = PositionSide.read(_text(found, "side", "write 'long' or 'short'"))
+                return OpenSignal(signal_id, symbol, at, side, _quantity(found), _stop(found))
+            case "close":
+                given = found.get("side")
+                return CloseSignal(
+                    signal_id, symbol, at, None if given is None else PositionSide.read(_plain(given))
+                )
+            case _:
+                raise BadSignal(f"action={_shown(action)} is not known; write 'open' or 'close'")
+    except (BadSignal, ConfigurationError) as exc:
+        raise BadSignal(f"{where}: {exc}", closes=found.get("action") == "close") from None
+    except Exception as exc:
+        raise BadSignal(
+            f"{where}: cannot be read ({type(exc).__name__}); write plain texts and numbers",
+            closes=found.get("action") == "close",
+        ) from exc
+
+
+def _text(found: Mapping[str, Any], name: str, remedy: str) -> str:
+    if name not in found:
+        raise BadSignal(f"{name} is missing; {remedy}")
+    text = _plain(found[name]).strip()
+    if not text or len(text) > _TEXT_CHARACTERS_MAX or not text.isprintable():
+        raise BadSignal(f"{name}={_shown(found[name])} is empty, too long or not plain text; {remedy}")
+    return text
+
+
+def _quantity(found: Mapping[str, Any]) -> Decimal:
+    return _number(_text(found, "quantity", "say how much, in the base currency"), name="quantity")
+
+
+def _stop(found: Mapping[str, Any]) -> Stop:
+    text = _text(found, "stop", "write a price such as '8.50', or a percentage such as '2%'")
+    number, sign, rest = text.partition("%")
+    if rest:
+        raise BadSignal(f"stop={_shown(text)} is not a stop; write a price such as '8.50', or '2%'")
+    value = _number(number.strip(), name="stop")
+    return Stop(percent(value, name="stop") if sign else value, is_percent=bool(sign))
+
+
+def _number(text: str, *, name: str) -> Decimal:
+    number = money(text, name=name)
+    if not _NUMBER_MIN <= number <= _NUMBER_MAX:
+        raise BadSignal(f"{name}={_shown(text)} is out of all bounds; check the unit")
+    return number
+
+
+def _at(given: Any, default: datetime | None) -> datetime | None:
+    if given is None:
+        return default
+    text = _plain(given).strip()
+    number = _plain_number(text)
+    at: datetime | None = None
+    with suppress(ValueError, OverflowError):
+        if number is None:
+            at = datetime.fromisoformat(text)
+            at = None if at.tzinfo is None else at.astimezone(UTC)
+        elif -_EXACT_MAX < number < _EXACT_MAX and number == number.to_integral_value():
+            at = _EPOCH + timedelta(milliseconds=int(number))
+    if at is not None and _EARLIEST <= at < _LATEST:
+        return at
+    # A number in another unit is an instant of 1970 or of a far future: taken at its word, it would make a
+    # close the oldest of all signals, overtaken by every other one.
+    unit = None if number is None else _likely_unit(number)
+    why = "is no instant" if at is None else f"would be in the year {at.year}"
+    hint = f" (it looks like {unit} since 1970)" if unit not in (None, "milliseconds") else ""
+    raise BadSignal(
+        f"at={_shown(given)} {why}{hint}; write milliseconds since 1970,"
+        " or ISO 8601 with a zone such as 2026-01-31T08:00:00Z"
+    )
+
+
+def _plain_number(text: str) -> Decimal | None:
+    if len(text) > _REFUSED_DIGITS_MAX:
+        return None
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _likely_unit(number: Decimal) -> str | None:
+    """The unit in which a number since 1970 is an instant of these times."""
+    for unit, per_second in _PER_SECOND.items():
+        with suppress(ArithmeticError, ValueError):
+            if _EARLIEST.timestamp() <= number / per_second < _LATEST.timestamp():
+                return unit
+    return None
+
+
+def _plain(value: Any) -> str:
+    """A value as text; what is neither text nor a number is shown as it is and will be refused."""
+    return value if isinstance(value, str) else str(value) if isinstance(value, Decimal) else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}..."

@@ -1,0 +1,375 @@
+"""The loops of a bot: signals, passes, recovery; and an end in bounded time.
+
+What is begun is finished before the bot ends, unless the time for it is up. Then it is cancelled, which gives
+its leases back, and what is half done is recovered as after any other death, by this bot or the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from lockguard._audience import Audience
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard.errors import ConfigurationError, LockguardError
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_bot._book import Decision, Outcome
+from lockguard_bot._signals import BadSignal, CloseSignal, Unread
+from lockguard_ccxt._classify import ccxt_errors
+from lockguard_positions._events import Alert
+from lockguard_positions._reconcile import SyncAction
+from lockguard_positions._repeats import Repeats
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from typing import Any
+
+    from lockguard_bot._signals import Signal
+    from lockguard_bot._sources import Delivery, SignalSource
+    from lockguard_bot._trader import Trader
+    from lockguard_positions._events import PositionEvent, PositionObserver
+    from lockguard_positions._manager import AtomicPositionManager
+    from lockguard_positions._reconcile import SyncReport
+
+__all__ = ["Rhythm", "Worker"]
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger("lockguard.bot")
+_PAUSE_FIRST_S = 0.2
+_PAUSE_S_MAX = 15.0
+_PAUSE_GROWS = 1.3
+"""With these, an undecided signal of a stream is tried for about a minute; then another bot may."""
+_LAST_RECOVERY_S = 5.0
+_LEVELS = {
+    Outcome.REFUSED: logging.WARNING,
+    Outcome.SET_ASIDE: logging.ERROR,
+    Outcome.UNDECIDED: logging.ERROR,
+}
+_NOT_DONE = frozenset({Outcome.REFUSED, Outcome.SET_ASIDE})
+"""A signal that was read and is not carried out is told: whoever sent it counts on it."""
+_QUIET = frozenset({SyncAction.IN_STEP, SyncAction.SETTLING})
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """When a bot does what.
+
+    Attributes:
+        sync_every: between two passes over all symbols.
+        recover_every: between two looks for what dead bots left, which read the table only.
+        stop_within: how long running opens may take when the bot is asked to stop.
+        at_once: how many signals are carried out at the same time.
+        once: end when the signals are at their end.
+    """
+
+    sync_every: timedelta
+    recover_every: timedelta
+    stop_within: timedelta
+    at_once: int
+    once: bool = False
+
+    @property
+    def stopped_after(self) -> timedelta:
+        """How long stopping takes at most, the last recovery included."""
+        return self.stop_within + timedelta(seconds=_LAST_RECOVERY_S)
+
+
+class Worker:
+    """Runs one bot.
+
+    Args:
+        trader: carries signals out.
+        manager: makes the passes.
+        exchange: the venue's name.
+        sources: where signals come from; none for a bot that only keeps positions in step.
+        rhythm: when it does what.
+        stopping: set when it is asked to stop.
+        observers: told what a person should look at.
+    """
+
+    def __init__(
+        self,
+        trader: Trader,
+        manager: AtomicPositionManager,
+        exchange: str,
+        sources: Sequence[SignalSource],
+        rhythm: Rhythm,
+        stopping: asyncio.Event,
+        *,
+        observers: Sequence[PositionObserver] = (),
+    ) -> None:
+        self._trader = trader
+        self._manager = manager
+        self._exchange = exchange
+        self._sources = sources
+        self._rhythm = rhythm
+        self._stopping = stopping
+        self._audience: Audience[PositionEvent] = Audience(observers, clock=SYSTEM_CLOCK)
+        self._repeats = Repeats(SYSTEM_CLOCK)
+        self._hands = asyncio.Semaphore(rhythm.at_once)
+        self._lines: dict[str, asyncio.Lock] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._left = False
+
+    async def run(self) -> bool:
+        """Work until asked to stop, or, with ``once``, until all signals are decided.
+
+        Returns:
+            Whether nothing was left undone that was begun, nor a signal undecided.
+
+        Raises:
+            ConfigurationError: a source of signals cannot be read.
+        """
+        _LOG.info("running on %s, sources of signals: %d", self._exchange, len(self._sources))
+        async with asyncio.TaskGroup() as group:
+            self._begin(group, self._pass("recovery", self._manager.recover), "recovery")
+            taking = [group.create_task(self._take(source, group)) for source in self._sources]
+            if self._rhythm.once:
+                group.create_task(self._stop_after(taking))
+            else:
+                sync, recover = self._manager.sync_exchange_positions, self._manager.recover
+                self._begin(group, self._repeat("sync", sync, self._rhythm.sync_every), "sync")
+                self._begin(group, self._repeat("recovery", recover, self._rhythm.recover_every), "recovery")
+            await self._stopping.wait()
+            if taking:
+                await asyncio.wait(taking)
+            await self._finish()
+        return not self._left
+
+    # --- signals ---
+
+    async def _take(self, source: SignalSource, group: asyncio.TaskGroup) -> None:
+        """One delivery after the other, as there is a hand free."""
+        while not self._stopping.is_set():
+            await self._hands.acquire()
+            delivery = await source.next(self._stopping)
+            if delivery is None or self._stopping.is_set():
+                self._hands.release()
+                if delivery is not None:
+                    await _settle(delivery, decided=False)
+                return
+            task = self._begin(group, self._serve(delivery), delivery.where)
+            task.add_done_callback(lambda _: self._hands.release())
+
+    async def _serve(self, delivery: Delivery) -> None:
+        decided = False
+        try:
+            if isinstance(delivery.signal, Unread):
+                _LOG.error(
+                    "%s",
+                    delivery.signal,
+                    extra=_facts(delivery.where, None, outcome=Outcome.SET_ASIDE.value),
+                )
+                self._alert(self._exchange, f"a signal is not carried out: {delivery.signal}")
+                decided = True
+            elif isinstance(delivery.signal, BadSignal):
+                self._tell_refused(delivery.signal, delivery.where)
+                decided = True
+            else:
+                decided = await self._carry_out(delivery.signal, delivery)
+                self._left |= self._rhythm.once and not decided
+        finally:
+            await _settle(delivery, decided=decided)
+
+    async def _carry_out(self, signal: Signal, delivery: Delivery) -> bool:
+        """Try until the signal is decided, or for long enough; tells which."""
+        where = delivery.where
+        try:
+            resource = await self._patiently(lambda: self._understand(signal, delivery), signal, delivery)
+            if not isinstance(resource, str):
+                return False
+            # In the order in which they came: a close must not overtake its open.
+            async with self._lines.setdefault(resource, asyncio.Lock()):
+                decision = await self._patiently(lambda: self._trader.carry_out(signal), signal, delivery)
+        except BadSignal as exc:
+            refused = BadSignal(f"{where}: signal {signal.id}: {exc}", closes=exc.closes)
+            self._tell_refused(refused, where, signal)
+            return True
+        if not isinstance(decision, Decision):
+            return False
+        self._over(f"{self._exchange}:{signal.symbol}", f"signal {signal.id} ({where}) failed")
+        _tell(decision, signal, where)
+        if decision.outcome in _NOT_DONE and not decision.known:
+            stays = "; its position stays open" if isinstance(signal, CloseSignal) else ""
+            told = f"signal {signal.id} ({where}) was {decision.outcome.value}: {decision.details}{stays}"
+            self._alert(f"{self._exchange}:{signal.symbol}", told, decision.position_id)
+        return True
+
+    async def _understand(self, signal: Signal, delivery: Delivery) -> str:
+        """What the signal is about. From here on it is counted by what is carried out, under its lease."""
+        try:
+            return await self._trader.resource(signal)
+        finally:
+            await delivery.understood()
+
+    async def _patiently(
+        self, ask: Callable[[], Awaitable[T | Decision]], signal: Signal, delivery: Delivery
+    ) -> T | Decision | None:
+        """Ask until there is an answer, for long enough, which is for ever where it will not come again.
+
+        Whatever goes wrong but a bad signal, somebody may have done something about it already: it is looked
+        at again, and neither refused nor forgotten. What is wrong with one signal must not end the bot.
+        """
+        pause_s, where = _PAUSE_FIRST_S, delivery.where
+        while True:
+            try:
+                found = await ask()
+            except BadSignal:
+                raise
+            except Exception as exc:  # noqa: BLE001 - one signal must not end the bot
+                found = self._not_yet(exc, signal, where)
+            if not isinstance(found, Decision) or found.final:
+                return found
+            for_long = pause_s >= _PAUSE_S_MAX and (delivery.returns or self._rhythm.once)
+            if not for_long:
+                _LOG.info("%s: signal %s: not yet: %s", where, signal.id, found.details)
+            if for_long or await self._stops_within(min(pause_s, _PAUSE_S_MAX)):
+                _tell(found, signal, where)
+                return None
+            pause_s *= _PAUSE_GROWS
+
+    def _not_yet(self, exc: Exception, signal: Signal, where: str) -> Decision:
+        if isinstance(exc, _no_answer()) and not isinstance(exc, ConfigurationError):
+            # Also a lost lease: the flow has stopped, and what it began is the next holder's, perhaps ours.
+            return Decision(Outcome.UNDECIDED, _line_of(exc))
+        _LOG.error(
+            "%s: signal %s: %s", where, signal.id, _line_of(exc), exc_info=exc, extra=_facts(where, signal)
+        )
+        told = f"signal {signal.id} ({where}) failed: {type(exc).__name__}; it is tried again"
+        self._alert(f"{self._exchange}:{signal.symbol}", told)
+        return Decision(Outcome.UNDECIDED, f"{type(exc).__name__}: {_line_of(exc)}")
+
+    # --- passes ---
+
+    async def _repeat(
+        self, name: str, work: Callable[[str], Awaitable[SyncReport]], every: timedelta
+    ) -> None:
+        while not await self._stops_within(every.total_seconds()):
+            await self._pass(name, work)
+
+    async def _pass(self, name: str, work: Callable[[str], Awaitable[SyncReport]]) -> None:
+        """One pass. It skips symbols that somebody holds; what cannot be done now is left to the next one."""
+        try:
+            report = await work(self._exchange)
+        except _no_answer() as exc:
+            _LOG.warning("%s: not finished: %s", name, _line_of(exc))
+            return
+        except Exception as exc:  # noqa: BLE001
+            # What is wrong with one pass is tried again by the next one; signals are carried out meanwhile.
+            _LOG.exception("%s: not finished: %s", name, _line_of(exc))
+            self._alert(self._exchange, f"{name} failed: {type(exc).__name__}; it is tried again")
+            return
+        self._over(self._exchange, f"{name} failed")
+        for outcome in report.outcomes:
+            if outcome.action not in _QUIET:
+                level = logging.DEBUG if outcome.action is SyncAction.BUSY else logging.INFO
+                told = f"{outcome.action.value} {outcome.details}".strip()
+                _LOG.log(level, "%s: %s:%s: %s", name, report.exchange, outcome.symbol, told)
+
+    # --- telling ---
+
+    def _tell_refused(self, bad: BadSignal, where: str, signal: Signal | None = None) -> None:
+        _LOG.warning("%s", bad, extra=_facts(where, signal, outcome=Outcome.REFUSED.value))
+        if bad.closes:
+            self._alert(self._exchange, f"a signal to close was refused, its position stays open: {bad}")
+
+    def _alert(self, resource: str, message: str, position_id: int | None = None) -> None:
+        alert = Alert(resource, position_id, message)
+        if self._repeats.is_due(alert, watched=True):
+            self._audience.tell(alert)
+
+    def _over(self, resource: str, about: str) -> None:
+        for alert in self._repeats.end(resource, about):
+            self._audience.tell(alert)
+
+    # --- the end ---
+
+    async def _stop_after(self, taking: Sequence[asyncio.Task[None]]) -> None:
+        """Once all is read and decided, look at everything a last time, and stop."""
+        if taking:
+            await asyncio.wait(taking)
+        while self._running and not self._stopping.is_set():
+            await asyncio.wait(set(self._running))
+        if not self._stopping.is_set():
+            await self._pass("sync", self._manager.sync_exchange_positions)
+        self._stopping.set()
+
+    async def _finish(self) -> None:
+        """Wait for what is running; cancel what takes too long, and recover what that leaves."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=self._rhythm.stop_within.total_seconds())
+        if not self._running:
+            return
+        late = set(self._running)
+        _LOG.warning("cutting off what has not ended: %s", ", ".join(sorted(t.get_name() for t in late)))
+        for task in late:
+            task.cancel()
+        await asyncio.wait(late)
+        try:
+            async with asyncio.timeout(_LAST_RECOVERY_S):
+                report = await self._manager.recover(self._exchange)
+            self._left |= not report.settled
+        except Exception as exc:  # noqa: BLE001 - the end must be reached
+            _LOG.error("left to the next bot: %s", _line_of(exc))
+            self._left = True
+
+    def _begin(
+        self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None], name: str
+    ) -> asyncio.Task[None]:
+        """Start something that is to be finished before the end."""
+        task = group.create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        return self._stopping.is_set()
+
+
+async def _settle(delivery: Delivery, *, decided: bool) -> None:
+    try:
+        await delivery.settle(decided)
+    except Exception:  # noqa: BLE001
+        # It comes again, and what was decided about it is known.
+        _LOG.exception("%s: could not be settled", delivery.where)
+
+
+def _tell(decision: Decision, signal: Signal, where: str) -> None:
+    _LOG.log(
+        _LEVELS.get(decision.outcome, logging.INFO),
+        "%s: signal %s: %s %s%s%s: %s",
+        where,
+        signal.id,
+        signal.symbol,
+        decision.outcome.value,
+        "" if decision.position_id is None else f" position {decision.position_id}",
+        " (known)" if decision.known else "",
+        decision.details,
+        extra=_facts(
+            where, signal, outcome=decision.outcome.value, position=decision.position_id, known=decision.known
+        ),
+    )
+
+
+def _facts(where: str, signal: Signal | None, **more: object) -> dict[str, object]:
+    """What a log line says to programs; see ``logs``."""
+    about = {} if signal is None else {"signal": signal.id, "symbol": signal.symbol}
+    return {"facts": {"where": where, **about, **more}}
+
+
+def _line_of(exc: BaseException) -> str:
+    return str(exc).partition("\n")[0] or type(exc).__name__
+
+
+def _no_answer() -> tuple[type[BaseException], ...]:
+    """Somebody did not answer, or the lease has ended: nothing of it is the signal's fault."""
+    exchange: type[BaseException] = ccxt_errors().BaseError
+    return (LockguardError, exchange, *DATABASE_ERRORS)

@@ -1,0 +1,248 @@
+"""The last check before a request leaves this machine, and what the exchange last said about all of them.
+
+Between the check at the start of a call and the bytes on the wire lie ccxt's rate limiter, which may queue
+the request, and the event loop, which may stall. A process that was paused there for a minute would send its
+order on waking up, before the loss of its lease is delivered to it. So the lease is looked at once more in
+``fetch``, the last of ccxt's functions before the socket, with no ``await`` in between; and in the client's
+``send`` where ccxt writes to a websocket instead.
+
+The same place knows whether anything was sent at all, which turns "unknown" into a plain "no" for every
+error before it. And as every call of an account comes through here, reads included, it is where a ban is
+kept to: while the exchange has said to wait, nothing is sent. Asking on makes a ban longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard_ccxt._classify import ccxt_errors
+from lockguard_ccxt._masking import masked
+from lockguard_ccxt._prepared import sends_only_by_fetch, word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from lockguard._clock import Clock
+    from lockguard._lease import Lease
+
+__all__ = ["Attempt", "Gate", "attempt", "install"]
+
+_LOG = logging.getLogger("lockguard.ccxt")
+_INSTALLED = "_lockguard_gate"
+_TOO_MANY = 429
+_BANNED = 418
+_BANNED_S_LEAST = 120
+"""Binance's shortest ban, for one that does not say how long it lasts."""
+_CLOSED_S_MAX = 3 * 24 * 3600
+"""Binance's longest."""
+_RESYNC_EVERY_S = 5.0
+_RESYNC_WITHIN_S = 5.0
+_UNTIL = re.compile(r"banned until (\d{13})")
+_PLAIN_SECONDS = re.compile(r"^\d{1,7}$")
+
+
+class Attempt:
+    """One guarded call while it runs.
+
+    Attributes:
+        lease: what it runs under.
+        needed: how much of the lease must be left when it is sent.
+        sent: whether it may have left this machine.
+    """
+
+    __slots__ = ("lease", "needed", "sent")
+
+    def __init__(self, lease: Lease, needed: timedelta) -> None:
+        self.lease = lease
+        self.needed = needed
+        self.sent = False
+
+    def leaves(self) -> None:
+        """It is sent now.
+
+        Raises:
+            LeaseLost: the lease has ended or has less than ``needed`` left: it is not sent.
+        """
+        self.lease.ensure(self.needed)
+        self.sent = True
+
+
+_current: ContextVar[Attempt | None] = ContextVar("lockguard_ccxt_attempt", default=None)
+
+
+@contextmanager
+def attempt(lease: Lease, needed: timedelta) -> Iterator[Attempt]:
+    """Check the lease now, and again when something is sent inside.
+
+    Raises:
+        LeaseLost: the lease has ended or has less than ``needed`` left.
+    """
+    lease.ensure(needed)
+    running = Attempt(lease, needed)
+    token = _current.set(running)
+    try:
+        yield running
+    finally:
+        _current.reset(token)
+
+
+class Gate:
+    """What one ccxt exchange was told by its venue about all its calls.
+
+    Args:
+        exchange: from ``ccxt.async_support``.
+        clock: measures how long calls stay closed.
+    """
+
+    def __init__(self, exchange: Any, clock: Clock) -> None:
+        self._exchange = exchange
+        self._clock = clock
+        self._closed_until = 0.0
+        self._resynced_at: float | None = None
+        self._listeners: list[Callable[[timedelta], None]] = []
+        self._hook: Any = None
+        self.fetch: Any = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of this exchange is sent but through here, so that a call may be begun early."""
+        return self._exchange.fetch is self.fetch and sends_only_by_fetch(self._exchange)
+
+    @property
+    def closed_for(self) -> timedelta:
+        """For how much longer nothing is sent; zero when the way is open."""
+        return timedelta(seconds=max(0.0, self._closed_until - self._clock.now()))
+
+    def on_closed(self, listener: Callable[[timedelta], None]) -> None:
+        """Be told when the exchange closes the way, and for how long."""
+        self._listeners.append(listener)
+
+    def refuse_while_closed(self) -> None:
+        """Before anything is sent.
+
+        Raises:
+            ccxt.DDoSProtection: the exchange said to wait, and the time is not over.
+        """
+        left_s = self.closed_for.total_seconds()
+        if left_s > 0:
+            raise ccxt_errors().DDoSProtection(
+                f"{self._exchange.id} calls are closed for {left_s:.1f} s more by the exchange; not sent"
+            )
+
+    def listen(self) -> None:
+        """Look at each answer first, also where another hook was put into the exchange meanwhile."""
+        hook = self._exchange.on_rest_response
+        if hook is self._hook:
+            return
+
+        def on_rest_response(
+            code: int, reason: str, url: str, method: str, headers: Any, body: str, *rest: Any
+        ) -> Any:
+            self.answered(code, headers or {}, body or "")
+            return hook(code, reason, url, method, headers, body, *rest)
+
+        self._exchange.on_rest_response = self._hook = on_rest_response
+
+    def answered(self, status: int, headers: Mapping[str, str], body: str) -> None:
+        """Look at an answer: does it say to wait?"""
+        if status not in {_TOO_MANY, _BANNED}:
+            return
+        wait_s = self._asked_s(headers, body)
+        if wait_s is None:
+            if status != _BANNED:
+                return  # merely too many: the caller slows down by itself
+            wait_s = _BANNED_S_LEAST
+        until = self._clock.now() + min(wait_s, _CLOSED_S_MAX)
+        if until <= self._closed_until:
+            return
+        was_open = not self.closed_for
+        self._closed_until = until
+        if was_open:
+            for listener in self._listeners:
+                try:
+                    listener(timedelta(seconds=wait_s))
+                except Exception:  # noqa: BLE001 - this is an answer on its way to whoever sent an order
+                    _LOG.exception("a listener of closed calls failed; it stays")
+
+    def _asked_s(self, headers: Mapping[str, str], body: str) -> float | None:
+        after = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
+        asked = [float(after)] if _PLAIN_SECONDS.match(after) else []
+        if (until := _UNTIL.search(body)) is not None:
+            there_ms = self._exchange.milliseconds() - (self._exchange.options.get("timeDifference") or 0)
+            asked.append((int(until[1]) - there_ms) / 1000)
+        return max(asked) if asked and max(asked) > 0 else None
+
+    async def resync(self) -> None:
+        """Measure the exchange's clock anew, as it refused a request for its time; now and then at most."""
+        now = self._clock.now()
+        if self._resynced_at is not None and now - self._resynced_at < _RESYNC_EVERY_S:
+            return
+        self._resynced_at = now
+        try:
+            async with asyncio.timeout(_RESYNC_WITHIN_S):
+                await self._exchange.load_time_difference()
+        except (TimeoutError, ccxt_errors().BaseError):
+            return  # the refusal stands, and whoever asks again has it measured again
+
+
+def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
+    """Put the check into a ccxt exchange; a second time changes nothing. Other calls are as before."""
+    installed: Gate | None = getattr(exchange, _INSTALLED, None)
+    if installed is not None:
+        return installed
+    gate = Gate(exchange, clock)
+    send = exchange.fetch
+
+    async def fetch(url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
+        await word()
+        gate.refuse_while_closed()
+        gate.listen()
+        running = _current.get()
+        if running is not None and method != "GET":
+            running.leaves()
+        try:
+            return await send(url, method, headers, body)
+        except Exception as exc:
+            # ccxt names the request by its whole URL, and with it the signature.
+            exc.args = tuple(masked(arg) if isinstance(arg, str) else arg for arg in exc.args)
+            if isinstance(exc, ccxt_errors().InvalidNonce):
+                await gate.resync()
+            raise
+
+    exchange.fetch = gate.fetch = fetch
+    gate.listen()
+    if callable(getattr(exchange, "client", None)):
+        _guard_websockets(exchange, gate)
+    setattr(exchange, _INSTALLED, gate)
+    return gate
+
+
+def _guard_websockets(exchange: Any, gate: Gate) -> None:
+    """The same check where ccxt writes to a websocket: its tasks inherit the call that began them."""
+    make = exchange.client
+
+    def client(url: str) -> Any:
+        found = make(url)
+        if not getattr(found, _INSTALLED, False):
+            send = found.send
+
+            async def checked(message: Any) -> Any:
+                await word()
+                running = _current.get()
+                if running is not None:
+                    gate.refuse_while_closed()
+                    running.leaves()
+                return await send(message)
+
+            found.send = checked
+            setattr(found, _INSTALLED, True)
+        return found
+
+    exchange.client = client

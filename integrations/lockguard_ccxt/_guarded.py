@@ -1,0 +1,538 @@
+"""A ccxt exchange that changes nothing without a lease."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from datetime import timedelta
+from functools import partial, wraps
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import current_leases
+from lockguard._lease import parse_resource
+from lockguard.errors import ConfigurationError, LeaseNotHeld
+from lockguard.text import kind_of
+from lockguard_ccxt import _proxy as proxy
+from lockguard_ccxt._classify import ccxt_errors
+from lockguard_ccxt._gate import attempt, install
+from lockguard_ccxt._holdings import IN_HEDGE_MODE, Holding, parse_holdings
+from lockguard_ccxt._ids import Step, client_order_id
+from lockguard_ccxt._keys import account_name, unified_symbol
+from lockguard_ccxt._markets import Listing, Market, listing_of, short_name
+from lockguard_ccxt._money import MarketRules, rules_of
+from lockguard_ccxt._outcome import Executed, Outcome, PlacedOrder, Side
+from lockguard_ccxt._placing import PATIENCE, Patience, Placer, Plan
+from lockguard_ccxt._prepared import Prepared
+from lockguard_ccxt._venues import (
+    every_order,
+    every_position,
+    next_page,
+    orders_of_one,
+    parse_order,
+    venue_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from decimal import Decimal
+
+    from lockguard._clock import Clock
+    from lockguard._lease import Lease, Resource
+
+__all__ = ["GuardedExchange"]
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger("lockguard.ccxt")
+_CLOCK_AHEAD = timedelta(seconds=1)
+_REFRESH_S_MIN = 5.0
+_REFRESH_PAUSE_S = 1.0
+_PREPARED = frozenset({"place_entry", "place_stop", "holding", "holdings"})
+
+
+class GuardedExchange:
+    """A guard around a ccxt (asyncio) exchange.
+
+    Its own calls place, find and cancel orders by intent and say what became of them. Every other attribute
+    is the exchange's own: reads untouched, and calls that change something checked against the lease first,
+    bounded by it, and, if they place an order, refused without a client order id.
+
+    Not guarded: mutual exclusion of the exchange calls themselves. An exchange cannot check a token; what
+    stands in its place is the check of the lease right before sending, a request that does not outlive the
+    lease, and an order that the next holder finds by its name.
+
+    Args:
+        exchange: from ``ccxt.async_support``. The last check is put into its ``fetch``.
+        account: the label of the account, where there are several at the exchange: part of every name.
+        patience: how much of the lease a call needs, and how long an order without an answer is looked for.
+        clock: measures the search.
+
+    Raises:
+        ConfigurationError: a label that cannot be part of a name; or ccxt's own retries are on: they send an
+            order again without asking what became of it.
+    """
+
+    def __init__(
+        self,
+        exchange: Any,
+        *,
+        account: str | None = None,
+        patience: Patience = PATIENCE,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        if not inspect.iscoroutinefunction(getattr(exchange, "fetch2", None)):
+            raise ConfigurationError(
+                f"{type(exchange).__module__}.{type(exchange).__name__} is no asyncio exchange of ccxt;"
+                " take the one of that name from ccxt.async_support"
+            )
+        if exchange.options.get("portfolioMargin"):
+            raise ConfigurationError(
+                f"{exchange.id} with portfolioMargin: its stops cannot be found by their client order ids;"
+                " use a classic futures account"
+            )
+        if exchange.options.get("maxRetriesOnFailure"):
+            raise ConfigurationError(
+                f"maxRetriesOnFailure of {exchange.id} is {exchange.options['maxRetriesOnFailure']!r};"
+                " set it to 0, as ccxt would repeat orders blindly"
+            )
+        if not isinstance(patience, Patience):
+            raise ConfigurationError(f"patience is {kind_of(patience)}; give a Patience(), or leave it out")
+        self._exchange = exchange
+        self._name = account_name(exchange, account)
+        self._patience = patience
+        self._clock = clock
+        self._loaded_at: float | None = None
+        self._failed: tuple[float, Exception] | None = None
+        self._refreshing = asyncio.Lock()
+        self._gate = install(exchange, clock)
+
+    def __repr__(self) -> str:
+        return f"<GuardedExchange {self._exchange.id}>"
+
+    @property
+    def exchange(self) -> Any:
+        """The exchange inside; its ``fetch`` is guarded only within calls made through this object."""
+        return self._exchange
+
+    @property
+    def name(self) -> str:
+        """The account, as locks and rows have it: ``binance``, or ``binance@scalper``."""
+        return self._name
+
+    @property
+    def in_doubt_for(self) -> timedelta:
+        """How long after it was sent an order without an answer may still turn up.
+
+        The exchange refuses a request older than its receive window; then come its clock's tolerance and the
+        lag of its reads. An order that does not show after that was not placed.
+        """
+        return venue_of(self._exchange).window + _CLOCK_AHEAD + self._patience.search
+
+    @property
+    def closed_for(self) -> timedelta:
+        """For how much longer nothing is sent, as the exchange said to wait (a ban, or ``Retry-After``)."""
+        return self._gate.closed_for
+
+    def on_closed(self, listener: Callable[[timedelta], None]) -> None:
+        """Be told whenever the exchange says to wait, and for how long."""
+        self._gate.on_closed(listener)
+
+    async def load(self, symbols: Iterable[str] = ()) -> None:
+        """Load the markets, so that no order waits for it, and see that the account is in one-way mode.
+
+        Which classes of contracts no positions are kept in, and how many there are, is logged, a line each.
+
+        Args:
+            symbols: what is to be traded, in any spelling, as far as that is known beforehand.
+
+        Raises:
+            ConfigurationError: the account is in hedge mode, or positions are not kept in one of ``symbols``:
+                it is not listed, inverse, or counts in contracts of another size than one.
+            ccxt.BaseError: the exchange did not answer a few times.
+        """
+        # Asked again above all where this machine's clock is wrong: then the first answer is a refusal.
+        await self._placer().read(self._exchange.load_markets)
+        self._loaded_at = self._clock.now()
+        for symbol in symbols:
+            self.market(symbol).check()
+        self._tell_kept_out()
+        if self._exchange.has.get("fetchPositionMode") and self._exchange.apiKey:
+            mode = await self._placer().read(self._exchange.fetch_position_mode)
+            if mode.get("hedged"):
+                raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the account {self.name}"))
+
+    def _tell_kept_out(self) -> None:
+        listing = listing_of(self._exchange)
+        for kind, symbols in ({} if listing is None else listing.kept_out()).items():
+            told = "no positions are kept in %d contracts of %s (%s), such as %s"
+            _LOG.info(told, len(symbols), self.name, kind, symbols[0])
+
+    async def refresh(self, *, wait: bool = False) -> bool:
+        """Load the markets again, as a name is not among them; tells whether that was done.
+
+        Contracts are listed and delisted while a bot runs. Whoever sends names that exist nowhere must not
+        make it load markets all the time: it is done at most once in five seconds.
+
+        Args:
+            wait: wait for the next time, so that the list is newer than the question.
+
+        Raises:
+            ccxt.BaseError: the exchange did not answer; the markets are those of before.
+        """
+        asked_at = self._clock.now()
+        if not wait and self._loaded_at is not None and asked_at - self._loaded_at < _REFRESH_S_MIN:
+            return False
+        async with self._refreshing:  # who asks meanwhile waits for the answer
+            loaded_at = self._loaded_at
+            if loaded_at is not None:
+                if loaded_at >= asked_at:
+                    return False
+                await asyncio.sleep(max(0.0, loaded_at + _REFRESH_S_MIN - self._clock.now()))
+            if self._failed is not None and asked_at - self._failed[0] < _REFRESH_PAUSE_S:
+                raise self._failed[1]
+            try:
+                await self._exchange.load_markets(reload=True)
+            except Exception as exc:
+                self._failed = (self._clock.now(), exc)
+                raise
+            self._failed, self._loaded_at = None, self._clock.now()
+            return True
+
+    # --- names and steps ---
+
+    def market(self, symbol: str) -> Market:
+        """The market of a name, however it is spelt.
+
+        Raises:
+            UnknownMarket: there is none; :meth:`refresh` may bring it.
+            ConfigurationError: the markets are not loaded, or the name is not that of one market.
+        """
+        return self._listing().market(symbol)
+
+    def resource(self, symbol: str) -> Resource:
+        """The resource that guards positions in ``symbol``.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        if listing_of(self._exchange) is None:
+            return parse_resource(f"{self.name}:{short_name(unified_symbol(self._exchange, symbol))}")
+        return parse_resource(f"{self.name}:{self.market(symbol).name}")
+
+    def unified(self, symbol: str) -> str:
+        """The unified symbol of a market, however it is spelt.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        return unified_symbol(self._exchange, symbol)
+
+    def client_id(self, symbol: str, intent: int, step: Step) -> str:
+        """The client order id of one step of one intent."""
+        return client_order_id(self.resource(symbol), intent, step)
+
+    def rules(self, symbol: str) -> MarketRules:
+        """In which steps ``symbol`` is traded.
+
+        Raises:
+            ConfigurationError: the markets are not loaded, or there is no such market.
+        """
+        listing = self._listing()
+        unified = listing.market(symbol).symbol
+        if unified not in listing.rules:
+            listing.rules[unified] = rules_of(self._exchange, self._exchange.market(unified))
+        return listing.rules[unified]
+
+    # --- orders by intent ---
+
+    def attached_stop(self, symbol: str, stop_price: Decimal) -> Decimal | None:
+        """At which price an entry with this stop brings one along; ``None`` where entries carry none.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        return self.rules(symbol).price(stop_price) if venue_of(self._exchange).attaches_stops else None
+
+    async def place_entry(
+        self,
+        symbol: str,
+        side: Side,
+        amount: Decimal,
+        *,
+        intent: int,
+        stop_price: Decimal | None = None,
+        again: bool = False,
+    ) -> Outcome:
+        """Open or enlarge a position with a market order.
+
+        Args:
+            symbol: in any spelling.
+            side: ``buy`` for long, ``sell`` for short.
+            amount: rounded down to the exchange's step.
+            intent: the intent's number.
+            stop_price: a stop to attach where the exchange attaches stops (Bybit); elsewhere ignored, and
+                the stop is a step of its own.
+            again: whether this intent may have been sent before; then the order is looked for first. One that
+                is found may have ended meanwhile: see its ``state``.
+
+        Raises:
+            LeaseLost: the lease on the resource ended before the order was sent.
+            LeaseNotHeld: there is no lease on the resource.
+            ConfigurationError: an unknown symbol, or an amount below one step.
+        """
+        stop = None if stop_price is None else _plain(self.rules(symbol).price(stop_price))
+        client_id = self.client_id(symbol, intent, Step.ENTRY)
+        params = venue_of(self._exchange).entry_params(stop, client_id)
+        return await self._place(Step.ENTRY, symbol, side, amount, client_id, params, again=again)
+
+    async def place_stop(
+        self, symbol: str, side: Side, amount: Decimal, *, trigger: Decimal, intent: int, again: bool = False
+    ) -> Outcome:
+        """Place a reduce-only stop.
+
+        ``Refused(Refusal.WOULD_TRIGGER)`` means that the price has passed it: close the position.
+
+        Args:
+            symbol: in any spelling.
+            side: the stop's own side: ``sell`` protects a long position.
+            amount: rounded down to the exchange's step.
+            trigger: the price it waits for, rounded to the nearest tick.
+            intent: the intent's number.
+            again: whether this intent may have been sent before; then the order is looked for first. One that
+                is found may have ended meanwhile: see its ``state``.
+
+        Raises:
+            LeaseLost: the lease on the resource ended before the order was sent.
+            LeaseNotHeld: there is no lease on the resource.
+            ConfigurationError: an unknown symbol, or an amount or a price below one step.
+        """
+        price = _plain(self.rules(symbol).price(trigger))
+        client_id = self.client_id(symbol, intent, Step.STOP)
+        params = venue_of(self._exchange).stop_params(price, client_id)
+        return await self._place(Step.STOP, symbol, side, amount, client_id, params, again=again)
+
+    async def close_position(
+        self, symbol: str, side: Side, amount: Decimal, *, intent: int, again: bool = False
+    ) -> Outcome:
+        """Make a position smaller with a reduce-only market order; it never opens the other way.
+
+        ``Refused(Refusal.REDUCE_ONLY)`` means that there is nothing left to close.
+
+        Args:
+            symbol: in any spelling.
+            side: the order's own side: ``sell`` closes a long position.
+            amount: rounded down to the exchange's step.
+            intent: the intent's number.
+            again: whether this intent may have been sent before; then the order is looked for first. One that
+                is found may have ended meanwhile: see its ``state``.
+
+        Raises:
+            LeaseLost: the lease on the resource ended before the order was sent.
+            LeaseNotHeld: there is no lease on the resource.
+            ConfigurationError: an unknown symbol, or an amount below one step.
+        """
+        client_id = self.client_id(symbol, intent, Step.CLOSE)
+        params = {"reduceOnly": True, "clientOrderId": client_id}
+        return await self._place(Step.CLOSE, symbol, side, amount, client_id, params, again=again)
+
+    def prepare(
+        self, call: Callable[[], Coroutine[Any, Any, T]], *, name: str, after_s: float = 0.0
+    ) -> Prepared[T] | None:
+        """Begin one of the calls above; its request waits for ``Prepared.send``.
+
+        Args:
+            call: such as ``lambda: exchange.place_entry(...)``.
+            name: for its task.
+            after_s: when to begin.
+
+        Returns:
+            What gives the word; ``None`` where the call might send by another way than the gate, as a
+            subclass may: then it is made when it is time.
+        """
+        plain = type(self) is GuardedExchange and vars(self).keys().isdisjoint(_PREPARED)
+        plain = plain and _WHAT_IS_PREPARED(GuardedExchange) == _AS_WRITTEN
+        return Prepared(call, name=name, after_s=after_s) if plain and self._gate.is_last else None
+
+    async def _place(
+        self,
+        step: Step,
+        symbol: str,
+        side: Side,
+        amount: Decimal,
+        client_id: str,
+        params: dict[str, Any],
+        *,
+        again: bool,
+    ) -> Outcome:
+        rules = self.rules(symbol)
+        plan = Plan(step, rules.symbol, side, rules.amount(amount), client_id, params)
+        lease = self._lease_on(self.resource(symbol))
+        placer = self._placer()
+        if again:
+            found = await placer.find(plan.symbol, client_id, conditional=plan.conditional)
+            if found is not None:
+                return Executed(found, found=True)
+        return await placer.place(plan, lease)
+
+    async def cancel(self, order: PlacedOrder) -> Outcome:
+        """Cancel an order, in whichever book it is.
+
+        Raises:
+            LeaseLost: the lease on the resource ended before the request was sent.
+            LeaseNotHeld: there is no lease on the resource.
+        """
+        return await self._placer().cancel(order, self._lease_on(self.resource(order.symbol)))
+
+    # --- looking ---
+
+    async def find_order(
+        self, symbol: str, client_id: str, *, conditional: bool = False
+    ) -> PlacedOrder | None:
+        """An order by its client id, in every book, or ``None`` when the exchange does not know it.
+
+        "Not known" is not "not placed" before :attr:`in_doubt_for` has passed.
+
+        Args:
+            symbol: in any spelling.
+            client_id: the client order id.
+            conditional: which book to ask first.
+
+        Raises:
+            ccxt.OperationFailed: the exchange did not answer, after retries.
+        """
+        return await self._placer().find(self.unified(symbol), client_id, conditional=conditional)
+
+    async def open_orders(
+        self, symbol: str | None = None, *, conditional_only: bool = False
+    ) -> tuple[PlacedOrder, ...]:
+        """The open orders of a symbol, or of all, conditional ones included.
+
+        Args:
+            symbol: in any spelling; ``None`` for all.
+            conditional_only: leave out the book of ordinary orders, which spares a request.
+
+        Raises:
+            ccxt.OperationFailed: the exchange did not answer, after retries.
+        """
+        if symbol is None:
+            # Unless it is told that all symbols are meant, ccxt's binance refuses to list them.
+            self._exchange.options["warnOnFetchOpenOrdersWithoutSymbol"] = False
+        wanted = None if symbol is None else self.unified(symbol)
+        questions = every_order(self._exchange) if symbol is None else (orders_of_one(self._exchange),)
+        found: dict[str, PlacedOrder] = {}
+        books: tuple[dict[str, Any], ...] = (
+            ({"trigger": True},) if conditional_only else ({}, {"trigger": True})
+        )
+        for question in questions:
+            for book in books:
+                ask = partial(self._exchange.fetch_open_orders, wanted, None, None)
+                for order in await self._pages(ask, {**question, **book}):
+                    parsed = parse_order(order)
+                    found[parsed.id] = parsed
+        return tuple(order for order in found.values() if order.live)
+
+    async def holdings(self, symbols: Sequence[str] | None = None) -> tuple[Holding, ...]:
+        """The open positions, of some symbols or all.
+
+        Raises:
+            ccxt.OperationFailed: the exchange did not answer, after retries. A failed read is not "flat".
+        """
+        wanted = None if symbols is None else [self.unified(symbol) for symbol in symbols]
+        found: dict[str, Holding] = {}
+        for question in ({},) if wanted else every_position(self._exchange):
+            listed = await self._pages(partial(self._exchange.fetch_positions, wanted), question)
+            for held in parse_holdings(listed):
+                found[held.symbol] = held
+        return tuple(found.values())
+
+    async def holding(self, symbol: str) -> Holding | None:
+        """The open position in a symbol; ``None`` when it is flat."""
+        wanted = self.unified(symbol)
+        return next((held for held in await self.holdings([wanted]) if held.symbol == wanted), None)
+
+    # --- everything else is the exchange's own ---
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        value = getattr(self._exchange, name)
+        if proxy.is_write(name, value):
+            return self._guarded(name, value)
+        return value
+
+    def _guarded(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        signature = inspect.signature(call)
+
+        @wraps(call)
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            if proxy.only_reads(name, bound):
+                return await call(*args, **kwargs)
+            if proxy.is_order_call(name) and not proxy.has_client_id(bound):
+                raise ConfigurationError(
+                    f"{name} without a client order id: its order could not be found again if the answer were"
+                    " lost; pass params={'clientOrderId': client_order_id(...)}"
+                )
+            symbol = proxy.symbol_of(bound)
+            lease = self._any_lease(name) if symbol is None else self._lease_on(self.resource(symbol))
+            with attempt(lease, self._patience.needed):
+                seconds = min(float(self._exchange.timeout) / 1000, lease.remaining.total_seconds())
+                try:
+                    async with asyncio.timeout(seconds):
+                        return await call(*args, **kwargs)
+                except TimeoutError as exc:
+                    raise ccxt_errors().RequestTimeout(
+                        f"{self._exchange.id} {name} got no answer in {seconds:.3f} s; its outcome is unknown"
+                    ) from exc
+
+        return guarded
+
+    # --- inside ---
+
+    async def _pages(
+        self, ask: Callable[[dict[str, Any]], Awaitable[Any]], question: dict[str, Any]
+    ) -> list[Any]:
+        """A list in full, though the exchange gives it in pages."""
+        found: list[Any] = []
+        params: dict[str, Any] | None = question
+        while params is not None:
+            page = await self._placer().read(partial(ask, dict(params)))
+            found += page
+            params = next_page(params, page)
+        return found
+
+    def _listing(self) -> Listing:
+        listing = listing_of(self._exchange)
+        if listing is None:
+            raise ConfigurationError(f"the markets of {self.name} are not loaded; await load() first")
+        return listing
+
+    def _placer(self) -> Placer:
+        return Placer(self._exchange, venue_of(self._exchange), self._patience, self._clock)
+
+    def _lease_on(self, resource: Resource) -> Lease:
+        for lease in reversed(current_leases()):
+            if lease.resource == resource:
+                return lease
+        raise LeaseNotHeld(
+            f"no lease on {resource!r} is held here; enter guard.hold({str(resource)!r}) first",
+            resource=resource,
+        )
+
+    def _any_lease(self, name: str) -> Lease:
+        leases = current_leases()
+        if not leases:
+            raise LeaseNotHeld(f"{name} needs a lease, and none is held here", resource=self.name)
+        return leases[-1]
+
+
+def _plain(number: Decimal) -> str:
+    return format(number, "f")
+
+
+_WHAT_IS_PREPARED = attrgetter(*_PREPARED)
+_AS_WRITTEN = _WHAT_IS_PREPARED(GuardedExchange)
+"""A test or a paper account may put others in their place."""

@@ -1,0 +1,154 @@
+"""What the commands need of the outside: the database, the exchange, the manager over both.
+
+URLs come from options or the environment; keys only from the environment, as everybody can read the
+arguments of a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard import LockGuard
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg import PostgresFence
+from lockguard_asyncpg._dsn import checked, reason_of, shown
+from lockguard_asyncpg._errors import CONNECT_ERRORS, unreachable
+from lockguard_ccxt import GuardedExchange, Patience
+from lockguard_ccxt._classify import ccxt_errors
+from lockguard_positions._errors import ServerUnreachable
+from lockguard_positions._exchange_options import ExchangeSettings, credentials_told, make_client
+from lockguard_positions._manager import AtomicPositionManager
+from lockguard_positions._model import Adopt
+from lockguard_positions._schema import version
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lockguard_positions._events import PositionObserver
+
+__all__ = [
+    "Urls",
+    "connect_any_database",
+    "connect_database",
+    "connect_exchange",
+    "connect_manager",
+]
+
+_CONNECT_S = 10.0
+_POOL_MAX = 10
+_WITH_INTENTS = 3
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Urls:
+    """Where everything is."""
+
+    database: str | None
+    exchange: ExchangeSettings
+    redis: str | None
+
+
+@asynccontextmanager
+async def connect_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
+    """A pool on the database that has the tables.
+
+    Raises:
+        ConfigurationError: there is no URL, it cannot work, or the database has no positions.
+        ServerUnreachable: nobody answers there.
+    """
+    async with connect_any_database(url) as pool:
+        if await pool.fetchval("select to_regclass('monitoring.positions')") is None:
+            raise ConfigurationError(
+                f"database {shown(url)} has no table monitoring.positions;"
+                " 'lockguard positions migrate' makes it"
+            )
+        yield pool
+
+
+@asynccontextmanager
+async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
+    """A pool on a database, whatever is in it.
+
+    Raises:
+        ConfigurationError: there is no URL, or it cannot work.
+        ServerUnreachable: nobody answers there.
+    """
+    if not url:
+        raise ConfigurationError("no database; give --database or set LOCKGUARD_DATABASE_URL")
+    checked(url)
+    try:
+        pool = await asyncpg.create_pool(url, min_size=1, max_size=_POOL_MAX, timeout=_CONNECT_S)
+    except CONNECT_ERRORS as exc:
+        told = f"database {shown(url)} cannot be reached: {reason_of(exc, within_s=_CONNECT_S)}"
+        raise (ServerUnreachable if unreachable(exc) else ConfigurationError)(told) from exc
+    async with pool:
+        yield pool
+
+
+@asynccontextmanager
+async def connect_exchange(
+    settings: ExchangeSettings, *, patience: Patience | None = None
+) -> AsyncIterator[GuardedExchange]:
+    """The exchange, with its markets loaded.
+
+    Args:
+        settings: which account, and how ccxt is to talk to it.
+        patience: how orders without an answer are looked for; the guarded exchange's own by default.
+
+    Raises:
+        ConfigurationError: there is none of that name, or its keys are missing.
+        ServerUnreachable: it does not answer.
+    """
+    client = make_client(settings)
+    try:
+        guarded = GuardedExchange(client, account=settings.account, patience=patience or Patience())
+        try:
+            await guarded.load()
+        except ccxt_errors().AuthenticationError as exc:
+            raise credentials_told(guarded.name, exc) from exc
+        except ccxt_errors().BaseError as exc:
+            told = f"exchange {settings.name} does not answer: {type(exc).__name__}"
+            passes = isinstance(exc, ccxt_errors().NetworkError)
+            raise (ServerUnreachable if passes else ConfigurationError)(told) from exc
+        yield guarded
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def connect_manager(
+    urls: Urls,
+    *,
+    ttl: timedelta = timedelta(seconds=10),
+    adopt: Adopt | str = Adopt.STOP,
+    observers: Sequence[PositionObserver] | None = None,
+) -> AsyncIterator[tuple[AtomicPositionManager, GuardedExchange, asyncpg.Pool[Any]]]:
+    """A manager over all of it.
+
+    Raises:
+        ConfigurationError: something is missing; one line says what to do.
+        ServerUnreachable: the database or the exchange does not answer.
+    """
+    if not urls.redis:
+        raise ConfigurationError("no Redis; give --redis or set LOCKGUARD_REDIS_URL")
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(connect_database(urls.database))
+        async with pool.acquire() as conn:
+            found = await version(conn)
+        if found < _WITH_INTENTS:
+            raise ConfigurationError(
+                f"the positions schema has version {found} and this needs {_WITH_INTENTS};"
+                f" 'lockguard positions migrate --to {_WITH_INTENTS}' brings it there"
+            )
+        exchange = await stack.enter_async_context(connect_exchange(urls.exchange))
+        guard = await stack.enter_async_context(
+            LockGuard.from_url(urls.redis, fence=PostgresFence(pool), ttl=ttl, observers=[])
+        )
+        manager = AtomicPositionManager(guard, pool, [exchange], adopt=adopt, observers=observers)
+        yield manager, exchange, pool

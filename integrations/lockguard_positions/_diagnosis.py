@@ -1,0 +1,322 @@
+"""What is wrong with the positions, by looking only: the table, the exchange, and one against the other.
+
+Nothing is locked, so an open under way may be seen half done. The table is therefore read before and after
+the exchange, and a symbol whose rows changed meanwhile is not judged. What is found here is never acted on as
+it is: the clean-up looks again, under each symbol's lease.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from lockguard_positions import _rows as read
+from lockguard_positions._errors import ExchangeUnreadable
+from lockguard_positions._model import Adopt, Position, PositionSide
+from lockguard_positions._planning import planned_orders
+from lockguard_positions._statements import statement
+from lockguard_positions._status import PositionStatus
+from lockguard_positions._venue import Pace, Venue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import asyncpg
+
+    from lockguard_ccxt import GuardedExchange, Holding, PlacedOrder
+
+__all__ = ["Diagnosis", "Finding", "FindingKind", "StatusFigures", "diagnose"]
+
+_FILE = "diagnosis.sql"
+_MILLISECOND = timedelta(milliseconds=1)
+_OLDER_THAN = timedelta(minutes=1)
+_PACE = Pace()
+_STOP_PERCENT = Decimal(2)
+
+
+class FindingKind(StrEnum):
+    """What can be wrong."""
+
+    INCOMPLETE = "incomplete"
+    """A row has been on its way for too long, in or out."""
+    DUPLICATE = "duplicate"
+    """A symbol has more than one open row."""
+    WITHOUT_STOP = "without_stop"
+    """The exchange holds a position whose stop it does not have."""
+    ORPHANED_ROW = "orphaned_row"
+    """A row is open and the exchange is flat."""
+    ORPHANED_POSITION = "orphaned_position"
+    """The exchange holds a position and no row is open."""
+    ORPHANED_STOP = "orphaned_stop"
+    """A reduce-only stop waits where there is neither a position nor an open row."""
+    MISMATCH = "mismatch"
+    """Side or quantity differ."""
+    NO_MARKET = "no_market"
+    """A row is open in a market that the exchange does not list."""
+    UNREADABLE = "unreadable"
+    """The exchange did not answer: its side was not looked at."""
+
+    @property
+    def remedy(self) -> str:
+        """What the clean-up does about it, for people."""
+        return _REMEDIES[self]
+
+
+_REMEDIES = {
+    FindingKind.INCOMPLETE: "finish it from the exchange's truth",
+    FindingKind.DUPLICATE: "leave one row; close what was entered twice, reduce-only",
+    FindingKind.WITHOUT_STOP: "place its stop",
+    FindingKind.ORPHANED_ROW: "close the row",
+    FindingKind.ORPHANED_POSITION: "give it a row and a stop",
+    FindingKind.ORPHANED_STOP: "take it back",
+    FindingKind.MISMATCH: "tell; a person decides",
+    FindingKind.NO_MARKET: "tell; 'lockguard positions close' ends the row",
+    FindingKind.UNREADABLE: "nothing, until it answers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        symbol: as the table has it; empty where it is about the whole exchange.
+        position_ids: the rows.
+        age_ms: how long the oldest of them has been as it is.
+        details: for people.
+        orders: every order that a clean-up of the symbol would send, whatever else is found about it.
+    """
+
+    kind: FindingKind
+    exchange: str
+    symbol: str
+    position_ids: tuple[int, ...]
+    age_ms: int | None
+    details: str
+    orders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StatusFigures:
+    """The rows of one status: how many, and how long they lasted: to their end, or to now."""
+
+    status: str
+    count: int
+    duration_ms_average: int
+    duration_ms_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        findings: what is wrong.
+        statistics: of all rows, open and past.
+        exchanges: those that were compared with the table.
+        changing: symbols that were being worked on; look again.
+    """
+
+    findings: tuple[Finding, ...]
+    statistics: tuple[StatusFigures, ...]
+    exchanges: tuple[str, ...]
+    changing: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was to be looked at could be."""
+        return not any(finding.kind is FindingKind.UNREADABLE for finding in self.findings)
+
+    @property
+    def symbols(self) -> tuple[tuple[str, str], ...]:
+        """Exchange and symbol of all that is wrong."""
+        return tuple(sorted({(f.exchange, f.symbol) for f in self.findings if f.symbol}))
+
+
+async def diagnose(
+    pool: asyncpg.Pool[Any],
+    exchanges: Sequence[GuardedExchange] = (),
+    *,
+    older_than: timedelta = _OLDER_THAN,
+    pace: Pace = _PACE,
+    adopt: Adopt = Adopt.STOP,
+    adopt_stop_loss_percent: Decimal = _STOP_PERCENT,
+) -> Diagnosis:
+    """Look for what is wrong; changes nothing and takes no lease.
+
+    Args:
+        pool: the database that has the tables, of any version.
+        exchanges: those to compare with the table; without any, only the table is looked at.
+        older_than: how long a row may be on its way.
+        pace: for how long after a change the exchange's lists are not taken at their word.
+        adopt: what a clean-up does about a position without a row, for the orders that it would send.
+        adopt_stop_loss_percent: the same: where the stop of such a position goes.
+    """
+    findings: list[Finding] = []
+    changing: list[str] = []
+    venues = {exchange.name: Venue(exchange, pace) for exchange in exchanges}
+    names = list(venues) or [row[0] for row in await pool.fetch(statement("exchanges", _FILE))]
+    for name in names:
+        venue = venues.get(name)
+        before = await _open_rows(pool, name)
+        side: _Exchange | None = None
+        if venue is not None:
+            try:
+                side = await _look(venue, before)
+            except ExchangeUnreadable as exc:
+                findings.append(Finding(FindingKind.UNREADABLE, name, "", (), None, str(exc)))
+        after = await _open_rows(pool, name)
+        judge = _Judge(name, older_than=older_than, grace=pace.grace)
+        symbols = before.keys() | after.keys() | (side.symbols if side is not None else set())
+        for symbol in sorted(symbols):
+            if _state(before[symbol]) != _state(after[symbol]):
+                changing.append(symbol)
+                continue
+            found = judge.symbol(symbol, after[symbol], side)
+            if found and venue is not None and side is not None and symbol not in side.gone:
+                orders = planned_orders(
+                    venue,
+                    after[symbol],
+                    side.held.get(symbol),
+                    side.stops.get(symbol, ()),
+                    adopt=adopt,
+                    stop_loss_percent=adopt_stop_loss_percent,
+                )
+                found = [replace(finding, orders=orders) for finding in found]
+            findings += found
+    only = next(iter(venues)) if len(venues) == 1 else None
+    figures = await pool.fetch(statement("statistics", _FILE), only)
+    return Diagnosis(
+        tuple(findings), tuple(StatusFigures(**row) for row in figures), tuple(venues), tuple(changing)
+    )
+
+
+# --- reading ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """What an exchange has, by the table's symbols."""
+
+    held: Mapping[str, Holding]
+    stops: Mapping[str, tuple[PlacedOrder, ...]]
+    gone: frozenset[str]
+    """Symbols of rows that it does not list."""
+
+    @property
+    def symbols(self) -> set[str]:
+        return set(self.held) | set(self.stops)
+
+
+async def _open_rows(pool: asyncpg.Pool[Any], exchange: str) -> defaultdict[str, tuple[Position, ...]]:
+    found: defaultdict[str, tuple[Position, ...]] = defaultdict(tuple)
+    for row in await pool.fetch(statement("open_rows", _FILE), exchange):
+        position = read.position_of(row)
+        found[position.symbol] += (position,)
+    return found
+
+
+async def _look(venue: Venue, before: Mapping[str, tuple[Position, ...]]) -> _Exchange:
+    holdings = [held for held in await venue.holdings() if venue.left_alone(held.symbol) is None]
+    of_rows = {symbol: rows[0].market or symbol for symbol, rows in before.items() if rows}
+    await venue.refresh_for([*(held.symbol for held in holdings), *of_rows.values()])
+    held = {venue.name_of(holding.symbol): holding for holding in holdings}
+    gone = frozenset(symbol for symbol, market in of_rows.items() if venue.gone(market))
+    stops: defaultdict[str, tuple[PlacedOrder, ...]] = defaultdict(tuple)
+    for order in await venue.every_waiting_stop(
+        sorted(s for s in held.keys() | of_rows if not venue.gone(s))
+    ):
+        stops[venue.name_of(order.symbol)] += (order,)
+    return _Exchange(held, dict(stops), gone)
+
+
+def _state(rows: Iterable[Position]) -> list[tuple[int, str, str | None]]:
+    return [(row.id, row.status.value, row.exit_reason) for row in rows]
+
+
+# --- judging ---
+
+
+class _Judge:
+    """Says what is wrong with one symbol."""
+
+    def __init__(self, exchange: str, *, older_than: timedelta, grace: timedelta) -> None:
+        self._exchange = exchange
+        self._older_than_ms = older_than / _MILLISECOND
+        self._grace_ms = grace / _MILLISECOND
+
+    def symbol(self, symbol: str, rows: tuple[Position, ...], side: _Exchange | None) -> list[Finding]:
+        found = [
+            self._found(FindingKind.INCOMPLETE, symbol, [r], _on_its_way(r)) for r in rows if self._late(r)
+        ]
+        if len(rows) > 1:
+            told = ", ".join(f"{row.id} ({row.status.value} {row.side.value} {row.quantity})" for row in rows)
+            found.append(self._found(FindingKind.DUPLICATE, symbol, rows, f"open rows {told}"))
+        if side is None:
+            return found
+        if symbol in side.gone:
+            what = "the exchange does not list it"
+            return [*found, self._found(FindingKind.NO_MARKET, symbol, rows, what)]
+        held, stops = side.held.get(symbol), side.stops.get(symbol, ())
+        if held is None:
+            return found + self._flat(symbol, rows, stops)
+        if not rows:
+            what = f"{PositionSide.read(held.side).value} {held.amount} has no row"
+            found.append(self._found(FindingKind.ORPHANED_POSITION, symbol, (), what))
+        return found + self._standing(symbol, rows, held, stops)
+
+    def _late(self, row: Position) -> bool:
+        leaving = row.exit_reason is not None
+        return (row.status is not PositionStatus.ACTIVE or leaving) and row.age_ms > self._older_than_ms
+
+    def _flat(self, symbol: str, rows: tuple[Position, ...], stops: tuple[PlacedOrder, ...]) -> list[Finding]:
+        if not rows:
+            return [
+                self._found(
+                    FindingKind.ORPHANED_STOP, symbol, (), f"{o.client_id or o.id} waits for {o.trigger}"
+                )
+                for o in stops
+                if o.reduce_only
+            ]
+        orphaned = [
+            row for row in rows if row.status is PositionStatus.ACTIVE and row.age_ms > self._grace_ms
+        ]
+        what = "the exchange holds nothing"
+        return [self._found(FindingKind.ORPHANED_ROW, symbol, [row], what) for row in orphaned]
+
+    def _standing(
+        self, symbol: str, rows: tuple[Position, ...], held: Holding, stops: tuple[PlacedOrder, ...]
+    ) -> list[Finding]:
+        if any(row.age_ms < self._grace_ms or row.status is not PositionStatus.ACTIVE for row in rows):
+            return []  # it is on its way; INCOMPLETE says so if it is late
+        guarding = [order for order in stops if order.side == held.closing_side]
+        named = [
+            o for row in rows for o in stops if o.client_id == row.stop_client_id or o.id == row.stop_order_id
+        ]
+        found = []
+        if not (named if rows else guarding):
+            other = f"; another order waits for {guarding[0].trigger}" if guarding else ""
+            found.append(self._found(FindingKind.WITHOUT_STOP, symbol, rows, f"its stop is not there{other}"))
+        if len(rows) == 1:
+            (row,) = rows
+            way = PositionSide.read(held.side)
+            if (way, held.amount) != (row.side, row.quantity):
+                mine, theirs = f"{row.side.value} {row.quantity}", f"{way.value} {held.amount}"
+                what = f"the row says {mine}, the exchange holds {theirs}"
+                found.append(self._found(FindingKind.MISMATCH, symbol, rows, what))
+        return found
+
+    def _found(self, kind: FindingKind, symbol: str, rows: Sequence[Position], details: str) -> Finding:
+        age_ms = max((row.age_ms for row in rows), default=None)
+        return Finding(kind, self._exchange, symbol, tuple(row.id for row in rows), age_ms, details)
+
+
+def _on_its_way(row: Position) -> str:
+    why = f": {row.error_details}" if row.error_details else ""
+    if row.exit_reason is not None:
+        return f"{row.status.value}, being closed ({row.exit_reason}){why}"
+    return f"{row.status.value}{why}"

@@ -1,0 +1,151 @@
+"""Several open rows of one symbol, which the index of version 8 makes impossible and a bot before it leaves.
+
+Exchanges net positions, so the rows share one holding. Which of them it belongs to follows from amounts: one
+row is kept, the one whose stop stands before others; of the rest, those that the holding is too large for
+were entered as well and are closed, reduce-only, each by its own amount; the others never were, or are the
+same position under another row, and only end. Where the amounts do not add up, nothing is done and a person
+is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from lockguard_ccxt import Step
+from lockguard_positions._events import Alert, Moved
+from lockguard_positions._model import IntentOutcome, Position, PositionSide
+from lockguard_positions._reconcile import SyncAction, SyncOutcome
+from lockguard_positions._status import PositionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from lockguard._lease import Lease
+    from lockguard_ccxt import Holding
+    from lockguard_positions._flow import Emit, Flow
+    from lockguard_positions._store import PositionStore
+    from lockguard_positions._venue import Venue
+
+__all__ = ["Division", "Duplicates", "divide"]
+
+_ZERO = Decimal(0)
+_RANK = (
+    PositionStatus.ACTIVE,
+    PositionStatus.PENDING_SL,
+    PositionStatus.ENTRY_PLACED,
+    PositionStatus.PENDING_ENTRY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """What becomes of the rows: one is kept, some are closed on the exchange, the others just end."""
+
+    keep: Position
+    close: tuple[Position, ...]
+    end: tuple[Position, ...]
+
+
+def divide(rows: Sequence[Position], held: Holding | None, guarded: Collection[int]) -> Division | None:
+    """Which row the exchange's position belongs to; ``None`` when the amounts do not add up.
+
+    Args:
+        rows: the open rows of one symbol, at least two.
+        held: what the exchange holds.
+        guarded: the rows whose stop is waiting there.
+    """
+    best = sorted(rows, key=lambda row: (row.id not in guarded, _RANK.index(row.status), row.id))
+    if held is None:
+        return Division(best[0], (), tuple(best[1:]))
+    way = PositionSide.read(held.side)
+    keep = next((row for row in best if row.side is way and row.quantity <= held.amount), None)
+    if keep is None:
+        return None
+    surplus = held.amount - keep.quantity
+    close: list[Position] = []
+    end: list[Position] = []
+    for row in best:
+        if row is keep:
+            continue
+        if row.side is way and _ZERO < row.quantity <= surplus:
+            close.append(row)
+            surplus -= row.quantity
+        else:
+            end.append(row)
+    return None if surplus else Division(keep, tuple(close), tuple(end))
+
+
+class Duplicates:
+    """Leaves one open row of a symbol, under the lease that it was made for.
+
+    Args:
+        store: the rows.
+        venue: the exchange.
+        flow: closes what was entered twice.
+        lease: on the symbol.
+        emit: told of every change.
+    """
+
+    def __init__(self, store: PositionStore, venue: Venue, flow: Flow, *, lease: Lease, emit: Emit) -> None:
+        self._store = store
+        self._venue = venue
+        self._flow = flow
+        self._lease = lease
+        self._emit = emit
+
+    async def settle(self, symbol: str) -> tuple[SyncOutcome, ...]:
+        """End all open rows but one; empty if there is no more than one.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer; what is done so far stands.
+        """
+        rows = await self._store.all_open_of(self._venue.name, symbol)
+        if len(rows) < 2:
+            return ()
+        young = [row for row in rows if await self._in_doubt(row)]
+        if young:
+            return (SyncOutcome(symbol, SyncAction.IN_DOUBT, young[0].id, "its entry may still arrive"),)
+        waiting = await self._venue.waiting_stops(symbol)
+        guarded = {
+            row.id
+            for row in rows
+            if any(o.client_id == row.stop_client_id or o.id == row.stop_order_id for o in waiting)
+        }
+        held = await self._venue.holding(symbol)
+        division = divide(rows, held, guarded)
+        if division is None:
+            what = "nothing" if held is None else f"{PositionSide.read(held.side).value} {held.amount}"
+            message = f"{len(rows)} open rows and the exchange holds {what}: it does not add up"
+            self._emit(Alert(self._lease.resource, rows[0].id, message))
+            return (SyncOutcome(symbol, SyncAction.MISMATCH, rows[0].id, message),)
+        reason = f"duplicate of position {division.keep.id}"
+        ended = [await self._end(row, division.keep, reason) for row in division.end]
+        closed = [await self._close(row, reason) for row in division.close]
+        return (*ended, *closed)
+
+    async def _in_doubt(self, row: Position) -> bool:
+        intent = await self._store.in_doubt(row, Step.ENTRY)
+        return intent is not None and intent.age_ms < self._venue.in_doubt_ms
+
+    async def _end(self, row: Position, keep: Position, reason: str) -> SyncOutcome:
+        shared = row.stop_order_id is not None and row.stop_order_id == keep.stop_order_id
+        if not await self._flow.sweeper.sweep(replace(row, stop_order_id=None) if shared else row):
+            return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
+        before_entry = row.status is PositionStatus.PENDING_ENTRY
+        ended = await self._store.finish(
+            self._lease,
+            row,
+            PositionStatus.ROLLED_BACK if before_entry else PositionStatus.CLOSED,
+            intent=await self._store.in_doubt(row, Step.ENTRY, Step.CLOSE),
+            outcome=IntentOutcome.ABSENT,
+            reason=reason,
+        )
+        self._emit(Moved(ended, row.status, self._lease.grant.operation))
+        return SyncOutcome(row.symbol, SyncAction.ENDED, row.id, reason)
+
+    async def _close(self, row: Position, reason: str) -> SyncOutcome:
+        ended = await self._flow.drive(await self._flow.intend_close(row, reason, asked=True))
+        action = SyncAction.IN_DOUBT if ended.status.open else SyncAction.ENDED
+        return SyncOutcome(row.symbol, action, row.id, f"{reason}, closed on the exchange")

@@ -1,0 +1,215 @@
+"""Closing a position: the one order that is never sent on a guess.
+
+An exit is sent for two reasons: a person asked for it, or the stop of a position that is certainly ours can
+never be placed. What a holder before could not finish is judged again; see :meth:`Exits.still_right`. Every
+exit is reduce-only, and a row ends only when all of it is closed and its stops are certainly gone.
+
+The exit comes first and the stops are taken back after it: as both are reduce-only they may meet, and an exit
+that is refused, or whose answer is lost, leaves the position with its stop. An exchange may count what waits
+against the position; then the stop goes first after all, and is put back if the exit is refused all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, assert_never
+
+from lockguard_ccxt import Executed, OrderState, Outcome, PlacedOrder, Refusal, Refused, Unknown
+from lockguard_positions._model import Intent, IntentOutcome, Position, Progress
+from lockguard_positions._status import PositionStatus
+from lockguard_positions._sweeping import is_own
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lockguard._lease import Lease
+    from lockguard_ccxt import Holding
+    from lockguard_positions._store import PositionStore
+    from lockguard_positions._sweeping import Sweeper
+    from lockguard_positions._venue import Venue
+
+__all__ = ["Exits"]
+
+_PRICE_SHARE = Decimal("0.0001")
+"""By how much an average price may differ between an order and the position that it made."""
+_MAY_BE_GONE = frozenset({Refusal.REDUCE_ONLY, Refusal.CROWDED})
+"""What an exit is refused for where there is nothing to close, or where what waits is counted too."""
+
+
+class Exits:
+    """Closes positions of one symbol, under the lease that it was made for.
+
+    Args:
+        store: the rows.
+        venue: the exchange.
+        sweeper: takes the stops back.
+        lease: on the symbol.
+        moved: told of a row's change, with the row as it was; returns the new one.
+        alert: told what a person should know.
+        put_back: gives a position whose stop was taken back one at the same price; returns the row.
+    """
+
+    def __init__(
+        self,
+        store: PositionStore,
+        venue: Venue,
+        sweeper: Sweeper,
+        *,
+        lease: Lease,
+        moved: Callable[[Position, Position], Position],
+        alert: Callable[[Position, str], None],
+        put_back: Callable[[Position], Awaitable[Position]],
+    ) -> None:
+        self._store = store
+        self._venue = venue
+        self._sweeper = sweeper
+        self._lease = lease
+        self._moved = moved
+        self._alert = alert
+        self._put_back = put_back
+
+    async def close(
+        self, position: Position, intent: Intent, sent: PlacedOrder | None = None
+    ) -> Progress | None:
+        """Send the exit of an intent, and see what became of it; ``None`` while that is open.
+
+        Args:
+            position: its row.
+            intent: to close it.
+            sent: its order, where an earlier holder had sent it.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer; the intent stays in doubt.
+        """
+        outcome = Executed(sent, found=True) if sent else await self._venue.close(position, intent)
+        if isinstance(outcome, Refused) and outcome.refusal in _MAY_BE_GONE:
+            held = await self._venue.holding(position.symbol)
+            if held is None or held.side != position.side.entry:
+                return await self._has_closed(position, intent, None)
+            if not intent.sent_before:  # else each look would take its stop back, in vain
+                position, outcome = await self._without_stop_in_the_way(position, intent, outcome)
+        return await self._became(position, intent, outcome)
+
+    async def _without_stop_in_the_way(
+        self, position: Position, intent: Intent, refused: Refused
+    ) -> tuple[Position, Outcome]:
+        """Once more with its stop taken back, as an exchange may count that against the position."""
+        if not await self._sweeper.sweep(position):
+            return position, refused
+        outcome = await self._venue.close(position, intent)
+        if isinstance(outcome, Refused):
+            position = await self._put_back(position)
+        elif isinstance(outcome, Unknown):  # whoever looks next finds the order, or puts a stop back
+            self._alert(position, f"it may have no stop until the next look: {outcome.message}")
+        return position, outcome
+
+    async def _became(self, position: Position, intent: Intent, outcome: Outcome) -> Progress | None:
+        match outcome:
+            case Executed(order=order):
+                return await self._exit_taken(position, intent, order)
+            case Refused():
+                if not intent.asked:
+                    details = f"not closed: {outcome.message}"
+                    await self.withdraw(position, intent, IntentOutcome.REFUSED, details)
+                return await self._not_closed(position, intent, outcome.message)
+            case Unknown():
+                return await self._not_closed(position, intent, outcome.message)
+            case _:
+                assert_never(outcome)
+
+    async def _exit_taken(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
+        """The exchange took the exit: see whether it closed all of the position."""
+        order = await self._venue.done(position, intent, order)
+        if order.live:
+            return await self._not_closed(position, intent, "its order is still open")
+        if order.state is not OrderState.CLOSED and order.filled < intent.amount:
+            return await self._partly_closed(position, intent, order)
+        return await self._has_closed(position, intent, order)
+
+    async def still_right(self, position: Position, intent: Intent) -> bool:
+        """Whether to send an exit that an earlier holder could not, and whose order is not on the exchange.
+
+        What it was decided on may have passed: the price, a refusal, or, where the table was restored, the
+        whole position. So an order that was sent is followed to its end; one that was not is only sent where
+        a person asked for it, and what is held is still what that was about. Else: a stop first. This is
+        the last look before the order, as a person may trade while the exchange takes its time to answer.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        if not intent.asked:
+            return False
+        held = await self._venue.holding(position.symbol)
+        if held is None or self._is_as_written(position, held):
+            return True
+        self._alert(position, f"not closed, as what is held is not what it was: {intent.client_id}")
+        return False
+
+    def is_ours(self, position: Position, held: Holding) -> bool:
+        """Whether what is held is what this row's own order bought, and nobody has touched it since."""
+        if not position.opened_here or position.entry_price is None or held.entry_price is None:
+            return False
+        apart = abs(held.entry_price - position.entry_price)
+        near = max(self._venue.rules(position.symbol).price_tick, position.entry_price * _PRICE_SHARE)
+        return held.side == position.side.entry and held.amount == position.quantity and apart <= near
+
+    def _is_as_written(self, position: Position, held: Holding) -> bool:
+        entry = held.entry_price if position.entry_price is None else position.entry_price
+        as_ours = replace(position, entry_order_id="", entry_price=entry)
+        return self.is_ours(as_ours, held)
+
+    async def withdraw(
+        self, position: Position, intent: Intent, outcome: IntentOutcome, details: str
+    ) -> Position:
+        """It is not to be closed after all; whoever looks next judges it anew."""
+        return await self._store.withdraw_close(self._lease, position, intent, outcome, details)
+
+    async def _not_closed(self, position: Position, intent: Intent, why: str) -> Progress | None:
+        """It may be open still, with its stop."""
+        await self._store.note_error(self._lease, position, f"not closed: {why}")
+        again = "it is tried again" if intent.asked else "it is judged again"
+        self._alert(position, f"the position could not be closed, {again}: {why}")
+        if intent.sent_before:
+            await self._with_stop_again(position)
+        return None
+
+    async def _with_stop_again(self, position: Position) -> None:
+        """A holder that died may have taken the stop back for its exit, and not have put it back."""
+        held = await self._venue.holding(position.symbol)
+        if held is not None and held.side == position.side.entry and not await self._has_stop(position):
+            await self._put_back(position)
+
+    async def _has_stop(self, position: Position) -> bool:
+        if any(is_own(position, stop) for stop in await self._venue.waiting_stops(position.symbol)):
+            return True
+        stop = None if position.stop_client_id is None else await self._venue.find_stop(position)
+        return stop is not None and stop.live  # not listed yet
+
+    async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
+        """The exit ended before all of it was filled."""
+        why = f"its order ended as {order.state.value}"
+        if not order.filled and not intent.asked:
+            await self.withdraw(position, intent, IntentOutcome.CANCELED, why)
+            return await self._not_closed(position, intent, why)
+        rest = await self._store.close_rest(self._lease, position, intent, order)
+        if order.filled or intent.sent_before:
+            return rest
+        return await self._not_closed(position, intent, why)
+
+    async def _has_closed(
+        self, position: Position, intent: Intent, order: PlacedOrder | None
+    ) -> Progress | None:
+        if not await self._sweeper.sweep(position):
+            return None
+        was_active = position.status is PositionStatus.ACTIVE or intent.asked
+        moved = await self._store.finish(
+            self._lease,
+            position,
+            PositionStatus.CLOSED if was_active else PositionStatus.ROLLED_BACK,
+            intent=intent,
+            outcome=IntentOutcome.REFUSED if order is None else IntentOutcome.EXECUTED,
+            price=None if order is None else order.average,
+            order_id=None if order is None else order.id,
+        )
+        return Progress(self._moved(moved, position))

@@ -1,0 +1,587 @@
+"""One position's way from intent to active, or out: the same code for an open, a repair and a recovery.
+
+``drive`` looks at the row's status and does the next thing, until the position is active, has ended, or is in
+doubt. Before each order its intent is committed; after each, its outcome. So wherever a holder dies, the next
+one reads the row, looks for the order of the intent in doubt, and drives on from there:
+
+=============  ==============================================================================================
+pending_entry  a new intent is ordered; one found in the table is only looked for, as its signal is gone. Not
+               found, and too old to be on its way still: canceled
+               Found: written down with the intent of its stop, in one commit
+entry_placed   take over a stop that stands already, or intend one
+pending_sl     place the stop, or find it. It could never be placed: close, if the position is certainly ours
+active         finish a stop that was being moved
+any, closing   an intent to close is in doubt: finish closing, if it is still right
+=============  ==============================================================================================
+
+*Not visible yet is not absent*: an intent younger than the exchange's window stays in doubt, and its row
+stays as it is. *What passes is no reason to sell*: while a stop cannot be placed for a reason that passes, a
+person is told and the next look tries again. *What this table did not open is not closed* without a person's
+word. Every way out is reduce-only. ``LeaseLost`` and ``StaleToken`` pass through everything here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias, assert_never
+
+from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
+from lockguard_positions._deadline import StopDeadline
+from lockguard_positions._early import EarlyOrder
+from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
+from lockguard_positions._events import Alert, Moved, PositionEvent
+from lockguard_positions._exits import Exits
+from lockguard_positions._model import (
+    Intent,
+    IntentOutcome,
+    NewPosition,
+    Position,
+    PositionSide,
+    Progress,
+    stop_price_of,
+)
+from lockguard_positions._rows import WITHDRAWN, intent_to_enter, stop_intent
+from lockguard_positions._status import PositionStatus
+from lockguard_positions._sweeping import Sweeper
+from lockguard_positions._venue import covers, standing_stop
+
+if TYPE_CHECKING:
+    from lockguard._clock import Clock
+    from lockguard._lease import Lease
+    from lockguard_positions._store import PositionStore
+    from lockguard_positions._venue import Pace, Venue
+
+__all__ = ["Emit", "Flow"]
+
+Emit: TypeAlias = Callable[[PositionEvent], None]
+
+_LATER = frozenset(
+    {
+        *(Refusal.RATE_LIMITED, Refusal.BANNED, Refusal.OVERLOADED, Refusal.CLOCK, Refusal.MARKET_CLOSED),
+        *(Refusal.AUTHENTICATION, Refusal.NOT_SENT),
+    }
+)
+"""Why an entry is refused though nothing is wrong with it."""
+_STEPS_MAX = 200
+_GONE = "gone from the exchange before its stop was placed"
+_BEYOND = "the price is beyond the stop already"
+_NEVER_SENT = Refused(Refusal.NOT_SENT, None, "never placed", "")
+
+
+class Flow:
+    """Drives positions of one exchange, each under the lease that it was made for.
+
+    Args:
+        store: the rows.
+        venue: the exchange.
+        pace: how to wait.
+        lease: on the position's resource; every write and every order is made under it.
+        operation: what is going on, for events.
+        emit: told of every change.
+        clock: measures the time without a stop.
+    """
+
+    def __init__(
+        self,
+        store: PositionStore,
+        venue: Venue,
+        *,
+        pace: Pace,
+        lease: Lease,
+        operation: str,
+        emit: Emit,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._venue = venue
+        self._pace = pace
+        self._lease = lease
+        self._operation = operation
+        self._emit = emit
+        self._unstopped = StopDeadline(pace.stop_deadline, clock)
+        self._bought: set[int] = set()  # what was entered under this very lease
+        self._early = EarlyOrder(venue)
+        self.sweeper = Sweeper(store, venue, lease, emit)
+        self._exits = Exits(
+            store,
+            venue,
+            self.sweeper,
+            lease=lease,
+            moved=self._moved,
+            alert=self._alert,
+            put_back=self._put_back,
+        )
+
+    # --- the loop ---
+
+    async def begin(
+        self,
+        new: NewPosition,
+        *,
+        number: int | None,
+        attached: Decimal | None,
+        begun: Callable[[Position], None],
+    ) -> Progress:
+        """Write down a new position and the intent to enter. Then :meth:`drive` it: its order may have left.
+
+        Args:
+            new: in the exchange's steps.
+            number: for the intent to enter; asked for if it is not given.
+            attached: the price of the stop that the entry brings along.
+            begun: called with the row that was written.
+
+        Raises:
+            DuplicatePosition: there is an open row; nothing was ordered.
+        """
+        if number is not None:
+            entering = intent_to_enter(self._lease, new, number, attached)
+            planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
+            self._early.make_ready(
+                entering, partial(self._venue.enter, new.traded_as, entering, planned), planned
+            )
+        try:
+            progress = await self._store.begin(
+                self._lease, new, number=number, attached=attached, then=self._early.send
+            )
+            begun(progress.position)
+        except BaseException:
+            await self._early.drop()
+            raise
+        return progress
+
+    async def resume(self, position: Position) -> Position:
+        """Go on with a row that somebody else has left, from what the table knows of it."""
+        step = {
+            PositionStatus.PENDING_ENTRY: (Step.ENTRY,),
+            PositionStatus.PENDING_SL: (Step.STOP,),
+            PositionStatus.ACTIVE: (Step.STOP,),  # a move
+        }.get(position.status, ())
+        intent = await self._store.in_doubt(position, Step.CLOSE)
+        if intent is None and step:
+            intent = await self._store.in_doubt(position, *step)
+        if position.status is PositionStatus.ENTRY_PLACED:
+            self._without_stop(position, already_ms=position.age_ms)
+        elif position.status is PositionStatus.PENDING_SL:
+            self._without_stop(position, already_ms=0 if intent is None else intent.age_ms)
+        return await self.drive(Progress(position, intent))
+
+    async def drive(self, progress: Progress) -> Position:
+        """Go on until the position is active, has ended, or is in doubt.
+
+        Raises:
+            LeaseLost: the lease has ended; the next holder goes on.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; nothing was decided.
+        """
+        try:
+            for _ in range(_STEPS_MAX):
+                self._lease.ensure()
+                position, intent = progress.position, progress.intent
+                if not position.status.open or (position.status is PositionStatus.ACTIVE and intent is None):
+                    return position
+                moved = await self._next(position, intent)
+                if moved is None:
+                    return position
+                progress = moved
+        except ExchangeUnreadable as exc:
+            if self._unstopped.running:
+                self._alert(
+                    progress.position, f"it may be without a stop, and that cannot be looked at: {exc}"
+                )
+            raise
+        finally:
+            unstopped = self._unstopped.running
+            self._unstopped.end()
+            await self._early.drop()
+        why = f"it did not settle in {_STEPS_MAX} steps; the next look goes on"
+        self._alert(progress.position, f"without a stop: {why}" if unstopped else why)
+        return progress.position
+
+    async def _next(self, position: Position, intent: Intent | None) -> Progress | None:
+        """Do the next thing; ``None`` while the last one is in doubt."""
+        if intent is not None and intent.step is Step.CLOSE:
+            return await self._close(position, intent)
+        match position.status:
+            case PositionStatus.PENDING_ENTRY:
+                return await self._enter(position, intent)
+            case PositionStatus.ENTRY_PLACED:
+                return await self._intend_stop(position)
+            case PositionStatus.PENDING_SL:
+                return await (self._intend_stop(position) if intent is None else self._stop(position, intent))
+            case PositionStatus.ACTIVE if intent is not None:
+                return await self._move(position, intent)
+            case _:
+                raise AssertionError(f"nothing is left to do for a position that is {position.status}")
+
+    # --- the entry ---
+
+    async def _enter(self, position: Position, intent: Intent | None) -> Progress | None:
+        if intent is None:  # a row of the time before intents
+            return await self._judge_missing_entry(position, None)
+        if intent.sent_before:
+            order = await self._venue.find(position, intent)
+            if order is None:
+                return await self._judge_missing_entry(position, intent)
+            return await self._entered(position, intent, order)
+        outcome = await self._early.placed(
+            intent, partial(self._venue.enter, position.traded_as, intent, position.planned_stop)
+        )
+        match outcome:
+            case Executed(order=order):
+                self._bought.add(position.id)
+                return await self._entered(position, intent, order)
+            case Refused():
+                why = f"entry refused: {outcome.message}"
+                return await self._not_entered(position, intent, why, passing=outcome.refusal in _LATER)
+            case Unknown():
+                await self._store.note_error(self._lease, position, f"entry in doubt: {outcome.message}")
+                self._alert(position, f"the entry {intent.client_id} is in doubt: {outcome.message}")
+                return None
+            case _:
+                assert_never(outcome)
+
+    async def _entered(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
+        order = await self._venue.done(position, intent, order)
+        if not order.filled:
+            if order.live:
+                self._alert(
+                    position, f"the entry {intent.client_id} is neither filled nor can it be taken back"
+                )
+                return None
+            return await self._not_entered(position, intent, f"the entry ended as {order.state.value}")
+        return await self._record_entry(position, intent, order.id, order.average, order.filled)
+
+    async def _judge_missing_entry(self, position: Position, intent: Intent | None) -> Progress | None:
+        """No order of that name is to be found."""
+        age_ms = position.age_ms if intent is None else intent.age_ms
+        if age_ms < self._venue.in_doubt_ms:
+            return None
+        # What is held all the same may be a person's: whether it gets a row is decided as for any other.
+        moved = await self._store.finish(
+            self._lease,
+            position,
+            PositionStatus.CANCELED,
+            intent=intent,
+            outcome=IntentOutcome.ABSENT,
+            error="the entry was never placed",
+        )
+        return Progress(self._moved(moved, position))
+
+    async def _record_entry(
+        self,
+        position: Position,
+        intent: Intent | None,
+        order_id: str | None,
+        price: Decimal | None,
+        quantity: Decimal,
+    ) -> Progress:
+        """Write the fill down with the intent of its stop: the stop waits for one commit, not two."""
+        self._without_stop(position)
+        entered = replace(
+            position, status=PositionStatus.ENTRY_PLACED, entry_price=price or position.entry_price
+        )
+        stop = self._trigger(entered) if position.id in self._bought else None
+        if intent is not None and stop is not None:
+            following = stop_intent(
+                self._lease, replace(position, quantity=quantity), intent.number + 1, stop
+            )
+            self._early.make_ready(following, partial(self._venue.stop, position.traded_as, following))
+        progress = await self._store.record_entry(
+            self._lease,
+            position,
+            intent,
+            order_id=order_id,
+            price=price,
+            quantity=quantity,
+            stop=stop,
+            then=self._early.send,
+        )
+        self._moved(replace(progress.position, status=PositionStatus.ENTRY_PLACED), position)
+        if progress.intent is not None:
+            self._moved(progress.position, entered)
+        return progress
+
+    async def _not_entered(
+        self, position: Position, intent: Intent, why: str, *, passing: bool = False
+    ) -> Progress:
+        """Nothing was ordered; where the reason passes, that is no word about the signal."""
+        moved = await self._store.finish(
+            self._lease,
+            position,
+            PositionStatus.CANCELED if passing else PositionStatus.FAILED,
+            intent=intent,
+            outcome=IntentOutcome.REFUSED,
+            error=why,
+        )
+        return Progress(self._moved(moved, position))
+
+    # --- the stop ---
+
+    async def _intend_stop(self, position: Position) -> Progress | None:
+        self._without_stop(position)
+        trigger = self._trigger(position)
+        if position.id not in self._bought:
+            # It may be a person's, or ours of before a restore: what stands is left standing.
+            taken = await self.take_over(position)
+            if taken is not None:
+                return Progress(taken) if taken.status is PositionStatus.ACTIVE else None
+        if trigger is None:
+            return await self._leave(position, "it has neither a price nor a percentage to place a stop by")
+        if not position.opened_here and await self._beyond(position, trigger):
+            return await self._leave(position, f"{_BEYOND} at {trigger}")
+        progress = await self._store.expect_stop(self._lease, position, trigger)
+        self._moved(progress.position, position)
+        return progress
+
+    async def _beyond(self, position: Position, trigger: Decimal) -> bool:
+        """Whether a stop there would fire at once: no exchange is to be asked for a sale by that name."""
+        price = await self._venue.price(position.symbol)
+        return price <= trigger if position.side is PositionSide.LONG else price >= trigger
+
+    async def take_over(self, position: Position) -> Position | None:
+        """Make a stop that stands already the position's own, whoever placed it; ``None`` if none does.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        waiting = await self._venue.waiting_stops(position.symbol)
+        stop = standing_stop(waiting, position.side.exit, position.quantity)
+        if stop is None:
+            return None
+        try:
+            moved = await self._store.take_over_stop(self._lease, position, stop)
+        except DuplicatePosition as exc:
+            self._alert(
+                position, f"it is a duplicate of position {exc.existing_id}; nothing is done about it"
+            )
+            return position
+        if not covers(stop, position.quantity):
+            told = f"its stop {stop.client_id or stop.id} covers {stop.amount} of {position.quantity}"
+            self._alert(moved, told)
+        self._unstopped.end()
+        return self._moved(moved, position)
+
+    async def _stop(self, position: Position, intent: Intent) -> Progress | None:
+        self._without_stop(position)
+        outcome = await self._early.placed(intent, partial(self._venue.stop, position.traded_as, intent))
+        match outcome:
+            case Executed(order=order):
+                return await self._stopped(position, intent, order)
+            case Refused(refusal=Refusal.REDUCE_ONLY):
+                return await self._gone(position, intent, outcome)
+            case Refused(refusal=Refusal.WOULD_TRIGGER):
+                await self._settled(position, intent, outcome)
+                return await self._out(position, _BEYOND)
+            case Refused(refusal=Refusal.INVALID):
+                await self._settled(position, intent, outcome)
+                return await self._out(position, f"stop refused: {outcome.message}")
+            case Refused():
+                await self._settled(position, intent, outcome)
+                return await self._again(
+                    position, f"stop refused: {outcome.message}", at_once=outcome.passing
+                )
+            case Unknown():
+                # It may stand or not: asked for again under the same name, it is found or placed.
+                again = replace(intent, sent_before=True)
+                return await self._again(position, f"stop in doubt: {outcome.message}", again)
+            case _:
+                assert_never(outcome)
+
+    async def _stopped(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
+        if order.state is OrderState.CLOSED:
+            moved = await self._store.finish(
+                self._lease,
+                position,
+                PositionStatus.CLOSED,
+                intent=intent,
+                reason="stop",
+                price=order.average,
+                order_id=order.id,
+            )
+            return Progress(self._moved(moved, position))
+        if not order.live:
+            await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
+            return Progress(position)
+        try:
+            moved = await self._store.activate(self._lease, position, intent, order.id)
+        except DuplicatePosition as exc:
+            return await self._out(position, f"duplicate of position {exc.existing_id}")
+        self._unstopped.end()
+        return Progress(self._moved(moved, position))
+
+    async def _gone(self, position: Position, intent: Intent, refused: Refused) -> Progress | None:
+        """Nothing to protect, says the exchange: it was liquidated, or closed by hand. If it is so."""
+        held = None if position.id in self._bought else await self._venue.holding(position.symbol)
+        if held is not None and held.side == position.side.entry:
+            await self._settled(position, intent, refused)
+            return await self._again(position, f"stop refused: {refused.message}")
+        moved = await self._store.finish(
+            self._lease,
+            position,
+            PositionStatus.CLOSED,
+            intent=intent,
+            outcome=IntentOutcome.REFUSED,
+            reason=_GONE,
+        )
+        return Progress(self._moved(moved, position))
+
+    async def _again(
+        self, position: Position, why: str, intent: Intent | None = None, *, at_once: bool = True
+    ) -> Progress | None:
+        """Try once more while this holder's time for it is not up; then leave it to the next look.
+
+        Never an exit: what stands in the way passes, and a position is not sold because a key was denied.
+        """
+        if not at_once or self._unstopped.over or self._venue.closed:
+            return await self._leave(position, why)
+        await asyncio.sleep(self._pace.poll.total_seconds())
+        return Progress(position, intent)
+
+    async def _leave(self, position: Position, why: str) -> Progress | None:
+        """It has no stop, and nothing more can be done now: a person is told, the next look tries again."""
+        await self._store.note_error(self._lease, position, f"without a stop: {why}")
+        self._alert(position, f"it has no stop: {why}")
+        return None
+
+    # --- moving it ---
+
+    async def move_stop(self, position: Position, trigger: Decimal) -> Position:
+        """Place a second stop, make it the position's, take the first one back; never a moment without.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer; the old stop stands.
+        """
+        return await self.drive(await self._store.expect_move(self._lease, position, trigger))
+
+    async def _move(self, position: Position, intent: Intent) -> Progress | None:
+        """Finish a move that was begun, here or by a holder before."""
+        if not intent.sent_before:
+            outcome = await self._venue.stop(position.traded_as, intent)
+        else:
+            order = await self._venue.find(position, intent)
+            if order is None and intent.age_ms < self._venue.in_doubt_ms:
+                return None
+            outcome = _NEVER_SENT if order is None else Executed(order, found=True)
+        match outcome:
+            case Executed(order=order) if order.live:
+                moved = await self._store.move_stop(self._lease, position, intent, order)
+                self._moved(moved, position)
+                await self.sweeper.sweep_old(moved, was=position)
+                return Progress(moved)
+            case Executed(order=order):  # it has fired, or was taken back, before it was the row's
+                await self._store.settle(
+                    self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id
+                )
+                return Progress(position)
+            case Refused():
+                settled = IntentOutcome.ABSENT if outcome is _NEVER_SENT else IntentOutcome.REFUSED
+                told = f"stop not moved to {intent.trigger}: {outcome.message}"
+                await self._store.settle(self._lease, position, intent, settled, details=told)
+                return Progress(await self._store.note_error(self._lease, position, told))
+            case Unknown():
+                await self._store.note_error(self._lease, position, f"move in doubt: {outcome.message}")
+                self._alert(position, f"its stop may stand twice, the move is in doubt: {outcome.message}")
+                return None
+            case _:
+                assert_never(outcome)
+
+    # --- the way out ---
+
+    async def intend_close(self, position: Position, reason: str, *, asked: bool = False) -> Progress:
+        """Write down that the position is to be closed, why, and whether a person asked for it."""
+        return await self._store.expect_close(self._lease, position, reason, asked=asked)
+
+    async def _out(self, position: Position, why: str) -> Progress | None:
+        """Close a position whose stop can never be placed, if it is certainly ours; else tell a person.
+
+        Ours is what an order of this table opened and nobody has touched since. What was bought under this
+        very lease is; of anything else the exchange is asked: the same side, amount and price.
+        """
+        if position.id not in self._bought:
+            held = await self._venue.holding(position.symbol)
+            if held is None and position.age_ms >= self._pace.grace_ms:
+                ended = await self.closed_elsewhere(position, _GONE, None)
+                return None if ended.status.open else Progress(ended)
+            if held is None or not self._exits.is_ours(position, held):
+                return await self._leave(position, f"{why}; it is not closed without a person's word")
+        self._alert(position, f"closing it: {why}")
+        return await self.intend_close(position, why)
+
+    async def _close(self, position: Position, intent: Intent) -> Progress | None:
+        sent = await self._venue.find(position, intent) if intent.sent_before else None
+        if intent.sent_before and sent is None and not await self._exits.still_right(position, intent):
+            why = f"{WITHDRAWN}{position.exit_reason}" if intent.asked else "judged again"
+            moved = await self._exits.withdraw(position, intent, IntentOutcome.ABSENT, why)
+            if moved.status is PositionStatus.ACTIVE and not await self._has_stop(moved):
+                return await self._intend_stop(moved)
+            return Progress(moved)
+        return await self._exits.close(position, intent, sent)
+
+    async def _put_back(self, position: Position) -> Position:
+        """Give a position one more stop where its own was, as that was taken back for an exit in vain."""
+        if position.status is not PositionStatus.ACTIVE or position.stop_price is None:
+            return position
+        self._without_stop(position)
+        progress = await self._store.expect_move(self._lease, position, position.stop_price)
+        assert progress.intent is not None
+        moved = await self._move(progress.position, progress.intent)
+        now = progress.position if moved is None else moved.position
+        if now.stop_client_id == progress.intent.client_id:
+            self._unstopped.end()
+        else:
+            self._alert(
+                now, f"it has no stop: {now.error_details or 'the one that was put back is in doubt'}"
+            )
+        return now
+
+    async def _has_stop(self, position: Position) -> bool:
+        waiting = await self._venue.waiting_stops(position.symbol)
+        return any(position.stop_client_id == o.client_id or position.stop_order_id == o.id for o in waiting)
+
+    async def closed_elsewhere(self, position: Position, reason: str, price: Decimal | None) -> Position:
+        """The exchange holds nothing any more: its stop goes, and then the row follows."""
+        if not await self.sweeper.sweep(position):
+            return position
+        moved = await self._store.finish(
+            self._lease, position, PositionStatus.CLOSED, reason=reason, price=price
+        )
+        return self._moved(moved, position)
+
+    async def replace_stop(self, position: Position) -> Position:
+        """Give an active position a stop again, as its own is missing: one that stands, or a new one."""
+        self._without_stop(position)
+        taken = await self.take_over(position)
+        if taken is not None:
+            return taken
+        self._alert(position, "its stop is missing, placing a new one")
+        progress = await self._intend_stop(position)
+        return position if progress is None else await self.drive(progress)
+
+    # --- inside ---
+
+    def _trigger(self, position: Position) -> Decimal | None:
+        """The stop's price, in the exchange's ticks."""
+        planned = position.planned_stop
+        return None if planned is None else self._venue.rules(position.symbol).price(planned)
+
+    async def _settled(self, position: Position, intent: Intent, refused: Refused) -> None:
+        await self._store.settle(
+            self._lease, position, intent, IntentOutcome.REFUSED, details=refused.message
+        )
+
+    def _moved(self, now: Position, before: Position) -> Position:
+        self._emit(Moved(now, before.status, self._operation))
+        return now
+
+    def _without_stop(self, position: Position, *, already_ms: int = 0) -> None:
+        def passed(deadline_s: float) -> None:
+            self._alert(position, f"without a stop for longer than {deadline_s:g} s")
+
+        self._unstopped.begin(passed, already_ms=already_ms)
+
+    def _alert(self, position: Position, message: str) -> None:
+        self._emit(Alert(f"{position.exchange}:{position.symbol}", position.id, message))

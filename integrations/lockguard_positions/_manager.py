@@ -1,0 +1,573 @@
+"""The manager: what a bot calls, and where leases are taken.
+
+Each call takes the lease of one symbol at the place where the decision is made, reads the row and the
+exchange under it, and lets :class:`~lockguard_positions._flow.Flow` do the rest. A lease that is lost and a
+write that Postgres refuses (``LeaseLost``, ``StaleToken``) reach the caller: the flow has stopped, and what
+it left belongs to the next holder. Do not catch them to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lockguard._clock import SYSTEM_CLOCK, Clock
+from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, ResourceBusy, StaleToken
+from lockguard.text import kind_of, remark
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_ccxt import GuardedExchange, Step, UnknownMarket
+from lockguard_ccxt._keys import venue_name
+from lockguard_ccxt._placing import told
+from lockguard_positions._duplicates import Duplicates
+from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
+from lockguard_positions._events import (
+    Alert,
+    LogPositions,
+    Moved,
+    PositionObserver,
+)
+from lockguard_positions._flow import Flow
+from lockguard_positions._model import (
+    Adopt,
+    AlreadyOpen,
+    IntentOutcome,
+    NewPosition,
+    NotOpened,
+    Opened,
+    OpenResult,
+    Position,
+    PositionSide,
+    money,
+    percent,
+    worded,
+)
+from lockguard_positions._reconcile import Reconciler, SyncAction, SyncOutcome, SyncReport
+from lockguard_positions._status import PositionStatus
+from lockguard_positions._store import PositionStore
+from lockguard_positions._survey import survey
+from lockguard_positions._telling import Telling
+from lockguard_positions._venue import Pace, Quote, Venue
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    import asyncpg
+
+    from lockguard._guard import LockGuard
+    from lockguard._lease import Lease
+
+    Backup: TypeAlias = Callable[[str, str], Awaitable[None]]
+
+__all__ = ["AtomicPositionManager"]
+
+_PACE = Pace()
+_STOP_PERCENT_DEFAULT = Decimal(2)
+_SYMBOLS_AT_ONCE = 8
+
+
+class AtomicPositionManager:
+    """Opens, keeps in step and closes positions, one process at a time per symbol.
+
+    Args:
+        guard: with a fence over the same database.
+        pool: the database that has the tables (:func:`~lockguard_positions.migrate`).
+        exchanges: the guarded exchanges, with their markets loaded.
+        pace: how to wait.
+        adopt: what to do about a position that is found without a row: ``off``, ``alert`` or ``stop``.
+        adopt_stop_loss_percent: where the stop of such a position goes if it has none.
+        observers: told of every change and of what a person should look at; the default one logs.
+        clock: measures the time without a stop.
+
+    Raises:
+        ConfigurationError: two exchanges are the same venue, ``adopt`` is another word, one of the observers
+            could never be told anything, or an argument is of another kind.
+    """
+
+    def __init__(
+        self,
+        guard: LockGuard,
+        pool: asyncpg.Pool[Any],
+        exchanges: Sequence[GuardedExchange],
+        *,
+        pace: Pace = _PACE,
+        adopt: Adopt | str = Adopt.STOP,
+        adopt_stop_loss_percent: Decimal = _STOP_PERCENT_DEFAULT,
+        observers: Sequence[PositionObserver] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        _expect(hasattr(guard, "hold"), "guard", guard, "a LockGuard with a fence")
+        _expect(hasattr(pool, "acquire"), "pool", pool, "the pool of asyncpg.create_pool()")
+        _expect(isinstance(pace, Pace), "pace", pace, "a Pace(), or leave it out")
+        self._guard = guard
+        self._clock = clock
+        self._telling = Telling(
+            [LogPositions()] if observers is None else observers, overdue=pace.overdue, clock=clock
+        )
+        self._store = PositionStore(pool, on_stale=self._telling.refused)
+        self._venues: dict[str, Venue] = {}
+        for exchange in _guarded(exchanges):
+            if exchange.name in self._venues:
+                raise ConfigurationError(
+                    f"two of the exchanges are {exchange.name!r}; give one of them, or each account a label"
+                )
+            venue = Venue(exchange, pace)
+            self._refuse_two_names(venue)
+            self._venues[exchange.name] = venue
+            exchange.on_closed(partial(self._telling.told_to_wait, exchange.name))
+        self._pace = pace
+        self._adopt = Adopt.read(adopt)
+        self._adopt_stop_loss_percent = percent(
+            money(adopt_stop_loss_percent, name="adopt_stop_loss_percent"), name="adopt_stop_loss_percent"
+        )
+
+    @property
+    def store(self) -> PositionStore:
+        """The rows; ``store.tick`` is the one write that needs no lease."""
+        return self._store
+
+    # --- open ---
+
+    async def open_position_atomic(
+        self,
+        signal: str | None,
+        symbol: str,
+        exchange: str,
+        side: str,
+        quantity: Decimal | str,
+        entry_price: Decimal | str,
+        stop_loss_percent: Decimal | str,
+        *,
+        wait: timedelta | None = None,
+    ) -> OpenResult:
+        """Open a position with its stop, or say why not.
+
+        Args:
+            signal: what asked for it, for the row.
+            symbol: in any spelling that the exchange knows.
+            exchange: its name.
+            side: ``long`` or ``short``; ``buy`` and ``sell`` mean the same.
+            quantity: in the base currency; rounded down to the exchange's step.
+            entry_price: what the signal was given at: past its stop, nothing is ordered. No limit otherwise.
+            stop_loss_percent: how far from the fill the stop is, above 0 and below 100.
+            wait: patience while somebody else works on the symbol; the guard's by default.
+
+        Returns:
+            :class:`Opened`; :class:`AlreadyOpen` with the open row, and nothing was ordered; or
+            :class:`NotOpened` with the reason.
+
+        Raises:
+            ConfigurationError: an argument that cannot work; nothing was written.
+            ResourceBusy: somebody else holds the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; the row, if any, is left to recovery.
+        """
+        venue = self._venue(exchange)
+        venue.refuse_unable()
+        self._refuse_two_names(venue)  # a key may have been given, or changed, since they were made
+        market = venue.market(worded(symbol, name="symbol"))
+        market.check()
+        new = NewPosition(
+            exchange=venue.name,
+            symbol=market.name,
+            side=PositionSide.read(side),
+            quantity=money(quantity, name="quantity"),
+            entry_price=money(entry_price, name="entry_price"),
+            stop_loss_percent=percent(money(stop_loss_percent, name="stop_loss_percent")),
+            signal_id=None if signal is None else worded(signal, name="signal"),
+            market=market.symbol,
+        )
+        operation = f"open {new.side.value}"
+        holding = self._guard.hold(venue.resource(symbol), wait=wait, operation=operation)
+        # The price needs no lease: it is on its way while that is taken.
+        async with venue.quoting(new.symbol, ahead=True) as quote, holding as lease:
+            return await self._open(venue, lease, new, quote)
+
+    async def _open(self, venue: Venue, lease: Lease, new: NewPosition, quote: Quote) -> OpenResult:
+        flow, reconciler = self._workers(venue, lease)
+        ground = await reconciler.settle_and_look(new.symbol, quote)
+        if ground.row is not None and ground.gone:
+            why = f"position {ground.row.id} is not on the exchange, and something of it is in doubt still"
+            return NotOpened(why, passing=True)
+        if ground.row is not None:
+            return AlreadyOpen(ground.row, new.side)
+        if ground.held is not None:
+            outcome = await reconciler.adopt(new.symbol, ground.held)
+            row = await self._store.open_of(venue.name, new.symbol)
+            if row is None:
+                # Without a row and not meant to have one is for good; all else is on its way to be known.
+                passing = outcome.action is not SyncAction.LEFT_ALONE
+                why = outcome.details or outcome.action.value
+                return NotOpened(f"on the exchange already: {why}", passing=passing)
+            return AlreadyOpen(row, new.side)
+        try:
+            new = venue.in_steps(new, ground.price)
+        except ConfigurationError as exc:
+            return NotOpened(str(exc), self._created(await self._store.refuse(lease, new, str(exc)), lease))
+
+        def begun(position: Position) -> None:
+            self._created(position, lease)
+            self._telling.warn_of_stops(position)
+
+        try:
+            progress = await flow.begin(
+                new, number=ground.number, attached=venue.attached_stop(new), begun=begun
+            )
+        except DuplicatePosition as exc:
+            # Somebody wrote past the lease, but not past the index: stop here, order nothing.
+            row = await self._store.open_of(venue.name, new.symbol)
+            return NotOpened(str(exc), passing=True) if row is None else AlreadyOpen(row, new.side)
+        position = await flow.drive(progress)
+        if position.status is PositionStatus.ACTIVE:
+            return Opened(position)
+        why = position.error_details or position.exit_reason or f"it is {position.status.value}"
+        return NotOpened(why, position, passing=position.status is PositionStatus.CANCELED)
+
+    # --- keep in step ---
+
+    async def sync_exchange_positions(self, exchange: str) -> SyncReport:
+        """Bring the table and the exchange together, symbol by symbol.
+
+        What is read first only tells which symbols to look at. Each of those is decided under its own lease,
+        on state read again under it. A symbol that somebody holds is skipped and reported.
+
+        One symbol's trouble, whatever it is, is that symbol's outcome. No order of a pass reduces a position
+        that this table did not open.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer at all; nothing was decided.
+        """
+        venue = self._venue(exchange)
+        with self._telling.look(venue.name, "pass") as look:
+            found = await survey(self._store, venue)
+            look.rows(found.rows)
+            outcomes = list(found.in_step)
+            if found.to_look_at:
+                outcomes += await self._each(venue, found.to_look_at, operation="sync")
+            elif outcomes:
+                outcomes[0] = await self._lockable(venue, outcomes[0])
+        look.saw_strange(found.strange_stops)
+        look.saw(outcomes, everything=True)
+        return SyncReport(venue.name, tuple(outcomes))
+
+    async def _lockable(self, venue: Venue, outcome: SyncOutcome) -> SyncOutcome:
+        """The same, unless the lock's servers do not answer: then nothing could be done about it."""
+        try:
+            await self._guard.inspect(venue.resource_of_row(outcome.symbol))
+        except AcquireError as exc:
+            return replace(outcome, action=SyncAction.UNREADABLE, details=f"no lock can be taken: {exc}")
+        return outcome
+
+    async def recover(self, exchange: str) -> SyncReport:
+        """Finish what dead holders left: rows that are not active, exits and stops in doubt. Run it at start.
+
+        One symbol's trouble, whatever it is, is that symbol's outcome.
+        """
+        venue = self._venue(exchange)
+        with self._telling.look(venue.name, "recovery") as look:
+            symbols = await self.half_done(exchange)
+            outcomes = await self._each(venue, symbols, operation="recover")
+        look.saw(outcomes)
+        return SyncReport(venue.name, outcomes)
+
+    async def half_done(self, exchange: str) -> tuple[str, ...]:
+        """The symbols that :meth:`recover` would look at, as the table has them; takes no lease."""
+        venue = self._venue(exchange)
+        rows = await self._store.open_on(venue.name)
+        self._telling.rows_of(venue.name, len(rows))
+        half_done = {
+            row.symbol
+            for row in rows
+            if row.status is not PositionStatus.ACTIVE or row.exit_reason is not None
+        }
+        return tuple(sorted(half_done.union(await self._store.symbols_with_loose_stops(venue.name))))
+
+    async def clean_up(
+        self, symbol: str, exchange: str, *, backup: Backup | None = None
+    ) -> tuple[SyncOutcome, ...]:
+        """Put one symbol right, whatever is wrong with it, as far as that can be decided.
+
+        Of several open rows one is left (:mod:`~lockguard_positions._duplicates`); then the symbol is looked
+        at as a pass does; then stops without a position are taken back. Every order is reduce-only but the
+        stop of a position that had none.
+
+        Args:
+            symbol: in any spelling.
+            exchange: its name.
+            backup: awaited under the lease, with venue and symbol, before anything is changed.
+
+        Returns:
+            What was done; a single ``BUSY`` outcome when somebody holds the symbol.
+
+        Raises:
+            ConfigurationError: an argument is of another kind.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+        """
+        venue = self._venue(exchange)
+        _expect(
+            backup is None or callable(backup), "backup", backup, "a coroutine function of venue and symbol"
+        )
+        symbol = worded(symbol, name="symbol")
+        with suppress(ExchangeUnreadable):
+            await venue.refresh_for([symbol])
+        short = venue.name_of(symbol)
+
+        async def work(lease: Lease) -> tuple[SyncOutcome, ...]:
+            if backup is not None:
+                await backup(venue.name, short)
+            flow, reconciler = self._workers(venue, lease)
+            duplicates = Duplicates(self._store, venue, flow, lease=lease, emit=self._telling.tell)
+            done = await duplicates.settle(short)
+            if any(outcome.action is not SyncAction.ENDED for outcome in done):
+                return done
+            return (*done, await reconciler.reconcile(short), *await reconciler.take_back_stops(short))
+
+        try:
+            return await self._under_lease(venue, short, "clean up", work)
+        except (LeaseLost, StaleToken):
+            raise
+        except Exception as exc:  # noqa: BLE001 - one symbol must not end the clean-up of the others
+            return (self._trouble(venue, short, exc),)
+
+    async def ensure_stop(self, symbol: str, exchange: str) -> SyncOutcome:
+        """Look at one symbol as a pass does, waiting for it if it is busy; above all, give it its stop.
+
+        Raises:
+            ResourceBusy: somebody else holds the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; nothing was decided.
+        """
+        venue = self._venue(exchange)
+        async with self._guard.hold(
+            venue.resource(worded(symbol, name="symbol")), operation="ensure stop"
+        ) as lease:
+            return await self._workers(venue, lease)[1].reconcile(venue.short(symbol))
+
+    async def move_stop(
+        self, symbol: str, exchange: str, price: Decimal | str, *, wait: timedelta | None = None
+    ) -> SyncOutcome:
+        """Have the stop of an open position wait for another price, as a bot does that trails its stop.
+
+        The new stop is placed before the old one is taken back: there is no moment without one, and if the
+        new one is refused the old one stands. A holder that dies in between leaves an intent, and the next
+        one finishes the move.
+
+        Args:
+            symbol: in any spelling.
+            exchange: its name.
+            price: where the stop shall be; brought to the exchange's tick.
+            wait: patience while somebody else works on the symbol; the guard's by default.
+
+        Returns:
+            ``STOP_MOVED``; ``STOP_KEPT`` where the exchange refused the new one, with its reason; or
+            ``IN_DOUBT`` where a later pass has to find out.
+
+        Raises:
+            ConfigurationError: the price is no number above zero, or there is no active position.
+            ResourceBusy: somebody else holds the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; the old stop stands.
+        """
+        venue = self._venue(exchange)
+        venue.market(worded(symbol, name="symbol")).check()
+        trigger = venue.rules(symbol).price(money(price, name="price"))
+        async with self._guard.hold(venue.resource(symbol), wait=wait, operation="move stop") as lease:
+            return await self._workers(venue, lease)[1].move_stop(venue.short(symbol), trigger)
+
+    # --- close ---
+
+    async def close_position(
+        self, symbol: str, exchange: str, *, reason: str = "exit", wait: timedelta | None = None
+    ) -> Position | None:
+        """Close the open position of a symbol, reduce-only; then its stop is taken back.
+
+        This call is a person's word: it also closes a position that this table did not open, if it has a row.
+        No more than the row's quantity goes, and nothing on the other side, whatever a person did meanwhile.
+        A row of a contract that the exchange does not list any more is ended without an order.
+
+        Returns:
+            The row as it is now, open if the exit is in doubt, or if an exit of the same reason was begun
+            before and what is held is not what it was then; ``None`` when there was no open row.
+
+        Raises:
+            ResourceBusy: somebody else holds the symbol; it tells who.
+            LeaseLost: the lease ended; whatever was begun is the next holder's.
+            StaleToken: the same, as Postgres saw it.
+            ExchangeUnreadable: the exchange did not answer; recovery finishes the exit.
+            ConfigurationError: there is neither such a market nor a row of that name.
+        """
+        venue = self._venue(exchange)
+        reason = remark(reason, "reason")
+        await venue.refresh_for([worded(symbol, name="symbol")])
+        if venue.gone(symbol):
+            # Without a market there is nothing to order; the row ends, as a person has said so.
+            symbol = venue.name_of(symbol)
+            async with self._guard.hold(venue.resource_of_row(symbol), wait=wait, operation="close") as lease:
+                return await self._end_without_market(venue, symbol, lease, reason)
+        async with self._guard.hold(venue.resource(symbol), wait=wait, operation="close") as lease:
+            flow, reconciler = self._workers(venue, lease)
+            before = await self._store.open_of(venue.name, venue.short(symbol))
+            row, _ = await reconciler.settle(venue.short(symbol))
+            if row is None or row.status is PositionStatus.PENDING_ENTRY:
+                return row
+            if before is not None and before.exit_reason == reason and row.exit_reason is None:
+                return row  # it was about what was held then; whoever still wants it says so again
+            return await flow.drive(await flow.intend_close(row, reason, asked=True))
+
+    # --- inside ---
+
+    async def _each(self, venue: Venue, symbols: Sequence[str], *, operation: str) -> tuple[SyncOutcome, ...]:
+        """Reconcile each symbol under its own lease, some at once; what one raises is its own outcome."""
+        slots = asyncio.Semaphore(_SYMBOLS_AT_ONCE)
+
+        async def one(symbol: str) -> SyncOutcome:
+            async with slots:
+                try:
+                    return await self._reconcile(venue, symbol, operation)
+                except (LeaseLost, StaleToken) as exc:
+                    return SyncOutcome(symbol, SyncAction.IN_DOUBT, None, f"left to the next holder: {exc}")
+                except DATABASE_ERRORS as exc:
+                    return SyncOutcome(symbol, SyncAction.UNREADABLE, None, f"the database: {_line_of(exc)}")
+                except Exception as exc:  # noqa: BLE001 - one symbol must not end the others
+                    return self._trouble(venue, symbol, exc)
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(symbol), name=f"{operation} {symbol}") for symbol in symbols]
+        return tuple(task.result() for task in tasks)
+
+    async def _reconcile(self, venue: Venue, symbol: str, operation: str) -> SyncOutcome:
+        async def work(lease: Lease) -> tuple[SyncOutcome, ...]:
+            return (await self._workers(venue, lease)[1].reconcile(symbol),)
+
+        (outcome,) = await self._under_lease(venue, symbol, operation, work)
+        return outcome
+
+    async def _under_lease(
+        self,
+        venue: Venue,
+        symbol: str,
+        operation: str,
+        work: Callable[[Lease], Awaitable[tuple[SyncOutcome, ...]]],
+    ) -> tuple[SyncOutcome, ...]:
+        """Decide about a symbol, or report that it is busy or that somebody did not answer."""
+        try:
+            async with self._guard.hold(
+                venue.resource_of_row(symbol), on_busy="raise", operation=operation
+            ) as lease:
+                return await work(lease)
+        except ResourceBusy as busy:
+            return (SyncOutcome(symbol, SyncAction.BUSY, None, f"{busy.holder} ({busy.operation})"),)
+        except (AcquireError, ExchangeUnreadable) as exc:
+            if isinstance(exc, ExchangeUnreadable) and await venue.says_gone(exc):
+                return (self._trouble(venue, symbol, exc),)
+            return (SyncOutcome(symbol, SyncAction.UNREADABLE, None, str(exc)),)
+
+    def _refuse_two_names(self, venue: Venue) -> None:
+        """One account under two names would have two locks, and each name's pass would adopt the other's."""
+        for other in self._venues.values():
+            if other is not venue and other.same_account(venue):
+                raise ConfigurationError(
+                    f"{other.name} and {venue.name} have the same API key; give an account one label"
+                )
+
+    def _trouble(self, venue: Venue, symbol: str, exc: Exception) -> SyncOutcome:
+        """What is wrong with one symbol, for the report and for a person."""
+        if isinstance(exc, UnknownMarket | ExchangeUnreadable):
+            action = SyncAction.NO_MARKET
+            why = (
+                f"unprotected, as nothing can be ordered: {exc}; 'lockguard positions close' ends a row of it"
+            )
+        else:
+            action, why = SyncAction.FAILED, f"{type(exc).__name__}: {_line_of(exc)}"
+        self._telling.tell(Alert(f"{venue.name}:{symbol}", None, why))
+        return SyncOutcome(symbol, action, None, why)
+
+    async def _end_without_market(
+        self, venue: Venue, symbol: str, lease: Lease, reason: str
+    ) -> Position | None:
+        """End the open row of a market that is gone, and what is in doubt there: there is nothing to order.
+
+        Raises:
+            UnknownMarket: there is nothing of that name.
+        """
+        row = await self._store.open_of(venue.name, symbol)
+        loose = await self._store.loose_stops(venue.name, symbol)
+        if row is None and not loose:
+            venue.market(symbol)  # raises, as nothing is called so
+        if row is not None:
+            intents = [await self._store.in_doubt(row, step) for step in (Step.ENTRY, Step.STOP, Step.CLOSE)]
+            for intent in intents:
+                if intent is not None:
+                    await self._store.settle(lease, row, intent, IntentOutcome.ABSENT, details=reason)
+            before = row
+            entered = row.status is not PositionStatus.PENDING_ENTRY
+            status = PositionStatus.CLOSED if entered else PositionStatus.ROLLED_BACK
+            row = await self._store.finish(lease, row, status, reason=f"{reason}: its market is gone")
+            self._telling.tell(Moved(row, before.status, lease.grant.operation))
+        for stop in loose:
+            ended = await self._store.get(stop.position_id)
+            if ended is not None:
+                await self._store.settle(lease, ended, stop, IntentOutcome.ABSENT, details=reason)
+        return row
+
+    def _venue(self, exchange: str) -> Venue:
+        name = venue_name(worded(exchange, name="exchange"))
+        if name not in self._venues:
+            known = ", ".join(self._venues) or "none"
+            raise ConfigurationError(f"exchange {exchange!r} was not given to this manager; it has: {known}")
+        return self._venues[name]
+
+    def _workers(self, venue: Venue, lease: Lease) -> tuple[Flow, Reconciler]:
+        flow = Flow(
+            self._store,
+            venue,
+            pace=self._pace,
+            lease=lease,
+            operation=lease.grant.operation,
+            emit=self._telling.tell,
+            clock=self._clock,
+        )
+        reconciler = Reconciler(
+            self._store,
+            venue,
+            flow,
+            pace=self._pace,
+            lease=lease,
+            adopt=self._adopt,
+            adopt_stop_loss_percent=self._adopt_stop_loss_percent,
+            emit=self._telling.tell,
+        )
+        return flow, reconciler
+
+    def _created(self, position: Position, lease: Lease) -> Position:
+        self._telling.tell(Moved(position, None, lease.grant.operation))
+        return position
+
+
+def _expect(right: bool, name: str, value: object, wanted: str) -> None:  # noqa: FBT001 - a condition
+    """Refuse an argument of another kind where it is given: later it would fail behind a committed intent."""
+    if not right:
+        raise ConfigurationError(f"{name} is {kind_of(value)}; give {wanted}")
+
+
+def _guarded(exchanges: object) -> list[GuardedExchange]:
+    wanted = "a list of guarded exchanges, such as [GuardedExchange(ccxt_exchange)]"
+    if not isinstance(exchanges, Iterable) or isinstance(exchanges, str):
+        raise ConfigurationError(f"exchanges is {kind_of(exchanges)}; give {wanted}")
+    found = list(exchanges)
+    for one in found:
+        _expect(isinstance(one, GuardedExchange), "one of the exchanges", one, wanted)
+    return found
+
+
+def _line_of(exc: BaseException) -> str:
+    return told(exc).partition("\n")[0]

@@ -1,0 +1,196 @@
+"""The schema ``monitoring`` as numbered migrations, each with its way back.
+
+Version 1 is the table as bots of this design have it, unique over active rows only; version 8 makes it unique
+over all open ones. The numbers between are free for what a bot of yours has done to its table meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard.errors import ConfigurationError
+from lockguard_asyncpg import protect
+from lockguard_positions._errors import MigrationRefused
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+__all__ = [
+    "ATTEMPTS_SINCE",
+    "LATEST",
+    "SIGNALS_SINCE",
+    "TICK_COLUMNS",
+    "Migrated",
+    "Migration",
+    "migrate",
+    "migrations",
+    "protect_positions",
+    "version",
+]
+
+TICK_COLUMNS = ("current_price", "unrealized_pnl", "updated_at")
+"""What of ``monitoring.positions`` changes without a lease: opinions of the moment that decide nothing."""
+
+_SIGNALS = "monitoring.signals"
+SIGNALS_SINCE = 9
+"""The version from which on there is a table for what a bot decides."""
+ATTEMPTS_SINCE = 10
+"""The version from which on a signal that ends bot after bot can be told, and rows have unified symbols."""
+_PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": (), _SIGNALS: ()}
+_RESOURCE = "{exchange}:{symbol}"
+
+# Two migrations at once would both find the same version. The key is the text "lgrdpos" as a number.
+_LOCK_KEY = 0x6C677264706F73
+_VERSIONS = """
+create schema if not exists monitoring;
+create table if not exists monitoring.schema_version (
+  version integer primary key,
+  name text not null,
+  applied_at timestamptz not null default clock_timestamp()
+);
+"""
+_DUPLICATES = "LG101"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of the schema, with its way back."""
+
+    version: int
+    name: str
+    up: str
+    down: str
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """What :func:`migrate` found and made: schema versions, 0 for none."""
+
+    before: int
+    after: int
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All steps, in order."""
+    folder = files("lockguard_positions") / "sql" / "migrations"
+    names = sorted(f.name.removesuffix(".up.sql") for f in folder.iterdir() if f.name.endswith(".up.sql"))
+    return tuple(
+        Migration(
+            version=int(name[:3]),
+            name=name,
+            up=(folder / f"{name}.up.sql").read_text(encoding="utf-8"),
+            down=(folder / f"{name}.down.sql").read_text(encoding="utf-8"),
+        )
+        for name in names
+    )
+
+
+LATEST = migrations()[-1].version
+
+
+async def version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
+    """The version that is applied, 0 for none."""
+    if await conn.fetchval("select to_regclass('monitoring.schema_version')") is None:
+        return 0
+    return int(await conn.fetchval("select coalesce(max(version), 0) from monitoring.schema_version") or 0)
+
+
+async def migrate(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, to: int | None = None
+) -> Migrated:
+    """Bring the schema to a version, up or down, each step in its own transaction.
+
+    Does nothing if it is there already. A step that is refused leaves the version before it.
+
+    Args:
+        conn: a connection that is not in a transaction, of a role that may create schemas.
+        to: the version; the latest by default, 0 to remove the tables with their data.
+
+    Raises:
+        ConfigurationError: there is no such version.
+        MigrationRefused: existing rows or tables are in the way; the message names them and the remedy.
+    """
+    target = LATEST if to is None else to
+    known = [0, *(m.version for m in migrations())]
+    if target not in known:
+        raise ConfigurationError(
+            f"there is no version {target} of the positions schema; known are {', '.join(map(str, known))}"
+        )
+    before = after = await version(conn)
+    for _ in migrations():
+        if after == target:
+            break
+        after = await _step(conn, target)
+    return Migrated(before, after)
+
+
+async def protect_positions(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+) -> tuple[str, ...]:
+    """Have Postgres itself refuse every write of state that presents no lease, by whatever program or person.
+
+    Run it when every process that writes goes through the guard; ``lockguard fence unprotect`` undoes it.
+
+    Args:
+        conn: of a role that owns the tables and lockguard's schema.
+
+    Returns:
+        The protected tables.
+
+    Raises:
+        ConfigurationError: the fence or the tables are missing, or too little privilege.
+    """
+    found = await version(conn)
+    tables = [table for table in _PROTECTED if table != _SIGNALS or found >= SIGNALS_SINCE]
+    for table in tables:
+        await protect(conn, table, resource=_RESOURCE, exempt=_PROTECTED[table])
+    return tuple(tables)
+
+
+async def _step(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], target: int) -> int:
+    """Go one step towards ``target``; returns the version that is applied then."""
+    async with conn.transaction():
+        await conn.execute("select pg_advisory_xact_lock($1)", _LOCK_KEY)
+        await conn.execute(_VERSIONS)
+        # Read again under the lock: another process may have been here.
+        current = await version(conn)
+        if current == target:
+            return current
+        if current < target:
+            step = next(m for m in migrations() if m.version > current)
+            await _apply(conn, step, step.up)
+            await conn.execute(
+                "insert into monitoring.schema_version (version, name) values ($1, $2)",
+                step.version,
+                step.name,
+            )
+            return step.version
+        undone = next((m for m in migrations() if m.version == current), None)
+        if undone is None:
+            raise MigrationRefused(
+                f"the positions schema has version {current}, which this library does not know:"
+                " upgrade the library"
+            )
+        await _apply(conn, undone, undone.down)
+        await conn.execute("delete from monitoring.schema_version where version = $1", undone.version)
+        return await version(conn)
+
+
+async def _apply(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], step: Migration, sql: str) -> None:
+    try:
+        await conn.execute(sql)
+    except asyncpg.DuplicateTableError as exc:
+        raise MigrationRefused(
+            f"migration {step.name}: {exc}; that table was not made by these migrations: rename it, or make"
+            " it fit and record its version in monitoring.schema_version"
+        ) from exc
+    except asyncpg.PostgresError as exc:
+        if exc.sqlstate == _DUPLICATES:
+            raise MigrationRefused(f"migration {step.name}: {exc}; {exc.hint}") from exc
+        raise

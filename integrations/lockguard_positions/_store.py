@@ -1,0 +1,597 @@
+"""Positions and intents in Postgres: every write of state through the fence.
+
+A write is one transaction that first presents the lease's (token, grant); Postgres refuses it when they are
+not in force, and the token is kept in the row. Each names the status that it was decided on, and the row that
+comes back is checked. The lease makes the reads final: nothing older than it can commit after it was sealed.
+
+**Not fenced:** :meth:`PositionStore.tick` alone, which writes ``current_price`` and ``unrealized_pnl``. They
+are opinions of the moment; no decision is taken on them, and they must not queue behind an open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import asyncpg
+
+from lockguard.errors import StaleToken
+from lockguard_asyncpg import CommitUnknown, FencedTransaction, fenced_fetchrow, resolve
+from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of
+from lockguard_asyncpg._wire import give_back
+from lockguard_ccxt import Step
+from lockguard_positions import _rows as rows
+from lockguard_positions._errors import DuplicatePosition
+from lockguard_positions._model import Intent, IntentOutcome, NewPosition, Position, Progress
+from lockguard_positions._statements import statement
+from lockguard_positions._status import PositionStatus, check_transition
+from lockguard_tenacity import retry_reads
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from asyncpg.pool import PoolConnectionProxy
+
+    from lockguard._lease import Lease
+    from lockguard_ccxt import PlacedOrder
+
+__all__ = ["PositionStore"]
+
+T = TypeVar("T")
+Then: TypeAlias = "Callable[[Progress], Awaitable[None]]"
+
+_ATTEMPTS_MAX = 5
+_PAUSE_FIRST_S = 0.05
+_ILLEGAL_CHANGE = "LG102"
+_WORTH_REPEATING = frozenset({Meaning.RETRY, Meaning.LOST, Meaning.UNAVAILABLE})
+
+
+class PositionStore:
+    """The rows of one database.
+
+    Args:
+        pool: an asyncpg pool on the primary.
+        on_stale: told of each write that Postgres refused, before its error is raised.
+    """
+
+    def __init__(
+        self, pool: asyncpg.Pool[Any], *, on_stale: Callable[[StaleToken], None] | None = None
+    ) -> None:
+        self._pool = pool
+        self._on_stale = on_stale
+        self._has_market = False
+        self._has_fill_with_stop = False
+
+    # --- reading ---
+
+    async def open_of(self, exchange: str, symbol: str) -> Position | None:
+        """The open position of a symbol, in any of the open statuses."""
+        return rows.position_or_none(await self._row("open_of_symbol", exchange, symbol))
+
+    async def all_open_of(self, exchange: str, symbol: str) -> tuple[Position, ...]:
+        """Every open position of a symbol: more than one where the index does not cover all open rows yet."""
+        found = await self._rows("all_open_of_symbol", exchange, symbol)
+        return tuple(rows.position_of(row) for row in found)
+
+    async def open_under_other_labels(self, exchange: str, symbol: str) -> tuple[Position, ...]:
+        """The open positions of a symbol that other accounts of the same venue have, by their labels."""
+        found = await self._rows("open_under_other_labels", exchange, symbol)
+        return tuple(rows.position_of(row) for row in found)
+
+    async def open_on(self, exchange: str) -> tuple[Position, ...]:
+        """All open positions of an exchange."""
+        found = await self._rows("open_of_exchange", exchange)
+        return tuple(rows.position_of(row) for row in found)
+
+    async def get(self, position_id: int) -> Position | None:
+        """One position."""
+        return rows.position_or_none(await self._row("by_id", position_id))
+
+    async def last_ended(self, exchange: str, symbol: str) -> Position | None:
+        """The position of a symbol that was on the exchange and ended last."""
+        return rows.position_or_none(await self._row("last_ended", exchange, symbol))
+
+    async def in_doubt(self, position: Position, *steps: Step) -> Intent | None:
+        """The newest intent of a position whose outcome is not known."""
+        row = await self._row("intent_in_doubt", position.id, [s.value for s in steps])
+        return None if row is None else replace(rows.intent_of(row), sent_before=True)
+
+    async def loose_stops(self, exchange: str, symbol: str) -> tuple[Intent, ...]:
+        """Stops of ended positions that may still be on the exchange."""
+        found = await self._rows("loose_stops", exchange, symbol)
+        return tuple(replace(rows.intent_of(row), sent_before=True) for row in found)
+
+    async def symbols_with_loose_stops(self, exchange: str) -> tuple[str, ...]:
+        """The symbols that :meth:`loose_stops` has something for."""
+        found = await self._rows("symbols_with_loose_stops", exchange)
+        return tuple(row[0] for row in found)
+
+    async def next_intent(self, exchange: str, symbol: str) -> int:
+        """A number for the next intent of a symbol; good while the lease is held that it is asked under."""
+        row = await self._row("next_intent", exchange, symbol)
+        assert row is not None
+        return int(row[0])
+
+    async def attached_stop(self, position: Position) -> Decimal | None:
+        """Where the stop was put that a position's entry brought along; ``None`` if it brought none."""
+        row = await self._row("attached_stop", position.id)
+        return None if row is None else Decimal(row[0])
+
+    async def stop_ids(self, position: Position) -> frozenset[str]:
+        """The client ids of every stop that was ever meant for a position."""
+        found = await self._rows("stop_ids", position.id)
+        return frozenset(row[0] for row in found)
+
+    async def _knows_markets(self) -> bool:
+        """Whether the table has the column of version 10; asked until it has."""
+        if not self._has_market:
+            row = await self._row("has_market")
+            self._has_market = bool(row and row[0])
+        return self._has_market
+
+    async def _fills_with_stop(self) -> bool:
+        """Whether a row may go from the order to its stop at once, as of version 11; asked until it may."""
+        if not self._has_fill_with_stop:
+            row = await self._row("fills_with_stop")
+            self._has_fill_with_stop = bool(row and row[0])
+        return self._has_fill_with_stop
+
+    # --- the way in ---
+
+    async def begin(
+        self,
+        lease: Lease,
+        new: NewPosition,
+        *,
+        number: int | None = None,
+        attached: Decimal | None = None,
+        then: Then | None = None,
+    ) -> Progress:
+        """A row in ``pending_entry`` and the intent to enter, before anything is ordered.
+
+        Args:
+            lease: on the symbol.
+            new: what the row is about.
+            number: what :meth:`next_intent` said under this lease, as an open asks for it while it waits for
+                the exchange; asked for here if it is not given.
+            attached: the price of the stop that the entry brings along.
+            then: awaited as soon as they are committed, before the connection is given back; not if that had
+                to be found out.
+
+        Raises:
+            DuplicatePosition: there is an open row.
+        """
+        if number is None:
+            number = await self.next_intent(new.exchange, new.symbol)
+        entering, its_number = PositionStatus.PENDING_ENTRY, number
+
+        def progress_of(position: Position) -> Progress:
+            return Progress(position, rows.entry_intent(position, its_number, attached))
+
+        async def committed(row: asyncpg.Record) -> None:
+            if then is not None:
+                await then(progress_of(rows.position_of(row)))
+
+        return progress_of(
+            await self._insert(lease, new, entering, number=number, attached=attached, then=committed)
+        )
+
+    async def refuse(self, lease: Lease, new: NewPosition, error: str) -> Position:
+        """A row that says why a signal was refused before any order."""
+        return await self._insert(lease, new, PositionStatus.FAILED, error=error)
+
+    async def adopt(self, lease: Lease, new: NewPosition) -> Position:
+        """A row for a position that the exchange has and the table has not.
+
+        Raises:
+            DuplicatePosition: there is an open row.
+        """
+        return await self._insert(lease, new, PositionStatus.ENTRY_PLACED)
+
+    async def _insert(
+        self,
+        lease: Lease,
+        new: NewPosition,
+        status: PositionStatus,
+        *,
+        error: str | None = None,
+        number: int | None = None,
+        attached: Decimal | None = None,
+        then: Callable[[asyncpg.Record], Awaitable[None]] | None = None,
+    ) -> Position:
+        has_market = await self._knows_markets()
+        text, args, also = rows.new_row(
+            lease, new, status, error=error, number=number, attached=attached, has_market=has_market
+        )
+
+        async def written() -> asyncpg.Record | None:
+            return await self._row("last_under", new.exchange, new.symbol, lease.token)
+
+        row = await self._write_one(lease, text, *args, also=also, written=written, then=then)
+        assert row is not None
+        return rows.position_of(row)
+
+    async def record_entry(
+        self,
+        lease: Lease,
+        position: Position,
+        intent: Intent | None,
+        *,
+        order_id: str | None,
+        price: Decimal | None,
+        quantity: Decimal,
+        stop: Decimal | None,
+        then: Then | None = None,
+    ) -> Progress:
+        """The entry was executed; with the price of its stop, the intent to place that too, in one commit.
+
+        ``then`` is as in :meth:`begin`.
+        """
+        if intent is not None and stop is not None and await self._fills_with_stop():
+            try:
+                return await self._record_entry_with_stop(
+                    lease, position, intent, (order_id, price, quantity), stop, then=then
+                )
+            except asyncpg.PostgresError as exc:
+                if exc.sqlstate != _ILLEGAL_CHANGE:
+                    raise
+                # The schema went back a version meanwhile: the fill must not wait for that to be found out.
+                self._has_fill_with_stop = False
+
+        async def work(conn: rows.Connection) -> Progress:
+            check_transition(position.status, PositionStatus.ENTRY_PLACED)
+            number = None if intent is None else intent.number
+            entered = (order_id, price, quantity, lease.token, number)
+            row = await conn.fetchrow(
+                statement("record_entry"), *rows.decided_on(position), *entered, timeout=rows.STATEMENT_S
+            )
+            moved = rows.changed(position, row)
+            if stop is None or row is None:
+                return Progress(moved)
+            following = int(row[rows.NEXT_INTENT])
+            return await rows.intend(conn, lease, moved, Step.STOP, stop, number=following)
+
+        return await self._write(lease, work)
+
+    async def _record_entry_with_stop(
+        self,
+        lease: Lease,
+        position: Position,
+        intent: Intent,
+        entered: tuple[object, ...],
+        stop: Decimal,
+        *,
+        then: Then | None,
+    ) -> Progress:
+        check_transition(position.status, PositionStatus.PENDING_SL)
+        # Nobody had it: the row's entry has the last number of its symbol, under the same lease.
+        following = rows.stop_intent(lease, position, intent.number + 1, stop)
+        args = (*rows.decided_on(position), *entered, lease.token, intent.number)
+        stopped = (stop, following.number, following.client_id)
+        also = (statement("settle_entry"), statement("intend_first_stop"))
+
+        async def written() -> asyncpg.Record | None:
+            return await self._row("by_id", position.id)
+
+        def progress_of(moved: Position) -> Progress:
+            return Progress(moved, replace(following, amount=moved.quantity))
+
+        async def committed(row: asyncpg.Record) -> None:
+            if then is not None:
+                await then(progress_of(rows.position_of(row)))
+
+        text = statement("record_entry_with_stop")
+        row = await self._write_one(lease, text, *args, *stopped, also=also, written=written, then=committed)
+        return progress_of(rows.changed(position, row))
+
+    async def expect_stop(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
+        """The intent to place a stop; a new one each time, as an old one may still be on its way."""
+
+        async def work(conn: rows.Connection) -> Progress:
+            if position.status is not PositionStatus.PENDING_SL:
+                check_transition(position.status, PositionStatus.PENDING_SL)
+            return await rows.intend(conn, lease, position, Step.STOP, trigger)
+
+        return await self._write(lease, work)
+
+    async def take_over_stop(self, lease: Lease, position: Position, stop: PlacedOrder) -> Position:
+        """A stop that stands already, whoever placed it, becomes the position's.
+
+        Raises:
+            DuplicatePosition: another row of the symbol is active.
+        """
+
+        async def work(conn: rows.Connection) -> Position:
+            moved = position
+            if position.status is PositionStatus.ENTRY_PLACED:
+                check_transition(position.status, PositionStatus.PENDING_SL)
+                args = (*rows.decided_on(position), lease.token)
+                row = await conn.fetchrow(statement("on_the_way_to_a_stop"), *args, timeout=rows.STATEMENT_S)
+                moved = rows.changed(position, row)
+            if moved.status is not PositionStatus.ACTIVE:
+                check_transition(moved.status, PositionStatus.ACTIVE)
+            taken = (stop.id, stop.client_id or None, stop.trigger, lease.token)
+            row = await conn.fetchrow(
+                statement("take_over_stop"), *rows.decided_on(moved), *taken, timeout=rows.STATEMENT_S
+            )
+            return rows.changed(moved, row)
+
+        return await self._write(lease, work)
+
+    async def expect_move(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
+        """The intent to place a second stop, which is to take the place of the first."""
+
+        async def work(conn: rows.Connection) -> Progress:
+            return await rows.intend(conn, lease, position, Step.STOP, trigger, statement_name="expect_move")
+
+        return await self._write(lease, work)
+
+    async def move_stop(
+        self, lease: Lease, position: Position, intent: Intent, order: PlacedOrder
+    ) -> Position:
+        """The new stop stands and is the row's; the old one is still to be taken back."""
+
+        async def work(conn: rows.Connection) -> Position:
+            moved = (order.id, intent.client_id, intent.trigger, lease.token, intent.number)
+            row = await conn.fetchrow(
+                statement("move_stop"), *rows.decided_on(position), *moved, timeout=rows.STATEMENT_S
+            )
+            return rows.changed(position, row)
+
+        return await self._write(lease, work)
+
+    async def activate(self, lease: Lease, position: Position, intent: Intent, order_id: str) -> Position:
+        """The stop stands, and with it the position.
+
+        Raises:
+            DuplicatePosition: another row of the symbol is active; this one must be rolled back.
+        """
+        check_transition(position.status, PositionStatus.ACTIVE)
+        args = (*rows.decided_on(position), order_id, lease.token, intent.number)
+        settled = (statement("settle_placed_stop"),)
+
+        async def written() -> asyncpg.Record | None:
+            return await self._row("by_id", position.id)
+
+        row = await self._write_one(lease, statement("activate"), *args, also=settled, written=written)
+        return rows.changed(position, row)
+
+    # --- the way out ---
+
+    async def expect_close(
+        self, lease: Lease, position: Position, reason: str, *, asked: bool = False
+    ) -> Progress:
+        """The intent to close, with the reason, so that a successor knows how to finish.
+
+        Args:
+            lease: on the symbol.
+            position: the row.
+            reason: why.
+            asked: whether a person asked for it; then it is not judged again.
+        """
+
+        async def work(conn: rows.Connection) -> Progress:
+            return await rows.intend(conn, lease, position, Step.CLOSE, reason, rows.ASKED if asked else None)
+
+        return await self._write(lease, work)
+
+    async def withdraw_close(
+        self, lease: Lease, position: Position, intent: Intent, outcome: IntentOutcome, details: str
+    ) -> Position:
+        """The position is not to be closed after all; whoever looks next judges it anew."""
+
+        async def work(conn: rows.Connection) -> Position:
+            row = await conn.fetchrow(
+                statement("withdraw_close"), *rows.decided_on(position), lease.token, timeout=rows.STATEMENT_S
+            )
+            await rows.settle(conn, position, intent, outcome, None, details)
+            return rows.changed(position, row)
+
+        return await self._write(lease, work)
+
+    async def close_rest(
+        self, lease: Lease, position: Position, intent: Intent, order: PlacedOrder
+    ) -> Progress:
+        """An exit ended before all of it was filled: the row is as much smaller, and the rest is intended."""
+
+        async def work(conn: rows.Connection) -> Progress:
+            left = position.quantity - order.filled
+            row = await conn.fetchrow(
+                statement("reduce"), *rows.decided_on(position), left, lease.token, timeout=rows.STATEMENT_S
+            )
+            told = f"filled {order.filled} of {intent.amount}"
+            await rows.settle(conn, position, intent, IntentOutcome.EXECUTED, order.id, told)
+            reason = position.exit_reason or "exit"
+            asked = rows.ASKED if intent.asked else None
+            return await rows.intend(conn, lease, rows.changed(position, row), Step.CLOSE, reason, asked)
+
+        return await self._write(lease, work)
+
+    async def finish(
+        self,
+        lease: Lease,
+        position: Position,
+        status: PositionStatus,
+        *,
+        intent: Intent | None = None,
+        outcome: IntentOutcome = IntentOutcome.EXECUTED,
+        reason: str | None = None,
+        price: Decimal | None = None,
+        order_id: str | None = None,
+        error: str | None = None,
+    ) -> Position:
+        """The position has ended; ``intent`` is settled with it."""
+
+        async def work(conn: rows.Connection) -> Position:
+            check_transition(position.status, status)
+            row = await conn.fetchrow(
+                statement("finish"),
+                *rows.decided_on(position),
+                status.value,
+                reason,
+                price,
+                order_id,
+                error,
+                lease.token,
+                timeout=rows.STATEMENT_S,
+            )
+            if intent is not None:
+                await rows.settle(conn, position, intent, outcome, order_id, error)
+            return rows.changed(position, row)
+
+        return await self._write(lease, work)
+
+    async def settle(
+        self,
+        lease: Lease,
+        position: Position,
+        intent: Intent,
+        outcome: IntentOutcome,
+        *,
+        order_id: str | None = None,
+        details: str | None = None,
+    ) -> None:
+        """What became of an intent, where nothing else changes."""
+
+        async def work(conn: rows.Connection) -> None:
+            await rows.settle(conn, position, intent, outcome, order_id, details)
+
+        await self._write(lease, work)
+
+    async def note_error(self, lease: Lease, position: Position, error: str) -> Position:
+        """What is in the way, for people; the status stays."""
+
+        async def work(conn: rows.Connection) -> Position:
+            noted = (*rows.decided_on(position), error, lease.token)
+            row = await conn.fetchrow(statement("note_error"), *noted, timeout=rows.STATEMENT_S)
+            return rows.changed(position, row)
+
+        return await self._write(lease, work)
+
+    # --- not fenced ---
+
+    async def tick(self, position_id: int, price: Decimal) -> bool:
+        """The last price, and what the position would be worth: written without a lease, on purpose.
+
+        Returns:
+            Whether the position is active.
+        """
+        return await self._pool.fetchval(statement("tick"), position_id, price) is not None
+
+    # --- inside ---
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[PoolConnectionProxy[Any]]:
+        """A connection of the pool. What is sent here leaves nothing in its session: no reset is needed."""
+        conn: PoolConnectionProxy[Any] = await self._pool.acquire()
+        clean = False
+        try:
+            yield conn
+            clean = True
+        finally:
+            await give_back(self._pool, conn, clean=clean)
+
+    @retry_reads()
+    async def _row(self, name: str, *args: object) -> asyncpg.Record | None:
+        async with self._lent() as conn:
+            return await conn.fetchrow(statement(name), *args, timeout=rows.STATEMENT_S)
+
+    @retry_reads()
+    async def _rows(self, name: str, *args: object) -> list[asyncpg.Record]:
+        async with self._lent() as conn:
+            return await conn.fetch(statement(name), *args, timeout=rows.STATEMENT_S)
+
+    async def _write(self, lease: Lease, work: Callable[[rows.Connection], Awaitable[T]]) -> T:
+        """Run ``work`` in a fenced transaction."""
+        done: list[T] = []
+
+        async def attempt() -> T:
+            done.clear()
+            async with (
+                self._lent() as lent,
+                FencedTransaction(lent, lease, timeout_s=rows.STATEMENT_S) as conn,
+            ):
+                done.append(await work(conn))
+            return done[0]
+
+        async def written() -> T:
+            return done[0]
+
+        return await self._until_done(lease, attempt, written)
+
+    async def _write_one(
+        self,
+        lease: Lease,
+        text: str,
+        *args: object,
+        also: Sequence[str] = (),
+        written: Callable[[], Awaitable[asyncpg.Record | None]],
+        then: Callable[[asyncpg.Record], Awaitable[None]] | None = None,
+    ) -> asyncpg.Record | None:
+        """One fenced statement: no round trip more than the statement itself.
+
+        Args:
+            lease: presented in it.
+            text: the statement.
+            args: of all its parts.
+            also: what is written with it.
+            written: reads the row, if the answer was lost and it has committed all the same.
+            then: awaited with the row before the connection is given back.
+        """
+
+        async def attempt() -> asyncpg.Record | None:
+            # As in _lent, without the calls of a context manager: a fill waits for its stop meanwhile.
+            conn: PoolConnectionProxy[Any] = await self._pool.acquire()
+            clean = False
+            try:
+                row = await fenced_fetchrow(
+                    conn, text, *args, lease=lease, also=also, timeout=rows.STATEMENT_S
+                )
+                clean = True
+                if row is not None and then is not None:
+                    await then(row)
+            finally:
+                await give_back(self._pool, conn, clean=clean)
+            return row
+
+        return await self._until_done(lease, attempt, written)
+
+    async def _until_done(
+        self, lease: Lease, attempt: Callable[[], Awaitable[T]], written: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Make a write, again while it certainly was not done and may yet be.
+
+        The pauses end long before the lease does, or the lease's end cancels them: either way the next
+        holder finds the intent.
+        """
+        for number in range(1, _ATTEMPTS_MAX + 1):
+            lease.ensure()  # a lost lease takes no connection
+            try:
+                return await attempt()
+            except StaleToken as stale:
+                if self._on_stale is not None:
+                    self._on_stale(stale)
+                raise
+            except CommitUnknown as unknown:
+                if await resolve(self._pool, unknown):
+                    return await written()
+                if number == _ATTEMPTS_MAX:
+                    raise
+            except asyncpg.UniqueViolationError as exc:
+                raise await self._duplicate(lease, exc) from exc
+            except DATABASE_ERRORS as exc:
+                if number == _ATTEMPTS_MAX or meaning_of(exc) not in _WORTH_REPEATING:
+                    raise
+            await asyncio.sleep(_PAUSE_FIRST_S * 2 ** (number - 1))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _duplicate(self, lease: Lease, exc: asyncpg.UniqueViolationError) -> DuplicatePosition:
+        exchange, _, symbol = lease.resource.partition(":")
+        existing = await self.open_of(exchange, symbol)
+        return DuplicatePosition(
+            f"{lease.resource!r} has an open position already ({exc.constraint_name})",
+            existing_id=None if existing is None else existing.id,
+        )

@@ -1,0 +1,119 @@
+"""What a pass reads first: which symbols to look at, and what else a person should know.
+
+Nothing is decided on it. Each symbol that is not plainly in step is looked at again, under its own lease.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lockguard_positions._errors import ExchangeUnreadable
+from lockguard_positions._reconcile import SyncAction, SyncOutcome
+from lockguard_positions._status import PositionStatus
+from lockguard_positions._sweeping import is_own, only_follows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lockguard_ccxt import Holding, PlacedOrder
+    from lockguard_positions._model import Position
+    from lockguard_positions._store import PositionStore
+    from lockguard_positions._venue import Venue
+
+__all__ = ["Survey", "survey"]
+
+_OURS = "lgs-"
+"""How the client order ids of our stops begin; see :func:`~lockguard_ccxt.client_order_id`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a pass found before it took any lease.
+
+    Attributes:
+        rows: how many positions are open by the table.
+        in_step: symbols that need no look.
+        to_look_at: symbols that do, as the table has them.
+        strange_stops: reduce-only stops that belong to no row: symbol, order, and what they would do.
+    """
+
+    rows: int
+    in_step: tuple[SyncOutcome, ...]
+    to_look_at: tuple[str, ...]
+    strange_stops: tuple[tuple[str, PlacedOrder, str], ...]
+
+
+async def survey(store: PositionStore, venue: Venue) -> Survey:
+    """Read the table and the exchange.
+
+    Raises:
+        ExchangeUnreadable: the exchange did not answer.
+    """
+    rows = {row.symbol: row for row in await store.open_on(venue.name)}
+    listed = await venue.all_waiting_stops()
+    holdings = await venue.holdings()
+    with suppress(ExchangeUnreadable):  # then each symbol tells
+        await venue.refresh_for([one.symbol for one in holdings] + [r.market or s for s, r in rows.items()])
+    held = {venue.name_of(holding.symbol): holding for holding in holdings}
+    loose = set(await store.symbols_with_loose_stops(venue.name))
+    stops: defaultdict[str, list[PlacedOrder]] = defaultdict(list)
+    for stop in listed or ():
+        if stop.reduce_only:
+            stops[venue.name_of(stop.symbol)].append(stop)
+    in_step: list[SyncOutcome] = []
+    to_look_at: list[str] = []
+    for symbol in sorted(rows.keys() | held.keys() | loose):
+        row, holding = rows.get(symbol), held.get(symbol)
+        if row is None and holding is not None and (why := venue.left_alone(holding.symbol)) is not None:
+            in_step.append(SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, why))
+            continue
+        plain = listed is not None and symbol not in loose and row is not None and holding is not None
+        if plain and row is not None and holding is not None and _in_step(row, holding, stops[symbol]):
+            in_step.append(SyncOutcome(symbol, SyncAction.IN_STEP, row.id))
+        else:
+            to_look_at.append(symbol)
+    return Survey(len(rows), tuple(in_step), tuple(to_look_at), _strange(rows, held, stops))
+
+
+def _in_step(row: Position, holding: Holding, stops: list[PlacedOrder]) -> bool:
+    own = [stop for stop in stops if is_own(row, stop)]
+    # Another stop of ours beside the row's was left by a move that nobody finished.
+    left = [stop for stop in stops if not is_own(row, stop) and _may_be_left(row, stop)]
+    return (
+        row.status is PositionStatus.ACTIVE
+        and row.exit_reason is None
+        and row.side.entry == holding.side
+        and row.quantity == holding.amount
+        and bool(own)
+        and not left
+    )
+
+
+def _may_be_left(row: Position, stop: PlacedOrder) -> bool:
+    first = stop.attached and stop.side == row.side.exit and not only_follows(row, stop)
+    return stop.client_id.startswith(_OURS) or first
+
+
+def _strange(
+    rows: Mapping[str, Position], held: Mapping[str, Holding], stops: Mapping[str, list[PlacedOrder]]
+) -> tuple[tuple[str, PlacedOrder, str], ...]:
+    """Stops that nobody here knows of. They are told of and left: a person may have placed them."""
+    found = []
+    for symbol, waiting in sorted(stops.items()):
+        row = rows.get(symbol)
+        for stop in waiting:
+            if row is None and symbol not in held:
+                found.append((symbol, stop, "without a position: it would cut the next one short"))
+            elif (
+                row is not None
+                and row.status is PositionStatus.ACTIVE
+                and stop.side == row.side.exit
+                and not stop.takes_profit
+                and not is_own(row, stop)
+                and not only_follows(row, stop)
+            ):
+                found.append((symbol, stop, "beside the position's own stop"))
+    return tuple(found)

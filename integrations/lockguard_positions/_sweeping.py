@@ -1,0 +1,161 @@
+"""Taking stops back, and knowing whether they are gone.
+
+A reduce-only stop cannot open a position, but one that is forgotten cuts the next position short. So a row
+ends only when its stops are certainly gone; while one may be there still, the row stays open, its exit in
+doubt, and whoever holds the symbol next tries again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lockguard_ccxt import Executed, Outcome, Refusal, Refused
+from lockguard_positions._events import Alert
+from lockguard_positions._model import Intent, IntentOutcome, Position
+
+if TYPE_CHECKING:
+    from lockguard._lease import Lease
+    from lockguard_ccxt import PlacedOrder
+    from lockguard_positions._flow import Emit
+    from lockguard_positions._store import PositionStore
+    from lockguard_positions._venue import Venue
+
+__all__ = ["Sweeper", "is_own", "only_follows"]
+
+
+class Sweeper:
+    """Takes stops of one symbol back, under the lease that it was made for."""
+
+    def __init__(self, store: PositionStore, venue: Venue, lease: Lease, emit: Emit) -> None:
+        self._store = store
+        self._venue = venue
+        self._lease = lease
+        self._emit = emit
+
+    async def sweep(self, position: Position) -> bool:
+        """Take back every stop of a position that the exchange still has waiting; tells whether none is left.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        ours = await self._store.stop_ids(position)
+        gone = True
+        # By the exchange's own id too: a row of the time before intents knows no other.
+        waiting = [
+            order
+            for order in await self._venue.waiting_stops(position.symbol)
+            if order.client_id in ours or order.id == position.stop_order_id
+        ]
+        placed = self._venue.placed_stop(position)
+        if placed is not None and placed.id not in {order.id for order in waiting}:
+            # Lists lag behind: a stop that was placed a moment ago may not be on them yet.
+            waiting.append(placed)
+        for order in waiting:
+            gone &= self._told_gone(await self._venue.cancel(order), order, position)
+        return gone
+
+    def _told_gone(self, outcome: Outcome, order: PlacedOrder, position: Position) -> bool:
+        if _gone(outcome):
+            if isinstance(outcome, Executed) and outcome.order.trigger != order.trigger:
+                was, by_then = order.trigger, outcome.order.trigger
+                if by_then is None:
+                    what, read = "may have been", f"at {was}; where it was by then could not be read"
+                else:
+                    what, read = "was", f"at {was} when it was read and at {by_then} by then"
+                why = (
+                    f"a stop that {what} moved by hand has been taken back: it was {read};"
+                    " set it again if it is still wanted"
+                )
+                self._emit(Alert(self._lease.resource, position.id, why))
+            return True
+        message = f"the stop {order.client_id or order.id} may still be waiting: {_told(outcome)}"
+        self._emit(Alert(self._lease.resource, position.id, message))
+        return False
+
+    async def sweep_old(self, position: Position, *, was: Position | None = None) -> bool:
+        """Take back the stops that were meant for a position but are not its own any more.
+
+        Also the one that its entry brought along, where it would fire first. The row's own stands.
+
+        Args:
+            position: the row.
+            was: the row as it was when the old stop was its own: then that one is taken back though the lists
+                do not show it yet.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        ours = await self._store.stop_ids(position)
+        gone = True
+        waiting = await self._venue.waiting_stops(position.symbol)
+        if not any(is_own(position, order) for order in waiting):
+            # An exchange may take an order and drop it a moment later: what it shows counts, not its answer.
+            shown = None if position.stop_client_id is None else await self._venue.find_stop(position)
+            if shown is None or not shown.live:
+                return False  # the next pass goes on
+        old = None if was is None else self._venue.placed_stop(was)
+        if old is not None:
+            gone = self._told_gone(await self._venue.cancel(old), old, position)
+        for order in waiting:
+            if is_own(position, order) or (old is not None and order.id == old.id):
+                continue
+            if order.client_id in ours or await self._came_along_and_is_first(position, order):
+                gone &= self._told_gone(await self._venue.cancel(order), order, position)
+        return gone
+
+    async def _came_along_and_is_first(self, position: Position, order: PlacedOrder) -> bool:
+        """Whether it is the stop that the entry brought along, and would fire before the row's own.
+
+        A person's is at another price than the one that was asked for with the entry, and stays.
+        """
+        if not order.attached or order.side != position.side.exit or only_follows(position, order):
+            return False
+        return order.trigger == await self._store.attached_stop(position)
+
+    async def sweep_loose(self, position: Position, intents: tuple[Intent, ...]) -> bool:
+        """Settle stops in doubt of a position that has ended; tells whether none is left.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        left = False
+        for intent in intents:
+            order = await self._venue.find(position, intent)
+            if order is None:
+                if intent.age_ms < self._venue.in_doubt_ms:
+                    left = True
+                    continue
+                await self._store.settle(self._lease, position, intent, IntentOutcome.ABSENT)
+                continue
+            if order.live and not _gone(await self._venue.cancel(order)):
+                left = True
+                continue
+            await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
+        return not left
+
+
+def is_own(row: Position, stop: PlacedOrder) -> bool:
+    """Whether a stop is the row's, by the exchange's id or by ours."""
+    return stop.id == row.stop_order_id or (bool(stop.client_id) and stop.client_id == row.stop_client_id)
+
+
+def only_follows(row: Position, stop: PlacedOrder) -> bool:
+    """Whether a stop closes the whole position and waits behind the row's own: it never comes to that.
+
+    Bybit's entries bring such a stop along. Where the row's was moved away from the price since, the one that
+    was brought along comes first.
+    """
+    if not stop.closes_all or stop.trigger is None or row.stop_price is None:
+        return False
+    return stop.trigger <= row.stop_price if stop.side == "sell" else stop.trigger >= row.stop_price
+
+
+def _gone(outcome: Outcome) -> bool:
+    """Whether an order is certainly not waiting any more. A refusal to cancel leaves it where it was."""
+    return isinstance(outcome, Executed) or (
+        isinstance(outcome, Refused) and outcome.refusal is Refusal.NOT_FOUND
+    )
+
+
+def _told(outcome: Outcome) -> str:
+    return "" if isinstance(outcome, Executed) else outcome.message

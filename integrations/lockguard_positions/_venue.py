@@ -1,0 +1,597 @@
+"""The exchange as the flow sees it: orders by intent, and reads that either answer or raise.
+
+A read that fails must never look like an empty answer: a bot of this design once took one failed
+``fetch_positions`` for "flat" and closed the rows of positions that lived on. So every failure of a read
+leaves here as :class:`ExchangeUnreadable`, and no decision is taken without the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import parse_resource
+from lockguard._times import checked_wait
+from lockguard.errors import ConfigurationError
+from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
+from lockguard_ccxt._classify import ccxt_errors
+from lockguard_ccxt._keys import venue_name
+from lockguard_ccxt._markets import short_name
+from lockguard_ccxt._placing import told
+from lockguard_positions._errors import ExchangeUnreadable
+from lockguard_positions._model import PositionSide, stop_price_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+
+    from lockguard_ccxt import GuardedExchange, Holding, Market, MarketRules, Side
+    from lockguard_ccxt._prepared import Prepared
+    from lockguard_positions._model import Intent, NewPosition, Position
+
+__all__ = ["Pace", "Quote", "Venue", "covers", "give_up", "standing_stop"]
+
+_READS_OF_FILL_MAX = 1_000
+_PRICE_LATE_S = 0.5
+_AHEAD_AFTER_S = 0.001
+"""The lock's answer, which comes at once, goes before what is made ready; the fence's takes longer."""
+_ABILITIES = ("createMarketOrder", "createReduceOnlyOrder", "createStopOrder", "fetchPositions")
+_LISTS_ALL_STOPS = frozenset({"binance", "bybit"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the flow waits. Every wait ends with what it waits for; these are the bounds.
+
+    Attributes:
+        settle: how long an entry may take to be filled.
+        poll: how often the exchange is asked meanwhile.
+        stop_deadline: how long a position may be without a stop before an alert is raised, and how long each
+            holder tries to place one before it leaves that to the next look.
+        retry_pause: between attempts that the exchange refused for a passing reason; it doubles.
+        attempts: how many of those are made.
+        grace: for how long after a change the exchange's lists are not taken at their word.
+        overdue: for how long something may be unreadable or undecided before an alert is raised.
+
+    Raises:
+        ConfigurationError: a bound cannot work. Without that it would fail where an entry waits for its stop.
+    """
+
+    settle: timedelta = timedelta(seconds=20)
+    poll: timedelta = timedelta(milliseconds=200)
+    stop_deadline: timedelta = timedelta(seconds=10)
+    retry_pause: timedelta = timedelta(milliseconds=300)
+    attempts: int = 4
+    grace: timedelta = timedelta(seconds=10)
+    overdue: timedelta = timedelta(seconds=30)
+
+    def __post_init__(self) -> None:
+        for name in ("settle", "poll", "stop_deadline", "retry_pause", "grace", "overdue"):
+            checked_wait(getattr(self, name), name)
+        if type(self.attempts) is not int or self.attempts < 1:
+            raise ConfigurationError(f"attempts={self.attempts!r} cannot work; write a whole number from 1")
+
+    @property
+    def grace_ms(self) -> int:
+        """The grace in milliseconds."""
+        return round(self.grace / timedelta(milliseconds=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A price that was asked for.
+
+    Attributes:
+        answer: what the symbol trades at; ``None`` if the exchange does not say.
+        asked_at: on the system's clock, in seconds.
+        held: the question of what the exchange holds, made ready: it is asked under the lease.
+    """
+
+    answer: asyncio.Task[Decimal | None]
+    asked_at: float
+    held: Prepared[Holding | None] | None = None
+
+
+class Venue:
+    """One guarded exchange.
+
+    Args:
+        exchange: with its markets loaded.
+        pace: how to wait.
+    """
+
+    def __init__(self, exchange: GuardedExchange, pace: Pace) -> None:
+        self._exchange = exchange
+        self._pace = pace
+        self._lists_all_stops = venue_name(exchange.exchange) in _LISTS_ALL_STOPS
+
+    @property
+    def name(self) -> str:
+        """As in the names of locks, and in the column ``exchange``."""
+        return self._exchange.name
+
+    def same_account(self, other: Venue) -> bool:
+        """Whether another exchange object trades by the same key, as far as both have theirs by now."""
+        mine, theirs = self._exchange.exchange, other._exchange.exchange
+        key = getattr(mine, "apiKey", None)
+        return bool(key) and mine.id == theirs.id and key == getattr(theirs, "apiKey", None)
+
+    @property
+    def in_doubt_ms(self) -> int:
+        """After how long an order that cannot be found was certainly not placed."""
+        return round(self._exchange.in_doubt_for / timedelta(milliseconds=1))
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is sent for now, as the exchange said to wait."""
+        return self._exchange.closed_for > timedelta(0)
+
+    def resource(self, symbol: str) -> str:
+        """The resource that guards a symbol, however it is spelt."""
+        return self._exchange.resource(symbol)
+
+    def resource_of_row(self, symbol: str) -> str:
+        """The resource of a symbol as the table has it, whether its market is still listed or not.
+
+        Raises:
+            ConfigurationError: no lock can be called so.
+        """
+        return parse_resource(f"{self.name}:{symbol}")
+
+    def name_of(self, symbol: str) -> str:
+        """The symbol as the table has it; of what the exchange does not list, as far as the symbol tells."""
+        try:
+            return self.market(symbol).name
+        except ConfigurationError:
+            return short_name(symbol)
+
+    def gone(self, symbol: str) -> bool:
+        """Whether the exchange lists no market of that name."""
+        try:
+            self.market(symbol)
+        except UnknownMarket:
+            return True
+        except ConfigurationError:
+            pass
+        return False
+
+    def left_alone(self, symbol: str) -> str | None:
+        """Why positions in a market are not kept here, such as in inverse contracts; ``None`` if they are."""
+        try:
+            return self.market(symbol).refusal
+        except ConfigurationError:
+            return None
+
+    async def refresh_for(self, symbols: Iterable[str]) -> None:
+        """Load the markets again if one of these is not among them, as contracts come and go.
+
+        Raises:
+            ExchangeUnreadable: it did not answer; the markets stay as they were.
+        """
+        if any(self.gone(symbol) for symbol in symbols):
+            with _translated():
+                await self._exchange.refresh()
+
+    async def says_gone(self, exc: ExchangeUnreadable) -> bool:
+        """Whether a question failed because the exchange does not know the symbol any more."""
+        if not isinstance(exc.__cause__, ccxt_errors().BadSymbol):
+            return False
+        with suppress(*_exchange_errors()):
+            await self._exchange.refresh()
+        return True
+
+    def short(self, symbol: str) -> str:
+        """The symbol as the table has it."""
+        return self.resource(symbol).partition(":")[2]
+
+    def refuse_unable(self) -> None:
+        """Before anything is written or ordered: can positions be opened and protected here at all?
+
+        Raises:
+            ConfigurationError: ccxt lacks a call for this exchange, or its keys were not given.
+        """
+        client = self._exchange.exchange
+        lacking = [name for name in _ABILITIES if not client.has.get(name)]
+        if lacking:
+            raise ConfigurationError(
+                f"{self.name} cannot open a position with a stop: ccxt has no {', '.join(lacking)} for it;"
+                " use an exchange that has, such as binance or bybit"
+            )
+        needed = [name for name, is_needed in client.requiredCredentials.items() if is_needed]
+        missing = [name for name in needed if not getattr(client, name, None)]
+        if missing:
+            raise ConfigurationError(
+                f"{self.name} has no {' and no '.join(missing)}; give the ccxt exchange its API keys"
+            )
+
+    def unified(self, symbol: str) -> str:
+        """The symbol as ccxt has it, from any spelling.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        return self._exchange.unified(symbol)
+
+    def market(self, symbol: str) -> Market:
+        """The market of a symbol, however it is spelt.
+
+        Raises:
+            UnknownMarket: there is none.
+            ConfigurationError: its name is not that of one market.
+        """
+        return self._exchange.market(symbol)
+
+    def rules(self, symbol: str) -> MarketRules:
+        """The steps in which a symbol is traded.
+
+        Raises:
+            ConfigurationError: there is no such market.
+        """
+        return self._exchange.rules(symbol)
+
+    def in_steps(self, new: NewPosition, price: Decimal | None) -> NewPosition:
+        """The same with its quantity in the exchange's steps.
+
+        Args:
+            new: what is asked for.
+            price: what the symbol trades at; ``None`` if that is not known.
+
+        Raises:
+            ConfigurationError: the exchange would not take it, or its stop would trigger at once.
+        """
+        rules = self.rules(new.symbol)
+        stop = rules.price(stop_price_of(new.side, new.entry_price, new.stop_loss_percent))
+        if price is not None and (price <= stop if new.side is PositionSide.LONG else price >= stop):
+            raise ConfigurationError(
+                f"{new.symbol} trades at {price}, beyond the stop at {stop} already:"
+                f" {new.stop_loss_percent} % from {new.entry_price}; give the price of now as entry_price"
+            )
+        quantity = rules.amount(new.quantity)
+        if rules.cost_min is not None and quantity * new.entry_price < rules.cost_min:
+            raise ConfigurationError(
+                f"{quantity} {new.symbol} at {new.entry_price} is worth less than the smallest order,"
+                f" {rules.cost_min}; ask for more"
+            )
+        return replace(new, quantity=quantity)
+
+    def attached_stop(self, new: NewPosition) -> Decimal | None:
+        """Where an entry puts the stop that it brings along; ``None`` where it brings none."""
+        planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
+        return self._exchange.attached_stop(new.symbol, planned)
+
+    # --- orders ---
+
+    def prepare(
+        self, call: Callable[[], Coroutine[Any, Any, Outcome]], intent: Intent
+    ) -> Prepared[Outcome] | None:
+        """Begin :meth:`enter` or :meth:`stop` while its intent is being committed; its request waits."""
+        return self._exchange.prepare(call, name=intent.client_id)
+
+    async def enter(self, symbol: str, intent: Intent, stop_price: Decimal | None) -> Outcome:
+        """Place an entry that was never sent before."""
+        return await self._patiently(
+            lambda: self._exchange.place_entry(
+                symbol,
+                intent.side,
+                intent.amount,
+                intent=intent.number,
+                stop_price=stop_price,
+            )
+        )
+
+    async def stop(self, symbol: str, intent: Intent) -> Outcome:
+        """Place the stop of an intent, or find it."""
+        assert intent.trigger is not None
+        trigger = intent.trigger
+        return await self._patiently(
+            lambda: self._exchange.place_stop(
+                symbol,
+                intent.side,
+                intent.amount,
+                trigger=trigger,
+                intent=intent.number,
+                again=intent.sent_before,
+            )
+        )
+
+    async def close(self, position: Position, intent: Intent) -> Outcome:
+        """Close, never turning the position round. One that was sent before is looked for by the caller."""
+        return await self._patiently(
+            lambda: self._exchange.close_position(
+                self.unified(position.traded_as),
+                intent.side,
+                intent.amount,
+                intent=intent.number,
+            )
+        )
+
+    async def cancel(self, order: PlacedOrder) -> Outcome:
+        """Take an order back."""
+        return await self._patiently(lambda: self._exchange.cancel(order))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Ask again what was certainly not done, for a reason that passes."""
+        pause = self._pace.retry_pause
+        for _ in range(1, self._pace.attempts):
+            with _translated():
+                outcome = await ask()
+            if not (isinstance(outcome, Refused) and outcome.passing):
+                return outcome
+            closed_for = self._exchange.closed_for
+            if closed_for > self._pace.settle:
+                return outcome  # told to wait for longer than a symbol can be held: left to a later look
+            await asyncio.sleep(max(pause, closed_for).total_seconds())
+            pause *= 2
+        with _translated():
+            return await ask()
+
+    # --- looking ---
+
+    async def find(self, position: Position, intent: Intent) -> PlacedOrder | None:
+        """The order of an intent; ``None`` while the exchange does not show it.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        with _translated():
+            return await self._exchange.find_order(
+                self.unified(position.traded_as),
+                intent.client_id,
+                conditional=intent.step is Step.STOP,
+            )
+
+    async def find_stop(self, position: Position) -> PlacedOrder | None:
+        """The order of a position's stop, waiting or not.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        assert position.stop_client_id is not None
+        with _translated():
+            return await self._exchange.find_order(
+                self.unified(position.traded_as), position.stop_client_id, conditional=True
+            )
+
+    async def knows(self, position: Position) -> bool:
+        """Whether this account has an order of a position's, by our name for it.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        names = ((position.entry_client_id, False), (position.stop_client_id, True))
+        with _translated():
+            for client_id, conditional in names:
+                if client_id is not None and await self._exchange.find_order(
+                    self.unified(position.traded_as), client_id, conditional=conditional
+                ):
+                    return True
+        return False
+
+    def placed_stop(self, position: Position) -> PlacedOrder | None:
+        """The stop of a position as its row has it, waiting or not; ``None`` if the row has none."""
+        trigger = position.stop_price or position.entry_price
+        if position.stop_order_id is None or trigger is None:
+            return None
+        return PlacedOrder(
+            id=position.stop_order_id,
+            client_id=position.stop_client_id or "",
+            symbol=self.unified(position.traded_as),
+            side=position.side.exit,
+            state=OrderState.ACCEPTED,
+            amount=position.quantity,
+            filled=Decimal(0),
+            average=None,
+            trigger=trigger,
+            reduce_only=True,
+        )
+
+    async def filled(self, position: Position, intent: Intent, order: PlacedOrder) -> PlacedOrder:
+        """Wait until an order is done; what is not done in time comes back as it is.
+
+        The order's own fill counts. The list of positions may show it seconds later, and a bot that waited
+        for the list instead has closed good positions.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        try:
+            async with asyncio.timeout(self._pace.settle.total_seconds()):
+                for _ in range(_READS_OF_FILL_MAX):
+                    if not order.live:
+                        break
+                    await asyncio.sleep(self._pace.poll.total_seconds())
+                    order = await self.find(position, intent) or order
+        except TimeoutError:
+            pass
+        return order
+
+    async def done(self, position: Position, intent: Intent, order: PlacedOrder) -> PlacedOrder:
+        """:meth:`filled`; and what is not done in time is taken back, as it could fill when nobody looks.
+
+        Returns:
+            The order as it ended; still live if the exchange would not take it back.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        order = await self.filled(position, intent, order)
+        if order.live:
+            await self.cancel(order)
+            order = await self.find(position, intent) or order
+        return order
+
+    async def holding(self, symbol: str) -> Holding | None:
+        """What the exchange holds in a symbol; ``None`` when it says that it is flat.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        with _translated():
+            return await self._exchange.holding(self.unified(symbol))
+
+    @asynccontextmanager
+    async def quoting(self, symbol: str, *, ahead: bool = False) -> AsyncIterator[Quote]:
+        """Ask what a symbol trades at while the body runs, for :meth:`look`.
+
+        Args:
+            symbol: in any spelling.
+            ahead: also make ready the question of what the exchange holds, which must wait for a lease.
+        """
+        held = None
+        if ahead:
+            ask = partial(self.holding, symbol)
+            held = self._exchange.prepare(ask, name=f"what is held of {symbol}", after_s=_AHEAD_AFTER_S)
+        answer = asyncio.create_task(self._price(symbol), name=f"price of {symbol}")
+        try:
+            yield Quote(answer, SYSTEM_CLOCK.now(), held)
+        finally:
+            await give_up(answer)
+            if held is not None:
+                await held.drop()
+
+    async def look(self, symbol: str, quote: Quote | None = None) -> tuple[Holding | None, Decimal | None]:
+        """What the exchange holds in a symbol and, asked at the same time, what it trades at.
+
+        A price that is not told, or much later than that, is ``None``: it only spares an entry that would be
+        closed again at once.
+
+        Args:
+            symbol: in any spelling.
+            quote: a price that was asked for already; too old a one is asked for again.
+
+        Raises:
+            ExchangeUnreadable: it did not say what it holds.
+        """
+        if quote is None or SYSTEM_CLOCK.now() - quote.asked_at > _PRICE_LATE_S:
+            async with self.quoting(symbol) as fresh:
+                return await self._look(symbol, fresh)
+        return await self._look(symbol, quote)
+
+    async def _look(self, symbol: str, quote: Quote) -> tuple[Holding | None, Decimal | None]:
+        ready = quote.held
+        held = await (self.holding(symbol) if ready is None or not ready.sent else ready.outcome())
+        if not quote.answer.done():
+            await asyncio.wait([quote.answer], timeout=_PRICE_LATE_S)
+        return held, quote.answer.result() if quote.answer.done() else None
+
+    async def price(self, symbol: str) -> Decimal:
+        """What a symbol trades at.
+
+        Raises:
+            ExchangeUnreadable: it did not say.
+        """
+        price = await self._price(symbol)
+        if not price:
+            raise ExchangeUnreadable(f"the exchange gave no price of {symbol}")
+        return price
+
+    async def _price(self, symbol: str) -> Decimal | None:
+        try:
+            return decimal_of((await self._exchange.fetch_ticker(self.unified(symbol))).get("last"))
+        except _exchange_errors():
+            return None
+
+    async def holdings(self) -> tuple[Holding, ...]:
+        """Everything the exchange holds.
+
+        Raises:
+            ExchangeUnreadable: it did not answer, or its answer could not be read.
+        """
+        try:
+            with _translated():
+                return await self._exchange.holdings()
+        except (TypeError, KeyError, AttributeError, IndexError) as exc:
+            # ccxt stumbles over contracts that were listed after it loaded the markets.
+            with _translated():
+                if await self._exchange.refresh():
+                    return await self._exchange.holdings()
+            raise ExchangeUnreadable(
+                f"what the exchange holds could not be read: {type(exc).__name__}: {exc}"
+            ) from exc
+
+    async def waiting_stops(self, symbol: str) -> tuple[PlacedOrder, ...]:
+        """The open reduce-only orders of a symbol that wait for a price.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        with _translated():
+            orders = await self._exchange.open_orders(self.unified(symbol))
+        return tuple(order for order in orders if order.conditional)
+
+    async def every_waiting_stop(self, symbols: Sequence[str]) -> tuple[PlacedOrder, ...]:
+        """The open orders that wait for a price: all where that can be asked, else those of ``symbols``.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        if not self._lists_all_stops:
+            return tuple([stop for symbol in symbols for stop in await self.waiting_stops(symbol)])
+        with _translated():
+            orders = await self._exchange.open_orders(conditional_only=True)
+        return tuple(order for order in orders if order.conditional)
+
+    async def all_waiting_stops(self) -> tuple[PlacedOrder, ...] | None:
+        """Every order that waits for a price, of all symbols; ``None`` where that cannot be asked at once.
+
+        Raises:
+            ExchangeUnreadable: it did not answer.
+        """
+        return await self.every_waiting_stop(()) if self._lists_all_stops else None
+
+
+async def give_up(task: asyncio.Task[Any]) -> None:
+    """End a task whose answer nobody waits for any more; one that has ended costs no turn of the loop."""
+    if task.cancel():
+        await asyncio.gather(task, return_exceptions=True)
+    elif not task.cancelled():
+        task.exception()  # seen, or asyncio would log it
+
+
+def standing_stop(stops: Iterable[PlacedOrder], side: Side, amount: Decimal) -> PlacedOrder | None:
+    """Of the orders that wait on a symbol, the one that protects a position; ``None`` if none does.
+
+    Args:
+        stops: what waits, whoever placed it.
+        side: the side that closes the position.
+        amount: what is held.
+
+    Returns:
+        One that covers all of it before one that covers a part; of those, the one that is reached first.
+    """
+    found = [s for s in stops if s.live and s.reduce_only and s.side == side and not s.takes_profit]
+    return max(found, key=lambda stop: _protects(stop, amount), default=None)
+
+
+def covers(stop: PlacedOrder, amount: Decimal) -> bool:
+    """Whether a stop closes all of a position of that size."""
+    return stop.closes_all or stop.amount >= amount
+
+
+def _protects(stop: PlacedOrder, amount: Decimal) -> tuple[bool, Decimal, Decimal]:
+    trigger = stop.trigger or Decimal(0)
+    nearness = trigger if stop.side == "sell" else -trigger
+    whole = covers(stop, amount)
+    return whole, Decimal(0) if whole else stop.amount, nearness
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        if isinstance(exc, _exchange_errors()):
+            raise ExchangeUnreadable(
+                f"the exchange did not answer: {type(exc).__name__}: {told(exc)}"
+            ) from exc
+        raise
+
+
+def _exchange_errors() -> tuple[type[BaseException], ...]:
+    base: Any = ccxt_errors().BaseError
+    return (base,)

@@ -1,0 +1,50 @@
+"""``lockguard fence bench``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import asyncpg
+import click
+
+from lockguard._cli.tables import Table, console
+from lockguard_asyncpg._connecting import connected
+from lockguard_asyncpg._dsn import shown
+from lockguard_lab.bench.protection_costs import measure
+from lockguard_lab.own_server import own_server
+
+__all__ = ["bench_command"]
+
+
+@click.command(name="bench")
+@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(100), help="Of each table.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="How often each change.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--url", help="A database with the schema to measure on; no environment variable names it.")
+def bench_command(url: str | None, rows: int, rounds: int, *, as_json: bool) -> None:
+    """Measure what a protected table costs.
+
+    Starts a server of its own unless --url names a database; what the bot's own variables name is left alone.
+    There it makes and drops a schema lockguard_bench, and refuses one that it did not make.
+    """
+    options = {"rows": rows, "rounds": rounds, "as_json": as_json}
+    if url is None:
+        with own_server("measuring") as server:
+            connected(server.url, _bench, **options)
+        return
+    click.echo(f"measuring on {shown(url)}", err=True)
+    connected(url, _bench, **options)
+
+
+async def _bench(conn: asyncpg.Connection[Any], rows: int, rounds: int, *, as_json: bool) -> None:
+    costs = await measure(conn, rows=rows, rounds=rounds)
+    if as_json:
+        click.echo(json.dumps([{**asdict(c), "ratio": c.ratio} for c in costs], indent=2))
+        return
+    figures_table = Table("table", "change", "for each", "unprotected", "protected", "ratio")
+    for c in costs:
+        figures = f"{c.plain_us:.2f} us", f"{c.protected_us:.2f} us", f"{c.ratio:.1f}"
+        figures_table.add_row(c.table, c.change, c.unit, *figures)
+    console().print(figures_table)

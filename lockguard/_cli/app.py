@@ -1,0 +1,88 @@
+"""The group of all commands, and how each way of ending becomes one line and an exit code.
+
+=====  ==================================================================================
+0      done
+1      it could not be done: somebody holds it, a server does not answer, a check failed
+2      the user's mistake: an argument, a URL, a password, a missing package
+3      something could not be read, so nobody knows whether it is right (some commands of positions and logs)
+130    interrupted, by Ctrl-C or by SIGTERM; see ``lockguard/_interrupt.py``
+=====  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from lockguard import __version__
+from lockguard._cli.locks import break_, inspect
+from lockguard._cli.plugins import COMMANDS, OpenGroup
+from lockguard._interrupt import interrupted
+from lockguard._private_files import is_of_the_output
+from lockguard.errors import ConfigurationError, LockguardError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["run"]
+
+_FAILED = 1
+_MISTAKE = 2
+
+_MAY_BE_A_URL = re.compile(r""": (['"]).*(?:://|@).*\1""", re.DOTALL)
+"""A value that click quotes in its own error: given to the wrong option, a URL would show its password."""
+
+
+@click.group(cls=OpenGroup, contributed_by=COMMANDS, invoke_without_command=True)
+@click.version_option(__version__, message="lockguard %(version)s")
+@click.pass_context
+def lockguard(ctx: click.Context) -> None:
+    """Lease locks in Redis, with fencing tokens that Postgres checks itself."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+lockguard.add_command(inspect)
+lockguard.add_command(break_)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; gives the exit code. Every failure that is no bug of ours is one line on stderr."""
+    try:
+        code = lockguard.main(list(arguments), prog_name="lockguard", standalone_mode=False)
+    except click.ClickException as exc:
+        return _refuse(exc)
+    except (KeyboardInterrupt, click.Abort):
+        return interrupted()
+    except ConfigurationError as exc:
+        return _complain(str(exc), _MISTAKE)
+    except LockguardError as exc:
+        return _complain(str(exc), _FAILED)
+    except OSError as exc:
+        if not is_of_the_output(exc):  # our own files name themselves
+            raise
+        return _complain(f"the output could not be written: {exc.strerror}", _FAILED)
+    except ImportError as exc:
+        if "pip install" not in str(exc):
+            raise
+        return _complain(str(exc), _MISTAKE)
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(exc: click.ClickException) -> int:
+    if type(exc).__name__ == "NoArgsIsHelpError":  # its text is the help; click 8.2 and newer
+        exc.show()
+        return exc.exit_code
+    ctx = getattr(exc, "ctx", None)
+    hint = f"; see '{ctx.command_path} --help'" if ctx is not None else ""
+    told = exc.format_message()
+    if isinstance(exc, click.BadParameter):
+        told = _MAY_BE_A_URL.sub(": what was given (not shown, as it may be a URL)", told)
+    return _complain(told.rstrip(".") + hint, exc.exit_code)
+
+
+def _complain(text: str, code: int) -> int:
+    click.echo(f"lockguard: {' '.join(text.split())}", err=True)  # also without a standard error
+    return code

@@ -1,0 +1,244 @@
+"""Several independent nodes: reaching them, and which of them may vote.
+
+A majority means nothing when a node forgets its votes. Of five nodes A, B, C granted a lock; C restarts
+empty; now C, D, E can grant it again, and two majorities are alive at once. So a node that may have forgotten
+something votes only when every lease that it may have granted has ended.
+
+How it is known. Each node keeps a small hash (``admit.lua``) with the id of the server process in which it
+was admitted. A node without the hash has lost its data, by a restart or by FLUSHALL. One whose hash names
+another process was restarted with old data, which may lack the last second before its end. No clock and no
+uptime has a say in it. A connection does not outlive the server process, so the id that was read at log-in
+is true for every command on it.
+
+How long it is quiet. Each node also keeps the longest ttl that it ever granted. A lease that the node may
+have forgotten was granted by a majority; a majority of members has a node in common with it, so the longest
+ttl that they tell bounds it. A node that is admitted takes that figure over, since it may be asked next.
+
+Who notices. A caller that finds the lock free on such a node; a guard whose connection comes back; and a
+holder that puts its lease back there. Without the last two a lease that is held for long would hide, one
+after the other, that nodes have to be admitted, and in the end too few members could tell the longest ttl.
+
+The beginning. New nodes cannot be told from nodes that lost everything. When all nodes answer, and none knows
+of any lease, they are admitted at once. So a simultaneous loss of all nodes' data is taken for a new set-up:
+against that, only the fence helps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lockguard._quorum import majority
+from lockguard.errors import ConfigurationError, NodeError
+from lockguard.ports import LockNode, Membership, NoVote, QuorumNode
+
+__all__ = ["QUIET_UNKNOWN_MS", "Company", "Sentence", "sentence_for"]
+
+_LOG = logging.getLogger("lockguard")
+
+QUIET_UNKNOWN_MS = 30_000
+"""How long a node is quiet at least when too few members can tell how long leases may be."""
+
+_ANSWER_S = 1.0
+"""How long a node may take to tell what it knows: one that does not makes the others quiet for longer."""
+
+_BACKOFF_FIRST_S = 0.05
+_BACKOFF_MAX_S = 1.0
+
+
+class Company:
+    """The nodes of one lock, where there are several.
+
+    Args:
+        nodes: all that decide together.
+
+    Raises:
+        ConfigurationError: a node cannot decide together with others.
+    """
+
+    def __init__(self, nodes: Sequence[LockNode]) -> None:
+        self.nodes = tuple(node for node in nodes if isinstance(node, QuorumNode))
+        for node in nodes:
+            if node not in self.nodes:
+                raise ConfigurationError(
+                    f"{node.name} cannot be one of several nodes; give independent standalone servers"
+                )
+        self._bringing_up: dict[QuorumNode, asyncio.Task[None]] = {}
+        self._tried: set[QuorumNode] = set()
+        self._refusals: dict[QuorumNode, ConfigurationError] = {}
+        self._news = asyncio.Event()
+        self._admission: asyncio.Task[None] | None = None
+        self._admit_due = False
+        self._ttl_max_ms = 0
+        self._independent: list[frozenset[str]] = []
+        self.rounds = 0
+        """How many rounds of admission have begun."""
+        for node in self.nodes:
+            node.on_outsider(self._admit_soon)
+
+    async def connect(self, *, enough: int, grace_s: float) -> None:
+        """Wait until so many nodes are connected, or each that is not was tried once.
+
+        What is not connected then goes on being tried in the background.
+
+        Args:
+            enough: how many are needed.
+            grace_s: how long the others are waited for, the first time: with just enough of them, one that
+                is slow for a moment would decide.
+
+        Raises:
+            ConfigurationError: too few are connected and one refused the log-in, or two are not independent.
+        """
+        for node in self.nodes:
+            task = self._bringing_up.get(node)
+            if not node.ready and (task is None or task.done()):
+                self._bringing_up[node] = asyncio.create_task(
+                    self._bring_up(node), name=f"lockguard-connect-{node.name}"
+                )
+        while sum(node.ready for node in self.nodes) < enough and not self._tried.issuperset(self.nodes):
+            await self._next_news()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._all_tried()
+        if sum(node.ready for node in self.nodes) < enough and self._refusals:
+            raise next(iter(self._refusals.values()))
+        self.check_independence()
+
+    def check_independence(self) -> None:
+        """One server that counts as two nodes makes a majority out of a minority.
+
+        Raises:
+            ConfigurationError: two nodes are one server, or one is a copy of the other.
+        """
+        now = [node.server_ids for node in self.nodes]
+        if now == self._independent:
+            return
+        seen: dict[str, QuorumNode] = {}
+        for node in self.nodes:
+            for server_id in node.server_ids:
+                other = seen.setdefault(server_id, node)
+                if other is not node:
+                    raise ConfigurationError(
+                        f"{other.name} and {node.name} are the same server, or one replicates the other;"
+                        " a majority needs independent ones"
+                    )
+        self._independent = now
+
+    async def _all_tried(self) -> None:
+        while not self._tried.issuperset(self.nodes):
+            await self._next_news()
+
+    async def _next_news(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    async def _bring_up(self, node: QuorumNode) -> None:
+        backoff_s = _BACKOFF_FIRST_S
+        while not node.ready:
+            try:
+                await node.connect()
+                self._refusals.pop(node, None)
+            except ConfigurationError as exc:
+                # Not tried again before somebody asks: a wrong password does not become right by itself.
+                if self._refusals.get(node) is None:
+                    _LOG.warning("%s does not take part: %s", node.name, exc)
+                self._refusals[node] = exc
+                return
+            except NodeError:
+                pass
+            finally:
+                self._tried.add(node)
+                self._news.set()
+            if not node.ready:
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
+                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+
+    def note_ttl(self, ttl_ms: int) -> None:
+        """A lease of this ttl is asked for."""
+        self._ttl_max_ms = max(self._ttl_max_ms, ttl_ms)
+
+    async def admitted(self, *, within_s: float) -> None:
+        """Wait for the admission that is under way, if any, for so long at most."""
+        if self._admission is not None and not self._admission.done():
+            await asyncio.wait([self._admission], timeout=None if within_s == math.inf else within_s)
+
+    async def aclose(self) -> None:
+        """End what runs in the background."""
+        tasks = [*self._bringing_up.values(), *filter(None, [self._admission])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _admit_soon(self) -> None:
+        self._admit_due = True
+        if self._admission is None or self._admission.done():
+            self.rounds += 1
+            self._admission = asyncio.create_task(self._admit_all(), name="lockguard-connect-admit")
+
+    async def _admit_all(self) -> None:
+        # A node that comes while the others are being asked is not to be forgotten.
+        while self._admit_due:
+            self._admit_due = False
+            await self._admit()
+
+    async def _admit(self) -> None:
+        # A node that is still connecting would count as one that does not answer.
+        await self._all_tried()
+        found = await self._answers([node.membership() for node in self.nodes])
+        outside = [
+            node
+            for node, membership in zip(self.nodes, found, strict=True)
+            if membership is not None and not membership.member
+        ]
+        sentence = sentence_for(found, ttl_max_ms=self._ttl_max_ms)
+        for node in outside:
+            if sentence.quiet_ms:
+                _LOG.warning(
+                    "%s came back without what it knew, or is new: it gives no vote for %.1f s",
+                    node.name,
+                    sentence.quiet_ms / 1000,
+                )
+        await self._answers(
+            [node.admit(quiet_ms=sentence.quiet_ms, ttl_max_ms=sentence.ttl_max_ms) for node in outside]
+        )
+
+    async def _answers(self, asked: Sequence[asyncio.Future[Membership | NoVote]]) -> list[Membership | None]:
+        if asked:
+            await asyncio.wait(asked, timeout=_ANSWER_S)
+        votes = [future.result() if future.done() else None for future in asked]
+        return [vote if isinstance(vote, Membership) else None for vote in votes]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """What a node that may have forgotten something gets.
+
+    Attributes:
+        quiet_ms: how long it must not vote.
+        ttl_max_ms: the longest lease that it may have forgotten.
+    """
+
+    quiet_ms: int
+    ttl_max_ms: int
+
+
+def sentence_for(found: Sequence[Membership | None], *, ttl_max_ms: int) -> Sentence:
+    """How long nodes that may have forgotten something must not vote.
+
+    Args:
+        found: what each node said; ``None`` for one that did not answer.
+        ttl_max_ms: the longest lease that the asker itself uses.
+    """
+    told = [membership for membership in found if membership is not None]
+    granted_max_ms = max((membership.ttl_max_ms for membership in told), default=0)
+    if len(told) == len(found) and granted_max_ms == 0:
+        return Sentence(quiet_ms=0, ttl_max_ms=0)
+    longest_ms = max(granted_max_ms, ttl_max_ms)
+    if sum(membership.member for membership in told) < majority(len(found)):
+        longest_ms = max(longest_ms, QUIET_UNKNOWN_MS)
+    return Sentence(longest_ms, longest_ms)

@@ -1,0 +1,243 @@
+"""Which leases the running code holds.
+
+A context variable follows the body through awaits and into the tasks that the body starts, so a helper
+deep in existing code finds the token to write with. A task that outlives the body still sees the lease,
+but as released: it is filtered out here and refused by ``Lease.ensure``. What must see no lease at all is
+started inside :func:`detached`.
+
+A context variable does not follow a hold that is *entered* in a task of its own (``asyncio.wait_for``
+before Python 3.12, ``gather``, a fixture): what the task set is gone with the task, and whoever waited for it
+goes on without a lease. The lease is ended then (``hold.py``), but its writes would go out as if there had
+never been one. So each task that touches lockguard is noted in its own context, along with the nearest one
+before it from which it inherited; a task that may have come to its hold by one that has ended is known by
+that (:func:`lost_sight`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from lockguard._lease import Lease, Resource
+
+if TYPE_CHECKING:
+    from asyncio import Task
+
+__all__ = [
+    "Entry",
+    "current_lease",
+    "current_leases",
+    "detached",
+    "entry_for",
+    "lost_sight",
+    "note_task",
+    "outlived_lease",
+    "pop_entry",
+    "push_entry",
+]
+
+_count = itertools.count().__next__
+
+
+def _nobody() -> None:
+    """In place of a task that has none."""
+
+
+class _Seen:
+    """A task that touched lockguard, and the one before it in its context; no task: a new beginning."""
+
+    __slots__ = ("at", "before", "task")
+
+    def __init__(self, task: Task[Any] | None, before: _Seen | None) -> None:
+        self.task: Callable[[], Task[Any] | None] = _nobody if task is None else weakref.ref(task)
+        self.at = _count()
+        self.before = before
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether nothing before it counts."""
+        return self.task is _nobody
+
+    @property
+    def over(self) -> bool:
+        """Whether its task has ended."""
+        return self.task is not _nobody and ((task := self.task()) is None or task.done())
+
+
+class Entry:
+    """A lease in force in this context and the task whose body it is.
+
+    Attributes:
+        lease: what is held.
+        owner: the task that entered the hold.
+        guard: whose lease it is.
+        unwound: whether it was left because nobody goes on with the generator that held it. What its owner
+            does from then on is outside of the body.
+    """
+
+    __slots__ = ("__weakref__", "_origin", "guard", "lease", "owner", "unwound")
+
+    def __init__(self, lease: Lease, owner: Task[Any], guard: object) -> None:
+        self.lease = lease
+        self.owner = owner
+        self.guard = guard
+        self.unwound = False
+        self._origin: _Seen | None = None
+
+    def may_be_below(self, seen: _Seen, *, certainly: bool) -> bool:
+        """Whether the task that was ``seen`` may have come to this hold by the task that entered it.
+
+        That is the nearest one, of those that still run, before the task that entered it; or one that was not
+        seen before that and comes from the same; or whatever such a one has started since.
+        """
+        origin = self._origin
+        if origin is None or self.owner.get_loop() is not asyncio.get_running_loop():
+            return False
+        above = next(_line(origin.before), None)
+        if certainly:
+            return seen is above
+        for link in _line(seen):
+            if link is above:
+                return True
+            if link.at < origin.at or link.is_beginning:
+                return False
+        return above is None
+
+
+_entries: ContextVar[tuple[Entry, ...]] = ContextVar("lockguard_entries", default=())
+_seen: ContextVar[_Seen | None] = ContextVar("lockguard_seen", default=None)
+_open: set[weakref.ref[Entry]] = set()
+"""Of every hold that is open, in whatever thread. One that nobody can leave any more drops out."""
+
+
+def note_task() -> Task[Any] | None:
+    """Remember that the running task touched lockguard; gives the task, if one runs."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return None
+    if task is not None and ((seen := _seen.get()) is None or seen.task() is not task):
+        _note(task)
+    return task
+
+
+def push_entry(entry: Entry) -> Entry:
+    """Put a lease in force; give the result to :func:`pop_entry`."""
+    entry._origin = _note(entry.owner)
+    _open.add(weakref.ref(entry, _open.discard))
+    _entries.set((*_entries.get(), entry))
+    return entry
+
+
+def pop_entry(entry: Entry) -> None:
+    """End what :func:`push_entry` began, also in another context, where there is nothing to take back."""
+    _open.discard(weakref.ref(entry))
+    entries = _entries.get()
+    if entries and entries[-1] is entry:  # nearly always
+        _entries.set(entries[:-1])
+    elif entry in entries:
+        at = entries.index(entry)
+        _entries.set((*entries[:at], *entries[at + 1 :]))
+
+
+def entry_for(resource: Resource, guard: object) -> Entry | None:
+    """The innermost unreleased lease on ``resource`` that ``guard`` gave to this context."""
+    for entry in reversed(_entries.get()):
+        if entry.guard is guard and entry.lease.resource == resource:
+            over = entry.lease.given_back or entry.owner.done()
+            return None if over else entry
+    return None
+
+
+def current_leases() -> tuple[Lease, ...]:
+    """Every unreleased lease of the surrounding bodies, outermost first.
+
+    A lease that was lost is among them: code that writes under it must be refused, not let through as if
+    there had never been one.
+    """
+    return tuple(e.lease for e in _entries.get() if not e.lease.given_back)
+
+
+def current_lease() -> Lease | None:
+    """The innermost lease of the surrounding bodies, or ``None`` outside of any."""
+    leases = current_leases()
+    return leases[-1] if leases else None
+
+
+def outlived_lease() -> Lease | None:
+    """The innermost lease if it was released while this task, started in its body, runs on; else ``None``."""
+    for entry in reversed(_entries.get()):
+        if entry.unwound and entry.owner is asyncio.current_task():
+            continue
+        return entry.lease if entry.lease.given_back else None
+    return None
+
+
+def lost_sight() -> Lease | None:
+    """The lease of an open hold that this task may have come to by a task that has ended; else ``None``.
+
+    For whoever is about to write: the task may believe to be in that hold's body, so its write must be
+    refused. A task that was seen before the hold was entered, and did not start the task that entered it, is
+    not in it. One that writes under leases of its own is stopped only if it certainly started that task, and
+    has no lease on the same resource.
+    """
+    task = note_task()
+    if not _open or task is None:
+        return None
+    seen = _note(task)
+    for reference in _open.copy():
+        entry = reference()
+        if entry is not None and entry.owner.done():
+            held = {lease.resource for lease in current_leases()}
+            if entry.lease.resource not in held and entry.may_be_below(seen, certainly=bool(held)):
+                return entry.lease
+    return None
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Code and tasks started inside see no lease of the surrounding bodies.
+
+    For what is started inside a body and goes on without it, such as a background writer or the consumer
+    of a queue: ``with detached(): asyncio.create_task(writer())``. Without this, a task that outlives the
+    body is refused whenever it writes to a fenced pool. Inside, and in every task started inside, there is
+    no current lease; a write to a fenced pool carries none.
+    """
+    entries, seen = _entries.get(), _seen.get()
+    _entries.set(())
+    _seen.set(_Seen(None, None))
+    try:
+        yield
+    finally:
+        # Not by their tokens: a generator may be left in another context than it was entered in.
+        _entries.set(entries)
+        _seen.set(seen)
+
+
+def _note(task: Task[Any]) -> _Seen:
+    """What is noted of this task, in whose context we are; noted now, if it was not yet."""
+    seen = _seen.get()
+    if seen is not None and seen.task() is task:
+        return seen
+    # Tasks that share one context note themselves there in turns: each once, or the line would grow for ever.
+    for link in _line(seen):
+        if link.task() is task:
+            return link
+    noted = _Seen(task, next(_line(seen), None))
+    _seen.set(noted)
+    return noted
+
+
+def _line(seen: _Seen | None) -> Iterator[_Seen]:
+    """It and those before it that still run; the others are taken out, or the line would grow for ever."""
+    while seen is not None:
+        while (before := seen.before) is not None and before.over:
+            seen.before = before.before
+        if not seen.over:
+            yield seen
+        seen = seen.before

@@ -1,0 +1,276 @@
+"""The decorator: one call of the coroutine function at a time per resource.
+
+The resource's name is made of the call's own arguments, by a format template or by a function. It is checked
+when the function is decorated, because a template that names no parameter would otherwise fail in the middle
+of the night on the first signal.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+
+from lockguard._naming import Key, called, compile_key
+from lockguard._times import checked_ttl, checked_wait
+from lockguard.errors import ConfigurationError, ResourceBusy
+from lockguard.text import kind_of, remark
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from lockguard._lease import Lease, Resource
+
+__all__ = ["Holds", "Keeps", "MaySkip", "Skipped", "exclusive", "required_key"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_Hold = Callable[[inspect.BoundArguments], "AbstractAsyncContextManager[Lease]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What a call with ``on_busy="skip"`` returns when somebody else holds the resource. It is falsy.
+
+    Attributes:
+        busy: who holds it, since when, with which token.
+    """
+
+    busy: ResourceBusy
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+class Holds(Protocol):
+    """What the decorator needs of a guard."""
+
+    def hold(
+        self,
+        resource: str,
+        *,
+        wait: timedelta | None = None,
+        ttl: timedelta | None = None,
+        operation: str = "",
+        on_busy: Literal["wait", "raise"] = "wait",
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Hold a resource, see :meth:`LockGuard.hold`."""
+        ...
+
+
+# What is returned is a ``Coroutine[object, None, R]`` and not, as usual, a ``Coroutine[Any, Any, R]``: with
+# an explicit Any mypy cannot choose among the overloads of ``asyncio.gather`` and takes the results for Any.
+
+
+class Keeps(Protocol):
+    """A decorator that keeps the function's type."""
+
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]]
+    ) -> Callable[P, Coroutine[object, None, R]]:
+        """Decorate."""
+        ...
+
+
+class MaySkip(Protocol):
+    """A decorator whose function may return :class:`Skipped` instead."""
+
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]]
+    ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
+        """Decorate."""
+        ...
+
+
+@overload
+def exclusive(
+    key: Key,
+    *,
+    guard: str | Callable[..., Holds],
+    on_busy: Literal["wait", "raise"] = ...,
+    wait: timedelta | None = ...,
+    ttl: timedelta | None = ...,
+    operation: str | None = ...,
+) -> Keeps: ...
+@overload
+def exclusive(
+    key: Key,
+    *,
+    guard: str | Callable[..., Holds],
+    on_busy: Literal["skip"],
+    wait: timedelta | None = ...,
+    ttl: timedelta | None = ...,
+    operation: str | None = ...,
+) -> MaySkip: ...
+def exclusive(
+    key: Key | None = None,
+    *,
+    guard: str | Callable[..., Holds] | None = None,
+    on_busy: Literal["wait", "raise", "skip"] = "wait",
+    wait: timedelta | None = None,
+    ttl: timedelta | None = None,
+    operation: str | None = None,
+) -> Any:
+    """As :meth:`LockGuard.exclusive`, for methods whose guard is known only when they are called.
+
+    Args:
+        key: as there; ``"{self.exchange}:{symbol}"`` works too.
+        guard: the name of an attribute of ``self``, or a function that gets the call's positional arguments
+            (those that the function takes by position, however they were passed).
+        on_busy: as there.
+        wait: as there.
+        ttl: as there.
+        operation: as there.
+
+    Raises:
+        ConfigurationError: the key does not fit the function, or a value cannot work.
+    """
+    if on_busy not in ("wait", "raise", "skip"):
+        raise ConfigurationError(f"on_busy={on_busy!r} is not known; write 'wait', 'raise' or 'skip'")
+    key = required_key(key)
+    guard = _required_guard(guard)
+    if wait is not None:
+        checked_wait(wait)
+    if ttl is not None:
+        checked_ttl(ttl)
+    if operation is not None:
+        operation = remark(operation, "operation")
+
+    def decorate(
+        function: Callable[P, Coroutine[Any, Any, R]],
+    ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
+        _require_coroutine_function(function)
+        resource_of = compile_key(key, function)
+        name = called(function) if operation is None else operation
+
+        def hold(call: inspect.BoundArguments) -> AbstractAsyncContextManager[Lease]:
+            resource: Resource = resource_of(call)
+            return _guard_of(call, guard, function).hold(
+                resource, wait=wait, ttl=ttl, operation=name, on_busy="wait" if on_busy == "wait" else "raise"
+            )
+
+        return _wrap(function, hold, skip=on_busy == "skip")
+
+    return decorate
+
+
+def required_key(key: Key | None) -> Key:
+    """The key that the decorator was given.
+
+    Raises:
+        ConfigurationError: there is none, or it is none.
+    """
+    if isinstance(key, str):
+        return key
+    if not callable(key):
+        raise ConfigurationError(
+            f"the key is {kind_of(key)}; write a template such as '{{exchange}}:{{symbol}}',"
+            " or key=lambda symbol: ..."
+        )
+    if _is_coroutine_function(key) or inspect.isasyncgenfunction(key):
+        # Either a decorator without its arguments, or a key that would have to be awaited.
+        raise ConfigurationError(
+            f"{called(key)} is an 'async def' function and no key; write the decorator with one, such as"
+            " @guard.exclusive('{exchange}:{symbol}')"
+        )
+    return key
+
+
+def _required_guard(guard: str | Callable[..., Holds] | None) -> str | Callable[..., Holds]:
+    if hasattr(guard, "hold"):
+        raise ConfigurationError(
+            "guard= is for a guard that is known only at the call: an attribute's name or a function;"
+            " with a guard at hand write @guard.exclusive(...)"
+        )
+    if not isinstance(guard, str) and not callable(guard):
+        raise ConfigurationError(
+            f"guard= is {kind_of(guard)}; write the name of the attribute of self that is the guard,"
+            " such as guard='guard', or a function that gives it; with a guard at hand write"
+            " @guard.exclusive(...)"
+        )
+    return guard
+
+
+def _guard_of(
+    call: inspect.BoundArguments, guard: str | Callable[..., Holds], function: Callable[..., Any]
+) -> Holds:
+    """The guard for one call."""
+    arguments = call.args
+    found: Any
+    if callable(guard):
+        found, said = guard(*arguments), "the function guard="
+    else:
+        # Of the first argument its class is told, never its text: a bot's repr may show its keys.
+        owner = type(arguments[0]).__name__ if arguments else "nothing"
+        found, said = (
+            getattr(arguments[0] if arguments else None, guard, None),
+            f"the attribute {guard!r} of {owner}",
+        )
+    if callable(getattr(found, "hold", None)):
+        return cast("Holds", found)
+    gave = kind_of(found)
+    raise ConfigurationError(
+        f"{said} gave {gave} for a call of {called(function)}(); have it give a LockGuard"
+    )
+
+
+def _is_coroutine_function(function: object) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(type(function), "__call__", None)  # noqa: B004 - of its class: is it a coroutine function?
+    )
+
+
+def _require_coroutine_function(function: object) -> None:
+    if _is_coroutine_function(function):
+        return
+    inner: Any = function.func if isinstance(function, functools.partial) else function
+    if isinstance(inner, classmethod | staticmethod):
+        kind = type(inner).__name__
+        raise ConfigurationError(
+            f"{called(inner.__func__)} is a {kind} already; write @{kind} above the decorator, not below"
+        )
+    name = called(inner) if callable(inner) else kind_of(inner)
+    if inspect.isasyncgenfunction(inner):
+        raise ConfigurationError(
+            f"{name} is an async generator: it would hold the lock while its caller works between two items;"
+            " write 'async with guard.hold(...)' around the loop over it"
+        )
+    raise ConfigurationError(
+        f"{name} is not an 'async def' function; a lease needs a body that can be cancelled"
+        " (and the decorator needs a key: @guard.exclusive('{exchange}:{symbol}'))"
+    )
+
+
+def _wrap(
+    function: Callable[P, Coroutine[Any, Any, R]], hold: _Hold, *, skip: bool
+) -> Callable[P, Coroutine[object, None, R | Skipped]]:
+    """Decorate ``function``: ``hold(call)`` gives the lease that its body runs under."""
+    bind, name = inspect.signature(function).bind, called(function)
+
+    @functools.wraps(function)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> R | Skipped:
+        try:
+            call = bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{name}(): {exc}") from None  # as Python's own, it says whose arguments
+        call.apply_defaults()
+        holding = hold(call)
+        entered = False
+        try:
+            async with holding:
+                entered = True
+                return await function(*args, **kwargs)
+        except ResourceBusy as busy:
+            # One that the body itself raised is the body's own business.
+            if skip and not entered:
+                return Skipped(busy)
+            raise
+
+    guarded.__name__, guarded.__qualname__ = name.rpartition(".")[2], name
+    return guarded

@@ -1,0 +1,467 @@
+"""Holding a resource for the length of a body: acquire, seal, run, cut if lost, release.
+
+The way out is where lock libraries hurt their users, so its rules are strict:
+
+* When the lease ends under the body, the body's task is cancelled and what leaves here is ``LeaseLost``.
+  Like ``asyncio.timeout``, this takes back exactly its own cancel: one that came from outside stays one.
+* A body's own exception always wins; the loss becomes a note on it (S11).
+* A body that ends normally after its lease did gets ``LeaseLost`` too, also when only the release finds out
+  that the lock was gone: leaving without an error means that the lease was good for the whole body.
+* Releasing never raises because a server cannot be reached, nor because the lock expired on the way there:
+  an event tells.
+* The release has left for Redis before the first await, so that no cancellation can leave the lock behind.
+* A hold is for one use. Entered twice, the first way out would give back what the second one holds.
+* It may be left by another task than it was entered in (a generator that nobody finishes, an exit stack, a
+  fixture): everything is closed all the same. But a task that ends with its hold still open can neither be
+  cut nor shows its lease to anybody, so its lease ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Literal
+
+from lockguard._awaiting import cancel_on_its_way, end_of, waits_for
+from lockguard._bounds import Bound
+from lockguard._clock import Clock
+from lockguard._context import Entry, entry_for, note_task, pop_entry, push_entry
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard.errors import (
+    ConfigurationError,
+    FenceUnavailable,
+    LossReason,
+    QueueFull,
+    ResourceBusy,
+    SelfDeadlock,
+)
+from lockguard.events import Acquired, Lost, Released
+from lockguard.ports import AcquireRequest, Outrun, Sealed
+from lockguard.redlock import Found
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from lockguard._core import Core
+    from lockguard.redlock import Won
+
+__all__ = ["Hold", "HoldMany"]
+
+_SEAL_ATTEMPTS = 3
+
+
+class _Stage(Enum):
+    """How far a hold has come. Each step is taken once."""
+
+    NEW = auto()
+    ENTERING = auto()
+    OPEN = auto()
+    INNER = auto()
+    """In the body of another hold of this task, which is the one that releases."""
+    OVER = auto()
+
+
+# In Python 3.11 each look at a member of an Enum takes as long as a call.
+_NEW, _ENTERING, _OPEN, _INNER, _OVER = _Stage
+_GONE, _UNTOLD = Found.NO, Found.UNKNOWN
+
+
+def _used() -> ConfigurationError:
+    return ConfigurationError(
+        "this hold was entered before; a hold is for one use: write guard.hold(...) in each `async with`"
+    )
+
+
+def _may_leave(stage: _Stage, exc: BaseException | None) -> bool:
+    """Whether there is anything to leave. Says so otherwise, without masking the body's error (S11)."""
+    if stage in (_OPEN, _INNER):
+        return True
+    what = "was left before" if stage is _OVER else "was not entered"
+    told = f"this hold {what}, so there is nothing to leave: write guard.hold(...) in an `async with`"
+    if exc is None:
+        raise ConfigurationError(told)
+    exc.add_note(told)
+    return False
+
+
+@dataclass(slots=True)
+class _Cut:
+    """The cancel that a hold sent to its body's task."""
+
+    task: asyncio.Task[Any]
+    reason: LossReason
+    cancels_at_entry: int
+    cancels_before: int
+    outside: bool
+    """Whether somebody else's cancel was on its way when this one was sent."""
+
+    @property
+    def message(self) -> str:
+        """By which it is known again."""
+        return f"lockguard: lease lost ({self.reason.value})"
+
+    async def take_back(self, exc: BaseException | None) -> bool:
+        """Undo our cancel; tells whether ``exc`` is nothing but that cancel."""
+        only_ours = self._only_ours(self.task.uncancel(), exc)
+        if not isinstance(exc, asyncio.CancelledError):
+            # The body ended before it was delivered. Python 3.11 and 3.12 deliver it at the next await all
+            # the same, which would be the release: take it here.
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if not only_ours:
+                    raise
+            return False
+        return only_ours
+
+    def _only_ours(self, cancels: int, exc: BaseException | None) -> bool:
+        if cancels <= self.cancels_at_entry:
+            return True
+        if cancels > self.cancels_before or self.outside:
+            return False
+        # Cancels were counted before ours, and none was on its way: they were handled, as by a TaskGroup
+        # whose child failed, which (in 3.11) does not count its own back. Unless one is still going out.
+        while isinstance(exc, asyncio.CancelledError):
+            if exc.args != (self.message,):
+                return False
+            exc = exc.__context__
+        return True
+
+
+class Hold:
+    """What ``guard.hold()`` returns: an async context manager, for one use.
+
+    Entering it gives the :class:`~lockguard._lease.Lease`.
+
+    Args:
+        core: the guard's parts.
+        resource: what to hold.
+        ttl_ms: the life asked for, in milliseconds.
+        patience: how long to wait.
+        operation: what for, for people.
+        on_busy: whether to wait at all.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_acquired_at",
+        "_cancels_at_entry",
+        "_core",
+        "_cut",
+        "_entry",
+        "_lease",
+        "_operation",
+        "_patience",
+        "_queue",
+        "_resource",
+        "_stage",
+        "_task",
+        "_ttl_ms",
+    )
+
+    def __init__(
+        self,
+        core: Core,
+        resource: Resource,
+        ttl_ms: int,
+        patience: timedelta,
+        operation: str,
+        on_busy: Literal["wait", "raise"],
+    ) -> None:
+        self._core = core
+        self._resource = resource
+        self._ttl_ms = ttl_ms
+        self._patience = patience
+        self._operation = operation
+        self._queue = on_busy == "wait"
+        self._stage = _NEW
+        self._task: asyncio.Task[Any] | None = None
+        self._cancels_at_entry = 0
+        self._lease: Lease | None = None
+        self._cut: _Cut | None = None
+        self._entry: Entry | None = None
+        self._acquired_at = 0.0
+        note_task()
+
+    async def __aenter__(self) -> Lease:
+        """Acquire and seal.
+
+        Raises:
+            AcquireError: it was not obtained; see its kinds.
+            LeaseLost: it was obtained and ended again before it was sealed.
+            ConfigurationError: the hold was used before, or the guard is closed or of another event loop.
+        """
+        if self._stage is not _NEW:
+            raise _used()
+        self._stage = _ENTERING
+        core = self._core
+        task = core.enter()
+        surrounding = entry_for(self._resource, core)
+        if surrounding is not None and surrounding.owner is task:
+            surrounding.lease.ensure()
+            self._stage = _INNER
+            return surrounding.lease
+        called_at = core.clock.now()
+        request = AcquireRequest(
+            self._resource,
+            new_grant_id(),
+            core.holder(task),
+            self._operation,
+            self._ttl_ms,
+            self._queue,
+            0,
+            core.lock_delay_ms,
+            core.history,
+        )
+        give_up_at = called_at + self._patience.total_seconds()
+        if surrounding is None or not self._queue:  # held by the parent is busy like any other
+            won = await core.queue.acquire(request, give_up_at=give_up_at)
+        else:
+            won = await self._acquire_inside(surrounding, request, give_up_at, task)
+        grant = Grant(
+            request.resource,
+            request.grant,
+            won.token,
+            request.holder,
+            request.operation,
+            request.ttl_ms,
+            won.seal,
+        )
+        lease = Lease(grant, deadline=won.deadline, clock=core.clock)
+        self._task, self._cancels_at_entry = task, task.cancelling()
+        self._acquired_at = core.keeper.keep(lease, self._cut_body, max_hold_s=core.max_hold_s)
+        if core.fence is not None:
+            await self._seal(lease, request)
+            self._acquired_at = core.clock.now()
+        self._lease = lease
+        self._entry = push_entry(Entry(lease, task, core))
+        self._stage = _OPEN
+        task.add_done_callback(self._task_ended)
+        core.emit(Acquired(lease.grant, (self._acquired_at - called_at) * 1000))
+        return lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Release. See the module's rules.
+
+        Raises:
+            LeaseLost: the lease ended under the body.
+            ConfigurationError: the hold is not open, or belongs to another event loop.
+        """
+        if self._stage is not _OPEN and not _may_leave(self._stage, exc):
+            return
+        inner, self._stage = self._stage is _INNER, _OVER
+        if inner:  # the outer hold releases
+            return
+        core, lease, task, entry = self._core, self._lease, self._task, self._entry
+        assert lease is not None
+        assert task is not None
+        assert entry is not None
+        if not core.at_home:
+            self._leave_from_afar(exc)
+            return
+        task.remove_done_callback(self._task_ended)
+        loss, grant = lease.loss, lease.grant
+        asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None, seal=grant.seal)
+        # It has left: the rest is done while the server works.
+        lease.mark_released()
+        core.keeper.drop(lease)
+        entry.unwound = isinstance(exc, GeneratorExit) and asyncio.current_task() is not task
+        pop_entry(entry)
+        cut = self._cut
+        cut_only = cut is not None and asyncio.current_task() is task and await cut.take_back(exc)
+        if loss is not None:
+            # Perhaps because a server hangs: what was sent is not waited for, the caller must know now.
+            if core.fence is not None:
+                core.close_fence(grant)
+            self._tell(lease, loss, exc, cut_only=cut_only)
+            return
+        closing = core.close_fence(grant) if core.fence is not None else None
+        found = await core.redlock.confirm(asked)
+        gone = found is _GONE and core.clock.now() < lease.kept_until
+        if closing is not None and not closing.done():
+            # It is closed even if this task is cancelled here; the guard sees to its end.
+            await end_of(closing)
+        if gone:
+            # No clock ended it, and this was the only release: somebody took the lock from under the body.
+            core.emit(Lost(grant, LossReason.REFUSED))
+            self._tell(lease, LossReason.REFUSED, exc, cut_only=False)
+            return
+        held_ms = (core.clock.now() - self._acquired_at) * 1000
+        core.emit(Released(grant, held_ms, None if found is _UNTOLD else found is not _GONE))
+
+    @staticmethod
+    def _tell(lease: Lease, loss: LossReason, exc: BaseException | None, *, cut_only: bool) -> None:
+        if exc is None or cut_only:
+            raise lease.lost_error(loss) from exc
+        exc.add_note(str(lease.lost_error(loss)))
+
+    async def _acquire_inside(
+        self, surrounding: Entry, request: AcquireRequest, give_up_at: float, task: asyncio.Task[Any]
+    ) -> Won:
+        """Wait for what the task that started this one holds, unless that waits for this one."""
+        if waits_for(surrounding.owner, task):
+            raise self._deadlock(surrounding, task)
+        try:
+            return await self._core.queue.acquire(request, give_up_at=give_up_at)
+        except QueueFull:
+            raise
+        except ResourceBusy as busy:
+            if entry_for(self._resource, self._core) is surrounding:
+                raise self._deadlock(surrounding, task) from busy
+            raise
+
+    def _deadlock(self, surrounding: Entry, task: asyncio.Task[Any]) -> SelfDeadlock:
+        return SelfDeadlock(
+            f"{task.get_name()!r} asked for {self._resource!r}, which the task that started it"
+            f" ({surrounding.owner.get_name()!r}) holds: it would wait for ever;"
+            " use the lease of the surrounding body, or start what is to go on without it inside"
+            " `with detached():`",
+            resource=self._resource,
+        )
+
+    def _cut_body(self, reason: LossReason) -> None:
+        """The lease has ended under the body: cancel its task."""
+        task, at_entry = self._task, self._cancels_at_entry
+        assert task is not None
+        before = task.cancelling()
+        outside = before > at_entry and cancel_on_its_way(task)
+        self._cut = _Cut(task, reason, at_entry, before, outside)
+        task.cancel(self._cut.message)
+
+    def _task_ended(self, _: object) -> None:
+        """The task that entered has ended, and the hold is open."""
+        if self._stage is _OPEN and not self._core.closed:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """End the lease of a body that nobody can cut any more. Runs in the guard's own loop."""
+        core, lease = self._core, self._lease
+        assert lease is not None
+        lease.end(LossReason.ABANDONED)
+        core.keeper.drop(lease)
+        core.redlock.undo(lease.resource, lease.grant.id, lost=True, seal=lease.grant.seal)
+        if core.fence is not None:
+            core.close_fence(lease.grant)
+
+    def _leave_from_afar(self, exc: BaseException | None) -> None:
+        """Left in another event loop, in none, or after a fork: only the guard's own can say anything."""
+        lease = self._lease
+        assert lease is not None
+        self._core.call_home(self._abandon)
+        self._tell(lease, lease.loss or LossReason.ABANDONED, exc, cut_only=False)
+
+    async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
+        """Shut out everything older (S3). What fails here gives the lock back before it leaves."""
+        try:
+            await self._seal_in_time(lease, request)
+            lease.ensure()
+        except BaseException as exc:
+            self._core.keeper.drop(lease)
+            self._core.redlock.undo(lease.resource, lease.grant.id)
+            self._core.close_fence(lease.grant)
+            if (cut := self._cut) is not None and await cut.take_back(exc):
+                raise lease.lost_error(cut.reason) from exc
+            raise
+
+    async def _seal_in_time(self, lease: Lease, request: AcquireRequest) -> None:
+        core = self._core
+        try:
+            with Bound(core.fence_bounds):
+                await self._seal_until_ours(lease, request)
+        except TimeoutError as exc:
+            raise FenceUnavailable(
+                f"the fence of {lease.resource!r} did not answer within"
+                f" {core.fence_within.total_seconds():g} s",
+                resource=lease.resource,
+            ) from exc
+
+    async def _seal_until_ours(self, lease: Lease, request: AcquireRequest) -> None:
+        core, fence = self._core, self._core.fence
+        assert fence is not None
+        for _ in range(_SEAL_ATTEMPTS):
+            match await fence.seal(lease.grant, within=core.fence_within):
+                case Sealed(token, seal):
+                    lease.settle(token, seal)
+                    return
+                case Outrun(current):
+                    # Either we are late and a successor sealed, or Redis lost its data and gave out a low
+                    # token. Only Redis knows: the higher token sticks only if it is still ours there.
+                    token = Token(current + 1)
+                    if not await core.redlock.settle(request, token):
+                        raise ResourceBusy(
+                            f"{lease.resource!r} passed to somebody else before it was sealed;"
+                            f" its token is {current}",
+                            resource=lease.resource,
+                            token=current,
+                        )
+                    lease.settle(token)
+        raise FenceUnavailable(
+            f"the fence of {lease.resource!r} was outrun {_SEAL_ATTEMPTS} times; try again",
+            resource=lease.resource,
+        )
+
+
+class HoldMany:
+    """What ``guard.hold_many()`` returns: several holds, all or none, for one use.
+
+    They are taken in the order of their names, whatever the caller's order, so that two callers that want
+    the same ones never wait for each other. Losing one ends the body.
+    """
+
+    __slots__ = ("_clock", "_hold", "_patience", "_resources", "_stack", "_stage")
+
+    def __init__(
+        self,
+        resources: Sequence[str],
+        hold: Callable[[str, timedelta], Hold],
+        *,
+        patience: timedelta,
+        clock: Clock,
+    ) -> None:
+        self._resources = tuple(resources)
+        self._hold = hold
+        self._patience = patience
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self._stage = _NEW
+        note_task()
+
+    async def __aenter__(self) -> tuple[Lease, ...]:
+        """The leases in the caller's order; ``patience`` covers all of them together.
+
+        Raises:
+            AcquireError: one could not be had; none is held.
+            ConfigurationError: it was used before; see :meth:`Hold.__aenter__`.
+        """
+        if self._stage is not _NEW:
+            raise _used()
+        self._stage = _ENTERING
+        give_up_at = self._clock.now() + self._patience.total_seconds()
+        leases: dict[str, Lease] = {}
+        async with AsyncExitStack() as stack:
+            for resource in sorted(set(self._resources)):
+                left = timedelta(seconds=max(0.0, give_up_at - self._clock.now()))
+                leases[resource] = await stack.enter_async_context(self._hold(resource, left))
+            self._stack = stack.pop_all()
+        self._stage = _OPEN
+        return tuple(leases[resource] for resource in self._resources)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """Release all of them, last first.
+
+        Raises:
+            LeaseLost: one of the leases ended under the body.
+            ConfigurationError: it is not open.
+        """
+        if not _may_leave(self._stage, exc):
+            return None
+        self._stage = _OVER
+        return await self._stack.__aexit__(kind, exc, traceback)

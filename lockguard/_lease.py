@@ -1,0 +1,433 @@
+"""Resources, grants and leases: the nouns that everything else passes around.
+
+A *grant* is one successful acquisition. Its id is 128 random bits and it alone is authority: the holder's
+text is for people. A *lease* is what the running code holds: a grant with the local instant, the
+*deadline*, after which it must not be trusted. The deadline counts from before the request that granted
+or renewed it was sent, less an allowance for drift, so it always lies before the instant at which the
+server drops the key.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import Enum
+from functools import lru_cache
+from typing import TYPE_CHECKING, NewType, NoReturn, Protocol
+from unicodedata import is_normalized
+
+from lockguard._times import require_timedelta
+from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
+from lockguard.text import kind_of
+
+if TYPE_CHECKING:
+    from lockguard._clock import Clock
+    from lockguard.errors import StaleToken
+
+__all__ = [
+    "PROCESS",
+    "Grant",
+    "GrantId",
+    "Lease",
+    "LeaseState",
+    "Resource",
+    "Token",
+    "new_grant_id",
+    "parse_resource",
+]
+
+Resource = NewType("Resource", str)
+"""A validated name of what is locked, such as ``binance:APTUSDT``."""
+
+GrantId = NewType("GrantId", str)
+"""32 hexadecimal digits: 128 random bits."""
+
+Token = NewType("Token", int)
+"""The fencing token: strictly increasing per resource."""
+
+
+class _Process:
+    """The process that runs this. Asking the system is a system call, and a hold would ask three times."""
+
+    __slots__ = ("id",)
+
+    def __init__(self) -> None:
+        self.id = os.getpid()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.id = os.getpid()
+
+
+PROCESS = _Process()
+"""``PROCESS.id`` is right also in the copy that a fork has made of this process."""
+
+
+RESOURCE_BYTES_MAX = 200
+_NO_TIME = timedelta(0)
+
+
+def parse_resource(name: str) -> Resource:
+    """Check a resource's name.
+
+    Braces are refused because they would move the Redis hash tag: ``{A}}x`` lands in the slot of ``{A}``,
+    and ``{}`` switches the tag off, so the keys of one lock would be spread over a cluster. Blanks around
+    the name and Unicode that is not composed (NFC) are refused because two callers would lock two names
+    that look like one.
+
+    Raises:
+        ConfigurationError: no text, empty, over 200 bytes as UTF-8, not composed, or with braces, control
+            characters or blanks around it.
+    """
+    if type(name) is not str:
+        name = _as_text(name)
+    return _parse_resource(name)
+
+
+def _as_text(name: object) -> str:
+    """The characters of a string of any class, such as an enum's member that is a string."""
+    text = name.value if isinstance(name, Enum) else name
+    if not isinstance(text, str):
+        raise ConfigurationError(
+            f"the resource is {kind_of(name)}; pass its name as text, such as 'binance:APTUSDT'"
+        )
+    return str.__str__(text)
+
+
+@lru_cache(maxsize=4096)
+def _parse_resource(name: str) -> Resource:
+    shown = f"{name[:40]!r}..." if len(name) > 40 else repr(name)
+    if not name:
+        raise ConfigurationError("a resource needs a name, such as 'binance:APTUSDT'; got an empty one")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"resource {shown} is not valid Unicode; use plain text") from None
+    if size > RESOURCE_BYTES_MAX:
+        raise ConfigurationError(
+            f"resource {shown} is {size} bytes long; the limit is {RESOURCE_BYTES_MAX}: use a shorter name"
+        )
+    if "{" in name or "}" in name:
+        raise ConfigurationError(
+            f"resource {shown} has a brace; braces mark the Redis hash tag: leave them out"
+        )
+    if not name.isprintable():
+        raise ConfigurationError(f"resource {shown} has a control or unprintable character; leave it out")
+    if name != name.strip():
+        raise ConfigurationError(f"resource {shown} begins or ends with a blank; pass it stripped")
+    if not is_normalized("NFC", name):
+        raise ConfigurationError(
+            f"resource {shown} has letters and accents apart, {name[:40]!a};"
+            " compose them with unicodedata.normalize('NFC', ...)"
+        )
+    return Resource(name)
+
+
+def new_grant_id() -> GrantId:
+    """128 random bits as 32 hexadecimal digits."""
+    return GrantId(os.urandom(16).hex())
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One successful acquisition, as granted by Redis and, where there is a fence, sealed.
+
+    Attributes:
+        resource: what is locked.
+        id: the grant's identity, the only authority.
+        token: its fencing token.
+        holder: who holds it, for people.
+        operation: what for, for people.
+        ttl_ms: its life after each renewal, in milliseconds.
+        seal: the last seal of the resource that a fence confirmed, as the nodes remember it: this grant's own
+            once it is sealed, its predecessor's before. See :class:`~lockguard.ports.Sealed`.
+    """
+
+    resource: Resource
+    id: GrantId
+    token: Token
+    holder: str
+    operation: str
+    ttl_ms: int
+    seal: str = ""
+
+
+class LeaseState(Enum):
+    """What the holder knows of its lease."""
+
+    HELD = "held"
+    UNKNOWN = "unknown"
+    """The last renewal was not answered; the lease is good until its deadline."""
+    LOST = "lost"
+    RELEASED = "released"
+
+
+class KeepsLeases(Protocol):
+    """Who renews a lease."""
+
+    def cut(self, lease: Lease, reason: LossReason) -> None:
+        """Cut its body and tell the observers: somebody found out that it is over. From any thread."""
+        ...
+
+    async def confirm(self, lease: Lease, within_s: float) -> None:
+        """See :meth:`Lease.confirm`."""
+        ...
+
+
+class Lease:
+    """The right to act on a resource, until its deadline.
+
+    Read it anywhere in the body; only the guard changes it. A copy would not learn of its end: it cannot be
+    copied or pickled, and what a forked process has of it counts as lost.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_deadline",
+        "_held_until",
+        "_keeper",
+        "_loss",
+        "_process",
+        "_released",
+        "_said",
+        "_unanswered",
+        "_wanted",
+        "grant",
+    )
+
+    def __init__(self, grant: Grant, *, deadline: float, clock: Clock) -> None:
+        self.grant = grant
+        self._deadline = deadline
+        self._held_until = math.inf
+        self._clock = clock
+        self._loss: LossReason | None = None
+        self._released = False
+        self._said = ""
+        self._unanswered = False
+        self._wanted = False
+        self._keeper: KeepsLeases | None = None
+        self._process = PROCESS.id
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Neither ``copy`` nor ``pickle`` makes a second one.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"the lease on {self.resource!r} cannot be copied or pickled, for a copy would not learn of its"
+            " end; check it in the body, or take a lease where the work is done"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Lease {self.grant.resource!r} token={self.grant.token} {self.state.value}"
+            f" remaining={self.remaining.total_seconds():.3f}s>"
+        )
+
+    @property
+    def resource(self) -> Resource:
+        """What is locked."""
+        return self.grant.resource
+
+    @property
+    def token(self) -> Token:
+        """The fencing token that every write under this lease carries."""
+        return self.grant.token
+
+    @property
+    def deadline(self) -> float:
+        """The instant on the guard's clock, in seconds, from which the lease must not be trusted."""
+        return min(self._deadline, self._held_until)
+
+    @property
+    def remaining(self) -> timedelta:
+        """How long the lease is good for without another renewal; zero when it has ended."""
+        if self._released or self.loss is not None:
+            return _NO_TIME
+        return timedelta(seconds=max(0.0, self.deadline - self._clock.now()))
+
+    @property
+    def state(self) -> LeaseState:
+        """Held, held with a renewal unanswered, lost or released."""
+        if self._released:
+            return LeaseState.RELEASED
+        if self.loss is not None:
+            return LeaseState.LOST
+        return LeaseState.UNKNOWN if self._unanswered else LeaseState.HELD
+
+    @property
+    def loss(self) -> LossReason | None:
+        """Why the lease was lost, or ``None``. A deadline that has passed counts as lost."""
+        if self._loss is not None or self._released:
+            return self._loss
+        if self._process != PROCESS.id:
+            return LossReason.FORKED
+        return self._ends_as if self._clock.now() >= min(self._deadline, self._held_until) else None
+
+    @property
+    def _ends_as(self) -> LossReason:
+        """What it means when the deadline passes."""
+        return LossReason.MAX_HOLD if self._held_until < self._deadline else LossReason.EXPIRED
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody asked the holder to hand over when it can."""
+        return self._wanted
+
+    def ensure(self, needed: timedelta = _NO_TIME) -> None:
+        """Check that the lease is held and stays so for at least ``needed``.
+
+        Call it before each effect that Postgres cannot refuse, such as an order: after a stalled event
+        loop resumes, the loss may not have been delivered yet, and this looks at the clock itself.
+
+        Args:
+            needed: how long the effect may take.
+
+        Raises:
+            LeaseLost: it has ended, or would before ``needed`` is over.
+            LeaseNotHeld: it was released.
+            ConfigurationError: ``needed`` is no timedelta.
+        """
+        require_timedelta("needed", needed)
+        if self._released:
+            raise LeaseNotHeld(
+                f"the lease on {self.resource!r} was released; take a new one before going on",
+                resource=self.resource,
+                token=self.token,
+            )
+        if (reason := self.loss) is not None:
+            raise self.lost_error(reason)
+        if needed and (left := self.deadline - self._clock.now()) < needed.total_seconds():
+            raise LeaseLost(
+                f"the lease on {self.resource!r} has {left:.3f} s left"
+                f" and {needed.total_seconds():.3f} s are needed",
+                resource=self.resource,
+                token=self.token,
+                reason=self._ends_as,
+            )
+
+    async def confirm(self, *, within: timedelta = timedelta(seconds=1)) -> None:
+        """Ask the servers now, and go on only if they say that the lock is still held by this lease.
+
+        :meth:`ensure` trusts the last renewal, which may be a third of the ttl old; a server that lost its
+        data since, or an operator, may have let somebody else in. Call this before an order that must not
+        be late or twice, and :meth:`ensure` with the time that the order may take behind it. It costs one
+        round trip, and renews the lease. A ``PostgresFence`` is asked at the same time, which takes one
+        connection of its pool: a lease that the fence would refuse ends.
+
+        Args:
+            within: how long the servers may take.
+
+        Raises:
+            LeaseLost: it has ended, or the servers did not confirm it in time; then its ``reason`` is
+                ``UNCONFIRMED``, and the lease itself goes on until its deadline.
+            LeaseNotHeld: it was released.
+            ConfigurationError: called in another event loop than the guard's, or ``within`` is no timedelta.
+        """
+        require_timedelta("within", within)
+        self.ensure()
+        if self._keeper is not None:
+            await self._keeper.confirm(self, within.total_seconds())
+
+    def lost_error(self, reason: LossReason) -> LeaseLost:
+        """The error that tells this lease's loss."""
+        remedy = "read the state again under a new lease before going on"
+        if reason is LossReason.UNCONFIRMED:
+            return LeaseLost(
+                f"the servers did not confirm the lease on {self.resource!r} (token {self.token}) in time;"
+                " do not go on as if it were held",
+                resource=self.resource,
+                token=self.token,
+                reason=reason,
+            )
+        if reason is LossReason.ABANDONED:
+            remedy = (
+                "the task that entered the hold ended without leaving it; enter it in the task whose body it"
+                " is, with hold(..., wait=...) or inside `async with asyncio.timeout(...)` instead of"
+                " asyncio.wait_for(...)"
+            )
+        if reason is LossReason.FORKED:
+            remedy = (
+                "this process is a copy of the one that holds it and does not learn of its end; take a lease"
+                " here, and start the process inside `with detached():`"
+            )
+        return LeaseLost(
+            f"the lease on {self.resource!r} (token {self.token}) was lost: {reason.value}{self._said};"
+            f" {remedy}",
+            resource=self.resource,
+            token=self.token,
+            reason=reason,
+        )
+
+    def lost_to_fence(self, refusal: StaleToken) -> None:
+        """Postgres refused a write that carried this very lease: it has ended, whatever Redis still says.
+
+        For fence integrations. The body is cut and observers are told at once, not with the next renewal.
+        Telling it again changes nothing, nor does a refusal of another lease, or of one that was released.
+
+        Args:
+            refusal: what Postgres said.
+        """
+        if refusal.resource == self.resource and refusal.presented == self.token:
+            self._said = f" ({refusal})"
+            self.end(LossReason.FENCED)
+
+    # What follows is for the guard only.
+
+    @property
+    def given_back(self) -> bool:
+        """Whether it was released."""
+        return self._released
+
+    def keep_by(self, keeper: KeepsLeases, *, until: float) -> float:
+        """From now on ``keeper`` renews it, and ends it at ``until`` on the guard's clock at the latest.
+
+        Returns:
+            As :attr:`kept_until`.
+        """
+        self._keeper = keeper
+        self._held_until = until
+        return self._deadline
+
+    @property
+    def kept_until(self) -> float:
+        """The instant before which the server does not drop the lock, however long it may be held."""
+        return self._deadline
+
+    def end(self, reason: LossReason) -> None:
+        """Somebody other than the guard found out that it is over. May be called from any thread."""
+        if self._released or self._loss is not None:
+            return
+        self.mark_lost(reason)
+        if self._keeper is not None:
+            self._keeper.cut(self, reason)
+
+    def settle(self, token: Token, seal: str = "") -> None:
+        """The fence had the last word on the token, before the lease is handed out; or it is sealed since."""
+        if token != self.grant.token or seal:
+            self.grant = replace(self.grant, token=token, seal=seal or self.grant.seal)
+
+    def mark_renewed(self, deadline: float, *, wanted: bool) -> None:
+        """A renewal was granted. It never revives a lease that has ended (S6)."""
+        if self._released or self.loss is not None:
+            return
+        self._deadline = max(self._deadline, deadline)
+        self._unanswered = False
+        self._wanted = self._wanted or wanted
+
+    def mark_unanswered(self) -> None:
+        """A renewal was not answered; the deadline stands (L7)."""
+        self._unanswered = True
+
+    def mark_lost(self, reason: LossReason) -> None:
+        """The lease has ended under its body."""
+        if not self._released and self._loss is None:
+            self._loss = reason
+
+    def mark_released(self) -> None:
+        """The body has ended."""
+        self._released = True

@@ -1,0 +1,192 @@
+"""The name of what a call locks, made of the call's arguments.
+
+Two callers that mean the same thing must lock the same thing. So an argument becomes part of a name only if
+all values that equal it have one text: ``Decimal("1.0")`` equals ``Decimal("1.00")`` and reads differently,
+an enum's member may equal a string and read as ``Exchange.BINANCE``. What has no one text is refused when
+the function is called; it would otherwise lock beside another caller and nobody would notice.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import string
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from lockguard._lease import Resource, parse_resource
+from lockguard.errors import ConfigurationError
+from lockguard.text import kind_of
+
+__all__ = ["Key", "KeyText", "argument_text", "called", "compile_key"]
+
+KeyText: TypeAlias = str | int | UUID | Enum
+"""What has one text: a string, an integer but no bool, a UUID, or an Enum whose value is one of these."""
+
+Key: TypeAlias = str | Callable[..., KeyText]
+"""A format template over a function's parameters, or a function of the same arguments."""
+
+_ACCEPTED = "a str, an int, a UUID, or an Enum of these"
+_ENUMS_MAX = 4
+"""Members whose values are members. One with a property ``value`` of its own may be its own value."""
+_FORMATTER = string.Formatter()
+
+
+def argument_text(value: object, of: str) -> str:
+    """The one text of ``value``.
+
+    A string counts by its characters, also one of a class with a ``__str__`` of its own; an Enum by its
+    value; whatever is an integer, such as numpy's, by its digits.
+
+    Args:
+        value: an argument.
+        of: what it is, for the error.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+    plain = value
+    for _ in range(_ENUMS_MAX):
+        if not isinstance(plain, Enum):
+            break
+        plain = plain.value
+    text: str | None = None
+    if isinstance(plain, str):
+        text = str.__str__(plain)
+        if not text:
+            raise ConfigurationError(f"{of} is empty; pass what is to be locked")
+        if text != text.strip():
+            raise ConfigurationError(f"{of} begins or ends with a blank; pass it stripped")
+    elif isinstance(plain, UUID):
+        text = str(UUID(int=plain.int))
+    elif not isinstance(plain, bool):
+        try:
+            text = int.__str__(operator.index(plain))  # type: ignore[arg-type]  # this is the question
+        except (TypeError, ValueError):  # no integer; one of thousands of digits
+            text = None
+    if text is None:
+        raise ConfigurationError(_has_no_text(value, plain, of))
+    return text
+
+
+def _has_no_text(value: object, plain: object, of: str) -> str:
+    what = kind_of(value)
+    if plain is not value:
+        what += f" whose value is {kind_of(plain)}"
+    if value is None:
+        return f"{of} is None; pass {_ACCEPTED}"
+    return (
+        f"{of} is {what}, of which equal ones may read differently; pass {_ACCEPTED},"
+        " or make the text with key=lambda ...: ..."
+    )
+
+
+def called(function: Callable[..., Any]) -> str:
+    """A function's name, also of a partial and of an object that can be called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def compile_key(key: Key, function: Callable[..., Any]) -> Callable[[inspect.BoundArguments], Resource]:
+    """A function that gives the name of what one call locks, from the call's bound arguments.
+
+    Raises:
+        ConfigurationError: the key does not fit the function. The function that is returned raises it when
+            an argument has no one text, or when they make no name together.
+    """
+    return _template(key, function) if isinstance(key, str) else _callable(key, function)
+
+
+def _template(template: str, function: Callable[..., Any]) -> Callable[[inspect.BoundArguments], Resource]:
+    signature = inspect.signature(function)
+    name = called(function)
+    where = f"the key template {template!r} of {name}{signature}"
+    try:
+        parts = list(_FORMATTER.parse(template))
+    except ValueError as exc:
+        raise ConfigurationError(f"{where} is malformed: {exc}") from None
+    fields = [(literal, field) for literal, field, _, _ in parts]
+    if all(field is None for _, field in fields):
+        raise ConfigurationError(
+            f"{where} names no parameter, so all calls would share one lock;"
+            " write for example '{exchange}:{symbol}'"
+        )
+    for _, field, spec, conversion in parts:
+        if spec or conversion:
+            raise ConfigurationError(
+                f"{where} formats {field!r}; write {{{field}}}, or make the text with key=lambda ...: ..."
+            )
+        if field is not None:
+            _require_parameter(field, signature, where)
+    try:
+        parse_resource("".join(literal if field is None else f"{literal}x" for literal, field in fields))
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{where} can give no name: {exc}") from None
+
+    def resource_of(call: inspect.BoundArguments) -> Resource:
+        text = ""
+        for literal, field in fields:
+            text += literal
+            if field is not None:
+                text += argument_text(_field(field, call, name), f"{field!r} in the key of {name}()")
+        return parse_resource(text)
+
+    return resource_of
+
+
+def _require_parameter(field: str, signature: inspect.Signature, where: str) -> None:
+    parameters = signature.parameters
+    name = field.partition(".")[0].partition("[")[0]
+    if name in parameters:
+        return
+    known = ", ".join(parameters) or "none"
+    for parameter in parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD and name:
+            known += f"; write {{{parameter.name}[{name}]}} for one of its keyword arguments"
+    raise ConfigurationError(f"{where} names {name!r}, which is no parameter; there are: {known}")
+
+
+def _field(field: str, call: inspect.BoundArguments, name: str) -> object:
+    try:
+        return _FORMATTER.get_field(field, (), call.arguments)[0]
+    except (AttributeError, LookupError, TypeError) as exc:
+        raise ConfigurationError(
+            f"the key of {name}() names {field!r}, which this call's arguments do not have"
+            f" ({type(exc).__name__}); pass it, or write another key"
+        ) from exc
+
+
+def _callable(
+    key: Callable[..., KeyText], function: Callable[..., Any]
+) -> Callable[[inspect.BoundArguments], Resource]:
+    name = called(function)
+    taken = inspect.signature(function)
+    _require_fit(key, taken, name)
+
+    def resource_of(call: inspect.BoundArguments) -> Resource:
+        return parse_resource(argument_text(key(*call.args, **call.kwargs), f"what the key of {name}() gave"))
+
+    return resource_of
+
+
+def _require_fit(key: Callable[..., Any], taken: inspect.Signature, name: str) -> None:
+    """See now that the key can be called as the function is: the first call may come at night."""
+    try:
+        gets = inspect.signature(key)
+    except (TypeError, ValueError):  # of some that are written in C nobody can tell
+        return
+    positional = [
+        p for p in taken.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    keywords = {p.name: p for p in taken.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    try:
+        gets.bind(*positional, **keywords)
+    except TypeError as exc:
+        raise ConfigurationError(
+            f"the key of {name}{taken} gets what the function gets, but it takes {gets} ({exc});"
+            f" write key=lambda {', '.join([p.name for p in positional] + [f'{k}' for k in keywords])}: ..."
+        ) from None

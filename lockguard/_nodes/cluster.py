@@ -1,0 +1,300 @@
+"""A lock node that is a whole cluster: each resource lives on the shard that serves its slot.
+
+All keys of a resource have the same hash tag, so one script runs on one shard. What the shards answer when
+slots move:
+
+* MOVED: another shard serves the slot. It was not executed; it is sent there, and the map is read again.
+* ASK: the slot is about to move, and these keys have. Sent there for this time.
+* TRYAGAIN, CLUSTERDOWN: some of the resource's keys have moved and some have not, or nobody serves the slot
+  now. Sent again a moment later. So is what could not be sent, and what was lost with a connection if it does
+  the same when it is done twice.
+
+Each call gets its vote within the time that one server may take to reply, whatever the map says meanwhile. A
+release goes on being tried for a while when its caller has been told that nobody knows.
+
+A caller that was cancelled has its undo on the way already, so its command is not sent on; an undo always is.
+The order that makes undoing work holds all the same: a command and its undo take the same way, one behind the
+other, and the command does not take part in it once its caller is gone.
+
+Releases that a shard lost with its connection are sent on to whoever serves the slot then. One that is still
+on its way is not said a second time beside that: whichever came later would find the lock gone, and its
+holder would be told that somebody had taken it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlunsplit
+
+import hiredis
+
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import GrantId, Resource
+from lockguard._nodes import votes
+from lockguard._nodes.address import Address, split_url
+from lockguard._nodes.cluster_map import ClusterMap
+from lockguard._nodes.releases import Place, Releases
+from lockguard._nodes.scripted import NAMESPACE, ScriptedNode
+from lockguard._nodes.standalone import SAME_AGAIN, Call, StandaloneNode
+from lockguard._nodes.wire import Cut, NotSent
+from lockguard._scripts import ACQUIRE, RELEASE, Script
+from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
+from lockguard.ports import Busy, Refused, Unknown
+
+__all__ = ["ClusterNode", "seeds_of"]
+
+T = TypeVar("T")
+
+_TRY_AGAIN_S = 0.025
+_BACKOFF_S = 0.25
+_ONCE_MORE_S = 0.25
+_FOLLOWED_AT_ONCE_MAX = 3
+_RELEASED_FOR_S = 30.0
+"""How long a release is tried that nobody waits for any more."""
+
+_INBOX = 4  # among the arguments of acquire.lua
+
+
+def seeds_of(url: str) -> tuple[Address, ...]:
+    """Read ``redis+cluster://[user:password@]host:port,host:port`` or, with TLS, ``rediss+cluster://``.
+
+    Raises:
+        ConfigurationError: a part of it is missing or makes no sense.
+    """
+    parts = split_url(url)
+    credentials, at, places = parts.netloc.rpartition("@")
+    if not places or parts.path not in {"", "/", "/0"}:
+        raise ConfigurationError(
+            "the Redis URL is not a cluster's; write redis+cluster://host:port,host:port without a database:"
+            " a cluster has only one"
+        )
+    scheme = parts.scheme.removesuffix("+cluster")
+    return tuple(
+        Address.parse(urlunsplit((scheme, f"{credentials}{at}{place}", "", parts.query, "")))
+        for place in places.split(",")
+    )
+
+
+class ClusterNode(ScriptedNode):
+    """Keeps locks in a cluster.
+
+    Args:
+        seeds: servers to ask for the map first.
+        inbox: this process's wake-up channel.
+        namespace: the first part of every key.
+        connect_timeout_s: for connecting and logging in to one shard.
+        reply_timeout_s: how long a shard may owe a reply, and how long a call may take.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[Address],
+        *,
+        inbox: str,
+        namespace: str = NAMESPACE,
+        connect_timeout_s: float = 2.0,
+        reply_timeout_s: float = 2.0,
+    ) -> None:
+        super().__init__(inbox=inbox, namespace=namespace)
+        self._name = f"cluster {seeds[0].name}"
+        self._connect_timeout_s = connect_timeout_s
+        self._reply_timeout_s = reply_timeout_s
+        self._releases = Releases()
+        self._map = ClusterMap(self._name, seeds, self._new_shard)
+        self._map.on_refresh(self._send_releases_on)
+        self._waiting: dict[Call, asyncio.TimerHandle] = {}
+        self._bounds: dict[Call, asyncio.TimerHandle] = {}
+        self._releasing: set[asyncio.Future[Any]] = set()
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """The first of the servers that it was given; no credentials."""
+        return self._name
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is known who serves which slot."""
+        return self._map.known
+
+    async def connect(self) -> None:
+        """Read the map and connect to its shards; one that cannot be reached goes on being tried.
+
+        Raises:
+            NodeRefused: no server told the map.
+            ConfigurationError: a server refused the log-in, or is no cluster's.
+        """
+        await self._map.connect()
+
+    async def aclose(self) -> None:
+        """Send what is queued, then close everything; a release that meets a move is seen through."""
+        # Halfway through a move its last try would be refused, and the lock would stay for its ttl.
+        # Bodies that the close cuts give back meanwhile.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._reply_timeout_s):
+                while self._releasing:
+                    await asyncio.wait(list(self._releasing))
+        waiting, self._waiting = self._waiting, {}
+        for call, timer in waiting.items():
+            timer.cancel()
+            if call.script is RELEASE:
+                self._map.shard_for(call.keys[0]).take_over(call)
+        self._closed = True
+        await self._map.aclose()
+        await asyncio.gather(*(shard.aclose() for shard in self._map.shards.values()))
+        for call in list(self._bounds):
+            self._tell_nothing(call, "the guard is closed")
+
+    def _run(
+        self,
+        script: Script,
+        decode: Callable[[Any], T],
+        keys: tuple[str, ...],
+        *args: str | int,
+        lone: bool = False,
+    ) -> asyncio.Future[Any]:
+        if not self._map.known:
+            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            text = self._map.unreached or f"{self.name} is not connected"
+            future.set_result(Refused(NodeRefused(text, node=self.name)))
+            return future
+        shard = self._map.shard_for(keys[0])
+        if script is ACQUIRE:
+            decode = partial(self._acquired, decode, keys[0], str(args[_INBOX]))
+        call = self._call(shard, script, decode, keys, args)
+        if script is RELEASE:
+            self._releasing.add(call.future)
+            call.future.add_done_callback(partial(self._released, call))
+        shard.say(call, lone=lone)
+        asked: asyncio.Future[Any] = call.future
+        return asked
+
+    def _acquired(self, decode: Callable[[Any], T], lock: str, inbox: str, reply: Any) -> T:
+        vote = decode(reply)
+        if isinstance(vote, Busy) and vote.ticket:
+            self._map.shard_for(lock).listen(inbox)
+        return vote
+
+    def _released(self, call: Call, _: object) -> None:
+        """Nobody waits for its answer any more, so it may be said again wherever the resource lives next."""
+        self._releasing.discard(call.future)
+        if self._closed:
+            return
+        said_to = call.node.address.host, call.node.address.port
+        serves = self._map.place_of(call.keys[0]) or said_to
+        self._releases.note(serves, call.keys, call.args)
+        if serves != said_to:  # answered by the master that was
+            self._release_again(serves, call.keys, call.args)
+
+    def _inbox_of(self, resource: Resource) -> str:
+        # In the slot of the resource, so that the script that wakes may publish on its shard only.
+        return f"{self._inbox}:{{{resource}}}"
+
+    def _new_shard(self, address: Address) -> StandaloneNode:
+        shard = StandaloneNode(
+            address,
+            inbox=self._inbox,
+            namespace=self._namespace,
+            mode="cluster",
+            redirect=self._redirected,
+            connect_timeout_s=self._connect_timeout_s,
+            reply_timeout_s=self._reply_timeout_s,
+        )
+        shard.on_wake(self._woken)
+        return shard
+
+    def _woken(self, grant: GrantId | None) -> None:
+        self._wake(grant)
+
+    def _redirected(self, fault: Exception, call: Call) -> bool:
+        """Send a call on; tells whether it was, or need not be."""
+        if self._closed:
+            return False
+        if isinstance(fault, Cut | NotSent):
+            self._map.refresh_soon()
+            if isinstance(fault, Cut) and call.script not in (*SAME_AGAIN, RELEASE):
+                return False
+            if isinstance(fault, Cut) and call.script is RELEASE:
+                call.decode = votes.done_again
+            return self._try_again(call, fault, _TRY_AGAIN_S)
+        if not isinstance(fault, hiredis.ReplyError):
+            return False
+        kind, _, rest = str(fault).partition(" ")
+        if kind in {"MOVED", "ASK"}:
+            return self._follow(kind, rest, fault, call)
+        if kind in {"TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN"}:
+            self._map.refresh_soon()
+            return self._try_again(call, fault, _TRY_AGAIN_S)
+        return False
+
+    def _follow(self, kind: str, rest: str, fault: Exception, call: Call) -> bool:
+        if call.future.done() and call.script is not RELEASE:
+            return True
+        slot, _, told = rest.partition(" ")
+        place = self._map.place_told(told, by=call.node)
+        if place is None:
+            self._map.refresh_soon()
+            return self._try_again(call, fault, _TRY_AGAIN_S)
+        shard = self._map.shard_at(place)
+        self._map.reach_soon(shard)
+        if kind == "MOVED":
+            self._map.moved(int(slot), place)
+        if not shard.ready or call.tries >= _FOLLOWED_AT_ONCE_MAX:  # two may send it to each other
+            return self._try_again(call, fault, _TRY_AGAIN_S)
+        call.tries += 1
+        shard.take_over(call, asking=kind == "ASK")
+        return True
+
+    def _try_again(self, call: Call, fault: Exception, after_s: float) -> bool:
+        if call.future.done() and call.script is not RELEASE:
+            return True
+        now, loop = SYSTEM_CLOCK.now(), asyncio.get_running_loop()
+        if now - call.began_at > _RELEASED_FOR_S:
+            return False
+        call.tries += 1
+        call.fault = str(fault)
+        if call.future.done():
+            after_s = _BACKOFF_S
+        elif call not in self._bounds:
+            left_s = max(_ONCE_MORE_S, call.began_at + self._reply_timeout_s - now)
+            self._bounds[call] = loop.call_later(left_s, self._tell_nothing, call)
+        pause_s = after_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+        self._waiting[call] = loop.call_later(pause_s, self._send_on, call)
+        return True
+
+    def _send_on(self, call: Call) -> None:
+        self._waiting.pop(call, None)
+        if call.script is RELEASE or not call.future.done():
+            self._map.shard_for(call.keys[0]).take_over(call)
+
+    def _tell_nothing(self, call: Call, why: str = "") -> None:
+        """Its time is up. It may have been done by now."""
+        if (bound := self._bounds.pop(call, None)) is not None:
+            bound.cancel()
+        if not call.future.done():
+            text = f"{self.name}: {call.script.name}: {why or call.fault}"
+            call.future.set_result(Unknown(NodeUnknown(text, node=self.name)))
+
+    def _send_releases_on(self) -> None:
+        for release in self._releases.moved(self._map.place_of):
+            self._release_again(release.place, release.keys, release.args)
+
+    def _release_again(self, place: Place, keys: tuple[str, ...], args: tuple[str | int, ...]) -> None:
+        call = self._call(self._map.shard_at(place), RELEASE, bool, keys, args)
+        self._try_again(call, NotSent("moved"), 0)
+
+    def _call(
+        self,
+        shard: StandaloneNode,
+        script: Script,
+        decode: Callable[[Any], Any],
+        keys: tuple[str, ...],
+        args: tuple[str | int, ...],
+    ) -> Call:
+        future = self._loop.create_future()
+        return Call(shard, script, decode, keys, args, future, began_at=SYSTEM_CLOCK.now())

@@ -1,0 +1,368 @@
+"""Staying connected to one Redis: log in, subscribe, come back.
+
+Nothing is sent twice here. A command that was in flight when the connection ended is reported as unknown;
+only the caller can know how to ask again without doing it twice (with the same grant).
+
+On one connection the server runs commands in the order we sent them, which is what makes an undo work that
+is queued behind a cancelled acquire. A *new* connection has no such order with the old one: bytes of the
+old one may still lie in the server's socket buffer and be executed after the new one's first commands, and
+an acquire executed behind its own undo would hold the lock for a whole ttl with no holder. So on each
+reconnect the old connection is killed by its id and address first, where the server allows it.
+
+A connection may be dead without anybody being told: a NAT or a firewall has forgotten it. It cannot be told
+from a server that is slow, so nothing is ended early. When replies have been owed for a while, a second
+connection is begun beside the first, and whichever brings something first is kept: a server that is only slow
+answers what it owes before it has answered the several questions of a log-in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from lockguard._nodes.address import Address
+from lockguard._nodes.channels import Channels
+from lockguard._nodes.dial import Resolver, first_of, keep_alive
+from lockguard._nodes.login import Identity, LogIn, ask
+from lockguard._nodes.wire import NotSent, Slot, Wire
+from lockguard.errors import ConfigurationError, NodeRefused
+
+__all__ = ["AS_WITHOUT_CERTIFICATE", "Connection"]
+
+AS_WITHOUT_CERTIFICATE = "as from a server that asks for a certificate (?ssl_certfile=FILE&ssl_keyfile=FILE)"
+
+_BACKOFF_FIRST_S = 0.05
+
+_LAST_TURNS_S = 0.01
+"""A loop that ends has ended by then."""
+
+_NOT_YET = "not connected yet"
+_AS_WITHOUT_TLS = "as from a port that speaks none: write redis:// for that"
+_RESP3 = 3
+
+_DOUBT_S = 0.25
+_DOUBT_TTL_SHARE = 1 / 5
+"""Of the shortest ttl: renewed from a third of it on, a lease can be renewed again on another connection."""
+
+_DOUBT_MIN_S = 0.1
+
+
+class OnConnect(Protocol):
+    """Told that commands can be sent."""
+
+    def __call__(self, *, again: bool) -> None:
+        """``again``: it is not the first connection."""
+
+
+class Connection:
+    """A wire that is remade when it breaks.
+
+    Args:
+        address: the server.
+        inbox: the channel on which this process is woken.
+        on_message: called with the payload of each message on the inbox.
+        on_login: looks at the server before anything else is said; raises if it will not do.
+        on_connect: called when commands can be sent; ``again`` for each connection but the first.
+        on_refused: called when an attempt to come back has failed; it is not the last.
+        on_wiped: called when the server says that its data are gone.
+        connect_timeout_s: for the TCP connection and the log-in together.
+        reply_timeout_s: how long a server may owe a reply without a byte.
+        locate: asked for the address before each attempt, for a server that moves.
+        backoff_max_s: between attempts to come back.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        inbox: str,
+        on_message: Callable[[bytes], None],
+        on_login: Callable[[Wire], Awaitable[None]],
+        on_connect: OnConnect,
+        on_refused: Callable[[], None],
+        on_wiped: Callable[[], None],
+        connect_timeout_s: float,
+        reply_timeout_s: float,
+        locate: Callable[[], Awaitable[Address]] | None = None,
+        backoff_max_s: float = 1.0,
+    ) -> None:
+        self.address = address
+        self._inbox = inbox
+        self._on_message = on_message
+        self._on_login = on_login
+        self._on_connect = on_connect
+        self._on_refused = on_refused
+        self._on_wiped = on_wiped
+        self._locate = locate
+        self._backoff_max_s = backoff_max_s
+        self._connect_timeout_s = connect_timeout_s
+        self._reply_timeout_s = reply_timeout_s
+        self._wire: Wire | None = None
+        self._listener: Wire | None = None
+        self._attempt: asyncio.Task[None] | None = None
+        self._coming_back: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._subscribed: asyncio.Future[None] | None = None
+        self._identity: Identity | None = None
+        self.connected_before = False
+        """Whether anything was ever said to the server."""
+        self._channels: Channels | None = None
+        self._opening: list[Wire] = []
+        self._resolver = Resolver()
+        self._doubt_s = _DOUBT_S
+        self._cause = _NOT_YET
+        self._closed = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether commands go out now."""
+        return self._wire is not None and self._wire.open
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether another connection is on its way, or follows when this one has ended."""
+        return self.connected_before and not self._closed
+
+    async def connect(self) -> None:
+        """Connect unless connected; concurrent callers share one attempt.
+
+        Raises:
+            NodeRefused: it cannot be reached.
+            ConfigurationError: it refuses the log-in.
+        """
+        if self.ready:
+            return
+        if self._closed:
+            raise NodeRefused(f"the connection to {self.address.name} is closed", node=self.address.name)
+        # Shielded: one caller's cancellation must not end the attempt that others wait for.
+        await asyncio.shield(self._begin())
+
+    def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
+        """As :meth:`Wire.send`; without a connection the slot is told so at once."""
+        if self._wire is None:
+            slot(NotSent(self._cause))
+        else:
+            self._wire.send(slot, *command, lone=lone)
+
+    def send_packed(self, slot: Slot, command: bytes, *, lone: bool = False) -> None:
+        """As :meth:`Wire.send_packed`; without a connection the slot is told so at once."""
+        if self._wire is None:
+            slot(NotSent(self._cause))
+        else:
+            self._wire.send_packed(slot, command, lone=lone)
+
+    def allow_silence(self, seconds: float) -> None:
+        """As :meth:`Wire.allow_silence`."""
+        if self._wire is not None:
+            self._wire.allow_silence(seconds)
+
+    def listen(self, channel: str) -> None:
+        """Listen to a shard channel, until the connection ends."""
+        if self._channels is not None and self.ready:
+            self._channels.add(channel)
+
+    def drop(self, cause: str) -> None:
+        """End the connection, also one that is being made; it comes back, to where ``locate`` says."""
+        self._hang_up(cause, self._wire, self._listener, *self._opening)
+
+    def serve_ttl(self, ttl_ms: int) -> None:
+        """A lease of this ttl is kept here: a dead connection has to be found out in time for it."""
+        doubt_s = max(_DOUBT_MIN_S, ttl_ms / 1000 * _DOUBT_TTL_SHARE)
+        if doubt_s < self._doubt_s:
+            self._doubt_s = doubt_s
+            if self._wire is not None:
+                self._wire.doubt_s = min(self._wire.doubt_s, doubt_s)
+
+    async def aclose(self) -> None:
+        """Write what is queued, then close. Nothing of it is left when this returns."""
+        self._closed = True
+        if self._again is not None:
+            self._again.cancel()
+        tasks = [t for t in (self._attempt, self._coming_back) if t is not None and not t.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if (wire := self._wire) is not None:
+            try:
+                # Until nothing is owed: an undo may have to be sent a second time, as text (NOSCRIPT).
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    async with asyncio.timeout(self._reply_timeout_s):
+                        while wire.owed:
+                            await ask(wire, "PING")
+            finally:
+                self._hang_up("closed", wire, self._listener)
+            await wire.gone.wait()
+            if self._listener is not None:
+                await self._listener.gone.wait()
+
+    def _begin(self) -> asyncio.Task[None]:
+        if self._attempt is None or self._attempt.done():
+            self._attempt = asyncio.create_task(
+                self._connect_once(), name=f"lockguard-connect-{self.address.name}"
+            )
+            # Perhaps nobody waits for it.
+            self._attempt.add_done_callback(lambda attempt: attempt.cancelled() or attempt.exception())
+        return self._attempt
+
+    def _doubted(self, wire: Wire) -> None:
+        if wire is self._wire and not self._closed:
+            self._begin()
+
+    def _trusted(self, wire: Wire) -> None:
+        if wire is not self._wire or self._closed:
+            return
+        # It was only slow: next time it has longer.
+        wire.doubt_s = min(2 * wire.doubt_s, self._reply_timeout_s)
+        if self._attempt is not None and not self._attempt.done():
+            self._attempt.cancel()
+
+    async def _connect_once(self) -> None:
+        opened = self._opening = []
+        if self.address.tls is not None and not self.connected_before and self._cause == _NOT_YET:
+            # Who has less patience than the attempt takes is told this.
+            self._cause = f"no answer to TLS yet, {_AS_WITHOUT_TLS}"
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                wire, listener = await self._open_all(opened)
+        except (OSError, TimeoutError) as exc:
+            self._hang_up("not connected", *opened)
+            self._cause = self._cause_of(exc)
+            raise NodeRefused(
+                f"cannot connect to Redis at {self.address.name}: {self._cause};"
+                " check the URL and that the server runs",
+                node=self.address.name,
+            ) from exc
+        except BaseException as exc:
+            self._hang_up("the log-in did not finish", *opened)
+            self._cause = str(exc) or "cancelled"
+            raise
+        doubted, self._wire = (self._wire, self._listener), None
+        self._hang_up("no reply, while the server answers on another connection", *doubted)
+        self._wire, self._listener = wire, listener
+        wire.doubt_s = self._doubt_s
+        self._channels = Channels(listener or wire)
+        again, self.connected_before = self.connected_before, True
+        self._on_connect(again=again)
+
+    def _cause_of(self, exc: Exception) -> str:
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return f"{exc}: give the authority that signed its certificate as ?ssl_ca_certs=FILE"
+        if self.address.tls is not None and isinstance(exc, TimeoutError):
+            return f"no answer to TLS within {self._connect_timeout_s:g} s, {_AS_WITHOUT_TLS}"
+        if self.address.tls is not None and not isinstance(exc, ConnectionRefusedError):
+            # TLS 1.3 tells us after the handshake, and a reset may overtake the alert that says why.
+            return f"{exc}, {AS_WITHOUT_CERTIFICATE}"
+        if self._resolver.waits:
+            return f"nobody told the address of {self.address.host!r} within {self._connect_timeout_s:g} s"
+        return str(exc) or f"no answer within {self._connect_timeout_s:g} s"
+
+    async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:
+        """One wire; and with RESP2, which has no way to send a message between replies, one to listen."""
+        if self._locate is not None:
+            self.address = await self._locate()
+        log_in = LogIn(self.address, self._inbox)
+        wire = await self._open(opened)
+        protocol = await log_in.greet(wire)
+        await self._on_login(wire)
+        log_in.teach(wire)
+        log_in.succeed(wire, self._identity, self._known_as)
+        self._subscribed = asyncio.get_running_loop().create_future()
+        if protocol == _RESP3:
+            log_in.watch(wire)
+            await log_in.subscribe(wire, self._subscribed, protocol=protocol)
+            return wire, None
+        listener = await self._open(opened, listens=True)
+        await log_in.greet(listener)
+        await log_in.subscribe(listener, self._subscribed, protocol=protocol)
+        return wire, listener
+
+    def _known_as(self, identity: Identity | None) -> None:
+        self._identity = identity
+
+    async def _open(self, opened: list[Wire], *, listens: bool = False) -> Wire:
+        loop, to = asyncio.get_running_loop(), self.address
+
+        def new_wire() -> Wire:
+            wire = Wire(
+                on_push=self._pushed,
+                on_end=self._ended,
+                on_doubt=self._doubted,
+                on_trust=self._trusted,
+                reply_timeout_s=self._reply_timeout_s,
+                listens=listens,
+            )
+            opened.append(wire)
+            return wire
+
+        if to.path:
+            _, wire = await loop.create_unix_connection(new_wire, to.path)
+            return wire
+
+        async def connect(address: str) -> Wire:
+            server_hostname = None if to.tls is None else to.host
+            transport, wire = await loop.create_connection(
+                new_wire, address, to.port, ssl=to.tls, server_hostname=server_hostname
+            )
+            keep_alive(transport)
+            return wire
+
+        before = len(opened)
+        wire = await first_of(await self._resolver.addresses(to.host, to.port), connect)
+        self._hang_up("another address answered first", *(one for one in opened[before:] if one is not wire))
+        return wire
+
+    def _pushed(self, message: list[Any] | Exception) -> None:
+        subscribed = self._subscribed
+        if isinstance(message, Exception):
+            if subscribed is not None and not subscribed.done():
+                subscribed.set_exception(message)
+            elif self._channels is not None:
+                self._channels.refused(message)
+        elif message[0] in {b"message", b"smessage"}:
+            self._on_message(message[2])
+        elif message[0] == b"sunsubscribe" and self._channels is not None and message[1] is not None:
+            self._channels.forget(message[1].decode())
+        elif message[0] == b"invalidate":
+            self._on_wiped()
+        elif message[0] == b"subscribe" and subscribed is not None and not subscribed.done():
+            subscribed.set_result(None)
+
+    def _ended(self, ended: Wire, cause: str) -> None:
+        """One wire ended: the other ends with it, and both come back together."""
+        if self._wire is None or self._closed or ended not in (self._wire, self._listener):
+            return
+        wire, listener, self._wire, self._listener = self._wire, self._listener, None, None
+        self._cause = cause
+        self._hang_up(cause, wire, listener)
+        if self._again is None and (self._coming_back is None or self._coming_back.done()):
+            # Not in this turn of the loop: it may be one of the last, in which asyncio.run has cancelled all
+            # tasks, and one that is started then is destroyed unfinished. A timer just ends with its loop.
+            self._again = asyncio.get_running_loop().call_later(_LAST_TURNS_S, self._begin_again)
+
+    def _begin_again(self) -> None:
+        self._again = None
+        if not self._closed and not self.ready:
+            self._coming_back = asyncio.create_task(
+                self._come_back(), name=f"lockguard-connect-again-{self.address.name}"
+            )
+
+    @staticmethod
+    def _hang_up(cause: str, *wires: Wire | None) -> None:
+        for wire in wires:
+            if wire is not None:
+                wire.end(cause)
+
+    async def _come_back(self) -> None:
+        backoff_s = _BACKOFF_FIRST_S
+        while not self.ready and not self._closed:
+            try:
+                await self.connect()
+            except (NodeRefused, ConfigurationError):
+                self._on_refused()
+                # Jitter, so that a hundred bots do not come back to a restarted server in one instant.
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
+                backoff_s = min(backoff_s * 2, self._backoff_max_s)

@@ -1,0 +1,132 @@
+"""A server that is one of several independent ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from lockguard._lease import Grant, GrantId, Resource
+from lockguard._nodes import votes
+from lockguard._nodes.address import Address
+from lockguard._nodes.scripted import NAMESPACE, keys_of
+from lockguard._nodes.server import ServerFacts
+from lockguard._nodes.standalone import StandaloneNode
+from lockguard._scripts import ACQUIRE, ADMIT, REJOIN, RELEASE
+from lockguard.ports import AcquireRequest, AcquireVote, Answer, Done, Membership, NoVote, Outsider
+
+__all__ = ["MemberNode"]
+
+_LOOK = -1
+
+
+class MemberNode(StandaloneNode):
+    """Keeps locks together with others, of which a majority decides; see ``lockguard/_company.py``.
+
+    Args:
+        address: the server.
+        inbox: this process's wake-up channel.
+        nodes: how many decide together, itself included.
+        namespace: the first part of every key.
+        connect_timeout_s: for connecting and logging in.
+        reply_timeout_s: how long the server may owe a reply.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        inbox: str,
+        nodes: int,
+        namespace: str = NAMESPACE,
+        connect_timeout_s: float = 2.0,
+        reply_timeout_s: float = 2.0,
+    ) -> None:
+        super().__init__(
+            address,
+            inbox=inbox,
+            namespace=namespace,
+            connect_timeout_s=connect_timeout_s,
+            reply_timeout_s=reply_timeout_s,
+        )
+        self._nodes = nodes
+        self._member = f"{namespace}:member"
+        self._identified: ServerFacts | None = None
+        self._server_ids: frozenset[str] = frozenset()
+        self._outsider: Callable[[], None] = lambda: None
+
+    @property
+    def server_ids(self) -> frozenset[str]:
+        """What this server shares with no independent one: its run and its replication; empty if unknown."""
+        if self._identified is not self._facts:
+            self._identified = self._facts
+            self._server_ids = frozenset(filter(None, [self._facts.run_id, self._facts.replication_id]))
+        return self._server_ids
+
+    def on_outsider(self, callback: Callable[[], None]) -> None:
+        """Have ``callback()`` called when the node has to be admitted."""
+        self._outsider = callback
+
+    def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
+        """Run acquire.lua, which looks whether the server may vote."""
+        future: asyncio.Future[AcquireVote] = asyncio.get_running_loop().create_future()
+        self.vote(request, 0, future)
+        return future
+
+    def vote(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
+        """Run acquire.lua, with the token or the place that all nodes are asked to give."""
+        args = (
+            request.grant,
+            request.ttl_ms,
+            request.holder,
+            request.operation,
+            self._inbox if request.queue else "",
+            request.ticket,
+            request.lock_delay_ms,
+            request.history,
+            proposal,
+            self._facts.run_id,
+            self._nodes,
+        )
+        keys = (*keys_of(self._namespace, request.resource).acquire, self._member)
+        self.run(ACQUIRE, self._acquired, keys, *args, lone=True, answer=answer)
+
+    def leave(
+        self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
+    ) -> None:
+        """Run release.lua."""
+        keys = keys_of(self._namespace, resource).release
+        args = (grant, self._inbox, int(lost), seal)
+        self.run(RELEASE, votes.done, keys, *args, lone=True, answer=answer)
+
+    def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
+        """Run rejoin.lua."""
+        keys = (*keys_of(self._namespace, grant.resource).rejoin, self._member)
+        args = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms, self._facts.run_id)
+        return self._run(REJOIN, self._rejoined, keys, *args)
+
+    def membership(self) -> asyncio.Future[Membership | NoVote]:
+        """Run admit.lua, only to look."""
+        return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, _LOOK, 0)
+
+    def admit(self, *, quiet_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
+        """Run admit.lua."""
+        return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, quiet_ms, ttl_max_ms)
+
+    def _connected(self, *, again: bool) -> None:
+        super()._connected(again=again)
+        if again:
+            # Perhaps to another run. If it still has a lock that is held, nobody else would notice.
+            self._outsider()
+
+    def _rejoined(self, reply: int) -> Done:
+        if reply == 2:
+            self._outsider()
+        return Done(found=reply != 0)
+
+    def _acquired(self, reply: list[Any]) -> AcquireVote:
+        vote = votes.acquired(reply)
+        if isinstance(vote, Outsider) and not vote.quiet_ms:
+            # Told here and not by the vote: the caller may have decided without it.
+            self._outsider()
+        return vote

@@ -1,0 +1,181 @@
+"""What all kinds of nodes have in common: which script runs for what, on which keys, with which arguments."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar
+
+from lockguard._lease import GrantId, Resource, Token
+from lockguard._nodes import votes
+from lockguard._scripts import ACQUIRE, BREAK, EXTEND, INSPECT, RELEASE, SETTLE, Script
+from lockguard.ports import AcquireRequest, AcquireVote, Broken, Done, Extended, Inspection, NoVote
+
+__all__ = ["NAMESPACE", "ScriptedNode"]
+
+T = TypeVar("T")
+
+NAMESPACE = "lockguard"
+"""The first part of every key."""
+
+_WAITERS_SHOWN_MAX = 1000
+
+
+class ScriptedNode(ABC):
+    """A lock node whose decisions are made by the scripts.
+
+    Args:
+        inbox: this process's wake-up channel.
+        namespace: the first part of every key.
+    """
+
+    def __init__(self, *, inbox: str, namespace: str) -> None:
+        self._namespace = namespace
+        self._inbox = inbox
+        self._wake: Callable[[GrantId | None], None] = lambda _: None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    # What a kind of node adds.
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The node, for people; without credentials."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether commands would go out now."""
+
+    @abstractmethod
+    async def connect(self) -> None:
+        """Be ready to send.
+
+        Raises:
+            NodeRefused: the server cannot be reached.
+            ConfigurationError: it refuses the log-in, or is of another kind.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Send what is queued, then close."""
+
+    @abstractmethod
+    def _run(
+        self,
+        script: Script,
+        decode: Callable[[Any], T],
+        keys: tuple[str, ...],
+        *args: str | int,
+        lone: bool = False,
+    ) -> asyncio.Future[Any]:
+        """Have a script run; the future gets what ``decode`` makes of its reply, or a vote of no effect."""
+
+    # What all share.
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The one loop that a node serves; asking which one runs is a system call before Python 3.12."""
+        return asyncio.get_running_loop()
+
+    def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
+        """Have ``callback`` called with the grant of each waiter that the server wakes; ``None``: all."""
+        self._wake = callback
+
+    def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
+        """Run acquire.lua."""
+        return self._run(
+            ACQUIRE,
+            votes.acquired,
+            keys_of(self._namespace, request.resource).acquire,
+            request.grant,
+            request.ttl_ms,
+            request.holder,
+            request.operation,
+            self._inbox_of(request.resource) if request.queue else "",
+            request.ticket,
+            request.lock_delay_ms,
+            request.history,
+            lone=True,
+        )
+
+    def settle(self, resource: Resource, grant: GrantId, token: Token) -> asyncio.Future[Done | NoVote]:
+        """Run settle.lua."""
+        return self._run(SETTLE, votes.done, keys_of(self._namespace, resource).settle, grant, token)
+
+    def extend(
+        self, resource: Resource, grant: GrantId, ttl_ms: int, *, seal: str = ""
+    ) -> asyncio.Future[Extended | NoVote]:
+        """Run extend.lua."""
+        # Not "lone": a guard renews all its leases in one turn of the loop, and they leave in one write.
+        keys = keys_of(self._namespace, resource).extend
+        return self._run(EXTEND, votes.extended, keys, grant, ttl_ms, seal)
+
+    def release(
+        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = ""
+    ) -> asyncio.Future[Done | NoVote]:
+        """Run release.lua.
+
+        It is written in this turn of the loop or at the beginning of the next one, which comes before
+        anybody is told that the calling task has ended: no loop can be stopped in between.
+        """
+        keys = keys_of(self._namespace, resource).release
+        args = (grant, self._inbox_of(resource), int(lost), seal)
+        return self._run(RELEASE, votes.done, keys, *args, lone=True)
+
+    def break_(self, resource: Resource, *, reason: str, token: Token) -> asyncio.Future[Broken | NoVote]:
+        """Run break.lua, by force."""
+        return self._break(votes.broken, resource, "force", reason, token)
+
+    def request_handover(self, resource: Resource, *, reason: str) -> asyncio.Future[Done | NoVote]:
+        """Run break.lua, asking."""
+        return self._break(lambda reply: Done(found=bool(reply[0])), resource, "ask", reason, 0)
+
+    def inspect(self, resource: Resource) -> asyncio.Future[Inspection | NoVote]:
+        """Run inspect.lua."""
+        keys = keys_of(self._namespace, resource).inspect
+        return self._run(INSPECT, lambda reply: votes.inspected(resource, reply), keys, _WAITERS_SHOWN_MAX)
+
+    def _inbox_of(self, resource: Resource) -> str:  # noqa: ARG002 - all of a process wait on one channel
+        return self._inbox
+
+    def _break(
+        self, decode: Callable[[Any], T], resource: Resource, how: str, reason: str, token: int
+    ) -> asyncio.Future[T | NoVote]:
+        return self._run(BREAK, decode, keys_of(self._namespace, resource).break_, how, reason, token)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one resource, in the order in which each script wants them."""
+
+    acquire: tuple[str, ...]
+    settle: tuple[str, ...]
+    extend: tuple[str, ...]
+    release: tuple[str, ...]
+    break_: tuple[str, ...]
+    inspect: tuple[str, ...]
+    rejoin: tuple[str, ...]
+
+
+@lru_cache(maxsize=4096)
+def keys_of(namespace: str, resource: Resource) -> Keys:
+    """All of them share a hash tag, so they live in one slot of a cluster."""
+    lock = f"{namespace}:{{{resource}}}"
+    floor, queue, inboxes = f"{lock}:token", f"{lock}:queue", f"{lock}:inboxes"
+    following, tenure, history = f"{lock}:next", f"{lock}:tenure", f"{lock}:history"
+    seal = f"{lock}:seal"
+    return Keys(
+        acquire=(lock, floor, queue, inboxes, following, tenure, history, seal),
+        settle=(lock, floor),
+        extend=(lock, tenure, seal),
+        release=(lock, queue, inboxes, following, tenure, history, seal),
+        break_=(lock, floor, tenure, history, queue, inboxes, following),
+        inspect=(lock, floor, queue, inboxes),
+        rejoin=(lock, floor, history),
+    )

@@ -1,0 +1,375 @@
+"""A lock node that is one Redis or Valkey server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import hiredis
+
+from lockguard._lease import GrantId
+from lockguard._nodes.address import Address
+from lockguard._nodes.connection import Connection
+from lockguard._nodes.login import ask
+from lockguard._nodes.scripted import NAMESPACE, ScriptedNode
+from lockguard._nodes.server import ServerFacts, require
+from lockguard._nodes.wire import Cut, NotSent, Reply, Wire
+from lockguard._scripts import ACQUIRE, EXTEND, INSPECT, RELEASE, SETTLE, Script
+from lockguard.errors import NodeRefused, NodeUnknown
+from lockguard.ports import AcquireVote, Answer, Granted, NoVote, Refused, Unknown
+
+__all__ = ["SAME_AGAIN", "Call", "StandaloneNode"]
+
+T = TypeVar("T")
+
+_OWED_MAX = 10_000
+_WAIT_MS_MAX = 1_000
+
+_WITH_TTL = (ACQUIRE, EXTEND)
+_TTL = 1  # among their arguments
+
+SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT)
+"""What does the same, and tells the same, when it is done twice. A second break would tell that nobody was
+there; a release that may have been done is repeated as well, but what it tells then is not believed."""
+
+_ELSEWHERE = ("READONLY", "MASTERDOWN", "LOADING")
+"""What a server says that is the master no longer, or not yet again. Nothing was done."""
+
+
+class Call:
+    """A script on its way. It takes its own reply from the wire.
+
+    A function that sends itself again would refer to itself, and what each command leaves would be there
+    until the garbage collector comes by.
+
+    Attributes:
+        script: what to run.
+        decode: makes a vote of the reply.
+        keys: on which keys.
+        args: with which arguments.
+        future: what the caller waits for; done if it no longer does.
+        node: which sent it last, and is answered.
+        tries: how often it was sent again.
+        began_at: when it was made, on the clock, in seconds; for a cluster, which bounds it by that.
+        fault: why it was sent again.
+    """
+
+    __slots__ = ("args", "began_at", "decode", "fault", "future", "keys", "node", "script", "tries")
+
+    def __init__(
+        self,
+        node: StandaloneNode,
+        script: Script,
+        decode: Callable[[Any], Any],
+        keys: tuple[str, ...],
+        args: tuple[str | int, ...],
+        future: Answer,
+        *,
+        began_at: float = 0.0,
+    ) -> None:
+        self.node = node
+        self.script = script
+        self.decode = decode
+        self.keys = keys
+        self.args = args
+        self.future: Any = future
+        self.tries = 0
+        self.began_at = began_at
+        self.fault = ""
+
+    def __call__(self, reply: Reply) -> None:
+        """Take the reply."""
+        self.node.answered(self, reply)
+
+
+class StandaloneNode(ScriptedNode):
+    """Keeps locks in one server.
+
+    A release that was lost with its connection is owed: it is sent again before anything else is said on
+    the next one, so that neither a cancelled acquire nor a body that ended leaves a lock behind for its ttl.
+
+    What was lost otherwise is asked once more, with the same grant, if the connection comes back at once and
+    somebody still waits for it: for an idle connection that a NAT has forgotten, nobody is refused.
+
+    A server that says that it is no longer the master is left, and its name is looked up again.
+
+    Args:
+        address: the server.
+        inbox: this process's wake-up channel.
+        namespace: the first part of every key.
+        connect_timeout_s: for connecting and logging in.
+        reply_timeout_s: how long the server may owe a reply.
+        min_replicas: how many replicas must have the lock before it counts as granted. All other commands of
+            this process wait meanwhile, up to a quarter of the ttl.
+        mode: what the server has to be, ``standalone`` or ``cluster``.
+        locate: asked for the address before each attempt to connect, for a server that moves.
+        backoff_max_s: between attempts to come back.
+        redirect: offered what was not done before it becomes a vote, as ``redirect(reply, call)``; tells
+            whether it took the call over.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        inbox: str,
+        namespace: str = NAMESPACE,
+        connect_timeout_s: float = 2.0,
+        reply_timeout_s: float = 2.0,
+        min_replicas: int = 0,
+        mode: str = "standalone",
+        locate: Callable[[], Awaitable[Address]] | None = None,
+        backoff_max_s: float = 1.0,
+        redirect: Callable[[Exception, Call], bool] = lambda *_: False,
+    ) -> None:
+        super().__init__(inbox=inbox, namespace=namespace)
+        self._mode = mode
+        self._min_replicas = min_replicas
+        self._redirect = redirect
+        self._facts = ServerFacts()
+        self._owed: deque[tuple[str | int, ...]] = deque(maxlen=_OWED_MAX)
+        self._lost: list[tuple[Call, Exception]] = []
+        self._ttl_ms: str | int = 0
+        self._connection = Connection(
+            address,
+            inbox=inbox,
+            on_message=lambda payload: self._wake(GrantId(payload.decode())),
+            on_login=self._examine,
+            on_connect=self._connected,
+            on_refused=self._give_up,
+            on_wiped=lambda: self._wake(None),
+            connect_timeout_s=connect_timeout_s,
+            reply_timeout_s=reply_timeout_s,
+            locate=locate,
+            backoff_max_s=backoff_max_s,
+        )
+
+    @property
+    def name(self) -> str:
+        """Host, port and database; no credentials."""
+        return self._connection.address.name
+
+    @property
+    def address(self) -> Address:
+        """Where the server is, or was last."""
+        return self._connection.address
+
+    @property
+    def ready(self) -> bool:
+        """Whether commands go out now."""
+        return self._connection.ready
+
+    async def connect(self) -> None:
+        """Be ready to send.
+
+        Raises:
+            NodeRefused: the server cannot be reached.
+            ConfigurationError: it refuses the log-in, or is of another kind.
+        """
+        if not self._connection.ready:
+            await self._connection.connect()
+
+    async def aclose(self) -> None:
+        """Send what is queued, then close."""
+        await self._connection.aclose()
+        self._give_up()
+
+    async def ask(self, *command: str | bytes | int) -> Reply:
+        """Say anything else; gives the reply, which may be an exception object."""
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        self._connection.send(lambda reply: None if answer.done() else answer.set_result(reply), *command)
+        return await answer
+
+    def run(
+        self,
+        script: Script,
+        decode: Callable[[Any], T],
+        keys: tuple[str, ...],
+        *args: str | int,
+        lone: bool = False,
+        answer: Answer | None = None,
+    ) -> asyncio.Future[Any]:
+        """Send a script by its SHA, and by its text if the server does not know it (L5).
+
+        Args:
+            script: what to run.
+            decode: makes a vote of the reply.
+            keys: on which keys.
+            *args: with which arguments.
+            lone: as for :meth:`Wire.send`.
+            answer: for whoever counts votes without a future for each.
+
+        Returns:
+            Where the vote goes: ``answer``, or a new future.
+        """
+        asked: Any = self._loop.create_future() if answer is None else answer
+        self.say(Call(self, script, decode, keys, args, asked), lone=lone)
+        if script is ACQUIRE and self._min_replicas:
+            return self._replicated(asked, int(args[_TTL]))
+        return asked  # type: ignore[no-any-return]
+
+    def say(self, call: Call, *, lone: bool = False) -> None:
+        """Send a call by its script's SHA; see :meth:`run`."""
+        script, args = call.script, call.args
+        if script in _WITH_TTL and args[_TTL] != self._ttl_ms:
+            self._ttl_ms = args[_TTL]
+            self._connection.serve_ttl(int(self._ttl_ms))
+        head, skipped = _head(script.sha, call.keys, len(args))
+        packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub takes one word
+        self._connection.send_packed(call, head + packed[skipped:], lone=lone)
+
+    def answered(self, call: Call, reply: Reply) -> None:
+        """Make a vote of a call's reply, unless it has to be sent again."""
+        future = call.future
+        if not isinstance(reply, Exception):
+            try:
+                vote = call.decode(reply)  # also when nobody waits: a node learns from it
+            except (ValueError, TypeError, IndexError) as exc:  # somebody else wrote to our keys
+                text = f"{self.name}: {call.script.name}: unreadable reply {reply!r:.200}: {exc}"
+                vote = Unknown(NodeUnknown(text, node=self.name))
+        elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+            # Not executed, so it may be sent again. Not for a cancelled caller, though: its undo is
+            # already on its way and would be overtaken. An undo itself has nothing behind it.
+            if not future.done() or call.script is RELEASE:
+                self._send_text(call)
+            return
+        elif self._redirect(reply, call) or self._again_soon(reply, call):
+            return
+        else:
+            vote = self._no_vote(call, reply)
+        if not future.done():
+            future.set_result(vote)
+
+    _run = run
+
+    def take_over(self, call: Call, *, asking: bool = False) -> None:
+        """Do what another server redirected here.
+
+        Args:
+            call: what it was asked to do.
+            asking: only this time: the slot is about to move here.
+        """
+        call.node = self
+        if asking:
+            self._connection.send(lambda _: None, "ASKING")
+        # As text, since NOSCRIPT would come back without its ASKING.
+        self._send_text(call)
+
+    def listen(self, channel: str) -> None:
+        """Listen to a shard channel too."""
+        self._connection.listen(channel)
+
+    def drop(self, cause: str) -> None:
+        """End the connection; it comes back."""
+        self._connection.drop(cause)
+
+    def _replicated(self, asked: asyncio.Future[AcquireVote], ttl_ms: int) -> asyncio.Future[AcquireVote]:
+        """A vote that waits until the replicas have the lock."""
+        future: asyncio.Future[AcquireVote] = self._loop.create_future()
+
+        def counted(reply: Reply) -> None:
+            if future.done():
+                return
+            if isinstance(reply, int) and reply >= self._min_replicas:
+                future.set_result(asked.result())
+                return
+            told = (
+                f"only {reply} of {self._min_replicas} replicas have it" if isinstance(reply, int) else reply
+            )
+            text = f"{self.name}: granted, but not replicated: {told}"
+            future.set_result(Unknown(NodeUnknown(text, node=self.name)))
+
+        def answered(_: object) -> None:
+            if future.done() or asked.cancelled():
+                return
+            if isinstance(asked.result(), Granted):
+                wait_ms = min(_WAIT_MS_MAX, ttl_ms // 4)
+                self._connection.send(counted, "WAIT", self._min_replicas, wait_ms)
+                self._connection.allow_silence(wait_ms / 1000)
+            else:
+                future.set_result(asked.result())
+
+        asked.add_done_callback(answered)
+        # A cancelled caller's command must not be sent again (see run).
+        future.add_done_callback(lambda _: asked.cancel())
+        return future
+
+    def _send_text(self, call: Call) -> None:
+        self._connection.send(call, "EVAL", call.script.source, len(call.keys), *call.keys, *call.args)
+
+    def _no_vote(self, call: Call, fault: Exception) -> NoVote:
+        """An error is never a yes (S12)."""
+        text = f"{self.name}: {call.script.name}: {fault}"
+        if call.script is RELEASE and isinstance(fault, Cut | NotSent) and self._connection.connected_before:
+            self._owed.append((call.script.sha, len(call.keys), *call.keys, *call.args))
+        if isinstance(fault, Cut):
+            return Unknown(NodeUnknown(text, node=self.name))
+        if isinstance(fault, NotSent):
+            text = f"Redis at {self.name} is not connected ({fault}); check the URL and that the server runs"
+        return Refused(NodeRefused(text, node=self.name))
+
+    def _again_soon(self, fault: Exception, call: Call) -> bool:
+        """Ask once more on the next connection, if it comes at once; tells whether that will be done."""
+        moved = isinstance(fault, hiredis.ReplyError) and _told(fault, _ELSEWHERE)
+        if moved:
+            self.drop(f"it says {fault}")
+        if not (moved or isinstance(fault, Cut)) or call.tries or call.script not in SAME_AGAIN:
+            return False
+        if not self._connection.comes_back:
+            return False
+        call.tries += 1
+        self._lost.append((call, fault))
+        return True
+
+    def _give_up(self) -> None:
+        lost, self._lost = self._lost, []
+        for call, fault in lost:
+            if not call.future.done():
+                call.future.set_result(self._no_vote(call, fault))
+
+    def _connected(self, *, again: bool) -> None:
+        if not again:
+            return
+        for release in tuple(self._owed):
+            self._owed.popleft()
+            self._connection.send(self._repaid(release), "EVALSHA", *release)
+        lost, self._lost = self._lost, []
+        for call, _ in lost:
+            # Not for a cancelled caller: its undo was sent before.
+            if not call.future.done():
+                self._send_text(call)
+        self._wake(None)
+
+    def _repaid(self, release: tuple[str | int, ...]) -> Callable[[Reply], None]:
+        def answered(reply: Reply) -> None:
+            if isinstance(reply, Cut | NotSent):
+                self._owed.append(release)
+            elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+                self._connection.send(lambda _: None, "EVAL", RELEASE.source, *release[1:])
+
+        return answered
+
+    async def _examine(self, wire: Wire) -> None:
+        self._facts = ServerFacts.parse(await ask(wire, "INFO"))
+        require(self._facts, name=self.name, mode=self._mode)
+
+
+@lru_cache(maxsize=8192)
+def _head(sha: str, keys: tuple[str, ...], args: int) -> tuple[bytes, int]:
+    """All before the arguments, and how long the count of words is that the arguments alone begin with.
+
+    It is the same for each call on one resource, and making it anew took longer than the arguments.
+    """
+    words: tuple[str | int, ...] = ("EVALSHA", sha, len(keys), *keys)
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]
+    head = b"*%d\r\n%b" % (len(words) + args, packed.partition(b"\r\n")[2])
+    return head, len(b"*%d\r\n" % args)
+
+
+def _told(fault: Exception, codes: Sequence[str]) -> bool:
+    text = str(fault)
+    # Redis 6 puts what a command within a script was told behind words of its own.
+    return text.startswith(tuple(codes)) or any(f": -{code} " in text for code in codes)

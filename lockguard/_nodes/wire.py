@@ -1,0 +1,269 @@
+"""Bytes to and from one Redis connection.
+
+One connection carries everything that a process says to a node. Commands that are sent in one turn of the
+event loop leave in one write, because a hundred coroutines that lock at once would otherwise pay for a
+hundred system calls. Replies come in the order of the commands, so each command leaves a *slot* in a
+queue and each reply goes to the oldest slot. A caller that was cancelled keeps its slot: taking it out
+would hand every later reply to the wrong caller.
+
+Between "sent" and "answered" nothing is known. When the connection ends, slots whose command had left are
+told :class:`Cut` (it may have been executed, or may be yet); those whose command was still in our buffer
+are told :class:`NotSent` (it was certainly not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
+
+import hiredis
+
+from lockguard._clock import SYSTEM_CLOCK
+
+__all__ = ["Cut", "NotSent", "Reply", "Slot", "Wire"]
+
+Reply: TypeAlias = Any
+"""What hiredis gives: bytes, int, None, list, dict, or an exception object for an error reply."""
+
+Slot: TypeAlias = Callable[[Reply], None]
+"""Called once with the reply, or with an exception object. It must not raise."""
+
+PENDING_MAX = 100_000
+_NO_MORE = object()
+_LAST_LOOK_S = 0.01
+
+
+class Cut(Exception):
+    """The connection ended after the command had been sent."""
+
+
+class NotSent(Exception):
+    """The command never left this process."""
+
+
+class Wire(asyncio.Protocol):
+    """One connection; made by ``loop.create_connection``.
+
+    Args:
+        on_push: called with each out-of-band message.
+        on_end: called once with the wire and the cause when the connection has ended.
+        on_doubt: called with the wire when it has owed replies and brought no byte for ``doubt_s``.
+        on_trust: called with the wire if a byte comes after all.
+        reply_timeout_s: a connection that owes replies and brings no byte for this long is ended; without
+            it a hung server would keep its callers for ever.
+        listens: messages come as plain replies, as RESP2 has it after SUBSCRIBE.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_push: Callable[[list[Any]], None],
+        on_end: Callable[[Wire, str], None],
+        reply_timeout_s: float,
+        on_doubt: Callable[[Wire], None] = lambda _: None,
+        on_trust: Callable[[Wire], None] = lambda _: None,
+        listens: bool = False,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_push = on_push
+        self._on_end = on_end
+        self._on_doubt = on_doubt
+        self._on_trust = on_trust
+        self._listens = listens
+        self._reply_timeout_s = reply_timeout_s
+        self._doubt_s = math.inf
+        self._reader = hiredis.Reader(notEnoughData=_NO_MORE)
+        self._transport: asyncio.Transport | None = None
+        self.open = False
+        """Whether commands can be sent."""
+        self._slots: deque[Slot] = deque()
+        self._unsent: list[bytes] = []
+        self._unsent_slots = 0
+        self._flush_due = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._silent_since = 0.0  # not by the loop's time, which in uvloop stands while a callback runs
+        self._allowed_until = 0.0
+        self._doubted = False
+        self._last_look = False
+        self._ended: str | None = None
+        self.gone = asyncio.Event()
+        """Set when the socket is closed, which is a turn of the loop after :meth:`end`."""
+
+    @property
+    def owed(self) -> int:
+        """How many replies have not come yet."""
+        return len(self._slots)
+
+    @property
+    def doubt_s(self) -> float:
+        """After how long without the reply that it owes the connection is doubted, in seconds."""
+        return self._doubt_s
+
+    @doubt_s.setter
+    def doubt_s(self, seconds: float) -> None:
+        sooner, self._doubt_s = seconds < self._doubt_s, seconds
+        if sooner and self._watch is not None:
+            self._watch.cancel()
+            self._look_in(seconds)
+
+    def allow_silence(self, seconds: float) -> None:
+        """What was sent last has the server wait for so long before it answers."""
+        self._allowed_until = max(self._allowed_until, SYSTEM_CLOCK.now() + seconds)
+
+    def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
+        """Queue a command; it leaves at the end of this turn of the event loop.
+
+        Args:
+            slot: gets the reply.
+            *command: its words.
+            lone: as for :meth:`send_packed`.
+        """
+        self.send_packed(slot, hiredis.pack_command(command), lone=lone)  # type: ignore[arg-type]  # its stub forgot bytes
+
+    def send_packed(self, slot: Slot, command: bytes, *, lone: bool = False) -> None:
+        """As :meth:`send`, for a command that is in the bytes of the protocol already.
+
+        Args:
+            slot: gets the reply.
+            command: one command.
+            lone: write at once if no reply is owed: a caller that is alone saves a turn of the loop, and of
+                many only the first does not share the write.
+        """
+        if not self.open:
+            slot(NotSent(self._ended or "not connected"))
+            return
+        if len(self._slots) >= PENDING_MAX:
+            slot(NotSent(f"{PENDING_MAX} commands are unanswered already"))
+            return
+        if not self._slots:
+            self._silent_since = SYSTEM_CLOCK.now()
+        lone = lone and not self._slots
+        self._slots.append(slot)
+        self._unsent_slots += 1
+        self._unsent.append(command)
+        if lone:
+            self.flush()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self.flush)
+        if self._watch is None:
+            self._look_in(min(self._doubt_s, self._reply_timeout_s))
+
+    def send_unanswered(self, *command: str | bytes | int) -> None:
+        """Queue a command that gets no reply of its own, such as SUBSCRIBE in RESP3."""
+        self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self.flush)
+
+    def send_listening(self, refused: Slot, *command: str | bytes | int) -> None:
+        """Queue a command whose success is a message and whose refusal is a reply, such as SSUBSCRIBE.
+
+        Args:
+            refused: gets the refusal; on a wire that only listens, that comes as a message.
+            *command: its words.
+        """
+        self.send_unanswered(*command)
+        if self._listens:
+            return
+
+        def answered(reply: Reply) -> None:
+            # A refusal takes the slot of the PING behind it, whose own answer comes next.
+            if isinstance(reply, hiredis.ReplyError):
+                self._slots.appendleft(lambda _: None)
+                refused(reply)
+
+        self.send(answered, "PING")
+
+    def flush(self) -> None:
+        """Write what is queued now."""
+        self._flush_due = False
+        if self._unsent and self.open:
+            assert self._transport is not None
+            data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
+            self._unsent.clear()
+            self._unsent_slots = 0
+            self._transport.write(data)
+
+    def end(self, cause: str) -> None:
+        """Close at once; every open slot is told."""
+        if self._ended is not None:
+            return
+        self._ended, self.open = cause, False
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        slots, self._slots = self._slots, deque()
+        sent = len(slots) - self._unsent_slots
+        self._unsent.clear()
+        for index, slot in enumerate(slots):
+            slot(Cut(cause) if index < sent else NotSent(cause))
+        self._on_end(self, cause)
+
+    def _check_progress(self) -> None:
+        """Look how long the oldest unanswered command has waited, or the last byte is ago."""
+        self._watch = None
+        if not self._slots:
+            return
+        silent_s = SYSTEM_CLOCK.now() - max(self._silent_since, self._allowed_until)
+        doubt_s = math.inf if self._doubted else self._doubt_s
+        left_s = min(doubt_s, self._reply_timeout_s) - silent_s
+        if left_s > 0:
+            self._last_look = False
+        elif not self._last_look:
+            # To a process that was stopped and goes on, the system may tell that the time is up before it
+            # tells of the bytes that have come meanwhile: so the sockets are looked at once more.
+            self._last_look, left_s = True, _LAST_LOOK_S
+        elif silent_s >= self._reply_timeout_s:
+            self.end(f"no reply for {self._reply_timeout_s:g} s")
+            return
+        else:
+            self._doubted, self._last_look = True, False
+            left_s = self._reply_timeout_s - silent_s
+            self._on_doubt(self)
+        self._look_in(left_s)
+
+    def _look_in(self, seconds: float) -> None:
+        self._watch = self._loop.call_later(seconds, self._check_progress)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The transport is ready."""
+        # A cast and no check: the transports of other loops, such as uvloop's, inherit from nothing.
+        self._transport = cast("asyncio.Transport", transport)
+        self.open = self._ended is None
+        if not self.open:  # given up while it was being made
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: hand each complete reply to the oldest slot."""
+        if self._doubted:
+            self._doubted = False
+            self._on_trust(self)
+        reader = self._reader
+        try:
+            reader.feed(data)
+            while self.open and (reply := reader.gets()) is not _NO_MORE:
+                if isinstance(reply, hiredis.PushNotification):
+                    self._on_push(reply)
+                elif self._slots:
+                    self._slots.popleft()(reply)
+                elif self._listens:
+                    self._on_push(reply)
+                else:
+                    self.end("a reply came that nobody asked for")
+                    return
+        except hiredis.ProtocolError as exc:
+            self.end(f"not the Redis protocol: {exc}")
+        if self._slots:  # otherwise the next command begins the silence
+            self._silent_since = SYSTEM_CLOCK.now()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The peer or the network ended it."""
+        self.end(str(exc) if exc is not None else "the server closed the connection")
+        self.gone.set()

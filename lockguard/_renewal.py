@@ -1,0 +1,336 @@
+"""Keeping leases alive, and telling their bodies in time when that fails.
+
+One timer serves all leases of a guard: it stands at the first instant at which anything is to be done. Leases
+are renewed together, so a thousand of them cost one write per round and not a thousand watchdogs. It begins
+at a third of the ttl and goes on until the deadline: one failed renewal ends nothing (L7). A lease that is
+released sooner costs neither a task nor a timer of its own.
+
+A renewal is sent again when it was not answered for a while, but the first one is not forgotten: a good
+answer counts from its own sending whenever it comes, so a slow link costs no lease while a round trip is
+shorter than what is left of it. A refusal counts unless a renewal that was sent later has been granted: then
+it tells of a node as it was before.
+
+When a connection comes back, or a server says that its data are gone, everything is renewed at once: what the
+server forgot is known one round trip later, and not at the next renewal.
+
+What ends a lease depends on no reply. Its deadline lies before the instant at which the server drops the
+key (S10); when it has come and has not been moved, the lease is lost. So a hung or unreachable Redis, or a
+renewal that hangs, delays nothing. A timer of the event loop does not run while the machine is suspended or
+the loop is stalled; that is why ``Lease`` looks at the clock itself as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+from lockguard._clock import Clock
+from lockguard._lease import GrantId, Lease, Resource
+from lockguard.errors import ConfigurationError, FenceUnavailable, LossReason
+from lockguard.events import Event, Lost, RenewalUnanswered, Renewed
+from lockguard.ports import AnsweringFence, Extended, NoVote
+from lockguard.redlock import Extension, Redlock, Renewal
+
+__all__ = ["Keeper", "end_here"]
+
+_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+"""Those of all guards of this process, in whatever thread their loops run."""
+
+_keepers_lock = threading.Lock()
+
+_FIRST_AT = 1 / 3
+"""The share of the ttl after which a lease is renewed."""
+
+_TOGETHER = 1 / 12
+"""Leases that would be due within this share of their ttl are renewed along with the first one."""
+
+_RETRY_AT = 1 / 10
+"""The share of the ttl after which a renewal that was not answered is sent again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """One renewal that was sent."""
+
+    kept: _Kept
+    sent_at: float
+    votes: list[asyncio.Future[Extended | NoVote]]
+    decided: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    lease: Lease
+    on_lost: Callable[[LossReason], None]
+    due_at: float
+    slack_s: float
+    asked: _Asked | None = None
+    """The latest renewal, until it is decided."""
+    sent_at: float = -math.inf
+    """When the latest renewal was sent."""
+    proven_at: float = -math.inf
+    """When the latest renewal was sent that was granted."""
+    told: asyncio.Future[None] | None = None
+    """For whoever waits for the next thing that becomes known."""
+
+    def tell(self) -> None:
+        """Something has become known."""
+        if self.told is not None and not self.told.done():
+            self.told.set_result(None)
+
+
+class Keeper:
+    """Renews the leases of one guard.
+
+    Args:
+        redlock: where they are held.
+        clock: for deadlines.
+        emit: told what happens.
+        fence: asked as well when a lease is to be confirmed.
+    """
+
+    def __init__(
+        self,
+        redlock: Redlock,
+        *,
+        clock: Clock,
+        emit: Callable[[Event], None],
+        fence: AnsweringFence | None = None,
+    ) -> None:
+        self._redlock = redlock
+        self._fence = fence
+        self._clock = clock
+        self._emit = emit
+        self._kept: dict[GrantId, _Kept] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with _keepers_lock:
+            _keepers.add(self)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(
+        self, lease: Lease, on_lost: Callable[[LossReason], None], *, max_hold_s: float = math.inf
+    ) -> float:
+        """Renew ``lease`` until :meth:`drop`; call ``on_lost`` once if it ends before that.
+
+        Args:
+            lease: just granted.
+            on_lost: told why.
+            max_hold_s: end it after so long, renewed or not.
+
+        Returns:
+            The instant on the clock, in seconds, from which that counts.
+        """
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        grant, now = lease.grant, self._clock.now()
+        ttl_s, until = grant.ttl_ms / 1000, now + max_hold_s
+        deadline = lease.keep_by(self, until=until)
+        # Counted from the sending: behind a slow link half of the ttl may be over.
+        due_at = max(now, min(now, deadline - ttl_s) + ttl_s * _FIRST_AT)
+        self._kept[grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
+        if (first := min(due_at, deadline, until)) < self._timer_at:
+            self._look_by(first, now)
+        return now
+
+    def drop(self, lease: Lease) -> None:
+        """Renew it no more."""
+        kept = self._kept.pop(lease.grant.id, None)
+        if kept is not None and kept.told is not None:
+            kept.tell()
+
+    def renew_now(self) -> None:
+        """Renew everything, because a server may have forgotten what it knew."""
+        now = self._clock.now()
+        for kept in list(self._kept.values()):
+            self._ask(kept, now)
+        self._look_again()
+
+    async def confirm(self, lease: Lease, within_s: float) -> None:
+        """Ask now; return when a renewal sent from now on is granted, and the fence accepts the lease.
+
+        Raises:
+            LeaseLost: the lease has ended, or not everything was answered within ``within_s``.
+            ConfigurationError: asked in another event loop.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError("a lease is confirmed in the event loop of its guard")
+        asked: asyncio.Task[bool] | None = None
+        if self._fence is not None and lease.grant.id in self._kept:
+            within = timedelta(seconds=within_s)
+            asked = asyncio.ensure_future(self._fence.confirm(lease.grant, within=within))
+            # Nobody asks what became of it if the lock is not confirmed.
+            asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await self._proven(lease, within_s)
+            if asked is not None and not await asked:
+                lease.end(LossReason.FENCED)
+        except FenceUnavailable as exc:
+            raise lease.lost_error(LossReason.UNCONFIRMED) from exc
+        finally:
+            if asked is not None:
+                asked.cancel()
+        lease.ensure()
+
+    async def _proven(self, lease: Lease, within_s: float) -> None:
+        began = self._clock.now()
+        kept = self._kept.get(lease.grant.id)
+        if kept is not None:
+            self._ask(kept, began)
+            self._look_again()
+        while kept is not None and kept.proven_at < began:
+            lease.ensure()
+            left_s = within_s - (self._clock.now() - began)
+            if left_s <= 0:
+                raise lease.lost_error(LossReason.UNCONFIRMED)
+            if kept.told is None or kept.told.done():
+                kept.told = asyncio.get_running_loop().create_future()
+            await asyncio.wait([kept.told], timeout=left_s)
+
+    def end(self, grant: GrantId, reason: LossReason) -> None:
+        """End the lease of this grant, if it is kept here. May be called from any thread."""
+        if (kept := self._kept.get(grant)) is not None:
+            kept.lease.end(reason)
+
+    def grants_on(self, resource: Resource) -> list[GrantId]:
+        """The grants of what is kept on ``resource``."""
+        return [grant for grant, kept in self._kept.items() if kept.lease.resource == resource]
+
+    def lose_all(self, reason: LossReason) -> list[Lease]:
+        """End every lease that is kept; gives them."""
+        ended = list(self._kept.values())
+        for kept in ended:
+            self._lose(kept, reason)
+        return [kept.lease for kept in ended]
+
+    def close(self) -> None:
+        """Renew nothing any more."""
+        for kept in list(self._kept.values()):
+            self.drop(kept.lease)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look_by(self, at: float, now: float) -> None:
+        """Have the timer fire at ``at`` or before.
+
+        Neither a renewal nor a release touches it: it finds out when it fires, once and not each time.
+        """
+        if self._timer_at <= at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._look)
+
+    def _look(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        now = self._clock.now()
+        for kept in list(self._kept.values()):
+            if (reason := kept.lease.loss) is not None:
+                self._lose(kept, reason)
+        if any(kept.due_at <= now for kept in self._kept.values()):
+            self._renew_due(now)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if self._kept:
+            first = min(min(kept.lease.deadline, kept.due_at) for kept in self._kept.values())
+            self._look_by(first, self._clock.now())
+
+    def cut(self, lease: Lease, reason: LossReason) -> None:
+        """The lease knows that it is lost: cut its body, in the loop that the body runs in. Any thread."""
+
+        def lose() -> None:
+            if (kept := self._kept.get(lease.grant.id)) is not None:
+                self._lose(kept, reason)
+
+        if self._loop is None or asyncio._get_running_loop() is self._loop:  # it does not raise
+            lose()
+        else:
+            with contextlib.suppress(RuntimeError):  # that loop has ended, and the body with it
+                self._loop.call_soon_threadsafe(lose)
+
+    def _lose(self, kept: _Kept, reason: LossReason) -> None:
+        if kept.lease.grant.id not in self._kept:
+            return
+        self.drop(kept.lease)
+        kept.lease.mark_lost(reason)
+        self._emit(Lost(kept.lease.grant, reason))
+        kept.on_lost(reason)
+
+    def _renew_due(self, now: float) -> None:
+        for kept in list(self._kept.values()):
+            if kept.asked is not None:
+                if kept.due_at <= now:
+                    self._note_unanswered(kept, kept.asked)
+                    self._ask(kept, now)
+            elif kept.due_at - kept.slack_s <= now:
+                self._ask(kept, now)
+
+    def _ask(self, kept: _Kept, now: float) -> None:
+        grant = kept.lease.grant
+        kept.sent_at = now
+        kept.due_at = now + grant.ttl_ms / 1000 * _RETRY_AT
+        asked = kept.asked = _Asked(kept, now, self._redlock.extend(grant))
+        for future in asked.votes:
+            # Each as it comes: of several nodes a hung one must not hold up what the others have decided.
+            future.add_done_callback(partial(self._count, asked))
+
+    def _count(self, asked: _Asked, _: object) -> None:
+        """Act on the votes once they decide, however late that is."""
+        kept = asked.kept
+        grant = kept.lease.grant
+        if asked.decided or self._kept.get(grant.id) is not kept:
+            return
+        extension = self._redlock.tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms)
+        unanswered = extension.renewal is Renewal.UNANSWERED
+        if unanswered and not all(vote.done() for vote in asked.votes):
+            return
+        asked.decided = True
+        latest = kept.asked is asked
+        if latest:
+            kept.asked = None
+        match extension.renewal:
+            case Renewal.RENEWED:
+                self._renewed(kept, asked.sent_at, extension)
+            case Renewal.REFUSED if asked.sent_at > kept.proven_at:
+                self._lose(kept, LossReason.REFUSED)
+            case Renewal.UNANSWERED if latest:
+                self._note_unanswered(kept, asked)
+            case _:
+                pass
+        kept.tell()
+
+    def _renewed(self, kept: _Kept, sent_at: float, extension: Extension) -> None:
+        if kept.lease.loss is not None:  # too late; the timer tells
+            return
+        ttl_s = kept.lease.grant.ttl_ms / 1000
+        kept.lease.mark_renewed(extension.deadline, wanted=extension.wanted)
+        kept.proven_at = max(kept.proven_at, sent_at)
+        # While a later one is under way the next one waits as for a repetition.
+        kept.due_at = max(sent_at + ttl_s * _FIRST_AT, kept.sent_at + ttl_s * _RETRY_AT)
+        self._emit(Renewed(kept.lease.grant))
+
+    def _note_unanswered(self, kept: _Kept, asked: _Asked) -> None:
+        grant = kept.lease.grant
+        kept.lease.mark_unanswered()
+        cause = self._redlock.tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms).cause
+        self._emit(RenewalUnanswered(grant, kept.lease.remaining.total_seconds() * 1000, cause))
+
+
+def end_here(grant: GrantId, reason: LossReason) -> None:
+    """End the lease of this grant at once, whichever guard of this process keeps it."""
+    with _keepers_lock:
+        keepers = list(_keepers)
+    for keeper in keepers:
+        keeper.end(grant, reason)

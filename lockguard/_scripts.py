@@ -1,0 +1,55 @@
+"""The scripts that decide, one .lua file each, loaded once.
+
+The header of each file is its contract: keys, arguments, and what each return means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+__all__ = [
+    "ACQUIRE",
+    "ADMIT",
+    "BREAK",
+    "EXTEND",
+    "INSPECT",
+    "REJOIN",
+    "RELEASE",
+    "SCRIPTS",
+    "SETTLE",
+    "Script",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Script:
+    """A script's text and the SHA-1 by which a server knows it.
+
+    Attributes:
+        name: the file's name without its ending.
+        source: the Lua text, as sent to the server.
+        sha: 40 hexadecimal digits.
+    """
+
+    name: str
+    source: str
+    sha: str
+
+
+def _load(name: str) -> Script:
+    source = (files("lockguard") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+ACQUIRE = _load("acquire")
+ADMIT = _load("admit")
+BREAK = _load("break")
+EXTEND = _load("extend")
+INSPECT = _load("inspect")
+REJOIN = _load("rejoin")
+RELEASE = _load("release")
+SETTLE = _load("settle")
+
+SCRIPTS = (ACQUIRE, ADMIT, BREAK, EXTEND, INSPECT, REJOIN, RELEASE, SETTLE)

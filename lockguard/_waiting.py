@@ -1,0 +1,276 @@
+"""First come, first served: waiting for a resource that somebody holds.
+
+The queue is in Redis: a failed acquire leaves the caller's place there, and the release of the holder
+wakes exactly the first by a message on its process's channel and reserves the lock for it for a short
+while. Redis numbers the places (tickets) with its own clock, and a caller sends its ticket along each time
+it asks, so it keeps its place through a lost reservation, a reconnect and a wiped server.
+
+A message can be lost, and a key can vanish without a release. So of all who wait in this process for one
+resource, the first one also asks again by itself: when the holder's lease would end, and at least every
+``ASK_AGAIN_S``. That is also the process's sign of life. The others sleep; they are woken by name, or
+become the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from functools import cached_property
+
+from lockguard._clock import Clock
+from lockguard._lease import GrantId, Resource
+from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, ResourceBusy
+from lockguard.events import Event, Waited
+from lockguard.ports import AcquireRequest, Busy
+from lockguard.redlock import Contended, NoQuorum, Redlock, Won
+
+__all__ = ["ASK_AGAIN_S", "Queue"]
+
+ASK_AGAIN_S = 0.9
+"""How often the first waiter of a process asks: a vanished key is noticed within a second (L4)."""
+
+REST_S = 30.0
+"""How long the others rest at most: only in case that everything that should wake them is lost."""
+
+_EARLY_MAX = 256
+
+_CONNECT_MIN_S = 0.5
+"""How long a server may take to connect however short a caller's patience is: the first one has to."""
+
+_RETRY_FIRST_S = 0.02
+_RETRY_MAX_S = 0.5
+
+
+class _Place:
+    """One caller's place in this process's line for one resource."""
+
+    __slots__ = ("_signal", "grant", "woken")
+
+    def __init__(self, grant: GrantId) -> None:
+        self.grant = grant
+        self.woken = False
+        self._signal = asyncio.Event()
+
+    def wake(self) -> None:
+        """It is this caller's turn to ask."""
+        self.woken = True
+        self._signal.set()
+
+    def nudge(self) -> None:
+        """Only how long to rest has changed."""
+        self._signal.set()
+
+    async def rest(self, seconds: float) -> bool:
+        """Until woken, nudged or the time is over; tells whether to ask now."""
+        timed_out = False
+        if not self._signal.is_set():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._signal.wait()
+            except TimeoutError:
+                timed_out = True
+        self._signal.clear()
+        # Taken before asking: a wake-up that comes while the question is under way is kept for the next rest.
+        ask, self.woken = self.woken or timed_out, False
+        return ask
+
+
+class Queue:
+    """All who wait in this process.
+
+    Args:
+        redlock: what is waited for.
+        clock: for patience.
+        emit: told who waits and who gave up.
+    """
+
+    def __init__(self, redlock: Redlock, *, clock: Clock, emit: Callable[[Event], None]) -> None:
+        self._redlock = redlock
+        self._emit = emit
+        self._clock = clock
+        self._lines: dict[Resource, dict[GrantId, _Place]] = {}
+        self._places: dict[GrantId, _Place] = {}
+        self._closed = False
+        self._early: deque[GrantId] = deque(maxlen=_EARLY_MAX)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @cached_property
+    def _home(self) -> asyncio.AbstractEventLoop:
+        """The one loop of the guard."""
+        return asyncio.get_running_loop()
+
+    def wake(self, grant: GrantId | None) -> None:
+        """A node says that it is this waiter's turn; ``None``: all should ask again."""
+        if grant is None:
+            for place in self._places.values():
+                place.wake()
+        elif grant in self._places:
+            self._places[grant].wake()
+        else:
+            # It may come right behind the answer that gave the place, before the caller has seen that.
+            self._early.append(grant)
+
+    def close(self) -> None:
+        """Send everybody home; their places in Redis are given up now."""
+        self._closed = True
+        for resource, line in self._lines.items():
+            for place in line.values():
+                self._redlock.undo(resource, place.grant)
+                place.wake()
+
+    async def acquire(self, request: AcquireRequest, *, give_up_at: float) -> Won:
+        """Get the lock, waiting until ``give_up_at`` on the clock if the request says so.
+
+        Whatever ends it other than success leaves nothing of the request on any node (S8).
+
+        Raises:
+            ResourceBusy: somebody else holds it, still.
+            QueueFull: and there are too many waiters.
+            QuorumUnavailable: too few nodes could be asked, still.
+            ConfigurationError: the guard was closed meanwhile.
+        """
+        if not self._redlock.ready:
+            await self._connect(give_up_at)
+        home = self._home
+        try:
+            # A server that hangs does not outlast the patience of a caller that waits in line.
+            ask_until = give_up_at if request.queue else math.inf
+            attempt = await self._redlock.acquire(request, give_up_at=ask_until)
+            if isinstance(attempt, Won):
+                return attempt
+            gives_up = self._hopeless(attempt, request)
+            self._emit(_waited(attempt, request, gave_up=gives_up))
+            if gives_up:
+                raise _refusal(attempt, request)
+            return await self._wait(request, attempt, give_up_at)
+        except ResourceBusy:
+            if request.queue:
+                self._redlock.undo(request.resource, request.grant)
+            raise
+        except BaseException:
+            if asyncio._get_running_loop() is home:
+                self._redlock.undo(request.resource, request.grant)
+            else:  # its loop was stopped under it, and it is collected now
+                with contextlib.suppress(RuntimeError):  # or closed, and nothing can be said any more
+                    home.call_soon_threadsafe(self._redlock.undo, request.resource, request.grant)
+            raise
+
+    async def _wait(self, request: AcquireRequest, attempt: Contended | NoQuorum, give_up_at: float) -> Won:
+        retry_s = _RETRY_FIRST_S
+        with self._place(request) as place:
+            while True:
+                if isinstance(attempt, Contended):
+                    retry_s = _RETRY_FIRST_S
+                    request = self._note_place(request, attempt.busy)
+                else:
+                    retry_s = min(retry_s * 2, _RETRY_MAX_S)
+                left_s = give_up_at - self._clock.now()
+                if left_s <= 0:
+                    self._emit(_waited(attempt, request, gave_up=True))
+                    raise _refusal(attempt, request)
+                if not await place.rest(min(left_s, self._rest_s(request, attempt, retry_s))):
+                    continue
+                if self._closed:
+                    raise ConfigurationError(f"the guard was closed while it waited for {request.resource!r}")
+                if isinstance(attempt, NoQuorum):
+                    await self._connect(give_up_at)
+                match await self._redlock.acquire(request, give_up_at=give_up_at):
+                    case Won() as won:
+                        return won
+                    case again:
+                        attempt = again
+
+    async def _connect(self, give_up_at: float) -> None:
+        """Be connected, if it can be done in time. The attempt goes on for whoever asks next."""
+        left_s = give_up_at - self._clock.now()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(left_s, _CONNECT_MIN_S)):
+                await self._redlock.connect()
+
+    def _rest_s(self, request: AcquireRequest, attempt: Contended | NoQuorum, retry_s: float) -> float:
+        if isinstance(attempt, NoQuorum):
+            # Jitter breaks split votes: callers that asked together do not ask together again.
+            return retry_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+        if not self._is_first(request):
+            return REST_S
+        ask_again_s = ASK_AGAIN_S
+        if len(self._redlock.nodes) > 1:
+            # Nodes may have woken different waiters: then only asking goes on, and not all at once.
+            ask_again_s = random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
+        return min(ask_again_s, attempt.busy.retry_after_ms / 1000 + 0.001)
+
+    def _hopeless(self, attempt: Contended | NoQuorum, request: AcquireRequest) -> bool:
+        return not request.queue or (isinstance(attempt, Contended) and attempt.busy.queue_full)
+
+    def _note_place(self, request: AcquireRequest, busy: Busy) -> AcquireRequest:
+        if busy.requeued and len(self._redlock.nodes) == 1:
+            # Our place had vanished, so those of our companions have too: let them take theirs again.
+            for place in self._lines[request.resource].values():
+                if place.grant != request.grant:
+                    place.wake()
+        if busy.ticket and busy.ticket != request.ticket:
+            return replace(request, ticket=busy.ticket)
+        return request
+
+    @contextlib.contextmanager
+    def _place(self, request: AcquireRequest) -> Iterator[_Place]:
+        place = _Place(request.grant)
+        line = self._lines.setdefault(request.resource, {})
+        line[request.grant] = self._places[request.grant] = place
+        if request.grant in self._early:
+            place.wake()
+        try:
+            yield place
+        finally:
+            was_first = self._is_first(request)
+            del line[request.grant], self._places[request.grant]
+            if not line:
+                del self._lines[request.resource]
+            elif was_first and asyncio._get_running_loop() is self._home:
+                next(iter(line.values())).nudge()
+
+    def _is_first(self, request: AcquireRequest) -> bool:
+        return next(iter(self._lines[request.resource])) == request.grant
+
+
+def _refusal(attempt: Contended | NoQuorum, request: AcquireRequest) -> ResourceBusy | QuorumUnavailable:
+    if isinstance(attempt, NoQuorum):
+        told = "; ".join(vote if node in vote else f"{node}: {vote}" for node, vote in attempt.votes.items())
+        return QuorumUnavailable(
+            f"cannot lock {request.resource!r}: {told}", resource=request.resource, votes=attempt.votes
+        )
+    return _busy_error(attempt.busy, request)
+
+
+def _waited(attempt: Contended | NoQuorum, request: AcquireRequest, *, gave_up: bool) -> Waited:
+    busy = attempt.busy if isinstance(attempt, Contended) else None
+    holder, operation = (busy.holder, busy.operation) if busy else ("", "")
+    return Waited(request.resource, holder, operation, gave_up)
+
+
+def _busy_error(busy: Busy, request: AcquireRequest) -> ResourceBusy:
+    age = timedelta(milliseconds=busy.age_ms)
+    who = "not free yet: reserved for a waiter, or kept closed by a lock delay"
+    if busy.holder:
+        what = f"{busy.operation or 'no operation given'}, token {busy.token}"
+        who = f"held by {busy.holder} ({what}) for {age.total_seconds():.3f} s"
+    kind, why = ResourceBusy, ""
+    if busy.queue_full:
+        kind, why = QueueFull, " and its queue is full"
+    return kind(
+        f"{request.resource!r} is {who}{why}",
+        resource=request.resource,
+        holder=busy.holder or None,
+        operation=busy.operation or None,
+        token=busy.token or None,
+        age=age,
+        retry_after=timedelta(milliseconds=busy.retry_after_ms),
+    )
