@@ -1,4 +1,4 @@
-"""The house style, where a program can check it and ruff does not."""
+"""The house style, where a program can check it and neither ruff nor import-linter does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHIPPED = ("lockguard", "integrations", "lab")
 
+MODULE_LINES_WISHED = 300
 MODULE_LINES_MAX = 600
+"""The wish is for the reader; the limit allows for what a split would cut in two."""
+
 FUNCTION_LINES_MAX = 60
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
 
@@ -73,9 +76,11 @@ def scripts_that(finding: Callable[[Path], str]) -> list[str]:
 
 
 def test_a_module_can_be_read_in_one_sitting() -> None:
+    remedy = f"move one of its concerns to a module of its own, so that each has about {MODULE_LINES_WISHED}"
+
     def too_long(path: Path) -> str:
         lines = len(path.read_text().splitlines())
-        return f"{lines} lines: split it" if lines > MODULE_LINES_MAX else ""
+        return f"{lines} lines: {remedy}" if lines > MODULE_LINES_MAX else ""
 
     assert modules_that(too_long, *SHIPPED) == []
 
@@ -93,48 +98,9 @@ def test_a_function_fits_a_screen() -> None:
     assert modules_that(too_long, *SHIPPED) == []
 
 
-def test_a_module_tells_what_it_is_for_and_defers_its_annotations() -> None:
-    def untold(path: Path) -> str:
-        module = parsed(path)
-        if not module.body:
-            return ""
-        if not ast.get_docstring(module):
-            return "the docstring is missing"
-        deferred = any(
-            isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in module.body
-        )
-        only_docstring = len(module.body) == 1
-        return "" if deferred or only_docstring else "from __future__ import annotations is missing"
-
-    assert modules_that(untold, *SHIPPED) == []
-
-
-def test_a_module_has_a_telling_name_and_no_relative_imports() -> None:
-    def vague(path: Path) -> str:
-        if path.name in VAGUE_NAMES:
-            return "a vague name"
-        relative = [node.lineno for node in nodes(path) if isinstance(node, ast.ImportFrom) and node.level]
-        return f"relative imports in lines {relative}" if relative else ""
-
-    assert modules_that(vague, *SHIPPED) == []
-
-
-def test_the_core_reads_time_through_its_clock() -> None:
-    def reads_a_clock(path: Path) -> str:
-        imported = {
-            name
-            for node in nodes(path)
-            for name in (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-        }
-        return "imports time" if "time" in imported else ""
-
-    assert modules_that(reads_a_clock, "lockguard") == ["lockguard/_clock.py: imports time"]
+def test_a_module_has_a_telling_name() -> None:
+    vague = [name_of(path) for path in python_files(*SHIPPED) if path.name in VAGUE_NAMES]
+    assert vague == []
 
 
 def test_a_test_waits_for_conditions_and_does_not_sleep() -> None:
