@@ -98,6 +98,16 @@ def test_a_function_fits_a_screen() -> None:
     assert modules_that(too_long, *SHIPPED) == []
 
 
+def test_a_module_tells_what_it_is_for() -> None:
+    """Of modules whose names begin with an underscore, ruff asks no docstring."""
+
+    def untold(path: Path) -> str:
+        module = parsed(path)
+        return "" if not module.body or ast.get_docstring(module) else "the docstring is missing"
+
+    assert modules_that(untold, *SHIPPED) == []
+
+
 def test_a_module_has_a_telling_name() -> None:
     vague = [name_of(path) for path in python_files(*SHIPPED) if path.name in VAGUE_NAMES]
     assert vague == []
