@@ -1,4 +1,4 @@
-"""Asking several nodes the same: waiting for enough of their votes, and having them give the same token.
+"""Asking several nodes the same, and waiting for enough of their votes.
 
 What a slow node may cost is bounded twice: one question waits for it no longer than the node timeout, and the
 next questions do not wait for it at all until it has caught up with what it owes.
@@ -11,32 +11,23 @@ longer than the nodes did.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lockguard._clock import Clock
 from lockguard._lease import Resource
+from lockguard._locks import spoken
 from lockguard._quorum import majority
-from lockguard.ports import AcquireVote, Busy, Granted, LockNode, Outsider, Refused, Unknown
+from lockguard.ports import LockNode
 
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Ballot", "Bound", "Poll", "Proposals", "Seat", "spoken", "vote_of"]
+__all__ = ["Ballot", "Poll", "Seat"]
 
 T = TypeVar("T")
 
 _PROBE = Resource("lockguard-probe")
-
-_HEADSTART_US_MIN = 3_000
-"""How much later than a node's clock a proposed token is at least: the way there takes some of it."""
-
-_HEADSTART_US_MAX = 50_000
-
-_SKEW_US_MAX = 100_000
 
 _NOT_WAITED_FOR = "not waited for: the others had decided"
 
@@ -221,113 +212,3 @@ class Poll(Generic[T]):
         if not silent or size - len(silent) < quorum:
             return False
         return all(vote is not None or index in silent for index, vote in enumerate(self.votes))
-
-
-class Bound:
-    """Ends the wait for answers that do not come. One timer serves them all, and an answer does not touch it.
-
-    Args:
-        within_s: how long one may take at most.
-        give_up: called with each that took longer, and with how long it had.
-    """
-
-    def __init__(self, within_s: float, give_up: Callable[[Future[Any], float], None]) -> None:
-        self._within_s = within_s
-        self._give_up = give_up
-        self._open: deque[tuple[float, float, Future[Any]]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
-
-    def expect(self, asked: Future[T], within_s: float = math.inf) -> Future[T]:
-        """Wait for it no longer than that, or than ``within_s`` if that is less; gives it back."""
-        within_s = min(within_s, self._within_s)
-        loop, waited_for = asked.get_loop(), self._open
-        while waited_for and waited_for[0][2].done():
-            waited_for.popleft()
-        due = loop.time() + within_s
-        waited_for.append((due, within_s, asked))
-        if due < self._timer_at:
-            self.close()
-            self._timer_at, self._timer = due, loop.call_at(due, self._look, loop)
-        return asked
-
-    def close(self) -> None:
-        """Leave no timer behind."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timer_at = None, math.inf
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        now, waited_for, self._open = loop.time(), self._open, deque()
-        for due, within_s, asked in waited_for:
-            if asked.done():
-                continue
-            if due > now:
-                self._open.append((due, within_s, asked))
-            else:
-                self._give_up(asked, within_s)
-        self._timer, self._timer_at = None, min((due for due, _, _ in self._open), default=math.inf)
-        if self._open:
-            self._timer = loop.call_at(self._timer_at, self._look, loop)
-
-
-class Proposals:
-    """Tokens a little later than the nodes' clocks will show: if a majority gives one, it is settled.
-
-    Only a hint. A node gives a higher token when its own last one, or its clock, says so; then the highest is
-    settled in a second round.
-
-    Args:
-        clock: ours.
-        quorum: how many clocks must be known.
-    """
-
-    def __init__(self, clock: Clock, *, quorum: int) -> None:
-        self._clock = clock
-        self._quorum = quorum
-        self._lead_us: dict[int, int] = {}
-        self._headstart_us = _HEADSTART_US_MIN
-
-    def note(self, votes: Sequence[AcquireVote | None], *, sent_at: float) -> None:
-        """Learn how far the nodes' clocks are ahead of ours, and how long the way there may take."""
-        now_us = int(self._clock.now() * 1e6)
-        # What is learnt is short by the way back, and the next way there comes on top.
-        trip_us = now_us - int(sent_at * 1e6)
-        self._headstart_us = max(_HEADSTART_US_MIN, min(2 * trip_us, _HEADSTART_US_MAX))
-        for index, vote in enumerate(votes):
-            if isinstance(vote, Granted) and vote.server_us:
-                self._lead_us[index] = vote.server_us - now_us
-
-    def next(self) -> int:
-        """The token to propose now; 0 while too little is known."""
-        if len(self._lead_us) < self._quorum:
-            return 0
-        leads_us = sorted(self._lead_us.values())
-        common_us = leads_us[len(leads_us) // 2]
-        # One clock that is far ahead must not carry the tokens of all along.
-        lead_us = max(lead for lead in leads_us if lead - common_us < _SKEW_US_MAX)
-        return int(self._clock.now() * 1e6) + lead_us + self._headstart_us
-
-
-def vote_of(future: Future[T]) -> T | None:
-    """The vote, or ``None`` while there is none."""
-    return future.result() if future.done() and not future.cancelled() else None
-
-
-def spoken(vote: object) -> str:
-    """A vote as text for people."""
-    match vote:
-        case None:
-            return "no answer in time"
-        case Granted(token):
-            return f"granted with token {token}"
-        case Busy(holder):
-            return f"busy: {holder or 'reserved for a waiter'}"
-        case Outsider(quiet_ms) if quiet_ms:
-            return f"lost what it knew, or is new: gives no vote for another {quiet_ms / 1000:.1f} s"
-        case Outsider():
-            return "lost what it knew, or is new: has to be admitted"
-        case Refused(error) | Unknown(error):
-            return str(error)
-        case _:
-            return type(vote).__name__.lower()

@@ -52,7 +52,7 @@ _BACKOFF_MAX_S = 1.0
 
 
 class Company:
-    """The nodes of one lock, where there are several.
+    """The nodes of one lock.
 
     Args:
         nodes: all that decide together.

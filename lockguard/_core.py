@@ -24,8 +24,8 @@ from lockguard.text import TEXT_CHARACTERS_MAX, one_word
 if TYPE_CHECKING:
     from lockguard._clock import Clock
     from lockguard._lease import Grant, GrantId
+    from lockguard._locks import Locks
     from lockguard.ports import Fence, Observer
-    from lockguard.redlock import Redlock
 
 __all__ = ["Core"]
 
@@ -38,7 +38,7 @@ class Core:
     """The parts of one guard, bound to the first event loop and process that use it.
 
     Args:
-        redlock: the lock.
+        locks: over one node or several.
         fence: the database's side, if there is one.
         clock: for deadlines.
         observers: told what happens.
@@ -50,7 +50,7 @@ class Core:
 
     def __init__(
         self,
-        redlock: Redlock,
+        locks: Locks,
         *,
         fence: Fence | None,
         clock: Clock,
@@ -60,7 +60,7 @@ class Core:
         lock_delay_ms: int = 0,
         history: int = 100,
     ) -> None:
-        self.redlock = redlock
+        self.locks = locks
         self.fence = fence
         self.clock = clock
         self.fence_within = fence_within
@@ -72,10 +72,10 @@ class Core:
         self.history = history
         self.emit: Callable[[Event], None] = Audience(observers, clock=clock).tell
         """Tell the observers; never raises."""
-        self.queue = Queue(redlock, clock=clock, emit=self.emit)
+        self.queue = Queue(locks, clock=clock, emit=self.emit)
         answers = fence if isinstance(fence, AnsweringFence) else None
-        self.keeper = Keeper(redlock, clock=clock, emit=self.emit, fence=answers)
-        redlock.on_wake(self._woken)
+        self.keeper = Keeper(locks, clock=clock, emit=self.emit, fence=answers)
+        locks.on_wake(self._woken)
         self._closing: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = PROCESS.id
@@ -102,7 +102,7 @@ class Core:
     @property
     def connected(self) -> bool:
         """Whether every node is connected."""
-        return self.redlock.ready
+        return self.locks.ready
 
     async def connect(self) -> None:
         """Try to connect to every node.
@@ -110,7 +110,7 @@ class Core:
         Raises:
             ConfigurationError: a node refused the log-in.
         """
-        await self.redlock.connect()
+        await self.locks.connect()
 
     def enter(self) -> asyncio.Task[Any]:
         """Check that the guard can be used here; gives the running task.
@@ -182,14 +182,14 @@ class Core:
     def _end_leases(self) -> None:
         for lease in self.keeper.lose_all(LossReason.CLOSED):
             # Their bodies are being cancelled and will find the connections closed.
-            self.redlock.undo(lease.resource, lease.grant.id, lost=True, seal=lease.grant.seal)
+            self.locks.release(lease.resource, lease.grant.id, lost=True, seal=lease.grant.seal)
             self.close_fence(lease.grant)
         self.keeper.close()
 
     async def _finish(self) -> None:
         await asyncio.gather(*self._closing, return_exceptions=True)
         self.fence_bounds.close()
-        await self.redlock.aclose()
+        await self.locks.aclose()
 
     def _woken(self, grant: GrantId | None) -> None:
         if grant is None:

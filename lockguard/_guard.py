@@ -11,22 +11,23 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
 
-from lockguard._ballot import spoken, vote_of
 from lockguard._clock import SYSTEM_CLOCK, Clock
 from lockguard._core import Core
 from lockguard._exclusive import Keeps, MaySkip, exclusive, required_key
 from lockguard._hold import Hold, HoldMany
 from lockguard._lease import Grant, GrantId, Resource, Token, new_grant_id, parse_resource
+from lockguard._locks import Locks, prevailing, spoken, thrown_out, vote_of
 from lockguard._naming import Key
 from lockguard._nodes.choose import node_for_url, nodes_for_urls
 from lockguard._nodes.memory import MemoryNode, MemoryStore
 from lockguard._quorum import majority, may_be_most
 from lockguard._renewal import end_here
+from lockguard._single_node import SingleNode
 from lockguard._times import checked_ttl, checked_wait, checked_within, milliseconds
 from lockguard.errors import ConfigurationError, LossReason, QuorumUnavailable
 from lockguard.observe._log import LogObserver
 from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, NoVote, Observer, Refused
-from lockguard.redlock import Redlock, prevailing, thrown_out
+from lockguard.redlock import Redlock
 from lockguard.text import kind_of, remark
 
 if TYPE_CHECKING:
@@ -105,11 +106,7 @@ class LockGuard:
         self._ttl_ms = milliseconds(self._ttl)
         self._wait = checked_wait(wait)
         self._core = Core(
-            Redlock(
-                nodes,
-                clock=clock,
-                node_timeout_s=checked_within(node_timeout, "node_timeout").total_seconds(),
-            ),
+            _locks_over(nodes, clock=clock, node_timeout=checked_within(node_timeout, "node_timeout")),
             fence=fence,
             clock=clock,
             observers=[LogObserver()] if observers is None else observers,
@@ -167,7 +164,7 @@ class LockGuard:
         return cls([MemoryNode(MemoryStore() if store is None else store, inbox=_new_inbox())], **options)
 
     def __repr__(self) -> str:
-        nodes = ", ".join(node.name for node in self._core.redlock.nodes)
+        nodes = ", ".join(node.name for node in self._core.locks.nodes)
         fence = "fenced" if self._core.fence else "without a fence"
         return f"<LockGuard {nodes} ttl={self._ttl.total_seconds():g}s {fence}>"
 
@@ -330,7 +327,7 @@ class LockGuard:
         self._core.enter()
         await self._core.connect()
         name = parse_resource(resource)
-        votes = await self._core.redlock.ask_all(lambda node: node.inspect(name))
+        votes = await self._core.locks.ask_all(lambda node: node.inspect(name))
         seen = [vote for vote in votes if isinstance(vote, Inspection)]
         found = prevailing(seen, nodes=len(votes)) if seen else None
         if found is None or (len(seen) < majority(len(votes)) and not found.held):
@@ -380,7 +377,7 @@ class LockGuard:
             asked.add_done_callback(_end_broken)
             return asked
 
-        votes = await core.redlock.ask_all(ask)
+        votes = await core.locks.ask_all(ask)
         done = [vote for vote in votes if isinstance(vote, Broken)]
         if not all(isinstance(vote, Broken | Refused) for vote in votes):
             _end_all(held_here)  # the command may have arrived
@@ -419,7 +416,7 @@ class LockGuard:
         self._core.enter()
         await self._core.connect()
         name, reason = parse_resource(resource), remark(reason, "reason")
-        votes = await self._core.redlock.ask_all(lambda node: node.request_handover(name, reason=reason))
+        votes = await self._core.locks.ask_all(lambda node: node.request_handover(name, reason=reason))
         done = [vote for vote in votes if isinstance(vote, Done)]
         if not done:
             raise self._unasked(resource, votes)
@@ -433,11 +430,17 @@ class LockGuard:
         await self._core.aclose()
 
     def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:
-        names = [node.name for node in self._core.redlock.nodes]
+        names = [node.name for node in self._core.locks.nodes]
         told = {name: spoken(vote) for name, vote in zip(names, votes, strict=True)}
         # What some have answered settles nothing, and "broken" or "inspection" would read as if it did.
         unanswered = (spoken(vote) for vote in votes if isinstance(vote, NoVote))
         return QuorumUnavailable("; ".join(unanswered), resource=resource, votes=told)
+
+
+def _locks_over(nodes: Sequence[LockNode], *, clock: Clock, node_timeout: timedelta) -> Locks:
+    if len(nodes) == 1:
+        return SingleNode(nodes[0], clock=clock)
+    return Redlock(nodes, clock=clock, node_timeout_s=node_timeout.total_seconds())
 
 
 def _end_all(grants: Iterable[GrantId]) -> None:

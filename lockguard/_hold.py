@@ -31,6 +31,7 @@ from lockguard._bounds import Bound
 from lockguard._clock import Clock
 from lockguard._context import Entry, entry_for, note_task, pop_entry, push_entry
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._locks import Found
 from lockguard.errors import (
     ConfigurationError,
     FenceUnavailable,
@@ -41,13 +42,12 @@ from lockguard.errors import (
 )
 from lockguard.events import Acquired, Lost, Released
 from lockguard.ports import AcquireRequest, Outrun, Sealed
-from lockguard.redlock import Found
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from lockguard._core import Core
-    from lockguard.redlock import Won
+    from lockguard._locks import Won
 
 __all__ = ["Hold", "HoldMany"]
 
@@ -267,7 +267,7 @@ class Hold:
             return
         task.remove_done_callback(self._task_ended)
         loss, grant = lease.loss, lease.grant
-        asked = core.redlock.undo(grant.resource, grant.id, lost=loss is not None, seal=grant.seal)
+        releasing = core.locks.release(grant.resource, grant.id, lost=loss is not None, seal=grant.seal)
         # It has left: the rest is done while the server works.
         lease.mark_released()
         core.keeper.drop(lease)
@@ -282,7 +282,7 @@ class Hold:
             self._tell(lease, loss, exc, cut_only=cut_only)
             return
         closing = core.close_fence(grant) if core.fence is not None else None
-        found = await core.redlock.confirm(asked)
+        found = await releasing()
         gone = found is _GONE and core.clock.now() < lease.kept_until
         if closing is not None and not closing.done():
             # It is closed even if this task is cancelled here; the guard sees to its end.
@@ -345,7 +345,7 @@ class Hold:
         assert lease is not None
         lease.end(LossReason.ABANDONED)
         core.keeper.drop(lease)
-        core.redlock.undo(lease.resource, lease.grant.id, lost=True, seal=lease.grant.seal)
+        core.locks.release(lease.resource, lease.grant.id, lost=True, seal=lease.grant.seal)
         if core.fence is not None:
             core.close_fence(lease.grant)
 
@@ -363,7 +363,7 @@ class Hold:
             lease.ensure()
         except BaseException as exc:
             self._core.keeper.drop(lease)
-            self._core.redlock.undo(lease.resource, lease.grant.id)
+            self._core.locks.release(lease.resource, lease.grant.id)
             self._core.close_fence(lease.grant)
             if (cut := self._cut) is not None and await cut.take_back(exc):
                 raise lease.lost_error(cut.reason) from exc
@@ -393,7 +393,7 @@ class Hold:
                     # Either we are late and a successor sealed, or Redis lost its data and gave out a low
                     # token. Only Redis knows: the higher token sticks only if it is still ours there.
                     token = Token(current + 1)
-                    if not await core.redlock.settle(request, token):
+                    if not await core.locks.settle(request, token):
                         raise ResourceBusy(
                             f"{lease.resource!r} passed to somebody else before it was sealed;"
                             f" its token is {current}",

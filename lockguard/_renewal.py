@@ -33,10 +33,10 @@ from functools import partial
 
 from lockguard._clock import Clock
 from lockguard._lease import GrantId, Lease, Resource
+from lockguard._locks import Extension, Locks, Renewal, tally
 from lockguard.errors import ConfigurationError, FenceUnavailable, LossReason
 from lockguard.events import Event, Lost, RenewalUnanswered, Renewed
 from lockguard.ports import AnsweringFence, Extended, NoVote
-from lockguard.redlock import Extension, Redlock, Renewal
 
 __all__ = ["Keeper", "end_here"]
 
@@ -90,7 +90,7 @@ class Keeper:
     """Renews the leases of one guard.
 
     Args:
-        redlock: where they are held.
+        locks: where they are held.
         clock: for deadlines.
         emit: told what happens.
         fence: asked as well when a lease is to be confirmed.
@@ -98,13 +98,13 @@ class Keeper:
 
     def __init__(
         self,
-        redlock: Redlock,
+        locks: Locks,
         *,
         clock: Clock,
         emit: Callable[[Event], None],
         fence: AnsweringFence | None = None,
     ) -> None:
-        self._redlock = redlock
+        self._locks = locks
         self._fence = fence
         self._clock = clock
         self._emit = emit
@@ -281,7 +281,7 @@ class Keeper:
         grant = kept.lease.grant
         kept.sent_at = now
         kept.due_at = now + grant.ttl_ms / 1000 * _RETRY_AT
-        asked = kept.asked = _Asked(kept, now, self._redlock.extend(grant))
+        asked = kept.asked = _Asked(kept, now, self._locks.extend(grant))
         for future in asked.votes:
             # Each as it comes: of several nodes a hung one must not hold up what the others have decided.
             future.add_done_callback(partial(self._count, asked))
@@ -292,7 +292,7 @@ class Keeper:
         grant = kept.lease.grant
         if asked.decided or self._kept.get(grant.id) is not kept:
             return
-        extension = self._redlock.tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms)
+        extension = tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms)
         unanswered = extension.renewal is Renewal.UNANSWERED
         if unanswered and not all(vote.done() for vote in asked.votes):
             return
@@ -324,7 +324,7 @@ class Keeper:
     def _note_unanswered(self, kept: _Kept, asked: _Asked) -> None:
         grant = kept.lease.grant
         kept.lease.mark_unanswered()
-        cause = self._redlock.tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms).cause
+        cause = tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms).cause
         self._emit(RenewalUnanswered(grant, kept.lease.remaining.total_seconds() * 1000, cause))
 
 

@@ -7,8 +7,8 @@ it asks, so it keeps its place through a lost reservation, a reconnect and a wip
 
 A message can be lost, and a key can vanish without a release. So of all who wait in this process for one
 resource, the first one also asks again by itself: when the holder's lease would end, and at least every
-``ASK_AGAIN_S``. That is also the process's sign of life. The others sleep; they are woken by name, or
-become the first.
+second (``Locks.ask_again_s``). That is also the process's sign of life. The others sleep; they are woken by
+name, or become the first.
 """
 
 from __future__ import annotations
@@ -25,15 +25,12 @@ from functools import cached_property
 
 from lockguard._clock import Clock
 from lockguard._lease import GrantId, Resource
+from lockguard._locks import Contended, Locks, NoQuorum, Won
 from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, ResourceBusy
 from lockguard.events import Event, Waited
 from lockguard.ports import AcquireRequest, Busy
-from lockguard.redlock import Contended, NoQuorum, Redlock, Won
 
-__all__ = ["ASK_AGAIN_S", "Queue"]
-
-ASK_AGAIN_S = 0.9
-"""How often the first waiter of a process asks: a vanished key is noticed within a second (L4)."""
+__all__ = ["Queue"]
 
 REST_S = 30.0
 """How long the others rest at most: only in case that everything that should wake them is lost."""
@@ -85,13 +82,13 @@ class Queue:
     """All who wait in this process.
 
     Args:
-        redlock: what is waited for.
+        locks: what is waited for.
         clock: for patience.
         emit: told who waits and who gave up.
     """
 
-    def __init__(self, redlock: Redlock, *, clock: Clock, emit: Callable[[Event], None]) -> None:
-        self._redlock = redlock
+    def __init__(self, locks: Locks, *, clock: Clock, emit: Callable[[Event], None]) -> None:
+        self._locks = locks
         self._emit = emit
         self._clock = clock
         self._lines: dict[Resource, dict[GrantId, _Place]] = {}
@@ -123,7 +120,7 @@ class Queue:
         self._closed = True
         for resource, line in self._lines.items():
             for place in line.values():
-                self._redlock.undo(resource, place.grant)
+                self._locks.release(resource, place.grant)
                 place.wake()
 
     async def acquire(self, request: AcquireRequest, *, give_up_at: float) -> Won:
@@ -137,81 +134,77 @@ class Queue:
             QuorumUnavailable: too few nodes could be asked, still.
             ConfigurationError: the guard was closed meanwhile.
         """
-        if not self._redlock.ready:
+        if not self._locks.ready:
             await self._connect(give_up_at)
         home = self._home
         try:
             # A server that hangs does not outlast the patience of a caller that waits in line.
             ask_until = give_up_at if request.queue else math.inf
-            attempt = await self._redlock.acquire(request, give_up_at=ask_until)
-            if isinstance(attempt, Won):
-                return attempt
-            gives_up = self._hopeless(attempt, request)
-            self._emit(_waited(attempt, request, gave_up=gives_up))
+            outcome = await self._locks.acquire(request, give_up_at=ask_until)
+            if isinstance(outcome, Won):
+                return outcome
+            gives_up = self._hopeless(outcome, request)
+            self._emit(_waited(outcome, request, gave_up=gives_up))
             if gives_up:
-                raise _refusal(attempt, request)
-            return await self._wait(request, attempt, give_up_at)
+                raise _refusal(outcome, request)
+            return await self._wait(request, outcome, give_up_at)
         except ResourceBusy:
             if request.queue:
-                self._redlock.undo(request.resource, request.grant)
+                self._locks.release(request.resource, request.grant)
             raise
         except BaseException:
             if asyncio._get_running_loop() is home:
-                self._redlock.undo(request.resource, request.grant)
+                self._locks.release(request.resource, request.grant)
             else:  # its loop was stopped under it, and it is collected now
                 with contextlib.suppress(RuntimeError):  # or closed, and nothing can be said any more
-                    home.call_soon_threadsafe(self._redlock.undo, request.resource, request.grant)
+                    home.call_soon_threadsafe(self._locks.release, request.resource, request.grant)
             raise
 
-    async def _wait(self, request: AcquireRequest, attempt: Contended | NoQuorum, give_up_at: float) -> Won:
+    async def _wait(self, request: AcquireRequest, outcome: Contended | NoQuorum, give_up_at: float) -> Won:
         retry_s = _RETRY_FIRST_S
         with self._place(request) as place:
             while True:
-                if isinstance(attempt, Contended):
+                if isinstance(outcome, Contended):
                     retry_s = _RETRY_FIRST_S
-                    request = self._note_place(request, attempt.busy)
+                    request = self._note_place(request, outcome.busy)
                 else:
                     retry_s = min(retry_s * 2, _RETRY_MAX_S)
                 left_s = give_up_at - self._clock.now()
                 if left_s <= 0:
-                    self._emit(_waited(attempt, request, gave_up=True))
-                    raise _refusal(attempt, request)
-                if not await place.rest(min(left_s, self._rest_s(request, attempt, retry_s))):
+                    self._emit(_waited(outcome, request, gave_up=True))
+                    raise _refusal(outcome, request)
+                if not await place.rest(min(left_s, self._rest_s(request, outcome, retry_s))):
                     continue
                 if self._closed:
                     raise ConfigurationError(f"the guard was closed while it waited for {request.resource!r}")
-                if isinstance(attempt, NoQuorum):
+                if isinstance(outcome, NoQuorum):
                     await self._connect(give_up_at)
-                match await self._redlock.acquire(request, give_up_at=give_up_at):
+                match await self._locks.acquire(request, give_up_at=give_up_at):
                     case Won() as won:
                         return won
                     case again:
-                        attempt = again
+                        outcome = again
 
     async def _connect(self, give_up_at: float) -> None:
         """Be connected, if it can be done in time. The attempt goes on for whoever asks next."""
         left_s = give_up_at - self._clock.now()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(left_s, _CONNECT_MIN_S)):
-                await self._redlock.connect()
+                await self._locks.connect()
 
-    def _rest_s(self, request: AcquireRequest, attempt: Contended | NoQuorum, retry_s: float) -> float:
-        if isinstance(attempt, NoQuorum):
+    def _rest_s(self, request: AcquireRequest, outcome: Contended | NoQuorum, retry_s: float) -> float:
+        if isinstance(outcome, NoQuorum):
             # Jitter breaks split votes: callers that asked together do not ask together again.
             return retry_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
         if not self._is_first(request):
             return REST_S
-        ask_again_s = ASK_AGAIN_S
-        if len(self._redlock.nodes) > 1:
-            # Nodes may have woken different waiters: then only asking goes on, and not all at once.
-            ask_again_s = random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
-        return min(ask_again_s, attempt.busy.retry_after_ms / 1000 + 0.001)
+        return min(self._locks.ask_again_s(), outcome.busy.retry_after_ms / 1000 + 0.001)
 
-    def _hopeless(self, attempt: Contended | NoQuorum, request: AcquireRequest) -> bool:
-        return not request.queue or (isinstance(attempt, Contended) and attempt.busy.queue_full)
+    def _hopeless(self, outcome: Contended | NoQuorum, request: AcquireRequest) -> bool:
+        return not request.queue or (isinstance(outcome, Contended) and outcome.busy.queue_full)
 
     def _note_place(self, request: AcquireRequest, busy: Busy) -> AcquireRequest:
-        if busy.requeued and len(self._redlock.nodes) == 1:
+        if busy.requeued:
             # Our place had vanished, so those of our companions have too: let them take theirs again.
             for place in self._lines[request.resource].values():
                 if place.grant != request.grant:
@@ -241,17 +234,17 @@ class Queue:
         return next(iter(self._lines[request.resource])) == request.grant
 
 
-def _refusal(attempt: Contended | NoQuorum, request: AcquireRequest) -> ResourceBusy | QuorumUnavailable:
-    if isinstance(attempt, NoQuorum):
-        told = "; ".join(vote if node in vote else f"{node}: {vote}" for node, vote in attempt.votes.items())
+def _refusal(outcome: Contended | NoQuorum, request: AcquireRequest) -> ResourceBusy | QuorumUnavailable:
+    if isinstance(outcome, NoQuorum):
+        told = "; ".join(vote if node in vote else f"{node}: {vote}" for node, vote in outcome.votes.items())
         return QuorumUnavailable(
-            f"cannot lock {request.resource!r}: {told}", resource=request.resource, votes=attempt.votes
+            f"cannot lock {request.resource!r}: {told}", resource=request.resource, votes=outcome.votes
         )
-    return _busy_error(attempt.busy, request)
+    return _busy_error(outcome.busy, request)
 
 
-def _waited(attempt: Contended | NoQuorum, request: AcquireRequest, *, gave_up: bool) -> Waited:
-    busy = attempt.busy if isinstance(attempt, Contended) else None
+def _waited(outcome: Contended | NoQuorum, request: AcquireRequest, *, gave_up: bool) -> Waited:
+    busy = outcome.busy if isinstance(outcome, Contended) else None
     holder, operation = (busy.holder, busy.operation) if busy else ("", "")
     return Waited(request.resource, holder, operation, gave_up)
 

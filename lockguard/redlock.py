@@ -1,4 +1,4 @@
-"""The algorithm: one lock kept by N independent nodes, N = 1 being the ordinary case.
+"""The Redlock algorithm: one lock kept by several independent nodes, of which a majority decides.
 
 A grant is won when a majority of the nodes granted it and enough of its ttl is left. Any two majorities
 have a node in common, so two grants cannot both be won while both are alive.
@@ -11,11 +11,11 @@ What each rule prevents:
 * What is not won is undone on every node that granted or may have, also on those that have not answered:
   the undo is queued behind the acquire on the same connection, so it finds what the acquire left.
 * A node that did not answer, or answered with an error, is never counted as a yes.
-* With several nodes the token is settled: a maximum over counters alone does not increase (10, 5, 5: nodes
+* The token is settled: a maximum over counters alone does not increase (10, 5, 5: nodes
   A and B give 11, later B and C give 7). The lease's token stands on a majority while the lock is held there:
   mostly because they gave the token that was proposed, otherwise because the highest one was written there in
   a second round. Each node gives only what is higher than all before, and any later majority shares one with
-  this one, so the next token is higher. With one node its token is final as it is.
+  this one, so the next token is higher.
 * A node that may have forgotten a lock gives no vote until that lock has ended (``company.py``); a holder
   that has just renewed on a majority puts its lease back on the others.
 * A node that did not answer in time is not waited for again until it has caught up.
@@ -26,169 +26,93 @@ it safe all the same is the fence (see ``ports.Fence``); the lock gives order an
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from lockguard._ballot import Ballot, Bound, Poll, Proposals, spoken, vote_of
-from lockguard._clock import Clock
+from lockguard._ballot import Ballot, Poll
 from lockguard._company import Company
-from lockguard._lease import Grant, GrantId, Resource, Token
-from lockguard._quorum import majority, may_be_most, trusted_s
-from lockguard.errors import NodeError, NodeUnknown
+from lockguard._locks import (
+    ANSWER_MIN_S,
+    Acquisition,
+    Contended,
+    Extension,
+    Found,
+    NoQuorum,
+    Renewal,
+    Won,
+    close_nodes,
+    found,
+    vote_of,
+)
+from lockguard._quorum import majority, trusted_s
 from lockguard.ports import (
     AcquireRequest,
     AcquireVote,
-    Broken,
     Busy,
     Done,
     Extended,
     Granted,
-    Inspection,
     LockNode,
     NoVote,
     Outsider,
     Refused,
-    Unknown,
 )
 
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = [
-    "Attempt",
-    "Contended",
-    "Extension",
-    "Found",
-    "NoQuorum",
-    "Redlock",
-    "Renewal",
-    "Undoing",
-    "Won",
-    "prevailing",
-    "thrown_out",
-]
+    from lockguard._clock import Clock
+    from lockguard._lease import Grant, GrantId, Resource, Token
+    from lockguard._locks import Releasing
+
+__all__ = ["Contended", "Extension", "Found", "NoQuorum", "Redlock", "Renewal", "Won"]
 
 T = TypeVar("T")
 
 _WOKEN_MAX = 1_000
 
-ANSWER_S = 2.5
-"""How long one node that decides alone may owe an answer: longer than its wire's patience, so that the wire
-can say why. It bounds what a node makes of a command behind the wire, such as looking for a slot's owner."""
+_HEADSTART_US_MIN = 3_000
+"""How much later than a node's clock a proposed token is at least: the way there takes some of it."""
 
-_ANSWER_MIN_S = 0.5
-"""How long a node may take to answer however short a caller's patience is."""
+_HEADSTART_US_MAX = 50_000
 
-_CLOSE_S = 5.0
-"""How long all nodes may take to send what is queued and close."""
-
-
-@dataclass(slots=True)
-class Won:
-    """The lock is held.
-
-    Attributes:
-        token: the settled token.
-        deadline: the instant on the clock, in seconds, until which it may be trusted.
-        seal: what the nodes remember of the resource's last seal, see :class:`~lockguard.ports.Sealed`.
-    """
-
-    token: Token
-    deadline: float
-    seal: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Contended:
-    """Somebody else is in the way.
-
-    Attributes:
-        busy: what the most informed node said.
-        one_place: whether all nodes gave the caller the same place in their queues.
-    """
-
-    busy: Busy
-    one_place: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class NoQuorum:
-    """Nobody can say who holds the lock.
-
-    Attributes:
-        votes: node name to its answer.
-    """
-
-    votes: dict[str, str]
-
-
-Attempt: TypeAlias = Won | Contended | NoQuorum
-
-Undoing: TypeAlias = "Poll[Done | NoVote] | Future[Done | NoVote]"
-"""An undo on its way, for :meth:`Redlock.confirm`."""
-
-
-class Renewal(Enum):
-    """What an extend came to."""
-
-    RENEWED = "renewed"
-    REFUSED = "refused"
-    """Too many nodes say that this grant does not hold the lock: it cannot be saved."""
-    UNANSWERED = "unanswered"
-
-
-class Found(Enum):
-    """Whether a release found the lock held by its grant."""
-
-    YES = "yes"
-    NO = "no"
-    """Certainly not. What a release that was sent again finds is no answer: it may find its own work done."""
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Extension:
-    """The tally of an extend."""
-
-    renewal: Renewal
-    deadline: float = 0.0
-    wanted: bool = False
-    cause: str = ""
+_SKEW_US_MAX = 100_000
 
 
 class Redlock:
-    """The lock over its nodes.
+    """The locks that several independent nodes keep, see :class:`~lockguard._locks.Locks`.
 
     Args:
-        nodes: one, or several independent ones (an odd number of :class:`~lockguard.ports.QuorumNode`).
+        nodes: an odd number of :class:`~lockguard.ports.QuorumNode`.
         clock: for deadlines.
-        node_timeout_s: with several nodes, how long one may delay the decision. A single node's patience is
-            the wire's, because there is nobody else to decide without it.
+        node_timeout_s: how long one node may delay a decision, in seconds.
+
+    Raises:
+        ConfigurationError: a node cannot decide together with others.
     """
 
     def __init__(self, nodes: Sequence[LockNode], *, clock: Clock, node_timeout_s: float = 0.2) -> None:
-        self.nodes = tuple(nodes)
+        self._company = Company(nodes)
+        self.nodes = self._company.nodes
         self._clock = clock
         self._quorum = majority(len(self.nodes))
         self._node_timeout_s = node_timeout_s
-        self._company = Company(self.nodes) if len(self.nodes) > 1 else None
         self._ballot = Ballot(self.nodes, patience_s=node_timeout_s)
-        self._bound = Bound(ANSWER_S, self._give_up)
         self._proposals = Proposals(clock, quorum=self._quorum)
         self._renewing: dict[GrantId, list[Future[Extended | NoVote]]] = {}
 
+    @property
+    def ready(self) -> bool:
+        """Whether enough nodes are connected to decide."""
+        return sum(node.ready for node in self.nodes) >= self._quorum
+
     def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
-        """Have ``callback`` called with each waiter that enough nodes have woken; ``None``: all."""
-        if self._company is None:
-            self.nodes[0].on_wake(callback)
-            return
+        """Have ``callback`` called with each waiter that a majority has woken; ``None``: all."""
         woken_by: dict[GrantId, set[LockNode]] = {}
 
         def count(node: LockNode, grant: GrantId | None) -> None:
@@ -206,74 +130,43 @@ class Redlock:
         for node in self.nodes:
             node.on_wake(partial(count, node))
 
-    @property
-    def ready(self) -> bool:
-        """Whether enough nodes are connected to decide."""
-        if self._company is None:
-            return self.nodes[0].ready
-        return sum(node.ready for node in self.nodes) >= self._quorum
-
     async def connect(self) -> None:
         """Connect to enough nodes to decide, or find out that it cannot be done now.
 
-        With several nodes, one that cannot be reached costs nothing once the others are there; it goes on
-        being tried until :meth:`aclose`.
+        One that cannot be reached costs nothing once the others are there; it goes on being tried until
+        :meth:`aclose`.
 
         Raises:
             ConfigurationError: a node refused the log-in, or nodes are not independent.
         """
-        if self._company is not None:
-            await self._company.connect(enough=self._quorum, grace_s=self._node_timeout_s)
-            return
-        with contextlib.suppress(NodeError):
-            await self.nodes[0].connect()
+        await self._company.connect(enough=self._quorum, grace_s=self._node_timeout_s)
 
-    async def acquire(self, request: AcquireRequest, *, give_up_at: float = math.inf) -> Attempt:
-        """Ask once. Asking again with the same request is the same wish: no token is burned (S7).
-
-        A caller that gives up after anything but :class:`Won`, or is cancelled here, calls :meth:`undo`.
-
-        Args:
-            request: what is wanted.
-            give_up_at: the instant on the clock, in seconds, until which the nodes are waited for at most, if
-                they were given a moment to answer; they have bounds of their own.
+    async def acquire(self, request: AcquireRequest, *, give_up_at: float = math.inf) -> Acquisition:
+        """Ask once, see :meth:`Locks.acquire`.
 
         Raises:
             ConfigurationError: nodes are not independent.
         """
-        sent_at = self._clock.now()
-        within_s = max(give_up_at - sent_at, _ANSWER_MIN_S)
-        if self._company is not None:
-            return await self._ask_company(self._company, request, within_s)
-        # One node's vote is the decision, and the token that it gave is final.
-        vote = await self._bound.expect(self.nodes[0].acquire(request), within_s)
-        if isinstance(vote, Granted):
-            deadline = sent_at + trusted_s(request.ttl_ms)
-            if self._clock.now() < deadline:
-                return Won(vote.token, deadline, vote.seal)
-        elif isinstance(vote, Busy):
-            return Contended(vote)
-        return NoQuorum({self.nodes[0].name: spoken(vote)})
-
-    async def _ask_company(self, company: Company, request: AcquireRequest, within_s: float) -> Attempt:
+        company = self._company
+        within_s = max(give_up_at - self._clock.now(), ANSWER_MIN_S)
         rounds = company.rounds
         company.check_independence()
         company.note_ttl(request.ttl_ms)
-        attempt = await self._ask(company, request)
-        if isinstance(attempt, NoQuorum) and company.rounds != rounds:
+        outcome = await self._ask(request)
+        if isinstance(outcome, NoQuorum) and company.rounds != rounds:
             # New nodes are admitted when they are first asked: then ask again.
             await company.admitted(within_s=within_s)
-            attempt = await self._ask(company, request)
-        if isinstance(attempt, Contended) and not attempt.one_place:
+            outcome = await self._ask(request)
+        if isinstance(outcome, Contended) and not outcome.one_place:
             # Places that differ from node to node would have the nodes wake different waiters.
-            return await self._ask(company, replace(request, ticket=attempt.busy.ticket))
-        return attempt
+            return await self._ask(replace(request, ticket=outcome.busy.ticket))
+        return outcome
 
-    async def _ask(self, company: Company, request: AcquireRequest) -> Attempt:
+    async def _ask(self, request: AcquireRequest) -> Acquisition:
         sent_at = self._clock.now()
         proposal = self._proposals.next()
         poll = self._ballot.poll(_is_granted)
-        for index, node in enumerate(company.nodes):
+        for index, node in enumerate(self.nodes):
             node.vote(request, proposal, poll.seat(index))
         # What comes after this has no vote, and is not sent again, behind its own undo (NOSCRIPT).
         await poll.wait()
@@ -296,29 +189,32 @@ class Redlock:
             shown = Counter(busy.token for busy in held)
             told = max(held, key=lambda busy: (shown[busy.token], busy.retry_after_ms))
             places = {busy.ticket for busy in held if busy.ticket}
-            return Contended(replace(told, ticket=max(places, default=0)), one_place=len(places) < 2)
+            # A place that was lost on one node says nothing of the places of others.
+            told = replace(told, ticket=max(places, default=0), requeued=False)
+            return Contended(told, one_place=len(places) < 2)
         return NoQuorum(poll.spoken())
+
+    def ask_again_s(self) -> float:
+        """After how long a waiter that was not woken asks again by itself, in seconds."""
+        # Nodes may have woken different waiters: then only asking goes on, and not all at once.
+        return random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
 
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
         """Write the final token on a majority, while this grant holds the lock there."""
         asked = [node.settle(request.resource, request.grant, token) for node in self.nodes]
-        if self._company is None:
-            return _is_found(await self._bound.expect(asked[0]))
-        votes = await self._ballot.wait(asked, _is_found)
-        return sum(vote is not None and _is_found(vote) for vote in votes) >= self._quorum
+        votes = await self._ballot.wait(asked, _was_found)
+        return sum(vote is not None and _was_found(vote) for vote in votes) >= self._quorum
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
-        """Send a renewal to every node; give the futures to :meth:`tally` once they are done, or too late.
+        """Send a renewal to every node.
 
-        Nodes that lost the lease get it back as soon as a majority has renewed it, unless it was undone
+        Nodes that lost the lease get it back as soon as a majority has renewed it, unless it was released
         meanwhile: then nobody would be left to remove it.
         """
         asked = [node.extend(grant.resource, grant.id, grant.ttl_ms, seal=grant.seal) for node in self.nodes]
-        if self._company is None:
-            return asked
         self._renewing[grant.id] = asked
         proven_until = self._clock.now() + trusted_s(grant.ttl_ms)
-        wanting = dict(zip(asked, self._company.nodes, strict=True))
+        wanting = dict(zip(asked, self.nodes, strict=True))
 
         def answered(_: object) -> None:
             held = sum(isinstance(vote := vote_of(future), Extended) and vote.held for future in asked)
@@ -334,81 +230,34 @@ class Redlock:
             future.add_done_callback(answered)
         return asked
 
-    def tally(self, asked: Sequence[Future[Extended | NoVote]], *, sent_at: float, ttl_ms: int) -> Extension:
-        """Count the answers to a renewal that was sent at ``sent_at``."""
-        votes = [vote_of(future) for future in asked]
-        extended = [vote for vote in votes if isinstance(vote, Extended)]
-        held = [vote for vote in extended if vote.held]
-        if len(held) >= self._quorum:
-            return Extension(
-                Renewal.RENEWED, sent_at + trusted_s(ttl_ms), wanted=any(vote.wanted for vote in held)
-            )
-        if len(self.nodes) - (len(extended) - len(held)) < self._quorum:
-            return Extension(Renewal.REFUSED)
-        return Extension(
-            Renewal.UNANSWERED, cause="; ".join(spoken(v) for v in votes if not isinstance(v, Extended))
-        )
-
-    async def confirm(self, asked: Undoing) -> Found:
-        """Wait for what :meth:`undo` sent; tells whether a majority still had the lock."""
-        if isinstance(asked, Poll):
-            await asked.wait()
-            if asked.won:
-                return Found.YES
-            gone = sum(vote is not None and _found(vote) is False for vote in asked.votes)
-            return Found.NO if gone >= self._quorum else Found.UNKNOWN
-        vote = await self._bound.expect(asked)
-        if isinstance(vote, Done) and vote.found:
-            return Found.YES
-        return Found.NO if _found(vote) is False else Found.UNKNOWN
-
-    def undo(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Undoing:
-        """Remove the grant from every node: lock, reservation, queue. It has left when this returns.
-
-        Needs no await, so that a cancelled task leaves nothing behind (S8).
-
-        Args:
-            resource: what it is for.
-            grant: whose.
-            lost: its lease ended under the body, so a lock delay begins now.
-            seal: to be remembered.
-        """
-        if self._company is None:
-            return self.nodes[0].release(resource, grant, lost=lost, seal=seal)
+    def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
+        """Remove the grant from every node, see :meth:`Locks.release`."""
         self._renewing.pop(grant, None)
-        poll: Poll[Done | NoVote] = self._ballot.poll(_found)
-        for index, node in enumerate(self._company.nodes):
+        poll: Poll[Done | NoVote] = self._ballot.poll(found)
+        for index, node in enumerate(self.nodes):
             node.leave(resource, grant, poll.seat(index), lost=lost, seal=seal)
-        return poll
+        return partial(self._found, poll)
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask every node the same; ``None`` for one that does not answer in time."""
-        if self._company is None:
-            answer = await self._bound.expect(ask(self.nodes[0]))
-            return [answer]
         return await self._ballot.wait([ask(node) for node in self.nodes])
 
     async def aclose(self) -> None:
         """Close every node, in bounded time."""
         self._ballot.close()
-        if self._company is not None:
-            await self._company.aclose()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_S):
-                await asyncio.gather(*(node.aclose() for node in self.nodes))
-        self._bound.close()  # by now they have answered everything
+        await self._company.aclose()
+        await close_nodes(self.nodes)
 
-    def _give_up(self, asked: Future[Any], within_s: float) -> None:
-        # An answer that comes later is dropped; its command stands.
-        name = self.nodes[0].name
-        text = f"{name}: no answer within {within_s:.3g} s"
-        asked.set_result(Unknown(NodeUnknown(text, node=name)))
+    async def _found(self, poll: Poll[Done | NoVote]) -> Found:
+        """Whether a majority still had the lock; that it is gone must be said by a majority too."""
+        await poll.wait()
+        if poll.won:
+            return Found.YES
+        gone = sum(found(vote) is False for vote in poll.votes)
+        return Found.NO if gone >= self._quorum else Found.UNKNOWN
 
     def _undo_split(self, request: AcquireRequest, votes: Sequence[AcquireVote | None]) -> None:
-        # A minority that we keep would block the others until its ttl. One node alone cannot split: its
-        # unknown answer is resolved by asking again, and its queue must keep our place.
-        if self._company is None:
-            return
+        # A minority that we keep would block the others until its ttl.
         for node, vote in zip(self.nodes, votes, strict=True):
             if not isinstance(vote, Busy | Refused | Outsider):
                 node.release(request.resource, request.grant)
@@ -423,36 +272,43 @@ def _is_granted(vote: AcquireVote) -> bool:
     return isinstance(vote, Granted)
 
 
-def _is_found(vote: Done | NoVote) -> bool:
-    return isinstance(vote, Done) and vote.found
+def _was_found(vote: Done | NoVote) -> bool:
+    return found(vote) is True
 
 
-def _found(vote: Done | NoVote) -> bool | None:
-    # Who does not know is waited past: that the lock is gone must be said by a majority.
-    if not isinstance(vote, Done) or (vote.repeated and not vote.found):
-        return None
-    return vote.found
+class Proposals:
+    """Tokens a little later than the nodes' clocks will show: if a majority gives one, it is settled.
 
+    Only a hint. A node gives a higher token when its own last one, or its clock, says so; then the highest is
+    settled in a second round.
 
-def prevailing(seen: Sequence[Inspection], *, nodes: int) -> Inspection:
-    """What answers of ``nodes`` nodes come to: a grant that a majority shows, or may show, holds it.
-
-    What only a minority shows holds nothing: a release returns before it has reached every node.
+    Args:
+        clock: ours.
+        quorum: how many clocks must be known.
     """
-    holding = Counter(inspection.grant for inspection in seen if inspection.held)
-    for grant, count in holding.most_common(1):
-        if may_be_most(count, answers=len(seen), nodes=nodes):
-            shown = [inspection for inspection in seen if inspection.grant == grant]
-            tokens = Counter(inspection.token for inspection in shown)
-            return max(shown, key=lambda inspection: (tokens[inspection.token], inspection.token))
-    last = max(seen, key=lambda inspection: (not inspection.held, inspection.token))
-    return replace(
-        last, held=False, grant="", holder="", operation="", age_ms=0, remaining_ms=0, ttl_ms=0, renewals=0
-    )
 
+    def __init__(self, clock: Clock, *, quorum: int) -> None:
+        self._clock = clock
+        self._quorum = quorum
+        self._lead_us: dict[int, int] = {}
+        self._headstart_us = _HEADSTART_US_MIN
 
-def thrown_out(broken: Sequence[Broken]) -> Broken:
-    """What a break on several nodes came to: the holder that most of them had, and the highest floor."""
-    shown = Counter(each.grant for each in broken)
-    told = max(broken, key=lambda each: (bool(each.grant), shown[each.grant]))
-    return replace(told, token=max(each.token for each in broken))
+    def note(self, votes: Sequence[AcquireVote | None], *, sent_at: float) -> None:
+        """Learn how far the nodes' clocks are ahead of ours, and how long the way there may take."""
+        now_us = int(self._clock.now() * 1e6)
+        # What is learnt is short by the way back, and the next way there comes on top.
+        trip_us = now_us - int(sent_at * 1e6)
+        self._headstart_us = max(_HEADSTART_US_MIN, min(2 * trip_us, _HEADSTART_US_MAX))
+        for index, vote in enumerate(votes):
+            if isinstance(vote, Granted) and vote.server_us:
+                self._lead_us[index] = vote.server_us - now_us
+
+    def next(self) -> int:
+        """The token to propose now; 0 while too little is known."""
+        if len(self._lead_us) < self._quorum:
+            return 0
+        leads_us = sorted(self._lead_us.values())
+        common_us = leads_us[len(leads_us) // 2]
+        # One clock that is far ahead must not carry the tokens of all along.
+        lead_us = max(lead for lead in leads_us if lead - common_us < _SKEW_US_MAX)
+        return int(self._clock.now() * 1e6) + lead_us + self._headstart_us

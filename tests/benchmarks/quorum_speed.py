@@ -103,7 +103,7 @@ def words_of(command: bytes) -> list[bytes]:
 async def recorded(guard: LockGuard, servers) -> list[tuple[list[bytes], list[bytes], bytes]]:
     """What the guard says to each server to take and to give back, and with which grant."""
     calls = []
-    for node, server in zip(guard._core.redlock.nodes, servers, strict=True):
+    for node, server in zip(guard._core.locks.nodes, servers, strict=True):
         said = []
         connection = node._connection
         send = connection.send_packed
@@ -116,7 +116,7 @@ async def recorded(guard: LockGuard, servers) -> list[tuple[list[bytes], list[by
         calls.append((server, said))
     async with guard.hold(NAME) as lease:
         grant = lease.grant.id.encode()
-    for node in guard._core.redlock.nodes:
+    for node in guard._core.locks.nodes:
         del node._connection.send_packed
     return [(said[0], said[1], grant) for _, said in calls]
 

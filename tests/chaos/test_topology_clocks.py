@@ -21,8 +21,8 @@ from lockguard import (
 )
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import new_grant_id, parse_resource
+from lockguard._locks import Won
 from lockguard.ports import AcquireRequest
-from lockguard.redlock import Won
 from lockguard_asyncpg import fenced_transaction
 from lockguard_lab.servers import ClockJumpRedis
 
@@ -60,7 +60,7 @@ async def token_of(guard):
 async def abandoned(guard, ttl_ms):
     """A lease of a holder that died: it is neither renewed nor released."""
     request = AcquireRequest(parse_resource(NAME), new_grant_id(), "a dead process", "", ttl_ms)
-    won = await guard._core.redlock.acquire(request)
+    won = await guard._core.locks.acquire(request)
     assert isinstance(won, Won)
     return won.token
 
@@ -172,7 +172,7 @@ async def test_a_node_that_forgot_votes_again_although_its_clock_was_set_back(se
         await token_of(guard)
         await asyncio.to_thread(servers[0].restart, keep_data=False)
         servers[0].jump(HOUR)
-        await until(lambda: guard._core.redlock.nodes[0].ready)
+        await until(lambda: guard._core.locks.nodes[0].ready)
         await token_of(guard)  # admits it
         await until(lambda: ask(servers[0], "EXISTS", "lockguard:member"))
         servers[0].jump(timedelta(0))

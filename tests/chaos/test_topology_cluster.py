@@ -141,7 +141,7 @@ async def test_a_release_that_a_master_answers_when_it_is_one_no_more_is_made_ag
         async with LockGuard.from_url(setup.url, ttl=timedelta(minutes=5)) as guard:
             owner = setup.owner_of(SLOT)
             standing = next(server for server in setup.servers if server is not owner)
-            known = guard._core.redlock.nodes[0]._map
+            known = guard._core.locks.nodes[0]._map
 
             async def take_over(replica) -> None:
                 await asyncio.to_thread(replica.command, "CLUSTER", "FAILOVER", "TAKEOVER")
@@ -334,7 +334,7 @@ async def until_queued(guard):
 
 def channels_of(guard):
     """Of each shard, what this process listens to beside its inbox."""
-    node = guard._core.redlock.nodes[0]
+    node = guard._core.locks.nodes[0]
     return [len(shard._connection._channels or ()) for shard in node._map.shards.values()]
 
 

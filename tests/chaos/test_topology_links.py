@@ -64,7 +64,7 @@ async def test_a_link_that_is_only_slow_is_kept(link, ask, redis_server):
     proxy, url = link
     async with LockGuard.from_url(url, ttl=timedelta(seconds=3)) as guard:
         await once(guard)
-        connection = guard._core.redlock.nodes[0]._connection
+        connection = guard._core.locks.nodes[0]._connection
         first = connection._wire
         proxy.to_client.set(Flow(latency=timedelta(seconds=0.35)))
         for _ in range(3):

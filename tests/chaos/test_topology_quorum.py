@@ -67,7 +67,7 @@ async def test_a_hung_node_does_not_cost_its_connect_timeout_on_first_use(server
         await once(guard)
         assert SYSTEM_CLOCK.now() - began < 1.5  # connecting to a hung node takes 2 s
         servers[4].resume()
-        await until(lambda: all(node.ready for node in guard._core.redlock.nodes))
+        await until(lambda: all(node.ready for node in guard._core.locks.nodes))
 
 
 async def spent(guard, times=50, series=5):
@@ -218,7 +218,7 @@ async def test_a_node_that_may_have_forgotten_does_not_vote_for_the_longest_ttl(
                     ask(forgets, "DEL", LOCK)
                 forgets.restart(keep_data=comes_back == "with old data")
                 run = ask(forgets, "INFO", "server")["run_id"]
-                node = other._core.redlock.nodes[2]
+                node = other._core.locks.nodes[2]
                 await until(lambda: node.ready and node._facts.run_id == run)
             with pytest.raises(QuorumUnavailable) as caught:
                 async with other.hold(NAME, on_busy="raise"):

@@ -29,7 +29,7 @@ def setup():
 
 
 def master_of(guard):
-    return guard._core.redlock.nodes[0]._connection.address.port
+    return guard._core.locks.nodes[0]._connection.address.port
 
 
 async def hold_on_another_master(guard, old_port):

@@ -19,8 +19,8 @@ from lockguard import (
     current_lease,
 )
 from lockguard._lease import Grant, Token, new_grant_id, parse_resource
+from lockguard._locks import Contended, Found, Locks, Renewal, Won, tally
 from lockguard.ports import AcquireRequest, Broken
-from lockguard.redlock import Contended, Found, Redlock, Renewal, Won
 
 NAME = "binance:APTUSDT"
 LOCK = f"lockguard:{{{NAME}}}"
@@ -37,8 +37,8 @@ def wish(**changes: object) -> AcquireRequest:
     return AcquireRequest(**(facts | changes))  # type: ignore[arg-type]
 
 
-def redlock_of(guard: object) -> Redlock:
-    return guard._core.redlock  # type: ignore[attr-defined, no-any-return]
+def locks_of(guard: object) -> Locks:
+    return guard._core.locks  # type: ignore[attr-defined, no-any-return]
 
 
 async def test_only_one_holds_at_a_time_and_tokens_increase(new_guard):
@@ -80,62 +80,62 @@ async def test_nothing_but_floor_and_history_is_left_after_release(new_guard, cl
 
 async def test_asking_again_for_the_same_grant_gives_a_token_that_it_had(new_guard, cluster):
     guard = new_guard()
-    redlock = redlock_of(guard)
+    locks = locks_of(guard)
     await _hold_once(guard)  # the servers know the scripts: a settling sent as text would come late
     request = wish()
-    first = await redlock.acquire(request)
+    first = await locks.acquire(request)
     assert isinstance(first, Won)
     # Of several servers one that was late for the decision may have given a later one: that is what it keeps.
     await _until(lambda: all(cluster.each("HGET", LOCK, "token")))
     given = cluster.each("HGET", LOCK, "token")
-    second = await redlock.acquire(request)
+    second = await locks.acquire(request)
     assert isinstance(second, Won)
     assert first.token <= second.token
     assert {str(first.token), str(second.token)} <= set(given)
 
 
 async def test_a_stale_release_leaves_the_new_lease_alone(new_guard):
-    redlock = redlock_of(new_guard())
-    await redlock.connect()
+    locks = locks_of(new_guard())
+    await locks.connect()
     old, new = wish(), wish()
-    assert isinstance(await redlock.acquire(old), Won)
-    assert await redlock.confirm(redlock.undo(old.resource, old.grant)) is Found.YES
-    assert isinstance(await redlock.acquire(new), Won)
-    assert await redlock.confirm(redlock.undo(old.resource, old.grant)) is Found.NO
-    assert isinstance(await redlock.acquire(wish()), Contended)
+    assert isinstance(await locks.acquire(old), Won)
+    assert await locks.release(old.resource, old.grant)() is Found.YES
+    assert isinstance(await locks.acquire(new), Won)
+    assert await locks.release(old.resource, old.grant)() is Found.NO
+    assert isinstance(await locks.acquire(wish()), Contended)
 
 
 async def test_a_late_renewal_does_not_bring_a_lease_back(new_guard, cluster):
     guard = new_guard()
     async with guard.hold(NAME) as lease:
         grant = lease.grant
-    redlock = redlock_of(guard)
-    asked = redlock.extend(grant)
+    locks = locks_of(guard)
+    asked = locks.extend(grant)
     await asyncio.wait(asked)
-    assert redlock.tally(asked, sent_at=0, ttl_ms=grant.ttl_ms).renewal is Renewal.REFUSED
+    assert tally(asked, sent_at=0, ttl_ms=grant.ttl_ms).renewal is Renewal.REFUSED
     assert cluster.leftovers() == []
 
 
 async def test_the_seal_of_a_grant_is_given_with_the_next_whether_it_was_released_or_only_renewed(new_guard):
-    redlock = redlock_of(new_guard())
-    await redlock.connect()
+    locks = locks_of(new_guard())
+    await locks.connect()
     first, second, third = wish(), wish(), wish()
-    won = await redlock.acquire(first)
+    won = await locks.acquire(first)
     assert isinstance(won, Won)
     assert won.seal == ""
-    await redlock.confirm(redlock.undo(first.resource, first.grant, seal="fence 7"))
-    won = await redlock.acquire(second)
+    await locks.release(first.resource, first.grant, seal="fence 7")()
+    won = await locks.acquire(second)
     assert isinstance(won, Won)
     assert won.seal == "fence 7"
     grant = Grant(second.resource, second.grant, won.token, "", "", second.ttl_ms, "fence 8")
-    await asyncio.wait(redlock.extend(grant))
-    await redlock.confirm(redlock.undo(second.resource, second.grant))
-    assert isinstance(late := await redlock.acquire(third), Won)
+    await asyncio.wait(locks.extend(grant))
+    await locks.release(second.resource, second.grant)()
+    assert isinstance(late := await locks.acquire(third), Won)
     assert late.seal == "fence 8"
     # One that is late, or never held it, does not take it back.
-    await redlock.confirm(redlock.undo(second.resource, second.grant, seal="fence 7"))
-    await redlock.confirm(redlock.undo(third.resource, third.grant))
-    assert isinstance(last := await redlock.acquire(wish()), Won)
+    await locks.release(second.resource, second.grant, seal="fence 7")()
+    await locks.release(third.resource, third.grant)()
+    assert isinstance(last := await locks.acquire(wish()), Won)
     assert last.seal == "fence 8"
 
 
@@ -165,12 +165,12 @@ async def test_patience_ends_and_leaves_no_place_in_the_queue(new_guard, cluster
 
 
 async def test_the_lock_of_a_holder_that_vanished_is_free_within_ttl_and_a_quarter_second(new_guard):
-    redlock, other, took_s = redlock_of(new_guard()), new_guard(), []
-    await redlock.connect()
+    locks, other, took_s = locks_of(new_guard()), new_guard(), []
+    await locks.connect()
     loop = asyncio.get_running_loop()
     async with other:
         while min(took_s, default=9.0) >= 1.25 and len(took_s) < 4:  # a busy machine is late now and then
-            assert isinstance(await redlock.acquire(wish(ttl_ms=1000)), Won)
+            assert isinstance(await locks.acquire(wish(ttl_ms=1000)), Won)
             began = loop.time()
             async with other.hold(NAME):
                 took_s.append(loop.time() - began)
@@ -336,11 +336,11 @@ async def test_inspect_shows_holder_and_waiters_in_order(new_guard):
 
 async def test_held_is_what_a_majority_shows_and_not_what_a_release_has_still_to_reach(new_guard):
     guard, elsewhere = new_guard(), new_guard()
-    nodes = len(redlock_of(guard).nodes)
+    nodes = len(locks_of(guard).nodes)
     wanted = wish(holder="holder")
     for each in (guard, elsewhere):
         await each.inspect(NAME)
-    assert isinstance(await redlock_of(guard).acquire(wanted), Won)
+    assert isinstance(await locks_of(guard).acquire(wanted), Won)
     await _take_away(elsewhere, nodes // 2)
     shown = await elsewhere.inspect(NAME)
     assert (shown.held, shown.grant) == (True, wanted.grant)
@@ -356,9 +356,9 @@ async def test_a_break_names_the_holder_of_most_nodes_and_the_highest_token(new_
     wanted = wish(holder="holder")
     for each in (guard, elsewhere):
         await each.inspect(NAME)
-    won = await redlock_of(guard).acquire(wanted)
+    won = await locks_of(guard).acquire(wanted)
     assert isinstance(won, Won)
-    *others, last = redlock_of(elsewhere).nodes
+    *others, last = locks_of(elsewhere).nodes
     later = Token(won.token + 1_000_000)
     if others:  # this one knows a later token, and has lost the lock
         await last.break_(parse_resource(NAME), reason="test", token=later)
@@ -422,27 +422,27 @@ async def test_a_lease_ends_after_the_longest_time_it_may_be_held(new_guard):
 
 async def test_a_lock_delay_keeps_the_resource_closed_after_an_expiry_but_not_after_a_release(new_guard):
     guard, other = new_guard(lock_delay=timedelta(milliseconds=400)), new_guard()
-    redlock = redlock_of(guard)
+    locks = locks_of(guard)
     async with guard.hold(NAME):
         pass
     async with other.hold(NAME, on_busy="raise"):
         pass
     began = asyncio.get_running_loop().time()
-    assert isinstance(await redlock.acquire(wish(ttl_ms=300, lock_delay_ms=400)), Won)
+    assert isinstance(await locks.acquire(wish(ttl_ms=300, lock_delay_ms=400)), Won)
     async with other.hold(NAME):
         assert asyncio.get_running_loop().time() - began >= 0.69
 
 
 async def _take_away(guard, nodes: int) -> None:
     """What somebody elsewhere does to the lock, so that this process does not learn of it."""
-    for node in redlock_of(guard).nodes[:nodes]:
+    for node in locks_of(guard).nodes[:nodes]:
         assert isinstance(await node.break_(parse_resource(NAME), reason="elsewhere", token=Token(0)), Broken)
 
 
 async def test_a_lock_that_was_gone_at_its_release_was_lost(new_guard):
     guard, elsewhere = new_guard(), new_guard()
     await elsewhere.inspect(NAME)
-    nodes = len(redlock_of(guard).nodes)
+    nodes = len(locks_of(guard).nodes)
     with pytest.raises(LeaseLost) as caught:
         async with guard.hold(NAME) as lease:
             await _take_away(elsewhere, nodes)
@@ -461,7 +461,7 @@ async def test_a_lease_is_confirmed_while_it_is_held_and_not_when_the_lock_is_go
             before = lease.deadline
             await lease.confirm(within=timedelta(seconds=5))
             assert lease.deadline > before
-            await _take_away(elsewhere, len(redlock_of(guard).nodes))
+            await _take_away(elsewhere, len(locks_of(guard).nodes))
             await lease.confirm(within=timedelta(seconds=5))
             raise AssertionError("confirmed")
 

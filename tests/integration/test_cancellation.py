@@ -153,7 +153,7 @@ async def test_an_acquire_stuck_in_an_old_connection_cannot_run_after_its_undo(r
                 pass
             before = {c["id"] for c in client.client_list() if c["name"] == "lockguard"}
             proxy.to_server.set(HOLD)
-            held = guard._core.redlock.nodes[0]._connection._wire
+            held = guard._core.locks.nodes[0]._connection._wire
             held.end("the client gave the connection up")
             proxy.heal()
             async with asyncio.timeout(5):

@@ -213,9 +213,8 @@ async def test_no_value_in_redis_leaves_a_resource_without_a_higher_token(
 async def test_a_token_far_beyond_now_is_settled_nowhere(redis_url: str) -> None:
     async with LockGuard.from_url(redis_url) as locks, locks.hold(APT) as lease:
         request = AcquireRequest(Resource(APT), lease.grant.id, "", "", 10_000)
-        redlock = locks._core.redlock
-        assert not await redlock.settle(request, Token(2**62))
-        assert await redlock.settle(request, Token(lease.token + 1))
+        assert not await locks._core.locks.settle(request, Token(2**62))
+        assert await locks._core.locks.settle(request, Token(lease.token + 1))
 
 
 # Asking both before an order

@@ -112,7 +112,7 @@ async def main(url):
     async with LockGuard.from_url(url) as guard:
         async with guard.hold("binance:APTUSDT"):
             pass
-        connection = guard._core.redlock.nodes[0]._connection
+        connection = guard._core.locks.nodes[0]._connection
         wire, attempt, doubt_s = connection._wire, connection._attempt, connection._wire.doubt_s
         print("connected", flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)

@@ -12,10 +12,10 @@ import redis
 from lockguard import LeaseLost, LeaseNotHeld, LeaseState, LockGuard, LossReason, QuorumUnavailable
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import Token
+from lockguard._single_node import ANSWER_S
 from lockguard.errors import FenceUnavailable
 from lockguard.events import FenceCloseFailed, Released, Renewed
 from lockguard.ports import Sealed
-from lockguard.redlock import ANSWER_S
 from lockguard_lab.servers import FaultProxy, Flow, RedisServer
 
 NAME = "binance:APTUSDT"
@@ -200,7 +200,7 @@ async def test_leaving_a_body_ends_although_the_node_never_answers(redis_url, mo
     async with LockGuard.from_url(redis_url, observers=[watcher]) as guard:
         began = SYSTEM_CLOCK.now()
         async with guard.hold(NAME):
-            monkeypatch.setattr(guard._core.redlock.nodes[0], "release", never)
+            monkeypatch.setattr(guard._core.locks.nodes[0], "release", never)
         assert SYSTEM_CLOCK.now() - began < ANSWER_S + 1
         assert [event.found for event in watcher.of(Released)] == [None]
         monkeypatch.undo()
@@ -208,7 +208,7 @@ async def test_leaving_a_body_ends_although_the_node_never_answers(redis_url, mo
 
 async def test_a_hold_ends_in_time_although_the_node_never_answers(redis_url, monkeypatch):
     async with LockGuard.from_url(redis_url) as guard:
-        monkeypatch.setattr(guard._core.redlock.nodes[0], "acquire", never)
+        monkeypatch.setattr(guard._core.locks.nodes[0], "acquire", never)
         began = SYSTEM_CLOCK.now()
         with pytest.raises(QuorumUnavailable, match="no answer within"):
             async with guard.hold(NAME, wait=timedelta(milliseconds=500)):

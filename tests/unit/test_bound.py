@@ -6,7 +6,7 @@ import asyncio
 import math
 from typing import Any
 
-from lockguard._ballot import Bound
+from lockguard._bounds import AnswerBounds
 
 LONG_S = 0.3
 SHORT_S = 0.05
@@ -16,7 +16,7 @@ class Waits:
     """Answers that are waited for, and what was given up, in order."""
 
     def __init__(self) -> None:
-        self.bound = Bound(LONG_S, self._give_up)
+        self.bounds = AnswerBounds(LONG_S, self._give_up)
         self.given_up: list[tuple[str, float, float]] = []
         self._names: dict[asyncio.Future[Any], str] = {}
         self._began_at = asyncio.get_running_loop().time()
@@ -24,7 +24,7 @@ class Waits:
     def expect(self, name: str, within_s: float = math.inf) -> asyncio.Future[Any]:
         asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._names[asked] = name
-        return self.bound.expect(asked, within_s)
+        return self.bounds.expect(asked, within_s)
 
     def _give_up(self, asked: asyncio.Future[Any], within_s: float) -> None:
         after_s = asyncio.get_running_loop().time() - self._began_at
@@ -48,7 +48,7 @@ async def test_an_answer_that_came_is_not_given_up_and_leaves_no_timer_once_all_
     await asyncio.wait([slow])
     assert [name for name, _, _ in waits.given_up] == ["slow"]
     assert quick.result() == "came"
-    assert waits.bound._timer is None
+    assert waits.bounds._timer is None
 
 
 async def test_what_is_asked_after_all_was_given_up_is_bounded_again():

@@ -10,17 +10,17 @@ from datetime import timedelta
 import pytest
 
 from lockguard._lease import Grant, GrantId, Lease, LeaseState, Resource, Token
+from lockguard._quorum import trusted_s
 from lockguard._renewal import Keeper
 from lockguard.errors import LeaseNotHeld, LossReason
 from lockguard.events import Event, Renewed
 from lockguard.ports import Extended, NoVote
-from lockguard.redlock import Extension, Redlock, Renewal
 from lockguard.testing import FakeClock
 
 TTL_MS = 60_000
 
 
-class ThreeNodes(Redlock):
+class ThreeNodes:
     """Two answer when they are told to, the third never."""
 
     def __init__(self) -> None:
@@ -30,12 +30,6 @@ class ThreeNodes(Redlock):
         loop = asyncio.get_running_loop()
         self.asked.append([loop.create_future() for _ in range(3)])
         return self.asked[-1]
-
-    def tally(self, asked, *, sent_at: float, ttl_ms: int) -> Extension:
-        said = [future.result().held for future in asked if future.done()]
-        if said.count(True) >= 2:
-            return Extension(Renewal.RENEWED, sent_at + ttl_ms / 1000)
-        return Extension(Renewal.REFUSED if said.count(False) >= 2 else Renewal.UNANSWERED)
 
 
 async def renewing(
@@ -113,7 +107,7 @@ async def test_a_good_answer_counts_from_its_own_sending_however_late_it_comes()
     for vote in nodes.asked[0][:2]:
         vote.set_result(Extended(held=True))
     await turns()
-    assert lease.deadline == sent_at + TTL_MS / 1000
+    assert lease.deadline == sent_at + trusted_s(TTL_MS)
     assert lease.state is LeaseState.HELD
     keeper.close()
 
@@ -125,7 +119,7 @@ async def test_a_late_good_answer_to_an_earlier_renewal_does_not_shorten_a_lease
         for vote in asked[:2]:
             vote.set_result(Extended(held=True))
         await turns()
-        assert lease.deadline == clock.now() + TTL_MS / 1000
+        assert lease.deadline == clock.now() + trusted_s(TTL_MS)
     keeper.close()
 
 

@@ -1,0 +1,291 @@
+"""What a guard asks of its locks, and what it is told: the same whether one node keeps them or several.
+
+:class:`~lockguard._single_node.SingleNode` asks one node, whose vote is the decision;
+:class:`~lockguard.redlock.Redlock` asks several independent ones, of which a majority decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+
+from lockguard._quorum import majority, may_be_most, trusted_s
+from lockguard.ports import (
+    AcquireRequest,
+    Broken,
+    Busy,
+    Done,
+    Extended,
+    Granted,
+    Inspection,
+    LockNode,
+    NoVote,
+    Outsider,
+    Refused,
+    Unknown,
+)
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+    from lockguard._lease import Grant, GrantId, Resource, Token
+
+__all__ = [
+    "ANSWER_MIN_S",
+    "Acquisition",
+    "Contended",
+    "Extension",
+    "Found",
+    "Locks",
+    "NoQuorum",
+    "Releasing",
+    "Renewal",
+    "Won",
+    "close_nodes",
+    "found",
+    "prevailing",
+    "spoken",
+    "tally",
+    "thrown_out",
+    "vote_of",
+]
+
+T = TypeVar("T")
+
+ANSWER_MIN_S = 0.5
+"""How long nodes may take to answer however short a caller's patience is."""
+
+_CLOSE_S = 5.0
+"""How long all nodes may take to send what is queued and close."""
+
+
+@dataclass(slots=True)
+class Won:
+    """The lock is held.
+
+    Attributes:
+        token: the final token.
+        deadline: the instant on the clock, in seconds, until which it may be trusted.
+        seal: what the nodes remember of the resource's last seal, see :class:`~lockguard.ports.Sealed`.
+    """
+
+    token: Token
+    deadline: float
+    seal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contended:
+    """Somebody else is in the way.
+
+    Attributes:
+        busy: what the most informed node said.
+        one_place: whether all nodes gave the caller the same place in their queues.
+    """
+
+    busy: Busy
+    one_place: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NoQuorum:
+    """Too few nodes answered to say who holds the lock.
+
+    Attributes:
+        votes: node name to its answer.
+    """
+
+    votes: dict[str, str]
+
+
+Acquisition: TypeAlias = Won | Contended | NoQuorum
+"""What asking once for a lock came to."""
+
+
+class Renewal(Enum):
+    """What an extend came to."""
+
+    RENEWED = "renewed"
+    REFUSED = "refused"
+    """Too many nodes say that this grant does not hold the lock: it cannot be saved."""
+    UNANSWERED = "unanswered"
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """The tally of an extend."""
+
+    renewal: Renewal
+    deadline: float = 0.0
+    wanted: bool = False
+    cause: str = ""
+
+
+class Found(Enum):
+    """Whether a release found the lock held by its grant."""
+
+    YES = "yes"
+    NO = "no"
+    """Certainly not. What a release that was sent again finds is no answer: it may find its own work done."""
+    UNKNOWN = "unknown"
+
+
+Releasing: TypeAlias = Callable[[], Awaitable[Found]]
+"""A release on its way. Called and awaited, it tells what the release found."""
+
+
+class Locks(Protocol):
+    """The locks of all resources, over one node or several."""
+
+    @property
+    def nodes(self) -> tuple[LockNode, ...]:
+        """Who keeps them."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough nodes are connected to decide."""
+        ...
+
+    def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
+        """Have ``callback`` called with each waiter that enough nodes have woken; ``None``: all."""
+        ...
+
+    async def connect(self) -> None:
+        """Connect to enough nodes to decide, or find out that it cannot be done now.
+
+        Raises:
+            ConfigurationError: a node refused the log-in, or nodes are not independent.
+        """
+        ...
+
+    async def acquire(self, request: AcquireRequest, *, give_up_at: float = ...) -> Acquisition:
+        """Ask once. Asking again with the same request is the same wish: no token is burned (S7).
+
+        A caller that gives up after anything but :class:`Won`, or is cancelled here, calls :meth:`release`.
+
+        Args:
+            request: what is wanted.
+            give_up_at: the instant on the clock, in seconds, until which the nodes are waited for at most, if
+                they were given a moment to answer; they have bounds of their own.
+
+        Raises:
+            ConfigurationError: nodes are not independent.
+        """
+        ...
+
+    def ask_again_s(self) -> float:
+        """After how long a waiter that was not woken asks again by itself, in seconds."""
+        ...
+
+    async def settle(self, request: AcquireRequest, token: Token) -> bool:
+        """Write the final token while this grant holds the lock; tells whether it still does."""
+        ...
+
+    def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
+        """Send a renewal to every node; give the futures to :func:`tally` once they are done, or too late."""
+        ...
+
+    def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
+        """Remove the grant from every node: lock, reservation, queue. It has left when this returns.
+
+        Needs no await, so that a cancelled task leaves nothing behind (S8).
+
+        Args:
+            resource: what it is for.
+            grant: whose.
+            lost: its lease ended under the body, so a lock delay begins now.
+            seal: to be remembered.
+        """
+        ...
+
+    async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
+        """Ask every node the same; ``None`` for one that does not answer in time."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every node, in bounded time."""
+        ...
+
+
+def tally(asked: Sequence[Future[Extended | NoVote]], *, sent_at: float, ttl_ms: int) -> Extension:
+    """Count the answers of all nodes to a renewal that was sent at ``sent_at`` on the clock, in seconds."""
+    votes, quorum = [vote_of(future) for future in asked], majority(len(asked))
+    extended = [vote for vote in votes if isinstance(vote, Extended)]
+    held = [vote for vote in extended if vote.held]
+    if len(held) >= quorum:
+        return Extension(
+            Renewal.RENEWED, sent_at + trusted_s(ttl_ms), wanted=any(vote.wanted for vote in held)
+        )
+    if len(asked) - (len(extended) - len(held)) < quorum:
+        return Extension(Renewal.REFUSED)
+    return Extension(
+        Renewal.UNANSWERED, cause="; ".join(spoken(v) for v in votes if not isinstance(v, Extended))
+    )
+
+
+def found(vote: Done | NoVote | None) -> bool | None:
+    """Whether this release found the lock held by its grant; ``None``: the node cannot say."""
+    if not isinstance(vote, Done) or (vote.repeated and not vote.found):
+        return None
+    return vote.found
+
+
+def prevailing(seen: Sequence[Inspection], *, nodes: int) -> Inspection:
+    """What answers of ``nodes`` nodes come to: a grant that a majority shows, or may show, holds it.
+
+    What only a minority shows holds nothing: a release returns before it has reached every node.
+    """
+    holding = Counter(inspection.grant for inspection in seen if inspection.held)
+    for grant, count in holding.most_common(1):
+        if may_be_most(count, answers=len(seen), nodes=nodes):
+            shown = [inspection for inspection in seen if inspection.grant == grant]
+            tokens = Counter(inspection.token for inspection in shown)
+            return max(shown, key=lambda inspection: (tokens[inspection.token], inspection.token))
+    last = max(seen, key=lambda inspection: (not inspection.held, inspection.token))
+    return replace(
+        last, held=False, grant="", holder="", operation="", age_ms=0, remaining_ms=0, ttl_ms=0, renewals=0
+    )
+
+
+def thrown_out(broken: Sequence[Broken]) -> Broken:
+    """What a break on several nodes came to: the holder that most of them had, and the highest floor."""
+    shown = Counter(each.grant for each in broken)
+    told = max(broken, key=lambda each: (bool(each.grant), shown[each.grant]))
+    return replace(told, token=max(each.token for each in broken))
+
+
+def vote_of(future: Future[T]) -> T | None:
+    """The vote, or ``None`` while there is none."""
+    return future.result() if future.done() and not future.cancelled() else None
+
+
+def spoken(vote: object) -> str:
+    """A vote as text for people."""
+    match vote:
+        case None:
+            return "no answer in time"
+        case Granted(token):
+            return f"granted with token {token}"
+        case Busy(holder):
+            return f"busy: {holder or 'reserved for a waiter'}"
+        case Outsider(quiet_ms) if quiet_ms:
+            return f"lost what it knew, or is new: gives no vote for another {quiet_ms / 1000:.1f} s"
+        case Outsider():
+            return "lost what it knew, or is new: has to be admitted"
+        case Refused(error) | Unknown(error):
+            return str(error)
+        case _:
+            return type(vote).__name__.lower()
+
+
+async def close_nodes(nodes: Sequence[LockNode]) -> None:
+    """Send what is queued and close all of them, in bounded time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_S):
+            await asyncio.gather(*(node.aclose() for node in nodes))

@@ -1,0 +1,132 @@
+"""One node keeps the locks: one server, a master that Sentinels watch, a cluster, or this process's memory.
+
+Its vote is the decision, and the token that it gave is final. Nobody else can decide without it, so it is
+waited for as long as its connection waits; only what it makes of a command behind that has a bound here.
+
+An answer that stays unknown is resolved by asking again with the same request, or by a release: both run
+behind the first on the same connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lockguard._bounds import AnswerBounds
+from lockguard._locks import (
+    ANSWER_MIN_S,
+    Acquisition,
+    Contended,
+    Found,
+    NoQuorum,
+    Won,
+    close_nodes,
+    found,
+    spoken,
+)
+from lockguard._quorum import trusted_s
+from lockguard.errors import NodeError, NodeUnknown
+from lockguard.ports import AcquireRequest, Busy, Done, Extended, Granted, LockNode, NoVote, Unknown
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+    from lockguard._clock import Clock
+    from lockguard._lease import Grant, GrantId, Resource, Token
+    from lockguard._locks import Releasing
+
+__all__ = ["ANSWER_S", "SingleNode"]
+
+T = TypeVar("T")
+
+ANSWER_S = 2.5
+"""How long the node may owe an answer: longer than its wire's patience, so that the wire can say why. It
+bounds what a node makes of a command behind the wire, such as looking for the server of a cluster's slot."""
+
+_ASK_AGAIN_S = 0.9
+"""How often a waiter that is not woken asks: a vanished key is noticed within a second (L4)."""
+
+
+class SingleNode:
+    """The locks that one node keeps, see :class:`~lockguard._locks.Locks`.
+
+    Args:
+        node: who keeps them.
+        clock: for deadlines.
+    """
+
+    def __init__(self, node: LockNode, *, clock: Clock) -> None:
+        self.nodes = (node,)
+        self._node = node
+        self._clock = clock
+        self._bounds = AnswerBounds(ANSWER_S, self._give_up)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the node is connected."""
+        return self._node.ready
+
+    def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
+        """Have ``callback`` called with each waiter that the node wakes; ``None``: all."""
+        self._node.on_wake(callback)
+
+    async def connect(self) -> None:
+        """Connect to the node, or find out that it cannot be done now.
+
+        Raises:
+            ConfigurationError: it refused the log-in.
+        """
+        with contextlib.suppress(NodeError):
+            await self._node.connect()
+
+    async def acquire(self, request: AcquireRequest, *, give_up_at: float = math.inf) -> Acquisition:
+        """Ask once, see :meth:`Locks.acquire`."""
+        sent_at = self._clock.now()
+        vote = await self._bounds.expect(self._node.acquire(request), max(give_up_at - sent_at, ANSWER_MIN_S))
+        if isinstance(vote, Granted):
+            deadline = sent_at + trusted_s(request.ttl_ms)
+            if self._clock.now() < deadline:
+                return Won(vote.token, deadline, vote.seal)
+        elif isinstance(vote, Busy):
+            return Contended(vote)
+        return NoQuorum({self._node.name: spoken(vote)})
+
+    def ask_again_s(self) -> float:
+        """After how long a waiter that was not woken asks again by itself, in seconds."""
+        return _ASK_AGAIN_S
+
+    async def settle(self, request: AcquireRequest, token: Token) -> bool:
+        """Write a higher token than the node gave while this grant holds the lock; tells whether it does."""
+        vote = await self._bounds.expect(self._node.settle(request.resource, request.grant, token))
+        return isinstance(vote, Done) and vote.found
+
+    def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
+        """Send a renewal."""
+        return [self._node.extend(grant.resource, grant.id, grant.ttl_ms, seal=grant.seal)]
+
+    def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
+        """Remove the grant wherever it stands, see :meth:`Locks.release`."""
+        return partial(self._found, self._node.release(resource, grant, lost=lost, seal=seal))
+
+    async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
+        """Ask the node."""
+        answer = await self._bounds.expect(ask(self._node))
+        return [answer]
+
+    async def aclose(self) -> None:
+        """Close the node, in bounded time."""
+        await close_nodes(self.nodes)
+        self._bounds.close()  # by now it has answered everything
+
+    async def _found(self, asked: Future[Done | NoVote]) -> Found:
+        vote = await self._bounds.expect(asked)
+        held = found(vote)
+        return Found.UNKNOWN if held is None else Found.YES if held else Found.NO
+
+    def _give_up(self, asked: Future[Any], within_s: float) -> None:
+        # An answer that comes later is dropped; its command stands.
+        text = f"{self._node.name}: no answer within {within_s:.3g} s"
+        asked.set_result(Unknown(NodeUnknown(text, node=self._node.name)))
