@@ -1,8 +1,9 @@
 # Sourced by the other scripts, from the checkout's top directory. `use_environment demo` (or dev) makes
 # .venv if need be; afterwards .venv/bin holds the commands. POSIX sh.
 
-# What a user has exported for other Pythons must not reach ours.
-unset PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV || true
+# What a user has exported for other Pythons must not reach ours. The last one would have each of the many processes
+# of a test compile all modules again.
+unset PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV PYTHONDONTWRITEBYTECODE || true
 
 # Prints nothing if $1 is a Python that can make the environment, otherwise why it cannot.
 why_not() {
