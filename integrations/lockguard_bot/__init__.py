@@ -1,11 +1,11 @@
-"""A bot on the guarded flow, to run as it is or to read: ``lockguard bot run``.
+"""The reference bot, built on the guarded flow: run it with ``lockguard bot run``, or read it as an example.
 
-Any number of them share the symbols and the signals. Read it in this order:
+Any number of bots share the symbols and the signals. Read the modules in this order:
 
-* ``trader``: what one signal does, under the lease of its symbol. This is what guarding comes to.
-* ``book``: what was decided about each signal, so that one that comes twice, or comes again after its bot was
-  killed, is carried out once.
-* ``signals``: what a signal says. ``sources`` and ``stream``: where signals come from.
-* ``worker``: the loops around it: signals, passes, recovery, and an end in bounded time.
-* ``wiring``: how the parts are made. ``command``: the options.
+* ``_trader``: carries out one signal under the lease of its symbol. This is all that guarding asks of a bot.
+* ``_book``: the decision on each signal, so that a signal delivered twice, or again after its bot was killed,
+  is carried out once.
+* ``_signals``: the content of a signal. ``_sources`` and ``_stream``: where signals come from.
+* ``_worker``: the loops for signals, passes and recovery, and a shutdown in bounded time.
+* ``_wiring``: builds and connects the parts. ``_cli``: the options.
 """

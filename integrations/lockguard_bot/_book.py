@@ -1,8 +1,8 @@
-"""What was decided about signals, in ``monitoring.signals`` and in the rows of their positions.
+"""The decisions on signals, in ``monitoring.signals`` and in the rows of their positions.
 
-A decision is written after what it is about, under the same lease. A bot that dies between the two leaves a
-row that names the signal, committed together with its intent; so the next one that gets the signal finds
-what became of it and does nothing twice.
+A decision is written after the work it records, under the same lease. A bot that dies between the two leaves
+a row that names the signal, committed together with its intent. So the next bot that receives the signal
+finds its outcome and does nothing twice.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ __all__ = ["Decision", "Outcome", "Place", "SignalBook"]
 _FILE = "signals.sql"
 _END_S = 2.0
 _LINE = "line:"
-"""What the names of lines that are being read begin with, where attempts at signals have the signals' ids."""
+"""Prefix of the key of a line being read. Attempts at a signal have the signal's id as their key."""
 _STILL_READING_S = 60.0
 
 
 class Outcome(StrEnum):
-    """What came of a signal."""
+    """The outcome of a signal."""
 
     OPENED = "opened"
     ALREADY_OPEN = "already open"
     CLOSED = "closed"
     NOTHING_OPEN = "nothing open"
     OVERTAKEN = "overtaken"
-    """A later signal of the symbol was decided first: the last word stands, whoever was killed meanwhile."""
+    """A later signal for the symbol was decided first, and it stands whichever bot was killed meanwhile."""
     REFUSED = "refused"
     SET_ASIDE = "set aside"
-    """It ended one process after the other, so no further one is let near it: for a person."""
+    """Bot after bot died over the signal, so no further bot tries it: an operator must look at it."""
     UNDECIDED = "undecided"
-    """Somebody did not answer, or an order is in doubt: to be tried again."""
+    """A server did not answer, or an order's outcome is unknown: the signal is to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What came of a signal.
+    """The decision on a signal.
 
     Attributes:
-        details: for people.
-        position_id: what it opened, closed or met.
-        known: whether it had been decided before this delivery.
+        details: the readable reason or result.
+        position_id: the position that the signal opened, closed or found open.
+        known: whether the signal was decided before this delivery.
     """
 
     outcome: Outcome
@@ -72,17 +72,17 @@ class Decision:
 
     @property
     def final(self) -> bool:
-        """Whether this is how it stays."""
+        """Whether the decision stands, so that the signal is not tried again."""
         return self.outcome is not Outcome.UNDECIDED
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a signal stands in time.
+    """A signal's place in time.
 
     Attributes:
-        age_s: how old it is; ``None`` when it does not say.
-        overtaken_by: a later signal of the symbol that was decided already.
+        age_s: its age in seconds, negative if it lies ahead; ``None`` if it is undated.
+        overtaken_by: the id of a later signal for the symbol that is already decided, else ``None``.
     """
 
     age_s: float | None
@@ -90,22 +90,25 @@ class Place:
 
 
 class SignalBook:
-    """The decisions of one database; what is not decided yet is asked under the lease of its symbol.
+    """The decisions in one database; an undecided signal must be looked up under the lease of its symbol.
 
     Args:
-        pool: of the database that has the tables.
-        exchange: the venue, as in the lock's name.
+        pool: connects to the database that has the tables.
+        exchange: the exchange's name, as in the lock's name.
     """
 
     def __init__(self, pool: asyncpg.Pool[Any], exchange: str) -> None:
         self._pool = pool
         self._exchange = exchange
-        # Not the process id alone: a container's first process has the same one each time.
+        # The process id is not unique: it repeats each time a container restarts.
         self._bot = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._not_ended: set[str] = set()
 
     async def decided(self, signal: Signal, symbol: str) -> Decision | None:
-        """What was decided about a signal before."""
+        """The decision on a signal; ``None`` if it is undecided.
+
+        If another action or symbol used the signal's id before, the decision is a refusal.
+        """
         row = await self._row("decided", _FILE, self._exchange, signal.id)
         if row is None:
             return None
@@ -118,42 +121,42 @@ class SignalBook:
         return Decision(Outcome(row["outcome"]), row["details"], row["position_id"], known=True)
 
     async def place(self, signal: Signal, symbol: str) -> Place:
-        """Where a signal stands in time."""
+        """The age of a signal, and the later signal that overtook it."""
         row = await self._row("place", _FILE, self._exchange, symbol, signal.at)
         assert row is not None
         return Place(row["age_s"], row["overtaken_by"])
 
     async def opened_by(self, signal: Signal, symbol: str) -> Position | None:
-        """The last row that was made for a signal."""
+        """The last row created for a signal."""
         return rows.position_or_none(
             await self._row("opened_by_signal", "positions.sql", self._exchange, symbol, signal.id)
         )
 
     async def closed_for(self, reason: str, symbol: str) -> Position | None:
-        """The last row that was closed, or is being closed, for a reason."""
+        """The last row that was closed, or is being closed, for ``reason``."""
         return rows.position_or_none(
             await self._row("closed_for_reason", "positions.sql", self._exchange, symbol, reason)
         )
 
     async def withdrawn_for(self, reason: str, symbol: str) -> int | None:
-        """The row whose exit was asked for with a reason, and not made, as what is held had changed."""
+        """The id of the row whose exit for ``reason`` was withdrawn because the held position had changed."""
         row = await self._row(
             "withdrawn_for_reason", "positions.sql", self._exchange, symbol, f"{rows.WITHDRAWN}{reason}"
         )
         return None if row is None else int(row["position_id"])
 
     async def begin(self, signal: Signal) -> tuple[str, ...]:
-        """Say that a signal is being carried out here; asked under the lease of its symbol.
+        """Record that this bot is carrying out a signal; called under the lease of its symbol.
 
         Returns:
-            The bots that said so before and never that they had ended it: they ended themselves.
+            The bots that began before and recorded no end: they died while carrying it out.
         """
         await self._end_late()
         rows = await self._pool.fetch(statement("begin_attempt", _FILE), self._exchange, signal.id, self._bot)
         return tuple(row["bot"] for row in rows)
 
     async def end(self, signal: Signal) -> None:
-        """Say that it is not carried out here any more; what cannot be said now is said later."""
+        """Record that this bot's attempt has ended; if the database does not answer, a later call does it."""
         self._not_ended.add(signal.id)
         with suppress(TimeoutError, *DATABASE_ERRORS):
             async with asyncio.timeout(_END_S):
@@ -165,24 +168,24 @@ class SignalBook:
             self._not_ended.discard(signal_id)
 
     async def begin_reading(self, line: str) -> int:
-        """Say that a line of a file is being read here.
+        """Record that this bot is reading a line of a file.
 
         Returns:
-            How many bots said so longer than a minute ago and never that they had read it: they ended. Two
-            bots may read the same file at once, so who began just now is not counted.
+            How many bots began more than a minute ago and recorded no end: they died while reading it. Two
+            bots may read the same file concurrently, so a bot that began just now is not counted.
         """
         args = (self._exchange, f"{_LINE}{line}", self._bot, _STILL_READING_S)
         return int(await self._pool.fetchval(statement("begin_reading", _FILE), *args))
 
     async def end_reading(self, line: str) -> None:
-        """It is read, so it is not what ended others."""
+        """Record that a line was read, so it is not what killed other bots."""
         await self._pool.execute(statement("end_all_attempts", _FILE), self._exchange, f"{_LINE}{line}")
 
     async def record(self, lease: Lease, signal: Signal, symbol: str, decision: Decision) -> None:
-        """Write a decision down.
+        """Write a decision under ``lease``.
 
         Raises:
-            StaleToken: the lease has passed on; nothing was written.
+            StaleToken: a newer lease was granted; nothing was written.
         """
         async with fenced_transaction(self._pool, lease) as conn:
             await conn.execute(

@@ -1,7 +1,7 @@
 """``lockguard bot``: the reference bot as a command.
 
-Exit codes: 0 it was asked to stop, or all signals were decided; 1 something was left undone, or a server did
-not answer at the start; 2 a mistake in the call or the set-up; 130 it was told twice to stop.
+Exit codes: 0 the bot was asked to stop, or every signal was decided; 1 work was left undone, or a server did
+not answer at the start; 2 an error in the command line or the configuration; 130 it was told twice to stop.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _LEFT = 1
 _MISTAKE = 2
 _GROUP = "lockguard-bots"
 _CLOSING = timedelta(seconds=10)
-"""For what is closed after the work: alerts that wait, connections."""
+"""Time to deliver pending alerts and close connections after the work."""
 
 
 _SECONDS_MAX = 86_400.0
 
 
 def _seconds(name: str, default: float | None, text: str, *, least: float = 0.1) -> Callable[..., Any]:
-    """An option that is a length of time."""
+    """An option in seconds, read as a ``timedelta``."""
 
     def read(ctx: click.Context, param: click.Parameter, value: float | None) -> timedelta | None:  # noqa: ARG001
         return None if value is None else timedelta(seconds=value)
@@ -160,10 +160,10 @@ def run(*, as_json: bool, **options: Any) -> None:
     except LockguardError as exc:
         if not as_json:
             raise
-        # Programs read lines of JSON, also the last one.
+        # The last line must be JSON too: a program reads the log.
         _LOG.critical("%s", exc)
         raise SystemExit(_MISTAKE if isinstance(exc, ConfigurationError) else _LEFT) from exc
-    except Exception:  # noqa: BLE001 - it is told with its traceback, as one more line
+    except Exception:  # noqa: BLE001 - logged with its traceback, in the log's own format
         _LOG.critical("ended by an error that nobody has thought of", exc_info=True)
         raise SystemExit(_LEFT) from None
     if not done:
@@ -174,7 +174,7 @@ def _run_to_the_end(settings: BotSettings) -> bool:
     try:
         return interrupt.run(_run(settings))
     except BaseExceptionGroup as failed:
-        # Loops that run side by side fail side by side; a person needs the first mistake only.
+        # Concurrent loops fail together; the operator needs only the first configuration error.
         mistakes, others = failed.split(ConfigurationError)
         if others is not None or mistakes is None:
             raise

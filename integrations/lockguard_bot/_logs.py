@@ -1,8 +1,8 @@
-"""A bot's log: a line for people, or a JSON object for programs, for each thing that happened.
+"""A bot's log: one readable line, or one JSON object, per event.
 
-*Everything* that the process says goes through here: what libraries log, what asyncio says about tasks that
-failed, warnings, and errors that nobody caught. A reader of JSON then never meets a line that is none, and
-what signs requests is masked in every one of them.
+*Everything* that the process prints passes through here: the logs of libraries, asyncio's reports of failed
+tasks, warnings and uncaught exceptions. So a JSON reader never meets a line that is not JSON, and the secrets
+that sign requests are masked in every line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Raised: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType | 
 
 
 def secrets_of_environment() -> tuple[str, ...]:
-    """What must not be told: keys, passwords, and the passwords of URLs; the longest first."""
+    """The secrets in ``LOCKGUARD_*`` variables: keys, passwords and those in URLs; the longest first."""
     found: set[str] = set()
     for name, value in os.environ.items():
         if not name.startswith("LOCKGUARD_"):
@@ -54,7 +54,7 @@ def _password_of(url: str) -> set[str]:
 
 
 class _Masking(logging.Formatter):
-    """Masks what signs requests, whoever logged it, and keeps a record to one line."""
+    """Masks the secrets that sign requests, whichever library logged them."""
 
     def __init__(self, secrets: tuple[str, ...], fmt: str | None = None) -> None:
         super().__init__(fmt)
@@ -70,9 +70,9 @@ class _Masking(logging.Formatter):
 
 
 class _JsonLines(_Masking):
-    """One object a line: ``time``, ``level``, ``logger``, ``message``, and the facts of a decision.
+    """One JSON object per line: ``time``, ``level``, ``logger``, ``message`` and the facts of a decision.
 
-    A traceback is the field ``exception``.
+    A traceback is in the field ``exception``.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -96,12 +96,12 @@ class _JsonLines(_Masking):
 def _message_of(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # noqa: BLE001 - a library's bad log call is not to cost the line
+    except Exception:  # noqa: BLE001 - a library's bad log call must not lose the line
         return f"{record.msg!r} {record.args!r}"
 
 
 def log_to_output(*, as_json: bool) -> None:
-    """Write all that the process logs to the standard output: lockguard's from INFO on, others' warnings."""
+    """Log to the standard output: lockguard's records from INFO up, all others from WARNING up."""
     secrets = secrets_of_environment()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
@@ -114,7 +114,7 @@ def log_to_output(*, as_json: bool) -> None:
     logger.handlers[:] = []
     logger.setLevel(logging.INFO)
     logger.propagate = True
-    logging.raiseExceptions = False  # a reader that has gone must not fill the standard error with tracebacks
+    logging.raiseExceptions = False  # a closed output must not fill the standard error with tracebacks
     logging.captureWarnings(capture=True)
     warnings.simplefilter("default")
     sys.excepthook = _uncaught

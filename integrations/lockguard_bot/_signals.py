@@ -1,6 +1,6 @@
-"""What a signal says, and how it is read: from a line of JSON, or from the fields of a stream's entry.
+"""Signals, and how they are parsed from a line of JSON or from the fields of a stream entry.
 
-A signal that cannot be read is refused with one line that names the place, the field, its value and the
+A signal that cannot be parsed is refused with one line that names the place, the field, its value and the
 remedy. It must never end the bot, nor reach the exchange as a guess.
 """
 
@@ -32,14 +32,14 @@ _EARLIEST, _LATEST = datetime(2015, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzin
 _PER_SECOND = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 _REFUSED_DIGITS_MAX = 30
 _EXACT_MAX = Decimal("1e20")
-"""As a whole number, 1e999999999 would fill the memory."""
+"""A larger number is not converted to ``int``: 1e999999999 would fill the memory."""
 
 
 class BadSignal(ValueError):
-    """A signal that is refused; the text is one line for people.
+    """A signal is refused; the message is one readable line.
 
     Attributes:
-        closes: whether it was to close something, which stays open now.
+        closes: whether it was a signal to close, so that a position may stay open.
     """
 
     def __init__(self, message: str, *, closes: bool = False) -> None:
@@ -48,21 +48,21 @@ class BadSignal(ValueError):
 
 
 class Unread(BadSignal):
-    """A signal that is not read any more, as the reading of it has ended one bot after the other."""
+    """A signal is set aside unread, because too many bots died while reading it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Where the stop goes: a price, or a share of the entry's price in percent."""
+    """The stop of an entry: a price, or a distance in percent of the entry price."""
 
     value: Decimal
     is_percent: bool
 
     def percent_at(self, price: Decimal, side: PositionSide) -> Decimal:
-        """The same as a percentage of ``price``.
+        """The stop's distance in percent of ``price``.
 
         Raises:
-            BadSignal: it is on the wrong side of the price.
+            BadSignal: the stop is on the wrong side of the price.
         """
         if self.is_percent:
             return self.value
@@ -78,11 +78,11 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class OpenSignal:
-    """Open a position.
+    """A signal to open a position.
 
     Attributes:
-        id: the same on every delivery, and no other signal's.
-        at: when it was given, as far as that is known.
+        id: unique to the signal, and the same on every delivery.
+        at: when the signal was given; ``None`` if unknown.
     """
 
     id: str
@@ -95,10 +95,10 @@ class OpenSignal:
 
 @dataclass(frozen=True, slots=True)
 class CloseSignal:
-    """Close the open position of a symbol, all of it.
+    """A signal to close the whole open position of a symbol.
 
     Attributes:
-        side: close it only if it is this one.
+        side: close the position only if it is on this side; ``None`` closes either.
     """
 
     id: str
@@ -111,15 +111,15 @@ Signal: TypeAlias = OpenSignal | CloseSignal
 
 
 def read_line(line: bytes, *, where: str) -> Signal:
-    """Read a line of JSON.
+    """Parse a signal from a line of JSON.
 
     Raises:
-        BadSignal: it is no signal; ``where`` is named.
+        BadSignal: the line is not a valid signal; the message names ``where``.
     """
     if len(line) >= LINE_BYTES_MAX:
         raise BadSignal(f"{where}: longer than {LINE_BYTES_MAX} bytes; give one signal a line")
     try:
-        # As Decimal from the text: a float would change the number.
+        # Parse numbers as Decimal: a float would change their value.
         found = json.loads(line, parse_float=Decimal, parse_int=Decimal)
     except (ValueError, RecursionError, ArithmeticError):
         raise BadSignal(
@@ -132,15 +132,15 @@ def read_line(line: bytes, *, where: str) -> Signal:
 
 
 def read_fields(fields: Mapping[bytes, bytes], *, where: str, at_ms: int) -> Signal:
-    """Read the fields of a stream's entry.
+    """Parse a signal from the fields of a stream entry.
 
     Args:
-        fields: as Redis has them.
-        where: the entry, for people.
-        at_ms: when it was added; what its own field ``at`` says goes first.
+        fields: as returned by Redis.
+        where: the entry's name for messages.
+        at_ms: when the entry was added, in milliseconds since 1970; a field ``at`` takes precedence.
 
     Raises:
-        BadSignal: it is no signal; ``where`` is named.
+        BadSignal: the entry is not a valid signal; the message names ``where``.
     """
     try:
         found = {name.decode(): value.decode() for name, value in fields.items()}
@@ -149,7 +149,7 @@ def read_fields(fields: Mapping[bytes, bytes], *, where: str, at_ms: int) -> Sig
         raise BadSignal(f"{where}: a field is not UTF-8 text; write plain text") from None
     except OverflowError:
         raise BadSignal(f"{where}: its id is no time; let Redis make the ids, with *") from None
-    # An id that somebody made up says nothing about the time; the signal is as good as one of a file.
+    # A made-up entry id says nothing about the time; the signal is then undated, like one from a file.
     return _read(found, where=where, at=added_at if _EARLIEST <= added_at < _LATEST else None)
 
 
@@ -222,7 +222,7 @@ def _at(given: Any, default: datetime | None) -> datetime | None:
             at = _EPOCH + timedelta(milliseconds=int(number))
     if at is not None and _EARLIEST <= at < _LATEST:
         return at
-    # A number in another unit is an instant of 1970 or of a far future: taken at its word, it would make a
+    # A number in another unit is an instant in 1970 or in the far future: accepted as it is, it would make a
     # close the oldest of all signals, overtaken by every other one.
     unit = None if number is None else _likely_unit(number)
     why = "is no instant" if at is None else f"would be in the year {at.year}"
@@ -244,7 +244,7 @@ def _plain_number(text: str) -> Decimal | None:
 
 
 def _likely_unit(number: Decimal) -> str | None:
-    """The unit in which a number since 1970 is an instant of these times."""
+    """The unit in which a number, counted since 1970, is an instant between 2015 and 2100."""
     for unit, per_second in _PER_SECOND.items():
         with suppress(ArithmeticError, ValueError):
             if _EARLIEST.timestamp() <= number / per_second < _LATEST.timestamp():
@@ -253,7 +253,7 @@ def _likely_unit(number: Decimal) -> str | None:
 
 
 def _plain(value: Any) -> str:
-    """A value as text; what is neither text nor a number is shown as it is and will be refused."""
+    """A string or a number as text; anything else as the empty text, which is refused."""
     return value if isinstance(value, str) else str(value) if isinstance(value, Decimal) else ""
 
 

@@ -1,6 +1,6 @@
-"""Where signals come from: the port, and files with a signal a line.
+"""The interface of a signal source, and files with one signal per line.
 
-A file is read from its beginning each time: what was decided before is known by the signals' ids.
+A file is read from its beginning at each start: signals decided before are recognised by their ids.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _KEY_CHARS = 32
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A signal, as it was delivered once.
+    """One delivery of a signal.
 
     Attributes:
-        where: it came from, for people.
-        signal: it, or why it cannot be read.
-        settle: awaited when it need not be delivered again (``True``), or is left to another delivery.
-        returns: whether there will be another delivery of what is not decided in this one.
-        understood: awaited once it is known what the signal is about; what ends the process before that was
-            the reading of it.
+        where: the origin of the signal, for messages.
+        signal: the signal, or why it cannot be parsed.
+        settle: awaited at the end, with ``True`` if the signal need not be delivered again and with ``False``
+            if it is left to another delivery.
+        returns: whether an undecided signal will be delivered again.
+        understood: awaited once the signal's resource is known; a process that dies earlier counts as killed
+            by reading the signal.
     """
 
     where: str
@@ -51,10 +52,10 @@ class Delivery:
 
 
 class SignalSource(Protocol):
-    """Gives one signal after the other."""
+    """Delivers signals one at a time."""
 
     async def next(self, stopping: asyncio.Event) -> Delivery | None:
-        """The next one; ``None`` when there are no more, or when stopping begins."""
+        """The next delivery; ``None`` when there are no more, or when stopping begins."""
         ...
 
 
@@ -62,27 +63,27 @@ _Line: TypeAlias = "tuple[int, bytes] | OSError | None"
 
 
 class Readings(Protocol):
-    """Who reads which line, kept where a bot that ends in the middle leaves its word."""
+    """A record of which bot is reading which line; it outlives a bot that dies while reading."""
 
     async def begin_reading(self, line: str) -> int:
-        """Say that a line is being read; how many have ended over it before."""
+        """Record that this bot is reading a line; returns how many bots died while reading it."""
         ...
 
     async def end_reading(self, line: str) -> None:
-        """Say that it is read."""
+        """Record that a line was read, and forget the bots that died while reading it."""
         ...
 
 
 class FileSource:
     """The lines of a file, a pipe or the standard input (``-``).
 
-    Reading blocks, and a pipe may stay silent for ever: a thread of its own does it, one that the process
-    does not wait for at its end.
+    Reads block, and a pipe may stay silent for ever, so they are made in a daemon thread, which the process
+    does not wait for at exit.
 
     Args:
-        name: the file.
-        readings: where it is kept who reads which line; without it, a line may end one bot after the other.
-        ends_max: how many bots may end while they read a line before it is set aside unread.
+        name: the file's path, or ``-``.
+        readings: the record of which bot reads which line; without it, a line may kill one bot after another.
+        ends_max: how many bots may die while reading a line before it is set aside unread.
     """
 
     def __init__(self, name: str, readings: Readings | None = None, *, ends_max: int = 2) -> None:
@@ -136,7 +137,7 @@ class FileSource:
             except DATABASE_ERRORS as exc:
                 _LOG.warning("%s is still counted as being read: %s", where, exc)
 
-        async def settle(decided: bool) -> None:  # noqa: ARG001, FBT001 - as Delivery has it
+        async def settle(decided: bool) -> None:  # noqa: ARG001, FBT001 - Delivery's signature
             await understood()
 
         return Delivery(where, _parsed(line, where), settle, returns=False, understood=understood)
@@ -154,7 +155,7 @@ class FileSource:
             asyncio.run_coroutine_threadsafe(self._lines.put(item), loop).result()
 
         try:
-            # Not sys.stdin: a thread that sleeps in its lock would break the end of the process.
+            # Not sys.stdin: a thread blocked while holding its lock would abort the interpreter at exit.
             with (
                 open(sys.stdin.fileno(), "rb", closefd=False)
                 if self._name == "-"
@@ -166,11 +167,11 @@ class FileSource:
         except OSError as exc:
             hand_over(exc)
         except (RuntimeError, CancelledError):
-            return  # the loop has ended
+            return  # the event loop is closed
 
 
 def _line_of(file: IO[bytes]) -> bytes:
-    """A line, or its beginning if it is too long to be one; the rest is passed over."""
+    """The next line, cut at ``LINE_BYTES_MAX``; the rest of a longer one is skipped."""
     line = file.readline(LINE_BYTES_MAX)
     rest = line
     while len(rest) == LINE_BYTES_MAX and not rest.endswith(b"\n"):
@@ -183,12 +184,12 @@ def _parsed(line: bytes, where: str) -> Signal | BadSignal:
         return read_line(line, where=where)
     except BadSignal as exc:
         return exc
-    except Exception as exc:  # noqa: BLE001 - one line must not end the bot, nor keep the others from it
+    except Exception as exc:  # noqa: BLE001 - one line must not end the bot, nor block the lines after it
         return BadSignal(f"{where}: cannot be read ({type(exc).__name__}); write one JSON object a line")
 
 
-async def nothing_to_settle(decided: bool) -> None:  # noqa: FBT001 - as Delivery has it
-    """A file does not forget."""
+async def nothing_to_settle(decided: bool) -> None:  # noqa: FBT001 - Delivery's signature
+    """Do nothing: a file keeps its lines, so there is nothing to acknowledge."""
 
 
 async def _nothing() -> None:

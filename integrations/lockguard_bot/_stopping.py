@@ -1,7 +1,7 @@
-"""Being asked to stop: the first SIGTERM or SIGINT asks, the second one insists.
+"""Stop requests: the first SIGTERM or SIGINT stops the bot in good order, the second ends it at once.
 
-Stopping must end, whatever hangs: a last resort ends the process when the time for it is up. What is cut off
-then is what a kill leaves: leases that end by their ttl, and rows that the next bot finishes.
+Stopping must complete even if something hangs: after a deadline the process is ended by force. That leaves
+what a kill leaves: leases that expire by their ttl, and rows that the next bot finishes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _HUNG = 1
 
 
 class StopRequest(asyncio.Event):
-    """Set when the process is asked to stop; a context manager that listens for it.
+    """An event that is set when the process is asked to stop; listens for the signals as a context manager.
 
     Args:
-        at_last: after how long the process is ended, whatever it is doing.
+        at_last: how long after the request the process is ended, whatever it is doing.
     """
 
     def __init__(self, *, at_last: timedelta) -> None:
@@ -53,7 +53,7 @@ class StopRequest(asyncio.Event):
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
-            signal.signal(number, self._handlers[number])  # asyncio puts Python's own there
+            signal.signal(number, self._handlers[number])  # asyncio has restored only Python's default
 
     def _heard(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -70,7 +70,7 @@ class StopRequest(asyncio.Event):
 
 
 async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """Await ``work``, and cancel it when stopping begins; ``None`` then."""
+    """Await ``work`` and return its result; if stopping begins first, cancel it and return ``None``."""
     doing = asyncio.ensure_future(work)
     asked = asyncio.ensure_future(stopping.wait())
     try:

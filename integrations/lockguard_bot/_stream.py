@@ -1,10 +1,10 @@
 """Signals from a Redis stream, shared by all bots of a consumer group.
 
-Redis hands each entry to one bot, and keeps it until that bot acknowledges it, which is when its signal is
-decided. What a killed bot had taken is claimed by another one once it has been idle for ``claim_after``. An
-entry that ends bot after bot while it is read is counted in a set beside the stream, before it is read. An
-entry may thus be carried out by two bots at once, when one is merely slow: the second finds the decision of
-the first. The bots take one entry at a time, as they have a hand free; the rest is there for the others.
+Redis delivers each entry to one bot and keeps it until that bot acknowledges it, once its signal is decided.
+Another bot claims the entry of a killed bot after it has been idle for ``claim_after``. So two bots may work
+on the same entry when the first is merely slow: the second finds the first one's decision. Before an entry is
+read, its reader is added to a set beside the stream, so that an entry that kills bot after bot is noticed. A
+bot takes one entry at a time, when one of its workers is free, and leaves the rest to the other bots.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ _REPLY_S = 5.0
 _PAUSE_S = 1.0
 _NOT_NOW = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
 _FORGET_AFTER_MS = 600_000
-"""One that lives asks twice a second while it has a hand free, and has entries pending while it has not."""
+"""A live bot reads twice a second while it has a free worker, and otherwise has entries pending."""
 _FORGET_READERS_S = 7 * 24 * 3600
 _FOR_A_PERSON = ("WRONGTYPE", "NOPERM")
 _SINGLE = ("redis://", "rediss://", "unix://")
 
 
 class StreamSource:
-    """The entries of a stream, as one consumer of a group; made by :meth:`connect`.
+    """Reads a stream as one consumer of a group; created by :meth:`connect`.
 
     Args:
-        client: of the server that has the stream.
-        key: the stream.
+        client: the connection to the stream's server.
+        key: the stream's key.
         group: the consumer group that the bots form.
-        claim_after: an entry that nobody has acknowledged for so long is another bot's to take.
-        follow: wait for entries that come later.
-        ends_max: how many bots may end while they read an entry before it is set aside unread.
-        clock: measures when to look for what others have left.
+        claim_after: another bot may claim an entry that has been idle this long without an acknowledgement.
+        follow: whether to wait for new entries at the end of the stream.
+        ends_max: how many bots may die while reading an entry before it is set aside unread.
+        clock: times the search for entries that other bots left.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class StreamSource:
         self._claim_after_ms = round(claim_after.total_seconds() * 1000)
         self._follow = follow
         self._ends_max = ends_max
-        # Not the consumer's name alone: a container's first process has the same one each time.
+        # The consumer's name is not unique: it repeats each time a container restarts.
         self._reader = f"{self._consumer}:{secrets.token_hex(4)}"
         self._clock = clock
         self._look_for_left_at = 0.0
@@ -100,11 +100,11 @@ class StreamSource:
     async def connect(
         cls, url: str, key: str, group: str, *, claim_after: timedelta, follow: bool, ends_max: int = 2
     ) -> AsyncIterator[StreamSource]:
-        """A source whose stream and group are there.
+        """Connect, and create the stream and the group if they are missing.
 
         Raises:
-            ConfigurationError: the URL, the key or the rights of the user cannot work.
-            NodeRefused: the server does not answer now.
+            ConfigurationError: the URL or the key is wrong, or the user's rights do not suffice.
+            NodeRefused: the server does not answer at present.
         """
         client = _client(url)
         source = cls(client, key, group, claim_after=claim_after, follow=follow, ends_max=ends_max)
@@ -117,7 +117,7 @@ class StreamSource:
             await client.aclose()
 
     async def next(self, stopping: asyncio.Event) -> Delivery | None:
-        """The next entry that nobody has in hand."""
+        """The next new or abandoned entry; ``None`` at the end of the stream or when stopping begins."""
         while not stopping.is_set():
             try:
                 entry = await self._left_by_others() or await self._new()
@@ -135,11 +135,15 @@ class StreamSource:
     # --- inside ---
 
     async def _mend(self, exc: RedisError | OSError, stopping: asyncio.Event) -> None:
-        """Go on after an error, at once or after a pause, unless a person has to change something."""
+        """Recover from an error, after a pause if need be.
+
+        Raises:
+            ConfigurationError: only an operator can remove the cause.
+        """
         if str(exc).startswith(_FOR_A_PERSON):
             raise ConfigurationError(f"stream {self._key!r} cannot be read: {exc}; check --stream") from exc
         if str(exc).startswith("NOGROUP"):
-            # The server has lost its data.
+            # The server lost its data.
             try:
                 await self._make_group()
             except NodeRefused as refused:
@@ -158,7 +162,7 @@ class StreamSource:
         return _first(found[0][1]) if found else None
 
     async def _left_by_others(self) -> _Entry | None:
-        """Claim one entry that has been idle for too long, if it is time to look."""
+        """Claim one entry that has been idle for ``claim_after``, if the next search is due."""
         now = self._clock.now()
         while now >= self._look_for_left_at:
             self._cursor, entries, *_ = await self._client.xautoclaim(
@@ -171,13 +175,17 @@ class StreamSource:
             )
             if self._cursor in (b"0-0", "0-0"):
                 self._look_for_left_at = now + self._claim_after_ms / 4000
-            # Our own, which is slow: claiming it again has told the others that it is being worked on.
+            # Our own slow entry is skipped: the claim has reset its idle time, so no other bot takes it.
             if entries and entries[0][0] not in self._in_hand:
                 return _first(entries)
         return None
 
     async def _begin_reading(self, entry_id: bytes) -> int:
-        """How many bots have begun to read an entry and never said that they had ended it, and this one."""
+        """Count this bot among an entry's readers.
+
+        Returns:
+            How many bots, including this one, began to read the entry and did not record that they finished.
+        """
         key = self._readers(entry_id)
         try:
             async with self._client.pipeline(transaction=True) as pipe:
@@ -191,7 +199,7 @@ class StreamSource:
         return int(readers)
 
     async def _end_reading(self, entry_id: bytes) -> None:
-        """It is read, or given up in good order."""
+        """Take this bot off an entry's readers: it has read the entry or given it up in good order."""
         try:
             await self._client.srem(self._readers(entry_id), self._reader)
         except (RedisError, OSError) as exc:
@@ -209,7 +217,7 @@ class StreamSource:
         async def understood() -> None:
             await self._end_reading(entry_id)
 
-        async def settle(decided: bool) -> None:  # noqa: FBT001 - as Delivery has it
+        async def settle(decided: bool) -> None:  # noqa: FBT001 - Delivery's signature
             try:
                 if decided:
                     await self._client.xack(self._key, self._group, entry_id)
@@ -217,7 +225,7 @@ class StreamSource:
                 else:
                     await understood()
             except (RedisError, OSError) as exc:
-                # It will be delivered again, and its decision is known.
+                # The entry is delivered again, and its decision is found in the book.
                 _LOG.warning("%s was not acknowledged: %s", where, exc)
             finally:
                 self._in_hand.discard(entry_id)
@@ -233,7 +241,7 @@ class StreamSource:
             signal = read_fields(fields or {}, where=where, at_ms=int(name.partition("-")[0]))
         except BadSignal as exc:
             signal = exc
-        except Exception as exc:  # noqa: BLE001 - an entry that ends its reader would end bot after bot
+        except Exception as exc:  # noqa: BLE001 - an entry that kills its reader would kill bot after bot
             signal = BadSignal(f"{where}: cannot be read ({type(exc).__name__}); write plain fields")
         return Delivery(where, signal, settle, returns=True, understood=understood)
 
@@ -251,16 +259,16 @@ class StreamSource:
                 ) from exc
 
     async def _forget_the_dead(self) -> None:
-        """Take killed bots off the group's list, which would grow for ever; not while entries are theirs."""
+        """Remove killed bots without pending entries from the group, whose list would grow for ever."""
         script = (files("lockguard_bot") / "forget_consumers.lua").read_text(encoding="utf-8")
         try:
-            # Harmless to one that lives after all: its next read puts it back on the list.
+            # Harmless to a live bot: its next read adds it to the group again.
             await self._client.eval(script, 1, self._key, self._group, str(_FORGET_AFTER_MS))
         except RedisError as exc:
             _LOG.warning("consumers of killed bots were left in group %s: %s", self._group, exc)
 
     async def _leave(self) -> None:
-        """Take this consumer off the group's list, unless entries of its are for others to claim."""
+        """Remove this consumer from the group, unless it has pending entries for other bots to claim."""
         try:
             mine = await self._client.xpending_range(
                 self._key, self._group, "-", "+", 1, consumername=self._consumer
@@ -291,7 +299,7 @@ def _client(url: str) -> Redis:
             "the stream needs the URL of one server, as redis://host:port; give it with --stream-redis"
         )
     try:
-        # It sends nothing twice by itself: what it had not heard of might have been executed.
+        # No retries: a command whose reply was lost may already have been executed.
         pool: Any = ConnectionPool.from_url(
             url, socket_timeout=_REPLY_S, socket_connect_timeout=_REPLY_S, retry=Retry(NoBackoff(), 0)
         )

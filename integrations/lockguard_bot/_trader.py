@@ -1,8 +1,8 @@
-"""What one signal does. This is all that guarding asks of a bot.
+"""Carries out one signal. This is all that guarding asks of a bot.
 
-The lease of the symbol is taken first. Under it the bot looks whether the signal was decided before, has the
-manager open or close (which enters the same lease again), and writes down what came of it. Whatever kills the
-process in between, the next delivery of the signal finds where it stood.
+The bot first acquires the lease of the symbol. Under it, the bot checks whether the signal was already
+decided, has the manager open or close (which re-enters the same lease), and records the decision. If the
+process is killed at any point, the next delivery of the signal resumes from the recorded state.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _patient_reads = retry_reads(attempts=3)
 
 
 class Trader:
-    """Carries signals out, each once.
+    """Carries out signals, each of them once.
 
     Args:
-        guard: the manager's own.
-        manager: opens and closes.
-        exchange: for names and prices; the manager's own.
-        book: what was decided.
-        age_max: an open that is older is refused, as far as a signal's age is known.
-        ends_max: how many bots a signal may end before it is set aside.
-        leverage: what to set for a symbol before its first entry; left as it is by default.
+        guard: the lock; the same one that the manager uses.
+        manager: opens and closes positions.
+        exchange: gives market names and prices; the same one that the manager uses.
+        book: the decisions made so far.
+        age_max: an open signal older than this is refused, if its age is known.
+        ends_max: how many bots may die while carrying out a signal before it is set aside.
+        leverage: set on a symbol before its first entry; by default the leverage is left as it is.
     """
 
     def __init__(
@@ -73,20 +73,20 @@ class Trader:
         self._levered: set[str] = set()
 
     async def resource(self, signal: Signal) -> str:
-        """What a signal is carried out under.
+        """The resource whose lease guards the signal.
 
-        A name that is not listed may have been listed since the start: then the markets are loaded again.
+        A symbol that is not listed may have been listed since the start, so the markets are loaded again.
 
         Raises:
-            BadSignal: the exchange has no such market, or positions are not kept in it.
-            ExchangeUnreadable: the markets could not be loaded again, so that it is not known.
+            BadSignal: the exchange has no such market, or positions are not supported in it.
+            ExchangeUnreadable: the markets could not be loaded again, so the symbol may still exist.
         """
         closes = isinstance(signal, CloseSignal)
         try:
             try:
                 market = self._exchange.market(signal.symbol)
             except UnknownMarket:
-                # A name that could be one of this exchange's is refused only by a list that is newer than it.
+                # Refuse a plausible symbol only on a market list that was loaded after the signal came.
                 await self._exchange.refresh(wait=could_be_listed(signal.symbol))
                 market = self._exchange.market(signal.symbol)
             market.check()
@@ -102,19 +102,19 @@ class Trader:
             raise BadSignal(why, closes=closes) from exc
 
     async def carry_out(self, signal: Signal) -> Decision:
-        """Decide a signal, unless it was decided before.
+        """Decide a signal, or return the decision that was already made.
 
         Raises:
             BadSignal: the exchange has no such market.
-            ResourceBusy: somebody else works on the symbol; it tells who.
-            LeaseLost: the lease ended; whatever was begun is the next holder's.
-            StaleToken: the same, as Postgres saw it.
+            ResourceBusy: another process holds the symbol; the error names the holder.
+            LeaseLost: the lease ended; the next holder finishes what was begun.
+            StaleToken: Postgres refused a write because the lease had ended.
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
         resource = await self.resource(signal)
         symbol = resource.partition(":")[2]
         known = await self._book.decided(signal, symbol)
-        if known is not None:  # a decision never changes, so it may be read without the lease
+        if known is not None:  # decisions are final, so they can be read without the lease
             return known
         async with self._guard.hold(resource, operation=f"signal {signal.id}") as lease:
             decision = await self._book.decided(signal, symbol)
@@ -129,7 +129,7 @@ class Trader:
                     recorded = True
                 return decision
             finally:
-                if not recorded:  # also when it is cut off: only a process that ends leaves it unsaid
+                if not recorded:  # also on cancellation: only a dead process may leave its attempt open
                     await asyncio.shield(self._book.end(signal))
 
     async def _decide(self, signal: Signal, symbol: str, ended: tuple[str, ...]) -> Decision:
@@ -138,7 +138,7 @@ class Trader:
             case OpenSignal():
                 try:
                     return await self._open(signal, symbol, aside)
-                except ConfigurationError as exc:  # an argument that cannot work: nothing was written
+                except ConfigurationError as exc:  # an invalid argument: nothing was written
                     return Decision(Outcome.REFUSED, str(exc))
             case CloseSignal():
                 return await self._close(signal, symbol, aside)
@@ -146,7 +146,7 @@ class Trader:
                 assert_never(signal)
 
     def _aside(self, ended: tuple[str, ...]) -> Decision | None:
-        """What to say instead of trying a signal once more, if it has ended too many bots."""
+        """The decision to set a signal aside if too many bots died carrying it out, else ``None``."""
         if len(ended) < self._ends_max:
             return None
         return Decision(
@@ -163,7 +163,7 @@ class Trader:
         if aside is not None and (row is None or half_done or row.status is PositionStatus.CANCELED):
             return aside if row is None else replace(aside, position_id=row.id)
         if half_done:
-            # Its bot has died on the way: finish, or undo, what it began.
+            # Its bot died halfway: finish or undo what that bot began.
             await self._manager.ensure_stop(signal.symbol, self._exchange.name)
             row = await self._book.opened_by(signal, symbol)
         if row is None or row.status is PositionStatus.CANCELED:  # canceled: certainly never ordered
@@ -197,11 +197,11 @@ class Trader:
         return _of_row(signal, result.position)
 
     async def _lever(self, symbol: str) -> None:
-        """Set the leverage of a symbol, once.
+        """Set the leverage of a symbol, once per process.
 
         Raises:
-            ConfigurationError: the exchange does not take it.
-            ExchangeUnreadable: it did not answer.
+            ConfigurationError: the exchange refused it.
+            ExchangeUnreadable: the exchange did not answer.
         """
         unified = self._exchange.unified(symbol)
         if self._leverage is None or unified in self._levered:
@@ -252,7 +252,7 @@ class Trader:
         return Decision(Outcome.CLOSED, f"at {_shown(row.exit_price)}", row.id)
 
     async def _withdrawn(self, reason: str, symbol: str) -> Decision | None:
-        """The word of a person was about what was held then: a second try would close something else."""
+        """Refuse a close whose exit was withdrawn: retrying it would close a different position."""
         row_id = await self._book.withdrawn_for(reason, symbol)
         if row_id is None:
             return None
@@ -266,7 +266,7 @@ class Trader:
     # --- both ---
 
     async def _too_late(self, signal: Signal, symbol: str) -> Decision | None:
-        """Why a signal is not begun at all any more; one that was begun is always finished."""
+        """The decision not to begin a late signal, else ``None``; a signal once begun is always finished."""
         if signal.at is None:
             return None
         place = await self._book.place(signal, symbol)
@@ -286,10 +286,10 @@ class Trader:
 
 
 def _of_row(signal: OpenSignal, row: Position) -> Decision:
-    """What the row that a signal led to says about it."""
+    """The decision that follows from the row the signal led to."""
     if row.signal_id != signal.id:
         if row.unsettled:
-            # It may come to nothing, or be on its way out: whether there was nothing to do is not known yet.
+            # The other position may yet fail or close, so "already open" cannot be said yet.
             why = "its entry" if row.exit_reason is None else "its exit"
             return Decision(Outcome.UNDECIDED, f"{why} is in doubt still: {row.status.value}", row.id)
         told = "" if row.side is signal.side else f" and {row.side.value}"

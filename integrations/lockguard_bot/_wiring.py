@@ -1,4 +1,4 @@
-"""How the parts of a bot are made, and how it waits for servers that are not there yet."""
+"""Builds the parts of a bot, and waits at the start for servers that do not answer yet."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _RETRY = timedelta(seconds=1)
 
 
 class NotConnected(LockguardError):
-    """A server did not answer for as long as the bot was to wait for it."""
+    """A server did not answer within the time that the bot waits for it at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ class StreamSettings:
     """A Redis stream of signals.
 
     Attributes:
-        url: of its server.
-        key: its name.
+        url: the URL of the stream's server.
+        key: the stream's key.
         group: the consumer group that the bots form.
-        claim_after: when an entry that a bot took and did not finish is another one's to take.
+        claim_after: how long an unfinished entry stays idle before another bot may claim it.
     """
 
     url: str = field(repr=False)
@@ -71,22 +71,22 @@ class StreamSettings:
 
 @dataclass(frozen=True, slots=True)
 class BotSettings:
-    """One bot.
+    """The settings of one bot.
 
     Attributes:
-        urls: where everything is.
-        files: of signals, a line each; ``-`` is the standard input.
-        stream: of signals.
-        adopt: what to do about a position that has no row.
-        alerts: apprise's URLs.
-        rhythm: when it does what.
-        ttl: the life of its leases.
-        history: of how many leases of each symbol Redis tells.
-        age_max: an open signal that is older is refused.
-        set_aside_after: how many bots a signal may end.
-        alert_after: for how long something may be unreadable or undecided before a person is told.
-        receive_window: how late the exchange may still take an order; its own default if ``None``.
-        reads_lag: how far the exchange's reads may lag behind what it did.
+        urls: the locks' Redis, the database and the exchange.
+        files: the signal files, one signal per line; ``-`` is the standard input.
+        stream: the stream of signals; ``None`` for none.
+        adopt: what to do about a position on the exchange that has no row.
+        alerts: the apprise URLs that receive alerts.
+        rhythm: the intervals and limits.
+        ttl: the life of the leases.
+        history: how many past leases of each symbol Redis keeps; 0 for none.
+        age_max: an open signal older than this is refused.
+        set_aside_after: how many bots may die over a signal before it is set aside.
+        alert_after: how long something may be unreadable or undecided before an alert is sent.
+        receive_window: how late the exchange may still accept an order; ``None`` keeps the default.
+        reads_lag: how far the exchange's reads may lag behind its state.
         connect_within: how long to wait at the start for servers that do not answer.
     """
 
@@ -107,11 +107,11 @@ class BotSettings:
 
 
 async def connect_bot(stack: AsyncExitStack, settings: BotSettings, stopping: asyncio.Event) -> Worker | None:
-    """A bot with its connections, which end with ``stack``; ``None`` when it is asked to stop meanwhile.
+    """A bot and its connections, which ``stack`` closes; ``None`` if the bot is asked to stop meanwhile.
 
     Raises:
-        ConfigurationError: something is missing or cannot work; one line says what to do.
-        NotConnected: a server did not answer in time.
+        ConfigurationError: a setting is missing or cannot work; the message is one line with the remedy.
+        NotConnected: a server did not answer within ``connect_within``.
     """
     give_up_at = SYSTEM_CLOCK.now() + settings.connect_within.total_seconds()
     while not stopping.is_set():
@@ -137,15 +137,15 @@ async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: async
     observers = await _observers(stack, settings)
     pool = await stack.enter_async_context(connect_database(urls.database))
     await _check_schemas(pool)
-    # The fence has a pool of its own: sealing a lease must not wait for the flow's connections.
+    # The fence has its own pool: sealing a lease must not wait for the flow's connections.
     fence_pool = await stack.enter_async_context(connect_database(urls.database))
     guard = await stack.enter_async_context(
         LockGuard.from_url(
             urls.redis, fence=PostgresFence(fence_pool), ttl=settings.ttl, history=settings.history
         )
     )
-    await guard.inspect("bot:start")  # raises if Redis cannot be asked
-    # ccxt's other hundred exchanges would take seconds to import, and a bot that starts late takes over late.
+    await guard.inspect("bot:start")  # raises if Redis does not answer
+    # Importing ccxt's other hundred exchanges takes seconds, and a bot that starts late takes over late.
     import_lean(urls.exchange.ccxt_id)
     patience = Patience(search=settings.reads_lag)
     exchange = await stack.enter_async_context(connect_exchange(urls.exchange, patience=patience))
@@ -173,7 +173,7 @@ async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: async
 async def _observers(stack: AsyncExitStack, settings: BotSettings) -> list[PositionObserver]:
     observers: list[PositionObserver] = [LogPositions()]
     if settings.alerts:
-        from lockguard_positions.alerts import AppriseAlerts  # noqa: PLC0415 - an extra
+        from lockguard_positions.alerts import AppriseAlerts  # noqa: PLC0415 - an optional dependency
 
         observers.append(
             await stack.enter_async_context(AppriseAlerts(settings.alerts, title="lockguard bot"))
@@ -218,7 +218,7 @@ async def _check_keys(exchange: GuardedExchange) -> None:
 
 
 def _passes(exc: LockguardError) -> bool:
-    """Whether it may work in a moment, without a person who changes something."""
+    """Whether a retry may succeed without an operator's intervention."""
     if isinstance(exc, AcquireError | NodeError | ServerUnreachable):
         return True
     cause = exc.__cause__

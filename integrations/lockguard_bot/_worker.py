@@ -1,7 +1,7 @@
-"""The loops of a bot: signals, passes, recovery; and an end in bounded time.
+"""The loops of a bot for signals, passes and recovery, and its shutdown in bounded time.
 
-What is begun is finished before the bot ends, unless the time for it is up. Then it is cancelled, which gives
-its leases back, and what is half done is recovered as after any other death, by this bot or the next one.
+On shutdown the bot finishes the work in flight. Work still running at the deadline is cancelled, which
+releases its leases; this bot or the next one then recovers it as it would after a crash.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LOG = logging.getLogger("lockguard.bot")
 _PAUSE_FIRST_S = 0.2
 _PAUSE_S_MAX = 15.0
 _PAUSE_GROWS = 1.3
-"""With these, an undecided signal of a stream is tried for about a minute; then another bot may."""
+"""With these, an undecided signal from a stream is tried for about a minute; then another bot may take it."""
 _LAST_RECOVERY_S = 5.0
 _LEVELS = {
     Outcome.REFUSED: logging.WARNING,
@@ -51,20 +51,20 @@ _LEVELS = {
     Outcome.UNDECIDED: logging.ERROR,
 }
 _NOT_DONE = frozenset({Outcome.REFUSED, Outcome.SET_ASIDE})
-"""A signal that was read and is not carried out is told: whoever sent it counts on it."""
+"""A signal that was read but not carried out raises an alert: its sender counts on it."""
 _QUIET = frozenset({SyncAction.IN_STEP, SyncAction.SETTLING})
 
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
-    """When a bot does what.
+    """The intervals and limits of a bot.
 
     Attributes:
-        sync_every: between two passes over all symbols.
-        recover_every: between two looks for what dead bots left, which read the table only.
-        stop_within: how long running opens may take when the bot is asked to stop.
-        at_once: how many signals are carried out at the same time.
-        once: end when the signals are at their end.
+        sync_every: the pause between two passes over all symbols.
+        recover_every: the pause between two searches for work that dead bots left; they read only the table.
+        stop_within: how long work in flight may take once the bot is asked to stop.
+        at_once: how many signals are carried out concurrently.
+        once: whether to stop at the end of the signals.
     """
 
     sync_every: timedelta
@@ -75,7 +75,7 @@ class Rhythm:
 
     @property
     def stopped_after(self) -> timedelta:
-        """How long stopping takes at most, the last recovery included."""
+        """The longest that stopping takes, including the last recovery."""
         return self.stop_within + timedelta(seconds=_LAST_RECOVERY_S)
 
 
@@ -83,13 +83,13 @@ class Worker:
     """Runs one bot.
 
     Args:
-        trader: carries signals out.
-        manager: makes the passes.
-        exchange: the venue's name.
-        sources: where signals come from; none for a bot that only keeps positions in step.
-        rhythm: when it does what.
-        stopping: set when it is asked to stop.
-        observers: told what a person should look at.
+        trader: carries out signals.
+        manager: runs the sync and recovery passes.
+        exchange: the exchange's name.
+        sources: where signals come from; empty for a bot that only keeps table and exchange in step.
+        rhythm: the intervals and limits.
+        stopping: set when the bot is asked to stop.
+        observers: receive alerts for the operator.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class Worker:
         self._left = False
 
     async def run(self) -> bool:
-        """Work until asked to stop, or, with ``once``, until all signals are decided.
+        """Work until asked to stop or, with ``once``, until all signals are decided.
 
         Returns:
-            Whether nothing was left undone that was begun, nor a signal undecided.
+            Whether all work begun was finished and, with ``once``, every signal was decided.
 
         Raises:
             ConfigurationError: a source of signals cannot be read.
@@ -144,7 +144,7 @@ class Worker:
     # --- signals ---
 
     async def _take(self, source: SignalSource, group: asyncio.TaskGroup) -> None:
-        """One delivery after the other, as there is a hand free."""
+        """Take deliveries one by one, each only when one of the ``at_once`` workers is free."""
         while not self._stopping.is_set():
             await self._hands.acquire()
             delivery = await source.next(self._stopping)
@@ -177,13 +177,13 @@ class Worker:
             await _settle(delivery, decided=decided)
 
     async def _carry_out(self, signal: Signal, delivery: Delivery) -> bool:
-        """Try until the signal is decided, or for long enough; tells which."""
+        """Try to decide a signal; returns whether it was decided before the attempts ended."""
         where = delivery.where
         try:
             resource = await self._patiently(lambda: self._understand(signal, delivery), signal, delivery)
             if not isinstance(resource, str):
                 return False
-            # In the order in which they came: a close must not overtake its open.
+            # In order of arrival: a close must not overtake its open.
             async with self._lines.setdefault(resource, asyncio.Lock()):
                 decision = await self._patiently(lambda: self._trader.carry_out(signal), signal, delivery)
         except BadSignal as exc:
@@ -201,7 +201,7 @@ class Worker:
         return True
 
     async def _understand(self, signal: Signal, delivery: Delivery) -> str:
-        """What the signal is about. From here on it is counted by what is carried out, under its lease."""
+        """The signal's resource. From here on, attempts are counted under its lease and not as readings."""
         try:
             return await self._trader.resource(signal)
         finally:
@@ -210,10 +210,12 @@ class Worker:
     async def _patiently(
         self, ask: Callable[[], Awaitable[T | Decision]], signal: Signal, delivery: Delivery
     ) -> T | Decision | None:
-        """Ask until there is an answer, for long enough, which is for ever where it will not come again.
+        """Call ``ask`` until its answer is final.
 
-        Whatever goes wrong but a bad signal, somebody may have done something about it already: it is looked
-        at again, and neither refused nor forgotten. What is wrong with one signal must not end the bot.
+        Gives up after about a minute if the signal will be delivered again or the bot runs ``once``, and
+        otherwise only when the bot stops. After any error but a bad signal, part of the work may already be
+        done, so the signal is tried again and neither refused nor forgotten. One failing signal must not end
+        the bot.
         """
         pause_s, where = _PAUSE_FIRST_S, delivery.where
         while True:
@@ -235,7 +237,7 @@ class Worker:
 
     def _not_yet(self, exc: Exception, signal: Signal, where: str) -> Decision:
         if isinstance(exc, _no_answer()) and not isinstance(exc, ConfigurationError):
-            # Also a lost lease: the flow has stopped, and what it began is the next holder's, perhaps ours.
+            # Includes a lost lease: the flow has stopped, and the next holder, perhaps this bot, finishes it.
             return Decision(Outcome.UNDECIDED, _line_of(exc))
         _LOG.error(
             "%s: signal %s: %s", where, signal.id, _line_of(exc), exc_info=exc, extra=_facts(where, signal)
@@ -253,14 +255,14 @@ class Worker:
             await self._pass(name, work)
 
     async def _pass(self, name: str, work: Callable[[str], Awaitable[SyncReport]]) -> None:
-        """One pass. It skips symbols that somebody holds; what cannot be done now is left to the next one."""
+        """Run one pass. It skips symbols that are held; the next pass does what cannot be done now."""
         try:
             report = await work(self._exchange)
         except _no_answer() as exc:
             _LOG.warning("%s: not finished: %s", name, _line_of(exc))
             return
         except Exception as exc:  # noqa: BLE001
-            # What is wrong with one pass is tried again by the next one; signals are carried out meanwhile.
+            # A failed pass must not stop the signals; the next pass tries again.
             _LOG.exception("%s: not finished: %s", name, _line_of(exc))
             self._alert(self._exchange, f"{name} failed: {type(exc).__name__}; it is tried again")
             return
@@ -290,7 +292,7 @@ class Worker:
     # --- the end ---
 
     async def _stop_after(self, taking: Sequence[asyncio.Task[None]]) -> None:
-        """Once all is read and decided, look at everything a last time, and stop."""
+        """Once every signal is read and decided, run a last sync pass and stop."""
         if taking:
             await asyncio.wait(taking)
         while self._running and not self._stopping.is_set():
@@ -300,7 +302,7 @@ class Worker:
         self._stopping.set()
 
     async def _finish(self) -> None:
-        """Wait for what is running; cancel what takes too long, and recover what that leaves."""
+        """Wait for work in flight, cancel what exceeds ``stop_within``, and recover what that leaves."""
         if self._running:
             await asyncio.wait(set(self._running), timeout=self._rhythm.stop_within.total_seconds())
         if not self._running:
@@ -314,14 +316,14 @@ class Worker:
             async with asyncio.timeout(_LAST_RECOVERY_S):
                 report = await self._manager.recover(self._exchange)
             self._left |= not report.settled
-        except Exception as exc:  # noqa: BLE001 - the end must be reached
+        except Exception as exc:  # noqa: BLE001 - shutdown must complete
             _LOG.error("left to the next bot: %s", _line_of(exc))
             self._left = True
 
     def _begin(
         self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None], name: str
     ) -> asyncio.Task[None]:
-        """Start something that is to be finished before the end."""
+        """Start a task that shutdown waits for."""
         task = group.create_task(work, name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -338,7 +340,7 @@ async def _settle(delivery: Delivery, *, decided: bool) -> None:
     try:
         await delivery.settle(decided)
     except Exception:  # noqa: BLE001
-        # It comes again, and what was decided about it is known.
+        # The signal is delivered again, and its decision is found in the book.
         _LOG.exception("%s: could not be settled", delivery.where)
 
 
@@ -360,7 +362,7 @@ def _tell(decision: Decision, signal: Signal, where: str) -> None:
 
 
 def _facts(where: str, signal: Signal | None, **more: object) -> dict[str, object]:
-    """What a log line says to programs; see ``logs``."""
+    """The extra fields of a log line in JSON; see ``_logs``."""
     about = {} if signal is None else {"signal": signal.id, "symbol": signal.symbol}
     return {"facts": {"where": where, **about, **more}}
 
@@ -370,6 +372,6 @@ def _line_of(exc: BaseException) -> str:
 
 
 def _no_answer() -> tuple[type[BaseException], ...]:
-    """Somebody did not answer, or the lease has ended: nothing of it is the signal's fault."""
+    """Errors of an unreachable server or a lost lease, for which the signal is not to blame."""
     exchange: type[BaseException] = ccxt_errors().BaseError
     return (LockguardError, exchange, *DATABASE_ERRORS)

@@ -1,5 +1,5 @@
--- Takes consumers off a group that have nothing pending and were not heard of for ARGV[2] milliseconds.
--- In one step: between a look and the removal one of them might take an entry, which would be lost with it.
+-- Removes the consumers of a group that have no pending entries and have been idle for ARGV[2] milliseconds.
+-- Atomic: between a check and the removal a consumer could take an entry, which would be lost with it.
 local gone = {}
 for _, fields in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   local consumer = {}
