@@ -48,11 +48,11 @@ class Audience(Generic[E]):
         ConfigurationError: one of them could never be told anything.
     """
 
-    __slots__ = ("_clock", "_seats")
+    __slots__ = ("_clock", "_observers")
 
     def __init__(self, observers: Iterable[_Watcher[E | ObserverFailed]], *, clock: Clock) -> None:
         self._clock = clock
-        self._seats = [_Seat[E](observer) for observer in _checked(observers)]
+        self._observers = [_Observer[E](observer) for observer in _checked(observers)]
 
     def tell(self, event: E) -> None:
         """Tell all of them; never raises. One that fails is logged and counted, and told the next event.
@@ -60,19 +60,19 @@ class Audience(Generic[E]):
         An observer that asks for the end of the process (``SystemExit``, ``KeyboardInterrupt``) gets it from
         the event loop, as soon as what the lock is doing right now is complete.
         """
-        for seat in self._seats:
-            if (failure := seat.tell(event)) is None:
+        for observer in self._observers:
+            if (failure := observer.tell(event)) is None:
                 continue
-            failed = seat.count(failure)
-            seat.log(failure, self._clock.now())
-            for other in self._seats:
+            failed = observer.count(failure)
+            observer.log(failure, self._clock.now())
+            for other in self._observers:
                 # A failure to hear of a failure is counted and logged, but not told: that would never end.
-                if other is not seat and (again := other.tell(failed)) is not None:
+                if other is not observer and (again := other.tell(failed)) is not None:
                     other.count(again)
                     other.log(again, self._clock.now())
 
 
-class _Seat(Generic[E]):
+class _Observer(Generic[E]):
     """One observer and how often it failed."""
 
     __slots__ = ("_failures", "_logged_at", "_on", "name")

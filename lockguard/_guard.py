@@ -16,7 +16,7 @@ from lockguard._core import Core
 from lockguard._exclusive import Keeps, MaySkip, exclusive, required_key
 from lockguard._hold import Hold, HoldMany
 from lockguard._lease import Grant, GrantId, Resource, Token, new_grant_id, parse_resource
-from lockguard._locks import Locks, prevailing, spoken, thrown_out, vote_of
+from lockguard._locks import Locks, described, prevailing, thrown_out, vote_of
 from lockguard._naming import Key
 from lockguard._nodes.choose import node_for_url, nodes_for_urls
 from lockguard._nodes.memory import MemoryNode, MemoryStore
@@ -431,9 +431,9 @@ class LockGuard:
 
     def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:
         names = [node.name for node in self._core.locks.nodes]
-        told = {name: spoken(vote) for name, vote in zip(names, votes, strict=True)}
+        told = {name: described(vote) for name, vote in zip(names, votes, strict=True)}
         # What some have answered settles nothing, and "broken" or "inspection" would read as if it did.
-        unanswered = (spoken(vote) for vote in votes if isinstance(vote, NoVote))
+        unanswered = (described(vote) for vote in votes if isinstance(vote, NoVote))
         return QuorumUnavailable("; ".join(unanswered), resource=resource, votes=told)
 
 

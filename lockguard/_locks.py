@@ -25,7 +25,7 @@ from lockguard.ports import (
     Inspection,
     LockNode,
     NoVote,
-    Outsider,
+    Quarantined,
     Refused,
     Unknown,
 )
@@ -47,9 +47,9 @@ __all__ = [
     "Renewal",
     "Won",
     "close_nodes",
+    "described",
     "found",
     "prevailing",
-    "spoken",
     "tally",
     "thrown_out",
     "vote_of",
@@ -225,7 +225,7 @@ def tally(asked: Sequence[Future[Extended | NoVote]], *, sent_at: float, ttl_ms:
     if len(asked) - (len(extended) - len(held)) < quorum:
         return Extension(Renewal.REFUSED)
     return Extension(
-        Renewal.UNANSWERED, cause="; ".join(spoken(v) for v in votes if not isinstance(v, Extended))
+        Renewal.UNANSWERED, cause="; ".join(described(v) for v in votes if not isinstance(v, Extended))
     )
 
 
@@ -265,7 +265,7 @@ def vote_of(future: Future[T]) -> T | None:
     return future.result() if future.done() and not future.cancelled() else None
 
 
-def spoken(vote: object) -> str:
+def described(vote: object) -> str:
     """A vote as text for people."""
     match vote:
         case None:
@@ -274,9 +274,9 @@ def spoken(vote: object) -> str:
             return f"granted with token {token}"
         case Busy(holder):
             return f"busy: {holder or 'reserved for a waiter'}"
-        case Outsider(quiet_ms) if quiet_ms:
-            return f"lost what it knew, or is new: gives no vote for another {quiet_ms / 1000:.1f} s"
-        case Outsider():
+        case Quarantined(quarantine_ms) if quarantine_ms:
+            return f"lost what it knew, or is new: gives no vote for another {quarantine_ms / 1000:.1f} s"
+        case Quarantined():
             return "lost what it knew, or is new: has to be admitted"
         case Refused(error) | Unknown(error):
             return str(error)

@@ -24,8 +24,8 @@ from lockguard._locks import (
     NoQuorum,
     Won,
     close_nodes,
+    described,
     found,
-    spoken,
 )
 from lockguard._quorum import trusted_s
 from lockguard.errors import NodeError, NodeUnknown
@@ -92,7 +92,7 @@ class SingleNode:
                 return Won(vote.token, deadline, vote.seal)
         elif isinstance(vote, Busy):
             return Contended(vote)
-        return NoQuorum({self._node.name: spoken(vote)})
+        return NoQuorum({self._node.name: described(vote)})
 
     def ask_again_s(self) -> float:
         """After how long a waiter that was not woken asks again by itself, in seconds."""

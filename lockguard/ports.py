@@ -32,7 +32,7 @@ __all__ = [
     "Membership",
     "Observer",
     "Outrun",
-    "Outsider",
+    "Quarantined",
     "QuorumNode",
     "Refused",
     "Sealed",
@@ -128,14 +128,14 @@ class Unknown:
 
 
 @dataclass(frozen=True, slots=True)
-class Outsider:
+class Quarantined:
     """The lock is free there, but the node may have forgotten one that it granted: it gives no vote yet.
 
     Attributes:
-        quiet_ms: when it votes again; 0 while nobody has admitted it, see :class:`QuorumNode`.
+        quarantine_ms: when it votes again; 0 while nobody has admitted it, see :class:`QuorumNode`.
     """
 
-    quiet_ms: int
+    quarantine_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +145,14 @@ class Membership:
     Attributes:
         known: whether it was ever admitted, as far as it knows.
         member: whether it was admitted in the present run of its server.
-        quiet_ms: how long it does not vote yet.
+        quarantine_ms: how long it does not vote yet.
         ttl_max_ms: the longest lease that it granted or may have forgotten, as far as it knows.
         nodes: how many decided together when it was last asked for a free lock; 0 if it was not told.
     """
 
     known: bool
     member: bool
-    quiet_ms: int
+    quarantine_ms: int
     ttl_max_ms: int
     nodes: int = 0
 
@@ -246,7 +246,7 @@ class Inspection:
     waiters: tuple[Waiter, ...]
 
 
-AcquireVote: TypeAlias = Granted | Busy | Outsider | Refused | Unknown
+AcquireVote: TypeAlias = Granted | Busy | Quarantined | Refused | Unknown
 NoVote: TypeAlias = Refused | Unknown
 
 
@@ -354,15 +354,15 @@ class QuorumNode(LockNode, Protocol):
         """Look whether it may vote."""
         ...
 
-    def admit(self, *, quiet_ms: int, ttl_max_ms: int) -> Future[Membership | NoVote]:
-        """Let it vote after ``quiet_ms``, if nobody has admitted it yet; tells what was there before."""
+    def admit(self, *, quarantine_ms: int, ttl_max_ms: int) -> Future[Membership | NoVote]:
+        """Let it vote after ``quarantine_ms``, if nobody has admitted it yet; tells what was there before."""
         ...
 
     def rejoin(self, grant: Grant) -> Future[Done | NoVote]:
         """Hold the lock for a grant that is held elsewhere, if it is free here."""
         ...
 
-    def on_outsider(self, callback: Callable[[], None]) -> None:
+    def on_admission_needed(self, callback: Callable[[], None]) -> None:
         """Have ``callback()`` called when the node has to be admitted."""
         ...
 

@@ -16,7 +16,7 @@ What each rule prevents:
   mostly because they gave the token that was proposed, otherwise because the highest one was written there in
   a second round. Each node gives only what is higher than all before, and any later majority shares one with
   this one, so the next token is higher.
-* A node that may have forgotten a lock gives no vote until that lock has ended (``company.py``); a holder
+* A node that may have forgotten a lock gives no vote until that lock has ended (``_membership.py``); a holder
   that has just renewed on a majority puts its lease back on the others.
 * A node that did not answer in time is not waited for again until it has caught up.
 
@@ -34,8 +34,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from lockguard._ballot import Ballot, Poll
-from lockguard._company import Company
 from lockguard._locks import (
     ANSWER_MIN_S,
     Acquisition,
@@ -49,7 +47,9 @@ from lockguard._locks import (
     found,
     vote_of,
 )
+from lockguard._membership import Members
 from lockguard._quorum import majority, trusted_s
+from lockguard._rounds import Round, Rounds
 from lockguard.ports import (
     AcquireRequest,
     AcquireVote,
@@ -59,7 +59,7 @@ from lockguard.ports import (
     Granted,
     LockNode,
     NoVote,
-    Outsider,
+    Quarantined,
     Refused,
 )
 
@@ -97,12 +97,12 @@ class Redlock:
     """
 
     def __init__(self, nodes: Sequence[LockNode], *, clock: Clock, node_timeout_s: float = 0.2) -> None:
-        self._company = Company(nodes)
-        self.nodes = self._company.nodes
+        self._members = Members(nodes)
+        self.nodes = self._members.nodes
         self._clock = clock
         self._quorum = majority(len(self.nodes))
         self._node_timeout_s = node_timeout_s
-        self._ballot = Ballot(self.nodes, patience_s=node_timeout_s)
+        self._rounds = Rounds(self.nodes, patience_s=node_timeout_s)
         self._proposals = Proposals(clock, quorum=self._quorum)
         self._renewing: dict[GrantId, list[Future[Extended | NoVote]]] = {}
 
@@ -139,7 +139,7 @@ class Redlock:
         Raises:
             ConfigurationError: a node refused the log-in, or nodes are not independent.
         """
-        await self._company.connect(enough=self._quorum, grace_s=self._node_timeout_s)
+        await self._members.connect(enough=self._quorum, grace_s=self._node_timeout_s)
 
     async def acquire(self, request: AcquireRequest, *, give_up_at: float = math.inf) -> Acquisition:
         """Ask once, see :meth:`Locks.acquire`.
@@ -147,15 +147,15 @@ class Redlock:
         Raises:
             ConfigurationError: nodes are not independent.
         """
-        company = self._company
+        members = self._members
         within_s = max(give_up_at - self._clock.now(), ANSWER_MIN_S)
-        rounds = company.rounds
-        company.check_independence()
-        company.note_ttl(request.ttl_ms)
+        admissions = members.admissions
+        members.check_independence()
+        members.note_ttl(request.ttl_ms)
         outcome = await self._ask(request)
-        if isinstance(outcome, NoQuorum) and company.rounds != rounds:
+        if isinstance(outcome, NoQuorum) and members.admissions != admissions:
             # New nodes are admitted when they are first asked: then ask again.
-            await company.admitted(within_s=within_s)
+            await members.admitted(within_s=within_s)
             outcome = await self._ask(request)
         if isinstance(outcome, Contended) and not outcome.one_place:
             # Places that differ from node to node would have the nodes wake different waiters.
@@ -165,13 +165,13 @@ class Redlock:
     async def _ask(self, request: AcquireRequest) -> Acquisition:
         sent_at = self._clock.now()
         proposal = self._proposals.next()
-        poll = self._ballot.poll(_is_granted)
+        round_ = self._rounds.begin(_is_granted)
         for index, node in enumerate(self.nodes):
-            node.vote(request, proposal, poll.seat(index))
+            node.vote(request, proposal, round_.slot(index))
         # What comes after this has no vote, and is not sent again, behind its own undo (NOSCRIPT).
-        await poll.wait()
-        votes = poll.votes
-        if poll.won:
+        await round_.wait()
+        votes = round_.votes
+        if round_.won:
             tokens = [vote.token for vote in votes if isinstance(vote, Granted)]
             self._proposals.note(votes, sent_at=sent_at)
             token = max(tokens, key=tokens.count)
@@ -192,7 +192,7 @@ class Redlock:
             # A place that was lost on one node says nothing of the places of others.
             told = replace(told, ticket=max(places, default=0), requeued=False)
             return Contended(told, one_place=len(places) < 2)
-        return NoQuorum(poll.spoken())
+        return NoQuorum(round_.described())
 
     def ask_again_s(self) -> float:
         """After how long a waiter that was not woken asks again by itself, in seconds."""
@@ -202,7 +202,7 @@ class Redlock:
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
         """Write the final token on a majority, while this grant holds the lock there."""
         asked = [node.settle(request.resource, request.grant, token) for node in self.nodes]
-        votes = await self._ballot.wait(asked, _was_found)
+        votes = await self._rounds.wait(asked, _was_found)
         return sum(vote is not None and _was_found(vote) for vote in votes) >= self._quorum
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
@@ -233,33 +233,33 @@ class Redlock:
     def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
         """Remove the grant from every node, see :meth:`Locks.release`."""
         self._renewing.pop(grant, None)
-        poll: Poll[Done | NoVote] = self._ballot.poll(found)
+        round_: Round[Done | NoVote] = self._rounds.begin(found)
         for index, node in enumerate(self.nodes):
-            node.leave(resource, grant, poll.seat(index), lost=lost, seal=seal)
-        return partial(self._found, poll)
+            node.leave(resource, grant, round_.slot(index), lost=lost, seal=seal)
+        return partial(self._found, round_)
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask every node the same; ``None`` for one that does not answer in time."""
-        return await self._ballot.wait([ask(node) for node in self.nodes])
+        return await self._rounds.wait([ask(node) for node in self.nodes])
 
     async def aclose(self) -> None:
         """Close every node, in bounded time."""
-        self._ballot.close()
-        await self._company.aclose()
+        self._rounds.close()
+        await self._members.aclose()
         await close_nodes(self.nodes)
 
-    async def _found(self, poll: Poll[Done | NoVote]) -> Found:
+    async def _found(self, round_: Round[Done | NoVote]) -> Found:
         """Whether a majority still had the lock; that it is gone must be said by a majority too."""
-        await poll.wait()
-        if poll.won:
+        await round_.wait()
+        if round_.won:
             return Found.YES
-        gone = sum(found(vote) is False for vote in poll.votes)
+        gone = sum(found(vote) is False for vote in round_.votes)
         return Found.NO if gone >= self._quorum else Found.UNKNOWN
 
     def _undo_split(self, request: AcquireRequest, votes: Sequence[AcquireVote | None]) -> None:
         # A minority that we keep would block the others until its ttl.
         for node, vote in zip(self.nodes, votes, strict=True):
-            if not isinstance(vote, Busy | Refused | Outsider):
+            if not isinstance(vote, Busy | Refused | Quarantined):
                 node.release(request.resource, request.grant)
 
 

@@ -13,7 +13,7 @@ from lockguard._nodes.scripted import NAMESPACE, keys_of
 from lockguard._nodes.server import ServerFacts
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard._scripts import ACQUIRE, ADMIT, REJOIN, RELEASE
-from lockguard.ports import AcquireRequest, AcquireVote, Answer, Done, Membership, NoVote, Outsider
+from lockguard.ports import AcquireRequest, AcquireVote, Answer, Done, Membership, NoVote, Quarantined
 
 __all__ = ["MemberNode"]
 
@@ -21,7 +21,7 @@ _LOOK = -1
 
 
 class MemberNode(StandaloneNode):
-    """Keeps locks together with others, of which a majority decides; see ``lockguard/_company.py``.
+    """Keeps locks together with others, of which a majority decides; see ``lockguard/_membership.py``.
 
     Args:
         address: the server.
@@ -53,7 +53,7 @@ class MemberNode(StandaloneNode):
         self._member = f"{namespace}:member"
         self._identified: ServerFacts | None = None
         self._server_ids: frozenset[str] = frozenset()
-        self._outsider: Callable[[], None] = lambda: None
+        self._admission_needed: Callable[[], None] = lambda: None
 
     @property
     def server_ids(self) -> frozenset[str]:
@@ -63,9 +63,9 @@ class MemberNode(StandaloneNode):
             self._server_ids = frozenset(filter(None, [self._facts.run_id, self._facts.replication_id]))
         return self._server_ids
 
-    def on_outsider(self, callback: Callable[[], None]) -> None:
+    def on_admission_needed(self, callback: Callable[[], None]) -> None:
         """Have ``callback()`` called when the node has to be admitted."""
-        self._outsider = callback
+        self._admission_needed = callback
 
     def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
         """Run acquire.lua, which looks whether the server may vote."""
@@ -109,24 +109,26 @@ class MemberNode(StandaloneNode):
         """Run admit.lua, only to look."""
         return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, _LOOK, 0)
 
-    def admit(self, *, quiet_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
+    def admit(self, *, quarantine_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
         """Run admit.lua."""
-        return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, quiet_ms, ttl_max_ms)
+        return self._run(
+            ADMIT, votes.membership, (self._member,), self._facts.run_id, quarantine_ms, ttl_max_ms
+        )
 
     def _connected(self, *, again: bool) -> None:
         super()._connected(again=again)
         if again:
             # Perhaps to another run. If it still has a lock that is held, nobody else would notice.
-            self._outsider()
+            self._admission_needed()
 
     def _rejoined(self, reply: int) -> Done:
         if reply == 2:
-            self._outsider()
+            self._admission_needed()
         return Done(found=reply != 0)
 
     def _acquired(self, reply: list[Any]) -> AcquireVote:
         vote = votes.acquired(reply)
-        if isinstance(vote, Outsider) and not vote.quiet_ms:
+        if isinstance(vote, Quarantined) and not vote.quarantine_ms:
             # Told here and not by the vote: the caller may have decided without it.
-            self._outsider()
+            self._admission_needed()
         return vote

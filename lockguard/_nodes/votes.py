@@ -14,7 +14,7 @@ from lockguard.ports import (
     Granted,
     Inspection,
     Membership,
-    Outsider,
+    Quarantined,
     Waiter,
 )
 from lockguard.text import decoded
@@ -31,7 +31,7 @@ def acquired(reply: list[Any]) -> AcquireVote:
         seal = reply[3].decode("ascii", "replace") if reply[3] else ""
         return Granted(Token(int(reply[1])), int(reply[2]), seal)
     if reply[0] == 3:
-        return Outsider(quiet_ms=reply[1])
+        return Quarantined(quarantine_ms=reply[1])
     _, holder, operation, token, age_ms, retry_after_ms, *place = reply
     ticket, requeued = (int(place[0]), bool(place[1])) if place else (0, False)
     return Busy(
@@ -90,7 +90,7 @@ def inspected(resource: Resource, reply: list[Any]) -> Inspection:
 
 def membership(reply: list[int]) -> Membership:
     """Of admit.lua."""
-    state, quiet_ms, ttl_max_ms, nodes = reply
+    state, quarantine_ms, ttl_max_ms, nodes = reply
     return Membership(
-        known=state > 0, member=state == 2, quiet_ms=quiet_ms, ttl_max_ms=ttl_max_ms, nodes=nodes
+        known=state > 0, member=state == 2, quarantine_ms=quarantine_ms, ttl_max_ms=ttl_max_ms, nodes=nodes
     )

@@ -27,7 +27,7 @@
 --   {1, token, now_us, seal}                                              granted
 --   {0, holder, operation, token, age_ms, retry_after_ms, ticket, requeued} busy; ticket 0: not queued
 --   {2, holder, operation, token, age_ms, retry_after_ms}                 busy, and the queue is full
---   {3, quiet_ms}      free, but this node may have lost what it knew: no vote. 0: not admitted yet
+--   {3, quarantine_ms}      free, but this node may have lost what it knew: no vote. 0: not admitted yet
 --
 -- Commands and replies take numbers up to 2^53 as they are. Only text needs %.0f: tostring() and .. would make
 -- 1.795e+15 of a token.
@@ -148,13 +148,13 @@ if KEYS[9] then
   if standing[1] ~= ARGV[10] then
     return {3, 0}
   end
-  local quiet_ms, longest_ms = tonumber(standing[2]) - now_ms, tonumber(standing[3])
-  if quiet_ms > longest_ms then -- the clock was set back, as above
-    quiet_ms = longest_ms
-    redis.call('HSET', KEYS[9], 'quiet_until_ms', now_ms + quiet_ms)
+  local quarantine_ms, longest_ms = tonumber(standing[2]) - now_ms, tonumber(standing[3])
+  if quarantine_ms > longest_ms then -- the clock was set back, as above
+    quarantine_ms = longest_ms
+    redis.call('HSET', KEYS[9], 'quiet_until_ms', now_ms + quarantine_ms)
   end
-  if quiet_ms > 0 then
-    return {3, quiet_ms}
+  if quarantine_ms > 0 then
+    return {3, quarantine_ms}
   end
   if standing[2] ~= '0' then
     redis.call('HSET', KEYS[9], 'quiet_until_ms', 0) -- over for good, wherever the clock is set

@@ -5,15 +5,15 @@
 -- for its present server process, and after the longest lease that may be forgotten has ended.
 -- The hash has no TTL: it is one for each server, and would take the votes of all nodes along when it ended.
 --
--- KEYS[1] member    hash: run, quiet_until_ms, ttl_max_ms, nodes
+-- KEYS[1] member    hash: run, quiet_until_ms (the end of its quarantine), ttl_max_ms, nodes
 --
 -- ARGV[1] run       the server process that the caller is connected to
--- ARGV[2] quiet_ms  how long it must not vote; -1 only to look
+-- ARGV[2] quarantine_ms  how long it must not vote; -1 only to look
 -- ARGV[3] ttl_max_ms  the longest lease that it may have forgotten, as the other nodes know
 --
--- Returns {state, quiet_ms, ttl_max_ms, nodes}: what was found, before anything was written
+-- Returns {state, quarantine_ms, ttl_max_ms, nodes}: what was found, before anything was written
 --   state  0 nothing is known; 1 it was a member in another run; 2 it is a member
---   quiet_ms  how long it does not vote yet
+--   quarantine_ms  how long it does not vote yet
 --   ttl_max_ms  the longest lease that it ever granted or may have forgotten, as far as it knows
 --   nodes  how many decided together when it was last asked for a free lock; 0 if it was not told
 

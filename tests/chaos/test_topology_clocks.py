@@ -180,7 +180,7 @@ async def test_a_node_that_forgot_votes_again_although_its_clock_was_set_back(se
         began = SYSTEM_CLOCK.now()
         async with guard.hold(NAME, wait=timedelta(seconds=30)):
             pass
-        assert SYSTEM_CLOCK.now() - began < 1 + 3  # quiet for the longest ttl, and the rests between asking
+        assert SYSTEM_CLOCK.now() - began < 1 + 3  # the longest ttl, and the rests between asking
 
 
 @pytest.mark.parametrize(

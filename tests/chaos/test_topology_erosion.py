@@ -108,7 +108,7 @@ async def test_nodes_that_forget_one_after_the_other_never_make_a_second_majorit
                 await asyncio.gather(asking, return_exceptions=True)
             free_s = SYSTEM_CLOCK.now() - freed_at
             assert min(rival.tokens) > lease.token
-            assert free_s < TTL.total_seconds() + 1  # too few members would be quiet for 30 s
+            assert free_s < TTL.total_seconds() + 1  # too few members: a quarantine of 30 s
     assert rival.asked > LASTS_S * 5
     told = (
         f"{len(back_s)} losses in {LASTS_S:g} s, seed {SEED}; the lease was back after"

@@ -14,7 +14,7 @@ import redis
 
 from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._company import Sentence, sentence_for
+from lockguard._membership import Quarantine, quarantine_for
 from lockguard._nodes.server import ServerFacts, require
 from lockguard.errors import NodeRefused
 from lockguard.ports import Membership
@@ -154,7 +154,7 @@ async def test_it_works_with_two_of_five_gone_and_refuses_with_three(servers, ho
         assert min(times) < patience_s + (0.1 if hangs else 0)  # the least disturbed one
         for server in hangs:
             server.resume()
-        if how == "hung":  # they forgot nothing; of the dead ones a majority would be quiet for 30 s
+        if how == "hung":  # they forgot nothing; of the dead ones a majority would be in quarantine for 30 s
             async with asyncio.timeout(10):
                 async with guard.hold(NAME, wait=timedelta(seconds=10)):
                     pass
@@ -249,14 +249,14 @@ async def test_new_nodes_vote_at_once_and_a_new_one_beside_old_ones_does_not(ser
         assert int(ask(servers[0], "HGET", "lockguard:member", "ttl_max_ms")) == 1000
 
 
-def test_how_long_a_node_is_quiet():
-    new = Membership(known=False, member=False, quiet_ms=0, ttl_max_ms=0)
-    old = Membership(known=True, member=True, quiet_ms=0, ttl_max_ms=7_000)
-    assert sentence_for([new] * 5, ttl_max_ms=10_000) == Sentence(0, 0)
-    assert sentence_for([new, old, old, old, old], ttl_max_ms=1_000) == Sentence(7_000, 7_000)
-    assert sentence_for([new, old, old, old, None], ttl_max_ms=10_000) == Sentence(10_000, 10_000)
-    assert sentence_for([new, new, new, old, old], ttl_max_ms=1_000) == Sentence(30_000, 30_000)
-    assert sentence_for([new, new, new, new, None], ttl_max_ms=1_000) == Sentence(30_000, 30_000)
+def test_how_long_a_quarantine_lasts():
+    new = Membership(known=False, member=False, quarantine_ms=0, ttl_max_ms=0)
+    old = Membership(known=True, member=True, quarantine_ms=0, ttl_max_ms=7_000)
+    assert quarantine_for([new] * 5, ttl_max_ms=10_000) == Quarantine(0, 0)
+    assert quarantine_for([new, old, old, old, old], ttl_max_ms=1_000) == Quarantine(7_000, 7_000)
+    assert quarantine_for([new, old, old, old, None], ttl_max_ms=10_000) == Quarantine(10_000, 10_000)
+    assert quarantine_for([new, new, new, old, old], ttl_max_ms=1_000) == Quarantine(30_000, 30_000)
+    assert quarantine_for([new, new, new, new, None], ttl_max_ms=1_000) == Quarantine(30_000, 30_000)
 
 
 async def test_one_server_under_two_names_is_refused(servers):

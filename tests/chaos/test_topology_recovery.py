@@ -11,15 +11,15 @@ from datetime import timedelta
 import pytest
 
 from lockguard import AcquireError, LeaseLost, LockGuard
-from lockguard import _company as company
+from lockguard import _membership as membership
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import FaultProxy, Flow, RedisServer
 
 NAME = "binance:APTUSDT"
 NODE_TIMEOUT = timedelta(milliseconds=200)
 TTL = timedelta(seconds=1)
-QUIET_S = 2.0
-"""Instead of the 30 s for which a majority that forgot is quiet."""
+QUARANTINE_S = 2.0
+"""Instead of the 30 s of quarantine of a majority that forgot."""
 
 MINORITY, MAJORITY = 2, 3
 
@@ -122,8 +122,8 @@ async def test_a_minority_that_fails_and_comes_back_interrupts_nobody_for_longer
 
 @pytest.mark.parametrize("how", WAYS)
 async def test_a_majority_that_fails_stops_everybody_until_it_is_back(nodes, until, how, monkeypatch):
-    monkeypatch.setattr(company, "QUIET_UNKNOWN_MS", int(QUIET_S * 1000))
-    quiet_s = QUIET_S if "killed" in how else 0.0
+    monkeypatch.setattr(membership, "QUARANTINE_UNKNOWN_MS", int(QUARANTINE_S * 1000))
+    quarantine_s = QUARANTINE_S if "killed" in how else 0.0
     async with calling(nodes, until) as caller:
         await nodes.fail(how, MAJORITY)
         failed_at = SYSTEM_CLOCK.now()
@@ -133,6 +133,6 @@ async def test_a_majority_that_fails_stops_everybody_until_it_is_back(nodes, unt
         back_at = SYSTEM_CLOCK.now()
         await more(caller, until)
         recovery_s = next(at for at in caller.locked_at if at > failed_at + 0.1) - back_at
-    print(f"majority {how}: usable {recovery_s:.2f} s after it is back, {quiet_s:g} of them quiet")
-    assert recovery_s > quiet_s - 1  # the first of them is back before the last
-    assert recovery_s < quiet_s + 1.5 + 1  # the backoff of the connections, and a busy machine
+    print(f"majority {how}: usable {recovery_s:.2f} s after it is back, {quarantine_s:g} of them quarantine")
+    assert recovery_s > quarantine_s - 1  # the first of them is back before the last
+    assert recovery_s < quarantine_s + 1.5 + 1  # the backoff of the connections, and a busy machine

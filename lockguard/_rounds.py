@@ -1,9 +1,9 @@
-"""Asking several nodes the same, and waiting for enough of their votes.
+"""Rounds of votes: several nodes are asked the same, and enough of their answers are waited for.
 
-What a slow node may cost is bounded twice: one question waits for it no longer than the node timeout, and the
-next questions do not wait for it at all until it has caught up with what it owes.
+What a slow node may cost is bounded twice: one round waits for it no longer than the node timeout, and the
+next rounds do not wait for it at all until it has caught up with what it owes.
 
-What five nodes may cost the asker is bounded too: one object counts the votes of a question as they come and
+What five nodes may cost the asker is bounded too: one object counts the votes of a round as they come and
 wakes the asker once, when they decide. A future, a callback and a turn of the event loop for each node took
 longer than the nodes did.
 """
@@ -16,14 +16,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lockguard._lease import Resource
-from lockguard._locks import spoken
+from lockguard._locks import described
 from lockguard._quorum import majority
 from lockguard.ports import LockNode
 
 if TYPE_CHECKING:
     from asyncio import Future
 
-__all__ = ["Ballot", "Poll", "Seat"]
+__all__ = ["Round", "Rounds", "Slot"]
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ _PROBE = Resource("lockguard-probe")
 _NOT_WAITED_FOR = "not waited for: the others had decided"
 
 
-class Ballot:
+class Rounds:
     """Waits for the votes of several nodes.
 
     Args:
@@ -46,51 +46,51 @@ class Ballot:
         self.silent: set[int] = set()
         """Which nodes did not answer in time and have not caught up yet."""
         self._patience_s = patience_s
-        # All polls have the same patience, so the first is the first to end: one timer serves all of them.
-        self._open: dict[Poll[Any], float] = {}
+        # All rounds have the same patience, so the first is the first to end: one timer serves all of them.
+        self._open: dict[Round[Any], float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def poll(self, is_yes: Callable[[T], bool | None] | None) -> Poll[T]:
-        """One question; the nodes get its seats."""
-        return Poll(self, is_yes)
+    def begin(self, is_yes: Callable[[T], bool | None] | None) -> Round[T]:
+        """One question; the nodes vote into its slots."""
+        return Round(self, is_yes)
 
     async def wait(
         self, asked: Sequence[Future[T]], is_yes: Callable[[T], bool] | None = None
     ) -> list[T | None]:
         """Count what futures give; gives what had come when they decided."""
-        poll = self.poll(is_yes)
+        round_ = self.begin(is_yes)
         for index, future in enumerate(asked):
-            future.add_done_callback(poll.seat(index).take_from)
-        await poll.wait()
-        return poll.votes
+            future.add_done_callback(round_.slot(index).take_from)
+        await round_.wait()
+        return round_.votes
 
     def close(self) -> None:
         """Leave no timer behind."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def expect(self, poll: Poll[Any]) -> None:
+    def expect(self, round_: Round[Any]) -> None:
         """Somebody waits for it now."""
         loop = asyncio.get_running_loop()
         due = loop.time() + self._patience_s
-        self._open[poll] = due
+        self._open[round_] = due
         if self._timer is None:
             self._timer = loop.call_at(due, self._look)
 
-    def forget(self, poll: Poll[Any]) -> None:
+    def forget(self, round_: Round[Any]) -> None:
         """It is decided, or nobody waits for it any more."""
-        self._open.pop(poll, None)
+        self._open.pop(round_, None)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = None
         now = loop.time()
-        for poll, due in list(self._open.items()):
+        for round_, due in list(self._open.items()):
             if due > now:
                 self._timer = loop.call_at(due, self._look)
                 return
-            self._note_silence([index for index, vote in enumerate(poll.votes) if vote is None])
-            poll.give_up()
+            self._note_silence([index for index, vote in enumerate(round_.votes) if vote is None])
+            round_.give_up()
 
     def _note_silence(self, indexes: Sequence[int]) -> None:
         for index in set(indexes) - self.silent:
@@ -102,43 +102,43 @@ class Ballot:
         self.silent.discard(index)
 
 
-class Seat(Generic[T]):
+class Slot(Generic[T]):
     """Where one node's vote goes; to the node it is as good as a future."""
 
-    __slots__ = ("_index", "_poll")
+    __slots__ = ("_index", "_round")
 
-    def __init__(self, poll: Poll[T], index: int) -> None:
-        self._poll = poll
+    def __init__(self, round_: Round[T], index: int) -> None:
+        self._round = round_
         self._index = index
 
     def done(self) -> bool:
         """Whether the vote comes too late."""
-        return self._poll.closed
+        return self._round.closed
 
     def set_result(self, vote: T) -> None:
         """Vote."""
-        self._poll.take(self._index, vote)
+        self._round.take(self._index, vote)
 
     def take_from(self, future: Future[T]) -> None:
         """Vote what a future gives."""
         if not future.cancelled():
-            self._poll.take(self._index, future.result())
+            self._round.take(self._index, future.result())
 
 
-class Poll(Generic[T]):
+class Round(Generic[T]):
     """One question to all nodes, and the votes that have come.
 
     Args:
-        ballot: who is asked.
+        rounds: who is asked.
         is_yes: which votes are counted for, which against, and which (``None``) for neither; a majority for
             or against decides. Without it: only all of them.
     """
 
-    __slots__ = ("_asker", "_ballot", "_is_yes", "_taken", "closed", "noes", "timed_out", "votes", "yeses")
+    __slots__ = ("_asker", "_is_yes", "_rounds", "_taken", "closed", "noes", "timed_out", "votes", "yeses")
 
-    def __init__(self, ballot: Ballot, is_yes: Callable[[T], bool | None] | None) -> None:
-        size = len(ballot.nodes)
-        self._ballot = ballot
+    def __init__(self, rounds: Rounds, is_yes: Callable[[T], bool | None] | None) -> None:
+        size = len(rounds.nodes)
+        self._rounds = rounds
         self._is_yes = is_yes
         self._asker: Future[None] | None = None
         self._taken = 0
@@ -153,11 +153,11 @@ class Poll(Generic[T]):
     @property
     def won(self) -> bool:
         """Whether a majority was for it."""
-        return self.yeses >= self._ballot.quorum
+        return self.yeses >= self._rounds.quorum
 
-    def seat(self, index: int) -> Seat[T]:
-        """For one node. Not kept here: each question would be a cycle for the garbage collector."""
-        return Seat(self, index)
+    def slot(self, index: int) -> Slot[T]:
+        """For one node. Not kept here: each round would be a cycle for the garbage collector."""
+        return Slot(self, index)
 
     def take(self, index: int, vote: T) -> None:
         """Count one vote, at once: the asker's wake-up is all that waits for the event loop."""
@@ -179,24 +179,24 @@ class Poll(Generic[T]):
         if self.closed:
             return
         self._asker = asyncio.get_running_loop().create_future()
-        self._ballot.expect(self)
+        self._rounds.expect(self)
         try:
             await self._asker
         finally:
             self.closed = True
-            self._ballot.forget(self)
+            self._rounds.forget(self)
 
     def give_up(self) -> None:
         """The nodes' time is up."""
         self.timed_out = True
         self._close()
 
-    def spoken(self) -> dict[str, str]:
+    def described(self) -> dict[str, str]:
         """Each node's vote as text for people."""
         told = {}
-        for index, (node, vote) in enumerate(zip(self._ballot.nodes, self.votes, strict=True)):
-            waited_for = vote is not None or self.timed_out or index in self._ballot.silent
-            told[node.name] = spoken(vote) if waited_for else _NOT_WAITED_FOR
+        for index, (node, vote) in enumerate(zip(self._rounds.nodes, self.votes, strict=True)):
+            waited_for = vote is not None or self.timed_out or index in self._rounds.silent
+            told[node.name] = described(vote) if waited_for else _NOT_WAITED_FOR
         return told
 
     def _close(self) -> None:
@@ -205,7 +205,7 @@ class Poll(Generic[T]):
             self._asker.set_result(None)
 
     def _decided(self) -> bool:
-        size, quorum, silent = len(self.votes), self._ballot.quorum, self._ballot.silent
+        size, quorum, silent = len(self.votes), self._rounds.quorum, self._rounds.silent
         if self.yeses >= quorum or self.noes > size - quorum or self._taken == size:
             return True
         # Who was silent the last time is listened to, but not waited for, unless nothing is certain without.

@@ -1,4 +1,4 @@
-"""Several independent nodes: reaching them, and which of them may vote.
+"""The membership of several independent nodes: reaching them, and which of them may vote.
 
 A majority means nothing when a node forgets its votes. Of five nodes A, B, C granted a lock; C restarts
 empty; now C, D, E can grant it again, and two majorities are alive at once. So a node that may have forgotten
@@ -10,9 +10,10 @@ another process was restarted with old data, which may lack the last second befo
 uptime has a say in it. A connection does not outlive the server process, so the id that was read at log-in
 is true for every command on it.
 
-How long it is quiet. Each node also keeps the longest ttl that it ever granted. A lease that the node may
-have forgotten was granted by a majority; a majority of members has a node in common with it, so the longest
-ttl that they tell bounds it. A node that is admitted takes that figure over, since it may be asked next.
+How long its quarantine lasts. Each node also keeps the longest ttl that it ever granted. A lease that the
+node may have forgotten was granted by a majority; a majority of members has a node in common with it, so the
+longest ttl that they tell bounds it. A node that is admitted takes that figure over, since it may be asked
+next.
 
 Who notices. A caller that finds the lock free on such a node; a guard whose connection comes back; and a
 holder that puts its lease back there. Without the last two a lease that is held for long would hide, one
@@ -37,21 +38,21 @@ from lockguard._quorum import majority
 from lockguard.errors import ConfigurationError, NodeError
 from lockguard.ports import LockNode, Membership, NoVote, QuorumNode
 
-__all__ = ["QUIET_UNKNOWN_MS", "Company", "Sentence", "sentence_for"]
+__all__ = ["QUARANTINE_UNKNOWN_MS", "Members", "Quarantine", "quarantine_for"]
 
 _LOG = logging.getLogger("lockguard")
 
-QUIET_UNKNOWN_MS = 30_000
-"""How long a node is quiet at least when too few members can tell how long leases may be."""
+QUARANTINE_UNKNOWN_MS = 30_000
+"""How long a quarantine lasts at least when too few members can tell how long leases may be."""
 
 _ANSWER_S = 1.0
-"""How long a node may take to tell what it knows: one that does not makes the others quiet for longer."""
+"""How long a node may take to tell what it knows: one that does not makes the others' quarantine longer."""
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
 
 
-class Company:
+class Members:
     """The nodes of one lock.
 
     Args:
@@ -76,10 +77,10 @@ class Company:
         self._admit_due = False
         self._ttl_max_ms = 0
         self._independent: list[frozenset[str]] = []
-        self.rounds = 0
-        """How many rounds of admission have begun."""
+        self.admissions = 0
+        """How many admissions have begun."""
         for node in self.nodes:
-            node.on_outsider(self._admit_soon)
+            node.on_admission_needed(self._admit_soon)
 
     async def connect(self, *, enough: int, grace_s: float) -> None:
         """Wait until so many nodes are connected, or each that is not was tried once.
@@ -177,7 +178,7 @@ class Company:
     def _admit_soon(self) -> None:
         self._admit_due = True
         if self._admission is None or self._admission.done():
-            self.rounds += 1
+            self.admissions += 1
             self._admission = asyncio.create_task(self._admit_all(), name="lockguard-connect-admit")
 
     async def _admit_all(self) -> None:
@@ -190,21 +191,24 @@ class Company:
         # A node that is still connecting would count as one that does not answer.
         await self._all_tried()
         found = await self._answers([node.membership() for node in self.nodes])
-        outside = [
+        newcomers = [
             node
             for node, membership in zip(self.nodes, found, strict=True)
             if membership is not None and not membership.member
         ]
-        sentence = sentence_for(found, ttl_max_ms=self._ttl_max_ms)
-        for node in outside:
-            if sentence.quiet_ms:
+        quarantine = quarantine_for(found, ttl_max_ms=self._ttl_max_ms)
+        for node in newcomers:
+            if quarantine.lasts_ms:
                 _LOG.warning(
                     "%s came back without what it knew, or is new: it gives no vote for %.1f s",
                     node.name,
-                    sentence.quiet_ms / 1000,
+                    quarantine.lasts_ms / 1000,
                 )
         await self._answers(
-            [node.admit(quiet_ms=sentence.quiet_ms, ttl_max_ms=sentence.ttl_max_ms) for node in outside]
+            [
+                node.admit(quarantine_ms=quarantine.lasts_ms, ttl_max_ms=quarantine.ttl_max_ms)
+                for node in newcomers
+            ]
         )
 
     async def _answers(self, asked: Sequence[asyncio.Future[Membership | NoVote]]) -> list[Membership | None]:
@@ -215,19 +219,19 @@ class Company:
 
 
 @dataclass(frozen=True, slots=True)
-class Sentence:
-    """What a node that may have forgotten something gets.
+class Quarantine:
+    """The time in which a node that may have forgotten something gives no vote.
 
     Attributes:
-        quiet_ms: how long it must not vote.
+        lasts_ms: how long it must not vote.
         ttl_max_ms: the longest lease that it may have forgotten.
     """
 
-    quiet_ms: int
+    lasts_ms: int
     ttl_max_ms: int
 
 
-def sentence_for(found: Sequence[Membership | None], *, ttl_max_ms: int) -> Sentence:
+def quarantine_for(found: Sequence[Membership | None], *, ttl_max_ms: int) -> Quarantine:
     """How long nodes that may have forgotten something must not vote.
 
     Args:
@@ -237,8 +241,8 @@ def sentence_for(found: Sequence[Membership | None], *, ttl_max_ms: int) -> Sent
     told = [membership for membership in found if membership is not None]
     granted_max_ms = max((membership.ttl_max_ms for membership in told), default=0)
     if len(told) == len(found) and granted_max_ms == 0:
-        return Sentence(quiet_ms=0, ttl_max_ms=0)
+        return Quarantine(lasts_ms=0, ttl_max_ms=0)
     longest_ms = max(granted_max_ms, ttl_max_ms)
     if sum(membership.member for membership in told) < majority(len(found)):
-        longest_ms = max(longest_ms, QUIET_UNKNOWN_MS)
-    return Sentence(longest_ms, longest_ms)
+        longest_ms = max(longest_ms, QUARANTINE_UNKNOWN_MS)
+    return Quarantine(longest_ms, longest_ms)
