@@ -89,11 +89,11 @@ class Core:
         return self._closed
 
     @property
-    def at_home(self) -> bool:
+    def in_own_loop(self) -> bool:
         """Whether the running event loop is the guard's own."""
         return asyncio._get_running_loop() is self._loop  # it does not raise where none runs
 
-    def call_home(self, callback: Callable[[], None]) -> None:
+    def call_in_own_loop(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called in the guard's own event loop, if that still runs."""
         if self._loop is not None and self._pid == PROCESS.id:
             with contextlib.suppress(RuntimeError):  # it has ended
@@ -144,16 +144,16 @@ class Core:
 
     def close_fence(self, grant: Grant) -> asyncio.Task[None]:
         """Close the fence for an ended grant; never raises. The guard waits for it when it closes."""
-        return self.see_through(self._close_fence(grant), name="lockguard-close-fence")
+        return self.run_to_end(self._close_fence(grant), name="lockguard-close-fence")
 
-    def see_through(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+    def run_to_end(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Do what a cancelled caller must not leave half done. The guard waits for it when it closes."""
         task = asyncio.create_task(work, name=name)
         self._closing.add(task)
-        task.add_done_callback(self._seen_through)
+        task.add_done_callback(self._ran_to_end)
         return task
 
-    def _seen_through(self, task: asyncio.Task[Any]) -> None:
+    def _ran_to_end(self, task: asyncio.Task[Any]) -> None:
         self._closing.discard(task)
         if not task.cancelled():
             task.exception()  # perhaps nobody waits for it any more
@@ -164,7 +164,7 @@ class Core:
         Raises:
             ConfigurationError: called in another event loop than the guard's.
         """
-        if self._loop is not None and not self.at_home:
+        if self._loop is not None and not self.in_own_loop:
             raise ConfigurationError(
                 "this guard belongs to another event loop; close it there, as `async with guard:` does"
             )

@@ -26,7 +26,7 @@ from lockguard._single_node import SingleNode
 from lockguard._times import checked_ttl, checked_wait, checked_within, milliseconds
 from lockguard.errors import ConfigurationError, LossReason, QuorumUnavailable
 from lockguard.observe._log import LogObserver
-from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, NoVote, Observer, Refused
+from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, NotExecuted, NoVote, Observer
 from lockguard.redlock import Redlock
 from lockguard.text import kind_of, remark
 
@@ -357,7 +357,7 @@ class LockGuard:
         """
         self._core.enter()
         await self._core.connect()
-        breaking = self._core.see_through(
+        breaking = self._core.run_to_end(
             self._break(parse_resource(resource), remark(reason, "reason")), name="lockguard-break"
         )
         await asyncio.wait([breaking])
@@ -379,7 +379,7 @@ class LockGuard:
 
         votes = await core.locks.ask_all(ask)
         done = [vote for vote in votes if isinstance(vote, Broken)]
-        if not all(isinstance(vote, Broken | Refused) for vote in votes):
+        if not all(isinstance(vote, Broken | NotExecuted) for vote in votes):
             _end_all(held_here)  # the command may have arrived
         if core.fence is not None and done and (broken := thrown_out(done)).token > token:
             # Redis's clock is, or was, ahead of the fence's: a grant that has not sealed yet still could.

@@ -76,7 +76,7 @@ def _used() -> ConfigurationError:
     )
 
 
-def _may_leave(stage: _Stage, exc: BaseException | None) -> bool:
+def _may_exit(stage: _Stage, exc: BaseException | None) -> bool:
     """Whether there is anything to leave. Says so otherwise, without masking the body's error (S11)."""
     if stage in (_OPEN, _INNER):
         return True
@@ -253,7 +253,7 @@ class Hold:
             LeaseLost: the lease ended under the body.
             ConfigurationError: the hold is not open, or belongs to another event loop.
         """
-        if self._stage is not _OPEN and not _may_leave(self._stage, exc):
+        if self._stage is not _OPEN and not _may_exit(self._stage, exc):
             return
         inner, self._stage = self._stage is _INNER, _OVER
         if inner:  # the outer hold releases
@@ -262,8 +262,8 @@ class Hold:
         assert lease is not None
         assert task is not None
         assert entry is not None
-        if not core.at_home:
-            self._leave_from_afar(exc)
+        if not core.in_own_loop:
+            self._exit_elsewhere(exc)
             return
         task.remove_done_callback(self._task_ended)
         loss, grant = lease.loss, lease.grant
@@ -349,11 +349,11 @@ class Hold:
         if core.fence is not None:
             core.close_fence(lease.grant)
 
-    def _leave_from_afar(self, exc: BaseException | None) -> None:
+    def _exit_elsewhere(self, exc: BaseException | None) -> None:
         """Left in another event loop, in none, or after a fork: only the guard's own can say anything."""
         lease = self._lease
         assert lease is not None
-        self._core.call_home(self._abandon)
+        self._core.call_in_own_loop(self._abandon)
         self._tell(lease, lease.loss or LossReason.ABANDONED, exc, cut_only=False)
 
     async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
@@ -461,7 +461,7 @@ class HoldMany:
             LeaseLost: one of the leases ended under the body.
             ConfigurationError: it is not open.
         """
-        if not _may_leave(self._stage, exc):
+        if not _may_exit(self._stage, exc):
             return None
         self._stage = _OVER
         return await self._stack.__aexit__(kind, exc, traceback)

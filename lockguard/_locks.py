@@ -24,10 +24,10 @@ from lockguard.ports import (
     Granted,
     Inspection,
     LockNode,
+    MaybeExecuted,
+    NotExecuted,
     NoVote,
     Quarantined,
-    Refused,
-    Unknown,
 )
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ def described(vote: object) -> str:
             return f"lost what it knew, or is new: gives no vote for another {quarantine_ms / 1000:.1f} s"
         case Quarantined():
             return "lost what it knew, or is new: has to be admitted"
-        case Refused(error) | Unknown(error):
+        case NotExecuted(error) | MaybeExecuted(error):
             return str(error)
         case _:
             return type(vote).__name__.lower()

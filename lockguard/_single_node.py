@@ -29,7 +29,7 @@ from lockguard._locks import (
 )
 from lockguard._quorum import trusted_s
 from lockguard.errors import NodeError, NodeUnknown
-from lockguard.ports import AcquireRequest, Busy, Done, Extended, Granted, LockNode, NoVote, Unknown
+from lockguard.ports import AcquireRequest, Busy, Done, Extended, Granted, LockNode, MaybeExecuted, NoVote
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -129,4 +129,4 @@ class SingleNode:
     def _give_up(self, asked: Future[Any], within_s: float) -> None:
         # An answer that comes later is dropped; its command stands.
         text = f"{self._node.name}: no answer within {within_s:.3g} s"
-        asked.set_result(Unknown(NodeUnknown(text, node=self._node.name)))
+        asked.set_result(MaybeExecuted(NodeUnknown(text, node=self._node.name)))

@@ -1,7 +1,7 @@
 """What the core needs from the world: nodes that keep locks, a fence that refuses, somebody who watches.
 
 A node answers with a *vote*. None is an exception, because the quorum has to count them: granted, busy,
-refused (certainly not executed), unknown (may have been, or may be yet). Unknown is never a yes or a no.
+in quarantine, certainly not executed, or maybe executed, now or later. The last is never a yes or a no.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = [
     "Granted",
     "Inspection",
     "LockNode",
+    "MaybeExecuted",
     "Membership",
+    "NotExecuted",
     "Observer",
     "Outrun",
     "Quarantined",
     "QuorumNode",
-    "Refused",
     "Sealed",
-    "Unknown",
     "Waiter",
 ]
 
@@ -114,14 +114,14 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class NotExecuted:
     """The node certainly did not do it."""
 
     error: NodeRefused
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
+class MaybeExecuted:
     """The node may have done it, or may still do it."""
 
     error: NodeUnknown
@@ -246,8 +246,8 @@ class Inspection:
     waiters: tuple[Waiter, ...]
 
 
-AcquireVote: TypeAlias = Granted | Busy | Quarantined | Refused | Unknown
-NoVote: TypeAlias = Refused | Unknown
+AcquireVote: TypeAlias = Granted | Busy | Quarantined | NotExecuted | MaybeExecuted
+NoVote: TypeAlias = NotExecuted | MaybeExecuted
 
 
 class LockNode(Protocol):
@@ -341,11 +341,11 @@ class QuorumNode(LockNode, Protocol):
         """What this server shares with no independent one: its run and its replication; empty if unknown."""
         ...
 
-    def vote(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
+    def acquire_into(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
         """As :meth:`acquire`, for ``answer``; ``proposal``: a token or place to give if it can be, or 0."""
         ...
 
-    def leave(
+    def release_into(
         self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
     ) -> None:
         """As :meth:`release`, for ``answer``."""

@@ -58,9 +58,9 @@ from lockguard.ports import (
     Extended,
     Granted,
     LockNode,
+    NotExecuted,
     NoVote,
     Quarantined,
-    Refused,
 )
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Redlock:
         proposal = self._proposals.next()
         round_ = self._rounds.begin(_is_granted)
         for index, node in enumerate(self.nodes):
-            node.vote(request, proposal, round_.slot(index))
+            node.acquire_into(request, proposal, round_.slot(index))
         # What comes after this has no vote, and is not sent again, behind its own undo (NOSCRIPT).
         await round_.wait()
         votes = round_.votes
@@ -235,7 +235,7 @@ class Redlock:
         self._renewing.pop(grant, None)
         round_: Round[Done | NoVote] = self._rounds.begin(found)
         for index, node in enumerate(self.nodes):
-            node.leave(resource, grant, round_.slot(index), lost=lost, seal=seal)
+            node.release_into(resource, grant, round_.slot(index), lost=lost, seal=seal)
         return partial(self._found, round_)
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
@@ -259,7 +259,7 @@ class Redlock:
     def _undo_split(self, request: AcquireRequest, votes: Sequence[AcquireVote | None]) -> None:
         # A minority that we keep would block the others until its ttl.
         for node, vote in zip(self.nodes, votes, strict=True):
-            if not isinstance(vote, Busy | Refused | Quarantined):
+            if not isinstance(vote, Busy | NotExecuted | Quarantined):
                 node.release(request.resource, request.grant)
 
 

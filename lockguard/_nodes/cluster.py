@@ -44,7 +44,7 @@ from lockguard._nodes.standalone import SAME_AGAIN, Call, StandaloneNode
 from lockguard._nodes.wire import Cut, NotSent
 from lockguard._scripts import ACQUIRE, RELEASE, Script
 from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
-from lockguard.ports import Busy, Refused, Unknown
+from lockguard.ports import Busy, MaybeExecuted, NotExecuted
 
 __all__ = ["ClusterNode", "seeds_of"]
 
@@ -161,7 +161,7 @@ class ClusterNode(ScriptedNode):
         if not self._map.known:
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             text = self._map.unreached or f"{self.name} is not connected"
-            future.set_result(Refused(NodeRefused(text, node=self.name)))
+            future.set_result(NotExecuted(NodeRefused(text, node=self.name)))
             return future
         shard = self._map.shard_for(keys[0])
         if script is ACQUIRE:
@@ -170,7 +170,7 @@ class ClusterNode(ScriptedNode):
         if script is RELEASE:
             self._releasing.add(call.future)
             call.future.add_done_callback(partial(self._released, call))
-        shard.say(call, lone=lone)
+        shard.send_call(call, lone=lone)
         asked: asyncio.Future[Any] = call.future
         return asked
 
@@ -278,7 +278,7 @@ class ClusterNode(ScriptedNode):
             bound.cancel()
         if not call.future.done():
             text = f"{self.name}: {call.script.name}: {why or call.fault}"
-            call.future.set_result(Unknown(NodeUnknown(text, node=self.name)))
+            call.future.set_result(MaybeExecuted(NodeUnknown(text, node=self.name)))
 
     def _send_releases_on(self) -> None:
         for release in self._releases.moved(self._map.place_of):

@@ -28,7 +28,7 @@ from lockguard._nodes.address import Address
 from lockguard._nodes.channels import Channels
 from lockguard._nodes.dial import Resolver, first_of, keep_alive
 from lockguard._nodes.login import Identity, LogIn, ask
-from lockguard._nodes.wire import NotSent, Slot, Wire
+from lockguard._nodes.wire import NotSent, OnReply, Wire
 from lockguard.errors import ConfigurationError, NodeRefused
 
 __all__ = ["AS_WITHOUT_CERTIFICATE", "Connection"]
@@ -141,19 +141,19 @@ class Connection:
         # Shielded: one caller's cancellation must not end the attempt that others wait for.
         await asyncio.shield(self._begin())
 
-    def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
-        """As :meth:`Wire.send`; without a connection the slot is told so at once."""
+    def send(self, on_reply: OnReply, *command: str | bytes | int, lone: bool = False) -> None:
+        """As :meth:`Wire.send`; without a connection it is told so at once."""
         if self._wire is None:
-            slot(NotSent(self._cause))
+            on_reply(NotSent(self._cause))
         else:
-            self._wire.send(slot, *command, lone=lone)
+            self._wire.send(on_reply, *command, lone=lone)
 
-    def send_packed(self, slot: Slot, command: bytes, *, lone: bool = False) -> None:
-        """As :meth:`Wire.send_packed`; without a connection the slot is told so at once."""
+    def send_packed(self, on_reply: OnReply, command: bytes, *, lone: bool = False) -> None:
+        """As :meth:`Wire.send_packed`; without a connection it is told so at once."""
         if self._wire is None:
-            slot(NotSent(self._cause))
+            on_reply(NotSent(self._cause))
         else:
-            self._wire.send_packed(slot, command, lone=lone)
+            self._wire.send_packed(on_reply, command, lone=lone)
 
     def allow_silence(self, seconds: float) -> None:
         """As :meth:`Wire.allow_silence`."""
@@ -169,7 +169,7 @@ class Connection:
         """End the connection, also one that is being made; it comes back, to where ``locate`` says."""
         self._hang_up(cause, self._wire, self._listener, *self._opening)
 
-    def serve_ttl(self, ttl_ms: int) -> None:
+    def note_ttl(self, ttl_ms: int) -> None:
         """A lease of this ttl is kept here: a dead connection has to be found out in time for it."""
         doubt_s = max(_DOUBT_MIN_S, ttl_ms / 1000 * _DOUBT_TTL_SHARE)
         if doubt_s < self._doubt_s:
@@ -266,17 +266,17 @@ class Connection:
             self.address = await self._locate()
         log_in = LogIn(self.address, self._inbox)
         wire = await self._open(opened)
-        protocol = await log_in.greet(wire)
+        protocol = await log_in.authenticate(wire)
         await self._on_login(wire)
-        log_in.teach(wire)
-        log_in.succeed(wire, self._identity, self._known_as)
+        log_in.load_scripts(wire)
+        log_in.kill_predecessor(wire, self._identity, self._known_as)
         self._subscribed = asyncio.get_running_loop().create_future()
         if protocol == _RESP3:
-            log_in.watch(wire)
+            log_in.track_wipes(wire)
             await log_in.subscribe(wire, self._subscribed, protocol=protocol)
             return wire, None
         listener = await self._open(opened, listens=True)
-        await log_in.greet(listener)
+        await log_in.authenticate(listener)
         await log_in.subscribe(listener, self._subscribed, protocol=protocol)
         return wire, listener
 

@@ -44,7 +44,7 @@ class LogIn:
     address: Address
     inbox: str
 
-    async def greet(self, wire: Wire) -> int:
+    async def authenticate(self, wire: Wire) -> int:
         """Authenticate and choose the database; gives the protocol version, 3 or 2.
 
         Raises:
@@ -67,7 +67,7 @@ class LogIn:
             self.accept(reply)
         return protocol
 
-    def teach(self, wire: Wire) -> None:
+    def load_scripts(self, wire: Wire) -> None:
         """Have the server know the scripts, as far as it allows.
 
         Otherwise each is sent twice the first time, and the second time behind what was sent meanwhile.
@@ -75,14 +75,14 @@ class LogIn:
         for script in SCRIPTS:
             wire.send(lambda _: None, "SCRIPT", "LOAD", script.source)
 
-    def watch(self, wire: Wire) -> None:
+    def track_wipes(self, wire: Wire) -> None:
         """Have the server say when its data are gone (FLUSHALL), as far as it allows; needs RESP3.
 
         It says so to whoever tracks keys. With OPTIN none is tracked, so this costs it nothing.
         """
         wire.send(lambda _: None, "CLIENT", "TRACKING", "ON", "OPTIN")
 
-    def succeed(
+    def kill_predecessor(
         self, wire: Wire, previous: Identity | None, known: Callable[[Identity | None], None]
     ) -> None:
         """Kill the connection that this one follows, as far as the server allows, and ask for our identity.
@@ -109,7 +109,7 @@ class LogIn:
         """Listen to the inbox; ``done`` is set by the message that confirms it, or by the refusal."""
         wire.send_unanswered("SUBSCRIBE", self.inbox)
         if protocol == 3:
-            # The confirmation is a push and takes no slot; a refusal is a reply and takes that of the PING.
+            # The confirmation is a push and takes no place; a refusal is a reply and takes that of the PING.
             answer = await ask(wire, "PING")
             if not done.done():
                 self.accept(

@@ -70,10 +70,10 @@ class MemberNode(StandaloneNode):
     def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
         """Run acquire.lua, which looks whether the server may vote."""
         future: asyncio.Future[AcquireVote] = asyncio.get_running_loop().create_future()
-        self.vote(request, 0, future)
+        self.acquire_into(request, 0, future)
         return future
 
-    def vote(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
+    def acquire_into(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
         """Run acquire.lua, with the token or the place that all nodes are asked to give."""
         args = (
             request.grant,
@@ -91,7 +91,7 @@ class MemberNode(StandaloneNode):
         keys = (*keys_of(self._namespace, request.resource).acquire, self._member)
         self.run(ACQUIRE, self._acquired, keys, *args, lone=True, answer=answer)
 
-    def leave(
+    def release_into(
         self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
     ) -> None:
         """Run release.lua."""

@@ -16,7 +16,7 @@ from lockguard._lease import GrantId
 from lockguard._nodes.scripted import NAMESPACE, ScriptedNode
 from lockguard._scripts import Script
 from lockguard.errors import ConfigurationError, NodeRefused
-from lockguard.ports import Refused
+from lockguard.ports import NotExecuted
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -118,13 +118,13 @@ class MemoryNode(ScriptedNode):
     ) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        vote: T | Refused
+        vote: T | NotExecuted
         try:
             if self._closed:
                 raise RedisError("the guard is closed")
             vote = decode(self._store.run(script, keys, args))
         except RedisError as exc:
-            vote = Refused(NodeRefused(f"{self.name}: {script.name}: {exc}", node=self.name))
+            vote = NotExecuted(NodeRefused(f"{self.name}: {script.name}: {exc}", node=self.name))
         # In the next turn of the loop, as from a server: a body that locks in a loop must let others run.
         loop.call_soon(lambda: None if future.done() else future.set_result(vote))
         return future

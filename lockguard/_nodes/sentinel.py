@@ -189,7 +189,7 @@ class SentinelNode(StandaloneNode):
     def _connected(self, *, again: bool) -> None:
         here = self._said_to = self._place()
         for release in self._releases.moved(lambda _: here):
-            self._owed.append((RELEASE.sha, len(release.keys), *release.keys, *release.args))
+            self._owed_releases.append((RELEASE.sha, len(release.keys), *release.keys, *release.args))
         super()._connected(again=again)
 
     async def _watch(self) -> None:

@@ -19,13 +19,13 @@ from lockguard._nodes.server import ServerFacts, require
 from lockguard._nodes.wire import Cut, NotSent, Reply, Wire
 from lockguard._scripts import ACQUIRE, EXTEND, INSPECT, RELEASE, SETTLE, Script
 from lockguard.errors import NodeRefused, NodeUnknown
-from lockguard.ports import AcquireVote, Answer, Granted, NoVote, Refused, Unknown
+from lockguard.ports import AcquireVote, Answer, Granted, MaybeExecuted, NotExecuted, NoVote
 
 __all__ = ["SAME_AGAIN", "Call", "StandaloneNode"]
 
 T = TypeVar("T")
 
-_OWED_MAX = 10_000
+_OWED_RELEASES_MAX = 10_000
 _WAIT_MS_MAX = 1_000
 
 _WITH_TTL = (ACQUIRE, EXTEND)
@@ -130,7 +130,7 @@ class StandaloneNode(ScriptedNode):
         self._min_replicas = min_replicas
         self._redirect = redirect
         self._facts = ServerFacts()
-        self._owed: deque[tuple[str | int, ...]] = deque(maxlen=_OWED_MAX)
+        self._owed_releases: deque[tuple[str | int, ...]] = deque(maxlen=_OWED_RELEASES_MAX)
         self._lost: list[tuple[Call, Exception]] = []
         self._ttl_ms: str | int = 0
         self._connection = Connection(
@@ -206,17 +206,17 @@ class StandaloneNode(ScriptedNode):
             Where the vote goes: ``answer``, or a new future.
         """
         asked: Any = self._loop.create_future() if answer is None else answer
-        self.say(Call(self, script, decode, keys, args, asked), lone=lone)
+        self.send_call(Call(self, script, decode, keys, args, asked), lone=lone)
         if script is ACQUIRE and self._min_replicas:
             return self._replicated(asked, int(args[_TTL]))
         return asked  # type: ignore[no-any-return]
 
-    def say(self, call: Call, *, lone: bool = False) -> None:
+    def send_call(self, call: Call, *, lone: bool = False) -> None:
         """Send a call by its script's SHA; see :meth:`run`."""
         script, args = call.script, call.args
         if script in _WITH_TTL and args[_TTL] != self._ttl_ms:
             self._ttl_ms = args[_TTL]
-            self._connection.serve_ttl(int(self._ttl_ms))
+            self._connection.note_ttl(int(self._ttl_ms))
         head, skipped = _head(script.sha, call.keys, len(args))
         packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub takes one word
         self._connection.send_packed(call, head + packed[skipped:], lone=lone)
@@ -229,7 +229,7 @@ class StandaloneNode(ScriptedNode):
                 vote = call.decode(reply)  # also when nobody waits: a node learns from it
             except (ValueError, TypeError, IndexError) as exc:  # somebody else wrote to our keys
                 text = f"{self.name}: {call.script.name}: unreadable reply {reply!r:.200}: {exc}"
-                vote = Unknown(NodeUnknown(text, node=self.name))
+                vote = MaybeExecuted(NodeUnknown(text, node=self.name))
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
             # Not executed, so it may be sent again. Not for a cancelled caller, though: its undo is
             # already on its way and would be overtaken. An undo itself has nothing behind it.
@@ -280,7 +280,7 @@ class StandaloneNode(ScriptedNode):
                 f"only {reply} of {self._min_replicas} replicas have it" if isinstance(reply, int) else reply
             )
             text = f"{self.name}: granted, but not replicated: {told}"
-            future.set_result(Unknown(NodeUnknown(text, node=self.name)))
+            future.set_result(MaybeExecuted(NodeUnknown(text, node=self.name)))
 
         def answered(_: object) -> None:
             if future.done() or asked.cancelled():
@@ -304,12 +304,12 @@ class StandaloneNode(ScriptedNode):
         """An error is never a yes (S12)."""
         text = f"{self.name}: {call.script.name}: {fault}"
         if call.script is RELEASE and isinstance(fault, Cut | NotSent) and self._connection.connected_before:
-            self._owed.append((call.script.sha, len(call.keys), *call.keys, *call.args))
+            self._owed_releases.append((call.script.sha, len(call.keys), *call.keys, *call.args))
         if isinstance(fault, Cut):
-            return Unknown(NodeUnknown(text, node=self.name))
+            return MaybeExecuted(NodeUnknown(text, node=self.name))
         if isinstance(fault, NotSent):
             text = f"Redis at {self.name} is not connected ({fault}); check the URL and that the server runs"
-        return Refused(NodeRefused(text, node=self.name))
+        return NotExecuted(NodeRefused(text, node=self.name))
 
     def _again_soon(self, fault: Exception, call: Call) -> bool:
         """Ask once more on the next connection, if it comes at once; tells whether that will be done."""
@@ -333,9 +333,9 @@ class StandaloneNode(ScriptedNode):
     def _connected(self, *, again: bool) -> None:
         if not again:
             return
-        for release in tuple(self._owed):
-            self._owed.popleft()
-            self._connection.send(self._repaid(release), "EVALSHA", *release)
+        for release in tuple(self._owed_releases):
+            self._owed_releases.popleft()
+            self._connection.send(self._release_sent_again(release), "EVALSHA", *release)
         lost, self._lost = self._lost, []
         for call, _ in lost:
             # Not for a cancelled caller: its undo was sent before.
@@ -343,10 +343,10 @@ class StandaloneNode(ScriptedNode):
                 self._send_text(call)
         self._wake(None)
 
-    def _repaid(self, release: tuple[str | int, ...]) -> Callable[[Reply], None]:
+    def _release_sent_again(self, release: tuple[str | int, ...]) -> Callable[[Reply], None]:
         def answered(reply: Reply) -> None:
             if isinstance(reply, Cut | NotSent):
-                self._owed.append(release)
+                self._owed_releases.append(release)
             elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
                 self._connection.send(lambda _: None, "EVAL", RELEASE.source, *release[1:])
 

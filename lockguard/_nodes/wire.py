@@ -2,11 +2,11 @@
 
 One connection carries everything that a process says to a node. Commands that are sent in one turn of the
 event loop leave in one write, because a hundred coroutines that lock at once would otherwise pay for a
-hundred system calls. Replies come in the order of the commands, so each command leaves a *slot* in a
-queue and each reply goes to the oldest slot. A caller that was cancelled keeps its slot: taking it out
+hundred system calls. Replies come in the order of the commands, so each command leaves its caller in a
+queue and each reply goes to the oldest there. A caller that was cancelled keeps its place: taking it out
 would hand every later reply to the wrong caller.
 
-Between "sent" and "answered" nothing is known. When the connection ends, slots whose command had left are
+Between "sent" and "answered" nothing is known. When the connection ends, callers whose command had left are
 told :class:`Cut` (it may have been executed, or may be yet); those whose command was still in our buffer
 are told :class:`NotSent` (it was certainly not).
 """
@@ -23,12 +23,12 @@ import hiredis
 
 from lockguard._clock import SYSTEM_CLOCK
 
-__all__ = ["Cut", "NotSent", "Reply", "Slot", "Wire"]
+__all__ = ["Cut", "NotSent", "OnReply", "Reply", "Wire"]
 
 Reply: TypeAlias = Any
 """What hiredis gives: bytes, int, None, list, dict, or an exception object for an error reply."""
 
-Slot: TypeAlias = Callable[[Reply], None]
+OnReply: TypeAlias = Callable[[Reply], None]
 """Called once with the reply, or with an exception object. It must not raise."""
 
 PENDING_MAX = 100_000
@@ -79,9 +79,9 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.open = False
         """Whether commands can be sent."""
-        self._slots: deque[Slot] = deque()
+        self._waiting: deque[OnReply] = deque()
         self._unsent: list[bytes] = []
-        self._unsent_slots = 0
+        self._unsent_commands = 0
         self._flush_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._silent_since = 0.0  # not by the loop's time, which in uvloop stands while a callback runs
@@ -95,7 +95,7 @@ class Wire(asyncio.Protocol):
     @property
     def owed(self) -> int:
         """How many replies have not come yet."""
-        return len(self._slots)
+        return len(self._waiting)
 
     @property
     def doubt_s(self) -> float:
@@ -113,36 +113,36 @@ class Wire(asyncio.Protocol):
         """What was sent last has the server wait for so long before it answers."""
         self._allowed_until = max(self._allowed_until, SYSTEM_CLOCK.now() + seconds)
 
-    def send(self, slot: Slot, *command: str | bytes | int, lone: bool = False) -> None:
+    def send(self, on_reply: OnReply, *command: str | bytes | int, lone: bool = False) -> None:
         """Queue a command; it leaves at the end of this turn of the event loop.
 
         Args:
-            slot: gets the reply.
+            on_reply: gets the reply.
             *command: its words.
             lone: as for :meth:`send_packed`.
         """
-        self.send_packed(slot, hiredis.pack_command(command), lone=lone)  # type: ignore[arg-type]  # its stub forgot bytes
+        self.send_packed(on_reply, hiredis.pack_command(command), lone=lone)  # type: ignore[arg-type]  # its stub forgot bytes
 
-    def send_packed(self, slot: Slot, command: bytes, *, lone: bool = False) -> None:
+    def send_packed(self, on_reply: OnReply, command: bytes, *, lone: bool = False) -> None:
         """As :meth:`send`, for a command that is in the bytes of the protocol already.
 
         Args:
-            slot: gets the reply.
+            on_reply: gets the reply.
             command: one command.
             lone: write at once if no reply is owed: a caller that is alone saves a turn of the loop, and of
                 many only the first does not share the write.
         """
         if not self.open:
-            slot(NotSent(self._ended or "not connected"))
+            on_reply(NotSent(self._ended or "not connected"))
             return
-        if len(self._slots) >= PENDING_MAX:
-            slot(NotSent(f"{PENDING_MAX} commands are unanswered already"))
+        if len(self._waiting) >= PENDING_MAX:
+            on_reply(NotSent(f"{PENDING_MAX} commands are unanswered already"))
             return
-        if not self._slots:
+        if not self._waiting:
             self._silent_since = SYSTEM_CLOCK.now()
-        lone = lone and not self._slots
-        self._slots.append(slot)
-        self._unsent_slots += 1
+        lone = lone and not self._waiting
+        self._waiting.append(on_reply)
+        self._unsent_commands += 1
         self._unsent.append(command)
         if lone:
             self.flush()
@@ -159,7 +159,7 @@ class Wire(asyncio.Protocol):
             self._flush_due = True
             self._loop.call_soon(self.flush)
 
-    def send_listening(self, refused: Slot, *command: str | bytes | int) -> None:
+    def send_listening(self, refused: OnReply, *command: str | bytes | int) -> None:
         """Queue a command whose success is a message and whose refusal is a reply, such as SSUBSCRIBE.
 
         Args:
@@ -171,9 +171,9 @@ class Wire(asyncio.Protocol):
             return
 
         def answered(reply: Reply) -> None:
-            # A refusal takes the slot of the PING behind it, whose own answer comes next.
+            # A refusal takes the place of the PING behind it, whose own answer comes next.
             if isinstance(reply, hiredis.ReplyError):
-                self._slots.appendleft(lambda _: None)
+                self._waiting.appendleft(lambda _: None)
                 refused(reply)
 
         self.send(answered, "PING")
@@ -185,11 +185,11 @@ class Wire(asyncio.Protocol):
             assert self._transport is not None
             data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
             self._unsent.clear()
-            self._unsent_slots = 0
+            self._unsent_commands = 0
             self._transport.write(data)
 
     def end(self, cause: str) -> None:
-        """Close at once; every open slot is told."""
+        """Close at once; whoever waits is told."""
         if self._ended is not None:
             return
         self._ended, self.open = cause, False
@@ -197,17 +197,17 @@ class Wire(asyncio.Protocol):
             self._watch.cancel()
         if self._transport is not None:
             self._transport.abort()
-        slots, self._slots = self._slots, deque()
-        sent = len(slots) - self._unsent_slots
+        waiting, self._waiting = self._waiting, deque()
+        sent = len(waiting) - self._unsent_commands
         self._unsent.clear()
-        for index, slot in enumerate(slots):
-            slot(Cut(cause) if index < sent else NotSent(cause))
+        for index, on_reply in enumerate(waiting):
+            on_reply(Cut(cause) if index < sent else NotSent(cause))
         self._on_end(self, cause)
 
     def _check_progress(self) -> None:
         """Look how long the oldest unanswered command has waited, or the last byte is ago."""
         self._watch = None
-        if not self._slots:
+        if not self._waiting:
             return
         silent_s = SYSTEM_CLOCK.now() - max(self._silent_since, self._allowed_until)
         doubt_s = math.inf if self._doubted else self._doubt_s
@@ -241,7 +241,7 @@ class Wire(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came: hand each complete reply to the oldest slot."""
+        """Bytes came: hand each complete reply to who has waited longest."""
         if self._doubted:
             self._doubted = False
             self._on_trust(self)
@@ -251,8 +251,8 @@ class Wire(asyncio.Protocol):
             while self.open and (reply := reader.gets()) is not _NO_MORE:
                 if isinstance(reply, hiredis.PushNotification):
                     self._on_push(reply)
-                elif self._slots:
-                    self._slots.popleft()(reply)
+                elif self._waiting:
+                    self._waiting.popleft()(reply)
                 elif self._listens:
                     self._on_push(reply)
                 else:
@@ -260,7 +260,7 @@ class Wire(asyncio.Protocol):
                     return
         except hiredis.ProtocolError as exc:
             self.end(f"not the Redis protocol: {exc}")
-        if self._slots:  # otherwise the next command begins the silence
+        if self._waiting:  # otherwise the next command begins the silence
             self._silent_since = SYSTEM_CLOCK.now()
 
     def connection_lost(self, exc: Exception | None) -> None:
