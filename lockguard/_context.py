@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from asyncio import Task
 
 __all__ = [
-    "Entry",
+    "LeaseScope",
     "current_lease",
     "current_leases",
     "detached",
-    "entry_for",
+    "enter_scope",
+    "exit_scope",
     "lost_sight",
     "note_task",
     "outlived_lease",
-    "pop_entry",
-    "push_entry",
+    "scope_for",
 ]
 
 _count = itertools.count().__next__
@@ -69,7 +69,7 @@ class _Seen:
         return self.task is not _nobody and ((task := self.task()) is None or task.done())
 
 
-class Entry:
+class LeaseScope:
     """A lease in force in this context and the task whose body it is.
 
     Attributes:
@@ -109,9 +109,9 @@ class Entry:
         return above is None
 
 
-_entries: ContextVar[tuple[Entry, ...]] = ContextVar("lockguard_entries", default=())
+_scopes: ContextVar[tuple[LeaseScope, ...]] = ContextVar("lockguard_scopes", default=())
 _seen: ContextVar[_Seen | None] = ContextVar("lockguard_seen", default=None)
-_open: set[weakref.ref[Entry]] = set()
+_open: set[weakref.ref[LeaseScope]] = set()
 """Of every hold that is open, in whatever thread. One that nobody can leave any more drops out."""
 
 
@@ -126,31 +126,31 @@ def note_task() -> Task[Any] | None:
     return task
 
 
-def push_entry(entry: Entry) -> Entry:
-    """Put a lease in force; give the result to :func:`pop_entry`."""
-    entry._origin = _note(entry.owner)
-    _open.add(weakref.ref(entry, _open.discard))
-    _entries.set((*_entries.get(), entry))
-    return entry
+def enter_scope(scope: LeaseScope) -> LeaseScope:
+    """Put a lease in force; give the result to :func:`exit_scope`."""
+    scope._origin = _note(scope.owner)
+    _open.add(weakref.ref(scope, _open.discard))
+    _scopes.set((*_scopes.get(), scope))
+    return scope
 
 
-def pop_entry(entry: Entry) -> None:
-    """End what :func:`push_entry` began, also in another context, where there is nothing to take back."""
-    _open.discard(weakref.ref(entry))
-    entries = _entries.get()
-    if entries and entries[-1] is entry:  # nearly always
-        _entries.set(entries[:-1])
-    elif entry in entries:
-        at = entries.index(entry)
-        _entries.set((*entries[:at], *entries[at + 1 :]))
+def exit_scope(scope: LeaseScope) -> None:
+    """End what :func:`enter_scope` began, also in another context, where there is nothing to take back."""
+    _open.discard(weakref.ref(scope))
+    scopes = _scopes.get()
+    if scopes and scopes[-1] is scope:  # nearly always
+        _scopes.set(scopes[:-1])
+    elif scope in scopes:
+        at = scopes.index(scope)
+        _scopes.set((*scopes[:at], *scopes[at + 1 :]))
 
 
-def entry_for(resource: Resource, guard: object) -> Entry | None:
+def scope_for(resource: Resource, guard: object) -> LeaseScope | None:
     """The innermost unreleased lease on ``resource`` that ``guard`` gave to this context."""
-    for entry in reversed(_entries.get()):
-        if entry.guard is guard and entry.lease.resource == resource:
-            over = entry.lease.given_back or entry.owner.done()
-            return None if over else entry
+    for scope in reversed(_scopes.get()):
+        if scope.guard is guard and scope.lease.resource == resource:
+            over = scope.lease.given_back or scope.owner.done()
+            return None if over else scope
     return None
 
 
@@ -160,7 +160,7 @@ def current_leases() -> tuple[Lease, ...]:
     A lease that was lost is among them: code that writes under it must be refused, not let through as if
     there had never been one.
     """
-    return tuple(e.lease for e in _entries.get() if not e.lease.given_back)
+    return tuple(e.lease for e in _scopes.get() if not e.lease.given_back)
 
 
 def current_lease() -> Lease | None:
@@ -171,10 +171,10 @@ def current_lease() -> Lease | None:
 
 def outlived_lease() -> Lease | None:
     """The innermost lease if it was released while this task, started in its body, runs on; else ``None``."""
-    for entry in reversed(_entries.get()):
-        if entry.unwound and entry.owner is asyncio.current_task():
+    for scope in reversed(_scopes.get()):
+        if scope.unwound and scope.owner is asyncio.current_task():
             continue
-        return entry.lease if entry.lease.given_back else None
+        return scope.lease if scope.lease.given_back else None
     return None
 
 
@@ -191,11 +191,11 @@ def lost_sight() -> Lease | None:
         return None
     seen = _note(task)
     for reference in _open.copy():
-        entry = reference()
-        if entry is not None and entry.owner.done():
+        scope = reference()
+        if scope is not None and scope.owner.done():
             held = {lease.resource for lease in current_leases()}
-            if entry.lease.resource not in held and entry.may_be_below(seen, certainly=bool(held)):
-                return entry.lease
+            if scope.lease.resource not in held and scope.may_be_below(seen, certainly=bool(held)):
+                return scope.lease
     return None
 
 
@@ -208,14 +208,14 @@ def detached() -> Iterator[None]:
     body is refused whenever it writes to a fenced pool. Inside, and in every task started inside, there is
     no current lease; a write to a fenced pool carries none.
     """
-    entries, seen = _entries.get(), _seen.get()
-    _entries.set(())
+    scopes, seen = _scopes.get(), _seen.get()
+    _scopes.set(())
     _seen.set(_Seen(None, None))
     try:
         yield
     finally:
         # Not by their tokens: a generator may be left in another context than it was entered in.
-        _entries.set(entries)
+        _scopes.set(scopes)
         _seen.set(seen)
 
 

@@ -432,7 +432,7 @@ class LockGuard:
     def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:
         names = [node.name for node in self._core.locks.nodes]
         told = {name: described(vote) for name, vote in zip(names, votes, strict=True)}
-        # What some have answered settles nothing, and "broken" or "inspection" would read as if it did.
+        # What some have answered decides nothing, and "broken" or "inspection" would read as if it did.
         unanswered = (described(vote) for vote in votes if isinstance(vote, NoVote))
         return QuorumUnavailable("; ".join(unanswered), resource=resource, votes=told)
 

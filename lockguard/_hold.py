@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lockguard._awaiting import cancel_on_its_way, end_of, waits_for
 from lockguard._bounds import Bound
 from lockguard._clock import Clock
-from lockguard._context import Entry, entry_for, note_task, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope, note_task, scope_for
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard._locks import Found
 from lockguard.errors import (
@@ -152,12 +152,12 @@ class Hold:
         "_cancels_at_entry",
         "_core",
         "_cut",
-        "_entry",
         "_lease",
         "_operation",
         "_patience",
         "_queue",
         "_resource",
+        "_scope",
         "_stage",
         "_task",
         "_ttl_ms",
@@ -183,7 +183,7 @@ class Hold:
         self._cancels_at_entry = 0
         self._lease: Lease | None = None
         self._cut: _Cut | None = None
-        self._entry: Entry | None = None
+        self._scope: LeaseScope | None = None
         self._acquired_at = 0.0
         note_task()
 
@@ -200,7 +200,7 @@ class Hold:
         self._stage = _ENTERING
         core = self._core
         task = core.enter()
-        surrounding = entry_for(self._resource, core)
+        surrounding = scope_for(self._resource, core)
         if surrounding is not None and surrounding.owner is task:
             surrounding.lease.ensure()
             self._stage = _INNER
@@ -238,7 +238,7 @@ class Hold:
             await self._seal(lease, request)
             self._acquired_at = core.clock.now()
         self._lease = lease
-        self._entry = push_entry(Entry(lease, task, core))
+        self._scope = enter_scope(LeaseScope(lease, task, core))
         self._stage = _OPEN
         task.add_done_callback(self._task_ended)
         core.emit(Acquired(lease.grant, (self._acquired_at - called_at) * 1000))
@@ -258,10 +258,10 @@ class Hold:
         inner, self._stage = self._stage is _INNER, _OVER
         if inner:  # the outer hold releases
             return
-        core, lease, task, entry = self._core, self._lease, self._task, self._entry
+        core, lease, task, scope = self._core, self._lease, self._task, self._scope
         assert lease is not None
         assert task is not None
-        assert entry is not None
+        assert scope is not None
         if not core.in_own_loop:
             self._exit_elsewhere(exc)
             return
@@ -271,8 +271,8 @@ class Hold:
         # It has left: the rest is done while the server works.
         lease.mark_released()
         core.keeper.drop(lease)
-        entry.unwound = isinstance(exc, GeneratorExit) and asyncio.current_task() is not task
-        pop_entry(entry)
+        scope.unwound = isinstance(exc, GeneratorExit) and asyncio.current_task() is not task
+        exit_scope(scope)
         cut = self._cut
         cut_only = cut is not None and asyncio.current_task() is task and await cut.take_back(exc)
         if loss is not None:
@@ -302,7 +302,7 @@ class Hold:
         exc.add_note(str(lease.lost_error(loss)))
 
     async def _acquire_inside(
-        self, surrounding: Entry, request: AcquireRequest, give_up_at: float, task: asyncio.Task[Any]
+        self, surrounding: LeaseScope, request: AcquireRequest, give_up_at: float, task: asyncio.Task[Any]
     ) -> Won:
         """Wait for what the task that started this one holds, unless that waits for this one."""
         if waits_for(surrounding.owner, task):
@@ -312,11 +312,11 @@ class Hold:
         except QueueFull:
             raise
         except ResourceBusy as busy:
-            if entry_for(self._resource, self._core) is surrounding:
+            if scope_for(self._resource, self._core) is surrounding:
                 raise self._deadlock(surrounding, task) from busy
             raise
 
-    def _deadlock(self, surrounding: Entry, task: asyncio.Task[Any]) -> SelfDeadlock:
+    def _deadlock(self, surrounding: LeaseScope, task: asyncio.Task[Any]) -> SelfDeadlock:
         return SelfDeadlock(
             f"{task.get_name()!r} asked for {self._resource!r}, which the task that started it"
             f" ({surrounding.owner.get_name()!r}) holds: it would wait for ever;"
@@ -387,7 +387,7 @@ class Hold:
         for _ in range(_SEAL_ATTEMPTS):
             match await fence.seal(lease.grant, within=core.fence_within):
                 case Sealed(token, seal):
-                    lease.settle(token, seal)
+                    lease.take_token(token, seal)
                     return
                 case Outrun(current):
                     # Either we are late and a successor sealed, or Redis lost its data and gave out a low
@@ -400,7 +400,7 @@ class Hold:
                             resource=lease.resource,
                             token=current,
                         )
-                    lease.settle(token)
+                    lease.take_token(token)
         raise FenceUnavailable(
             f"the fence of {lease.resource!r} was outrun {_SEAL_ATTEMPTS} times; try again",
             resource=lease.resource,

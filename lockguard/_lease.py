@@ -406,7 +406,7 @@ class Lease:
         if self._keeper is not None:
             self._keeper.cut(self, reason)
 
-    def settle(self, token: Token, seal: str = "") -> None:
+    def take_token(self, token: Token, seal: str = "") -> None:
         """The fence had the last word on the token, before the lease is handed out; or it is sealed since."""
         if token != self.grant.token or seal:
             self.grant = replace(self.grant, token=token, seal=seal or self.grant.seal)

@@ -91,7 +91,7 @@ class Unsealed:
         if self._pending:
             for lease in leases:
                 if (pending := self._pending.pop(lease.grant.id, None)) is not None:
-                    lease.settle(lease.token, pending.remembered)
+                    lease.take_token(lease.token, pending.remembered)
 
     def drop(self, grant: GrantId) -> bool:
         """``grant`` has ended; tells whether the database has never heard of it, and never will."""

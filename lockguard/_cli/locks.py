@@ -183,7 +183,7 @@ async def _look(resource: str, redis_urls: Sequence[str]) -> Inspection:
     if len(urls) < decide:
         raise ConfigurationError(
             f"{len(urls)} of the {max(m.nodes for m in known) or 'several'} servers that decide together"
-            f" {'is' if len(urls) == 1 else 'are'} named, and what some of them say or do settles nothing:"
+            f" {'is' if len(urls) == 1 else 'are'} named, and what some of them say or do decides nothing:"
             " name all, with --redis several times or apart by blanks in LOCKGUARD_REDIS_URL"
             " (a server that decides alone by now: DEL lockguard:member on it)"
         )

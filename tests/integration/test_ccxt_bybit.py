@@ -25,7 +25,7 @@ import pytest
 from aiohttp import web
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Token, new_grant_id, parse_resource
 from lockguard_ccxt import (
     Executed,
@@ -407,9 +407,9 @@ async def bybit() -> AsyncIterator[Setting]:
         task = asyncio.current_task()
         assert task is not None
         lease = Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-        held = push_entry(Entry(lease, task, None))
+        held = enter_scope(LeaseScope(lease, task, None))
         yield server, exchange
-        pop_entry(held)
+        exit_scope(held)
 
 
 async def enter(exchange: GuardedExchange, *, stop_price: Decimal | None = None) -> Outcome:

@@ -14,7 +14,7 @@ import ccxt.async_support as ccxt
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Token, new_grant_id, parse_resource
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
 from lockguard_ccxt import (
@@ -41,11 +41,11 @@ def lease(resource: str = "binance:APTUSDT", seconds: float = 30) -> Iterator[Le
     held = Lease(grant, deadline=SYSTEM_CLOCK.now() + seconds, clock=SYSTEM_CLOCK)
     task = asyncio.current_task()
     assert task is not None
-    token = push_entry(Entry(held, task, None))
+    token = enter_scope(LeaseScope(held, task, None))
     try:
         yield held
     finally:
-        pop_entry(token)
+        exit_scope(token)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import (
     ConfigurationError,
@@ -72,11 +72,11 @@ async def sealed(fence: PostgresFence, g: Grant) -> Lease:
 async def under(lease: Lease) -> AsyncIterator[None]:
     task = asyncio.current_task()
     assert task is not None
-    mark = push_entry(Entry(lease, task, object()))
+    mark = enter_scope(LeaseScope(lease, task, object()))
     try:
         yield
     finally:
-        pop_entry(mark)
+        exit_scope(mark)
 
 
 async def blocked_on(pool: asyncpg.Pool[Any], what: str) -> None:

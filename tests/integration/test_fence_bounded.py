@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import OutcomeUnknown, StaleToken
 from lockguard.ports import Sealed
@@ -85,11 +85,11 @@ async def by_transaction(pool: asyncpg.Pool[Any], lease: Lease) -> None:
 
 
 async def by_old_code(pool: asyncpg.Pool[Any], lease: Lease) -> None:
-    mark = push_entry(Entry(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
+    mark = enter_scope(LeaseScope(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
     try:
         await pool.execute(INSERT, 1)
     finally:
-        pop_entry(mark)
+        exit_scope(mark)
 
 
 async def by_a_statement_that_fails(pool: asyncpg.Pool[Any], lease: Lease) -> None:

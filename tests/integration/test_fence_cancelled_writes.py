@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import LockguardError
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, fenced_transaction, install
@@ -52,11 +52,11 @@ async def lease(pool: asyncpg.Pool[Any]) -> Lease:
 def under(lease: Lease) -> Iterator[None]:
     task = asyncio.current_task()
     assert task is not None
-    mark = push_entry(Entry(lease, task, object()))
+    mark = enter_scope(LeaseScope(lease, task, object()))
     try:
         yield
     finally:
-        pop_entry(mark)
+        exit_scope(mark)
 
 
 # Ways to write

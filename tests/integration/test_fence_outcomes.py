@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
 from lockguard.ports import Sealed
@@ -234,7 +234,7 @@ async def test_a_lost_reply_to_one_statement_is_unknown(
         async with far.acquire() as conn:
             # Prepared beforehand, so that the reply that is lost is the reply to the write.
             await fenced_execute(conn, INSERT, 1, lease=lease)
-        mark = push_entry(Entry(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
+        mark = enter_scope(LeaseScope(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
         try:
             async with far.acquire() as conn:
                 if kind == "native":
@@ -250,7 +250,7 @@ async def test_a_lost_reply_to_one_statement_is_unknown(
                         await _lose_reply(proxy, lambda: conn.execute("COMMIT"))
                     proxy_replies.set(PASS)
         finally:
-            pop_entry(mark)
+            exit_scope(mark)
             proxy.heal()
     assert await resolve(pool, caught.value) is True
     assert await pool.fetchval("select count(*) from note") == 2
@@ -284,7 +284,7 @@ async def test_an_error_that_ends_the_session_at_commit_is_no_answer(
         far.acquire() as conn,
     ):
         await fenced_execute(conn, INSERT, 1, lease=lease)  # prepared from here on
-        mark = push_entry(Entry(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
+        mark = enter_scope(LeaseScope(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
         try:
             transaction = fenced_transaction(conn) if kind == "transaction" else conn.transaction()
             if kind != "native":
@@ -301,7 +301,7 @@ async def test_an_error_that_ends_the_session_at_commit_is_no_answer(
                 protocol: Any = getattr(bare(conn), "_protocol")  # noqa: B009 - asyncpg's own
                 await _lose_reply(proxy, end, instead=lambda: protocol.data_received(words))
         finally:
-            pop_entry(mark)
+            exit_scope(mark)
             conn.terminate()
     assert await resolve(pool, caught.value) is True
     assert await pool.fetchval("select count(*) from note") == 2

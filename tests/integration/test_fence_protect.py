@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_transaction, install, unfenced, uninstall
@@ -55,12 +55,12 @@ async def held(pool: asyncpg.Pool[Any], token: int = 7, resource: str = "binance
 def under(*leases: Lease) -> Iterator[None]:
     task = asyncio.current_task()
     assert task is not None
-    marks = [push_entry(Entry(lease, task, object())) for lease in leases]
+    marks = [enter_scope(LeaseScope(lease, task, object())) for lease in leases]
     try:
         yield
     finally:
         for mark in reversed(marks):
-            pop_entry(mark)
+            exit_scope(mark)
 
 
 async def row(pool: asyncpg.Pool[Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._guard import LockGuard
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_asyncpg import (
@@ -117,11 +117,11 @@ async def held(pool: asyncpg.Pool[Any]) -> Lease:
 def under(lease: Lease) -> Iterator[None]:
     task = asyncio.current_task()
     assert task is not None
-    mark = push_entry(Entry(lease, task, object()))
+    mark = enter_scope(LeaseScope(lease, task, object()))
     try:
         yield
     finally:
-        pop_entry(mark)
+        exit_scope(mark)
 
 
 async def trips(counter: Counter, work: Callable[[], Awaitable[Any]]) -> int:

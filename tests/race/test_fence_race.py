@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard_asyncpg import (
@@ -228,12 +228,12 @@ async def by_statement(conn: Any, lease: Lease, isolation: Any) -> None:
 async def by_old_code(conn: Any, lease: Lease, isolation: Any) -> None:
     task = asyncio.current_task()
     assert task is not None
-    mark = push_entry(Entry(lease, task, object()))
+    mark = enter_scope(LeaseScope(lease, task, object()))
     try:
         async with conn.transaction(isolation=isolation):
             await conn.execute(INSERT)
     finally:
-        pop_entry(mark)
+        exit_scope(mark)
 
 
 async def by_hand(conn: Any, lease: Lease, isolation: Any) -> None:

@@ -13,7 +13,7 @@ import redis
 from ccxt.base import errors as ccxt
 from tenacity import AsyncRetrying, Future, RetryCallState, stop_after_attempt, wait_fixed, wait_none
 
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Token, new_grant_id, parse_resource
 from lockguard.errors import (
     AcquireError,
@@ -73,11 +73,11 @@ def a_lease(clock: HandClock, seconds: float) -> Lease:
 def held(lease: Lease) -> Iterator[None]:
     task = asyncio.current_task()
     assert task is not None
-    token = push_entry(Entry(lease, task, None))
+    token = enter_scope(LeaseScope(lease, task, None))
     try:
         yield
     finally:
-        pop_entry(token)
+        exit_scope(token)
 
 
 LOST = LeaseLost("lost", resource="r", token=1, reason=LossReason.EXPIRED)

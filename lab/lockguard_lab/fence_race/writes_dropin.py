@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lockguard._context import Entry, pop_entry, push_entry
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard_asyncpg._literals import number, text, uuid
 from lockguard_asyncpg._wire import bare
 from lockguard_lab.fence_race.plan import Attempt, Shape, Way
@@ -46,11 +46,11 @@ def carried(lease: Lease) -> Iterator[None]:
     """A body under ``lease``, for code that knows nothing of it."""
     task = asyncio.current_task()
     assert task is not None, "a body runs in a task, and this is none"
-    mark = push_entry(Entry(lease, task, object()))
+    mark = enter_scope(LeaseScope(lease, task, object()))
     try:
         yield
     finally:
-        pop_entry(mark)
+        exit_scope(mark)
 
 
 @asynccontextmanager
