@@ -38,10 +38,9 @@ from lockguard._locks import (
     ANSWER_MIN_S,
     Acquisition,
     Contended,
-    Extension,
     Found,
     NoQuorum,
-    Renewal,
+    Releasing,
     Won,
     close_nodes,
     found,
@@ -68,9 +67,8 @@ if TYPE_CHECKING:
 
     from lockguard._clock import Clock
     from lockguard._lease import Grant, GrantId, Resource, Token
-    from lockguard._locks import Releasing
 
-__all__ = ["Contended", "Extension", "Found", "NoQuorum", "Redlock", "Renewal", "Won"]
+__all__ = ["Acquisition", "Contended", "Found", "NoQuorum", "Redlock", "Releasing", "Won"]
 
 T = TypeVar("T")
 
