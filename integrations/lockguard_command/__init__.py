@@ -1,7 +1,8 @@
-"""Where the ``lockguard`` command begins: it answers Ctrl-C before the library is imported.
+"""The entry point of the ``lockguard`` command: it handles Ctrl-C before the library is imported.
 
-That takes a third of a second, in which Python would answer with a traceback. A package of its own, because
-nothing within ``lockguard`` can run before ``lockguard`` is imported. It imports nothing itself.
+That import takes a third of a second, during which Ctrl-C would print a traceback. This is a separate package
+because no module of ``lockguard`` can run before ``lockguard`` is imported. Importing it imports only the
+standard library.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command and leave with its exit code."""
+    """Run the command and exit with its code; a SIGINT or SIGTERM during the import exits with 130."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in a background job: it stays so
+        if signal.getsignal(number) is not signal.SIG_IGN:  # keep a background job's ignored signals ignored
             signal.signal(number, _end)
     from lockguard._cli import main as command  # noqa: PLC0415 - see above
 
@@ -25,6 +26,6 @@ def main() -> None:
 
 
 def _end(*_: object) -> None:
-    # At once: nothing was begun, and an exception may be lost among the imports.
+    # Exit at once: no work was begun, and an exception could be swallowed by an import.
     os.write(2, b"lockguard: interrupted\n")
     os._exit(_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""What a bot's log tells of duplicates and races: ``lockguard logs analyze``, and the same from Python."""
+"""Finds duplicates and races in a bot's log: ``lockguard logs analyze``, and the same from Python."""
 
 from __future__ import annotations
 

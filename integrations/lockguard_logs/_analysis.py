@@ -1,8 +1,9 @@
-"""From what single records tell to what went wrong: duplicates, races, and the story of a symbol.
+"""Derives duplicates, races and the timeline of a symbol from the events in single records.
 
-A position is *created twice* when its symbol gets a second row while the first, made less than the window
-ago, has not ended. That is a duplicate whoever made them; a row told of twice by its number is not. In the
-same way it is *entered twice* when a second entry order, of another number, follows the first.
+A position is *created twice* when its symbol gets a second row while the first, created within the window
+before, has not ended. That is a duplicate whichever process created them; two messages about one row number
+are not. Likewise, a position is *entered twice* when a second entry order with another number follows the
+first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Analysis", "Finding", "FindingKind", "Told", "analyze"]
 
 WINDOW = timedelta(seconds=60)
 _SAME_ERROR = timedelta(seconds=1)
-"""An error that is logged on its way up is one error."""
+"""An error logged again within this time, as it propagates, counts as one error."""
 _SIGHTINGS_MAX = 200_000
 _TIMELINE_MAX = 20_000
 _NEW = frozenset({SightingKind.CREATED, SightingKind.OPENED, SightingKind.ENTERED})
@@ -33,7 +34,7 @@ _TOKEN = re.compile(r"token[= ](\d+)|presented (?:token=)?(\S+?),")
 
 
 class FindingKind(StrEnum):
-    """What went wrong."""
+    """The kind of a finding: a duplicate, or a race that was stopped."""
 
     CREATED_TWICE = "created twice"
     ENTERED_TWICE = "entered twice"
@@ -44,18 +45,18 @@ class FindingKind(StrEnum):
 
     @property
     def duplicate(self) -> bool:
-        """Whether there were two rows or entries, or would have been; otherwise a race that was stopped."""
+        """Whether two rows or entries existed or were attempted; otherwise it is a race that was stopped."""
         return self in {FindingKind.CREATED_TWICE, FindingKind.ENTERED_TWICE, FindingKind.UNIQUE_VIOLATION}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that went wrong.
+    """A duplicate, or a race that was stopped.
 
     Attributes:
-        symbol: ``None`` when the log does not tell.
-        details: the words that count.
-        sightings: where it is told.
+        symbol: ``None`` if the log does not name it.
+        details: the decisive part of the message.
+        sightings: the events it is derived from, in order of time.
     """
 
     kind: FindingKind
@@ -66,26 +67,26 @@ class Finding:
 
     @property
     def at(self) -> datetime:
-        """When it was first told."""
+        """The time of its first event."""
         return self.sightings[0].at
 
     @property
     def until(self) -> datetime:
-        """When it was last told."""
+        """The time of its last event."""
         return self.sightings[-1].at
 
     @property
     def resource(self) -> str:
-        """The symbol with its exchange, as far as they are known."""
+        """The symbol with its exchange as far as known; ``-`` without a symbol."""
         return "-" if self.symbol is None else str(Named(self.symbol, self.exchange))
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A line of a symbol's story.
+    """A line of a symbol's timeline.
 
     Attributes:
-        what: the kinds of what was seen in it; empty for a line that only names the symbol.
+        what: the kinds of event in it; empty for a line that only mentions the symbol.
     """
 
     at: datetime
@@ -98,20 +99,21 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What a log tells.
+    """The result of analyzing one or more logs.
 
     Attributes:
-        records: how many there were in the interval.
-        first: the first one's instant; ``None`` when there was none.
-        counts: how often each kind of thing was seen.
-        busy: how often each symbol was found busy: races that did not happen.
+        records: the number of records in the interval.
+        first: the time of the earliest record; ``None`` if there was none.
+        last: the time of the latest record; ``None`` if there was none.
+        counts: the number of events of each kind.
+        busy: how often each symbol was found busy: races that were avoided.
         findings: in order of time.
-        seen: what was seen, in order of time, for a picture.
-        timeline: the story of the symbol that was asked for.
-        complete: whether all of it was kept and judged; otherwise what was read first.
-        not_understood: the files in which no message of a new position, of any symbol and at any time, was
-            recognised. That there are no duplicates in them has not been shown.
-        understood: whether there is one in which some was.
+        seen: the events, in order of time; used to draw the picture.
+        timeline: the story of the requested symbol.
+        complete: whether everything was kept and judged; otherwise only what was read first.
+        not_understood: the files in which no message about a new position was recognised, for any symbol at
+            any time. The absence of duplicates in them has not been shown.
+        understood: whether such a message was recognised in at least one file.
     """
 
     records: int
@@ -132,7 +134,7 @@ class Analysis:
 
     @property
     def cut_off(self) -> str | None:
-        """What was kept, for people, where there was more: memory is bounded, whatever the log's length."""
+        """A description of what was kept of a log too long for the memory bound; ``None`` if all was kept."""
         if self.complete:
             return None
         events = f"the first {len(self.seen)} events that were read, to {self.seen[-1].at:%Y-%m-%d %H:%M:%S}"
@@ -142,7 +144,7 @@ class Analysis:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--export``."""
+        """The analysis as JSON-compatible values, as ``--export`` writes it."""
         return {
             "records": self.records,
             "first": None if self.first is None else self.first.isoformat(),
@@ -200,15 +202,15 @@ def analyze(
     window: timedelta = WINDOW,
     created: re.Pattern[str] | None = None,
 ) -> Analysis:
-    """Look through the records of one or several logs.
+    """Analyze the records of one or several logs.
 
     Args:
-        records: in any order; those of several processes may follow one another.
-        symbol: only this one, in any spelling; its story is told then.
-        start: from here on.
-        end: up to and with this instant.
-        window: how long after a row a second one of its symbol is a duplicate.
-        created: the bot's own words for a new position.
+        records: in any order; the logs of several processes may follow one another.
+        symbol: restricts the analysis to this symbol, in any spelling, and adds its timeline.
+        start: ignores earlier records.
+        end: ignores later records; a record at this instant counts.
+        window: how long after a row a second row of the same symbol is a duplicate.
+        created: matches the bot's own message about a new position.
     """
     gathered = _Gathered(None if symbol is None else Spelling(symbol))
     for record in records:
@@ -260,7 +262,7 @@ class _Gathered:
             self._keep(sighting)
 
     def understand(self, record: Record, found: Iterable[Sighting]) -> None:
-        """Note whether a message of a new position is among what a record tells."""
+        """Note whether a record's events include a new position."""
         self.files.add(record.file)
         if record.file not in self.understood and any(sighting.kind in _NEW for sighting in found):
             self.understood.add(record.file)
@@ -289,7 +291,7 @@ class _Gathered:
             self.complete = False
 
 
-# --- errors: told once each, however often they are logged ---
+# --- errors: one finding each, however often they are logged ---
 
 _ERRORS = {
     SightingKind.UNIQUE_VIOLATION: FindingKind.UNIQUE_VIOLATION,
@@ -323,7 +325,7 @@ def _told_once(seen: Sequence[Sighting]) -> list[Finding]:
 
 
 def _identity(sighting: Sighting) -> tuple[object, ...]:
-    """What makes two sightings one error: a token that was given once, else the same words in one file."""
+    """The key that makes two sightings one error: the token, which is given once, else file and message."""
     symbol = None if sighting.named is None else sighting.named.symbol
     token = _TOKEN.search(sighting.details)
     if token is not None and (number := token[1] or token[2]).isdigit():
@@ -332,7 +334,7 @@ def _identity(sighting: Sighting) -> tuple[object, ...]:
 
 
 def _of_other_row(group: Sequence[Sighting], sighting: Sighting) -> bool:
-    """Errors of two rows are two, though the words be the same."""
+    """Whether a sighting belongs to another row, and so is another error despite the same message."""
     rows = {told.position_id for told in group} - {None}
     return sighting.position_id is not None and bool(rows) and sighting.position_id not in rows
 
@@ -357,7 +359,7 @@ def _twice(seen: Sequence[Sighting], window: timedelta) -> list[Finding]:
     for told in by_symbol.values():
         found += _pairs(told, SightingKind.ENTERED, window)
         twice = _pairs(told, SightingKind.CREATED, window)
-        # A log that tells of rows when they are active only: the next best.
+        # For a log that mentions rows only once they are active, that message is the next best.
         found += twice or _pairs(told, SightingKind.OPENED, window)
     return found
 
@@ -381,14 +383,14 @@ def _pairs(told: Sequence[Sighting], kind: SightingKind, window: timedelta) -> l
 
 
 def _same(one: Sighting, other: Sighting) -> bool:
-    """Whether two messages are of one row, or of one entry."""
+    """Whether two messages are about the same row or the same entry."""
     if one.kind is SightingKind.ENTERED:
         return one.order == other.order
     return one.position_id is not None and one.position_id == other.position_id
 
 
 def _without(live: Sequence[Sighting], position_id: int) -> list[Sighting]:
-    """Those that are left when a row has ended; without numbers, the oldest is taken for it."""
+    """The rows left when a row has ended; if none has its number, the oldest unnumbered one is assumed."""
     if any(sighting.position_id == position_id for sighting in live):
         return [sighting for sighting in live if sighting.position_id != position_id]
     unnumbered = next((sighting for sighting in live if sighting.position_id is None), None)

@@ -1,7 +1,7 @@
-"""``lockguard logs analyze``: duplicates, races and the story of a symbol out of a bot's log.
+"""``lockguard logs analyze``: finds duplicates, races and the timeline of a symbol in a bot's log.
 
-Exit codes: 0 nothing was found, 1 something was, 2 a mistake in the call, 3 nothing was found in a log that
-was not understood.
+Exit codes: 0 no findings, 1 findings, 2 an error in the command line, 3 no findings in a log that was not
+understood.
 """
 
 from __future__ import annotations
@@ -124,14 +124,14 @@ def analyze_(
             f"nothing was logged between --from and --to; the log goes from {span.first:%Y-%m-%d %H:%M:%S}"
             f" to {span.last:%Y-%m-%d %H:%M:%S}"
         )
-    # Files first: a reader such as head may close the output in the middle of the tables.
+    # Write files first: a reader such as head may close the output in the middle of the tables.
     if html_file is not None:
         _write(html_file, [draw(found, files=files, symbol=symbol)])
     if str(export_file) == "-":
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
         if export_file is not None:
-            # In pieces: the text of a long log's findings is several times as large as they are.
+            # In pieces: the JSON text of a long log's findings takes several times their memory.
             _write(export_file, chain(json.JSONEncoder(indent=2).iterencode(found.as_json()), ["\n"]))
         _show(found, symbol)
     for file in found.not_understood if found.understood else ["the log"]:
@@ -143,7 +143,7 @@ def analyze_(
 
 
 class _Span:
-    """What a log covers, for somebody who looked beside it."""
+    """The times that a log covers, for the error when none of its records lies in the interval."""
 
     def __init__(self) -> None:
         self.first = self.last = datetime.min.replace(tzinfo=UTC)
@@ -167,7 +167,11 @@ def _pattern(created: str | None) -> re.Pattern[str] | None:
 
 
 def _spare(files: tuple[str, ...], option: str, written: Path | None) -> None:
-    """What is written replaces what was there: never one of the logs."""
+    """Refuse to overwrite one of the logs.
+
+    Raises:
+        ConfigurationError: ``written`` is one of ``files``.
+    """
     if written is not None and written.is_file():
         for file in files:
             if Path(file).is_file() and written.samefile(file):
@@ -192,7 +196,7 @@ def _write(file: Path, pieces: Iterable[str]) -> None:
         written.writelines(pieces)
 
 
-# --- for people ---
+# --- tables ---
 
 
 def _show(found: Analysis, symbol: str | None) -> None:
@@ -242,7 +246,7 @@ def _timeline(found: Analysis, symbol: str) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """The first three columns are never broken: a terminal of 80 characters has room for them."""
+    """A table whose first three columns never wrap: they fit in a terminal of 80 characters."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=number < _WHOLE)
@@ -250,7 +254,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _place(told: Sighting | Told) -> str:
-    """The file's name alone, so that there is room for it; ``--export`` has its folder too."""
+    """The file's name and the line; the directory is left out to save room, and is in ``--export``."""
     return f"{Path(told.file).name}:{told.line}"
 
 

@@ -1,4 +1,4 @@
-"""The little of SVG that the picture needs. Colours are classes, so that the page's style decides them."""
+"""The few SVG elements that the picture needs. They have classes, whose colours the page's style sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STEPS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Instants to places: a span of time in milliseconds on a span of pixels."""
+    """Maps a span of time in milliseconds to a span of pixels."""
 
     start_ms: float
     end_ms: float
@@ -21,12 +21,12 @@ class Scale:
     right: float
 
     def x(self, at_ms: float) -> float:
-        """Where an instant is; what lies outside is at the edge."""
+        """The x coordinate of an instant; an instant outside the span is placed at its edge."""
         share = (at_ms - self.start_ms) / max(1.0, self.end_ms - self.start_ms)
         return self.left + min(1.0, max(0.0, share)) * (self.right - self.left)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Places and their labels, in seconds since the start."""
+        """The x coordinates of the ticks and their labels in seconds since the start."""
         length_s = (self.end_ms - self.start_ms) / 1000
         step = next((one for one in _STEPS_S if length_s / one <= _TICKS_MAX), _STEPS_S[-1])
         count = int(length_s / step)
@@ -35,7 +35,7 @@ class Scale:
 
 @dataclass(slots=True)
 class Drawing:
-    """Elements of one picture."""
+    """Collects the elements of one SVG picture."""
 
     width: float
     height: float
@@ -43,7 +43,7 @@ class Drawing:
     _parts: list[str] = field(default_factory=list)
 
     def text(self, x: float, y: float, words: str, style: str = "", anchor: str = "start") -> None:
-        """A line of text."""
+        """Add a line of text."""
         self._parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(words)}</text>'
         )
@@ -51,7 +51,7 @@ class Drawing:
     def box(
         self, x: float, y: float, width: float, height: float, style: str, told: str = "", radius: float = 3
     ) -> None:
-        """A rectangle; ``told`` shows under the pointer."""
+        """Add a rectangle with ``told`` as its tooltip."""
         tip = f"<title>{escape(told)}</title>" if told else ""
         self._parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}" height="{height:.1f}"'
@@ -59,12 +59,12 @@ class Drawing:
         )
 
     def line(self, start: tuple[float, float], end: tuple[float, float], style: str) -> None:
-        """A straight line."""
+        """Add a straight line."""
         (x1, y1), (x2, y2) = start, end
         self._parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{style}"/>')
 
     def cross(self, x: float, y: float, size: float, style: str, told: str = "") -> None:
-        """A refusal."""
+        """Add a cross, the mark of a refused write or a lost lease, with ``told`` as its tooltip."""
         tip = f"<title>{escape(told)}</title>" if told else ""
         self._parts.append(
             f'<path d="M{x - size:.1f} {y - size:.1f}L{x + size:.1f} {y + size:.1f}'
@@ -72,13 +72,13 @@ class Drawing:
         )
 
     def axis(self, scale: Scale, top: float, bottom: float) -> None:
-        """Seconds along the top, and a faint line down from each."""
+        """Add seconds along the top, with a faint vertical line at each tick."""
         for x, label in scale.ticks():
             self.line((x, top), (x, bottom), "grid")
             self.text(x, top - 6, label, "tick", "middle")
 
     def svg(self) -> str:
-        """The whole, as an element of a page."""
+        """The picture as an ``<svg>`` element."""
         return (
             f'<svg viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{escape(self.title)}">'
             + "".join(self._parts)

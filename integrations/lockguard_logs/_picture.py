@@ -1,4 +1,4 @@
-"""A log's duplicates and races as one self-contained page: a lane for each symbol, a mark for each event."""
+"""Draws a log's duplicates and races as one self-contained page: a lane per symbol, a mark per event."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _STYLES = {
 
 
 def draw(found: Analysis, *, files: Sequence[str], symbol: str | None) -> str:
-    """The page."""
+    """The analysis as a self-contained HTML page."""
     page = Template(resources("lockguard_logs").joinpath("picture.html").read_text(encoding="utf-8"))
     span = (
         "" if found.first is None or found.last is None else f", {_told(found.first)} to {_told(found.last)}"
@@ -86,7 +86,7 @@ def _lanes(found: Analysis) -> tuple[str, str]:
     shown = symbols[:_LANES_MAX]
     if not shown or found.first is None:
         return "No message tells of a position, a lease or a refused write.", ""
-    # What is worse is drawn later, and lies on top.
+    # Draw the worst last, so that it lies on top.
     among = [sighting for sighting in marks if sighting.named and sighting.named.symbol in shown]
     drawn = sorted(among[:_MARKS_MAX], key=lambda sighting: sighting.kind not in _STYLES)
     undrawn_from = among[_MARKS_MAX].at if len(among) > _MARKS_MAX else None
@@ -127,7 +127,7 @@ def _mark(drawing: Drawing, x: float, y: float, sighting: Sighting) -> None:
 
 
 def _axis(drawing: Drawing, scale: Scale, first: datetime, last: datetime, bottom: float) -> None:
-    """The clock along the top: a log is read beside others, by the time of day."""
+    """Draw the time of day along the top, by which a reader compares the page with other logs."""
     length_s = (last - first).total_seconds()
     step_s = next((step for step in _STEPS_S if length_s / step <= _TICKS_MAX), _STEPS_S[-1])
     step_s = max(step_s, length_s / _TICKS_MAX)
@@ -174,7 +174,7 @@ def _timeline(found: Analysis, symbol: str | None) -> str:
 
 
 def _place(told: Sighting | Told) -> str:
-    """The file's name and the line; the whole path where the pointer rests."""
+    """The file's name and the line, with the whole path as a tooltip."""
     return f'<span title="{escape(told.file)}">{escape(PurePath(told.file).name)}:{told.line}</span>'
 
 

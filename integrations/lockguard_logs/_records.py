@@ -1,10 +1,10 @@
-"""Log files as records: an instant, a message, and the lines that belong to it.
+"""Parses log files into records: a timestamp, a message, and the lines that belong to it.
 
-A traceback, or Postgres's ``DETAIL``, follows its message on lines without an instant of their own; it is in
-those lines that the violated index and its key are. So a record goes on until the next line that begins with
-an instant. What a container's runtime puts around each line is taken off first, as are colours.
+A traceback, or Postgres's ``DETAIL``, follows its message on lines without a timestamp, and those lines name
+the violated index and its key. So a record extends to the next line that begins with a timestamp. Colours and
+what a container runtime adds to each line are removed first.
 
-A file may be anything: what is kept of a line is bounded, and so is what a packed one may unpack to.
+A file may contain anything, so the length kept of a line and the size of unpacked data are bounded.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ _PACKED = {
     b"\x04\x22\x4d\x18": "lz4cat",
     b"PK\x03\x04": "unzip -p",
 }
-"""What unpacks what begins so. Packed, a log may still have lines that look whole, and no duplicates."""
+"""Leading bytes of compressed data, and the command that unpacks it.
+
+Read as text, compressed data may yield lines that look complete and contain no duplicates.
+"""
 _RATIO_MAX = 200
-"""How many times its size a packed log may unpack to: logs of much the same lines reach 60, zeros 1,000."""
+"""Bound on a gzip log's compression ratio: repetitive logs reach 60, a file of zeros reaches 1,000."""
 _RATIO_FROM_BYTES = 64 * 1024 * 1024
 _UNPACKED_BYTES_MAX = 4 * 1024 * 1024 * 1024
 
@@ -51,7 +54,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _RUNTIME = re.compile(r"^[\w.-]+ +\| ")
 _LEVEL = re.compile(r"\b(DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|CRITICAL|FATAL|EXCEPTION|LOG)\b")
 _BRACKETED_LEVEL = re.compile(r"^(?:\[)?(debug|info|warning|error|critical) *\]")
-"""As structlog writes it for people; the bracket before it has been taken off with the instant."""
+"""The level in structlog's console output; its opening bracket was removed along with the timestamp."""
 _POSTGRES_SEQUEL = re.compile(r"\b(?:DETAIL|HINT|CONTEXT|STATEMENT|QUERY):  ")
 _LEVEL_WITHIN = 80
 
@@ -64,12 +67,12 @@ _FACT_KEY = re.compile(
 _CRI = re.compile(
     r"^(?P<at>\d{4}-\d\d-\d\dT\S+) std(?:out|err) (?P<part>[FP])(?: |$)(?P<line>.*)$", re.DOTALL
 )
-"""How Kubernetes' runtimes write a line: an instant, the stream, and whether the line is whole."""
+"""A line as Kubernetes runtimes write it: timestamp, stream, and whether the line is complete."""
 _SEQUEL = re.compile(
     r"^(?:\s|$|Traceback \(most recent|During handling of|The above exception|[A-Z]+:  "
     r"|[\w.]+(?:Error|Exception)\b)"
 )
-"""Lines that belong to the message before them, where none has an instant of its own."""
+"""Lines that continue the message before them, in a log whose program writes no timestamps."""
 _LEVEL_KEYS = ("level", "levelname", "severity", "log_level", "lvl")
 
 
@@ -78,11 +81,11 @@ class Record:
     """One message of a log.
 
     Attributes:
-        at: when; UTC is assumed where no zone is written.
-        level: as written, upper case; empty if there is none.
+        at: the timestamp; UTC if it names no zone.
+        level: as written, in upper case; empty if there is none.
         text: the message and every line that belongs to it.
-        file: which file.
-        line: where in it, from 1.
+        file: the file's name.
+        line: the line number in the file, from 1.
     """
 
     at: datetime
@@ -99,12 +102,12 @@ class Record:
 
 @dataclass(slots=True)
 class LogFile:
-    """A file that is being read, and what was found in it so far.
+    """A file being read, and its line counts so far.
 
     Attributes:
-        name: for people; ``-`` is the standard input.
-        lines: how many lines it has.
-        unread: how many of them have no instant and follow no line that has one.
+        name: the file's name for messages; ``-`` is the standard input.
+        lines: the number of lines read.
+        unread: the number of non-blank lines that have no timestamp and follow no line that has one.
     """
 
     name: str
@@ -115,7 +118,7 @@ class LogFile:
     _stamped: bool = field(default=False, repr=False)
 
     def records(self, lines: Iterable[str]) -> Iterator[Record]:
-        """The records of an open file's lines."""
+        """Group an open file's lines into records."""
         for raw in lines:
             self.lines += 1
             for wrapped, at in self._unwrapped(raw[:_LINE_CHARACTERS_MAX].rstrip("\r\n")):
@@ -132,9 +135,9 @@ class LogFile:
             self._open = None
 
     def _unwrapped(self, line: str) -> Iterator[tuple[str, datetime | None]]:
-        """The program's own line and, where a container's runtime wrapped it, when that had it.
+        """The program's own line and, if a container runtime wrapped it, the runtime's timestamp.
 
-        Docker writes a JSON object a line, Kubernetes an instant and the stream; both cut long lines up.
+        Docker writes one JSON object per line, Kubernetes a timestamp and the stream; both split long lines.
         """
         if line.startswith('{"log":') and (fields := _object(line)) is not None:
             text, at = str(fields["log"]), _instant_of(fields)
@@ -157,7 +160,7 @@ class LogFile:
             self._stamped = True
             return begun
         if self._stamped or _SEQUEL.match(line):
-            return None  # The program writes instants; a line without one goes on from the line before.
+            return None  # The program writes timestamps; a line without one continues the line before.
         level = _LEVEL.search(line[:_LEVEL_WITHIN])
         return _Growing(wrapped_at, "" if level is None else level[1], [line], self.name, self.lines)
 
@@ -168,7 +171,7 @@ class LogFile:
         at, start, end = found
         text = (line[:start] + line[end:]).strip(" -|:\t[]")
         if _POSTGRES_SEQUEL.search(line, end, end + _LEVEL_WITHIN):
-            return None  # Postgres writes the instant before each of a message's parts
+            return None  # Postgres repeats the timestamp on each part of a message
         level = _LEVEL.search(text[:_LEVEL_WITHIN]) or _BRACKETED_LEVEL.search(text[:_LEVEL_WITHIN])
         return _Growing(at, "" if level is None else level[1].upper(), [text], self.name, self.lines)
 
@@ -206,7 +209,7 @@ class _Growing:
 
 
 class NothingToRead(ConfigurationError):
-    """A log is empty, or no line in it begins with an instant."""
+    """A log is empty, or no line in it begins with a timestamp."""
 
 
 def read_logs(paths: Iterable[Path | str], note: Callable[[str], None]) -> Iterator[Record]:
@@ -214,10 +217,11 @@ def read_logs(paths: Iterable[Path | str], note: Callable[[str], None]) -> Itera
 
     Args:
         paths: as for :func:`read_log`.
-        note: is told of a log that has nothing in it, while another one has.
+        note: called with a message for each log without records, if another log has some.
 
     Raises:
-        ConfigurationError: one cannot be read, or none has anything in it.
+        NothingToRead: no log has any records.
+        ConfigurationError: a log cannot be read.
     """
     nothing: list[NothingToRead] = []
     found = False
@@ -235,11 +239,11 @@ def read_logs(paths: Iterable[Path | str], note: Callable[[str], None]) -> Itera
 
 
 def read_log(path: Path | str) -> Iterator[Record]:
-    """The records of a file, packed by gzip or not, or of the standard input (``-``).
+    """The records of a file, plain or gzipped, or of the standard input (``-``).
 
     Raises:
-        NothingToRead: it is empty, or no line in it begins with an instant.
-        ConfigurationError: it cannot be read, or it unpacks to more than a log does.
+        NothingToRead: the log is empty, or no line in it begins with a timestamp.
+        ConfigurationError: the log cannot be read, or it unpacks beyond the bounds.
     """
     log = LogFile(str(path))
     found = False
@@ -267,7 +271,7 @@ def _opened(path: Path | str) -> Iterator[Iterator[str]]:
                 return
             with gzip.open(file) as unpacked:
                 yield _lines(cast("IO[bytes]", unpacked), path, _Bound(path, file).check)
-    except OSError as exc:  # gzip.BadGzipFile is one too
+    except OSError as exc:  # includes gzip.BadGzipFile
         raise ConfigurationError(f"log {path} cannot be read: {exc.strerror or exc}") from exc
     except (EOFError, zlib.error) as exc:  # click would take an EOFError for Ctrl-D
         raise ConfigurationError(f"log {path} is cut off or damaged: {exc}; copy it again") from exc
@@ -276,15 +280,15 @@ def _opened(path: Path | str) -> Iterator[Iterator[str]]:
 def _lines(
     stream: IO[bytes], path: Path | str, check: Callable[[int], None] = lambda _read: None
 ) -> Iterator[str]:
-    """A stream's lines, each cut at a bound: what never ends a line must not fill the memory.
+    """A stream's lines, each cut at a bound, so that input without line ends cannot fill the memory.
 
     Args:
         stream: open for reading.
-        path: what it is called.
-        check: is told how many bytes were read each time that some more were.
+        path: its name for messages.
+        check: called after each read with the total number of bytes read.
 
     Raises:
-        ConfigurationError: it is packed.
+        ConfigurationError: the stream is compressed.
     """
     read, within = 0, False
     while piece := stream.readline(_LINE_BYTES_MAX):
@@ -308,7 +312,7 @@ def _refuse_packed(beginning: bytes, path: Path | str) -> None:
 
 @dataclass(slots=True)
 class _Bound:
-    """What a packed log may unpack to: a small file of zeros is hours of nothing."""
+    """Bounds the unpacked size of a gzip log, since a small file of zeros would take hours to read."""
 
     path: Path | str
     file: IO[bytes]
@@ -340,7 +344,7 @@ def _object(line: str) -> dict[str, Any] | None:
 
 
 def _facts(fields: dict[str, Any]) -> list[str]:
-    """The fields, nested ones too, that may tell which position it is about."""
+    """The fields, including nested ones, that may identify the position, as ``key=value`` texts."""
     flat = [
         (key, value)
         for outer, inner in fields.items()

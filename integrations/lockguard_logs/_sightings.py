@@ -1,8 +1,8 @@
-"""What a single record tells: the words of Postgres, of asyncpg, of lockguard and of the bot.
+"""Recognises events in a single record, by the messages of Postgres, asyncpg, lockguard and the bot.
 
-Each is looked for in the whole record, its traceback included. The words of Postgres and of lockguard are
-theirs and do not change; how a bot says that it has made a position differs, so the usual ways are known here
-and a pattern of the user's own can be given.
+Errors are searched for in the whole record, including its traceback. The wording of Postgres and lockguard is
+fixed. Bots announce a new position in different ways, so the usual ones are known here and the user can give
+a pattern.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Sighting", "SightingKind", "sightings"]
 
 
 class SightingKind(StrEnum):
-    """What was seen."""
+    """The kind of an event in a log."""
 
     UNIQUE_VIOLATION = "unique violation"
     STALE_WRITE = "stale write refused"
@@ -43,13 +43,13 @@ class SightingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Something that one record tells.
+    """One event found in a record.
 
     Attributes:
-        named: the symbol, if it tells one.
-        position_id: the row, if it tells one.
-        details: the words that count.
-        order: of an entry, the exchange's number.
+        named: the symbol; ``None`` if the record names none.
+        position_id: the row; ``None`` if the record names none.
+        details: the decisive part of the message.
+        order: the exchange's number of an entry order.
     """
 
     kind: SightingKind
@@ -103,7 +103,7 @@ _WORDS = {
     SightingKind.RENEWAL: ("renewal not answered",),
     SightingKind.RELEASED_LATE: ("released late",),
 }
-"""What a text must have for its pattern to be tried: looking for a word takes a hundredth of the time."""
+"""Words one of which a text must contain before its pattern is tried: a word search is 100 times as fast."""
 
 _MOVED = re.compile(
     rf"{_RESOURCE} position (?P<id>\d+): (?P<before>\w+) -> (?P<after>\w+)"
@@ -112,17 +112,17 @@ _MOVED = re.compile(
 _ENDED = frozenset({"closed", "failed", "rolled_back", "canceled"})
 _ALERT = re.compile(rf"{_RESOURCE} position (?P<id>\d+|None): (?P<details>(?!\w+ -> )[^\n]*)")
 
-# A bot's own words. "Opened" is kept apart: one position may be told as created and, later, as opened.
+# A bot's own messages. "Opened" is separate: one position may be logged as created and, later, as opened.
 _NOT_DONE = re.compile(
     r"\b(?:not|no|never|fail\w*|cannot|could|can't|couldn't|without|already|skip\w*|unable|would|will|"
     r"error|creating|opening|closing|to (?:create|open|close))\b",
     re.IGNORECASE,
 )
 _WORD_ENDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z])[_.](?=[A-Za-z])")
-"""Where ``position_created``, ``position.created`` and ``PositionCreated`` have their blanks."""
+"""Word boundaries in ``position_created``, ``position.created`` and ``PositionCreated``."""
 
-# How bots that many people use tell of an entry and of an end. The order's number, or, where two processes
-# may give the same one, what tells them apart, is in the group "order", then "since".
+# How widely used bots report an entry and an end. The group "order" is the order's number. Where two
+# processes may use the same number, the group "since" distinguishes them.
 _BOTS: tuple[tuple[str, SightingKind, re.Pattern[str]], ...] = (
     (  # freqtrade
         " was created for ",
@@ -175,7 +175,7 @@ _BOTS: tuple[tuple[str, SightingKind, re.Pattern[str]], ...] = (
 
 _KNOWN_BOT_CHARACTERS_MAX = 1_500
 _OF_KNOWN_BOT = re.compile(r"\bOrder\s|\bMarking\s|\bCreated [A-Z]|\bPosition(?:Opened|Closed)\(")
-"""What one of those patterns needs, word by word: most lines have none of it."""
+"""A prefilter: words without which none of those patterns can match; most lines contain none of them."""
 
 _POSITION = r"(?:position|trade|row)s?\b"
 _ABOUT = re.compile(r"position|trade|row|entry", re.IGNORECASE)
@@ -202,11 +202,12 @@ _ID = re.compile(
 
 
 def sightings(record: Record, created: re.Pattern[str] | None = None) -> Iterator[Sighting]:
-    """What a record tells; nothing, for most.
+    """The events in a record; most records have none.
 
     Args:
-        record: with all its lines.
-        created: the bot's own words for a new position, with the groups ``symbol`` and ``id`` if it has them.
+        record: the record with all its lines.
+        created: matches the bot's message about a new position; may have the groups ``symbol``, ``exchange``
+            and ``id``.
     """
     text = record.text
 
@@ -252,7 +253,7 @@ def sightings(record: Record, created: re.Pattern[str] | None = None) -> Iterato
 
 
 def _of_violation(text: str) -> tuple[Named | None, str]:
-    """The key that was taken: it tells the symbol even where the message does not."""
+    """The symbol and the violated constraint; the duplicate key names a symbol that the message may omit."""
     violated = next((m for m in _VIOLATION.finditer(text) if m["constraint"]), None)
     details = "" if violated is None else f"{violated['constraint']}"
     key = _KEY.search(text)
@@ -294,7 +295,7 @@ def _of_own_words(record: Record, created: re.Pattern[str] | None) -> Sighting |
 def _of_known_bot(record: Record) -> Sighting | None:
     if not _OF_KNOWN_BOT.search(record.text, 0, _KNOWN_BOT_CHARACTERS_MAX):
         return None
-    # freqtrade breaks its lines at 80 characters where its output is no terminal, as in a container.
+    # freqtrade wraps its lines at 80 characters if its output is not a terminal, as in a container.
     line = record.text[:_KNOWN_BOT_CHARACTERS_MAX].replace("\n", " ")
     for word, kind, pattern in _BOTS:
         if word in line and (match := pattern.search(line)):
@@ -310,7 +311,7 @@ def _of_known_bot(record: Record) -> Sighting | None:
 
 
 def _of_entry(record: Record) -> Sighting | None:
-    """An entry with its order's number: without one, an order that is told of twice would look like two."""
+    """An entry with its order's number; without one, an order logged twice would look like two orders."""
     line = record.first_line
     spoken = _WORD_ENDS.sub(" ", line)
     entered, order, named = _ENTERED.search(spoken), _ORDER.search(line), find_symbol(line)

@@ -1,10 +1,10 @@
-"""Instants in logs: where a line has one, and what it says.
+"""Finds and parses timestamps in logs.
 
-The common ones are told apart by their shape and read by the standard library, which takes a tenth of the
-time; a log has millions of lines. What names a month, and what a person types, is left to dateutil. A form
-that leaves day and month in doubt (``11/10/2026``) is not guessed at.
+Common formats are recognised by their shape and parsed by the standard library, which takes a tenth of the
+time; a log has millions of lines. Named months, and times that a user types, are left to dateutil. A format
+with an ambiguous day and month (``11/10/2026``) is not guessed at.
 
-An instant without a zone is taken as UTC for comparing and shown as it was written.
+A timestamp without a zone is compared as UTC and shown as it was written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["find_stamp", "read_number", "read_stamp", "read_typed"]
 
 _WITHIN = 64
-"""How far into a line its instant may begin: after a level, a container's or a logger's name."""
+"""How far into a line its timestamp may begin: after a level, a container's or a logger's name."""
 
 _ISO = re.compile(
     r"(?<![\d.])(?P<date>\d{4}[-/]\d\d[-/]\d\d)[T ](?P<time>\d\d:\d\d:\d\d(?:[.,]\d{1,9})?)"
@@ -39,16 +39,16 @@ _FRACTION = re.compile(r"[.,](\d{1,9})")
 
 _MICROSECOND_DIGITS = 6
 _TOLD_APART_S = 1e11
-"""Seconds have eleven digits in the year 5138; what is larger is milliseconds, and so on."""
+"""Seconds since 1970 stay below this until the year 5138; a larger number is in a smaller unit."""
 
 
 def find_stamp(line: str) -> tuple[datetime, int, int] | None:
-    """The instant at the beginning of a log line, and where in the line it stands.
+    """Find the timestamp at the beginning of a log line.
 
     Returns:
-        The instant and its span; ``None`` for a line that begins without one.
+        The time, and the start and end of the timestamp in the line; ``None`` for a line that has none.
     """
-    if not line or line[0] in " \t":  # a traceback's lines may quote an instant, never begin with one
+    if not line or line[0] in " \t":  # an indented traceback line may quote a timestamp but begins no record
         return None
     for pattern, read in _SHAPES:
         match = pattern.search(line, 0, _WITHIN + len("2026-11-21 05:09:54.123456789 +00:00"))
@@ -58,13 +58,17 @@ def find_stamp(line: str) -> tuple[datetime, int, int] | None:
 
 
 def read_stamp(text: str) -> datetime | None:
-    """The instant that a whole text is, as in a field of a JSON line."""
+    """Parse a text that is a timestamp, such as a field of a JSON line; ``None`` if it is not one."""
     found = find_stamp(text.strip())
     return None if found is None else found[0]
 
 
 def read_number(number: float) -> datetime | None:
-    """Seconds since 1970, or milli-, micro- or nanoseconds, told apart by their size."""
+    """Parse seconds, milli-, micro- or nanoseconds since 1970, distinguished by their size.
+
+    Returns:
+        The time; ``None`` for a number that is too small or too large.
+    """
     for unit in (1, 1e3, 1e6, 1e9):
         if number / unit < _TOLD_APART_S:
             return datetime.fromtimestamp(number / unit, UTC) if number >= 1e9 else None
@@ -72,10 +76,11 @@ def read_number(number: float) -> datetime | None:
 
 
 def read_typed(text: str, default: datetime) -> datetime:
-    """An instant that a person has typed: ``05:09`` is on the day of ``default``, in its zone.
+    """Parse a time that a user typed: ``05:09`` is on the day of ``default`` and in its zone.
 
     Raises:
-        ValueError: it cannot be read as one.
+        ValueError: the text is not a time.
+        OverflowError: the time is out of range.
     """
     text = text.strip()
     if re.fullmatch(r"1\d{9,18}(\.\d+)?", text) and (instant := read_number(float(text))) is not None:

@@ -1,9 +1,9 @@
-"""Symbols as logs spell them: ``APTUSDT``, ``APT/USDT:USDT``, ``binance:APTUSDT``, ``APT-USDT-SWAP``.
+"""Finds symbols in logs, whatever their spelling: ``APTUSDT``, ``binance:APTUSDT``, ``APT-USDT-SWAP``.
 
-One spelling stands for all of a perpetual: ccxt's (``APT/USDT:USDT``), Binance's and Bybit's (``APTUSDT``),
-hummingbot's (``APT-USDT``), OKX's (``APT-USDT-SWAP``), Gate's (``APT_USDT``), KuCoin's (``APTUSDTM``),
-nautilus' (``APTUSDT-PERP.BINANCE``). A dated or inverse contract (``BTC/USDT:USDT-250926``, ``BTC-USD-SWAP``)
-is another thing and keeps its name.
+All spellings of a perpetual are mapped to one: ccxt's (``APT/USDT:USDT``), Binance's and Bybit's
+(``APTUSDT``), hummingbot's (``APT-USDT``), OKX's (``APT-USDT-SWAP``), Gate's (``APT_USDT``), KuCoin's
+(``APTUSDTM``) and nautilus' (``APTUSDT-PERP.BINANCE``). A dated or inverse contract
+(``BTC/USDT:USDT-250926``, ``BTC-USD-SWAP``) is a different instrument and keeps its name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ON_VENUE = re.compile(r"\b(binance|binanceusdm|bybit|okx|kucoin|bitget|gateio|h
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A symbol, and the exchange if the text names one."""
+    """A symbol, and its exchange if the text names one."""
 
     symbol: str
     exchange: str | None = None
@@ -50,7 +50,7 @@ _LINEAR = frozenset({"USDT", "USDC", "FDUSD", "BUSD"})
 
 
 def plain_symbol(text: str) -> str:
-    """One spelling for all of a perpetual: ``APT/USDT:USDT`` and ``apt-usdt-swap`` are ``APTUSDT``."""
+    """The common spelling of a perpetual: ``APT/USDT:USDT`` and ``apt-usdt-swap`` become ``APTUSDT``."""
     name = text.strip().upper()
     name = re.sub(r"(?<=[A-Z])\.[A-Z][A-Z0-9_]+$", "", name)
     if match := re.fullmatch(_UNIFIED, name):
@@ -66,7 +66,7 @@ def plain_symbol(text: str) -> str:
 
 
 def find_symbol(text: str) -> Named | None:
-    """The first symbol in a text, and its exchange."""
+    """The first symbol in a text, with its exchange if known; ``None`` if there is no symbol."""
     match = _SYMBOL.search(text)
     if match is None:
         return None
@@ -77,7 +77,7 @@ def find_symbol(text: str) -> Named | None:
 
 
 class Spelling:
-    """Finds one symbol in text, however it is spelt."""
+    """Finds one symbol in text, in any spelling."""
 
     def __init__(self, text: str) -> None:
         self.symbol = plain_symbol(re.sub(r"^[a-z]\w*:", "", text.strip()))
@@ -90,5 +90,5 @@ class Spelling:
         self._pattern = re.compile(rf"(?<![\w/])(?:{'|'.join(spellings)}){_END}", re.IGNORECASE)
 
     def in_text(self, text: str) -> bool:
-        """Whether the text names it."""
+        """Whether the text names the symbol."""
         return self._pattern.search(text) is not None

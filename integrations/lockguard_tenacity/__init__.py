@@ -1,6 +1,6 @@
-"""tenacity strategies that know leases.
+"""Lease-aware strategies for tenacity.
 
-Needs ``pip install 'lockguard[tenacity]'``.
+Requires ``pip install 'lockguard[tenacity]'``.
 """
 
 from __future__ import annotations

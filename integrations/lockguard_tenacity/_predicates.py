@@ -1,4 +1,4 @@
-"""What is worth another attempt."""
+"""Retry predicates: which errors are worth another attempt."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _NETWORK_CLASSES = frozenset(
         ("asyncpg", "CannotConnectNowError"),
     }
 )
-"""By package and name, so that none of the packages has to be installed."""
+"""By package and class name, so that none of the packages has to be installed."""
 
 
 class retry_if_busy(retry_if_exception):  # noqa: N801 - tenacity names its strategies so
-    """Again while somebody else holds the resource."""
+    """Retry while another process holds the resource."""
 
     def __init__(self) -> None:
         super().__init__(lambda exc: isinstance(exc, ResourceBusy))
 
 
 class retry_if_retryable(retry_if_exception):  # noqa: N801 - tenacity names its strategies so
-    """Again after every error of lockguard that says of itself that the same call may simply be made again.
+    """Retry after any ``retryable`` lockguard error: the same call may simply be repeated.
 
-    A lost lease and a stale token are not among them: they call for reading the state again first.
+    A lost lease and a stale token are not retryable: the caller must first read the state again.
     """
 
     def __init__(self) -> None:
@@ -39,10 +39,10 @@ class retry_if_retryable(retry_if_exception):  # noqa: N801 - tenacity names its
 
 
 class retry_if_network_failed(retry_if_exception):  # noqa: N801 - tenacity names its strategies so
-    """Again after a lost connection, a timeout, or an exchange or a server that did not answer.
+    """Retry after a lost connection, a timeout, or an exchange or server that did not answer.
 
-    For calls that change nothing only. Such an error does not say whether the call was carried out, and an
-    order sent again is a second order.
+    Only for calls that change nothing. After such an error the outcome of the call is unknown, and an order
+    sent again is a second order.
     """
 
     def __init__(self) -> None:

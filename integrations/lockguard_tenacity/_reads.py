@@ -1,4 +1,4 @@
-"""Repeating what only reads."""
+"""Retries for calls that only read."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _LONGEST = timedelta(seconds=2)
 def retry_reads(
     *, attempts: int = 4, longest: timedelta = _LONGEST
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Repeat a call that changes nothing when the network fails. Never put it around a write.
+    """Retry a call that only reads when the network fails. Never use it for a write.
 
     ::
 
         @retry_reads()
         async def positions(exchange): return await exchange.fetch_positions()
 
-    Inside a lease it gives up in time for its end. The last error is raised as it is.
+    Inside a lease it stops retrying before the lease ends. The last error is raised unchanged.
 
     Args:
-        attempts: how often the call is made at most.
-        longest: the longest pause between two.
+        attempts: the most calls to make, including the first.
+        longest: the longest pause between two calls.
     """
     retrying = AsyncRetrying(
         retry=retry_if_network_failed(),
@@ -50,7 +50,7 @@ def retry_reads(
 
 
 class _stop_at_the_end_of_a_lease(stop_at_lease_end):  # noqa: N801 - tenacity names its strategies so
-    """Reads need no lease; where there is one, they do not outlast it."""
+    """Never stops outside a lease, since reads need none; inside one, stops at its end."""
 
     def __call__(self, retry_state: RetryCallState) -> bool:
         return current_lease() is not None and super().__call__(retry_state)

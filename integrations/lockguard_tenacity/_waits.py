@@ -1,4 +1,4 @@
-"""How long to wait before another attempt, and when to give up."""
+"""Wait and stop strategies: how long to pause before another attempt, and when to give up."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _NONE = timedelta(0)
 
 
 class wait_for_retry_after(wait_base):  # noqa: N801 - tenacity names its strategies so
-    """As long as the error says (``retry_after``: the rest of the holder's lease), and a little more.
+    """Wait for the error's ``retry_after``, which is the rest of the holder's lease, plus a random jitter.
 
-    The little more is random, so that those who were refused together do not come back together.
+    Without the jitter, callers that were refused together would return together.
 
     Args:
-        longest: the most it waits, whatever the error says.
-        jitter: the most that is added.
-        otherwise: what to wait after an error that does not say; growing random pauses when left out.
+        longest: the longest wait, whatever the error says.
+        jitter: the most that is added to ``retry_after``.
+        otherwise: the wait after an error without ``retry_after``; random exponential backoff by default.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class wait_for_retry_after(wait_base):  # noqa: N801 - tenacity names its strate
         self._otherwise = otherwise or wait_random_exponential(multiplier=0.1, max=self._longest_s)
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        """The pause in seconds."""
+        """The wait before the next attempt, in seconds."""
         outcome = retry_state.outcome
         exc = outcome.exception() if outcome is not None else None
         retry_after = getattr(exc, "retry_after", None)
@@ -56,14 +56,14 @@ class wait_for_retry_after(wait_base):  # noqa: N801 - tenacity names its strate
 
 
 class stop_at_lease_end(stop_base):  # noqa: N801 - tenacity names its strategies so
-    """Give up when the lease would be over before another attempt could be.
+    """Stop when the lease would end before another attempt could finish.
 
-    It counts on no renewal that has not happened yet. Without any lease it gives up at once: there is
-    nothing to go on under.
+    It does not count on renewals that have not happened yet. Without a lease it stops at once, because
+    nothing would guard the next attempt.
 
     Args:
         needed: how much of the lease an attempt needs.
-        lease: which lease; the innermost one of the surrounding bodies when left out.
+        lease: the lease to watch; by default the innermost enclosing one.
     """
 
     def __init__(self, needed: timedelta = _NONE, *, lease: Lease | None = None) -> None:
@@ -71,7 +71,7 @@ class stop_at_lease_end(stop_base):  # noqa: N801 - tenacity names its strategie
         self._lease = lease
 
     def __call__(self, retry_state: RetryCallState) -> bool:
-        """Whether to give up."""
+        """Whether to stop retrying."""
         lease = current_lease() if self._lease is None else self._lease
         if lease is None:
             return True
