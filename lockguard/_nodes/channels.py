@@ -1,12 +1,12 @@
-"""The shard channels that one connection listens to.
+"""The shard channels that one connection subscribes to.
 
-In a cluster, PUBLISH goes to every server, and each of them hands it to every connection of the process that
-waits. A shard channel stays where it is: it hashes to the slot of its resource, and only the server of that
-slot knows of it. So a process that waits listens there too, and a wake-up goes that way (see acquire.lua).
+In a cluster, PUBLISH reaches every server, and each server forwards it to every connection of the waiting
+process. A shard channel hashes to the slot of its resource and exists only on the server of that slot. So a
+waiting process also subscribes to the shard channel, and wake-ups are sent there first (see acquire.lua).
 
-Nothing rests on it. If nobody listens on the server that wakes, because the slot has moved and the server
-ended the subscription, or the ACL user may not subscribe, or it is Redis 6, then the wake-up is published
-to all servers, where the process listens in any case.
+This is only an optimisation. If the waking server has no subscriber, because the slot has moved and the
+server ended the subscription, or the ACL user may not subscribe, or the server is Redis 6, the wake-up is
+published to all servers, where the process always listens.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from lockguard._nodes.wire import Reply, Wire
 __all__ = ["Channels"]
 
 CHANNELS_MAX = 256
-"""For each connection; those that were waited on longest ago are given up."""
+"""The limit per connection; beyond it, the channels waited on least recently are dropped."""
 
 _NOT_HERE = ("MOVED", "CLUSTERDOWN", "ASK", "TRYAGAIN")
 
 
 class Channels:
-    """Kept as long as the wire.
+    """The shard subscriptions of one connection; they end with it.
 
     Args:
-        wire: the connection that listens.
+        wire: the connection that subscribes.
     """
 
     def __init__(self, wire: Wire) -> None:
@@ -37,7 +37,7 @@ class Channels:
         return len(self._channels)
 
     def add(self, channel: str) -> None:
-        """Listen to one more."""
+        """Subscribe to a channel, or mark it as used just now."""
         if self._refused:
             return
         if channel in self._channels:
@@ -51,12 +51,12 @@ class Channels:
             self._wire.send_listening(lambda _: None, "SUNSUBSCRIBE", oldest)
 
     def forget(self, channel: str) -> None:
-        """The server ended it, because the slot moved; it is asked for again by whoever has to wait again."""
+        """Note that the server ended a subscription as the slot moved; the next waiter subscribes again."""
         self._channels.pop(channel, None)
 
     def refused(self, fault: Reply, *channels: str) -> None:
-        """The server did not do it; without ``channels`` it is not known for which."""
+        """Note that the server refused a subscription; no ``channels`` means that it is unknown which."""
         for channel in channels or tuple(self._channels):
             self.forget(channel)
         if not str(fault).startswith(_NOT_HERE):
-            self._refused = True  # and will not: an older server, or not allowed
+            self._refused = True  # permanently: the server is too old or the ACL forbids it

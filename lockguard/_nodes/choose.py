@@ -1,4 +1,4 @@
-"""Which kind of node a URL asks for."""
+"""Creates the kind of node that a URL asks for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _INDEPENDENT = ("redis", "rediss", "unix")
 
 
 def node_for_url(url: str, *, inbox: str, min_replicas: int = 0) -> LockNode:
-    """One node.
+    """The node for one URL: a single server, the master behind Sentinels, or a cluster.
 
     Raises:
-        ConfigurationError: the URL cannot work.
+        ConfigurationError: the URL is invalid, or ``min_replicas`` cannot work with it.
     """
     _require_count("min_replicas", min_replicas)
     _require_one(url)
@@ -52,10 +52,12 @@ def _require_one(url: object) -> None:
 
 
 def nodes_for_urls(urls: Iterable[str], *, inbox: str) -> list[LockNode]:
-    """Several independent nodes; one if there is one URL.
+    """The independent nodes for several URLs, or the one node for a single URL.
+
+    Warns if their number is even.
 
     Raises:
-        ConfigurationError: the URLs cannot work together.
+        ConfigurationError: a URL is invalid, not of an independent server, or given twice.
     """
     listed = _listed(urls)
     if len(listed) == 1:
@@ -77,7 +79,7 @@ def nodes_for_urls(urls: Iterable[str], *, inbox: str) -> list[LockNode]:
 
 
 def _listed(urls: object) -> list[str]:
-    # What it is instead is not shown: it is a URL, and may have a password.
+    # The value is not shown: it is a URL and may contain a password.
     if isinstance(urls, str | bytes):
         raise ConfigurationError("from_urls takes a list; for one URL write LockGuard.from_url(url)")
     if not isinstance(urls, Iterable):

@@ -1,7 +1,7 @@
-"""The first words on a new connection: protocol, credentials, database, name, subscription.
+"""The log-in on a new connection: protocol, credentials, database, client name, subscription.
 
-What does not depend on an answer is said without waiting for it. The time for a log-in is short, because a
-hung server has to be found out, and a trip to another continent takes a good part of it.
+Commands that do not depend on a reply are sent without waiting for it. The time limit for a log-in is short,
+so that a hung server is detected, and a round trip to another continent takes a good part of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_RESP3 = ("NOPROTO", "ERR unknown command")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """How the server knows a connection: both together name no other one, also after a restart."""
+    """The server's id and address of a connection; together they are unique, even across a restart."""
 
     id: str
     addr: str
@@ -34,7 +34,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class LogIn:
-    """Logs in on wires to one server.
+    """Logs in to one server.
 
     Attributes:
         address: the server and the credentials.
@@ -45,11 +45,14 @@ class LogIn:
     inbox: str
 
     async def authenticate(self, wire: Wire) -> int:
-        """Authenticate and choose the database; gives the protocol version, 3 or 2.
+        """Authenticate and select the database.
+
+        Returns:
+            The protocol version, 3 or 2.
 
         Raises:
             NodeRefused: the server is not ready.
-            ConfigurationError: it refuses the credentials or the database.
+            ConfigurationError: the server refused the credentials or the database.
             ConnectionError: the connection ended.
         """
         password, user, protocol = self.address.password, self.address.username, self.address.protocol
@@ -68,28 +71,30 @@ class LogIn:
         return protocol
 
     def load_scripts(self, wire: Wire) -> None:
-        """Have the server know the scripts, as far as it allows.
+        """Load the scripts into the server's cache, if it allows that.
 
-        Otherwise each is sent twice the first time, and the second time behind what was sent meanwhile.
+        Otherwise the first call of each script is sent twice, and the second time behind all commands sent
+        meanwhile.
         """
         for script in SCRIPTS:
             wire.send(lambda _: None, "SCRIPT", "LOAD", script.source)
 
     def track_wipes(self, wire: Wire) -> None:
-        """Have the server say when its data are gone (FLUSHALL), as far as it allows; needs RESP3.
+        """Ask the server to report when its data are flushed (FLUSHALL), if it allows that; needs RESP3.
 
-        It says so to whoever tracks keys. With OPTIN none is tracked, so this costs it nothing.
+        The server reports flushes to connections that track keys. With OPTIN no key is tracked, so this costs
+        the server nothing.
         """
         wire.send(lambda _: None, "CLIENT", "TRACKING", "ON", "OPTIN")
 
     def kill_predecessor(
         self, wire: Wire, previous: Identity | None, known: Callable[[Identity | None], None]
     ) -> None:
-        """Kill the connection that this one follows, as far as the server allows, and ask for our identity.
+        """Kill the previous connection, if the server allows that, and ask for the identity of this one.
 
-        See the theory in ``connection.py``: what is left of the old connection could be executed after us.
-        ``known`` is told once; not at all if the connection ends before: then the old one is still to be
-        killed.
+        As ``connection.py`` explains, commands left on the old connection could be executed after ours.
+        ``known`` is called once with the new identity, or ``None`` if the server does not tell it. It is not
+        called if the connection ends first: the previous connection then still has to be killed.
         """
         if previous is not None:
             wire.send(lambda _: None, "CLIENT", "KILL", "ID", previous.id, "ADDR", previous.addr)
@@ -106,10 +111,15 @@ class LogIn:
         wire.send(told, "CLIENT", "INFO")
 
     async def subscribe(self, wire: Wire, done: asyncio.Future[None], *, protocol: int) -> None:
-        """Listen to the inbox; ``done`` is set by the message that confirms it, or by the refusal."""
+        """Subscribe to the inbox and wait; the caller sets ``done`` on the confirmation or the refusal.
+
+        Raises:
+            NodeRefused: the server is not ready.
+            ConfigurationError: the server refused the subscription.
+        """
         wire.send_unanswered("SUBSCRIBE", self.inbox)
         if protocol == 3:
-            # The confirmation is a push and takes no place; a refusal is a reply and takes that of the PING.
+            # A confirmation is a push and answers no command; a refusal is a reply, taken for the PING's.
             answer = await ask(wire, "PING")
             if not done.done():
                 self.accept(
@@ -122,11 +132,11 @@ class LogIn:
             self.accept(exc)
 
     def accept(self, reply: Reply) -> None:
-        """Go on unless it is an error reply.
+        """Return if ``reply`` is not an error.
 
         Raises:
             NodeRefused: the server is not ready.
-            ConfigurationError: it refuses us.
+            ConfigurationError: the server refused the log-in.
         """
         if not isinstance(reply, Exception):
             return
@@ -140,7 +150,7 @@ class LogIn:
 
 
 async def ask(wire: Wire, *command: str | bytes | int) -> Reply:
-    """Send one command and wait; an error reply is a value.
+    """Send one command and return its reply; an error reply is returned, not raised.
 
     Raises:
         ConnectionError: the connection ended.
@@ -149,7 +159,7 @@ async def ask(wire: Wire, *command: str | bytes | int) -> Reply:
 
 
 async def ask_all(wire: Wire, *commands: Sequence[str | bytes | int]) -> list[Reply]:
-    """Send commands at once and wait for all their replies: on a long way, each trip counts.
+    """Send commands together and return all their replies, to save round trips.
 
     Raises:
         ConnectionError: the connection ended.

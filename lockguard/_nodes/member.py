@@ -1,4 +1,4 @@
-"""A server that is one of several independent ones."""
+"""A lock node that is one of several independent servers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LOOK = -1
 
 
 class MemberNode(StandaloneNode):
-    """Keeps locks together with others, of which a majority decides; see ``lockguard/_membership.py``.
+    """One of several servers of which a majority decides; see ``lockguard/_membership.py``.
 
     Args:
         address: the server.
         inbox: this process's wake-up channel.
-        nodes: how many decide together, itself included.
+        nodes: how many nodes decide together, including this one.
         namespace: the first part of every key.
-        connect_timeout_s: for connecting and logging in.
-        reply_timeout_s: how long the server may owe a reply.
+        connect_timeout_s: the time limit for connecting and logging in.
+        reply_timeout_s: how long the server may leave a reply outstanding.
     """
 
     def __init__(
@@ -57,24 +57,24 @@ class MemberNode(StandaloneNode):
 
     @property
     def server_ids(self) -> frozenset[str]:
-        """What this server shares with no independent one: its run and its replication; empty if unknown."""
+        """Ids that no independent server shares: its run id and its replication id; empty if unknown."""
         if self._identified is not self._facts:
             self._identified = self._facts
             self._server_ids = frozenset(filter(None, [self._facts.run_id, self._facts.replication_id]))
         return self._server_ids
 
     def on_admission_needed(self, callback: Callable[[], None]) -> None:
-        """Have ``callback()`` called when the node has to be admitted."""
+        """Register ``callback()`` to be called when the node must be admitted."""
         self._admission_needed = callback
 
     def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
-        """Run acquire.lua, which looks whether the server may vote."""
+        """Run acquire.lua, which checks whether the server may vote."""
         future: asyncio.Future[AcquireVote] = asyncio.get_running_loop().create_future()
         self.acquire_into(request, 0, future)
         return future
 
     def acquire_into(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
-        """Run acquire.lua, with the token or the place that all nodes are asked to give."""
+        """Run acquire.lua for ``answer``; ``proposal``: the token or ticket asked of all nodes, or 0."""
         args = (
             request.grant,
             request.ttl_ms,
@@ -94,7 +94,7 @@ class MemberNode(StandaloneNode):
     def release_into(
         self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
     ) -> None:
-        """Run release.lua."""
+        """Run release.lua for ``answer``."""
         keys = keys_of(self._namespace, resource).release
         args = (grant, self._inbox, int(lost), seal)
         self.run(RELEASE, votes.done, keys, *args, lone=True, answer=answer)
@@ -106,7 +106,7 @@ class MemberNode(StandaloneNode):
         return self._run(REJOIN, self._rejoined, keys, *args)
 
     def membership(self) -> asyncio.Future[Membership | NoVote]:
-        """Run admit.lua, only to look."""
+        """Run admit.lua without admitting the node."""
         return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, _LOOK, 0)
 
     def admit(self, *, quarantine_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
@@ -118,7 +118,7 @@ class MemberNode(StandaloneNode):
     def _connected(self, *, again: bool) -> None:
         super()._connected(again=again)
         if again:
-            # Perhaps to another run. If it still has a lock that is held, nobody else would notice.
+            # The server may have restarted. While a lock is held there, no acquire would notice that.
             self._admission_needed()
 
     def _rejoined(self, reply: int) -> Done:
@@ -129,6 +129,6 @@ class MemberNode(StandaloneNode):
     def _acquired(self, reply: list[Any]) -> AcquireVote:
         vote = votes.acquired(reply)
         if isinstance(vote, Quarantined) and not vote.quarantine_ms:
-            # Told here and not by the vote: the caller may have decided without it.
+            # Reported here and not through the vote, which the caller may have decided without.
             self._admission_needed()
         return vote

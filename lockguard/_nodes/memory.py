@@ -1,7 +1,7 @@
-"""A lock node without a server, for unit tests of code that locks.
+"""A lock node without a server, for unit tests of code that takes leases.
 
-The same scripts run in fakeredis, in this process, one after the other. It keeps the laws of the lock as far
-as one process can: nothing is ever lost, late or unanswered, so it shows nothing about failures.
+It runs the same scripts in fakeredis, in this process and one at a time. It gives the lock's guarantees as
+far as one process can. No command is ever lost, late or unanswered, so it shows nothing about failures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class MemoryStore:
-    """What guards in memory share: make one, and give it to each guard that shall meet the others.
+    """The store shared by in-memory guards: pass one store to all guards that are to compete for locks.
 
     Raises:
         ConfigurationError: fakeredis is not installed.
@@ -45,21 +45,21 @@ class MemoryStore:
         self._inboxes: dict[str, tuple[Any, Callable[[GrantId], None]]] = {}
 
     def listen(self, inbox: str, wake: Callable[[GrantId], None]) -> None:
-        """Have ``wake`` called for each message on the channel."""
+        """Call ``wake`` with the grant in each message on the channel ``inbox``."""
         messages = self.client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         messages.subscribe(inbox)
         self._inboxes[inbox] = (messages, wake)
 
     def forget(self, inbox: str) -> None:
-        """Listen no more."""
+        """Unsubscribe from the channel ``inbox``."""
         if (listening := self._inboxes.pop(inbox, None)) is not None:
             listening[0].close()
 
     def run(self, script: Script, keys: tuple[str, ...], args: tuple[str | int, ...]) -> Any:
-        """Run a script now, and wake whom it wakes.
+        """Run a script, then deliver the wake-ups that it published.
 
         Raises:
-            RedisError: it failed.
+            RedisError: the script failed.
         """
         reply = self.client.eval(script.source, len(keys), *keys, *args)
         for messages, wake in list(self._inboxes.values()):
@@ -72,7 +72,7 @@ class MemoryNode(ScriptedNode):
     """Keeps locks in this process.
 
     Args:
-        store: where.
+        store: holds the locks.
         inbox: this guard's wake-up channel.
         namespace: the first part of every key.
     """
@@ -85,25 +85,25 @@ class MemoryNode(ScriptedNode):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The node's name for messages: always ``memory``."""
         return "memory"
 
     @property
     def ready(self) -> bool:
-        """Whether it was connected."""
+        """Whether the node is connected and not closed."""
         return self._listening and not self._closed
 
     async def connect(self) -> None:
-        """Begin to listen for wake-ups."""
+        """Subscribe to wake-ups."""
         if not self._listening:
             self._listening = True
             self._store.listen(self._inbox, self._woken)
 
     async def aclose(self) -> None:
-        """Listen no more."""
+        """Unsubscribe from wake-ups."""
         self._closed = True
         self._store.forget(self._inbox)
-        await asyncio.sleep(0)  # what was answered is delivered
+        await asyncio.sleep(0)  # lets replies already made reach their futures
 
     def _woken(self, grant: GrantId) -> None:
         self._wake(grant)
@@ -125,6 +125,6 @@ class MemoryNode(ScriptedNode):
             vote = decode(self._store.run(script, keys, args))
         except RedisError as exc:
             vote = NotExecuted(NodeRefused(f"{self.name}: {script.name}: {exc}", node=self.name))
-        # In the next turn of the loop, as from a server: a body that locks in a loop must let others run.
+        # In the next loop iteration, as from a server: a body that locks in a loop must let others run.
         loop.call_soon(lambda: None if future.done() else future.set_result(vote))
         return future

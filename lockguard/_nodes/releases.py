@@ -1,9 +1,9 @@
 """Releases that a failover may have lost.
 
-Replicas are behind their master. A release that the old master has answered may be unknown to the new one,
-and then the lock would stay closed there, held by nobody, for the rest of its ttl. So what was released
-lately is released again where the resource lives next. That is harmless: a release is by grant, a grant that
-is not there is no error, and where one node decides, it is the last that is ever said of its grant.
+Replicas lag behind their master. A release that the old master answered may be unknown to the new one, where
+the lock would then stay closed without a holder for the rest of its ttl. So recent releases are sent again to
+the server that serves the resource next. That is harmless: a release names its grant, a missing grant is no
+error, and where one node decides, a release is the last command ever sent for its grant.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Place = tuple[str, int]
 """A server: host and port."""
 
 KEPT_S = 60.0
-"""How long a release may be unknown to a replica: an old master that was cut off answers until it is left."""
+"""How long a release may be unknown to a replica: a cut-off old master answers until its clients leave it."""
 
 KEPT_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What was said.
+    """A release that was sent.
 
     Attributes:
-        said_at: when, by the clock of the event loop, in seconds.
-        place: to which server.
-        keys: of release.lua.
-        args: of release.lua.
+        said_at: when it was noted, by the event loop's clock, in seconds.
+        place: the server that it was sent to.
+        keys: the keys of release.lua.
+        args: the arguments of release.lua.
     """
 
     said_at: float
@@ -42,20 +42,20 @@ class Release:
 
 
 class Releases:
-    """The latest ones."""
+    """The releases of the last ``KEPT_S`` seconds, at most ``KEPT_MAX``."""
 
     def __init__(self) -> None:
         self._releases: deque[Release] = deque(maxlen=KEPT_MAX)
 
     def note(self, place: Place, keys: tuple[str, ...], args: tuple[str | int, ...]) -> None:
-        """Remember one."""
+        """Remember a release sent to ``place``."""
         self._releases.append(Release(asyncio.get_running_loop().time(), place, keys, args))
 
     def moved(self, place_of: Callable[[str], Place | None]) -> list[Release]:
-        """Those whose resource lives on another server now; they count as said there.
+        """The releases whose resource is now on another server; from now on they count as sent there.
 
         Args:
-            place_of: tells the server that a key lives on; ``None`` while nobody knows.
+            place_of: returns the server that serves a key; ``None`` if unknown.
         """
         since = asyncio.get_running_loop().time() - KEPT_S
         places: dict[str, Place | None] = {}

@@ -1,4 +1,4 @@
-"""What all kinds of nodes have in common: which script runs for what, on which keys, with which arguments."""
+"""The common part of all kinds of nodes: which script each operation runs, with which keys and arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WAITERS_SHOWN_MAX = 1000
 
 
 class ScriptedNode(ABC):
-    """A lock node whose decisions are made by the scripts.
+    """A lock node whose decisions are made by the Lua scripts; a script's header is its contract.
 
     Args:
         inbox: this process's wake-up channel.
@@ -40,30 +40,30 @@ class ScriptedNode(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
 
-    # What a kind of node adds.
+    # Implemented by each kind of node.
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The node, for people; without credentials."""
+        """The node's name for messages; contains no credentials."""
 
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether commands would go out now."""
+        """Whether a command would be sent now."""
 
     @abstractmethod
     async def connect(self) -> None:
-        """Be ready to send.
+        """Connect, so that commands can be sent.
 
         Raises:
             NodeRefused: the server cannot be reached.
-            ConfigurationError: it refuses the log-in, or is of another kind.
+            ConfigurationError: the server refused the log-in, or is of another kind.
         """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Send what is queued, then close."""
+        """Send what is queued, then close the connections."""
 
     @abstractmethod
     def _run(
@@ -74,17 +74,17 @@ class ScriptedNode(ABC):
         *args: str | int,
         lone: bool = False,
     ) -> asyncio.Future[Any]:
-        """Have a script run; the future gets what ``decode`` makes of its reply, or a vote of no effect."""
+        """Run a script; the future gets its decoded reply, or a ``NotExecuted`` or ``MaybeExecuted`` vote."""
 
-    # What all share.
+    # Shared by all kinds of nodes.
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        """The one loop that a node serves; asking which one runs is a system call before Python 3.12."""
+        """The node's one event loop, cached because looking it up is a system call before Python 3.12."""
         return asyncio.get_running_loop()
 
     def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
-        """Have ``callback`` called with the grant of each waiter that the server wakes; ``None``: all."""
+        """Register ``callback``, called with the grant of each waiter that is woken, or ``None`` for all."""
         self._wake = callback
 
     def acquire(self, request: AcquireRequest) -> asyncio.Future[AcquireVote]:
@@ -112,7 +112,7 @@ class ScriptedNode(ABC):
         self, resource: Resource, grant: GrantId, ttl_ms: int, *, seal: str = ""
     ) -> asyncio.Future[Extended | NoVote]:
         """Run extend.lua."""
-        # Not "lone": a guard renews all its leases in one turn of the loop, and they leave in one write.
+        # Not "lone": a guard renews all its leases in one iteration of the loop, and so in one write.
         keys = keys_of(self._namespace, resource).extend
         return self._run(EXTEND, votes.extended, keys, grant, ttl_ms, seal)
 
@@ -121,19 +121,19 @@ class ScriptedNode(ABC):
     ) -> asyncio.Future[Done | NoVote]:
         """Run release.lua.
 
-        It is written in this turn of the loop or at the beginning of the next one, which comes before
-        anybody is told that the calling task has ended: no loop can be stopped in between.
+        The command is written in this iteration of the event loop or at the beginning of the next, before any
+        task learns that the calling task has ended: the loop cannot be stopped in between.
         """
         keys = keys_of(self._namespace, resource).release
         args = (grant, self._inbox_of(resource), int(lost), seal)
         return self._run(RELEASE, votes.done, keys, *args, lone=True)
 
     def break_(self, resource: Resource, *, reason: str, token: Token) -> asyncio.Future[Broken | NoVote]:
-        """Run break.lua, by force."""
+        """Run break.lua to end the lease by force."""
         return self._break(votes.broken, resource, "force", reason, token)
 
     def request_handover(self, resource: Resource, *, reason: str) -> asyncio.Future[Done | NoVote]:
-        """Run break.lua, asking."""
+        """Run break.lua to ask the holder for a hand-over."""
         return self._break(lambda reply: Done(found=bool(reply[0])), resource, "ask", reason, 0)
 
     def inspect(self, resource: Resource) -> asyncio.Future[Inspection | NoVote]:
@@ -141,7 +141,7 @@ class ScriptedNode(ABC):
         keys = keys_of(self._namespace, resource).inspect
         return self._run(INSPECT, lambda reply: votes.inspected(resource, reply), keys, _WAITERS_SHOWN_MAX)
 
-    def _inbox_of(self, resource: Resource) -> str:  # noqa: ARG002 - all of a process wait on one channel
+    def _inbox_of(self, resource: Resource) -> str:  # noqa: ARG002 - one channel per process by default
         return self._inbox
 
     def _break(
@@ -152,7 +152,7 @@ class ScriptedNode(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one resource, in the order in which each script wants them."""
+    """The keys of one resource, in the order that each script expects."""
 
     acquire: tuple[str, ...]
     settle: tuple[str, ...]
@@ -165,7 +165,7 @@ class Keys:
 
 @lru_cache(maxsize=4096)
 def keys_of(namespace: str, resource: Resource) -> Keys:
-    """All of them share a hash tag, so they live in one slot of a cluster."""
+    """The keys of a resource; they share a hash tag, so they are in one slot of a cluster."""
     lock = f"{namespace}:{{{resource}}}"
     floor, queue, inboxes = f"{lock}:token", f"{lock}:queue", f"{lock}:inboxes"
     following, tenure, history = f"{lock}:next", f"{lock}:tenure", f"{lock}:history"

@@ -1,4 +1,4 @@
-"""What a server says of itself at log-in, and whether locks can be kept there."""
+"""What a server reports about itself at log-in, and whether it can keep locks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ __all__ = ["ServerFacts", "require"]
 _LOG = logging.getLogger("lockguard")
 
 VERSION_MIN = (6, 2)
-"""The first with CLIENT INFO; the scripts need 5.0."""
+"""The first version with CLIENT INFO; the scripts need only 5.0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """The facts of one server process; empty where the ACL user may not ask.
+    """The facts about one server process; empty if the ACL user may not ask for them.
 
     Attributes:
-        run_id: of the process: another one after each start.
+        run_id: identifies the process; changes with each start.
         replication_id: shared by a master and its replicas.
-        version: of the Redis protocol that it keeps.
+        version: the Redis version that the server is compatible with.
         mode: ``standalone``, ``cluster`` or ``sentinel``.
         role: ``master`` or ``slave``.
-        master: of a replica: where its master is.
-        loading: whether it still reads its data.
-        evicts: the policy by which it drops keys when it is full; empty when it does not.
+        master: a replica's master as ``host:port``; empty for a master.
+        loading: whether the server is still loading its data.
+        evicts: the policy by which a full server drops keys; empty if it drops none.
     """
 
     run_id: str = ""
@@ -41,7 +41,7 @@ class ServerFacts:
 
     @classmethod
     def parse(cls, info: object) -> ServerFacts:
-        """Read the reply to INFO; anything but text gives empty facts."""
+        """Parse the reply to INFO; anything but ``bytes`` gives empty facts."""
         if not isinstance(info, bytes):
             return cls()
         found = dict(
@@ -63,16 +63,16 @@ class ServerFacts:
 
 
 def require(facts: ServerFacts, *, name: str, mode: str) -> None:
-    """Refuse a server that cannot keep locks; warn of one that may drop them.
+    """Refuse a server that cannot keep locks, and log a warning about one that may drop them.
 
     Args:
-        facts: what it said; what it did not say is not held against it.
-        name: the server, for people.
-        mode: what it has to be, ``standalone`` or ``cluster``.
+        facts: what the server reported; unreported facts are not checked.
+        name: the server's name for messages.
+        mode: the required mode, ``standalone`` or ``cluster``.
 
     Raises:
-        NodeRefused: it cannot now, and may later.
-        ConfigurationError: it never will.
+        NodeRefused: the server cannot keep locks now, but may later.
+        ConfigurationError: the server can never keep locks.
     """
     if facts.mode and facts.mode != mode:
         raise ConfigurationError(f"Redis at {name} is {_OTHER_MODE[facts.mode]}")
@@ -80,7 +80,7 @@ def require(facts: ServerFacts, *, name: str, mode: str) -> None:
         raise ConfigurationError(
             f"Redis at {name} is {facts.version}; lockguard needs {'.'.join(map(str, VERSION_MIN))} or newer"
         )
-    if facts.role == "slave" and mode != "cluster":  # there, a replica tells the map and who the master is
+    if facts.role == "slave" and mode != "cluster":  # a cluster's replica tells the map and its master
         raise NodeRefused(f"Redis at {name} is a replica of {facts.master}; give its master", node=name)
     if facts.loading:
         raise NodeRefused(f"Redis at {name} is still loading its data", node=name)

@@ -1,4 +1,4 @@
-"""What each script's reply means; see the headers of the scripts."""
+"""Decodes the scripts' replies into votes; see the headers of the scripts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FOUND, _NOT_FOUND = Done(found=True), Done(found=False)
 
 
 def acquired(reply: list[Any]) -> AcquireVote:
-    """Of acquire.lua."""
+    """Decode a reply of acquire.lua."""
     if reply[0] == 1:
         seal = reply[3].decode("ascii", "replace") if reply[3] else ""
         return Granted(Token(int(reply[1])), int(reply[2]), seal)
@@ -47,27 +47,27 @@ def acquired(reply: list[Any]) -> AcquireVote:
 
 
 def done(reply: int) -> Done:
-    """Of settle.lua, release.lua and rejoin.lua."""
+    """Decode a reply of settle.lua, release.lua or rejoin.lua."""
     return _FOUND if reply == 1 else _NOT_FOUND
 
 
 def done_again(reply: int) -> Done:
-    """Of release.lua, sent a second time."""
+    """Decode a reply of release.lua that was sent a second time."""
     return Done(found=reply == 1, repeated=True)
 
 
 def extended(reply: int) -> Extended:
-    """Of extend.lua."""
+    """Decode a reply of extend.lua."""
     return Extended(held=reply != 0, wanted=reply == 2)
 
 
 def broken(reply: list[bytes]) -> Broken:
-    """Of break.lua."""
+    """Decode a reply of break.lua."""
     return Broken(decoded(reply[0]), decoded(reply[1]), Token(int(reply[2])))
 
 
 def inspected(resource: Resource, reply: list[Any]) -> Inspection:
-    """Of inspect.lua."""
+    """Decode a reply of inspect.lua."""
     grant, token, holder, operation, age_ms, remaining_ms, ttl_ms, renewals, flat = reply
     waiters = []
     for member, ticket, silent_ms in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
@@ -89,7 +89,7 @@ def inspected(resource: Resource, reply: list[Any]) -> Inspection:
 
 
 def membership(reply: list[int]) -> Membership:
-    """Of admit.lua."""
+    """Decode a reply of admit.lua."""
     state, quarantine_ms, ttl_max_ms, nodes = reply
     return Membership(
         known=state > 0, member=state == 2, quarantine_ms=quarantine_ms, ttl_max_ms=ttl_max_ms, nodes=nodes
