@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from lockguard import LockGuard
@@ -16,8 +13,6 @@ from lockguard._cli import app
 from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
 from lockguard_lab.demo import cli, serverlog
-from lockguard_lab.demo.actors import Actor
-from lockguard_lab.demo.parts import Part
 from lockguard_lab.demo.paused import PausedResult, Round, Watch, Write
 from lockguard_lab.demo.peek import Entry, lock_key, peek
 from lockguard_lab.demo.picture import page
@@ -278,45 +273,3 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
     write_private(target, "new")
     assert target.read_text() == "new"
-
-
-# --- its processes ---
-
-
-async def test_a_process_that_fails_is_told_with_its_last_line():
-    part = Part("redis://127.0.0.1:1", "postgresql://127.0.0.1:1/x", "http://127.0.0.1:1", 1500, os.getpid())
-    async with Actor("lockguard_lab.demo.successor", part) as actor:
-        with pytest.raises(ConfigurationError, match=r"successor ended with 1: \S+"):
-            await actor.expect("ready")
-
-
-async def test_leaving_a_process_that_is_stopped_ends_it():
-    part = Part("redis://127.0.0.1:1", "postgresql://127.0.0.1:1/x", "http://127.0.0.1:1", 1500, os.getpid())
-    async with Actor("lockguard_lab.demo.holder", part) as actor:
-        await actor.stop()
-        process = psutil.Process(actor.pid)
-        assert process.status() == psutil.STATUS_STOPPED
-    assert not process.is_running()
-
-
-async def test_a_stopped_process_dies_with_its_parent():
-    """It is killed by the kernel: nothing else reaches a process that is stopped."""
-    program = (
-        "import os, sys, time; from lockguard_lab.demo.parts import end_with_parent;"
-        "end_with_parent(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
-    )
-    parent = (
-        "import os, subprocess, sys;"
-        f"child = subprocess.Popen([sys.executable, '-c', {program!r}, str(os.getpid())]);"
-        "sys.stdin.readline()"
-    )
-    owner = await asyncio.create_subprocess_exec(
-        *(os.sys.executable, "-c", parent), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert owner.stdout is not None
-    child = psutil.Process(int(await owner.stdout.readline()))
-    child.send_signal(signal.SIGSTOP)
-    owner.kill()
-    await owner.wait()
-    await asyncio.to_thread(psutil.wait_procs, [child], 10)
-    assert not child.is_running()

@@ -9,9 +9,10 @@ from contextlib import AsyncExitStack
 
 from lockguard._scripts import RELEASE
 from lockguard_lab.bench.contenders import Lockguard
-from lockguard_lab.bench.crew import Hand, hired
+from lockguard_lab.bench.crew import hired
 from lockguard_lab.bench.figures import Memory, Sizes, Waiters
 from lockguard_lab.bench.monitor import Keeper, Monitor
+from lockguard_lab.child_process import Child
 
 __all__ = ["inversions", "memory", "waiters"]
 
@@ -40,7 +41,7 @@ async def waiters(
             await monitor.take()
             await asyncio.sleep(sizes.watch_s)
             quiet = [command for command in await monitor.take() if command.sender in senders]
-        served = [grant for _, grant in sorted([one for hand in crew for one in await hand.hear()])]
+        served = [grant for _, grant in sorted([one for worker in crew for one in await worker.hear()])]
         busy = [command for command in await monitor.take() if command.sender in senders]
     caused = [command for command in busy if RELEASE.sha not in command.words]
     figures = Waiters(
@@ -76,10 +77,10 @@ def inversions(places: Sequence[int]) -> int:
     return count
 
 
-async def _gathered(lockguard: Lockguard, resource: str, crew: Sequence[Hand], number: int) -> list[str]:
+async def _gathered(lockguard: Lockguard, resource: str, crew: Sequence[Child], number: int) -> list[str]:
     """The grants of all waiters in the order of the queue."""
-    for hand in crew:
-        hand.tell()
+    for worker in crew:
+        await worker.write("go")
     queue: list[str] = []
     while len(queue) < number:
         await asyncio.sleep(_LOOK_EVERY_S)

@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.bench.contenders import Contender
-from lockguard_lab.bench.crew import Hand, hired
+from lockguard_lab.bench.crew import hired
 from lockguard_lab.bench.figures import HandOff, Sizes, percentile
+from lockguard_lab.child_process import Child
 
 __all__ = ["hand_offs"]
 
@@ -38,9 +39,9 @@ async def hand_offs(
     return {name: HandOff(percentile(ms, 0.5), percentile(ms, 0.99)) for name, ms in took_ms.items()}
 
 
-async def _one(contender: Contender, partner: Hand, resource: str) -> float:
+async def _one(contender: Contender, partner: Child, resource: str) -> float:
     async with contender.lock_alone(resource):
-        partner.tell()
+        await partner.write("go")
         await partner.hear()
         await asyncio.sleep(random.uniform(*_HELD_S))  # noqa: S311 - not a secret
         released_at = SYSTEM_CLOCK.now()

@@ -20,7 +20,8 @@ import asyncpg
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import LeaseLost
 from lockguard_asyncpg._claims import Claim
-from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, PACE, Bot, Part, bot, end_with_parent, say
+from lockguard_lab.child_process import begin_as_child, say
+from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, PACE, Bot, Part, bot
 from lockguard_positions._flow import Flow
 from lockguard_positions._model import NewPosition, Position, PositionSide, Progress
 from lockguard_positions._store import PositionStore
@@ -53,7 +54,7 @@ class _Stopped(PositionStore):
         """Would note that the stop is about to be placed; is stopped before it can."""
         lease.ensure()
         statement = late_write(lease, position, trigger)
-        say("stopped_at", {"token": lease.token, "position": position.id, "statement": statement})
+        say({"stopped_at": {"token": lease.token, "position": position.id, "statement": statement}})
         if not sys.stdin.readline():  # blocks the whole process, as SIGSTOP does meanwhile
             os._exit(1)
         # A task of its own: the loss of the lease, which is told at the next await, must not keep it back.
@@ -70,9 +71,9 @@ class _Stopped(PositionStore):
         try:
             await self._raw.execute(statement)
         except asyncpg.PostgresError as exc:
-            say("wrote", {"sqlstate": exc.sqlstate, "message": str(exc)})
+            say({"wrote": {"sqlstate": exc.sqlstate, "message": str(exc)}})
         else:
-            say("wrote", {"sqlstate": None, "message": "committed"})
+            say({"wrote": {"sqlstate": None, "message": "committed"}})
 
 
 def late_write(lease: Lease, position: Position, trigger: Decimal) -> str:
@@ -125,7 +126,7 @@ async def _open(made: Bot, part: Part, symbol: str) -> None:
 
 async def _run(part: Part) -> None:
     async with bot(part) as made:
-        say("ready")
+        say({"ready": True})
         symbol = sys.stdin.readline().strip()
         if symbol:
             await _open(made, part, symbol)
@@ -133,8 +134,8 @@ async def _run(part: Part) -> None:
 
 def main() -> None:
     """Open one position, be stopped, and end with what came of it."""
+    begin_as_child()
     part = Part.decode(sys.stdin.readline())
-    end_with_parent(part.parent_pid)
     try:
         asyncio.run(_run(part))  # noqa: TID251 - its parent ends it
     except LeaseLost as lost:

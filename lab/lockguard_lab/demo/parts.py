@@ -1,15 +1,8 @@
-"""What the two bot processes of the third act have in common: what they are told, and what they are made of.
-
-They speak with the demo in lines of JSON over their standard input and output.
-"""
+"""What the two bot processes of the third act are told, and what each is made of."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -27,14 +20,13 @@ from lockguard_positions._venue import Pace
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["EXCHANGE", "LEASE_LOST", "PACE", "Bot", "Part", "bot", "end_with_parent", "say"]
+__all__ = ["EXCHANGE", "LEASE_LOST", "PACE", "Bot", "Part", "bot"]
 
 EXCHANGE = "binance"
 LEASE_LOST = 3
 """The exit code of a holder whose lease was lost under it."""
 
 PACE = Pace(poll=timedelta(milliseconds=50), grace=timedelta(seconds=1))
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +37,6 @@ class Part:
     database_url: str
     exchange_url: str
     ttl_ms: int
-    parent_pid: int
 
     def encode(self) -> str:
         """One line of JSON."""
@@ -84,21 +75,3 @@ async def bot(part: Part) -> AsyncIterator[Bot]:
                 yield Bot(guard, pool, GuardedExchange(client))
     finally:
         await client.close()
-
-
-def end_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the demo dies, even while it is stopped.
-
-    Elsewhere than on Linux the kernel itself resumes a stopped process whose group was orphaned, and it then
-    reads the end of its standard input.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(1)
-
-
-def say(word: str, fact: object = True) -> None:  # noqa: FBT002 - a fact may be just that
-    """Tell the demo something."""
-    sys.stdout.write(json.dumps({word: fact}) + "\n")
-    sys.stdout.flush()

@@ -19,8 +19,8 @@ import asyncpg
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import install
+from lockguard_lab.child_process import Child
 from lockguard_lab.demo import serverlog
-from lockguard_lab.demo.actors import Actor
 from lockguard_lab.demo.holder import unfenced
 from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, Part
 from lockguard_lab.demo.peek import Entry, lock_key, peek
@@ -35,6 +35,7 @@ __all__ = ["Cast", "PausedResult", "Round", "Watch", "Write", "play", "prepare"]
 
 _FILE = "demo.sql"
 _HOLDER = "lockguard_lab.demo.holder"
+_PATIENCE_S = 30.0
 _LONGER_S = 0.25
 """How long the holder stays stopped after its successor has finished, so that a picture shows both."""
 
@@ -142,18 +143,23 @@ class Cast:
 
     def __init__(self, part: Part, rounds: int) -> None:
         self.part = part
-        self.successor = Actor(_SUCCESSOR, part)
-        self.holders = [Actor(_HOLDER, part) for _ in range(rounds)]
+        self.successor = _child(_SUCCESSOR)
+        self.holders = [_child(_HOLDER) for _ in range(rounds)]
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
         """Start them all; they are ready some time later."""
         for actor in (self.successor, *self.holders):
             await self._stack.enter_async_context(actor)
+            await actor.write(self.part.encode())
 
     async def aclose(self) -> None:
         """End them all."""
         await self._stack.aclose()
+
+
+def _child(module: str) -> Child:
+    return Child(module, patience_s=_PATIENCE_S, end_s=0)  # a holder may be stopped: it is killed at once
 
 
 async def prepare(database_url: str) -> None:
@@ -228,24 +234,24 @@ class _Stage:
     tell: Callable[[float, str], None]
     on_stopped: Callable[[str, Watch], None]
 
-    async def play(self, holder: Actor, successor: Actor) -> Round:
+    async def play(self, holder: Child, successor: Child) -> Round:
         """Stop the holder, let the successor finish, resume the holder, look at what it left."""
         resource = f"{EXCHANGE}:{self.symbol}"
         self.tell(0.0, "the holder opens a position")
         await holder.expect("ready")
-        await holder.tell(self.symbol)
+        await holder.write(self.symbol)
         at = await holder.expect("stopped_at")
-        await holder.stop()
+        await holder.suspend()
         stopped_at_ms = SYSTEM_CLOCK.wall() * 1000
         watch = await self._watch(resource)
         self.on_stopped(resource, watch)
         self.tell(0.3, "the holder is stopped, the successor waits")
-        await successor.tell(self.symbol)
+        await successor.write(self.symbol)
         done = await successor.expect("done")
         self.tell(0.8, "the successor has finished, the holder wakes up")
         would_overwrite = await self._try_unfenced(at["position"], at["token"])
         await asyncio.sleep(_LONGER_S)
-        await holder.tell("go on")
+        await holder.write("go on")
         resumed_at_ms = SYSTEM_CLOCK.wall() * 1000
         holder.resume()
         wrote = await holder.expect("wrote")

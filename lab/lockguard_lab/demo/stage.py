@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,7 +65,6 @@ class Stage:
             database_url=self.database_url,
             exchange_url=self.calm.url,
             ttl_ms=_TTL_MS,
-            parent_pid=os.getpid(),
         )
 
 

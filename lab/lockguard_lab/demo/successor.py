@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from lockguard_lab.demo.parts import EXCHANGE, PACE, Part, bot, end_with_parent, say
+from lockguard_lab.child_process import begin_as_child, say
+from lockguard_lab.demo.parts import EXCHANGE, PACE, Part, bot
 from lockguard_positions._manager import AtomicPositionManager
 
 __all__ = ["main"]
@@ -18,16 +19,16 @@ __all__ = ["main"]
 async def _run(part: Part) -> None:
     async with bot(part) as made:
         manager = AtomicPositionManager(made.guard, made.pool, [made.exchange], pace=PACE, observers=[])
-        say("ready")
+        say({"ready": True})
         while symbol := (await asyncio.to_thread(sys.stdin.readline)).strip():
             outcome = await manager.ensure_stop(symbol, EXCHANGE)
-            say("done", {"action": outcome.action.value, "details": outcome.details})
+            say({"done": {"action": outcome.action.value, "details": outcome.details}})
 
 
 def main() -> None:
     """Take over one symbol for each line of the standard input, until it ends."""
+    begin_as_child()
     part = Part.decode(sys.stdin.readline())
-    end_with_parent(part.parent_pid)
     asyncio.run(_run(part))  # noqa: TID251 - its parent ends it
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 from statistics import quantiles
@@ -14,21 +12,20 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard.errors import ConfigurationError
+from lockguard_lab.child_process import Child
 from lockguard_lab.fence_load.history import measure_history
 from lockguard_lab.fence_load.plan import Crewman, LoadPlan, LoadReport, Phase, Shift
 from lockguard_lab.fence_load.server import autovacuum_cpu_s, cpu_s, fence_calls, table_sizes
 from lockguard_lab.fence_race.running import SET_UP, TEAR_DOWN
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from lockguard_lab.servers import PostgresServer, RedisServer
 
 __all__ = ["run_load"]
 
 _WORKER = "lockguard_lab.fence_load.worker"
-_LINE_BYTES_MAX = 1 << 28
 _END_S = 60.0
 _PLAIN_SHARE = 0.2
 _TOLD_MAX = 10
@@ -120,16 +117,19 @@ class _Load:
         await self._conn.execute(SET_UP)
         await self._conn.execute(_RESOURCES, self._plan.resources)
         async with AsyncExitStack() as stack:
-            hands = [
-                await stack.enter_async_context(_hired(self._told(number, duration, fenced=fenced)))
-                for number in range(self._plan.processes)
+            name = "a process of the load"
+            workers = [
+                await stack.enter_async_context(Child(_WORKER, name=name, end_s=_END_S))
+                for _ in range(self._plan.processes)
             ]
-            for hand in hands:
-                await hand.hear()
+            for number, worker in enumerate(workers):
+                await worker.tell(asdict(self._told(number, duration, fenced=fenced)))
+            for worker in workers:
+                await worker.hear()
             cpu, log, began = cpu_s(self._postgres), len(self._postgres.log), SYSTEM_CLOCK.now()
-            for hand in hands:
-                hand.begin()
-            shifts = [Shift(**await hand.hear()) for hand in hands]
+            for worker in workers:
+                await worker.write("begin")
+            shifts = [Shift(**await worker.hear()) for worker in workers]
             seconds = SYSTEM_CLOCK.now() - began
         await self._alone()
         used = cpu_s(self._postgres) - cpu
@@ -170,63 +170,3 @@ def _phase(shifts: list[Shift], seconds: float, used_s: float, autovacuum_s: flo
         cpu_us_per_hold=round(1e6 * used_s / max(1, holds), 1),
         autovacuum_cpu_s=round(autovacuum_s, 2),
     )
-
-
-class _Hand:
-    """A process, as its parent sees it."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    def tell(self, crewman: Crewman) -> None:
-        """What to do."""
-        self._write(json.dumps(asdict(crewman)))
-
-    def begin(self) -> None:
-        """And when."""
-        self._write("begin")
-
-    def _write(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line.encode() + b"\n")
-
-    async def hear(self) -> Any:
-        """Its next line.
-
-        Raises:
-            ConfigurationError: it ended.
-        """
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        if not line:
-            raise ConfigurationError(
-                "a process of the load ended before its time; its error output tells why"
-            )
-        return json.loads(line)
-
-    async def dismiss(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            async with asyncio.timeout(_END_S):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-
-
-@asynccontextmanager
-async def _hired(crewman: Crewman) -> AsyncIterator[_Hand]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", _WORKER),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=_LINE_BYTES_MAX,
-    )
-    hand = _Hand(process)
-    hand.tell(crewman)
-    try:
-        yield hand
-    finally:
-        await hand.dismiss()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import signal
-import sys
 from contextlib import AsyncExitStack
 from contextvars import Context
 from dataclasses import asdict
@@ -28,6 +26,7 @@ from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._native import fenced_execute
 from lockguard_asyncpg._transaction import fenced_transaction
+from lockguard_lab.child_process import begin_as_child, open_input, say
 from lockguard_lab.fence_load.plan import TASKS, Crewman, Shift
 from lockguard_lab.fence_race.writes import BUMP
 
@@ -116,9 +115,7 @@ def _written(lease: Lease) -> tuple[str, int, int]:
 
 async def main() -> None:
     """Do as the first line says, when the second one comes."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    reader = await open_input()
     told = Crewman(**json.loads(await reader.readline()))
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(_pool(told))
@@ -129,14 +126,14 @@ async def main() -> None:
             fence = PostgresFence(await stack.enter_async_context(_pool(told)))
         guard = await stack.enter_async_context(LockGuard.from_url(told.redis_url, fence=fence))
         crew = _Crew(told, guard, pool)
-        _say("ready")
+        say("ready")
         if not await reader.readline():
             return
         bodies = [asyncio.create_task(crew.work()) for _ in range(TASKS)]
         left = asyncio.create_task(_end(reader, bodies))
         await asyncio.gather(*bodies)
         left.cancel()
-    _say(asdict(crew.shift))
+    say(asdict(crew.shift))
 
 
 def _pool(told: Crewman) -> asyncpg.Pool[Any]:
@@ -150,12 +147,6 @@ async def _end(reader: asyncio.StreamReader, bodies: list[asyncio.Task[None]]) -
         body.cancel()
 
 
-def _say(what: object) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    # Ctrl-C reaches the whole group of processes; the parent ends its crew itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begin_as_child()
     asyncio.run(main())  # noqa: TID251 - its parent ends it

@@ -1,8 +1,7 @@
 """One process of a race: ``python -m lockguard_lab.race.worker``.
 
 It is told what it is by the first line of its standard input, says ``ready`` when it is connected, and then
-plays one round for each line that it is given. It ends when its standard input does: so it dies with its
-parent, however that dies.
+plays one round for each line that it is given. It ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import asyncio
 import json
 import os
 import random
-import sys
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 
 from lockguard import LeaseLost, ResourceBusy, StaleToken
 from lockguard._clock import SYSTEM_CLOCK
+from lockguard_lab.child_process import begin_as_child, open_input, say
 from lockguard_lab.naive import SETTLEMENT
 from lockguard_lab.race.bot import Bot, Refusals, set_up
 from lockguard_lab.race.logs import RaceLog
@@ -62,14 +61,14 @@ class _Player:
                 group.create_task(self._repeat(action, report, random.Random(f"{seed}/pass/{lane}")))  # noqa: S311
             if role in {"opener", "both"}:
                 await self._open_all(symbols, seed, report)
-            _say({"opened": True})
+            say({"opened": True})
             await self.stopping.wait()
         return self._with_refusals(report)
 
     async def make_pass(self) -> None:
         """One pass for opens that wait at their phase."""
         await self._tell(self._bot.sync(self._report), self._report)
-        _say({"passed": True})
+        say({"passed": True})
 
     def go(self) -> None:
         """Let the opens go on that wait at their phase."""
@@ -144,11 +143,11 @@ class _Player:
         await self._tell(self._bot.open(symbol, report), report, symbol)
         if self._line is not None:
             self._line.over(symbol)
-        _say({"progress": 1})
+        say({"progress": 1})
 
     async def _line_up(self, line: Line) -> None:
         await line.full()
-        _say({"lined_up": True})
+        say({"lined_up": True})
 
     async def _repeat(
         self, action: Callable[[Report], Awaitable[None]], report: Report, dice: random.Random
@@ -185,7 +184,7 @@ async def _run() -> None:
         settings = crewman.settings
         line = Line(settings.phase) if settings.lined_up and crewman.role == "opener" else None
         player = _Player(crewman, await set_up(stack, crewman, refusals, line), refusals, line)
-        _say({"ready": True})
+        say({"ready": True})
         log = RaceLog(settings.log_folder, crewman.number)
         playing: asyncio.Task[Report] | None = None
         while True:
@@ -200,9 +199,9 @@ async def _run() -> None:
                     player.go()
                 case "stop" if playing is not None:
                     player.stopping.set()
-                    _say({"report": (await playing).encode()})
+                    say({"report": (await playing).encode()})
                 case "settle":
-                    _say({"report": (await player.settle()).encode()})
+                    say({"report": (await player.settle()).encode()})
                 case "end":
                     break
     listening.cancel()
@@ -210,23 +209,16 @@ async def _run() -> None:
 
 async def _listen(lines: asyncio.Queue[str]) -> None:
     """Pass the standard input on, and end the process with it."""
-    reader = asyncio.StreamReader(limit=1 << 20)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
+    reader = await open_input()
     while line := await reader.readline():
         lines.put_nowait(line.decode())
     # The parent is gone: nothing that is left to do here could matter to anybody.
     os._exit(3)
 
 
-def _say(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     """Play until the standard input ends."""
+    begin_as_child()
     asyncio.run(_run())  # noqa: TID251 - its parent ends it
 
 
