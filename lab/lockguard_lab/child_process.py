@@ -189,7 +189,7 @@ class Child:
 
 
 def begin_as_child() -> None:
-    """In a child, first of all: leave the terminal's Ctrl-C to the parent, and die with it, even while stopped.
+    """In a child, first of all: leave Ctrl-C to the parent, and die with it, even while stopped.
 
     Elsewhere than on Linux the kernel resumes a stopped process whose group was orphaned, and it then reads
     the end of its standard input.

@@ -17,7 +17,6 @@ from redis.retry import Retry
 
 from lockguard.errors import ConfigurationError
 from lockguard_lab.servers import PostgresServer, RedisServer
-from lockguard_lab.servers.redis_commands import command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -247,7 +246,7 @@ def test_the_url_names_its_user_as_programs_other_than_ours_need_it() -> None:
     """``redis-cli -u`` logs in with the name that is there, and an empty one is nobody's."""
     with RedisServer(password="it's 1/2") as server:
         parts = urlsplit(server.url)
-        said = command(server.port, "AUTH", unquote(parts.username or ""), unquote(parts.password or ""))
+        said = server.command("AUTH", unquote(parts.username or ""), unquote(parts.password or ""))
     assert said == "OK"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from typing import BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
+
+import redis
 
 from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
 from lockguard_lab.servers.ports import LOOPBACK
@@ -31,53 +31,31 @@ def command(port: int, *words: str | int, password: str | None = None) -> Answer
         ConfigurationError: the password was refused.
     """
     name = f"{LOOPBACK}:{port}"
+    # A connection and not a client, which would make values of its own of the answers.
+    connection: Any = redis.Connection(  # type: ignore[no-untyped-call]
+        host=LOOPBACK,
+        port=port,
+        password=password,
+        socket_connect_timeout=_PATIENCE_S,
+        socket_timeout=_PATIENCE_S,
+        protocol=2,
+        decode_responses=True,
+        encoding_errors="replace",
+    )
     try:
-        with contextlib.closing(socket.create_connection((LOOPBACK, port), _PATIENCE_S)) as connection:
-            stream = connection.makefile("rb")
-            with contextlib.closing(stream):
-                if password is not None:
-                    connection.sendall(_packed("AUTH", password))
-                    if isinstance(_read(stream), _Refusal):
-                        raise ConfigurationError(f"the server at {name} refused the password")
-                connection.sendall(_packed(*words))
-                answer = _read(stream)
-    except OSError as error:
+        try:
+            connection.connect()
+        except redis.AuthenticationError as error:
+            raise ConfigurationError(f"the server at {name} refused the password") from error
+        connection.send_command(*words)
+        answer: Answer = connection.read_response()
+        return answer
+    except (redis.ResponseError, redis.AuthenticationError) as error:
+        raise NodeRefused(f"{name} refused {' '.join(map(str, words))}: {error}", node=name) from error
+    except (redis.RedisError, OSError) as error:
         raise NodeUnknown(f"{name} did not answer {words[0]}: {error}", node=name) from error
-    if isinstance(answer, _Refusal):
-        raise NodeRefused(f"{name} refused {' '.join(map(str, words))}: {answer}", node=name)
-    return answer
-
-
-class _Refusal(str):
-    __slots__ = ()
-
-
-def _packed(*words: str | int) -> bytes:
-    parts = [str(word).encode() for word in words]
-    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
-
-
-def _read(stream: BinaryIO) -> Answer:
-    line = stream.readline()
-    if not line.endswith(b"\r\n"):
-        raise ConnectionError("the server closed the connection")
-    kind, rest = line[:1], line[1:-2].decode(errors="replace")
-    match kind:
-        case b"+":
-            return rest
-        case b"-":
-            return _Refusal(rest)
-        case b":":
-            return int(rest)
-        case b"$":
-            size = int(rest)
-            if size < 0:
-                return None
-            return stream.read(size + 2)[:-2].decode(errors="replace")
-        case b"*":
-            return [_read(stream) for _ in range(int(rest))]
-        case _:
-            raise ConnectionError(f"not the Redis protocol: {line!r:.80}")
+    finally:
+        connection.disconnect()
 
 
 def credentials(password: str) -> str:
