@@ -1,5 +1,7 @@
 """The processes that a race, a load, a benchmark or the demo starts: told, heard, and never left behind."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 import signal

@@ -26,12 +26,6 @@ from lockguard_lab.servers import RedisServer
 from lockguard_lab.servers.ports import free_port
 
 
-@pytest.fixture
-async def guard(redis_url):
-    async with LockGuard.from_url(redis_url) as made:
-        yield made
-
-
 async def test_the_template_reads_the_parameters_however_they_are_passed(guard):
     @guard.exclusive("{exchange}:{symbol}")
     async def body(symbol, exchange="binance", *, side="long"):

@@ -97,12 +97,6 @@ class Request:
 
 
 @pytest.fixture
-async def guard(redis_url):
-    async with LockGuard.from_url(redis_url) as made:
-        yield made
-
-
-@pytest.fixture
 def locked(guard):
     """What a call of a function of one argument locks."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,8 +12,7 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Grant, Lease, Token
 from lockguard.errors import (
     ConfigurationError,
     FenceUnavailable,
@@ -33,20 +31,10 @@ from lockguard_asyncpg import (
     fenced_transaction,
     install,
 )
+from tests.integration.fence_leases import APT, SOON, grant_of, lease_of, under
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-SOON = timedelta(seconds=5)
-APT = Resource("binance:APTUSDT")
-
-
-def grant(token: int, resource: str = APT, holder: str = "host/1") -> Grant:
-    return Grant(Resource(resource), new_grant_id(), Token(token), holder, "open", 10_000)
-
-
-def lease_of(g: Grant) -> Lease:
-    return Lease(g, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
 
 
 @pytest.fixture
@@ -68,17 +56,6 @@ async def sealed(fence: PostgresFence, g: Grant) -> Lease:
     return lease_of(g)
 
 
-@asynccontextmanager
-async def under(lease: Lease) -> AsyncIterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    mark = enter_scope(LeaseScope(lease, task, object()))
-    try:
-        yield
-    finally:
-        exit_scope(mark)
-
-
 async def blocked_on(pool: asyncpg.Pool[Any], what: str) -> None:
     """Wait until some backend waits for a lock in a statement that contains ``what``."""
     query = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like $1"
@@ -91,11 +68,11 @@ async def blocked_on(pool: asyncpg.Pool[Any], what: str) -> None:
 
 
 async def test_seal_takes_the_presented_token_of_a_free_resource(fence: PostgresFence) -> None:
-    assert await fence.seal(grant(7), within=SOON) == Sealed(Token(7))
+    assert await fence.seal(grant_of(7), within=SOON) == Sealed(Token(7))
 
 
 async def test_seal_is_idempotent_per_grant(fence: PostgresFence) -> None:
-    g = grant(7)
+    g = grant_of(7)
     await sealed(fence, g)
     assert await fence.seal(g, within=SOON) == Sealed(Token(7))
 
@@ -103,8 +80,8 @@ async def test_seal_is_idempotent_per_grant(fence: PostgresFence) -> None:
 async def test_a_higher_token_takes_over_and_shuts_out_the_old_holder(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    old = await sealed(fence, grant(7))
-    await sealed(fence, grant(8))
+    old = await sealed(fence, grant_of(7))
+    await sealed(fence, grant_of(8))
     with pytest.raises(StaleToken):
         async with fenced_transaction(pool, old):
             pytest.fail("the body of a stale holder must not run")
@@ -114,15 +91,15 @@ async def test_a_higher_token_takes_over_and_shuts_out_the_old_holder(
 async def test_a_late_seal_does_not_steal_the_fence_from_the_successor(
     fence: PostgresFence, pool: asyncpg.Pool[Any], token: int
 ) -> None:
-    successor = await sealed(fence, grant(7))
-    assert await fence.seal(grant(token), within=SOON) == Outrun(Token(7))
+    successor = await sealed(fence, grant_of(7))
+    assert await fence.seal(grant_of(token), within=SOON) == Outrun(Token(7))
     async with fenced_transaction(pool, successor):
         pass
 
 
 async def test_the_rightful_holder_seals_after_the_token_source_went_back(fence: PostgresFence) -> None:
-    await sealed(fence, grant(1_000))
-    late = grant(3)
+    await sealed(fence, grant_of(1_000))
+    late = grant_of(3)
     answer = await fence.seal(late, within=SOON)
     assert answer == Outrun(Token(1_000))
     again = Grant(late.resource, late.id, Token(answer.current + 1), late.holder, late.operation, late.ttl_ms)
@@ -130,7 +107,7 @@ async def test_the_rightful_holder_seals_after_the_token_source_went_back(fence:
 
 
 async def test_a_closed_grant_is_never_opened_again(fence: PostgresFence) -> None:
-    g = grant(7)
+    g = grant_of(7)
     await sealed(fence, g)
     await fence.close(g, within=SOON)
     assert await fence.seal(g, within=SOON) == Outrun(Token(7))
@@ -141,20 +118,20 @@ async def test_a_closed_grant_is_never_opened_again(fence: PostgresFence) -> Non
 async def test_seal_waits_for_an_open_transaction_of_the_old_holder(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    old = await sealed(fence, grant(7))
+    old = await sealed(fence, grant_of(7))
     async with fenced_transaction(pool, old) as conn:
         await conn.execute("insert into note values (1, 'old', 7)")
-        sealing = asyncio.create_task(fence.seal(grant(8), within=SOON))
+        sealing = asyncio.create_task(fence.seal(grant_of(8), within=SOON))
         await blocked_on(pool, "lockguard.seal")
     assert await sealing == Sealed(Token(8))
     assert await pool.fetchval("select text from note") == "old"
 
 
 async def test_seal_gives_up_within_its_bound(fence: PostgresFence, pool: asyncpg.Pool[Any]) -> None:
-    old, patient = await sealed(fence, grant(7)), PostgresFence(pool, grace=SOON)
+    old, patient = await sealed(fence, grant_of(7)), PostgresFence(pool, grace=SOON)
     async with fenced_transaction(pool, old):
         with pytest.raises(FenceUnavailable, match="open transaction under its lease") as caught:
-            await patient.seal(grant(8), within=timedelta(seconds=1))
+            await patient.seal(grant_of(8), within=timedelta(seconds=1))
     assert caught.value.resource == APT
     async with fenced_transaction(pool, old):
         pass
@@ -163,11 +140,11 @@ async def test_seal_gives_up_within_its_bound(fence: PostgresFence, pool: asyncp
 async def test_a_holder_frozen_in_a_transaction_is_taken_over(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    old = await sealed(fence, grant(7))
+    old = await sealed(fence, grant_of(7))
     frozen = FencedTransaction(pool, old, limits=Limits(idle_timeout=timedelta(milliseconds=200)))
     conn = await frozen.__aenter__()
     await conn.execute("insert into note values (1, 'old', 7)")
-    assert await fence.seal(grant(8), within=SOON) == Sealed(Token(8))
+    assert await fence.seal(grant_of(8), within=SOON) == Sealed(Token(8))
     # Unknown if COMMIT left before the news of the dropped connection came.
     with pytest.raises((NotCommitted, CommitUnknown)):
         await frozen.__aexit__(None, None, None)
@@ -181,7 +158,7 @@ async def test_concurrent_seals_settle_on_the_highest_token_at_any_default_isola
     settings = {"default_transaction_isolation": level}
     async with asyncpg.create_pool(database_url, min_size=0, max_size=10, server_settings=settings) as strict:
         fence = PostgresFence(strict)
-        grants = [grant(n) for n in range(1, 30)]
+        grants = [grant_of(n) for n in range(1, 30)]
         answers = await asyncio.gather(*(fence.seal(g, within=SOON) for g in grants))
     for g, answer in zip(grants, answers, strict=True):
         assert answer == Sealed(g.token) or (isinstance(answer, Outrun) and answer.current > g.token)
@@ -196,7 +173,7 @@ async def test_concurrent_seals_settle_on_the_highest_token_at_any_default_isola
 async def test_no_write_is_accepted_after_close_though_nobody_took_over(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    g = grant(7)
+    g = grant_of(7)
     lease = await sealed(fence, g)
     await fence.close(g, within=SOON)
     with pytest.raises(StaleToken) as caught:
@@ -209,7 +186,7 @@ async def test_no_write_is_accepted_after_close_though_nobody_took_over(
 async def test_close_waits_for_the_holders_own_transaction(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    g = grant(7)
+    g = grant_of(7)
     lease = await sealed(fence, g)
     async with fenced_transaction(pool, lease):
         closing = asyncio.create_task(fence.close(g, within=SOON))
@@ -220,9 +197,9 @@ async def test_close_waits_for_the_holders_own_transaction(
 async def test_close_of_an_old_grant_leaves_the_new_one_open(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    old = grant(7)
+    old = grant_of(7)
     await sealed(fence, old)
-    successor = await sealed(fence, grant(8))
+    successor = await sealed(fence, grant_of(8))
     await fence.close(old, within=SOON)
     await fence.close(old, within=SOON)
     async with fenced_transaction(pool, successor):
@@ -234,10 +211,10 @@ async def test_a_seal_that_arrives_after_its_close_finds_the_grant_shut(
     fence: PostgresFence, before: str
 ) -> None:
     if before == "a closed grant":
-        earlier = grant(5)
+        earlier = grant_of(5)
         await sealed(fence, earlier)
         await fence.close(earlier, within=SOON)
-    g = grant(7)
+    g = grant_of(7)
     await fence.close(g, within=SOON)
     assert await fence.seal(g, within=SOON) == Outrun(Token(7))
 
@@ -245,8 +222,8 @@ async def test_a_seal_that_arrives_after_its_close_finds_the_grant_shut(
 async def test_close_of_a_grant_that_never_sealed_leaves_an_open_one_alone(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    holder = await sealed(fence, grant(5))
-    await fence.close(grant(7), within=SOON)
+    holder = await sealed(fence, grant_of(5))
+    await fence.close(grant_of(7), within=SOON)
     async with fenced_transaction(pool, holder):
         pass
 
@@ -255,7 +232,7 @@ async def test_close_of_a_grant_that_never_sealed_leaves_an_open_one_alone(
 
 
 async def test_break_fences_the_holder_and_is_audited(fence: PostgresFence, pool: asyncpg.Pool[Any]) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     token = await fence.break_(APT, reason="hung since 3 a.m.", within=SOON)
     assert token > 7
     with pytest.raises(StaleToken) as caught:
@@ -269,7 +246,7 @@ async def test_break_fences_the_holder_and_is_audited(fence: PostgresFence, pool
 
 
 async def test_break_also_outruns_a_grant_that_is_not_sealed_yet(fence: PostgresFence) -> None:
-    granted = grant(int((SYSTEM_CLOCK.wall() - 1) * 1_000_000))
+    granted = grant_of(int((SYSTEM_CLOCK.wall() - 1) * 1_000_000))
     token = await fence.break_(APT, reason="stuck", within=SOON)
     assert await fence.seal(granted, within=SOON) == Outrun(token)
 
@@ -280,8 +257,9 @@ async def test_break_also_outruns_a_grant_that_is_not_sealed_yet(fence: Postgres
 async def test_a_transaction_commits_under_the_lease_of_the_surrounding_body(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    async with under(await sealed(fence, grant(7))), fenced_transaction(pool) as conn:
-        await conn.execute("insert into note values (1, 'mine', 7)")
+    with under(await sealed(fence, grant_of(7))):
+        async with fenced_transaction(pool) as conn:
+            await conn.execute("insert into note values (1, 'mine', 7)")
     assert await pool.fetchval("select text from note") == "mine"
 
 
@@ -294,7 +272,7 @@ async def test_a_transaction_without_a_lease_is_refused(pool: asyncpg.Pool[Any])
 async def test_a_lost_lease_is_refused_without_asking_postgres(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     lease.mark_lost(LossReason.EXPIRED)
     with pytest.raises(LeaseLost):
         async with fenced_transaction(pool, lease):
@@ -304,7 +282,7 @@ async def test_a_lost_lease_is_refused_without_asking_postgres(
 async def test_a_lease_lost_inside_the_transaction_is_not_committed(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     with pytest.raises(LeaseLost):
         async with fenced_transaction(pool, lease) as conn:
             await conn.execute("insert into note values (1, 'late', 7)")
@@ -314,22 +292,22 @@ async def test_a_lease_lost_inside_the_transaction_is_not_committed(
 
 async def test_a_resource_never_sealed_is_refused(pool: asyncpg.Pool[Any]) -> None:
     with pytest.raises(StaleToken, match="never sealed") as caught:
-        async with fenced_transaction(pool, lease_of(grant(7))):
+        async with fenced_transaction(pool, lease_of(grant_of(7))):
             pass
     assert caught.value.current is None
 
 
 async def test_the_number_alone_is_no_authority(fence: PostgresFence, pool: asyncpg.Pool[Any]) -> None:
-    await sealed(fence, grant(7))
+    await sealed(fence, grant_of(7))
     with pytest.raises(StaleToken):
-        async with fenced_transaction(pool, lease_of(grant(7))):
+        async with fenced_transaction(pool, lease_of(grant_of(7))):
             pass
 
 
 async def test_a_swallowed_error_does_not_pass_for_a_commit(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     with pytest.raises(NotCommitted):
         async with fenced_transaction(pool, lease) as conn:
             await conn.execute("insert into note values (1, 'x', 7)")
@@ -340,7 +318,7 @@ async def test_a_swallowed_error_does_not_pass_for_a_commit(
 async def test_a_savepoint_inside_keeps_the_transaction_usable(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     async with fenced_transaction(pool, lease) as conn:
         await conn.execute("insert into note values (1, 'x', 7)")
         with pytest.raises(asyncpg.UniqueViolationError):
@@ -352,7 +330,7 @@ async def test_a_savepoint_inside_keeps_the_transaction_usable(
 async def test_a_body_that_raises_is_rolled_back_and_its_error_kept(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     with pytest.raises(ZeroDivisionError):
         async with fenced_transaction(pool, lease) as conn:
             await conn.execute("insert into note values (1, 'x', 7)")
@@ -363,11 +341,11 @@ async def test_a_body_that_raises_is_rolled_back_and_its_error_kept(
 async def test_a_refused_transaction_leaves_the_callers_connection_usable(
     fence: PostgresFence, database_url: str
 ) -> None:
-    await sealed(fence, grant(8))
+    await sealed(fence, grant_of(8))
     conn = await asyncpg.connect(database_url)
     try:
         with pytest.raises(StaleToken):
-            async with fenced_transaction(conn, lease_of(grant(7))):
+            async with fenced_transaction(conn, lease_of(grant_of(7))):
                 pass
         async with conn.transaction():
             assert await conn.fetchval("select 1") == 1
@@ -379,20 +357,20 @@ async def test_a_refused_transaction_leaves_the_callers_connection_usable(
 async def test_a_savepoint_in_a_transaction_of_the_callers_is_fenced_until_its_end(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     async with pool.acquire() as conn, conn.transaction():
         async with fenced_transaction(conn, lease):
             await conn.execute("insert into note values (1, 'x', 7)")
         with pytest.raises(FenceUnavailable):
-            await fence.seal(grant(8), within=timedelta(milliseconds=100))
-    await sealed(fence, grant(9))
+            await fence.seal(grant_of(8), within=timedelta(milliseconds=100))
+    await sealed(fence, grant_of(9))
 
 
 async def test_several_leases_are_all_checked(fence: PostgresFence, pool: asyncpg.Pool[Any]) -> None:
-    one, two = await sealed(fence, grant(7, "a")), await sealed(fence, grant(7, "b"))
+    one, two = await sealed(fence, grant_of(7, "a")), await sealed(fence, grant_of(7, "b"))
     async with fenced_transaction(pool, [two, one]):
         pass
-    await sealed(fence, grant(8, "a"))
+    await sealed(fence, grant_of(8, "a"))
     with pytest.raises(StaleToken) as caught:
         async with fenced_transaction(pool, [two, one]):
             pass
@@ -402,7 +380,7 @@ async def test_several_leases_are_all_checked(fence: PostgresFence, pool: asyncp
 async def test_a_fenced_transaction_costs_no_more_messages_than_a_plain_one(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     sent: list[str] = []
     async with pool.acquire() as conn:
         conn.add_query_logger(lambda record: sent.append(record.query))
@@ -415,7 +393,7 @@ async def test_a_fenced_transaction_costs_no_more_messages_than_a_plain_one(
     "name", ["binance:'; drop table note; --", "bybit:\\'x", "ökx:比特币", "$$", "E'\\\\", "x" * 200]
 )
 async def test_any_name_is_only_a_name(fence: PostgresFence, pool: asyncpg.Pool[Any], name: str) -> None:
-    lease = await sealed(fence, grant(7, name))
+    lease = await sealed(fence, grant_of(7, name))
     async with fenced_transaction(pool, lease) as conn:
         await conn.execute("insert into note values (1, 'x', 7)")
     assert await pool.fetchval("select resource from lockguard.status()") == name
@@ -424,7 +402,7 @@ async def test_any_name_is_only_a_name(fence: PostgresFence, pool: asyncpg.Pool[
 async def test_settings_of_a_transaction_do_not_outlive_it(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     async with pool.acquire() as conn:
         query = (
             "select current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'),"
@@ -446,7 +424,7 @@ async def test_settings_of_a_transaction_do_not_outlive_it(
 async def test_a_stricter_setting_of_the_session_is_kept(
     fence: PostgresFence, pool: asyncpg.Pool[Any]
 ) -> None:
-    lease = await sealed(fence, grant(7))
+    lease = await sealed(fence, grant_of(7))
     async with pool.acquire() as conn:
         await conn.execute("set lock_timeout = '250ms'")
         async with fenced_transaction(conn, lease):
@@ -459,7 +437,7 @@ async def test_a_stricter_setting_of_the_session_is_kept(
 async def test_a_missing_schema_names_the_command(database_url: str) -> None:
     async with asyncpg.create_pool(database_url, min_size=0, max_size=2) as bare:
         with pytest.raises(ConfigurationError, match="lockguard fence install"):
-            await PostgresFence(bare).seal(grant(7), within=SOON)
+            await PostgresFence(bare).seal(grant_of(7), within=SOON)
 
 
 async def test_a_server_that_is_gone_is_unavailable_within_the_bound(unused_port: int) -> None:
@@ -467,7 +445,7 @@ async def test_a_server_that_is_gone_is_unavailable_within_the_bound(unused_port
     pool = asyncpg.create_pool(url, min_size=0, max_size=1)
     async with pool:
         with pytest.raises(FenceUnavailable) as caught:
-            await PostgresFence(pool).seal(grant(7), within=timedelta(milliseconds=200))
+            await PostgresFence(pool).seal(grant_of(7), within=timedelta(milliseconds=200))
     assert "secret" not in str(caught.value)
 
 
@@ -481,4 +459,4 @@ async def unused_port() -> int:
 
 
 async def test_texts_that_postgres_cannot_keep_do_not_fail_the_seal(fence: PostgresFence) -> None:
-    await sealed(fence, grant(7, holder="a\x00b\ud800"))
+    await sealed(fence, grant_of(7, holder="a\x00b\ud800"))

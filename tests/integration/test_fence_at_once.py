@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
-from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import StaleToken
-from lockguard_asyncpg import CommitUnknown, PostgresFence, create_pool, install, resolve, unfenced
+from lockguard_asyncpg import CommitUnknown, create_pool, install, resolve, unfenced
 from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._statements import is_lone_write, is_write
 from lockguard_lab.servers import HOLD, FaultProxy
+from tests.integration.fence_leases import APT, held, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from lockguard_lab.servers import PostgresServer
 
-SOON = timedelta(seconds=5)
-APT = Resource("binance:APTUSDT")
 SET_UP = """
 create type mood as enum ('good', 'bad');
 create table note (id int primary key, text text, mood mood, at timestamptz);
@@ -44,23 +38,6 @@ async def pool(request: Any, database_url: str) -> AsyncIterator[asyncpg.Pool[An
             await install(conn)
             await conn.execute(SET_UP)
         yield pool
-
-
-async def held(pool: asyncpg.Pool[Any], token: int = 7) -> Lease:
-    grant = Grant(APT, new_grant_id(), Token(token), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=SOON)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(lease: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    mark = enter_scope(LeaseScope(lease, task, object()))
-    try:
-        yield
-    finally:
-        exit_scope(mark)
 
 
 async def outcome(work: Awaitable[Any]) -> object:

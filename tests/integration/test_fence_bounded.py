@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -13,13 +12,10 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Lease, Resource, new_grant_id
 from lockguard.errors import OutcomeUnknown, StaleToken
-from lockguard.ports import Sealed
 from lockguard_asyncpg import (
     SCHEMA_VERSION,
-    CommitUnknown,
     PostgresFence,
     create_pool,
     fenced_execute,
@@ -31,14 +27,11 @@ from lockguard_asyncpg._claims import Limits, entry_for
 from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._schema import steps
 from lockguard_lab.servers import PostgresServer
-from lockguard_lab.servers.binaries import ServerBinary
+from tests.integration.fence_leases import APT, SOON, grant_of, held, lease_of, under, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-_OLD = Path("/usr/lib/postgresql/15/bin/postgres")
-SOON = timedelta(seconds=5)
-APT = "binance:APTUSDT"
 INSERT = "insert into note values ($1)"
 ROWS = "select count(*) from lockguard.writer"
 AGE = "update lockguard.writer set begun_at = begun_at - interval '36 hours'"
@@ -57,21 +50,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
         yield pool
 
 
-def lease_of(token: int, resource: str = APT) -> Lease:
-    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-async def held(pool: asyncpg.Pool[Any], token: int = 7, resource: str = APT) -> Lease:
-    lease = lease_of(token, resource)
-    assert await PostgresFence(pool).seal(lease.grant, within=SOON) == Sealed(Token(token))
-    return lease
-
-
-def unknown(lease: Lease, sequence: int) -> CommitUnknown:
-    return CommitUnknown(resource=lease.resource, token=lease.token, sequence=sequence)
-
-
 # What is left behind
 
 
@@ -85,11 +63,8 @@ async def by_transaction(pool: asyncpg.Pool[Any], lease: Lease) -> None:
 
 
 async def by_old_code(pool: asyncpg.Pool[Any], lease: Lease) -> None:
-    mark = enter_scope(LeaseScope(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
-    try:
+    with under(lease):
         await pool.execute(INSERT, 1)
-    finally:
-        exit_scope(mark)
 
 
 async def by_a_statement_that_fails(pool: asyncpg.Pool[Any], lease: Lease) -> None:
@@ -203,7 +178,7 @@ async def test_no_call_reads_or_deletes_more_after_a_hundred_thousand_writes(
 
 def test_many_leases_are_presented_by_one_call() -> None:
     """Each call of a check reads and writes all that was presented before it."""
-    entry = entry_for([lease_of(7, f"r{n}") for n in range(1000)], sequence=1, limits=Limits())
+    entry = entry_for([lease_of(grant_of(7, f"r{n}")) for n in range(1000)], sequence=1, limits=Limits())
     assert len(entry.claims) == 1000
     assert entry.sql().count("select") == 2
 
@@ -359,8 +334,8 @@ async def test_who_holds_leases_clears_away_now_and_then(
     monkeypatch.setattr("lockguard_asyncpg._fence._PRUNE_S", 0.0)
     await pool.execute(OLD_HISTORY, "long gone", timedelta(days=30), 3_500)
     async with PostgresFence(pool) as fence:
-        await fence.seal(lease_of(7).grant, within=SOON)
-        lease = lease_of(8)
+        await fence.seal(grant_of(7), within=SOON)
+        lease = lease_of(grant_of(8))
         await fence.seal(lease.grant, within=SOON)
         async with asyncio.timeout(5):
             while await pool.fetchval("select exists (select from lockguard.outcome)"):
@@ -440,17 +415,6 @@ end $$;
 create trigger note after insert or update on lockguard.fence for each row execute function note();
 create trigger note after insert or update on lockguard.writer for each row execute function note();
 """
-
-
-@pytest.fixture(scope="module", params=["embedded", "15"])
-def any_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    if request.param == "embedded":
-        yield request.getfixturevalue("postgres_server")
-        return
-    if not _OLD.exists():
-        pytest.skip(f"there is no PostgreSQL 15 on this machine ({_OLD}): apt-get install postgresql-15")
-    with PostgresServer(binary=ServerBinary("PostgreSQL", "15", _OLD, "apt")) as server:
-        yield server
 
 
 @pytest.fixture(params=["repeatable read", "serializable"])

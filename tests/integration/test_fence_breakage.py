@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
-from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._guard import LockGuard
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, FenceUnavailable, LeaseNotHeld, StaleToken
-from lockguard.ports import Sealed
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install, unfenced
+from tests.integration import fence_leases
+from tests.integration.fence_leases import SOON, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from lockguard_lab.servers import PostgresServer
 
-SOON = timedelta(seconds=5)
 APT, BTC = "APTUSDT", "BTCUSDT"
 SET_UP = """
 create table position (
@@ -48,22 +45,7 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
 
 
 async def held(pool: asyncpg.Pool[Any], token: int = 7, resource: str = APT) -> Lease:
-    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-    with unfenced():
-        assert await PostgresFence(pool).seal(grant, within=SOON) == Sealed(Token(token))
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(*leases: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    marks = [enter_scope(LeaseScope(lease, task, object())) for lease in leases]
-    try:
-        yield
-    finally:
-        for mark in reversed(marks):
-            exit_scope(mark)
+    return await fence_leases.held(pool, token, resource)
 
 
 async def rows(pool: asyncpg.Pool[Any], table: str = "position") -> list[tuple[Any, ...]]:

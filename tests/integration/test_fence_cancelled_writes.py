@@ -5,29 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import LockguardError
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, fenced_transaction, install
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._wire import bare
 from lockguard_lab.fence_race.running import NOISE_OF_CONNECTING, NOISE_OF_COPY
+from tests.integration.fence_leases import SOON, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 
     Way = Callable[[Any], Awaitable[None]]
     Strike = Callable[[asyncio.Task[Any], Any], None]
 
-SOON = timedelta(seconds=5)
 TURNS_MAX = 200
 NOISE = (NOISE_OF_COPY, NOISE_OF_CONNECTING)
 
@@ -46,17 +43,6 @@ async def lease(pool: asyncpg.Pool[Any]) -> Lease:
     grant = Grant(Resource("x"), new_grant_id(), Token(7), "host", "open", 60_000)
     await PostgresFence(pool).seal(grant, within=SOON)
     return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(lease: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    mark = enter_scope(LeaseScope(lease, task, object()))
-    try:
-        yield
-    finally:
-        exit_scope(mark)
 
 
 # Ways to write

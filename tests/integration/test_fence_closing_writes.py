@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from lockguard._clock import SYSTEM_CLOCK
 from lockguard._guard import LockGuard
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Grant
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard_asyncpg import PostgresFence, fenced_execute, fenced_transaction, install
+from tests.integration.fence_leases import APT, SOON, held
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-SOON = timedelta(seconds=5)
-APT = Resource("binance:APTUSDT")
 INSERT = "insert into note values (1)"
 LEVELS = ["read_committed", "repeatable_read", "serializable"]
 
@@ -31,12 +29,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
             await install(conn)
             await conn.execute("create table note (id int primary key)")
         yield pool
-
-
-async def held(pool: asyncpg.Pool[Any], token: int = 7) -> Lease:
-    grant = Grant(APT, new_grant_id(), Token(token), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=SOON)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
 
 
 async def is_open(pool: asyncpg.Pool[Any]) -> bool:

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Lease, new_grant_id
 from lockguard.errors import ConfigurationError, StaleToken
-from lockguard_asyncpg import PostgresFence, create_pool, findings, install, protect, protections, unprotect
+from lockguard_asyncpg import create_pool, findings, install, protect, protections, unprotect
 from lockguard_asyncpg._cli import fence
 from lockguard_asyncpg._schema import steps
 from lockguard_lab.servers import PostgresServer
-from lockguard_lab.servers.binaries import ServerBinary
+from tests.integration.fence_leases import POSTGRES_15, held, postgres_15, under
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-_OLD = Path("/usr/lib/postgresql/15/bin")
-SOON = timedelta(seconds=5)
 TABLE = """
 create sequence numbers;
 create table {name} (
@@ -52,11 +45,7 @@ CLOSE = "update trades set status = concat(status, 'x')"
 @pytest.fixture(scope="module", params=["newest", "oldest"])
 def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """The newest Postgres, and the oldest that can be had."""
-    binary = None
-    if request.param == "oldest":
-        if not _OLD.exists():
-            pytest.skip(f"there is no PostgreSQL 15 on this machine ({_OLD}): apt-get install postgresql-15")
-        binary = ServerBinary("PostgreSQL", "15", _OLD / "postgres", "apt")
+    binary = postgres_15() if request.param == "oldest" else None
     with PostgresServer(binary=binary) as server:
         asyncio.run(installed(server.create_database("template_fenced")))
         yield server
@@ -77,24 +66,6 @@ async def pool(server: PostgresServer) -> AsyncIterator[asyncpg.Pool[Any]]:
     async with create_pool(server.url, database=name, min_size=0, max_size=5) as pool:
         yield pool
     server.drop_database(name)
-
-
-async def held(pool: asyncpg.Pool[Any], resource: str = "binance:A", token: int = 7) -> Lease:
-    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=SOON)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(*leases: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    marks = [enter_scope(LeaseScope(lease, task, object())) for lease in leases]
-    try:
-        yield
-    finally:
-        for mark in reversed(marks):
-            exit_scope(mark)
 
 
 async def refused(writing: Any) -> None:
@@ -152,7 +123,7 @@ async def test_writes_go_on_and_stay_fenced_through_ddl_on_connections_old_and_n
     pool: asyncpg.Pool[Any], server: PostgresServer, kind: str, ddl: str
 ) -> None:
     await made(pool, kind)
-    lease = await held(pool)
+    lease = await held(pool, resource="binance:A")
     # The first has run each of the guards, and keeps their plans.
     async with pool.acquire() as old, pool.acquire() as new:
         with under(lease):
@@ -319,7 +290,7 @@ async def test_what_was_a_partition_after_protect_is_guarded_and_its_going_is_no
     partition = "first" if "create table first" in attach else "late"
     write = f"insert into {partition} (exchange, symbol) values ('late', 'A')"
     await refused(pool.execute(write))
-    with under(await held(pool, "late:A")):
+    with under(await held(pool, resource="late:A")):
         await pool.execute(write)
     await pool.execute(detach)
     (line, *_) = [line for line in await grave(pool) if line.startswith(f"{name}: ")]
@@ -431,9 +402,9 @@ async def test_no_trigger_changes_the_resource_of_a_row_behind_the_guard(
           $$ begin new.symbol := 'B'; return new; end $$;
         create trigger zzzz_last before insert or update on trades for each row execute function moved();
     """)
-    with under(await held(pool, "binance:A")):
+    with under(await held(pool, resource="binance:A")):
         await refused(pool.execute(INSERT))
-    with under(await held(pool, "binance:B")):
+    with under(await held(pool, resource="binance:B")):
         await pool.execute(INSERT)
     assert await told(pool) == []
 
@@ -450,7 +421,7 @@ async def test_a_table_protected_before_this_version_is_followed_from_the_upgrad
             await old.execute("insert into lockguard.schema_version (version) values ($1)", step.version)
         await old.execute(KINDS[kind])
         await old.execute("select lockguard.protect('trades', '{exchange}:{symbol}', '{price}')")
-        lease = await held(pool)
+        lease = await held(pool, resource="binance:A")
         with under(lease):
             for _ in range(7):
                 await old.execute(INSERT)
@@ -499,8 +470,10 @@ def test_check_ends_with_1_and_names_what_to_do(server: PostgresServer) -> None:
 
 
 def copied(url: str, to: str) -> None:
-    dump = subprocess.run([_OLD / "pg_dump", url], capture_output=True, check=True, timeout=30)
-    subprocess.run([_OLD / "psql", "-q", to], input=dump.stdout, capture_output=True, check=True, timeout=30)
+    dump = subprocess.run([POSTGRES_15 / "pg_dump", url], capture_output=True, check=True, timeout=30)
+    subprocess.run(
+        [POSTGRES_15 / "psql", "-q", to], input=dump.stdout, capture_output=True, check=True, timeout=30
+    )
 
 
 def psql(server: PostgresServer, url: str, sql: str) -> None:
@@ -512,7 +485,9 @@ def psql(server: PostgresServer, url: str, sql: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.skipif(not _OLD.exists(), reason="needs pg_dump of PostgreSQL 15: apt-get install postgresql-15")
+@pytest.mark.skipif(
+    not POSTGRES_15.exists(), reason="needs pg_dump of PostgreSQL 15: apt-get install postgresql-15"
+)
 async def test_a_restored_database_tells_what_a_restore_has_weakened(server: PostgresServer) -> None:
     if "15" not in repr(server):
         pytest.skip("pg_dump of PostgreSQL 15 reads servers up to 15")
@@ -526,7 +501,7 @@ async def test_a_restored_database_tells_what_a_restore_has_weakened(server: Pos
     await asyncio.to_thread(copied, url, restored)
     async with create_pool(restored, min_size=0, max_size=3) as pool:
         assert await grave(pool) == []
-        lease = await held(pool)
+        lease = await held(pool, resource="binance:A")
         async with pool.acquire() as conn:
             await guarded(pool, conn, lease)
     server.drop_database(name)

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
-from datetime import timedelta
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
-from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason, StaleToken
 from lockguard_asyncpg import (
     FencedConnection,
     NotCommitted,
-    PostgresFence,
     create_pool,
     fenced,
     fenced_transaction,
     install,
     unfenced,
 )
+from tests.integration.fence_leases import held, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-SOON = timedelta(seconds=5)
-APT = Resource("binance:APTUSDT")
 INSERT = "insert into note values (1, 'x')"
 
 
@@ -41,23 +34,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
             await install(conn)
             await conn.execute("create table note (id int primary key, text text)")
         yield pool
-
-
-async def held(pool: asyncpg.Pool[Any], token: int, resource: str = APT) -> Lease:
-    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=SOON)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(lease: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    mark = enter_scope(LeaseScope(lease, task, object()))
-    try:
-        yield
-    finally:
-        exit_scope(mark)
 
 
 async def rows(pool: asyncpg.Pool[Any]) -> int:

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Lease, Token
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard.ports import Sealed
 from lockguard_asyncpg import PostgresFence, fenced_execute, install
 from lockguard_lab.servers import PostgresServer
+from tests.integration.fence_leases import SOON, grant_of, lease_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-SOON = timedelta(seconds=5)
-APT = Resource("binance:APTUSDT")
 INSERT = "insert into note values ($1)"
 IS_OPEN = "select is_open from lockguard.status('binance:APTUSDT')"
-
-
-def lease_of(token: int) -> Lease:
-    grant = Grant(APT, new_grant_id(), Token(token), "host/1", "open", 10_000)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
 
 
 @pytest.fixture
@@ -59,7 +52,7 @@ async def pool(server: PostgresServer) -> AsyncIterator[asyncpg.Pool[Any]]:
 async def test_a_crash_may_forget_a_close_that_did_not_wait_and_the_next_seal_shuts_out_all_the_same(
     server: PostgresServer, pool: asyncpg.Pool[Any], durable: bool
 ) -> None:
-    fence, lease = PostgresFence(pool, durable_close=durable), lease_of(7)
+    fence, lease = PostgresFence(pool, durable_close=durable), lease_of(grant_of(7))
     assert await fence.seal(lease.grant, within=SOON) == Sealed(Token(7))
     await fenced_execute(pool, INSERT, 1, lease=lease)
     await fence.close(lease.grant, within=SOON)
@@ -70,7 +63,7 @@ async def test_a_crash_may_forget_a_close_that_did_not_wait_and_the_next_seal_sh
     async with await _connected(server) as again:
         assert await again.fetchval("select count(*) from note") == 1
         assert await again.fetchval(IS_OPEN) is not durable
-        successor = lease_of(8)
+        successor = lease_of(grant_of(8))
         sealing = PostgresFence(again, durable_close=durable).seal(successor.grant, within=SOON)
         assert await sealing == Sealed(Token(8))
         blind = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)

@@ -6,7 +6,6 @@ import asyncio
 import sys
 import textwrap
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -14,28 +13,17 @@ import pytest
 
 from lockguard import LockGuard
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Token, new_grant_id
 from lockguard.errors import FenceUnavailable, LockguardError, StaleToken
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
 from lockguard_lab.servers import PostgresServer
-from lockguard_lab.servers.binaries import ServerBinary
+from tests.integration.fence_leases import APT, SOON, grant_of, lease_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
-SOON = timedelta(seconds=5)
 LATE = timedelta(seconds=30)
-APT = Resource("binance:APTUSDT")
-_OLD = Path("/usr/lib/postgresql/15/bin/postgres")
-
-
-def grant(token: int, resource: str = APT) -> Grant:
-    return Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-
-
-def lease_of(g: Grant) -> Lease:
-    return Lease(g, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
 
 
 @pytest.fixture
@@ -63,13 +51,13 @@ async def test_nothing_new_of_the_old_grant_gets_in_once_somebody_asks(
     pool: asyncpg.Pool[Any], asks: str
 ) -> None:
     """A holder that writes in parallel: each new transaction overlaps the one before."""
-    old, fence = grant(7), PostgresFence(pool, grace=LATE)
+    old, fence = grant_of(7), PostgresFence(pool, grace=LATE)
     await fence.seal(old, within=SOON)
     under_way = fenced_transaction(pool, lease_of(old))
     await under_way.__aenter__()
     match asks:
         case "seal":
-            asking = asyncio.ensure_future(fence.seal(grant(8), within=SOON))
+            asking = asyncio.ensure_future(fence.seal(grant_of(8), within=SOON))
         case "break_":
             asking = asyncio.ensure_future(fence.break_(APT, reason="test", within=SOON))
         case _:
@@ -92,20 +80,20 @@ async def test_nothing_new_of_the_old_grant_gets_in_once_somebody_asks(
 
 async def test_a_late_sealer_waits_for_nobody_and_ends_nobodys_session(pool: asyncpg.Pool[Any]) -> None:
     fence = PostgresFence(pool, grace=timedelta(milliseconds=50))
-    await fence.seal(grant(8), within=SOON)
-    rightful = grant(9)
+    await fence.seal(grant_of(8), within=SOON)
+    rightful = grant_of(9)
     await fence.seal(rightful, within=SOON)
     async with fenced_transaction(pool, lease_of(rightful)) as conn:
         await conn.execute("insert into note values (1)")
-        assert await fence.seal(grant(7), within=SOON) == Outrun(Token(9))
-        await fence.close(grant(7), within=SOON)
+        assert await fence.seal(grant_of(7), within=SOON) == Outrun(Token(9))
+        await fence.close(grant_of(7), within=SOON)
         assert await pool.fetchval("select lockguard.evict($1, 9)", APT) == 0
     assert await pool.fetchval("select count(*) from note") == 1
 
 
 async def test_the_transactions_that_keep_a_seal_waiting_are_listed(pool: asyncpg.Pool[Any]) -> None:
     fence = PostgresFence(pool, grace=LATE)
-    old, other = grant(7), grant(7, "other")
+    old, other = grant_of(7), grant_of(7, "other")
     await fence.seal(old, within=SOON)
     await fence.seal(other, within=SOON)
     async with fenced_transaction(pool, lease_of(old)) as conn, fenced_transaction(pool, lease_of(other)):
@@ -114,12 +102,12 @@ async def test_the_transactions_that_keep_a_seal_waiting_are_listed(pool: asyncp
         assert [tuple(row) for row in rows] == [(pid, "idle in transaction")]
         named = rf"kept out for 0.5 s by session {pid} \(postgres, no application_name, idle in transaction\)"
         with pytest.raises(FenceUnavailable, match=named):
-            await fence.seal(grant(8), within=timedelta(seconds=0.5))
+            await fence.seal(grant_of(8), within=timedelta(seconds=0.5))
 
 
 async def test_a_transaction_may_present_a_thousand_leases(pool: asyncpg.Pool[Any]) -> None:
     fence = PostgresFence(pool)
-    grants = [grant(7, f"r{n}") for n in range(1000)]
+    grants = [grant_of(7, f"r{n}") for n in range(1000)]
     async with pool.acquire() as conn:
         await conn.execute(
             "select lockguard.seal(r, 7, g, '', '', 5000) from unnest($1::text[], $2::uuid[]) as x (r, g)",
@@ -131,7 +119,7 @@ async def test_a_transaction_may_present_a_thousand_leases(pool: asyncpg.Pool[An
             "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
         )
         assert held == 1000
-    assert await fence.seal(grant(8, "r0"), within=SOON) == Sealed(Token(8))
+    assert await fence.seal(grant_of(8, "r0"), within=SOON) == Sealed(Token(8))
 
 
 class _Stopping(asyncpg.Connection[Any] if TYPE_CHECKING else asyncpg.Connection):
@@ -150,14 +138,14 @@ class _Stopping(asyncpg.Connection[Any] if TYPE_CHECKING else asyncpg.Connection
 async def test_who_stops_between_its_answer_and_commit_keeps_nobody_out(
     pool: asyncpg.Pool[Any], database_url: str, what: str
 ) -> None:
-    await PostgresFence(pool).seal(grant(7), within=SOON)
+    await PostgresFence(pool).seal(grant_of(7), within=SOON)
     _Stopping.woken = asyncio.Event()
     async with asyncpg.create_pool(database_url, min_size=0, connection_class=_Stopping) as stopping:
         fence = PostgresFence(stopping)
         asks: Any = (
             fence.break_(APT, reason="test", within=LATE)
             if what == "break_"
-            else fence.seal(grant(6), within=LATE)
+            else fence.seal(grant_of(6), within=LATE)
         )
         stopped = asyncio.create_task(asks)
         in_line = (
@@ -169,7 +157,7 @@ async def test_who_stops_between_its_answer_and_commit_keeps_nobody_out(
             async with asyncio.timeout(5):
                 while not await pool.fetchval(in_line):
                     await asyncio.sleep(0.005)
-            assert await PostgresFence(pool).seal(grant(8), within=SOON) == Sealed(Token(8))
+            assert await PostgresFence(pool).seal(grant_of(8), within=SOON) == Sealed(Token(8))
         finally:
             _Stopping.woken.set()
         assert await stopped == Outrun(Token(8)) if what != "break_" else await stopped > 8
@@ -219,17 +207,6 @@ _STOPPED = """
 
     asyncio.run(main(*sys.argv[1:]))
 """
-
-
-@pytest.fixture(scope="module", params=["embedded", "15"])
-def any_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    if request.param == "embedded":
-        yield request.getfixturevalue("postgres_server")
-        return
-    if not _OLD.exists():
-        pytest.skip(f"there is no PostgreSQL 15 on this machine ({_OLD}): apt-get install postgresql-15")
-    with PostgresServer(binary=ServerBinary("PostgreSQL", "15", _OLD, "apt")) as server:
-        yield server
 
 
 _SLOW_TO_COMMIT = """
@@ -300,11 +277,11 @@ async def test_the_session_of_another_role_is_ended_with_the_owners_rights(
     urls = [postgres_server.url_for(database, user=name, password="secret") for name in names]
     pools = [await asyncpg.create_pool(url, min_size=0, max_size=3) for url in urls]
     try:
-        old = grant(7)
+        old = grant_of(7)
         await PostgresFence(pools[0]).seal(old, within=SOON)
         left_open = fenced_transaction(pools[0], lease_of(old))
         await left_open.__aenter__()
-        assert await PostgresFence(pools[1]).seal(grant(8), within=SOON) == Sealed(Token(8))
+        assert await PostgresFence(pools[1]).seal(grant_of(8), within=SOON) == Sealed(Token(8))
         with pytest.raises((LockguardError, *_LOST)):
             await left_open.__aexit__(None, None, None)
     finally:
@@ -322,7 +299,7 @@ _LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 async def test_a_transaction_left_open_is_named_and_the_fence_is_closed_when_it_ends(
     pool: asyncpg.Pool[Any],
 ) -> None:
-    old, fence = grant(7), PostgresFence(pool)
+    old, fence = grant_of(7), PostgresFence(pool)
     await fence.seal(old, within=SOON)
     left_open = fenced_transaction(pool, lease_of(old))
     await left_open.__aenter__()
@@ -341,4 +318,4 @@ async def test_a_transaction_left_open_is_named_and_the_fence_is_closed_when_it_
 async def test_an_exhausted_pool_is_named(database_url: str, pool: asyncpg.Pool[Any]) -> None:
     async with asyncpg.create_pool(database_url, min_size=0, max_size=1) as small, small.acquire():
         with pytest.raises(FenceUnavailable, match="all 1 connections of its pool were in use"):
-            await PostgresFence(small).seal(grant(7), within=timedelta(milliseconds=300))
+            await PostgresFence(small).seal(grant_of(7), within=timedelta(milliseconds=300))

@@ -14,11 +14,11 @@ from lockguard import LeaseLost, LockGuard
 from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, LossReason
 from lockguard_asyncpg import PostgresFence, install
+from tests.integration.fence_leases import SOON
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-SOON = timedelta(seconds=5)
 APT = Resource("binance:APTUSDT")
 
 

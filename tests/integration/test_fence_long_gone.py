@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from lockguard import LockGuard
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, OutcomeUnknown, StaleToken
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import (
@@ -31,13 +31,13 @@ from lockguard_asyncpg._cli import fence
 from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._pruning import LongGone, count_long_gone, prune_resources
 from lockguard_asyncpg._recovering import shut_out_all
+from tests.integration.fence_leases import SOON, grant_of, lease_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from lockguard_lab.servers import PostgresServer
 
-SOON = timedelta(seconds=5)
 MONTH = timedelta(days=30)
 US = 1_000_000
 LONG_AGO = timedelta(days=40)
@@ -81,11 +81,7 @@ def ago(time: timedelta) -> int:
 
 
 def granted(token: int, resource: str = "binance:GONE") -> Grant:
-    return Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-
-
-def lease_of(grant: Grant) -> Lease:
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+    return grant_of(token, resource)
 
 
 async def sealed(pool: asyncpg.Pool[Any], grant: Grant) -> Grant:

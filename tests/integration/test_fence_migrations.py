@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 import pytest
@@ -14,17 +14,7 @@ from lockguard_asyncpg import SCHEMA_VERSION, Installed, install, schema_sql, sc
 from lockguard_asyncpg._cli import fence
 from lockguard_asyncpg._schema import steps
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 MADE = "insert into lockguard.schema_version (version) values ($1)"
-
-
-@pytest.fixture
-async def conn(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    conn = await asyncpg.connect(database_url)
-    yield conn
-    await conn.close()
 
 
 def notices_of(conn: asyncpg.Connection[Any]) -> list[str]:

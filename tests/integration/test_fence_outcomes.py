@@ -11,13 +11,10 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Lease
 from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
-from lockguard.ports import Sealed
 from lockguard_asyncpg import (
     CommitUnknown,
-    PostgresFence,
     create_pool,
     fenced_execute,
     fenced_fetch,
@@ -30,13 +27,13 @@ from lockguard_asyncpg import (
 from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of
 from lockguard_asyncpg._wire import bare
 from lockguard_lab.servers.fault_proxy import DROP, PASS, FaultProxy
+from tests.integration.fence_leases import held, under, unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from lockguard_lab.servers import PostgresServer
 
-SOON = timedelta(seconds=5)
 INSERT = "insert into note values ($1, 'x')"
 
 
@@ -52,12 +49,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
 def unaware(lease: Lease) -> Lease:
     """The same lease, as code has it that was not told of a refusal."""
     return Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-async def held(pool: asyncpg.Pool[Any], token: int = 7, resource: str = "binance:APTUSDT") -> Lease:
-    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-    assert await PostgresFence(pool).seal(grant, within=SOON) == Sealed(Token(token))
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
 
 
 # Native statements
@@ -166,7 +157,7 @@ async def test_a_commit_that_never_arrived_is_found_not_to_have_committed(
             leaving = asyncio.ensure_future(transaction.__aexit__(None, None, None))
             await proxy.to_server.wait_received(said + 1)  # the COMMIT, on its way to nowhere
             # Nobody has told the server yet: asking waits for the open transaction.
-            asking = asyncio.ensure_future(resolve(pool, _unknown(lease, transaction.sequence)))
+            asking = asyncio.ensure_future(resolve(pool, unknown(lease, transaction.sequence)))
             await _blocked(pool)
             proxy.to_server.set(PASS)
             proxy.reset()
@@ -175,10 +166,6 @@ async def test_a_commit_that_never_arrived_is_found_not_to_have_committed(
         assert await asking is False
     assert await resolve(pool, caught.value) is False
     assert await pool.fetchval("select count(*) from note") == 0
-
-
-def _unknown(lease: Lease, sequence: int) -> CommitUnknown:
-    return CommitUnknown(resource=lease.resource, token=lease.token, sequence=sequence)
 
 
 async def _blocked(pool: asyncpg.Pool[Any]) -> None:
@@ -193,7 +180,7 @@ async def _blocked(pool: asyncpg.Pool[Any]) -> None:
 async def test_a_write_declared_lost_never_commits(pool: asyncpg.Pool[Any]) -> None:
     lease = await held(pool)
     transaction = fenced_transaction(pool, lease)
-    assert await resolve(pool, _unknown(lease, transaction.sequence)) is False
+    assert await resolve(pool, unknown(lease, transaction.sequence)) is False
     with pytest.raises(StaleToken, match="already declared lost"):
         async with transaction:
             pass
@@ -218,8 +205,8 @@ async def test_no_answer_in_time_is_no_answer(pool: asyncpg.Pool[Any]) -> None:
     transaction = fenced_transaction(pool, lease)
     async with transaction:
         with pytest.raises(FenceUnavailable):
-            await resolve(pool, _unknown(lease, transaction.sequence), within=timedelta(milliseconds=100))
-    assert await resolve(pool, _unknown(lease, transaction.sequence)) is True
+            await resolve(pool, unknown(lease, transaction.sequence), within=timedelta(milliseconds=100))
+    assert await resolve(pool, unknown(lease, transaction.sequence)) is True
 
 
 @pytest.mark.parametrize("kind", ["native", "drop-in"])
@@ -234,8 +221,7 @@ async def test_a_lost_reply_to_one_statement_is_unknown(
         async with far.acquire() as conn:
             # Prepared beforehand, so that the reply that is lost is the reply to the write.
             await fenced_execute(conn, INSERT, 1, lease=lease)
-        mark = enter_scope(LeaseScope(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
-        try:
+        with under(lease):
             async with far.acquire() as conn:
                 if kind == "native":
                     with pytest.raises(CommitUnknown) as caught:
@@ -249,8 +235,6 @@ async def test_a_lost_reply_to_one_statement_is_unknown(
                     with pytest.raises(CommitUnknown) as caught:
                         await _lose_reply(proxy, lambda: conn.execute("COMMIT"))
                     proxy_replies.set(PASS)
-        finally:
-            exit_scope(mark)
             proxy.heal()
     assert await resolve(pool, caught.value) is True
     assert await pool.fetchval("select count(*) from note") == 2
@@ -265,7 +249,7 @@ async def test_a_connection_killed_before_commit_has_committed_nothing(pool: asy
             pid = await conn.fetchval("select pg_backend_pid()")
             await pool.execute("select pg_terminate_backend($1)", pid)
             await conn.execute("select pg_sleep(5)")
-    assert await resolve(pool, _unknown(lease, transaction.sequence)) is False
+    assert await resolve(pool, unknown(lease, transaction.sequence)) is False
 
 
 @pytest.mark.parametrize("kind", ["transaction", "drop-in", "native"])
@@ -284,8 +268,7 @@ async def test_an_error_that_ends_the_session_at_commit_is_no_answer(
         far.acquire() as conn,
     ):
         await fenced_execute(conn, INSERT, 1, lease=lease)  # prepared from here on
-        mark = enter_scope(LeaseScope(lease, asyncio.current_task(), object()))  # type: ignore[arg-type]
-        try:
+        with under(lease):
             transaction = fenced_transaction(conn) if kind == "transaction" else conn.transaction()
             if kind != "native":
                 await transaction.__aenter__()
@@ -300,8 +283,6 @@ async def test_an_error_that_ends_the_session_at_commit_is_no_answer(
             with pytest.raises(CommitUnknown) as caught:
                 protocol: Any = getattr(bare(conn), "_protocol")  # noqa: B009 - asyncpg's own
                 await _lose_reply(proxy, end, instead=lambda: protocol.data_received(words))
-        finally:
-            exit_scope(mark)
             conn.terminate()
     assert await resolve(pool, caught.value) is True
     assert await pool.fetchval("select count(*) from note") == 2

@@ -6,48 +6,26 @@ import asyncio
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.errors import FenceUnavailable
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import SCHEMA_VERSION, Limits, PostgresFence, fenced_transaction, install
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._schema import steps
 from lockguard_lab.servers import PostgresServer
-from lockguard_lab.servers.binaries import ServerBinary
+from tests.integration.fence_leases import APT, grant_of, lease_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 SOON, SECOND = timedelta(seconds=5), timedelta(seconds=1)
-APT = Resource("binance:APTUSDT")
-_OLD = Path("/usr/lib/postgresql/15/bin/postgres")
 OWN_LOCK = "select pg_advisory_lock(hashtextextended('lockguard:binance:APTUSDT' collate \"C\", 0))"
-
-
-def grant(token: int) -> Grant:
-    return Grant(APT, new_grant_id(), Token(token), "host/1", "open", 10_000)
-
-
-def lease_of(g: Grant) -> Lease:
-    return Lease(g, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@pytest.fixture(scope="module", params=["embedded", "15"])
-def any_server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    if request.param == "embedded":
-        yield request.getfixturevalue("postgres_server")
-        return
-    if not _OLD.exists():
-        pytest.skip(f"there is no PostgreSQL 15 on this machine ({_OLD}): apt-get install postgresql-15")
-    with PostgresServer(binary=ServerBinary("PostgreSQL", "15", _OLD, "apt")) as server:
-        yield server
 
 
 @dataclass
@@ -115,7 +93,7 @@ async def test_a_session_that_stays_at_the_gate_is_ended(stage: Stage, whose: st
         await intruder.execute(_HOWS[how])
         fence = PostgresFence(stage.bots, grace=timedelta(milliseconds=100))
         began = SYSTEM_CLOCK.now()
-        assert await fence.seal(grant(2**50), within=SOON) == Sealed(Token(2**50))
+        assert await fence.seal(grant_of(2**50), within=SOON) == Sealed(Token(2**50))
         assert SYSTEM_CLOCK.now() - began < 2
         left = "select count(*) from pg_stat_activity where application_name = 'intruder' and datname = $1"
         assert await stage.owner.fetchval(left, stage.database) == 0
@@ -135,7 +113,7 @@ async def test_a_session_that_lives_through_many_transactions_at_the_gate_is_end
     busy = asyncio.create_task(be_busy())
     try:
         fence = PostgresFence(stage.bots, grace=timedelta(milliseconds=100))
-        assert await fence.seal(grant(7), within=SOON) == Sealed(Token(7))
+        assert await fence.seal(grant_of(7), within=SOON) == Sealed(Token(7))
         with pytest.raises(DATABASE_ERRORS):
             await busy
     finally:
@@ -145,7 +123,7 @@ async def test_a_session_that_lives_through_many_transactions_at_the_gate_is_end
 
 async def test_who_works_at_the_gate_is_left_alone(stage: Stage) -> None:
     """A break whose statement takes its time, say on a slow disk."""
-    await PostgresFence(stage.bots).seal(grant(7), within=SOON)
+    await PostgresFence(stage.bots).seal(grant_of(7), within=SOON)
     breaking = await stage.connect(stage.roles[1])
     work = asyncio.create_task(
         breaking.execute(
@@ -155,14 +133,14 @@ async def test_who_works_at_the_gate_is_left_alone(stage: Stage) -> None:
     try:
         await at_the_gate(stage.owner)
         fence = PostgresFence(stage.bots, grace=timedelta(milliseconds=100))
-        assert isinstance(await fence.seal(grant(8), within=SOON), Outrun)
+        assert isinstance(await fence.seal(grant_of(8), within=SOON), Outrun)
         await work
     finally:
         breaking.terminate()
 
 
 async def test_a_writer_who_is_kept_out_is_told_where_to_look(stage: Stage) -> None:
-    one = grant(7)
+    one = grant_of(7)
     await PostgresFence(stage.bots).seal(one, within=SOON)
     intruder = await stage.connect(stage.roles[2])
     try:
@@ -177,7 +155,7 @@ async def test_a_writer_who_is_kept_out_is_told_where_to_look(stage: Stage) -> N
 
 
 async def test_a_late_sealer_ends_nobody_at_the_gate(stage: Stage) -> None:
-    await PostgresFence(stage.bots).seal(grant(8), within=SOON)
+    await PostgresFence(stage.bots).seal(grant_of(8), within=SOON)
     intruder = await stage.connect(stage.roles[0])
     try:
         await intruder.execute(OWN_LOCK)
@@ -207,19 +185,22 @@ async def test_a_session_that_nobody_may_end_is_named_to_who_waits(stage: Stage)
             pid = await superuser.fetchval("select pg_backend_pid()")
             fence = PostgresFence(bots, grace=timedelta(milliseconds=100))
             named = rf"kept out for 1 s by session {pid} \(postgres, an evening in psql, in a state that .*\)"
-            for asking in (fence.seal(grant(7), within=SECOND), fence.break_(APT, reason="x", within=SECOND)):
+            for asking in (
+                fence.seal(grant_of(7), within=SECOND),
+                fence.break_(APT, reason="x", within=SECOND),
+            ):
                 with pytest.raises(FenceUnavailable, match=named):
                     await asking
             assert await superuser.fetchval("select 1") == 1
             await superuser.close()
-            assert await fence.seal(grant(7), within=SOON) == Sealed(Token(7))
+            assert await fence.seal(grant_of(7), within=SOON) == Sealed(Token(7))
     finally:
         stage.server.drop_database(name)
         await stage.owner.execute(f"drop role {owner}")
 
 
 async def test_a_break_left_open_is_rolled_back_though_nobody_waits(stage: Stage) -> None:
-    await PostgresFence(stage.bots).seal(grant(7), within=SOON)
+    await PostgresFence(stage.bots).seal(grant_of(7), within=SOON)
     person = await stage.connect(stage.roles[0])
     try:
         await person.execute(f"begin; select lockguard.break_('{APT}', 'why', 1000)")
@@ -258,12 +239,14 @@ async def test_settings_of_the_role_keep_nobody_from_taking_over(stage: Stage, w
         await stage.owner.execute(f"alter role {stage.roles[0]} set {setting}")
     await stage.bots.expire_connections()
     fence = PostgresFence(stage.bots, grace=timedelta(milliseconds=400))
-    await fence.seal(grant(7), within=SOON)
+    await fence.seal(grant_of(7), within=SOON)
     intruder = await stage.connect(stage.roles[1])
     try:
         await intruder.execute(OWN_LOCK)
         asks = (
-            fence.seal(grant(8), within=SOON) if way == "seal" else fence.break_(APT, reason="x", within=SOON)
+            fence.seal(grant_of(8), within=SOON)
+            if way == "seal"
+            else fence.break_(APT, reason="x", within=SOON)
         )
         asking = asyncio.create_task(asks)  # type: ignore[arg-type]
         waits = "select pid from pg_locks where locktype = 'advisory' and not granted and database = $1"
@@ -342,7 +325,7 @@ async def test_a_schema_older_than_the_library_works_and_is_told_once(
             caplog.clear()
             fence = PostgresFence(pool)
             for token in (10 * version, 10 * version + 1):
-                one = grant(token)
+                one = grant_of(token)
                 assert await fence.seal(one, within=SOON) == Sealed(Token(token))
                 async with fenced_transaction(pool, lease_of(one)):
                     pass

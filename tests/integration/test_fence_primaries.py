@@ -25,11 +25,11 @@ from lockguard_asyncpg import PostgresFence, SealUnknown, create_pool, install
 from lockguard_asyncpg._cli import fence
 from lockguard_asyncpg._recovering import shut_out_all
 from lockguard_lab.servers import PostgresServer, postgres_files
+from tests.integration.fence_leases import SOON
 
 APT = "binance:APTUSDT"
 INSERT = "insert into trades values ($1)"
 TTL = timedelta(seconds=10)
-SOON = timedelta(seconds=5)
 
 
 class Standby(PostgresServer):

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import secrets
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Grant, Token
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install, protect, unprotect
 from lockguard_asyncpg._schema import steps
+from tests.integration.fence_leases import SOON, grant_of, lease_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from lockguard_lab.servers import PostgresServer
 
-SOON = timedelta(seconds=5)
 TEN_YEARS_US = 315_360_000_000_000
-
-
-def grant(token: int, resource: str = "x") -> Grant:
-    return Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-
-
-def lease_of(g: Grant) -> Lease:
-    return Lease(g, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
 
 
 @pytest.fixture
@@ -53,11 +44,11 @@ async def test_a_token_far_beyond_now_is_refused_whoever_brings_it(installed: as
     fence = PostgresFence(installed)
     for token in (2**63 - 1, 2**53, int(SYSTEM_CLOCK.wall() * 1e6) + 2 * TEN_YEARS_US):
         with pytest.raises(ConfigurationError, match="ten years ahead; Tokens are microseconds"):
-            await fence.seal(grant(token), within=SOON)
+            await fence.seal(grant_of(token), within=SOON)
         with pytest.raises(ConfigurationError, match="ten years ahead"):
-            await fence.close(grant(token), within=SOON)
+            await fence.close(grant_of(token), within=SOON)
     assert await installed.fetchval("select count(*) from lockguard.status()") == 0
-    now = grant(int(SYSTEM_CLOCK.wall() * 1e6))
+    now = grant_of(int(SYSTEM_CLOCK.wall() * 1e6))
     assert await fence.seal(now, within=SOON) == Sealed(now.token)
 
 
@@ -66,8 +57,8 @@ async def test_the_highest_token_that_is_taken_leaves_room_for_the_rightful_hold
 ) -> None:
     fence = PostgresFence(installed)
     highest = int(SYSTEM_CLOCK.wall() * 1e6) + TEN_YEARS_US - 1_000_000
-    await fence.seal(grant(highest), within=SOON)
-    late = grant(int(SYSTEM_CLOCK.wall() * 1e6))
+    await fence.seal(grant_of(highest), within=SOON)
+    late = grant_of(int(SYSTEM_CLOCK.wall() * 1e6))
     answer = await fence.seal(late, within=SOON)
     assert answer == Outrun(Token(highest))
     again = Grant(late.resource, late.id, Token(highest + 1), late.holder, late.operation, late.ttl_ms)
@@ -92,7 +83,7 @@ async def test_the_highest_token_that_is_taken_leaves_room_for_the_rightful_hold
 async def test_the_resource_of_a_row_follows_no_setting_of_the_session(
     installed: asyncpg.Pool[Any], *, kind: str, value: str, resource: str, setting: str, partitioned: bool
 ) -> None:
-    lease = lease_of(grant(7, resource))
+    lease = lease_of(grant_of(7, resource))
     await PostgresFence(installed).seal(lease.grant, within=SOON)
     async with installed.acquire() as conn:
         await conn.execute(
@@ -179,7 +170,7 @@ async def test_an_owner_who_may_not_create_roles_installs_and_lets_a_role_take_p
         async with asyncpg.create_pool(
             postgres_server.url_for(name, user=bot, password="secret"), min_size=0, max_size=3
         ) as bots:
-            g = grant(7)
+            g = grant_of(7)
             assert await PostgresFence(bots).seal(g, within=SOON) == Sealed(Token(7))
             async with fenced_transaction(bots, lease_of(g)):
                 pass
@@ -200,7 +191,7 @@ async def test_an_upgrade_in_place_keeps_tokens_and_makes_the_guards_anew(pool: 
                 await conn.execute(f"insert into lockguard.schema_version (version) values ({step.version})")
         await conn.execute("create table t (k date, status text)")
         await conn.execute("select lockguard.protect('t', '{k}')")
-        old = grant(7, "2026-02-03")
+        old = grant_of(7, "2026-02-03")
         fence = PostgresFence(pool)
         assert await fence.seal(old, within=SOON) == Sealed(Token(7))
         async with fenced_transaction(pool, lease_of(old)) as other:
@@ -212,7 +203,7 @@ async def test_an_upgrade_in_place_keeps_tokens_and_makes_the_guards_anew(pool: 
         await conn.execute("reset all")
         async with fenced_transaction(pool, lease_of(old)) as other:
             await other.execute("update t set status = 'c'")
-        assert await fence.seal(grant(8, "2026-02-03"), within=SOON) == Sealed(Token(8))
+        assert await fence.seal(grant_of(8, "2026-02-03"), within=SOON) == Sealed(Token(8))
         with pytest.raises(StaleToken):
             async with fenced_transaction(pool, lease_of(old)):
                 pass

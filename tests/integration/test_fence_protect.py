@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
-from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import new_grant_id
 from lockguard.errors import ConfigurationError, StaleToken
-from lockguard_asyncpg import PostgresFence, create_pool, fenced_transaction, install, unfenced, uninstall
+from lockguard_asyncpg import create_pool, fenced_transaction, install, unfenced, uninstall
+from tests.integration.fence_leases import held, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from lockguard_lab.servers import PostgresServer
 
-SOON = timedelta(seconds=5)
 TABLE = """
 create schema monitoring;
 create table monitoring.positions (
@@ -43,24 +39,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
             await install(conn)
             await conn.execute(TABLE)
         yield pool
-
-
-async def held(pool: asyncpg.Pool[Any], token: int = 7, resource: str = "binance:APTUSDT") -> Lease:
-    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=SOON)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(*leases: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    marks = [enter_scope(LeaseScope(lease, task, object())) for lease in leases]
-    try:
-        yield
-    finally:
-        for mark in reversed(marks):
-            exit_scope(mark)
 
 
 async def row(pool: asyncpg.Pool[Any]) -> dict[str, Any]:

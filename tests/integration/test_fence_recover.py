@@ -11,15 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Grant
 from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
 from lockguard_asyncpg._cli import fence
 from lockguard_asyncpg._recovering import Recovered, shut_out_all
 from lockguard_lab.servers import PostgresServer
-
-SOON = timedelta(seconds=5)
+from tests.integration.fence_leases import SOON, grant_of, lease_of
 
 
 @pytest.fixture
@@ -32,11 +31,7 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
 
 
 def granted(token: int, resource: str = "binance:A") -> Grant:
-    return Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-
-
-def lease_of(grant: Grant) -> Lease:
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+    return grant_of(token, resource)
 
 
 async def recovered(pool: asyncpg.Pool[Any]) -> Recovered:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from contextlib import suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +10,10 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, LeaseState, Resource, Token, new_grant_id
 from lockguard.errors import LeaseLost, LeaseNotHeld, LossReason, StaleToken
 from lockguard_asyncpg import (
     CommitUnknown,
-    PostgresFence,
     create_pool,
     fenced_execute,
     fenced_fetch,
@@ -27,12 +23,11 @@ from lockguard_asyncpg import (
     resolve,
     unfenced,
 )
+from tests.integration.fence_leases import APT, held, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-SOON = timedelta(seconds=5)
-APT = Resource("binance:APTUSDT")
 INSERT = "insert into note values (1, 'x')"
 
 
@@ -43,24 +38,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
             await install(conn)
             await conn.execute("create table note (id int, text text)")
         yield pool
-
-
-async def held(pool: asyncpg.Pool[Any], token: int, resource: str = APT) -> Lease:
-    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=SOON)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(*leases: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    marks = [enter_scope(LeaseScope(lease, task, object())) for lease in leases]
-    try:
-        yield
-    finally:
-        for mark in reversed(marks):
-            exit_scope(mark)
 
 
 async def _connection(pool: Any) -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
-from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._guard import LockGuard
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Lease
 from lockguard_asyncpg import (
     FencedConnection,
     PostgresFence,
@@ -26,9 +23,10 @@ from lockguard_asyncpg import (
     install,
 )
 from lockguard_asyncpg._wire import bare, give_back
+from tests.integration.fence_leases import held, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 INSERT = "insert into note (text) values ($1)"
 _HEADER_BYTES = 5
@@ -105,23 +103,6 @@ async def far(counter: Counter, url: str, **options: Any) -> AsyncIterator[async
     through = url.replace(f":{urlsplit(url).port}/", f":{counter.port}/")
     async with asyncpg.create_pool(through, min_size=1, max_size=1, ssl="disable", **options) as pool:
         yield pool
-
-
-async def held(pool: asyncpg.Pool[Any]) -> Lease:
-    grant = Grant(Resource("r"), new_grant_id(), Token(7), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=timedelta(seconds=5))
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(lease: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    mark = enter_scope(LeaseScope(lease, task, object()))
-    try:
-        yield
-    finally:
-        exit_scope(mark)
 
 
 async def trips(counter: Counter, work: Callable[[], Awaitable[Any]]) -> int:

@@ -13,16 +13,7 @@ from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import SCHEMA_VERSION, Installed, install, schema_sql, schema_version, uninstall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from lockguard_lab.servers import PostgresServer
-
-
-@pytest.fixture
-async def conn(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    conn = await asyncpg.connect(database_url)
-    yield conn
-    await conn.close()
 
 
 async def seal(conn: asyncpg.Connection[Any], token: int = 7) -> None:

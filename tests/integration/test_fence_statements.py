@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 import pytest
@@ -10,9 +10,6 @@ import pytest
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import _literals as literals
 from lockguard_asyncpg._statements import Kind, kind_of
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 @pytest.mark.parametrize(
@@ -61,13 +58,6 @@ def test_transaction_control_among_other_statements_is_refused(query: str) -> No
 def test_a_prepared_transaction_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="COMMIT instead"):
         kind_of("prepare /* it */ transaction 'x'")
-
-
-@pytest.fixture
-async def conn(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    conn = await asyncpg.connect(database_url)
-    yield conn
-    await conn.close()
 
 
 @pytest.mark.parametrize("strings", ["on", "off"])

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
-from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError, LeaseNotHeld, StaleToken
 from lockguard_asyncpg import (
     CommitUnknown,
@@ -30,14 +26,13 @@ from lockguard_asyncpg._transaction import Isolation
 from lockguard_asyncpg._wire import bare, standing_of
 from lockguard_lab.servers import FaultProxy
 from lockguard_lab.servers.fault_proxy import DROP
+from tests.integration.fence_leases import APT, SOON, held, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from lockguard_lab.servers import PostgresServer
 
-SOON = timedelta(seconds=5)
-APT = Resource("binance:APTUSDT")
 TABLE = "create table note (id int, exchange text default 'binance', symbol text default 'APTUSDT')"
 INSERT = "insert into note values ($1)"
 
@@ -50,24 +45,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
             await install(conn)
             await conn.execute(TABLE)
         yield pool
-
-
-async def held(pool: asyncpg.Pool[Any], token: int, resource: str = APT) -> Lease:
-    grant = Grant(Resource(resource), new_grant_id(), Token(token), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=SOON)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
-
-
-@contextmanager
-def under(*leases: Lease) -> Iterator[None]:
-    task = asyncio.current_task()
-    assert task is not None
-    marks = [enter_scope(LeaseScope(lease, task, object())) for lease in leases]
-    try:
-        yield
-    finally:
-        for mark in reversed(marks):
-            exit_scope(mark)
 
 
 async def ids(pool: asyncpg.Pool[Any]) -> list[int]:

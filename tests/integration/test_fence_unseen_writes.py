@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
-from lockguard._clock import SYSTEM_CLOCK
-from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard._lease import Lease
 from lockguard.errors import LeaseLost, StaleToken
 from lockguard_asyncpg import (
-    PostgresFence,
     create_pool,
     fenced_execute,
     fenced_fetch,
     fenced_fetchrow,
     install,
 )
+from tests.integration.fence_leases import held
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-SOON = timedelta(seconds=5)
-APT = Resource("binance:APTUSDT")
 # Partitioning as before Postgres 10: the trigger writes elsewhere, and the statement has written nothing.
 TABLES = """
 create table note (id int);
@@ -43,12 +39,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
             await install(conn)
             await conn.execute(TABLES)
         yield pool
-
-
-async def held(pool: asyncpg.Pool[Any], token: int) -> Lease:
-    grant = Grant(APT, new_grant_id(), Token(token), "host/1", "open", 10_000)
-    await PostgresFence(pool).seal(grant, within=SOON)
-    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
 
 
 async def write(pool: asyncpg.Pool[Any], lease: Lease, way: str) -> object:

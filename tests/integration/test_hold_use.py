@@ -51,12 +51,6 @@ class Watcher:
 
 
 @pytest.fixture
-async def guard(redis_url):
-    async with LockGuard.from_url(redis_url) as made:
-        yield made
-
-
-@pytest.fixture
 async def pool(database_url):
     async with await create_pool(database_url, min_size=1, max_size=5) as made:
         async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as raw:

@@ -26,12 +26,6 @@ def client(redis_url):
         yield made
 
 
-@pytest.fixture
-async def guard(redis_url):
-    async with LockGuard.from_url(redis_url) as made:
-        yield made
-
-
 async def in_a_task_called(name, coroutine):
     task = asyncio.create_task(coroutine)
     task.set_name(name)
