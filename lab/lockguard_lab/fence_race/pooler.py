@@ -10,14 +10,13 @@ import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
 from lockguard_lab.servers import postgres_files
 from lockguard_lab.servers.binaries import ServerBinary
 from lockguard_lab.servers.embedded import EmbeddedServer
-from lockguard_lab.servers.ports import LOOPBACK
+from lockguard_lab.servers.ports import LOOPBACK, url_at
 from lockguard_lab.servers.supervision import ServerProcess, Spawn, server_environment
 
 if TYPE_CHECKING:
@@ -66,9 +65,7 @@ class PgBouncer(EmbeddedServer):
 
     def url_for(self, url: str) -> str:
         """The same URL by way of the pooler."""
-        parts = urlsplit(url)
-        credentials, at, _ = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{credentials}{at}{LOOPBACK}:{self.port}"))
+        return url_at(self.port, url)
 
     def _prepare(self, directory: Path) -> None:
         pass

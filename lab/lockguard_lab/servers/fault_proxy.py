@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Self, assert_never
-from urllib.parse import urlsplit, urlunsplit
 
 from lockguard.errors import ConfigurationError
-from lockguard_lab.servers.ports import LOOPBACK
+from lockguard_lab.servers.ports import LOOPBACK, url_at
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -257,9 +256,7 @@ class FaultProxy:
 
     def url_for(self, url: str) -> str:
         """The same URL by way of the proxy."""
-        parts = urlsplit(url)
-        credentials, at, _ = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{credentials}{at}{LOOPBACK}:{self._port}"))
+        return url_at(self._port, url)
 
     async def start(self) -> Self:
         """Begin to listen.

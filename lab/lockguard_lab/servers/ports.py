@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import secrets
 import socket
+from urllib.parse import urlsplit, urlunsplit
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["LOOPBACK", "PORT_ATTEMPTS_MAX", "check_free", "free_port"]
+__all__ = ["LOOPBACK", "PORT_ATTEMPTS_MAX", "check_free", "free_port", "url_at"]
 
 LOOPBACK = "127.0.0.1"
 PORT_ATTEMPTS_MAX = 8
@@ -63,3 +64,10 @@ def _is_free(port: int) -> bool:
                 return False
             raise
     return True
+
+
+def url_at(port: int, url: str) -> str:
+    """The same URL, with this port of the loopback address for its host and port."""
+    parts = urlsplit(url)
+    credentials, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{credentials}{at}{LOOPBACK}:{port}"))
