@@ -13,6 +13,7 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.mistake import Mistake
 from lockguard._private_files import is_of_the_output
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import _dsn as dsn
@@ -29,15 +30,9 @@ from lockguard_asyncpg._errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-__all__ = ["CONNECT_S", "Mistake", "connected", "in_one_line", "reason_of", "shown"]
+__all__ = ["CONNECT_S", "connected", "in_one_line", "reason_of", "shown"]
 
 CONNECT_S = 10.0
-
-
-class Mistake(click.ClickException):
-    """Something that the user can put right."""
-
-    exit_code = 2
 
 
 def connected(url: str | None, body: Callable[..., Awaitable[None]], **options: Any) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import click
 
+from lockguard._cli.mistake import Mistake
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg._connecting import Mistake, connected
+from lockguard_asyncpg._connecting import connected
 from lockguard_asyncpg._schema import install
 from lockguard_lab.servers import PostgresServer
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import click
 
-__all__ = ["COMMANDS", "OpenGroup", "Unavailable", "contributed", "load", "summary"]
+from lockguard._cli.mistake import Mistake
+
+__all__ = ["COMMANDS", "OpenGroup", "contributed", "load", "summary"]
 
 COMMANDS = "lockguard.commands"
 """The entry point group of ``lockguard`` itself."""
@@ -28,12 +30,6 @@ _BROUGHT_BY = {
     "race": "demo",
 }
 """The extra that brings a command which nothing installed has: the documentation names them all."""
-
-
-class Unavailable(click.ClickException):
-    """A command that is listed and cannot be loaded."""
-
-    exit_code = 2
 
 
 class OpenGroup(click.Group):
@@ -58,16 +54,14 @@ class OpenGroup(click.Group):
         """A command by its name.
 
         Raises:
-            Unavailable: it, or a package that it needs, is not installed, or it is no command.
+            Mistake: it, or a package that it needs, is not installed, or it is no command.
         """
         own = super().get_command(ctx, cmd_name)
         if own is not None:
             return own
         point = contributed(self._group).get(cmd_name)
         if point is None and cmd_name in _BROUGHT_BY:
-            raise Unavailable(
-                f"{cmd_name!r} is not installed; pip install 'lockguard[{_BROUGHT_BY[cmd_name]}]'"
-            )
+            raise Mistake(f"{cmd_name!r} is not installed; pip install 'lockguard[{_BROUGHT_BY[cmd_name]}]'")
         return None if point is None else load(point)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
@@ -87,14 +81,14 @@ def load(point: EntryPoint) -> click.Command:
     """Import a command.
 
     Raises:
-        Unavailable: a package that it needs is missing, or it is no command.
+        Mistake: a package that it needs is missing, or it is no command.
     """
     try:
         command = point.load()
     except (ImportError, AttributeError) as exc:
-        raise Unavailable(_why(point, exc)) from exc
+        raise Mistake(_why(point, exc)) from exc
     if not isinstance(command, click.Command):
-        raise Unavailable(f"'lockguard {point.name}' is {point.value}, which is no click command")
+        raise Mistake(f"'lockguard {point.name}' is {point.value}, which is no click command")
     return command
 
 

@@ -15,6 +15,7 @@ except ImportError as missing:
     raise ImportError("the commands need click; pip install 'lockguard[cli]'") from missing
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.mistake import Mistake
 from lockguard.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def serve(
     try:
         from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, parse_markets  # noqa: PLC0415
     except ImportError as exc:
-        raise _Mistake(str(exc)) from exc
+        raise Mistake(str(exc)) from exc
     try:
         server = LocalExchange(
             symbols=parse_markets(symbols),
@@ -88,7 +89,7 @@ def serve(
         )
         interrupt.run(_serve(server))
     except ConfigurationError as exc:
-        raise _Mistake(str(exc)) from exc
+        raise Mistake(str(exc)) from exc
 
 
 @exchange.command(name="settings")
@@ -101,17 +102,11 @@ def settings_(url: str) -> None:
     try:
         from lockguard_lab.exchange import ccxt_settings  # noqa: PLC0415
     except ImportError as exc:
-        raise _Mistake(str(exc)) from exc
+        raise Mistake(str(exc)) from exc
     try:
         click.echo(json.dumps(ccxt_settings(url), indent=2))
     except ConfigurationError as exc:
-        raise _Mistake(str(exc)) from exc
-
-
-class _Mistake(click.ClickException):
-    """The user's mistake, told in one line."""
-
-    exit_code = 2
+        raise Mistake(str(exc)) from exc
 
 
 async def _serve(server: LocalExchange) -> None:

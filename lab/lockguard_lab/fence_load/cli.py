@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.mistake import Mistake
 from lockguard._cli.tables import Table, console
 from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg._connecting import Mistake
 from lockguard_lab.fence_load.plan import TASKS, LoadPlan, LoadReport, Phase
 from lockguard_lab.fence_race.chaos.cli import DURATION
 from lockguard_lab.own_server import own_server

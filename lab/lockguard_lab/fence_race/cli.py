@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.mistake import Mistake
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg._connecting import Mistake, reason_of
+from lockguard_asyncpg._connecting import reason_of
 from lockguard_asyncpg._dsn import checked, shown
 from lockguard_asyncpg._errors import DATABASE_ERRORS, unreachable
 from lockguard_lab.fence_race import RacePlan, Way, present_ways

@@ -20,6 +20,7 @@ except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.mistake import Mistake
 from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_lab.race.settings import PHASES, SCENARIOS, RaceResult, RaceSettings
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["race", "result_table"]
 
 _UNCLEAN = 1
-_MISTAKE = 2
 
 
 def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
@@ -192,7 +192,7 @@ def race(
     except ServerUnreachable as exc:
         raise click.ClickException(str(exc)) from exc
     except (LockguardError, ImportError) as exc:
-        raise _Mistake(str(exc)) from exc
+        raise Mistake(str(exc)) from exc
     console.print(result_table(result) if isinstance(result, RaceResult) else _pace_table(result))
     if json_file is not None:
         _write(json_file, json.dumps(result.as_json(), indent=2) + "\n")
@@ -204,7 +204,7 @@ def _write(path: Path, text: str) -> None:
     try:
         write_private(path, text)
     except ConfigurationError as exc:
-        raise _Mistake(str(exc)) from exc
+        raise Mistake(str(exc)) from exc
 
 
 def _check_comparing(settings: RaceSettings) -> None:
@@ -256,12 +256,6 @@ def _servers(topology: str | None, urls: Sequence[str]) -> Topology | None:
     if urls:
         return None
     return TopologyName.parse(topology or "single").servers()
-
-
-class _Mistake(click.ClickException):
-    """The user's mistake, told in one line."""
-
-    exit_code = _MISTAKE
 
 
 def _bar(console: Console) -> Progress:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.mistake import Mistake
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg._connecting import Mistake, connected
+from lockguard_asyncpg._connecting import connected
 from lockguard_asyncpg._schema import install
 from lockguard_lab.fence_race.chaos.plan import ChaosPlan, RoundReport, Tally
 
