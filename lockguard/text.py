@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["TEXT_CHARACTERS_MAX", "decoded", "kind_of", "one_word", "printable", "remark"]
+__all__ = ["TEXT_CHARACTERS_MAX", "decoded", "first_line", "kind_of", "one_word", "printable", "remark"]
 
 TEXT_CHARACTERS_MAX = 200
 """Of a holder, an operation or a reason."""
@@ -62,6 +62,11 @@ def remark(text: str, name: str) -> str:
     if type(text) is str and text.isprintable() and len(text) <= TEXT_CHARACTERS_MAX:
         return text
     return printable(text[:TEXT_CHARACTERS_MAX])[:TEXT_CHARACTERS_MAX]
+
+
+def first_line(exc: BaseException) -> str:
+    """What an error says in its first line; its kind where that is empty."""
+    return str(exc).partition("\n")[0] or type(exc).__name__
 
 
 def decoded(text: bytes) -> str:

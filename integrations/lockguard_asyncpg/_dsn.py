@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from lockguard.errors import ConfigurationError
+from lockguard.text import first_line
 
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
@@ -100,4 +101,4 @@ def reason_of(exc: BaseException, *, within_s: float) -> str:
     if isinstance(exc, ValueError):
         # asyncpg's and ssl's quote the option's value, which may be a password.
         return "an option of the URL, or a PG* variable, has a value that cannot be read"
-    return str(exc).partition("\n")[0] or type(exc).__name__
+    return first_line(exc)

@@ -29,6 +29,7 @@ from lockguard.errors import (
     OutcomeUnknown,
     StaleToken,
 )
+from lockguard.text import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -274,7 +275,7 @@ def _facts(exc: asyncpg.PostgresError) -> dict[str, Any]:
 def set_up_error(exc: BaseException) -> ConfigurationError:
     """The one line that tells what to change, for an error that means CONFIGURATION."""
     state = str(getattr(exc, "sqlstate", None) or "")
-    first = str(exc).partition("\n")[0]
+    first = first_line(exc)
     if state == "LG004":
         return ConfigurationError(
             f"{first}; {getattr(exc, 'hint', None) or 'see the reference of the fence'}"

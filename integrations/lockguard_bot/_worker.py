@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from lockguard._audience import Audience
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError, LockguardError
+from lockguard.text import first_line
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_bot._book import Decision, Outcome
 from lockguard_bot._signals import BadSignal, CloseSignal, Unread
@@ -238,13 +239,13 @@ class Worker:
     def _not_yet(self, exc: Exception, signal: Signal, where: str) -> Decision:
         if isinstance(exc, _no_answer()) and not isinstance(exc, ConfigurationError):
             # Includes a lost lease: the flow has stopped, and the next holder, perhaps this bot, finishes it.
-            return Decision(Outcome.UNDECIDED, _line_of(exc))
+            return Decision(Outcome.UNDECIDED, first_line(exc))
         _LOG.error(
-            "%s: signal %s: %s", where, signal.id, _line_of(exc), exc_info=exc, extra=_facts(where, signal)
+            "%s: signal %s: %s", where, signal.id, first_line(exc), exc_info=exc, extra=_facts(where, signal)
         )
         told = f"signal {signal.id} ({where}) failed: {type(exc).__name__}; it is tried again"
         self._alert(f"{self._exchange}:{signal.symbol}", told)
-        return Decision(Outcome.UNDECIDED, f"{type(exc).__name__}: {_line_of(exc)}")
+        return Decision(Outcome.UNDECIDED, f"{type(exc).__name__}: {first_line(exc)}")
 
     # --- passes ---
 
@@ -259,11 +260,11 @@ class Worker:
         try:
             report = await work(self._exchange)
         except _no_answer() as exc:
-            _LOG.warning("%s: not finished: %s", name, _line_of(exc))
+            _LOG.warning("%s: not finished: %s", name, first_line(exc))
             return
         except Exception as exc:  # noqa: BLE001
             # A failed pass must not stop the signals; the next pass tries again.
-            _LOG.exception("%s: not finished: %s", name, _line_of(exc))
+            _LOG.exception("%s: not finished: %s", name, first_line(exc))
             self._alert(self._exchange, f"{name} failed: {type(exc).__name__}; it is tried again")
             return
         self._over(self._exchange, f"{name} failed")
@@ -317,7 +318,7 @@ class Worker:
                 report = await self._manager.recover(self._exchange)
             self._left |= not report.settled
         except Exception as exc:  # noqa: BLE001 - shutdown must complete
-            _LOG.error("left to the next bot: %s", _line_of(exc))
+            _LOG.error("left to the next bot: %s", first_line(exc))
             self._left = True
 
     def _begin(
@@ -365,10 +366,6 @@ def _facts(where: str, signal: Signal | None, **more: object) -> dict[str, objec
     """The extra fields of a log line in JSON; see ``_logs``."""
     about = {} if signal is None else {"signal": signal.id, "symbol": signal.symbol}
     return {"facts": {"where": where, **about, **more}}
-
-
-def _line_of(exc: BaseException) -> str:
-    return str(exc).partition("\n")[0] or type(exc).__name__
 
 
 def _no_answer() -> tuple[type[BaseException], ...]:

@@ -26,6 +26,7 @@ except ImportError as missing:
 from lockguard import _interrupt as interrupt
 from lockguard._private_files import is_of_the_output
 from lockguard.errors import ConfigurationError
+from lockguard.text import first_line
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_ccxt import UnknownMarket
 from lockguard_positions._backup import RowBackup
@@ -441,8 +442,7 @@ def _run(work: Any) -> Any:
     except DATABASE_ERRORS as exc:
         if is_of_the_output(exc):
             raise
-        reason = str(exc).partition("\n")[0] or type(exc).__name__
-        raise click.ClickException(f"the database: {reason}") from exc
+        raise click.ClickException(f"the database: {first_line(exc)}") from exc
 
 
 def _not_both(*, confirm: bool, dry_run: bool) -> None:

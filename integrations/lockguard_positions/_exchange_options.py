@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lockguard.errors import ConfigurationError
+from lockguard.text import first_line
 from lockguard_ccxt._by_url import LOCAL_API_KEY, LOCAL_SECRET, connect
 from lockguard_ccxt._keys import account_label
 
@@ -244,5 +245,6 @@ def _switch(client: Any, option: str, method: str) -> None:
     try:
         getattr(client, method)(True)  # noqa: FBT003 - as ccxt has it
     except Exception as exc:
-        reason = str(exc).partition("\n")[0] or type(exc).__name__
-        raise ConfigurationError(f"{client.id} cannot be used with option {option}: {reason}") from exc
+        raise ConfigurationError(
+            f"{client.id} cannot be used with option {option}: {first_line(exc)}"
+        ) from exc

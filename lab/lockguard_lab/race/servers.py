@@ -14,6 +14,7 @@ from lockguard import LockGuard
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._nodes.address import split_url
 from lockguard.errors import AcquireError, ConfigurationError
+from lockguard.text import first_line
 from lockguard_asyncpg import install
 from lockguard_asyncpg._dsn import checked, reason_of, shown
 from lockguard_asyncpg._errors import CONNECT_ERRORS
@@ -54,13 +55,9 @@ async def _patiently(
         except worth_waiting as exc:
             if SYSTEM_CLOCK.now() >= until:
                 raise ServerUnreachable(
-                    f"{what} could not be reached in {settings.connect_s:g} s: {_line(exc)}"
+                    f"{what} could not be reached in {settings.connect_s:g} s: {first_line(exc)}"
                 ) from exc
             await asyncio.sleep(_RETRY_S)
-
-
-def _line(exc: BaseException) -> str:
-    return str(exc).partition("\n")[0] or type(exc).__name__
 
 
 async def symbols_of(settings: RaceSettings, control: ControlClient) -> tuple[str, ...]:
