@@ -1,6 +1,8 @@
 """The scripts that decide, one .lua file each, loaded once.
 
-The header of each file is its contract: keys, arguments, and what each return means.
+The header of each file is its contract: keys, arguments, and what each return means. A server runs one text
+and knows no imports: what several scripts do is in ``wake.lua``, and stands in each of them in place of the
+line ``-- include wake.lua``.
 """
 
 from __future__ import annotations
@@ -38,10 +40,16 @@ class Script:
     sha: str
 
 
+def _text_of(name: str) -> str:
+    return (files("lockguard") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
 def _load(name: str) -> Script:
-    source = (files("lockguard") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+    source = _text_of(name).replace("-- include wake.lua\n", _WAKE)
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
+
+_WAKE = _text_of("wake")
 
 ACQUIRE = _load("acquire")
 ADMIT = _load("admit")

@@ -33,8 +33,6 @@
 -- 1.795e+15 of a token.
 
 local QUEUE_MAX = 10000        -- waiters per resource
-local RESERVED_MS = 500        -- how long a woken waiter has to come
-local SILENT_MS = 2500         -- a process not heard of for this long is passed over
 local QUEUE_TTL_MS = 60000     -- a queue that nobody asks about is dropped
 local FLOOR_TTL_MS = 604800000 -- may expire: the next token is at least the time in microseconds
 local HISTORY_SPARE = 0.1      -- so much longer it may be before it is cut, because cutting takes time
@@ -171,6 +169,8 @@ if untouched then
   return grant_it()
 end
 
+-- include wake.lua
+
 local reserved = redis.call('GET', KEYS[5])
 local reserved_for, reserved_ticket, reserved_inbox = string.match(reserved or '', '^(%S+) (%S+) (.*)$')
 if reserved_for == grant then
@@ -204,17 +204,9 @@ while true do
     return grant_it() -- our place was dropped and was before all of these
   end
   local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
-  local heard_ms = tonumber(redis.call('ZSCORE', KEYS[4], first_inbox)) or 0
   redis.call('ZREM', KEYS[3], first)
-  if now_ms - heard_ms <= SILENT_MS then
-    redis.call('ZADD', KEYS[4], 0, first_inbox) -- one chance for each process, see release.lua
-    redis.call('SET', KEYS[5], first_grant .. ' ' .. first_ticket .. ' ' .. first_inbox, 'PX', RESERVED_MS)
-    -- In a cluster the inbox ends in the tag of the resource: then on this shard only, or on all servers if nobody
-    -- listens here: the slot has moved, or it is a Redis that knows no shard channels.
-    local process = string.match(first_inbox, '^(.*):{')
-    if not process or (tonumber(redis.pcall('SPUBLISH', first_inbox, first_grant)) or 0) == 0 then
-      redis.call('PUBLISH', process or first_inbox, first_grant)
-    end
+  if is_alive(KEYS[4], first_inbox, now_ms) then
+    wake(redis.call, KEYS[4], KEYS[5], first_grant, first_ticket, first_inbox)
     return busy({}, RESERVED_MS)
   end
 end

@@ -12,10 +12,7 @@
 -- Returns {grant, holder, floor}: who held it ("" and "" if nobody did) and the floor in force.
 
 local FLOOR_TTL_MS = 604800000
-
 local AHEAD_US = 315360000000000
-local RESERVED_MS = 500
-local SILENT_MS = 2500
 
 local time = redis.call('TIME')
 local held = redis.call('HMGET', KEYS[1], 'grant', 'holder')
@@ -47,22 +44,9 @@ else
   end
 end
 
-while freed do -- as in release.lua
-  local first, first_ticket = unpack(redis.call('ZPOPMIN', KEYS[5]))
-  if not first then
-    redis.call('DEL', KEYS[6])
-    break
-  end
-  local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
-  local heard_ms = tonumber(redis.call('ZSCORE', KEYS[6], first_inbox)) or 0
-  if time[1] * 1000 + math.floor(time[2] / 1000) - heard_ms <= SILENT_MS then
-    redis.pcall('ZADD', KEYS[6], 0, first_inbox)
-    redis.pcall('SET', KEYS[7], first_grant .. ' ' .. first_ticket .. ' ' .. first_inbox, 'PX', RESERVED_MS)
-    local process = string.match(first_inbox, '^(.*):{')
-    if not process or (tonumber(redis.pcall('SPUBLISH', first_inbox, first_grant)) or 0) == 0 then
-      redis.call('PUBLISH', process or first_inbox, first_grant)
-    end
-    break
-  end
+-- include wake.lua
+
+if freed then
+  wake_first(KEYS[5], KEYS[6], KEYS[7])
 end
 return {held[1] or '', held[2] or '', text}

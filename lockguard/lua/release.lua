@@ -15,8 +15,6 @@
 -- Returns 1 if it held the lock, else 0.
 
 local SEAL_TTL_MS = 604800000
-local RESERVED_MS = 500
-local SILENT_MS = 2500
 
 local grant = ARGV[1]
 local held = redis.call('HGET', KEYS[1], 'grant') == grant
@@ -49,29 +47,9 @@ else
   end
 end
 
-while freed do
-  local first, first_ticket = unpack(redis.call('ZPOPMIN', KEYS[2]))
-  if not first then
-    redis.call('DEL', KEYS[3])
-    break
-  end
-  local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
-  local time = redis.call('TIME')
-  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  local heard_ms = tonumber(redis.call('ZSCORE', KEYS[3], first_inbox)) or 0
-  if now_ms - heard_ms <= SILENT_MS then
-    -- One chance for each process: it counts as silent until it is heard of again, so that a dead one
-    -- costs one reservation and not one for each of its waiters. Its connection may also just be coming
-    -- back (then PUBLISH reaches nobody); it asks again as soon as it is.
-    redis.pcall('ZADD', KEYS[3], 0, first_inbox)
-    redis.pcall('SET', KEYS[4], first_grant .. ' ' .. first_ticket .. ' ' .. first_inbox, 'PX', RESERVED_MS)
-    -- In a cluster the inbox ends in the tag of the resource: then on this shard only, or on all servers if nobody
-    -- listens here: the slot has moved, or it is a Redis that knows no shard channels.
-    local process = string.match(first_inbox, '^(.*):{')
-    if not process or (tonumber(redis.pcall('SPUBLISH', first_inbox, first_grant)) or 0) == 0 then
-      redis.call('PUBLISH', process or first_inbox, first_grant)
-    end
-    break
-  end
+-- include wake.lua
+
+if freed then
+  wake_first(KEYS[2], KEYS[3], KEYS[4])
 end
 return held and 1 or 0
