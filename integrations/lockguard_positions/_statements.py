@@ -6,15 +6,21 @@ import re
 from functools import cache
 from importlib.resources import files
 
+from lockguard_positions._status import OPEN, PositionStatus
+
 __all__ = ["statement", "statements"]
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _COLUMNS = ("columns", "intent_columns")
+_OPEN = ", ".join(f"'{status}'" for status in PositionStatus if status in OPEN)
 
 
 @cache
 def statements(file: str, package: str = "lockguard_positions") -> dict[str, str]:
-    """All statements of a package's file, with ``{columns}`` and ``{intent_columns}`` from the same file."""
+    """All statements of a package's file.
+
+    ``{columns}`` and ``{intent_columns}`` are filled in from the same file, ``{open}`` with the open statuses.
+    """
     text = (files(package) / "sql" / file).read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
     blocks = {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
@@ -22,7 +28,7 @@ def statements(file: str, package: str = "lockguard_positions") -> dict[str, str
         for columns in _COLUMNS:
             if columns in blocks:
                 body = body.replace(f"{{{columns}}}", blocks[columns])  # noqa: PLW2901
-        blocks[name] = body
+        blocks[name] = body.replace("{open}", f"({_OPEN})")
     return blocks
 
 

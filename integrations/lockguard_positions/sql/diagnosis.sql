@@ -9,12 +9,12 @@ p.exit_order_id, p.exit_reason, p.error_details, p.opened_at, p.closed_at,
 
 -- name: open_rows
 select {columns} from monitoring.positions p
- where p.exchange = $1 and p.status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ where p.exchange = $1 and p.status in {open}
  order by p.symbol, p.id
 
 -- name: exchanges
 select distinct exchange from monitoring.positions
- where status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ where status in {open}
  order by 1
 
 -- name: statistics
@@ -34,6 +34,6 @@ select to_jsonb(p)::text as position,
           from monitoring.position_intents i where i.position_id = p.id) as intents
   from monitoring.positions p
  where p.exchange = $1 and p.symbol = $2
-   and (p.status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+   and (p.status in {open}
         or exists (select from monitoring.position_intents i where i.position_id = p.id and i.settled_at is null))
  order by p.id

@@ -13,23 +13,23 @@ number, position_id, step, client_id, side, amount, trigger_price, details,
 
 -- name: open_of_symbol
 select {columns} from monitoring.positions
- where exchange = $1 and symbol = $2 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ where exchange = $1 and symbol = $2 and status in {open}
  order by id limit 1
 
 -- name: open_under_other_labels
 select {columns} from monitoring.positions
  where symbol = $2 and exchange <> $1 and split_part(exchange, '@', 1) = split_part($1, '@', 1)
-   and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+   and status in {open}
  order by id
 
 -- name: all_open_of_symbol
 select {columns} from monitoring.positions
- where exchange = $1 and symbol = $2 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ where exchange = $1 and symbol = $2 and status in {open}
  order by id
 
 -- name: open_of_exchange
 select {columns} from monitoring.positions
- where exchange = $1 and status in ('pending_entry', 'entry_placed', 'pending_sl', 'active')
+ where exchange = $1 and status in {open}
  order by id
 
 -- name: by_id
@@ -75,7 +75,7 @@ select {intent_columns} from monitoring.position_intents i
  where i.exchange = $1 and i.symbol = $2 and i.step = 'stop' and i.settled_at is null
    and exists (
      select from monitoring.positions p
-      where p.id = i.position_id and p.status not in ('pending_entry', 'entry_placed', 'pending_sl', 'active'))
+      where p.id = i.position_id and p.status not in {open})
  order by number
 
 -- name: symbols_with_loose_stops
