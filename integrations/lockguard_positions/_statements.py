@@ -19,7 +19,7 @@ _OPEN = ", ".join(f"'{status}'" for status in PositionStatus if status in OPEN)
 def statements(file: str, package: str = "lockguard_positions") -> dict[str, str]:
     """All statements of a package's file.
 
-    ``{columns}`` and ``{intent_columns}`` are filled in from the same file, ``{open}`` with the open statuses.
+    ``{columns}`` and ``{intent_columns}`` are blocks of the same file, ``{open}`` the open statuses.
     """
     text = (files(package) / "sql" / file).read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
