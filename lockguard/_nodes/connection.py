@@ -1,18 +1,18 @@
-"""Staying connected to one Redis: log in, subscribe, come back.
+"""Keeps a process connected to one Redis server: logs in, subscribes and reconnects.
 
-Nothing is sent twice here. A command that was in flight when the connection ended is reported as unknown;
-only the caller can know how to ask again without doing it twice (with the same grant).
+Nothing is sent twice here. A command in flight when the connection ends is reported as an unknown outcome;
+only the caller knows how to repeat it idempotently (with the same grant).
 
-On one connection the server runs commands in the order we sent them, which is what makes an undo work that
-is queued behind a cancelled acquire. A *new* connection has no such order with the old one: bytes of the
-old one may still lie in the server's socket buffer and be executed after the new one's first commands, and
-an acquire executed behind its own undo would hold the lock for a whole ttl with no holder. So on each
-reconnect the old connection is killed by its id and address first, where the server allows it.
+On one connection the server executes commands in the order we sent them, so a release queued behind a
+cancelled acquire undoes it. Between an old connection and a *new* one there is no such order: bytes of the
+old one may still be in the server's socket buffer and be executed after the new one's first commands. An
+acquire executed after its own release would keep the lock closed for a whole ttl without a holder. So on each
+reconnect the old connection is first killed by its id and address, if the server allows that.
 
-A connection may be dead without anybody being told: a NAT or a firewall has forgotten it. It cannot be told
-from a server that is slow, so nothing is ended early. When replies have been owed for a while, a second
-connection is begun beside the first, and whichever brings something first is kept: a server that is only slow
-answers what it owes before it has answered the several questions of a log-in.
+A connection may be dead unnoticed, because a NAT or a firewall has dropped it. That looks the same as a slow
+server, so the connection is not ended early. When replies have been outstanding for a while, a second
+connection is opened beside the first, and the first of the two to deliver is kept. A server that is merely
+slow delivers the outstanding replies before it has answered the several commands of a log-in.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ AS_WITHOUT_CERTIFICATE = "as from a server that asks for a certificate (?ssl_cer
 _BACKOFF_FIRST_S = 0.05
 
 _LAST_TURNS_S = 0.01
-"""A loop that ends has ended by then."""
+"""An event loop that is ending has ended after this time."""
 
 _NOT_YET = "not connected yet"
 _AS_WITHOUT_TLS = "as from a port that speaks none: write redis:// for that"
@@ -46,33 +46,33 @@ _RESP3 = 3
 
 _DOUBT_S = 0.25
 _DOUBT_TTL_SHARE = 1 / 5
-"""Of the shortest ttl: renewed from a third of it on, a lease can be renewed again on another connection."""
+"""Share of the shortest ttl: a renewal begins at a third of it and can be repeated on another connection."""
 
 _DOUBT_MIN_S = 0.1
 
 
 class OnConnect(Protocol):
-    """Told that commands can be sent."""
+    """A callback for when commands can be sent."""
 
     def __call__(self, *, again: bool) -> None:
-        """``again``: it is not the first connection."""
+        """``again``: whether this is a reconnect and not the first connection."""
 
 
 class Connection:
-    """A wire that is remade when it breaks.
+    """A wire that is replaced when it breaks.
 
     Args:
         address: the server.
         inbox: the channel on which this process is woken.
         on_message: called with the payload of each message on the inbox.
-        on_login: looks at the server before anything else is said; raises if it will not do.
+        on_login: examines the server before any other command; raises if the server is unsuitable.
         on_connect: called when commands can be sent; ``again`` for each connection but the first.
-        on_refused: called when an attempt to come back has failed; it is not the last.
-        on_wiped: called when the server says that its data are gone.
-        connect_timeout_s: for the TCP connection and the log-in together.
-        reply_timeout_s: how long a server may owe a reply without a byte.
-        locate: asked for the address before each attempt, for a server that moves.
-        backoff_max_s: between attempts to come back.
+        on_refused: called when an attempt to reconnect has failed; more attempts follow.
+        on_wiped: called when the server reports that its data were flushed.
+        connect_timeout_s: the time limit for the TCP connection and the log-in together.
+        reply_timeout_s: how long replies may be outstanding without a byte arriving.
+        locate: returns the address before each attempt, for a server that moves.
+        backoff_max_s: the longest backoff between attempts to reconnect, before jitter.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Connection:
         self._subscribed: asyncio.Future[None] | None = None
         self._identity: Identity | None = None
         self.connected_before = False
-        """Whether anything was ever said to the server."""
+        """Whether a connection has ever been established."""
         self._channels: Channels | None = None
         self._opening: list[Wire] = []
         self._resolver = Resolver()
@@ -119,58 +119,58 @@ class Connection:
 
     @property
     def ready(self) -> bool:
-        """Whether commands go out now."""
+        """Whether a command would be sent now."""
         return self._wire is not None and self._wire.open
 
     @property
     def comes_back(self) -> bool:
-        """Whether another connection is on its way, or follows when this one has ended."""
+        """Whether a reconnect is in progress, or will follow when this connection ends."""
         return self.connected_before and not self._closed
 
     async def connect(self) -> None:
         """Connect unless connected; concurrent callers share one attempt.
 
         Raises:
-            NodeRefused: it cannot be reached.
-            ConfigurationError: it refuses the log-in.
+            NodeRefused: the server cannot be reached, or the connection is closed.
+            ConfigurationError: the server refused the log-in.
         """
         if self.ready:
             return
         if self._closed:
             raise NodeRefused(f"the connection to {self.address.name} is closed", node=self.address.name)
-        # Shielded: one caller's cancellation must not end the attempt that others wait for.
+        # Shielded: the cancellation of one caller must not end an attempt that others wait for.
         await asyncio.shield(self._begin())
 
     def send(self, on_reply: OnReply, *command: str | bytes | int, lone: bool = False) -> None:
-        """As :meth:`Wire.send`; without a connection it is told so at once."""
+        """See :meth:`Wire.send`; without a connection ``on_reply`` gets :class:`NotSent` at once."""
         if self._wire is None:
             on_reply(NotSent(self._cause))
         else:
             self._wire.send(on_reply, *command, lone=lone)
 
     def send_packed(self, on_reply: OnReply, command: bytes, *, lone: bool = False) -> None:
-        """As :meth:`Wire.send_packed`; without a connection it is told so at once."""
+        """See :meth:`Wire.send_packed`; without a connection ``on_reply`` gets :class:`NotSent` at once."""
         if self._wire is None:
             on_reply(NotSent(self._cause))
         else:
             self._wire.send_packed(on_reply, command, lone=lone)
 
     def allow_silence(self, seconds: float) -> None:
-        """As :meth:`Wire.allow_silence`."""
+        """See :meth:`Wire.allow_silence`."""
         if self._wire is not None:
             self._wire.allow_silence(seconds)
 
     def listen(self, channel: str) -> None:
-        """Listen to a shard channel, until the connection ends."""
+        """Subscribe to a shard channel until the connection ends."""
         if self._channels is not None and self.ready:
             self._channels.add(channel)
 
     def drop(self, cause: str) -> None:
-        """End the connection, also one that is being made; it comes back, to where ``locate`` says."""
+        """End the connection, even one being opened, and reconnect to the address that ``locate`` returns."""
         self._hang_up(cause, self._wire, self._listener, *self._opening)
 
     def note_ttl(self, ttl_ms: int) -> None:
-        """A lease of this ttl is kept here: a dead connection has to be found out in time for it."""
+        """Note a lease's ttl, so that a dead connection is detected in time to renew the lease."""
         doubt_s = max(_DOUBT_MIN_S, ttl_ms / 1000 * _DOUBT_TTL_SHARE)
         if doubt_s < self._doubt_s:
             self._doubt_s = doubt_s
@@ -178,7 +178,7 @@ class Connection:
                 self._wire.doubt_s = min(self._wire.doubt_s, doubt_s)
 
     async def aclose(self) -> None:
-        """Write what is queued, then close. Nothing of it is left when this returns."""
+        """Write what is queued, then close; no task or socket is left when this returns."""
         self._closed = True
         if self._again is not None:
             self._again.cancel()
@@ -188,7 +188,7 @@ class Connection:
         await asyncio.gather(*tasks, return_exceptions=True)
         if (wire := self._wire) is not None:
             try:
-                # Until nothing is owed: an undo may have to be sent a second time, as text (NOSCRIPT).
+                # Wait for outstanding replies: after NOSCRIPT a release must be sent again, as text.
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     async with asyncio.timeout(self._reply_timeout_s):
                         while wire.owed:
@@ -204,7 +204,7 @@ class Connection:
             self._attempt = asyncio.create_task(
                 self._connect_once(), name=f"lockguard-connect-{self.address.name}"
             )
-            # Perhaps nobody waits for it.
+            # Retrieve the exception, since no caller may be waiting for the task.
             self._attempt.add_done_callback(lambda attempt: attempt.cancelled() or attempt.exception())
         return self._attempt
 
@@ -215,7 +215,7 @@ class Connection:
     def _trusted(self, wire: Wire) -> None:
         if wire is not self._wire or self._closed:
             return
-        # It was only slow: next time it has longer.
+        # The server was only slow, so it is given more time from now on.
         wire.doubt_s = min(2 * wire.doubt_s, self._reply_timeout_s)
         if self._attempt is not None and not self._attempt.done():
             self._attempt.cancel()
@@ -223,7 +223,7 @@ class Connection:
     async def _connect_once(self) -> None:
         opened = self._opening = []
         if self.address.tls is not None and not self.connected_before and self._cause == _NOT_YET:
-            # Who has less patience than the attempt takes is told this.
+            # The cause given to callers whose own deadline passes before this attempt ends.
             self._cause = f"no answer to TLS yet, {_AS_WITHOUT_TLS}"
         try:
             async with asyncio.timeout(self._connect_timeout_s):
@@ -254,14 +254,14 @@ class Connection:
         if self.address.tls is not None and isinstance(exc, TimeoutError):
             return f"no answer to TLS within {self._connect_timeout_s:g} s, {_AS_WITHOUT_TLS}"
         if self.address.tls is not None and not isinstance(exc, ConnectionRefusedError):
-            # TLS 1.3 tells us after the handshake, and a reset may overtake the alert that says why.
+            # TLS 1.3 reports this after the handshake, and a reset may overtake the alert with the reason.
             return f"{exc}, {AS_WITHOUT_CERTIFICATE}"
         if self._resolver.waits:
             return f"nobody told the address of {self.address.host!r} within {self._connect_timeout_s:g} s"
         return str(exc) or f"no answer within {self._connect_timeout_s:g} s"
 
     async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:
-        """One wire; and with RESP2, which has no way to send a message between replies, one to listen."""
+        """Open one wire, and with RESP2, which cannot mix messages and replies, a second one to listen."""
         if self._locate is not None:
             self.address = await self._locate()
         log_in = LogIn(self.address, self._inbox)
@@ -332,15 +332,15 @@ class Connection:
             subscribed.set_result(None)
 
     def _ended(self, ended: Wire, cause: str) -> None:
-        """One wire ended: the other ends with it, and both come back together."""
+        """End the other wire when one has ended; both reconnect together."""
         if self._wire is None or self._closed or ended not in (self._wire, self._listener):
             return
         wire, listener, self._wire, self._listener = self._wire, self._listener, None, None
         self._cause = cause
         self._hang_up(cause, wire, listener)
         if self._again is None and (self._coming_back is None or self._coming_back.done()):
-            # Not in this turn of the loop: it may be one of the last, in which asyncio.run has cancelled all
-            # tasks, and one that is started then is destroyed unfinished. A timer just ends with its loop.
+            # Not in this iteration of the loop: it may be one of the last, after asyncio.run has cancelled
+            # all tasks, and a task started then would be destroyed unfinished. A timer ends with its loop.
             self._again = asyncio.get_running_loop().call_later(_LAST_TURNS_S, self._begin_again)
 
     def _begin_again(self) -> None:
@@ -363,6 +363,6 @@ class Connection:
                 await self.connect()
             except (NodeRefused, ConfigurationError):
                 self._on_refused()
-                # Jitter, so that a hundred bots do not come back to a restarted server in one instant.
+                # Jitter, so that a hundred bots do not all reconnect to a restarted server at once.
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
                 backoff_s = min(backoff_s * 2, self._backoff_max_s)

@@ -29,32 +29,32 @@ _OWED_RELEASES_MAX = 10_000
 _WAIT_MS_MAX = 1_000
 
 _WITH_TTL = (ACQUIRE, EXTEND)
-_TTL = 1  # among their arguments
+_TTL = 1  # its index among their arguments
 
 SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT)
-"""What does the same, and tells the same, when it is done twice. A second break would tell that nobody was
-there; a release that may have been done is repeated as well, but what it tells then is not believed."""
+"""Idempotent scripts, which also give the same reply when run twice. A second break would report no holder. A
+release with an unknown outcome is repeated too, but its second reply is not trusted."""
 
 _ELSEWHERE = ("READONLY", "MASTERDOWN", "LOADING")
-"""What a server says that is the master no longer, or not yet again. Nothing was done."""
+"""Errors of a server that is no longer the master, or not yet again. The command was not executed."""
 
 
 class Call:
-    """A script on its way. It takes its own reply from the wire.
+    """A script call in flight; it is its own reply callback on the wire.
 
-    A function that sends itself again would refer to itself, and what each command leaves would be there
-    until the garbage collector comes by.
+    A closure that sends itself again would be a reference cycle, and each command would leave one behind for
+    the garbage collector.
 
     Attributes:
-        script: what to run.
-        decode: makes a vote of the reply.
-        keys: on which keys.
-        args: with which arguments.
-        future: what the caller waits for; done if it no longer does.
-        node: which sent it last, and is answered.
+        script: the script to run.
+        decode: turns the reply into a vote.
+        keys: the script's keys.
+        args: the script's arguments.
+        future: what the caller waits for; done if it no longer waits.
+        node: the node that sent the call last and gets its reply.
         tries: how often it was sent again.
-        began_at: when it was made, on the clock, in seconds; for a cluster, which bounds it by that.
-        fault: why it was sent again.
+        began_at: when the call was created, by the clock, in seconds; a cluster bounds the call by it.
+        fault: why it was sent again last.
     """
 
     __slots__ = ("args", "began_at", "decode", "fault", "future", "keys", "node", "script", "tries")
@@ -81,34 +81,36 @@ class Call:
         self.fault = ""
 
     def __call__(self, reply: Reply) -> None:
-        """Take the reply."""
+        """Pass the reply to the node that sent the call."""
         self.node.answered(self, reply)
 
 
 class StandaloneNode(ScriptedNode):
     """Keeps locks in one server.
 
-    A release that was lost with its connection is owed: it is sent again before anything else is said on
-    the next one, so that neither a cancelled acquire nor a body that ended leaves a lock behind for its ttl.
+    A release that was lost with its connection is sent again before any other command on the next one, so
+    that neither a cancelled acquire nor a body that ended leaves the lock closed for its ttl.
 
-    What was lost otherwise is asked once more, with the same grant, if the connection comes back at once and
-    somebody still waits for it: for an idle connection that a NAT has forgotten, nobody is refused.
+    Any other idempotent call that was lost is sent once more, with the same grant, if the first attempt to
+    reconnect succeeds and its caller still waits. So a caller is not refused because a NAT dropped an idle
+    connection.
 
-    A server that says that it is no longer the master is left, and its name is looked up again.
+    When a server reports that it is no longer the master, the node drops the connection and looks its name up
+    again.
 
     Args:
         address: the server.
         inbox: this process's wake-up channel.
         namespace: the first part of every key.
-        connect_timeout_s: for connecting and logging in.
-        reply_timeout_s: how long the server may owe a reply.
+        connect_timeout_s: the time limit for connecting and logging in.
+        reply_timeout_s: how long the server may leave a reply outstanding.
         min_replicas: how many replicas must have the lock before it counts as granted. All other commands of
-            this process wait meanwhile, up to a quarter of the ttl.
-        mode: what the server has to be, ``standalone`` or ``cluster``.
-        locate: asked for the address before each attempt to connect, for a server that moves.
-        backoff_max_s: between attempts to come back.
-        redirect: offered what was not done before it becomes a vote, as ``redirect(reply, call)``; tells
-            whether it took the call over.
+            this process wait meanwhile, up to a quarter of the ttl or 1 s, whichever is shorter.
+        mode: the required mode of the server, ``standalone`` or ``cluster``.
+        locate: returns the address before each attempt to connect, for a server that moves.
+        backoff_max_s: the longest backoff between attempts to reconnect, before jitter.
+        redirect: called as ``redirect(fault, call)`` before a failed call becomes a vote; returns whether it
+            took the call over.
     """
 
     def __init__(
@@ -149,36 +151,36 @@ class StandaloneNode(ScriptedNode):
 
     @property
     def name(self) -> str:
-        """Host, port and database; no credentials."""
+        """Host, port and database for messages; contains no credentials."""
         return self._connection.address.name
 
     @property
     def address(self) -> Address:
-        """Where the server is, or was last."""
+        """The server's address, or its last known one."""
         return self._connection.address
 
     @property
     def ready(self) -> bool:
-        """Whether commands go out now."""
+        """Whether a command would be sent now."""
         return self._connection.ready
 
     async def connect(self) -> None:
-        """Be ready to send.
+        """Connect, so that commands can be sent.
 
         Raises:
             NodeRefused: the server cannot be reached.
-            ConfigurationError: it refuses the log-in, or is of another kind.
+            ConfigurationError: the server refused the log-in, or is of another kind.
         """
         if not self._connection.ready:
             await self._connection.connect()
 
     async def aclose(self) -> None:
-        """Send what is queued, then close."""
+        """Send what is queued, then close the connection."""
         await self._connection.aclose()
         self._give_up()
 
     async def ask(self, *command: str | bytes | int) -> Reply:
-        """Say anything else; gives the reply, which may be an exception object."""
+        """Send any other command; returns the reply, which may be an exception object."""
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._connection.send(lambda reply: None if answer.done() else answer.set_result(reply), *command)
         return await answer
@@ -195,15 +197,15 @@ class StandaloneNode(ScriptedNode):
         """Send a script by its SHA, and by its text if the server does not know it (L5).
 
         Args:
-            script: what to run.
-            decode: makes a vote of the reply.
-            keys: on which keys.
-            *args: with which arguments.
+            script: the script to run.
+            decode: turns the reply into a vote.
+            keys: the script's keys.
+            *args: the script's arguments.
             lone: as for :meth:`Wire.send`.
-            answer: for whoever counts votes without a future for each.
+            answer: receives the vote instead of a new future.
 
         Returns:
-            Where the vote goes: ``answer``, or a new future.
+            ``answer``, or a new future for the vote.
         """
         asked: Any = self._loop.create_future() if answer is None else answer
         self.send_call(Call(self, script, decode, keys, args, asked), lone=lone)
@@ -222,17 +224,17 @@ class StandaloneNode(ScriptedNode):
         self._connection.send_packed(call, head + packed[skipped:], lone=lone)
 
     def answered(self, call: Call, reply: Reply) -> None:
-        """Make a vote of a call's reply, unless it has to be sent again."""
+        """Turn the reply to a call into its vote, or send the call again."""
         future = call.future
         if not isinstance(reply, Exception):
             try:
-                vote = call.decode(reply)  # also when nobody waits: a node learns from it
-            except (ValueError, TypeError, IndexError) as exc:  # somebody else wrote to our keys
+                vote = call.decode(reply)  # even if no caller waits: the node learns from it
+            except (ValueError, TypeError, IndexError) as exc:  # a foreign client wrote to our keys
                 text = f"{self.name}: {call.script.name}: unreadable reply {reply!r:.200}: {exc}"
                 vote = MaybeExecuted(NodeUnknown(text, node=self.name))
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-            # Not executed, so it may be sent again. Not for a cancelled caller, though: its undo is
-            # already on its way and would be overtaken. An undo itself has nothing behind it.
+            # Not executed, so it can be sent again, but not for a cancelled caller: its release is already
+            # in flight and would run first. A release itself has no later command to overtake.
             if not future.done() or call.script is RELEASE:
                 self._send_text(call)
             return
@@ -246,28 +248,28 @@ class StandaloneNode(ScriptedNode):
     _run = run
 
     def take_over(self, call: Call, *, asking: bool = False) -> None:
-        """Do what another server redirected here.
+        """Send a call that another server redirected to this one.
 
         Args:
-            call: what it was asked to do.
-            asking: only this time: the slot is about to move here.
+            call: the redirected call.
+            asking: whether the redirection was ASK: it holds for this call only, while the slot moves here.
         """
         call.node = self
         if asking:
             self._connection.send(lambda _: None, "ASKING")
-        # As text, since NOSCRIPT would come back without its ASKING.
+        # As text: after a NOSCRIPT the call would be sent again without ASKING.
         self._send_text(call)
 
     def listen(self, channel: str) -> None:
-        """Listen to a shard channel too."""
+        """Subscribe to a shard channel as well."""
         self._connection.listen(channel)
 
     def drop(self, cause: str) -> None:
-        """End the connection; it comes back."""
+        """End the connection and reconnect."""
         self._connection.drop(cause)
 
     def _replicated(self, asked: asyncio.Future[AcquireVote], ttl_ms: int) -> asyncio.Future[AcquireVote]:
-        """A vote that waits until the replicas have the lock."""
+        """Hold back a granted vote until ``min_replicas`` have the lock; it is unknown if they do not."""
         future: asyncio.Future[AcquireVote] = self._loop.create_future()
 
         def counted(reply: Reply) -> None:
@@ -293,7 +295,7 @@ class StandaloneNode(ScriptedNode):
                 future.set_result(asked.result())
 
         asked.add_done_callback(answered)
-        # A cancelled caller's command must not be sent again (see run).
+        # A cancelled caller's command must not be sent again (see answered).
         future.add_done_callback(lambda _: asked.cancel())
         return future
 
@@ -301,7 +303,7 @@ class StandaloneNode(ScriptedNode):
         self._connection.send(call, "EVAL", call.script.source, len(call.keys), *call.keys, *call.args)
 
     def _no_vote(self, call: Call, fault: Exception) -> NoVote:
-        """An error is never a yes (S12)."""
+        """The vote for a failed call: an error is never a yes (S12)."""
         text = f"{self.name}: {call.script.name}: {fault}"
         if call.script is RELEASE and isinstance(fault, Cut | NotSent) and self._connection.connected_before:
             self._owed_releases.append((call.script.sha, len(call.keys), *call.keys, *call.args))
@@ -312,7 +314,7 @@ class StandaloneNode(ScriptedNode):
         return NotExecuted(NodeRefused(text, node=self.name))
 
     def _again_soon(self, fault: Exception, call: Call) -> bool:
-        """Ask once more on the next connection, if it comes at once; tells whether that will be done."""
+        """Keep a call to send once more on the next connection; returns whether it was kept."""
         moved = isinstance(fault, hiredis.ReplyError) and _told(fault, _ELSEWHERE)
         if moved:
             self.drop(f"it says {fault}")
@@ -338,7 +340,7 @@ class StandaloneNode(ScriptedNode):
             self._connection.send(self._release_sent_again(release), "EVALSHA", *release)
         lost, self._lost = self._lost, []
         for call, _ in lost:
-            # Not for a cancelled caller: its undo was sent before.
+            # Not for a cancelled caller: its release was sent before.
             if not call.future.done():
                 self._send_text(call)
         self._wake(None)
@@ -359,9 +361,9 @@ class StandaloneNode(ScriptedNode):
 
 @lru_cache(maxsize=8192)
 def _head(sha: str, keys: tuple[str, ...], args: int) -> tuple[bytes, int]:
-    """All before the arguments, and how long the count of words is that the arguments alone begin with.
+    """The encoded call up to its arguments, and the length of the word count to strip from the arguments.
 
-    It is the same for each call on one resource, and making it anew took longer than the arguments.
+    It is cached per resource, because encoding it took longer than encoding the arguments.
     """
     words: tuple[str | int, ...] = ("EVALSHA", sha, len(keys), *keys)
     packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]
@@ -371,5 +373,5 @@ def _head(sha: str, keys: tuple[str, ...], args: int) -> tuple[bytes, int]:
 
 def _told(fault: Exception, codes: Sequence[str]) -> bool:
     text = str(fault)
-    # Redis 6 puts what a command within a script was told behind words of its own.
+    # Redis 6 prefixes the error of a command within a script with its own text.
     return text.startswith(tuple(codes)) or any(f": -{code} " in text for code in codes)

@@ -1,14 +1,14 @@
-"""Bytes to and from one Redis connection.
+"""Sends commands on one Redis connection and matches the replies to their callers.
 
-One connection carries everything that a process says to a node. Commands that are sent in one turn of the
-event loop leave in one write, because a hundred coroutines that lock at once would otherwise pay for a
-hundred system calls. Replies come in the order of the commands, so each command leaves its caller in a
-queue and each reply goes to the oldest there. A caller that was cancelled keeps its place: taking it out
-would hand every later reply to the wrong caller.
+One connection carries all commands from a process to a node. Commands sent in one iteration of the event loop
+leave in one write: a hundred coroutines that lock at once would otherwise pay for a hundred system calls.
+Replies come in the order of the commands, so each command puts its caller in a queue and each reply goes to
+the first caller there. A cancelled caller keeps its place: without it, every later reply would go to the
+wrong caller.
 
-Between "sent" and "answered" nothing is known. When the connection ends, callers whose command had left are
-told :class:`Cut` (it may have been executed, or may be yet); those whose command was still in our buffer
-are told :class:`NotSent` (it was certainly not).
+While a command is in flight, its outcome is unknown. When the connection ends, callers whose command was sent
+get :class:`Cut` (it may have been executed, or may still be); callers whose command was still in our buffer
+get :class:`NotSent` (it was certainly not executed).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lockguard._clock import SYSTEM_CLOCK
 __all__ = ["Cut", "NotSent", "OnReply", "Reply", "Wire"]
 
 Reply: TypeAlias = Any
-"""What hiredis gives: bytes, int, None, list, dict, or an exception object for an error reply."""
+"""A reply parsed by hiredis: bytes, int, None, list, dict, or an exception object for an error reply."""
 
 OnReply: TypeAlias = Callable[[Reply], None]
 """Called once with the reply, or with an exception object. It must not raise."""
@@ -45,16 +45,16 @@ class NotSent(Exception):
 
 
 class Wire(asyncio.Protocol):
-    """One connection; made by ``loop.create_connection``.
+    """One connection; created by ``loop.create_connection``.
 
     Args:
         on_push: called with each out-of-band message.
         on_end: called once with the wire and the cause when the connection has ended.
-        on_doubt: called with the wire when it has owed replies and brought no byte for ``doubt_s``.
-        on_trust: called with the wire if a byte comes after all.
-        reply_timeout_s: a connection that owes replies and brings no byte for this long is ended; without
-            it a hung server would keep its callers for ever.
-        listens: messages come as plain replies, as RESP2 has it after SUBSCRIBE.
+        on_doubt: called with the wire when replies are outstanding and no byte arrived for ``doubt_s``.
+        on_trust: called with the wire if a byte arrives after that.
+        reply_timeout_s: a connection with outstanding replies is ended when no byte arrives for this long;
+            otherwise a hung server would keep its callers waiting for ever.
+        listens: whether messages arrive as plain replies, as in RESP2 after SUBSCRIBE.
     """
 
     def __init__(
@@ -84,22 +84,22 @@ class Wire(asyncio.Protocol):
         self._unsent_commands = 0
         self._flush_due = False
         self._watch: asyncio.TimerHandle | None = None
-        self._silent_since = 0.0  # not by the loop's time, which in uvloop stands while a callback runs
+        self._silent_since = 0.0  # not the loop's time, which uvloop does not advance during a callback
         self._allowed_until = 0.0
         self._doubted = False
         self._last_look = False
         self._ended: str | None = None
         self.gone = asyncio.Event()
-        """Set when the socket is closed, which is a turn of the loop after :meth:`end`."""
+        """Set when the socket is closed, one iteration of the loop after :meth:`end`."""
 
     @property
     def owed(self) -> int:
-        """How many replies have not come yet."""
+        """The number of outstanding replies."""
         return len(self._waiting)
 
     @property
     def doubt_s(self) -> float:
-        """After how long without the reply that it owes the connection is doubted, in seconds."""
+        """How long, in seconds, an outstanding reply may stay away before the connection is doubted."""
         return self._doubt_s
 
     @doubt_s.setter
@@ -110,27 +110,27 @@ class Wire(asyncio.Protocol):
             self._look_in(seconds)
 
     def allow_silence(self, seconds: float) -> None:
-        """What was sent last has the server wait for so long before it answers."""
+        """Do not doubt or end the connection for ``seconds``: the last command makes the server wait."""
         self._allowed_until = max(self._allowed_until, SYSTEM_CLOCK.now() + seconds)
 
     def send(self, on_reply: OnReply, *command: str | bytes | int, lone: bool = False) -> None:
-        """Queue a command; it leaves at the end of this turn of the event loop.
+        """Queue a command; it is written at the end of this iteration of the event loop.
 
         Args:
-            on_reply: gets the reply.
-            *command: its words.
+            on_reply: called with the reply.
+            *command: the command's words.
             lone: as for :meth:`send_packed`.
         """
         self.send_packed(on_reply, hiredis.pack_command(command), lone=lone)  # type: ignore[arg-type]  # its stub forgot bytes
 
     def send_packed(self, on_reply: OnReply, command: bytes, *, lone: bool = False) -> None:
-        """As :meth:`send`, for a command that is in the bytes of the protocol already.
+        """Queue a command that is already encoded; see :meth:`send`.
 
         Args:
-            on_reply: gets the reply.
-            command: one command.
-            lone: write at once if no reply is owed: a caller that is alone saves a turn of the loop, and of
-                many only the first does not share the write.
+            on_reply: called with the reply.
+            command: one command in the bytes of the protocol.
+            lone: write at once if no reply is outstanding. A single caller saves an iteration of the loop; of
+                many callers only the first does not share a write.
         """
         if not self.open:
             on_reply(NotSent(self._ended or "not connected"))
@@ -153,25 +153,25 @@ class Wire(asyncio.Protocol):
             self._look_in(min(self._doubt_s, self._reply_timeout_s))
 
     def send_unanswered(self, *command: str | bytes | int) -> None:
-        """Queue a command that gets no reply of its own, such as SUBSCRIBE in RESP3."""
+        """Queue a command that has no reply, such as SUBSCRIBE in RESP3."""
         self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self.flush)
 
     def send_listening(self, refused: OnReply, *command: str | bytes | int) -> None:
-        """Queue a command whose success is a message and whose refusal is a reply, such as SSUBSCRIBE.
+        """Queue a command that is confirmed by a message and refused by a reply, such as SSUBSCRIBE.
 
         Args:
-            refused: gets the refusal; on a wire that only listens, that comes as a message.
-            *command: its words.
+            refused: called with the refusal; on a wire that only listens, it arrives as a message instead.
+            *command: the command's words.
         """
         self.send_unanswered(*command)
         if self._listens:
             return
 
         def answered(reply: Reply) -> None:
-            # A refusal takes the place of the PING behind it, whose own answer comes next.
+            # A refusal is taken for the reply to the PING behind it, whose own reply comes next.
             if isinstance(reply, hiredis.ReplyError):
                 self._waiting.appendleft(lambda _: None)
                 refused(reply)
@@ -179,7 +179,7 @@ class Wire(asyncio.Protocol):
         self.send(answered, "PING")
 
     def flush(self) -> None:
-        """Write what is queued now."""
+        """Write all queued commands now."""
         self._flush_due = False
         if self._unsent and self.open:
             assert self._transport is not None
@@ -189,7 +189,7 @@ class Wire(asyncio.Protocol):
             self._transport.write(data)
 
     def end(self, cause: str) -> None:
-        """Close at once; whoever waits is told."""
+        """Close at once, and give each waiting caller :class:`Cut` or :class:`NotSent`."""
         if self._ended is not None:
             return
         self._ended, self.open = cause, False
@@ -205,7 +205,7 @@ class Wire(asyncio.Protocol):
         self._on_end(self, cause)
 
     def _check_progress(self) -> None:
-        """Look how long the oldest unanswered command has waited, or the last byte is ago."""
+        """Doubt or end the connection if replies are outstanding and no byte has arrived for too long."""
         self._watch = None
         if not self._waiting:
             return
@@ -215,8 +215,8 @@ class Wire(asyncio.Protocol):
         if left_s > 0:
             self._last_look = False
         elif not self._last_look:
-            # To a process that was stopped and goes on, the system may tell that the time is up before it
-            # tells of the bytes that have come meanwhile: so the sockets are looked at once more.
+            # When a suspended process resumes, the timer may fire before the bytes that arrived meanwhile
+            # are read. So the sockets are checked once more.
             self._last_look, left_s = True, _LAST_LOOK_S
         elif silent_s >= self._reply_timeout_s:
             self.end(f"no reply for {self._reply_timeout_s:g} s")
@@ -233,15 +233,15 @@ class Wire(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The transport is ready."""
-        # A cast and no check: the transports of other loops, such as uvloop's, inherit from nothing.
+        """Start to use the transport."""
+        # A cast, not a check: other loops' transports, such as uvloop's, have no common base class.
         self._transport = cast("asyncio.Transport", transport)
         self.open = self._ended is None
-        if not self.open:  # given up while it was being made
+        if not self.open:  # ended while it was still connecting
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came: hand each complete reply to who has waited longest."""
+        """Pass each complete reply to the caller that has waited longest."""
         if self._doubted:
             self._doubted = False
             self._on_trust(self)
@@ -260,10 +260,10 @@ class Wire(asyncio.Protocol):
                     return
         except hiredis.ProtocolError as exc:
             self.end(f"not the Redis protocol: {exc}")
-        if self._waiting:  # otherwise the next command begins the silence
+        if self._waiting:  # otherwise the silence is measured from the next command
             self._silent_since = SYSTEM_CLOCK.now()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The peer or the network ended it."""
+        """End the wire: the peer or the network closed the connection."""
         self.end(str(exc) if exc is not None else "the server closed the connection")
         self.gone.set()
