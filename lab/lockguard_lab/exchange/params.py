@@ -39,11 +39,6 @@ class Params:
         """A number that must be there."""
         return number(name, self.text(name))
 
-    def optional_number(self, name: str) -> Decimal | None:
-        """A number, or ``None``."""
-        value = self.optional(name)
-        return None if value is None else number(name, value)
-
     def whole(self, name: str) -> int | None:
         """A whole number, or ``None``."""
         value = self.optional(name)

@@ -210,7 +210,6 @@ class Report:
         passes: sync or clean-up passes.
         violations: symbols where a unique index was violated.
         stale_refused: writes that Postgres refused because their token was stale, every single one.
-        leases_lost: leases that ended under their body.
         errors: anything else, as text.
         open_ms: how long each successful open took.
     """
@@ -222,7 +221,6 @@ class Report:
     passes: int = 0
     violations: list[str] = field(default_factory=list)
     stale_refused: int = 0
-    leases_lost: int = 0
     errors: list[str] = field(default_factory=list)
     open_ms: list[float] = field(default_factory=list)
 
