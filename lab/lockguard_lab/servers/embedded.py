@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lockguard_lab.servers.binaries import ServerBinary
     from lockguard_lab.servers.supervision import ServerProcess, Spawn
 
-__all__ = ["EmbeddedServer"]
+__all__ = ["EmbeddedServer", "Startable"]
 
 _START_WAIT_S = 30.0
 _LOG_TAIL_LINES = 3
@@ -28,7 +28,43 @@ class _PortTaken(Exception):
     pass
 
 
-class EmbeddedServer(ABC):
+class Startable(ABC):
+    """What ends with the block that started it, sync and async."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start it and return when it can be used."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it and delete its data."""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread cannot be cancelled: what came up after all would have nobody to stop it.
+            with contextlib.suppress(ConfigurationError):
+                await starting
+            await asyncio.to_thread(self.stop)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+
+class EmbeddedServer(Startable):
     """A real server on the loopback address that ends with this process, however it ends.
 
     It is a context manager, sync and async, and can as well be started and stopped by hand. All methods
@@ -171,30 +207,6 @@ class EmbeddedServer(ABC):
             self._discard(directory)
         self._prepare(directory)
         self._launch(directory)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    async def __aenter__(self) -> Self:
-        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # The thread cannot be cancelled: a server that came up after all would have nobody to stop it.
-            with contextlib.suppress(ConfigurationError):
-                await starting
-            await asyncio.to_thread(self.stop)
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.stop)
 
     def _launch(self, directory: Path) -> None:
         first_start = self._process is None

@@ -9,15 +9,15 @@ Each is a context manager, sync and async, that ends all its servers::
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 from lockguard.errors import ConfigurationError, NodeError
 from lockguard_lab.servers import supervision
+from lockguard_lab.servers.embedded import Startable
 from lockguard_lab.servers.ports import LOOPBACK
 from lockguard_lab.servers.redis_commands import Answer, credentials
 from lockguard_lab.servers.redis_server import RedisServer, TlsFiles
@@ -25,7 +25,6 @@ from lockguard_lab.servers.topologies_sentinel import SentinelServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from lockguard_lab.servers.binaries import ServerBinary
 
@@ -36,7 +35,7 @@ _SLOTS = 16_384
 _NODE_TIMEOUT_MS = 2_000
 
 
-class Topology(ABC):
+class Topology(Startable):
     """Several servers on the loopback address that end with this process, however it ends."""
 
     def __init__(
@@ -82,30 +81,6 @@ class Topology(ABC):
         )
         self.servers.append(server)
         return server
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    async def __aenter__(self) -> Self:
-        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # The thread cannot be cancelled: servers that came up after all would have nobody to stop them.
-            with contextlib.suppress(ConfigurationError):
-                await starting
-            await asyncio.to_thread(self.stop)
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.stop)
 
 
 class IndependentRedis(Topology):
