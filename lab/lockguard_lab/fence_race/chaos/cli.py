@@ -50,8 +50,8 @@ def run_chaos(*, duration: timedelta, processes: int, seed: int, planted: bool) 
         Whether no law was broken, every round came to its end, and each planted check was convicted.
     """
     try:
-        from lockguard_lab.fence_race.chaos.series import Route  # noqa: PLC0415 - an extra
         from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer  # noqa: PLC0415 - an extra
+        from lockguard_lab.fence_race.series import Route  # noqa: PLC0415 - an extra
         from lockguard_lab.servers import PostgresServer, RedisServer  # noqa: PLC0415 - an extra
     except ImportError as missing:
         raise Mistake(str(missing)) from missing

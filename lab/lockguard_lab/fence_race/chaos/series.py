@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.fence_race.chaos.plan import ChaosPlan, RoundReport
 from lockguard_lab.fence_race.chaos.running import run_round
 from lockguard_lab.fence_race.planted import WEAK_CHECKS
+from lockguard_lab.fence_race.series import Route
 from lockguard_lab.fence_race.ways import present_ways
 
 if TYPE_CHECKING:
@@ -19,27 +20,12 @@ if TYPE_CHECKING:
 
     from lockguard_lab.servers import PostgresServer, RedisServer
 
-__all__ = ["Route", "convict_planted", "rounds"]
+__all__ = ["convict_planted", "rounds"]
 
 _PLANTED_ROUNDS_MAX = 12
 _PLANTED_ROUND = timedelta(seconds=10)
 _ROUND_MIN = timedelta(seconds=2)
 _FAILED_MAX = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A way to the database.
-
-    Attributes:
-        name: for the report.
-        url: of the database.
-        pooler: whether it leads through a pooler in transaction mode.
-    """
-
-    name: str
-    url: str
-    pooler: bool
 
 
 async def rounds(
