@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ except ImportError as missing:
 
 import asyncpg
 
+from lockguard._cli.durations import Duration
 from lockguard.errors import ConfigurationError
 from lockguard.text import printable
 from lockguard_asyncpg._connecting import CONNECT_S, connected, in_one_line, reason_of
@@ -279,20 +279,11 @@ async def recover(conn: asyncpg.Connection[Any], reason: str, *, confirm: bool) 
     click.echo(f"{done.raised} resources were raised, {done.were_open} of them were open")
 
 
-class _Age(click.ParamType[timedelta]):
-    """``30d``, ``12w``."""
-
-    name = "age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        found = re.fullmatch(r"([0-9]{1,5})([dw])", str(value).strip())
-        if found is None:
-            self.fail(f"{value!r} is no age; give days or weeks, such as 30d or 12w", param, ctx)
-        return timedelta(days=int(found[1]) * (7 if found[2] == "w" else 1))
+_AGE = Duration("age", "dw", "give days or weeks, such as 30d or 12w")
 
 
 @fence.command()
-@click.option("--older-than", required=True, type=_Age(), metavar="AGE", help="Such as 30d or 12w.")
+@click.option("--older-than", required=True, type=_AGE, metavar="AGE", help="Such as 30d or 12w.")
 @click.option("--confirm", is_flag=True, help="Really do it; without it nothing is changed.")
 @_connected
 async def prune(conn: asyncpg.Connection[Any], older_than: timedelta, *, confirm: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.durations import Duration
 from lockguard._cli.mistake import Mistake
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg._connecting import connected
@@ -23,24 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DURATION", "run_chaos"]
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3_600}
-
-
-class _Duration(click.ParamType[timedelta]):
-    """``90s``, ``30m``, ``2h``."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        if isinstance(value, timedelta):
-            return value
-        found = re.fullmatch(r"(\d{1,6})([smh])", str(value).strip())
-        if found is None or int(found[1]) == 0:
-            self.fail(f"{value!r} is no duration; give one such as 90s, 30m or 2h", param, ctx)
-        return timedelta(seconds=int(found[1]) * _UNITS_S[found[2]])
-
-
-DURATION = _Duration()
+DURATION = Duration("duration", "smh", "give one such as 90s, 30m or 2h", least=timedelta(seconds=1))
 
 
 def run_chaos(*, duration: timedelta, processes: int, seed: int, planted: bool) -> bool:

@@ -1,0 +1,46 @@
+"""Lengths of time as a command takes them: a whole number and its unit."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import click
+
+__all__ = ["Duration"]
+
+_UNITS = {
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+
+
+class Duration(click.ParamType[timedelta]):
+    """Such as ``90s`` or ``12w``.
+
+    Args:
+        name: what it is called in errors.
+        units: those that may be given, such as ``"dw"``.
+        remedy: what to write instead, with an example.
+        least: what it is at least.
+    """
+
+    def __init__(self, name: str, units: str, remedy: str, *, least: timedelta = timedelta()) -> None:
+        self.name = name
+        self._units = units
+        self._remedy = remedy
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read it."""
+        if isinstance(value, timedelta):
+            return value
+        found = re.fullmatch(rf"([0-9]{{1,5}})([{self._units}])", str(value).strip())
+        length = None if found is None else int(found[1]) * _UNITS[found[2]]
+        if length is None or length < self._least:
+            self.fail(f"{value!r} is no {self.name}; {self._remedy}", param, ctx)
+        return length
