@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockguard._audience import Audience
-from lockguard._bounds import Bound, Bounds
+from lockguard._awaiting import Bound, Bounds
 from lockguard._context import note_task
 from lockguard._lease import PROCESS
 from lockguard._renewal import Keeper

@@ -16,11 +16,11 @@ from lockguard._core import Core
 from lockguard._exclusive import Keeps, MaySkip, exclusive, required_key
 from lockguard._hold import Hold, HoldMany
 from lockguard._lease import Grant, GrantId, Resource, Token, new_grant_id, parse_resource
-from lockguard._locks import Locks, described, prevailing, thrown_out, vote_of
+from lockguard._locks import Locks
 from lockguard._naming import Key
 from lockguard._nodes.choose import node_for_url, nodes_for_urls
 from lockguard._nodes.memory import MemoryNode, MemoryStore
-from lockguard._quorum import majority, may_be_most
+from lockguard._quorum import described, majority, may_be_most, prevailing, thrown_out, vote_of
 from lockguard._renewal import end_here
 from lockguard._single_node import SingleNode
 from lockguard._times import checked_ttl, checked_wait, checked_within, milliseconds

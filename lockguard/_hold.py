@@ -26,8 +26,7 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Literal
 
-from lockguard._awaiting import cancel_on_its_way, end_of, waits_for
-from lockguard._bounds import Bound
+from lockguard._awaiting import Bound, cancel_on_its_way, end_of, waits_for
 from lockguard._clock import Clock
 from lockguard._context import LeaseScope, enter_scope, exit_scope, note_task, scope_for
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id

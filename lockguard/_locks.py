@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
-from lockguard._quorum import majority, may_be_most, trusted_s
 from lockguard.ports import (
     AcquireRequest,
-    Broken,
     Busy,
-    Done,
     Extended,
-    Granted,
-    Inspection,
     LockNode,
-    MaybeExecuted,
-    NotExecuted,
     NoVote,
-    Quarantined,
 )
 
 if TYPE_CHECKING:
@@ -39,20 +30,12 @@ __all__ = [
     "ANSWER_MIN_S",
     "Acquisition",
     "Contended",
-    "Extension",
     "Found",
     "Locks",
     "NoQuorum",
     "Releasing",
-    "Renewal",
     "Won",
     "close_nodes",
-    "described",
-    "found",
-    "prevailing",
-    "tally",
-    "thrown_out",
-    "vote_of",
 ]
 
 T = TypeVar("T")
@@ -105,25 +88,6 @@ class NoQuorum:
 
 Acquisition: TypeAlias = Won | Contended | NoQuorum
 """What asking once for a lock came to."""
-
-
-class Renewal(Enum):
-    """What an extend came to."""
-
-    RENEWED = "renewed"
-    REFUSED = "refused"
-    """Too many nodes say that this grant does not hold the lock: it cannot be saved."""
-    UNANSWERED = "unanswered"
-
-
-@dataclass(frozen=True, slots=True)
-class Extension:
-    """The tally of an extend."""
-
-    renewal: Renewal
-    deadline: float = 0.0
-    wanted: bool = False
-    cause: str = ""
 
 
 class Found(Enum):
@@ -188,7 +152,10 @@ class Locks(Protocol):
         ...
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
-        """Send a renewal to every node; give the futures to :func:`tally` once they are done, or too late."""
+        """Send a renewal to every node.
+
+        The futures are for :func:`~lockguard._quorum.tally`, once they are done or it is too late.
+        """
         ...
 
     def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
@@ -211,77 +178,6 @@ class Locks(Protocol):
     async def aclose(self) -> None:
         """Close every node, in bounded time."""
         ...
-
-
-def tally(asked: Sequence[Future[Extended | NoVote]], *, sent_at: float, ttl_ms: int) -> Extension:
-    """Count the answers of all nodes to a renewal that was sent at ``sent_at`` on the clock, in seconds."""
-    votes, quorum = [vote_of(future) for future in asked], majority(len(asked))
-    extended = [vote for vote in votes if isinstance(vote, Extended)]
-    held = [vote for vote in extended if vote.held]
-    if len(held) >= quorum:
-        return Extension(
-            Renewal.RENEWED, sent_at + trusted_s(ttl_ms), wanted=any(vote.wanted for vote in held)
-        )
-    if len(asked) - (len(extended) - len(held)) < quorum:
-        return Extension(Renewal.REFUSED)
-    return Extension(
-        Renewal.UNANSWERED, cause="; ".join(described(v) for v in votes if not isinstance(v, Extended))
-    )
-
-
-def found(vote: Done | NoVote | None) -> bool | None:
-    """Whether this release found the lock held by its grant; ``None``: the node cannot say."""
-    if not isinstance(vote, Done) or (vote.repeated and not vote.found):
-        return None
-    return vote.found
-
-
-def prevailing(seen: Sequence[Inspection], *, nodes: int) -> Inspection:
-    """What answers of ``nodes`` nodes come to: a grant that a majority shows, or may show, holds it.
-
-    What only a minority shows holds nothing: a release returns before it has reached every node.
-    """
-    holding = Counter(inspection.grant for inspection in seen if inspection.held)
-    for grant, count in holding.most_common(1):
-        if may_be_most(count, answers=len(seen), nodes=nodes):
-            shown = [inspection for inspection in seen if inspection.grant == grant]
-            tokens = Counter(inspection.token for inspection in shown)
-            return max(shown, key=lambda inspection: (tokens[inspection.token], inspection.token))
-    last = max(seen, key=lambda inspection: (not inspection.held, inspection.token))
-    return replace(
-        last, held=False, grant="", holder="", operation="", age_ms=0, remaining_ms=0, ttl_ms=0, renewals=0
-    )
-
-
-def thrown_out(broken: Sequence[Broken]) -> Broken:
-    """What a break on several nodes came to: the holder that most of them had, and the highest floor."""
-    shown = Counter(each.grant for each in broken)
-    told = max(broken, key=lambda each: (bool(each.grant), shown[each.grant]))
-    return replace(told, token=max(each.token for each in broken))
-
-
-def vote_of(future: Future[T]) -> T | None:
-    """The vote, or ``None`` while there is none."""
-    return future.result() if future.done() and not future.cancelled() else None
-
-
-def described(vote: object) -> str:
-    """A vote as text for people."""
-    match vote:
-        case None:
-            return "no answer in time"
-        case Granted(token):
-            return f"granted with token {token}"
-        case Busy(holder):
-            return f"busy: {holder or 'reserved for a waiter'}"
-        case Quarantined(quarantine_ms) if quarantine_ms:
-            return f"lost what it knew, or is new: gives no vote for another {quarantine_ms / 1000:.1f} s"
-        case Quarantined():
-            return "lost what it knew, or is new: has to be admitted"
-        case NotExecuted(error) | MaybeExecuted(error):
-            return str(error)
-        case _:
-            return type(vote).__name__.lower()
 
 
 async def close_nodes(nodes: Sequence[LockNode]) -> None:

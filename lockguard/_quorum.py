@@ -1,18 +1,57 @@
-"""The arithmetic of majorities and of trusted time. Nothing here waits, reads a clock or sends."""
+"""What the answers of nodes come to: majorities, trusted time, tallies.
+
+Nothing here waits, reads a clock or sends.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
-__all__ = ["DRIFT_FIXED_MS", "DRIFT_SHARE", "drift_ms", "majority", "may_be_most", "trusted_s", "ttl_ms_min"]
+from lockguard.ports import (
+    Broken,
+    Busy,
+    Done,
+    Extended,
+    Granted,
+    Inspection,
+    MaybeExecuted,
+    NotExecuted,
+    NoVote,
+    Quarantined,
+)
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+__all__ = [
+    "DRIFT_FIXED_MS",
+    "DRIFT_SHARE",
+    "Extension",
+    "Renewal",
+    "described",
+    "drift_ms",
+    "found",
+    "majority",
+    "may_be_most",
+    "prevailing",
+    "tally",
+    "thrown_out",
+    "trusted_s",
+    "vote_of",
+]
+
+T = TypeVar("T")
 
 DRIFT_SHARE = 0.01
 """How much faster a server's clock may run than ours, as a share of the ttl (the Redlock description's)."""
 
 DRIFT_FIXED_MS = 2
 """Redis expires keys to the millisecond; this covers the rounding at both ends."""
-
-_VALID_SHARE_MIN = 0.5
 
 
 def majority(nodes: int) -> int:
@@ -36,9 +75,91 @@ def trusted_s(ttl_ms: int) -> float:
     return (ttl_ms - drift_ms(ttl_ms)) / 1000
 
 
-def ttl_ms_min() -> int:
-    """The least ttl worth having: at least half of it must be left after the drift allowance."""
-    ttl_ms = 1
-    while ttl_ms - drift_ms(ttl_ms) < ttl_ms * _VALID_SHARE_MIN:
-        ttl_ms += 1
-    return ttl_ms
+class Renewal(Enum):
+    """What an extend came to."""
+
+    RENEWED = "renewed"
+    REFUSED = "refused"
+    """Too many nodes say that this grant does not hold the lock: it cannot be saved."""
+    UNANSWERED = "unanswered"
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """The tally of an extend."""
+
+    renewal: Renewal
+    deadline: float = 0.0
+    wanted: bool = False
+    cause: str = ""
+
+
+def tally(asked: Sequence[Future[Extended | NoVote]], *, sent_at: float, ttl_ms: int) -> Extension:
+    """Count the answers of all nodes to a renewal that was sent at ``sent_at`` on the clock, in seconds."""
+    votes, quorum = [vote_of(future) for future in asked], majority(len(asked))
+    extended = [vote for vote in votes if isinstance(vote, Extended)]
+    held = [vote for vote in extended if vote.held]
+    if len(held) >= quorum:
+        return Extension(
+            Renewal.RENEWED, sent_at + trusted_s(ttl_ms), wanted=any(vote.wanted for vote in held)
+        )
+    if len(asked) - (len(extended) - len(held)) < quorum:
+        return Extension(Renewal.REFUSED)
+    return Extension(
+        Renewal.UNANSWERED, cause="; ".join(described(v) for v in votes if not isinstance(v, Extended))
+    )
+
+
+def found(vote: Done | NoVote | None) -> bool | None:
+    """Whether this release found the lock held by its grant; ``None``: the node cannot say."""
+    if not isinstance(vote, Done) or (vote.repeated and not vote.found):
+        return None
+    return vote.found
+
+
+def prevailing(seen: Sequence[Inspection], *, nodes: int) -> Inspection:
+    """What answers of ``nodes`` nodes come to: a grant that a majority shows, or may show, holds it.
+
+    What only a minority shows holds nothing: a release returns before it has reached every node.
+    """
+    holding = Counter(inspection.grant for inspection in seen if inspection.held)
+    for grant, count in holding.most_common(1):
+        if may_be_most(count, answers=len(seen), nodes=nodes):
+            shown = [inspection for inspection in seen if inspection.grant == grant]
+            tokens = Counter(inspection.token for inspection in shown)
+            return max(shown, key=lambda inspection: (tokens[inspection.token], inspection.token))
+    last = max(seen, key=lambda inspection: (not inspection.held, inspection.token))
+    return replace(
+        last, held=False, grant="", holder="", operation="", age_ms=0, remaining_ms=0, ttl_ms=0, renewals=0
+    )
+
+
+def thrown_out(broken: Sequence[Broken]) -> Broken:
+    """What a break on several nodes came to: the holder that most of them had, and the highest floor."""
+    shown = Counter(each.grant for each in broken)
+    told = max(broken, key=lambda each: (bool(each.grant), shown[each.grant]))
+    return replace(told, token=max(each.token for each in broken))
+
+
+def vote_of(future: Future[T]) -> T | None:
+    """The vote, or ``None`` while there is none."""
+    return future.result() if future.done() and not future.cancelled() else None
+
+
+def described(vote: object) -> str:
+    """A vote as text for people."""
+    match vote:
+        case None:
+            return "no answer in time"
+        case Granted(token):
+            return f"granted with token {token}"
+        case Busy(holder):
+            return f"busy: {holder or 'reserved for a waiter'}"
+        case Quarantined(quarantine_ms) if quarantine_ms:
+            return f"lost what it knew, or is new: gives no vote for another {quarantine_ms / 1000:.1f} s"
+        case Quarantined():
+            return "lost what it knew, or is new: has to be admitted"
+        case NotExecuted(error) | MaybeExecuted(error):
+            return str(error)
+        case _:
+            return type(vote).__name__.lower()

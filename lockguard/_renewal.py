@@ -33,7 +33,8 @@ from functools import partial
 
 from lockguard._clock import Clock
 from lockguard._lease import GrantId, Lease, Resource
-from lockguard._locks import Extension, Locks, Renewal, tally
+from lockguard._locks import Locks
+from lockguard._quorum import Extension, Renewal, tally
 from lockguard.errors import ConfigurationError, FenceUnavailable, LossReason
 from lockguard.events import Event, Lost, RenewalUnanswered, Renewed
 from lockguard.ports import AnsweringFence, Extended, NoVote

@@ -16,8 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lockguard._lease import Resource
-from lockguard._locks import described
-from lockguard._quorum import majority
+from lockguard._quorum import described, majority
 from lockguard.ports import LockNode
 
 if TYPE_CHECKING:

@@ -15,19 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lockguard._bounds import AnswerBounds
-from lockguard._locks import (
-    ANSWER_MIN_S,
-    Acquisition,
-    Contended,
-    Found,
-    NoQuorum,
-    Won,
-    close_nodes,
-    described,
-    found,
-)
-from lockguard._quorum import trusted_s
+from lockguard._awaiting import AnswerBounds
+from lockguard._locks import ANSWER_MIN_S, Acquisition, Contended, Found, NoQuorum, Won, close_nodes
+from lockguard._quorum import described, found, trusted_s
 from lockguard.errors import NodeError, NodeUnknown
 from lockguard.ports import AcquireRequest, Busy, Done, Extended, Granted, LockNode, MaybeExecuted, NoVote
 

@@ -43,11 +43,9 @@ from lockguard._locks import (
     Releasing,
     Won,
     close_nodes,
-    found,
-    vote_of,
 )
 from lockguard._membership import Members
-from lockguard._quorum import majority, trusted_s
+from lockguard._quorum import found, majority, trusted_s, vote_of
 from lockguard._rounds import Round, Rounds
 from lockguard.ports import (
     AcquireRequest,

@@ -35,11 +35,10 @@ import hiredis
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import GrantId, Resource
-from lockguard._nodes import votes
 from lockguard._nodes.address import Address, split_url
 from lockguard._nodes.cluster_map import ClusterMap
 from lockguard._nodes.releases import Place, Releases
-from lockguard._nodes.scripted import NAMESPACE, ScriptedNode
+from lockguard._nodes.scripted import NAMESPACE, ScriptedNode, parse_done_again
 from lockguard._nodes.standalone import SAME_AGAIN, Call, StandaloneNode
 from lockguard._nodes.wire import Cut, NotSent
 from lockguard._scripts import ACQUIRE, RELEASE, Script
@@ -220,7 +219,7 @@ class ClusterNode(ScriptedNode):
             if isinstance(fault, Cut) and call.script not in (*SAME_AGAIN, RELEASE):
                 return False
             if isinstance(fault, Cut) and call.script is RELEASE:
-                call.decode = votes.done_again
+                call.decode = parse_done_again
             return self._try_again(call, fault, _TRY_AGAIN_S)
         if not isinstance(fault, hiredis.ReplyError):
             return False

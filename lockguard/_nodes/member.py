@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lockguard._lease import Grant, GrantId, Resource
-from lockguard._nodes import votes
 from lockguard._nodes.address import Address
-from lockguard._nodes.scripted import NAMESPACE, keys_of
-from lockguard._nodes.server import ServerFacts
+from lockguard._nodes.login import ServerFacts
+from lockguard._nodes.scripted import NAMESPACE, keys_of, parse_acquired, parse_done, parse_membership
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard._scripts import ACQUIRE, ADMIT, REJOIN, RELEASE
 from lockguard.ports import AcquireRequest, AcquireVote, Answer, Done, Membership, NoVote, Quarantined
@@ -97,7 +96,7 @@ class MemberNode(StandaloneNode):
         """Run release.lua for ``answer``."""
         keys = keys_of(self._namespace, resource).release
         args = (grant, self._inbox, int(lost), seal)
-        self.run(RELEASE, votes.done, keys, *args, lone=True, answer=answer)
+        self.run(RELEASE, parse_done, keys, *args, lone=True, answer=answer)
 
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
         """Run rejoin.lua."""
@@ -107,12 +106,12 @@ class MemberNode(StandaloneNode):
 
     def membership(self) -> asyncio.Future[Membership | NoVote]:
         """Run admit.lua without admitting the node."""
-        return self._run(ADMIT, votes.membership, (self._member,), self._facts.run_id, _LOOK, 0)
+        return self._run(ADMIT, parse_membership, (self._member,), self._facts.run_id, _LOOK, 0)
 
     def admit(self, *, quarantine_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
         """Run admit.lua."""
         return self._run(
-            ADMIT, votes.membership, (self._member,), self._facts.run_id, quarantine_ms, ttl_max_ms
+            ADMIT, parse_membership, (self._member,), self._facts.run_id, quarantine_ms, ttl_max_ms
         )
 
     def _connected(self, *, again: bool) -> None:
@@ -127,7 +126,7 @@ class MemberNode(StandaloneNode):
         return Done(found=reply != 0)
 
     def _acquired(self, reply: list[Any]) -> AcquireVote:
-        vote = votes.acquired(reply)
+        vote = parse_acquired(reply)
         if isinstance(vote, Quarantined) and not vote.quarantine_ms:
             # Reported here and not through the vote, which the caller may have decided without.
             self._admission_needed()

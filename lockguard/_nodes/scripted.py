@@ -10,11 +10,32 @@ from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from lockguard._lease import GrantId, Resource, Token
-from lockguard._nodes import votes
 from lockguard._scripts import ACQUIRE, BREAK, EXTEND, INSPECT, RELEASE, SETTLE, Script
-from lockguard.ports import AcquireRequest, AcquireVote, Broken, Done, Extended, Inspection, NoVote
+from lockguard.ports import (
+    AcquireRequest,
+    AcquireVote,
+    Broken,
+    Busy,
+    Done,
+    Extended,
+    Granted,
+    Inspection,
+    Membership,
+    NoVote,
+    Quarantined,
+    Waiter,
+)
+from lockguard.text import decoded
 
-__all__ = ["NAMESPACE", "ScriptedNode"]
+__all__ = [
+    "NAMESPACE",
+    "ScriptedNode",
+    "keys_of",
+    "parse_acquired",
+    "parse_done",
+    "parse_done_again",
+    "parse_membership",
+]
 
 T = TypeVar("T")
 
@@ -91,7 +112,7 @@ class ScriptedNode(ABC):
         """Run acquire.lua."""
         return self._run(
             ACQUIRE,
-            votes.acquired,
+            parse_acquired,
             keys_of(self._namespace, request.resource).acquire,
             request.grant,
             request.ttl_ms,
@@ -106,7 +127,7 @@ class ScriptedNode(ABC):
 
     def settle(self, resource: Resource, grant: GrantId, token: Token) -> asyncio.Future[Done | NoVote]:
         """Run settle.lua."""
-        return self._run(SETTLE, votes.done, keys_of(self._namespace, resource).settle, grant, token)
+        return self._run(SETTLE, parse_done, keys_of(self._namespace, resource).settle, grant, token)
 
     def extend(
         self, resource: Resource, grant: GrantId, ttl_ms: int, *, seal: str = ""
@@ -114,7 +135,7 @@ class ScriptedNode(ABC):
         """Run extend.lua."""
         # Not "lone": a guard renews all its leases in one iteration of the loop, and so in one write.
         keys = keys_of(self._namespace, resource).extend
-        return self._run(EXTEND, votes.extended, keys, grant, ttl_ms, seal)
+        return self._run(EXTEND, parse_extended, keys, grant, ttl_ms, seal)
 
     def release(
         self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = ""
@@ -126,11 +147,11 @@ class ScriptedNode(ABC):
         """
         keys = keys_of(self._namespace, resource).release
         args = (grant, self._inbox_of(resource), int(lost), seal)
-        return self._run(RELEASE, votes.done, keys, *args, lone=True)
+        return self._run(RELEASE, parse_done, keys, *args, lone=True)
 
     def break_(self, resource: Resource, *, reason: str, token: Token) -> asyncio.Future[Broken | NoVote]:
         """Run break.lua to end the lease by force."""
-        return self._break(votes.broken, resource, "force", reason, token)
+        return self._break(parse_broken, resource, "force", reason, token)
 
     def request_handover(self, resource: Resource, *, reason: str) -> asyncio.Future[Done | NoVote]:
         """Run break.lua to ask the holder for a hand-over."""
@@ -139,7 +160,7 @@ class ScriptedNode(ABC):
     def inspect(self, resource: Resource) -> asyncio.Future[Inspection | NoVote]:
         """Run inspect.lua."""
         keys = keys_of(self._namespace, resource).inspect
-        return self._run(INSPECT, lambda reply: votes.inspected(resource, reply), keys, _WAITERS_SHOWN_MAX)
+        return self._run(INSPECT, lambda reply: parse_inspected(resource, reply), keys, _WAITERS_SHOWN_MAX)
 
     def _inbox_of(self, resource: Resource) -> str:  # noqa: ARG002 - one channel per process by default
         return self._inbox
@@ -178,4 +199,80 @@ def keys_of(namespace: str, resource: Resource) -> Keys:
         break_=(lock, floor, tenure, history, queue, inboxes, following),
         inspect=(lock, floor, queue, inboxes),
         rejoin=(lock, floor, history),
+    )
+
+
+# What each script's reply means.
+
+_FOUND, _NOT_FOUND = Done(found=True), Done(found=False)
+
+
+def parse_acquired(reply: list[Any]) -> AcquireVote:
+    """Decode a reply of acquire.lua."""
+    if reply[0] == 1:
+        seal = reply[3].decode("ascii", "replace") if reply[3] else ""
+        return Granted(Token(int(reply[1])), int(reply[2]), seal)
+    if reply[0] == 3:
+        return Quarantined(quarantine_ms=reply[1])
+    _, holder, operation, token, age_ms, retry_after_ms, *place = reply
+    ticket, requeued = (int(place[0]), bool(place[1])) if place else (0, False)
+    return Busy(
+        holder=decoded(holder),
+        operation=decoded(operation),
+        token=Token(int(token)),
+        age_ms=age_ms,
+        retry_after_ms=max(0, retry_after_ms),
+        ticket=ticket,
+        requeued=requeued,
+        queue_full=reply[0] == 2,
+    )
+
+
+def parse_done(reply: int) -> Done:
+    """Decode a reply of settle.lua, release.lua or rejoin.lua."""
+    return _FOUND if reply == 1 else _NOT_FOUND
+
+
+def parse_done_again(reply: int) -> Done:
+    """Decode a reply of release.lua that was sent a second time."""
+    return Done(found=reply == 1, repeated=True)
+
+
+def parse_extended(reply: int) -> Extended:
+    """Decode a reply of extend.lua."""
+    return Extended(held=reply != 0, wanted=reply == 2)
+
+
+def parse_broken(reply: list[bytes]) -> Broken:
+    """Decode a reply of break.lua."""
+    return Broken(decoded(reply[0]), decoded(reply[1]), Token(int(reply[2])))
+
+
+def parse_inspected(resource: Resource, reply: list[Any]) -> Inspection:
+    """Decode a reply of inspect.lua."""
+    grant, token, holder, operation, age_ms, remaining_ms, ttl_ms, renewals, flat = reply
+    waiters = []
+    for member, ticket, silent_ms in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+        waiting, _, inbox = decoded(member).partition(" ")
+        waiters.append(Waiter(waiting, inbox, int(ticket), silent_ms))
+    return Inspection(
+        resource=resource,
+        held=bool(grant),
+        grant=decoded(grant),
+        token=int(token),
+        holder=decoded(holder),
+        operation=decoded(operation),
+        age_ms=age_ms,
+        remaining_ms=remaining_ms,
+        ttl_ms=ttl_ms,
+        renewals=renewals,
+        waiters=tuple(waiters),
+    )
+
+
+def parse_membership(reply: list[int]) -> Membership:
+    """Decode a reply of admit.lua."""
+    state, quarantine_ms, ttl_max_ms, nodes = reply
+    return Membership(
+        known=state > 0, member=state == 2, quarantine_ms=quarantine_ms, ttl_max_ms=ttl_max_ms, nodes=nodes
     )

@@ -13,9 +13,8 @@ import hiredis
 from lockguard._lease import GrantId
 from lockguard._nodes.address import Address
 from lockguard._nodes.connection import Connection
-from lockguard._nodes.login import ask
+from lockguard._nodes.login import ServerFacts, ask, require
 from lockguard._nodes.scripted import NAMESPACE, ScriptedNode
-from lockguard._nodes.server import ServerFacts, require
 from lockguard._nodes.wire import Cut, NotSent, Reply, Wire
 from lockguard._scripts import ACQUIRE, EXTEND, INSPECT, RELEASE, SETTLE, Script
 from lockguard.errors import NodeRefused, NodeUnknown

@@ -15,7 +15,7 @@ import redis
 from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._membership import Quarantine, quarantine_for
-from lockguard._nodes.server import ServerFacts, require
+from lockguard._nodes.login import ServerFacts, require
 from lockguard.errors import NodeRefused
 from lockguard.ports import Membership
 from lockguard_lab.servers import FaultProxy, RedisServer

@@ -19,7 +19,8 @@ from lockguard import (
     current_lease,
 )
 from lockguard._lease import Grant, Token, new_grant_id, parse_resource
-from lockguard._locks import Contended, Found, Locks, Renewal, Won, tally
+from lockguard._locks import Contended, Found, Locks, Won
+from lockguard._quorum import Renewal, tally
 from lockguard.ports import AcquireRequest, Broken
 
 NAME = "binance:APTUSDT"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lockguard._bounds import Bound, Bounds
+from lockguard._awaiting import Bound, Bounds
 
 SECONDS = 0.05
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 from typing import Any
 
-from lockguard._bounds import AnswerBounds
+from lockguard._awaiting import AnswerBounds
 
 LONG_S = 0.3
 SHORT_S = 0.05
