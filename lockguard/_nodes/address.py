@@ -1,9 +1,9 @@
-"""Where a Redis is and how to log in, from a URL.
+"""Parses a URL into the address and the credentials of a Redis server.
 
-What cannot be read is never shown: of ``redis://:pa/ss@host`` the host is ``""`` and the port ``pa``, so an
-error that quotes a part of a URL quotes a part of a password. An error names the part by what it is, and says
-how to write it. Nothing is passed over either: redis-py takes ``/prod`` for database 0 and an option that it
-does not know for none.
+Errors never quote what could not be parsed: of ``redis://:pa/ss@host`` the host is ``""`` and the port is
+``pa``, so an error that quotes a part of the URL would quote a part of the password. An error says which part
+is wrong and how to write it. Nothing invalid is ignored either, whereas redis-py takes ``/prod`` for database
+0 and ignores unknown options.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Address:
     Attributes:
         host: name or IP address; empty for a Unix socket.
         port: TCP port; 0 for a Unix socket.
-        path: of a Unix socket; empty for TCP.
+        path: the path of a Unix socket; empty for TCP.
         db: database number.
-        username: ACL user, ``None`` for the default one.
-        password: its password.
-        tls: the context for ``rediss://``.
+        username: ACL user; ``None`` for the default user.
+        password: the user's password; ``None`` for none.
+        tls: the TLS context for ``rediss://``; ``None`` without TLS.
         protocol: the RESP version to begin with: 3, or 2 with ``?protocol=2``.
     """
 
@@ -67,17 +67,17 @@ class Address:
 
     @property
     def name(self) -> str:
-        """For people and logs; has no credentials."""
+        """Host or socket, port and database for messages; contains no credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         where = self.path or f"{host}:{self.port}"
         return f"{where}/{self.db}" if self.db else where
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Read ``redis://``, ``rediss://`` or ``unix://``.
+        """Parse a ``redis://``, ``rediss://`` or ``unix://`` URL.
 
         Raises:
-            ConfigurationError: it is none of these, or a part of it makes no sense.
+            ConfigurationError: the URL has another scheme, or a part of it is invalid.
         """
         parts = split_url(url)
         options = parts.options
@@ -110,14 +110,14 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class UrlParts:
-    """A URL whose place may list several hosts. What stands where is checked, what it says is not.
+    """The parts of a URL that may list several hosts; its structure is checked, the values are not.
 
     Attributes:
-        scheme: in lower case, one of those that are known.
-        netloc: user, password and place or places, as written.
+        scheme: a known scheme, in lower case.
+        netloc: user, password and host or hosts, as written.
         path: as written, with its slash.
         query: as written.
-        options: of the query; each is known to the scheme, is there once and is not empty.
+        options: the query's options; each is known to the scheme, given once and not empty.
     """
 
     scheme: str
@@ -128,10 +128,10 @@ class UrlParts:
 
 
 def split_url(url: str) -> UrlParts:
-    """Take a URL of any scheme apart.
+    """Split a URL of any known scheme into its parts.
 
     Raises:
-        ConfigurationError: it is no URL of a Redis, has an option that is not known, or a character that
+        ConfigurationError: the URL is not a Redis URL, has an unknown option, or contains a character that
             must be encoded.
     """
     if not isinstance(url, str):
@@ -221,7 +221,7 @@ def _host_and_port(place: str) -> tuple[str, int]:
     if not port:
         return _decoded(host, "host").lower(), _PORT
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65_535):
-        # Not shown: of redis://user:pass/word@host it is a piece of the password.
+        # The value is not shown: in redis://user:pass/word@host it is a part of the password.
         _refuse(
             "has a port that is no number from 1 to 65535; write redis://host:port, [::1]:port for IPv6;"
             f" {_ENCODE}"
@@ -247,7 +247,7 @@ def _login(credentials: str, options: Mapping[str, str]) -> tuple[str | None, st
     user, _, password = credentials.partition(":")
     username = _decoded(user, "user") or options.get("username")
     secret = _decoded(password, "password") or options.get("password")
-    # A user without a password is one that needs none. Without it we would be taken for the default user.
+    # A user without a password gets the empty one. With None, the log-in would be as the default user.
     return username, "" if username and secret is None else secret
 
 
@@ -281,5 +281,9 @@ def _choice(options: Mapping[str, str], name: str, values: Mapping[str, bool]) -
 
 
 def _no_passphrase() -> str:
-    """OpenSSL would ask on the terminal, in the middle of the event loop."""
+    """Refuse an encrypted key: OpenSSL would prompt for the passphrase and block the event loop.
+
+    Raises:
+        ConfigurationError: always.
+    """
     _refuse("has an ssl_keyfile with a passphrase; give a key without one, which only the bot may read")

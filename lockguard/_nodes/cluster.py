@@ -1,24 +1,23 @@
-"""A lock node that is a whole cluster: each resource lives on the shard that serves its slot.
+"""A lock node that is a whole cluster: each resource is kept on the shard that serves its slot.
 
-All keys of a resource have the same hash tag, so one script runs on one shard. What the shards answer when
-slots move:
+All keys of a resource have the same hash tag, so a script runs on one shard. While slots move, shards answer:
 
-* MOVED: another shard serves the slot. It was not executed; it is sent there, and the map is read again.
-* ASK: the slot is about to move, and these keys have. Sent there for this time.
-* TRYAGAIN, CLUSTERDOWN: some of the resource's keys have moved and some have not, or nobody serves the slot
-  now. Sent again a moment later. So is what could not be sent, and what was lost with a connection if it does
-  the same when it is done twice.
+* MOVED: another shard serves the slot. The call was not executed; it is sent there and the map is read again.
+* ASK: the slot is being moved, and these keys have moved already. This one call is sent to the new shard.
+* TRYAGAIN, CLUSTERDOWN: only some of the resource's keys have moved, or no shard serves the slot now. The
+  call is sent again a moment later. So are calls that could not be sent, and idempotent calls that were lost
+  with a connection.
 
-Each call gets its vote within the time that one server may take to reply, whatever the map says meanwhile. A
-release goes on being tried for a while when its caller has been told that nobody knows.
+Each call gets its vote within the time that one server may take to reply, whatever happens to the map. A
+release is tried for a while longer, after its caller has been given an unknown outcome.
 
-A caller that was cancelled has its undo on the way already, so its command is not sent on; an undo always is.
-The order that makes undoing work holds all the same: a command and its undo take the same way, one behind the
-other, and the command does not take part in it once its caller is gone.
+The command of a cancelled caller is not redirected, because its release is already in flight; a release
+always is. The order that undoes a cancelled acquire still holds: a command and its release take the same
+route one behind the other, and the command drops out once its caller is gone.
 
-Releases that a shard lost with its connection are sent on to whoever serves the slot then. One that is still
-on its way is not said a second time beside that: whichever came later would find the lock gone, and its
-holder would be told that somebody had taken it.
+Releases that a shard lost with its connection are sent to the shard that serves the slot by then. A release
+still in flight is not sent a second time meanwhile: the later of the two would find the lock gone, and the
+holder would be told that another process had taken it.
 """
 
 from __future__ import annotations
@@ -54,16 +53,16 @@ _BACKOFF_S = 0.25
 _ONCE_MORE_S = 0.25
 _FOLLOWED_AT_ONCE_MAX = 3
 _RELEASED_FOR_S = 30.0
-"""How long a release is tried that nobody waits for any more."""
+"""How long a release is tried, even after its caller has stopped waiting."""
 
-_INBOX = 4  # among the arguments of acquire.lua
+_INBOX = 4  # its index among the arguments of acquire.lua
 
 
 def seeds_of(url: str) -> tuple[Address, ...]:
-    """Read ``redis+cluster://[user:password@]host:port,host:port`` or, with TLS, ``rediss+cluster://``.
+    """Parse ``redis+cluster://[user:password@]host:port,host:port`` or, with TLS, ``rediss+cluster://``.
 
     Raises:
-        ConfigurationError: a part of it is missing or makes no sense.
+        ConfigurationError: a part of the URL is missing or invalid.
     """
     parts = split_url(url)
     credentials, at, places = parts.netloc.rpartition("@")
@@ -83,11 +82,11 @@ class ClusterNode(ScriptedNode):
     """Keeps locks in a cluster.
 
     Args:
-        seeds: servers to ask for the map first.
+        seeds: the servers to ask for the map first.
         inbox: this process's wake-up channel.
         namespace: the first part of every key.
-        connect_timeout_s: for connecting and logging in to one shard.
-        reply_timeout_s: how long a shard may owe a reply, and how long a call may take.
+        connect_timeout_s: the time limit for connecting and logging in to one shard.
+        reply_timeout_s: how long a shard may leave a reply outstanding, and how long a call may take.
     """
 
     def __init__(
@@ -113,27 +112,27 @@ class ClusterNode(ScriptedNode):
 
     @property
     def name(self) -> str:
-        """The first of the servers that it was given; no credentials."""
+        """The first seed's name for messages; contains no credentials."""
         return self._name
 
     @property
     def ready(self) -> bool:
-        """Whether it is known who serves which slot."""
+        """Whether the slot map is known."""
         return self._map.known
 
     async def connect(self) -> None:
-        """Read the map and connect to its shards; one that cannot be reached goes on being tried.
+        """Read the map and connect to its shards; an unreachable shard is tried again later.
 
         Raises:
-            NodeRefused: no server told the map.
-            ConfigurationError: a server refused the log-in, or is no cluster's.
+            NodeRefused: no server returned the map.
+            ConfigurationError: a server refused the log-in, or is not part of a cluster.
         """
         await self._map.connect()
 
     async def aclose(self) -> None:
-        """Send what is queued, then close everything; a release that meets a move is seen through."""
-        # Halfway through a move its last try would be refused, and the lock would stay for its ttl.
-        # Bodies that the close cuts give back meanwhile.
+        """Send what is queued, then close all connections; a release that meets a slot move is completed."""
+        # Halfway through a slot move its last attempt would be refused, and the lock stay closed for its ttl.
+        # Bodies that the close cancels release their leases meanwhile.
         with suppress(TimeoutError):
             async with asyncio.timeout(self._reply_timeout_s):
                 while self._releasing:
@@ -180,18 +179,18 @@ class ClusterNode(ScriptedNode):
         return vote
 
     def _released(self, call: Call, _: object) -> None:
-        """Nobody waits for its answer any more, so it may be said again wherever the resource lives next."""
+        """Remember a completed release, so that it can be sent again to the resource's next shard."""
         self._releasing.discard(call.future)
         if self._closed:
             return
         said_to = call.node.address.host, call.node.address.port
         serves = self._map.place_of(call.keys[0]) or said_to
         self._releases.note(serves, call.keys, call.args)
-        if serves != said_to:  # answered by the master that was
+        if serves != said_to:  # answered by the former master
             self._release_again(serves, call.keys, call.args)
 
     def _inbox_of(self, resource: Resource) -> str:
-        # In the slot of the resource, so that the script that wakes may publish on its shard only.
+        # In the resource's slot, so that the script that wakes a waiter can publish on its own shard only.
         return f"{self._inbox}:{{{resource}}}"
 
     def _new_shard(self, address: Address) -> StandaloneNode:
@@ -211,7 +210,7 @@ class ClusterNode(ScriptedNode):
         self._wake(grant)
 
     def _redirected(self, fault: Exception, call: Call) -> bool:
-        """Send a call on; tells whether it was, or need not be."""
+        """Send a failed call again where it belongs; returns whether that was done or is not needed."""
         if self._closed:
             return False
         if isinstance(fault, Cut | NotSent):
@@ -243,7 +242,7 @@ class ClusterNode(ScriptedNode):
         self._map.reach_soon(shard)
         if kind == "MOVED":
             self._map.moved(int(slot), place)
-        if not shard.ready or call.tries >= _FOLLOWED_AT_ONCE_MAX:  # two may send it to each other
+        if not shard.ready or call.tries >= _FOLLOWED_AT_ONCE_MAX:  # two shards may redirect to each other
             return self._try_again(call, fault, _TRY_AGAIN_S)
         call.tries += 1
         shard.take_over(call, asking=kind == "ASK")
@@ -272,7 +271,7 @@ class ClusterNode(ScriptedNode):
             self._map.shard_for(call.keys[0]).take_over(call)
 
     def _tell_nothing(self, call: Call, why: str = "") -> None:
-        """Its time is up. It may have been done by now."""
+        """Give a call that has run out of time an unknown outcome: it may have been executed."""
         if (bound := self._bounds.pop(call, None)) is not None:
             bound.cancel()
         if not call.future.done():

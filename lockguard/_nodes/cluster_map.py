@@ -1,9 +1,10 @@
-"""Who serves which slot of a cluster, and the connections to them.
+"""The slot map of a cluster, and the nodes of its shards.
 
-What is known is only ever replaced by what is told. A server that tells nothing of a slot (nobody serves it
-now, or the server has not heard) changes nothing: the last owner serves it still, or says where it went.
+An entry of the map changes only when a server names another owner. A server that names no owner for a slot
+(no shard serves it now, or the server does not know) changes nothing: the last owner either still serves the
+slot or redirects.
 
-When no server that is known can be asked, the seeds are: their names may lead to servers that came since.
+When no known server can be asked, the seeds are asked: their names may resolve to servers added since.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _NO_HOST = ("", "?")
 
 
 class ClusterMap:
-    """The map and the shards.
+    """The slot map and the shards.
 
     Args:
-        name: the cluster, for people.
-        seeds: servers to ask first.
-        new_shard: makes the node of one server.
+        name: the cluster's name for messages.
+        seeds: the servers to ask first.
+        new_shard: creates the node of one server.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class ClusterMap:
     ) -> None:
         self.shards: dict[Place, StandaloneNode] = {}
         self.known = False
-        """Whether a map was ever read."""
+        """Whether the map has ever been read."""
         self.unreached = ""
-        """Why not."""
+        """Why the map could not be read; empty if it was, or was not tried yet."""
         self._name = name
         self._seeds = tuple(seeds)
         self._new_shard = new_shard
@@ -57,15 +58,15 @@ class ClusterMap:
         self._refreshed: Callable[[], None] = lambda: None
 
     def on_refresh(self, callback: Callable[[], None]) -> None:
-        """Have ``callback()`` called when the map was read anew."""
+        """Register ``callback()`` to be called after each attempt to read the map again."""
         self._refreshed = callback
 
     def place_of(self, key: str) -> Place | None:
-        """Which server has a key, as far as it is known."""
+        """The server that serves a key; ``None`` if unknown."""
         return self._slots[key_slot(key.encode())]
 
     def shard_for(self, key: str) -> StandaloneNode:
-        """Whom to ask for a key: its owner; where none is known, anybody, who will say who it is."""
+        """The shard to ask for a key: its owner if known, else any shard, which will redirect."""
         place = self.place_of(key)
         if place is not None:
             return self.shard_at(place)
@@ -75,31 +76,31 @@ class ClusterMap:
         return self._shard_of(self._seeds[0])
 
     def shard_at(self, place: Place) -> StandaloneNode:
-        """The node of one server."""
+        """The node of the server at ``place``, created if it is new."""
         if place not in self.shards:
             host, port = place
             self.shards[place] = self._new_shard(replace(self._seeds[0], host=host, port=port))
         return self.shards[place]
 
     def moved(self, slot: int, place: Place) -> None:
-        """A server said so."""
+        """Note that a server named ``place`` as the owner of ``slot``."""
         self._slots[slot] = place
         self.refresh_soon()
 
     def place_told(self, text: str, *, by: StandaloneNode) -> Place | None:
-        """The place in a redirection; ``None`` if the server does not know its name."""
+        """The server that a redirection names; ``None`` if the redirecting server does not know its name."""
         host, _, port = text.rpartition(":")
         if host == "?":
             return None
-        # A server that does not know its own address leaves it out: it is where we asked.
+        # An empty host means the host of the server that was asked: it does not know its own address.
         return host or by.address.host, int(port)
 
     async def connect(self) -> None:
-        """Read the map and connect to its shards; one that cannot be reached goes on being tried.
+        """Read the map and connect to its shards; an unreachable shard is tried again later.
 
         Raises:
-            NodeRefused: no server told the map.
-            ConfigurationError: a server refused the log-in, or is no cluster's.
+            NodeRefused: no server returned the map.
+            ConfigurationError: a server refused the log-in, or is not part of a cluster.
         """
         if self.known:
             return
@@ -108,18 +109,18 @@ class ClusterMap:
         await asyncio.shield(self._reading)
 
     async def aclose(self) -> None:
-        """Ask nobody any more. The shards are left to whoever uses them."""
+        """Stop reading the map. The shards are not closed; the cluster node does that."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def refresh_soon(self) -> None:
-        """Read the map anew, unless that is under way or was done just now."""
+        """Read the map again in the background, unless that is in progress or was done just now."""
         if self.known and (self._refreshing is None or self._refreshing.done()):
             self._refreshing = self._own(self._refresh())
 
     def reach_soon(self, shard: StandaloneNode) -> None:
-        """Connect to a shard, once: one that stays away is tried again when somebody needs it."""
+        """Try once to connect to a shard in the background; the next call that needs it tries again."""
         if not shard.ready:
             self._own(shard.connect())
 
@@ -130,7 +131,7 @@ class ClusterMap:
             self.unreached = str(exc)
             raise
         connecting = [self._own(shard.connect()) for shard in self._serving()]
-        # One that is dead is not waited for: what is meant for it is tried again until it is there.
+        # Do not wait for a dead shard: calls meant for it are retried until it is reachable.
         done, _ = await asyncio.wait(connecting, timeout=_GRACE_S)
         for attempt in done:
             if isinstance(fault := attempt.exception(), ConfigurationError):
@@ -140,7 +141,7 @@ class ClusterMap:
     async def _refresh(self) -> None:
         ready = [shard for shard in self.shards.values() if shard.ready]
         random.shuffle(ready)
-        # The seeds too, behind the others: one that is known may hang, and all of them may have gone.
+        # The seeds too, after the known servers, which may hang or may all be gone.
         asked = [*ready, *(shard for seed in self._seeds if (shard := self._shard_of(seed)) not in ready)]
         try:
             await first_of(asked, self._read)
@@ -151,14 +152,14 @@ class ClusterMap:
         for shard in self._serving():
             self.reach_soon(shard)
         self._refreshed()
-        await asyncio.sleep(_REFRESH_S)  # as often at most
+        await asyncio.sleep(_REFRESH_S)  # limits how often the map is read
 
     async def _read(self, shard: StandaloneNode) -> None:
-        """Ask one server who serves which slot.
+        """Read the slot map from one server.
 
         Raises:
-            NodeRefused: it did not tell.
-            ConfigurationError: it refused the log-in, or is no cluster's.
+            NodeRefused: the server did not return a map.
+            ConfigurationError: the server refused the log-in, or is not part of a cluster.
         """
         await shard.connect()
         reply = await shard.ask("CLUSTER", "SLOTS")
@@ -170,7 +171,7 @@ class ClusterMap:
             self._slots[first : last + 1] = [place] * (last + 1 - first)
 
     def _forget_the_gone(self) -> None:
-        """Servers that serve nothing and cannot be reached are not tried for ever."""
+        """Close the nodes of unreachable servers without slots, so that they are not retried for ever."""
         kept = {*self._slots, *((seed.host, seed.port) for seed in self._seeds)}
         for place in [place for place, shard in self.shards.items() if place not in kept and not shard.ready]:
             self._own(self.shards.pop(place).aclose())
@@ -190,11 +191,11 @@ class ClusterMap:
     def _disown(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # perhaps nobody waits for it
+            task.exception()  # retrieved, since no caller may be waiting for the task
 
 
 def _host_of(server: Sequence[Any]) -> str:
-    """Of an entry of CLUSTER SLOTS; empty where the server does not say."""
+    """The host of a server in a CLUSTER SLOTS entry; empty if the entry does not name it."""
     host = (server[0] or b"").decode()
     if host not in _NO_HOST:
         return str(host)

@@ -1,12 +1,11 @@
-"""From a server's name to a connection: the name is looked up, and its first address that answers counts.
+"""Resolves a server's name and connects to the first of its addresses that answers.
 
-asyncio's own way looks a name up in a pool of threads that everybody shares and whose threads are waited for
-when the program ends. A resolver that hangs would fill that pool, one thread for each attempt to connect, and
-then hold up everything else that the bot does in threads, and its end. Here one name that hangs costs one
-thread, that nobody waits for.
+asyncio resolves names in the process's shared thread pool, and waits for its threads at exit. A hanging
+resolver would fill that pool, one thread for each attempt to connect, and then block all other work that the
+bot does in threads, as well as its exit. Here a hanging name costs one daemon thread, which delays no exit.
 
-A name may have several addresses of which the first is dead. They are tried one a quarter of a second after
-the other, and the first that answers counts (RFC 8305). uvloop's ``create_connection`` cannot do that.
+The first of a name's addresses may be dead. So the addresses are tried a quarter of a second apart, and the
+first that answers is used (RFC 8305). uvloop's ``create_connection`` cannot do that.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _PROBES_MAX = 3
 
 
 class Resolver:
-    """Looks names up; there is at most one question under way."""
+    """Resolves names; concurrent callers for the same name share one lookup."""
 
     def __init__(self) -> None:
         self._answer: asyncio.Future[list[str]] | None = None
@@ -44,14 +43,14 @@ class Resolver:
 
     @property
     def waits(self) -> bool:
-        """Whether a question has no answer yet."""
+        """Whether a lookup is in progress."""
         return self._answer is not None and not self._answer.done()
 
     async def addresses(self, host: str, port: int) -> list[str]:
-        """The addresses of a host, IPv6 and IPv4 in turns if it has both.
+        """The addresses of a host, alternating between IPv6 and IPv4 if it has both.
 
         Raises:
-            OSError: it has none.
+            OSError: the name cannot be resolved.
         """
         with contextlib.suppress(ValueError):
             ipaddress.ip_address(host.partition("%")[0])
@@ -60,7 +59,7 @@ class Resolver:
             self._question = (host, port)
             self._answer = _look_up(host, port)
         assert self._answer is not None
-        # Shielded: a caller that gives up leaves the question to whoever asks next.
+        # Shielded: a caller that gives up leaves the lookup to the next caller.
         return await asyncio.shield(self._answer)
 
 
@@ -69,7 +68,7 @@ def _look_up(host: str, port: int) -> asyncio.Future[list[str]]:
     answer: asyncio.Future[list[str]] = loop.create_future()
     answer.add_done_callback(
         lambda _: answer.cancelled() or answer.exception()
-    )  # perhaps nobody waits any more
+    )  # retrieved, since no caller may still be waiting
 
     def tell(found: list[str] | OSError) -> None:
         if answer.done():
@@ -85,7 +84,7 @@ def _look_up(host: str, port: int) -> asyncio.Future[list[str]]:
             found = _in_turns(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as exc:
             found = exc
-        except ValueError as exc:  # a label of more than 63 characters, or none
+        except ValueError as exc:  # a label that is empty or longer than 63 characters
             found = OSError(f"{host!r} is not a name that can be looked up: {exc}")
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(tell, found)
@@ -103,11 +102,11 @@ def _in_turns(infos: Sequence[tuple[Any, ...]]) -> list[str]:
 
 
 async def first_of(candidates: Sequence[C], connect: Callable[[C], Awaitable[T]]) -> T:
-    """Connect to each, one a little later than the other or when that has failed; gives the first.
+    """Connect to each candidate, the next after a short delay or a failure; returns the first success.
 
     Raises:
-        ConfigurationError: none could be connected to, and one never will.
-        Exception: none could be connected to: why the first could not.
+        ConfigurationError: all attempts failed, and one of them with this error.
+        Exception: all attempts failed: the error of the first to fail.
     """
     if len(candidates) == 1:
         return await connect(candidates[0])
@@ -130,15 +129,15 @@ async def first_of(candidates: Sequence[C], connect: Callable[[C], Awaitable[T]]
 
 
 def keep_alive(transport: asyncio.BaseTransport) -> None:
-    """Have the kernel say something on a TCP connection that is idle, and end it when nothing comes back.
+    """Have the kernel probe an idle TCP connection, and end it when the probes are not answered.
 
-    A NAT or a firewall forgets a connection on which nothing was said for a while, and tells nobody.
+    A NAT or a firewall silently drops a connection that has been idle for a while.
     """
     connection = transport.get_extra_info("socket")
     if connection is None or connection.family == getattr(socket, "AF_UNIX", None):
         return
     idle = getattr(socket, "TCP_KEEPALIVE" if sys.platform == "darwin" else "TCP_KEEPIDLE", None)
-    with contextlib.suppress(OSError):  # it has ended already
+    with contextlib.suppress(OSError):  # the connection has already ended
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (
             (idle, _IDLE_S),

@@ -1,12 +1,12 @@
-"""A lock node that is whatever server the Sentinels call the master.
+"""A lock node that is the server which the Sentinels report as the master.
 
-The Sentinels are asked before each attempt to connect, and all the time meanwhile. The second matters: a
-master that was cut off from its Sentinels still takes writes from us and would go on granting locks beside
-its successor. What an old master granted last may be lost, and then its holder is refused at the next
-renewal; two holders may overlap until then, and the fence accepts the writes of one of them.
+The Sentinels are asked before each attempt to connect and also polled while connected. Polling matters: a
+master that is cut off from its Sentinels still accepts our writes and would go on granting locks beside its
+successor. The last grants of an old master may be lost; the holder of a lost grant is refused at its next
+renewal. Two holders may overlap until then, and the fence accepts the writes of only one of them.
 
-Sentinels may disagree. The one with the highest configuration epoch knows of the latest failover; one that
-leads a failover knows the next master before it is called so.
+Sentinels may disagree. The one with the highest configuration epoch knows of the latest failover, and one
+that leads a failover knows the next master before it is promoted.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class SentinelPlace:
     """One Sentinel.
 
     Attributes:
-        name: host and port, for people.
+        name: host and port for messages.
         host: name or IP address.
         port: TCP port.
-        url: for redis-py.
+        url: the URL passed to redis-py.
     """
 
     name: str
@@ -63,12 +63,12 @@ class SentinelPlace:
 
 @dataclass(frozen=True, slots=True)
 class SentinelUrl:
-    """What ``redis+sentinel://user:password@host:port,host:port/service/db?options`` says.
+    """The parts of ``redis+sentinel://user:password@host:port,host:port/service/db?options``.
 
     Attributes:
-        sentinels: how to reach each of them.
-        service: the name that they know the master by.
-        master: how to log in to the master; its host and port are found out.
+        sentinels: how to reach each Sentinel.
+        service: the name by which the Sentinels know the master.
+        master: how to log in to the master; its host and port are discovered.
     """
 
     sentinels: tuple[SentinelPlace, ...]
@@ -77,13 +77,13 @@ class SentinelUrl:
 
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
-        """Read ``redis+sentinel://`` or, with TLS to all of them, ``rediss+sentinel://``.
+        """Parse ``redis+sentinel://`` or, with TLS to all servers, ``rediss+sentinel://``.
 
-        User, password and options are the master's. The Sentinels' own are the options ``sentinel_username``
-        and ``sentinel_password``.
+        User, password and options are for the master. The options ``sentinel_username`` and
+        ``sentinel_password`` are for the Sentinels.
 
         Raises:
-            ConfigurationError: a part of it is missing or makes no sense.
+            ConfigurationError: a part of the URL is missing or invalid.
         """
         parts = split_url(url)
         path = [unquote(part) for part in parts.path.split("/") if part]
@@ -116,8 +116,8 @@ class SentinelNode(StandaloneNode):
         url: the Sentinels and the service.
         inbox: this process's wake-up channel.
         namespace: the first part of every key.
-        connect_timeout_s: for connecting and logging in.
-        reply_timeout_s: how long the server may owe a reply.
+        connect_timeout_s: the time limit for finding the master, connecting and logging in.
+        reply_timeout_s: how long the server may leave a reply outstanding.
         min_replicas: how many replicas must have the lock before it counts as granted.
     """
 
@@ -149,17 +149,17 @@ class SentinelNode(StandaloneNode):
 
     @property
     def name(self) -> str:
-        """The service and where its master was last; no credentials."""
+        """The service and its last known master, for messages; contains no credentials."""
         address = self._connection.address
         where = "not found yet" if address is self._url.master else address.name
         return f"{self._url.service} ({where})"
 
     async def connect(self) -> None:
-        """Find the master and be ready to send.
+        """Find the master and connect to it.
 
         Raises:
-            NodeRefused: no master was found or it cannot be reached.
-            ConfigurationError: it refuses the log-in.
+            NodeRefused: no master was found, or it cannot be reached.
+            ConfigurationError: the master refused the log-in, or the URL names no Sentinels.
         """
         if self._watcher is None:
             self._sentinels = [_Sentinel(place, self._url.service) for place in self._url.sentinels]
@@ -167,7 +167,7 @@ class SentinelNode(StandaloneNode):
         await super().connect()
 
     async def aclose(self) -> None:
-        """Send what is queued, then close everything."""
+        """Send what is queued, then close all connections."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -176,9 +176,9 @@ class SentinelNode(StandaloneNode):
             await sentinel.aclose()
 
     def answered(self, call: Call, reply: Reply) -> None:
-        """Make a vote of a call's reply; a release is remembered until no failover can have lost it."""
+        """Turn the reply to a call into its vote; remember a release until no failover can have lost it."""
         if call.script is RELEASE:
-            # Not where the address leads by now: the next connection may be on its way to another master.
+            # Not the current address: the next connection may already be on its way to another master.
             self._releases.note(self._said_to, call.keys, call.args)
         super().answered(call, reply)
 
@@ -203,11 +203,11 @@ class SentinelNode(StandaloneNode):
                     self.drop(f"the master of {self._url.service} is now {found.name}")
 
     async def _locate(self) -> Address:
-        """Where the master is, as the best-informed Sentinel says.
+        """The master's address, as reported by the best-informed Sentinel.
 
         Raises:
-            NodeRefused: no Sentinel knows.
-            ConfigurationError: none of them is a Sentinel.
+            NodeRefused: no Sentinel knows the master.
+            ConfigurationError: none of the servers is a Sentinel.
         """
         states = await self._states()
         known = [state for state in states if isinstance(state, _State)]
@@ -226,9 +226,10 @@ class SentinelNode(StandaloneNode):
         return replace(self._url.master, host=latest.host, port=latest.port)
 
     async def _states(self) -> list[_State | str]:
-        """What each Sentinel says within half a second; one that takes longer is left to finish.
+        """Each Sentinel's state, or why there is none within half a second.
 
-        Otherwise one whose connection takes longer, far away or over TLS on a busy machine, never had one.
+        A slower question is not cancelled. Otherwise a Sentinel whose connection takes longer, because it is
+        far away or uses TLS on a busy machine, would never be connected.
         """
         asked = [sentinel.ask() for sentinel in self._sentinels]
         await asyncio.wait(asked, timeout=_ANSWER_S)
@@ -237,13 +238,13 @@ class SentinelNode(StandaloneNode):
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What one Sentinel says of the master.
+    """One Sentinel's report on the master.
 
     Attributes:
-        epoch: of the failover that made it the master.
-        promoting: the Sentinel is about to make it the master.
-        host: where it is.
-        port: where it is.
+        epoch: the epoch of the failover that promoted the master.
+        promoting: whether the Sentinel is about to promote it.
+        host: the master's host.
+        port: the master's port.
     """
 
     epoch: int
@@ -253,25 +254,25 @@ class _State:
 
 
 class _Sentinel:
-    """One Sentinel, which is asked again and again."""
+    """One Sentinel, which is polled."""
 
     def __init__(self, place: SentinelPlace, service: str) -> None:
         self._place = place
         self._service = service
-        # Not retried by the client: the others are asked at the same time, and all of them again soon.
+        # No retries by the client: all Sentinels are asked concurrently, and again soon.
         self._client = Redis.from_url(place.url, decode_responses=True, retry=Retry(NoBackoff(), 0))
         self._resolver = Resolver()
         self._found = False
         self._asking: asyncio.Task[_State | str] | None = None
 
     def ask(self) -> asyncio.Task[_State | str]:
-        """What it says, or why it says nothing; a question that has no answer yet is not asked again."""
+        """A task for the Sentinel's state, or why there is none; an unanswered question is not repeated."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
         return self._asking
 
     async def aclose(self) -> None:
-        """Ask no more."""
+        """Stop asking and close the connection."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
@@ -281,8 +282,8 @@ class _Sentinel:
         try:
             async with asyncio.timeout(_GIVE_UP_S):
                 if not self._found:
-                    # The client looks the name up too, in a thread of the pool that everybody shares. With a
-                    # resolver that hangs it would take one more each time: so it gets no further than here.
+                    # The client resolves the name too, in a thread of the process's shared pool. If the
+                    # resolver hung, each question would block one more thread: so wait for the name first.
                     await self._resolver.addresses(self._place.host, self._place.port)
                 self._found, state = False, await self._state()
                 self._found = True
