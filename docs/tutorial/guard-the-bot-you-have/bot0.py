@@ -29,7 +29,7 @@ class Bot:
         self.exchange = exchange
 
     async def open_position_atomic(self, symbol: str, exchange: str, side: str, quantity: Decimal) -> None:
-        """Row, market order, a while to settle, stop loss, row."""
+        """Row, market order, a pause to settle, stop loss, row."""
         if await self.pool.fetchval(
             "select id from monitoring.positions where symbol = $1 and exchange = $2 and status = 'active'",
             symbol,
@@ -65,7 +65,7 @@ class Bot:
         log.info("%s closed", symbol)
 
     async def sync_exchange_positions(self, exchange: str) -> None:
-        """Make the table say what the exchange says."""
+        """Bring the table in line with the exchange."""
         held = await self.held()
         rows = await self.pool.fetch(
             "select symbol from monitoring.positions where exchange = $1 and status = 'active'", exchange
@@ -73,7 +73,7 @@ class Bot:
         known = {row["symbol"] for row in rows}
         for symbol in sorted(held.keys() | known):
             await self.sync_symbol(symbol, exchange, held.get(symbol), symbol in known)
-        # The dashboard's prices: nothing is decided by them.
+        # The dashboard's prices: no decision depends on them.
         await self.pool.executemany(
             "update monitoring.positions set current_price = $3"
             " where symbol = $1 and exchange = $2 and status = 'active'",
@@ -91,11 +91,11 @@ class Bot:
             await self.close_position(symbol, exchange)
 
     async def held(self) -> dict[str, Any]:
-        """The exchange's positions by its own names, such as APTUSDT."""
+        """The exchange's positions by its own symbols, such as APTUSDT."""
         return {p["info"]["symbol"]: p for p in await self.exchange.fetch_positions() if p["contracts"]}
 
     async def order(self, symbol: str, way: str, quantity: Any, params: Any = None) -> None:
-        """A market order; tried three times, as exchanges do not always answer."""
+        """Send a market order; try three times, because exchanges do not always answer."""
         for attempt in (1, 2, 3):
             try:
                 await self.exchange.create_order(symbol, "market", way, float(quantity), None, params or {})

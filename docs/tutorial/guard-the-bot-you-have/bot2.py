@@ -22,7 +22,7 @@ from lockguard_lab.exchange import point_at
 EXCHANGE = "binance"
 STOP_LOSS = Decimal("0.02")
 SETTLE_SECONDS = 1
-LEASE = timedelta(seconds=3)  # short, so that this guide's races are soon over; 10 s is the default
+LEASE = timedelta(seconds=3)  # short, so that this guide's races end soon; 10 s is the default
 
 log = logging.getLogger("bot")
 
@@ -35,7 +35,7 @@ class Bot:
 
     @exclusive("{exchange}:{symbol}", guard="guard")
     async def open_position_atomic(self, symbol: str, exchange: str, side: str, quantity: Decimal) -> None:
-        """Row, market order, a while to settle, stop loss, row."""
+        """Row, market order, a pause to settle, stop loss, row."""
         if await self.pool.fetchval(
             "select id from monitoring.positions where symbol = $1 and exchange = $2 and status = 'active'",
             symbol,
@@ -53,7 +53,7 @@ class Bot:
             await self.set_status(row, "active")
             log.info("%s opened", symbol)
         except LockguardError:
-            raise  # the position is no longer ours to roll back: the next holder has it
+            raise  # not ours to roll back any more: the next holder has the position
         except Exception as error:
             log.error("%s rolled back: %s", symbol, error)
             await self.order(symbol, "sell" if side == "long" else "buy", quantity)
@@ -74,7 +74,7 @@ class Bot:
         log.info("%s closed", symbol)
 
     async def sync_exchange_positions(self, exchange: str) -> None:
-        """Make the table say what the exchange says."""
+        """Bring the table in line with the exchange."""
         held = await self.held()
         rows = await self.pool.fetch(
             "select symbol from monitoring.positions where exchange = $1 and status = 'active'", exchange
@@ -83,7 +83,7 @@ class Bot:
             result = await self.sync_symbol(symbol, exchange)
             if isinstance(result, Skipped):
                 log.info("%s skipped: %s", symbol, result.busy.operation)
-        # The dashboard's prices: nothing is decided by them.
+        # The dashboard's prices: no decision depends on them.
         await self.pool.executemany(
             "update monitoring.positions set current_price = $3"
             " where symbol = $1 and exchange = $2 and status = 'active'",
@@ -92,7 +92,7 @@ class Bot:
 
     @exclusive("{exchange}:{symbol}", guard="guard", on_busy="skip")
     async def sync_symbol(self, symbol: str, exchange: str) -> None:
-        # Read again under the lease: what the pass read before may have changed since.
+        # Read again under the lease: the state that the pass read before may have changed.
         position = (await self.held()).get(symbol)
         known = await self.pool.fetchval(
             "select id from monitoring.positions where symbol = $1 and exchange = $2 and status = 'active'",
@@ -109,11 +109,11 @@ class Bot:
             await self.close_position(symbol, exchange)
 
     async def held(self) -> dict[str, Any]:
-        """The exchange's positions by its own names, such as APTUSDT."""
+        """The exchange's positions by its own symbols, such as APTUSDT."""
         return {p["info"]["symbol"]: p for p in await self.exchange.fetch_positions() if p["contracts"]}
 
     async def order(self, symbol: str, way: str, quantity: Any, params: Any = None) -> None:
-        """A market order; tried three times, as exchanges do not always answer."""
+        """Send a market order; try three times, because exchanges do not always answer."""
         for attempt in (1, 2, 3):
             try:
                 await self.exchange.create_order(symbol, "market", way, float(quantity), None, params or {})

@@ -23,7 +23,7 @@ from lockguard_lab.exchange import point_at
 EXCHANGE = "binance"
 STOP_LOSS = Decimal("0.02")
 SETTLE_SECONDS = 1
-LEASE = timedelta(seconds=3)  # short, so that this guide's races are soon over; 10 s is the default
+LEASE = timedelta(seconds=3)  # short, so that this guide's races end soon; 10 s is the default
 
 log = logging.getLogger("bot")
 
@@ -36,7 +36,7 @@ class Bot:
 
     @exclusive("{exchange}:{symbol}", guard="guard")
     async def open_position_atomic(self, symbol: str, exchange: str, side: str, quantity: Decimal) -> None:
-        """Row, market order, a while to settle, stop loss, row."""
+        """Row, market order, a pause to settle, stop loss, row."""
         if await self.pool.fetchval(
             "select id from monitoring.positions where symbol = $1 and exchange = $2 and status = 'active'",
             symbol,
@@ -52,7 +52,7 @@ class Bot:
             log.error("%s not opened: %s", symbol, entry)
             if isinstance(entry, Refused):
                 await self.set_status(row, "failed")
-            return  # if nobody knows yet, the row stays: its number leads to the order
+            return  # if the outcome is unknown, the row stays: its number leads to the order
         try:
             await self.set_status(row, "entry_placed")
             await asyncio.sleep(SETTLE_SECONDS)
@@ -60,7 +60,7 @@ class Bot:
             await self.set_status(row, "active")
             log.info("%s opened", symbol)
         except LockguardError:
-            raise  # the position is no longer ours to roll back: the next holder has it
+            raise  # not ours to roll back any more: the next holder has the position
         except Exception as error:
             log.error("%s rolled back: %s", symbol, error)
             await self.flatten(row, symbol, side, quantity)
@@ -85,7 +85,7 @@ class Bot:
         log.info("%s closed", symbol)
 
     async def sync_exchange_positions(self, exchange: str) -> None:
-        """Make the table say what the exchange says."""
+        """Bring the table in line with the exchange."""
         held = await self.held()
         rows = await self.pool.fetch(
             "select symbol from monitoring.positions where exchange = $1 and status = 'active'", exchange
@@ -94,7 +94,7 @@ class Bot:
             result = await self.sync_symbol(symbol, exchange)
             if isinstance(result, Skipped):
                 log.info("%s skipped: %s", symbol, result.busy.operation)
-        # The dashboard's prices: nothing is decided by them.
+        # The dashboard's prices: no decision depends on them.
         await self.pool.executemany(
             "update monitoring.positions set current_price = $3"
             " where symbol = $1 and exchange = $2 and status = 'active'",
@@ -103,7 +103,7 @@ class Bot:
 
     @exclusive("{exchange}:{symbol}", guard="guard", on_busy="skip")
     async def sync_symbol(self, symbol: str, exchange: str) -> None:
-        # Read again under the lease: what the pass read before may have changed since.
+        # Read again under the lease: the state that the pass read before may have changed.
         position = (await self.held()).get(symbol)
         known = await self.pool.fetchval(
             "select id from monitoring.positions where symbol = $1 and exchange = $2 and status = 'active'",
@@ -120,11 +120,11 @@ class Bot:
             await self.close_position(symbol, exchange)
 
     async def held(self) -> dict[str, Any]:
-        """The exchange's positions by its own names, such as APTUSDT."""
+        """The exchange's positions by its own symbols, such as APTUSDT."""
         return {p["info"]["symbol"]: p for p in await self.exchange.fetch_positions() if p["contracts"]}
 
     async def flatten(self, row: int, symbol: str, side: str, quantity: Decimal) -> None:
-        """Close the position, reduce-only, then take its stops back; raises while that is not certain."""
+        """Close the position, reduce-only, then cancel its stops; raise while that is not certain."""
         way: Side = "sell" if side == "long" else "buy"
         match await self.exchange.close_position(symbol, way, quantity, intent=row):
             case Executed() | Refused(refusal=Refusal.REDUCE_ONLY):  # closed, or it was flat already
@@ -143,7 +143,7 @@ class Bot:
     async def cancel_stops(self, symbol: str) -> None:
         for order in await self.exchange.open_orders(symbol):
             if order.conditional and isinstance(await self.exchange.cancel(order), Unknown):
-                raise RuntimeError(f"{symbol}: nobody knows whether the stop {order.id} is gone")
+                raise RuntimeError(f"{symbol}: it is unknown whether the stop {order.id} is gone")
 
     async def add_row(
         self, symbol: str, exchange: str, side: str, quantity: Decimal, price: Decimal, status: str

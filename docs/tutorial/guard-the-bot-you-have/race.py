@@ -24,11 +24,11 @@ OPEN_APT, OPEN_SUI, CLOSE_APT = "long APTUSDT 10", "long SUIUSDT 10", "close APT
 STOP_ORDER = b"POST /fapi/v1/algoOrder"  # a bot that sends it has its entry, and no stop yet
 
 Figures = dict[str, str]
-WORDS = "Postgres"  # the name of a figure that is no figure: the words of a refusal
+WORDS = "Postgres"  # the figure with this name is the text of a refusal
 
 
 async def signals_and_sync(on: Stage, bot: str) -> Figures:
-    """Two processes get the same signal, and a sync pass comes while a position is being opened."""
+    """Two processes get the same signal, and a sync pass runs while a position is being opened."""
     async with Link(on.exchange.url, hold_at=STOP_ORDER) as link:
         first, second = await on.bot(bot, exchange=link.url), await on.bot(bot)
         await on.ready(first, second)
@@ -53,7 +53,7 @@ async def signals_and_sync(on: Stage, bot: str) -> Figures:
 
 
 async def stopped_holder(on: Stage, bot: str) -> Figures:
-    """A process stands still for longer than its lease; what it had just sent arrives after its successor."""
+    """A process is stopped for longer than its lease; its last write arrives after its successor."""
     async with Link(on.exchange.url, hold_at=STOP_ORDER) as orders, Link(on.database_url) as writes:
         first, second = await on.bot(bot, exchange=orders.url, database=writes.url), await on.bot(bot)
         await on.ready(first, second)
@@ -80,7 +80,7 @@ async def stopped_holder(on: Stage, bot: str) -> Figures:
 
 
 async def tidy_up(on: Stage, bot: str) -> Figures:
-    """An old script clears the table of what looks stuck, while a position is being opened."""
+    """An old script deletes rows that look stuck, while a position is being opened."""
     async with Link(on.exchange.url, hold_at=STOP_ORDER) as link:
         first = await on.bot(bot, exchange=link.url)
         await on.ready(first)
@@ -108,7 +108,7 @@ async def tidy_up(on: Stage, bot: str) -> Figures:
 
 
 async def lost_answer(on: Stage, bot: str) -> Figures:
-    """The exchange executes the entry, and the connection breaks before it says so."""
+    """The exchange executes the entry, and the connection breaks before the answer."""
     first = await on.bot(bot)
     await on.ready(first)
     on.exchange.inject(Fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER, Execution.FIRST))
@@ -161,7 +161,7 @@ STEPS = (
 
 
 async def play(race: Step, made: Step, redis_url: str, database_url: str) -> Figures:
-    """Run a step's race with what stands after the step ``made``."""
+    """Run a step's race with the bot and the protection of the step ``made``."""
     async with stage(redis_url, database_url) as on:
         if made.protected:
             await on.protect()

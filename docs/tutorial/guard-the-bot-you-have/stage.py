@@ -1,4 +1,4 @@
-"""What the races need: bots as real processes, a link that can be held, and a look at what came of it."""
+"""What the races need: bots as real processes, a link that can be held, and a view of the results."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class BotProcess:
             await self.listening
 
     async def stop(self) -> None:
-        """SIGSTOP: it does not run any more, as in a machine that swaps, or migrates, or sleeps."""
+        """SIGSTOP: the process stops running, as on a machine that swaps, migrates or sleeps."""
         self._process.send_signal(signal.SIGSTOP)
         inside = psutil.Process(self._process.pid)
         await until(lambda: inside.status() == psutil.STATUS_STOPPED)
@@ -184,7 +184,7 @@ class Stage:
 
     @property
     def record(self) -> ExchangeRecord:
-        """What the exchange really did."""
+        """The exchange's own record."""
         return self.exchange.record()
 
     async def bot(self, name: str, *argv: str, exchange: str = "", database: str = "") -> BotProcess:
@@ -222,7 +222,7 @@ class Stage:
         return bot
 
     async def queued(self, resource: str) -> bool:
-        """Whether somebody waits for a lease."""
+        """Whether a process waits for the lease."""
         return bool((await self.guard.inspect(resource)).waiters)
 
     async def rows(self, symbol: str) -> list[str]:
