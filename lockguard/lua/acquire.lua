@@ -1,42 +1,41 @@
--- Take the lock, or a place in its queue. Sent again for the same grant it gives the same answer (S7).
+-- Acquire the lock, or a place in its queue. Repeated for the same grant it gives the same answer (S7).
 --
 -- KEYS[1] lock      hash; this script sets grant, token, holder, operation, acquired_at_ms, ttl_ms, renewals
--- KEYS[2] floor     string: the last token given out
+-- KEYS[2] floor     string: the last token issued
 -- KEYS[3] queue     sorted set: member "<grant> <inbox>", score ticket
 -- KEYS[4] inboxes   sorted set: member <inbox>, score when it was last heard of, in ms
--- KEYS[5] next      string "<grant> <ticket> <inbox>": whom the free lock is reserved for
+-- KEYS[5] next      string "<grant> <ticket> <inbox>": the waiter that the free lock is reserved for
 -- KEYS[6] tenure    string: exists from a grant with a lock delay until that delay is over
--- KEYS[7] history   list of lines for people, newest first, cut here: "<time_us> <event> <facts>"
+-- KEYS[7] history   list of readable lines, newest first, trimmed here: "<time_us> <event> <facts>"
 -- KEYS[8] seal      string: the last seal that a fence confirmed, "<fence> <token>"; see ports.py
 -- KEYS[9] member    hash, only where several independent nodes decide together; see admit.lua
 --
 -- ARGV[1] grant     32 hex digits
 -- ARGV[2] ttl_ms
--- ARGV[3] holder    text for people
--- ARGV[4] operation text for people
--- ARGV[5] inbox     channel that wakes the caller, or "" not to be queued
--- ARGV[6] ticket    the place that an earlier answer gave, or 0
+-- ARGV[3] holder    for display only
+-- ARGV[4] operation for display only
+-- ARGV[5] inbox     the channel that wakes the caller, or "" not to be queued
+-- ARGV[6] ticket    the ticket from an earlier answer, or 0
 -- ARGV[7] lock_delay_ms
--- ARGV[8] history   of how many grants the history shall tell; 0: of none, and what there is goes
--- ARGV[9] proposal  a token, or a place in the queue, that all nodes are asked to give, so that they give the
---                   same one; 0 for none
+-- ARGV[8] history   the number of grants to keep in the history; 0 deletes it
+-- ARGV[9] proposal  the token or ticket that all nodes are asked to give, so that they agree; 0 for none
 -- ARGV[10] run      with KEYS[9]: the server process that the caller is connected to
--- ARGV[11] nodes    with KEYS[9]: how many decide together; kept for who asks whether they are all named
+-- ARGV[11] nodes    with KEYS[9]: how many decide together; stored, so that a caller can check its own number
 --
 -- Returns
 --   {1, token, now_us, seal}                                              granted
 --   {0, holder, operation, token, age_ms, retry_after_ms, ticket, requeued} busy; ticket 0: not queued
 --   {2, holder, operation, token, age_ms, retry_after_ms}                 busy, and the queue is full
---   {3, quarantine_ms}      free, but this node may have lost what it knew: no vote. 0: not admitted yet
+--   {3, quarantine_ms}      free, but this node may have lost data: no vote yet. 0: not admitted yet
 --
--- Commands and replies take numbers up to 2^53 as they are. Only text needs %.0f: tostring() and .. would make
--- 1.795e+15 of a token.
+-- Commands and replies carry numbers up to 2^53 exactly. Only text needs %.0f: tostring() and .. would turn a
+-- token into 1.795e+15.
 
 local QUEUE_MAX = 10000        -- waiters per resource
-local QUEUE_TTL_MS = 60000     -- a queue that nobody asks about is dropped
+local QUEUE_TTL_MS = 60000     -- a queue is dropped this long after the last acquire
 local FLOOR_TTL_MS = 604800000 -- may expire: the next token is at least the time in microseconds
-local HISTORY_SPARE = 0.1      -- so much longer it may be before it is cut, because cutting takes time
-local AHEAD_US = 315360000000000 -- ten years: a token from farther ahead is none that a lock gave out
+local HISTORY_SPARE = 0.1      -- share by which the history may grow before it is trimmed, which takes time
+local AHEAD_US = 315360000000000 -- ten years: no lock issued a token that lies farther ahead
 
 local grant, ttl_ms, inbox = ARGV[1], tonumber(ARGV[2]), ARGV[5]
 local time = redis.call('TIME')
@@ -44,10 +43,10 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 local member = grant .. ' ' .. inbox
 
--- The usual case in one look: nobody has it, nobody waits, it is neither reserved nor closed.
+-- The usual case in one command: the lock is neither held, nor reserved, nor closed, and has no waiters.
 local untouched = redis.call('EXISTS', KEYS[1], KEYS[3], KEYS[5], KEYS[6]) == 0
 
--- Whoever can write the floor must not leave the lock without a higher token: 9e18, 1e400 and nan count for nothing.
+-- Ignore impossible tokens (9e18, 1e400, nan): whatever is written to the floor, a higher token must exist.
 local function sane(text)
   local token = tonumber(text or 0) or 0
   return token >= 0 and token < now_us + AHEAD_US and math.floor(token) or 0
@@ -63,15 +62,15 @@ local function grant_it()
   if not untouched then
     redis.call('DEL', KEYS[5])
     redis.call('ZREM', KEYS[3], member)
-    redis.call('ZADD', KEYS[4], 'XX', now_ms, inbox) -- it is alive, or its other waiters would be passed over
+    redis.call('ZADD', KEYS[4], 'XX', now_ms, inbox) -- the process is alive: do not skip its other waiters
   end
   local delay = tonumber(ARGV[7])
   if delay > 0 then
     redis.call('SET', KEYS[6], ARGV[7], 'PX', ttl_ms + delay)
   end
-  local most = 2 * tonumber(ARGV[8]) -- lines; a grant and its end are two
+  local most = 2 * tonumber(ARGV[8]) -- in lines: a grant and its end are two
   if most == 0 then
-    redis.pcall('DEL', KEYS[7]) -- or the ends that others write would pile up
+    redis.pcall('DEL', KEYS[7]) -- or the lines that releases add would pile up
   else
     local line = string.format('%.0f granted token=%.0f grant=%s holder=%s operation=%s', now_us, token, grant,
       ARGV[3], ARGV[4])
@@ -97,7 +96,7 @@ local function busy(held, retry_after_ms)
   redis.call('PEXPIRE', KEYS[4], QUEUE_TTL_MS)
   local ticket, requeued = redis.call('ZSCORE', KEYS[3], member), 0
   if KEYS[9] and ticket and ARGV[6] ~= '0' then
-    ticket = ARGV[6] -- the place that the nodes agreed on
+    ticket = ARGV[6] -- the ticket that the nodes agreed on
     redis.call('ZADD', KEYS[3], ticket, member)
   end
   if not ticket then
@@ -118,8 +117,8 @@ local function busy(held, retry_after_ms)
   return {0, holder, operation, token, age_ms, retry_after_ms, string.format('%.0f', ticket), requeued}
 end
 
--- What is left of a key's life. More than it was given: the clock was set back. Then its life begins anew,
--- because a holder that died would keep the lock for as long as the clock went back.
+-- The rest of a key's ttl. If it exceeds the given ttl, the clock was set back, and the ttl starts again:
+-- otherwise a dead holder would keep the lock for as long as the clock went back.
 local function left_ms(key, given_ms)
   local left = redis.call('PTTL', key)
   if given_ms and left > given_ms then
@@ -155,7 +154,7 @@ if KEYS[9] then
     return {3, quarantine_ms}
   end
   if standing[2] ~= '0' then
-    redis.call('HSET', KEYS[9], 'quiet_until_ms', 0) -- over for good, wherever the clock is set
+    redis.call('HSET', KEYS[9], 'quiet_until_ms', 0) -- over for good, even if the clock is set back
   end
   if longest_ms < ttl_ms then
     redis.call('HSET', KEYS[9], 'ttl_max_ms', ttl_ms)
@@ -177,10 +176,10 @@ if reserved_for == grant then
   return grant_it()
 end
 if KEYS[9] and reserved_for and ARGV[6] ~= '0' and tonumber(ARGV[6]) < tonumber(reserved_ticket) then
-  -- Nodes that reserved it for different waiters would give none of them a majority, time and again. All of
-  -- them agree on who has waited longest.
+  -- Nodes that reserve the lock for different waiters would deny all of them a majority, again and again. All
+  -- nodes agree on which waiter has the earliest ticket.
   redis.call('ZADD', KEYS[3], reserved_ticket, reserved_for .. ' ' .. reserved_inbox)
-  redis.call('ZADD', KEYS[4], 'XX', now_ms, reserved_inbox) -- its chance was taken from it
+  redis.call('ZADD', KEYS[4], 'XX', now_ms, reserved_inbox) -- its reservation was taken away
   return grant_it()
 end
 if reserved then
@@ -192,8 +191,8 @@ if delay_ms > 0 then
   return busy({}, delay_ms)
 end
 
--- Free, and reserved for nobody: it expired, was deleted, or the waiter that was woken did not come.
--- Whoever waited longest and is alive has it; a newcomer never overtakes (L2).
+-- Free and not reserved: the lock expired or was deleted, or the woken waiter did not come.
+-- It goes to the first waiter whose process is alive; a newcomer never overtakes (L2).
 while true do
   local first = redis.call('ZRANGE', KEYS[3], 0, 0)[1]
   if not first or first == member then
@@ -201,7 +200,7 @@ while true do
   end
   local first_ticket = redis.call('ZSCORE', KEYS[3], first)
   if ARGV[6] ~= '0' and tonumber(ARGV[6]) < tonumber(first_ticket) then
-    return grant_it() -- our place was dropped and was before all of these
+    return grant_it() -- our place was dropped, and it was before all of these
   end
   local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
   redis.call('ZREM', KEYS[3], first)

@@ -1,21 +1,21 @@
--- Where several independent nodes decide together: may this node vote?
+-- Admit this node to the membership of several independent nodes, or read whether it may vote.
 --
--- A node that lost its data, or was restarted with old ones, may have forgotten a lock that it granted. If it
--- voted at once, it could help a second majority come about. So it votes only after a member hash was written
--- for its present server process, and after the longest lease that may be forgotten has ended.
--- The hash has no TTL: it is one for each server, and would take the votes of all nodes along when it ended.
+-- A node that lost its data, or restarted with old data, may have forgotten a lock that it granted. If it
+-- voted at once, it could help to form a second majority. So it votes only once a member hash was written for
+-- its current server process, and the longest lease that it may have forgotten has ended.
+-- The hash has no TTL: there is only one per server, and if it expired, all nodes would lose their votes.
 --
 -- KEYS[1] member    hash: run, quiet_until_ms (the end of its quarantine), ttl_max_ms, nodes
 --
 -- ARGV[1] run       the server process that the caller is connected to
--- ARGV[2] quarantine_ms  how long it must not vote; -1 only to look
--- ARGV[3] ttl_max_ms  the longest lease that it may have forgotten, as the other nodes know
+-- ARGV[2] quarantine_ms  how long the node must not vote; -1 only reads
+-- ARGV[3] ttl_max_ms  the longest lease that the node may have forgotten, as far as the other nodes know
 --
--- Returns {state, quarantine_ms, ttl_max_ms, nodes}: what was found, before anything was written
---   state  0 nothing is known; 1 it was a member in another run; 2 it is a member
---   quarantine_ms  how long it does not vote yet
+-- Returns {state, quarantine_ms, ttl_max_ms, nodes}, as found before the script wrote anything
+--   state  0 never admitted, as far as it knows; 1 admitted in another run; 2 a member
+--   quarantine_ms  how long the node does not vote yet
 --   ttl_max_ms  the longest lease that it ever granted or may have forgotten, as far as it knows
---   nodes  how many decided together when it was last asked for a free lock; 0 if it was not told
+--   nodes  how many nodes decided together at the last request for a free lock; 0 if unknown
 
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,15 +1,15 @@
--- End somebody else's lease: ask the holder to hand over, or throw it out.
--- Throwing out ends a lease under its body, so its lock delay begins now: what its holder has sent may still be
--- under way. Without a delay the first in the queue is woken and the lock reserved for it, as by a release.
+-- End another holder's lease: ask the holder for a hand-over, or break the lease by force.
+-- Force ends a lease while its body runs, so the lock delay begins now: the holder's commands may still be in
+-- flight. Without a delay the first waiter is woken and the lock reserved for it, as by a release.
 --
 -- KEYS[1] lock  KEYS[2] floor  KEYS[3] tenure  KEYS[4] history  KEYS[5] queue  KEYS[6] inboxes  KEYS[7] next
 -- (as in acquire.lua)
 --
 -- ARGV[1] "ask" or "force"
--- ARGV[2] reason    text for people
--- ARGV[3] token     with "force": the floor is raised to at least this; 0 for none
+-- ARGV[2] reason    for display only
+-- ARGV[3] token     with "force": the floor is raised to at least this token; 0 for none
 --
--- Returns {grant, holder, floor}: who held it ("" and "" if nobody did) and the floor in force.
+-- Returns {grant, holder, floor}: grant and holder are "" if the lock was free; floor is the floor in force.
 
 local FLOOR_TTL_MS = 604800000
 local AHEAD_US = 315360000000000
@@ -18,7 +18,7 @@ local time = redis.call('TIME')
 local held = redis.call('HMGET', KEYS[1], 'grant', 'holder')
 local floor = tonumber(redis.call('GET', KEYS[2])) or 0
 if not (floor >= 0 and floor <= time[1] * 1000000 + time[2] + AHEAD_US) then
-  floor = 0 -- none that a lock gave out, see acquire.lua
+  floor = 0 -- no lock issued such a token, see acquire.lua
 end
 floor = math.max(floor, tonumber(ARGV[3]))
 local text, freed = string.format('%.0f', floor), false
@@ -34,12 +34,12 @@ else
   if held[1] then
     redis.pcall('LPUSH', KEYS[4], string.format('%s%06d broken grant=%s reason=%s', time[1], time[2], held[1],
       ARGV[2]))
-    redis.pcall('PEXPIRE', KEYS[4], FLOOR_TTL_MS) -- nobody else knows the reason: written with or without a history
+    redis.pcall('PEXPIRE', KEYS[4], FLOOR_TTL_MS) -- even without a history: only this line records why
     freed = true
     local delay_ms = tonumber(redis.call('GET', KEYS[3]))
     if delay_ms then
       redis.call('PEXPIRE', KEYS[3], delay_ms)
-      freed = false -- nobody is woken; a waiter asks again when it is over
+      freed = false -- no waiter is woken; waiters ask again when the delay is over
     end
   end
 end

@@ -1,15 +1,15 @@
--- Renew a lease that is held. Never brings one back (S6). PEXPIRE works on a full server.
+-- Renew a lease that is held; never revive one that has ended (S6). PEXPIRE works on a full server.
 --
 -- KEYS[1] lock  KEYS[2] tenure  KEYS[3] seal   (as in acquire.lua)
 --
 -- ARGV[1] grant
 -- ARGV[2] ttl_ms
--- ARGV[3] seal      what a fence confirmed, to be remembered in case nobody releases it; "" for nothing
+-- ARGV[3] seal      the seal that a fence confirmed, stored in case the lease is never released; "" for none
 --
 -- Returns
 --   0  not held by this grant: nothing was changed
 --   1  renewed
---   2  renewed, and somebody asked the holder to hand over
+--   2  renewed, and another process has asked the holder for a hand-over
 
 local SEAL_TTL_MS = 604800000
 

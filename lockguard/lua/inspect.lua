@@ -1,11 +1,11 @@
--- Read all that is known of a resource; change nothing.
+-- Read the state of a resource; change nothing.
 --
 -- KEYS[1] lock  KEYS[2] floor  KEYS[3] queue  KEYS[4] inboxes   (as in acquire.lua)
 --
 -- ARGV[1] waiters_max   how many waiters to list
 --
 -- Returns {grant, token, holder, operation, age_ms, remaining_ms, ttl_ms, renewals, waiters}
---   grant "" if it is free; token then is the floor, "0" if unknown
+--   grant: "" if the lock is free; token is then the floor, "0" if unknown
 --   waiters: {member, ticket, silent_ms, member, ticket, silent_ms, ...}
 
 local time = redis.call('TIME')

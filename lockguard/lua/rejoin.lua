@@ -1,5 +1,5 @@
--- Give a node that lost a held lease, or never had it, that lease again. For a holder that has just renewed it
--- on a majority of the nodes; otherwise a lease that ended could block its successor here.
+-- Restore a held lease on a node that lost it or never had it. Only for a holder that has just renewed the
+-- lease on a majority of the nodes: otherwise an ended lease could block its successor here.
 --
 -- KEYS[1] lock  KEYS[2] floor  KEYS[3] history  KEYS[4] member   (as in acquire.lua)
 --
@@ -12,9 +12,9 @@
 --
 -- Returns
 --   0  another grant holds the lock here: nothing was changed
---   1  this grant holds it now
---   2  this grant holds it now, and the node has to be admitted (admit.lua). While the lock is held, nobody else
---      would notice: of nodes that are lost one after the other too few members would be left
+--   1  this grant holds the lock now
+--   2  this grant holds the lock now, and the node must be admitted (admit.lua). While the lock is held, no
+--      other caller would notice that, and as nodes are lost one by one, too few members would be left
 
 local FLOOR_TTL_MS = 604800000
 

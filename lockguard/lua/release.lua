@@ -1,18 +1,18 @@
--- Remove a grant wherever it stands: it holds the lock, or has it reserved, or waits, or none of these.
--- If that frees the lock, exactly one waiter is woken and the lock is reserved for it for a short while.
--- Needs no memory to free the lock: DEL works on a full server; the history, the seal and the waking are best effort.
--- The end of a grant is written where there is a history: one begun here would have no end of life.
+-- Release a grant, whether it holds the lock, has it reserved, waits in the queue, or none of these.
+-- If that frees the lock, exactly one waiter is woken and the lock is reserved for it (wake.lua).
+-- Freeing the lock needs no memory: DEL works on a full server. History, seal and wake-up are best effort.
+-- The end of a grant is written only to an existing history: one created here would have no ttl.
 --
 -- KEYS[1] lock  KEYS[2] queue  KEYS[3] inboxes  KEYS[4] next  KEYS[5] tenure  KEYS[6] history  KEYS[7] seal
 -- (as in acquire.lua)
 --
 -- ARGV[1] grant
--- ARGV[2] inbox     the channel it was queued with
--- ARGV[3] lost      1 if its lease ended under its body: then its lock delay begins now, and until that is over
---                   nobody is woken. A waiter asks again when it is over.
--- ARGV[4] seal      what a fence confirmed, to be remembered; "" for nothing
+-- ARGV[2] inbox     the channel that the grant was queued with
+-- ARGV[3] lost      1 if the lease ended while its body ran: its lock delay begins now, and no waiter is
+--                   woken until it is over; waiters then ask again
+-- ARGV[4] seal      the seal that a fence confirmed, to be stored; "" for none
 --
--- Returns 1 if it held the lock, else 0.
+-- Returns 1 if the grant held the lock, else 0.
 
 local SEAL_TTL_MS = 604800000
 
@@ -32,7 +32,7 @@ if held then
     return 1
   end
   if redis.call('EXISTS', KEYS[2]) == 0 then
-    redis.call('DEL', KEYS[1], KEYS[3], KEYS[5]) -- the usual case: nobody waits
+    redis.call('DEL', KEYS[1], KEYS[3], KEYS[5]) -- the usual case: no waiters
     return 1
   end
   redis.call('DEL', KEYS[1], KEYS[5])

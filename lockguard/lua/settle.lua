@@ -1,12 +1,12 @@
--- Write a lease's final token, while its grant still holds the lock. Tokens only grow.
+-- Write a lease's final token while its grant still holds the lock. Tokens only increase.
 --
 -- KEYS[1] lock  KEYS[2] floor   (as in acquire.lua)
 --
 -- ARGV[1] grant
 -- ARGV[2] token
 --
--- Returns 1 if settled, 0 if this grant does not hold the lock: nothing was changed. An error if the token lies
--- farther ahead than any that a lock gives out, see acquire.lua.
+-- Returns 1 if settled, 0 if this grant does not hold the lock (nothing was changed), an error if the token lies
+-- farther ahead than any that a lock issues, see acquire.lua.
 
 local FLOOR_TTL_MS = 604800000
 local AHEAD_US = 315360000000000
