@@ -1,0 +1,178 @@
+"""A database that was restored, whose rows are of before: nothing is sold on their word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from lockguard_lab.exchange import Side
+from lockguard_positions import (
+    Opened,
+    SyncAction,
+)
+from tests.integration.test_positions_flow import APT, Bot, bot, two_bots
+from tests.integration.test_positions_not_ours import by_hand, passes, sold
+
+__all__ = ["bot", "two_bots"]
+
+
+# --- the table of before: a restored database ---
+
+
+@dataclass
+class Dump:
+    positions: list[Any]
+    intents: list[Any]
+
+
+async def dump(bot: Bot) -> Dump:
+    select = "select to_jsonb(t)::text from monitoring.{} t"
+    return Dump(
+        [row[0] for row in await bot.pool.fetch(select.format("positions"))],
+        [row[0] for row in await bot.pool.fetch(select.format("position_intents"))],
+    )
+
+
+async def restore(bot: Bot, of: Dump) -> None:
+    """As a restored database is: the rows of then, all ten minutes old."""
+    async with bot.pool.acquire() as conn, conn.transaction():
+        await conn.execute("set local session_replication_role = replica")
+        await conn.execute("delete from monitoring.position_intents")
+        await conn.execute("delete from monitoring.positions")
+        for table, rows in (("positions", of.positions), ("position_intents", of.intents)):
+            for row in rows:
+                await conn.execute(
+                    f"insert into monitoring.{table} overriding system value"
+                    f" select * from jsonb_populate_record(null::monitoring.{table}, $1::jsonb)",
+                    row,
+                )
+        ago = "interval '10 minutes'"
+        await conn.execute(
+            f"update monitoring.positions set created_at = created_at - {ago},"
+            f" opened_at = opened_at - {ago}, closed_at = closed_at - {ago}"
+        )
+        await conn.execute(f"update monitoring.position_intents set recorded_at = recorded_at - {ago}")
+
+
+async def stages_of_an_open(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dump]:
+    """The table as it was after each commit of an open."""
+    dumps = {"nothing": await dump(bot)}
+    store = bot.manager.store
+    write = store._until_done
+
+    async def keep(*args: Any) -> Any:
+        result = await write(*args)
+        (status,) = {row["status"] for row in await bot.rows()}
+        dumps[status] = await dump(bot)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_until_done", keep)
+        assert isinstance(await bot.open(), Opened)
+    return dumps
+
+
+@pytest.mark.parametrize("fall", ["8.5", "8.4", "8.2"])
+async def test_a_database_of_any_stage_of_the_open_sells_nothing_and_finds_the_stop(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch, fall: str
+) -> None:
+    """Opened with a stop 10 % away, then restored to each of the commits on the way."""
+    opened = bot.manager.open_position_atomic
+    monkeypatch.setattr(bot, "open", lambda: opened("s", APT, "binance", "long", "10", "8.5", "10"))
+    dumps = await stages_of_an_open(bot, monkeypatch)
+    assert set(dumps) == {"nothing", "pending_entry", "pending_sl", "active"}
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.set_price(APT, Decimal(fall))
+    for stage, then in dumps.items():
+        await restore(bot, then)
+        await passes(bot, 2)
+        rows = [row for row in await bot.rows() if row["status"] == "active"]
+        assert [(row["stop_order_id"], row["stop_price"]) for row in rows] == [
+            (str(stop.id), stop.trigger)
+        ], stage
+        record = bot.exchange.record()
+        assert (sold(bot), record.position(APT)) == ([], 10), stage
+        assert record.open_stops(APT) == (stop,), stage
+
+
+async def test_a_row_of_before_whose_position_has_ended_does_not_touch_the_one_that_a_person_opened_since(
+    bot: Bot,
+) -> None:
+    await bot.open()
+    then = await dump(bot)
+    await bot.manager.close_position(APT, "binance")
+    bot.exchange.set_price(APT, Decimal("8.6"))
+    by_hand(bot)
+    bot.exchange.set_price(APT, Decimal("8.1"))
+    before = sold(bot)
+    await restore(bot, then)
+    await passes(bot, 4)
+    record = bot.exchange.record()
+    assert (sold(bot), record.position(APT)) == (before, 10)
+    assert any("not closed without a person's word" in alert for alert in bot.watch.alerts)
+
+
+async def test_a_row_of_before_and_a_flat_exchange_end_the_row(bot: Bot) -> None:
+    await bot.open()
+    then = await dump(bot)
+    await bot.manager.close_position(APT, "binance")
+    await restore(bot, then)
+    orders = bot.exchange.record().orders
+    assert await bot.sync() == {"APTUSDT": SyncAction.CLOSED}
+    assert bot.exchange.record().orders == orders
+
+
+async def test_a_row_of_before_with_another_stop_gets_the_one_that_stands(bot: Bot) -> None:
+    await bot.open()
+    then = await dump(bot)
+    await bot.manager.move_stop(APT, "binance", "8.45")
+    (stop,) = bot.exchange.record().open_stops(APT)
+    await restore(bot, then)
+    assert await bot.sync() == {"APTUSDT": SyncAction.STOP_TAKEN_OVER}
+    (row,) = await bot.rows()
+    assert (row["stop_client_id"], row["stop_price"]) == (stop.client_id, Decimal("8.45"))
+    assert bot.exchange.record().open_stops(APT) == (stop,)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_an_exit_of_before_does_not_close_what_is_held_now(bot: Bot, asked: bool) -> None:
+    """The intent to close was in doubt when the backup was made; by now another position is there."""
+    await bot.open()
+    await leave_an_exit(bot, asked=asked)
+    then = await dump(bot)
+    bot.exchange.trade_by_hand(APT, Side.SELL, Decimal(10), reduce_only=True)
+    bot.exchange.trade_by_hand(APT, Side.BUY, Decimal(25))
+    await restore(bot, then)
+    await passes(bot)
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], 25)
+
+
+async def leave_an_exit(bot: Bot, *, asked: bool) -> None:
+    """As a holder does that dies right before it sends the exit."""
+    store = bot.manager.store
+    row = await store.open_of("binance", "APTUSDT")
+    assert row is not None
+    async with bot.guard.hold("binance:APTUSDT") as lease:
+        await store.expect_close(lease, row, "a reason", asked=asked)
+
+
+async def test_an_exit_that_a_person_asked_for_is_finished_by_whoever_comes_next(bot: Bot) -> None:
+    await bot.open()
+    await leave_an_exit(bot, asked=True)
+    await bot.manager.recover("binance")
+    assert bot.exchange.record().position(APT) == 0
+    assert (await bot.rows())[0]["status"] == "closed"
+
+
+async def test_an_exit_that_was_the_flows_own_idea_is_judged_again_and_a_stop_is_better(bot: Bot) -> None:
+    await bot.open()
+    await leave_an_exit(bot, asked=False)
+    await bot.manager.recover("binance")
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], 10)
+    (row,) = await bot.rows()
+    assert (row["status"], row["exit_reason"]) == ("active", None)
+    assert bot.is_sound()
+    assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
