@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import asyncpg
 import pytest
-import redis
 
 from lockguard import AcquireError, LeaseLost, LockGuard, StaleToken
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
-
-
-def ask(server, *command):
-    """Say one command to a server."""
-    with redis.Redis.from_url(server.url, decode_responses=True) as client:
-        return client.execute_command(*command)
-
-
-async def until(condition, within_s=15.0):
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-@contextlib.contextmanager
-def cut_off(server):
-    """Partition a server from its replicas and Sentinels, while clients that are connected do not notice.
-
-    Their connections are killed and no new ones are taken. The bus of a cluster goes on.
-    """
-    with redis.Redis.from_url(server.url, decode_responses=True) as client:
-        most = client.config_get("maxclients")["maxclients"]
-        client.config_set("maxclients", 1)
-        for one in client.client_list():
-            if "S" in one["flags"] or one["name"].startswith("sentinel-"):
-                client.client_kill_filter(_id=one["id"])
-        try:
-            yield
-        finally:
-            with contextlib.suppress(redis.ConnectionError):  # it was killed meanwhile
-                client.config_set("maxclients", most)
+from lockguard_lab.servers import ClusterRedis
+from tests.chaos.failures import ask, cut_off, until
 
 
 @dataclass
@@ -123,3 +92,10 @@ def _until():
 @pytest.fixture(name="cut_off")
 def _cut_off():
     return cut_off
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three masters, for the tests of one file."""
+    with ClusterRedis(password="") as made:
+        yield made

@@ -9,7 +9,7 @@ import hiredis
 import pytest
 
 from lockguard import ConfigurationError, LockGuard, LockguardError
-from lockguard_lab.servers import ClusterRedis, IndependentRedis, SentinelRedis
+from lockguard_lab.servers import IndependentRedis, SentinelRedis
 
 NAME = "binance:APTUSDT"
 
@@ -17,12 +17,6 @@ NAME = "binance:APTUSDT"
 @pytest.fixture(scope="module")
 def sentinel():
     with SentinelRedis(1, 1, password="") as setup:
-        yield setup
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with ClusterRedis(password="") as setup:
         yield setup
 
 

@@ -12,16 +12,11 @@ from redis.crc import key_slot
 from lockguard import LockGuard, QuorumUnavailable
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import ClusterRedis, FaultProxy, RedisServer
+from tests.chaos.failures import at_most
 
 NAME = "binance:APTUSDT"
 SLOT = key_slot(NAME.encode())
 PATIENCE = timedelta(seconds=2)
-
-
-@pytest.fixture(scope="module")
-def setup():
-    with ClusterRedis(password="") as setup:
-        yield setup
 
 
 async def once(guard, name=NAME, **options):
@@ -29,46 +24,41 @@ async def once(guard, name=NAME, **options):
         return lease
 
 
-@contextlib.contextmanager
-def at_most(seconds):
-    began = SYSTEM_CLOCK.now()
-    yield
-    assert SYSTEM_CLOCK.now() - began < seconds
-
-
-def tell_all(setup, ask, *command):
-    for server in setup.servers:
+def tell_all(cluster, ask, *command):
+    for server in cluster.servers:
         with contextlib.suppress(Exception):  # a server that did not know it that way
             ask(server, *command)
 
 
-def agree(setup):
+def agree(cluster):
     """Whether all servers name the same owner of the slot, and say that all is well."""
     try:
-        owners = {setup._owner_seen_by(server, SLOT).port for server in setup.servers}
+        owners = {cluster._owner_seen_by(server, SLOT).port for server in cluster.servers}
     except Exception:
         return False
-    return len(owners) == 1 and all(map(setup._serves, setup.servers))
+    return len(owners) == 1 and all(map(cluster._serves, cluster.servers))
 
 
 @contextlib.asynccontextmanager
-async def nobody_serves_the_slot(setup, ask, until):
-    owner = setup.owner_of(SLOT)
-    tell_all(setup, ask, "CLUSTER", "DELSLOTS", SLOT)
+async def nobody_serves_the_slot(cluster, ask, until):
+    owner = cluster.owner_of(SLOT)
+    tell_all(cluster, ask, "CLUSTER", "DELSLOTS", SLOT)
     try:
         yield
     finally:
-        tell_all(setup, ask, "CLUSTER", "DELSLOTS", SLOT)  # what gossip has brought back
+        tell_all(cluster, ask, "CLUSTER", "DELSLOTS", SLOT)  # what gossip has brought back
         ask(owner, "CLUSTER", "ADDSLOTS", SLOT)
-        await until(lambda: agree(setup))
+        await until(lambda: agree(cluster))
 
 
 @pytest.mark.parametrize("mapped", ["mapped before", "mapped meanwhile"])
-async def test_a_slot_without_an_owner_for_a_while_keeps_nobody_and_is_found_again(setup, ask, until, mapped):
-    async with LockGuard.from_url(setup.url) as guard, LockGuard.from_url(setup.url) as other:
+async def test_a_slot_without_an_owner_for_a_while_keeps_nobody_and_is_found_again(
+    cluster, ask, until, mapped
+):
+    async with LockGuard.from_url(cluster.url) as guard, LockGuard.from_url(cluster.url) as other:
         if mapped == "mapped before":
             await once(guard)
-        async with nobody_serves_the_slot(setup, ask, until):
+        async with nobody_serves_the_slot(cluster, ask, until):
             if mapped == "mapped meanwhile":
                 # Read anew while a part of it is missing: nothing that is known may be overwritten.
                 await guard._core.connect()
@@ -83,12 +73,12 @@ async def test_a_slot_without_an_owner_for_a_while_keeps_nobody_and_is_found_aga
 
 
 async def test_a_body_whose_slot_has_no_owner_is_left_in_time_and_its_lock_is_not_left_behind(
-    setup, ask, until
+    cluster, ask, until
 ):
-    async with LockGuard.from_url(setup.url, ttl=timedelta(minutes=5)) as guard:
+    async with LockGuard.from_url(cluster.url, ttl=timedelta(minutes=5)) as guard:
         async with contextlib.AsyncExitStack() as stack:
             async with guard.hold(NAME):
-                await stack.enter_async_context(nobody_serves_the_slot(setup, ask, until))
+                await stack.enter_async_context(nobody_serves_the_slot(cluster, ask, until))
                 left_at = SYSTEM_CLOCK.now()
             assert SYSTEM_CLOCK.now() - left_at < 3
         async with asyncio.timeout(5):
@@ -97,57 +87,57 @@ async def test_a_body_whose_slot_has_no_owner_is_left_in_time_and_its_lock_is_no
 
 @pytest.mark.parametrize("kind", ["MOVED", "ASK"])
 async def test_a_redirection_to_a_dead_server_keeps_nobody_and_is_given_up_when_it_was_wrong(ask, kind):
-    with ClusterRedis(password="") as setup:
-        owner = setup.owner_of(SLOT)
-        dead = next(server for server in setup.servers if server is not owner)
-        tell_all(setup, ask, "CONFIG", "SET", "cluster-require-full-coverage", "no")
-        owner_id, dead_id = setup._id(owner), setup._id(dead)
-        async with LockGuard.from_url(setup.url) as guard:
+    with ClusterRedis(password="") as cluster:
+        owner = cluster.owner_of(SLOT)
+        dead = next(server for server in cluster.servers if server is not owner)
+        tell_all(cluster, ask, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+        owner_id, dead_id = cluster._id(owner), cluster._id(dead)
+        async with LockGuard.from_url(cluster.url) as guard:
             await once(guard, "elsewhere")
             dead.kill()
             ask(owner, "CLUSTER", "SETSLOT", SLOT, "NODE" if kind == "MOVED" else "MIGRATING", dead_id)
             for options in ({"on_busy": "raise"}, {"wait": PATIENCE}):
                 with at_most(3.5), pytest.raises(QuorumUnavailable):
                     await once(guard, **options)
-            tell_all(setup, ask, "CLUSTER", "SETSLOT", SLOT, "NODE", owner_id)
+            tell_all(cluster, ask, "CLUSTER", "SETSLOT", SLOT, "NODE", owner_id)
             with at_most(3):
                 await once(guard, wait=PATIENCE)
 
 
 @pytest.mark.parametrize("endpoint", ["unknown-endpoint", "hostname", "hostname localhost"])
-async def test_a_map_without_addresses_or_with_names_is_followed(setup, ask, endpoint):
+async def test_a_map_without_addresses_or_with_names_is_followed(cluster, ask, endpoint):
     kind, _, hostname = endpoint.partition(" ")
-    tell_all(setup, ask, "CONFIG", "SET", "cluster-preferred-endpoint-type", kind)
-    tell_all(setup, ask, "CONFIG", "SET", "cluster-announce-hostname", hostname)
+    tell_all(cluster, ask, "CONFIG", "SET", "cluster-preferred-endpoint-type", kind)
+    tell_all(cluster, ask, "CONFIG", "SET", "cluster-announce-hostname", hostname)
     try:
-        async with LockGuard.from_url(setup.url) as guard:
+        async with LockGuard.from_url(cluster.url) as guard:
             for _ in range(3):
-                to = setup.servers[(setup.servers.index(setup.owner_of(SLOT)) + 1) % 3]
-                await asyncio.to_thread(setup.move_slot, SLOT, to)
+                to = cluster.servers[(cluster.servers.index(cluster.owner_of(SLOT)) + 1) % 3]
+                await asyncio.to_thread(cluster.move_slot, SLOT, to)
                 with at_most(2):
                     await once(guard)
             for number in range(12):
                 await once(guard, f"resource-{number}")
     finally:
-        tell_all(setup, ask, "CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
-        tell_all(setup, ask, "CONFIG", "SET", "cluster-announce-hostname", "")
+        tell_all(cluster, ask, "CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
+        tell_all(cluster, ask, "CONFIG", "SET", "cluster-announce-hostname", "")
 
 
 async def test_a_replica_is_good_enough_to_tell_the_map():
-    with ClusterRedis(3, 1, password="") as setup:
-        replicas = ",".join(f"127.0.0.1:{server.port}" for server in setup.servers[3:])
+    with ClusterRedis(3, 1, password="") as cluster:
+        replicas = ",".join(f"127.0.0.1:{server.port}" for server in cluster.servers[3:])
         async with LockGuard.from_url(f"redis+cluster://{replicas}") as guard:
             for number in range(6):
                 await once(guard, f"resource-{number}", wait=PATIENCE)
 
 
-async def test_seeds_that_do_not_answer_are_not_waited_for(setup):
+async def test_seeds_that_do_not_answer_are_not_waited_for(cluster):
     hung = [RedisServer(password="") for _ in range(3)]
     with contextlib.ExitStack() as stack:
         for server in hung:
             stack.enter_context(server)
             server.pause()
-        seeds = [f"127.0.0.1:{server.port}" for server in (*hung, setup.servers[0])]
+        seeds = [f"127.0.0.1:{server.port}" for server in (*hung, cluster.servers[0])]
         with at_most(2.5):
             async with LockGuard.from_url(f"redis+cluster://{','.join(seeds)}") as guard:
                 await once(guard, wait=timedelta(seconds=1.5))
@@ -155,7 +145,7 @@ async def test_seeds_that_do_not_answer_are_not_waited_for(setup):
             server.resume()
 
 
-async def test_a_cluster_whose_servers_have_all_moved_is_found_again_by_its_seeds(setup, until):
+async def test_a_cluster_whose_servers_have_all_moved_is_found_again_by_its_seeds(cluster, until):
     with ClusterRedis(password="") as first:
         async with FaultProxy(first.servers[0].port) as service:
             async with LockGuard.from_url(f"redis+cluster://127.0.0.1:{service.port}") as guard:
@@ -164,6 +154,6 @@ async def test_a_cluster_whose_servers_have_all_moved_is_found_again_by_its_seed
                     server.kill()
                 with at_most(3.5), pytest.raises(QuorumUnavailable):
                     await once(guard, wait=PATIENCE)
-                service.redirect(setup.servers[0].port)
+                service.redirect(cluster.servers[0].port)
                 with at_most(6):
                     await once(guard, wait=timedelta(seconds=6))

@@ -13,8 +13,8 @@ from datetime import timedelta
 import pytest
 
 from lockguard import LockGuard, QuorumUnavailable
-from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import FaultProxy, Flow, RedisServer, ReplicatedRedis
+from tests.chaos.failures import at_most
 
 NAME = "binance:APTUSDT"
 SERVICE = "redis.prod.test"
@@ -29,13 +29,6 @@ async def link(redis_server, redis_url):
 async def once(guard, **options):
     async with guard.hold(NAME, **options) as lease:
         return lease
-
-
-@contextlib.contextmanager
-def at_most(seconds):
-    began = SYSTEM_CLOCK.now()
-    yield
-    assert SYSTEM_CLOCK.now() - began < seconds
 
 
 async def test_a_call_over_a_link_that_died_silently_is_served_within_a_second(link):

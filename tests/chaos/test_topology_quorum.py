@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-import redis
 
 from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
 from lockguard._clock import SYSTEM_CLOCK
@@ -19,6 +18,7 @@ from lockguard._nodes.login import ServerFacts, require
 from lockguard.errors import NodeRefused
 from lockguard.ports import Membership
 from lockguard_lab.servers import FaultProxy, RedisServer
+from tests.chaos.failures import ask, until
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
@@ -38,17 +38,6 @@ async def guard_over(servers, **options) -> AsyncIterator[LockGuard]:
     options = {"ttl": TTL, "node_timeout": PATIENT} | options
     async with LockGuard.from_urls([server.url for server in servers], **options) as guard:
         yield guard
-
-
-def ask(server, *command):
-    with redis.Redis.from_url(server.url, decode_responses=True) as client:
-        return client.execute_command(*command)
-
-
-async def until(condition, within_s=10.0):
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def once(guard):
