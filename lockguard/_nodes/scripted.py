@@ -1,4 +1,4 @@
-"""The common part of all kinds of nodes: which script each operation runs, with which keys and arguments."""
+"""The common part of all nodes: the script, keys and arguments of each operation, and what a reply means."""
 
 from __future__ import annotations
 

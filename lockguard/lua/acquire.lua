@@ -20,7 +20,7 @@
 -- ARGV[8] history   the number of grants to keep in the history; 0 deletes it
 -- ARGV[9] proposal  the token or ticket that all nodes are asked to give, so that they agree; 0 for none
 -- ARGV[10] run      with KEYS[9]: the server process that the caller is connected to
--- ARGV[11] nodes    with KEYS[9]: how many decide together; stored, so that a caller can check its own number
+-- ARGV[11] nodes    with KEYS[9]: how many decide together; stored, to tell a user who names too few
 --
 -- Returns
 --   {1, token, now_us, seal}                                              granted

@@ -5,7 +5,7 @@
 -- ARGV[1] grant
 -- ARGV[2] token
 --
--- Returns 1 if settled, 0 if this grant does not hold the lock (nothing was changed), an error if the token lies
+-- Returns 1 if settled, 0 if this grant does not hold the lock: nothing was changed. An error if the token is
 -- farther ahead than any that a lock issues, see acquire.lua.
 
 local FLOOR_TTL_MS = 604800000
