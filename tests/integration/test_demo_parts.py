@@ -13,8 +13,8 @@ from lockguard._cli import app
 from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
 from lockguard_lab.demo import cli, serverlog
-from lockguard_lab.demo.paused import PausedResult, Round, Watch, Write
-from lockguard_lab.demo.peek import Entry, lock_key, peek
+from lockguard_lab.demo.paused import CommittedWrite, PausedResult, Round, Watch
+from lockguard_lab.demo.peek import HistoryLine, lock_key, peek
 from lockguard_lab.demo.picture import page
 from lockguard_lab.demo.report import Claim, DemoResult, Servers, claims
 from lockguard_lab.demo.timeline import overlaps, tenures
@@ -25,8 +25,8 @@ RESOURCE = "binance:APTUSDT"
 FIRST, SECOND = 1_000, 2_000
 
 
-def entry(at_ms: int, **fields: str) -> Entry:
-    return Entry(RESOURCE, at_ms, fields)
+def entry(at_ms: int, **fields: str) -> HistoryLine:
+    return HistoryLine(RESOURCE, at_ms, fields)
 
 
 HISTORY = (
@@ -36,7 +36,7 @@ HISTORY = (
     ),
     entry(11_900, event="released", grant="b"),
 )
-REFUSAL = serverlog.Refusal(12_200.0, RESOURCE, FIRST, SECOND, "LG001", "stale token for <b>x</b>")
+REFUSAL = serverlog.RefusedWrite(12_200.0, RESOURCE, FIRST, SECOND, "LG001", "stale token for <b>x</b>")
 
 
 def paused_round() -> Round:
@@ -87,8 +87,8 @@ def result() -> DemoResult:
         refusals=(REFUSAL,),
         committed=0,
         writes=(
-            Write("APTUSDT", "entry_placed", FIRST, "", 10_050.0),
-            Write("APTUSDT", "active", SECOND, "", 11_800.0),
+            CommittedWrite("APTUSDT", "entry_placed", FIRST, "", 10_050.0),
+            CommittedWrite("APTUSDT", "active", SECOND, "", 11_800.0),
         ),
         history=HISTORY,
         seconds=3.0,

@@ -20,7 +20,7 @@ from lockguard_lab.fence_race.chaos import ChaosPlan, RoundReport
 from lockguard_lab.fence_race.chaos.history import judge
 from lockguard_lab.fence_race.chaos.running import break_and_read, run_round
 from lockguard_lab.fence_race.operate import operate
-from lockguard_lab.fence_race.plan import Attempt
+from lockguard_lab.fence_race.plan import WriteAttempt
 from lockguard_lab.fence_race.running import SET_UP, TEAR_DOWN
 from lockguard_lab.servers import PostgresServer, RedisServer
 
@@ -97,7 +97,7 @@ async def test_an_outcome_is_looked_up_to_the_end_also_when_its_holder_is_cut(
         sequence = 2**62 + 1024
         await conn.fetchval("select lockguard.check('chaos:cut', 7, $1, $2)", grant, sequence)
 
-        async def write(_: Attempt) -> None:
+        async def write(_: WriteAttempt) -> None:
             raise CommitUnknown(resource="chaos:cut", token=Token(7), sequence=sequence)
 
         trying = asyncio.create_task(

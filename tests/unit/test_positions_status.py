@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_lab.race.settings import Crewman, RaceSettings, Report
+from lockguard_lab.race.settings import RaceSettings, Report, WorkerSpec
 from lockguard_positions import OPEN, TERMINAL, TRANSITIONS, IllegalTransition, PositionSide, PositionStatus
 from lockguard_positions._model import money, stop_price_of
 from lockguard_positions._statements import statements
@@ -93,8 +93,8 @@ def test_every_statement_has_its_columns_filled_in() -> None:
 
 def test_a_crewman_survives_the_wire_and_reports_add_up() -> None:
     settings = RaceSettings("redis://r", "postgres://p", "http://e", scenario="D", processes=3)
-    crewman = Crewman(settings, "cleaner", 2)
-    assert Crewman.decode(crewman.encode()) == crewman
+    spec = WorkerSpec(settings, "cleaner", 2)
+    assert WorkerSpec.decode(spec.encode()) == spec
     total = Report(opened=1, violations=["A"])
     total.add(Report(opened=2, violations=["B"], open_ms=[3.0]))
     assert total == Report(opened=3, violations=["A", "B"], open_ms=[3.0])

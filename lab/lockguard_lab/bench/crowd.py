@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 
 from lockguard._scripts import RELEASE
 from lockguard_lab.bench.contenders import Lockguard
-from lockguard_lab.bench.crew import hired
 from lockguard_lab.bench.figures import Memory, Sizes, Waiters
 from lockguard_lab.bench.monitor import Keeper, Monitor
+from lockguard_lab.bench.worker import hired
 from lockguard_lab.child_process import Child
 
 __all__ = ["inversions", "memory", "waiters"]
@@ -30,18 +30,18 @@ async def waiters(
     number = each * sizes.processes
     before = await _clients(keepers)
     async with AsyncExitStack() as stack:
-        crew = [
+        workers = [
             await stack.enter_async_context(hired("waiters", resource, str(each), *urls))
             for _ in range(sizes.processes)
         ]
         async with lockguard.guard.hold(resource):
-            queue = await _gathered(lockguard, resource, crew, number)
+            queue = await _gathered(lockguard, resource, workers, number)
             senders = await _clients(keepers) - before
             bytes_each = await _bytes(keepers, f"*{{{resource}}}:[qi]*") / number
             await monitor.take()
             await asyncio.sleep(sizes.watch_s)
             quiet = [command for command in await monitor.take() if command.sender in senders]
-        served = [grant for _, grant in sorted([one for worker in crew for one in await worker.hear()])]
+        served = [grant for _, grant in sorted([one for worker in workers for one in await worker.hear()])]
         busy = [command for command in await monitor.take() if command.sender in senders]
     caused = [command for command in busy if RELEASE.sha not in command.words]
     figures = Waiters(
@@ -77,9 +77,9 @@ def inversions(places: Sequence[int]) -> int:
     return count
 
 
-async def _gathered(lockguard: Lockguard, resource: str, crew: Sequence[Child], number: int) -> list[str]:
+async def _gathered(lockguard: Lockguard, resource: str, workers: Sequence[Child], number: int) -> list[str]:
     """The grants of all waiters in the order of the queue."""
-    for worker in crew:
+    for worker in workers:
         await worker.write("go")
     queue: list[str] = []
     while len(queue) < number:

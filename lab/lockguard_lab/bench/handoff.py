@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.bench.contenders import Contender
-from lockguard_lab.bench.crew import hired
 from lockguard_lab.bench.figures import HandOff, Sizes, percentile
+from lockguard_lab.bench.worker import hired
 from lockguard_lab.child_process import Child
 
 __all__ = ["hand_offs"]

@@ -21,7 +21,7 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import LeaseLost
 from lockguard_asyncpg._claims import Claim
 from lockguard_lab.child_process import begin_as_child, say
-from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, PACE, Bot, Part, bot
+from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, PACE, Bot, BotSettings, bot
 from lockguard_positions._flow import Flow
 from lockguard_positions._model import NewPosition, Position, PositionSide, Progress
 from lockguard_positions._store import PositionStore
@@ -90,7 +90,7 @@ def unfenced(position_id: int, trigger: Decimal | str, token: int) -> str:
     )
 
 
-async def _open(made: Bot, part: Part, symbol: str) -> None:
+async def _open(made: Bot, part: BotSettings, symbol: str) -> None:
     """As the manager does it, with the store that is stopped."""
     raw = await asyncpg.connect(
         part.database_url, server_settings={"application_name": APPLICATION, "log_statement": "all"}
@@ -124,7 +124,7 @@ async def _open(made: Bot, part: Part, symbol: str) -> None:
         raw.terminate()
 
 
-async def _run(part: Part) -> None:
+async def _run(part: BotSettings) -> None:
     async with bot(part) as made:
         say({"ready": True})
         symbol = sys.stdin.readline().strip()
@@ -135,7 +135,7 @@ async def _run(part: Part) -> None:
 def main() -> None:
     """Open one position, be stopped, and end with what came of it."""
     begin_as_child()
-    part = Part.decode(sys.stdin.readline())
+    part = BotSettings.decode(sys.stdin.readline())
     try:
         asyncio.run(_run(part))  # noqa: TID251 - its parent ends it
     except LeaseLost as lost:

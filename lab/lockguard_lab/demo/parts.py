@@ -20,7 +20,7 @@ from lockguard_positions._venue import Pace
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["EXCHANGE", "LEASE_LOST", "PACE", "Bot", "Part", "bot"]
+__all__ = ["EXCHANGE", "LEASE_LOST", "PACE", "Bot", "BotSettings", "bot"]
 
 EXCHANGE = "binance"
 LEASE_LOST = 3
@@ -30,7 +30,7 @@ PACE = Pace(poll=timedelta(milliseconds=50), grace=timedelta(seconds=1))
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BotSettings:
     """What a process of the third act is told at its start; it may hold passwords."""
 
     redis_url: str
@@ -43,7 +43,7 @@ class Part:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, line: str) -> Part:
+    def decode(cls, line: str) -> BotSettings:
         """What :meth:`encode` made."""
         return cls(**json.loads(line))
 
@@ -58,7 +58,7 @@ class Bot:
 
 
 @asynccontextmanager
-async def bot(part: Part) -> AsyncIterator[Bot]:
+async def bot(part: BotSettings) -> AsyncIterator[Bot]:
     """Connect to everything."""
     import_lean("binanceusdm")
     client = connect(part.exchange_url)

@@ -22,8 +22,8 @@ from lockguard_asyncpg import install
 from lockguard_lab.child_process import Child
 from lockguard_lab.demo import serverlog
 from lockguard_lab.demo.holder import unfenced
-from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, Part
-from lockguard_lab.demo.peek import Entry, lock_key, peek
+from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, BotSettings
+from lockguard_lab.demo.peek import HistoryLine, lock_key, peek
 from lockguard_lab.statements import statement
 from lockguard_positions._schema import migrate
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lockguard_lab.exchange import ExchangeRecord, LocalExchange
     from lockguard_lab.servers import PostgresServer
 
-__all__ = ["Cast", "PausedResult", "Round", "Watch", "Write", "play", "prepare"]
+__all__ = ["BotProcesses", "CommittedWrite", "PausedResult", "Round", "Watch", "play", "prepare"]
 
 _FILE = "demo.sql"
 _HOLDER = "lockguard_lab.demo.holder"
@@ -43,7 +43,7 @@ _SUCCESSOR = "lockguard_lab.demo.successor"
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class CommittedWrite:
     """A committed write of a position, as a trigger in the database noted it."""
 
     symbol: str
@@ -126,14 +126,14 @@ class PausedResult:
 
     rounds: tuple[Round, ...]
     attempted: int
-    refusals: tuple[serverlog.Refusal, ...]
+    refusals: tuple[serverlog.RefusedWrite, ...]
     committed: int
-    writes: tuple[Write, ...]
-    history: tuple[Entry, ...]
+    writes: tuple[CommittedWrite, ...]
+    history: tuple[HistoryLine, ...]
     seconds: float
 
 
-class Cast:
+class BotProcesses:
     """The processes of the third act, so that they can be started while the second is still played.
 
     Args:
@@ -141,7 +141,7 @@ class Cast:
         rounds: how many holders are needed.
     """
 
-    def __init__(self, part: Part, rounds: int) -> None:
+    def __init__(self, part: BotSettings, rounds: int) -> None:
         self.part = part
         self.successor = _child(_SUCCESSOR)
         self.holders = [_child(_HOLDER) for _ in range(rounds)]
@@ -174,7 +174,7 @@ async def prepare(database_url: str) -> None:
 
 
 async def play(
-    cast: Cast,
+    cast: BotProcesses,
     symbols: list[str],
     *,
     postgres: PostgresServer,
@@ -215,7 +215,7 @@ async def play(
             attempted=len(serverlog.arrived(log)),
             refusals=tuple(serverlog.refused(log)),
             committed=int(await conn.fetchval(statement("stale_committed", _FILE))),
-            writes=tuple(Write(**dict(row)) for row in await conn.fetch(statement("writes", _FILE))),
+            writes=tuple(CommittedWrite(**dict(row)) for row in await conn.fetch(statement("writes", _FILE))),
             history=tuple(history),
             seconds=SYSTEM_CLOCK.now() - began,
         )

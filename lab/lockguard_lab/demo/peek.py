@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["Entry", "Peek", "lock_key", "peek"]
+__all__ = ["HistoryLine", "Peek", "lock_key", "peek"]
 
 _COUNT = 1000
 
@@ -27,7 +27,7 @@ _LINE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class HistoryLine:
     """One line of a resource's history.
 
     Attributes:
@@ -59,9 +59,9 @@ class Peek:
         """``PTTL``; 0 when the key is gone."""
         return max(0, await self._client.pttl(key))
 
-    async def histories(self) -> list[Entry]:
+    async def histories(self) -> list[HistoryLine]:
         """What happened to every lock of this database, oldest first."""
-        found: list[Entry] = []
+        found: list[HistoryLine] = []
         keys = {str(key) async for key in self._client.scan_iter("lockguard:{*}:history", count=_COUNT)}
         for key in sorted(keys):
             resource = key.removeprefix("lockguard:{").removesuffix("}:history")
@@ -70,9 +70,9 @@ class Peek:
         return sorted(found, key=lambda entry: entry.at_ms)
 
 
-def _entry(resource: str, line: re.Match[str]) -> Entry:
+def _entry(resource: str, line: re.Match[str]) -> HistoryLine:
     fields = {name: text for name, text in line.groupdict().items() if text is not None}
-    return Entry(resource, int(fields.pop("at_us")) // 1000, fields)
+    return HistoryLine(resource, int(fields.pop("at_us")) // 1000, fields)
 
 
 @asynccontextmanager

@@ -14,9 +14,9 @@ from lockguard_logs._drawing import Drawing, Scale
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lockguard_lab.demo.paused import PausedResult, Round, Write
+    from lockguard_lab.demo.paused import CommittedWrite, PausedResult, Round
     from lockguard_lab.demo.report import DemoResult
-    from lockguard_lab.demo.serverlog import Refusal
+    from lockguard_lab.demo.serverlog import RefusedWrite
 
 __all__ = ["page"]
 
@@ -97,8 +97,8 @@ class _Round:
     played: Round
     first: Tenure
     second: Tenure | None
-    writes: tuple[Write, ...]
-    refusal: Refusal | None
+    writes: tuple[CommittedWrite, ...]
+    refusal: RefusedWrite | None
 
     @property
     def scale(self) -> Scale:
@@ -196,9 +196,9 @@ def _draw_row(drawing: Drawing, scale: Scale, found: _Round) -> None:
         drawing.text(x + 8, 180, "its write is refused", "say-bad")
 
 
-def _states(writes: Sequence[Write]) -> list[Write]:
+def _states(writes: Sequence[CommittedWrite]) -> list[CommittedWrite]:
     """The writes that changed the status or its writer."""
-    found: list[Write] = []
+    found: list[CommittedWrite] = []
     for write in writes:
         if not found or (write.status, write.token) != (found[-1].status, found[-1].token):
             found.append(write)

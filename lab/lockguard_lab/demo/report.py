@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lockguard_lab.demo.paused import PausedResult
-    from lockguard_lab.demo.peek import Entry
+    from lockguard_lab.demo.peek import HistoryLine
     from lockguard_lab.race.settings import RaceResult
     from lockguard_lab.servers import ServerBinary
 
@@ -61,7 +61,7 @@ class DemoResult:
 
     unguarded: RaceResult
     guarded: RaceResult
-    guarded_history: tuple[Entry, ...]
+    guarded_history: tuple[HistoryLine, ...]
     paused: PausedResult
     servers: Servers
     seconds: float

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard_lab.demo.paused import Cast, PausedResult, Watch, play, prepare
+from lockguard_lab.demo.paused import BotProcesses, PausedResult, Watch, play, prepare
 from lockguard_lab.demo.peek import peek
 from lockguard_lab.demo.report import DemoResult, claims
 from lockguard_lab.race.run import RaceSettings, run_race
@@ -57,7 +57,7 @@ async def play_all(stage: Stage, load: Load, screen: Screen, *, began: float) ->
         ConfigurationError: a server or a process does not do its part.
     """
     await prepare(stage.database_url)
-    cast = Cast(stage.part, len(_SYMBOLS))
+    cast = BotProcesses(stage.part, len(_SYMBOLS))
     try:
         # Started now, so that nobody waits for them later: they idle until the third act.
         await cast.start()
@@ -115,7 +115,7 @@ async def _race(settings: RaceSettings, screen: Screen) -> RaceResult:
         return await run_race(settings, on_progress=lambda done, total: update(done, total, "opening"))
 
 
-async def _paused(stage: Stage, cast: Cast, screen: Screen) -> PausedResult:
+async def _paused(stage: Stage, cast: BotProcesses, screen: Screen) -> PausedResult:
     """The third act."""
     screen.act(3, "the paused holder", _PAUSED)
     shown = False

@@ -11,7 +11,7 @@ from lockguard_lab.demo.holder import APPLICATION
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LINE_PREFIX", "LateWrite", "Refusal", "arrived", "refused"]
+__all__ = ["LINE_PREFIX", "LateWrite", "RefusedWrite", "arrived", "refused"]
 
 LINE_PREFIX = "%n|%a|%e|"
 """The server's setting ``log_line_prefix``: instant, application, SQLSTATE."""
@@ -37,7 +37,7 @@ class LateWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedWrite:
     """The server refused it.
 
     Attributes:
@@ -60,14 +60,14 @@ def arrived(log: str) -> list[LateWrite]:
     return [LateWrite(at_ms) for at_ms, _, text in _lines(log) if _SENT.search(text)]
 
 
-def refused(log: str) -> list[Refusal]:
+def refused(log: str) -> list[RefusedWrite]:
     """Every write of a stopped holder that the server refused as stale."""
     found = []
     for at_ms, state, text in _lines(log):
         match = _STALE.search(text)
         if state == STALE and match is not None:
             found.append(
-                Refusal(
+                RefusedWrite(
                     at_ms=at_ms,
                     resource=match["resource"],
                     presented=int(match["presented"]),

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from lockguard_lab.demo import serverlog
-from lockguard_lab.demo.parts import Part
+from lockguard_lab.demo.parts import BotSettings
 from lockguard_lab.demo.report import Servers
 from lockguard_lab.exchange import LocalExchange
 from lockguard_lab.servers import PostgresServer, RedisServer
@@ -58,9 +58,9 @@ class Stage:
         return f"{self.redis.url.rpartition('/')[0]}/{_RACE_DATABASE}"
 
     @property
-    def part(self) -> Part:
+    def part(self) -> BotSettings:
         """What the processes of the third act are told."""
-        return Part(
+        return BotSettings(
             redis_url=self.redis.url,
             database_url=self.database_url,
             exchange_url=self.calm.url,

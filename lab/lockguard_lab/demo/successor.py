@@ -10,13 +10,13 @@ import asyncio
 import sys
 
 from lockguard_lab.child_process import begin_as_child, say
-from lockguard_lab.demo.parts import EXCHANGE, PACE, Part, bot
+from lockguard_lab.demo.parts import EXCHANGE, PACE, BotSettings, bot
 from lockguard_positions._manager import AtomicPositionManager
 
 __all__ = ["main"]
 
 
-async def _run(part: Part) -> None:
+async def _run(part: BotSettings) -> None:
     async with bot(part) as made:
         manager = AtomicPositionManager(made.guard, made.pool, [made.exchange], pace=PACE, observers=[])
         say({"ready": True})
@@ -28,7 +28,7 @@ async def _run(part: Part) -> None:
 def main() -> None:
     """Take over one symbol for each line of the standard input, until it ends."""
     begin_as_child()
-    part = Part.decode(sys.stdin.readline())
+    part = BotSettings.decode(sys.stdin.readline())
     asyncio.run(_run(part))  # noqa: TID251 - its parent ends it
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lockguard_lab.demo.peek import Entry
+    from lockguard_lab.demo.peek import HistoryLine
 
 __all__ = ["Tenure", "overlaps", "tenures"]
 
@@ -41,7 +41,7 @@ class Tenure:
         return self.holder.partition(":")[2].partition("/")[0]
 
 
-def tenures(history: Iterable[Entry]) -> list[Tenure]:
+def tenures(history: Iterable[HistoryLine]) -> list[Tenure]:
     """Every grant in the history, by its beginning."""
     found: dict[str, Tenure] = {}
     last: dict[str, str] = {}

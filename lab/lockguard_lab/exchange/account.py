@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lockguard_lab.exchange.markets import MarketSpec
-    from lockguard_lab.exchange.venue import Venue
+    from lockguard_lab.exchange.venue import MarketData
 
 __all__ = ["Account", "Netted", "net"]
 
@@ -64,7 +64,7 @@ def net(
 class Account:
     """Wallets, leverage, positions and the fills that made them."""
 
-    def __init__(self, venue: Venue, *, name: str, wallet: Decimal, fee_rate: Decimal) -> None:
+    def __init__(self, venue: MarketData, *, name: str, wallet: Decimal, fee_rate: Decimal) -> None:
         self.venue = venue
         self.name = name
         self.fee_rate = fee_rate

@@ -10,7 +10,7 @@ from lockguard_lab.exchange.rejections import Rejection, malformed
 from lockguard_lab.exchange.render import fill_json, position_json, text
 
 if TYPE_CHECKING:
-    from lockguard_lab.exchange.desk import Seat
+    from lockguard_lab.exchange.desk import RequestContext
     from lockguard_lab.exchange.engine import Engine
     from lockguard_lab.exchange.model import Position
     from lockguard_lab.exchange.params import Params
@@ -45,14 +45,14 @@ _TRADES_DEFAULT = 500
 _TRADES_MAX = 1000
 
 
-def positions_v2(seat: Seat, params: Params) -> Json:
+def positions_v2(context: RequestContext, params: Params) -> Json:
     """``GET v2/positionRisk``, and ``dapi/v1/positionRisk``: every contract, flat or not."""
-    held = _positions(seat, params)
+    held = _positions(context, params)
     seen = {(position.symbol, position.side) for position in held}
-    account, symbol = seat.account, params.optional("symbol")
+    account, symbol = context.account, params.optional("symbol")
     flat = [
         account.position(spec.id, side)
-        for spec in seat.listed()
+        for spec in context.listed()
         for side in account.sides()
         if symbol in {None, spec.id} and (spec.id, side) not in seen
     ]
@@ -61,42 +61,42 @@ def positions_v2(seat: Seat, params: Params) -> Json:
     return [position_json(p, account, version=2) for p in (*held, *flat)]
 
 
-def positions_v3(seat: Seat, params: Params) -> Json:
+def positions_v3(context: RequestContext, params: Params) -> Json:
     """``GET v3/positionRisk``: contracts with a position only."""
-    return [position_json(p, seat.account, version=3) for p in _positions(seat, params)]
+    return [position_json(p, context.account, version=3) for p in _positions(context, params)]
 
 
-def _positions(seat: Seat, params: Params) -> list[Position]:
+def _positions(context: RequestContext, params: Params) -> list[Position]:
     """The open positions, those in contracts that are no longer listed among them."""
     symbol = params.optional("symbol")
     if symbol is not None:
-        seat.market(symbol)
-    as_of_ms = seat.now_ms - seat.visibility.positions_ms
+        context.market(symbol)
+    as_of_ms = context.now_ms - context.visibility.positions_ms
     return [
         position
-        for position in seat.account.positions(as_of_ms)
+        for position in context.account.positions(as_of_ms)
         if position.qty
         and symbol in {None, position.symbol}
-        and seat.venue.markets[position.symbol].inverse is seat.inverse
+        and context.venue.markets[position.symbol].inverse is context.inverse
     ]
 
 
-def account(seat: Seat, params: Params) -> Json:
+def account(context: RequestContext, params: Params) -> Json:
     """``GET account`` of USD-M version 2 or 3, or of COIN-M."""
-    assets = seat.account.assets(inverse=seat.inverse)
-    money = {asset: _money(seat, asset) for asset in assets}
-    positions = positions_v2(seat, params) if seat.inverse else positions_v3(seat, params)
+    assets = context.account.assets(inverse=context.inverse)
+    money = {asset: _money(context, asset) for asset in assets}
+    positions = positions_v2(context, params) if context.inverse else positions_v3(context, params)
     common: dict[str, Json] = {
         "feeTier": 0,
         "canTrade": True,
         "canDeposit": True,
         "canWithdraw": False,
-        "updateTime": seat.now_ms,
-        "multiAssetsMargin": seat.account.multi_assets,
-        "assets": [{"asset": asset, **row, "updateTime": seat.now_ms} for asset, row in money.items()],
+        "updateTime": context.now_ms,
+        "multiAssetsMargin": context.account.multi_assets,
+        "assets": [{"asset": asset, **row, "updateTime": context.now_ms} for asset, row in money.items()],
         "positions": positions,
     }
-    if seat.inverse:
+    if context.inverse:
         return common
     tether = money["USDT"]
     total = {f"total{name[0].upper()}{name[1:]}": value for name, value in tether.items() if name in _TOTALS}
@@ -123,8 +123,8 @@ _TOTALS = frozenset(
 )
 
 
-def _money(seat: Seat, asset: str) -> dict[str, Json]:
-    account = seat.account
+def _money(context: RequestContext, asset: str) -> dict[str, Json]:
+    account = context.account
     wallet, unrealized, available = account.wallet(asset), account.unrealized(asset), account.available(asset)
     tied = wallet + unrealized - available
     return {
@@ -142,11 +142,11 @@ def _money(seat: Seat, asset: str) -> dict[str, Json]:
     }
 
 
-def balance(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def balance(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET balance``, of any version."""
     rows: list[Json] = []
-    for asset in seat.account.assets(inverse=seat.inverse):
-        money = _money(seat, asset)
+    for asset in context.account.assets(inverse=context.inverse):
+        money = _money(context, asset)
         rows.append(
             {
                 "accountAlias": "local",
@@ -157,47 +157,47 @@ def balance(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature
                 "availableBalance": money["availableBalance"],
                 "maxWithdrawAmount": money["maxWithdrawAmount"],
                 "marginAvailable": True,
-                "updateTime": seat.now_ms,
+                "updateTime": context.now_ms,
             }
         )
     return rows
 
 
-def user_trades(seat: Seat, params: Params) -> Json:
+def user_trades(context: RequestContext, params: Params) -> Json:
     """``GET userTrades`` of one contract."""
     symbol = params.text("symbol")
-    spec = seat.market(symbol)
+    spec = context.market(symbol)
     order_id = params.whole("orderId")
     start_ms = params.whole("startTime") or 0
-    as_of_ms = min(params.whole("endTime") or seat.now_ms, seat.now_ms - seat.visibility.trades_ms)
+    as_of_ms = min(params.whole("endTime") or context.now_ms, context.now_ms - context.visibility.trades_ms)
     fills = [
         fill
-        for fill in seat.account.fills
+        for fill in context.account.fills
         if fill.symbol == symbol and order_id in {None, fill.order_id} and start_ms <= fill.at_ms <= as_of_ms
     ]
     limit = min(params.whole("limit") or _TRADES_DEFAULT, _TRADES_MAX)
     return [fill_json(fill, spec) for fill in fills[-limit:]]
 
 
-def set_leverage(seat: Seat, params: Params) -> Json:
+def set_leverage(context: RequestContext, params: Params) -> Json:
     """``POST leverage``."""
     symbol = params.text("symbol")
-    seat.market(symbol)
+    context.market(symbol)
     leverage = params.whole("leverage") or 0
     if not 1 <= leverage <= _LEVERAGE_MAX:
         raise Rejection(-4028, f"Leverage {leverage} is not valid")
-    seat.account.set_leverage(symbol, leverage)
-    most = "maxQty" if seat.inverse else "maxNotionalValue"
+    context.account.set_leverage(symbol, leverage)
+    most = "maxQty" if context.inverse else "maxNotionalValue"
     return {"symbol": symbol, "leverage": leverage, most: "100000000"}
 
 
-def set_margin_type(seat: Seat, params: Params) -> Json:
+def set_margin_type(context: RequestContext, params: Params) -> Json:
     """``POST marginType``."""
     symbol, kind = params.text("symbol"), params.text("marginType")
-    seat.market(symbol)
+    context.market(symbol)
     if kind not in {"ISOLATED", "CROSSED"}:
         raise Rejection(-4005, "Invalid marginType.")
-    account = seat.account
+    account = context.account
     if (kind == "ISOLATED") == (symbol in account.isolated):
         raise Rejection(-4046, "No need to change margin type.")
     if any(account.position(symbol, side).qty for side in account.sides()):
@@ -209,7 +209,7 @@ def set_margin_type(seat: Seat, params: Params) -> Json:
     return _DONE
 
 
-def brackets(seat: Seat, params: Params) -> Json:
+def brackets(context: RequestContext, params: Params) -> Json:
     """``GET leverageBracket``."""
     symbol = params.optional("symbol")
     tiers: list[Json] = [
@@ -230,26 +230,26 @@ def brackets(seat: Seat, params: Params) -> Json:
             "cum": 300.0,
         },
     ]
-    return [{"symbol": spec.id, "brackets": tiers} for spec in seat.listed() if symbol in {None, spec.id}]
+    return [{"symbol": spec.id, "brackets": tiers} for spec in context.listed() if symbol in {None, spec.id}]
 
 
-def commission_rate(seat: Seat, params: Params) -> Json:
+def commission_rate(context: RequestContext, params: Params) -> Json:
     """``GET commissionRate`` of one contract."""
     symbol = params.text("symbol")
-    seat.market(symbol)
-    rate = text(seat.account.fee_rate)
+    context.market(symbol)
+    rate = text(context.account.fee_rate)
     return {"symbol": symbol, "makerCommissionRate": rate, "takerCommissionRate": rate}
 
 
-def get_position_mode(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def get_position_mode(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET positionSide/dual``: whether the account is in hedge mode."""
-    return {"dualSidePosition": seat.account.hedged}
+    return {"dualSidePosition": context.account.hedged}
 
 
-def set_position_mode(seat: Seat, params: Params) -> Json:
+def set_position_mode(context: RequestContext, params: Params) -> Json:
     """``POST positionSide/dual``."""
     params.text("dualSidePosition")
-    change_position_mode(seat.engine, hedged=params.flag("dualSidePosition"))
+    change_position_mode(context.engine, hedged=params.flag("dualSidePosition"))
     return _DONE
 
 
@@ -268,24 +268,24 @@ def change_position_mode(engine: Engine, *, hedged: bool) -> None:
     engine.account.hedged = hedged
 
 
-def get_multi_assets(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def get_multi_assets(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET multiAssetsMargin``: whether USDC backs positions in USDT and the other way round."""
-    return {"multiAssetsMargin": seat.account.multi_assets}
+    return {"multiAssetsMargin": context.account.multi_assets}
 
 
-def set_multi_assets(seat: Seat, params: Params) -> Json:
+def set_multi_assets(context: RequestContext, params: Params) -> Json:
     """``POST multiAssetsMargin``: noted, though the margins of the assets stay apart."""
     wanted = params.text("multiAssetsMargin").lower() == "true"
-    if wanted == seat.account.multi_assets:
+    if wanted == context.account.multi_assets:
         raise Rejection(-4171, "No need to change multi-assets mode.")
-    seat.account.multi_assets = wanted
+    context.account.multi_assets = wanted
     return _DONE
 
 
-def symbol_config(seat: Seat, params: Params) -> Json:
+def symbol_config(context: RequestContext, params: Params) -> Json:
     """``GET symbolConfig``."""
-    account, symbol = seat.account, params.optional("symbol")
-    specs = seat.listed() if symbol is None else [seat.market(symbol)]
+    account, symbol = context.account, params.optional("symbol")
+    specs = context.listed() if symbol is None else [context.market(symbol)]
     return [
         {
             "symbol": spec.id,
@@ -298,29 +298,29 @@ def symbol_config(seat: Seat, params: Params) -> Json:
     ]
 
 
-def account_config(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def account_config(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET accountConfig``."""
     return {
         "feeTier": 0,
         "canTrade": True,
         "canDeposit": True,
         "canWithdraw": False,
-        "dualSidePosition": seat.account.hedged,
-        "multiAssetsMargin": seat.account.multi_assets,
+        "dualSidePosition": context.account.hedged,
+        "multiAssetsMargin": context.account.multi_assets,
         "updateTime": 0,
         "tradeGroupId": -1,
     }
 
 
-def income(seat: Seat, params: Params) -> Json:
+def income(context: RequestContext, params: Params) -> Json:
     """``GET income``: the profit and the fee of each fill."""
     symbol, kind = params.optional("symbol"), params.optional("incomeType")
     start_ms = params.whole("startTime") or 0
-    until_ms = min(params.whole("endTime") or seat.now_ms, seat.now_ms - seat.visibility.trades_ms)
+    until_ms = min(params.whole("endTime") or context.now_ms, context.now_ms - context.visibility.trades_ms)
     rows: list[Json] = []
-    for fill in seat.account.fills:
-        spec = seat.venue.markets[fill.symbol]
-        wanted = spec.inverse is seat.inverse and symbol in {None, fill.symbol}
+    for fill in context.account.fills:
+        spec = context.venue.markets[fill.symbol]
+        wanted = spec.inverse is context.inverse and symbol in {None, fill.symbol}
         if not wanted or not start_ms <= fill.at_ms <= until_ms:
             continue
         for name, amount in (("REALIZED_PNL", fill.realized), ("COMMISSION", -fill.commission)):
@@ -340,24 +340,24 @@ def income(seat: Seat, params: Params) -> Json:
     return rows[-min(params.whole("limit") or _INCOME_DEFAULT, _TRADES_MAX) :]
 
 
-def adl_quantile(seat: Seat, params: Params) -> Json:
+def adl_quantile(context: RequestContext, params: Params) -> Json:
     """``GET adlQuantile``: nobody's positions are taken here."""
     symbol = params.optional("symbol")
     if symbol is not None:
-        seat.market(symbol)
-    names = ("LONG", "SHORT") if seat.account.hedged else ("BOTH",)
+        context.market(symbol)
+    names = ("LONG", "SHORT") if context.account.hedged else ("BOTH",)
     rows: list[Json] = [
         {"symbol": market_id, "adlQuantile": dict.fromkeys(names, 0)}
-        for market_id in dict.fromkeys(position.symbol for position in _positions(seat, params))
+        for market_id in dict.fromkeys(position.symbol for position in _positions(context, params))
     ]
     return rows
 
 
-def change_position_margin(seat: Seat, params: Params) -> Json:
+def change_position_margin(context: RequestContext, params: Params) -> Json:
     """``POST positionMargin``: give an isolated position more margin, or take some away."""
     symbol, amount, kind = params.text("symbol"), params.number("amount"), params.text("type")
-    seat.market(symbol)
-    account = seat.account
+    context.market(symbol)
+    account = context.account
     if amount <= ZERO:
         raise Rejection(-4055, "Amount must be positive.")
     if kind not in {"1", "2"}:

@@ -17,7 +17,7 @@ from lockguard_lab.exchange.markets import plain_id
 from lockguard_lab.exchange.model import MAIN
 from lockguard_lab.exchange.record import ExchangeRecord, Request
 from lockguard_lab.exchange.signature import Credentials
-from lockguard_lab.exchange.venue import Listing, Venue
+from lockguard_lab.exchange.venue import Listing, MarketData
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lockguard_lab.exchange.account import Account
     from lockguard_lab.exchange.markets import MarketSpec
 
-__all__ = ["Desk", "Seat", "Visibility"]
+__all__ = ["Desk", "RequestContext", "Visibility"]
 
 _REQUESTS_MAX = 100_000
 _LATENCY_MS_MAX = 60_000
@@ -73,7 +73,7 @@ class Desk:
         self._start_over()
 
     def _start_over(self) -> None:
-        self.venue = Venue(self._markets)
+        self.venue = MarketData(self._markets)
         self.faults = FaultPlan()
         self.conditions = Conditions()
         self.visibility = Visibility()
@@ -246,7 +246,7 @@ class Desk:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class RequestContext:
     """From where one request is answered: whose account, and which of the two futures markets.
 
     Attributes:
@@ -269,7 +269,7 @@ class Seat:
         return self.desk.now_ms
 
     @property
-    def venue(self) -> Venue:
+    def venue(self) -> MarketData:
         """The contracts and prices."""
         return self.desk.venue
 

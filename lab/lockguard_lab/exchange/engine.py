@@ -50,7 +50,7 @@ from lockguard_lab.exchange.triggers import TAKE_PROFITS, ratchet, should_trigge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from lockguard_lab.exchange.venue import Venue
+    from lockguard_lab.exchange.venue import MarketData
 
 __all__ = ["Engine", "Shortage"]
 
@@ -91,7 +91,7 @@ class Engine:
 
     def __init__(
         self,
-        venue: Venue,
+        venue: MarketData,
         *,
         name: str = MAIN,
         wallet: Decimal,

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from lockguard_lab.exchange.desk import Seat
+from lockguard_lab.exchange.desk import RequestContext
 from lockguard_lab.exchange.faults import Execution, Fault, FaultKind
 from lockguard_lab.exchange.model import MAIN
 from lockguard_lab.exchange.params import Params
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from lockguard_lab.exchange.desk import Desk
     from lockguard_lab.exchange.render import Json
-    from lockguard_lab.exchange.surface import Route
+    from lockguard_lab.exchange.surface import Endpoint
 
-__all__ = ["Wire", "json_response"]
+__all__ = ["RestApi", "json_response"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,13 @@ def _error(code: int, message: str, status: int) -> _Reply:
 class _Call:
     """A request that has been read, and, if it is private, whose it is."""
 
-    route: Route
+    route: Endpoint
     params: Params
-    seat: Seat
+    context: RequestContext
     account: str | None
 
 
-class Wire:
+class RestApi:
     """Answers the REST API for one desk."""
 
     def __init__(self, desk: Desk) -> None:
@@ -81,7 +81,7 @@ class Wire:
             task.cancel()
         await asyncio.gather(*self._late, return_exceptions=True)
 
-    async def handle(self, route: Route, request: web.Request) -> web.StreamResponse:
+    async def handle(self, route: Endpoint, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         body = await request.text()
         payload = request.rel_url.raw_query_string + body
@@ -97,15 +97,15 @@ class Wire:
         except Rejection as no:
             self._log(route, params, account, no.outcome)
             return json_response({"code": no.code, "msg": no.message}, no.status, no.headers)
-        seat = Seat(self._desk, account or MAIN, inverse=route.inverse)
-        call = _Call(route, params, seat, account)
+        context = RequestContext(self._desk, account or MAIN, inverse=route.inverse)
+        call = _Call(route, params, context, account)
         fault = self._desk.faults.take(route.operation, params.optional("symbol"), account)
         if fault is not None:
             return await self._fail(fault, call, request)
         reply = await self._slowly(call)
         return json_response(reply.body, reply.status)
 
-    def _who(self, api_key: str | None, route: Route, payload: str, values: Mapping[str, str]) -> str:
+    def _who(self, api_key: str | None, route: Endpoint, payload: str, values: Mapping[str, str]) -> str:
         if not api_key:
             raise Rejection(-2014, "API-key format invalid.", 401)
         member = self._desk.member(api_key)
@@ -125,14 +125,14 @@ class Wire:
 
     def _carry_out(self, call: _Call, note: str = "") -> _Reply:
         try:
-            body = call.route.answer(call.seat, call.params)
+            body = call.route.answer(call.context, call.params)
         except Rejection as no:
             self._log(call.route, call.params, call.account, no.outcome + note)
             return _error(no.code, no.message, no.status)
         self._log(call.route, call.params, call.account, "ok" + note)
         return _Reply(body)
 
-    def _log(self, route: Route, params: Params, account: str | None, outcome: str) -> None:
+    def _log(self, route: Endpoint, params: Params, account: str | None, outcome: str) -> None:
         client_id = None
         for name in ("newClientOrderId", "clientAlgoId", "origClientOrderId"):
             client_id = client_id or params.optional(name)

@@ -11,7 +11,7 @@ from lockguard_lab.exchange.render import market_json, text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lockguard_lab.exchange.desk import Seat
+    from lockguard_lab.exchange.desk import RequestContext
     from lockguard_lab.exchange.markets import MarketSpec
     from lockguard_lab.exchange.params import Params
     from lockguard_lab.exchange.render import Json
@@ -49,42 +49,42 @@ _KLINES_MAX = 1500
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": _DAY_MS, "w": 7 * _DAY_MS, "M": 30 * _DAY_MS}
 
 
-def ping(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def ping(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET ping``."""
     return {}
 
 
-def server_time(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def server_time(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET time``."""
-    return {"serverTime": seat.now_ms}
+    return {"serverTime": context.now_ms}
 
 
-def exchange_info(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def exchange_info(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET exchangeInfo`` of USD-M or COIN-M."""
-    venue = seat.venue
-    return _info(seat, [market_json(spec, venue.listing(spec.id)) for spec in seat.listed()])
+    venue = context.venue
+    return _info(context, [market_json(spec, venue.listing(spec.id)) for spec in context.listed()])
 
 
-def spot_exchange_info(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def spot_exchange_info(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET api/v3/exchangeInfo``: the same pairs on the spot market, listed but not traded here."""
-    pairs = {spec.pair: spec for spec in seat.listed()}
-    return _info(seat, [_spot_json(name, spec) for name, spec in pairs.items()])
+    pairs = {spec.pair: spec for spec in context.listed()}
+    return _info(context, [_spot_json(name, spec) for name, spec in pairs.items()])
 
 
-def exchange_info_of_nothing(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def exchange_info_of_nothing(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """The contracts of a market that is not there."""
-    return _info(seat, [])
+    return _info(context, [])
 
 
-def nothing(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def nothing(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """An empty list."""
     return []
 
 
-def _info(seat: Seat, symbols: list[Json]) -> Json:
+def _info(context: RequestContext, symbols: list[Json]) -> Json:
     return {
         "timezone": "UTC",
-        "serverTime": seat.now_ms,
+        "serverTime": context.now_ms,
         "rateLimits": [
             {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": 2400},
             {"rateLimitType": "ORDERS", "interval": "MINUTE", "intervalNum": 1, "limit": 1200},
@@ -92,7 +92,7 @@ def _info(seat: Seat, symbols: list[Json]) -> Json:
         "exchangeFilters": [],
         "assets": [
             {"asset": asset, "marginAvailable": True, "autoAssetExchange": "-10000"}
-            for asset in seat.account.assets(inverse=seat.inverse)
+            for asset in context.account.assets(inverse=context.inverse)
         ],
         "symbols": symbols,
     }
@@ -130,21 +130,21 @@ def _spot_json(name: str, spec: MarketSpec) -> Json:
     }
 
 
-def _each(seat: Seat, params: Params, row: Callable[[Seat, MarketSpec], Json]) -> Json:
+def _each(context: RequestContext, params: Params, row: Callable[[RequestContext, MarketSpec], Json]) -> Json:
     symbol = params.optional("symbol")
     if symbol is not None:
-        found = row(seat, seat.market(symbol))
-        return [found] if seat.inverse else found
-    return [row(seat, spec) for spec in seat.listed()]
+        found = row(context, context.market(symbol))
+        return [found] if context.inverse else found
+    return [row(context, spec) for spec in context.listed()]
 
 
-def ticker_24h(seat: Seat, params: Params) -> Json:
+def ticker_24h(context: RequestContext, params: Params) -> Json:
     """``GET ticker/24hr``."""
-    return _each(seat, params, _ticker_24h)
+    return _each(context, params, _ticker_24h)
 
 
-def _ticker_24h(seat: Seat, spec: MarketSpec) -> Json:
-    price = text(seat.venue.prices[spec.id], spec.tick)
+def _ticker_24h(context: RequestContext, spec: MarketSpec) -> Json:
+    price = text(context.venue.prices[spec.id], spec.tick)
     return {
         "symbol": spec.id,
         "priceChange": "0",
@@ -158,49 +158,53 @@ def _ticker_24h(seat: Seat, spec: MarketSpec) -> Json:
         "lowPrice": price,
         "volume": "1000000",
         "baseVolume" if spec.inverse else "quoteVolume": text(
-            spec.worth(Decimal(1_000_000), seat.venue.prices[spec.id])
+            spec.worth(Decimal(1_000_000), context.venue.prices[spec.id])
         ),
-        "openTime": seat.now_ms - _DAY_MS,
-        "closeTime": seat.now_ms,
+        "openTime": context.now_ms - _DAY_MS,
+        "closeTime": context.now_ms,
         "firstId": 1,
         "lastId": 1,
         "count": 1,
     }
 
 
-def ticker_price(seat: Seat, params: Params) -> Json:
+def ticker_price(context: RequestContext, params: Params) -> Json:
     """``GET ticker/price``."""
-    return _each(seat, params, _ticker_price)
+    return _each(context, params, _ticker_price)
 
 
-def _ticker_price(seat: Seat, spec: MarketSpec) -> Json:
-    return {"symbol": spec.id, "price": text(seat.venue.prices[spec.id], spec.tick), "time": seat.now_ms}
+def _ticker_price(context: RequestContext, spec: MarketSpec) -> Json:
+    return {
+        "symbol": spec.id,
+        "price": text(context.venue.prices[spec.id], spec.tick),
+        "time": context.now_ms,
+    }
 
 
-def book_ticker(seat: Seat, params: Params) -> Json:
+def book_ticker(context: RequestContext, params: Params) -> Json:
     """``GET ticker/bookTicker``: one tick on either side of the last price."""
-    return _each(seat, params, _book_ticker)
+    return _each(context, params, _book_ticker)
 
 
-def _book_ticker(seat: Seat, spec: MarketSpec) -> Json:
-    price = seat.venue.prices[spec.id]
+def _book_ticker(context: RequestContext, spec: MarketSpec) -> Json:
+    price = context.venue.prices[spec.id]
     return {
         "symbol": spec.id,
         "bidPrice": text(price - spec.tick, spec.tick),
         "bidQty": format(spec.max_qty, "f"),
         "askPrice": text(price + spec.tick, spec.tick),
         "askQty": format(spec.max_qty, "f"),
-        "time": seat.now_ms,
+        "time": context.now_ms,
     }
 
 
-def premium_index(seat: Seat, params: Params) -> Json:
+def premium_index(context: RequestContext, params: Params) -> Json:
     """``GET premiumIndex``: the mark price."""
-    return _each(seat, params, _premium_index)
+    return _each(context, params, _premium_index)
 
 
-def _premium_index(seat: Seat, spec: MarketSpec) -> Json:
-    mark = text(seat.venue.marks[spec.id])
+def _premium_index(context: RequestContext, spec: MarketSpec) -> Json:
+    mark = text(context.venue.marks[spec.id])
     return {
         "symbol": spec.id,
         "pair": spec.pair,
@@ -209,53 +213,53 @@ def _premium_index(seat: Seat, spec: MarketSpec) -> Json:
         "estimatedSettlePrice": mark,
         "lastFundingRate": _FUNDING_RATE,
         "interestRate": "0.00010000",
-        "nextFundingTime": (seat.now_ms // _FUNDING_MS + 1) * _FUNDING_MS,
-        "time": seat.now_ms,
+        "nextFundingTime": (context.now_ms // _FUNDING_MS + 1) * _FUNDING_MS,
+        "time": context.now_ms,
     }
 
 
-def depth(seat: Seat, params: Params) -> Json:
+def depth(context: RequestContext, params: Params) -> Json:
     """``GET depth``: a few levels around the last price."""
-    spec = seat.market(params.text("symbol"))
-    price, qty = seat.venue.prices[spec.id], format(spec.max_qty, "f")
+    spec = context.market(params.text("symbol"))
+    price, qty = context.venue.prices[spec.id], format(spec.max_qty, "f")
 
     def level(ticks: int) -> Json:
         return [text(price + spec.tick * Decimal(ticks), spec.tick), qty]
 
     return {
-        "lastUpdateId": seat.now_ms,
-        "E": seat.now_ms,
-        "T": seat.now_ms,
+        "lastUpdateId": context.now_ms,
+        "E": context.now_ms,
+        "T": context.now_ms,
         "bids": [level(-n) for n in range(1, _DEPTH_LEVELS + 1)],
         "asks": [level(n) for n in range(1, _DEPTH_LEVELS + 1)],
     }
 
 
-def klines(seat: Seat, params: Params) -> Json:
+def klines(context: RequestContext, params: Params) -> Json:
     """``GET klines``: as if the price had always been what it is."""
-    spec = seat.market(params.text("symbol"))
+    spec = context.market(params.text("symbol"))
     interval = params.text("interval")
     if interval[-1] not in _UNIT_MS or not interval[:-1].isdecimal() or int(interval[:-1]) < 1:
         raise Rejection(-1120, "Invalid interval.")
     step_ms = int(interval[:-1]) * _UNIT_MS[interval[-1]]
     count = min(params.whole("limit") or _KLINES_DEFAULT, _KLINES_MAX)
-    until_ms = min(params.whole("endTime") or seat.now_ms, seat.now_ms)
+    until_ms = min(params.whole("endTime") or context.now_ms, context.now_ms)
     start_ms = params.whole("startTime")
     last_ms = until_ms // step_ms * step_ms
     first_ms = last_ms - (count - 1) * step_ms if start_ms is None else -(-start_ms // step_ms) * step_ms
     last_ms = min(last_ms, first_ms + (count - 1) * step_ms)
-    price = text(seat.venue.prices[spec.id], spec.tick)
+    price = text(context.venue.prices[spec.id], spec.tick)
     return [
         [at_ms, price, price, price, price, "1000", at_ms + step_ms - 1, "1000", 1, "500", "500", "0"]
         for at_ms in range(first_ms, last_ms + 1, step_ms)
     ]
 
 
-def trades(seat: Seat, params: Params) -> Json:
+def trades(context: RequestContext, params: Params) -> Json:
     """``GET trades`` and ``historicalTrades``: one a second, at the present price."""
-    spec = seat.market(params.text("symbol"))
-    price, qty = text(seat.venue.prices[spec.id], spec.tick), format(spec.step, "f")
-    worth = text(spec.worth(spec.step, seat.venue.prices[spec.id]))
+    spec = context.market(params.text("symbol"))
+    price, qty = text(context.venue.prices[spec.id], spec.tick), format(spec.step, "f")
+    worth = text(spec.worth(spec.step, context.venue.prices[spec.id]))
     return [
         {
             "id": at_ms // _SECOND_MS,
@@ -265,14 +269,14 @@ def trades(seat: Seat, params: Params) -> Json:
             "time": at_ms,
             "isBuyerMaker": False,
         }
-        for at_ms in _seconds(seat, params)
+        for at_ms in _seconds(context, params)
     ]
 
 
-def agg_trades(seat: Seat, params: Params) -> Json:
+def agg_trades(context: RequestContext, params: Params) -> Json:
     """``GET aggTrades``: one a second, at the present price."""
-    spec = seat.market(params.text("symbol"))
-    price, qty = text(seat.venue.prices[spec.id], spec.tick), format(spec.step, "f")
+    spec = context.market(params.text("symbol"))
+    price, qty = text(context.venue.prices[spec.id], spec.tick), format(spec.step, "f")
     return [
         {
             "a": at_ms // _SECOND_MS,
@@ -283,14 +287,14 @@ def agg_trades(seat: Seat, params: Params) -> Json:
             "T": at_ms,
             "m": False,
         }
-        for at_ms in _seconds(seat, params)
+        for at_ms in _seconds(context, params)
     ]
 
 
-def _seconds(seat: Seat, params: Params) -> range:
+def _seconds(context: RequestContext, params: Params) -> range:
     """The instants of the last trades that are asked for, oldest first."""
     count = min(params.whole("limit") or _TRADES_DEFAULT, _TRADES_MAX)
-    until_ms = min(params.whole("endTime") or seat.now_ms, seat.now_ms) // _SECOND_MS * _SECOND_MS
+    until_ms = min(params.whole("endTime") or context.now_ms, context.now_ms) // _SECOND_MS * _SECOND_MS
     start_ms = params.whole("startTime")
     if start_ms is None:
         return range(until_ms - (count - 1) * _SECOND_MS, until_ms + 1, _SECOND_MS)
@@ -298,12 +302,12 @@ def _seconds(seat: Seat, params: Params) -> range:
     return range(first_ms, min(until_ms, first_ms + (count - 1) * _SECOND_MS) + 1, _SECOND_MS)
 
 
-def funding_rates(seat: Seat, params: Params) -> Json:
+def funding_rates(context: RequestContext, params: Params) -> Json:
     """``GET fundingRate``: the same rate every eight hours."""
     symbol = params.optional("symbol")
-    specs = seat.listed() if symbol is None else [seat.market(symbol)]
+    specs = context.listed() if symbol is None else [context.market(symbol)]
     count = min(params.whole("limit") or _FUNDING_DEFAULT, _TRADES_MAX)
-    until_ms = min(params.whole("endTime") or seat.now_ms, seat.now_ms) // _FUNDING_MS * _FUNDING_MS
+    until_ms = min(params.whole("endTime") or context.now_ms, context.now_ms) // _FUNDING_MS * _FUNDING_MS
     start_ms = params.whole("startTime")
     first_ms = until_ms - (count - 1) * _FUNDING_MS
     if start_ms is not None:
@@ -314,7 +318,7 @@ def funding_rates(seat: Seat, params: Params) -> Json:
             "symbol": spec.id,
             "fundingTime": at_ms,
             "fundingRate": _FUNDING_RATE,
-            "markPrice": text(seat.venue.marks[spec.id]),
+            "markPrice": text(context.venue.marks[spec.id]),
         }
         for spec in specs
         for at_ms in instants
@@ -322,7 +326,7 @@ def funding_rates(seat: Seat, params: Params) -> Json:
     return rows[:count]
 
 
-def funding_info(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+def funding_info(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
     """``GET fundingInfo``: every contract pays every eight hours."""
     return [
         {
@@ -332,11 +336,11 @@ def funding_info(seat: Seat, params: Params) -> Json:  # noqa: ARG001 - one sign
             "fundingIntervalHours": 8,
             "disclaimer": False,
         }
-        for spec in seat.listed()
+        for spec in context.listed()
     ]
 
 
-def open_interest(seat: Seat, params: Params) -> Json:
+def open_interest(context: RequestContext, params: Params) -> Json:
     """``GET openInterest`` of one contract."""
-    spec = seat.market(params.text("symbol"))
-    return {"symbol": spec.id, "pair": spec.pair, "openInterest": "1000000", "time": seat.now_ms}
+    spec = context.market(params.text("symbol"))
+    return {"symbol": spec.id, "pair": spec.pair, "openInterest": "1000000", "time": context.now_ms}

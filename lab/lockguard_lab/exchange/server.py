@@ -15,7 +15,7 @@ from lockguard_ccxt._by_url import LOCAL_API_KEY, LOCAL_SECRET
 from lockguard_lab.exchange import byhand
 from lockguard_lab.exchange.control import BAN_STATUS, DENIAL_CODE, WALLET, Control
 from lockguard_lab.exchange.desk import Desk, Visibility
-from lockguard_lab.exchange.http import Wire, json_response
+from lockguard_lab.exchange.http import RestApi, json_response
 from lockguard_lab.exchange.markets import COIN_MARKETS, DEFAULT_MARKETS, MarketSpec, market_for, plain_id
 from lockguard_lab.exchange.model import MAIN, PositionSide
 from lockguard_lab.exchange.signature import Credentials
@@ -93,7 +93,7 @@ class LocalExchange:
         self._port = port
         self._tls = None if tls is None else _tls_context(*tls)
         self._runner: web.AppRunner | None = None
-        self._wire: Wire | None = None
+        self._wire: RestApi | None = None
         self._control: Control | None = None
         self.set_latency(latency)
 
@@ -105,7 +105,7 @@ class LocalExchange:
         Raises:
             ConfigurationError: the port is taken, or the host is not one of this machine's.
         """
-        wire, control = Wire(self._desk), Control(self._desk)
+        wire, control = RestApi(self._desk), Control(self._desk)
         app = web.Application()
         app.add_routes([web.route(r.method, r.path, partial(wire.handle, r)) for r in ROUTES])
         app.add_routes(control.routes())

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from lockguard_lab.exchange import accounting, public, trading
-from lockguard_lab.exchange.desk import Seat
+from lockguard_lab.exchange.desk import RequestContext
 from lockguard_lab.exchange.faults import Operation
 from lockguard_lab.exchange.params import Params
 from lockguard_lab.exchange.render import Json
 
-__all__ = ["ROUTES", "Answer", "Route"]
+__all__ = ["ROUTES", "Answer", "Endpoint"]
 
-Answer: TypeAlias = Callable[[Seat, Params], Json]
+Answer: TypeAlias = Callable[[RequestContext, Params], Json]
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Endpoint:
     """One endpoint.
 
     Attributes:
@@ -34,11 +34,11 @@ class Route:
     inverse: bool = False
 
 
-def _public(path: str, operation: Operation, answer: Answer) -> Route:
-    return Route("GET", path, operation, answer, private=False)
+def _public(path: str, operation: Operation, answer: Answer) -> Endpoint:
+    return Endpoint("GET", path, operation, answer, private=False)
 
 
-_BOTH: tuple[Route, ...] = (
+_BOTH: tuple[Endpoint, ...] = (
     _public("v1/ping", Operation.TIME, public.ping),
     _public("v1/time", Operation.TIME, public.server_time),
     _public("v1/exchangeInfo", Operation.EXCHANGE_INFO, public.exchange_info),
@@ -55,61 +55,61 @@ _BOTH: tuple[Route, ...] = (
     _public("v1/fundingRate", Operation.TICKER, public.funding_rates),
     _public("v1/fundingInfo", Operation.TICKER, public.funding_info),
     _public("v1/openInterest", Operation.TICKER, public.open_interest),
-    Route("POST", "v1/order", Operation.CREATE_ORDER, trading.create_order),
-    Route("PUT", "v1/order", Operation.AMEND_ORDER, trading.amend_order),
-    Route("GET", "v1/order", Operation.GET_ORDER, trading.get_order),
-    Route("DELETE", "v1/order", Operation.CANCEL_ORDER, trading.cancel_order),
-    Route("POST", "v1/order/test", Operation.TEST_ORDER, trading.try_order),
-    Route("POST", "v1/batchOrders", Operation.CREATE_ORDER, trading.create_batch),
-    Route("PUT", "v1/batchOrders", Operation.AMEND_ORDER, trading.amend_batch),
-    Route("DELETE", "v1/batchOrders", Operation.CANCEL_ORDER, trading.cancel_batch),
-    Route("DELETE", "v1/allOpenOrders", Operation.CANCEL_ALL, trading.cancel_all),
-    Route("POST", "v1/countdownCancelAll", Operation.CANCEL_ALL, trading.count_down),
-    Route("GET", "v1/openOrders", Operation.OPEN_ORDERS, trading.open_orders),
-    Route("GET", "v1/openOrder", Operation.GET_ORDER, trading.get_open_order),
-    Route("GET", "v1/allOrders", Operation.ALL_ORDERS, trading.all_orders),
-    Route("POST", "v1/algoOrder", Operation.CREATE_ALGO, trading.create_algo),
-    Route("GET", "v1/algoOrder", Operation.GET_ALGO, trading.get_algo),
-    Route("DELETE", "v1/algoOrder", Operation.CANCEL_ALGO, trading.cancel_algo),
-    Route("DELETE", "v1/algoOpenOrders", Operation.CANCEL_ALL_ALGOS, trading.cancel_all_algos),
-    Route("GET", "v1/openAlgoOrders", Operation.OPEN_ALGOS, trading.open_algos),
-    Route("GET", "v1/allAlgoOrders", Operation.ALL_ALGOS, trading.all_algos),
-    Route("GET", "v1/userTrades", Operation.TRADES, accounting.user_trades),
-    Route("GET", "v1/income", Operation.TRADES, accounting.income),
-    Route("POST", "v1/leverage", Operation.LEVERAGE, accounting.set_leverage),
-    Route("POST", "v1/marginType", Operation.MARGIN_TYPE, accounting.set_margin_type),
-    Route("POST", "v1/positionMargin", Operation.POSITION_MARGIN, accounting.change_position_margin),
-    Route("GET", "v1/leverageBracket", Operation.BRACKETS, accounting.brackets),
-    Route("GET", "v2/leverageBracket", Operation.BRACKETS, accounting.brackets),
-    Route("GET", "v1/commissionRate", Operation.ACCOUNT, accounting.commission_rate),
-    Route("GET", "v1/adlQuantile", Operation.POSITIONS, accounting.adl_quantile),
-    Route("GET", "v1/positionSide/dual", Operation.POSITION_MODE, accounting.get_position_mode),
-    Route("POST", "v1/positionSide/dual", Operation.SET_POSITION_MODE, accounting.set_position_mode),
+    Endpoint("POST", "v1/order", Operation.CREATE_ORDER, trading.create_order),
+    Endpoint("PUT", "v1/order", Operation.AMEND_ORDER, trading.amend_order),
+    Endpoint("GET", "v1/order", Operation.GET_ORDER, trading.get_order),
+    Endpoint("DELETE", "v1/order", Operation.CANCEL_ORDER, trading.cancel_order),
+    Endpoint("POST", "v1/order/test", Operation.TEST_ORDER, trading.try_order),
+    Endpoint("POST", "v1/batchOrders", Operation.CREATE_ORDER, trading.create_batch),
+    Endpoint("PUT", "v1/batchOrders", Operation.AMEND_ORDER, trading.amend_batch),
+    Endpoint("DELETE", "v1/batchOrders", Operation.CANCEL_ORDER, trading.cancel_batch),
+    Endpoint("DELETE", "v1/allOpenOrders", Operation.CANCEL_ALL, trading.cancel_all),
+    Endpoint("POST", "v1/countdownCancelAll", Operation.CANCEL_ALL, trading.count_down),
+    Endpoint("GET", "v1/openOrders", Operation.OPEN_ORDERS, trading.open_orders),
+    Endpoint("GET", "v1/openOrder", Operation.GET_ORDER, trading.get_open_order),
+    Endpoint("GET", "v1/allOrders", Operation.ALL_ORDERS, trading.all_orders),
+    Endpoint("POST", "v1/algoOrder", Operation.CREATE_ALGO, trading.create_algo),
+    Endpoint("GET", "v1/algoOrder", Operation.GET_ALGO, trading.get_algo),
+    Endpoint("DELETE", "v1/algoOrder", Operation.CANCEL_ALGO, trading.cancel_algo),
+    Endpoint("DELETE", "v1/algoOpenOrders", Operation.CANCEL_ALL_ALGOS, trading.cancel_all_algos),
+    Endpoint("GET", "v1/openAlgoOrders", Operation.OPEN_ALGOS, trading.open_algos),
+    Endpoint("GET", "v1/allAlgoOrders", Operation.ALL_ALGOS, trading.all_algos),
+    Endpoint("GET", "v1/userTrades", Operation.TRADES, accounting.user_trades),
+    Endpoint("GET", "v1/income", Operation.TRADES, accounting.income),
+    Endpoint("POST", "v1/leverage", Operation.LEVERAGE, accounting.set_leverage),
+    Endpoint("POST", "v1/marginType", Operation.MARGIN_TYPE, accounting.set_margin_type),
+    Endpoint("POST", "v1/positionMargin", Operation.POSITION_MARGIN, accounting.change_position_margin),
+    Endpoint("GET", "v1/leverageBracket", Operation.BRACKETS, accounting.brackets),
+    Endpoint("GET", "v2/leverageBracket", Operation.BRACKETS, accounting.brackets),
+    Endpoint("GET", "v1/commissionRate", Operation.ACCOUNT, accounting.commission_rate),
+    Endpoint("GET", "v1/adlQuantile", Operation.POSITIONS, accounting.adl_quantile),
+    Endpoint("GET", "v1/positionSide/dual", Operation.POSITION_MODE, accounting.get_position_mode),
+    Endpoint("POST", "v1/positionSide/dual", Operation.SET_POSITION_MODE, accounting.set_position_mode),
 )
 """What USD-M and COIN-M have alike."""
 
-ROUTES: tuple[Route, ...] = (
+ROUTES: tuple[Endpoint, ...] = (
     *(replace(route, path=f"/fapi/{route.path}") for route in _BOTH),
     *(replace(route, path=f"/dapi/{route.path}", inverse=True) for route in _BOTH),
     _public("/fapi/v2/ticker/price", Operation.TICKER, public.ticker_price),
-    Route("GET", "/fapi/v2/positionRisk", Operation.POSITIONS, accounting.positions_v2),
-    Route("GET", "/fapi/v3/positionRisk", Operation.POSITIONS, accounting.positions_v3),
-    Route("GET", "/dapi/v1/positionRisk", Operation.POSITIONS, accounting.positions_v2, inverse=True),
-    Route("GET", "/fapi/v2/account", Operation.ACCOUNT, accounting.account),
-    Route("GET", "/fapi/v3/account", Operation.ACCOUNT, accounting.account),
-    Route("GET", "/dapi/v1/account", Operation.ACCOUNT, accounting.account, inverse=True),
-    Route("GET", "/fapi/v2/balance", Operation.BALANCE, accounting.balance),
-    Route("GET", "/fapi/v3/balance", Operation.BALANCE, accounting.balance),
-    Route("GET", "/dapi/v1/balance", Operation.BALANCE, accounting.balance, inverse=True),
-    Route("GET", "/fapi/v1/multiAssetsMargin", Operation.ACCOUNT, accounting.get_multi_assets),
-    Route("POST", "/fapi/v1/multiAssetsMargin", Operation.SET_POSITION_MODE, accounting.set_multi_assets),
-    Route("GET", "/fapi/v1/symbolConfig", Operation.ACCOUNT, accounting.symbol_config),
-    Route("GET", "/fapi/v1/accountConfig", Operation.ACCOUNT, accounting.account_config),
+    Endpoint("GET", "/fapi/v2/positionRisk", Operation.POSITIONS, accounting.positions_v2),
+    Endpoint("GET", "/fapi/v3/positionRisk", Operation.POSITIONS, accounting.positions_v3),
+    Endpoint("GET", "/dapi/v1/positionRisk", Operation.POSITIONS, accounting.positions_v2, inverse=True),
+    Endpoint("GET", "/fapi/v2/account", Operation.ACCOUNT, accounting.account),
+    Endpoint("GET", "/fapi/v3/account", Operation.ACCOUNT, accounting.account),
+    Endpoint("GET", "/dapi/v1/account", Operation.ACCOUNT, accounting.account, inverse=True),
+    Endpoint("GET", "/fapi/v2/balance", Operation.BALANCE, accounting.balance),
+    Endpoint("GET", "/fapi/v3/balance", Operation.BALANCE, accounting.balance),
+    Endpoint("GET", "/dapi/v1/balance", Operation.BALANCE, accounting.balance, inverse=True),
+    Endpoint("GET", "/fapi/v1/multiAssetsMargin", Operation.ACCOUNT, accounting.get_multi_assets),
+    Endpoint("POST", "/fapi/v1/multiAssetsMargin", Operation.SET_POSITION_MODE, accounting.set_multi_assets),
+    Endpoint("GET", "/fapi/v1/symbolConfig", Operation.ACCOUNT, accounting.symbol_config),
+    Endpoint("GET", "/fapi/v1/accountConfig", Operation.ACCOUNT, accounting.account_config),
     _public("/api/v3/ping", Operation.TIME, public.ping),
     _public("/api/v3/time", Operation.TIME, public.server_time),
     _public("/api/v3/exchangeInfo", Operation.EXCHANGE_INFO, public.spot_exchange_info),
     # What ccxt's binance, as against binanceusdm, asks for while it loads its markets.
-    Route("GET", "/sapi/v1/capital/config/getall", Operation.EXCHANGE_INFO, public.nothing),
+    Endpoint("GET", "/sapi/v1/capital/config/getall", Operation.EXCHANGE_INFO, public.nothing),
     _public("/sapi/v1/margin/allPairs", Operation.EXCHANGE_INFO, public.nothing),
     _public("/sapi/v1/margin/isolated/allPairs", Operation.EXCHANGE_INFO, public.nothing),
     _public("/sapi/v1/equity/market/exchangeInfo", Operation.EXCHANGE_INFO, public.exchange_info_of_nothing),

@@ -13,7 +13,7 @@ from lockguard_lab.exchange.render import algo_json, order_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from lockguard_lab.exchange.desk import Seat
+    from lockguard_lab.exchange.desk import RequestContext
     from lockguard_lab.exchange.model import AlgoOrder, Order
     from lockguard_lab.exchange.params import Params
     from lockguard_lab.exchange.render import Json
@@ -47,22 +47,22 @@ _LIMIT_DEFAULT = 500
 _LIMIT_MAX = 1000
 
 
-def create_order(seat: Seat, params: Params) -> Json:
+def create_order(context: RequestContext, params: Params) -> Json:
     """``POST order``."""
-    order = seat.engine.place(_new_order(seat, params), seat.now_ms)
+    order = context.engine.place(_new_order(context, params), context.now_ms)
     acknowledged_only = params.optional("newOrderRespType") != "RESULT"
-    return order_json(order, seat.venue.markets[order.symbol], acknowledged_only=acknowledged_only)
+    return order_json(order, context.venue.markets[order.symbol], acknowledged_only=acknowledged_only)
 
 
-def try_order(seat: Seat, params: Params) -> Json:
+def try_order(context: RequestContext, params: Params) -> Json:
     """``POST order/test``: what would be refused is, and nothing is ordered."""
-    seat.engine.check(_new_order(seat, params))
+    context.engine.check(_new_order(context, params))
     return {}
 
 
-def _new_order(seat: Seat, params: Params) -> NewOrder:
+def _new_order(context: RequestContext, params: Params) -> NewOrder:
     symbol = params.text("symbol")
-    seat.market(symbol)
+    context.market(symbol)
     kind = params.order_type()
     limit = kind is OrderType.LIMIT
     return NewOrder(
@@ -94,85 +94,87 @@ def _time_in_force(params: Params, *, limit: bool) -> str:
     return given
 
 
-def amend_order(seat: Seat, params: Params) -> Json:
+def amend_order(context: RequestContext, params: Params) -> Json:
     """``PUT order``: another quantity and price for a limit order in the book."""
     order_id, client_id = params.order_key("orderId", "origClientOrderId")
     symbol = params.text("symbol")
-    seat.market(symbol)
+    context.market(symbol)
     params.side()
     qty, price = params.number("quantity"), params.number("price")
-    order = seat.engine.amend(symbol, order_id, client_id, qty, price, seat.now_ms)
-    return order_json(order, seat.venue.markets[order.symbol])
+    order = context.engine.amend(symbol, order_id, client_id, qty, price, context.now_ms)
+    return order_json(order, context.venue.markets[order.symbol])
 
 
-def get_order(seat: Seat, params: Params) -> Json:
+def get_order(context: RequestContext, params: Params) -> Json:
     """``GET order``, by ``orderId`` or ``origClientOrderId``."""
     order_id, client_id = params.order_key("orderId", "origClientOrderId")
     symbol = params.text("symbol")
-    seat.market(symbol)
-    order = seat.engine.order(symbol, order_id, client_id, _orders_as_of(seat))
-    return order_json(order, seat.venue.markets[order.symbol])
+    context.market(symbol)
+    order = context.engine.order(symbol, order_id, client_id, _orders_as_of(context))
+    return order_json(order, context.venue.markets[order.symbol])
 
 
-def get_open_order(seat: Seat, params: Params) -> Json:
+def get_open_order(context: RequestContext, params: Params) -> Json:
     """``GET openOrder``: the same, of an order that is in the book."""
     order_id, client_id = params.order_key("orderId", "origClientOrderId")
     symbol = params.text("symbol")
-    seat.market(symbol)
-    order = seat.engine.order(symbol, order_id, client_id, _orders_as_of(seat))
+    context.market(symbol)
+    order = context.engine.order(symbol, order_id, client_id, _orders_as_of(context))
     if not order.status.open:
         raise Rejection(-2013, "Order does not exist.")
-    return order_json(order, seat.venue.markets[order.symbol])
+    return order_json(order, context.venue.markets[order.symbol])
 
 
-def cancel_order(seat: Seat, params: Params) -> Json:
+def cancel_order(context: RequestContext, params: Params) -> Json:
     """``DELETE order``, by ``orderId`` or ``origClientOrderId``."""
     order_id, client_id = params.order_key("orderId", "origClientOrderId")
     symbol = params.text("symbol")
-    seat.market(symbol)
-    order = seat.engine.cancel(symbol, order_id, client_id, seat.now_ms)
-    return order_json(order, seat.venue.markets[order.symbol])
+    context.market(symbol)
+    order = context.engine.cancel(symbol, order_id, client_id, context.now_ms)
+    return order_json(order, context.venue.markets[order.symbol])
 
 
-def cancel_all(seat: Seat, params: Params) -> Json:
+def cancel_all(context: RequestContext, params: Params) -> Json:
     """``DELETE allOpenOrders``."""
     symbol = params.text("symbol")
-    seat.market(symbol)
-    seat.engine.cancel_all(symbol, seat.now_ms)
+    context.market(symbol)
+    context.engine.cancel_all(symbol, context.now_ms)
     return {"code": 200, "msg": "The operation of cancel all open order is done."}
 
 
-def count_down(seat: Seat, params: Params) -> Json:
+def count_down(context: RequestContext, params: Params) -> Json:
     """``POST countdownCancelAll``: a contract's orders are cancelled unless this is asked for again."""
     symbol, countdown_ms = params.text("symbol"), params.whole("countdownTime")
     if countdown_ms is None:
         raise malformed("countdownTime")
-    seat.market(symbol)
-    seat.engine.count_down(symbol, seat.now_ms + countdown_ms if countdown_ms else None)
+    context.market(symbol)
+    context.engine.count_down(symbol, context.now_ms + countdown_ms if countdown_ms else None)
     return {"symbol": symbol, "countdownTime": str(countdown_ms)}
 
 
-def create_batch(seat: Seat, params: Params) -> Json:
+def create_batch(context: RequestContext, params: Params) -> Json:
     """``POST batchOrders``: each is taken or refused for itself."""
-    return _each_of_batch(seat, params, create_order)
+    return _each_of_batch(context, params, create_order)
 
 
-def amend_batch(seat: Seat, params: Params) -> Json:
+def amend_batch(context: RequestContext, params: Params) -> Json:
     """``PUT batchOrders``: each is taken or refused for itself."""
-    return _each_of_batch(seat, params, amend_order)
+    return _each_of_batch(context, params, amend_order)
 
 
-def _each_of_batch(seat: Seat, params: Params, one: Callable[[Seat, Params], Json]) -> Json:
+def _each_of_batch(
+    context: RequestContext, params: Params, one: Callable[[RequestContext, Params], Json]
+) -> Json:
     rows = params.rows("batchOrders")
     if not 0 < len(rows) <= _BATCH_MAX:
         raise Rejection(-4082, "Invalid number of batch place orders.")
-    return [_tried(partial(one, seat, row)) for row in rows]
+    return [_tried(partial(one, context, row)) for row in rows]
 
 
-def cancel_batch(seat: Seat, params: Params) -> Json:
+def cancel_batch(context: RequestContext, params: Params) -> Json:
     """``DELETE batchOrders``, by ``orderIdList`` or ``origClientOrderIdList``."""
     symbol = params.text("symbol")
-    seat.market(symbol)
+    context.market(symbol)
     by_id = params.values("orderIdList")
     keys: list[tuple[int | None, str | None]] = [
         (int(order_id), None) for order_id in by_id if order_id.isdecimal()
@@ -182,8 +184,8 @@ def cancel_batch(seat: Seat, params: Params) -> Json:
         raise Rejection(-1102, "Param 'origClientOrderIdList' or 'orderIdList' must be sent.")
 
     def cancel(order_id: int | None, client_id: str | None) -> Json:
-        order = seat.engine.cancel(symbol, order_id, client_id, seat.now_ms)
-        return order_json(order, seat.venue.markets[symbol])
+        order = context.engine.cancel(symbol, order_id, client_id, context.now_ms)
+        return order_json(order, context.venue.markets[symbol])
 
     return [_tried(partial(cancel, order_id, client_id)) for order_id, client_id in keys]
 
@@ -195,23 +197,23 @@ def _tried(act: Callable[[], Json]) -> Json:
         return {"code": no.code, "msg": no.message}
 
 
-def open_orders(seat: Seat, params: Params) -> Json:
+def open_orders(context: RequestContext, params: Params) -> Json:
     """``GET openOrders``: the ordinary book only; algo orders are not in it."""
-    return _orders(seat, params, seat.engine.open_orders(_orders_as_of(seat)))
+    return _orders(context, params, context.engine.open_orders(_orders_as_of(context)))
 
 
-def all_orders(seat: Seat, params: Params) -> Json:
+def all_orders(context: RequestContext, params: Params) -> Json:
     """``GET allOrders`` of one contract."""
     params.text("symbol")
-    return _orders(seat, params, seat.engine.orders(_orders_as_of(seat)))
+    return _orders(context, params, context.engine.orders(_orders_as_of(context)))
 
 
-def create_algo(seat: Seat, params: Params) -> Json:
+def create_algo(context: RequestContext, params: Params) -> Json:
     """``POST algoOrder``."""
     if params.text("algoType") != "CONDITIONAL":
         raise malformed("algoType")
     symbol = params.text("symbol")
-    seat.market(symbol)
+    context.market(symbol)
     kind = params.order_type()
     if kind.conditional:
         _time_in_force(params, limit=False)
@@ -220,7 +222,7 @@ def create_algo(seat: Seat, params: Params) -> Json:
     close_position = params.flag("closePosition")
     if close_position and params.optional("quantity"):
         raise Rejection(-4137, "Quantity must be zero with closePosition equals true.")
-    algo = seat.engine.place_algo(
+    algo = context.engine.place_algo(
         NewAlgoOrder(
             symbol=symbol,
             side=params.side(),
@@ -235,67 +237,67 @@ def create_algo(seat: Seat, params: Params) -> Json:
             callback_rate=params.number("callbackRate") if trailing else None,
             position_side=params.position_side(),
         ),
-        seat.now_ms,
+        context.now_ms,
     )
-    return algo_json(algo, seat.venue.markets[algo.symbol])
+    return algo_json(algo, context.venue.markets[algo.symbol])
 
 
-def get_algo(seat: Seat, params: Params) -> Json:
+def get_algo(context: RequestContext, params: Params) -> Json:
     """``GET algoOrder``, by ``algoId`` or ``clientAlgoId``."""
     algo_id, client_id = params.order_key("algoId", "clientAlgoId")
-    algo = seat.engine.algo_order(algo_id, client_id, _orders_as_of(seat))
-    return algo_json(algo, seat.venue.markets[algo.symbol])
+    algo = context.engine.algo_order(algo_id, client_id, _orders_as_of(context))
+    return algo_json(algo, context.venue.markets[algo.symbol])
 
 
-def cancel_algo(seat: Seat, params: Params) -> Json:
+def cancel_algo(context: RequestContext, params: Params) -> Json:
     """``DELETE algoOrder``, by ``algoId`` or ``clientAlgoId``."""
     algo_id, client_id = params.order_key("algoId", "clientAlgoId")
-    algo = seat.engine.cancel_algo(algo_id, client_id, seat.now_ms)
+    algo = context.engine.cancel_algo(algo_id, client_id, context.now_ms)
     return {"algoId": algo.id, "clientAlgoId": algo.client_id, "code": "200", "msg": "success"}
 
 
-def cancel_all_algos(seat: Seat, params: Params) -> Json:
+def cancel_all_algos(context: RequestContext, params: Params) -> Json:
     """``DELETE algoOpenOrders``."""
     symbol = params.text("symbol")
-    seat.market(symbol)
-    seat.engine.cancel_all_algos(symbol, seat.now_ms)
+    context.market(symbol)
+    context.engine.cancel_all_algos(symbol, context.now_ms)
     return {"code": 200, "msg": "The operation of cancel all open order is done."}
 
 
-def open_algos(seat: Seat, params: Params) -> Json:
+def open_algos(context: RequestContext, params: Params) -> Json:
     """``GET openAlgoOrders``."""
-    return _algos(seat, params, seat.engine.open_algo_orders(_orders_as_of(seat)))
+    return _algos(context, params, context.engine.open_algo_orders(_orders_as_of(context)))
 
 
-def all_algos(seat: Seat, params: Params) -> Json:
+def all_algos(context: RequestContext, params: Params) -> Json:
     """``GET allAlgoOrders`` of one contract."""
     params.text("symbol")
-    return _algos(seat, params, seat.engine.algo_orders(_orders_as_of(seat)))
+    return _algos(context, params, context.engine.algo_orders(_orders_as_of(context)))
 
 
-def _orders_as_of(seat: Seat) -> int | None:
-    lag_ms = seat.visibility.orders_ms
-    return seat.now_ms - lag_ms if lag_ms else None
+def _orders_as_of(context: RequestContext) -> int | None:
+    lag_ms = context.visibility.orders_ms
+    return context.now_ms - lag_ms if lag_ms else None
 
 
-def _orders(seat: Seat, params: Params, orders: Iterable[Order]) -> Json:
+def _orders(context: RequestContext, params: Params, orders: Iterable[Order]) -> Json:
     symbol = params.optional("symbol")
     if symbol is not None:
-        seat.market(symbol)
-    chosen = [order for order in orders if symbol in {None, order.symbol} and _here(seat, order)]
-    return [order_json(order, seat.venue.markets[order.symbol]) for order in chosen[-_limit(params) :]]
+        context.market(symbol)
+    chosen = [order for order in orders if symbol in {None, order.symbol} and _here(context, order)]
+    return [order_json(order, context.venue.markets[order.symbol]) for order in chosen[-_limit(params) :]]
 
 
-def _algos(seat: Seat, params: Params, algos: Iterable[AlgoOrder]) -> Json:
+def _algos(context: RequestContext, params: Params, algos: Iterable[AlgoOrder]) -> Json:
     symbol = params.optional("symbol")
     if symbol is not None:
-        seat.market(symbol)
-    chosen = [algo for algo in algos if symbol in {None, algo.symbol} and _here(seat, algo)]
-    return [algo_json(algo, seat.venue.markets[algo.symbol]) for algo in chosen[-_limit(params) :]]
+        context.market(symbol)
+    chosen = [algo for algo in algos if symbol in {None, algo.symbol} and _here(context, algo)]
+    return [algo_json(algo, context.venue.markets[algo.symbol]) for algo in chosen[-_limit(params) :]]
 
 
-def _here(seat: Seat, row: Order | AlgoOrder) -> bool:
-    return seat.venue.markets[row.symbol].inverse is seat.inverse
+def _here(context: RequestContext, row: Order | AlgoOrder) -> bool:
+    return context.venue.markets[row.symbol].inverse is context.inverse
 
 
 def _limit(params: Params) -> int:

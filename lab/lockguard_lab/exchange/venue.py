@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lockguard_lab.exchange.markets import MarketSpec
 
-__all__ = ["Listing", "Venue"]
+__all__ = ["Listing", "MarketData"]
 
 
 class Listing(StrEnum):
@@ -30,7 +30,7 @@ class Listing(StrEnum):
     GONE = "GONE"
 
 
-class Venue:
+class MarketData:
     """Contracts and prices."""
 
     def __init__(self, markets: Iterable[MarketSpec]) -> None:

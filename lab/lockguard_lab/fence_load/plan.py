@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-__all__ = ["TASKS", "AfterHistory", "Crewman", "LoadPlan", "LoadReport", "Phase", "Shift", "TableSize"]
+__all__ = [
+    "TASKS",
+    "AfterHistory",
+    "LoadPlan",
+    "LoadReport",
+    "LoadWorkerSpec",
+    "Phase",
+    "TableSize",
+    "WorkerReport",
+]
 
 TASKS = 4
 """How many bodies of each process run at once."""
@@ -31,7 +40,7 @@ class LoadPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Crewman:
+class LoadWorkerSpec:
     """What one process is told, by its standard input, for there are passwords in it.
 
     Attributes:
@@ -52,7 +61,7 @@ class Crewman:
 
 
 @dataclass(slots=True)
-class Shift:
+class WorkerReport:
     """What came of one process.
 
     Attributes:

@@ -14,7 +14,7 @@ import asyncpg
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.child_process import Child
 from lockguard_lab.fence_load.history import measure_history
-from lockguard_lab.fence_load.plan import Crewman, LoadPlan, LoadReport, Phase, Shift
+from lockguard_lab.fence_load.plan import LoadPlan, LoadReport, LoadWorkerSpec, Phase, WorkerReport
 from lockguard_lab.fence_load.server import autovacuum_cpu_s, cpu_s, fence_calls, table_sizes
 from lockguard_lab.fence_race.running import SET_UP, TEAR_DOWN
 
@@ -67,7 +67,7 @@ async def run_load(
         plain, _ = await load.phase(plan.duration * _PLAIN_SHARE, fenced=False)
         before, calls_before = await table_sizes(conn), await fence_calls(conn)
         progress("with the fence")
-        fenced, shifts = await load.phase(plan.duration, fenced=True)
+        fenced, reports = await load.phase(plan.duration, fenced=True)
         calls = await fence_calls(conn) - calls_before
         after = await table_sizes(conn)
         broken = await conn.fetch(_BROKEN)
@@ -78,8 +78,8 @@ async def run_load(
     finally:
         await conn.close()
     more_us = (fenced.cpu_us_per_hold - plain.cpu_us_per_hold) * fenced.holds
-    late_committed = sum(shift.late_committed for shift in shifts)
-    told = [error for shift in (*load.shifts, *shifts) for error in shift.errors]
+    late_committed = sum(report.late_committed for report in reports)
+    told = [error for report in (*load.reports, *reports) for error in report.errors]
     told += [
         f"{row['resource']} n={row['n']}: token {row['token']} committed after {row['before']}"
         for row in broken
@@ -91,7 +91,7 @@ async def run_load(
         cpu_us_per_call=round(more_us / max(1, calls), 1),
         before=before,
         after=after,
-        late=sum(shift.late for shift in shifts),
+        late=sum(report.late for report in reports),
         stale_commits=len(broken) + late_committed,
         history=history,
         told=told[:_TOLD_MAX],
@@ -110,9 +110,9 @@ class _Load:
         self._postgres = postgres
         self._conn = conn
         self._plan = plan
-        self.shifts: list[Shift] = []
+        self.reports: list[WorkerReport] = []
 
-    async def phase(self, duration: timedelta, *, fenced: bool) -> tuple[Phase, list[Shift]]:
+    async def phase(self, duration: timedelta, *, fenced: bool) -> tuple[Phase, list[WorkerReport]]:
         """Have all processes work for ``duration``, on tables that are empty again."""
         await self._conn.execute(SET_UP)
         await self._conn.execute(_RESOURCES, self._plan.resources)
@@ -129,15 +129,15 @@ class _Load:
             cpu, log, began = cpu_s(self._postgres), len(self._postgres.log), SYSTEM_CLOCK.now()
             for worker in workers:
                 await worker.write("begin")
-            shifts = [Shift(**await worker.hear()) for worker in workers]
+            reports = [WorkerReport(**await worker.hear()) for worker in workers]
             seconds = SYSTEM_CLOCK.now() - began
         await self._alone()
         used = cpu_s(self._postgres) - cpu
-        self.shifts = self.shifts or shifts
-        return _phase(shifts, seconds, used, autovacuum_cpu_s(self._postgres.log[log:])), shifts
+        self.reports = self.reports or reports
+        return _phase(reports, seconds, used, autovacuum_cpu_s(self._postgres.log[log:])), reports
 
-    def _told(self, number: int, duration: timedelta, *, fenced: bool) -> Crewman:
-        return Crewman(
+    def _told(self, number: int, duration: timedelta, *, fenced: bool) -> LoadWorkerSpec:
+        return LoadWorkerSpec(
             redis_url=self._redis.url,
             database_url=self._postgres.url,
             resources=self._plan.resources,
@@ -153,19 +153,19 @@ class _Load:
                 await asyncio.sleep(0.05)
 
 
-def _phase(shifts: list[Shift], seconds: float, used_s: float, autovacuum_s: float) -> Phase:
-    took = [ms for shift in shifts for ms in shift.holds_ms]
+def _phase(reports: list[WorkerReport], seconds: float, used_s: float, autovacuum_s: float) -> Phase:
+    took = [ms for report in reports for ms in report.holds_ms]
     # As few as there may be in a short run, of which each is the 99th of a hundred.
     parts = quantiles(took, n=100, method="inclusive") if len(took) > 1 else [0.0] * 99
     holds = len(took)
     return Phase(
         seconds=round(seconds, 1),
         holds=holds,
-        writes_per_s=round(sum(shift.writes for shift in shifts) / seconds, 1),
+        writes_per_s=round(sum(report.writes for report in reports) / seconds, 1),
         p50_ms=round(parts[49], 1),
         p99_ms=round(parts[98], 1),
-        gave_up=sum(shift.gave_up for shift in shifts),
-        failed=sum(shift.failed for shift in shifts),
+        gave_up=sum(report.gave_up for report in reports),
+        failed=sum(report.failed for report in reports),
         server_cpu_s=round(used_s, 2),
         cpu_us_per_hold=round(1e6 * used_s / max(1, holds), 1),
         autovacuum_cpu_s=round(autovacuum_s, 2),

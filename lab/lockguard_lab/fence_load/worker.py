@@ -27,7 +27,7 @@ from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._native import fenced_execute
 from lockguard_asyncpg._transaction import fenced_transaction
 from lockguard_lab.child_process import begin_as_child, open_input, say
-from lockguard_lab.fence_load.plan import TASKS, Crewman, Shift
+from lockguard_lab.fence_load.plan import TASKS, LoadWorkerSpec, WorkerReport
 from lockguard_lab.fence_race.writes import BUMP
 
 if TYPE_CHECKING:
@@ -42,15 +42,15 @@ _ERRORS_MAX = 3
 _SKEW = 3
 
 
-class _Crew:
+class _Bodies:
     """The bodies of one process."""
 
-    def __init__(self, told: Crewman, guard: LockGuard, pool: asyncpg.Pool[Any]) -> None:
+    def __init__(self, told: LoadWorkerSpec, guard: LockGuard, pool: asyncpg.Pool[Any]) -> None:
         self._told = told
         self._guard = guard
         self._pool = pool
         self._rng = random.Random(told.seed)  # noqa: S311 - no secret
-        self.shift = Shift()
+        self.report = WorkerReport()
         self._ways: tuple[Callable[[Lease], Awaitable[None]], ...] = (
             (self._statement, self._last_statement, self._drop_in, self._transaction, self._closing)
             if told.fenced
@@ -64,11 +64,11 @@ class _Crew:
             try:
                 await self._body()
             except ResourceBusy:
-                self.shift.gave_up += 1
+                self.report.gave_up += 1
             except (LockguardError, *DATABASE_ERRORS) as exc:
-                self.shift.failed += 1
-                if len(self.shift.errors) < _ERRORS_MAX:
-                    self.shift.errors.append(f"{type(exc).__name__}: {exc}")
+                self.report.failed += 1
+                if len(self.report.errors) < _ERRORS_MAX:
+                    self.report.errors.append(f"{type(exc).__name__}: {exc}")
 
     async def _body(self) -> None:
         number = int(self._told.resources * self._rng.random() ** _SKEW)
@@ -76,8 +76,8 @@ class _Crew:
         began = SYSTEM_CLOCK.now()
         async with self._guard.hold(f"load:{number}", wait=_WAIT, operation="load") as lease:
             await write(lease)
-        self.shift.holds_ms.append(round((SYSTEM_CLOCK.now() - began) * 1_000, 3))
-        self.shift.writes += 1
+        self.report.holds_ms.append(round((SYSTEM_CLOCK.now() - began) * 1_000, 3))
+        self.report.writes += 1
         if self._told.fenced and self._rng.random() < _LATE_SHARE:
             await asyncio.create_task(self._late(lease), context=Context())
 
@@ -101,12 +101,12 @@ class _Crew:
     async def _late(self, lease: Lease) -> None:
         """As a task does that nobody awaited, with a copy that looks at no clock."""
         copy = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK)
-        self.shift.late += 1
+        self.report.late += 1
         try:
             await fenced_execute(self._pool, BUMP, *_written(copy), lease=copy)
         except (StaleToken, LeaseError):
             return
-        self.shift.late_committed += 1
+        self.report.late_committed += 1
 
 
 def _written(lease: Lease) -> tuple[str, int, int]:
@@ -116,7 +116,7 @@ def _written(lease: Lease) -> tuple[str, int, int]:
 async def main() -> None:
     """Do as the first line says, when the second one comes."""
     reader = await open_input()
-    told = Crewman(**json.loads(await reader.readline()))
+    told = LoadWorkerSpec(**json.loads(await reader.readline()))
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(_pool(told))
         if told.fenced:
@@ -125,18 +125,18 @@ async def main() -> None:
         if told.fenced:
             fence = PostgresFence(await stack.enter_async_context(_pool(told)))
         guard = await stack.enter_async_context(LockGuard.from_url(told.redis_url, fence=fence))
-        crew = _Crew(told, guard, pool)
+        bodies = _Bodies(told, guard, pool)
         say("ready")
         if not await reader.readline():
             return
-        bodies = [asyncio.create_task(crew.work()) for _ in range(TASKS)]
-        left = asyncio.create_task(_end(reader, bodies))
-        await asyncio.gather(*bodies)
+        tasks = [asyncio.create_task(bodies.work()) for _ in range(TASKS)]
+        left = asyncio.create_task(_end(reader, tasks))
+        await asyncio.gather(*tasks)
         left.cancel()
-    say(asdict(crew.shift))
+    say(asdict(bodies.report))
 
 
-def _pool(told: Crewman) -> asyncpg.Pool[Any]:
+def _pool(told: LoadWorkerSpec) -> asyncpg.Pool[Any]:
     return asyncpg.create_pool(told.database_url, min_size=TASKS, max_size=TASKS + 1)
 
 

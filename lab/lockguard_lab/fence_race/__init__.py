@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lockguard_lab.fence_race.plan import Attempt, RacePlan, RaceReport, Shape, Way, Write
+from lockguard_lab.fence_race.plan import RacePlan, RaceReport, Shape, Way, Write, WriteAttempt
 from lockguard_lab.fence_race.planted import PLANTED, PLANTED_ISOLATIONS, Verdict, convict
 from lockguard_lab.fence_race.running import race
 from lockguard_lab.fence_race.ways import WAYS, present_ways
@@ -52,13 +52,13 @@ __all__ = [
     "SQLALCHEMY",
     "TRANSACTION",
     "WAYS",
-    "Attempt",
     "RacePlan",
     "RaceReport",
     "Shape",
     "Verdict",
     "Way",
     "Write",
+    "WriteAttempt",
     "convict",
     "present_ways",
     "race",

@@ -16,9 +16,9 @@ from lockguard.errors import FenceUnavailable
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._fence import PostgresFence
+from lockguard_lab.fence_race.kept_connection import KeptConnection
 from lockguard_lab.fence_race.operate import End, operate
-from lockguard_lab.fence_race.plan import Attempt, RacePlan, RaceReport, Way
-from lockguard_lab.fence_race.seat import Seat
+from lockguard_lab.fence_race.plan import RacePlan, RaceReport, Way, WriteAttempt
 
 if TYPE_CHECKING:
     import asyncpg
@@ -51,7 +51,7 @@ class Seen:
     entries: int
 
 
-class _Desk:
+class _TokenIssuer:
     """Hands out tokens without asking whether the last holder has finished."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -96,7 +96,7 @@ class Holders:
         self.clock = clock
         self.report = RaceReport()
         self.rng = random.Random(plan.seed)  # noqa: S311 - no secret
-        self.desk = _Desk(self.rng)
+        self.issuer = _TokenIssuer(self.rng)
         self.fence = PostgresFence(pool) if way.fence is None else way.fence(pool)
         self.resources = [Resource(f"race:{plan.seed}:{n}") for n in range(plan.resources)]
         self.ops = itertools.count(1)
@@ -113,24 +113,24 @@ class Holders:
 
     async def holder(self) -> None:
         """Take, write, give back or not, until all operations are done."""
-        seat = Seat(self.pool)
+        kept = KeptConnection(self.pool)
         try:
-            await self._work(seat)
+            await self._work(kept)
         finally:
-            await seat.leave()
+            await kept.leave()
 
-    async def _work(self, seat: Seat) -> None:
+    async def _work(self, kept: KeptConnection) -> None:
         while (op := next(self.ops)) <= self.plan.writes:
             lease = await self._take(self.rng.choice(self.resources))
             while lease is None:
                 lease = await self._take(self.rng.choice(self.resources))
             for _ in range(self.rng.randint(1, _WRITES_PER_LEASE_MAX)):
-                if not await self._operate(lease, op, seat) or (op := next(self.ops)) > self.plan.writes:
+                if not await self._operate(lease, op, kept) or (op := next(self.ops)) > self.plan.writes:
                     break
             if self.rng.random() < 0.5:
-                await self._leave(lease, seat)
+                await self._leave(lease, kept)
 
-    async def _leave(self, lease: Lease, seat: Seat) -> None:
+    async def _leave(self, lease: Lease, kept: KeptConnection) -> None:
         """Give the lease back, sometimes in the middle of a write of the same body's other task."""
         beside = asyncio.create_task(self._write_beside(lease))
         try:
@@ -141,7 +141,7 @@ class Holders:
                 self.closed[lease.resource, lease.token] = await self._read(_READ_OWN, lease)
             except DATABASE_ERRORS:
                 self.report.counts["readings failed"] += 1
-            await self._write_after_close(lease, seat)
+            await self._write_after_close(lease, kept)
         finally:
             await beside
 
@@ -149,22 +149,22 @@ class Holders:
         """It is there before the close or not at all; which of the two, the reading after the close tells."""
         if self.rng.random() < self.plan.trespass and (op := next(self.ops)) <= self.plan.writes:
             self.report.counts["written beside the close"] += 1
-            seat = Seat(self.pool)
+            kept = KeptConnection(self.pool)
             try:
-                await self._operate(lease, op, seat)
+                await self._operate(lease, op, kept)
             finally:
-                await seat.leave()
+                await kept.leave()
 
-    async def _write_after_close(self, lease: Lease, seat: Seat) -> None:
+    async def _write_after_close(self, lease: Lease, kept: KeptConnection) -> None:
         """Sometimes go on with a lease that was given back: a task that nobody awaited."""
         if self.rng.random() < self.plan.trespass and (op := next(self.ops)) <= self.plan.writes:
             self.report.counts["written after the close"] += 1
-            if await self._operate(lease, op, seat):
+            if await self._operate(lease, op, kept):
                 self.report.stale_commits += 1
                 self.report.tell(f"operation {op} committed after its holder had closed")
 
     async def _take(self, resource: Resource) -> Lease | None:
-        grant: Grant | None = self.desk.grant(resource)
+        grant: Grant | None = self.issuer.grant(resource)
         await self._pause()
         while grant is not None:
             try:
@@ -183,7 +183,7 @@ class Holders:
         return None
 
     def _outrun(self, grant: Grant, answer: Outrun) -> Grant | None:
-        settled = self.desk.settle(grant, Token(answer.current + 1))
+        settled = self.issuer.settle(grant, Token(answer.current + 1))
         self.report.counts["seals outrun, stale" if settled is None else "seals outrun, rightful"] += 1
         return settled
 
@@ -202,11 +202,11 @@ class Holders:
         assert row is not None, f"{query!r} gave no row for {lease}"
         return Seen(row["updates"], row["entries"])
 
-    async def _operate(self, lease: Lease, op: int, seat: Seat) -> bool:
+    async def _operate(self, lease: Lease, op: int, kept: KeptConnection) -> bool:
         """Try one operation until it is committed or refused; tells whether the lease is still good."""
         end = await operate(
             self.way.write,
-            lambda: self._attempt(lease, op, seat),
+            lambda: self._attempt(lease, op, kept),
             pool=self.pool,
             within=_RESOLVE_WITHIN,
             counts=self.report.counts,
@@ -220,8 +220,8 @@ class Holders:
                 self.seen[own] = await self._read(_READ_BELOW, lease)
         return end is End.COMMITTED
 
-    def _attempt(self, lease: Lease, op: int, seat: Seat) -> Attempt:
-        return Attempt(
+    def _attempt(self, lease: Lease, op: int, kept: KeptConnection) -> WriteAttempt:
+        return WriteAttempt(
             self.pool,
             lease,
             op,
@@ -230,7 +230,7 @@ class Holders:
             self.alone,
             self._pause,
             self._count_lost if self.rng.random() < self.plan.lose_share else None,
-            seat,
+            kept,
             self.gear,
         )
 

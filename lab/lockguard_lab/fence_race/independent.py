@@ -24,9 +24,9 @@ from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._protection import protect
 from lockguard_lab.fence_race.defaults import role_defaults
-from lockguard_lab.fence_race.plan import Attempt, RacePlan, Shape, Way
+from lockguard_lab.fence_race.kept_connection import KeptConnection
+from lockguard_lab.fence_race.plan import RacePlan, Shape, Way, WriteAttempt
 from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN
-from lockguard_lab.fence_race.seat import Seat
 from lockguard_lab.fence_race.writes import LossyConnection, statement
 
 if TYPE_CHECKING:
@@ -127,20 +127,20 @@ class _Bodies:
             for table in PROTECTED_TABLES if protects else ():
                 await protect(conn, table, resource="{resource}")
 
-    async def work(self, numbers: Iterator[int], body: Callable[[Attempt], Awaitable[None]]) -> None:
+    async def work(self, numbers: Iterator[int], body: Callable[[WriteAttempt], Awaitable[None]]) -> None:
         """Bodies one after the other; one that fails is not tried again."""
-        seat = Seat(self._pool)
+        kept = KeptConnection(self._pool)
         try:
             for number in numbers:
-                await body(self._attempt(number, seat))
+                await body(self._attempt(number, kept))
         finally:
-            await seat.leave()
+            await kept.leave()
 
-    def _attempt(self, number: int, seat: Seat) -> Attempt:
+    def _attempt(self, number: int, kept: KeptConnection) -> WriteAttempt:
         grant = Grant(
             Resource(f"{self._prefix}{number}"), new_grant_id(), Token(1), "race", "independent", 60_000
         )
-        return Attempt(
+        return WriteAttempt(
             self._pool,
             Lease(grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK),
             number,
@@ -149,12 +149,12 @@ class _Bodies:
             _ALONE,
             _let_others,
             None,
-            seat,
+            kept,
             self._gear,
             notes=False,
         )
 
-    async def fenced(self, attempt: Attempt) -> None:
+    async def fenced(self, attempt: WriteAttempt) -> None:
         """Seal, write, close."""
         try:
             await self._fence.seal(attempt.lease.grant, within=_WITHIN)
@@ -166,7 +166,7 @@ class _Bodies:
             return
         self._found.fenced += 1
 
-    async def unfenced(self, attempt: Attempt) -> None:
+    async def unfenced(self, attempt: WriteAttempt) -> None:
         """The write alone."""
         try:
             async with self._pool.acquire() as conn:
@@ -182,7 +182,7 @@ class _Bodies:
         self._found.unfenced += 1
 
 
-async def _write(attempt: Attempt, conn: Any) -> None:
+async def _write(attempt: WriteAttempt, conn: Any) -> None:
     query, args = await statement(attempt, conn)
     await conn.execute(query, *args)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from lockguard_lab.fence_race.plan import Attempt, Write
+    from lockguard_lab.fence_race.plan import Write, WriteAttempt
 
 __all__ = ["End", "operate"]
 
@@ -37,7 +37,7 @@ class End(Enum):
 
 async def operate(
     write: Write,
-    attempt: Callable[[], Attempt],
+    attempt: Callable[[], WriteAttempt],
     *,
     pool: asyncpg.Pool[Any],
     within: timedelta,

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from lockguard._lease import Lease
     from lockguard.ports import Fence
     from lockguard_asyncpg._transaction import Isolation
-    from lockguard_lab.fence_race.seat import Seat
+    from lockguard_lab.fence_race.kept_connection import KeptConnection
 
-__all__ = ["Attempt", "Gear", "RacePlan", "RaceReport", "Shape", "Way", "Write"]
+__all__ = ["Gear", "RacePlan", "RaceReport", "Shape", "Way", "Write", "WriteAttempt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Shape(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class WriteAttempt:
     """One try of one operation, as a :data:`Write` gets it.
 
     Attributes:
@@ -115,7 +115,7 @@ class Attempt:
         alone: whether a statement without a transaction runs at that isolation.
         pause: to be awaited between the check and the write, and before COMMIT.
         lose_reply: called when the reply to COMMIT is cut off; ``None`` if it is to arrive.
-        seat: the connection that the holder keeps from one lease to the next.
+        kept: the connection that the holder keeps from one lease to the next.
         notes: whether the kit itself notes the outcome of a transaction that it has opened.
         gear: what the way's :attr:`Way.gear` gave, such as an engine.
     """
@@ -128,7 +128,7 @@ class Attempt:
     alone: bool
     pause: Callable[[], Awaitable[None]]
     lose_reply: Callable[[], None] | None
-    seat: Seat
+    kept: KeptConnection
     gear: Any = None
     notes: bool = True
 
@@ -136,7 +136,7 @@ class Attempt:
 Gear: TypeAlias = Callable[[str, RacePlan, dict[str, Any]], AbstractAsyncContextManager[Any]]
 """What a way needs besides a pool, made of a URL, the plan and the options of its connections."""
 
-Write: TypeAlias = Callable[[Attempt], Awaitable[None]]
+Write: TypeAlias = Callable[[WriteAttempt], Awaitable[None]]
 """How to write; raises as :class:`lockguard_asyncpg.FencedTransaction` does."""
 
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from lockguard.errors import StaleToken
 from lockguard_asyncpg._claims import Claim
 from lockguard_asyncpg._wire import bare
-from lockguard_lab.fence_race.plan import Attempt, RacePlan, RaceReport, Way
+from lockguard_lab.fence_race.plan import RacePlan, RaceReport, Way, WriteAttempt
 from lockguard_lab.fence_race.planted_ends import WEAK_ENDS
 from lockguard_lab.fence_race.running import race
 from lockguard_lab.fence_race.writes import ADD, BUMP, plain_transaction
@@ -29,7 +29,7 @@ PLANTED_ISOLATIONS: tuple[Isolation, ...] = ("read_committed", "repeatable_read"
 """At SERIALIZABLE Postgres itself refuses some of them, which is no merit of theirs."""
 
 
-async def _weak(attempt: Attempt, check: str, write: str) -> None:
+async def _weak(attempt: WriteAttempt, check: str, write: str) -> None:
     async with attempt.pool.acquire() as conn, conn.transaction(isolation=attempt.isolation):
         lease = attempt.lease
         if check and not await conn.fetchval(check, lease.resource, lease.token):
@@ -45,38 +45,38 @@ async def _weak(attempt: Attempt, check: str, write: str) -> None:
         await attempt.pause()
 
 
-async def _gap(attempt: Attempt) -> None:
+async def _gap(attempt: WriteAttempt) -> None:
     """What a weak check leaves open between itself and the write."""
     await asyncio.sleep(_GAP_S)
     await attempt.pause()
 
 
-def _refused(attempt: Attempt) -> StaleToken:
+def _refused(attempt: WriteAttempt) -> StaleToken:
     lease = attempt.lease
     return StaleToken("stale", resource=lease.resource, presented=lease.token, current=None)
 
 
-async def where_exists_write(attempt: Attempt) -> None:
+async def where_exists_write(attempt: WriteAttempt) -> None:
     """The check as a condition of the UPDATE, without a lock."""
     await _weak(attempt, "", f"{BUMP} and exists ({_IN_FORCE})")
 
 
-async def row_predicate_write(attempt: Attempt) -> None:
+async def row_predicate_write(attempt: WriteAttempt) -> None:
     """Only the row's own token is compared."""
     await _weak(attempt, "", BUMP + " and coalesce(token, 0) <= $2")
 
 
-async def key_share_write(attempt: Attempt) -> None:
+async def key_share_write(attempt: WriteAttempt) -> None:
     """A lock that a seal does not wait for."""
     await _weak(attempt, _IN_FORCE + " for key share", BUMP)
 
 
-async def select_write(attempt: Attempt) -> None:
+async def select_write(attempt: WriteAttempt) -> None:
     """Look, then write."""
     await _weak(attempt, _IN_FORCE, BUMP)
 
 
-async def select_insert(attempt: Attempt) -> None:
+async def select_insert(attempt: WriteAttempt) -> None:
     """Look, then insert: no row of the holder before is in the way."""
     await _weak(attempt, _IN_FORCE, ADD)
 
@@ -84,7 +84,7 @@ async def select_insert(attempt: Attempt) -> None:
 _checked: WeakKeyDictionary[object, set[tuple[str, int]]] = WeakKeyDictionary()
 
 
-async def once_per_connection_write(attempt: Attempt) -> None:
+async def once_per_connection_write(attempt: WriteAttempt) -> None:
     """Check a lease once on each connection: what is known of it outlives the transaction.
 
     A fenced transaction inside the caller's own did this once.
@@ -98,7 +98,7 @@ async def once_per_connection_write(attempt: Attempt) -> None:
         await _write_late(attempt, conn)
 
 
-async def rolled_back_check_write(attempt: Attempt) -> None:
+async def rolled_back_check_write(attempt: WriteAttempt) -> None:
     """Check in a savepoint that is rolled back, and with it the lock."""
     async with plain_transaction(attempt) as conn:
         savepoint = conn.transaction()
@@ -108,19 +108,19 @@ async def rolled_back_check_write(attempt: Attempt) -> None:
         await _write_late(attempt, conn)
 
 
-async def check_of_its_own_write(attempt: Attempt) -> None:
+async def check_of_its_own_write(attempt: WriteAttempt) -> None:
     """Check and write in one round trip or two, but with a Sync between them: two transactions."""
     async with attempt.pool.acquire() as conn:
         await _check(attempt, conn)
         await _write_late(attempt, conn)
 
 
-async def _check(attempt: Attempt, conn: Any) -> None:
+async def _check(attempt: WriteAttempt, conn: Any) -> None:
     lease = attempt.lease
     await conn.execute(Claim(lease.resource, lease.token, lease.grant.id).check_sql())
 
 
-async def _write_late(attempt: Attempt, conn: Any) -> None:
+async def _write_late(attempt: WriteAttempt, conn: Any) -> None:
     await _gap(attempt)
     await conn.execute(BUMP, attempt.lease.resource, attempt.lease.token, attempt.op)
     await attempt.pause()

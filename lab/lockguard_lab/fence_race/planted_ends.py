@@ -12,7 +12,7 @@ from lockguard_asyncpg._claims import Claim
 from lockguard_asyncpg._errors import DATABASE_ERRORS, stale
 from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._wire import CLOSED
-from lockguard_lab.fence_race.plan import Attempt, Way
+from lockguard_lab.fence_race.plan import Way, WriteAttempt
 from lockguard_lab.fence_race.writes import BUMP, filled_in, plain_transaction, transaction_write
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class _PastOpenTransactions(_Closes):
         )
 
 
-async def closed_in_a_savepoint_write(attempt: Attempt) -> None:
+async def closed_in_a_savepoint_write(attempt: WriteAttempt) -> None:
     """Close with the write, and take a close for done that a savepoint took back."""
     lease = attempt.lease
     claim = Claim(lease.resource, lease.token, lease.grant.id)
@@ -101,14 +101,14 @@ async def closed_in_a_savepoint_write(attempt: Attempt) -> None:
 # A lone write
 
 
-async def two_groups_write(attempt: Attempt) -> None:
+async def two_groups_write(attempt: WriteAttempt) -> None:
     """Check and write leave in one message and one round trip, and are two transactions all the same."""
     lease = attempt.lease
     check = Claim(lease.resource, lease.token, lease.grant.id).check_sql()
     await _in_one_trip(attempt, f"begin; {check} commit")
 
 
-async def _in_one_trip(attempt: Attempt, before: str) -> None:
+async def _in_one_trip(attempt: WriteAttempt, before: str) -> None:
     """``before``, a moment in which the backend is not run, and the write, in one message."""
     lease = attempt.lease
     write = filled_in(BUMP, (lease.resource, lease.token, attempt.op))
@@ -149,24 +149,24 @@ _NOT_OLDER = " where s.token <= excluded.token"
 _SOUND = " where s.token < excluded.token or s.grant_id = excluded.grant_id and s.is_open"
 
 
-async def _seal(attempt: Attempt, conn: Any, condition: str) -> None:
+async def _seal(attempt: WriteAttempt, conn: Any, condition: str) -> None:
     lease = attempt.lease
     done = await conn.execute(_SEAL + condition, lease.resource, lease.token, UUID(lease.grant.id))
     if done == "INSERT 0 0":
         raise StaleToken("stale", resource=lease.resource, presented=lease.token, current=None)
 
 
-async def last_one_seals_write(attempt: Attempt) -> None:
+async def last_one_seals_write(attempt: WriteAttempt) -> None:
     """The first write brings its seal, whatever is sealed already."""
     await _sealed_with_the_write(attempt, "")
 
 
-async def opens_what_was_closed_write(attempt: Attempt) -> None:
+async def opens_what_was_closed_write(attempt: WriteAttempt) -> None:
     """Each write brings the seal, also one that is late: a grant that was closed is open again."""
     await _sealed_with_the_write(attempt, _NOT_OLDER)
 
 
-async def _sealed_with_the_write(attempt: Attempt, condition: str) -> None:
+async def _sealed_with_the_write(attempt: WriteAttempt, condition: str) -> None:
     async with attempt.pool.acquire() as conn, conn.transaction(isolation=attempt.isolation):
         await attempt.pause()
         await _seal(attempt, conn, condition)
@@ -174,7 +174,7 @@ async def _sealed_with_the_write(attempt: Attempt, condition: str) -> None:
         await conn.execute(BUMP, attempt.lease.resource, attempt.lease.token, attempt.op)
 
 
-async def sealed_and_let_go_write(attempt: Attempt) -> None:
+async def sealed_and_let_go_write(attempt: WriteAttempt) -> None:
     """The seal is a good one, and is committed before the write begins."""
     async with attempt.pool.acquire() as conn:
         await _seal(attempt, conn, _SOUND)

@@ -17,7 +17,7 @@ from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._native import fenced_execute
 from lockguard_asyncpg._transaction import FencedTransaction
 from lockguard_asyncpg._wire import bare, give_back, unfenced
-from lockguard_lab.fence_race.plan import Attempt, Shape, Way
+from lockguard_lab.fence_race.plan import Shape, Way, WriteAttempt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -95,7 +95,7 @@ class LossyConnection(_Connection):
         return super().get_reset_query().replace("RESET ALL;", "")
 
 
-async def statement(attempt: Attempt, conn: Any) -> tuple[str, tuple[object, ...]]:
+async def statement(attempt: WriteAttempt, conn: Any) -> tuple[str, tuple[object, ...]]:
     """The write and its arguments, after the reading that it is founded on."""
     lease = attempt.lease
     written = (lease.resource, lease.token, attempt.op)
@@ -121,7 +121,7 @@ def filled_in(query: str, args: tuple[object, ...]) -> str:
 
 
 @asynccontextmanager
-async def lossy(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
+async def lossy(attempt: WriteAttempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
     """A connection that loses the reply to COMMIT if the attempt is to."""
     conn: PoolConnectionProxy[Any] = await attempt.pool.acquire()
     con = bare(conn)
@@ -134,7 +134,7 @@ async def lossy(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
         await give_back(attempt.pool, conn)
 
 
-async def transaction_write(attempt: Attempt) -> None:
+async def transaction_write(attempt: WriteAttempt) -> None:
     """Write in a fenced transaction, with pauses in it."""
     async with (
         lossy(attempt) as conn,
@@ -149,7 +149,7 @@ async def transaction_write(attempt: Attempt) -> None:
 _closed: set[str] = set()
 
 
-async def closing_write(attempt: Attempt) -> None:
+async def closing_write(attempt: WriteAttempt) -> None:
     """Write in a fenced transaction that also closes the grant: none of it may write after that."""
     grant = attempt.lease.grant.id
     done_before = grant in _closed
@@ -166,7 +166,7 @@ async def closing_write(attempt: Attempt) -> None:
     _closed.add(grant)
 
 
-async def native_write(attempt: Attempt, *, closes: bool = False) -> None:
+async def native_write(attempt: WriteAttempt, *, closes: bool = False) -> None:
     """Write with the check in the statement."""
     await attempt.pause()
     async with lossy(attempt) as conn:
@@ -179,7 +179,7 @@ async def native_write(attempt: Attempt, *, closes: bool = False) -> None:
             await cut_during(con, work, attempt.lose_reply)
 
 
-async def closing_statement(attempt: Attempt) -> None:
+async def closing_statement(attempt: WriteAttempt) -> None:
     """Write in one statement that also closes the grant: none of it may write after that."""
     grant = attempt.lease.grant.id
     done_before = grant in _closed
@@ -201,7 +201,7 @@ async def cut_during(con: Any, work: Coroutine[Any, Any, Any], lose: Callable[[]
     await task
 
 
-async def foreign_write(attempt: Attempt) -> None:
+async def foreign_write(attempt: WriteAttempt) -> None:
     """Write in fenced transactions, one after the other, inside a plain one on a connection that is kept.
 
     What is known of the connection from the last lease, the last transaction or the fenced one before must
@@ -220,14 +220,14 @@ async def foreign_write(attempt: Attempt) -> None:
         await attempt.pause()
 
 
-async def native_in(attempt: Attempt, conn: Any) -> None:
+async def native_in(attempt: WriteAttempt, conn: Any) -> None:
     """A fenced statement in the transaction that ``conn`` is in."""
     query, args = await statement(attempt, conn)
     await fenced_execute(conn, query, *args, lease=attempt.lease)
     await attempt.pause()
 
 
-async def write_in(attempt: Attempt, conn: Any) -> None:
+async def write_in(attempt: WriteAttempt, conn: Any) -> None:
     """The write, in the transaction that ``conn`` is in."""
     query, args = await statement(attempt, conn)
     await attempt.pause()
@@ -235,7 +235,7 @@ async def write_in(attempt: Attempt, conn: Any) -> None:
     await attempt.pause()
 
 
-async def savepoint_write(attempt: Attempt) -> None:
+async def savepoint_write(attempt: WriteAttempt) -> None:
     """Write after a savepoint was rolled back: with it went the lock of a check made inside it."""
     if attempt.op % 2:  # the check is outside of the savepoint and lives on
         async with (
@@ -256,7 +256,7 @@ class _Undo(Exception):
     """Rolls a savepoint back."""
 
 
-async def undone(attempt: Attempt, conn: Any, savepoint: AbstractAsyncContextManager[Any]) -> None:
+async def undone(attempt: WriteAttempt, conn: Any, savepoint: AbstractAsyncContextManager[Any]) -> None:
     """Write in a savepoint, and roll it back."""
     with contextlib.suppress(_Undo):
         async with savepoint:
@@ -265,21 +265,21 @@ async def undone(attempt: Attempt, conn: Any, savepoint: AbstractAsyncContextMan
             raise _Undo
 
 
-def undone_write(attempt: Attempt) -> tuple[str, str, int, int]:
+def undone_write(attempt: WriteAttempt) -> tuple[str, str, int, int]:
     """A write that is to be rolled back: its operation is known by its sign."""
     query = ADD if attempt.shape is Shape.INSERT else BUMP
     return query, attempt.lease.resource, attempt.lease.token, -attempt.op
 
 
 @asynccontextmanager
-async def plain_transaction(attempt: Attempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
+async def plain_transaction(attempt: WriteAttempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
     """A transaction as an application opens it that knows nothing of leases, on the holder's own connection.
 
     Its outcome is noted past the fence's functions, so that a lost reply can be resolved; such a note has
     neighbours fail at SERIALIZABLE.
     """
     lease, sequence = attempt.lease, next(_numbers)
-    conn = await attempt.seat.take()
+    conn = await attempt.kept.take()
     # Kept bare: the pool empties its proxy when the server drops the connection.
     con = bare(conn)
     assert isinstance(con, LossyConnection), f"the race's pool gave out {con!r}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard_asyncpg._literals import number, text, uuid
 from lockguard_asyncpg._wire import bare
-from lockguard_lab.fence_race.plan import Attempt, Shape, Way
+from lockguard_lab.fence_race.plan import Shape, Way, WriteAttempt
 from lockguard_lab.fence_race.writes import (
     SEEN,
     cut_during,
@@ -54,7 +54,7 @@ def carried(lease: Lease) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _under(attempt: Attempt) -> AsyncIterator[Any]:
+async def _under(attempt: WriteAttempt) -> AsyncIterator[Any]:
     """A connection under the lease, in a transaction or, where that is possible, in none."""
     with carried(attempt.lease):
         async with lossy(attempt) as conn:
@@ -66,7 +66,7 @@ async def _under(attempt: Attempt) -> AsyncIterator[Any]:
                 await attempt.pause()
 
 
-async def drop_in_write(attempt: Attempt) -> None:
+async def drop_in_write(attempt: WriteAttempt) -> None:
     """A statement alone, or a transaction."""
     async with _under(attempt) as conn:
         query, args = await statement(attempt, conn)
@@ -75,7 +75,7 @@ async def drop_in_write(attempt: Attempt) -> None:
         await conn.execute(query, *args)
 
 
-async def lone_write(attempt: Attempt) -> None:
+async def lone_write(attempt: WriteAttempt) -> None:
     """One statement in no transaction, which leaves with its check, with or without parameters."""
     await attempt.pause()
     with carried(attempt.lease):
@@ -95,7 +95,7 @@ async def lone_write(attempt: Attempt) -> None:
                 await cut_during(con, work, attempt.lose_reply)
 
 
-async def prepared_write(attempt: Attempt) -> None:
+async def prepared_write(attempt: WriteAttempt) -> None:
     """With a prepared statement, run at once or kept for a moment; by ``fetch``, or by a cursor over it."""
     async with _under(attempt) as conn:
         query, args = await statement(attempt, conn)
@@ -108,7 +108,7 @@ async def prepared_write(attempt: Attempt) -> None:
             await prepared.fetch(*args)
 
 
-async def executemany_write(attempt: Attempt) -> None:
+async def executemany_write(attempt: WriteAttempt) -> None:
     """With ``executemany``, of the connection and of a prepared statement."""
     async with _under(attempt) as conn:
         query, args = await statement(attempt, conn)
@@ -118,7 +118,7 @@ async def executemany_write(attempt: Attempt) -> None:
             await (await conn.prepare(query)).executemany([args])
 
 
-async def cursor_write(attempt: Attempt) -> None:
+async def cursor_write(attempt: WriteAttempt) -> None:
     """With cursors, in a transaction begun before the lease, so that they have to present it themselves."""
     async with plain_transaction(attempt) as conn:
         with carried(attempt.lease):
@@ -137,7 +137,7 @@ async def cursor_write(attempt: Attempt) -> None:
             await attempt.pause()
 
 
-async def copy_write(attempt: Attempt) -> None:
+async def copy_write(attempt: WriteAttempt) -> None:
     """With COPY, of records."""
     lease = attempt.lease
     async with _under(attempt) as conn:
@@ -149,7 +149,7 @@ async def copy_write(attempt: Attempt) -> None:
         )
 
 
-async def begun_before_write(attempt: Attempt) -> None:
+async def begun_before_write(attempt: WriteAttempt) -> None:
     """In a transaction that began before the lease, on a connection that is kept."""
     async with plain_transaction(attempt) as conn:
         with carried(attempt.lease):
@@ -158,7 +158,7 @@ async def begun_before_write(attempt: Attempt) -> None:
             await write_in(attempt, conn)
 
 
-async def drop_in_savepoint_write(attempt: Attempt) -> None:
+async def drop_in_savepoint_write(attempt: WriteAttempt) -> None:
     """After a savepoint was rolled back, asyncpg's own or one by text, in which the lease was presented."""
     async with plain_transaction(attempt) as conn:
         with carried(attempt.lease):
@@ -173,12 +173,12 @@ async def drop_in_savepoint_write(attempt: Attempt) -> None:
             await write_in(attempt, conn)
 
 
-async def protected_write(attempt: Attempt) -> None:
+async def protected_write(attempt: WriteAttempt) -> None:
     """To protected tables, with the lease carried or with nothing but the table's own check."""
     await (drop_in_write(attempt) if attempt.op % 4 < 2 else _by_hand(attempt))
 
 
-async def _by_hand(attempt: Attempt) -> None:
+async def _by_hand(attempt: WriteAttempt) -> None:
     """Claim the lease without a check, as no code of ours does: the trigger alone is in the way."""
     lease = attempt.lease
     resource, token, grant = text(lease.resource), number(lease.token), uuid(lease.grant.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from lockguard_asyncpg._fence import PostgresFence
-from lockguard_lab.fence_race.plan import Attempt, Way
+from lockguard_lab.fence_race.plan import Way, WriteAttempt
 from lockguard_lab.fence_race.writes import (
     CLOSING,
     CLOSING_STATEMENT,
@@ -44,7 +44,7 @@ _WAYS = (
 )
 
 
-async def first_write(attempt: Attempt) -> None:
+async def first_write(attempt: WriteAttempt) -> None:
     """In one of all ways: any of them may bring the seal. What it reads, it reads on a fenced pool."""
     with carried(attempt.lease):
         await _WAYS[attempt.op % len(_WAYS)].write(attempt)

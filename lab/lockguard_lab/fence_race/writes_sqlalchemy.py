@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockguard_asyncpg._connection import FencedConnection
 from lockguard_asyncpg._errors import CommitUnknown, NotCommitted, translate
-from lockguard_lab.fence_race.plan import Attempt, RacePlan, Shape, Way
+from lockguard_lab.fence_race.plan import RacePlan, Shape, Way, WriteAttempt
 from lockguard_lab.fence_race.writes import ADD, BUMP, SEEN, WRITE_SEEN, LossyConnection
 from lockguard_lab.fence_race.writes_dropin import carried
 
@@ -54,7 +54,7 @@ async def engine_of(url: str, plan: RacePlan, options: dict[str, Any]) -> AsyncI
         await engine.dispose()
 
 
-async def sqlalchemy_write(attempt: Attempt) -> None:
+async def sqlalchemy_write(attempt: WriteAttempt) -> None:
     """In a transaction, sometimes after a rolled back savepoint, or in autocommit."""
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - no dependency of ours
 
@@ -68,7 +68,7 @@ async def sqlalchemy_write(attempt: Attempt) -> None:
         raise translate(cause) from exc
 
 
-async def _alone(attempt: Attempt) -> None:
+async def _alone(attempt: WriteAttempt) -> None:
     """As ``isolation_level="AUTOCOMMIT"``, which asyncpg is not told of: each statement stands by itself."""
     async with attempt.gear.connect() as raw:
         conn = await raw.execution_options(isolation_level="AUTOCOMMIT")
@@ -76,7 +76,7 @@ async def _alone(attempt: Attempt) -> None:
             await conn.execute(*await _clause(attempt, conn))
 
 
-async def _transact(attempt: Attempt) -> None:
+async def _transact(attempt: WriteAttempt) -> None:
     async with attempt.gear.connect() as raw:
         level = (attempt.isolation or "read_committed").replace("_", " ").upper()
         conn = await raw.execution_options(isolation_level=level)
@@ -96,7 +96,7 @@ async def _transact(attempt: Attempt) -> None:
             await attempt.pause()
 
 
-async def _undone(attempt: Attempt, conn: AsyncConnection) -> None:
+async def _undone(attempt: WriteAttempt, conn: AsyncConnection) -> None:
     class Undo(Exception):
         pass
 
@@ -109,7 +109,7 @@ async def _undone(attempt: Attempt, conn: AsyncConnection) -> None:
 
 
 @asynccontextmanager
-async def _lossy(attempt: Attempt, conn: AsyncConnection) -> AsyncIterator[None]:
+async def _lossy(attempt: WriteAttempt, conn: AsyncConnection) -> AsyncIterator[None]:
     con: Any = (await conn.get_raw_connection()).driver_connection
     assert isinstance(con, LossyConnection), f"the race's engine gave out {con!r}"
     con.lose_reply = attempt.lose_reply
@@ -119,7 +119,7 @@ async def _lossy(attempt: Attempt, conn: AsyncConnection) -> AsyncIterator[None]
         con.lose_reply = None
 
 
-async def _clause(attempt: Attempt, conn: AsyncConnection) -> tuple[TextClause, dict[str, Any]]:
+async def _clause(attempt: WriteAttempt, conn: AsyncConnection) -> tuple[TextClause, dict[str, Any]]:
     match attempt.shape:
         case Shape.UPDATE:
             return _text(BUMP), _values(attempt)
@@ -142,7 +142,7 @@ def _returning(clause: TextClause) -> TextClause:
     return text(f"{clause.text} returning resource").bindparams(*_numbers(clause.text))
 
 
-def _values(attempt: Attempt, *, op: int | None = None) -> dict[str, Any]:
+def _values(attempt: WriteAttempt, *, op: int | None = None) -> dict[str, Any]:
     lease = attempt.lease
     return {
         "resource": str(lease.resource),

@@ -24,7 +24,7 @@ from lockguard_positions._venue import Pace
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
-    from lockguard_lab.race.settings import Crewman, RaceSettings, Report
+    from lockguard_lab.race.settings import RaceSettings, Report, WorkerSpec
 
 __all__ = ["Bot", "Refusals", "set_up"]
 
@@ -41,7 +41,7 @@ class Bot:
     """The bot of this process, with the guard or without.
 
     Args:
-        crewman: what it is in the race.
+        spec: what it is in the race.
         client: the exchange, for names and prices.
         manager: of either kind.
 
@@ -49,8 +49,8 @@ class Bot:
         settled: whether the last pass left nothing in doubt.
     """
 
-    def __init__(self, crewman: Crewman, client: Any, manager: AtomicPositionManager | NaiveManager) -> None:
-        self._settings = crewman.settings
+    def __init__(self, spec: WorkerSpec, client: Any, manager: AtomicPositionManager | NaiveManager) -> None:
+        self._settings = spec.settings
         self._client = client
         self._manager = manager
         self._prices: dict[str, Decimal] = {}
@@ -133,9 +133,9 @@ class Refusals:
             self.count += 1
 
 
-async def set_up(stack: AsyncExitStack, crewman: Crewman, refusals: Refusals, line: Line | None) -> Bot:
+async def set_up(stack: AsyncExitStack, spec: WorkerSpec, refusals: Refusals, line: Line | None) -> Bot:
     """A bot with its connections, which end with ``stack``; its opens are held in ``line``."""
-    settings = crewman.settings
+    settings = spec.settings
     pool = await stack.enter_async_context(
         asyncpg.create_pool(settings.database_url, min_size=1, max_size=_POOL_MAX)
     )
@@ -152,7 +152,7 @@ async def set_up(stack: AsyncExitStack, crewman: Crewman, refusals: Refusals, li
         if line is not None:
             hold_orders(client, line)
         manager = NaiveManager(pool, client, time_scale=settings.time_scale)
-    bot = Bot(crewman, client, manager)
+    bot = Bot(spec, client, manager)
     await bot.prepare()
     return bot
 

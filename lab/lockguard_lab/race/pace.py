@@ -23,7 +23,7 @@ from lockguard.errors import ConfigurationError
 from lockguard_lab.exchange import ControlClient
 from lockguard_lab.race.bot import Bot, Refusals, set_up
 from lockguard_lab.race.servers import prepare, reach_redis, scratch_database, symbols_of
-from lockguard_lab.race.settings import Crewman, Report
+from lockguard_lab.race.settings import Report, WorkerSpec
 from lockguard_lab.statements import statement
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Runner:
         stack.push_async_callback(conn.close)
         await prepare(settings, conn)
         mine = replace(settings, database_url=url)
-        return cls(mine, control, await set_up(stack, Crewman(mine, "opener", 0), Refusals(), None), conn)
+        return cls(mine, control, await set_up(stack, WorkerSpec(mine, "opener", 0), Refusals(), None), conn)
 
     async def open(self, symbol: str) -> None:
         """One open on an exchange and a table that know of none."""

@@ -17,20 +17,20 @@ import asyncpg
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.exchange import ControlClient, Execution, Fault, FaultKind, Operation
-from lockguard_lab.race.crew import Crew
 from lockguard_lab.race.expiry import Expiry
 from lockguard_lab.race.faults import mixed_faults
 from lockguard_lab.race.score import Score, score_round
 from lockguard_lab.race.servers import prepare, reach_redis, scratch_database, symbols_of
 from lockguard_lab.race.settings import (
     SCENARIOS,
-    Crewman,
     RaceResult,
     RaceSettings,
     Report,
     Scenario,
     StaleWrites,
+    WorkerSpec,
 )
+from lockguard_lab.race.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,17 +74,17 @@ async def run_race(
         stack.push_async_callback(conn.close)
         await prepare(settings, conn)
         mine = replace(settings, database_url=database_url)
-        crewmen = [Crewman(mine, role, number) for number, role in enumerate(settings.roles())]
-        async with Crew(crewmen, count) as crew:
+        specs = [WorkerSpec(mine, role, number) for number, role in enumerate(settings.roles())]
+        async with Workers(specs, count) as workers:
             for number, batch in enumerate(_rounds(settings, symbols)):
                 begun += len(batch)
                 await _begin_round(settings, control, batch)
                 for fault in mixed_faults(batch, settings.faults, settings.seed + number):
                     await control.inject(fault)
                 async with Expiry(settings, batch, settings.seed + number) as expiry:
-                    report = await crew.play(batch, settings.seed + number)
+                    report = await workers.play(batch, settings.seed + number)
                 expired += expiry.count
-                report.add(await crew.settle())
+                report.add(await workers.settle())
                 record = await control.record()
                 score += await score_round(conn, record, violations=report.violations, guard=settings.guard)
                 total.add(report)

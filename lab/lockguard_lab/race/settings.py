@@ -11,7 +11,6 @@ from lockguard.errors import ConfigurationError
 __all__ = [
     "PHASES",
     "SCENARIOS",
-    "Crewman",
     "Phase",
     "RaceResult",
     "RaceSettings",
@@ -19,6 +18,7 @@ __all__ = [
     "Role",
     "Scenario",
     "StaleWrites",
+    "WorkerSpec",
 ]
 
 Scenario: TypeAlias = Literal["A", "B", "C", "D", "stress"]
@@ -178,7 +178,7 @@ class RaceSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Crewman:
+class WorkerSpec:
     """What one process of a race is told at its start."""
 
     settings: RaceSettings
@@ -190,7 +190,7 @@ class Crewman:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, line: str) -> Crewman:
+    def decode(cls, line: str) -> WorkerSpec:
         """What :meth:`encode` made."""
         data = json.loads(line)
         settings = data["settings"]

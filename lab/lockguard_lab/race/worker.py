@@ -22,7 +22,7 @@ from lockguard_lab.naive import SETTLEMENT
 from lockguard_lab.race.bot import Bot, Refusals, set_up
 from lockguard_lab.race.logs import RaceLog
 from lockguard_lab.race.phase import Line
-from lockguard_lab.race.settings import Crewman, Report, Role
+from lockguard_lab.race.settings import Report, Role, WorkerSpec
 from lockguard_positions._errors import DuplicatePosition
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ _LANES: dict[Role, int] = {"opener": 0, "syncer": 3, "cleaner": 1, "both": 1}
 class _Player:
     """Plays rounds."""
 
-    def __init__(self, crewman: Crewman, bot: Bot, refusals: Refusals, line: Line | None) -> None:
-        self._crewman = crewman
+    def __init__(self, spec: WorkerSpec, bot: Bot, refusals: Refusals, line: Line | None) -> None:
+        self._spec = spec
         self._bot = bot
         self._refusals = refusals
         self._line = line
@@ -54,8 +54,8 @@ class _Player:
         """One round; passes go on until :attr:`stopping` is set."""
         self.stopping.clear()
         report = self._report = Report()
-        role = self._crewman.role
-        action = self._bot.clean_up if self._crewman.settings.scenario == "D" else self._bot.sync
+        role = self._spec.role
+        action = self._bot.clean_up if self._spec.settings.scenario == "D" else self._bot.sync
         async with asyncio.TaskGroup() as group:
             for lane in range(self._lanes):
                 group.create_task(self._repeat(action, report, random.Random(f"{seed}/pass/{lane}")))  # noqa: S311
@@ -77,11 +77,11 @@ class _Player:
 
     @property
     def _lanes(self) -> int:
-        match self._crewman.settings.phase:
+        match self._spec.settings.phase:
             case "all":
-                return _LANES[self._crewman.role]
+                return _LANES[self._spec.role]
             case "random":
-                return min(1, _LANES[self._crewman.role])
+                return min(1, _LANES[self._spec.role])
             case _:
                 return 0
 
@@ -112,17 +112,17 @@ class _Player:
 
     @property
     def _threads_per_symbol(self) -> int:
-        settings = self._crewman.settings
+        settings = self._spec.settings
         return 1 if settings.scenario in {"B", "D"} else settings.threads
 
     def _share(self, symbols: list[str]) -> list[str]:
-        settings, number = self._crewman.settings, self._crewman.number
+        settings, number = self._spec.settings, self._spec.number
         if settings.scenario in {"B", "D"}:
             return symbols[number :: max(1, settings.processes - 1)]
         return symbols
 
     def _delays_s(self, count: int, seed: int, thread: int) -> list[float]:
-        settings, number = self._crewman.settings, self._crewman.number
+        settings, number = self._spec.settings, self._spec.number
         together = settings.scenario in {"A", "C"}
         dice = random.Random(f"{seed}" if together else f"{seed}/{number}/{thread}")  # noqa: S311 - a schedule
         stagger_s = settings.stagger_ms / 1000
@@ -152,7 +152,7 @@ class _Player:
     async def _repeat(
         self, action: Callable[[Report], Awaitable[None]], report: Report, dice: random.Random
     ) -> None:
-        settings = self._crewman.settings
+        settings = self._spec.settings
         random_s = 2 * _PASS_GAP_RANDOM_S * settings.time_scale
         while not self.stopping.is_set():
             gap_s = dice.uniform(0, random_s) if settings.phase == "random" else _PASS_GAP_S
@@ -178,14 +178,14 @@ class _Player:
 async def _run() -> None:
     lines: asyncio.Queue[str] = asyncio.Queue()
     listening = asyncio.create_task(_listen(lines))
-    crewman = Crewman.decode(await lines.get())
+    spec = WorkerSpec.decode(await lines.get())
     async with AsyncExitStack() as stack:
         refusals = Refusals()
-        settings = crewman.settings
-        line = Line(settings.phase) if settings.lined_up and crewman.role == "opener" else None
-        player = _Player(crewman, await set_up(stack, crewman, refusals, line), refusals, line)
+        settings = spec.settings
+        line = Line(settings.phase) if settings.lined_up and spec.role == "opener" else None
+        player = _Player(spec, await set_up(stack, spec, refusals, line), refusals, line)
         say({"ready": True})
-        log = RaceLog(settings.log_folder, crewman.number)
+        log = RaceLog(settings.log_folder, spec.number)
         playing: asyncio.Task[Report] | None = None
         while True:
             command = json.loads(await lines.get())

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-__all__ = ["ChaosPlan", "Crewman", "RoundReport", "Tally"]
+__all__ = ["ChaosPlan", "ChaosWorkerSpec", "RoundReport", "Tally"]
 
 _TOLD_MAX = 10
 
@@ -39,7 +39,7 @@ class ChaosPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Crewman:
+class ChaosWorkerSpec:
     """What one process is told; it travels by a file that only its user can read.
 
     Attributes:

@@ -24,7 +24,7 @@ from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._protection import protect
 from lockguard_lab.fence_race.chaos.history import BELOW, judge, read_journals
-from lockguard_lab.fence_race.chaos.plan import ChaosPlan, Crewman, RoundReport
+from lockguard_lab.fence_race.chaos.plan import ChaosPlan, ChaosWorkerSpec, RoundReport
 from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN, kill_one
 from lockguard_lab.servers.binaries import ServerBinary
 from lockguard_lab.servers.embedded import EmbeddedServer
@@ -48,9 +48,9 @@ _LEFT = "select count(*) from pg_stat_activity where application_name = $1"
 class _Process(EmbeddedServer):
     """One bot. The warden that keeps the servers keeps it too: it ends with this process, even if stopped."""
 
-    def __init__(self, crewman: Callable[[Path], Crewman]) -> None:
+    def __init__(self, spec: Callable[[Path], ChaosWorkerSpec]) -> None:
         super().__init__(ServerBinary("Bot", "", Path(sys.executable), "this Python"), 0)
-        self._crewman = crewman
+        self._spec = spec
 
     @property
     def url(self) -> str:
@@ -63,7 +63,7 @@ class _Process(EmbeddedServer):
         return self._started_directory() / "journal"
 
     def _prepare(self, directory: Path) -> None:
-        told = asdict(self._crewman(directory / "journal"))
+        told = asdict(self._spec(directory / "journal"))
         write_private(directory / "told.json", json.dumps(told))
 
     def _discard(self, directory: Path) -> None:
@@ -117,8 +117,8 @@ async def run_round(
         pool = await stack.enter_async_context(asyncpg.create_pool(postgres.url, min_size=0, max_size=4))
         await _set_up(pool, resources, protects=plan.protects)
 
-        def crewman(number: int) -> Callable[[Path], Crewman]:
-            return lambda journal: Crewman(
+        def spec(number: int) -> Callable[[Path], ChaosWorkerSpec]:
+            return lambda journal: ChaosWorkerSpec(
                 redis_url=redis.url,
                 database_url=database_url or postgres.url,
                 pooler=pooler,
@@ -133,18 +133,20 @@ async def run_round(
                 stalls=plan.stalls,
             )
 
-        crew = [_Process(crewman(number)) for number in range(1, plan.processes + 1)]
-        await asyncio.gather(*(stack.enter_async_context(process) for process in crew))
-        chaos = _Chaos(plan, redis, pool, crew, resources, application, report)
+        workers = [_Process(spec(number)) for number in range(1, plan.processes + 1)]
+        await asyncio.gather(*(stack.enter_async_context(process) for process in workers))
+        chaos = _Chaos(plan, redis, pool, workers, resources, application, report)
         await chaos.disturb()
         for process, orderly in zip(
-            crew, await asyncio.gather(*(asyncio.to_thread(process.finish) for process in crew)), strict=True
+            workers,
+            await asyncio.gather(*(asyncio.to_thread(process.finish) for process in workers)),
+            strict=True,
         ):
             if not orderly:
                 report.counts["processes that failed"] += 1
                 report.tell(f"a process failed: {_why(process.log)}")
         await _quiet(pool, application)
-        journal = [*chaos.journal, *read_journals(process.journal for process in crew)]
+        journal = [*chaos.journal, *read_journals(process.journal for process in workers)]
         for line in journal:
             report.counts.update(line.get("counts", {}))
         async with pool.acquire() as conn:
@@ -189,7 +191,7 @@ class _Chaos:
         plan: ChaosPlan,
         redis: RedisServer,
         pool: asyncpg.Pool[Any],
-        crew: list[_Process],
+        workers: list[_Process],
         resources: tuple[str, ...],
         application: str,
         report: RoundReport,
@@ -197,7 +199,7 @@ class _Chaos:
         self._plan = plan
         self._redis = redis
         self._pool = pool
-        self._crew = crew
+        self._workers = workers
         self._resources = resources
         self._application = application
         self._report = report
@@ -229,7 +231,7 @@ class _Chaos:
                     await fault()
 
     def _free(self) -> _Process | None:
-        free = [process for process in self._crew if process not in self._busy]
+        free = [process for process in self._workers if process not in self._busy]
         return self._rng.choice(free) if free else None
 
     async def _stop(self) -> None:

@@ -28,11 +28,11 @@ from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._fence import PostgresFence
 from lockguard_lab.fence_race import ISOLATIONS
 from lockguard_lab.fence_race.chaos.history import BELOW, OWN
-from lockguard_lab.fence_race.chaos.plan import Crewman
+from lockguard_lab.fence_race.chaos.plan import ChaosWorkerSpec
+from lockguard_lab.fence_race.kept_connection import KeptConnection
 from lockguard_lab.fence_race.operate import End, operate
-from lockguard_lab.fence_race.plan import Attempt, RacePlan, Way
+from lockguard_lab.fence_race.plan import RacePlan, Way, WriteAttempt
 from lockguard_lab.fence_race.planted import WEAK_CHECKS
-from lockguard_lab.fence_race.seat import Seat
 from lockguard_lab.fence_race.ways import WAYS
 from lockguard_lab.fence_race.writes import LossyConnection
 
@@ -58,7 +58,7 @@ _ALONE = True  # a statement without a transaction is a way to write
 class _Bot:
     """Takes leases and writes under them until it is told to stop."""
 
-    def __init__(self, told: Crewman) -> None:
+    def __init__(self, told: ChaosWorkerSpec) -> None:
         self._told = told
         self._rng = random.Random(f"{told.seed}:{told.number}:{os.getpid()}")  # noqa: S311 - no secret
         # A process that was killed begins again with numbers that were never used.
@@ -80,9 +80,9 @@ class _Bot:
             self._fenced = fenced(await stack.enter_async_context(self._pool()))
             sealing = await stack.enter_async_context(self._pool())
             self._looking = sealing
-            self._seats = {False: Seat(self._plain), True: Seat(self._fenced)}
-            for seat in self._seats.values():
-                stack.push_async_callback(seat.leave)
+            self._kept = {False: KeptConnection(self._plain), True: KeptConnection(self._fenced)}
+            for kept in self._kept.values():
+                stack.push_async_callback(kept.leave)
             self._gears = {
                 way.name: await stack.enter_async_context(
                     way.gear(self._told.database_url, RacePlan(holders=2), self._options())
@@ -180,13 +180,13 @@ class _Bot:
     async def _write(self, lease: Lease, ways: list[Way]) -> End:
         op, way = next(self._ops), self._rng.choice(ways)
         isolation: Isolation = self._rng.choice(ISOLATIONS)
-        # One seat is one connection: whoever finds it taken uses another.
-        seats = self._seats[way.fenced]
+        # Whoever finds the kept connection taken uses another.
+        kept = self._kept[way.fenced]
         self._note(begin=op, way=way.name, resource=lease.resource, token=lease.token)
-        async with _lent(seats, self._fenced if way.fenced else self._plain) as seat:
+        async with _lent(kept, self._fenced if way.fenced else self._plain) as kept:
             end = await operate(
                 way.write,
-                lambda: self._attempt(way, lease, op, isolation, seat),
+                lambda: self._attempt(way, lease, op, isolation, kept),
                 pool=self._looking,
                 within=_RESOLVE_WITHIN,
                 counts=self.counts,
@@ -195,8 +195,10 @@ class _Bot:
         self._note(end=op, how=end.value)
         return end
 
-    def _attempt(self, way: Way, lease: Lease, op: int, isolation: Isolation, seat: Seat) -> Attempt:
-        return Attempt(
+    def _attempt(
+        self, way: Way, lease: Lease, op: int, isolation: Isolation, kept: KeptConnection
+    ) -> WriteAttempt:
+        return WriteAttempt(
             self._fenced if way.fenced else self._plain,
             lease,
             op,
@@ -205,7 +207,7 @@ class _Bot:
             _ALONE,
             self._pause,
             self._lost if self._rng.random() < _LOSE_SHARE else None,
-            seat,
+            kept,
             self._gears.get(way.name),
         )
 
@@ -224,10 +226,10 @@ _taken: set[int] = set()
 
 
 @contextlib.asynccontextmanager
-async def _lent(seat: Seat, pool: asyncpg.Pool[Any]) -> AsyncIterator[Seat]:
-    """The kept seat, or a new one where another task sits on it."""
-    own = id(seat) not in _taken
-    used = seat if own else Seat(pool)
+async def _lent(kept: KeptConnection, pool: asyncpg.Pool[Any]) -> AsyncIterator[KeptConnection]:
+    """The kept connection, or a new one where another task uses it."""
+    own = id(kept) not in _taken
+    used = kept if own else KeptConnection(pool)
     _taken.add(id(used))
     try:
         yield used
@@ -237,7 +239,7 @@ async def _lent(seat: Seat, pool: asyncpg.Pool[Any]) -> AsyncIterator[Seat]:
             await used.leave()
 
 
-async def main(told: Crewman) -> None:
+async def main(told: ChaosWorkerSpec) -> None:
     """Run until SIGTERM."""
     bot = _Bot(told)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, bot.stopping.set)
@@ -247,4 +249,4 @@ async def main(told: Crewman) -> None:
 if __name__ == "__main__":
     facts: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
-    asyncio.run(main(Crewman(**facts)))  # noqa: TID251 - its parent ends it
+    asyncio.run(main(ChaosWorkerSpec(**facts)))  # noqa: TID251 - its parent ends it

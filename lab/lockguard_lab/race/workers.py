@@ -7,37 +7,37 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from lockguard_lab.child_process import Child
-from lockguard_lab.race.settings import Crewman, Report
+from lockguard_lab.race.settings import Report, WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-__all__ = ["Crew"]
+__all__ = ["Workers"]
 
 _MODULE = "lockguard_lab.race.worker"
 
 
-class Crew:
+class Workers:
     """All processes of a race; an async context manager that leaves none behind.
 
     Args:
-        crewmen: what each is told.
+        specs: what each is told.
         on_progress: called with how many opens have ended since the last call.
     """
 
-    def __init__(self, crewmen: Sequence[Crewman], on_progress: Callable[[int], None]) -> None:
-        self._crewmen = crewmen
+    def __init__(self, specs: Sequence[WorkerSpec], on_progress: Callable[[int], None]) -> None:
+        self._specs = specs
         self._on_progress = on_progress
         self._processes: list[Child] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            for crewman in self._crewmen:
-                name = f"process {crewman.number} of the race ({crewman.role})"
+            for spec in self._specs:
+                name = f"process {spec.number} of the race ({spec.role})"
                 process = await stack.enter_async_context(Child(_MODULE, name=name))
-                await process.write(crewman.encode())
+                await process.write(spec.encode())
                 self._processes.append(process)
             await asyncio.gather(*(self._expect(process, "ready") for process in self._processes))
             self._stack = stack.pop_all()
@@ -52,7 +52,7 @@ class Crew:
         """One round: all begin together; when all opens are over, the passes end."""
         total = Report()
         await self._tell_all({"do": "play", "symbols": list(symbols), "seed": seed})
-        opening = await self._meet() if self._crewmen[0].settings.lined_up else self._processes
+        opening = await self._meet() if self._specs[0].settings.lined_up else self._processes
         await asyncio.gather(*(self._expect(process, "opened") for process in opening))
         await self._tell_all({"do": "stop"})
         reports = await asyncio.gather(*(self._expect(process, "report") for process in self._processes))

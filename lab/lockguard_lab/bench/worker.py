@@ -1,8 +1,8 @@
 """The other processes of a benchmark, and how they are talked to: a line to start, a line as the answer.
 
-``python -m lockguard_lab.bench.crew LOOP partner NAME RESOURCE URL...``
+``python -m lockguard_lab.bench.worker LOOP partner NAME RESOURCE URL...``
     for each line on its input: says "asking", takes the lock, releases it, says at which instant it had it.
-``python -m lockguard_lab.bench.crew LOOP waiters RESOURCE NUMBER URL...``
+``python -m lockguard_lab.bench.worker LOOP waiters RESOURCE NUMBER URL...``
     so many tasks wait for the lock, each releases it at once; then says the tokens and grants that they got.
 
 The instants of two processes can be compared because the clock is the machine's.
@@ -28,8 +28,8 @@ _PATIENCE = timedelta(minutes=10)
 
 
 def hired(*arguments: str) -> Child:
-    """A process of the crew, on the same kind of event loop."""
-    return Child("lockguard_lab.bench.crew", current_loop(), *arguments, name="a process of the benchmark")
+    """One of these processes, on the same kind of event loop."""
+    return Child("lockguard_lab.bench.worker", current_loop(), *arguments, name="a process of the benchmark")
 
 
 async def _orders() -> AsyncIterator[None]:
@@ -76,4 +76,6 @@ if __name__ == "__main__":
         case [loop, "waiters", resource, number, *urls]:
             run_on(loop, _waiters(resource, int(number), urls))
         case arguments:
-            sys.exit(f"lockguard_lab.bench.crew does not know {arguments}; it is started by lockguard bench")
+            sys.exit(
+                f"lockguard_lab.bench.worker does not know {arguments}; it is started by lockguard bench"
+            )

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-__all__ = ["Seat"]
+__all__ = ["KeptConnection"]
 
 
-class Seat:
+class KeptConnection:
     """One connection of ``pool``, acquired when it is first wanted and again when it broke."""
 
     def __init__(self, pool: asyncpg.Pool[Any]) -> None:
