@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial, wraps
 from operator import attrgetter
@@ -22,7 +23,7 @@ from lockguard_ccxt._holdings import IN_HEDGE_MODE, Holding, parse_holdings
 from lockguard_ccxt._ids import Step, client_order_id
 from lockguard_ccxt._keys import account_name, unified_symbol
 from lockguard_ccxt._markets import Listing, Market, listing_of, short_name
-from lockguard_ccxt._money import MarketRules, rules_of
+from lockguard_ccxt._money import MarketRules
 from lockguard_ccxt._outcome import Executed, Outcome, PlacedOrder, Side
 from lockguard_ccxt._placing import PATIENCE, Patience, Placer, Plan
 from lockguard_ccxt._prepared import Prepared
@@ -56,9 +57,10 @@ _PREPARED = frozenset({"place_entry", "place_stop", "holding", "holdings"})
 class GuardedExchange:
     """A guard around a ccxt (asyncio) exchange.
 
-    Its own calls place, find and cancel orders by intent and say what became of them. Every other attribute
-    is the exchange's own: reads untouched, and calls that change something checked against the lease first,
-    bounded by it, and, if they place an order, refused without a client order id.
+    Its own calls place, find and cancel orders by intent and say what became of them. They take a symbol in
+    any spelling, or the market that :meth:`market` found by it, which is not looked up again. Every other
+    attribute is the exchange's own: reads untouched, and calls that change something checked against the
+    lease first, bounded by it, and, if they place an order, refused without a client order id.
 
     Not guarded: mutual exclusion of the exchange calls themselves. An exchange cannot check a token; what
     stands in its place is the check of the lease right before sending, a request that does not outlive the
@@ -203,52 +205,54 @@ class GuardedExchange:
 
     # --- names and steps ---
 
-    def market(self, symbol: str) -> Market:
-        """The market of a name, however it is spelt.
+    def market(self, symbol: str | Market) -> Market:
+        """The market of a name, however it is spelt; one that was found already as it is.
 
         Raises:
             UnknownMarket: there is none; :meth:`refresh` may bring it.
-            ConfigurationError: the markets are not loaded, or the name is not that of one market.
+            ConfigurationError: the markets are not loaded, the name is not that of one market, or the market
+                is one of another account.
         """
-        return self._listing().market(symbol)
+        if isinstance(symbol, Market):
+            if symbol.account != self._name:  # its lock is not that of what would be traded here
+                raise ConfigurationError(f"{symbol.symbol} of {symbol.account} was given to {self._name}")
+            return symbol
+        found = self._listing().market(symbol)
+        return found if found.account == self._name else replace(found, account=self._name)
 
-    def resource(self, symbol: str) -> Resource:
+    def resource(self, symbol: str | Market) -> Resource:
         """The resource that guards positions in ``symbol``.
 
         Raises:
             ConfigurationError: there is no such market.
         """
-        if listing_of(self._exchange) is None:
+        if isinstance(symbol, str) and listing_of(self._exchange) is None:
             return parse_resource(f"{self.name}:{short_name(unified_symbol(self._exchange, symbol))}")
-        return parse_resource(f"{self.name}:{self.market(symbol).name}")
+        return self.market(symbol).resource
 
-    def unified(self, symbol: str) -> str:
+    def unified(self, symbol: str | Market) -> str:
         """The unified symbol of a market, however it is spelt.
 
         Raises:
             ConfigurationError: there is no such market.
         """
-        return unified_symbol(self._exchange, symbol)
+        return unified_symbol(self._exchange, symbol) if isinstance(symbol, str) else symbol.symbol
 
-    def client_id(self, symbol: str, intent: int, step: Step) -> str:
+    def client_id(self, symbol: str | Market, intent: int, step: Step) -> str:
         """The client order id of one step of one intent."""
         return client_order_id(self.resource(symbol), intent, step)
 
-    def rules(self, symbol: str) -> MarketRules:
+    def rules(self, symbol: str | Market) -> MarketRules:
         """In which steps ``symbol`` is traded.
 
         Raises:
             ConfigurationError: the markets are not loaded, or there is no such market.
         """
-        listing = self._listing()
-        unified = listing.market(symbol).symbol
-        if unified not in listing.rules:
-            listing.rules[unified] = rules_of(self._exchange, self._exchange.market(unified))
-        return listing.rules[unified]
+        return self.market(symbol).rules
 
     # --- orders by intent ---
 
-    def attached_stop(self, symbol: str, stop_price: Decimal) -> Decimal | None:
+    def attached_stop(self, symbol: str | Market, stop_price: Decimal) -> Decimal | None:
         """At which price an entry with this stop brings one along; ``None`` where entries carry none.
 
         Raises:
@@ -258,7 +262,7 @@ class GuardedExchange:
 
     async def place_entry(
         self,
-        symbol: str,
+        symbol: str | Market,
         side: Side,
         amount: Decimal,
         *,
@@ -283,13 +287,21 @@ class GuardedExchange:
             LeaseNotHeld: there is no lease on the resource.
             ConfigurationError: an unknown symbol, or an amount below one step.
         """
-        stop = None if stop_price is None else _plain(self.rules(symbol).price(stop_price))
-        client_id = self.client_id(symbol, intent, Step.ENTRY)
+        market = self.market(symbol)
+        stop = None if stop_price is None else _plain(market.rules.price(stop_price))
+        client_id = client_order_id(market.resource, intent, Step.ENTRY)
         params = venue_of(self._exchange).entry_params(stop, client_id)
-        return await self._place(Step.ENTRY, symbol, side, amount, client_id, params, again=again)
+        return await self._place(Step.ENTRY, market, side, amount, client_id, params, again=again)
 
     async def place_stop(
-        self, symbol: str, side: Side, amount: Decimal, *, trigger: Decimal, intent: int, again: bool = False
+        self,
+        symbol: str | Market,
+        side: Side,
+        amount: Decimal,
+        *,
+        trigger: Decimal,
+        intent: int,
+        again: bool = False,
     ) -> Outcome:
         """Place a reduce-only stop.
 
@@ -309,13 +321,14 @@ class GuardedExchange:
             LeaseNotHeld: there is no lease on the resource.
             ConfigurationError: an unknown symbol, or an amount or a price below one step.
         """
-        price = _plain(self.rules(symbol).price(trigger))
-        client_id = self.client_id(symbol, intent, Step.STOP)
+        market = self.market(symbol)
+        price = _plain(market.rules.price(trigger))
+        client_id = client_order_id(market.resource, intent, Step.STOP)
         params = venue_of(self._exchange).stop_params(price, client_id)
-        return await self._place(Step.STOP, symbol, side, amount, client_id, params, again=again)
+        return await self._place(Step.STOP, market, side, amount, client_id, params, again=again)
 
     async def close_position(
-        self, symbol: str, side: Side, amount: Decimal, *, intent: int, again: bool = False
+        self, symbol: str | Market, side: Side, amount: Decimal, *, intent: int, again: bool = False
     ) -> Outcome:
         """Make a position smaller with a reduce-only market order; it never opens the other way.
 
@@ -334,9 +347,10 @@ class GuardedExchange:
             LeaseNotHeld: there is no lease on the resource.
             ConfigurationError: an unknown symbol, or an amount below one step.
         """
-        client_id = self.client_id(symbol, intent, Step.CLOSE)
+        market = self.market(symbol)
+        client_id = client_order_id(market.resource, intent, Step.CLOSE)
         params = {"reduceOnly": True, "clientOrderId": client_id}
-        return await self._place(Step.CLOSE, symbol, side, amount, client_id, params, again=again)
+        return await self._place(Step.CLOSE, market, side, amount, client_id, params, again=again)
 
     def prepare(
         self, call: Callable[[], Coroutine[Any, Any, T]], *, name: str, after_s: float = 0.0
@@ -359,7 +373,7 @@ class GuardedExchange:
     async def _place(
         self,
         step: Step,
-        symbol: str,
+        market: Market,
         side: Side,
         amount: Decimal,
         client_id: str,
@@ -367,9 +381,8 @@ class GuardedExchange:
         *,
         again: bool,
     ) -> Outcome:
-        rules = self.rules(symbol)
-        plan = Plan(step, rules.symbol, side, rules.amount(amount), client_id, params)
-        lease = self._lease_on(self.resource(symbol))
+        plan = Plan(step, market.symbol, side, market.rules.amount(amount), client_id, params)
+        lease = self._lease_on(market.resource)
         placer = self._placer()
         if again:
             found = await placer.find(plan.symbol, client_id, conditional=plan.conditional)
@@ -389,7 +402,7 @@ class GuardedExchange:
     # --- looking ---
 
     async def find_order(
-        self, symbol: str, client_id: str, *, conditional: bool = False
+        self, symbol: str | Market, client_id: str, *, conditional: bool = False
     ) -> PlacedOrder | None:
         """An order by its client id, in every book, or ``None`` when the exchange does not know it.
 
@@ -406,7 +419,7 @@ class GuardedExchange:
         return await self._placer().find(self.unified(symbol), client_id, conditional=conditional)
 
     async def open_orders(
-        self, symbol: str | None = None, *, conditional_only: bool = False
+        self, symbol: str | Market | None = None, *, conditional_only: bool = False
     ) -> tuple[PlacedOrder, ...]:
         """The open orders of a symbol, or of all, conditional ones included.
 
@@ -434,7 +447,7 @@ class GuardedExchange:
                     found[parsed.id] = parsed
         return tuple(order for order in found.values() if order.live)
 
-    async def holdings(self, symbols: Sequence[str] | None = None) -> tuple[Holding, ...]:
+    async def holdings(self, symbols: Sequence[str | Market] | None = None) -> tuple[Holding, ...]:
         """The open positions, of some symbols or all.
 
         Raises:
@@ -448,10 +461,10 @@ class GuardedExchange:
                 found[held.symbol] = held
         return tuple(found.values())
 
-    async def holding(self, symbol: str) -> Holding | None:
+    async def holding(self, symbol: str | Market) -> Holding | None:
         """The open position in a symbol; ``None`` when it is flat."""
         wanted = self.unified(symbol)
-        return next((held for held in await self.holdings([wanted]) if held.symbol == wanted), None)
+        return next((held for held in await self.holdings([symbol]) if held.symbol == wanted), None)
 
     # --- everything else is the exchange's own ---
 

@@ -19,11 +19,9 @@ from typing import Any
 from lockguard._lease import Resource, parse_resource
 from lockguard.errors import ConfigurationError
 from lockguard.text import kind_of
-from lockguard_ccxt._markets import listing_of, short_name
+from lockguard_ccxt._markets import listing_of, short_name, venue_name
 
 __all__ = ["account_label", "account_name", "could_be_listed", "resource_key", "unified_symbol", "venue_name"]
-
-_VENUES = {"binanceusdm": "binance", "binancecoinm": "binance"}
 
 _LABEL_CHARS_MAX = 32
 _NAME_CHARS_MAX = 40
@@ -31,17 +29,6 @@ _LABEL = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{_LABEL_CHARS_MAX - 1}}}")
 _UNIFIED = re.compile(r"^[^/:\s]+/[^/:\s-]+(?::[^/:\s-]+(?:-\S+)?)?$")
 _PLAIN = re.compile(r"^(?P<base>[A-Z0-9]+?)(?P<quote>USDT|USDC|FDUSD|BUSD)(?:_(?P<delivery>\d{6}))?$")
 _COIN_MARGINED = re.compile(r"^(?P<base>[A-Z0-9]+?)USD_(?P<kind>PERP|\d{6})$")
-
-
-def venue_name(exchange: Any) -> str:
-    """The account's venue: a ccxt exchange or its id, variants of one account under one name.
-
-    The label of an account stays as it is: ``binanceusdm@scalper`` gives ``binance@scalper``.
-    """
-    name = exchange if isinstance(exchange, str) else str(exchange.id)
-    venue, at, label = name.strip().partition("@")
-    lowered = venue.lower()
-    return f"{_VENUES.get(lowered, lowered)}{at}{label}"
 
 
 def account_name(exchange: Any, account: str | None) -> str:

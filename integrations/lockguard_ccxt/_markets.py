@@ -9,20 +9,22 @@ row leads back to the market that the row was written for.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from lockguard._lease import Resource, parse_resource
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt._money import decimal_of
+from lockguard_ccxt._money import MarketRules, decimal_of, steps_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from lockguard_ccxt._money import MarketRules
+__all__ = ["Listing", "Market", "UnknownMarket", "listing_of", "short_name", "venue_name"]
 
-__all__ = ["Listing", "Market", "UnknownMarket", "listing_of", "market_of", "short_name"]
+_VENUES = {"binanceusdm": "binance", "binancecoinm": "binance"}
 
 _UNIFIED = re.compile(r"^(?P<base>[^/:\s]+)/(?P<quote>[^/:\s-]+)(?::(?P<settle>[^/:\s-]+)(?P<rest>-\S+)?)?$")
 _SHOWN_CHARS_MAX = 60
@@ -37,9 +39,10 @@ class UnknownMarket(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """One market.
+    """One market of one account: what a name stands for, found once and then handed on.
 
     Attributes:
+        account: as locks and rows have it, such as ``binance`` or ``binance@scalper``.
         symbol: the unified symbol, such as ``BTC/USDT:USDT``.
         name: as locks and rows have it, such as ``BTCUSDT``.
         kind: ``spot``, ``swap``, ``future`` or ``option``.
@@ -48,8 +51,10 @@ class Market:
         linear: whether profit is paid in the quote currency; ``False`` also for spot.
         inverse: whether it is paid in the base currency.
         active: whether it can be traded now.
+        steps: what :attr:`rules` are read by, when they are first asked for.
     """
 
+    account: str
     symbol: str
     name: str
     kind: str
@@ -58,6 +63,25 @@ class Market:
     linear: bool
     inverse: bool
     active: bool
+    steps: Callable[[], MarketRules] = field(repr=False, compare=False)
+
+    @property
+    def resource(self) -> Resource:
+        """What guards the account's positions in it.
+
+        Raises:
+            ConfigurationError: no lock can be called so.
+        """
+        return parse_resource(f"{self.account}:{self.name}")
+
+    @property
+    def rules(self) -> MarketRules:
+        """In which steps it is traded.
+
+        Raises:
+            ConfigurationError: the exchange does not give them in a way that is understood.
+        """
+        return self.steps()
 
     @property
     def refusal(self) -> str | None:
@@ -99,7 +123,7 @@ class Market:
             raise ConfigurationError(why)
 
 
-def market_of(found: Mapping[str, Any]) -> Market:
+def _market_of(found: Mapping[str, Any], account: str, steps: Callable[[], MarketRules]) -> Market:
     """A ccxt market, typed. What ccxt leaves out is read from the symbol."""
     symbol = str(found["symbol"])
     match = _UNIFIED.match(symbol)
@@ -110,6 +134,7 @@ def market_of(found: Mapping[str, Any]) -> Market:
     )
     linear, inverse = found.get("linear"), found.get("inverse")
     return Market(
+        account=account,
         symbol=symbol,
         name=short_name(symbol),
         kind=str(kind),
@@ -118,7 +143,19 @@ def market_of(found: Mapping[str, Any]) -> Market:
         linear=bool(linear) if linear is not None else settle is not None and settle == quote,
         inverse=bool(inverse) if inverse is not None else settle is not None and settle != quote,
         active=found.get("active") is not False,
+        steps=steps,
     )
+
+
+def venue_name(exchange: Any) -> str:
+    """The account's venue: a ccxt exchange or its id, variants of one account under one name.
+
+    The label of an account stays as it is: ``binanceusdm@scalper`` gives ``binance@scalper``.
+    """
+    name = exchange if isinstance(exchange, str) else str(exchange.id)
+    venue, at, label = name.strip().partition("@")
+    lowered = venue.lower()
+    return f"{_VENUES.get(lowered, lowered)}{at}{label}"
 
 
 def short_name(symbol: str) -> str:
@@ -133,25 +170,18 @@ class Listing:
     """The markets of an exchange by all their names.
 
     Args:
-        exchange_id: for messages.
-        markets: ccxt's, by unified symbol.
-        by_id: ccxt's, by the exchange's own names, each of which may stand for several markets.
-
-    Attributes:
-        rules: the steps in which markets are traded, by unified symbol, of those that were asked for.
+        exchange: a ccxt exchange with its markets loaded. It is not kept, as listings are kept by exchange.
     """
 
-    def __init__(
-        self, exchange_id: str, markets: Mapping[str, Any], by_id: Mapping[str, Any] | None = None
-    ) -> None:
-        self._exchange_id = exchange_id
-        self._markets = markets
-        self._by_id = by_id or {}
+    def __init__(self, exchange: Any) -> None:
+        self._exchange_id = str(exchange.id)
+        self._markets: Mapping[str, Any] = exchange.markets
+        self._by_id: Mapping[str, Any] = exchange.markets_by_id or {}
+        self._precision_mode: object = getattr(exchange, "precisionMode", None)
         self._by_name: dict[str, list[str]] = {}
-        for symbol in markets:
+        for symbol in self._markets:
             self._by_name.setdefault(short_name(symbol), []).append(symbol)
         self._found: dict[str, Market] = {}
-        self.rules: dict[str, MarketRules] = {}
 
     def market(self, name: str) -> Market:
         """The market of a name: a unified symbol, the lock's name, or the exchange's own.
@@ -162,7 +192,7 @@ class Listing:
         """
         known = self._found.get(name)
         if known is None:
-            known = market_of(self._look_up(name))
+            known = self._typed(self._look_up(name))
             self._check_alone(known.name)
             self._found[name] = known  # only names that exist: what strangers send does not fill the memory
         return known
@@ -177,10 +207,14 @@ class Listing:
         """The contracts that no positions are kept in, by class."""
         found: dict[str, list[str]] = {}
         for symbol in self._markets:
-            market = market_of(self._of(symbol))
+            market = self._typed(self._of(symbol))
             if market.kept_out is not None and market.kind != "spot":
                 found.setdefault(market.kept_out, []).append(symbol)
         return {name: tuple(sorted(symbols)) for name, symbols in sorted(found.items())}
+
+    def _typed(self, found: Mapping[str, Any]) -> Market:
+        steps = cache(partial(steps_of, self._exchange_id, self._precision_mode, found))
+        return _market_of(found, venue_name(self._exchange_id), steps)
 
     def _look_up(self, name: str) -> Mapping[str, Any]:
         if name in self._markets:
@@ -228,9 +262,9 @@ def listing_of(exchange: Any) -> Listing | None:
     try:
         kept = _LISTINGS.get(exchange)
     except TypeError:  # it cannot be kept by
-        return Listing(str(exchange.id), markets, exchange.markets_by_id)
+        return Listing(exchange)
     if kept is None or kept[0] is not markets:
-        kept = (markets, Listing(str(exchange.id), markets, exchange.markets_by_id))
+        kept = (markets, Listing(exchange))
         _LISTINGS[exchange] = kept
     return kept[1]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["MarketRules", "decimal_of", "rules_of"]
+__all__ = ["MarketRules", "decimal_of", "rules_of", "steps_of"]
 
 _DECIMAL_PLACES = 2
 _TICK_SIZE = 4
@@ -97,30 +97,33 @@ def rules_of(exchange: Any, market: Any) -> MarketRules:
     Raises:
         ConfigurationError: the exchange counts significant digits, or gives no step.
     """
+    return steps_of(str(exchange.id), exchange.precisionMode, market)
+
+
+def steps_of(exchange_id: str, mode: object, market: Any) -> MarketRules:
+    """The same, of an exchange of that id and ccxt's precision mode."""
     limits = market["limits"]
     amount, cost = limits.get("amount") or {}, limits.get("cost") or {}
     of_market_orders = limits.get("market") or {}
     return MarketRules(
         symbol=str(market["symbol"]),
-        amount_step=_step(exchange, market, "amount"),
-        price_tick=_step(exchange, market, "price"),
+        amount_step=_step(exchange_id, mode, market, "amount"),
+        price_tick=_step(exchange_id, mode, market, "price"),
         amount_min=decimal_of(amount.get("min")) or _ZERO,
         amount_max=decimal_of(of_market_orders.get("max")) or decimal_of(amount.get("max")),
         cost_min=decimal_of(cost.get("min")),
     )
 
 
-def _step(exchange: Any, market: Any, what: str) -> Decimal:
+def _step(exchange_id: str, mode: object, market: Any, what: str) -> Decimal:
     value = decimal_of(market["precision"].get(what))
     if value is None:
-        raise ConfigurationError(f"{exchange.id} gives no {what} precision for {market['symbol']}")
-    match exchange.precisionMode:
-        case mode if mode == _TICK_SIZE and value > _ZERO:
-            return value
-        case mode if mode == _DECIMAL_PLACES and value == value.to_integral_value():
-            return Decimal(1).scaleb(-int(value))
-        case mode:
-            raise ConfigurationError(
-                f"{exchange.id} gives the {what} precision of {market['symbol']} as {value} in mode {mode};"
-                " only steps (mode 4) and decimal places (mode 2) are understood"
-            )
+        raise ConfigurationError(f"{exchange_id} gives no {what} precision for {market['symbol']}")
+    if mode == _TICK_SIZE and value > _ZERO:
+        return value
+    if mode == _DECIMAL_PLACES and value == value.to_integral_value():
+        return Decimal(1).scaleb(-int(value))
+    raise ConfigurationError(
+        f"{exchange_id} gives the {what} precision of {market['symbol']} as {value} in mode {mode};"
+        " only steps (mode 4) and decimal places (mode 2) are understood"
+    )

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt._classify import ccxt_errors
-from lockguard_ccxt._keys import venue_name
-from lockguard_ccxt._markets import listing_of
+from lockguard_ccxt._markets import listing_of, venue_name
 from lockguard_ccxt._money import decimal_of
 from lockguard_ccxt._outcome import OrderState, PlacedOrder, Side
 

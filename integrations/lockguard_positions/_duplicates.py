@@ -14,19 +14,17 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from lockguard_ccxt import Step
-from lockguard_positions._events import Alert, Moved
 from lockguard_positions._model import IntentOutcome, Position, PositionSide
 from lockguard_positions._reconcile import SyncAction, SyncOutcome
 from lockguard_positions._status import PositionStatus
+from lockguard_positions._sweeping import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from lockguard._lease import Lease
     from lockguard_ccxt import Holding
-    from lockguard_positions._flow import Emit, Flow
-    from lockguard_positions._store import PositionStore
-    from lockguard_positions._venue import Venue
+    from lockguard_positions._flow import Flow
+    from lockguard_positions._scope import SymbolScope
 
 __all__ = ["Division", "Duplicates", "divide"]
 
@@ -78,47 +76,39 @@ def divide(rows: Sequence[Position], held: Holding | None, guarded: Collection[i
 
 
 class Duplicates:
-    """Leaves one open row of a symbol, under the lease that it was made for.
+    """Leaves one open row of a symbol, under its lease.
 
     Args:
-        store: the rows.
-        venue: the exchange.
+        scope: the symbol.
         flow: closes what was entered twice.
-        lease: on the symbol.
-        emit: told of every change.
     """
 
-    def __init__(self, store: PositionStore, venue: Venue, flow: Flow, *, lease: Lease, emit: Emit) -> None:
-        self._store = store
-        self._venue = venue
+    def __init__(self, scope: SymbolScope, flow: Flow) -> None:
+        self._scope = scope
+        self._store, self._venue = scope.store, scope.venue
         self._flow = flow
-        self._lease = lease
-        self._emit = emit
 
-    async def settle(self, symbol: str) -> tuple[SyncOutcome, ...]:
+    async def settle(self) -> tuple[SyncOutcome, ...]:
         """End all open rows but one; empty if there is no more than one.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; what is done so far stands.
         """
+        market, symbol = self._scope.market, self._scope.symbol
         rows = await self._store.all_open_of(self._venue.name, symbol)
         if len(rows) < 2:
             return ()
         young = [row for row in rows if await self._in_doubt(row)]
         if young:
             return (SyncOutcome(symbol, SyncAction.IN_DOUBT, young[0].id, "its entry may still arrive"),)
-        waiting = await self._venue.waiting_stops(symbol)
-        guarded = {
-            row.id
-            for row in rows
-            if any(o.client_id == row.stop_client_id or o.id == row.stop_order_id for o in waiting)
-        }
-        held = await self._venue.holding(symbol)
+        waiting = await self._venue.waiting_stops(market)
+        guarded = {row.id for row in rows if any(is_own(row, stop) for stop in waiting)}
+        held = await self._venue.holding(market)
         division = divide(rows, held, guarded)
         if division is None:
             what = "nothing" if held is None else f"{PositionSide.read(held.side).value} {held.amount}"
             message = f"{len(rows)} open rows and the exchange holds {what}: it does not add up"
-            self._emit(Alert(self._lease.resource, rows[0].id, message))
+            self._scope.alert(rows[0], message)
             return (SyncOutcome(symbol, SyncAction.MISMATCH, rows[0].id, message),)
         reason = f"duplicate of position {division.keep.id}"
         ended = [await self._end(row, division.keep, reason) for row in division.end]
@@ -135,14 +125,14 @@ class Duplicates:
             return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
         before_entry = row.status is PositionStatus.PENDING_ENTRY
         ended = await self._store.finish(
-            self._lease,
+            self._scope.lease,
             row,
             PositionStatus.ROLLED_BACK if before_entry else PositionStatus.CLOSED,
             intent=await self._store.in_doubt(row, Step.ENTRY, Step.CLOSE),
             outcome=IntentOutcome.ABSENT,
             reason=reason,
         )
-        self._emit(Moved(ended, row.status, self._lease.grant.operation))
+        self._scope.moved(ended, row)
         return SyncOutcome(row.symbol, SyncAction.ENDED, row.id, reason)
 
     async def _close(self, row: Position, reason: str) -> SyncOutcome:

@@ -23,11 +23,9 @@ from lockguard_positions._sweeping import is_own
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from lockguard._lease import Lease
     from lockguard_ccxt import Holding
-    from lockguard_positions._store import PositionStore
+    from lockguard_positions._scope import SymbolScope
     from lockguard_positions._sweeping import Sweeper
-    from lockguard_positions._venue import Venue
 
 __all__ = ["Exits"]
 
@@ -38,35 +36,21 @@ _MAY_BE_GONE = frozenset({Refusal.REDUCE_ONLY, Refusal.CROWDED})
 
 
 class Exits:
-    """Closes positions of one symbol, under the lease that it was made for.
+    """Closes positions of one symbol, under its lease.
 
     Args:
-        store: the rows.
-        venue: the exchange.
+        scope: the symbol.
         sweeper: takes the stops back.
-        lease: on the symbol.
-        moved: told of a row's change, with the row as it was; returns the new one.
-        alert: told what a person should know.
         put_back: gives a position whose stop was taken back one at the same price; returns the row.
     """
 
     def __init__(
-        self,
-        store: PositionStore,
-        venue: Venue,
-        sweeper: Sweeper,
-        *,
-        lease: Lease,
-        moved: Callable[[Position, Position], Position],
-        alert: Callable[[Position, str], None],
-        put_back: Callable[[Position], Awaitable[Position]],
+        self, scope: SymbolScope, sweeper: Sweeper, put_back: Callable[[Position], Awaitable[Position]]
     ) -> None:
-        self._store = store
-        self._venue = venue
+        self._scope = scope
+        self._store, self._venue = scope.store, scope.venue
+        self._lease, self._market = scope.lease, scope.market
         self._sweeper = sweeper
-        self._lease = lease
-        self._moved = moved
-        self._alert = alert
         self._put_back = put_back
 
     async def close(
@@ -82,9 +66,9 @@ class Exits:
         Raises:
             ExchangeUnreadable: the exchange did not answer; the intent stays in doubt.
         """
-        outcome = Executed(sent, found=True) if sent else await self._venue.close(position, intent)
+        outcome = Executed(sent, found=True) if sent else await self._venue.close(self._market, intent)
         if isinstance(outcome, Refused) and outcome.refusal in _MAY_BE_GONE:
-            held = await self._venue.holding(position.symbol)
+            held = await self._venue.holding(self._market)
             if held is None or held.side != position.side.entry:
                 return await self._has_closed(position, intent, None)
             if not intent.sent_before:  # else each look would take its stop back, in vain
@@ -97,11 +81,11 @@ class Exits:
         """Once more with its stop taken back, as an exchange may count that against the position."""
         if not await self._sweeper.sweep(position):
             return position, refused
-        outcome = await self._venue.close(position, intent)
+        outcome = await self._venue.close(self._market, intent)
         if isinstance(outcome, Refused):
             position = await self._put_back(position)
         elif isinstance(outcome, Unknown):  # whoever looks next finds the order, or puts a stop back
-            self._alert(position, f"it may have no stop until the next look: {outcome.message}")
+            self._scope.alert(position, f"it may have no stop until the next look: {outcome.message}")
         return position, outcome
 
     async def _became(self, position: Position, intent: Intent, outcome: Outcome) -> Progress | None:
@@ -120,7 +104,7 @@ class Exits:
 
     async def _exit_taken(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
         """The exchange took the exit: see whether it closed all of the position."""
-        order = await self._venue.done(position, intent, order)
+        order = await self._venue.done(self._market, intent, order)
         if order.live:
             return await self._not_closed(position, intent, "its order is still open")
         if order.state is not OrderState.CLOSED and order.filled < intent.amount:
@@ -140,10 +124,10 @@ class Exits:
         """
         if not intent.asked:
             return False
-        held = await self._venue.holding(position.symbol)
+        held = await self._venue.holding(self._market)
         if held is None or self._is_as_written(position, held):
             return True
-        self._alert(position, f"not closed, as what is held is not what it was: {intent.client_id}")
+        self._scope.alert(position, f"not closed, as what is held is not what it was: {intent.client_id}")
         return False
 
     def is_ours(self, position: Position, held: Holding) -> bool:
@@ -151,7 +135,7 @@ class Exits:
         if not position.opened_here or position.entry_price is None or held.entry_price is None:
             return False
         apart = abs(held.entry_price - position.entry_price)
-        near = max(self._venue.rules(position.symbol).price_tick, position.entry_price * _PRICE_SHARE)
+        near = max(self._market.rules.price_tick, position.entry_price * _PRICE_SHARE)
         return held.side == position.side.entry and held.amount == position.quantity and apart <= near
 
     def _is_as_written(self, position: Position, held: Holding) -> bool:
@@ -169,21 +153,23 @@ class Exits:
         """It may be open still, with its stop."""
         await self._store.note_error(self._lease, position, f"not closed: {why}")
         again = "it is tried again" if intent.asked else "it is judged again"
-        self._alert(position, f"the position could not be closed, {again}: {why}")
+        self._scope.alert(position, f"the position could not be closed, {again}: {why}")
         if intent.sent_before:
             await self._with_stop_again(position)
         return None
 
     async def _with_stop_again(self, position: Position) -> None:
         """A holder that died may have taken the stop back for its exit, and not have put it back."""
-        held = await self._venue.holding(position.symbol)
+        held = await self._venue.holding(self._market)
         if held is not None and held.side == position.side.entry and not await self._has_stop(position):
             await self._put_back(position)
 
     async def _has_stop(self, position: Position) -> bool:
-        if any(is_own(position, stop) for stop in await self._venue.waiting_stops(position.symbol)):
+        if any(is_own(position, stop) for stop in await self._venue.waiting_stops(self._market)):
             return True
-        stop = None if position.stop_client_id is None else await self._venue.find_stop(position)
+        stop = (
+            None if position.stop_client_id is None else await self._venue.find_stop(self._market, position)
+        )
         return stop is not None and stop.live  # not listed yet
 
     async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
@@ -212,4 +198,4 @@ class Exits:
             price=None if order is None else order.average,
             order_id=None if order is None else order.id,
         )
-        return Progress(self._moved(moved, position))
+        return Progress(self._scope.moved(moved, position))

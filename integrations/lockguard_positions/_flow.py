@@ -23,17 +23,15 @@ word. Every way out is reduce-only. ``LeaseLost`` and ``StaleToken`` pass throug
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
 from lockguard_positions._deadline import StopDeadline
 from lockguard_positions._early import EarlyOrder
 from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
-from lockguard_positions._events import Alert, Moved, PositionEvent
 from lockguard_positions._exits import Exits
 from lockguard_positions._model import (
     Intent,
@@ -50,14 +48,11 @@ from lockguard_positions._sweeping import Sweeper
 from lockguard_positions._venue import covers, standing_stop
 
 if TYPE_CHECKING:
-    from lockguard._clock import Clock
-    from lockguard._lease import Lease
-    from lockguard_positions._store import PositionStore
-    from lockguard_positions._venue import Pace, Venue
+    from collections.abc import Callable
 
-__all__ = ["Emit", "Flow"]
+    from lockguard_positions._scope import SymbolScope
 
-Emit: TypeAlias = Callable[[PositionEvent], None]
+__all__ = ["Flow"]
 
 _LATER = frozenset(
     {
@@ -73,48 +68,21 @@ _NEVER_SENT = Refused(Refusal.NOT_SENT, None, "never placed", "")
 
 
 class Flow:
-    """Drives positions of one exchange, each under the lease that it was made for.
+    """Drives positions of one symbol, under its lease.
 
     Args:
-        store: the rows.
-        venue: the exchange.
-        pace: how to wait.
-        lease: on the position's resource; every write and every order is made under it.
-        operation: what is going on, for events.
-        emit: told of every change.
-        clock: measures the time without a stop.
+        scope: the symbol.
     """
 
-    def __init__(
-        self,
-        store: PositionStore,
-        venue: Venue,
-        *,
-        pace: Pace,
-        lease: Lease,
-        operation: str,
-        emit: Emit,
-        clock: Clock,
-    ) -> None:
-        self._store = store
-        self._venue = venue
-        self._pace = pace
-        self._lease = lease
-        self._operation = operation
-        self._emit = emit
-        self._unstopped = StopDeadline(pace.stop_deadline, clock)
+    def __init__(self, scope: SymbolScope) -> None:
+        self._scope = scope
+        self._store, self._venue = scope.store, scope.venue
+        self._lease, self._market = scope.lease, scope.market
+        self._unstopped = StopDeadline(scope.pace.stop_deadline, scope.clock)
         self._bought: set[int] = set()  # what was entered under this very lease
-        self._early = EarlyOrder(venue)
-        self.sweeper = Sweeper(store, venue, lease, emit)
-        self._exits = Exits(
-            store,
-            venue,
-            self.sweeper,
-            lease=lease,
-            moved=self._moved,
-            alert=self._alert,
-            put_back=self._put_back,
-        )
+        self._early = EarlyOrder(scope.venue)
+        self.sweeper = Sweeper(scope)
+        self._exits = Exits(scope, self.sweeper, self._put_back)
 
     # --- the loop ---
 
@@ -141,7 +109,7 @@ class Flow:
             entering = intent_to_enter(self._lease, new, number, attached)
             planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
             self._early.make_ready(
-                entering, partial(self._venue.enter, new.traded_as, entering, planned), planned
+                entering, partial(self._venue.enter, self._market, entering, planned), planned
             )
         try:
             progress = await self._store.begin(
@@ -189,7 +157,7 @@ class Flow:
                 progress = moved
         except ExchangeUnreadable as exc:
             if self._unstopped.running:
-                self._alert(
+                self._scope.alert(
                     progress.position, f"it may be without a stop, and that cannot be looked at: {exc}"
                 )
             raise
@@ -198,7 +166,7 @@ class Flow:
             self._unstopped.end()
             await self._early.drop()
         why = f"it did not settle in {_STEPS_MAX} steps; the next look goes on"
-        self._alert(progress.position, f"without a stop: {why}" if unstopped else why)
+        self._scope.alert(progress.position, f"without a stop: {why}" if unstopped else why)
         return progress.position
 
     async def _next(self, position: Position, intent: Intent | None) -> Progress | None:
@@ -223,12 +191,12 @@ class Flow:
         if intent is None:  # a row of the time before intents
             return await self._judge_missing_entry(position, None)
         if intent.sent_before:
-            order = await self._venue.find(position, intent)
+            order = await self._venue.find(self._market, intent)
             if order is None:
                 return await self._judge_missing_entry(position, intent)
             return await self._entered(position, intent, order)
         outcome = await self._early.placed(
-            intent, partial(self._venue.enter, position.traded_as, intent, position.planned_stop)
+            intent, partial(self._venue.enter, self._market, intent, position.planned_stop)
         )
         match outcome:
             case Executed(order=order):
@@ -239,16 +207,16 @@ class Flow:
                 return await self._not_entered(position, intent, why, passing=outcome.refusal in _LATER)
             case Unknown():
                 await self._store.note_error(self._lease, position, f"entry in doubt: {outcome.message}")
-                self._alert(position, f"the entry {intent.client_id} is in doubt: {outcome.message}")
+                self._scope.alert(position, f"the entry {intent.client_id} is in doubt: {outcome.message}")
                 return None
             case _:
                 assert_never(outcome)
 
     async def _entered(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
-        order = await self._venue.done(position, intent, order)
+        order = await self._venue.done(self._market, intent, order)
         if not order.filled:
             if order.live:
-                self._alert(
+                self._scope.alert(
                     position, f"the entry {intent.client_id} is neither filled nor can it be taken back"
                 )
                 return None
@@ -269,7 +237,7 @@ class Flow:
             outcome=IntentOutcome.ABSENT,
             error="the entry was never placed",
         )
-        return Progress(self._moved(moved, position))
+        return Progress(self._scope.moved(moved, position))
 
     async def _record_entry(
         self,
@@ -289,7 +257,7 @@ class Flow:
             following = stop_intent(
                 self._lease, replace(position, quantity=quantity), intent.number + 1, stop
             )
-            self._early.make_ready(following, partial(self._venue.stop, position.traded_as, following))
+            self._early.make_ready(following, partial(self._venue.stop, self._market, following))
         progress = await self._store.record_entry(
             self._lease,
             position,
@@ -300,9 +268,9 @@ class Flow:
             stop=stop,
             then=self._early.send,
         )
-        self._moved(replace(progress.position, status=PositionStatus.ENTRY_PLACED), position)
+        self._scope.moved(replace(progress.position, status=PositionStatus.ENTRY_PLACED), position)
         if progress.intent is not None:
-            self._moved(progress.position, entered)
+            self._scope.moved(progress.position, entered)
         return progress
 
     async def _not_entered(
@@ -317,7 +285,7 @@ class Flow:
             outcome=IntentOutcome.REFUSED,
             error=why,
         )
-        return Progress(self._moved(moved, position))
+        return Progress(self._scope.moved(moved, position))
 
     # --- the stop ---
 
@@ -334,12 +302,12 @@ class Flow:
         if not position.opened_here and await self._beyond(position, trigger):
             return await self._leave(position, f"{_BEYOND} at {trigger}")
         progress = await self._store.expect_stop(self._lease, position, trigger)
-        self._moved(progress.position, position)
+        self._scope.moved(progress.position, position)
         return progress
 
     async def _beyond(self, position: Position, trigger: Decimal) -> bool:
         """Whether a stop there would fire at once: no exchange is to be asked for a sale by that name."""
-        price = await self._venue.price(position.symbol)
+        price = await self._venue.price(self._market)
         return price <= trigger if position.side is PositionSide.LONG else price >= trigger
 
     async def take_over(self, position: Position) -> Position | None:
@@ -348,26 +316,26 @@ class Flow:
         Raises:
             ExchangeUnreadable: the exchange did not answer.
         """
-        waiting = await self._venue.waiting_stops(position.symbol)
+        waiting = await self._venue.waiting_stops(self._market)
         stop = standing_stop(waiting, position.side.exit, position.quantity)
         if stop is None:
             return None
         try:
             moved = await self._store.take_over_stop(self._lease, position, stop)
         except DuplicatePosition as exc:
-            self._alert(
+            self._scope.alert(
                 position, f"it is a duplicate of position {exc.existing_id}; nothing is done about it"
             )
             return position
         if not covers(stop, position.quantity):
             told = f"its stop {stop.client_id or stop.id} covers {stop.amount} of {position.quantity}"
-            self._alert(moved, told)
+            self._scope.alert(moved, told)
         self._unstopped.end()
-        return self._moved(moved, position)
+        return self._scope.moved(moved, position)
 
     async def _stop(self, position: Position, intent: Intent) -> Progress | None:
         self._without_stop(position)
-        outcome = await self._early.placed(intent, partial(self._venue.stop, position.traded_as, intent))
+        outcome = await self._early.placed(intent, partial(self._venue.stop, self._market, intent))
         match outcome:
             case Executed(order=order):
                 return await self._stopped(position, intent, order)
@@ -402,7 +370,7 @@ class Flow:
                 price=order.average,
                 order_id=order.id,
             )
-            return Progress(self._moved(moved, position))
+            return Progress(self._scope.moved(moved, position))
         if not order.live:
             await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
             return Progress(position)
@@ -411,11 +379,11 @@ class Flow:
         except DuplicatePosition as exc:
             return await self._out(position, f"duplicate of position {exc.existing_id}")
         self._unstopped.end()
-        return Progress(self._moved(moved, position))
+        return Progress(self._scope.moved(moved, position))
 
     async def _gone(self, position: Position, intent: Intent, refused: Refused) -> Progress | None:
         """Nothing to protect, says the exchange: it was liquidated, or closed by hand. If it is so."""
-        held = None if position.id in self._bought else await self._venue.holding(position.symbol)
+        held = None if position.id in self._bought else await self._venue.holding(self._market)
         if held is not None and held.side == position.side.entry:
             await self._settled(position, intent, refused)
             return await self._again(position, f"stop refused: {refused.message}")
@@ -427,7 +395,7 @@ class Flow:
             outcome=IntentOutcome.REFUSED,
             reason=_GONE,
         )
-        return Progress(self._moved(moved, position))
+        return Progress(self._scope.moved(moved, position))
 
     async def _again(
         self, position: Position, why: str, intent: Intent | None = None, *, at_once: bool = True
@@ -438,13 +406,13 @@ class Flow:
         """
         if not at_once or self._unstopped.over or self._venue.closed:
             return await self._leave(position, why)
-        await asyncio.sleep(self._pace.poll.total_seconds())
+        await asyncio.sleep(self._scope.pace.poll.total_seconds())
         return Progress(position, intent)
 
     async def _leave(self, position: Position, why: str) -> Progress | None:
         """It has no stop, and nothing more can be done now: a person is told, the next look tries again."""
         await self._store.note_error(self._lease, position, f"without a stop: {why}")
-        self._alert(position, f"it has no stop: {why}")
+        self._scope.alert(position, f"it has no stop: {why}")
         return None
 
     # --- moving it ---
@@ -460,16 +428,16 @@ class Flow:
     async def _move(self, position: Position, intent: Intent) -> Progress | None:
         """Finish a move that was begun, here or by a holder before."""
         if not intent.sent_before:
-            outcome = await self._venue.stop(position.traded_as, intent)
+            outcome = await self._venue.stop(self._market, intent)
         else:
-            order = await self._venue.find(position, intent)
+            order = await self._venue.find(self._market, intent)
             if order is None and intent.age_ms < self._venue.in_doubt_ms:
                 return None
             outcome = _NEVER_SENT if order is None else Executed(order, found=True)
         match outcome:
             case Executed(order=order) if order.live:
                 moved = await self._store.move_stop(self._lease, position, intent, order)
-                self._moved(moved, position)
+                self._scope.moved(moved, position)
                 await self.sweeper.sweep_old(moved, was=position)
                 return Progress(moved)
             case Executed(order=order):  # it has fired, or was taken back, before it was the row's
@@ -484,7 +452,9 @@ class Flow:
                 return Progress(await self._store.note_error(self._lease, position, told))
             case Unknown():
                 await self._store.note_error(self._lease, position, f"move in doubt: {outcome.message}")
-                self._alert(position, f"its stop may stand twice, the move is in doubt: {outcome.message}")
+                self._scope.alert(
+                    position, f"its stop may stand twice, the move is in doubt: {outcome.message}"
+                )
                 return None
             case _:
                 assert_never(outcome)
@@ -502,17 +472,17 @@ class Flow:
         very lease is; of anything else the exchange is asked: the same side, amount and price.
         """
         if position.id not in self._bought:
-            held = await self._venue.holding(position.symbol)
-            if held is None and position.age_ms >= self._pace.grace_ms:
+            held = await self._venue.holding(self._market)
+            if held is None and position.age_ms >= self._scope.pace.grace_ms:
                 ended = await self.closed_elsewhere(position, _GONE, None)
                 return None if ended.status.open else Progress(ended)
             if held is None or not self._exits.is_ours(position, held):
                 return await self._leave(position, f"{why}; it is not closed without a person's word")
-        self._alert(position, f"closing it: {why}")
+        self._scope.alert(position, f"closing it: {why}")
         return await self.intend_close(position, why)
 
     async def _close(self, position: Position, intent: Intent) -> Progress | None:
-        sent = await self._venue.find(position, intent) if intent.sent_before else None
+        sent = await self._venue.find(self._market, intent) if intent.sent_before else None
         if intent.sent_before and sent is None and not await self._exits.still_right(position, intent):
             why = f"{WITHDRAWN}{position.exit_reason}" if intent.asked else "judged again"
             moved = await self._exits.withdraw(position, intent, IntentOutcome.ABSENT, why)
@@ -533,13 +503,13 @@ class Flow:
         if now.stop_client_id == progress.intent.client_id:
             self._unstopped.end()
         else:
-            self._alert(
+            self._scope.alert(
                 now, f"it has no stop: {now.error_details or 'the one that was put back is in doubt'}"
             )
         return now
 
     async def _has_stop(self, position: Position) -> bool:
-        waiting = await self._venue.waiting_stops(position.symbol)
+        waiting = await self._venue.waiting_stops(self._market)
         return any(position.stop_client_id == o.client_id or position.stop_order_id == o.id for o in waiting)
 
     async def closed_elsewhere(self, position: Position, reason: str, price: Decimal | None) -> Position:
@@ -549,7 +519,7 @@ class Flow:
         moved = await self._store.finish(
             self._lease, position, PositionStatus.CLOSED, reason=reason, price=price
         )
-        return self._moved(moved, position)
+        return self._scope.moved(moved, position)
 
     async def replace_stop(self, position: Position) -> Position:
         """Give an active position a stop again, as its own is missing: one that stands, or a new one."""
@@ -557,7 +527,7 @@ class Flow:
         taken = await self.take_over(position)
         if taken is not None:
             return taken
-        self._alert(position, "its stop is missing, placing a new one")
+        self._scope.alert(position, "its stop is missing, placing a new one")
         progress = await self._intend_stop(position)
         return position if progress is None else await self.drive(progress)
 
@@ -566,22 +536,15 @@ class Flow:
     def _trigger(self, position: Position) -> Decimal | None:
         """The stop's price, in the exchange's ticks."""
         planned = position.planned_stop
-        return None if planned is None else self._venue.rules(position.symbol).price(planned)
+        return None if planned is None else self._market.rules.price(planned)
 
     async def _settled(self, position: Position, intent: Intent, refused: Refused) -> None:
         await self._store.settle(
             self._lease, position, intent, IntentOutcome.REFUSED, details=refused.message
         )
 
-    def _moved(self, now: Position, before: Position) -> Position:
-        self._emit(Moved(now, before.status, self._operation))
-        return now
-
     def _without_stop(self, position: Position, *, already_ms: int = 0) -> None:
         def passed(deadline_s: float) -> None:
-            self._alert(position, f"without a stop for longer than {deadline_s:g} s")
+            self._scope.alert(position, f"without a stop for longer than {deadline_s:g} s")
 
         self._unstopped.begin(passed, already_ms=already_ms)
-
-    def _alert(self, position: Position, message: str) -> None:
-        self._emit(Alert(f"{position.exchange}:{position.symbol}", position.id, message))

@@ -22,7 +22,7 @@ from lockguard.errors import AcquireError, ConfigurationError, LeaseLost, Resour
 from lockguard.text import kind_of, remark
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_ccxt import GuardedExchange, Step, UnknownMarket
-from lockguard_ccxt._keys import venue_name
+from lockguard_ccxt._markets import venue_name
 from lockguard_ccxt._placing import told
 from lockguard_positions._duplicates import Duplicates
 from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
@@ -48,6 +48,7 @@ from lockguard_positions._model import (
     worded,
 )
 from lockguard_positions._reconcile import Reconciler, SyncAction, SyncOutcome, SyncReport
+from lockguard_positions._scope import SymbolScope
 from lockguard_positions._status import PositionStatus
 from lockguard_positions._store import PositionStore
 from lockguard_positions._survey import survey
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
     from lockguard._guard import LockGuard
     from lockguard._lease import Lease
+    from lockguard_ccxt import Market
 
     Backup: TypeAlias = Callable[[str, str], Awaitable[None]]
 
@@ -184,22 +186,23 @@ class AtomicPositionManager:
             market=market.symbol,
         )
         operation = f"open {new.side.value}"
-        holding = self._guard.hold(venue.resource(symbol), wait=wait, operation=operation)
+        holding = self._guard.hold(market.resource, wait=wait, operation=operation)
         # The price needs no lease: it is on its way while that is taken.
-        async with venue.quoting(new.symbol, ahead=True) as quote, holding as lease:
-            return await self._open(venue, lease, new, quote)
+        async with venue.quoting(market, ahead=True) as quote, holding as lease:
+            return await self._open(self._scope(venue, market, lease), new, quote)
 
-    async def _open(self, venue: Venue, lease: Lease, new: NewPosition, quote: Quote) -> OpenResult:
-        flow, reconciler = self._workers(venue, lease)
-        ground = await reconciler.settle_and_look(new.symbol, quote)
+    async def _open(self, scope: SymbolScope, new: NewPosition, quote: Quote) -> OpenResult:
+        venue, market = scope.venue, scope.market
+        flow, reconciler = self._workers(scope)
+        ground = await reconciler.settle_and_look(quote)
         if ground.row is not None and ground.gone:
             why = f"position {ground.row.id} is not on the exchange, and something of it is in doubt still"
             return NotOpened(why, passing=True)
         if ground.row is not None:
             return AlreadyOpen(ground.row, new.side)
         if ground.held is not None:
-            outcome = await reconciler.adopt(new.symbol, ground.held)
-            row = await self._store.open_of(venue.name, new.symbol)
+            outcome = await reconciler.adopt(ground.held)
+            row = await scope.open_row()
             if row is None:
                 # Without a row and not meant to have one is for good; all else is on its way to be known.
                 passing = outcome.action is not SyncAction.LEFT_ALONE
@@ -207,21 +210,22 @@ class AtomicPositionManager:
                 return NotOpened(f"on the exchange already: {why}", passing=passing)
             return AlreadyOpen(row, new.side)
         try:
-            new = venue.in_steps(new, ground.price)
+            new = venue.in_steps(market, new, ground.price)
         except ConfigurationError as exc:
-            return NotOpened(str(exc), self._created(await self._store.refuse(lease, new, str(exc)), lease))
+            refused = await self._store.refuse(scope.lease, new, str(exc))
+            return NotOpened(str(exc), scope.moved(refused, None))
 
         def begun(position: Position) -> None:
-            self._created(position, lease)
+            scope.moved(position, None)
             self._telling.warn_of_stops(position)
 
         try:
             progress = await flow.begin(
-                new, number=ground.number, attached=venue.attached_stop(new), begun=begun
+                new, number=ground.number, attached=venue.attached_stop(market, new), begun=begun
             )
         except DuplicatePosition as exc:
             # Somebody wrote past the lease, but not past the index: stop here, order nothing.
-            row = await self._store.open_of(venue.name, new.symbol)
+            row = await scope.open_row()
             return NotOpened(str(exc), passing=True) if row is None else AlreadyOpen(row, new.side)
         position = await flow.drive(progress)
         if position.status is PositionStatus.ACTIVE:
@@ -322,12 +326,12 @@ class AtomicPositionManager:
         async def work(lease: Lease) -> tuple[SyncOutcome, ...]:
             if backup is not None:
                 await backup(venue.name, short)
-            flow, reconciler = self._workers(venue, lease)
-            duplicates = Duplicates(self._store, venue, flow, lease=lease, emit=self._telling.tell)
-            done = await duplicates.settle(short)
+            scope = self._scope(venue, venue.market(short), lease)
+            flow, reconciler = self._workers(scope)
+            done = await Duplicates(scope, flow).settle()
             if any(outcome.action is not SyncAction.ENDED for outcome in done):
                 return done
-            return (*done, await reconciler.reconcile(short), *await reconciler.take_back_stops(short))
+            return (*done, await reconciler.reconcile(), *await reconciler.take_back_stops())
 
         try:
             return await self._under_lease(venue, short, "clean up", work)
@@ -346,10 +350,9 @@ class AtomicPositionManager:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
         venue = self._venue(exchange)
-        async with self._guard.hold(
-            venue.resource(worded(symbol, name="symbol")), operation="ensure stop"
-        ) as lease:
-            return await self._workers(venue, lease)[1].reconcile(venue.short(symbol))
+        market = venue.market(worded(symbol, name="symbol"))
+        async with self._guard.hold(market.resource, operation="ensure stop") as lease:
+            return await self._workers(self._scope(venue, market, lease))[1].reconcile()
 
     async def move_stop(
         self, symbol: str, exchange: str, price: Decimal | str, *, wait: timedelta | None = None
@@ -378,10 +381,11 @@ class AtomicPositionManager:
             ExchangeUnreadable: the exchange did not answer; the old stop stands.
         """
         venue = self._venue(exchange)
-        venue.market(worded(symbol, name="symbol")).check()
-        trigger = venue.rules(symbol).price(money(price, name="price"))
-        async with self._guard.hold(venue.resource(symbol), wait=wait, operation="move stop") as lease:
-            return await self._workers(venue, lease)[1].move_stop(venue.short(symbol), trigger)
+        market = venue.market(worded(symbol, name="symbol"))
+        market.check()
+        trigger = market.rules.price(money(price, name="price"))
+        async with self._guard.hold(market.resource, wait=wait, operation="move stop") as lease:
+            return await self._workers(self._scope(venue, market, lease))[1].move_stop(trigger)
 
     # --- close ---
 
@@ -413,10 +417,12 @@ class AtomicPositionManager:
             symbol = venue.name_of(symbol)
             async with self._guard.hold(venue.resource_of_row(symbol), wait=wait, operation="close") as lease:
                 return await self._end_without_market(venue, symbol, lease, reason)
-        async with self._guard.hold(venue.resource(symbol), wait=wait, operation="close") as lease:
-            flow, reconciler = self._workers(venue, lease)
-            before = await self._store.open_of(venue.name, venue.short(symbol))
-            row, _ = await reconciler.settle(venue.short(symbol))
+        market = venue.market(symbol)
+        async with self._guard.hold(market.resource, wait=wait, operation="close") as lease:
+            scope = self._scope(venue, market, lease)
+            flow, reconciler = self._workers(scope)
+            before = await scope.open_row()
+            row, _ = await reconciler.settle()
             if row is None or row.status is PositionStatus.PENDING_ENTRY:
                 return row
             if before is not None and before.exit_reason == reason and row.exit_reason is None:
@@ -446,7 +452,8 @@ class AtomicPositionManager:
 
     async def _reconcile(self, venue: Venue, symbol: str, operation: str) -> SyncOutcome:
         async def work(lease: Lease) -> tuple[SyncOutcome, ...]:
-            return (await self._workers(venue, lease)[1].reconcile(symbol),)
+            scope = self._scope(venue, venue.market(symbol), lease)
+            return (await self._workers(scope)[1].reconcile(),)
 
         (outcome,) = await self._under_lease(venue, symbol, operation, work)
         return outcome
@@ -526,31 +533,14 @@ class AtomicPositionManager:
             raise ConfigurationError(f"exchange {exchange!r} was not given to this manager; it has: {known}")
         return self._venues[name]
 
-    def _workers(self, venue: Venue, lease: Lease) -> tuple[Flow, Reconciler]:
-        flow = Flow(
-            self._store,
-            venue,
-            pace=self._pace,
-            lease=lease,
-            operation=lease.grant.operation,
-            emit=self._telling.tell,
-            clock=self._clock,
-        )
-        reconciler = Reconciler(
-            self._store,
-            venue,
-            flow,
-            pace=self._pace,
-            lease=lease,
-            adopt=self._adopt,
-            adopt_stop_loss_percent=self._adopt_stop_loss_percent,
-            emit=self._telling.tell,
-        )
-        return flow, reconciler
+    def _scope(self, venue: Venue, market: Market, lease: Lease) -> SymbolScope:
+        return SymbolScope(self._store, venue, market, lease, self._pace, self._clock, self._telling.tell)
 
-    def _created(self, position: Position, lease: Lease) -> Position:
-        self._telling.tell(Moved(position, None, lease.grant.operation))
-        return position
+    def _workers(self, scope: SymbolScope) -> tuple[Flow, Reconciler]:
+        flow = Flow(scope)
+        return flow, Reconciler(
+            scope, flow, adopt=self._adopt, adopt_stop_loss_percent=self._adopt_stop_loss_percent
+        )
 
 
 def _expect(right: bool, name: str, value: object, wanted: str) -> None:  # noqa: FBT001 - a condition

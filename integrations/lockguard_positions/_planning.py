@@ -62,7 +62,7 @@ def planned_orders(
     side = PositionSide.read(held.side)
     if adopt is not Adopt.STOP or held.entry_price is None or standing_stop(waiting, side.exit, held.amount):
         return ()
-    trigger = venue.rules(held.symbol).price(stop_price_of(side, held.entry_price, stop_loss_percent))
+    trigger = venue.market(held.symbol).rules.price(stop_price_of(side, held.entry_price, stop_loss_percent))
     return (_stop(side.exit, held.amount, trigger),)
 
 
@@ -84,7 +84,7 @@ def _of_one(
     if planned is None and row.entry_price is not None and row.stop_loss_percent is not None:
         planned = stop_price_of(row.side, row.entry_price, row.stop_loss_percent)
     if planned is not None:
-        orders.append(_stop(row.side.exit, row.quantity, venue.rules(held.symbol).price(planned)))
+        orders.append(_stop(row.side.exit, row.quantity, venue.market(held.symbol).rules.price(planned)))
         if row.opened_here and held.amount == row.quantity:
             orders.append(f"{_exit(row.side.exit, row.quantity)}, if the exchange refuses that stop for good")
     return tuple(orders)

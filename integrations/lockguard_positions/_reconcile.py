@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import Executed, OrderState, Step
 from lockguard_positions._errors import DuplicatePosition
-from lockguard_positions._events import Alert, Moved
 from lockguard_positions._model import Adopt, Intent, NewPosition, Position, PositionSide
 from lockguard_positions._status import PositionStatus
 from lockguard_positions._sweeping import is_own
 from lockguard_positions._venue import give_up
 
 if TYPE_CHECKING:
-    from lockguard._lease import Lease
     from lockguard_ccxt import Holding, PlacedOrder
-    from lockguard_positions._flow import Emit, Flow
-    from lockguard_positions._store import PositionStore
-    from lockguard_positions._venue import Pace, Quote, Venue
+    from lockguard_positions._flow import Flow
+    from lockguard_positions._scope import SymbolScope
+    from lockguard_positions._venue import Quote
 
 __all__ = ["Ground", "Reconciler", "SyncAction", "SyncOutcome", "SyncReport"]
 
@@ -151,42 +149,28 @@ class Ground:
 
 
 class Reconciler:
-    """Makes one symbol true, under the lease that it was made for.
+    """Makes one symbol true, under its lease.
 
     Args:
-        store: the rows.
-        venue: the exchange.
+        scope: the symbol.
         flow: drives what is half done, under the same lease.
-        pace: how long a fresh change is left alone.
-        lease: on the symbol.
         adopt: what to do about a position without a row.
         adopt_stop_loss_percent: where the stop of an adopted position goes if it has none.
-        emit: told of every change.
     """
 
     def __init__(
-        self,
-        store: PositionStore,
-        venue: Venue,
-        flow: Flow,
-        *,
-        pace: Pace,
-        lease: Lease,
-        adopt: Adopt,
-        adopt_stop_loss_percent: Decimal,
-        emit: Emit,
+        self, scope: SymbolScope, flow: Flow, *, adopt: Adopt, adopt_stop_loss_percent: Decimal
     ) -> None:
-        self._store = store
-        self._venue = venue
+        self._scope = scope
+        self._store, self._venue = scope.store, scope.venue
+        self._lease, self._market, self._symbol = scope.lease, scope.market, scope.symbol
         self._flow = flow
-        self._grace_ms = pace.grace_ms
-        self._poll_s = pace.poll.total_seconds()
-        self._lease = lease
+        self._grace_ms = scope.pace.grace_ms
+        self._poll_s = scope.pace.poll.total_seconds()
         self._adopt = adopt
         self._adopt_stop_loss_percent = adopt_stop_loss_percent
-        self._emit = emit
 
-    async def settle(self, symbol: str) -> tuple[Position | None, bool]:
+    async def settle(self) -> tuple[Position | None, bool]:
         """Finish what a holder before us left: stops of ended positions in doubt, then the open row.
 
         Returns:
@@ -195,8 +179,8 @@ class Reconciler:
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
-        await self._sweep_loose(symbol)
-        row = await self._store.open_of(self._venue.name, symbol)
+        await self._sweep_loose()
+        row = await self._scope.open_row()
         if row is None:
             return None, False
         if (
@@ -207,11 +191,10 @@ class Reconciler:
         resumed = await self._flow.resume(row)
         return (resumed if resumed.status.open else None), True
 
-    async def settle_and_look(self, symbol: str, quote: Quote) -> Ground:
+    async def settle_and_look(self, quote: Quote) -> Ground:
         """:meth:`settle`, and if no open row is left, what an open needs to know, asked meanwhile.
 
         Args:
-            symbol: as the table has it.
             quote: its price, asked for a moment ago.
 
         Raises:
@@ -219,25 +202,25 @@ class Reconciler:
         """
         if quote.held is not None:
             await quote.held.send()
-        looking = asyncio.create_task(self._venue.look(symbol, quote), name=f"look at {symbol}")
+        looking = asyncio.create_task(self._venue.look(self._market, quote), name=f"look at {self._symbol}")
         try:
             await asyncio.sleep(0)  # its request is sent first, as its answer takes longest
-            row, resumed = await self.settle(symbol)
+            row, resumed = await self.settle()
             if row is not None and row.unsettled:
                 return Ground(row)
             if row is not None and row.status is not PositionStatus.ACTIVE:
                 # While its stop could not be placed it may have ended, and that is found out by the stop.
-                return Ground(row, gone=not _holds(row, await self._venue.holding(symbol)))
+                return Ground(row, gone=not _holds(row, await self._venue.holding(self._market)))
             if row is not None:
                 # That its stop was being moved, and that this was finished, says nothing about what is held.
-                held, _ = await (self._venue.look(symbol) if resumed else looking)
+                held, _ = await (self._venue.look(self._market) if resumed else looking)
                 row, gone = await self._confirmed(row, held)
                 if row is not None:
                     return Ground(row, gone=gone)
                 resumed = True
-            number = await self._store.next_intent(self._venue.name, symbol)
+            number = await self._store.next_intent(self._venue.name, self._symbol)
             # What was half done may have changed what the exchange holds: only a look after it counts.
-            held, price = await (self._venue.look(symbol) if resumed else looking)
+            held, price = await (self._venue.look(self._market) if resumed else looking)
             return Ground(None, held=held, price=price, number=number)
         finally:
             await give_up(looking)
@@ -258,32 +241,32 @@ class Reconciler:
                 break
             await asyncio.sleep(self._poll_s)
             until_ms += self._poll_s * 1000
-            held = await self._venue.holding(row.symbol)
+            held = await self._venue.holding(self._market)
         if _holds(row, held):
             return row, False
-        outcome = await self.reconcile(row.symbol)
+        outcome = await self.reconcile()
         if outcome.action is SyncAction.RECOVERED:
             # That was a move, finished by now. Nothing is decided yet about what is held.
-            outcome = await self.reconcile(row.symbol)
-        left = await self._store.open_of(self._venue.name, row.symbol)
+            outcome = await self.reconcile()
+        left = await self._scope.open_row()
         if left is None or outcome.action is SyncAction.IN_DOUBT:
             return left, left is not None
-        return left, not _holds(left, await self._venue.holding(row.symbol))
+        return left, not _holds(left, await self._venue.holding(self._market))
 
-    async def reconcile(self, symbol: str) -> SyncOutcome:
+    async def reconcile(self) -> SyncOutcome:
         """Bring row, exchange and stop together.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
-        if (kept_out := await self._row_kept_out(symbol)) is not None:
+        if (kept_out := await self._row_kept_out()) is not None:
             return kept_out
-        row, resumed = await self.settle(symbol)
+        row, resumed = await self.settle()
         if resumed:
-            return await self._of_resumed(symbol, row)
-        held = await self._venue.holding(symbol)
+            return await self._of_resumed(row)
+        held = await self._venue.holding(self._market)
         if row is None:
-            return SyncOutcome(symbol, SyncAction.IN_STEP) if held is None else await self.adopt(symbol, held)
+            return self._outcome(SyncAction.IN_STEP) if held is None else await self.adopt(held)
         if held is None:
             return await self._vanished(row)
         if PositionSide.read(held.side) is not row.side:
@@ -293,7 +276,7 @@ class Reconciler:
             return self._mismatch(row, f"the row says {row.quantity}, the exchange holds {held.amount}")
         return outcome
 
-    async def adopt(self, symbol: str, held: Holding) -> SyncOutcome:
+    async def adopt(self, held: Holding) -> SyncOutcome:
         """Give a position that has no row one, and a stop, unless it is the echo of one that just ended.
 
         It may be a person's: nothing here ever closes it. A stop that stands already is taken over.
@@ -303,65 +286,65 @@ class Reconciler:
         """
         what = f"{PositionSide.read(held.side).value} {held.amount} has no row"
         if self._adopt is Adopt.OFF:
-            return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, what)
+            return self._outcome(SyncAction.LEFT_ALONE, None, what)
         if self._adopt is Adopt.ALERT:
-            self._emit(Alert(self._lease.resource, None, f"{what}, and gets none"))
-            return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, what)
-        if (refusal := self._venue.left_alone(symbol)) is not None:
-            self._emit(Alert(self._lease.resource, None, f"{what}, and gets none: {refusal}"))
-            return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, refusal)
-        if (also := await self._known_by_another_label(symbol)) is not None:
+            self._scope.alert(None, f"{what}, and gets none")
+            return self._outcome(SyncAction.LEFT_ALONE, None, what)
+        if (refusal := self._market.refusal) is not None:
+            self._scope.alert(None, f"{what}, and gets none: {refusal}")
+            return self._outcome(SyncAction.LEFT_ALONE, None, refusal)
+        if (also := await self._known_by_another_label()) is not None:
             why = (
                 f"{what}: it is row {also.id} of {also.exchange}, whose order this account has too."
                 " One account under two labels has two locks;"
                 f" give {self._venue.name} and {also.exchange} one label"
             )
-            self._emit(Alert(self._lease.resource, None, why))
-            return SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, why)
-        last = await self._store.last_ended(self._venue.name, symbol)
+            self._scope.alert(None, why)
+            return self._outcome(SyncAction.LEFT_ALONE, None, why)
+        last = await self._store.last_ended(self._venue.name, self._symbol)
         if last is not None and last.age_ms < self._grace_ms:
-            return SyncOutcome(symbol, SyncAction.SETTLING, last.id, f"ended {last.age_ms} ms ago")
+            return self._outcome(SyncAction.SETTLING, last.id, f"ended {last.age_ms} ms ago")
         if held.entry_price is None:
-            self._emit(Alert(self._lease.resource, None, "a position without an entry price has no row"))
-            return SyncOutcome(symbol, SyncAction.MISMATCH, None, "the exchange gives no entry price")
+            self._scope.alert(None, "a position without an entry price has no row")
+            return self._outcome(SyncAction.MISMATCH, None, "the exchange gives no entry price")
         new = NewPosition(
             exchange=self._venue.name,
-            symbol=symbol,
+            symbol=self._symbol,
             side=PositionSide.read(held.side),
             quantity=held.amount,
             entry_price=held.entry_price,
             stop_loss_percent=self._adopt_stop_loss_percent,
             signal_id=None,
-            market=held.symbol,
+            market=self._market.symbol,
         )
         try:
             row = await self._store.adopt(self._lease, new)
         except DuplicatePosition as exc:
-            return SyncOutcome(symbol, SyncAction.IN_DOUBT, exc.existing_id, str(exc))
-        self._emit(Moved(row, None, self._lease.grant.operation))
+            return self._outcome(SyncAction.IN_DOUBT, exc.existing_id, str(exc))
+        self._scope.moved(row, None)
         row = await self._flow.resume(row)
         if row.status is PositionStatus.ACTIVE:
-            return SyncOutcome(symbol, SyncAction.ADOPTED, row.id)
-        return await self._of_resumed(symbol, row if row.status.open else None)
+            return self._outcome(SyncAction.ADOPTED, row.id)
+        return await self._of_resumed(row if row.status.open else None)
 
-    async def _known_by_another_label(self, symbol: str) -> Position | None:
+    async def _known_by_another_label(self) -> Position | None:
         """The open row of another label whose order is on this account: two processes give it two labels.
 
         One process notices by the API keys; between processes only the account itself can tell.
         """
-        for row in await self._store.open_under_other_labels(self._venue.name, symbol):
-            if await self._venue.knows(row):
+        for row in await self._store.open_under_other_labels(self._venue.name, self._symbol):
+            if await self._venue.knows(self._market, row):
                 return row
         return None
 
-    async def move_stop(self, symbol: str, trigger: Decimal) -> SyncOutcome:
+    async def move_stop(self, trigger: Decimal) -> SyncOutcome:
         """Have the stop of a symbol's active position wait for another price.
 
         Raises:
             ConfigurationError: there is no active position.
             ExchangeUnreadable: the exchange did not answer; the old stop stands.
         """
-        row, _ = await self.settle(symbol)
+        row, _ = await self.settle()
         if row is None or row.status is not PositionStatus.ACTIVE:
             state = "no open position" if row is None else f"a position that is {row.status.value}"
             raise ConfigurationError(
@@ -369,12 +352,12 @@ class Reconciler:
             )
         moved = await self._flow.move_stop(row, trigger)
         if moved.status is not PositionStatus.ACTIVE or await self._store.in_doubt(moved, Step.STOP):
-            return SyncOutcome(symbol, SyncAction.IN_DOUBT, moved.id, moved.error_details or "")
+            return self._outcome(SyncAction.IN_DOUBT, moved.id, moved.error_details or "")
         if moved.stop_client_id == row.stop_client_id and moved.stop_order_id == row.stop_order_id:
-            return SyncOutcome(symbol, SyncAction.STOP_KEPT, moved.id, moved.error_details or "")
-        return SyncOutcome(symbol, SyncAction.STOP_MOVED, moved.id, f"to {moved.stop_price}")
+            return self._outcome(SyncAction.STOP_KEPT, moved.id, moved.error_details or "")
+        return self._outcome(SyncAction.STOP_MOVED, moved.id, f"to {moved.stop_price}")
 
-    async def take_back_stops(self, symbol: str) -> tuple[SyncOutcome, ...]:
+    async def take_back_stops(self) -> tuple[SyncOutcome, ...]:
         """Cancel the reduce-only stops of a symbol that has neither a position nor an open row.
 
         Also those that are not known here: a bot without client order ids has left them, and the next
@@ -383,69 +366,69 @@ class Reconciler:
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
-        last = await self._store.last_ended(self._venue.name, symbol)
-        if await self._store.open_of(self._venue.name, symbol) is not None:
+        last = await self._store.last_ended(self._venue.name, self._symbol)
+        if await self._scope.open_row() is not None:
             return ()
         # The stops first: one that is placed after this look belongs to a position that the next look shows.
-        stops = [stop for stop in await self._venue.waiting_stops(symbol) if stop.reduce_only]
-        if not stops or await self._venue.holding(symbol) is not None:
+        stops = [stop for stop in await self._venue.waiting_stops(self._market) if stop.reduce_only]
+        if not stops or await self._venue.holding(self._market) is not None:
             return ()
         if last is not None and last.age_ms < self._grace_ms:
             told = ", ".join(stop.client_id or stop.id for stop in stops)
             details = f"it ended {last.age_ms} ms ago; still waiting, clean up again: {told}"
-            return (SyncOutcome(symbol, SyncAction.SETTLING, last.id, details),)
+            return (self._outcome(SyncAction.SETTLING, last.id, details),)
         done = []
         for stop in stops:
             outcome = await self._venue.cancel(stop)
             action = SyncAction.STOP_TAKEN_BACK if isinstance(outcome, Executed) else SyncAction.IN_DOUBT
-            done.append(SyncOutcome(symbol, action, None, f"{stop.client_id or stop.id} at {stop.trigger}"))
+            done.append(self._outcome(action, None, f"{stop.client_id or stop.id} at {stop.trigger}"))
         return tuple(done)
 
     # --- inside ---
 
-    async def _row_kept_out(self, symbol: str) -> SyncOutcome | None:
+    async def _row_kept_out(self) -> SyncOutcome | None:
         """A row in a market that counts in something else, from before those were refused: no orders."""
-        refusal = self._venue.left_alone(symbol)
-        row = None if refusal is None else await self._store.open_of(self._venue.name, symbol)
+        refusal = self._market.refusal
+        row = None if refusal is None else await self._store.open_of(self._venue.name, self._symbol)
         if row is None:
             return None
         why = f"its row is left alone and nothing is ordered for it: {refusal}; close the position by hand"
-        self._emit(Alert(self._lease.resource, row.id, why))
-        return SyncOutcome(symbol, SyncAction.LEFT_ALONE, row.id, refusal or "")
+        self._scope.alert(row, why)
+        return self._outcome(SyncAction.LEFT_ALONE, row.id, refusal or "")
 
-    async def _sweep_loose(self, symbol: str) -> None:
+    async def _sweep_loose(self) -> None:
         by_position: dict[int, list[Intent]] = {}
-        for intent in await self._store.loose_stops(self._venue.name, symbol):
+        for intent in await self._store.loose_stops(self._venue.name, self._symbol):
             by_position.setdefault(intent.position_id, []).append(intent)
         for position_id, intents in by_position.items():
             ended = await self._store.get(position_id)
             if ended is not None:
                 await self._flow.sweeper.sweep_loose(ended, tuple(intents))
 
-    async def _of_resumed(self, symbol: str, row: Position | None) -> SyncOutcome:
+    async def _of_resumed(self, row: Position | None) -> SyncOutcome:
         if row is None:
-            return SyncOutcome(symbol, SyncAction.ENDED)
+            return self._outcome(SyncAction.ENDED)
         if row.status is PositionStatus.ACTIVE and row.exit_reason is None:
             if await self._store.in_doubt(row, Step.STOP):  # a move whose answer was lost
-                return SyncOutcome(symbol, SyncAction.IN_DOUBT, row.id, "its stop may stand twice")
-            return SyncOutcome(symbol, SyncAction.RECOVERED, row.id)
+                return self._outcome(SyncAction.IN_DOUBT, row.id, "its stop may stand twice")
+            return self._outcome(SyncAction.RECOVERED, row.id)
         entered = row.status is not PositionStatus.PENDING_ENTRY and row.exit_reason is None
         action = SyncAction.UNPROTECTED if entered else SyncAction.IN_DOUBT
-        return SyncOutcome(symbol, action, row.id, row.error_details or row.status.value)
+        return self._outcome(action, row.id, row.error_details or row.status.value)
 
     async def _vanished(self, row: Position) -> SyncOutcome:
         stop = await self._stop_of(row)
         fired = stop is not None and stop.state is OrderState.CLOSED
         if not fired and row.age_ms < self._grace_ms:  # a stop that has fired is certain, however young it is
-            return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, f"entered {row.age_ms} ms ago")
+            return self._outcome(SyncAction.SETTLING, row.id, f"entered {row.age_ms} ms ago")
         ended = await self._flow.closed_elsewhere(
             row,
             "stop" if fired else "not on the exchange any more",
             stop.average if fired and stop is not None else None,
         )
         if ended.status.open:
-            return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
-        return SyncOutcome(row.symbol, SyncAction.CLOSED, row.id)
+            return self._outcome(SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
+        return self._outcome(SyncAction.CLOSED, row.id)
 
     async def _turned(self, row: Position, held: Holding) -> SyncOutcome:
         """What is held goes the other way: the row's position has ended, and this one is another."""
@@ -453,45 +436,44 @@ class Reconciler:
             return self._mismatch(row, f"the row is {row.side.value}, the exchange holds {held.side}")
         ended = await self._flow.closed_elsewhere(row, "turned round on the exchange", None)
         if ended.status.open:
-            return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
-        self._emit(
-            Alert(self._lease.resource, row.id, f"turned round: {held.side} {held.amount} is held now")
-        )
-        return SyncOutcome(row.symbol, SyncAction.CLOSED, row.id, "turned round on the exchange")
+            return self._outcome(SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
+        self._scope.alert(row, f"turned round: {held.side} {held.amount} is held now")
+        return self._outcome(SyncAction.CLOSED, row.id, "turned round on the exchange")
 
     async def _check_stop(self, row: Position, held: Holding) -> SyncOutcome:
-        waiting = await self._venue.waiting_stops(row.symbol)
+        waiting = await self._venue.waiting_stops(self._market)
         if any(is_own(row, stop) for stop in waiting):
             await self._flow.sweeper.sweep_old(row)
-            return SyncOutcome(row.symbol, SyncAction.IN_STEP, row.id)
+            return self._outcome(SyncAction.IN_STEP, row.id)
         stop = await self._stop_of(row)
         if stop is not None and stop.live:
-            return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, "its stop is not listed yet")
+            return self._outcome(SyncAction.SETTLING, row.id, "its stop is not listed yet")
         if row.age_ms < self._grace_ms:
-            return SyncOutcome(row.symbol, SyncAction.SETTLING, row.id, "its stop is not listed yet")
+            return self._outcome(SyncAction.SETTLING, row.id, "its stop is not listed yet")
         if stop is not None and stop.state is OrderState.CLOSED and stop.filled >= row.quantity:
             # It has done its work. What is held is an echo, or somebody has opened anew.
             ended = await self._flow.closed_elsewhere(row, "stop", stop.average)
             if ended.status.open:
-                return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
+                return self._outcome(SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
             what = f"its stop has fired; {held.side} {held.amount} is held all the same"
-            return SyncOutcome(row.symbol, SyncAction.CLOSED, row.id, what)
+            return self._outcome(SyncAction.CLOSED, row.id, what)
         row = await self._flow.replace_stop(row)
         if row.status is PositionStatus.ACTIVE:
             own = row.stop_client_id in await self._store.stop_ids(row)
-            return SyncOutcome(
-                row.symbol, SyncAction.STOP_PLACED if own else SyncAction.STOP_TAKEN_OVER, row.id
-            )
+            return self._outcome(SyncAction.STOP_PLACED if own else SyncAction.STOP_TAKEN_OVER, row.id)
         if not row.status.open:
-            return SyncOutcome(row.symbol, SyncAction.ENDED, row.id, row.exit_reason or "")
-        return await self._of_resumed(row.symbol, row)
+            return self._outcome(SyncAction.ENDED, row.id, row.exit_reason or "")
+        return await self._of_resumed(row)
+
+    def _outcome(self, action: SyncAction, position_id: int | None = None, details: str = "") -> SyncOutcome:
+        return SyncOutcome(self._symbol, action, position_id, details)
 
     async def _stop_of(self, row: Position) -> PlacedOrder | None:
-        return None if row.stop_client_id is None else await self._venue.find_stop(row)
+        return None if row.stop_client_id is None else await self._venue.find_stop(self._market, row)
 
     def _mismatch(self, row: Position, message: str) -> SyncOutcome:
-        self._emit(Alert(self._lease.resource, row.id, message))
-        return SyncOutcome(row.symbol, SyncAction.MISMATCH, row.id, message)
+        self._scope.alert(row, message)
+        return self._outcome(SyncAction.MISMATCH, row.id, message)
 
 
 def _holds(row: Position, held: Holding | None) -> bool:

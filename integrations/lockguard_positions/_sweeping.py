@@ -10,27 +10,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lockguard_ccxt import Executed, Outcome, Refusal, Refused
-from lockguard_positions._events import Alert
 from lockguard_positions._model import Intent, IntentOutcome, Position
 
 if TYPE_CHECKING:
-    from lockguard._lease import Lease
     from lockguard_ccxt import PlacedOrder
-    from lockguard_positions._flow import Emit
-    from lockguard_positions._store import PositionStore
-    from lockguard_positions._venue import Venue
+    from lockguard_positions._scope import SymbolScope
 
 __all__ = ["Sweeper", "is_own", "only_follows"]
 
 
 class Sweeper:
-    """Takes stops of one symbol back, under the lease that it was made for."""
+    """Takes stops of one symbol back, under its lease."""
 
-    def __init__(self, store: PositionStore, venue: Venue, lease: Lease, emit: Emit) -> None:
-        self._store = store
-        self._venue = venue
-        self._lease = lease
-        self._emit = emit
+    def __init__(self, scope: SymbolScope) -> None:
+        self._scope = scope
+        self._store, self._venue = scope.store, scope.venue
+        self._lease, self._market = scope.lease, scope.market
 
     async def sweep(self, position: Position) -> bool:
         """Take back every stop of a position that the exchange still has waiting; tells whether none is left.
@@ -43,10 +38,10 @@ class Sweeper:
         # By the exchange's own id too: a row of the time before intents knows no other.
         waiting = [
             order
-            for order in await self._venue.waiting_stops(position.symbol)
+            for order in await self._venue.waiting_stops(self._market)
             if order.client_id in ours or order.id == position.stop_order_id
         ]
-        placed = self._venue.placed_stop(position)
+        placed = self._venue.placed_stop(self._market, position)
         if placed is not None and placed.id not in {order.id for order in waiting}:
             # Lists lag behind: a stop that was placed a moment ago may not be on them yet.
             waiting.append(placed)
@@ -66,10 +61,10 @@ class Sweeper:
                     f"a stop that {what} moved by hand has been taken back: it was {read};"
                     " set it again if it is still wanted"
                 )
-                self._emit(Alert(self._lease.resource, position.id, why))
+                self._scope.alert(position, why)
             return True
         message = f"the stop {order.client_id or order.id} may still be waiting: {_told(outcome)}"
-        self._emit(Alert(self._lease.resource, position.id, message))
+        self._scope.alert(position, message)
         return False
 
     async def sweep_old(self, position: Position, *, was: Position | None = None) -> bool:
@@ -87,13 +82,17 @@ class Sweeper:
         """
         ours = await self._store.stop_ids(position)
         gone = True
-        waiting = await self._venue.waiting_stops(position.symbol)
+        waiting = await self._venue.waiting_stops(self._market)
         if not any(is_own(position, order) for order in waiting):
             # An exchange may take an order and drop it a moment later: what it shows counts, not its answer.
-            shown = None if position.stop_client_id is None else await self._venue.find_stop(position)
+            shown = (
+                None
+                if position.stop_client_id is None
+                else await self._venue.find_stop(self._market, position)
+            )
             if shown is None or not shown.live:
                 return False  # the next pass goes on
-        old = None if was is None else self._venue.placed_stop(was)
+        old = None if was is None else self._venue.placed_stop(self._market, was)
         if old is not None:
             gone = self._told_gone(await self._venue.cancel(old), old, position)
         for order in waiting:
@@ -120,7 +119,7 @@ class Sweeper:
         """
         left = False
         for intent in intents:
-            order = await self._venue.find(position, intent)
+            order = await self._venue.find(self._market, intent)
             if order is None:
                 if intent.age_ms < self._venue.in_doubt_ms:
                     left = True

@@ -21,8 +21,7 @@ from lockguard._times import checked_wait
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
 from lockguard_ccxt._classify import ccxt_errors
-from lockguard_ccxt._keys import venue_name
-from lockguard_ccxt._markets import short_name
+from lockguard_ccxt._markets import short_name, venue_name
 from lockguard_ccxt._placing import told
 from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._model import PositionSide, stop_price_of
@@ -30,7 +29,7 @@ from lockguard_positions._model import PositionSide, stop_price_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 
-    from lockguard_ccxt import GuardedExchange, Holding, Market, MarketRules, Side
+    from lockguard_ccxt import GuardedExchange, Holding, Market, Side
     from lockguard_ccxt._prepared import Prepared
     from lockguard_positions._model import Intent, NewPosition, Position
 
@@ -131,10 +130,6 @@ class Venue:
         """Whether nothing is sent for now, as the exchange said to wait."""
         return self._exchange.closed_for > timedelta(0)
 
-    def resource(self, symbol: str) -> str:
-        """The resource that guards a symbol, however it is spelt."""
-        return self._exchange.resource(symbol)
-
     def resource_of_row(self, symbol: str) -> str:
         """The resource of a symbol as the table has it, whether its market is still listed or not.
 
@@ -185,10 +180,6 @@ class Venue:
             await self._exchange.refresh()
         return True
 
-    def short(self, symbol: str) -> str:
-        """The symbol as the table has it."""
-        return self.resource(symbol).partition(":")[2]
-
     def refuse_unable(self) -> None:
         """Before anything is written or ordered: can positions be opened and protected here at all?
 
@@ -209,14 +200,6 @@ class Venue:
                 f"{self.name} has no {' and no '.join(missing)}; give the ccxt exchange its API keys"
             )
 
-    def unified(self, symbol: str) -> str:
-        """The symbol as ccxt has it, from any spelling.
-
-        Raises:
-            ConfigurationError: there is no such market.
-        """
-        return self._exchange.unified(symbol)
-
     def market(self, symbol: str) -> Market:
         """The market of a symbol, however it is spelt.
 
@@ -226,25 +209,18 @@ class Venue:
         """
         return self._exchange.market(symbol)
 
-    def rules(self, symbol: str) -> MarketRules:
-        """The steps in which a symbol is traded.
-
-        Raises:
-            ConfigurationError: there is no such market.
-        """
-        return self._exchange.rules(symbol)
-
-    def in_steps(self, new: NewPosition, price: Decimal | None) -> NewPosition:
+    def in_steps(self, market: Market, new: NewPosition, price: Decimal | None) -> NewPosition:
         """The same with its quantity in the exchange's steps.
 
         Args:
+            market: where it is to be opened.
             new: what is asked for.
             price: what the symbol trades at; ``None`` if that is not known.
 
         Raises:
             ConfigurationError: the exchange would not take it, or its stop would trigger at once.
         """
-        rules = self.rules(new.symbol)
+        rules = market.rules
         stop = rules.price(stop_price_of(new.side, new.entry_price, new.stop_loss_percent))
         if price is not None and (price <= stop if new.side is PositionSide.LONG else price >= stop):
             raise ConfigurationError(
@@ -259,10 +235,10 @@ class Venue:
             )
         return replace(new, quantity=quantity)
 
-    def attached_stop(self, new: NewPosition) -> Decimal | None:
+    def attached_stop(self, market: Market, new: NewPosition) -> Decimal | None:
         """Where an entry puts the stop that it brings along; ``None`` where it brings none."""
         planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
-        return self._exchange.attached_stop(new.symbol, planned)
+        return self._exchange.attached_stop(market, planned)
 
     # --- orders ---
 
@@ -272,11 +248,11 @@ class Venue:
         """Begin :meth:`enter` or :meth:`stop` while its intent is being committed; its request waits."""
         return self._exchange.prepare(call, name=intent.client_id)
 
-    async def enter(self, symbol: str, intent: Intent, stop_price: Decimal | None) -> Outcome:
+    async def enter(self, market: Market, intent: Intent, stop_price: Decimal | None) -> Outcome:
         """Place an entry that was never sent before."""
         return await self._patiently(
             lambda: self._exchange.place_entry(
-                symbol,
+                market,
                 intent.side,
                 intent.amount,
                 intent=intent.number,
@@ -284,13 +260,13 @@ class Venue:
             )
         )
 
-    async def stop(self, symbol: str, intent: Intent) -> Outcome:
+    async def stop(self, market: Market, intent: Intent) -> Outcome:
         """Place the stop of an intent, or find it."""
         assert intent.trigger is not None
         trigger = intent.trigger
         return await self._patiently(
             lambda: self._exchange.place_stop(
-                symbol,
+                market,
                 intent.side,
                 intent.amount,
                 trigger=trigger,
@@ -299,11 +275,11 @@ class Venue:
             )
         )
 
-    async def close(self, position: Position, intent: Intent) -> Outcome:
+    async def close(self, market: Market, intent: Intent) -> Outcome:
         """Close, never turning the position round. One that was sent before is looked for by the caller."""
         return await self._patiently(
             lambda: self._exchange.close_position(
-                self.unified(position.traded_as),
+                market,
                 intent.side,
                 intent.amount,
                 intent=intent.number,
@@ -332,7 +308,7 @@ class Venue:
 
     # --- looking ---
 
-    async def find(self, position: Position, intent: Intent) -> PlacedOrder | None:
+    async def find(self, market: Market, intent: Intent) -> PlacedOrder | None:
         """The order of an intent; ``None`` while the exchange does not show it.
 
         Raises:
@@ -340,12 +316,12 @@ class Venue:
         """
         with _translated():
             return await self._exchange.find_order(
-                self.unified(position.traded_as),
+                market,
                 intent.client_id,
                 conditional=intent.step is Step.STOP,
             )
 
-    async def find_stop(self, position: Position) -> PlacedOrder | None:
+    async def find_stop(self, market: Market, position: Position) -> PlacedOrder | None:
         """The order of a position's stop, waiting or not.
 
         Raises:
@@ -353,11 +329,9 @@ class Venue:
         """
         assert position.stop_client_id is not None
         with _translated():
-            return await self._exchange.find_order(
-                self.unified(position.traded_as), position.stop_client_id, conditional=True
-            )
+            return await self._exchange.find_order(market, position.stop_client_id, conditional=True)
 
-    async def knows(self, position: Position) -> bool:
+    async def knows(self, market: Market, position: Position) -> bool:
         """Whether this account has an order of a position's, by our name for it.
 
         Raises:
@@ -367,12 +341,12 @@ class Venue:
         with _translated():
             for client_id, conditional in names:
                 if client_id is not None and await self._exchange.find_order(
-                    self.unified(position.traded_as), client_id, conditional=conditional
+                    market, client_id, conditional=conditional
                 ):
                     return True
         return False
 
-    def placed_stop(self, position: Position) -> PlacedOrder | None:
+    def placed_stop(self, market: Market, position: Position) -> PlacedOrder | None:
         """The stop of a position as its row has it, waiting or not; ``None`` if the row has none."""
         trigger = position.stop_price or position.entry_price
         if position.stop_order_id is None or trigger is None:
@@ -380,7 +354,7 @@ class Venue:
         return PlacedOrder(
             id=position.stop_order_id,
             client_id=position.stop_client_id or "",
-            symbol=self.unified(position.traded_as),
+            symbol=market.symbol,
             side=position.side.exit,
             state=OrderState.ACCEPTED,
             amount=position.quantity,
@@ -390,7 +364,7 @@ class Venue:
             reduce_only=True,
         )
 
-    async def filled(self, position: Position, intent: Intent, order: PlacedOrder) -> PlacedOrder:
+    async def filled(self, market: Market, intent: Intent, order: PlacedOrder) -> PlacedOrder:
         """Wait until an order is done; what is not done in time comes back as it is.
 
         The order's own fill counts. The list of positions may show it seconds later, and a bot that waited
@@ -405,12 +379,12 @@ class Venue:
                     if not order.live:
                         break
                     await asyncio.sleep(self._pace.poll.total_seconds())
-                    order = await self.find(position, intent) or order
+                    order = await self.find(market, intent) or order
         except TimeoutError:
             pass
         return order
 
-    async def done(self, position: Position, intent: Intent, order: PlacedOrder) -> PlacedOrder:
+    async def done(self, market: Market, intent: Intent, order: PlacedOrder) -> PlacedOrder:
         """:meth:`filled`; and what is not done in time is taken back, as it could fill when nobody looks.
 
         Returns:
@@ -419,34 +393,34 @@ class Venue:
         Raises:
             ExchangeUnreadable: it did not answer.
         """
-        order = await self.filled(position, intent, order)
+        order = await self.filled(market, intent, order)
         if order.live:
             await self.cancel(order)
-            order = await self.find(position, intent) or order
+            order = await self.find(market, intent) or order
         return order
 
-    async def holding(self, symbol: str) -> Holding | None:
-        """What the exchange holds in a symbol; ``None`` when it says that it is flat.
+    async def holding(self, market: Market) -> Holding | None:
+        """What the exchange holds in a market; ``None`` when it says that it is flat.
 
         Raises:
             ExchangeUnreadable: it did not answer.
         """
         with _translated():
-            return await self._exchange.holding(self.unified(symbol))
+            return await self._exchange.holding(market)
 
     @asynccontextmanager
-    async def quoting(self, symbol: str, *, ahead: bool = False) -> AsyncIterator[Quote]:
-        """Ask what a symbol trades at while the body runs, for :meth:`look`.
+    async def quoting(self, market: Market, *, ahead: bool = False) -> AsyncIterator[Quote]:
+        """Ask what a market trades at while the body runs, for :meth:`look`.
 
         Args:
-            symbol: in any spelling.
+            market: that one.
             ahead: also make ready the question of what the exchange holds, which must wait for a lease.
         """
         held = None
         if ahead:
-            ask = partial(self.holding, symbol)
-            held = self._exchange.prepare(ask, name=f"what is held of {symbol}", after_s=_AHEAD_AFTER_S)
-        answer = asyncio.create_task(self._price(symbol), name=f"price of {symbol}")
+            ask = partial(self.holding, market)
+            held = self._exchange.prepare(ask, name=f"what is held of {market.name}", after_s=_AHEAD_AFTER_S)
+        answer = asyncio.create_task(self._price(market), name=f"price of {market.name}")
         try:
             yield Quote(answer, SYSTEM_CLOCK.now(), held)
         finally:
@@ -454,45 +428,45 @@ class Venue:
             if held is not None:
                 await held.drop()
 
-    async def look(self, symbol: str, quote: Quote | None = None) -> tuple[Holding | None, Decimal | None]:
-        """What the exchange holds in a symbol and, asked at the same time, what it trades at.
+    async def look(self, market: Market, quote: Quote | None = None) -> tuple[Holding | None, Decimal | None]:
+        """What the exchange holds in a market and, asked at the same time, what it trades at.
 
         A price that is not told, or much later than that, is ``None``: it only spares an entry that would be
         closed again at once.
 
         Args:
-            symbol: in any spelling.
+            market: that one.
             quote: a price that was asked for already; too old a one is asked for again.
 
         Raises:
             ExchangeUnreadable: it did not say what it holds.
         """
         if quote is None or SYSTEM_CLOCK.now() - quote.asked_at > _PRICE_LATE_S:
-            async with self.quoting(symbol) as fresh:
-                return await self._look(symbol, fresh)
-        return await self._look(symbol, quote)
+            async with self.quoting(market) as fresh:
+                return await self._look(market, fresh)
+        return await self._look(market, quote)
 
-    async def _look(self, symbol: str, quote: Quote) -> tuple[Holding | None, Decimal | None]:
+    async def _look(self, market: Market, quote: Quote) -> tuple[Holding | None, Decimal | None]:
         ready = quote.held
-        held = await (self.holding(symbol) if ready is None or not ready.sent else ready.outcome())
+        held = await (self.holding(market) if ready is None or not ready.sent else ready.outcome())
         if not quote.answer.done():
             await asyncio.wait([quote.answer], timeout=_PRICE_LATE_S)
         return held, quote.answer.result() if quote.answer.done() else None
 
-    async def price(self, symbol: str) -> Decimal:
-        """What a symbol trades at.
+    async def price(self, market: Market) -> Decimal:
+        """What a market trades at.
 
         Raises:
             ExchangeUnreadable: it did not say.
         """
-        price = await self._price(symbol)
+        price = await self._price(market)
         if not price:
-            raise ExchangeUnreadable(f"the exchange gave no price of {symbol}")
+            raise ExchangeUnreadable(f"the exchange gave no price of {market.name}")
         return price
 
-    async def _price(self, symbol: str) -> Decimal | None:
+    async def _price(self, market: Market) -> Decimal | None:
         try:
-            return decimal_of((await self._exchange.fetch_ticker(self.unified(symbol))).get("last"))
+            return decimal_of((await self._exchange.fetch_ticker(market.symbol)).get("last"))
         except _exchange_errors():
             return None
 
@@ -514,14 +488,14 @@ class Venue:
                 f"what the exchange holds could not be read: {type(exc).__name__}: {exc}"
             ) from exc
 
-    async def waiting_stops(self, symbol: str) -> tuple[PlacedOrder, ...]:
-        """The open reduce-only orders of a symbol that wait for a price.
+    async def waiting_stops(self, market: Market) -> tuple[PlacedOrder, ...]:
+        """The open orders of a market that wait for a price.
 
         Raises:
             ExchangeUnreadable: it did not answer.
         """
         with _translated():
-            orders = await self._exchange.open_orders(self.unified(symbol))
+            orders = await self._exchange.open_orders(market)
         return tuple(order for order in orders if order.conditional)
 
     async def every_waiting_stop(self, symbols: Sequence[str]) -> tuple[PlacedOrder, ...]:
@@ -531,7 +505,9 @@ class Venue:
             ExchangeUnreadable: it did not answer.
         """
         if not self._lists_all_stops:
-            return tuple([stop for symbol in symbols for stop in await self.waiting_stops(symbol)])
+            return tuple(
+                [stop for symbol in symbols for stop in await self.waiting_stops(self.market(symbol))]
+            )
         with _translated():
             orders = await self._exchange.open_orders(conditional_only=True)
         return tuple(order for order in orders if order.conditional)

@@ -77,6 +77,25 @@ async def test_an_account_without_its_label_is_none_of_them(manager: AtomicPosit
         await manager.sync_exchange_positions("binance")
 
 
+async def test_a_market_of_another_account_is_refused_before_anything_is_sent(redis_url: str) -> None:
+    """Its lock is that of the other account: two bots would trade the one, each under a lock of its own."""
+    async with AsyncExitStack() as stack:
+        exchange = await stack.enter_async_context(LocalExchange())
+        client = connect(exchange.url)
+        stack.push_async_callback(client.close)
+        one, two = GuardedExchange(client, account="a"), GuardedExchange(client, account="b")
+        await one.load()
+        guard = await stack.enter_async_context(LockGuard.from_url(redis_url))
+        market = two.market("APTUSDT")
+        assert (market.resource, one.market("APTUSDT").resource) == ("binance@b:APTUSDT", "binance@a:APTUSDT")
+        async with guard.hold(market.resource):
+            with pytest.raises(
+                ConfigurationError, match=r"APT/USDT:USDT of binance@b was given to binance@a"
+            ):
+                await one.place_entry(market, "buy", Decimal(10), intent=1)
+        assert exchange.record().orders == ()
+
+
 async def test_one_account_under_two_labels_is_refused(redis_url: str, database_url: str) -> None:
     one, two = connect("http://127.0.0.1:1"), connect("http://127.0.0.1:1")
     try:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from lockguard._audience import Audience
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt import GuardedExchange
+from lockguard_ccxt import GuardedExchange, UnknownMarket
 from lockguard_lab.exchange import Side
 from lockguard_positions import Alert, Opened, SyncAction
 from lockguard_positions._cli import positions
@@ -218,3 +218,20 @@ async def test_a_row_in_a_contract_that_counts_in_something_else_gets_no_order(d
     assert not [one for one in sent if one.writes]
     (alert,) = alerts
     assert "counts in contracts of 1000" in alert.message
+
+
+async def test_a_row_of_another_market_of_that_name_gets_no_order(desk: Desk) -> None:
+    """A name of today may be another contract than the one that the row was written for."""
+    alerts = watched(desk)
+    await opened(desk, "APTUSDT")
+    (stop,) = desk.exchange.record().open_stops("APTUSDT")
+    desk.exchange.cancel_by_hand(stop.id)
+    await desk.pool.execute("update monitoring.positions set market = 'SOL/USDT:USDT'")
+    before = len(desk.exchange.record().requests)
+    report = await desk.manager.sync_exchange_positions("binance")
+    assert by_symbol(report) == {"APTUSDT": SyncAction.NO_MARKET}
+    with pytest.raises(UnknownMarket, match="position 1 is one in SOL/USDT:USDT"):
+        await desk.manager.close_position("APTUSDT", "binance")
+    assert not [one for one in desk.exchange.record().requests[before:] if one.operation.writes]
+    (alert,) = alerts
+    assert "APTUSDT stands for APT/USDT:USDT now" in alert.message

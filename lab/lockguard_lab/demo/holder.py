@@ -24,6 +24,7 @@ from lockguard_lab.child_process import begin_as_child, say
 from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, PACE, Bot, BotSettings, bot
 from lockguard_positions._flow import Flow
 from lockguard_positions._model import NewPosition, Position, PositionSide, Progress
+from lockguard_positions._scope import SymbolScope
 from lockguard_positions._store import PositionStore
 from lockguard_positions._venue import Venue
 
@@ -97,29 +98,22 @@ async def _open(made: Bot, part: BotSettings, symbol: str) -> None:
     )
     try:
         venue = Venue(made.exchange, PACE)
-        ticker = await made.exchange.exchange.fetch_ticker(venue.unified(symbol))
+        market = venue.market(symbol)
+        ticker = await made.exchange.exchange.fetch_ticker(market.symbol)
         price = Decimal(str(ticker["last"]))
         store = _Stopped(made.pool, raw)
         new = NewPosition(
             exchange=EXCHANGE,
-            symbol=venue.short(symbol),
+            symbol=market.name,
             side=PositionSide.LONG,
-            quantity=venue.rules(symbol).amount(_WORTH / price),
+            quantity=market.rules.amount(_WORTH / price),
             entry_price=price,
             stop_loss_percent=_STOP_PERCENT,
             signal_id="demo",
         )
-        async with made.guard.hold(venue.resource(symbol), operation="open long") as lease:
-            flow = Flow(
-                store,
-                venue,
-                pace=PACE,
-                lease=lease,
-                operation="open long",
-                emit=lambda _: None,
-                clock=SYSTEM_CLOCK,
-            )
-            await flow.drive(await store.begin(lease, new))
+        async with made.guard.hold(market.resource, operation="open long") as lease:
+            scope = SymbolScope(store, venue, market, lease, PACE, SYSTEM_CLOCK, emit=lambda _: None)
+            await Flow(scope).drive(await store.begin(lease, new))
     finally:
         raw.terminate()
 

@@ -14,7 +14,7 @@ from lockguard_ccxt import GuardedExchange, Outcome, Patience
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from lockguard_ccxt import Side
+    from lockguard_ccxt import Market, Side
     from lockguard_lab.race.settings import Phase
 
 __all__ = ["HeldExchange", "Line", "hold_orders"]
@@ -74,18 +74,18 @@ class HeldExchange(GuardedExchange):
         super().__init__(exchange, patience=patience)
         self._line = line
 
-    async def place_entry(self, symbol: str, side: Side, amount: Decimal, **options: Any) -> Outcome:
+    async def place_entry(self, symbol: str | Market, side: Side, amount: Decimal, **options: Any) -> Outcome:
         """As it is there."""
-        await self._line.reached("before-order", symbol)
+        await self._line.reached("before-order", self.unified(symbol))
         outcome = await super().place_entry(symbol, side, amount, **options)
-        await self._line.reached("after-order", symbol)
+        await self._line.reached("after-order", self.unified(symbol))
         return outcome
 
-    async def place_stop(self, symbol: str, side: Side, amount: Decimal, **options: Any) -> Outcome:
+    async def place_stop(self, symbol: str | Market, side: Side, amount: Decimal, **options: Any) -> Outcome:
         """As it is there."""
-        await self._line.reached("before-stop", symbol)
+        await self._line.reached("before-stop", self.unified(symbol))
         outcome = await super().place_stop(symbol, side, amount, **options)
-        await self._line.reached("after-stop", symbol)
+        await self._line.reached("after-stop", self.unified(symbol))
         return outcome
 
 

@@ -1,0 +1,73 @@
+"""What is the same for one symbol as long as one lease on it is held, for all that works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from lockguard_ccxt import UnknownMarket
+from lockguard_positions._events import Alert, Moved, PositionEvent
+from lockguard_positions._model import Position
+
+if TYPE_CHECKING:
+    from lockguard._clock import Clock
+    from lockguard._lease import Lease
+    from lockguard_ccxt import Market
+    from lockguard_positions._store import PositionStore
+    from lockguard_positions._venue import Pace, Venue
+
+__all__ = ["Emit", "SymbolScope"]
+
+Emit: TypeAlias = Callable[[PositionEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolScope:
+    """One symbol under one lease.
+
+    Attributes:
+        store: the rows.
+        venue: the exchange.
+        market: what the symbol stands for there; it was found once, and nothing here looks it up again.
+        lease: on the market's resource; every write and every order is made under it.
+        pace: how to wait.
+        clock: measures the time without a stop.
+        emit: told of every change, and of what a person should know.
+    """
+
+    store: PositionStore
+    venue: Venue
+    market: Market
+    lease: Lease
+    pace: Pace
+    clock: Clock
+    emit: Emit
+
+    @property
+    def symbol(self) -> str:
+        """As the table has it."""
+        return self.market.name
+
+    async def open_row(self) -> Position | None:
+        """The open row of the symbol.
+
+        Raises:
+            UnknownMarket: it was written for another market, which went by this name then.
+        """
+        row = await self.store.open_of(self.venue.name, self.symbol)
+        if row is not None and row.traded_as not in {self.symbol, self.market.symbol}:
+            raise UnknownMarket(
+                f"position {row.id} is one in {row.traded_as}, and {self.symbol} stands for"
+                f" {self.market.symbol} now"
+            )
+        return row
+
+    def moved(self, now: Position, before: Position | None) -> Position:
+        """Tell that a row was written; returns it as it is now."""
+        self.emit(Moved(now, None if before is None else before.status, self.lease.grant.operation))
+        return now
+
+    def alert(self, position: Position | None, message: str) -> None:
+        """Tell what a person should know."""
+        self.emit(Alert(self.lease.resource, None if position is None else position.id, message))
