@@ -1,18 +1,9 @@
 """One position's way from intent to active, or out: the same code for an open, a repair and a recovery.
 
-``drive`` looks at the row's status and does the next thing, until the position is active, has ended, or is in
-doubt. Before each order its intent is committed; after each, its outcome. So wherever a holder dies, the next
-one reads the row, looks for the order of the intent in doubt, and drives on from there:
-
-=============  ==============================================================================================
-pending_entry  a new intent is ordered; one found in the table is only looked for, as its signal is gone. Not
-               found, and too old to be on its way still: canceled
-               Found: written down with the intent of its stop, in one commit
-entry_placed   take over a stop that stands already, or intend one
-pending_sl     place the stop, or find it. It could never be placed: close, if the position is certainly ours
-active         finish a stop that was being moved
-any, closing   an intent to close is in doubt: finish closing, if it is still right
-=============  ==============================================================================================
+``drive`` does what :data:`STAGES` says about the row's status, until the position is active, has ended, or is
+in doubt. Before each order its intent is committed; after each, its outcome. So wherever a holder dies, the
+next one reads the row, looks for the order of the intent in doubt, and drives on from there. An intent to
+close goes before all else.
 
 *Not visible yet is not absent*: an intent younger than the exchange's window stays in doubt, and its row
 stays as it is. *What passes is no reason to sell*: while a stop cannot be placed for a reason that passes, a
@@ -23,10 +14,11 @@ word. Every way out is reduce-only. ``LeaseLost`` and ``StaleToken`` pass throug
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
 from lockguard_positions._deadline import StopDeadline
@@ -48,11 +40,9 @@ from lockguard_positions._sweeping import Sweeper
 from lockguard_positions._venue import covers, standing_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lockguard_positions._scope import SymbolScope
 
-__all__ = ["Flow"]
+__all__ = ["STAGES", "Flow", "Stage"]
 
 _LATER = frozenset(
     {
@@ -65,6 +55,31 @@ _STEPS_MAX = 200
 _GONE = "gone from the exchange before its stop was placed"
 _BEYOND = "the price is beyond the stop already"
 _NEVER_SENT = Refused(Refusal.NOT_SENT, None, "never placed", "")
+
+
+_Step: TypeAlias = Coroutine[Any, Any, Progress | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is done next about a row in one status; that gives the row as it is then.
+
+    Attributes:
+        intents: of which steps an order may be in doubt when a holder has left the row here.
+        begin: without one; ``None`` where the row is as it should be.
+        go_on: with one, new or found; ``None`` where there is none.
+        told: both, for the reference.
+    """
+
+    intents: tuple[Step, ...]
+    begin: Callable[[Flow, Position], _Step] | None
+    go_on: Callable[[Flow, Position, Intent], _Step] | None
+    told: str
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is half done about a row without an order in doubt."""
+        return self.begin is None
 
 
 class Flow:
@@ -123,14 +138,10 @@ class Flow:
 
     async def resume(self, position: Position) -> Position:
         """Go on with a row that somebody else has left, from what the table knows of it."""
-        step = {
-            PositionStatus.PENDING_ENTRY: (Step.ENTRY,),
-            PositionStatus.PENDING_SL: (Step.STOP,),
-            PositionStatus.ACTIVE: (Step.STOP,),  # a move
-        }.get(position.status, ())
+        steps = STAGES[position.status].intents
         intent = await self._store.in_doubt(position, Step.CLOSE)
-        if intent is None and step:
-            intent = await self._store.in_doubt(position, *step)
+        if intent is None and steps:
+            intent = await self._store.in_doubt(position, *steps)
         if position.status is PositionStatus.ENTRY_PLACED:
             self._without_stop(position, already_ms=position.age_ms)
         elif position.status is PositionStatus.PENDING_SL:
@@ -149,9 +160,8 @@ class Flow:
             for _ in range(_STEPS_MAX):
                 self._lease.ensure()
                 position, intent = progress.position, progress.intent
-                if not position.status.open or (position.status is PositionStatus.ACTIVE and intent is None):
-                    return position
-                moved = await self._next(position, intent)
+                step = self._next(position, intent)
+                moved = None if step is None else await step
                 if moved is None:
                     return position
                 progress = moved
@@ -169,27 +179,20 @@ class Flow:
         self._scope.alert(progress.position, f"without a stop: {why}" if unstopped else why)
         return progress.position
 
-    async def _next(self, position: Position, intent: Intent | None) -> Progress | None:
-        """Do the next thing; ``None`` while the last one is in doubt."""
+    def _next(self, position: Position, intent: Intent | None) -> _Step | None:
+        """The next thing to do, which gives ``None`` while it is in doubt; ``None`` when nothing is left."""
+        stage = STAGES.get(position.status)
+        if stage is None:
+            return None
         if intent is not None and intent.step is Step.CLOSE:
-            return await self._close(position, intent)
-        match position.status:
-            case PositionStatus.PENDING_ENTRY:
-                return await self._enter(position, intent)
-            case PositionStatus.ENTRY_PLACED:
-                return await self._intend_stop(position)
-            case PositionStatus.PENDING_SL:
-                return await (self._intend_stop(position) if intent is None else self._stop(position, intent))
-            case PositionStatus.ACTIVE if intent is not None:
-                return await self._move(position, intent)
-            case _:
-                raise AssertionError(f"nothing is left to do for a position that is {position.status}")
+            return self._close(position, intent)
+        if intent is not None and stage.go_on is not None:
+            return stage.go_on(self, position, intent)
+        return None if stage.begin is None else stage.begin(self, position)
 
     # --- the entry ---
 
-    async def _enter(self, position: Position, intent: Intent | None) -> Progress | None:
-        if intent is None:  # a row of the time before intents
-            return await self._judge_missing_entry(position, None)
+    async def _enter(self, position: Position, intent: Intent) -> Progress | None:
         if intent.sent_before:
             order = await self._venue.find(self._market, intent)
             if order is None:
@@ -223,8 +226,8 @@ class Flow:
             return await self._not_entered(position, intent, f"the entry ended as {order.state.value}")
         return await self._record_entry(position, intent, order.id, order.average, order.filled)
 
-    async def _judge_missing_entry(self, position: Position, intent: Intent | None) -> Progress | None:
-        """No order of that name is to be found."""
+    async def _judge_missing_entry(self, position: Position, intent: Intent | None = None) -> Progress | None:
+        """No order of that name is to be found; or the row is of the time before intents, and has no name."""
         age_ms = position.age_ms if intent is None else intent.age_ms
         if age_ms < self._venue.in_doubt_ms:
             return None
@@ -548,3 +551,35 @@ class Flow:
             self._scope.alert(position, f"without a stop for longer than {deadline_s:g} s")
 
         self._unstopped.begin(passed, already_ms=already_ms)
+
+
+STAGES: Mapping[PositionStatus, Stage] = {
+    PositionStatus.PENDING_ENTRY: Stage(
+        (Step.ENTRY,),
+        Flow._judge_missing_entry,
+        Flow._enter,
+        "The entry is sent; one that an earlier holder may have sent is only searched for, as its signal is"
+        " gone. Found: the fill is written with the intent of its stop, in one commit. Not found, and older"
+        " than the time for which the exchange accepts late orders (`GuardedExchange.in_doubt_for`):"
+        " `canceled`",
+    ),
+    PositionStatus.ENTRY_PLACED: Stage(
+        (),
+        Flow._intend_stop,
+        None,
+        "An existing stop is taken over, or the intent of one is written",
+    ),
+    PositionStatus.PENDING_SL: Stage(
+        (Step.STOP,),
+        Flow._intend_stop,
+        Flow._stop,
+        "The stop is placed, or found; [see above](#what-is-never-sold) for one that can never be placed",
+    ),
+    PositionStatus.ACTIVE: Stage(
+        (Step.STOP,),
+        None,
+        Flow._move,
+        "Nothing; a move of its stop is finished: the new stop, if it exists, then the old one is cancelled",
+    ),
+}
+"""Of each open status; a row in another one has ended."""

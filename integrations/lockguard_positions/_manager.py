@@ -32,7 +32,7 @@ from lockguard_positions._events import (
     Moved,
     PositionObserver,
 )
-from lockguard_positions._flow import Flow
+from lockguard_positions._flow import STAGES, Flow
 from lockguard_positions._model import (
     Adopt,
     AlreadyOpen,
@@ -286,9 +286,7 @@ class AtomicPositionManager:
         rows = await self._store.open_on(venue.name)
         self._telling.rows_of(venue.name, len(rows))
         half_done = {
-            row.symbol
-            for row in rows
-            if row.status is not PositionStatus.ACTIVE or row.exit_reason is not None
+            row.symbol for row in rows if not STAGES[row.status].rests or row.exit_reason is not None
         }
         return tuple(sorted(half_done.union(await self._store.symbols_with_loose_stops(venue.name))))
 

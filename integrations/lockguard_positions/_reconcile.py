@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import Executed, OrderState, Step
 from lockguard_positions._errors import DuplicatePosition
+from lockguard_positions._flow import STAGES
 from lockguard_positions._model import Adopt, Intent, NewPosition, Position, PositionSide
 from lockguard_positions._status import PositionStatus
 from lockguard_positions._sweeping import is_own
@@ -183,10 +184,8 @@ class Reconciler:
         row = await self._scope.open_row()
         if row is None:
             return None, False
-        if (
-            row.status is PositionStatus.ACTIVE
-            and await self._store.in_doubt(row, Step.CLOSE, Step.STOP) is None
-        ):
+        stage = STAGES[row.status]
+        if stage.rests and await self._store.in_doubt(row, Step.CLOSE, *stage.intents) is None:
             return row, False
         resumed = await self._flow.resume(row)
         return (resumed if resumed.status.open else None), True

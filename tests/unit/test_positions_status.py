@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from lockguard.errors import ConfigurationError
 from lockguard_lab.race.settings import RaceSettings, Report, WorkerSpec
 from lockguard_positions import OPEN, TERMINAL, TRANSITIONS, IllegalTransition, PositionSide, PositionStatus
+from lockguard_positions._flow import STAGES
 from lockguard_positions._model import money, stop_price_of
 from lockguard_positions._statements import statements
 from lockguard_positions._status import INITIAL, check_transition
@@ -34,6 +36,19 @@ def test_every_status_can_be_reached_and_every_open_one_can_end() -> None:
     assert reached == set(PositionStatus)
     for status in OPEN:
         assert TRANSITIONS[status] & TERMINAL
+
+
+def test_what_is_done_next_is_said_for_each_open_status_and_for_no_other() -> None:
+    assert list(STAGES) == [status for status in PositionStatus if status in OPEN]
+    assert [status for status, stage in STAGES.items() if stage.rests] == [S.ACTIVE]
+    assert all(bool(stage.intents) == (stage.go_on is not None) for stage in STAGES.values())
+
+
+def test_the_reference_says_what_is_done_next_as_the_flow_does_it() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/positions.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("| status | what is done next |\n|---|---|\n")
+    told = table.partition("\n\n")[0].splitlines()
+    assert told == [f"| `{status.value}` | {stage.told} |" for status, stage in STAGES.items()]
 
 
 def test_an_illegal_change_names_both_ends() -> None:
