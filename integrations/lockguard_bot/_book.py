@@ -20,7 +20,7 @@ from lockguard_asyncpg import fenced_transaction
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_bot._signals import OpenSignal
 from lockguard_positions import _rows as rows
-from lockguard_positions._statements import statement
+from lockguard_positions._rows import statement
 from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from lockguard_positions._errors import ServerUnreachable
 from lockguard_positions._events import LogPositions
 from lockguard_positions._exchange_options import credentials_told
 from lockguard_positions._manager import AtomicPositionManager
+from lockguard_positions._pace import Pace
 from lockguard_positions._schema import ATTEMPTS_SINCE, version
-from lockguard_positions._venue import Pace
 
 if TYPE_CHECKING:
     from typing import Any

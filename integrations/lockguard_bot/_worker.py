@@ -22,8 +22,8 @@ from lockguard_bot._book import Decision, Outcome
 from lockguard_bot._signals import BadSignal, CloseSignal, Unread
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_positions._events import Alert
-from lockguard_positions._reconcile import SyncAction
-from lockguard_positions._repeats import Repeats
+from lockguard_positions._model import SyncAction
+from lockguard_positions._telling import Repeats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lockguard_bot._trader import Trader
     from lockguard_positions._events import PositionEvent, PositionObserver
     from lockguard_positions._manager import AtomicPositionManager
-    from lockguard_positions._reconcile import SyncReport
+    from lockguard_positions._model import SyncReport
 
 __all__ = ["Rhythm", "Worker"]
 

@@ -12,7 +12,6 @@ if find_spec("ccxt") is None:
 
 from lockguard_ccxt._classify import Doubt, Verdict, ccxt_errors, classify, exchange_code
 from lockguard_ccxt._guarded import GuardedExchange
-from lockguard_ccxt._holdings import Holding
 from lockguard_ccxt._ids import Step, client_order_id
 from lockguard_ccxt._keys import resource_key, unified_symbol
 from lockguard_ccxt._markets import Market, UnknownMarket
@@ -29,6 +28,7 @@ from lockguard_ccxt._outcome import (
     opposite,
 )
 from lockguard_ccxt._placing import Patience
+from lockguard_ccxt._venues import Holding
 
 __all__ = [
     "Doubt",

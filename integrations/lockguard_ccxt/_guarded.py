@@ -19,7 +19,6 @@ from lockguard.text import kind_of
 from lockguard_ccxt import _proxy as proxy
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_ccxt._gate import attempt, install
-from lockguard_ccxt._holdings import IN_HEDGE_MODE, Holding, parse_holdings
 from lockguard_ccxt._ids import Step, client_order_id
 from lockguard_ccxt._keys import account_name, unified_symbol
 from lockguard_ccxt._markets import Listing, Market, listing_of, short_name
@@ -28,10 +27,13 @@ from lockguard_ccxt._outcome import Executed, Outcome, PlacedOrder, Side
 from lockguard_ccxt._placing import PATIENCE, Patience, Placer, Plan
 from lockguard_ccxt._prepared import Prepared
 from lockguard_ccxt._venues import (
+    IN_HEDGE_MODE,
+    Holding,
     every_order,
     every_position,
     next_page,
     orders_of_one,
+    parse_holdings,
     parse_order,
     venue_of,
 )

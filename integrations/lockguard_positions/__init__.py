@@ -39,12 +39,14 @@ from lockguard_positions._model import (
     OpenResult,
     Position,
     PositionSide,
+    SyncAction,
+    SyncOutcome,
+    SyncReport,
 )
-from lockguard_positions._reconcile import SyncAction, SyncOutcome, SyncReport
+from lockguard_positions._pace import Pace
 from lockguard_positions._schema import LATEST, Migrated, migrate, protect_positions, version
 from lockguard_positions._status import OPEN, TERMINAL, TRANSITIONS, PositionStatus
 from lockguard_positions._store import PositionStore
-from lockguard_positions._venue import Pace
 
 __all__ = [
     "LATEST",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockguard._private_files import append_private
 from lockguard.errors import ConfigurationError
-from lockguard_positions._statements import statement
+from lockguard_positions._rows import statement
 
 if TYPE_CHECKING:
     import asyncpg

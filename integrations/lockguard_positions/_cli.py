@@ -39,9 +39,8 @@ from lockguard_positions._connecting import (
 )
 from lockguard_positions._diagnosis import Diagnosis, FindingKind, diagnose
 from lockguard_positions._exchange_options import read_options
-from lockguard_positions._model import Adopt
+from lockguard_positions._model import Adopt, SyncAction, SyncOutcome
 from lockguard_positions._number_range import NumberRange
-from lockguard_positions._reconcile import SyncAction, SyncOutcome
 from lockguard_positions._schema import migrate, protect_positions
 
 if TYPE_CHECKING:

@@ -14,20 +14,21 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from lockguard_positions import _rows as read
+from lockguard_positions._duplicates import divide
 from lockguard_positions._errors import ExchangeUnreadable
-from lockguard_positions._model import Adopt, Position, PositionSide
-from lockguard_positions._planning import planned_orders
-from lockguard_positions._statements import statement
+from lockguard_positions._model import Adopt, Position, PositionSide, stop_price_of
+from lockguard_positions._pace import Pace
+from lockguard_positions._rows import position_of, statement
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._venue import Pace, Venue
+from lockguard_positions._stops import is_own, named, standing_stop
+from lockguard_positions._venue import Venue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import asyncpg
 
-    from lockguard_ccxt import GuardedExchange, Holding, PlacedOrder
+    from lockguard_ccxt import GuardedExchange, Holding, PlacedOrder, Side
 
 __all__ = ["Diagnosis", "Finding", "FindingKind", "StatusFigures", "diagnose"]
 
@@ -178,7 +179,7 @@ async def diagnose(
                 continue
             found = judge.symbol(symbol, after[symbol], side)
             if found and venue is not None and side is not None and symbol not in side.gone:
-                orders = planned_orders(
+                orders = _planned_orders(
                     venue,
                     after[symbol],
                     side.held.get(symbol),
@@ -215,7 +216,7 @@ class _Exchange:
 async def _open_rows(pool: asyncpg.Pool[Any], exchange: str) -> defaultdict[str, tuple[Position, ...]]:
     found: defaultdict[str, tuple[Position, ...]] = defaultdict(tuple)
     for row in await pool.fetch(statement("open_rows", _FILE), exchange):
-        position = read.position_of(row)
+        position = position_of(row)
         found[position.symbol] += (position,)
     return found
 
@@ -294,19 +295,17 @@ class _Judge:
         if any(row.age_ms < self._grace_ms or row.status is not PositionStatus.ACTIVE for row in rows):
             return []  # it is on its way; INCOMPLETE says so if it is late
         guarding = [order for order in stops if order.side == held.closing_side]
-        named = [
-            o for row in rows for o in stops if o.client_id == row.stop_client_id or o.id == row.stop_order_id
-        ]
+        theirs = [order for row in rows for order in stops if is_own(row, order)]
         found = []
-        if not (named if rows else guarding):
+        if not (theirs if rows else guarding):
             other = f"; another order waits for {guarding[0].trigger}" if guarding else ""
             found.append(self._found(FindingKind.WITHOUT_STOP, symbol, rows, f"its stop is not there{other}"))
         if len(rows) == 1:
             (row,) = rows
             way = PositionSide.read(held.side)
             if (way, held.amount) != (row.side, row.quantity):
-                mine, theirs = f"{row.side.value} {row.quantity}", f"{way.value} {held.amount}"
-                what = f"the row says {mine}, the exchange holds {theirs}"
+                what = f"the row says {row.side.value} {row.quantity}"
+                what = f"{what}, the exchange holds {way.value} {held.amount}"
                 found.append(self._found(FindingKind.MISMATCH, symbol, rows, what))
         return found
 
@@ -320,3 +319,83 @@ def _on_its_way(row: Position) -> str:
     if row.exit_reason is not None:
         return f"{row.status.value}, being closed ({row.exit_reason}){why}"
     return f"{row.status.value}{why}"
+
+
+# --- what its clean-up would send ---
+
+
+def _planned_orders(
+    venue: Venue,
+    rows: Sequence[Position],
+    held: Holding | None,
+    stops: Sequence[PlacedOrder],
+    *,
+    adopt: Adopt,
+    stop_loss_percent: Decimal,
+) -> tuple[str, ...]:
+    """The orders of one symbol's clean-up or recovery, one line each.
+
+    Args:
+        venue: the exchange, for its steps.
+        rows: the open rows of the symbol.
+        held: what the exchange holds.
+        stops: the orders that wait for a price there.
+        adopt: what is done about a position without a row.
+        stop_loss_percent: where the stop of such a position goes.
+    """
+    waiting = [stop for stop in stops if stop.reduce_only]
+    if len(rows) > 1:
+        guarded = {row.id for row in rows if any(is_own(row, stop) for stop in waiting)}
+        division = divide(rows, held, guarded)
+        if division is None:
+            return ()
+        ended = (*division.end, *division.close)
+        gone = [s for s in waiting if any(is_own(row, s) for row in ended) and not is_own(division.keep, s)]
+        return (
+            *(_cancel(stop) for stop in gone),
+            *(_exit(row.side.exit, row.quantity) for row in division.close),
+            *_of_one(venue, division.keep, held, [stop for stop in waiting if stop not in gone]),
+        )
+    if rows:
+        return _of_one(venue, rows[0], held, waiting)
+    if held is None:
+        return tuple(_cancel(stop) for stop in waiting)
+    side = PositionSide.read(held.side)
+    if adopt is not Adopt.STOP or held.entry_price is None or standing_stop(waiting, side.exit, held.amount):
+        return ()
+    trigger = venue.market(held.symbol).rules.price(stop_price_of(side, held.entry_price, stop_loss_percent))
+    return (_stop(side.exit, held.amount, trigger),)
+
+
+def _of_one(
+    venue: Venue, row: Position, held: Holding | None, waiting: Sequence[PlacedOrder]
+) -> tuple[str, ...]:
+    if held is None or held.side != row.side.entry:
+        return tuple(_cancel(stop) for stop in waiting if held is None or is_own(row, stop))
+    orders = []
+    if row.exit_reason is not None:
+        orders.append(
+            f"{_exit(row.side.exit, row.quantity)}, if a person asked for that exit ({row.exit_reason})"
+        )
+    if row.status is PositionStatus.PENDING_ENTRY or any(is_own(row, stop) for stop in waiting):
+        return tuple(orders)
+    if standing_stop(waiting, row.side.exit, row.quantity) is not None:
+        return tuple(orders)
+    if row.planned_stop is not None:
+        trigger = venue.market(held.symbol).rules.price(row.planned_stop)
+        orders.append(_stop(row.side.exit, row.quantity, trigger))
+        if row.opened_here and held.amount == row.quantity:
+            orders.append(f"{_exit(row.side.exit, row.quantity)}, if the exchange refuses that stop for good")
+    return tuple(orders)
+
+
+def _cancel(stop: PlacedOrder) -> str:
+    return f"cancel {named(stop)}"
+
+
+def _exit(side: Side, amount: Decimal) -> str:
+    return f"{side} {amount} at market, reduce-only"
+
+
+def _stop(side: Side, amount: Decimal, trigger: Decimal) -> str:
+    return f"stop {side} {amount} at {trigger}, reduce-only"

@@ -14,10 +14,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from lockguard_ccxt import Step
-from lockguard_positions._model import IntentOutcome, Position, PositionSide
-from lockguard_positions._reconcile import SyncAction, SyncOutcome
+from lockguard_positions._model import IntentOutcome, Position, PositionSide, SyncAction, SyncOutcome
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._sweeping import is_own
+from lockguard_positions._stops import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

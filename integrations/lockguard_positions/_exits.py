@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, assert_never
 from lockguard_ccxt import Executed, OrderState, Outcome, PlacedOrder, Refusal, Refused, Unknown
 from lockguard_positions._model import Intent, IntentOutcome, Position, Progress
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._sweeping import is_own
+from lockguard_positions._stops import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from lockguard_ccxt import Holding
     from lockguard_positions._scope import SymbolScope
-    from lockguard_positions._sweeping import Sweeper
+    from lockguard_positions._stops import Sweeper
 
 __all__ = ["Exits"]
 

@@ -21,7 +21,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
-from lockguard_positions._deadline import StopDeadline
 from lockguard_positions._early import EarlyOrder
 from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions._exits import Exits
@@ -34,10 +33,10 @@ from lockguard_positions._model import (
     Progress,
     stop_price_of,
 )
+from lockguard_positions._pace import StopDeadline
 from lockguard_positions._rows import WITHDRAWN, intent_to_enter, stop_intent
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._sweeping import Sweeper
-from lockguard_positions._venue import covers, standing_stop
+from lockguard_positions._stops import Sweeper, covers, is_own, standing_stop
 
 if TYPE_CHECKING:
     from lockguard_positions._scope import SymbolScope
@@ -513,7 +512,7 @@ class Flow:
 
     async def _has_stop(self, position: Position) -> bool:
         waiting = await self._venue.waiting_stops(self._market)
-        return any(position.stop_client_id == o.client_id or position.stop_order_id == o.id for o in waiting)
+        return any(is_own(position, stop) for stop in waiting)
 
     async def closed_elsewhere(self, position: Position, reason: str, price: Decimal | None) -> Position:
         """The exchange holds nothing any more: its stop goes, and then the row follows."""

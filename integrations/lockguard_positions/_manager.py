@@ -43,17 +43,21 @@ from lockguard_positions._model import (
     OpenResult,
     Position,
     PositionSide,
+    SyncAction,
+    SyncOutcome,
+    SyncReport,
     money,
     percent,
     worded,
 )
-from lockguard_positions._reconcile import Reconciler, SyncAction, SyncOutcome, SyncReport
+from lockguard_positions._pace import Pace
+from lockguard_positions._reconcile import Reconciler
 from lockguard_positions._scope import SymbolScope
 from lockguard_positions._status import PositionStatus
 from lockguard_positions._store import PositionStore
 from lockguard_positions._survey import survey
 from lockguard_positions._telling import Telling
-from lockguard_positions._venue import Pace, Quote, Venue
+from lockguard_positions._venue import Quote, Venue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

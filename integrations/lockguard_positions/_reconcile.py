@@ -9,16 +9,23 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import Executed, OrderState, Step
 from lockguard_positions._errors import DuplicatePosition
 from lockguard_positions._flow import STAGES
-from lockguard_positions._model import Adopt, Intent, NewPosition, Position, PositionSide
+from lockguard_positions._model import (
+    Adopt,
+    Intent,
+    NewPosition,
+    Position,
+    PositionSide,
+    SyncAction,
+    SyncOutcome,
+)
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._sweeping import is_own
+from lockguard_positions._stops import is_own
 from lockguard_positions._venue import give_up
 
 if TYPE_CHECKING:
@@ -27,107 +34,7 @@ if TYPE_CHECKING:
     from lockguard_positions._scope import SymbolScope
     from lockguard_positions._venue import Quote
 
-__all__ = ["Ground", "Reconciler", "SyncAction", "SyncOutcome", "SyncReport"]
-
-
-class SyncAction(StrEnum):
-    """What a pass did about a symbol."""
-
-    IN_STEP = "in step"
-    ADOPTED = "adopted"
-    """The exchange had a position and the table had no row; now it has one, and a stop."""
-    LEFT_ALONE = "left alone"
-    """The exchange has a position and the table has no row, and is to have none: as ``adopt`` says, or as
-    positions are not kept in this kind of market."""
-    RECOVERED = "recovered"
-    """Somebody else had left it half done; now it is active."""
-    ENDED = "ended"
-    """Somebody else had left it half done; now it is closed, rolled back or was never entered."""
-    CLOSED = "closed"
-    """The exchange holds it no more; the row follows."""
-    STOP_PLACED = "stop placed"
-    """Its stop was missing."""
-    STOP_TAKEN_OVER = "stop taken over"
-    """Its own stop was missing, and another one stands: that is its stop now."""
-    STOP_MOVED = "stop moved"
-    """As a call asked for."""
-    STOP_KEPT = "stop kept"
-    """It was to be moved, and the exchange did not take the new one: the old one stands."""
-    STOP_TAKEN_BACK = "stop taken back"
-    """It waited without a position; only the clean-up looks for those."""
-    BUSY = "busy"
-    """Somebody holds the symbol: it was left alone, and is neither absent nor flat."""
-    SETTLING = "settling"
-    """It changed a moment ago: the exchange's lists may lag, so nothing was decided."""
-    UNPROTECTED = "unprotected"
-    """It has no stop and none could be placed now; a person was told, and the next pass tries again."""
-    IN_DOUBT = "in doubt"
-    """An order's outcome is not known yet; a later pass looks again."""
-    UNREADABLE = "unreadable"
-    """Exchange, Redis or Postgres did not answer; nothing was decided."""
-    NO_MARKET = "no market"
-    """The exchange lists no such market, so nothing can be asked or ordered there: for a person."""
-    FAILED = "failed"
-    """It could not be decided, for a reason that nobody has thought of: for a person."""
-    MISMATCH = "mismatch"
-    """Row and exchange differ in a way that a person should look at."""
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is left to do or to find out about the symbol for now."""
-        return self not in _UNSETTLED
-
-
-_UNSETTLED = frozenset(
-    {
-        SyncAction.BUSY,
-        SyncAction.SETTLING,
-        SyncAction.UNPROTECTED,
-        SyncAction.IN_DOUBT,
-        SyncAction.UNREADABLE,
-        SyncAction.NO_MARKET,
-        SyncAction.FAILED,
-        SyncAction.MISMATCH,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class SyncOutcome:
-    """What a pass did about one symbol.
-
-    Attributes:
-        symbol: as the table has it.
-        position_id: the row, if there is one.
-        details: who holds a busy symbol, what is in doubt, and the like.
-    """
-
-    symbol: str
-    action: SyncAction
-    position_id: int | None = None
-    details: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SyncReport:
-    """What a pass did."""
-
-    exchange: str
-    outcomes: tuple[SyncOutcome, ...]
-
-    def of(self, *actions: SyncAction) -> tuple[SyncOutcome, ...]:
-        """The outcomes of some kinds."""
-        return tuple(outcome for outcome in self.outcomes if outcome.action in actions)
-
-    @property
-    def skipped(self) -> tuple[SyncOutcome, ...]:
-        """The symbols that somebody else was working on."""
-        return self.of(SyncAction.BUSY)
-
-    @property
-    def settled(self) -> bool:
-        """Whether every symbol was looked at and nothing is in doubt."""
-        return all(outcome.action.settled for outcome in self.outcomes)
+__all__ = ["Ground", "Reconciler"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What one statement on a row does, inside whatever transaction it is given.
+"""The statements of ``sql/*.sql``, and what one of them does on a row, in whatever transaction it is given.
 
 The decisions are elsewhere (:mod:`~lockguard_positions._flow`), and so are the transactions
 (:mod:`~lockguard_positions._store`).
@@ -6,7 +6,10 @@ The decisions are elsewhere (:mod:`~lockguard_positions._flow`), and so are the 
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
@@ -15,8 +18,7 @@ from asyncpg.pool import PoolConnectionProxy
 from lockguard_ccxt import Step, client_order_id
 from lockguard_positions._errors import PositionChanged
 from lockguard_positions._model import Intent, IntentOutcome, NewPosition, Position, PositionSide, Progress
-from lockguard_positions._statements import statement
-from lockguard_positions._status import PositionStatus, check_transition
+from lockguard_positions._status import OPEN, PositionStatus, check_transition
 
 if TYPE_CHECKING:
     from lockguard._lease import Lease
@@ -37,6 +39,8 @@ __all__ = [
     "position_of",
     "position_or_none",
     "settle",
+    "statement",
+    "statements",
     "stop_intent",
 ]
 
@@ -55,6 +59,32 @@ STATEMENT_S = 5.0
 What is not answered by then has lost its answer."""
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
+
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_COLUMNS = ("columns", "intent_columns")
+_OPEN = ", ".join(f"'{status}'" for status in PositionStatus if status in OPEN)
+
+
+@cache
+def statements(file: str, package: str = "lockguard_positions") -> dict[str, str]:
+    """All statements of a package's file.
+
+    ``{columns}`` and ``{intent_columns}`` are blocks of the same file, ``{open}`` the open statuses.
+    """
+    text = (files(package) / "sql" / file).read_text(encoding="utf-8")
+    _, *parts = _NAME.split(text)
+    blocks = {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    for name, body in blocks.items():
+        for columns in _COLUMNS:
+            if columns in blocks:
+                body = body.replace(f"{{{columns}}}", blocks[columns])  # noqa: PLW2901
+        blocks[name] = body.replace("{open}", f"({_OPEN})")
+    return blocks
+
+
+def statement(name: str, file: str = "positions.sql") -> str:
+    """One statement."""
+    return statements(file)[name]
 
 
 def new_row(

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from lockguard._clock import Clock
     from lockguard._lease import Lease
     from lockguard_ccxt import Market
+    from lockguard_positions._pace import Pace
     from lockguard_positions._store import PositionStore
-    from lockguard_positions._venue import Pace, Venue
+    from lockguard_positions._venue import Venue
 
 __all__ = ["Emit", "SymbolScope"]
 

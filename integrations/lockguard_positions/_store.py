@@ -26,7 +26,7 @@ from lockguard_ccxt import Step
 from lockguard_positions import _rows as rows
 from lockguard_positions._errors import DuplicatePosition
 from lockguard_positions._model import Intent, IntentOutcome, NewPosition, Position, Progress
-from lockguard_positions._statements import statement
+from lockguard_positions._rows import statement
 from lockguard_positions._status import PositionStatus, check_transition
 from lockguard_tenacity import retry_reads
 

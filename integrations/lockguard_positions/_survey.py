@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lockguard_positions._errors import ExchangeUnreadable
-from lockguard_positions._reconcile import SyncAction, SyncOutcome
+from lockguard_positions._model import SyncAction, SyncOutcome
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._sweeping import is_own, only_follows
+from lockguard_positions._stops import is_own, only_follows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

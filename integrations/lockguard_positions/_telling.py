@@ -1,38 +1,44 @@
 """What observers are told, and how often.
 
-Changes are told as they happen. Alerts pass through :class:`~lockguard_positions._repeats.Repeats`, as passes
-see the same thing again and again, and what cannot be read or decided for too long is one
-(:class:`~lockguard_positions._overdue.Overdue`). A look says what it saw, and so what is over.
+Changes are told as they happen. Alerts pass through :class:`Repeats`, as passes see the same thing again and
+again, and what cannot be read or decided for too long is one (:class:`Overdue`). A look says what it saw, and
+so what is over.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import OrderedDict
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeAlias
 
 from lockguard._audience import Audience
 from lockguard_ccxt._placing import told
 from lockguard_positions._events import Alert, Moved, PositionEvent, PositionObserver, WriteRefused
-from lockguard_positions._overdue import Overdue
-from lockguard_positions._reconcile import SyncAction, SyncOutcome
-from lockguard_positions._repeats import Repeats
+from lockguard_positions._model import SyncAction, SyncOutcome
+from lockguard_positions._stops import named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from datetime import timedelta
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lockguard._clock import Clock
     from lockguard.errors import StaleToken
     from lockguard_ccxt import PlacedOrder
     from lockguard_positions._model import Position
 
-__all__ = ["Look", "Telling"]
+__all__ = ["PAUSES", "Look", "Repeats", "Telling", "is_over"]
+
+PAUSES = (timedelta(minutes=5), timedelta(minutes=30), timedelta(days=1))
+"""Between one word of a condition and the next; the last of them stays."""
 
 _NOT_LOOKED = frozenset(
     {SyncAction.BUSY, SyncAction.UNREADABLE, SyncAction.SETTLING, SyncAction.IN_DOUBT, SyncAction.FAILED}
 )
 """After these it is not known whether a condition of the symbol is over."""
+_CONDITIONS_MAX = 10_000
+_OVER = "over: "
 
 
 class Telling:
@@ -81,7 +87,7 @@ class Telling:
         """Tell of what waits to cut a position short that is opened now, as far as the last pass saw it."""
         for symbol, stop, _ in self._strange.get(position.exchange, ()):
             if symbol == position.symbol and stop.side == position.side.exit:
-                why = f"opened though a reduce-only order waits that would cut it short: {_named(stop)}"
+                why = f"opened though a reduce-only order waits that would cut it short: {named(stop)}"
                 self.tell(Alert(f"{position.exchange}:{symbol}", position.id, why))
 
     def rows_of(self, exchange: str, count: int, *, since: float | None = None) -> None:
@@ -130,7 +136,7 @@ class Telling:
         """Tell of each stop that nobody here knows of."""
         self._strange[exchange] = stops
         for symbol, stop, what in stops:
-            alert = Alert(f"{exchange}:{symbol}", None, f"a reduce-only order waits {what}: {_named(stop)}")
+            alert = Alert(f"{exchange}:{symbol}", None, f"a reduce-only order waits {what}: {named(stop)}")
             self._alert(alert, about=f"waits {stop.id}")
 
     # --- inside ---
@@ -184,5 +190,167 @@ def _resource(about: str) -> str:
     return about if ":" in about else about.partition(" ")[0]
 
 
-def _named(stop: PlacedOrder) -> str:
-    return f"{stop.client_id or stop.id} ({stop.side} {stop.amount} at {stop.trigger})"
+# --- how often ---
+
+_Key: TypeAlias = tuple[str, int | None, str]
+
+
+@dataclass(slots=True)
+class _Condition:
+    alert: Alert
+    watched: bool
+    seen_at: float
+    told_at: float
+    told: int = 1
+    seen: int = 1
+
+
+class Repeats:
+    """Decides which word of a condition is passed on: at its beginning, now and then, and at its end.
+
+    A pass sees the same trouble every few seconds. Told each time, one delisted contract is thousands of
+    alerts a day, among which the one that matters is not found; told once only, it is forgotten. What was
+    seen a single time was an event and has no end to tell of.
+
+    A condition is told from another one by its resource, its position and what the message says before its
+    first colon; what follows may be worded anew each time.
+
+    Args:
+        clock: measures the pauses.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._conditions: OrderedDict[_Key, _Condition] = OrderedDict()
+
+    def now(self) -> float:
+        """For :meth:`over`: when a look began."""
+        return self._clock.now()
+
+    def is_due(self, alert: Alert, *, about: str | None = None, watched: bool = False) -> bool:
+        """Whether an alert is to be told now.
+
+        Args:
+            alert: what was seen, again or for the first time.
+            about: which condition of the resource, where the message does not tell by its beginning.
+            watched: whether somebody will say when it ends (:meth:`end`); otherwise a look that does not see
+                it is its end.
+        """
+        now = self._clock.now()
+        key = _key(alert, about)
+        known = self._conditions.get(key)
+        if known is None:
+            self._conditions[key] = _Condition(alert, watched, now, now)
+            if len(self._conditions) > _CONDITIONS_MAX:
+                self._conditions.popitem(last=False)
+            return True
+        self._conditions.move_to_end(key)
+        known.alert, known.seen_at, known.seen = alert, now, known.seen + 1
+        pause = PAUSES[min(known.told, len(PAUSES)) - 1]
+        if now - known.told_at < pause.total_seconds():
+            return False
+        known.told_at, known.told = now, known.told + 1
+        return True
+
+    def over(self, looked_at: Callable[[str], bool], since: float) -> list[Alert]:
+        """What a look has not seen again: the ends that are to be told.
+
+        Args:
+            looked_at: whether the look has decided about a resource.
+            since: when it began.
+        """
+        gone = [
+            key
+            for key, one in self._conditions.items()
+            if not one.watched and one.seen_at < since and looked_at(key[0])
+        ]
+        ended = [self._conditions.pop(key) for key in gone]
+        return [_over(one.alert) for one in ended if one.seen > 1]
+
+    def end(self, resource: str, about: str) -> list[Alert]:
+        """A condition is over, whoever had it; what is to be told of it."""
+        gone = [key for key in self._conditions if key[0] == resource and key[2] == about]
+        return [_over(self._conditions.pop(key).alert) for key in gone]
+
+
+def is_over(alert: Alert) -> bool:
+    """Whether it says that something has come to its end."""
+    return alert.message.startswith(_OVER)
+
+
+def _key(alert: Alert, about: str | None) -> _Key:
+    return alert.resource, alert.position_id, about or alert.message.partition(": ")[0]
+
+
+def _over(alert: Alert) -> Alert:
+    return replace(alert, message=f"{_OVER}{alert.message}")
+
+
+# --- for how long ---
+
+
+@dataclass(slots=True)
+class _Trouble:
+    why: str
+    timer: asyncio.TimerHandle | None
+    told: bool = False
+
+
+class Overdue:
+    """What has been unreadable or undecided for too long is an alert, also while whoever looks is waiting.
+
+    A pass that fails says so each time, and a bot that logs it goes on; under fifteen open positions nobody
+    was told for five minutes that the exchange could not be read. So each trouble, by what it is about, has a
+    timer from its first moment: it fires at its time even if the pass hangs, and only its end stops it.
+
+    Args:
+        after: for how long one may last.
+        tell: called with what it is about and why, each time it has lasted for ``after`` more.
+        over: called with what it was about, when one ends that was told of.
+    """
+
+    def __init__(
+        self, after: timedelta, tell: Callable[[str, str], None], over: Callable[[str], None]
+    ) -> None:
+        self._after_s = after.total_seconds()
+        self._tell = tell
+        self._over = over
+        self._troubles: dict[str, _Trouble] = {}
+
+    def begins(self, about: str, why: str) -> None:
+        """Something is in trouble, or still is; the time counts from the first word of it."""
+        known = self._troubles.get(about)
+        if known is None:
+            known = self._troubles[about] = _Trouble(why, None)
+        known.why = why
+        if known.timer is None:
+            loop = asyncio.get_running_loop()
+            known.timer = loop.call_later(self._after_s, self._fire, about)
+
+    def waits(self, about: str, why: str) -> None:
+        """Something has begun that has to come to its end. What is in trouble keeps its reason."""
+        known = self._troubles.get(about)
+        self.begins(about, why if known is None else known.why)
+
+    def ends(self, about: str) -> None:
+        """It is well again."""
+        known = self._troubles.pop(about, None)
+        if known is None:
+            return
+        if known.timer is not None:
+            known.timer.cancel()
+        if known.told:
+            self._over(about)
+
+    def ends_all_but(self, prefix: str, kept: Iterable[str]) -> None:
+        """Of everything whose name begins with ``prefix``, only these are still in trouble."""
+        keep = set(kept)
+        for about in [name for name in self._troubles if name.startswith(prefix) and name not in keep]:
+            self.ends(about)
+
+    def _fire(self, about: str) -> None:
+        known = self._troubles.get(about)
+        if known is not None:
+            known.timer = None  # the next word of it starts the time anew
+            known.told = True
+            self._tell(about, known.why)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import parse_resource
-from lockguard._times import checked_wait
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
 from lockguard_ccxt._classify import ccxt_errors
@@ -29,11 +28,12 @@ from lockguard_positions._model import PositionSide, stop_price_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 
-    from lockguard_ccxt import GuardedExchange, Holding, Market, Side
+    from lockguard_ccxt import GuardedExchange, Holding, Market
     from lockguard_ccxt._prepared import Prepared
     from lockguard_positions._model import Intent, NewPosition, Position
+    from lockguard_positions._pace import Pace
 
-__all__ = ["Pace", "Quote", "Venue", "covers", "give_up", "standing_stop"]
+__all__ = ["Quote", "Venue", "give_up"]
 
 _READS_OF_FILL_MAX = 1_000
 _PRICE_LATE_S = 0.5
@@ -41,44 +41,6 @@ _AHEAD_AFTER_S = 0.001
 """The lock's answer, which comes at once, goes before what is made ready; the fence's takes longer."""
 _ABILITIES = ("createMarketOrder", "createReduceOnlyOrder", "createStopOrder", "fetchPositions")
 _LISTS_ALL_STOPS = frozenset({"binance", "bybit"})
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How the flow waits. Every wait ends with what it waits for; these are the bounds.
-
-    Attributes:
-        settle: how long an entry may take to be filled.
-        poll: how often the exchange is asked meanwhile.
-        stop_deadline: how long a position may be without a stop before an alert is raised, and how long each
-            holder tries to place one before it leaves that to the next look.
-        retry_pause: between attempts that the exchange refused for a passing reason; it doubles.
-        attempts: how many of those are made.
-        grace: for how long after a change the exchange's lists are not taken at their word.
-        overdue: for how long something may be unreadable or undecided before an alert is raised.
-
-    Raises:
-        ConfigurationError: a bound cannot work. Without that it would fail where an entry waits for its stop.
-    """
-
-    settle: timedelta = timedelta(seconds=20)
-    poll: timedelta = timedelta(milliseconds=200)
-    stop_deadline: timedelta = timedelta(seconds=10)
-    retry_pause: timedelta = timedelta(milliseconds=300)
-    attempts: int = 4
-    grace: timedelta = timedelta(seconds=10)
-    overdue: timedelta = timedelta(seconds=30)
-
-    def __post_init__(self) -> None:
-        for name in ("settle", "poll", "stop_deadline", "retry_pause", "grace", "overdue"):
-            checked_wait(getattr(self, name), name)
-        if type(self.attempts) is not int or self.attempts < 1:
-            raise ConfigurationError(f"attempts={self.attempts!r} cannot work; write a whole number from 1")
-
-    @property
-    def grace_ms(self) -> int:
-        """The grace in milliseconds."""
-        return round(self.grace / timedelta(milliseconds=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,33 +489,6 @@ async def give_up(task: asyncio.Task[Any]) -> None:
         await asyncio.gather(task, return_exceptions=True)
     elif not task.cancelled():
         task.exception()  # seen, or asyncio would log it
-
-
-def standing_stop(stops: Iterable[PlacedOrder], side: Side, amount: Decimal) -> PlacedOrder | None:
-    """Of the orders that wait on a symbol, the one that protects a position; ``None`` if none does.
-
-    Args:
-        stops: what waits, whoever placed it.
-        side: the side that closes the position.
-        amount: what is held.
-
-    Returns:
-        One that covers all of it before one that covers a part; of those, the one that is reached first.
-    """
-    found = [s for s in stops if s.live and s.reduce_only and s.side == side and not s.takes_profit]
-    return max(found, key=lambda stop: _protects(stop, amount), default=None)
-
-
-def covers(stop: PlacedOrder, amount: Decimal) -> bool:
-    """Whether a stop closes all of a position of that size."""
-    return stop.closes_all or stop.amount >= amount
-
-
-def _protects(stop: PlacedOrder, amount: Decimal) -> tuple[bool, Decimal, Decimal]:
-    trigger = stop.trigger or Decimal(0)
-    nearness = trigger if stop.side == "sell" else -trigger
-    whole = covers(stop, amount)
-    return whole, Decimal(0) if whole else stop.amount, nearness
 
 
 @contextmanager

@@ -21,7 +21,7 @@ except ImportError as missing:
 from lockguard._clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import ConfigurationError
 from lockguard_positions._events import Alert
-from lockguard_positions._repeats import is_over
+from lockguard_positions._telling import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockguard_positions._statements import statements
+from lockguard_positions._rows import statements
 
 __all__ = ["statement"]
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from lockguard.errors import ConfigurationError
 from lockguard.testing import FakeClock
 from lockguard_positions import Alert
-from lockguard_positions._deadline import StopDeadline
+from lockguard_positions._pace import StopDeadline
 from lockguard_positions.alerts import AppriseAlerts
 
 # apprise loads all its services, and some of them want modules that Python is about to drop.

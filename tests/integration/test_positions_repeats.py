@@ -13,7 +13,7 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard.testing import FakeClock
 from lockguard_lab.exchange import Side
 from lockguard_positions import Alert, AtomicPositionManager, Opened, Pace, PositionEvent
-from lockguard_positions._repeats import PAUSES, Repeats
+from lockguard_positions._telling import PAUSES, Repeats
 from tests.integration.test_bot_trader import Desk, desk
 
 __all__ = ["desk"]

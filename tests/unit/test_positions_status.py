@@ -12,7 +12,7 @@ from lockguard_lab.race.settings import RaceSettings, Report, WorkerSpec
 from lockguard_positions import OPEN, TERMINAL, TRANSITIONS, IllegalTransition, PositionSide, PositionStatus
 from lockguard_positions._flow import STAGES
 from lockguard_positions._model import money, stop_price_of
-from lockguard_positions._statements import statements
+from lockguard_positions._rows import statements
 from lockguard_positions._status import INITIAL, check_transition
 
 S = PositionStatus

@@ -15,7 +15,7 @@ from lockguard_asyncpg import PostgresFence
 from lockguard_ccxt import GuardedExchange
 from lockguard_ccxt.lean_import import import_lean
 from lockguard_lab.exchange import connect
-from lockguard_positions._venue import Pace
+from lockguard_positions._pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

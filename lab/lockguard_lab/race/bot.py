@@ -19,7 +19,7 @@ from lockguard_lab.race.phase import HeldExchange, Line, hold_orders
 from lockguard_positions._events import LogPositions, PositionEvent, WriteRefused
 from lockguard_positions._manager import AtomicPositionManager
 from lockguard_positions._model import AlreadyOpen, Opened
-from lockguard_positions._venue import Pace
+from lockguard_positions._pace import Pace
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack

@@ -1,4 +1,4 @@
-"""Taking stops back, and knowing whether they are gone.
+"""Stops: which is whose, which one protects, and taking them back.
 
 A reduce-only stop cannot open a position, but one that is forgotten cuts the next position short. So a row
 ends only when its stops are certainly gone; while one may be there still, the row stays open, its exit in
@@ -7,16 +7,67 @@ doubt, and whoever holds the symbol next tries again.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from lockguard_ccxt import Executed, Outcome, Refusal, Refused
 from lockguard_positions._model import Intent, IntentOutcome, Position
 
 if TYPE_CHECKING:
-    from lockguard_ccxt import PlacedOrder
+    from collections.abc import Iterable
+
+    from lockguard_ccxt import PlacedOrder, Side
     from lockguard_positions._scope import SymbolScope
 
-__all__ = ["Sweeper", "is_own", "only_follows"]
+__all__ = ["Sweeper", "covers", "is_own", "named", "only_follows", "standing_stop"]
+
+
+def named(stop: PlacedOrder) -> str:
+    """A stop for people: whose it is, by its name, and what it would do."""
+    return f"{stop.client_id or stop.id} ({stop.side} {stop.amount} at {stop.trigger})"
+
+
+def is_own(row: Position, stop: PlacedOrder) -> bool:
+    """Whether a stop is the row's, by the exchange's id or by ours."""
+    return stop.id == row.stop_order_id or (bool(stop.client_id) and stop.client_id == row.stop_client_id)
+
+
+def only_follows(row: Position, stop: PlacedOrder) -> bool:
+    """Whether a stop closes the whole position and waits behind the row's own: it never comes to that.
+
+    Bybit's entries bring such a stop along. Where the row's was moved away from the price since, the one that
+    was brought along comes first.
+    """
+    if not stop.closes_all or stop.trigger is None or row.stop_price is None:
+        return False
+    return stop.trigger <= row.stop_price if stop.side == "sell" else stop.trigger >= row.stop_price
+
+
+def standing_stop(stops: Iterable[PlacedOrder], side: Side, amount: Decimal) -> PlacedOrder | None:
+    """Of the orders that wait on a symbol, the one that protects a position; ``None`` if none does.
+
+    Args:
+        stops: what waits, whoever placed it.
+        side: the side that closes the position.
+        amount: what is held.
+
+    Returns:
+        One that covers all of it before one that covers a part; of those, the one that is reached first.
+    """
+    found = [s for s in stops if s.live and s.reduce_only and s.side == side and not s.takes_profit]
+    return max(found, key=lambda stop: _protects(stop, amount), default=None)
+
+
+def covers(stop: PlacedOrder, amount: Decimal) -> bool:
+    """Whether a stop closes all of a position of that size."""
+    return stop.closes_all or stop.amount >= amount
+
+
+def _protects(stop: PlacedOrder, amount: Decimal) -> tuple[bool, Decimal, Decimal]:
+    trigger = stop.trigger or Decimal(0)
+    nearness = trigger if stop.side == "sell" else -trigger
+    whole = covers(stop, amount)
+    return whole, Decimal(0) if whole else stop.amount, nearness
 
 
 class Sweeper:
@@ -131,22 +182,6 @@ class Sweeper:
                 continue
             await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
         return not left
-
-
-def is_own(row: Position, stop: PlacedOrder) -> bool:
-    """Whether a stop is the row's, by the exchange's id or by ours."""
-    return stop.id == row.stop_order_id or (bool(stop.client_id) and stop.client_id == row.stop_client_id)
-
-
-def only_follows(row: Position, stop: PlacedOrder) -> bool:
-    """Whether a stop closes the whole position and waits behind the row's own: it never comes to that.
-
-    Bybit's entries bring such a stop along. Where the row's was moved away from the price since, the one that
-    was brought along comes first.
-    """
-    if not stop.closes_all or stop.trigger is None or row.stop_price is None:
-        return False
-    return stop.trigger <= row.stop_price if stop.side == "sell" else stop.trigger >= row.stop_price
 
 
 def _gone(outcome: Outcome) -> bool:
