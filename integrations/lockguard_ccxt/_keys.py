@@ -21,7 +21,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.text import kind_of
 from lockguard_ccxt._markets import listing_of, short_name, venue_name
 
-__all__ = ["account_label", "account_name", "could_be_listed", "resource_key", "unified_symbol", "venue_name"]
+__all__ = ["account_label", "account_name", "could_be_listed", "resource_key", "unified_symbol"]
 
 _LABEL_CHARS_MAX = 32
 _NAME_CHARS_MAX = 40

@@ -345,8 +345,7 @@ def _planned_orders(
     """
     waiting = [stop for stop in stops if stop.reduce_only]
     if len(rows) > 1:
-        guarded = {row.id for row in rows if any(is_own(row, stop) for stop in waiting)}
-        division = divide(rows, held, guarded)
+        division = divide(rows, held, waiting)
         if division is None:
             return ()
         ended = (*division.end, *division.close)

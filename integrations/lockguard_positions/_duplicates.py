@@ -19,9 +19,9 @@ from lockguard_positions._status import PositionStatus
 from lockguard_positions._stops import is_own
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
-    from lockguard_ccxt import Holding
+    from lockguard_ccxt import Holding, PlacedOrder
     from lockguard_positions._flow import Flow
     from lockguard_positions._scope import SymbolScope
 
@@ -45,14 +45,15 @@ class Division:
     end: tuple[Position, ...]
 
 
-def divide(rows: Sequence[Position], held: Holding | None, guarded: Collection[int]) -> Division | None:
+def divide(rows: Sequence[Position], held: Holding | None, waiting: Sequence[PlacedOrder]) -> Division | None:
     """Which row the exchange's position belongs to; ``None`` when the amounts do not add up.
 
     Args:
         rows: the open rows of one symbol, at least two.
         held: what the exchange holds.
-        guarded: the rows whose stop is waiting there.
+        waiting: the stops that wait there.
     """
+    guarded = {row.id for row in rows if any(is_own(row, stop) for stop in waiting)}
     best = sorted(rows, key=lambda row: (row.id not in guarded, _RANK.index(row.status), row.id))
     if held is None:
         return Division(best[0], (), tuple(best[1:]))
@@ -94,16 +95,15 @@ class Duplicates:
             ExchangeUnreadable: the exchange did not answer; what is done so far stands.
         """
         market, symbol = self._scope.market, self._scope.symbol
-        rows = await self._store.all_open_of(self._venue.name, symbol)
+        rows = await self._scope.open_rows()
         if len(rows) < 2:
             return ()
         young = [row for row in rows if await self._in_doubt(row)]
         if young:
             return (SyncOutcome(symbol, SyncAction.IN_DOUBT, young[0].id, "its entry may still arrive"),)
         waiting = await self._venue.waiting_stops(market)
-        guarded = {row.id for row in rows if any(is_own(row, stop) for stop in waiting)}
         held = await self._venue.holding(market)
-        division = divide(rows, held, guarded)
+        division = divide(rows, held, waiting)
         if division is None:
             what = "nothing" if held is None else f"{PositionSide.read(held.side).value} {held.amount}"
             message = f"{len(rows)} open rows and the exchange holds {what}: it does not add up"

@@ -57,7 +57,15 @@ class SymbolScope:
             UnknownMarket: it was written for another market, which went by this name then.
         """
         row = await self.store.open_of(self.venue.name, self.symbol)
-        if row is not None and row.traded_as not in {self.symbol, self.market.symbol}:
+        return None if row is None else self.checked(row)
+
+    async def open_rows(self) -> tuple[Position, ...]:
+        """Every open row of the symbol, where there may be several; raises as :meth:`open_row`."""
+        return tuple(map(self.checked, await self.store.all_open_of(self.venue.name, self.symbol)))
+
+    def checked(self, row: Position) -> Position:
+        """The same, if it was written for this market: an order of it goes nowhere else."""
+        if row.traded_as not in {self.symbol, self.market.symbol}:
             raise UnknownMarket(
                 f"position {row.id} is one in {row.traded_as}, and {self.symbol} stands for"
                 f" {self.market.symbol} now"

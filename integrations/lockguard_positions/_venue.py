@@ -326,28 +326,11 @@ class Venue:
             reduce_only=True,
         )
 
-    async def filled(self, market: Market, intent: Intent, order: PlacedOrder) -> PlacedOrder:
-        """Wait until an order is done; what is not done in time comes back as it is.
+    async def done(self, market: Market, intent: Intent, order: PlacedOrder) -> PlacedOrder:
+        """Wait until an order is done. What is not done in time is taken back, as it could fill unseen.
 
         The order's own fill counts. The list of positions may show it seconds later, and a bot that waited
         for the list instead has closed good positions.
-
-        Raises:
-            ExchangeUnreadable: it did not answer.
-        """
-        try:
-            async with asyncio.timeout(self._pace.settle.total_seconds()):
-                for _ in range(_READS_OF_FILL_MAX):
-                    if not order.live:
-                        break
-                    await asyncio.sleep(self._pace.poll.total_seconds())
-                    order = await self.find(market, intent) or order
-        except TimeoutError:
-            pass
-        return order
-
-    async def done(self, market: Market, intent: Intent, order: PlacedOrder) -> PlacedOrder:
-        """:meth:`filled`; and what is not done in time is taken back, as it could fill when nobody looks.
 
         Returns:
             The order as it ended; still live if the exchange would not take it back.
@@ -355,7 +338,13 @@ class Venue:
         Raises:
             ExchangeUnreadable: it did not answer.
         """
-        order = await self.filled(market, intent, order)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._pace.settle.total_seconds()):
+                for _ in range(_READS_OF_FILL_MAX):
+                    if not order.live:
+                        break
+                    await asyncio.sleep(self._pace.poll.total_seconds())
+                    order = await self.find(market, intent) or order
         if order.live:
             await self.cancel(order)
             order = await self.find(market, intent) or order
