@@ -278,7 +278,7 @@ class Hold:
             # Perhaps because a server hangs: what was sent is not waited for, the caller must know now.
             if core.fence is not None:
                 core.close_fence(grant)
-            self._tell(lease, loss, exc, cut_only=cut_only)
+            self._report_loss(lease, loss, exc, cut_only=cut_only)
             return
         closing = core.close_fence(grant) if core.fence is not None else None
         found = await releasing()
@@ -289,13 +289,13 @@ class Hold:
         if gone:
             # No clock ended it, and this was the only release: somebody took the lock from under the body.
             core.emit(Lost(grant, LossReason.REFUSED))
-            self._tell(lease, LossReason.REFUSED, exc, cut_only=False)
+            self._report_loss(lease, LossReason.REFUSED, exc, cut_only=False)
             return
         held_ms = (core.clock.now() - self._acquired_at) * 1000
         core.emit(Released(grant, held_ms, None if found is _UNTOLD else found is not _GONE))
 
     @staticmethod
-    def _tell(lease: Lease, loss: LossReason, exc: BaseException | None, *, cut_only: bool) -> None:
+    def _report_loss(lease: Lease, loss: LossReason, exc: BaseException | None, *, cut_only: bool) -> None:
         if exc is None or cut_only:
             raise lease.lost_error(loss) from exc
         exc.add_note(str(lease.lost_error(loss)))
@@ -353,7 +353,7 @@ class Hold:
         lease = self._lease
         assert lease is not None
         self._core.call_in_own_loop(self._abandon)
-        self._tell(lease, lease.loss or LossReason.ABANDONED, exc, cut_only=False)
+        self._report_loss(lease, lease.loss or LossReason.ABANDONED, exc, cut_only=False)
 
     async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
         """Shut out everything older (S3). What fails here gives the lock back before it leaves."""

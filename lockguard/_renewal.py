@@ -78,13 +78,13 @@ class _Kept:
     """When the latest renewal was sent."""
     proven_at: float = -math.inf
     """When the latest renewal was sent that was granted."""
-    told: asyncio.Future[None] | None = None
+    changed: asyncio.Future[None] | None = None
     """For whoever waits for the next thing that becomes known."""
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Something has become known."""
-        if self.told is not None and not self.told.done():
-            self.told.set_result(None)
+        if self.changed is not None and not self.changed.done():
+            self.changed.set_result(None)
 
 
 class Keeper:
@@ -147,8 +147,8 @@ class Keeper:
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""
         kept = self._kept.pop(lease.grant.id, None)
-        if kept is not None and kept.told is not None:
-            kept.tell()
+        if kept is not None and kept.changed is not None:
+            kept.notify()
 
     def renew_now(self) -> None:
         """Renew everything, because a server may have forgotten what it knew."""
@@ -194,9 +194,9 @@ class Keeper:
             left_s = within_s - (self._clock.now() - began)
             if left_s <= 0:
                 raise lease.lost_error(LossReason.UNCONFIRMED)
-            if kept.told is None or kept.told.done():
-                kept.told = asyncio.get_running_loop().create_future()
-            await asyncio.wait([kept.told], timeout=left_s)
+            if kept.changed is None or kept.changed.done():
+                kept.changed = asyncio.get_running_loop().create_future()
+            await asyncio.wait([kept.changed], timeout=left_s)
 
     def end(self, grant: GrantId, reason: LossReason) -> None:
         """End the lease of this grant, if it is kept here. May be called from any thread."""
@@ -310,7 +310,7 @@ class Keeper:
                 self._note_unanswered(kept, asked)
             case _:
                 pass
-        kept.tell()
+        kept.notify()
 
     def _renewed(self, kept: _Kept, sent_at: float, extension: Extension) -> None:
         if kept.lease.loss is not None:  # too late; the timer tells

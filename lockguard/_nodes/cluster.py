@@ -36,7 +36,7 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import GrantId, Resource
 from lockguard._nodes.address import Address, split_url
 from lockguard._nodes.cluster_map import ClusterMap
-from lockguard._nodes.releases import Place, Releases
+from lockguard._nodes.releases import Endpoint, Releases
 from lockguard._nodes.scripted import NAMESPACE, ScriptedNode, parse_done_again
 from lockguard._nodes.standalone import SAME_AGAIN, Call, StandaloneNode
 from lockguard._nodes.wire import Cut, NotSent
@@ -65,16 +65,16 @@ def seeds_of(url: str) -> tuple[Address, ...]:
         ConfigurationError: a part of the URL is missing or invalid.
     """
     parts = split_url(url)
-    credentials, at, places = parts.netloc.rpartition("@")
-    if not places or parts.path not in {"", "/", "/0"}:
+    credentials, at, endpoints = parts.netloc.rpartition("@")
+    if not endpoints or parts.path not in {"", "/", "/0"}:
         raise ConfigurationError(
             "the Redis URL is not a cluster's; write redis+cluster://host:port,host:port without a database:"
             " a cluster has only one"
         )
     scheme = parts.scheme.removesuffix("+cluster")
     return tuple(
-        Address.parse(urlunsplit((scheme, f"{credentials}{at}{place}", "", parts.query, "")))
-        for place in places.split(",")
+        Address.parse(urlunsplit((scheme, f"{credentials}{at}{endpoint}", "", parts.query, "")))
+        for endpoint in endpoints.split(",")
     )
 
 
@@ -184,7 +184,7 @@ class ClusterNode(ScriptedNode):
         if self._closed:
             return
         said_to = call.node.address.host, call.node.address.port
-        serves = self._map.place_of(call.keys[0]) or said_to
+        serves = self._map.endpoint_of(call.keys[0]) or said_to
         self._releases.note(serves, call.keys, call.args)
         if serves != said_to:  # answered by the former master
             self._release_again(serves, call.keys, call.args)
@@ -234,14 +234,14 @@ class ClusterNode(ScriptedNode):
         if call.future.done() and call.script is not RELEASE:
             return True
         slot, _, told = rest.partition(" ")
-        place = self._map.place_told(told, by=call.node)
-        if place is None:
+        endpoint = self._map.endpoint_in(told, by=call.node)
+        if endpoint is None:
             self._map.refresh_soon()
             return self._try_again(call, fault, _TRY_AGAIN_S)
-        shard = self._map.shard_at(place)
+        shard = self._map.shard_at(endpoint)
         self._map.reach_soon(shard)
         if kind == "MOVED":
-            self._map.moved(int(slot), place)
+            self._map.moved(int(slot), endpoint)
         if not shard.ready or call.tries >= _FOLLOWED_AT_ONCE_MAX:  # two shards may redirect to each other
             return self._try_again(call, fault, _TRY_AGAIN_S)
         call.tries += 1
@@ -279,11 +279,11 @@ class ClusterNode(ScriptedNode):
             call.future.set_result(MaybeExecuted(NodeUnknown(text, node=self.name)))
 
     def _send_releases_on(self) -> None:
-        for release in self._releases.moved(self._map.place_of):
-            self._release_again(release.place, release.keys, release.args)
+        for release in self._releases.moved(self._map.endpoint_of):
+            self._release_again(release.endpoint, release.keys, release.args)
 
-    def _release_again(self, place: Place, keys: tuple[str, ...], args: tuple[str | int, ...]) -> None:
-        call = self._call(self._map.shard_at(place), RELEASE, bool, keys, args)
+    def _release_again(self, endpoint: Endpoint, keys: tuple[str, ...], args: tuple[str | int, ...]) -> None:
+        call = self._call(self._map.shard_at(endpoint), RELEASE, bool, keys, args)
         self._try_again(call, NotSent("moved"), 0)
 
     def _call(

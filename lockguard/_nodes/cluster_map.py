@@ -19,7 +19,7 @@ from redis.crc import key_slot
 
 from lockguard._nodes.address import Address
 from lockguard._nodes.dial import first_of
-from lockguard._nodes.releases import Place
+from lockguard._nodes.releases import Endpoint
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard.errors import ConfigurationError, NodeError, NodeRefused
 
@@ -43,7 +43,7 @@ class ClusterMap:
     def __init__(
         self, name: str, seeds: Sequence[Address], new_shard: Callable[[Address], StandaloneNode]
     ) -> None:
-        self.shards: dict[Place, StandaloneNode] = {}
+        self.shards: dict[Endpoint, StandaloneNode] = {}
         self.known = False
         """Whether the map has ever been read."""
         self.unreached = ""
@@ -51,7 +51,7 @@ class ClusterMap:
         self._name = name
         self._seeds = tuple(seeds)
         self._new_shard = new_shard
-        self._slots: list[Place | None] = [None] * _SLOTS
+        self._slots: list[Endpoint | None] = [None] * _SLOTS
         self._reading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,33 +61,33 @@ class ClusterMap:
         """Register ``callback()`` to be called after each attempt to read the map again."""
         self._refreshed = callback
 
-    def place_of(self, key: str) -> Place | None:
+    def endpoint_of(self, key: str) -> Endpoint | None:
         """The server that serves a key; ``None`` if unknown."""
         return self._slots[key_slot(key.encode())]
 
     def shard_for(self, key: str) -> StandaloneNode:
         """The shard to ask for a key: its owner if known, else any shard, which will redirect."""
-        place = self.place_of(key)
-        if place is not None:
-            return self.shard_at(place)
+        endpoint = self.endpoint_of(key)
+        if endpoint is not None:
+            return self.shard_at(endpoint)
         anybody = [shard for shard in self.shards.values() if shard.ready]
         if anybody:
             return random.choice(anybody)  # noqa: S311 - not a secret
         return self._shard_of(self._seeds[0])
 
-    def shard_at(self, place: Place) -> StandaloneNode:
-        """The node of the server at ``place``, created if it is new."""
-        if place not in self.shards:
-            host, port = place
-            self.shards[place] = self._new_shard(replace(self._seeds[0], host=host, port=port))
-        return self.shards[place]
+    def shard_at(self, endpoint: Endpoint) -> StandaloneNode:
+        """The node of the server at ``endpoint``, created if it is new."""
+        if endpoint not in self.shards:
+            host, port = endpoint
+            self.shards[endpoint] = self._new_shard(replace(self._seeds[0], host=host, port=port))
+        return self.shards[endpoint]
 
-    def moved(self, slot: int, place: Place) -> None:
-        """Note that a server named ``place`` as the owner of ``slot``."""
-        self._slots[slot] = place
+    def moved(self, slot: int, endpoint: Endpoint) -> None:
+        """Note that a server named ``endpoint`` as the owner of ``slot``."""
+        self._slots[slot] = endpoint
         self.refresh_soon()
 
-    def place_told(self, text: str, *, by: StandaloneNode) -> Place | None:
+    def endpoint_in(self, text: str, *, by: StandaloneNode) -> Endpoint | None:
         """The server that a redirection names; ``None`` if the redirecting server does not know its name."""
         host, _, port = text.rpartition(":")
         if host == "?":
@@ -166,21 +166,23 @@ class ClusterMap:
         if isinstance(reply, Exception) or not reply:
             raise NodeRefused(f"{shard.name} told no map of its cluster: {reply}", node=shard.name)
         for first, last, owner, *_ in reply:
-            place = _host_of(owner) or shard.address.host, owner[1]
-            self.shard_at(place)
-            self._slots[first : last + 1] = [place] * (last + 1 - first)
+            endpoint = _host_of(owner) or shard.address.host, owner[1]
+            self.shard_at(endpoint)
+            self._slots[first : last + 1] = [endpoint] * (last + 1 - first)
 
     def _forget_the_gone(self) -> None:
         """Close the nodes of unreachable servers without slots, so that they are not retried for ever."""
         kept = {*self._slots, *((seed.host, seed.port) for seed in self._seeds)}
-        for place in [place for place, shard in self.shards.items() if place not in kept and not shard.ready]:
-            self._own(self.shards.pop(place).aclose())
+        for endpoint in [
+            endpoint for endpoint, shard in self.shards.items() if endpoint not in kept and not shard.ready
+        ]:
+            self._own(self.shards.pop(endpoint).aclose())
 
     def _shard_of(self, seed: Address) -> StandaloneNode:
         return self.shard_at((seed.host, seed.port))
 
     def _serving(self) -> list[StandaloneNode]:
-        return [self.shards[place] for place in set(self._slots) if place is not None]
+        return [self.shards[endpoint] for endpoint in set(self._slots) if endpoint is not None]
 
     def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"lockguard-connect-{self._name}")

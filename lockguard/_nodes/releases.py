@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Place", "Release", "Releases"]
+__all__ = ["Endpoint", "Release", "Releases"]
 
-Place = tuple[str, int]
+Endpoint = tuple[str, int]
 """A server: host and port."""
 
 KEPT_S = 60.0
@@ -30,13 +30,13 @@ class Release:
 
     Attributes:
         said_at: when it was noted, by the event loop's clock, in seconds.
-        place: the server that it was sent to.
+        endpoint: the server that it was sent to.
         keys: the keys of release.lua.
         args: the arguments of release.lua.
     """
 
     said_at: float
-    place: Place
+    endpoint: Endpoint
     keys: tuple[str, ...]
     args: tuple[str | int, ...]
 
@@ -47,28 +47,28 @@ class Releases:
     def __init__(self) -> None:
         self._releases: deque[Release] = deque(maxlen=KEPT_MAX)
 
-    def note(self, place: Place, keys: tuple[str, ...], args: tuple[str | int, ...]) -> None:
-        """Remember a release sent to ``place``."""
-        self._releases.append(Release(asyncio.get_running_loop().time(), place, keys, args))
+    def note(self, endpoint: Endpoint, keys: tuple[str, ...], args: tuple[str | int, ...]) -> None:
+        """Remember a release sent to ``endpoint``."""
+        self._releases.append(Release(asyncio.get_running_loop().time(), endpoint, keys, args))
 
-    def moved(self, place_of: Callable[[str], Place | None]) -> list[Release]:
+    def moved(self, endpoint_of: Callable[[str], Endpoint | None]) -> list[Release]:
         """The releases whose resource is now on another server; from now on they count as sent there.
 
         Args:
-            place_of: returns the server that serves a key; ``None`` if unknown.
+            endpoint_of: returns the server that serves a key; ``None`` if unknown.
         """
         since = asyncio.get_running_loop().time() - KEPT_S
-        places: dict[str, Place | None] = {}
+        endpoints: dict[str, Endpoint | None] = {}
         moved, kept = [], []
         for release in self._releases:
             if release.said_at < since:
                 continue
             lock = release.keys[0]
-            if lock not in places:
-                places[lock] = place_of(lock)
-            place = places[lock] or release.place
-            if place != release.place:
-                release = Release(release.said_at, place, release.keys, release.args)  # noqa: PLW2901
+            if lock not in endpoints:
+                endpoints[lock] = endpoint_of(lock)
+            endpoint = endpoints[lock] or release.endpoint
+            if endpoint != release.endpoint:
+                release = Release(release.said_at, endpoint, release.keys, release.args)  # noqa: PLW2901
                 moved.append(release)
             kept.append(release)
         self._releases = deque(kept, maxlen=KEPT_MAX)

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError, ResponseError
 from lockguard._nodes.address import Address, split_url
 from lockguard._nodes.connection import AS_WITHOUT_CERTIFICATE
 from lockguard._nodes.dial import Resolver
-from lockguard._nodes.releases import Place, Releases
+from lockguard._nodes.releases import Endpoint, Releases
 from lockguard._nodes.scripted import NAMESPACE
 from lockguard._nodes.standalone import Call, StandaloneNode
 from lockguard._nodes.wire import Reply
@@ -45,7 +45,7 @@ _CREDENTIALS = ("username", "password")
 
 
 @dataclass(frozen=True, slots=True)
-class SentinelPlace:
+class SentinelEndpoint:
     """One Sentinel.
 
     Attributes:
@@ -71,7 +71,7 @@ class SentinelUrl:
         master: how to log in to the master; its host and port are discovered.
     """
 
-    sentinels: tuple[SentinelPlace, ...]
+    sentinels: tuple[SentinelEndpoint, ...]
     service: str
     master: Address
 
@@ -93,17 +93,17 @@ class SentinelUrl:
                 " write redis+sentinel://host:port,host:port/service[/db]"
             )
         scheme = parts.scheme.removesuffix("+sentinel")
-        credentials, at, places = parts.netloc.rpartition("@")
+        credentials, at, endpoints = parts.netloc.rpartition("@")
         options = dict(parse_qsl(parts.query))
         user, password = (quote(options.pop(f"sentinel_{key}", ""), safe="") for key in _CREDENTIALS)
         query = urlencode(options)
         own = f"{user}:{password}@" if user or password else ""
         sentinels = []
-        for place in places.split(","):
-            placed = place if _PORT.search(place) else f"{place}:{_SENTINEL_PORT}"
+        for endpoint in endpoints.split(","):
+            placed = endpoint if _PORT.search(endpoint) else f"{endpoint}:{_SENTINEL_PORT}"
             where = f"{scheme}://{own}{placed}?{query}"
             sentinel = Address.parse(where)
-            sentinels.append(SentinelPlace(sentinel.name, sentinel.host, sentinel.port, where))
+            sentinels.append(SentinelEndpoint(sentinel.name, sentinel.host, sentinel.port, where))
         db = path[1] if len(path) == 2 else "0"
         master = Address.parse(f"{scheme}://{credentials}{at}{quote(path[0], safe='')}/{db}?{query}")
         return cls(tuple(sentinels), path[0], master)
@@ -143,7 +143,7 @@ class SentinelNode(StandaloneNode):
         )
         self._url = url
         self._releases = Releases()
-        self._said_to = self._place()
+        self._said_to = self._endpoint()
         self._sentinels: list[_Sentinel] = []
         self._watcher: asyncio.Task[None] | None = None
 
@@ -162,7 +162,7 @@ class SentinelNode(StandaloneNode):
             ConfigurationError: the master refused the log-in, or the URL names no Sentinels.
         """
         if self._watcher is None:
-            self._sentinels = [_Sentinel(place, self._url.service) for place in self._url.sentinels]
+            self._sentinels = [_Sentinel(endpoint, self._url.service) for endpoint in self._url.sentinels]
             self._watcher = asyncio.create_task(self._watch(), name=f"lockguard-connect-{self._url.service}")
         await super().connect()
 
@@ -182,12 +182,12 @@ class SentinelNode(StandaloneNode):
             self._releases.note(self._said_to, call.keys, call.args)
         super().answered(call, reply)
 
-    def _place(self) -> Place:
+    def _endpoint(self) -> Endpoint:
         address = self._connection.address
         return address.host, address.port
 
     def _connected(self, *, again: bool) -> None:
-        here = self._said_to = self._place()
+        here = self._said_to = self._endpoint()
         for release in self._releases.moved(lambda _: here):
             self._owed_releases.append((RELEASE.sha, len(release.keys), *release.keys, *release.args))
         super()._connected(again=again)
@@ -212,14 +212,15 @@ class SentinelNode(StandaloneNode):
         states = await self._states()
         known = [state for state in states if isinstance(state, _State)]
         if all(state == _NO_SENTINEL for state in states):
-            places = ", ".join(place.name for place in self._url.sentinels)
+            endpoints = ", ".join(endpoint.name for endpoint in self._url.sentinels)
             raise ConfigurationError(
-                f"{places} {_NO_SENTINEL}: give Sentinels (port {_SENTINEL_PORT} by default), or write redis://"
+                f"{endpoints} {_NO_SENTINEL}: give Sentinels (port {_SENTINEL_PORT} by default), or write redis://"
                 " or redis+cluster:// for what it is"
             )
         if not known:
             told = "; ".join(
-                f"{place.name}: {state}" for place, state in zip(self._url.sentinels, states, strict=True)
+                f"{endpoint.name}: {state}"
+                for endpoint, state in zip(self._url.sentinels, states, strict=True)
             )
             raise NodeRefused(f"no Sentinel knows {self._url.service!r}: {told}", node=self._url.service)
         latest = max(known, key=lambda state: (state.epoch, state.promoting))
@@ -256,11 +257,11 @@ class _State:
 class _Sentinel:
     """One Sentinel, which is polled."""
 
-    def __init__(self, place: SentinelPlace, service: str) -> None:
-        self._place = place
+    def __init__(self, endpoint: SentinelEndpoint, service: str) -> None:
+        self._endpoint = endpoint
         self._service = service
         # No retries by the client: all Sentinels are asked concurrently, and again soon.
-        self._client = Redis.from_url(place.url, decode_responses=True, retry=Retry(NoBackoff(), 0))
+        self._client = Redis.from_url(endpoint.url, decode_responses=True, retry=Retry(NoBackoff(), 0))
         self._resolver = Resolver()
         self._found = False
         self._asking: asyncio.Task[_State | str] | None = None
@@ -284,7 +285,7 @@ class _Sentinel:
                 if not self._found:
                     # The client resolves the name too, in a thread of the process's shared pool. If the
                     # resolver hung, each question would block one more thread: so wait for the name first.
-                    await self._resolver.addresses(self._place.host, self._place.port)
+                    await self._resolver.addresses(self._endpoint.host, self._endpoint.port)
                 self._found, state = False, await self._state()
                 self._found = True
                 return state
@@ -293,7 +294,7 @@ class _Sentinel:
         except TimeoutError:
             return f"no answer within {_GIVE_UP_S:g} s"
         except (RedisError, OSError, KeyError, ValueError) as exc:
-            ended = self._place.url.startswith("rediss") and ("reset" in str(exc) or "closed" in str(exc))
+            ended = self._endpoint.url.startswith("rediss") and ("reset" in str(exc) or "closed" in str(exc))
             return f"{exc}, {AS_WITHOUT_CERTIFICATE}" if ended else str(exc)
 
     async def _state(self) -> _State:

@@ -144,7 +144,7 @@ async def test_a_release_that_a_master_answers_when_it_is_one_no_more_is_made_ag
             async def take_over(replica) -> None:
                 await asyncio.to_thread(replica.command, "CLUSTER", "FAILOVER", "TAKEOVER")
                 await until(lambda: cluster._owner_seen_by(standing, SLOT) is replica)
-                while known.place_of(LOCK)[1] != replica.port:
+                while known.endpoint_of(LOCK)[1] != replica.port:
                     known.refresh_soon()
                     await asyncio.sleep(0.01)
                 owner.resume()  # it finds the release in its socket before it hears that it was replaced
