@@ -132,7 +132,7 @@ class StreamSource:
                 return None
         return None
 
-    # --- inside ---
+    # --- internals ---
 
     async def _mend(self, exc: RedisError | OSError, stopping: asyncio.Event) -> None:
         """Recover from an error, after a pause if need be.

@@ -166,7 +166,7 @@ class Trader:
             # Its bot died halfway: finish or undo what that bot began.
             await self._manager.ensure_stop(signal.symbol, self._exchange.name)
             row = await self._book.opened_by(signal, symbol)
-        if row is None or row.status is PositionStatus.CANCELED:  # canceled: certainly never ordered
+        if row is None or row.status is PositionStatus.CANCELED:  # canceled: certainly no order was placed
             return await self._too_late(signal, symbol) or await self._open_anew(signal)
         return _of_row(signal, row)
 

@@ -274,7 +274,7 @@ class Worker:
                 told = f"{outcome.action.value} {outcome.details}".strip()
                 _LOG.log(level, "%s: %s:%s: %s", name, report.exchange, outcome.symbol, told)
 
-    # --- telling ---
+    # --- alerts and log lines ---
 
     def _tell_refused(self, bad: BadSignal, where: str, signal: Signal | None = None) -> None:
         _LOG.warning("%s", bad, extra=_facts(where, signal, outcome=Outcome.REFUSED.value))
@@ -290,7 +290,7 @@ class Worker:
         for alert in self._repeats.end(resource, about):
             self._audience.tell(alert)
 
-    # --- the end ---
+    # --- shutdown ---
 
     async def _stop_after(self, taking: Sequence[asyncio.Task[None]]) -> None:
         """Once every signal is read and decided, run a last sync pass and stop."""

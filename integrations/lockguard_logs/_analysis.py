@@ -107,7 +107,7 @@ class Analysis:
         last: the time of the latest record; ``None`` if there was none.
         counts: the number of events of each kind.
         busy: how often each symbol was found busy: races that were avoided.
-        findings: in order of time.
+        findings: the duplicates and the races that were stopped, in order of time.
         seen: the events, in order of time; used to draw the picture.
         timeline: the story of the requested symbol.
         complete: whether everything was kept and judged; otherwise only what was read first.
@@ -347,7 +347,7 @@ def _finding(kind: FindingKind, told: Sequence[Sighting], details: str) -> Findi
     return Finding(kind, symbol, exchange, details, tuple(told))
 
 
-# --- rows that were made twice, positions that were entered twice ---
+# --- duplicates: rows created twice, positions entered twice ---
 
 
 def _twice(seen: Sequence[Sighting], window: timedelta) -> list[Finding]:

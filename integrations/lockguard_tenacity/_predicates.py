@@ -21,14 +21,14 @@ _NETWORK_CLASSES = frozenset(
 """By package and class name, so that none of the packages has to be installed."""
 
 
-class retry_if_busy(retry_if_exception):  # noqa: N801 - tenacity names its strategies so
+class retry_if_busy(retry_if_exception):  # noqa: N801 - tenacity's naming convention
     """Retry while another process holds the resource."""
 
     def __init__(self) -> None:
         super().__init__(lambda exc: isinstance(exc, ResourceBusy))
 
 
-class retry_if_retryable(retry_if_exception):  # noqa: N801 - tenacity names its strategies so
+class retry_if_retryable(retry_if_exception):  # noqa: N801 - tenacity's naming convention
     """Retry after any ``retryable`` lockguard error: the same call may simply be repeated.
 
     A lost lease and a stale token are not retryable: the caller must first read the state again.
@@ -38,7 +38,7 @@ class retry_if_retryable(retry_if_exception):  # noqa: N801 - tenacity names its
         super().__init__(lambda exc: isinstance(exc, LockguardError) and exc.retryable)
 
 
-class retry_if_network_failed(retry_if_exception):  # noqa: N801 - tenacity names its strategies so
+class retry_if_network_failed(retry_if_exception):  # noqa: N801 - tenacity's naming convention
     """Retry after a lost connection, a timeout, or an exchange or server that did not answer.
 
     Only for calls that change nothing. After such an error the outcome of the call is unknown, and an order

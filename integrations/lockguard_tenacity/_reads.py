@@ -49,7 +49,7 @@ def retry_reads(
     return repeat
 
 
-class _stop_at_the_end_of_a_lease(stop_at_lease_end):  # noqa: N801 - tenacity names its strategies so
+class _stop_at_the_end_of_a_lease(stop_at_lease_end):  # noqa: N801 - tenacity's naming convention
     """Never stops outside a lease, since reads need none; inside one, stops at its end."""
 
     def __call__(self, retry_state: RetryCallState) -> bool:

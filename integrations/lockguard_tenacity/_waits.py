@@ -22,7 +22,7 @@ _LONGEST = timedelta(seconds=30)
 _NONE = timedelta(0)
 
 
-class wait_for_retry_after(wait_base):  # noqa: N801 - tenacity names its strategies so
+class wait_for_retry_after(wait_base):  # noqa: N801 - tenacity's naming convention
     """Wait for the error's ``retry_after``, which is the rest of the holder's lease, plus a random jitter.
 
     Without the jitter, callers that were refused together would return together.
@@ -55,7 +55,7 @@ class wait_for_retry_after(wait_base):  # noqa: N801 - tenacity names its strate
         return min(self._longest_s, max(0.0, retry_after.total_seconds()) + extra_s)
 
 
-class stop_at_lease_end(stop_base):  # noqa: N801 - tenacity names its strategies so
+class stop_at_lease_end(stop_base):  # noqa: N801 - tenacity's naming convention
     """Stop when the lease would end before another attempt could finish.
 
     It does not count on renewals that have not happened yet. Without a lease it stops at once, because

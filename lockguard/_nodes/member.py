@@ -99,7 +99,7 @@ class MemberNode(StandaloneNode):
         self.run(RELEASE, parse_done, keys, *args, lone=True, answer=answer)
 
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
-        """Run rejoin.lua."""
+        """Run rejoin.lua to restore a lease that is held on other nodes."""
         keys = (*keys_of(self._namespace, grant.resource).rejoin, self._member)
         args = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms, self._facts.run_id)
         return self._run(REJOIN, self._rejoined, keys, *args)
@@ -109,7 +109,7 @@ class MemberNode(StandaloneNode):
         return self._run(ADMIT, parse_membership, (self._member,), self._facts.run_id, _LOOK, 0)
 
     def admit(self, *, quarantine_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
-        """Run admit.lua."""
+        """Run admit.lua to admit the node, unless it is a member."""
         return self._run(
             ADMIT, parse_membership, (self._member,), self._facts.run_id, quarantine_ms, ttl_max_ms
         )
