@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from lockguard.errors import FenceUnavailable
+from lockguard.errors import ConfigurationError, FenceUnavailable
 from lockguard.text import printable
 from lockguard_asyncpg._cancels import Cancels
 from lockguard_asyncpg._carrying import alone
@@ -47,6 +47,13 @@ _NO_STANDBY = (
     "select setting from pg_settings where name = 'synchronous_standby_names' and setting <> ''"
     " and not exists (select from pg_stat_replication where coalesce(sync_state, 'sync') <> 'async')"
 )
+_READ_ONLY = "25006"
+_WHOSE_READ_ONLY = (
+    "select pg_is_in_recovery() as standby, setting = 'on' as read_only, source,"
+    " quote_ident(session_user) as role, quote_ident(current_database()) as database"
+    " from pg_settings where name = 'default_transaction_read_only'"
+)
+_SETTING = "default_transaction_read_only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,8 @@ async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: ti
                 except DATABASE_ERRORS as exc:
                     failure = exc
                     cancels.heed()
+                    if attempt == 0 and getattr(exc, "sqlstate", None) == _READ_ONLY:
+                        await _require_writable(pool, exc)
                     if not _passing(exc):
                         break
     except TimeoutError as exc:
@@ -126,6 +135,13 @@ async def _failed(
         why = f"{failure} for {seconds}; give PostgresFence a pool of its own, or one with room to spare"
     elif isinstance(failure, TimeoutError) or failure is None:
         why = f"Postgres did not answer within {seconds}{await _unreplicated(pool)}"
+    elif getattr(failure, "sqlstate", None) == _READ_ONLY:
+        why = f"{str(failure).partition(chr(10))[0]}{_read_only(await _whose_read_only(pool))}"
+    elif isinstance(failure, asyncpg.TargetServerAttributeNotMatched):
+        why = (
+            "no server of its URL is what target_session_attrs asks for: a failover is under way, the URL"
+            f" does not name the primary, or {_SETTING} is on there"
+        )
     else:
         why = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
     return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
@@ -150,6 +166,60 @@ async def _unreplicated(pool: asyncpg.Pool[Any]) -> str:
         if waiting:
             names = f"synchronous_standby_names is {printable(str(waiting))}"
             return f": commits wait for a synchronous standby, and none is there ({names})"
+    return ""
+
+
+async def _require_writable(pool: asyncpg.Pool[Any], exc: BaseException) -> None:
+    """Nothing, unless the role, its database or the connection itself asks for read-only transactions.
+
+    Raises:
+        ConfigurationError: it does; the text names who, and the remedy.
+    """
+    row = await _whose_read_only(pool)
+    if row is None or row["standby"] or not row["read_only"]:
+        return
+    role, database = printable(row["role"]), printable(row["database"])
+    match row["source"]:
+        case "user":
+            by = f"ALTER ROLE {role}"
+        case "database user":
+            by = f"ALTER ROLE {role} IN DATABASE {database}"
+        case "database":
+            by = f"ALTER DATABASE {database}"
+        case "global":
+            by = "ALTER ROLE ALL"
+        case "client" | "session":
+            raise ConfigurationError(
+                f"the fence cannot write: {_SETTING} is on in the connection's own settings; leave it out of"
+                " server_settings, of options= in the URL and of PGOPTIONS"
+            ) from exc
+        case _:  # of the whole server: a provider's, for as long as its disk is full
+            return
+    raise ConfigurationError(
+        f"the fence cannot write: {_SETTING} is on for {by.removeprefix('ALTER ')}; run"
+        f" `{by} RESET {_SETTING}` and connect anew"
+    ) from exc
+
+
+async def _whose_read_only(pool: asyncpg.Pool[Any]) -> asyncpg.Record | None:
+    """Why a transaction may not write; ``None`` if nobody can tell."""
+    with contextlib.suppress(*DATABASE_ERRORS):
+        async with asyncio.timeout(_RELEASE_S):
+            with unfenced():
+                return await pool.fetchrow(_WHOSE_READ_ONLY)
+    return None
+
+
+def _read_only(row: asyncpg.Record | None) -> str:
+    if row is None:
+        return ""
+    if row["standby"]:
+        return (
+            "; this server is a standby: name the primary in the URL, or several hosts and"
+            " target_session_attrs=read-write"
+        )
+    if row["read_only"]:
+        return f"; {_SETTING} is on for the whole server, as some providers have it while its disk is full"
     return ""
 
 

@@ -101,4 +101,10 @@ def reason_of(exc: BaseException, *, within_s: float) -> str:
     if isinstance(exc, ValueError):
         # asyncpg's and ssl's quote the option's value, which may be a password.
         return "an option of the URL, or a PG* variable, has a value that cannot be read"
-    return first_line(exc)
+    said = first_line(exc)
+    if getattr(exc, "sqlstate", None) == "25006":
+        return (
+            f"{said}; this is a standby, or default_transaction_read_only is on there: name the primary (or"
+            " several hosts and target_session_attrs=read-write), or switch it off"
+        )
+    return said

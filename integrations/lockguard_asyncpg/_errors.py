@@ -178,8 +178,10 @@ def meaning_of(exc: BaseException) -> Meaning:
             return Meaning.CONFIGURATION
         state = str(exc.sqlstate)
         return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], Meaning.STATEMENT)
-    if isinstance(exc, asyncpg.ClientConfigurationError | asyncpg.TargetServerAttributeNotMatched):
+    if isinstance(exc, asyncpg.ClientConfigurationError):
         return Meaning.CONFIGURATION
+    if isinstance(exc, asyncpg.TargetServerAttributeNotMatched):  # between two primaries there is none
+        return Meaning.UNAVAILABLE
     if isinstance(exc, asyncpg.InterfaceError):
         # asyncpg reports a closed connection or pool as the caller's misuse, without a class of its own.
         return Meaning.LOST if "closed" in str(exc) or "released" in str(exc) else Meaning.STATEMENT
@@ -257,6 +259,11 @@ def note_on_check(exc: BaseException, leases: Iterable[Lease]) -> None:
         exc.add_note(
             f"the check of the lease stood in line at the gate of {names}, behind a seal, a close or a break,"
             " or a session that stays there; the function lockguard.at_the_gate(resource) shows which"
+        )
+    elif getattr(exc, "sqlstate", None) == "25006":
+        exc.add_note(
+            "the check of a lease locks a row of the fence: this connection is a standby's, or has"
+            " default_transaction_read_only on"
         )
 
 

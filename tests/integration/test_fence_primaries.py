@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from lockguard import LockGuard
 from lockguard._lease import Grant, Resource, Token, new_grant_id
-from lockguard.errors import LeaseLost
+from lockguard.errors import FenceUnavailable, LeaseLost
 from lockguard.ports import Sealed
 from lockguard_asyncpg import PostgresFence, SealUnknown, create_pool, install
 from lockguard_asyncpg._cli import fence
@@ -129,6 +129,13 @@ async def trade(redis_url: str, database_url: str, number: int) -> None:
 async def recovered(database_url: str) -> None:
     async with connected(database_url) as conn:
         await shut_out_all(conn, reason="failover")
+
+
+async def test_a_standby_that_is_reached_by_mistake_is_called_one(redis_url: str, standby: Standby) -> None:
+    with pytest.raises(FenceUnavailable, match="this server is a standby: name the primary in the URL"):
+        await trade(redis_url, standby.url, 1)
+    with pytest.raises(FenceUnavailable, match="no server of its URL is what target_session_attrs asks for"):
+        await trade(redis_url, f"{standby.url}?target_session_attrs=read-write", 1)
 
 
 async def test_a_failover_that_lost_a_seal_is_noticed_by_the_next_lease_and_recovered_from(
