@@ -16,9 +16,9 @@ import asyncpg
 from lockguard._clock import SYSTEM_CLOCK, Clock
 from lockguard._lease import Resource, new_grant_id
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg._own_schema import made_anew
 from lockguard_asyncpg._protection import protect
 from lockguard_asyncpg._schema import require_current
+from lockguard_lab.own_schema import made_anew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

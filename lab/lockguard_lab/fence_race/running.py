@@ -15,7 +15,6 @@ from lockguard._lease import new_grant_id
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg._connection import fenced
 from lockguard_asyncpg._errors import DATABASE_ERRORS
-from lockguard_asyncpg._own_schema import made_anew
 from lockguard_asyncpg._protection import protect
 from lockguard_asyncpg._schema import require_current
 from lockguard_lab.fence_race.defaults import role_defaults
@@ -23,6 +22,7 @@ from lockguard_lab.fence_race.holders import Holders
 from lockguard_lab.fence_race.oracle import judge
 from lockguard_lab.fence_race.plan import RacePlan, RaceReport, Way
 from lockguard_lab.fence_race.writes import TRANSACTION, LossyConnection
+from lockguard_lab.own_schema import made_anew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
