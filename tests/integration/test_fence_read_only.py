@@ -5,27 +5,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from lockguard.clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError, FenceUnavailable
-from lockguard.lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard.testing import PostgresServer
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_transaction, install
-from lockguard_asyncpg.cli import fence
+from lockguard_asyncpg._cli import fence
+from lockguard_lab.servers import PostgresServer
+from tests.integration.fence_leases import SOON, grant_of, held
 
 SETTING = "default_transaction_read_only"
-APT = Resource("binance:APTUSDT")
-SOON = timedelta(seconds=5)
-
-
-def grant_of(token: int) -> Grant:
-    return Grant(APT, new_grant_id(), Token(token), "host/1", "open", 10_000)
 
 
 @asynccontextmanager
@@ -101,9 +93,7 @@ async def test_a_write_on_a_read_only_connection_says_why_its_check_cannot_be_ma
         create_pool(database_url, min_size=0, max_size=3) as sealing,
         create_pool(role[1], min_size=0, max_size=3, server_settings={SETTING: "on"}) as pool,
     ):
-        grant = grant_of(7)
-        await PostgresFence(sealing).seal(grant, within=SOON)
-        lease = Lease(grant, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+        lease = await held(sealing)
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError) as caught:
             async with fenced_transaction(pool, lease):
                 pytest.fail("entered")
