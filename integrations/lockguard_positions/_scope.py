@@ -35,6 +35,9 @@ class SymbolScope:
         pace: how to wait.
         clock: measures the time without a stop.
         emit: told of every change, and of what a person should know.
+
+    Raises:
+        UnknownMarket: the lease is on another name: a row's market is gone, and its name leads elsewhere.
     """
 
     store: PositionStore
@@ -44,6 +47,12 @@ class SymbolScope:
     pace: Pace
     clock: Clock
     emit: Emit
+
+    def __post_init__(self) -> None:
+        if self.market.resource != self.lease.resource:  # else the rows of the one were read under the other
+            raise UnknownMarket(
+                f"{self.lease.resource} is not listed any more; its name leads to {self.market.symbol}"
+            )
 
     @property
     def symbol(self) -> str:

@@ -235,3 +235,18 @@ async def test_a_row_of_another_market_of_that_name_gets_no_order(desk: Desk) ->
     assert not [one for one in desk.exchange.record().requests[before:] if one.operation.writes]
     (alert,) = alerts
     assert "APTUSDT stands for APT/USDT:USDT now" in alert.message
+
+
+async def test_a_row_whose_market_is_gone_is_told_though_its_name_leads_to_another_one(desk: Desk) -> None:
+    """Of that one it would be said that all is well, or the row would end, as nothing is held there."""
+    alerts = watched(desk)
+    await opened(desk, "APTUSDT")
+    await desk.pool.execute("update monitoring.positions set symbol = 'OLDUSDT', market = null")
+    desk.exchange.trade_by_hand("APTUSDT", Side.SELL, Decimal(10))
+    client = desk.manager._venue("binance")._exchange.exchange
+    client.markets_by_id = {**client.markets_by_id, "OLDUSDT": [client.markets["SOL/USDT:USDT"]]}
+    client.markets = dict(client.markets)
+    report = await desk.manager.sync_exchange_positions("binance")
+    assert by_symbol(report) == {"OLDUSDT": SyncAction.NO_MARKET}
+    assert await desk.pool.fetchval("select status from monitoring.positions") == "active"
+    assert any("its name leads to SOL/USDT:USDT" in alert.message for alert in alerts)
