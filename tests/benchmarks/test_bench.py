@@ -18,12 +18,12 @@ from lockguard.errors import ConfigurationError
 from lockguard_lab.bench import cli as command
 from lockguard_lab.bench.cli import bench
 from lockguard_lab.bench.contenders import PEERS, missing
-from lockguard_lab.bench.crowd import inversions
 from lockguard_lab.bench.figures import Figures, Sizes, percentile
 from lockguard_lab.bench.loops import run_on
 from lockguard_lab.bench.plot import svg
 from lockguard_lab.bench.run import measure
 from lockguard_lab.bench.table import show
+from lockguard_lab.bench.waiting import inversions
 from lockguard_lab.servers import TopologyName
 
 SMALL = Sizes(

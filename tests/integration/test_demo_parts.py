@@ -13,11 +13,10 @@ from lockguard._cli import app
 from lockguard._private_files import write_private
 from lockguard.errors import ConfigurationError
 from lockguard_lab.demo import cli, serverlog
+from lockguard_lab.demo.history import HistoryLine, lock_key, overlaps, peek, tenures
 from lockguard_lab.demo.paused import CommittedWrite, PausedResult, Round, Watch
-from lockguard_lab.demo.peek import HistoryLine, lock_key, peek
 from lockguard_lab.demo.picture import page
 from lockguard_lab.demo.report import Claim, DemoResult, Servers, claims
-from lockguard_lab.demo.timeline import overlaps, tenures
 from lockguard_lab.race.settings import RaceResult, RaceSettings, StaleWrites
 from lockguard_lab.servers import ServerBinary
 

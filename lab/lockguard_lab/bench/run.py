@@ -12,14 +12,13 @@ from typing import TypeVar
 from redis.asyncio import Redis
 
 from lockguard_lab.bench.contenders import PEERS, Contender, Lockguard, contender, installed_version, left_out
-from lockguard_lab.bench.crowd import memory, waiters
 from lockguard_lab.bench.figures import About, Figures, Sizes, Throughput, Uncontended
-from lockguard_lab.bench.handoff import hand_offs
 from lockguard_lab.bench.limits import BareProtocol, BareSocket, record
 from lockguard_lab.bench.loops import current_loop
 from lockguard_lab.bench.monitor import Keeper, watch
 from lockguard_lab.bench.speed import LIMIT, throughput, uncontended
 from lockguard_lab.bench.upkeep import decorator_us, renewal
+from lockguard_lab.bench.waiting import hand_offs, memory, waiters
 from lockguard_lab.servers import RedisServer, SentinelRedis, TopologyName
 from lockguard_lab.servers.redis_commands import command
 from lockguard_lab.servers.topologies import Topology

@@ -13,7 +13,7 @@ import asyncpg
 from lockguard import LockGuard
 from lockguard.errors import LockguardError
 from lockguard_asyncpg import PostgresFence
-from lockguard_lab.demo.peek import lock_key
+from lockguard_lab.demo.history import lock_key
 from lockguard_lab.servers.postgres_files import SUPERUSER
 
 if TYPE_CHECKING:

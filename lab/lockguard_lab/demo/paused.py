@@ -21,9 +21,9 @@ from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import install
 from lockguard_lab.child_process import Child
 from lockguard_lab.demo import serverlog
+from lockguard_lab.demo.history import HistoryLine, lock_key, peek
 from lockguard_lab.demo.holder import unfenced
 from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, BotSettings
-from lockguard_lab.demo.peek import HistoryLine, lock_key, peek
 from lockguard_lab.statements import statement
 from lockguard_positions._schema import migrate
 

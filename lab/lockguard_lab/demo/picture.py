@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
-from lockguard_lab.demo.timeline import Tenure, overlaps, tenures
+from lockguard_lab.demo.history import Tenure, overlaps, tenures
 from lockguard_logs._drawing import Drawing, Scale
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lockguard_lab.demo.history import HistoryLine
     from lockguard_lab.demo.paused import PausedResult
-    from lockguard_lab.demo.peek import HistoryLine
     from lockguard_lab.race.settings import RaceResult
     from lockguard_lab.servers import ServerBinary
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lockguard._clock import SYSTEM_CLOCK
+from lockguard_lab.demo.history import peek
 from lockguard_lab.demo.paused import BotProcesses, PausedResult, Watch, play, prepare
-from lockguard_lab.demo.peek import peek
 from lockguard_lab.demo.report import DemoResult, claims
 from lockguard_lab.race.run import RaceSettings, run_race
 

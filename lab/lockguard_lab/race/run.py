@@ -17,8 +17,7 @@ import asyncpg
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.exchange import ControlClient, Execution, Fault, FaultKind, Operation
-from lockguard_lab.race.expiry import Expiry
-from lockguard_lab.race.faults import mixed_faults
+from lockguard_lab.race.disturbances import Expiry, mixed_faults
 from lockguard_lab.race.score import Score, score_round
 from lockguard_lab.race.servers import prepare, reach_redis, scratch_database, symbols_of
 from lockguard_lab.race.settings import (

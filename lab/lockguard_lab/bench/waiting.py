@@ -1,20 +1,22 @@
-"""Many waiters on one lock, in several processes; and what locks and waiters need in Redis."""
+"""How a waiting process gets the lock, alone and among many; and what locks and waiters need in Redis."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard._scripts import RELEASE
-from lockguard_lab.bench.contenders import Lockguard
-from lockguard_lab.bench.figures import Memory, Sizes, Waiters
+from lockguard_lab.bench.contenders import Contender, Lockguard
+from lockguard_lab.bench.figures import HandOff, Memory, Sizes, Waiters, percentile
 from lockguard_lab.bench.monitor import Keeper, Monitor
 from lockguard_lab.bench.worker import hired
 from lockguard_lab.child_process import Child
 
-__all__ = ["inversions", "memory", "waiters"]
+__all__ = ["hand_offs", "inversions", "memory", "waiters"]
 
 _LOCKS = 50
 _HISTORY_FULL = 120
@@ -100,3 +102,37 @@ async def _bytes(keepers: Sequence[Keeper], pattern: str) -> int:
     ]
     assert sizes, pattern
     return sum(sizes)
+
+
+_HELD_S = (0.02, 0.12)
+"""At random, so that a waiter who asks every 0.1 s is met at any phase."""
+
+
+async def hand_offs(
+    contenders: Mapping[str, Contender], urls: Sequence[str], sizes: Sizes
+) -> dict[str, HandOff]:
+    """By contender; each has its turn in each round."""
+    took_ms: dict[str, list[float]] = {name: [] for name in contenders}
+    async with AsyncExitStack() as stack:
+        partners = {
+            name: await stack.enter_async_context(hired("partner", name, f"bench:hand-off:{name}", *urls))
+            for name in contenders
+        }
+        for number in range(sizes.rounds + 1):
+            for name, contender in contenders.items():
+                turn = [
+                    await _one(contender, partners[name], f"bench:hand-off:{name}")
+                    for _ in range(sizes.hand_offs if number else 1)
+                ]
+                took_ms[name] += turn if number else []
+    return {name: HandOff(percentile(ms, 0.5), percentile(ms, 0.99)) for name, ms in took_ms.items()}
+
+
+async def _one(contender: Contender, partner: Child, resource: str) -> float:
+    async with contender.lock_alone(resource):
+        await partner.write("go")
+        await partner.hear()
+        await asyncio.sleep(random.uniform(*_HELD_S))  # noqa: S311 - not a secret
+        released_at = SYSTEM_CLOCK.now()
+    had_at: float = await partner.hear()
+    return (had_at - released_at) * 1000
