@@ -53,7 +53,7 @@ class Rounds:
         """One question; the nodes vote into its slots."""
         return Round(self, is_yes)
 
-    async def wait(
+    async def collect(
         self, asked: Sequence[Future[T]], is_yes: Callable[[T], bool] | None = None
     ) -> list[T | None]:
         """Count what futures give; gives what had come when they decided."""

@@ -198,7 +198,7 @@ class Redlock:
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
         """Write the final token on a majority, while this grant holds the lock there."""
         asked = [node.settle(request.resource, request.grant, token) for node in self.nodes]
-        votes = await self._rounds.wait(asked, _was_found)
+        votes = await self._rounds.collect(asked, _was_found)
         return sum(vote is not None and _was_found(vote) for vote in votes) >= self._quorum
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
@@ -236,7 +236,7 @@ class Redlock:
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask every node the same; ``None`` for one that does not answer in time."""
-        return await self._rounds.wait([ask(node) for node in self.nodes])
+        return await self._rounds.collect([ask(node) for node in self.nodes])
 
     async def aclose(self) -> None:
         """Close every node, in bounded time."""
