@@ -137,11 +137,8 @@ async def run_round(
         await asyncio.gather(*(stack.enter_async_context(process) for process in workers))
         chaos = _Chaos(plan, redis, pool, workers, resources, application, report)
         await chaos.disturb()
-        for process, orderly in zip(
-            workers,
-            await asyncio.gather(*(asyncio.to_thread(process.finish) for process in workers)),
-            strict=True,
-        ):
+        finished = await asyncio.gather(*(asyncio.to_thread(process.finish) for process in workers))
+        for process, orderly in zip(workers, finished, strict=True):
             if not orderly:
                 report.counts["processes that failed"] += 1
                 report.tell(f"a process failed: {_why(process.log)}")
