@@ -15,14 +15,14 @@ from lockguard_lab.exchange.model import NewAlgoOrder, NewOrder
 from lockguard_lab.exchange.record import decode, encode
 from lockguard_lab.exchange.rejections import Rejection
 from lockguard_lab.exchange.timeline import Timeline
-from lockguard_lab.exchange.venue import Venue
+from lockguard_lab.exchange.venue import MarketData
 
 SPEC = MarketSpec("APT", price=Decimal(8), tick=Decimal("0.01"), step=Decimal("0.1"))
 
 
 @pytest.fixture
 def engine() -> Engine:
-    return Engine(Venue([SPEC]), wallet=Decimal(10_000), fee_rate=Decimal("0.001"))
+    return Engine(MarketData([SPEC]), wallet=Decimal(10_000), fee_rate=Decimal("0.001"))
 
 
 def move(engine: Engine, price: Decimal, now_ms: int) -> None:
