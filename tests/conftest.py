@@ -69,19 +69,51 @@ ON_EACH_POSTGRES = (
 )
 """What leans on the version of Postgres, for scripts/postgres-versions."""
 
+QUICK = (
+    "unit/",
+    "tidy/",
+    "contract/test_coverage.py",
+    "contract/test_lock.py::",  # on one node only, see below
+    "integration/test_exclusive.py::",
+    "integration/test_hold_use.py::",
+    "integration/test_loss.py::test_the_body_is_cancelled",
+    "integration/test_fence.py::",
+    "integration/test_fence_transactions.py::",
+    "integration/test_fence_redis.py::",
+    "integration/test_fence_protect.py::",
+    "integration/test_ccxt_guarded.py::",
+    "integration/test_positions_flow.py::",
+    # one of each level that is long as a whole
+    "benchmarks/test_calls.py::",
+    "chaos/test_topology_quorum.py::test_it_works_with_two_of_five_gone",
+    "packaging/test_distribution.py::test_the_wheel_holds_the_packages_whole",
+    "race/test_race_scenarios.py::test_nothing_happens_under_the_guard[stress]",
+)
+"""What every change should see, on asyncio's own loop: for scripts/test --quick, and for coverage in CI."""
+
+_ONE_NODE = "one-node-valkey"
+
 _ON_ITS_OWN_SERVER = ("oldest", "15", "uvloop", "uncached")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs on each Postgres, but for cases that choose their server, or are like another."""
+    """Mark what is quick, and what runs on each Postgres.
+
+    Of the latter, cases that choose their server are left out, and those that are like another.
+    """
     for item in items:
-        _, _, name = item.nodeid.partition("tests/integration/")
+        _, _, name = item.nodeid.partition("tests/")
         case = name.partition("[")[2].rstrip("]")
-        if name.startswith(ON_EACH_POSTGRES) and not any(
+        if name.removeprefix("integration/").startswith(ON_EACH_POSTGRES) and not any(
             case == own or case.startswith(f"{own}-") or case.endswith(f"-{own}") or f"-{own}-" in case
             for own in _ON_ITS_OWN_SERVER
         ):
             item.add_marker("postgres")
+        elsewhere = "topology" in getattr(item, "fixturenames", ()) and _ONE_NODE not in case
+        if name.startswith(QUICK) and "uvloop" not in case and not elsewhere:
+            item.add_marker("quick")
+        else:
+            item.add_marker("no_cover")  # to measure all of them would take a quarter more of the processor
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
@@ -102,6 +134,8 @@ def pytest_asyncio_loop_factories(
 def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach what the tests start, also where a shell began in the background with it ignored."""
     config.addinivalue_line("markers", "postgres: leans on the version of Postgres, see ON_EACH_POSTGRES")
+    config.addinivalue_line("markers", "quick: what every change should see, see QUICK")
+    config.addinivalue_line("markers", "no_cover: of pytest-cov, which need not be there")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
