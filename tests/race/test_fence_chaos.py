@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -49,6 +50,45 @@ async def test_nothing_stale_twice_or_lost_while_processes_are_stopped_killed_an
     assert report.unresolved == 0, report.counts
     assert sum(report.faults.values()) >= 5
     assert sum(tally.committed for tally in report.ways.values()) > 20
+
+
+async def test_nothing_stale_twice_or_lost_while_postgres_is_killed_at_work_too(
+    own_redis: RedisServer,
+) -> None:
+    # Closes that nobody waits for reach the disk late, so that a crash loses some.
+    with PostgresServer(max_connections=200, settings={"wal_writer_delay": "2s"}) as server:
+        conn = await asyncpg.connect(server.url)
+        await install(conn)
+        await conn.close()
+        plan = ChaosPlan(ways=tuple(way.name for way in WAYS), length=timedelta(seconds=8), crashes=True)
+        report = await run_round(replace(plan, protects=True), redis=own_redis, postgres=server)
+    assert report.violations == 0, report.told
+    assert report.unresolved == 0, report.counts
+    assert report.counts["processes that failed"] == 0, report.told
+    assert report.faults["Postgres crashed"] >= 1
+    assert sum(tally.committed for tally in report.ways.values()) > 20
+
+
+async def test_a_crash_convicts_a_server_that_acknowledges_what_it_has_not_written(
+    own_redis: RedisServer,
+) -> None:
+    hasty = {"synchronous_commit": "off", "wal_writer_delay": "10s"}
+    with PostgresServer(max_connections=200, settings=hasty) as server:
+        conn = await asyncpg.connect(server.url)
+        await install(conn)
+        await conn.execute("checkpoint")
+        await conn.close()
+        for seed in range(1, 6):
+            plan = ChaosPlan(
+                ways=("statement",), length=timedelta(seconds=4), seed=seed, crashes=True, stalls=0
+            )
+            try:
+                report = await run_round(plan, redis=own_redis, postgres=server)
+            except asyncpg.UndefinedTableError:  # the tables of the race are lost as well
+                continue
+            if any(tally.lost_writes for tally in report.ways.values()):
+                return
+    pytest.fail("not one lost write was seen")
 
 
 async def test_processes_convict_a_check_that_is_made_once_per_connection(
@@ -184,6 +224,30 @@ async def test_a_history_that_breaks_a_law_is_convicted(
     report = await judged(tables, [*BEGUN, *TOLD, *lines])
     assert getattr(report.ways["w"], law) == 1, report
     assert report.violations == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "convicted"),
+    [
+        pytest.param([{"crash": 99, "at": 1.5}], 0, id="the log ends before the close"),
+        pytest.param([{"crash": 100, "at": 1.5}], 1, id="the log has the close"),
+        pytest.param([{"crash": 99, "at": 2.5}], 1, id="the write came before the crash"),
+        pytest.param([{"crash": 99, "at": 0.5}], 1, id="the close came after the crash"),
+        pytest.param(
+            [{"crash": 100, "at": 1.4}, {"crash": 99, "at": 1.5}], 1, id="an earlier crash had kept it"
+        ),
+        pytest.param([], 1, id="nothing has crashed"),
+    ],
+)
+@pytest.mark.parametrize("lazy", [True, False])
+async def test_only_a_crash_that_lost_a_close_which_did_not_wait_lets_its_holder_write_again(
+    lines: list[dict[str, Any]], convicted: int, lazy: bool
+) -> None:
+    closed = {"closed": "r", "token": 2, "updates": 0, "entries": 0}
+    lazily = {"lazy": 100, "at": 1.0} if lazy else {}
+    tables = Tables([(1, 1, 1), (2, 2, 2)], [])  # the second at the time 2.0
+    report = await judged(tables, [*BEGUN, *TOLD, {**closed, **lazily}, *lines])
+    assert report.stale_commits == (convicted if lazy else 1), report.told
 
 
 async def test_what_was_refused_and_is_there_is_convicted() -> None:

@@ -48,7 +48,7 @@ __all__ = ["race_command"]
 @click.option(
     "--chaos",
     is_flag=True,
-    help="Race processes on servers of their own: they are stopped, killed and robbed of their Redis.",
+    help="Race processes on servers of their own: stopped, killed, robbed of their Redis, Postgres crashed.",
 )
 @click.option("--duration", type=DURATION, default="60s", show_default=True, help="Of --chaos: 90s, 30m, 2h.")
 @click.option("--processes", default=4, show_default=True, type=click.IntRange(2, 50), help="Of --chaos.")

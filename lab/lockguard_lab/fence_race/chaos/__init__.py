@@ -1,4 +1,4 @@
-"""A race of processes that are stopped, killed and robbed of their Redis; its history is recorded and judged.
+"""A race of processes that are stopped, killed, robbed of their Redis and crashed on; its history is judged.
 
 The processes are bots: a real guard on a real Redis, the fence in a real Postgres, and every documented way
 to write in turn. Now and then one writes blindly: with a copy of its lease that never looks at a clock, in a

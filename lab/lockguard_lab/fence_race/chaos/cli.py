@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DURATION", "run_chaos"]
 
+# A kill may come in the middle of a page; and what nobody waits for is not on the disk for a while.
+_SETTINGS = {"full_page_writes": "on", "wal_writer_delay": "2s"}
 DURATION = Duration("duration", "smh", "give one such as 90s, 30m or 2h", least=timedelta(seconds=1))
 
 
@@ -41,7 +43,9 @@ def run_chaos(*, duration: timedelta, processes: int, seed: int, planted: bool) 
     plan = ChaosPlan(ways=(), processes=processes, seed=seed)
     with ExitStack() as stack:
         try:
-            postgres = stack.enter_context(PostgresServer(max_connections=40 * processes + 40))
+            postgres = stack.enter_context(
+                PostgresServer(max_connections=40 * processes + 40, settings=_SETTINGS)
+            )
             redis = stack.enter_context(RedisServer())
             routes = [Route("direct", postgres.url, pooler=False)]
             if find_pgbouncer() is None:

@@ -5,16 +5,20 @@ A journal is lines of JSON, each of one of these kinds. The time is Postgres's.
 ``begin``   an operation is about to be tried: op, way, resource, token
 ``end``     what its process was told in the end
 ``read``    what was final for all tokens below ``token`` when it was read: after a seal, or after a break
-``closed``  what was final for ``token`` itself: its lease was given back before this was read
+``closed``  what was final for ``token`` itself: its lease was given back before this was read; for a close
+            that did not wait for the disk ``lazy`` is where the log of Postgres had got to, ``at`` when
+``crash``   how far the log of Postgres was read after a crash, and ``at`` when
 
 The laws: along the counter of a resource no number is missing or there twice, and tokens never go back; what
 was final stays as it was read; no operation is there twice; what was reported as committed is there, and what
-was reported as refused is not.
+was reported as refused is not. One thing a crash may undo, and only for what comes after it: a close that did
+not wait for the disk, and that the log does not reach.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +39,8 @@ __all__ = ["BELOW", "OWN", "judge", "read_journals"]
 BELOW = """
 select (select count(*) from lockguard_race.ledger where resource = $1 and token < $2) as updates,
        (select count(*) from lockguard_race.entry where resource = $1 and token < $2) as entries,
-       extract(epoch from clock_timestamp())::float8 as at
+       extract(epoch from clock_timestamp())::float8 as at,
+       pg_current_wal_insert_lsn() - '0/0'::pg_lsn as logged
 """
 OWN = BELOW.replace("token < $2", "token = $2")
 """What is final for older tokens than the one given, and for the one given."""
@@ -92,6 +97,7 @@ class _Judge:
         self._report = report
         self._begun = {line["begin"]: line for line in journal if "begin" in line}
         self._ended = {line["end"]: End(line["how"]) for line in journal if "end" in line}
+        self._crashes = sorted((line["at"], line["crash"]) for line in journal if "crash" in line)
 
     def count_ends(self) -> None:
         for op, line in self._begun.items():
@@ -104,6 +110,8 @@ class _Judge:
                     tally.committed += 1
                 case End.REFUSED | End.GIVEN_UP:
                     tally.refused += 1
+        lost = sum(self._lost_at(line) < math.inf for line in self._journal if "closed" in line)
+        self._report.counts["closes lost in a crash"] += lost
 
     def order(self, ledger: Sequence[asyncpg.Record]) -> None:
         """Along the counter no number is missing or there twice, and tokens never go back."""
@@ -127,8 +135,20 @@ class _Judge:
                 older = [row for row in by_resource[line["read"]] if row.token < line["token"]]
                 self._final(line["read"], f"{name} below", line["token"], line[name], older)
             elif "closed" in line:
-                own = [row for row in by_resource[line["closed"]] if row.token == line["token"]]
+                lost_at = self._lost_at(line)
+                own = [
+                    row
+                    for row in by_resource[line["closed"]]
+                    if row.token == line["token"] and row.at < lost_at
+                ]
                 self._final(line["closed"], f"{name} of", line["token"], line[name], own)
+
+    def _lost_at(self, line: dict[str, Any]) -> float:
+        """When a crash undid a close that had not waited for the disk; never, for any other."""
+        if (logged := line.get("lazy")) is None:
+            return math.inf
+        crashed = next(((at, survived) for at, survived in self._crashes if at > line["at"]), None)
+        return crashed[0] if crashed is not None and crashed[1] < logged else math.inf
 
     def _final(self, resource: str, what: str, token: int, count: int, rows: Sequence[_Row]) -> None:
         if len(rows) != count:

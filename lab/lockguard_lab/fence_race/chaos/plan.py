@@ -25,6 +25,7 @@ class ChaosPlan:
         protects: whether the tables are protected.
         blind: the share of writes that do not look at the lease.
         stalls: the share of pauses, some four to a write, that last for about a ttl.
+        crashes: whether Postgres is killed too, with all of its processes, and started again.
     """
 
     ways: tuple[str, ...]
@@ -36,6 +37,7 @@ class ChaosPlan:
     protects: bool = False
     blind: float = 0.4
     stalls: float = 0.02
+    crashes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,12 @@ _QUIET_S = 20.0
 _GAP_S = (0.05, 0.6)
 _RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
 _LEFT = "select count(*) from pg_stat_activity where application_name = $1"
+# Right after a crash the last checkpoint is the one that ended the recovery: it begins where the log ended.
+_SURVIVED = """
+select redo_lsn - '0/0'::pg_lsn as survived, extract(epoch from pg_postmaster_start_time())::float8 as at
+from pg_control_checkpoint()
+"""
+_BACK_S = 20.0
 
 
 class _Process(EmbeddedServer):
@@ -104,7 +110,7 @@ async def run_round(
     Args:
         plan: what to run.
         redis: a server of the race's own: it is emptied and restarted.
-        postgres: a server with lockguard's schema, of the race's own.
+        postgres: a server with lockguard's schema, of the race's own: it may be killed and restarted.
         database_url: the way to it that the bots take, such as a pooler's; by default the direct one.
         pooler: whether that is a pooler in transaction mode.
 
@@ -135,7 +141,7 @@ async def run_round(
 
         workers = [_Process(spec(number)) for number in range(1, plan.processes + 1)]
         await asyncio.gather(*(stack.enter_async_context(process) for process in workers))
-        chaos = _Chaos(plan, redis, pool, workers, resources, application, report)
+        chaos = _Chaos(plan, redis, postgres, pool, workers, resources, application, report)
         await chaos.disturb()
         finished = await asyncio.gather(*(asyncio.to_thread(process.finish) for process in workers))
         for process, orderly in zip(workers, finished, strict=True):
@@ -187,6 +193,7 @@ class _Chaos:
         self,
         plan: ChaosPlan,
         redis: RedisServer,
+        postgres: PostgresServer,
         pool: asyncpg.Pool[Any],
         workers: list[_Process],
         resources: tuple[str, ...],
@@ -195,6 +202,7 @@ class _Chaos:
     ) -> None:
         self._plan = plan
         self._redis = redis
+        self._postgres = postgres
         self._pool = pool
         self._workers = workers
         self._resources = resources
@@ -208,14 +216,16 @@ class _Chaos:
     async def disturb(self) -> None:
         """One thing after the other, and pauses beside them, until the round is over."""
         until = SYSTEM_CLOCK.now() + self._plan.length.total_seconds()
-        faults: tuple[tuple[int, str, Callable[[], Awaitable[None]]], ...] = (
+        faults: list[tuple[int, str, Callable[[], Awaitable[None]]]] = [
             (8, "processes stopped", self._stop),
             (3, "processes killed", self._kill),
             (3, "Redis flushed", self._flush),
             (1, "Redis restarted empty", self._restart),
             (3, "locks broken", self._break),
             (4, "backends killed", self._kill_backend),
-        )
+        ]
+        if self._plan.crashes:
+            faults.append((3, "Postgres crashed", self._crash))
         weights = [weight for weight, _, _ in faults]
         async with asyncio.TaskGroup() as beside:
             while (left := until - SYSTEM_CLOCK.now()) > 0:
@@ -258,6 +268,22 @@ class _Chaos:
     async def _restart(self) -> None:
         await asyncio.to_thread(self._redis.kill)
         await asyncio.to_thread(self._redis.restart, keep_data=False)
+
+    async def _crash(self) -> None:
+        """Kill Postgres and all its processes at work; note from where on the log was lost."""
+        await asyncio.to_thread(self._postgres.kill)
+        await asyncio.to_thread(self._postgres.restart)
+        async with asyncio.timeout(_BACK_S):
+            # The pool may still lend connections of before, which it has not yet seen break.
+            while (row := await self._survived()) is None:  # noqa: ASYNC110 - Postgres tells nobody
+                await asyncio.sleep(0.02)
+        self.journal.append({"crash": row["survived"], "at": row["at"]})
+
+    async def _survived(self) -> asyncpg.Record | None:
+        try:
+            return await self._pool.fetchrow(_SURVIVED)
+        except DATABASE_ERRORS:
+            return None
 
     async def _kill_backend(self) -> None:
         await kill_one(self._pool, self._application)

@@ -38,7 +38,7 @@ async def rounds(
 ) -> AsyncIterator[tuple[str, RoundReport]]:
     """Rounds of ``plan.length`` until ``duration`` is over; what each was, and what came of it.
 
-    The tables are protected in every second one, and the routes take turns.
+    The tables are protected in every second one, the routes take turns, and Postgres crashes in two of three.
     """
     failed = 0
     until = SYSTEM_CLOCK.now() + duration.total_seconds()
@@ -47,6 +47,7 @@ async def rounds(
         if number and left < _ROUND_MIN:
             return
         route, protects = routes[number // 2 % len(routes)], number % 2 == 0
+        crashes = number % 3 != 0
         tried = replace(
             plan,
             # Without a protection there is nothing in the way of what leaves the check to the table.
@@ -54,6 +55,7 @@ async def rounds(
             length=min(plan.length, max(left, _ROUND_MIN)),
             seed=plan.seed + number,
             protects=protects,
+            crashes=crashes,
         )
         try:
             report = await run_round(
@@ -69,9 +71,12 @@ async def rounds(
             report.tell(f"the round failed: {type(cause).__name__}: {cause}")
             if not redis.running:
                 await asyncio.to_thread(redis.restart, keep_data=False)
+            if not postgres.running:
+                await asyncio.to_thread(postgres.restart)
             if failed > _FAILED_MAX:
                 raise
-        yield f"{route.name}, {'protected' if protects else 'plain'} tables", report
+        tables = "protected" if protects else "plain"
+        yield f"{route.name}, {tables} tables{', crashes' if crashes else ''}", report
 
 
 async def convict_planted(
