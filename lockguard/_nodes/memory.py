@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.exceptions import RedisError
 
 from lockguard._lease import GrantId
-from lockguard._nodes.scripted import NAMESPACE, ScriptedNode
+from lockguard._nodes.scripted import NAMESPACE, ScriptedNode, reason_of
 from lockguard._scripts import Script
 from lockguard.errors import ConfigurationError, NodeRefused
-from lockguard.ports import NotExecuted
+from lockguard.ports import NotExecuted, Refused
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -124,7 +124,7 @@ class MemoryNode(ScriptedNode):
                 raise RedisError("the guard is closed")
             vote = decode(self._store.run(script, keys, args))
         except RedisError as exc:
-            vote = NotExecuted(NodeRefused(f"{self.name}: {script.name}: {exc}", node=self.name))
+            vote = NotExecuted(NodeRefused(f"{self.name}: {reason_of(script, keys, exc)}", node=self.name))
         # In the next loop iteration, as from a server: a body that locks in a loop must let others run.
         loop.call_soon(lambda: None if future.done() else future.set_result(vote))
         return future

@@ -25,7 +25,7 @@ from lockguard.ports import (
     Quarantined,
     Waiter,
 )
-from lockguard.text import decoded
+from lockguard.text import decoded, printable
 
 __all__ = [
     "NAMESPACE",
@@ -35,6 +35,7 @@ __all__ = [
     "parse_done",
     "parse_done_again",
     "parse_membership",
+    "reason_of",
 ]
 
 T = TypeVar("T")
@@ -169,6 +170,18 @@ class ScriptedNode(ABC):
         self, decode: Callable[[Any], T], resource: Resource, how: str, reason: str, token: int
     ) -> asyncio.Future[T | NoVote]:
         return self._run(BREAK, decode, keys_of(self._namespace, resource).break_, how, reason, token)
+
+
+def reason_of(script: Script, keys: tuple[str, ...], fault: Exception) -> str:
+    """Why a server refused a script, in one line."""
+    told = str(fault)
+    if "WRONGTYPE" in told:  # Redis does not say which
+        told = (
+            "a key of this lock holds a value of another kind, so something else writes there; look at the"
+            f" TYPE of {printable(keys[0])} and {printable(keys[0])}:*, and delete what differs from"
+            " docs/reference/redis-keys.md"
+        )
+    return f"{script.name}: {told}"
 
 
 @dataclass(frozen=True, slots=True)

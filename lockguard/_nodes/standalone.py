@@ -14,7 +14,7 @@ from lockguard._lease import GrantId
 from lockguard._nodes.address import Address
 from lockguard._nodes.connection import Connection
 from lockguard._nodes.login import ServerFacts, ask, require
-from lockguard._nodes.scripted import NAMESPACE, ScriptedNode
+from lockguard._nodes.scripted import NAMESPACE, ScriptedNode, reason_of
 from lockguard._nodes.wire import Cut, NotSent, Reply, Wire
 from lockguard._scripts import ACQUIRE, EXTEND, INSPECT, RELEASE, SETTLE, Script
 from lockguard.errors import NodeRefused, NodeUnknown
@@ -303,7 +303,7 @@ class StandaloneNode(ScriptedNode):
 
     def _no_vote(self, call: Call, fault: Exception) -> NoVote:
         """The vote for a failed call: an error is never a yes (S12)."""
-        text = f"{self.name}: {call.script.name}: {fault}"
+        text = f"{self.name}: {reason_of(call.script, call.keys, fault)}"
         if call.script is RELEASE and isinstance(fault, Cut | NotSent) and self._connection.connected_before:
             self._owed_releases.append((call.script.sha, len(call.keys), *call.keys, *call.args))
         if isinstance(fault, Cut):

@@ -61,8 +61,8 @@ local function grant_it()
   redis.call('SET', KEYS[2], token, 'PX', FLOOR_TTL_MS)
   if not untouched then
     redis.call('DEL', KEYS[5])
-    redis.call('ZREM', KEYS[3], member)
-    redis.call('ZADD', KEYS[4], 'XX', now_ms, inbox) -- the process is alive: do not skip its other waiters
+    redis.pcall('ZREM', KEYS[3], member)
+    redis.pcall('ZADD', KEYS[4], 'XX', now_ms, inbox) -- the process is alive: do not skip its other waiters
   end
   local delay = tonumber(ARGV[7])
   if delay > 0 then
@@ -204,7 +204,7 @@ while true do
   end
   local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
   redis.call('ZREM', KEYS[3], first)
-  if is_alive(KEYS[4], first_inbox, now_ms) then
+  if is_alive(redis.call, KEYS[4], first_inbox, now_ms) then
     wake(redis.call, KEYS[4], KEYS[5], first_grant, first_ticket, first_inbox)
     return busy({}, RESERVED_MS)
   end

@@ -17,6 +17,7 @@ local AHEAD_US = 315360000000000
 local time = redis.call('TIME')
 local held = redis.call('HMGET', KEYS[1], 'grant', 'holder')
 local floor = tonumber(redis.call('GET', KEYS[2])) or 0
+local delay_ms = ARGV[1] == 'force' and tonumber(redis.call('GET', KEYS[3])) -- before anything is changed
 if not (floor >= 0 and floor <= time[1] * 1000000 + time[2] + AHEAD_US) then
   floor = 0 -- no lock issued such a token, see acquire.lua
 end
@@ -36,7 +37,6 @@ else
       ARGV[2]))
     redis.pcall('PEXPIRE', KEYS[4], FLOOR_TTL_MS) -- even without a history: only this line records why
     freed = true
-    local delay_ms = tonumber(redis.call('GET', KEYS[3]))
     if delay_ms then
       redis.call('PEXPIRE', KEYS[3], delay_ms)
       freed = false -- no waiter is woken; waiters ask again when the delay is over

@@ -18,7 +18,7 @@ if held[1] ~= ARGV[1] then
   return 0
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local delay = redis.call('GET', KEYS[2])
+local delay = tonumber(redis.pcall('GET', KEYS[2])) -- a tenure that is none must not end the lease
 if delay then
   redis.call('PEXPIRE', KEYS[2], ARGV[2] + delay)
 end

@@ -22,12 +22,13 @@ local grant = redis.call('HGET', KEYS[1], 'grant')
 if grant then
   return grant == ARGV[1] and 1 or 0
 end
+local floor = tonumber(redis.call('GET', KEYS[2])) or 0
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], 'grant', ARGV[1], 'token', ARGV[2], 'holder', ARGV[3], 'operation', ARGV[4],
   'acquired_at_ms', string.format('%.0f', now_ms), 'ttl_ms', ARGV[5], 'renewals', '0')
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
-if not ((tonumber(redis.call('GET', KEYS[2])) or 0) >= tonumber(ARGV[2])) then
+if not (floor >= tonumber(ARGV[2])) then
   redis.call('SET', KEYS[2], ARGV[2], 'PX', FLOOR_TTL_MS)
 end
 redis.pcall('LPUSH', KEYS[3], string.format('%s%06d rejoined grant=%s', time[1], time[2], ARGV[1]))

@@ -20,12 +20,12 @@ local grant = ARGV[1]
 local held = redis.call('HGET', KEYS[1], 'grant') == grant
 local freed = held
 if held then
+  local delay = ARGV[3] == '1' and redis.call('GET', KEYS[5])
   local time = redis.call('TIME')
   redis.pcall('LPUSHX', KEYS[6], string.format('%s%06d released grant=%s', time[1], time[2], grant))
   if ARGV[4] ~= '' then
     redis.pcall('SET', KEYS[7], ARGV[4], 'PX', SEAL_TTL_MS)
   end
-  local delay = ARGV[3] == '1' and redis.call('GET', KEYS[5])
   if delay then
     redis.call('DEL', KEYS[1])
     redis.call('PEXPIRE', KEYS[5], delay)
@@ -37,8 +37,9 @@ if held then
   end
   redis.call('DEL', KEYS[1], KEYS[5])
 else
+  local reserved = redis.call('GET', KEYS[4]) or ''
   redis.call('ZREM', KEYS[2], grant .. ' ' .. ARGV[2])
-  if string.sub(redis.call('GET', KEYS[4]) or '', 1, #grant + 1) == grant .. ' ' then
+  if string.sub(reserved, 1, #grant + 1) == grant .. ' ' then
     redis.call('DEL', KEYS[4])
     freed = redis.call('EXISTS', KEYS[1]) == 0
   end

@@ -20,8 +20,8 @@ local token = tonumber(ARGV[2])
 if not (token and token <= most) then
   return redis.error_reply('ERR the token ' .. ARGV[2] .. ' lies more than ten years ahead')
 end
-redis.call('HSET', KEYS[1], 'token', ARGV[2])
 local floor = tonumber(redis.call('GET', KEYS[2])) or 0
+redis.call('HSET', KEYS[1], 'token', ARGV[2])
 if not (floor >= token and floor <= most) then
   redis.call('SET', KEYS[2], ARGV[2], 'PX', FLOOR_TTL_MS)
 end

@@ -4,17 +4,18 @@
 local RESERVED_MS = 500        -- how long the lock is reserved for a woken waiter
 local SILENT_MS = 2500         -- a process not heard of for this long is skipped
 
-local function is_alive(inboxes, inbox, now_ms)
-  return now_ms - (tonumber(redis.call('ZSCORE', inboxes, inbox)) or 0) <= SILENT_MS
+-- call: redis.call, or redis.pcall where the lock is freed although the server is full or a key of the queue is of
+-- another type.
+local function is_alive(call, inboxes, inbox, now_ms)
+  return now_ms - (tonumber(call('ZSCORE', inboxes, inbox)) or 0) <= SILENT_MS
 end
 
--- write: redis.call, or redis.pcall where a full server must not prevent the lock from being freed.
-local function wake(write, inboxes, reservation, grant, ticket, inbox)
+local function wake(call, inboxes, reservation, grant, ticket, inbox)
   -- One chance per process: it counts as silent until it is heard of again, so a dead process costs one
   -- reservation, not one per waiter. If the process is just reconnecting, PUBLISH does not reach it; it asks
   -- again as soon as it is connected.
-  write('ZADD', inboxes, 0, inbox)
-  write('SET', reservation, grant .. ' ' .. ticket .. ' ' .. inbox, 'PX', RESERVED_MS)
+  call('ZADD', inboxes, 0, inbox)
+  call('SET', reservation, grant .. ' ' .. ticket .. ' ' .. inbox, 'PX', RESERVED_MS)
   -- In a cluster the inbox ends in the resource's tag: publish on this shard only, or on all servers if it
   -- has no subscriber here, because the slot has moved or this Redis has no shard channels.
   local process = string.match(inbox, '^(.*):{')
@@ -28,13 +29,13 @@ local function wake_first(queue, inboxes, reservation)
   local time = redis.call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   while true do
-    local first, ticket = unpack(redis.call('ZPOPMIN', queue))
+    local first, ticket = unpack(redis.pcall('ZPOPMIN', queue))
     if not first then
       redis.call('DEL', inboxes)
       return
     end
     local grant, inbox = string.match(first, '^(%S+) (.*)$')
-    if is_alive(inboxes, inbox, now_ms) then
+    if is_alive(redis.pcall, inboxes, inbox, now_ms) then
       return wake(redis.pcall, inboxes, reservation, grant, ticket, inbox)
     end
   end
