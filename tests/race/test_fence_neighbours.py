@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from lockguard._lease import Grant, Resource, Token, new_grant_id
-from lockguard.errors import FenceUnavailable
+from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, install
 from lockguard_lab.fence_race import WAYS, RacePlan, Way
 from lockguard_lab.fence_race.independent import independent
@@ -49,5 +49,5 @@ async def test_a_role_that_only_reads_by_default_gets_no_lease_and_is_told_why(u
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await pool.execute("create table note (id int)")
         grant = Grant(Resource("binance:APTUSDT"), new_grant_id(), Token(1), "host/1", "open", 10_000)
-        with pytest.raises(FenceUnavailable, match="read-only transaction"):
+        with pytest.raises(ConfigurationError, match="default_transaction_read_only is on"):
             await PostgresFence(pool).seal(grant, within=timedelta(milliseconds=300))
