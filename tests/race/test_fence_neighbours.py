@@ -10,7 +10,8 @@ import pytest
 
 from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg import PostgresFence, install
+from lockguard_asyncpg import PostgresFence, calling, install
+from lockguard_asyncpg._errors import Meaning, meaning_of
 from lockguard_lab.fence_race import WAYS, RacePlan, Way
 from lockguard_lab.fence_race.independent import independent
 
@@ -26,6 +27,24 @@ async def url(database_url: str) -> str:
     return database_url
 
 
+@pytest.fixture
+def disturbed(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """The fence's own calls that a neighbour had fail: they are made again, and nobody is told."""
+    found: list[BaseException] = []
+    once = calling.once
+
+    async def noting(*args: Any, **options: Any) -> Any:
+        try:
+            return await once(*args, **options)
+        except asyncpg.PostgresError as exc:
+            if meaning_of(exc) is Meaning.RETRY:
+                found.append(exc)
+            raise
+
+    monkeypatch.setattr(calling, "once", noting)
+    return found
+
+
 @pytest.mark.parametrize(
     ("way", "isolation"),
     [
@@ -36,10 +55,11 @@ async def url(database_url: str) -> str:
     ],
 )
 async def test_independent_bodies_all_succeed_as_they_do_without_the_fence(
-    url: str, way: Way, isolation: Any
+    url: str, way: Way, isolation: Any, disturbed: list[BaseException]
 ) -> None:
     found = await independent(url, way, RacePlan(isolation=isolation), direct=url, bodies=BODIES)
     assert (found.unfenced, found.fenced) == (BODIES, BODIES), found
+    assert disturbed == []
 
 
 async def test_a_role_that_only_reads_by_default_gets_no_lease_and_is_told_why(url: str) -> None:
