@@ -22,6 +22,8 @@ import asyncpg
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg._claims import Entry, Limits, entry_for
 from lockguard_asyncpg._errors import (
+from lockguard_asyncpg._claims import Entry, Limits, entry_for, first_of
+from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
     Meaning,
     ended,
@@ -167,7 +169,9 @@ async def in_one_flight(
         Overtaken: see there.
     """
     async with in_turn(leases):
-        entry = entry_for(leases, sequence=NUMBERS.take(), limits=limits, first=True, last=last)
+        entry = entry_for(
+            leases, sequence=NUMBERS.take(first_of(leases)), limits=limits, first=True, last=last
+        )
         flight = Flight(con, leases, entry)
         result = await _concluded(con, leases, entry, lambda: send(flight), has_left=lambda: flight.left)
     if not flight.left:
@@ -191,7 +195,7 @@ async def in_one_text(
         Overtaken: see there.
     """
     async with in_turn(leases):
-        entry = entry_for(leases, sequence=NUMBERS.take(), limits=limits, first=True)
+        entry = entry_for(leases, sequence=NUMBERS.take(first_of(leases)), limits=limits, first=True)
         before = entry.piped_sql() + ";"
 
         async def sent() -> T:

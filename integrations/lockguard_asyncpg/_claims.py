@@ -20,7 +20,7 @@ from lockguard_asyncpg._unsealed import UNSEALED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["FEW", "Claim", "Entry", "Limits", "entry_for", "leases_for"]
+__all__ = ["FEW", "Claim", "Entry", "Limits", "entry_for", "first_of", "leases_for"]
 
 _LOCK_MS = 5_000
 # Up to so many, one after the other costs little, and a schema before version 5 can do it.
@@ -87,6 +87,13 @@ def leases_for(lease: Lease | Sequence[Lease] | None) -> tuple[Lease, ...]:
             resource="",
         )
     return leases
+
+
+def first_of(leases: Sequence[Lease]) -> Resource:
+    """The resource with which a transaction's number is recorded."""
+    if len(leases) == 1:
+        return leases[0].resource
+    return min(lease.resource for lease in leases)
 
 
 @dataclass(frozen=True, slots=True)

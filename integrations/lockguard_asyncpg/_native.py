@@ -29,6 +29,10 @@ from lockguard_asyncpg._at_once import Flight, Overtaken, can_fly, in_one_flight
 from lockguard_asyncpg._claims import FEW, Limits, entry_for, leases_for
 from lockguard_asyncpg._connection import FenceLayer, end_loan, lend
 from lockguard_asyncpg._errors import (
+from lockguard_asyncpg._at_once import Flight, Overtaken, can_fly, in_one_flight
+from lockguard_asyncpg._claims import FEW, Limits, entry_for, first_of, leases_for
+from lockguard_asyncpg._connection import FenceLayer, end_loan, lend
+from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
     Meaning,
     ended,
@@ -253,7 +257,7 @@ async def _one(
 ) -> list[asyncpg.Record]:
     inside = conn.is_in_transaction()
     # Inside, the outcome is that of the caller's transaction, and nobody can ask for this statement's own.
-    sequence = None if inside else NUMBERS.take()
+    sequence = None if inside else NUMBERS.take(first_of(leases))
     entry = entry_for(leases, sequence=sequence, limits=_LIMITS)
     # Scalars, not arrays: asyncpg would ask the server about an array's type on each new connection.
     presented: list[object] = []

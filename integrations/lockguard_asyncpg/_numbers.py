@@ -5,6 +5,9 @@ one only when the end of this one is certain, so the fence keeps one row for eac
 number that committed. What became of a transaction that nobody heard of stays there, because its slot is
 never given back.
 
+A free slot goes to the resource that had it before: shared by all of a process's resources, a thousand
+transactions of them would use it up, and each of the resources would have a row for each slot.
+
 A slot is used for a thousand transactions, so that the versions of its row stay few while something keeps
 Postgres from clearing them away, and for twelve hours, so that the fence knows by the row's age that nobody
 comes back to it.
@@ -36,6 +39,8 @@ _LIFE_S = 12 * 3600.0
 # Each process counts in a range of its own. Should two meet, tokens tell their writes apart all the same.
 _RANGE_BITS = 32
 _RANGES = (1 << 30) - 1
+# The others share theirs, so that a process which meets ever new resources does not remember them all.
+_RESOURCES_MAX = 4096
 
 
 class Numbers:
@@ -53,21 +58,34 @@ class Numbers:
         """Begin in a range of its own; again in a process that was forked."""
         start = _FLAG + (secrets.randbelow(_RANGES) << _RANGE_BITS)
         self._slots: Iterator[int] = itertools.count(start, 1 << _COUNT_BITS)
-        self._free: list[int] = []
+        self._shared: list[int] = []
+        self._own: dict[str, list[int]] = {}
+        self._owners: dict[int, str] = {}
         self._since = start
         self._ends = self._clock.now() + _LIFE_S
 
-    def take(self) -> int:
-        """A number for a transaction that presents it in the message which begins it."""
+    def take(self, resource: str = "") -> int:
+        """A number for a transaction that presents it in the message which begins it.
+
+        Args:
+            resource: of the row that it leaves. With another one it leaves a row more, and is as good.
+        """
         if self._clock.now() >= self._ends:
             self._since = next(self._slots)
             self._ends = self._clock.now() + _LIFE_S
-            self._free.clear()
-        try:
+            self._forget()
+        free = self._own.get(resource)
+        if free is None:
+            free = self._shared
+            if len(self._own) < _RESOURCES_MAX:
+                free = self._own[resource] = []
+        if free:
             # The latest first: the fewer slots are in use, the fewer rows.
-            return self._free.pop() + 1
-        except IndexError:
-            return next(self._slots) + 1
+            return free.pop() + 1
+        number = next(self._slots) + 1
+        if free is not self._shared:
+            self._owners[number >> _COUNT_BITS] = resource
+        return number
 
     def alone(self) -> int:
         """A number that leaves a row of its own.
@@ -82,8 +100,19 @@ class Numbers:
         One of the process that this one was forked from is left to that process.
         """
         for number in numbers:
-            if self._since <= number < self._since + (1 << _RANGE_BITS) and number & _COUNT_MASK < _COUNT_MAX:
-                self._free.append(number)
+            if not self._since <= number < self._since + (1 << _RANGE_BITS):
+                continue
+            slot = number >> _COUNT_BITS
+            if number & _COUNT_MASK >= _COUNT_MAX:
+                self._owners.pop(slot, None)
+                continue
+            owner = self._owners.get(slot)
+            (self._shared if owner is None else self._own[owner]).append(number)
+
+    def _forget(self) -> None:
+        self._shared.clear()
+        self._own.clear()
+        self._owners.clear()
 
 
 NUMBERS = Numbers()

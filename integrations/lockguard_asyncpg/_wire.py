@@ -26,6 +26,9 @@ from lockguard._lease import GrantId, Lease
 from lockguard.errors import LockguardError, StaleToken
 from lockguard_asyncpg._claims import Claim, Entry, Limits, entry_for
 from lockguard_asyncpg._errors import (
+from lockguard._lease import GrantId, Lease
+from lockguard_asyncpg._claims import Claim, Entry, Limits, entry_for, first_of
+from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
     Meaning,
     NotCommitted,
@@ -365,7 +368,7 @@ class Wire:
             return await self._send(query)
         await seal_now(leases)  # in a transaction of its own: this one may stay open for long
         if standing.entry is None and self._sequence is None:
-            number = NUMBERS.take() if outermost else NUMBERS.alone()
+            number = NUMBERS.take(first_of(leases)) if outermost else NUMBERS.alone()
             object.__setattr__(self, "_sequence", number)
         for attempt in range(_OPEN_ATTEMPTS_MAX):
             sequence = self._sequence if standing.entry is None else None

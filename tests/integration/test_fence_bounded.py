@@ -213,6 +213,23 @@ async def test_each_of_many_leases_is_checked_and_presented(pool: asyncpg.Pool[A
     assert await pool.fetchval("select count(*) from own") == 4 * count
 
 
+async def test_a_resource_has_a_row_for_each_process_however_many_others_that_writes_at_the_same_time(
+    pool: asyncpg.Pool[Any],
+) -> None:
+    leases = [await held(pool, resource=f"binance:{number}") for number in range(8)]
+    ways = (by_statement, by_transaction)
+    together = asyncio.Barrier(len(leases))
+
+    async def write(lease: Lease, turn: int) -> None:
+        await together.wait()
+        await ways[turn % 2](pool, lease)
+
+    for turn in range(10):
+        # All under way at once, and ended in another order each time.
+        await asyncio.gather(*(write(lease, turn) for lease in leases[turn % 8 :] + leases[: turn % 8]))
+    assert await pool.fetchval("select count(*) from lockguard.writer") == len(leases)
+
+
 # What has gone is told as such
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+import pytest
+
 from lockguard.testing import FakeClock
 from lockguard_asyncpg._numbers import NUMBERS, Numbers
 
@@ -24,6 +26,34 @@ def test_a_slot_goes_on_once_the_end_of_its_transaction_is_certain() -> None:
     numbers.give_back([first])
     assert numbers.take() == first + 1
     assert slot(numbers.take()) not in {slot(first), slot(other)}
+
+
+def test_a_free_slot_goes_to_the_resource_that_had_it_before() -> None:
+    numbers, slots = Numbers(), set[tuple[str, int]]()
+    for _ in range(900):
+        taken = [(resource, numbers.take(resource)) for resource in ("APT", "BTC", "ETH", "SOL")]
+        slots.update((resource, slot(number)) for resource, number in taken)
+        numbers.give_back(number for _, number in reversed(taken[::2] + taken[1::2]))
+    assert len(slots) == 4
+
+
+def test_two_transactions_under_way_of_one_resource_share_no_slot() -> None:
+    numbers = Numbers()
+    numbers.give_back([numbers.take("APT")])
+    assert len({slot(numbers.take("APT")) for _ in range(10)}) == 10
+
+
+def test_resources_beyond_those_that_are_remembered_share_their_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lockguard_asyncpg.numbers._RESOURCES_MAX", 3)
+    numbers, slots = Numbers(), set[int]()
+    for name in "abcdefghij":
+        first = numbers.take(name)
+        slots.add(slot(first))
+        numbers.give_back([first])
+    assert len(slots) == 3 + 1
+    assert slot(numbers.take("a")) in slots
 
 
 def test_a_slot_whose_transaction_nobody_heard_of_is_never_used_again() -> None:
