@@ -116,13 +116,26 @@ async def test_no_token_of_a_pruned_resource_is_accepted_again_and_the_next_one_
     fence = PostgresFence(pool)
     for grant in (before, granted(last), granted(last - 1), granted(1)):
         assert await fence.seal(grant, within=SOON) == Outrun(Token(last))
-        with pytest.raises(StaleToken, match="was pruned since"):
+        with pytest.raises(StaleToken, match="was pruned since") as caught:
             await fenced_execute(pool, "insert into note values (1)", lease=lease_of(grant))
+        hint = getattr(caught.value.__cause__, "hint", "")
+        assert "take a new lease" in hint
+        assert "unfenced" not in hint  # the lease was a good one: nobody is to write past the fence
     new = await sealed(pool, granted(last + 1))
     await fenced_execute(pool, "insert into note values (2)", lease=lease_of(new))
     for grant in (before, granted(last), granted(1)):
         assert await fence.seal(grant, within=SOON) == Outrun(Token(last + 1))
     assert await pool.fetchval("select array_agg(id) from note") == [2]
+
+
+async def test_a_holder_whose_first_seal_a_failover_lost_is_told_so_and_not_sent_past_the_fence(
+    pool: asyncpg.Pool[Any],
+) -> None:
+    async with pool.acquire() as conn:
+        await shut_out_all(conn, reason="failover")  # which raises the floor: it has no row
+    with pytest.raises(StaleToken, match="its seal was lost before a recovery") as caught:
+        await fenced_execute(pool, "insert into note values (1)", lease=lease_of(granted(ago(SOON))))
+    assert "unfenced" not in getattr(caught.value.__cause__, "hint", "")
 
 
 async def test_a_redis_that_hands_out_lower_tokens_is_raised_above_those_of_what_was_pruned(
