@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard_asyncpg._claims import Entry, Limits, entry_for
-from lockguard_asyncpg._errors import (
 from lockguard_asyncpg._claims import Entry, Limits, entry_for, first_of
 from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,

@@ -3,14 +3,12 @@
 Three questions matter after a failure: did it happen, may the same call be made again, and whose fault is
 it. :func:`meaning_of` answers them for every error that asyncpg can raise:
 
-=================  ==============================================================================
 STALE              the fence refused: never retry (LG001, LG002)
 RETRY              nothing was done; a new attempt of the whole transaction may succeed
 LOST               the connection is gone: nothing was done unless a COMMIT was under way
 UNAVAILABLE        the server cannot do it now (starting, full, read only, timed out)
 CONFIGURATION      it will fail until a person changes something
 STATEMENT          the statement's own error: the caller's, passed on untouched
-=================  ==============================================================================
 """
 
 from __future__ import annotations

@@ -26,10 +26,6 @@ import asyncpg
 
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard_asyncpg._at_once import Flight, Overtaken, can_fly, in_one_flight
-from lockguard_asyncpg._claims import FEW, Limits, entry_for, leases_for
-from lockguard_asyncpg._connection import FenceLayer, end_loan, lend
-from lockguard_asyncpg._errors import (
-from lockguard_asyncpg._at_once import Flight, Overtaken, can_fly, in_one_flight
 from lockguard_asyncpg._claims import FEW, Limits, entry_for, first_of, leases_for
 from lockguard_asyncpg._connection import FenceLayer, end_loan, lend
 from lockguard_asyncpg._errors import (

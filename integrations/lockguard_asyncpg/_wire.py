@@ -24,9 +24,6 @@ from asyncpg.pool import PoolConnectionProxy
 
 from lockguard._lease import GrantId, Lease
 from lockguard.errors import LockguardError, StaleToken
-from lockguard_asyncpg._claims import Claim, Entry, Limits, entry_for
-from lockguard_asyncpg._errors import (
-from lockguard._lease import GrantId, Lease
 from lockguard_asyncpg._claims import Claim, Entry, Limits, entry_for, first_of
 from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,

@@ -16,7 +16,7 @@ from lockguard._lease import GrantId
 from lockguard._nodes.scripted import NAMESPACE, ScriptedNode, reason_of
 from lockguard._scripts import Script
 from lockguard.errors import ConfigurationError, NodeRefused
-from lockguard.ports import NotExecuted, Refused
+from lockguard.ports import NotExecuted
 
 if TYPE_CHECKING:
     from redis import Redis

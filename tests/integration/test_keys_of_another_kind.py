@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import redis
 
+from lockguard._guard import LockGuard
+from lockguard._lease import Resource, Token, new_grant_id
+from lockguard._nodes import votes
+from lockguard._nodes.address import Address
+from lockguard._nodes.memory import MemoryStore
+from lockguard._nodes.scripted import keys_of
+from lockguard._nodes.standalone import StandaloneNode
+from lockguard._scripts import REJOIN
 from lockguard.errors import QuorumUnavailable
-from lockguard.guard import LockGuard
-from lockguard.lease import Resource, Token, new_grant_id
-from lockguard.lua import REJOIN
-from lockguard.nodes import votes
-from lockguard.nodes.address import Address
-from lockguard.nodes.memory import MemoryStore
-from lockguard.nodes.scripted import keys_of
-from lockguard.nodes.standalone import StandaloneNode
-from lockguard.ports import AcquireRequest, Refused
+from lockguard.ports import AcquireRequest, NotExecuted
 
 APT = Resource("binance:APTUSDT")
 KEY = "lockguard:{binance:APTUSDT}"
@@ -88,7 +88,7 @@ async def test_a_call_works_or_says_where_to_look_and_changes_nothing(
         spoil(client, KEY + key)
         before = seen(client)
         answer = await CALLS[call](node)
-        if isinstance(answer, Refused):
+        if isinstance(answer, NotExecuted):
             assert f"look at the TYPE of {KEY} and {KEY}:*" in str(answer.error)
             assert "WRONGTYPE" not in str(answer.error)
             assert seen(client) == before
@@ -110,6 +110,6 @@ async def test_whoever_holds_the_lock_keeps_it_and_gives_it_back_whatever_lies_b
         await node.acquire(wish(HOLDER, lock_delay_ms=60_000))
         await node.acquire(wish(OTHER, queue=True))
         spoil(client, KEY + key)
-        assert not isinstance(await node.extend(APT, HOLDER, 60_000, seal="x 1"), Refused)
-        assert not isinstance(await node.release(APT, HOLDER, seal="x 1"), Refused)
+        assert not isinstance(await node.extend(APT, HOLDER, 60_000, seal="x 1"), NotExecuted)
+        assert not isinstance(await node.release(APT, HOLDER, seal="x 1"), NotExecuted)
         assert client.exists(KEY) == 0

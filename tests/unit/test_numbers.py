@@ -46,7 +46,7 @@ def test_two_transactions_under_way_of_one_resource_share_no_slot() -> None:
 def test_resources_beyond_those_that_are_remembered_share_their_slots(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lockguard_asyncpg.numbers._RESOURCES_MAX", 3)
+    monkeypatch.setattr("lockguard_asyncpg._numbers._RESOURCES_MAX", 3)
     numbers, slots = Numbers(), set[int]()
     for name in "abcdefghij":
         first = numbers.take(name)

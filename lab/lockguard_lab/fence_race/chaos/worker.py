@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from lockguard.observe.log import LogObserver
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._guard import LockGuard
 from lockguard._lease import GrantId, Lease
 from lockguard.errors import LockguardError
 from lockguard.events import Event, FenceCloseFailed
+from lockguard.observe._log import LogObserver
 from lockguard_asyncpg._connection import fenced
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._fence import PostgresFence
