@@ -18,7 +18,7 @@ from lockguard._renewal import Keeper
 from lockguard._waiting import Queue
 from lockguard.errors import ConfigurationError, LockguardError, LossReason
 from lockguard.events import Event, FenceCloseFailed
-from lockguard.ports import AnsweringFence
+from lockguard.ports import AnsweringFence, RelayFence
 from lockguard.text import TEXT_CHARACTERS_MAX, one_word
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Core:
         self.emit: Callable[[Event], None] = Audience(observers, clock=clock).tell
         """Tell the observers; never raises."""
         self.queue = Queue(locks, clock=clock, emit=self.emit)
+        self._relays = fence if isinstance(fence, RelayFence) else None
         answers = fence if isinstance(fence, AnsweringFence) else None
         self.keeper = Keeper(locks, clock=clock, emit=self.emit, fence=answers)
         locks.on_wake(self._woken)
@@ -142,9 +143,14 @@ class Core:
         text = f"{self._host}:{self._pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
         return one_word(text)[:TEXT_CHARACTERS_MAX]
 
-    def close_fence(self, grant: Grant) -> asyncio.Task[None]:
-        """Close the fence for an ended grant; never raises. The guard waits for it when it closes."""
-        return self.run_to_end(self._close_fence(grant), name="lockguard-close-fence")
+    def close_fence(self, grant: Grant, successor: GrantId | None = None) -> asyncio.Task[None]:
+        """Close the fence for an ended grant; never raises. The guard waits for it when it closes.
+
+        Args:
+            grant: which.
+            successor: whose lock it is about to be, in this process.
+        """
+        return self.run_to_end(self._close_fence(grant, successor), name="lockguard-close-fence")
 
     def run_to_end(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Do what a cancelled caller must not leave half done. The guard waits for it when it closes."""
@@ -197,12 +203,15 @@ class Core:
             self.keeper.renew_now()
         self.queue.wake(grant)
 
-    async def _close_fence(self, grant: Grant) -> None:
+    async def _close_fence(self, grant: Grant, successor: GrantId | None) -> None:
         if self.fence is None:
             return
         try:
             with Bound(self.fence_bounds):
-                await self.fence.close(grant, within=self.fence_within)
+                if successor is not None and self._relays is not None:
+                    await self._relays.hand_on(grant, successor, within=self.fence_within)
+                else:
+                    await self.fence.close(grant, within=self.fence_within)
         except Exception as exc:  # noqa: BLE001 - whatever a fence raises must not mask the body's error
             # Not raised: the body has ended, and the next seal shuts this grant out. Also when the fence is
             # set up wrongly by now (somebody removed its schema): the seal of the next caller says so.

@@ -268,6 +268,7 @@ class Hold:
         loss, grant = lease.loss, lease.grant
         releasing = core.locks.release(grant.resource, grant.id, lost=loss is not None, seal=grant.seal)
         # It has left: the rest is done while the server works.
+        successor = core.queue.follow(grant.resource) if loss is None and core.queue.lines else None
         lease.mark_released()
         core.keeper.drop(lease)
         scope.unwound = isinstance(exc, GeneratorExit) and asyncio.current_task() is not task
@@ -280,7 +281,7 @@ class Hold:
                 core.close_fence(grant)
             self._report_loss(lease, loss, exc, cut_only=cut_only)
             return
-        closing = core.close_fence(grant) if core.fence is not None else None
+        closing = core.close_fence(grant, successor) if core.fence is not None else None
         found = await releasing()
         gone = found is _GONE and core.clock.now() < lease.kept_until
         if closing is not None and not closing.done():

@@ -25,7 +25,7 @@ from functools import cached_property
 
 from lockguard._clock import Clock
 from lockguard._lease import GrantId, Resource
-from lockguard._locks import Contended, Locks, NoQuorum, Won
+from lockguard._locks import Acquisition, Contended, Locks, NoQuorum, Won
 from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, ResourceBusy
 from lockguard.events import Event, Waited
 from lockguard.ports import AcquireRequest, Busy
@@ -47,11 +47,13 @@ _RETRY_MAX_S = 0.5
 class _Place:
     """One caller's place in this process's line for one resource."""
 
-    __slots__ = ("_signal", "grant", "woken")
+    __slots__ = ("_signal", "grant", "strangers", "woken")
 
     def __init__(self, grant: GrantId) -> None:
         self.grant = grant
         self.woken = False
+        self.strangers = True
+        """Whether somebody of another process may have an earlier place."""
         self._signal = asyncio.Event()
 
     def wake(self) -> None:
@@ -91,7 +93,8 @@ class Queue:
         self._locks = locks
         self._emit = emit
         self._clock = clock
-        self._lines: dict[Resource, dict[GrantId, _Place]] = {}
+        self.lines: dict[Resource, dict[GrantId, _Place]] = {}
+        """Who waits for what, in order; to be read only."""
         self._places: dict[GrantId, _Place] = {}
         self._closed = False
         self._early: deque[GrantId] = deque(maxlen=_EARLY_MAX)
@@ -115,10 +118,27 @@ class Queue:
             # It may come right behind the answer that gave the place, before the caller has seen that.
             self._early.append(grant)
 
+    def follow(self, resource: Resource) -> GrantId | None:
+        """A release of ``resource`` has just left: whoever of this process is next asks right behind it.
+
+        One server does both in their order, so the lock is reserved for it by then. Waiting for the message
+        that says so would be a trip more. Where somebody else turns out to be before it, it goes on waiting.
+
+        Returns:
+            Its grant; ``None`` if nobody waits here, or somebody of another process may be before them.
+        """
+        if (line := self.lines.get(resource)) is None:
+            return None
+        first = next(iter(line.values()))
+        if first.strangers:
+            return None
+        first.wake()
+        return first.grant
+
     def close(self) -> None:
         """Send everybody home; their places in Redis are given up now."""
         self._closed = True
-        for resource, line in self._lines.items():
+        for resource, line in self.lines.items():
             for place in line.values():
                 self._locks.release(resource, place.grant)
                 place.wake()
@@ -163,6 +183,7 @@ class Queue:
     async def _wait(self, request: AcquireRequest, outcome: Contended | NoQuorum, give_up_at: float) -> Won:
         retry_s = _RETRY_FIRST_S
         with self._place(request) as place:
+            self._look_ahead(request, outcome, place)
             while True:
                 if isinstance(outcome, Contended):
                     retry_s = _RETRY_FIRST_S
@@ -184,6 +205,7 @@ class Queue:
                         return won
                     case again:
                         outcome = again
+                        self._look_ahead(request, outcome, place)
 
     async def _connect(self, give_up_at: float) -> None:
         """Be connected, if it can be done in time. The attempt goes on for whoever asks next."""
@@ -203,10 +225,18 @@ class Queue:
     def _hopeless(self, outcome: Contended | NoQuorum, request: AcquireRequest) -> bool:
         return not request.queue or (isinstance(outcome, Contended) and outcome.busy.queue_full)
 
+    def _look_ahead(self, request: AcquireRequest, outcome: Acquisition, place: _Place) -> None:
+        ahead = outcome.busy.ahead if isinstance(outcome, Contended) else None
+        # Several servers may each have somebody else first.
+        if ahead is None or len(self._locks.nodes) > 1:
+            place.strangers = True
+        else:
+            place.strangers = ahead > list(self.lines[request.resource]).index(request.grant)
+
     def _note_place(self, request: AcquireRequest, busy: Busy) -> AcquireRequest:
         if busy.requeued:
             # Our place had vanished, so those of our companions have too: let them take theirs again.
-            for place in self._lines[request.resource].values():
+            for place in self.lines[request.resource].values():
                 if place.grant != request.grant:
                     place.wake()
         if busy.ticket and busy.ticket != request.ticket:
@@ -216,7 +246,7 @@ class Queue:
     @contextlib.contextmanager
     def _place(self, request: AcquireRequest) -> Iterator[_Place]:
         place = _Place(request.grant)
-        line = self._lines.setdefault(request.resource, {})
+        line = self.lines.setdefault(request.resource, {})
         line[request.grant] = self._places[request.grant] = place
         if request.grant in self._early:
             place.wake()
@@ -226,12 +256,12 @@ class Queue:
             was_first = self._is_first(request)
             del line[request.grant], self._places[request.grant]
             if not line:
-                del self._lines[request.resource]
+                del self.lines[request.resource]
             elif was_first and asyncio._get_running_loop() is self._home:
                 next(iter(line.values())).nudge()
 
     def _is_first(self, request: AcquireRequest) -> bool:
-        return next(iter(self._lines[request.resource])) == request.grant
+        return next(iter(self.lines[request.resource])) == request.grant
 
 
 def _refusal(outcome: Contended | NoQuorum, request: AcquireRequest) -> ResourceBusy | QuorumUnavailable:

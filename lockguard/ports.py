@@ -101,6 +101,7 @@ class Busy:
         requeued: the caller had a ticket and was not in the queue: it had been dropped, or the server's
             data are gone, so its companions' places are gone too.
         queue_full: the queue is at its cap.
+        ahead: how many stand in the queue before this caller; ``None`` if it was not queued.
     """
 
     holder: str
@@ -111,6 +112,7 @@ class Busy:
     ticket: int = 0
     requeued: bool = False
     queue_full: bool = False
+    ahead: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +432,21 @@ class AnsweringFence(Fence, Protocol):
 
         Raises:
             FenceUnavailable: no answer within ``within``.
+        """
+        ...
+
+
+@runtime_checkable
+class RelayFence(Fence, Protocol):
+    """A fence that closes a grant together with the seal of the next one, where both are of one process."""
+
+    async def hand_on(self, grant: Grant, successor: GrantId, *, within: timedelta) -> None:
+        """As :meth:`Fence.close`, while ``successor`` takes the lock: its seal may bring the close along.
+
+        It returns when the grant is closed, also where the successor does not come.
+
+        Raises:
+            FenceUnavailable: it could not be done within ``within``.
         """
         ...
 

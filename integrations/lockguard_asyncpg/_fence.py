@@ -50,6 +50,8 @@ _LEFT_MIN = timedelta(milliseconds=100)
 _GRACE = timedelta(milliseconds=500)
 # How long leaving a body waits for the transactions that were begun in it and are open still.
 _CLOSE = timedelta(seconds=1)
+# How long an ended grant waits for its successor's seal to begin. That one has asked Redis already.
+_SUCCESSOR = timedelta(milliseconds=100)
 _CLOSE_AGAIN_FIRST_S = 0.5
 _CLOSE_AGAIN_MAX_S = 5.0
 _NOT_DURABLE = ";set local synchronous_commit to off"
@@ -66,6 +68,33 @@ _OLDER = (
     " stale is let in, but who is stopped, or writes in parallel, may keep others out;"
     " run `lockguard fence upgrade`"
 )
+
+
+class _Handed:
+    """The close of a grant that is to travel with the seal of the next one.
+
+    Attributes:
+        sql: the close, all but its last argument.
+        closed: whether it was done with that seal, once that is known.
+        begun: whether that seal has it.
+    """
+
+    __slots__ = ("begun", "closed", "sql")
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+        self.closed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.begun = False
+
+    def begin(self, within: timedelta) -> str:
+        """The seal is about to leave, with so much patience: what goes before it."""
+        self.begun = True
+        return f"{self.sql}{within / timedelta(milliseconds=1):.0f});"
+
+    def settle(self, *, closed: bool) -> None:
+        """What the seal came to; the first word counts."""
+        if not self.closed.done():
+            self.closed.set_result(closed)
 
 
 class PostgresFence:
@@ -121,6 +150,7 @@ class PostgresFence:
         self._grace_s = checked_wait(grace, "grace").total_seconds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[GrantId] = set()
+        self._handed: dict[GrantId, _Handed] = {}
         self._prune_at: float | None = None
         self._version_asked = False
         self._acquainted = False
@@ -206,10 +236,15 @@ class PostgresFence:
         )
         # The row count of a simple query tells yes from no in one message.
         accepted_as_it_is = f"accepted and token = {number(grant.token)}"
-        if_sealed = Call(f"select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
+        # One transaction, so it commits once, and nobody gets in between.
+        handed = self._handed.pop(grant.id, None)
+        before = handed.begin(within) if handed is not None else ""
+        if_sealed = Call(f"{before}select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
         sealing = make(self._pool, if_sealed, resource=grant.resource, within=within)
         try:
             told = await self._evicting(grant.resource, grant.token, sealing)
+            if handed is not None:
+                handed.settle(closed=True)  # also where the seal was refused: that is an answer, and commits
         except FenceUnavailable as exc:
             if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
                 raise
@@ -219,6 +254,9 @@ class PostgresFence:
                 f" lockguard break {grant.resource} --reason ...",
                 resource=grant.resource,
             ) from exc.__cause__
+        finally:
+            if handed is not None:
+                handed.settle(closed=False)
         if told == "SELECT 2":
             _LOG.warning(_OLDER, SCHEMA_VERSION)
         if told != "SELECT 0":
@@ -303,9 +341,40 @@ class PostgresFence:
             FenceUnavailable: not done within ``within``, or nobody knows.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
-        untouched = UNSEALED.drop(grant.id)
-        if CLOSED.take(grant.id) or untouched:  # by its last transaction, with closes=True; or never sealed
+        if not _is_closed(grant):
+            await self._close_or_later(grant, within=within)
+
+    async def hand_on(self, grant: Grant, successor: GrantId, *, within: timedelta) -> None:
+        """As :meth:`close`, in the transaction of the seal of ``successor``, if that comes at once.
+
+        Closed by itself, ``grant`` would keep that seal waiting for a commit that it makes superfluous.
+
+        Raises:
+            FenceUnavailable: not done within ``within``, or nobody knows.
+            ConfigurationError: the schema is missing or old, or the role lacks a right.
+        """
+        if _is_closed(grant):
             return
+        # With its first write it brings nothing along; and what may fail here is not to fail there.
+        plain = not self._first and self._last_seal(grant) == self._named(grant.token)
+        if plain and successor not in self._handed:
+            within /= 3  # or nothing would be left for the close
+            if await self._closed_by(successor, grant, within):
+                return
+        await self._close_or_later(grant, within=within)
+
+    async def _closed_by(self, successor: GrantId, grant: Grant, within: timedelta) -> bool:
+        handed = self._handed[successor] = _Handed(self._close_sql(grant))
+        try:
+            await asyncio.wait([handed.closed], timeout=min(_SUCCESSOR, within).total_seconds())
+            if handed.begun:
+                await asyncio.wait([handed.closed], timeout=min(_CLOSE, within).total_seconds())
+        finally:
+            if self._handed.get(successor) is handed:
+                del self._handed[successor]
+        return handed.closed.done() and handed.closed.result()
+
+    async def _close_or_later(self, grant: Grant, *, within: timedelta) -> None:
         try:
             await self._close(grant, within=min(within, _CLOSE))
         except FenceUnavailable as exc:
@@ -319,19 +388,23 @@ class PostgresFence:
             ) from exc.__cause__
 
     async def _close(self, grant: Grant, *, within: timedelta) -> None:
-        named = text(grant.resource)
         if grant.seal:
             await self._get_acquainted(grant.resource, within)
-        if (last := self._last_seal(grant)) is not None and last != self._named(grant.token):
-            # It was not sealed. Noted as closed, it would hide from the next that a seal is not known here.
-            named = f"lockguard.known({named},{last})"
-        call = f"select lockguard.close({named},{number(grant.token)},{uuid(grant.id)},"
+        call = Call(self._close_sql(grant), self._close_ends)
         try:
-            await make(self._pool, Call(call, self._close_ends), resource=grant.resource, within=within)
+            await make(self._pool, call, resource=grant.resource, within=within)
         except FenceUnavailable as exc:
             if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
                 raise
         self._prune_now_and_then()
+
+    def _close_sql(self, grant: Grant) -> str:
+        """The close of ``grant``, all but its last argument."""
+        named = text(grant.resource)
+        if (last := self._last_seal(grant)) is not None and last != self._named(grant.token):
+            # It was not sealed. Noted as closed, it would hide from the next that a seal is not known here.
+            named = f"lockguard.known({named},{last})"
+        return f"select lockguard.close({named},{number(grant.token)},{uuid(grant.id)},"
 
     async def _close_later(self, grant: Grant) -> None:
         """Try again until it is done: by us, or by the seal of a successor, which shuts the grant out too."""
@@ -404,6 +477,12 @@ class PostgresFence:
                 await once(self._pool, await self._pool.acquire(), query, rows=False)
             cancels.heed()  # or it would end the sessions of those who come after
             await asyncio.sleep(self._grace_s)
+
+
+def _is_closed(grant: Grant) -> bool:
+    """By its last transaction, with ``closes=True``; or it was never sealed, and never will be."""
+    untouched = UNSEALED.drop(grant.id)
+    return CLOSED.take(grant.id) or untouched
 
 
 def _require_pool(pool: object) -> None:

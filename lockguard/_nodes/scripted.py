@@ -229,6 +229,7 @@ def parse_acquired(reply: list[Any]) -> AcquireVote:
         return Quarantined(quarantine_ms=reply[1])
     _, holder, operation, token, age_ms, retry_after_ms, *place = reply
     ticket, requeued = (int(place[0]), bool(place[1])) if place else (0, False)
+    ahead = place[2] if len(place) > 2 else None
     return Busy(
         holder=decoded(holder),
         operation=decoded(operation),
@@ -238,6 +239,7 @@ def parse_acquired(reply: list[Any]) -> AcquireVote:
         ticket=ticket,
         requeued=requeued,
         queue_full=reply[0] == 2,
+        ahead=ahead,
     )
 
 

@@ -24,7 +24,7 @@
 --
 -- Returns
 --   {1, token, now_us, seal}                                              granted
---   {0, holder, operation, token, age_ms, retry_after_ms, ticket, requeued} busy; ticket 0: not queued
+--   {0, holder, operation, token, age_ms, retry_after_ms, ticket, requeued, ahead} busy; ticket 0: not queued
 --   {2, holder, operation, token, age_ms, retry_after_ms}                 busy, and the queue is full
 --   {3, quarantine_ms}      free, but this node may have lost data: no vote yet. 0: not admitted yet
 --
@@ -114,7 +114,8 @@ local function busy(held, retry_after_ms)
     redis.call('ZADD', KEYS[3], ticket, member)
   end
   redis.call('PEXPIRE', KEYS[3], QUEUE_TTL_MS)
-  return {0, holder, operation, token, age_ms, retry_after_ms, string.format('%.0f', ticket), requeued}
+  return {0, holder, operation, token, age_ms, retry_after_ms, string.format('%.0f', ticket), requeued,
+    redis.call('ZRANK', KEYS[3], member)}
 end
 
 -- The rest of a key's ttl. If it exceeds the given ttl, the clock was set back, and the ttl starts again:
