@@ -41,7 +41,7 @@ from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._statements import is_write
 from lockguard_asyncpg._transaction import FencedTransaction
 from lockguard_asyncpg._unsealed import UNSEALED, seal_now
-from lockguard_asyncpg._wire import CLOSED, bare, give_back, standing_of, unfenced
+from lockguard_asyncpg._wire import CLOSED, bare, give_back_soon, standing_of, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,7 +160,7 @@ async def _send(
         try:
             return await work(lent)
         finally:
-            await give_back(target, lent)
+            await give_back_soon(target, lent)
     except StaleToken as exc:
         if exc.__cause__ is not None:
             ended(exc.__cause__, leases)

@@ -44,6 +44,7 @@ __all__ = [
     "Wire",
     "bare",
     "give_back",
+    "give_back_soon",
     "is_unfenced",
     "rolled_back",
     "sees_all",
@@ -67,6 +68,9 @@ _HOLDER = "_holder"
 _IN_FAILED_TRANSACTION = "25P02"
 # Where a connection notes its outermost transaction.
 _NOTED = "_top_xact"
+
+# The event loop alone would not keep them.
+_GIVING_BACK: set[asyncio.Task[None]] = set()
 
 _unfenced: ContextVar[bool] = ContextVar("lockguard_unfenced", default=False)
 
@@ -266,6 +270,20 @@ async def give_back(
     finally:
         if spared:
             setattr(con, _RESET, query)
+
+
+async def give_back_soon(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any]) -> None:
+    """As :func:`give_back`, and wait for its reset only where the pool has no other connection at hand.
+
+    There whoever comes next would have a new one opened.
+    """
+    if pool.get_idle_size() == 0:
+        await give_back(pool, conn)
+        return
+    # The pool's own close waits for it, as for every connection that is lent out.
+    task = asyncio.create_task(give_back(pool, conn), name="lockguard-give-back")
+    _GIVING_BACK.add(task)
+    task.add_done_callback(_GIVING_BACK.discard)
 
 
 async def _release_at_once(conn: Any, timeout_s: float | None) -> None:

@@ -10,9 +10,9 @@ import asyncpg
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard.errors import FenceUnavailable, StaleToken
 from lockguard._guard import LockGuard
 from lockguard._lease import Grant, Lease
+from lockguard.errors import FenceUnavailable, StaleToken
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
 
 if TYPE_CHECKING:
