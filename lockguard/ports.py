@@ -36,6 +36,7 @@ __all__ = [
     "Outrun",
     "Quarantined",
     "QuorumNode",
+    "RelayFence",
     "Sealed",
     "Waiter",
 ]
