@@ -10,10 +10,9 @@ import redis
 
 from lockguard._guard import LockGuard
 from lockguard._lease import Resource, Token, new_grant_id
-from lockguard._nodes import votes
 from lockguard._nodes.address import Address
 from lockguard._nodes.memory import MemoryStore
-from lockguard._nodes.scripted import keys_of
+from lockguard._nodes.scripted import keys_of, parse_done
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard._scripts import REJOIN
 from lockguard.errors import QuorumUnavailable
@@ -43,7 +42,7 @@ CALLS: dict[str, Callable[[StandaloneNode], Any]] = {
     "inspect": lambda node: node.inspect(APT),
     "rejoin": lambda node: node.run(
         REJOIN,
-        votes.done,
+        parse_done,
         (*keys_of("lockguard", APT).rejoin, "lockguard:member"),
         *(HOLDER, 10**15, "host:1/Task-1", "open", 60_000, "run"),
     ),
