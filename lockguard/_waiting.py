@@ -227,11 +227,7 @@ class Queue:
 
     def _look_ahead(self, request: AcquireRequest, outcome: Acquisition, place: _Place) -> None:
         ahead = outcome.busy.ahead if isinstance(outcome, Contended) else None
-        # Several servers may each have somebody else first.
-        if ahead is None or len(self._locks.nodes) > 1:
-            place.strangers = True
-        else:
-            place.strangers = ahead > list(self.lines[request.resource]).index(request.grant)
+        place.strangers = ahead is None or ahead > list(self.lines[request.resource]).index(request.grant)
 
     def _note_place(self, request: AcquireRequest, busy: Busy) -> AcquireRequest:
         if busy.requeued:

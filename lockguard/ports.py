@@ -102,7 +102,8 @@ class Busy:
         requeued: the caller had a ticket and was not in the queue: it had been dropped, or the server's
             data are gone, so its companions' places are gone too.
         queue_full: the queue is at its cap.
-        ahead: how many stand in the queue before this caller; ``None`` if it was not queued.
+        ahead: how many stand in the queue before this caller; ``None``: it was not queued, or
+            several nodes decide.
     """
 
     holder: str

@@ -185,8 +185,8 @@ class Redlock:
             shown = Counter(busy.token for busy in held)
             told = max(held, key=lambda busy: (shown[busy.token], busy.retry_after_ms))
             places = {busy.ticket for busy in held if busy.ticket}
-            # A place that was lost on one node says nothing of the places of others.
-            told = replace(told, ticket=max(places, default=0), requeued=False)
+            # What one node says of its queue, a place lost or who is ahead, says nothing of the others'.
+            told = replace(told, ticket=max(places, default=0), requeued=False, ahead=None)
             return Contended(told, one_place=len(places) < 2)
         return NoQuorum(round_.described())
 
