@@ -25,8 +25,8 @@ from lockguard_asyncpg._schema import (
     uninstall,
 )
 from lockguard_asyncpg._transaction import FencedTransaction, Limits, fenced_transaction
+from lockguard_asyncpg._transaction_state import unfenced
 from lockguard_asyncpg._versions import update_if_version
-from lockguard_asyncpg._wire import unfenced
 
 __all__ = [
     "SCHEMA_VERSION",

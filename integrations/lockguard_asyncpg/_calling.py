@@ -16,10 +16,10 @@ import asyncpg
 
 from lockguard.errors import ConfigurationError, FenceUnavailable
 from lockguard.text import printable
-from lockguard_asyncpg._cancels import Cancels
-from lockguard_asyncpg._carrying import alone
+from lockguard_asyncpg._cancels import CancelWatch
+from lockguard_asyncpg._dropin import alone
 from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
-from lockguard_asyncpg._wire import bare, give_back, send_plain, unfenced
+from lockguard_asyncpg._transaction_state import bare, give_back, send_plain, unfenced
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -75,7 +75,7 @@ async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: ti
     """Make a call until it is done or ``within`` is over."""
     failure: Exception | None = None
     connected = True
-    cancels = Cancels()
+    cancels = CancelWatch()
     try:
         async with asyncio.timeout(within.total_seconds()) as scope:
             for attempt in range(_ATTEMPTS_MAX):
@@ -93,7 +93,7 @@ async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: ti
                     return await once(pool, conn, query, rows=call.rows, alone_=call.alone)
                 except DATABASE_ERRORS as exc:
                     failure = exc
-                    cancels.heed()
+                    cancels.raise_if_cancelled()
                     if attempt == 0 and getattr(exc, "sqlstate", None) == _READ_ONLY:
                         await _require_writable(pool, exc)
                     if not _passing(exc):
@@ -104,7 +104,7 @@ async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: ti
     if not connected and lent_out and isinstance(failure, TimeoutError):
         failure = _NoConnection(f"all {pool.get_size()} connections of its pool were in use")
     said = await _failed(pool, failure, resource=resource, within=within)
-    cancels.heed()
+    cancels.raise_if_cancelled()
     raise said from failure
 
 

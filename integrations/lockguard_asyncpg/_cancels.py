@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["Cancels"]
+__all__ = ["CancelWatch"]
 
 
-class Cancels:
+class CancelWatch:
     """Those of the running task, from the making of this object on."""
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
         self._before = 0 if self._task is None else self._task.cancelling()
 
-    def heed(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Be cancelled now, if the task was asked to meanwhile; a timeout's own cancel counts too.
 
         Raises:

@@ -20,7 +20,7 @@ from lockguard_asyncpg._unsealed import UNSEALED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["FEW", "Claim", "Entry", "Limits", "entry_for", "first_of", "leases_for"]
+__all__ = ["FEW", "Claim", "Limits", "Presentation", "first_of", "leases_for", "presentation_for"]
 
 _LOCK_MS = 5_000
 # Up to so many, one after the other costs little, and a schema before version 5 can do it.
@@ -97,7 +97,7 @@ def first_of(leases: Sequence[Lease]) -> Resource:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Presentation:
     """All that a transaction presents when it begins.
 
     Attributes:
@@ -117,14 +117,14 @@ class Entry:
     def sql(self) -> str:
         """What follows BEGIN: the limits, for this transaction only, then the checks."""
         bound = f"select lockguard.bound({self.lock_ms:d},{self.idle_ms:d});"
-        if self._at_once:
+        if self._in_one_call:
             return bound + self._all_sql()
         first, *others = self.claims
         return bound + first.check_sql(self.sequence) + "".join(claim.check_sql() for claim in others)
 
     def piped_sql(self) -> str:
         """All of it as one query, without a row, for what follows it up to the next Sync."""
-        if self._at_once:
+        if self._in_one_call:
             check = self._all_sql().removeprefix("select ").removesuffix(";")
         else:
             first, *others = self.claims
@@ -147,7 +147,7 @@ class Entry:
         )
 
     @property
-    def _at_once(self) -> bool:
+    def _in_one_call(self) -> bool:
         """Whether one call presents them all."""
         return len(self.claims) > FEW and not self.last and all(claim.seals is None for claim in self.claims)
 
@@ -161,9 +161,9 @@ class Entry:
         )
 
 
-def entry_for(
+def presentation_for(
     leases: Sequence[Lease], *, sequence: int | None, limits: Limits, first: bool = False, last: bool = False
-) -> Entry:
+) -> Presentation:
     """What a transaction under ``leases`` presents.
 
     The ``first`` seals those that are not sealed yet, the ``last`` closes them.
@@ -179,7 +179,7 @@ def entry_for(
     idle_ms = ttl_ms if limits.idle_timeout is None else _milliseconds(limits.idle_timeout)
     # Whoever froze while it waited for a lock must not keep its successor out for longer than one who idles.
     lock_ms = min(_LOCK_MS, ttl_ms) if limits.lock_timeout is None else _milliseconds(limits.lock_timeout)
-    return Entry(tuple(sorted(claims)), sequence, max(1, lock_ms), max(1, idle_ms), last)
+    return Presentation(tuple(sorted(claims)), sequence, max(1, lock_ms), max(1, idle_ms), last)
 
 
 def _claim(lease: Lease, *, first: bool) -> Claim:

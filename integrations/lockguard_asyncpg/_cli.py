@@ -27,7 +27,7 @@ from lockguard_asyncpg._dsn import checked, shown
 from lockguard_asyncpg._errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._protection import Finding, Protection, findings, protect, protections, unprotect
-from lockguard_asyncpg._pruning import count_long_gone, prune_resources
+from lockguard_asyncpg._pruning import count_prunable, prune_resources
 from lockguard_asyncpg._recovering import shut_out_all
 from lockguard_asyncpg._schema import (
     SCHEMA_VERSION,
@@ -292,7 +292,7 @@ async def prune(conn: asyncpg.Connection[Any], older_than: timedelta, *, confirm
     What is held stays, whatever its age. Nobody waits for it, and it may be run beside bots at work.
     """
     await require_current(conn)
-    found = await count_long_gone(conn, older_than=older_than)
+    found = await count_prunable(conn, older_than=older_than)
     if not confirm:
         click.echo(
             f"{found.gone} of {found.resources} resources have been closed for more than {older_than.days}"

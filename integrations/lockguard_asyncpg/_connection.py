@@ -2,7 +2,7 @@
 
 The layer has no state and no slots of its own, so a connection that exists already can change to it: that
 is how :func:`fenced` reaches a pool that other code holds. What is known of a connection's transaction is
-kept beside it, see :mod:`lockguard_asyncpg._wire`.
+kept beside it, see :mod:`lockguard_asyncpg._transaction_state`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
 from lockguard._context import current_leases, outlived_lease
-from lockguard_asyncpg._at_once import Flight, in_one_flight, in_one_text, take_flight
-from lockguard_asyncpg._carrying import LIMITS, AtOnce, leases_of, present, run, run_parsed
+from lockguard_asyncpg._dropin import LIMITS, Pipelined, leases_of, present, run, run_parsed
 from lockguard_asyncpg._errors import DATABASE_ERRORS, ended
+from lockguard_asyncpg._pipelining import PipelinedCheck, executor_with_check, run_as_text, run_pipelined
 from lockguard_asyncpg._statements import is_lone_write, is_write
-from lockguard_asyncpg._wire import Wire, bare, sees_all, standing_of, unfenced
+from lockguard_asyncpg._transaction_state import TransactionProxy, bare, sees_all, transaction_state, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -75,8 +75,8 @@ class FenceLayer:
     ) -> Transaction:
         """As asyncpg's; presents the lease together with BEGIN."""
         con: Any = self
-        wire: Any = Wire(con, lambda: leases_of(con, standing_of(con)), limits=LIMITS)
-        return _Transaction(wire, isolation, readonly, deferrable)
+        proxy: Any = TransactionProxy(con, lambda: leases_of(con, transaction_state(con)), limits=LIMITS)
+        return _Transaction(proxy, isolation, readonly, deferrable)
 
     async def execute_plain(self, query: str, *, timeout: float | None = None) -> str:
         """Asyncpg's ``execute``: for what goes before and after a fenced statement."""
@@ -89,14 +89,14 @@ class FenceLayer:
         """Where asyncpg has a statement prepared and then sends it: the check leaves right before it."""
         con: Any = self
         parent: Any = super()
-        executor = take_flight(standing_of(con).flight, executor)
+        executor = executor_with_check(transaction_state(con).check, executor)
         return await parent._do_execute(query, executor, timeout, *retry, **options)
 
     def _time_and_log(self, query: str, args: Any, timeout: float | None) -> Any:
         """As asyncpg's, for its query loggers: they are told the caller's text, without the check."""
         con: Any = self
         parent: Any = super()
-        return parent._time_and_log(standing_of(con).told or query, args, timeout)
+        return parent._time_and_log(transaction_state(con).caller_text or query, args, timeout)
 
     def cursor(self, query: str, *args: object, **options: Any) -> Any:
         """As asyncpg's; presents the lease before the first row."""
@@ -108,7 +108,7 @@ class FenceLayer:
         parent: Any = super()
         con: Any = self
         for lease in leases_of(
-            con, standing_of(con)
+            con, transaction_state(con)
         ):  # a refusal after Parse would leave its locks, see run_parsed()
             lease.ensure()
         with unfenced():
@@ -123,11 +123,11 @@ class FenceLayer:
         was answered it would pass for the work's own, and the work be done twice.
         """
         con: Any = self
-        standing = standing_of(con)
-        if standing.body is not None:  # a fenced transaction was left open, or what follows would escape it
+        tx = transaction_state(con)
+        if tx.body is not None:  # a fenced transaction was left open, or what follows would escape it
             con.terminate()
             return
-        standing.clear()
+        tx.clear()
         parent: Any = super()
         try:
             with unfenced():
@@ -147,27 +147,27 @@ def _carrier(name: str, *, has_text: bool) -> Callable[..., Awaitable[Any]]:
         def send() -> Any:
             return parent(first, *args, **options)
 
-        async def in_flight(flight: Flight) -> Any:
-            standing_of(self).flight = flight
+        async def send_pipelined(check: PipelinedCheck) -> Any:
+            transaction_state(self).check = check
             try:
                 return await send()
             finally:
-                standing_of(self).flight = None
+                transaction_state(self).check = None
 
         async def with_check(whole: str) -> Any:
-            standing_of(self).told = text
+            transaction_state(self).caller_text = text
             try:
                 return await parent(whole, **options)
             finally:
-                standing_of(self).told = None
+                transaction_state(self).caller_text = None
 
-        at_once: AtOnce[Any] | None = None
+        pipelined: Pipelined[Any] | None = None
         if name == "execute" and not args:
             if is_lone_write(text):
-                at_once = functools.partial(in_one_text, self, limits=LIMITS, query=text, send=with_check)
+                pipelined = functools.partial(run_as_text, self, limits=LIMITS, query=text, send=with_check)
         elif name in _ONE_BY_ONE and is_write(text):
-            at_once = functools.partial(in_one_flight, self, limits=LIMITS, send=in_flight)
-        return await run(self, text, send, options.get("timeout"), at_once)
+            pipelined = functools.partial(run_pipelined, self, limits=LIMITS, send=send_pipelined)
+        return await run(self, text, send, options.get("timeout"), pipelined)
 
     return method
 
@@ -202,7 +202,7 @@ def lend(con: Any) -> type[Any] | None:
         return None
     kind: Any = type(con)
     con.__class__ = _with_layer(_LentLayer, kind)
-    standing_of(con).clear()
+    transaction_state(con).clear()
     lent_from: type[Any] = kind
     return lent_from
 
@@ -211,7 +211,7 @@ def end_loan(con: Any, kind: type[Any] | None) -> None:
     """Undo :func:`lend`. What goes on in an outer transaction from here on is not seen: nothing is known."""
     if kind is None:
         return
-    standing_of(con).clear()
+    transaction_state(con).clear()
     if con.is_lent:
         con.__class__ = kind
 
@@ -284,12 +284,12 @@ def _statement_carrier(name: str) -> Callable[..., Awaitable[Any]]:
         def send() -> Any:
             return parent(*args, **options)
 
-        at_once: AtOnce[Any] | None = None
+        pipelined: Pipelined[Any] | None = None
         if name in _ONE_BY_ONE and is_write(text):
-            at_once = functools.partial(
-                in_one_flight, con, limits=LIMITS, send=lambda flight: flight.go(state, send)
+            pipelined = functools.partial(
+                run_pipelined, con, limits=LIMITS, send=lambda check: check.go(state, send)
             )
-        result = await run_parsed(con, text, send, options.get("timeout"), at_once)
+        result = await run_parsed(con, text, send, options.get("timeout"), pipelined)
         if name != "fetch" and getattr(self, _STATUS) == _CHECKS_STATUS:
             setattr(
                 self, _STATUS, None
@@ -323,10 +323,10 @@ class _Cursor:
         return (yield from self._inner.__await__())
 
     async def _present(self) -> None:
-        standing = standing_of(self._con)
-        leases = leases_of(self._con, standing)
+        tx = transaction_state(self._con)
+        leases = leases_of(self._con, tx)
         if leases and self._con.is_in_transaction():
-            await present(self._con, standing, leases)
+            await present(self._con, tx, leases)
 
 
 def fenced(pool: Pool[Any]) -> Pool[Any]:

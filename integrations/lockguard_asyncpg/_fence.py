@@ -29,14 +29,14 @@ from lockguard.errors import ConfigurationError, FenceUnavailable, OutcomeUnknow
 from lockguard.ports import Outrun, Sealed
 from lockguard.text import kind_of
 from lockguard_asyncpg._calling import Call, make, once
-from lockguard_asyncpg._cancels import Cancels
+from lockguard_asyncpg._cancels import CancelWatch
 from lockguard_asyncpg._dsn import checked, shown
 from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, SealUnknown
 from lockguard_asyncpg._listening import Listener
 from lockguard_asyncpg._literals import number, text, uuid
 from lockguard_asyncpg._schema import SCHEMA_VERSION
+from lockguard_asyncpg._transaction_state import CLOSED
 from lockguard_asyncpg._unsealed import UNSEALED
-from lockguard_asyncpg._wire import CLOSED
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -153,7 +153,7 @@ class PostgresFence:
         self._handed: dict[GrantId, _Handed] = {}
         self._prune_at: float | None = None
         self._version_asked = False
-        self._acquainted = False
+        self._identified = False
         self._name = ""
         self._first = seal_with_first_write
         # Those that were outrun with their first write: the next one is sealed at once, for only then can
@@ -196,7 +196,7 @@ class PostgresFence:
         if self._listener is not None:
             self._listener.start()
         if self._first:
-            await self._get_acquainted(grant.resource, within)
+            await self._identify(grant.resource, within)
         # A schema that has no name knows no first write either.
         if self._first and self._name and grant.resource not in self._outrun:
             self._version_asked = True
@@ -227,7 +227,7 @@ class PostgresFence:
 
     async def _seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
         self._prune_now_and_then()
-        await self._get_acquainted(grant.resource, within)
+        await self._identify(grant.resource, within)
         loop = asyncio.get_running_loop()
         began = loop.time()
         call = (
@@ -285,12 +285,12 @@ class PostgresFence:
     def _named(self, token: Token) -> str:
         return f"{uuid(self._name)},{number(token)}"
 
-    async def _get_acquainted(self, resource: Resource, within: timedelta) -> None:
+    async def _identify(self, resource: Resource, within: timedelta) -> None:
         """Before the first seal: which fence this is, and whether a pooler on the way gives transactions.
 
         One in statement mode takes seals, and no write.
         """
-        if self._acquainted:
+        if self._identified:
             return
         pooled = getattr(self._pool, "_connect_kwargs", {}).get("statement_cache_size") == 0
         ask = Call("select lockguard.fence_id() where 0 <", "", rows=True, alone=pooled)
@@ -300,7 +300,7 @@ class PostgresFence:
         except ConfigurationError as exc:
             if getattr(exc.__cause__, "sqlstate", None) != _NO_FUNCTION:
                 raise  # otherwise it is a schema before version 10, which remembers nothing
-        self._acquainted = True
+        self._identified = True
 
     def _version_too(self) -> str:
         """For the first seal: a second row tells, in the same round trip, that the schema is an older one."""
@@ -389,7 +389,7 @@ class PostgresFence:
 
     async def _close(self, grant: Grant, *, within: timedelta) -> None:
         if grant.seal:
-            await self._get_acquainted(grant.resource, within)
+            await self._identify(grant.resource, within)
         call = Call(self._close_sql(grant), self._close_ends)
         try:
             await make(self._pool, call, resource=grant.resource, within=within)
@@ -471,11 +471,11 @@ class PostgresFence:
 
     async def _evict(self, resource: Resource, token: Token | None) -> None:
         query = f"select lockguard.evict({text(resource)},{number(token)})"
-        cancels = Cancels()
+        cancels = CancelWatch()
         while True:
             with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 3, say: then it waits
                 await once(self._pool, await self._pool.acquire(), query, rows=False)
-            cancels.heed()  # or it would end the sessions of those who come after
+            cancels.raise_if_cancelled()  # or it would end the sessions of those who come after
             await asyncio.sleep(self._grace_s)
 
 

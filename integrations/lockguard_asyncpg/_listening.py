@@ -19,7 +19,7 @@ import asyncpg
 from lockguard._lease import GrantId
 from lockguard._renewal import end_here
 from lockguard.errors import LossReason
-from lockguard_asyncpg._cancels import Cancels
+from lockguard_asyncpg._cancels import CancelWatch
 from lockguard_asyncpg._errors import CONNECT_ERRORS, DATABASE_ERRORS
 
 __all__ = ["Listener"]
@@ -65,7 +65,7 @@ class Listener:
 
     async def _run(self) -> None:
         pause_s = _PAUSE_FIRST_S
-        cancels = Cancels()
+        cancels = CancelWatch()
         while True:
             try:
                 async with asyncio.timeout(_ALIVE_S):
@@ -82,7 +82,7 @@ class Listener:
                 finally:
                     self._heard.clear()
                     conn.terminate()
-            cancels.heed()
+            cancels.raise_if_cancelled()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 

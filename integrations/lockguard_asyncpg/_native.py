@@ -25,8 +25,7 @@ from uuid import UUID
 import asyncpg
 
 from lockguard.errors import ConfigurationError, StaleToken
-from lockguard_asyncpg._at_once import Flight, Overtaken, can_fly, in_one_flight
-from lockguard_asyncpg._claims import FEW, Limits, entry_for, first_of, leases_for
+from lockguard_asyncpg._claims import FEW, Limits, first_of, leases_for, presentation_for
 from lockguard_asyncpg._connection import FenceLayer, end_loan, lend
 from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
@@ -38,10 +37,11 @@ from lockguard_asyncpg._errors import (
     stale,
 )
 from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._pipelining import NotPipelined, PipelinedCheck, can_pipeline, run_pipelined
 from lockguard_asyncpg._statements import is_write
 from lockguard_asyncpg._transaction import FencedTransaction
+from lockguard_asyncpg._transaction_state import CLOSED, bare, give_back_soon, transaction_state, unfenced
 from lockguard_asyncpg._unsealed import UNSEALED, seal_now
-from lockguard_asyncpg._wire import CLOSED, bare, give_back_soon, standing_of, unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -194,10 +194,10 @@ async def _on(
     if (
         (closes or any(UNSEALED.waits(lease.grant.id) for lease in leases))
         and is_write(text)
-        and can_fly(con)
+        and can_pipeline(con)
     ):
-        with contextlib.suppress(Overtaken):
-            return await _in_flight(con, text, args, tuple(leases), timeout_s=timeout_s, closes=closes)
+        with contextlib.suppress(NotPipelined):
+            return await _pipelined(con, text, args, tuple(leases), timeout_s=timeout_s, closes=closes)
     await seal_now(leases)
     if getattr(con, _CACHES) and not closes:
         return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
@@ -208,7 +208,7 @@ async def _on(
         return []
 
 
-async def _in_flight(
+async def _pipelined(
     con: Any,
     text: str,
     args: tuple[object, ...],
@@ -218,23 +218,23 @@ async def _in_flight(
     closes: bool,
 ) -> list[asyncpg.Record]:
     loan = lend(con)  # for its way to send the check right before a statement
-    standing = standing_of(con)
-    if standing.user is not None:
+    tx = transaction_state(con)
+    if tx.user is not None:
         raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
-    standing.user = asyncio.current_task()
+    tx.user = asyncio.current_task()
 
-    async def send(flight: Flight) -> list[asyncpg.Record]:
-        standing.flight = flight
+    async def send(check: PipelinedCheck) -> list[asyncpg.Record]:
+        tx.check = check
         try:
             parent: Any = super(FenceLayer, con)
             return list(await parent.fetch(text, *args, timeout=timeout_s))
         finally:
-            standing.flight = None
+            tx.check = None
 
     try:
-        rows = await in_one_flight(con, leases, _LIMITS, send, last=closes)
+        rows = await run_pipelined(con, leases, _LIMITS, send, last=closes)
     finally:
-        standing.user = None
+        tx.user = None
         end_loan(con, loan)
     if closes:
         CLOSED.note(leases)
@@ -254,13 +254,13 @@ async def _one(
     inside = conn.is_in_transaction()
     # Inside, the outcome is that of the caller's transaction, and nobody can ask for this statement's own.
     sequence = None if inside else NUMBERS.take(first_of(leases))
-    entry = entry_for(leases, sequence=sequence, limits=_LIMITS)
+    presentation = presentation_for(leases, sequence=sequence, limits=_LIMITS)
     # Scalars, not arrays: asyncpg would ask the server about an array's type on each new connection.
     presented: list[object] = []
-    for claim in entry.claims:
+    for claim in presentation.claims:
         presented += claim.resource, claim.token, UUID(claim.grant)
     presented.append(sequence)
-    text = _fenced(query, tuple(also), len(args), leases=len(entry.claims), returning=returning)
+    text = _fenced(query, tuple(also), len(args), leases=len(presentation.claims), returning=returning)
     try:
         with unfenced():
             rows = list(await conn.fetch(text, *args, *presented, timeout=timeout_s))
@@ -276,7 +276,7 @@ async def _one(
             raise said from exc
         if sequence is not None:
             if leaves_in_doubt(exc):
-                raise entry.unknown() from exc
+                raise presentation.unknown() from exc
             if getattr(exc, "sqlstate", None) is not None:  # the server's own word: nothing was written
                 NUMBERS.give_back((sequence,))
         raise

@@ -10,7 +10,7 @@ import asyncpg
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
-from lockguard_asyncpg._wire import unfenced
+from lockguard_asyncpg._transaction_state import unfenced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

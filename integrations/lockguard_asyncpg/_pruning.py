@@ -15,7 +15,7 @@ from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
-__all__ = ["LongGone", "count_long_gone", "prune_resources"]
+__all__ = ["Prunable", "count_prunable", "prune_resources"]
 
 _AGE_MIN = timedelta(days=2)
 _AGE_MAX = timedelta(days=36_500)
@@ -26,7 +26,7 @@ _RECORDS = "select lockguard.prune()"
 
 
 @dataclass(frozen=True, slots=True)
-class LongGone:
+class Prunable:
     """How many resources have been closed for long.
 
     Attributes:
@@ -38,9 +38,9 @@ class LongGone:
     resources: int
 
 
-async def count_long_gone(
+async def count_prunable(
     conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, older_than: timedelta
-) -> LongGone:
+) -> Prunable:
     """How many resources :func:`prune_resources` would remove. Changes nothing.
 
     Args:
@@ -56,7 +56,7 @@ async def count_long_gone(
     except asyncpg.PostgresError as exc:
         raise _said(exc) from exc
     assert row is not None, "an aggregate has a row"
-    return LongGone(row["gone"], row["resources"])
+    return Prunable(row["gone"], row["resources"])
 
 
 async def prune_resources(

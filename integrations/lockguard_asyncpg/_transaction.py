@@ -14,11 +14,18 @@ from asyncpg.pool import PoolConnectionProxy
 from asyncpg.transaction import Transaction
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg._claims import Limits, entry_for, leases_for
+from lockguard_asyncpg._claims import Limits, leases_for, presentation_for
 from lockguard_asyncpg._connection import end_loan, lend
 from lockguard_asyncpg._errors import NotCommitted, ended
 from lockguard_asyncpg._numbers import NUMBERS
-from lockguard_asyncpg._wire import CLOSED, Wire, bare, give_back, rolled_back, standing_of
+from lockguard_asyncpg._transaction_state import (
+    CLOSED,
+    TransactionProxy,
+    bare,
+    give_back,
+    rolled_back,
+    transaction_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +122,7 @@ class FencedTransaction:
                     " give it to the outermost fenced transaction, on a connection outside of any other"
                 )
             self._loan = lend(con)
-            wire: Any = Wire(
+            proxy: Any = TransactionProxy(
                 con,
                 lambda: leases,
                 limits=self._limits,
@@ -124,13 +131,13 @@ class FencedTransaction:
                 defer=True,
                 closing=self._closing_sql(leases) if self._closes else "",
             )
-            transaction = Transaction(wire, self._isolation, readonly=False, deferrable=False)
+            transaction = Transaction(proxy, self._isolation, readonly=False, deferrable=False)
             await transaction.start()
             self._transaction = transaction
-            standing = standing_of(con)
-            if self._sequence is None and standing.entry is not None:
-                self._sequence = standing.entry.sequence
-            self._outer, standing.body = standing.body, standing.body or leases
+            tx = transaction_state(con)
+            if self._sequence is None and tx.presentation is not None:
+                self._sequence = tx.presentation.sequence
+            self._outer, tx.body = tx.body, tx.body or leases
         except BaseException as exc:
             await self._give_back()
             if exc.__cause__ is not None:
@@ -143,7 +150,7 @@ class FencedTransaction:
     ) -> None:
         assert self._transaction is not None, "left without having been entered"
         if self._con is not None:
-            standing_of(self._con).body = self._outer
+            transaction_state(self._con).body = self._outer
         try:
             if exc is None:
                 await self._commit(self._transaction)
@@ -162,8 +169,8 @@ class FencedTransaction:
             CLOSED.note(self._leases)
 
     def _closing_sql(self, leases: Sequence[Lease]) -> str:
-        entry = entry_for(leases, sequence=None, limits=self._limits)
-        return "".join(claim.close_sql(entry.lock_ms) for claim in entry.claims)
+        presentation = presentation_for(leases, sequence=None, limits=self._limits)
+        return "".join(claim.close_sql(presentation.lock_ms) for claim in presentation.claims)
 
     async def _abandon(self, transaction: Transaction) -> None:
         """Roll back; a connection that cannot do even that has lost the transaction anyway."""

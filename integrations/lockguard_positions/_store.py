@@ -21,7 +21,7 @@ import asyncpg
 from lockguard.errors import StaleToken
 from lockguard_asyncpg import CommitUnknown, FencedTransaction, fenced_fetchrow, resolve
 from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of
-from lockguard_asyncpg._wire import give_back
+from lockguard_asyncpg._transaction_state import give_back
 from lockguard_ccxt import Step
 from lockguard_positions import _rows as rows
 from lockguard_positions._errors import DuplicatePosition

@@ -23,7 +23,7 @@ from lockguard_asyncpg import (
     install,
     resolve,
 )
-from lockguard_asyncpg._claims import Limits, entry_for
+from lockguard_asyncpg._claims import Limits, presentation_for
 from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._schema import steps
 from lockguard_lab.servers import PostgresServer
@@ -178,7 +178,9 @@ async def test_no_call_reads_or_deletes_more_after_a_hundred_thousand_writes(
 
 def test_many_leases_are_presented_by_one_call() -> None:
     """Each call of a check reads and writes all that was presented before it."""
-    entry = entry_for([lease_of(grant_of(7, f"r{n}")) for n in range(1000)], sequence=1, limits=Limits())
+    entry = presentation_for(
+        [lease_of(grant_of(7, f"r{n}")) for n in range(1000)], sequence=1, limits=Limits()
+    )
     assert len(entry.claims) == 1000
     assert entry.sql().count("select") == 2
 

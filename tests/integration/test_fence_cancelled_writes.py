@@ -15,7 +15,7 @@ from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import LockguardError
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, fenced_transaction, install
 from lockguard_asyncpg._errors import DATABASE_ERRORS
-from lockguard_asyncpg._wire import bare
+from lockguard_asyncpg._transaction_state import bare
 from lockguard_lab.fence_race.running import NOISE_OF_CONNECTING, NOISE_OF_COPY
 from tests.integration.fence_leases import SOON, under
 

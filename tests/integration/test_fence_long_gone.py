@@ -29,7 +29,7 @@ from lockguard_asyncpg import (
 )
 from lockguard_asyncpg._cli import fence
 from lockguard_asyncpg._numbers import NUMBERS
-from lockguard_asyncpg._pruning import LongGone, count_long_gone, prune_resources
+from lockguard_asyncpg._pruning import Prunable, count_prunable, prune_resources
 from lockguard_asyncpg._recovering import shut_out_all
 from tests.integration.fence_leases import SOON, grant_of, lease_of
 
@@ -171,7 +171,7 @@ async def test_what_is_held_or_young_or_ahead_of_its_time_or_can_be_asked_for_st
     await closed(pool, ago(LONG_AGO), "young")
     async with pool.acquire() as conn:
         # Whether somebody may still ask for a write is looked at when it goes.
-        assert await count_long_gone(conn, older_than=MONTH) == LongGone(gone=2, resources=6)
+        assert await count_prunable(conn, older_than=MONTH) == Prunable(gone=2, resources=6)
     assert await pruned(pool) == 1
     left = "select array_agg(resource order by resource) from lockguard.status()"
     assert await pool.fetchval(left) == ["ahead", "held", "token of a day before", "written", "young"]

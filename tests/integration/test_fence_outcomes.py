@@ -25,7 +25,7 @@ from lockguard_asyncpg import (
     resolve,
 )
 from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of
-from lockguard_asyncpg._wire import bare
+from lockguard_asyncpg._transaction_state import bare
 from lockguard_lab.servers.fault_proxy import DROP, PASS, FaultProxy
 from tests.integration.fence_leases import held, under, unknown
 

@@ -22,7 +22,7 @@ from lockguard_asyncpg import (
     fenced_transaction,
     install,
 )
-from lockguard_asyncpg._wire import bare, give_back
+from lockguard_asyncpg._transaction_state import bare, give_back
 from tests.integration.fence_leases import held, under
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from lockguard_asyncpg import (
     unfenced,
 )
 from lockguard_asyncpg._transaction import Isolation
-from lockguard_asyncpg._wire import bare, standing_of
+from lockguard_asyncpg._transaction_state import bare, transaction_state
 from lockguard_lab.servers import FaultProxy
 from lockguard_lab.servers.fault_proxy import DROP
 from tests.integration.fence_leases import APT, SOON, held, under
@@ -139,8 +139,8 @@ async def test_nothing_is_kept_of_leases_that_a_connection_has_seen(pool: asyncp
             lease = await held(pool, 7, f"r{n}")
             async with conn.transaction(), fenced_transaction(conn, lease):
                 await conn.execute("select 1")
-        standing = standing_of(bare(conn))
-        assert (standing.leases, standing.claims, standing.entry, standing.body) == ({}, set(), None, None)
+        tx = transaction_state(bare(conn))
+        assert (tx.leases, tx.claims, tx.presentation, tx.body) == ({}, set(), None, None)
         assert type(bare(conn)) is asyncpg.Connection
 
 

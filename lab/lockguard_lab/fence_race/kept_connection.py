@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lockguard_asyncpg._errors import DATABASE_ERRORS
-from lockguard_asyncpg._wire import bare, give_back
+from lockguard_asyncpg._transaction_state import bare, give_back
 
 if TYPE_CHECKING:
     import asyncpg

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from lockguard.errors import StaleToken
 from lockguard_asyncpg._claims import Claim
-from lockguard_asyncpg._wire import bare
+from lockguard_asyncpg._transaction_state import bare
 from lockguard_lab.fence_race.plan import RacePlan, RaceReport, Way, WriteAttempt
 from lockguard_lab.fence_race.planted_ends import WEAK_ENDS
 from lockguard_lab.fence_race.running import race

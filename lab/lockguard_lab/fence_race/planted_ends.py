@@ -11,7 +11,7 @@ from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg._claims import Claim
 from lockguard_asyncpg._errors import DATABASE_ERRORS, stale
 from lockguard_asyncpg._fence import PostgresFence
-from lockguard_asyncpg._wire import CLOSED
+from lockguard_asyncpg._transaction_state import CLOSED
 from lockguard_lab.fence_race.plan import Way, WriteAttempt
 from lockguard_lab.fence_race.writes import BUMP, filled_in, plain_transaction, transaction_write
 

@@ -16,7 +16,7 @@ from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, Meaning, N
 from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._native import fenced_execute
 from lockguard_asyncpg._transaction import FencedTransaction
-from lockguard_asyncpg._wire import bare, give_back, unfenced
+from lockguard_asyncpg._transaction_state import bare, give_back, unfenced
 from lockguard_lab.fence_race.plan import Shape, Way, WriteAttempt
 
 if TYPE_CHECKING:

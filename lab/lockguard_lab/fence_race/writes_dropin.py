@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard_asyncpg._literals import number, text, uuid
-from lockguard_asyncpg._wire import bare
+from lockguard_asyncpg._transaction_state import bare
 from lockguard_lab.fence_race.plan import Shape, Way, WriteAttempt
 from lockguard_lab.fence_race.writes import (
     SEEN,

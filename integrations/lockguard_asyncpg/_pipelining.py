@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard_asyncpg._claims import Entry, Limits, entry_for, first_of
+from lockguard_asyncpg._claims import Limits, Presentation, first_of, presentation_for
 from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
     Meaning,
@@ -32,15 +32,22 @@ from lockguard_asyncpg._errors import (
 )
 from lockguard_asyncpg._literals import number, text
 from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._transaction_state import rolled_back, send_plain
 from lockguard_asyncpg._unsealed import BY_ITSELF, UNSEALED, in_turn
-from lockguard_asyncpg._wire import rolled_back, send_plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from lockguard._lease import Lease
 
-__all__ = ["Flight", "Overtaken", "can_fly", "in_one_flight", "in_one_text", "take_flight"]
+__all__ = [
+    "NotPipelined",
+    "PipelinedCheck",
+    "can_pipeline",
+    "executor_with_check",
+    "run_as_text",
+    "run_pipelined",
+]
 
 T = TypeVar("T")
 # What asyncpg gives no public way to.
@@ -54,11 +61,11 @@ _TOO_MANY_SAYS = "cannot exceed 32767"
 _RESOLVE_MS = 1_000
 
 
-class Overtaken(Exception):
+class NotPipelined(Exception):
     """Nothing was done: the snapshot is older than the lease's seal, or that has to be made by itself."""
 
 
-class Flight:
+class PipelinedCheck:
     """The check, until it has left right before the statement that it is for.
 
     Attributes:
@@ -66,12 +73,12 @@ class Flight:
         executor: how asyncpg sends the statement, once that is known.
     """
 
-    __slots__ = ("_con", "_entry", "_leases", "executor", "left")
+    __slots__ = ("_con", "_leases", "_presentation", "executor", "left")
 
-    def __init__(self, con: Any, leases: tuple[Lease, ...], entry: Entry) -> None:
+    def __init__(self, con: Any, leases: tuple[Lease, ...], presentation: Presentation) -> None:
         self._con = con
         self._leases = leases
-        self._entry = entry
+        self._presentation = presentation
         self.left = False
         self.executor: Callable[..., Awaitable[Any]] | None = None
 
@@ -95,7 +102,7 @@ class Flight:
         if not stmt.name:
             stmt.mark_unprepared()  # the check takes its place as the statement without a name
         sent = protocol.queries_count
-        getattr(con, _TRANSPORT).write(_messages(self._entry.piped_sql()))
+        getattr(con, _TRANSPORT).write(_messages(self._presentation.piped_sql()))
         self.left = True
         try:
             return await send()
@@ -133,7 +140,7 @@ async def _end_group(con: Any, protocol: Any) -> None:
         raise
 
 
-def can_fly(con: Any) -> bool:
+def can_pipeline(con: Any) -> bool:
     """Whether this version of asyncpg lets a check leave before a statement, and nothing is in the way."""
     protocol = getattr(con, _PROTOCOL)
     return (
@@ -143,36 +150,36 @@ def can_fly(con: Any) -> bool:
     )
 
 
-def take_flight(flight: Flight | None, executor: Any) -> Any:
+def executor_with_check(check: PipelinedCheck | None, executor: Any) -> Any:
     """``executor`` with the check before it; as it is where there is none, or it has one already."""
-    if flight is None or executor is flight or flight.executor is not None:
+    if check is None or executor is check or check.executor is not None:
         return executor  # asyncpg's second try, or its own question about a type
-    flight.executor = executor
-    return flight
+    check.executor = executor
+    return check
 
 
-async def in_one_flight(
+async def run_pipelined(
     con: Any,
     leases: tuple[Lease, ...],
     limits: Limits,
-    send: Callable[[Flight], Awaitable[T]],
+    send: Callable[[PipelinedCheck], Awaitable[T]],
     *,
     last: bool = False,
 ) -> T:
-    """Run one statement by the extended protocol; ``send`` hands the flight to what asyncpg calls.
+    """Run one statement by the extended protocol; ``send`` hands the check to what asyncpg calls.
 
     As the ``last`` one it closes the leases with its commit.
 
     Raises:
-        Overtaken: see there.
+        NotPipelined: see there.
     """
     async with in_turn(leases):
-        entry = entry_for(
+        presentation = presentation_for(
             leases, sequence=NUMBERS.take(first_of(leases)), limits=limits, first=True, last=last
         )
-        flight = Flight(con, leases, entry)
-        result = await _concluded(con, leases, entry, lambda: send(flight), has_left=lambda: flight.left)
-    if not flight.left:
+        check = PipelinedCheck(con, leases, presentation)
+        result = await _concluded(con, leases, presentation, lambda: send(check), has_left=lambda: check.left)
+    if not check.left:
         raise ConfigurationError(
             f"asyncpg {asyncpg.__version__} sent a statement without the check of its lease: it may have been"
             " written past the fence; use another version of asyncpg"
@@ -180,7 +187,7 @@ async def in_one_flight(
     return result
 
 
-async def in_one_text(
+async def run_as_text(
     con: Any,
     leases: tuple[Lease, ...],
     limits: Limits,
@@ -190,11 +197,13 @@ async def in_one_text(
     """Run one statement without parameters, as a simple query.
 
     Raises:
-        Overtaken: see there.
+        NotPipelined: see there.
     """
     async with in_turn(leases):
-        entry = entry_for(leases, sequence=NUMBERS.take(first_of(leases)), limits=limits, first=True)
-        before = entry.piped_sql() + ";"
+        presentation = presentation_for(
+            leases, sequence=NUMBERS.take(first_of(leases)), limits=limits, first=True
+        )
+        before = presentation.piped_sql() + ";"
 
         async def sent() -> T:
             try:
@@ -203,7 +212,7 @@ async def in_one_text(
                 _as_of(exc, query, len(before))
                 raise
 
-        return await _concluded(con, leases, entry, sent)
+        return await _concluded(con, leases, presentation, sent)
 
 
 def _as_of(exc: asyncpg.PostgresError, query: str, shift: int) -> None:
@@ -218,12 +227,12 @@ def _as_of(exc: asyncpg.PostgresError, query: str, shift: int) -> None:
 async def _concluded(
     con: Any,
     leases: tuple[Lease, ...],
-    entry: Entry,
+    presentation: Presentation,
     work: Callable[[], Awaitable[T]],
     has_left: Callable[[], bool] = lambda: True,
 ) -> T:
-    assert entry.sequence is not None
-    unknown = entry.unknown()
+    assert presentation.sequence is not None
+    unknown = presentation.unknown()
     closed = con.is_closed()
     try:
         result = await work()
@@ -234,25 +243,27 @@ async def _concluded(
     except LockguardError:  # before anything was sent
         if not con.is_closed():
             await rolled_back(con, send_plain(con, "select"))  # asyncpg leaves what Parse has locked
-        NUMBERS.give_back((entry.sequence,))
+        NUMBERS.give_back((presentation.sequence,))
         raise
     except DATABASE_ERRORS as exc:
         # What failed in Parse was never there, whatever became of the connection.
         known = (
-            closed or not has_left() or (isinstance(exc, TimeoutError) and await _ended_without(con, entry))
+            closed
+            or not has_left()
+            or (isinstance(exc, TimeoutError) and await _ended_without(con, presentation))
         )
         if not known and leaves_in_doubt(exc):
             raise unknown from exc
-        NUMBERS.give_back((entry.sequence,))
+        NUMBERS.give_back((presentation.sequence,))
         overtaken = meaning_of(exc) is Meaning.RETRY and _is_the_checks(exc)
         if overtaken or getattr(exc, "sqlstate", None) in BY_ITSELF:
-            raise Overtaken from exc
+            raise NotPipelined from exc
         if (said := ended(exc, leases)) is not None:
             raise said from exc
         if _is_the_checks(exc):
             _tell_of_the_check(exc, leases)
         raise
-    NUMBERS.give_back((entry.sequence,))
+    NUMBERS.give_back((presentation.sequence,))
     UNSEALED.sealed(leases)
     return result
 
@@ -268,12 +279,12 @@ def _is_the_checks(exc: BaseException) -> bool:
     return "lockguard." in said or 'schema "lockguard"' in said or "schema lockguard" in said
 
 
-async def _ended_without(con: Any, entry: Entry) -> bool:
+async def _ended_without(con: Any, presentation: Presentation) -> bool:
     """Whether a write that was given up after its timeout is known not to be there, and never to come."""
-    first = entry.claims[0]
+    first = presentation.claims[0]
     ask = (
         f"select where lockguard.{'resolve' if first.seals is None else 'resolve_first'}("
-        f"{text(first.resource)},{number(first.token)},{number(entry.sequence)},{_RESOLVE_MS})"
+        f"{text(first.resource)},{number(first.token)},{number(presentation.sequence)},{_RESOLVE_MS})"
     )
     try:
         async with asyncio.timeout(2 * _RESOLVE_MS / 1000):

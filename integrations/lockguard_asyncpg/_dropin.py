@@ -20,10 +20,10 @@ from asyncpg.transaction import Transaction
 
 from lockguard._context import current_leases, lost_sight, outlived_lease
 from lockguard.errors import ConfigurationError, LeaseNotHeld, LockguardError
-from lockguard_asyncpg._at_once import Overtaken, can_fly
-from lockguard_asyncpg._claims import Limits, entry_for
+from lockguard_asyncpg._claims import Limits, presentation_for
 from lockguard_asyncpg._errors import DATABASE_ERRORS, ended, fence_error, note_on_check, stale
 from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._pipelining import NotPipelined, can_pipeline
 from lockguard_asyncpg._statements import (
     Kind,
     ends_in_savepoint,
@@ -32,22 +32,29 @@ from lockguard_asyncpg._statements import (
     may_end_transaction,
     read_only_after,
 )
+from lockguard_asyncpg._transaction_state import (
+    TransactionProxy,
+    TransactionState,
+    is_unfenced,
+    rolled_back,
+    send_plain,
+    transaction_state,
+)
 from lockguard_asyncpg._unsealed import seal_now
-from lockguard_asyncpg._wire import Standing, Wire, is_unfenced, rolled_back, send_plain, standing_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from lockguard._lease import Lease
 
-__all__ = ["LIMITS", "AtOnce", "alone", "leases_here", "leases_of", "present", "run", "run_parsed"]
+__all__ = ["LIMITS", "Pipelined", "alone", "leases_in_force", "leases_of", "present", "run", "run_parsed"]
 
 T = TypeVar("T")
-AtOnce: TypeAlias = "Callable[[tuple[Lease, ...]], Awaitable[T]]"
+Pipelined: TypeAlias = "Callable[[tuple[Lease, ...]], Awaitable[T]]"
 LIMITS = Limits()
 
 
-def leases_here() -> tuple[Lease, ...]:
+def leases_in_force() -> tuple[Lease, ...]:
     """The leases that the running code writes under.
 
     Raises:
@@ -80,7 +87,7 @@ async def run(
     text: str,
     send: Callable[[], Awaitable[T]],
     timeout_s: float | None,
-    at_once: AtOnce[T] | None = None,
+    pipelined: Pipelined[T] | None = None,
 ) -> T:
     """Run one statement of the caller's with whatever has to go before and after it.
 
@@ -89,34 +96,34 @@ async def run(
         text: the statement.
         send: sends it as asyncpg does.
         timeout_s: the patience for what goes before and after.
-        at_once: sends it with the check of these leases right before it, where that can be done.
+        pipelined: sends it with the check of these leases right before it, where that can be done.
     """
-    standing, task = standing_of(con), asyncio.current_task()
-    if standing.user is not None:
-        if standing.user is task:  # asyncpg runs a statement of its own within the caller's
+    tx, task = transaction_state(con), asyncio.current_task()
+    if tx.user is not None:
+        if tx.user is task:  # asyncpg runs a statement of its own within the caller's
             return await send()
         # Between our BEGIN and COMMIT another task's statement would join a transaction it does not know.
         raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
-    leases = leases_of(con, standing)
-    if standing.body is not None:
+    leases = leases_of(con, tx)
+    if tx.body is not None:
         _keep_open(con, text)
     if not leases:
-        return await _plainly(con, standing, text, send)
+        return await _plainly(con, tx, text, send)
     kind = kind_of(text)
     if kind is not Kind.ROLLBACK:  # which is right whatever became of the lease
         for lease in leases:
             lease.ensure()
-    standing.user = task
+    tx.user = task
     try:
         if con.is_in_transaction():
-            return await _inside(con, standing, leases, kind, text, send)
+            return await _inside(con, tx, leases, kind, text, send)
         if kind is Kind.ORDINARY:
-            return await _by_itself(con, leases, send, timeout_s, at_once)
+            return await _by_itself(con, leases, send, timeout_s, pipelined)
         result = await send()
-        standing.read_only = kind is Kind.BEGIN and read_only_after(text) is True
+        tx.read_only = kind is Kind.BEGIN and read_only_after(text) is True
         return result
     finally:
-        standing.user = None
+        tx.user = None
 
 
 async def _by_itself(
@@ -124,13 +131,13 @@ async def _by_itself(
     leases: tuple[Lease, ...],
     send: Callable[[], Awaitable[T]],
     timeout_s: float | None,
-    at_once: AtOnce[T] | None,
+    pipelined: Pipelined[T] | None,
 ) -> T:
-    if at_once is not None and can_fly(con):
+    if pipelined is not None and can_pipeline(con):
         # Nothing was done where the lease has to be sealed by itself, or where the snapshot was overtaken by
         # a seal: a transaction takes another one.
-        with contextlib.suppress(Overtaken):
-            return await at_once(leases)
+        with contextlib.suppress(NotPipelined):
+            return await pipelined(leases)
     try:
         return await alone(con, leases, send, timeout_s)
     except asyncpg.InvalidCachedStatementError:
@@ -144,7 +151,7 @@ async def run_parsed(
     text: str,
     send: Callable[[], Awaitable[T]],
     timeout_s: float | None,
-    at_once: AtOnce[T] | None = None,
+    pipelined: Pipelined[T] | None = None,
 ) -> T:
     """As :func:`run`, for a statement that was prepared.
 
@@ -152,26 +159,26 @@ async def run_parsed(
     connection taken, until the next message. Where the statement is refused here, there would be none.
     """
     try:
-        return await run(con, text, send, timeout_s, at_once)
+        return await run(con, text, send, timeout_s, pipelined)
     except LockguardError:
         if not con.is_closed() and not con.is_in_transaction():
             await rolled_back(con, send_plain(con, "select"))
         raise
 
 
-def leases_of(con: Any, standing: Standing) -> tuple[Lease, ...]:
+def leases_of(con: Any, tx: TransactionState) -> tuple[Lease, ...]:
     """The leases that a statement on ``con`` is written under.
 
     On a connection that is fenced for the body of a fenced transaction only, those of that transaction.
 
     Raises:
-        LeaseNotHeld: see :func:`leases_here`.
+        LeaseNotHeld: see :func:`leases_in_force`.
     """
-    if standing.body is None:
-        return leases_here()
+    if tx.body is None:
+        return leases_in_force()
     if is_unfenced():
         return ()
-    return standing.body if con.is_lent else leases_here() or standing.body
+    return tx.body if con.is_lent else leases_in_force() or tx.body
 
 
 def _keep_open(con: Any, text: str) -> None:
@@ -189,10 +196,10 @@ def _keep_open(con: Any, text: str) -> None:
         )
 
 
-async def _plainly(con: Any, standing: Standing, text: str, send: Callable[[], Awaitable[T]]) -> T:
+async def _plainly(con: Any, tx: TransactionState, text: str, send: Callable[[], Awaitable[T]]) -> T:
     """A statement without a lease; perhaps in a transaction that began under one."""
-    standing.forget()  # it may be a ROLLBACK TO that frees the fence's rows
-    presented = tuple(standing.leases.values())
+    tx.forget()  # it may be a ROLLBACK TO that frees the fence's rows
+    presented = tuple(tx.leases.values())
     ends = may_end_transaction(text)
     try:
         if presented and is_commit(text):
@@ -203,7 +210,7 @@ async def _plainly(con: Any, standing: Standing, text: str, send: Callable[[], A
             raise said from exc
         raise
     if ends:
-        standing.clear()  # perhaps another one has begun by now
+        tx.clear()  # perhaps another one has begun by now
     return result
 
 
@@ -211,8 +218,8 @@ async def alone(
     con: Any, leases: tuple[Lease, ...], send: Callable[[], Awaitable[T]], timeout_s: float | None
 ) -> T:
     """A statement outside of any transaction, in one of its own; however it ends, that is over then."""
-    wire: Any = Wire(con, lambda: leases, limits=LIMITS, timeout_s=timeout_s)
-    transaction = Transaction(wire, None, readonly=False, deferrable=False)
+    proxy: Any = TransactionProxy(con, lambda: leases, limits=LIMITS, timeout_s=timeout_s)
+    transaction = Transaction(proxy, None, readonly=False, deferrable=False)
     await transaction.start()
     try:
         result = await send()
@@ -232,7 +239,7 @@ async def alone(
 
 async def _inside(
     con: Any,
-    standing: Standing,
+    tx: TransactionState,
     leases: tuple[Lease, ...],
     kind: Kind,
     text: str,
@@ -243,51 +250,51 @@ async def _inside(
         case Kind.COMMIT:
             return cast("T", await _commit(con, leases, text))
         case Kind.ROLLBACK:
-            standing.forget()
+            tx.forget()
             result = await send()
             if not ends_in_savepoint(text):  # with AND CHAIN the next one is open already
-                standing.clear()
+                tx.clear()
             return result
         case Kind.ORDINARY:
-            await present(con, standing, leases)
+            await present(con, tx, leases)
         case Kind.SETTING:
             if read_only_after(text) is False:
-                standing.read_only = False
+                tx.read_only = False
         case Kind.BEGIN | Kind.SAVEPOINT:
             pass
     try:
         return await send()
     except DATABASE_ERRORS as exc:
         # Only a rollback, perhaps to a savepoint, leads on from here.
-        standing.forget()
-        standing.refusal = stale(exc) or standing.refusal
+        tx.forget()
+        tx.refusal = stale(exc) or tx.refusal
         if (said := ended(exc, leases)) is not None:
             raise said from exc
         raise
 
 
 async def _commit(con: Any, leases: tuple[Lease, ...], text: str) -> Any:
-    wire = Wire(con, lambda: leases, limits=LIMITS)
-    return await wire.commit(text)
+    proxy = TransactionProxy(con, lambda: leases, limits=LIMITS)
+    return await proxy.commit(text)
 
 
-async def present(con: Any, standing: Standing, leases: tuple[Lease, ...]) -> None:
+async def present(con: Any, tx: TransactionState, leases: tuple[Lease, ...]) -> None:
     """Check what this transaction has not presented yet."""
-    if standing.read_only:
+    if tx.read_only:
         return
     await seal_now(leases)
-    sequence = NUMBERS.alone() if standing.entry is None else None
-    entry = entry_for(leases, sequence=sequence, limits=LIMITS)
-    if standing.claims.issuperset(entry.claims):
+    sequence = NUMBERS.alone() if tx.presentation is None else None
+    presentation = presentation_for(leases, sequence=sequence, limits=LIMITS)
+    if tx.claims.issuperset(presentation.claims):
         return
     try:
-        await send_plain(con, entry.sql())
+        await send_plain(con, presentation.sql())
     except DATABASE_ERRORS as exc:
-        standing.forget()
-        standing.refusal = stale(exc) or standing.refusal
+        tx.forget()
+        tx.refusal = stale(exc) or tx.refusal
         said = ended(exc, leases) or fence_error(exc)
         if said is not None:
             raise said from exc
         note_on_check(exc, leases)
         raise
-    standing.note(entry, leases)
+    tx.note(presentation, leases)

@@ -1,13 +1,13 @@
 """How BEGIN, COMMIT and savepoints leave for the server when a lease is presented with them.
 
 asyncpg keeps its own books on transactions (nesting, savepoints, the state of ``async with``), so its
-``Transaction`` is used as it is. It gets a :class:`Wire` in place of the connection, which adds the check
-to what opens a transaction and looks at what comes back from what ends it.
+``Transaction`` is used as it is. It gets a :class:`TransactionProxy` in place of the connection, which adds
+the check to what opens a transaction and looks at what comes back from what ends it.
 
-A :class:`Standing` remembers what a connection's open transaction has presented. It is worth exactly as
-much as the row lock behind it, so it is kept only while every statement of the connection passes through
-here, and forgotten whenever the lock may have gone. A transaction that somebody else began and will end has
-no standing: there a savepoint presents its leases each time, in the message that opens it.
+A :class:`TransactionState` remembers what a connection's open transaction has presented. It is worth exactly
+as much as the row lock behind it, so it is kept only while every statement of the connection passes through
+here, and forgotten whenever the lock may have gone. A transaction that other code began and will end has no
+such state: there a savepoint presents its leases each time, in the message that opens it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from lockguard._lease import GrantId, Lease
 from lockguard.errors import LockguardError, StaleToken
-from lockguard_asyncpg._claims import Claim, Entry, Limits, entry_for, first_of
+from lockguard_asyncpg._claims import Claim, Limits, Presentation, first_of, presentation_for
 from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
     Meaning,
@@ -40,8 +40,8 @@ from lockguard_asyncpg._unsealed import seal_now
 
 __all__ = [
     "CLOSED",
-    "Standing",
-    "Wire",
+    "TransactionProxy",
+    "TransactionState",
     "bare",
     "give_back",
     "give_back_soon",
@@ -49,7 +49,7 @@ __all__ = [
     "rolled_back",
     "sees_all",
     "send_plain",
-    "standing_of",
+    "transaction_state",
     "unfenced",
 ]
 
@@ -116,11 +116,11 @@ CLOSED = _Closed()
 """Those of this process: for them there is nothing left to close."""
 
 
-class Standing:
+class TransactionState:
     """What a connection's open transaction has presented to the fence.
 
     Attributes:
-        entry: what makes the transaction's outcome known; ``None`` if it is not recorded.
+        presentation: what makes the transaction's outcome known; ``None`` if it is not recorded.
         numbers: those that were recorded in it; given back when its end is certain.
         leases: those presented, by grant.
         claims: the pairs whose rows are locked now.
@@ -128,9 +128,9 @@ class Standing:
         read_only: it was begun READ ONLY: it cannot write, and cannot lock a row of the fence either.
         refusal: the fence's refusal in this transaction, in case somebody swallows it.
         user: the task in the middle of a statement that takes several messages.
-        flight: the check that is to leave right before the statement being sent, see
-            :mod:`lockguard_asyncpg._at_once`.
-        told: the caller's text, where the check stands before it in the text that is sent.
+        check: the check that is to leave right before the statement being sent, see
+            :mod:`lockguard_asyncpg._pipelining`.
+        caller_text: the caller's text, where the check stands before it in the text that is sent.
         body: the leases of the fenced transaction in whose body the connection is; only the end of that body
             ends the transaction.
     """
@@ -138,29 +138,29 @@ class Standing:
     __slots__ = (
         "_begun_with",
         "body",
+        "caller_text",
+        "check",
         "claims",
         "doubt",
-        "entry",
-        "flight",
         "leases",
         "numbers",
+        "presentation",
         "read_only",
         "refusal",
-        "told",
         "user",
     )
 
     def __init__(self) -> None:
         self.user: asyncio.Task[Any] | None = None
         self.body: tuple[Lease, ...] | None = None
-        self.flight: Any = None
-        self.told: str | None = None
+        self.check: Any = None
+        self.caller_text: str | None = None
         self.clear()
 
     def clear(self) -> None:
         """The transaction is over."""
         self._begun_with = False
-        self.entry: Entry | None = None
+        self.presentation: Presentation | None = None
         self.numbers: list[int] = []
         self.leases: dict[GrantId, Lease] = {}
         self.claims: set[Claim] = set()
@@ -171,35 +171,35 @@ class Standing:
     def forget(self) -> None:
         """A savepoint was rolled back, or will be: what was presented behind it counts no more."""
         self.claims.clear()
-        if self.entry is not None and not self._begun_with:
-            self.entry, self.doubt = None, True
+        if self.presentation is not None and not self._begun_with:
+            self.presentation, self.doubt = None, True
 
     def numbers_taken(self) -> list[int]:
         """Its numbers, for the one who may learn for certain how it ends."""
         numbers, self.numbers = self.numbers, []
         return numbers
 
-    def note(self, entry: Entry, leases: Sequence[Lease], *, begins: bool = False) -> None:
-        """The fence has accepted ``entry``; with ``begins``, in the message that began the transaction."""
-        if entry.sequence is not None:
-            self.numbers.append(entry.sequence)
-            if self.entry is None:
-                self.entry, self.doubt, self._begun_with = entry, False, begins
-        self.claims.update(entry.claims)
+    def note(self, presentation: Presentation, leases: Sequence[Lease], *, begins: bool = False) -> None:
+        """The fence has accepted it; with ``begins``, in the message that began the transaction."""
+        if presentation.sequence is not None:
+            self.numbers.append(presentation.sequence)
+            if self.presentation is None:
+                self.presentation, self.doubt, self._begun_with = presentation, False, begins
+        self.claims.update(presentation.claims)
         self.leases.update((lease.grant.id, lease) for lease in leases)
 
 
-_standings: WeakKeyDictionary[asyncpg.Connection[Any], Standing] = WeakKeyDictionary()
+_states: WeakKeyDictionary[asyncpg.Connection[Any], TransactionState] = WeakKeyDictionary()
 
 
-def standing_of(con: asyncpg.Connection[Any]) -> Standing:
-    """The standing of a connection; blank if it is in no transaction."""
-    standing = _standings.get(con)
-    if standing is None:
-        standing = _standings[con] = Standing()
+def transaction_state(con: asyncpg.Connection[Any]) -> TransactionState:
+    """The state of a connection's transaction; blank if it is in none."""
+    tx = _states.get(con)
+    if tx is None:
+        tx = _states[con] = TransactionState()
     elif con.is_closed() or not con.is_in_transaction():
-        standing.clear()
-    return standing
+        tx.clear()
+    return tx
 
 
 def bare(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> asyncpg.Connection[Any]:
@@ -211,7 +211,7 @@ def bare(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> asyncpg.Co
 
 
 def sees_all(con: asyncpg.Connection[Any]) -> bool:
-    """Whether every statement of ``con`` passes through the fence's layer, so that a standing can be kept."""
+    """Whether every statement of ``con`` passes through the fence's layer, so that its state can be kept."""
     return hasattr(con, "execute_plain")
 
 
@@ -296,7 +296,7 @@ async def _release_at_once(conn: Any, timeout_s: float | None) -> None:
     await getattr(conn, _HOLDER).release(timeout_s)
 
 
-class Wire:
+class TransactionProxy:
     """Stands between asyncpg's ``Transaction`` and its connection.
 
     Everything but ``execute`` goes through to the connection, writes of its bookkeeping included.
@@ -358,12 +358,12 @@ class Wire:
             case "RELEASE":
                 return await self._send(query)
             case _ if query.startswith("ROLLBACK TO"):
-                standing_of(self._con).forget()
+                transaction_state(self._con).forget()
                 return await self._send(query)
             case _:
-                standing = standing_of(self._con)
-                numbers = standing.numbers_taken()
-                standing.clear()
+                tx = transaction_state(self._con)
+                numbers = tx.numbers_taken()
+                tx.clear()
                 try:
                     tag = await self._send(query)
                 except BaseException:
@@ -373,27 +373,27 @@ class Wire:
                 return tag
 
     async def _open(self, query: str, *, undo: str | None) -> str:
-        standing, outermost = standing_of(self._con), undo is None
+        tx, outermost = transaction_state(self._con), undo is None
         leases = self._leases()
         for lease in leases:
             lease.ensure()
         if outermost:
-            standing.read_only = " READ ONLY" in query
-        if not leases or standing.read_only:
+            tx.read_only = " READ ONLY" in query
+        if not leases or tx.read_only:
             return await self._send(query)
         await seal_now(leases)  # in a transaction of its own: this one may stay open for long
-        if standing.entry is None and self._sequence is None:
+        if tx.presentation is None and self._sequence is None:
             number = NUMBERS.take(first_of(leases)) if outermost else NUMBERS.alone()
             object.__setattr__(self, "_sequence", number)
         for attempt in range(_OPEN_ATTEMPTS_MAX):
-            sequence = self._sequence if standing.entry is None else None
-            entry = entry_for(leases, sequence=sequence, limits=self._limits)
-            if standing.claims.issuperset(entry.claims):
+            sequence = self._sequence if tx.presentation is None else None
+            presentation = presentation_for(leases, sequence=sequence, limits=self._limits)
+            if tx.claims.issuperset(presentation.claims):
                 return await self._send(query)
             try:
-                tag = await self._send(query + entry.sql())
+                tag = await self._send(query + presentation.sql())
             except BaseException as exc:
-                standing.forget()
+                tx.forget()
                 await self._leave(exc, undo)
                 # Nothing of the caller's ran yet, so a snapshot that a seal overtook is simply taken anew.
                 if outermost and attempt + 1 < _OPEN_ATTEMPTS_MAX and meaning_of(exc) is Meaning.RETRY:
@@ -403,15 +403,15 @@ class Wire:
                     raise said from exc
                 note_on_check(exc, leases)
                 raise
-            standing.note(entry, leases, begins=outermost)
+            tx.note(presentation, leases, begins=outermost)
             return tag
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def commit(self, query: str) -> str:
         """COMMIT, unless a lease has ended; raises if it did not happen or nobody knows."""
-        standing = standing_of(self._con)
-        leases = tuple(standing.leases.values())
-        entry, refusal = standing.entry, standing.refusal
+        tx = transaction_state(self._con)
+        leases = tuple(tx.leases.values())
+        presentation, refusal = tx.presentation, tx.refusal
         try:
             for lease in leases:
                 lease.ensure()
@@ -419,35 +419,39 @@ class Wire:
             await self._leave(exc)
             raise
         query = self._closing + query
-        if standing.doubt and leases:
+        if tx.doubt and leases:
             # What recorded the outcome may have been rolled back: record it anew, in the same message.
-            entry = entry_for(leases, sequence=NUMBERS.alone(), limits=self._limits)
-            query = entry.sql() + query
-        numbers = standing.numbers_taken()
+            presentation = presentation_for(leases, sequence=NUMBERS.alone(), limits=self._limits)
+            query = presentation.sql() + query
+        numbers = tx.numbers_taken()
         try:
             tag = await self._send(query)
         except asyncio.CancelledError as exc:
-            if entry is not None:
-                exc.add_note(f"cancelled during COMMIT: {entry.unknown()}")
+            if presentation is not None:
+                exc.add_note(f"cancelled during COMMIT: {presentation.unknown()}")
             await self._leave(exc)
             raise
         except DATABASE_ERRORS as exc:
-            if (said := await self._why_no_commit(exc, entry, leases, refusal)) is not None:
+            if (said := await self._why_no_commit(exc, presentation, leases, refusal)) is not None:
                 raise said from exc
             raise
         NUMBERS.give_back(numbers)
-        standing.clear()  # COMMIT AND CHAIN has opened another transaction, which has presented nothing
-        if tag == "ROLLBACK" and entry is not None:
+        tx.clear()  # COMMIT AND CHAIN has opened another transaction, which has presented nothing
+        if tag == "ROLLBACK" and presentation is not None:
             # The server says so only in the command tag, and asyncpg does not look.
             raise _not_committed() from refusal
         return tag
 
     async def _why_no_commit(
-        self, exc: Exception, entry: Entry | None, leases: tuple[Lease, ...], refusal: StaleToken | None
+        self,
+        exc: Exception,
+        presentation: Presentation | None,
+        leases: tuple[Lease, ...],
+        refusal: StaleToken | None,
     ) -> LockguardError | None:
         await self._leave(exc)
-        if entry is not None and leaves_in_doubt(exc):
-            return entry.unknown()
+        if presentation is not None and leaves_in_doubt(exc):
+            return presentation.unknown()
         # The check that went before COMMIT has failed, so COMMIT was not executed.
         if getattr(exc, "sqlstate", None) == _IN_FAILED_TRANSACTION:
             return refusal or _not_committed()
