@@ -16,7 +16,6 @@ import asyncpg
 
 from lockguard.errors import ConfigurationError, FenceUnavailable
 from lockguard.text import printable
-from lockguard_asyncpg._cancels import CancelWatch
 from lockguard_asyncpg._dropin import alone
 from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
 from lockguard_asyncpg._transaction_state import bare, give_back, send_plain, unfenced
@@ -24,7 +23,7 @@ from lockguard_asyncpg._transaction_state import bare, give_back, send_plain, un
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
-__all__ = ["Call", "make", "once"]
+__all__ = ["Call", "CancelWatch", "make", "once"]
 
 _ATTEMPTS_MAX = 20
 _PAUSE_FIRST_S = 0.01
@@ -54,6 +53,28 @@ _WHOSE_READ_ONLY = (
     " from pg_settings where name = 'default_transaction_read_only'"
 )
 _SETTING = "default_transaction_read_only"
+
+
+class CancelWatch:
+    """The cancels of the running task, from the making of this object on.
+
+    A task that is cancelled in the middle of a statement tidies up on the connection, and an error of that is
+    raised in place of the ``CancelledError``. A loop that takes errors of the database for passing ones would
+    then go on, past its own timeout too, and no second cancel would stop it.
+    """
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = 0 if self._task is None else self._task.cancelling()
+
+    def raise_if_cancelled(self) -> None:
+        """Be cancelled now, if the task was asked to meanwhile; a timeout's own cancel counts too.
+
+        Raises:
+            asyncio.CancelledError: it was.
+        """
+        if self._task is not None and self._task.cancelling() > self._before:
+            raise asyncio.CancelledError
 
 
 @dataclass(frozen=True, slots=True)

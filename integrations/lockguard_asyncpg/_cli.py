@@ -26,9 +26,8 @@ from lockguard_asyncpg._connecting import CONNECT_S, connected, in_one_line, rea
 from lockguard_asyncpg._dsn import checked, shown
 from lockguard_asyncpg._errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._maintenance import count_prunable, prune_resources, shut_out_all
 from lockguard_asyncpg._protection import Finding, Protection, findings, protect, protections, unprotect
-from lockguard_asyncpg._pruning import count_prunable, prune_resources
-from lockguard_asyncpg._recovering import shut_out_all
 from lockguard_asyncpg._schema import (
     SCHEMA_VERSION,
     install,

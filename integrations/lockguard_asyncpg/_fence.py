@@ -28,8 +28,7 @@ from lockguard._times import checked_wait
 from lockguard.errors import ConfigurationError, FenceUnavailable, OutcomeUnknown
 from lockguard.ports import Outrun, Sealed
 from lockguard.text import kind_of
-from lockguard_asyncpg._calling import Call, make, once
-from lockguard_asyncpg._cancels import CancelWatch
+from lockguard_asyncpg._calling import Call, CancelWatch, make, once
 from lockguard_asyncpg._dsn import checked, shown
 from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, SealUnknown
 from lockguard_asyncpg._listening import Listener

@@ -19,7 +19,7 @@ import asyncpg
 from lockguard._lease import GrantId
 from lockguard._renewal import end_here
 from lockguard.errors import LossReason
-from lockguard_asyncpg._cancels import CancelWatch
+from lockguard_asyncpg._calling import CancelWatch
 from lockguard_asyncpg._errors import CONNECT_ERRORS, DATABASE_ERRORS
 
 __all__ = ["Listener"]

@@ -28,9 +28,8 @@ from lockguard_asyncpg import (
     resolve,
 )
 from lockguard_asyncpg._cli import fence
+from lockguard_asyncpg._maintenance import Prunable, count_prunable, prune_resources, shut_out_all
 from lockguard_asyncpg._numbers import NUMBERS
-from lockguard_asyncpg._pruning import Prunable, count_prunable, prune_resources
-from lockguard_asyncpg._recovering import shut_out_all
 from tests.integration.fence_leases import SOON, grant_of, lease_of
 
 if TYPE_CHECKING:

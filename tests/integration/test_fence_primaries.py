@@ -23,7 +23,7 @@ from lockguard.errors import FenceUnavailable, LeaseLost
 from lockguard.ports import Sealed
 from lockguard_asyncpg import PostgresFence, SealUnknown, create_pool, install
 from lockguard_asyncpg._cli import fence
-from lockguard_asyncpg._recovering import shut_out_all
+from lockguard_asyncpg._maintenance import shut_out_all
 from lockguard_lab.servers import PostgresServer, postgres_files
 from tests.integration.fence_leases import SOON
 

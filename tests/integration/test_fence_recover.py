@@ -16,7 +16,7 @@ from lockguard.errors import ConfigurationError, FenceUnavailable, StaleToken
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
 from lockguard_asyncpg._cli import fence
-from lockguard_asyncpg._recovering import Recovered, shut_out_all
+from lockguard_asyncpg._maintenance import Recovered, shut_out_all
 from lockguard_lab.servers import PostgresServer
 from tests.integration.fence_leases import SOON, grant_of, lease_of
 

@@ -48,7 +48,7 @@ import redis.asyncio
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import install
-from lockguard_asyncpg._recovering import shut_out_all
+from lockguard_asyncpg._maintenance import shut_out_all
 from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Origin, Side
 from lockguard_lab.exchange.faults import Operation
 from lockguard_lab.exchange.model import AlgoStatus

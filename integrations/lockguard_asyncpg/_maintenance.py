@@ -1,4 +1,7 @@
-"""Resources that are long gone. How they are removed is in ``sql/0009_long_gone.sql``."""
+"""What an operator does to the whole fence: prune what is long gone, and recover after lost commits.
+
+How the database does it is in ``sql/0009_long_gone.sql`` and ``sql/0007_recover.sql``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
-__all__ = ["Prunable", "count_prunable", "prune_resources"]
+__all__ = ["Prunable", "Recovered", "count_prunable", "prune_resources", "shut_out_all"]
 
 _AGE_MIN = timedelta(days=2)
 _AGE_MAX = timedelta(days=36_500)
@@ -106,3 +109,45 @@ def _said(exc: asyncpg.PostgresError) -> Exception:
     if isinstance(exc, asyncpg.InsufficientPrivilegeError):
         return ConfigurationError(f"{exc.message}; prune as the role that owns lockguard's schema")
     return set_up_error(exc) if meaning_of(exc) is Meaning.CONFIGURATION else exc
+
+
+_RECOVER = "select last, raised, were_open from lockguard.recover($1, $2, $3, $4)"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What :func:`shut_out_all` did.
+
+    Attributes:
+        raised: how many resources' rows it raised.
+        were_open: how many of them this database took for held.
+    """
+
+    raised: int
+    were_open: int
+
+
+async def shut_out_all(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, reason: str) -> Recovered:
+    """Accept no more writes of any grant that was sealed before; again is harmless.
+
+    Args:
+        conn: a connection of the role that owns the schema, outside of a transaction.
+        reason: why; kept in ``lockguard.audit``.
+
+    Raises:
+        ConfigurationError: too little privilege, or no schema.
+    """
+    raised, were_open, last = 0, 0, ""
+    try:
+        before = await conn.fetchval("select clock_timestamp()")
+        while True:
+            row = await conn.fetchrow(_RECOVER, reason, before, last, _PART)
+            if row is None or row["last"] is None:
+                return Recovered(raised, were_open)
+            raised, were_open, last = raised + row["raised"], were_open + row["were_open"], row["last"]
+    except asyncpg.InsufficientPrivilegeError as exc:
+        raise ConfigurationError(f"{exc.message}; recover as the role that owns lockguard's schema") from exc
+    except asyncpg.PostgresError as exc:
+        if meaning_of(exc) is Meaning.CONFIGURATION:
+            raise set_up_error(exc) from exc
+        raise
