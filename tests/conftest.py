@@ -61,10 +61,10 @@ ON_EACH_POSTGRES = (
     "test_fence_recover.py::test_a_seal_that_waits_for_a_synchronous_standby",
     "test_fence_poolers.py::",
     "test_fence_many_leases.py::test_each_of_300_leases",
-    "test_fence_long_gone.py::test_no_token_of_a_pruned_resource",
-    "test_fence_long_gone.py::test_a_snapshot_of_before_the_pruning",
-    "test_fence_long_gone.py::test_pruning_waits_for_nobody",
-    "test_fence_at_once.py::test_a_lone_write_gives_and_raises",
+    "test_fence_pruned.py::test_no_token_of_a_pruned_resource",
+    "test_fence_pruned.py::test_a_snapshot_of_before_the_pruning",
+    "test_fence_pruned.py::test_pruning_waits_for_nobody",
+    "test_fence_pipelined.py::test_a_lone_write_gives_and_raises",
     "test_fence.py::test_seal_waits_for_an_open_transaction",
 )
 """What leans on the version of Postgres, for scripts/postgres-versions."""

@@ -36,8 +36,8 @@ _IDLE_MS = 1_000
 # closes of resources that have nothing to do with each other would fail, and bodies with them. With a
 # statement timeout a seal would lose its place in the line each time, and nobody would ever be evicted;
 # lock_timeout and the caller's patience bound it.
-_ON_OUR_TERMS = "set transaction isolation level read committed;set local statement_timeout = 0;"
-_AT_THE_GATE = (
+_SETTINGS = "set transaction isolation level read committed;set local statement_timeout = 0;"
+_LOCK_HOLDERS = (
     "select pid, role, application, alone, state, clock_timestamp() - since as age"
     " from lockguard.at_the_gate($1) where pid is null or role is not null"
 )
@@ -174,7 +174,7 @@ async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
     with contextlib.suppress(*DATABASE_ERRORS):
         async with asyncio.timeout(_RELEASE_S):
             with unfenced():
-                rows = await pool.fetch(_AT_THE_GATE, resource)
+                rows = await pool.fetch(_LOCK_HOLDERS, resource)
     return "; ".join(_named(row) for row in rows)
 
 
@@ -276,7 +276,7 @@ async def once(
             # the server's word that it ends the session was read, and the end of the connection not yet.
             if (con := bare(conn)) is None:  # the server dropped it, and the pool has emptied its proxy
                 raise asyncpg.InterfaceError("the connection is closed")
-            tag = await send_plain(con, _ON_OUR_TERMS + query)  # not read as a caller's statement is
+            tag = await send_plain(con, _SETTINGS + query)  # not read as a caller's statement is
             clean = True
             return tag
     finally:
@@ -290,7 +290,7 @@ async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
 
     async def ask() -> Any:
         # Until COMMIT it has the gate to itself.
-        await con.execute(f"{_ON_OUR_TERMS}select lockguard.bound(0, {_IDLE_MS:d})")
+        await con.execute(f"{_SETTINGS}select lockguard.bound(0, {_IDLE_MS:d})")
         return await con.fetchrow(query)
 
     return await alone(con, (), ask, None)

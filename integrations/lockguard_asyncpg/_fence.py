@@ -27,7 +27,7 @@ from lockguard._lease import Grant, GrantId, Resource, Token
 from lockguard._times import checked_wait
 from lockguard.errors import ConfigurationError, FenceUnavailable, OutcomeUnknown
 from lockguard.ports import Outrun, Sealed
-from lockguard.text import kind_of
+from lockguard.text import first_line, kind_of
 from lockguard_asyncpg._calling import Call, CancelWatch, make, once
 from lockguard_asyncpg._dsn import checked, shown
 from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, SealUnknown
@@ -90,7 +90,7 @@ class _Handed:
         self.begun = True
         return f"{self.sql}{within / timedelta(milliseconds=1):.0f});"
 
-    def settle(self, *, closed: bool) -> None:
+    def finish(self, *, closed: bool) -> None:
         """What the seal came to; the first word counts."""
         if not self.closed.done():
             self.closed.set_result(closed)
@@ -243,19 +243,19 @@ class PostgresFence:
         try:
             told = await self._evicting(grant.resource, grant.token, sealing)
             if handed is not None:
-                handed.settle(closed=True)  # also where the seal was refused: that is an answer, and commits
+                handed.finish(closed=True)  # also where the seal was refused: that is an answer, and commits
         except FenceUnavailable as exc:
-            if getattr(exc.__cause__, "sqlstate", None) != _UNKNOWN_SEAL:
+            cause = exc.__cause__
+            if cause is None or getattr(cause, "sqlstate", None) != _UNKNOWN_SEAL:
                 raise
-            said = f"{str(exc.__cause__).partition(chr(10))[0]}; {getattr(exc.__cause__, 'hint', '')}"
             raise SealUnknown(
-                f"{said}. Where that does not help, the token is of a clock that was ahead:"
-                f" lockguard break {grant.resource} --reason ...",
+                f"{first_line(cause)}; {getattr(cause, 'hint', '')}. Where that does not help, the token is"
+                f" of a clock that was ahead: lockguard break {grant.resource} --reason ...",
                 resource=grant.resource,
-            ) from exc.__cause__
+            ) from cause
         finally:
             if handed is not None:
-                handed.settle(closed=False)
+                handed.finish(closed=False)
         if told == "SELECT 2":
             _LOG.warning(_OLDER, SCHEMA_VERSION)
         if told != "SELECT 0":

@@ -53,8 +53,8 @@ async def test_nothing_new_of_the_old_grant_gets_in_once_somebody_asks(
     """A holder that writes in parallel: each new transaction overlaps the one before."""
     old, fence = grant_of(7), PostgresFence(pool, grace=LATE)
     await fence.seal(old, within=SOON)
-    under_way = fenced_transaction(pool, lease_of(old))
-    await under_way.__aenter__()
+    transaction = fenced_transaction(pool, lease_of(old))
+    await transaction.__aenter__()
     match asks:
         case "seal":
             asking = asyncio.ensure_future(fence.seal(grant_of(8), within=SOON))
@@ -71,7 +71,7 @@ async def test_nothing_new_of_the_old_grant_gets_in_once_somebody_asks(
     late = [asyncio.ensure_future(write()) for _ in range(3)]
     await waiting(pool, "lockguard.check", len(late))
     assert not asking.done()
-    await under_way.__aexit__(None, None, None)
+    await transaction.__aexit__(None, None, None)
     await asking
     outcomes = await asyncio.gather(*late, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StaleToken] * len(late)

@@ -65,7 +65,7 @@ async def stage(any_server: PostgresServer) -> AsyncIterator[Stage]:
         await pool.execute(f"drop role {', '.join(roles)}")
 
 
-async def at_the_gate(pool: asyncpg.Pool[Any], state: str | None = None) -> None:
+async def until_gate_is_taken(pool: asyncpg.Pool[Any], state: str | None = None) -> None:
     """Until a session has the gate to itself, in ``state``."""
     query = "select count(*) from lockguard.at_the_gate($1) where alone and ($2::text is null or state = $2)"
     async with asyncio.timeout(5):
@@ -131,7 +131,7 @@ async def test_who_works_at_the_gate_is_left_alone(stage: Stage) -> None:
         )
     )
     try:
-        await at_the_gate(stage.owner)
+        await until_gate_is_taken(stage.owner)
         fence = PostgresFence(stage.bots, grace=timedelta(milliseconds=100))
         assert isinstance(await fence.seal(grant_of(8), within=SOON), Outrun)
         await work
