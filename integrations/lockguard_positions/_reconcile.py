@@ -309,7 +309,7 @@ class Reconciler:
         for position_id, intents in by_position.items():
             ended = await self._store.get(position_id)
             if ended is not None:
-                await self._flow.sweeper.sweep_loose(ended, tuple(intents))
+                await self._flow.sweeper.sweep_loose(self._scope.checked(ended), tuple(intents))
 
     async def _of_resumed(self, row: Position | None) -> SyncOutcome:
         if row is None:
