@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import lockguard
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 INTEGRATIONS = (
     "lockguard_command",
@@ -68,7 +70,7 @@ def test_the_wheel_holds_the_packages_whole_and_nothing_else(wheel: Path) -> Non
 def test_the_lab_is_a_wheel_of_its_own_of_the_same_version(wheel: Path, lab_wheel: Path) -> None:
     assert files_of(lab_wheel) == expected_files(LAB)
     product, lab = (email.message_from_string(dist_info(one, "METADATA")) for one in (wheel, lab_wheel))
-    assert lab["Version"] == product["Version"]
+    assert lab["Version"] == product["Version"] == lockguard.__version__
     assert f"lockguard=={product['Version']}" in lab.get_all("Requires-Dist")
     for extra in ("testing", "bench", "demo"):
         (asked,) = [
