@@ -31,7 +31,7 @@ from lockguard_lab.servers.embedded import EmbeddedServer
 from lockguard_lab.servers.supervision import ServerProcess, Spawn, server_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from lockguard_lab.servers import PostgresServer, RedisServer
 
@@ -216,7 +216,7 @@ class _Chaos:
     async def disturb(self) -> None:
         """One thing after the other, and pauses beside them, until the round is over."""
         until = SYSTEM_CLOCK.now() + self._plan.length.total_seconds()
-        faults: list[tuple[int, str, Callable[[], Awaitable[None]]]] = [
+        faults: list[tuple[int, str, Callable[[], Coroutine[Any, Any, None]]]] = [
             (8, "processes stopped", self._stop),
             (3, "processes killed", self._kill),
             (3, "Redis flushed", self._flush),
