@@ -21,7 +21,18 @@ from lockguard_lab.servers.binaries import ServerBinary
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["APT", "POSTGRES_15", "SOON", "grant_of", "held", "lease_of", "postgres_15", "under", "unknown"]
+__all__ = [
+    "APT",
+    "POSTGRES_15",
+    "SOON",
+    "blocked",
+    "grant_of",
+    "held",
+    "lease_of",
+    "postgres_15",
+    "under",
+    "unknown",
+]
 
 SOON = timedelta(seconds=5)
 APT = Resource("binance:APTUSDT")
@@ -60,6 +71,17 @@ def under(*leases: Lease) -> Iterator[None]:
 def unknown(lease: Lease, sequence: int) -> CommitUnknown:
     """What is raised where the reply to this write is lost."""
     return CommitUnknown(resource=lease.resource, token=lease.token, sequence=sequence)
+
+
+async def blocked(pool: asyncpg.Pool[Any], what: str = "", count: int = 1) -> None:
+    """Until so many sessions wait for a lock in a statement that contains ``what``."""
+    query = """
+        select count(*) from pg_stat_activity
+         where wait_event_type = 'Lock' and query like $1 and datname = current_database()
+    """
+    async with asyncio.timeout(5):
+        while await pool.fetchval(query, f"%{what}%") < count:
+            await asyncio.sleep(0.005)
 
 
 def postgres_15() -> ServerBinary:

@@ -31,7 +31,7 @@ from lockguard_asyncpg import (
     fenced_transaction,
     install,
 )
-from tests.integration.fence_leases import APT, SOON, grant_of, lease_of, under
+from tests.integration.fence_leases import APT, SOON, blocked, grant_of, lease_of, under
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,14 +54,6 @@ def fence(pool: asyncpg.Pool[Any]) -> PostgresFence:
 async def sealed(fence: PostgresFence, g: Grant) -> Lease:
     assert await fence.seal(g, within=SOON) == Sealed(g.token)
     return lease_of(g)
-
-
-async def blocked_on(pool: asyncpg.Pool[Any], what: str) -> None:
-    """Wait until some backend waits for a lock in a statement that contains ``what``."""
-    query = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like $1"
-    async with asyncio.timeout(5):
-        while not await pool.fetchval(query, f"%{what}%"):
-            await asyncio.sleep(0.005)
 
 
 # seal
@@ -122,7 +114,7 @@ async def test_seal_waits_for_an_open_transaction_of_the_old_holder(
     async with fenced_transaction(pool, old) as conn:
         await conn.execute("insert into note values (1, 'old', 7)")
         sealing = asyncio.create_task(fence.seal(grant_of(8), within=SOON))
-        await blocked_on(pool, "lockguard.seal")
+        await blocked(pool, "lockguard.seal")
     assert await sealing == Sealed(Token(8))
     assert await pool.fetchval("select text from note") == "old"
 
@@ -190,7 +182,7 @@ async def test_close_waits_for_the_holders_own_transaction(
     lease = await sealed(fence, g)
     async with fenced_transaction(pool, lease):
         closing = asyncio.create_task(fence.close(g, within=SOON))
-        await blocked_on(pool, "lockguard.close")
+        await blocked(pool, "lockguard.close")
     await closing
 
 

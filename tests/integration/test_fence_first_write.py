@@ -31,7 +31,7 @@ from lockguard_asyncpg._schema import steps
 from lockguard_asyncpg._unsealed import UNSEALED
 from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
 from lockguard_lab.servers import FaultProxy
-from tests.integration.fence_leases import APT, SOON, lease_of
+from tests.integration.fence_leases import APT, SOON, blocked, lease_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -89,15 +89,6 @@ async def row(pool: asyncpg.Pool[Any]) -> tuple[int, bool] | None:
     with unfenced():  # or looking at it would seal it
         found = await pool.fetchrow(ROW)
     return None if found is None else (found["token"], found["is_open"])
-
-
-async def blocked(pool: asyncpg.Pool[Any], count: int = 1) -> None:
-    waiting = """
-        select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()
-    """
-    async with asyncio.timeout(5):
-        while await pool.fetchval(waiting) < count:
-            await asyncio.sleep(0.005)
 
 
 async def in_one_message(pool: asyncpg.Pool[Any], lease: Lease) -> None:

@@ -27,11 +27,10 @@ from lockguard_asyncpg import (
     resolve,
 )
 from lockguard_lab.servers import DROP, FaultProxy
-from tests.integration.fence_leases import APT, SOON, lease_of
+from tests.integration.fence_leases import APT, SOON, blocked, lease_of
 from tests.integration.test_fence_first_write import (
     COUNT,
     INSERT,
-    blocked,
     each_way,
     fence,
     grant_of,
@@ -345,7 +344,7 @@ async def test_closing_writes_at_once_wait_for_each_other_and_all_but_one_are_re
             asyncio.create_task(fenced_execute(pool, INSERT, n, lease=lease_of(lease.grant), closes=True))
             for n in range(3)
         ]
-        await blocked(pool, 3)
+        await blocked(pool, count=3)
     answers = await asyncio.gather(*writing, return_exceptions=True)
     assert sorted(type(answer).__name__ for answer in answers) == ["NoneType", "StaleToken", "StaleToken"]
     assert await pool.fetchval(COUNT) == 1

@@ -18,7 +18,7 @@ from lockguard.errors import FenceUnavailable, LockguardError, StaleToken
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
 from lockguard_lab.servers import PostgresServer
-from tests.integration.fence_leases import APT, SOON, grant_of, lease_of
+from tests.integration.fence_leases import APT, SOON, blocked, grant_of, lease_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,17 +33,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool[Any]]:
             await install(conn)
             await conn.execute("create table note (id int)")
         yield pool
-
-
-async def waiting(pool: asyncpg.Pool[Any], what: str, count: int = 1) -> None:
-    """Until ``count`` backends wait for a lock in a statement that contains ``what``."""
-    query = """
-        select count(*) from pg_stat_activity
-         where wait_event_type = 'Lock' and query like $1 and datname = current_database()
-    """
-    async with asyncio.timeout(5):
-        while await pool.fetchval(query, f"%{what}%") < count:
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("asks", ["seal", "break_", "close"])
@@ -62,14 +51,14 @@ async def test_nothing_new_of_the_old_grant_gets_in_once_somebody_asks(
             asking = asyncio.ensure_future(fence.break_(APT, reason="test", within=SOON))
         case _:
             asking = asyncio.ensure_future(fence.close(old, within=SOON))
-    await waiting(pool, f"lockguard.{asks}")
+    await blocked(pool, f"lockguard.{asks}")
 
     async def write() -> None:
         async with fenced_transaction(pool, lease_of(old)) as conn:
             await conn.execute("insert into note values (2)")
 
     late = [asyncio.ensure_future(write()) for _ in range(3)]
-    await waiting(pool, "lockguard.check", len(late))
+    await blocked(pool, "lockguard.check", len(late))
     assert not asking.done()
     await transaction.__aexit__(None, None, None)
     await asking

@@ -27,7 +27,7 @@ from lockguard_asyncpg import (
 from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of
 from lockguard_asyncpg._transaction_state import bare
 from lockguard_lab.servers.fault_proxy import DROP, PASS, FaultProxy
-from tests.integration.fence_leases import held, under, unknown
+from tests.integration.fence_leases import blocked, held, under, unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -158,7 +158,7 @@ async def test_a_commit_that_never_arrived_is_found_not_to_have_committed(
             await proxy.to_server.wait_received(said + 1)  # the COMMIT, on its way to nowhere
             # Nobody has told the server yet: asking waits for the open transaction.
             asking = asyncio.ensure_future(resolve(pool, unknown(lease, transaction.sequence)))
-            await _blocked(pool)
+            await blocked(pool)
             proxy.to_server.set(PASS)
             proxy.reset()
             await leaving
@@ -166,15 +166,6 @@ async def test_a_commit_that_never_arrived_is_found_not_to_have_committed(
         assert await asking is False
     assert await resolve(pool, caught.value) is False
     assert await pool.fetchval("select count(*) from note") == 0
-
-
-async def _blocked(pool: asyncpg.Pool[Any]) -> None:
-    waiting = """
-        select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()
-    """
-    async with asyncio.timeout(5):
-        while not await pool.fetchval(waiting):
-            await asyncio.sleep(0.005)
 
 
 async def test_a_write_declared_lost_never_commits(pool: asyncpg.Pool[Any]) -> None:

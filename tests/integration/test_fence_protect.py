@@ -13,7 +13,7 @@ import pytest
 from lockguard._lease import new_grant_id
 from lockguard.errors import ConfigurationError, StaleToken
 from lockguard_asyncpg import create_pool, fenced_transaction, install, unfenced, uninstall
-from tests.integration.fence_leases import held, under
+from tests.integration.fence_leases import blocked, held, under
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -274,11 +274,7 @@ async def test_a_row_is_kept_until_the_writers_transaction_ends(pool: asyncpg.Po
         await conn.execute(INSERT)
         with unfenced():
             sealing = asyncio.create_task(held(pool, 8))
-        async with asyncio.timeout(5):
-            while not await pool.fetchval(
-                "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
-            ):
-                await asyncio.sleep(0.005)
+        await blocked(pool)
     await sealing
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import VersionConflict, update_if_version
+from tests.integration.fence_leases import blocked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,10 +61,7 @@ async def test_the_second_of_two_writers_waits_and_is_told(pool: asyncpg.Pool[An
         late = asyncio.create_task(
             update_if_version(two, TABLE, key={"id": 1}, version=1, values={"value": 2})
         )
-        waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
-        async with asyncio.timeout(5):
-            while not await pool.fetchval(waits):
-                await asyncio.sleep(0.005)
+        await blocked(pool)
         await transaction.commit()
         with pytest.raises(VersionConflict) as caught:
             await late
