@@ -14,6 +14,7 @@ from redis.crc import key_slot
 
 from lockguard import LockGuard, QuorumUnavailable
 from lockguard_lab.servers import ClusterRedis, RedisServer, SentinelRedis, TlsFiles, find_system_redis
+from tests.tls_files import issued
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
@@ -23,17 +24,6 @@ SYSTEM = find_system_redis()
 needs_tls = pytest.mark.skipif(
     SYSTEM is None, reason="no redis-server 7 or newer on PATH, and the servers of the wheels know no TLS"
 )
-
-
-def issued(directory, authority) -> TlsFiles:
-    directory.mkdir()
-    files = TlsFiles(directory / "ca.pem", directory / "cert.pem", directory / "key.pem")
-    certificate = authority.issue_cert("127.0.0.1", "localhost")
-    authority.cert_pem.write_to_path(files.authority)
-    certificate.private_key_pem.write_to_path(files.key)
-    for part in certificate.cert_chain_pems:
-        part.write_to_path(files.certificate, append=True)
-    return files
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import redis
 import trustme
 
 from lockguard import LockGuard, QuorumUnavailable
-from lockguard_lab.servers import RedisServer, TlsFiles, find_system_redis
+from lockguard_lab.servers import RedisServer, find_system_redis
+from tests.tls_files import issued
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
@@ -46,14 +47,7 @@ def unix_server():
 
 @pytest.fixture(scope="module")
 def tls_files(tmp_path_factory):
-    directory, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
-    files = TlsFiles(directory / "ca.pem", directory / "cert.pem", directory / "key.pem")
-    certificate = authority.issue_cert("127.0.0.1", "localhost")
-    authority.cert_pem.write_to_path(files.authority)
-    certificate.private_key_pem.write_to_path(files.key)
-    for part in certificate.cert_chain_pems:
-        part.write_to_path(files.certificate, append=True)
-    return files
+    return issued(tmp_path_factory.mktemp("tls") / "files", trustme.CA())
 
 
 @pytest.fixture(scope="module")
