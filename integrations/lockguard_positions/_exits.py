@@ -167,9 +167,7 @@ class Exits:
     async def _has_stop(self, position: Position) -> bool:
         if any(is_own(position, stop) for stop in await self._venue.waiting_stops(self._market)):
             return True
-        stop = (
-            None if position.stop_client_id is None else await self._venue.find_stop(self._market, position)
-        )
+        stop = await self._venue.find_stop(self._market, position)
         return stop is not None and stop.live  # not listed yet
 
     async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:

@@ -29,7 +29,7 @@ from lockguard_positions._stops import is_own
 from lockguard_positions._venue import give_up
 
 if TYPE_CHECKING:
-    from lockguard_ccxt import Holding, PlacedOrder
+    from lockguard_ccxt import Holding
     from lockguard_positions._flow import Flow
     from lockguard_positions._scope import SymbolScope
     from lockguard_positions._venue import Quote
@@ -142,7 +142,7 @@ class Reconciler:
         """
         until_ms = float(row.age_ms)
         while not _holds(row, held) and until_ms < self._grace_ms:
-            stop = await self._stop_of(row)
+            stop = await self._venue.find_stop(self._market, row)
             if stop is not None and stop.state is OrderState.CLOSED:
                 break
             await asyncio.sleep(self._poll_s)
@@ -309,7 +309,7 @@ class Reconciler:
         for position_id, intents in by_position.items():
             ended = await self._store.get(position_id)
             if ended is not None:
-                await self._flow.sweeper.sweep_loose(self._scope.checked(ended), tuple(intents))
+                await self._flow.sweeper.sweep_loose(self._scope.checked(ended), intents)
 
     async def _of_resumed(self, row: Position | None) -> SyncOutcome:
         if row is None:
@@ -323,7 +323,7 @@ class Reconciler:
         return self._outcome(action, row.id, row.error_details or row.status.value)
 
     async def _vanished(self, row: Position) -> SyncOutcome:
-        stop = await self._stop_of(row)
+        stop = await self._venue.find_stop(self._market, row)
         fired = stop is not None and stop.state is OrderState.CLOSED
         if not fired and row.age_ms < self._grace_ms:  # a stop that has fired is certain, however young it is
             return self._outcome(SyncAction.SETTLING, row.id, f"entered {row.age_ms} ms ago")
@@ -351,7 +351,7 @@ class Reconciler:
         if any(is_own(row, stop) for stop in waiting):
             await self._flow.sweeper.sweep_old(row)
             return self._outcome(SyncAction.IN_STEP, row.id)
-        stop = await self._stop_of(row)
+        stop = await self._venue.find_stop(self._market, row)
         if stop is not None and stop.live:
             return self._outcome(SyncAction.SETTLING, row.id, "its stop is not listed yet")
         if row.age_ms < self._grace_ms:
@@ -373,9 +373,6 @@ class Reconciler:
 
     def _outcome(self, action: SyncAction, position_id: int | None = None, details: str = "") -> SyncOutcome:
         return SyncOutcome(self._symbol, action, position_id, details)
-
-    async def _stop_of(self, row: Position) -> PlacedOrder | None:
-        return None if row.stop_client_id is None else await self._venue.find_stop(self._market, row)
 
     def _mismatch(self, row: Position, message: str) -> SyncOutcome:
         self._scope.alert(row, message)

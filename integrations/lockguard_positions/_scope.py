@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from lockguard_ccxt import UnknownMarket
 from lockguard_positions._events import Alert, Moved, PositionEvent
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from lockguard_positions._store import PositionStore
     from lockguard_positions._venue import Venue
 
-__all__ = ["Emit", "SymbolScope"]
-
-Emit: TypeAlias = Callable[[PositionEvent], None]
+__all__ = ["SymbolScope"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class SymbolScope:
     lease: Lease
     pace: Pace
     clock: Clock
-    emit: Emit
+    emit: Callable[[PositionEvent], None]
 
     def __post_init__(self) -> None:
         if self.market.resource != self.lease.resource:  # else the rows of the one were read under the other

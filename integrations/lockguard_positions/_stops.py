@@ -14,7 +14,7 @@ from lockguard_ccxt import Executed, Outcome, Refusal, Refused
 from lockguard_positions._model import Intent, IntentOutcome, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from lockguard_ccxt import PlacedOrder, Side
     from lockguard_positions._scope import SymbolScope
@@ -118,7 +118,7 @@ class Sweeper:
         self._scope.alert(position, message)
         return False
 
-    async def sweep_old(self, position: Position, *, was: Position | None = None) -> bool:
+    async def sweep_old(self, position: Position, *, was: Position | None = None) -> None:
         """Take back the stops that were meant for a position but are not its own any more.
 
         Also the one that its entry brought along, where it would fire first. The row's own stands.
@@ -132,26 +132,20 @@ class Sweeper:
             ExchangeUnreadable: the exchange did not answer.
         """
         ours = await self._store.stop_ids(position)
-        gone = True
         waiting = await self._venue.waiting_stops(self._market)
         if not any(is_own(position, order) for order in waiting):
             # An exchange may take an order and drop it a moment later: what it shows counts, not its answer.
-            shown = (
-                None
-                if position.stop_client_id is None
-                else await self._venue.find_stop(self._market, position)
-            )
+            shown = await self._venue.find_stop(self._market, position)
             if shown is None or not shown.live:
-                return False  # the next pass goes on
+                return  # the next pass goes on
         old = None if was is None else self._venue.placed_stop(self._market, was)
         if old is not None:
-            gone = self._told_gone(await self._venue.cancel(old), old, position)
+            self._told_gone(await self._venue.cancel(old), old, position)
         for order in waiting:
             if is_own(position, order) or (old is not None and order.id == old.id):
                 continue
             if order.client_id in ours or await self._came_along_and_is_first(position, order):
-                gone &= self._told_gone(await self._venue.cancel(order), order, position)
-        return gone
+                self._told_gone(await self._venue.cancel(order), order, position)
 
     async def _came_along_and_is_first(self, position: Position, order: PlacedOrder) -> bool:
         """Whether it is the stop that the entry brought along, and would fire before the row's own.
@@ -162,26 +156,21 @@ class Sweeper:
             return False
         return order.trigger == await self._store.attached_stop(position)
 
-    async def sweep_loose(self, position: Position, intents: tuple[Intent, ...]) -> bool:
-        """Settle stops in doubt of a position that has ended; tells whether none is left.
+    async def sweep_loose(self, position: Position, intents: Sequence[Intent]) -> None:
+        """Settle stops in doubt of a position that has ended, as far as that is known by now.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
         """
-        left = False
         for intent in intents:
             order = await self._venue.find(self._market, intent)
             if order is None:
-                if intent.age_ms < self._venue.in_doubt_ms:
-                    left = True
-                    continue
-                await self._store.settle(self._lease, position, intent, IntentOutcome.ABSENT)
-                continue
-            if order.live and not _gone(await self._venue.cancel(order)):
-                left = True
-                continue
-            await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
-        return not left
+                if intent.age_ms >= self._venue.in_doubt_ms:
+                    await self._store.settle(self._lease, position, intent, IntentOutcome.ABSENT)
+            elif not order.live or _gone(await self._venue.cancel(order)):
+                await self._store.settle(
+                    self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id
+                )
 
 
 def _gone(outcome: Outcome) -> bool:

@@ -284,12 +284,13 @@ class Venue:
             )
 
     async def find_stop(self, market: Market, position: Position) -> PlacedOrder | None:
-        """The order of a position's stop, waiting or not.
+        """The order of a position's stop, waiting or not; ``None`` also where the row does not name it.
 
         Raises:
             ExchangeUnreadable: it did not answer.
         """
-        assert position.stop_client_id is not None
+        if position.stop_client_id is None:
+            return None
         with _translated():
             return await self._exchange.find_order(market, position.stop_client_id, conditional=True)
 
