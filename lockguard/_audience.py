@@ -1,7 +1,7 @@
-"""The observers of a guard: checked when it is made, kept whatever they do, and told on when they fail.
+"""The observers of a guard: checked when the guard is made, and kept even when they fail.
 
-An observer must not break a lock: what it raises ends here. It is not dropped either, because the one that
-failed at a full disk is the one that writes the losses down.
+An observer must not break a lock: what it raises ends here. Nor is it dropped, because the observer that
+failed on a full disk is the one that records the losses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ E_contra = TypeVar("E_contra", contravariant=True)
 
 _LOG = logging.getLogger("lockguard")
 _LOGGED_EVERY_S = 60.0
-"""Of one observer: it may fail at each event, a hundred times a second."""
+"""Seconds between two logged failures of one observer, which may fail at each event, a hundred a second."""
 
 _REMEDY = "give an object with a method on(event), such as LogObserver()"
 
@@ -38,14 +38,14 @@ class _Watcher(Protocol[E_contra]):
 
 
 class Audience(Generic[E]):
-    """Everybody who watches one guard, or one manager of positions.
+    """The observers of one guard, or of one manager of positions.
 
     Args:
         observers: told of each event, in this order.
-        clock: to log an observer's failures now and then only.
+        clock: limits how often an observer's failures are logged.
 
     Raises:
-        ConfigurationError: one of them could never be told anything.
+        ConfigurationError: one of them cannot receive events.
     """
 
     __slots__ = ("_clock", "_observers")
@@ -55,10 +55,10 @@ class Audience(Generic[E]):
         self._observers = [_Observer[E](observer) for observer in _checked(observers)]
 
     def tell(self, event: E) -> None:
-        """Tell all of them; never raises. One that fails is logged and counted, and told the next event.
+        """Tell all observers; never raises. One that fails is logged and counted, and told the next event.
 
-        An observer that asks for the end of the process (``SystemExit``, ``KeyboardInterrupt``) gets it from
-        the event loop, as soon as what the lock is doing right now is complete.
+        ``SystemExit`` and ``KeyboardInterrupt`` from an observer are raised in the event loop instead, once
+        the lock's current step is complete.
         """
         for observer in self._observers:
             if (failure := observer.tell(event)) is None:
@@ -66,7 +66,7 @@ class Audience(Generic[E]):
             failed = observer.count(failure)
             observer.log(failure, self._clock.now())
             for other in self._observers:
-                # A failure to hear of a failure is counted and logged, but not told: that would never end.
+                # A failure on this event is counted and logged, but not told: that would never end.
                 if other is not observer and (again := other.tell(failed)) is not None:
                     other.count(again)
                     other.log(again, self._clock.now())
@@ -84,7 +84,7 @@ class _Observer(Generic[E]):
         self._logged_at: float | None = None
 
     def tell(self, event: E | ObserverFailed) -> BaseException | None:
-        """What the observer raised, or ``None``."""
+        """Tell the observer one event; returns what it raised, or ``None``."""
         try:
             returned: Any = self._on(event)
         except (SystemExit, KeyboardInterrupt) as exc:
@@ -98,13 +98,13 @@ class _Observer(Generic[E]):
         return None
 
     def count(self, failure: BaseException) -> ObserverFailed:
-        """Count one failure."""
+        """Count one failure; returns the event that tells of it."""
         self._failures += 1
         cause = "".join(traceback.format_exception_only(failure)).strip()
         return ObserverFailed(self.name, printable(cause), self._failures)
 
     def log(self, failure: BaseException, now: float) -> None:
-        """Log a failure, unless one was logged just now."""
+        """Log a failure, unless one was logged less than ``_LOGGED_EVERY_S`` ago."""
         if self._logged_at is not None and now - self._logged_at < _LOGGED_EVERY_S:
             return
         self._logged_at = now
@@ -149,7 +149,7 @@ def _require_observer(observer: object) -> None:
         )
     try:
         signature = inspect.signature(on)
-    except (TypeError, ValueError):  # of some that are written in C nobody can tell
+    except (TypeError, ValueError):  # some callables written in C have no signature
         return
     try:
         signature.bind(None)

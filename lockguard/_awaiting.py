@@ -1,12 +1,12 @@
-"""What asyncio lacks for who awaits: bounds that cost little, and whether a task waits for another.
+"""What asyncio lacks: cheap time limits, and whether one task waits for another.
 
-``asyncio.timeout`` makes a timer for each use and takes it back, which costs more than most of what is
-bounded. Here many uses share a timer, which an answer in time does not touch: :class:`Bounds` those of one
-length, for bodies; :class:`AnswerBounds` those of different lengths, for futures.
+``asyncio.timeout`` creates and cancels a timer for each use, which costs more than most of the work that it
+bounds. Here many uses share one timer, which an answer in time does not touch: :class:`Bounds` for bodies
+with one limit, :class:`AnswerBounds` for futures with different limits.
 
-Before 3.14 there is no public way to ask whether a task cannot go on before another has ended. What is looked
-at here is read only, and what cannot be seen counts as "no": the asker then waits for its turn, which its
-patience bounds.
+Before Python 3.14 there is no public way to ask whether a task waits for another one to end. The private
+attributes used for that are only read, and what they do not show counts as "no": the asker then waits its
+turn, for no longer than its patience.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _STEPS_MAX = 100
 
 
 class Bounds:
-    """Bounds of one length, in one event loop.
+    """Time limits of one length, in one event loop.
 
     Args:
-        seconds: how long each body may take.
+        seconds: the limit for each body.
     """
 
     __slots__ = ("_open", "_seconds", "_timer")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._open: dict[Bound, float] = {}  # the first began first, so it also ends first
+        self._open: dict[Bound, float] = {}  # in order of entry, and so of expiry
         self._timer: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Leave no timer behind, unless there is still a body to end."""
+        """Cancel the timer, unless a body is still open."""
         if self._timer is not None and not self._open:
             self._timer.cancel()
             self._timer = None
@@ -61,10 +61,10 @@ class Bounds:
 class Bound:
     """Ends one body with ``TimeoutError`` when its time is up: ``with Bound(bounds): ...``.
 
-    It takes back exactly its own cancel.
+    It undoes its own cancel and no other.
 
     Args:
-        bounds: of what length.
+        bounds: gives the limit and the timer.
     """
 
     __slots__ = ("_bounds", "_cancels_before", "_expired", "_task")
@@ -97,18 +97,18 @@ class Bound:
             raise TimeoutError from exc
 
     def expire(self) -> None:
-        """Its time is up."""
+        """Cancel the body's task: its time is up."""
         assert self._task is not None
         self._expired = True
         self._task.cancel()
 
 
 class AnswerBounds:
-    """Ends the wait for answers that do not come, each in its own time.
+    """Ends the wait for answers that do not come, each after its own time.
 
     Args:
-        within_s: how long one may take at most.
-        give_up: called with each that took longer, and with how long it had.
+        within_s: the limit for every answer, in seconds.
+        give_up: called with each future that took longer, and with the seconds that it had.
     """
 
     def __init__(self, within_s: float, give_up: Callable[[Future[Any], float], None]) -> None:
@@ -119,7 +119,7 @@ class AnswerBounds:
         self._timer_at = math.inf
 
     def expect(self, asked: Future[T], within_s: float = math.inf) -> Future[T]:
-        """Wait for it no longer than that, or than ``within_s`` if that is less; gives it back."""
+        """Bound the wait for ``asked``, by ``within_s`` seconds if that is less; returns ``asked``."""
         within_s = min(within_s, self._within_s)
         loop, waited_for = asked.get_loop(), self._open
         while waited_for and waited_for[0][2].done():
@@ -132,7 +132,7 @@ class AnswerBounds:
         return asked
 
     def close(self) -> None:
-        """Leave no timer behind."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._timer_at = None, math.inf
@@ -152,14 +152,14 @@ class AnswerBounds:
 
 
 def end_of(task: asyncio.Task[Any]) -> asyncio.Future[None]:
-    """Done when ``task`` is, however it ends. Cancelling who awaits this does not cancel the task."""
+    """A future that is done when ``task`` is, however it ends. Cancelling it does not cancel the task."""
     ended: asyncio.Future[None] = task.get_loop().create_future()
     task.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
     return ended
 
 
 def waits_for(owner: asyncio.Task[Any], asker: asyncio.Task[Any]) -> bool:
-    """Whether ``owner`` awaits ``asker``: itself, through other tasks, ``gather`` or a ``TaskGroup``."""
+    """Whether ``owner`` awaits ``asker``: directly, or through other tasks, ``gather`` or a ``TaskGroup``."""
     grouped: defaultdict[Any, list[Any]] = defaultdict(list)
     for task in asyncio.all_tasks():
         if (parent := _group_parent(task)) is not None:
@@ -179,7 +179,7 @@ def waits_for(owner: asyncio.Task[Any], asker: asyncio.Task[Any]) -> bool:
 
 
 def cancel_on_its_way(task: asyncio.Task[Any]) -> bool:
-    """Whether a cancel was asked of ``task`` that its coroutine has not seen yet."""
+    """Whether ``task`` was asked to cancel and its coroutine has not seen it yet."""
     waiter: Any = task
     for _ in range(_STEPS_MAX):
         if getattr(waiter, "_must_cancel", False) or getattr(waiter, "_cancel_requested", False):
@@ -193,7 +193,7 @@ def cancel_on_its_way(task: asyncio.Task[Any]) -> bool:
 
 
 def _group_parent(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
-    """The task that waits at the end of the ``TaskGroup`` which ``task`` is in, if it waits there now."""
+    """The parent of the ``TaskGroup`` that ``task`` is in, if it now waits at the group's end."""
     for callback, _ in getattr(task, "_callbacks", None) or ():
         group = getattr(callback, "__self__", None)
         if isinstance(group, asyncio.TaskGroup):

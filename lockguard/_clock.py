@@ -2,8 +2,8 @@
 
 A lease's deadline must also pass while the machine is suspended. ``time.monotonic`` stops then on Linux
 (CLOCK_MONOTONIC), so a laptop that sleeps for an hour would wake up believing that its ten-second lease
-is alive. CLOCK_BOOTTIME keeps counting. On macOS it is CLOCK_MONOTONIC, read through ``clock_gettime``,
-that counts on. Elsewhere ``time.monotonic`` is the best there is.
+is alive. CLOCK_BOOTTIME keeps counting. On macOS CLOCK_MONOTONIC does, read through ``clock_gettime``.
+Elsewhere ``time.monotonic`` is the best there is.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock"]
 
 
 class Clock(Protocol):
-    """What the library needs to know about time."""
+    """The two clocks that the library reads."""
 
     def now(self) -> float:
         """Seconds on a clock that never goes back and also runs while the machine is suspended."""
         ...
 
     def wall(self) -> float:
-        """Seconds since 1970, for people to read; nothing is decided by it."""
+        """Seconds since 1970, for display; nothing is decided by it."""
         ...
 
 
@@ -33,7 +33,7 @@ class SystemClock:
 
     __slots__ = ()
 
-    # A function in C, and not a method that calls it: a hold reads the clock ten times.
+    # A C function and not a method that calls one: a hold reads the clock ten times.
     if sys.platform == "linux":
         now = staticmethod(partial(time.clock_gettime, time.CLOCK_BOOTTIME))
     elif sys.platform == "darwin":

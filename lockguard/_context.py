@@ -2,15 +2,15 @@
 
 A context variable follows the body through awaits and into the tasks that the body starts, so a helper
 deep in existing code finds the token to write with. A task that outlives the body still sees the lease,
-but as released: it is filtered out here and refused by ``Lease.ensure``. What must see no lease at all is
-started inside :func:`detached`.
+but as released: this module filters it out, and ``Lease.ensure`` refuses it. Start what must see no lease at
+all inside :func:`detached`.
 
 A context variable does not follow a hold that is *entered* in a task of its own (``asyncio.wait_for``
-before Python 3.12, ``gather``, a fixture): what the task set is gone with the task, and whoever waited for it
-goes on without a lease. The lease is ended then (``hold.py``), but its writes would go out as if there had
-never been one. So each task that touches lockguard is noted in its own context, along with the nearest one
-before it from which it inherited; a task that may have come to its hold by one that has ended is known by
-that (:func:`lost_sight`).
+before Python 3.12, ``gather``, a fixture): what that task set is gone with it, and the task that waited for
+it goes on without a lease. The lease is ended then (``_hold.py``), but the waiting task's writes would go out
+as if there had never been one. So each task that uses lockguard is noted in its own context, with the nearest
+earlier task from which it inherited. That shows whether a task may have entered a hold through a task that
+has ended (:func:`lost_sight`).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _count = itertools.count().__next__
 
 
 def _nobody() -> None:
-    """In place of a task that has none."""
+    """Stands in for a weak reference where there is no task."""
 
 
 class _Seen:
-    """A task that touched lockguard, and the one before it in its context; no task: a new beginning."""
+    """A task that used lockguard, and the one before it in its context; without a task, a new beginning."""
 
     __slots__ = ("at", "before", "task")
 
@@ -60,7 +60,7 @@ class _Seen:
 
     @property
     def is_beginning(self) -> bool:
-        """Whether nothing before it counts."""
+        """Whether earlier tasks do not count."""
         return self.task is _nobody
 
     @property
@@ -70,14 +70,14 @@ class _Seen:
 
 
 class LeaseScope:
-    """A lease in force in this context and the task whose body it is.
+    """A lease in force in this context, and the task that entered its hold.
 
     Attributes:
         lease: what is held.
         owner: the task that entered the hold.
-        guard: whose lease it is.
-        unwound: whether it was left because nobody goes on with the generator that held it. What its owner
-            does from then on is outside of the body.
+        guard: the guard that gave the lease.
+        unwound: whether it was left because the generator that held it was abandoned. What its owner does
+            from then on is outside the body.
     """
 
     __slots__ = ("__weakref__", "_origin", "guard", "lease", "owner", "unwound")
@@ -90,10 +90,11 @@ class LeaseScope:
         self._origin: _Seen | None = None
 
     def may_be_below(self, seen: _Seen, *, certainly: bool) -> bool:
-        """Whether the task that was ``seen`` may have come to this hold by the task that entered it.
+        """Whether the task noted as ``seen`` may have entered this hold through the task that entered it.
 
-        That is the nearest one, of those that still run, before the task that entered it; or one that was not
-        seen before that and comes from the same; or whatever such a one has started since.
+        Such a task is the nearest running ancestor of the task that entered it; or one of the same ancestor
+        that was not noted before the hold was entered; or one that these have started since. ``certainly``:
+        only the first counts.
         """
         origin = self._origin
         if origin is None or self.owner.get_loop() is not asyncio.get_running_loop():
@@ -112,11 +113,11 @@ class LeaseScope:
 _scopes: ContextVar[tuple[LeaseScope, ...]] = ContextVar("lockguard_scopes", default=())
 _seen: ContextVar[_Seen | None] = ContextVar("lockguard_seen", default=None)
 _open: set[weakref.ref[LeaseScope]] = set()
-"""Of every hold that is open, in whatever thread. One that nobody can leave any more drops out."""
+"""The scopes of all open holds, in whatever thread. One that was garbage-collected drops out."""
 
 
 def note_task() -> Task[Any] | None:
-    """Remember that the running task touched lockguard; gives the task, if one runs."""
+    """Note that the running task uses lockguard; returns the task, or ``None`` if none runs."""
     try:
         task = asyncio.current_task()
     except RuntimeError:  # no loop runs here
@@ -127,7 +128,7 @@ def note_task() -> Task[Any] | None:
 
 
 def enter_scope(scope: LeaseScope) -> LeaseScope:
-    """Put a lease in force; give the result to :func:`exit_scope`."""
+    """Put a lease in force; pass the result to :func:`exit_scope`."""
     scope._origin = _note(scope.owner)
     _open.add(weakref.ref(scope, _open.discard))
     _scopes.set((*_scopes.get(), scope))
@@ -135,7 +136,7 @@ def enter_scope(scope: LeaseScope) -> LeaseScope:
 
 
 def exit_scope(scope: LeaseScope) -> None:
-    """End what :func:`enter_scope` began, also in another context, where there is nothing to take back."""
+    """End what :func:`enter_scope` began; in another context there is nothing to take back."""
     _open.discard(weakref.ref(scope))
     scopes = _scopes.get()
     if scopes and scopes[-1] is scope:  # nearly always
@@ -157,20 +158,20 @@ def scope_for(resource: Resource, guard: object) -> LeaseScope | None:
 def current_leases() -> tuple[Lease, ...]:
     """Every unreleased lease of the surrounding bodies, outermost first.
 
-    A lease that was lost is among them: code that writes under it must be refused, not let through as if
-    there had never been one.
+    Lost leases are among them: code that writes under one must be refused, not let through as if there had
+    never been a lease.
     """
     return tuple(e.lease for e in _scopes.get() if not e.lease.given_back)
 
 
 def current_lease() -> Lease | None:
-    """The innermost lease of the surrounding bodies, or ``None`` outside of any."""
+    """The innermost unreleased lease of the surrounding bodies, or ``None``."""
     leases = current_leases()
     return leases[-1] if leases else None
 
 
 def outlived_lease() -> Lease | None:
-    """The innermost lease if it was released while this task, started in its body, runs on; else ``None``."""
+    """The innermost lease, if it was released and this task, started in its body, runs on; else ``None``."""
     for scope in reversed(_scopes.get()):
         if scope.unwound and scope.owner is asyncio.current_task():
             continue
@@ -179,12 +180,12 @@ def outlived_lease() -> Lease | None:
 
 
 def lost_sight() -> Lease | None:
-    """The lease of an open hold that this task may have come to by a task that has ended; else ``None``.
+    """The lease of an open hold that this task may have entered through a task that has ended; else ``None``.
 
-    For whoever is about to write: the task may believe to be in that hold's body, so its write must be
-    refused. A task that was seen before the hold was entered, and did not start the task that entered it, is
-    not in it. One that writes under leases of its own is stopped only if it certainly started that task, and
-    has no lease on the same resource.
+    Asked before a write: the task may take itself to be in that hold's body, so its write must be refused. A
+    task that was noted before the hold was entered, and did not start the task that entered it, is not in the
+    body. A task that writes under leases of its own is stopped only if it certainly started that task and has
+    no lease on the same resource.
     """
     task = note_task()
     if not _open or task is None:
@@ -203,10 +204,10 @@ def lost_sight() -> Lease | None:
 def detached() -> Iterator[None]:
     """Code and tasks started inside see no lease of the surrounding bodies.
 
-    For what is started inside a body and goes on without it, such as a background writer or the consumer
-    of a queue: ``with detached(): asyncio.create_task(writer())``. Without this, a task that outlives the
-    body is refused whenever it writes to a fenced pool. Inside, and in every task started inside, there is
-    no current lease; a write to a fenced pool carries none.
+    For tasks that are started inside a body and outlive it, such as a background writer or the consumer of a
+    queue: ``with detached(): asyncio.create_task(writer())``. Without this, a task that outlives the body is
+    refused whenever it writes to a fenced pool. Inside, and in every task started inside, there is no current
+    lease; a write to a fenced pool carries none.
     """
     scopes, seen = _scopes.get(), _seen.get()
     _scopes.set(())
@@ -214,17 +215,17 @@ def detached() -> Iterator[None]:
     try:
         yield
     finally:
-        # Not by their tokens: a generator may be left in another context than it was entered in.
+        # Not reset by token: a generator may be left in a context other than the one it was entered in.
         _scopes.set(scopes)
         _seen.set(seen)
 
 
 def _note(task: Task[Any]) -> _Seen:
-    """What is noted of this task, in whose context we are; noted now, if it was not yet."""
+    """The note of ``task``, in whose context this runs; made now if there is none yet."""
     seen = _seen.get()
     if seen is not None and seen.task() is task:
         return seen
-    # Tasks that share one context note themselves there in turns: each once, or the line would grow for ever.
+    # Tasks that share a context note themselves in turn: each only once, or the chain would grow for ever.
     for link in _line(seen):
         if link.task() is task:
             return link
@@ -234,7 +235,7 @@ def _note(task: Task[Any]) -> _Seen:
 
 
 def _line(seen: _Seen | None) -> Iterator[_Seen]:
-    """It and those before it that still run; the others are taken out, or the line would grow for ever."""
+    """``seen`` and earlier ones that still run; ended ones are unlinked, or the chain would grow for ever."""
     while seen is not None:
         while (before := seen.before) is not None and before.over:
             seen.before = before.before

@@ -1,4 +1,4 @@
-"""What a guard is made of, and the few things that its holds share."""
+"""The parts of a guard, which its holds share."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Core:
     """The parts of one guard, bound to the first event loop and process that use it.
 
     Args:
-        locks: over one node or several.
-        fence: the database's side, if there is one.
+        locks: the locks of one node or several.
+        fence: the fence in the database, if there is one.
         clock: for deadlines.
-        observers: told what happens.
+        observers: told of each event.
         fence_within: how long a seal or a close may take.
-        max_hold_s: how long a lease is renewed.
-        lock_delay_ms: how long a resource stays closed after a lease that was not released.
-        history: of how many grants of each resource Redis tells afterwards.
+        max_hold_s: how long a lease is renewed, in seconds.
+        lock_delay_ms: how long a resource stays closed after a lease that was not released, in milliseconds.
+        history: how many grants of each resource Redis keeps in its history.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class Core:
         self.fence = fence
         self.clock = clock
         self.fence_within = fence_within
-        # A little longer, so that a fence can say itself why it failed.
+        # A little longer, so that the fence itself can say why it failed.
         self.fence_bounds = Bounds(fence_within.total_seconds() + _FENCE_GRACE_S)
-        """Of what a fence does."""
+        """The time limit of what the fence does."""
         self.max_hold_s = max_hold_s
         self.lock_delay_ms = lock_delay_ms
         self.history = history
@@ -86,13 +86,13 @@ class Core:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether the guard is closed, or being closed."""
         return self._closed
 
     @property
     def in_own_loop(self) -> bool:
         """Whether the running event loop is the guard's own."""
-        return asyncio._get_running_loop() is self._loop  # it does not raise where none runs
+        return asyncio._get_running_loop() is self._loop  # does not raise where no loop runs
 
     def call_in_own_loop(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called in the guard's own event loop, if that still runs."""
@@ -102,22 +102,23 @@ class Core:
 
     @property
     def connected(self) -> bool:
-        """Whether every node is connected."""
+        """Whether enough nodes are connected to decide."""
         return self.locks.ready
 
     async def connect(self) -> None:
-        """Try to connect to every node.
+        """Connect to enough nodes to decide; returns also if that is not possible now.
 
         Raises:
-            ConfigurationError: a node refused the log-in.
+            ConfigurationError: a node refused the log-in, or nodes are not independent.
         """
         await self.locks.connect()
 
     def enter(self) -> asyncio.Task[Any]:
-        """Check that the guard can be used here; gives the running task.
+        """Check that the guard can be used here; returns the running task.
 
         Raises:
-            ConfigurationError: it is closed, or was first used in another process or event loop.
+            ConfigurationError: no task runs, or the guard is closed, or was first used in another process or
+                event loop.
         """
         if self._closed:
             raise ConfigurationError("this guard is closed; make a new one with LockGuard.from_url()")
@@ -139,7 +140,7 @@ class Core:
         return task
 
     def holder(self, task: asyncio.Task[Any]) -> str:
-        """Who holds, as text for people."""
+        """The holder as text for display: host, process id and task name."""
         text = f"{self._host}:{self._pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
         return one_word(text)[:TEXT_CHARACTERS_MAX]
 
@@ -147,13 +148,13 @@ class Core:
         """Close the fence for an ended grant; never raises. The guard waits for it when it closes.
 
         Args:
-            grant: which.
-            successor: whose lock it is about to be, in this process.
+            grant: the ended grant.
+            successor: the grant of this process that takes the lock next, if known.
         """
         return self.run_to_end(self._close_fence(grant, successor), name="lockguard-close-fence")
 
     def run_to_end(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        """Do what a cancelled caller must not leave half done. The guard waits for it when it closes."""
+        """Run what a cancelled caller must not leave half done. The guard waits for it when it closes."""
         task = asyncio.create_task(work, name=name)
         self._closing.add(task)
         task.add_done_callback(self._ran_to_end)
@@ -162,10 +163,10 @@ class Core:
     def _ran_to_end(self, task: asyncio.Task[Any]) -> None:
         self._closing.discard(task)
         if not task.cancelled():
-            task.exception()  # perhaps nobody waits for it any more
+            task.exception()  # retrieved here, because its caller may have been cancelled
 
     async def aclose(self) -> None:
-        """End every lease, then everything else; seen through also when the caller is cancelled.
+        """End every lease, then everything else; completes even if the caller is cancelled.
 
         Raises:
             ConfigurationError: called in another event loop than the guard's.
@@ -178,8 +179,8 @@ class Core:
             self._closed = True
             self.queue.close()
             self._end_leases()
-            # A task of its own: who closes in a body is cut by it, and others have no patience. Half of it
-            # would leave connections for ever, and cancel what is to be seen through.
+            # A task of its own: a caller in a body is cut by the close, and other callers may be cancelled.
+            # Half a close would leave connections open for ever, and cancel work that must complete.
             self._end = asyncio.create_task(self._finish(), name="lockguard-close")
         if not self._end.done():
             await asyncio.wait([self._end])
@@ -187,7 +188,7 @@ class Core:
 
     def _end_leases(self) -> None:
         for lease in self.keeper.lose_all(LossReason.CLOSED):
-            # Their bodies are being cancelled and will find the connections closed.
+            # Released here: their bodies are being cancelled, and will find the connections closed.
             self.locks.release(lease.resource, lease.grant.id, lost=True, seal=lease.grant.seal)
             self.close_fence(lease.grant)
         self.keeper.close()
@@ -199,7 +200,7 @@ class Core:
 
     def _woken(self, grant: GrantId | None) -> None:
         if grant is None:
-            # A server may have forgotten what it knew. Our own leases first: others come to take them.
+            # A server may have lost its data. Our own leases first, before other processes take them.
             self.keeper.renew_now()
         self.queue.wake(grant)
 
@@ -213,7 +214,7 @@ class Core:
                 else:
                     await self.fence.close(grant, within=self.fence_within)
         except Exception as exc:  # noqa: BLE001 - whatever a fence raises must not mask the body's error
-            # Not raised: the body has ended, and the next seal shuts this grant out. Also when the fence is
-            # set up wrongly by now (somebody removed its schema): the seal of the next caller says so.
+            # Not raised: the body has ended, and the next seal shuts this grant out. Nor if the fence is set
+            # up wrongly by now (its schema was removed): the next caller's seal says so.
             told = str(exc) if isinstance(exc, LockguardError) else f"{type(exc).__name__}: {exc}"
             self.emit(FenceCloseFailed(grant, told))

@@ -1,8 +1,8 @@
-"""The decorator: one call of the coroutine function at a time per resource.
+"""The decorator: one call of a coroutine function at a time for each resource.
 
-The resource's name is made of the call's own arguments, by a format template or by a function. It is checked
-when the function is decorated, because a template that names no parameter would otherwise fail in the middle
-of the night on the first signal.
+The resource's name is made of the call's own arguments, by a format template or by a function. This key is
+checked when the function is decorated: a template that names no parameter would otherwise fail on the first
+call, perhaps in the middle of the night.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _Hold = Callable[[inspect.BoundArguments], "AbstractAsyncContextManager[Lease]"]
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What a call with ``on_busy="skip"`` returns when somebody else holds the resource. It is falsy.
+    """What a call with ``on_busy="skip"`` returns when the resource is busy. It is falsy.
 
     Attributes:
-        busy: who holds it, since when, with which token.
+        busy: tells the holder, its token and how long it has held the resource.
     """
 
     busy: ResourceBusy
@@ -72,7 +72,7 @@ class Keeps(Protocol):
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, R]]
     ) -> Callable[P, Coroutine[object, None, R]]:
-        """Decorate."""
+        """The decorated function, with the parameters and result of ``function``."""
         ...
 
 
@@ -82,7 +82,7 @@ class MaySkip(Protocol):
     def __call__(
         self, function: Callable[P, Coroutine[Any, Any, R]]
     ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
-        """Decorate."""
+        """The decorated function, with the parameters of ``function``."""
         ...
 
 
@@ -115,12 +115,12 @@ def exclusive(
     ttl: timedelta | None = None,
     operation: str | None = None,
 ) -> Any:
-    """As :meth:`LockGuard.exclusive`, for methods whose guard is known only when they are called.
+    """Like :meth:`LockGuard.exclusive`, for methods whose guard is known only when they are called.
 
     Args:
         key: as there; ``"{self.exchange}:{symbol}"`` works too.
-        guard: the name of an attribute of ``self``, or a function that gets the call's positional arguments
-            (those that the function takes by position, however they were passed).
+        guard: the name of an attribute of ``self``, or a function that returns the guard, given the call's
+            positional arguments (those that the function takes by position, however they were passed).
         on_busy: as there.
         wait: as there.
         ttl: as there.
@@ -159,10 +159,10 @@ def exclusive(
 
 
 def required_key(key: Key | None) -> Key:
-    """The key that the decorator was given.
+    """The key that the decorator was given, checked.
 
     Raises:
-        ConfigurationError: there is none, or it is none.
+        ConfigurationError: none was given, or the value cannot be a key.
     """
     if isinstance(key, str):
         return key
@@ -172,7 +172,7 @@ def required_key(key: Key | None) -> Key:
             " or key=lambda symbol: ..."
         )
     if _is_coroutine_function(key) or inspect.isasyncgenfunction(key):
-        # Either a decorator without its arguments, or a key that would have to be awaited.
+        # Either the decorator was written without arguments, or the key would have to be awaited.
         raise ConfigurationError(
             f"{called(key)} is an 'async def' function and no key; write the decorator with one, such as"
             " @guard.exclusive('{exchange}:{symbol}')"
@@ -198,13 +198,13 @@ def _required_guard(guard: str | Callable[..., Holds] | None) -> str | Callable[
 def _guard_of(
     call: inspect.BoundArguments, guard: str | Callable[..., Holds], function: Callable[..., Any]
 ) -> Holds:
-    """The guard for one call."""
+    """The guard that ``guard`` names for one call."""
     arguments = call.args
     found: Any
     if callable(guard):
         found, said = guard(*arguments), "the function guard="
     else:
-        # Of the first argument its class is told, never its text: a bot's repr may show its keys.
+        # Tell the first argument's class, never its text: a bot's repr may show its keys.
         owner = type(arguments[0]).__name__ if arguments else "nothing"
         found, said = (
             getattr(arguments[0] if arguments else None, guard, None),
@@ -250,7 +250,7 @@ def _require_coroutine_function(function: object) -> None:
 def _wrap(
     function: Callable[P, Coroutine[Any, Any, R]], hold: _Hold, *, skip: bool
 ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
-    """Decorate ``function``: ``hold(call)`` gives the lease that its body runs under."""
+    """Decorate ``function``: ``hold(call)`` returns the hold that its body runs under."""
     bind, name = inspect.signature(function).bind, called(function)
 
     @functools.wraps(function)
@@ -258,7 +258,7 @@ def _wrap(
         try:
             call = bind(*args, **kwargs)
         except TypeError as exc:
-            raise TypeError(f"{name}(): {exc}") from None  # as Python's own, it says whose arguments
+            raise TypeError(f"{name}(): {exc}") from None  # names the function, as Python's own does
         call.apply_defaults()
         holding = hold(call)
         entered = False
@@ -267,7 +267,7 @@ def _wrap(
                 entered = True
                 return await function(*args, **kwargs)
         except ResourceBusy as busy:
-            # One that the body itself raised is the body's own business.
+            # A ResourceBusy that the body itself raised is passed on.
             if skip and not entered:
                 return Skipped(busy)
             raise

@@ -1,4 +1,4 @@
-"""The guard: where the parts come together, and the only thing that most users see."""
+"""The guard: where the parts come together, and all that most users need."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HISTORY_MAX = 10_000
 
 
 class GuardOptions(TypedDict, total=False):
-    """What every way to make a guard takes, see :class:`LockGuard`."""
+    """The options that every constructor of a guard takes, see :class:`LockGuard`."""
 
     ttl: timedelta
     wait: timedelta
@@ -61,23 +61,23 @@ class GuardOptions(TypedDict, total=False):
 class LockGuard:
     """Lease locks in Redis, with fencing tokens.
 
-    One guard serves a whole process; it is bound to the event loop that first uses it. Connecting happens
-    on first use, or with ``async with guard:``, which also closes it.
+    One guard serves a whole process; it is bound to the event loop that first uses it. It connects on first
+    use, or with ``async with guard:``, which also closes it.
 
     Args:
         nodes: one node, or several independent ones of which a majority decides.
-        ttl: the life of a lease without renewal; at least 0.1 s. It is renewed from a third of it on.
+        ttl: how long a lease lasts without renewal; at least 0.1 s. It is renewed from a third of that on.
         wait: how long a caller waits for a busy resource by default.
-        max_hold: end a lease after so long although it is renewed; ``None``: never.
+        max_hold: ends a lease after this time although it is renewed; ``None``: never.
         lock_delay: how long a resource stays closed after a lease expired, was lost or was broken, so that
-            what its holder had sent to the exchange lands before the successor looks.
-        fence: the database's side, for example ``lockguard_asyncpg.PostgresFence(pool)``.
+            what its holder had in flight reaches the exchange before the successor looks.
+        fence: the fence in the database, for example ``lockguard_asyncpg.PostgresFence(pool)``.
         fence_within: how long sealing may take, including the wait for transactions of the last holder.
-        observers: told what happens; the default one logs.
+        observers: told of each event; by default one that logs.
         clock: for tests.
         node_timeout: with several nodes, how long one that does not answer may delay a decision.
-        history: of how many grants of each resource Redis tells for seven days, 0 to 10,000; with 0 of none,
-            which leaves less behind where there are very many resources. It counts with each grant: where
+        history: how many grants of each resource Redis keeps in its history for seven days, 0 to 10,000; 0
+            leaves less behind where there are very many resources. The value applies with each grant: where
             guards differ, the last one that was granted the lock decides.
 
     Raises:
@@ -118,7 +118,7 @@ class LockGuard:
 
     @classmethod
     def from_url(cls, url: str, *, min_replicas: int = 0, **options: Unpack[GuardOptions]) -> LockGuard:
-        """A guard over one Redis or Valkey, or over one that fails over by itself.
+        """A guard over one Redis or Valkey server, or over a set-up that fails over by itself.
 
         Args:
             url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database number as
@@ -151,10 +151,10 @@ class LockGuard:
     def in_memory(cls, store: MemoryStore | None = None, **options: Unpack[GuardOptions]) -> LockGuard:
         """A guard without a server, for unit tests of code that locks.
 
-        It keeps the laws of the lock within one process; nothing about failures can be learnt from it.
+        Its locks follow the same rules, within one process; it shows nothing about failures.
 
         Args:
-            store: shared by guards that shall meet; a new one by default.
+            store: shared by guards that compete for the same locks; a new one by default.
             **options: as for the class.
 
         Raises:
@@ -173,7 +173,7 @@ class LockGuard:
         try:
             await self._core.connect()
         except BaseException:
-            await self.aclose()  # nodes that were reached before one refused
+            await self.aclose()  # for nodes that were reached before one refused
             raise
         return self
 
@@ -182,7 +182,7 @@ class LockGuard:
     ) -> None:
         try:
             await self.aclose()
-        except ConfigurationError as told:  # of another event loop
+        except ConfigurationError as told:  # closed in another event loop
             if exc is None:
                 raise
             exc.add_note(str(told))
@@ -200,9 +200,9 @@ class LockGuard:
 
         Args:
             resource: what to lock, such as ``"binance:APTUSDT"``.
-            wait: patience when it is busy; the guard's by default.
-            ttl: life of the lease without renewal; the guard's by default.
-            operation: what for; shown to whoever finds it busy and by ``redis-cli``.
+            wait: how long to wait while it is busy; the guard's by default.
+            ttl: how long the lease lasts without renewal; the guard's by default.
+            operation: what it is for; shown to callers that find it busy and by ``redis-cli``.
             on_busy: wait in line, or raise at once.
 
         Returns:
@@ -236,8 +236,8 @@ class LockGuard:
         """Hold several resources for the length of an ``async with`` body, all or none.
 
         Args:
-            resources: what to lock; taken in the order of their names, so that nobody deadlocks.
-            wait: patience for all of them together; the guard's by default.
+            resources: what to lock; taken in the order of their names, so that callers do not deadlock.
+            wait: how long to wait for all of them together; the guard's by default.
             ttl: as for :meth:`hold`.
             operation: as for :meth:`hold`.
             on_busy: as for :meth:`hold`.
@@ -261,7 +261,7 @@ class LockGuard:
             return self.hold(resource, wait=left, ttl=ttl, operation=operation, on_busy=on_busy)
 
         patience = self._wait if wait is None else checked_wait(wait)
-        hold(names[0], patience)  # what cannot work is told here, as by hold()
+        hold(names[0], patience)  # a value that cannot work is refused here, as by hold()
         return HoldMany(names, hold, patience=patience, clock=self._core.clock)
 
     @overload
@@ -297,19 +297,19 @@ class LockGuard:
 
         Args:
             key: the resource's name: a template over the function's parameters, such as
-                ``"{exchange}:{symbol}"``, or a function that gets what the function gets and gives the name,
+                ``"{exchange}:{symbol}"``, or a function that takes the same arguments and returns the name,
                 such as ``key=lambda request: request.symbol``. What goes into a name is a str, an int, a UUID
-                or an Enum of these, which counts by its value; anything else is refused when called, because
-                two callers that mean the same could lock two names.
+                or an Enum of these, which counts by its value; anything else is refused when the function is
+                called, because two callers that mean the same resource could lock two names.
             on_busy: wait in line, raise ``ResourceBusy``, or return a falsy
-                :class:`~lockguard._exclusive.Skipped` that tells who holds it.
+                :class:`~lockguard._exclusive.Skipped` that tells the holder.
             wait: as for :meth:`hold`.
             ttl: as for :meth:`hold`.
-            operation: what for; the function's name by default.
+            operation: what the lock is for; the function's name by default.
 
         Raises:
             ConfigurationError: the key does not fit the function, or a value cannot work. Calling the
-                function raises it for an argument that has no one text.
+                function raises it for an argument that has no single text.
         """
         return exclusive(
             required_key(key), guard=lambda *_: self, on_busy=on_busy, wait=wait, ttl=ttl, operation=operation
@@ -318,11 +318,12 @@ class LockGuard:
     async def inspect(self, resource: str) -> Inspection:
         """Who holds ``resource``, since when, with which token, and who waits.
 
-        With several nodes it is held while a majority of them holds it, or may: those that do not answer
-        count for whoever the others show. What fewer show is an acquire or a release on its way.
+        With several nodes it counts as held while a majority of them holds it, or may: a node that does not
+        answer counts for the grant that the others show. A grant that fewer show is an acquire or a release
+        in flight.
 
         Raises:
-            QuorumUnavailable: too few nodes could be asked to say.
+            QuorumUnavailable: too few nodes answered to say.
         """
         self._core.enter()
         await self._core.connect()
@@ -335,23 +336,23 @@ class LockGuard:
         return found
 
     async def break_(self, resource: str, *, reason: str) -> Broken:
-        """End somebody else's lease by force: its writes are refused from now on, then the lock is freed.
+        """End a holder's lease by force: its writes are refused from now on, then the lock is freed.
 
-        A body of this process that holds it is cut at once, with ``LossReason.BROKEN``. One of another
+        A body of this process that holds it is cut at once, with ``LossReason.BROKEN``. A body of another
         process learns of it when its next write is refused, or with its next renewal. The first waiter is
-        woken; with ``lock_delay`` the resource stays closed for so long first, because what the holder had
-        sent may still be under way.
+        woken; with ``lock_delay`` the resource first stays closed for that time, because what the holder had
+        sent may still be in flight.
 
-        A break that has begun is seen through, also when the caller is cancelled: half of one would free
-        the lock and leave its holder believing.
+        A break that has begun completes even if the caller is cancelled: half a break would free the lock
+        while its holder still trusts its lease.
 
         Args:
             resource: what to free.
             reason: why; kept in the lock's history.
 
         Raises:
-            FenceUnavailable: the fence could not be raised. The lock was left alone, or is free and a holder
-                whose token is ahead of the fence's clock may not be shut out: break it again.
+            FenceUnavailable: the fence could not be raised. The lock was left as it was, or it is free and a
+                holder whose token is ahead of the fence's clock may not be shut out: break it again.
             QuorumUnavailable: too few nodes could be asked. The fence, if there is one, is broken all the
                 same, and the message says so: what the holder writes is refused.
         """
@@ -365,15 +366,15 @@ class LockGuard:
 
     async def _break(self, resource: Resource, reason: str) -> Broken:
         core, token = self._core, Token(0)
-        held_here = core.keeper.grants_on(resource)  # now: a successor must not be taken for it
+        held_here = core.keeper.grants_on(resource)  # before anything is freed: a successor must not be cut
         if core.fence is not None:
-            # The fence first: freed first, the broken holder could still write beside its successor.
+            # The fence first: were the lock freed first, the holder could still write beside its successor.
             token = await core.fence.break_(resource, reason=reason, within=core.fence_within)
             _end_all(held_here)
 
         def ask(node: LockNode) -> Future[Broken | NoVote]:
             asked = node.break_(resource, reason=reason, token=token)
-            # By each answer, however late and whatever the others say: it may be the one with this lease.
+            # On each answer, however late and whatever the others say: it may name a lease of this process.
             asked.add_done_callback(_end_broken)
             return asked
 
@@ -405,10 +406,10 @@ class LockGuard:
         return thrown_out(done)
 
     async def request_handover(self, resource: str, *, reason: str) -> bool:
-        """Ask the holder to end when it can: its ``lease.wanted`` turns true with its next renewal.
+        """Request a hand-over: the holder's ``lease.wanted`` turns true with its next renewal.
 
         Returns:
-            Whether anybody holds it.
+            Whether the resource is held.
 
         Raises:
             QuorumUnavailable: no node could be asked.
@@ -425,14 +426,14 @@ class LockGuard:
     async def aclose(self) -> None:
         """End every lease of this guard as lost, send what is queued, close the connections.
 
-        A close that has begun is seen through, also when the caller is cancelled, or is a body that it cuts.
+        A close that has begun completes, even if its caller is cancelled or is a body that it cuts.
         """
         await self._core.aclose()
 
     def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:
         names = [node.name for node in self._core.locks.nodes]
         told = {name: described(vote) for name, vote in zip(names, votes, strict=True)}
-        # What some have answered decides nothing, and "broken" or "inspection" would read as if it did.
+        # The answers of a few decide nothing, and "broken" or "inspection" would read as if they did.
         unanswered = (described(vote) for vote in votes if isinstance(vote, NoVote))
         return QuorumUnavailable("; ".join(unanswered), resource=resource, votes=told)
 
@@ -488,7 +489,7 @@ def _checked_history(history: object) -> int:
 
 
 def _require_clock(clock: object) -> None:
-    # A class has the methods too, and fails when they are called.
+    # The class itself has these methods too, but calling them fails.
     if isinstance(clock, type) or not all(callable(getattr(clock, name, None)) for name in ("now", "wall")):
         raise ConfigurationError(
             f"clock= is {kind_of(clock)}, which is no clock; leave it out, or write clock=FakeClock()"
@@ -496,19 +497,19 @@ def _require_clock(clock: object) -> None:
 
 
 def _require_fence(fence: object) -> None:
-    """What a fence is must be seen now: the first body would otherwise fail, and its lock be given back."""
+    """Check the fence now: the first hold would otherwise fail after its lock was granted."""
     if fence is None:
         return
     if isinstance(fence, type):
         raise ConfigurationError(f"fence={fence.__name__} is a class; write fence={fence.__name__}(pool)")
     if not all(callable(getattr(fence, name, None)) for name in ("seal", "close", "break_")):
-        # Its text is not shown: a DSN has a password.
+        # The value is not shown: a DSN has a password.
         raise ConfigurationError(
             f"fence= is {kind_of(fence)}, which is no fence; write fence=PostgresFence(pool)"
         )
 
 
 def _new_inbox() -> str:
-    """This process's wake-up channel: readable, and unlike any other's."""
+    """A readable and unique name for the channel on which this process is woken."""
     host = "".join(c for c in socket.gethostname() if c.isalnum() or c in "-._")[:60]
     return f"lockguard:inbox:{host}:{os.getpid()}:{new_grant_id()[:12]}"

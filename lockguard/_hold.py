@@ -1,19 +1,19 @@
 """Holding a resource for the length of a body: acquire, seal, run, cut if lost, release.
 
-The way out is where lock libraries hurt their users, so its rules are strict:
+Leaving a hold is where lock libraries hurt their users, so the rules are strict:
 
-* When the lease ends under the body, the body's task is cancelled and what leaves here is ``LeaseLost``.
-  Like ``asyncio.timeout``, this takes back exactly its own cancel: one that came from outside stays one.
+* When the lease ends under the body, the body's task is cancelled and the hold raises ``LeaseLost``. Like
+  ``asyncio.timeout``, it undoes exactly its own cancel: a cancel from outside remains one.
 * A body's own exception always wins; the loss becomes a note on it (S11).
-* A body that ends normally after its lease did gets ``LeaseLost`` too, also when only the release finds out
+* A body that ends normally after its lease has ended gets ``LeaseLost`` too, even if only the release finds
   that the lock was gone: leaving without an error means that the lease was good for the whole body.
-* Releasing never raises because a server cannot be reached, nor because the lock expired on the way there:
-  an event tells.
-* The release has left for Redis before the first await, so that no cancellation can leave the lock behind.
-* A hold is for one use. Entered twice, the first way out would give back what the second one holds.
-* It may be left by another task than it was entered in (a generator that nobody finishes, an exit stack, a
-  fixture): everything is closed all the same. But a task that ends with its hold still open can neither be
-  cut nor shows its lease to anybody, so its lease ends with it.
+* A release never raises because a server cannot be reached, nor because the lock expired while the release
+  was in flight: an event tells.
+* The release is sent to Redis before the first await, so that no cancellation can leave the lock behind.
+* A hold is for one use. If it were entered twice, the first exit would release what the second entry holds.
+* It may be left by a task other than the one that entered it (an abandoned generator, an exit stack, a
+  fixture): everything is closed all the same. But a task that ends with its hold still open can no longer be
+  cut, and no code sees its lease any more, so the lease ends with the task.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class _Stage(Enum):
     ENTERING = auto()
     OPEN = auto()
     INNER = auto()
-    """In the body of another hold of this task, which is the one that releases."""
+    """Inside another hold of this task, which is the one that releases."""
     OVER = auto()
 
 
-# In Python 3.11 each look at a member of an Enum takes as long as a call.
+# In Python 3.11 each access to a member of an Enum takes as long as a call.
 _NEW, _ENTERING, _OPEN, _INNER, _OVER = _Stage
 _GONE, _UNTOLD = Found.NO, Found.UNKNOWN
 
@@ -76,7 +76,7 @@ def _used() -> ConfigurationError:
 
 
 def _may_exit(stage: _Stage, exc: BaseException | None) -> bool:
-    """Whether there is anything to leave. Says so otherwise, without masking the body's error (S11)."""
+    """Whether the hold can be left. If not, raises, or adds a note to the body's error (S11)."""
     if stage in (_OPEN, _INNER):
         return True
     what = "was left before" if stage is _OVER else "was not entered"
@@ -96,19 +96,19 @@ class _Cut:
     cancels_at_entry: int
     cancels_before: int
     outside: bool
-    """Whether somebody else's cancel was on its way when this one was sent."""
+    """Whether another cancel was pending when this one was sent."""
 
     @property
     def message(self) -> str:
-        """By which it is known again."""
+        """The message by which this cancel is recognized."""
         return f"lockguard: lease lost ({self.reason.value})"
 
     async def take_back(self, exc: BaseException | None) -> bool:
-        """Undo our cancel; tells whether ``exc`` is nothing but that cancel."""
+        """Undo our cancel; returns whether ``exc`` is that cancel and nothing else."""
         only_ours = self._only_ours(self.task.uncancel(), exc)
         if not isinstance(exc, asyncio.CancelledError):
-            # The body ended before it was delivered. Python 3.11 and 3.12 deliver it at the next await all
-            # the same, which would be the release: take it here.
+            # The body ended before the cancel was delivered. Python 3.11 and 3.12 still deliver it at the
+            # next await, which would be the release: take it here.
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -122,8 +122,8 @@ class _Cut:
             return True
         if cancels > self.cancels_before or self.outside:
             return False
-        # Cancels were counted before ours, and none was on its way: they were handled, as by a TaskGroup
-        # whose child failed, which (in 3.11) does not count its own back. Unless one is still going out.
+        # Cancels were counted before ours, and none was pending: they had been handled, as by a TaskGroup
+        # whose child failed, which (in 3.11) does not uncancel its own. Unless one is still propagating.
         while isinstance(exc, asyncio.CancelledError):
             if exc.args != (self.message,):
                 return False
@@ -139,9 +139,9 @@ class Hold:
     Args:
         core: the guard's parts.
         resource: what to hold.
-        ttl_ms: the life asked for, in milliseconds.
+        ttl_ms: the lease's ttl, in milliseconds.
         patience: how long to wait.
-        operation: what for, for people.
+        operation: what the hold is for, for display.
         on_busy: whether to wait at all.
     """
 
@@ -190,8 +190,8 @@ class Hold:
         """Acquire and seal.
 
         Raises:
-            AcquireError: it was not obtained; see its kinds.
-            LeaseLost: it was obtained and ended again before it was sealed.
+            AcquireError: the lock was not obtained; see its subclasses.
+            LeaseLost: the lease ended before it was sealed.
             ConfigurationError: the hold was used before, or the guard is closed or of another event loop.
         """
         if self._stage is not _NEW:
@@ -217,7 +217,7 @@ class Hold:
             core.history,
         )
         give_up_at = called_at + self._patience.total_seconds()
-        if surrounding is None or not self._queue:  # held by the parent is busy like any other
+        if surrounding is None or not self._queue:  # a lock of the parent is busy like any other
             won = await core.queue.acquire(request, give_up_at=give_up_at)
         else:
             won = await self._acquire_inside(surrounding, request, give_up_at, task)
@@ -246,7 +246,7 @@ class Hold:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Release. See the module's rules.
+        """Release the lease, by the rules of this module.
 
         Raises:
             LeaseLost: the lease ended under the body.
@@ -267,7 +267,7 @@ class Hold:
         task.remove_done_callback(self._task_ended)
         loss, grant = lease.loss, lease.grant
         releasing = core.locks.release(grant.resource, grant.id, lost=loss is not None, seal=grant.seal)
-        # It has left: the rest is done while the server works.
+        # The release is sent: the rest is done while the server works.
         successor = core.queue.follow(grant.resource) if loss is None and core.queue.lines else None
         lease.mark_released()
         core.keeper.drop(lease)
@@ -276,7 +276,7 @@ class Hold:
         cut = self._cut
         cut_only = cut is not None and asyncio.current_task() is task and await cut.take_back(exc)
         if loss is not None:
-            # Perhaps because a server hangs: what was sent is not waited for, the caller must know now.
+            # A hung server may be the reason: the release is not waited for, the caller must know now.
             if core.fence is not None:
                 core.close_fence(grant)
             self._report_loss(lease, loss, exc, cut_only=cut_only)
@@ -285,10 +285,10 @@ class Hold:
         found = await releasing()
         gone = found is _GONE and core.clock.now() < lease.kept_until
         if closing is not None and not closing.done():
-            # It is closed even if this task is cancelled here; the guard sees to its end.
+            # The fence is closed even if this task is cancelled here: the guard completes it.
             await end_of(closing)
         if gone:
-            # No clock ended it, and this was the only release: somebody took the lock from under the body.
+            # No deadline ended it, and this was the only release: the lock was taken from under the body.
             core.emit(Lost(grant, LossReason.REFUSED))
             self._report_loss(lease, LossReason.REFUSED, exc, cut_only=False)
             return
@@ -304,7 +304,7 @@ class Hold:
     async def _acquire_inside(
         self, surrounding: LeaseScope, request: AcquireRequest, give_up_at: float, task: asyncio.Task[Any]
     ) -> Won:
-        """Wait for what the task that started this one holds, unless that waits for this one."""
+        """Wait for a lock of the task that started this one, unless that task waits for this one."""
         if waits_for(surrounding.owner, task):
             raise self._deadlock(surrounding, task)
         try:
@@ -326,7 +326,7 @@ class Hold:
         )
 
     def _cut_body(self, reason: LossReason) -> None:
-        """The lease has ended under the body: cancel its task."""
+        """Cancel the body's task, because the lease has ended."""
         task, at_entry = self._task, self._cancels_at_entry
         assert task is not None
         before = task.cancelling()
@@ -335,12 +335,12 @@ class Hold:
         task.cancel(self._cut.message)
 
     def _task_ended(self, _: object) -> None:
-        """The task that entered has ended, and the hold is open."""
+        """End the lease if the task that entered the hold has ended without leaving it."""
         if self._stage is _OPEN and not self._core.closed:
             self._abandon()
 
     def _abandon(self) -> None:
-        """End the lease of a body that nobody can cut any more. Runs in the guard's own loop."""
+        """End the lease of a body that can no longer be cut. Runs in the guard's own loop."""
         core, lease = self._core, self._lease
         assert lease is not None
         lease.end(LossReason.ABANDONED)
@@ -350,14 +350,14 @@ class Hold:
             core.close_fence(lease.grant)
 
     def _exit_elsewhere(self, exc: BaseException | None) -> None:
-        """Left in another event loop, in none, or after a fork: only the guard's own can say anything."""
+        """Leave in another event loop, in none, or after a fork: only the guard's own loop can release."""
         lease = self._lease
         assert lease is not None
         self._core.call_in_own_loop(self._abandon)
         self._report_loss(lease, lease.loss or LossReason.ABANDONED, exc, cut_only=False)
 
     async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
-        """Shut out everything older (S3). What fails here gives the lock back before it leaves."""
+        """Shut out all older grants (S3). If that fails, the lock is released before the error is raised."""
         try:
             await self._seal_in_time(lease, request)
             lease.ensure()
@@ -391,7 +391,7 @@ class Hold:
                     return
                 case Outrun(current):
                     # Either we are late and a successor sealed, or Redis lost its data and gave out a low
-                    # token. Only Redis knows: the higher token sticks only if it is still ours there.
+                    # token. Only Redis knows: it takes the higher token only while the lock is still ours.
                     token = Token(current + 1)
                     if not await core.locks.settle(request, token):
                         raise ResourceBusy(
@@ -410,8 +410,8 @@ class Hold:
 class HoldMany:
     """What ``guard.hold_many()`` returns: several holds, all or none, for one use.
 
-    They are taken in the order of their names, whatever the caller's order, so that two callers that want
-    the same ones never wait for each other. Losing one ends the body.
+    They are taken in the order of their names, whatever the caller's order, so that two callers that want the
+    same resources never wait for each other. The loss of one lease ends the body.
     """
 
     __slots__ = ("_clock", "_hold", "_patience", "_resources", "_stack", "_stage")
@@ -433,10 +433,10 @@ class HoldMany:
         note_task()
 
     async def __aenter__(self) -> tuple[Lease, ...]:
-        """The leases in the caller's order; ``patience`` covers all of them together.
+        """Acquire all; returns the leases in the caller's order. ``patience`` covers all of them together.
 
         Raises:
-            AcquireError: one could not be had; none is held.
+            AcquireError: one lock was not obtained, so none is held.
             ConfigurationError: it was used before; see :meth:`Hold.__aenter__`.
         """
         if self._stage is not _NEW:
@@ -455,7 +455,7 @@ class HoldMany:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        """Release all of them, last first.
+        """Release all leases, last first.
 
         Raises:
             LeaseLost: one of the leases ended under the body.

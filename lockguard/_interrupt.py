@@ -1,18 +1,18 @@
-"""Ctrl-C and SIGTERM end a command of ours in one way, at whatever moment they come.
+"""Ctrl-C and SIGTERM end a command in one way, whenever they arrive.
 
 Python answers Ctrl-C by raising ``KeyboardInterrupt`` between any two instructions: also in a destructor,
-where it is printed and lost; while an event loop starts or ends, which leaves tasks undone; and on the way
-out, where nobody catches it. Where Ctrl-C is ignored, as in a background job, asyncio does not prepare for it
-either, and what SIGTERM raises then cuts the loop in two. Each is a traceback instead of one line, and
-something that was not cleaned up. So:
+where it is printed and lost; while an event loop starts or ends, which leaves tasks unfinished; and during
+exit, where no code catches it. Where Ctrl-C is ignored, as in a background job, asyncio does not prepare for
+it either, and what SIGTERM raises then breaks off the event loop. Each case shows a traceback instead of one
+line, and leaves something that was not cleaned up. So:
 
-* The first one ends the command in order. Plain code gets a ``KeyboardInterrupt``; in an event loop that was
-  started by :func:`run` the main task is cancelled, and nothing is raised anywhere.
-* The second one ends the process at once, as a kill would: what cleans up may hang.
-* When the command has ended, nothing is raised any more.
+* The first signal ends the command in order. Plain code gets a ``KeyboardInterrupt``; in an event loop that
+  was started by :func:`run` the main task is cancelled, and nothing is raised anywhere.
+* The second signal ends the process at once, as a kill would: the clean-up may hang.
+* Once the command has ended, nothing is raised any more.
 
-What comes before :func:`catch`, while this package is imported, is answered by ``lockguard_command``; by
-Python where a command is run as a module (``python -m lockguard``), and while Python itself starts.
+A signal before :func:`catch`, while this package is imported, is handled by ``lockguard_command``; by Python
+where a command is run as a module (``python -m lockguard``), and while Python itself starts.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ __all__ = ["INTERRUPTED", "catch", "interrupted", "over", "run"]
 T = TypeVar("T")
 
 INTERRUPTED = 130
-"""The exit code, as shells have it for Ctrl-C."""
+"""The exit code, the same as shells use for Ctrl-C."""
 
 _TOLD = b"lockguard: interrupted\n"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Interruption:
-    """What has been asked of this process, and what it is doing."""
+    """The signals that this process got, and what it is doing."""
 
     def __init__(self) -> None:
         self.signals: tuple[signal.Signals, ...] = ()
-        """Those that it answers."""
+        """The signals that it handles."""
         self.asked = 0
         self.in_loop = False
         self.main: asyncio.Task[Any] | None = None
         self.delivered = False
-        """Whether the main task was told: what it makes of that is its own affair."""
+        """Whether the main task was cancelled; how it reacts is left to it."""
         self.told = False
         self.code: int | None = None
 
@@ -73,12 +73,12 @@ class _Interruption:
         self.delivered = self.main is not None and self.main.cancel()
 
     def listen(self) -> None:
-        """Be called for each of the signals."""
+        """Become the handler of each of the signals."""
         for number in self.signals:
             signal.signal(number, self)
 
     def lost(self, ignored: sys.UnraisableHookArgs) -> None:
-        """An exception that nobody can catch: in a destructor, or what a collector calls."""
+        """Handle an exception that no code can catch: in a destructor, or in a callback of the collector."""
         if issubclass(ignored.exc_type, KeyboardInterrupt):
             self.asked = 0
             _again_soon()
@@ -86,7 +86,7 @@ class _Interruption:
             sys.__unraisablehook__(ignored)
 
     def tell(self) -> None:
-        """Say it once, whatever comes meanwhile."""
+        """Write the message once, whatever signals arrive meanwhile."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         if not self.told:
             with suppress(OSError):
@@ -103,7 +103,7 @@ class _Interruption:
 
 
 def _again_soon() -> None:
-    """Ask again from another thread: where we are now, nobody could catch what the handler raises."""
+    """Signal again from another thread: what the handler raises here could not be caught."""
     _thread.start_new_thread(_thread.interrupt_main, (signal.SIGTERM,))
 
 
@@ -111,7 +111,7 @@ _interruption = _Interruption()
 
 
 def catch() -> None:
-    """From now on Ctrl-C and SIGTERM are answered as told above, in this process."""
+    """Handle Ctrl-C and SIGTERM in this process from now on, as the module describes."""
     global _interruption  # noqa: PLW0603 - a process has one set of signal handlers
     _interruption = _Interruption()
     in_background = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -122,24 +122,24 @@ def catch() -> None:
 
 
 def interrupted() -> int:
-    """Say that it was interrupted; gives the exit code."""
+    """Write that the command was interrupted; returns the exit code."""
     over(INTERRUPTED)
     _interruption.tell()
     return INTERRUPTED
 
 
 def over(code: int) -> None:
-    """The command has ended with this exit code: all that is left is to leave."""
+    """Note that the command has ended with this exit code: a signal from now on only ends the process."""
     _interruption.code = code
 
 
 def run(
     work: Coroutine[Any, Any, T], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 ) -> T:
-    """As ``asyncio.run``; whoever interrupts it cancels ``work`` and never the loop.
+    """Like ``asyncio.run``, but a signal cancels ``work`` and never breaks off the loop.
 
     Raises:
-        KeyboardInterrupt: it was interrupted, when everything is closed.
+        KeyboardInterrupt: it was interrupted; raised when everything is closed.
     """
     interruption = _interruption
 
@@ -162,16 +162,16 @@ def run(
             raise
         raise KeyboardInterrupt from None
     finally:
-        work.close()  # if it did not come to that
-        interruption.listen()  # where the work had handlers of its own, asyncio has put Python's
+        work.close()  # in case it never started
+        interruption.listen()  # where the work had handlers of its own, asyncio has restored Python's
         interruption.in_loop = False
     if interruption.asked and not interruption.delivered:
-        raise KeyboardInterrupt  # it came too late for the work, and not too late for what follows
+        raise KeyboardInterrupt  # too late for the work, but not for what follows
     return done
 
 
 def _ignore() -> None:
-    """Python takes itself apart from here on: no handler of its own may run."""
+    """Ignore the signals while Python shuts down: none of its handlers may run."""
     for number in _SIGNALS:
         with suppress(ValueError):  # another thread ends the process
             signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,8 @@
-"""Resources, grants and leases: the nouns that everything else passes around.
+"""Resources, grants and leases: the values that all other modules pass around.
 
-A *grant* is one successful acquisition. Its id is 128 random bits and it alone is authority: the holder's
-text is for people. A *lease* is what the running code holds: a grant with the local instant, the
-*deadline*, after which it must not be trusted. The deadline counts from before the request that granted
+A *grant* is one successful acquisition. Its id, 128 random bits, is the only authority: the holder's text is
+for display. A *lease* is what the running code holds: a grant with the local instant, the *deadline*, after
+which it must not be trusted. The deadline counts from before the request that granted
 or renewed it was sent, less an allowance for drift, so it always lies before the instant at which the
 server drops the key.
 """
@@ -49,7 +49,7 @@ Token = NewType("Token", int)
 
 
 class _Process:
-    """The process that runs this. Asking the system is a system call, and a hold would ask three times."""
+    """The id of the running process. ``os.getpid`` is a system call, and a hold would make three."""
 
     __slots__ = ("id",)
 
@@ -63,7 +63,7 @@ class _Process:
 
 
 PROCESS = _Process()
-"""``PROCESS.id`` is right also in the copy that a fork has made of this process."""
+"""``PROCESS.id`` is right also in a child process after a fork."""
 
 
 RESOURCE_BYTES_MAX = 200
@@ -71,15 +71,15 @@ _NO_TIME = timedelta(0)
 
 
 def parse_resource(name: str) -> Resource:
-    """Check a resource's name.
+    """Check a resource's name and return it.
 
     Braces are refused because they would move the Redis hash tag: ``{A}}x`` lands in the slot of ``{A}``,
     and ``{}`` switches the tag off, so the keys of one lock would be spread over a cluster. Blanks around
     the name and Unicode that is not composed (NFC) are refused because two callers would lock two names
-    that look like one.
+    that look the same.
 
     Raises:
-        ConfigurationError: no text, empty, over 200 bytes as UTF-8, not composed, or with braces, control
+        ConfigurationError: not text, empty, over 200 bytes as UTF-8, not composed, or with braces, control
             characters or blanks around it.
     """
     if type(name) is not str:
@@ -88,7 +88,7 @@ def parse_resource(name: str) -> Resource:
 
 
 def _as_text(name: object) -> str:
-    """The characters of a string of any class, such as an enum's member that is a string."""
+    """The characters of a string of any class, such as a member of an Enum that is a string."""
     text = name.value if isinstance(name, Enum) else name
     if not isinstance(text, str):
         raise ConfigurationError(
@@ -139,9 +139,9 @@ class Grant:
         resource: what is locked.
         id: the grant's identity, the only authority.
         token: its fencing token.
-        holder: who holds it, for people.
-        operation: what for, for people.
-        ttl_ms: its life after each renewal, in milliseconds.
+        holder: who holds it, for display.
+        operation: what it is for, for display.
+        ttl_ms: how long the lock lasts after each renewal, in milliseconds.
         seal: the last seal of the resource that a fence confirmed, as the nodes remember it: this grant's own
             once it is sealed, its predecessor's before. See :class:`~lockguard.ports.Sealed`.
     """
@@ -166,10 +166,10 @@ class LeaseState(Enum):
 
 
 class KeepsLeases(Protocol):
-    """Who renews a lease."""
+    """What renews leases."""
 
     def cut(self, lease: Lease, reason: LossReason) -> None:
-        """Cut its body and tell the observers: somebody found out that it is over. From any thread."""
+        """Cut the body of a lease that was found to be over, and tell the observers. From any thread."""
         ...
 
     async def confirm(self, lease: Lease, within_s: float) -> None:
@@ -180,8 +180,8 @@ class KeepsLeases(Protocol):
 class Lease:
     """The right to act on a resource, until its deadline.
 
-    Read it anywhere in the body; only the guard changes it. A copy would not learn of its end: it cannot be
-    copied or pickled, and what a forked process has of it counts as lost.
+    Read it anywhere in the body; only the guard changes it. It cannot be copied or pickled, because a copy
+    would not learn of its end; in a forked process it counts as lost.
     """
 
     __slots__ = (
@@ -212,7 +212,7 @@ class Lease:
         self._process = PROCESS.id
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Neither ``copy`` nor ``pickle`` makes a second one.
+        """Refuse ``copy`` and ``pickle``: a copy would not learn of the lease's end.
 
         Raises:
             TypeError: always.
@@ -270,19 +270,19 @@ class Lease:
 
     @property
     def _ends_as(self) -> LossReason:
-        """What it means when the deadline passes."""
+        """The reason of the loss when the deadline passes."""
         return LossReason.MAX_HOLD if self._held_until < self._deadline else LossReason.EXPIRED
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody asked the holder to hand over when it can."""
+        """Whether a hand-over was requested: the holder should end when it can."""
         return self._wanted
 
     def ensure(self, needed: timedelta = _NO_TIME) -> None:
         """Check that the lease is held and stays so for at least ``needed``.
 
         Call it before each effect that Postgres cannot refuse, such as an order: after a stalled event
-        loop resumes, the loss may not have been delivered yet, and this looks at the clock itself.
+        loop resumes, the loss may not have been delivered yet, and this method reads the clock itself.
 
         Args:
             needed: how long the effect may take.
@@ -290,7 +290,7 @@ class Lease:
         Raises:
             LeaseLost: it has ended, or would before ``needed`` is over.
             LeaseNotHeld: it was released.
-            ConfigurationError: ``needed`` is no timedelta.
+            ConfigurationError: ``needed`` is not a timedelta.
         """
         require_timedelta("needed", needed)
         if self._released:
@@ -311,11 +311,11 @@ class Lease:
             )
 
     async def confirm(self, *, within: timedelta = timedelta(seconds=1)) -> None:
-        """Ask the servers now, and go on only if they say that the lock is still held by this lease.
+        """Ask the servers now; return only if they say that this lease still holds the lock.
 
         :meth:`ensure` trusts the last renewal, which may be a third of the ttl old; a server that lost its
-        data since, or an operator, may have let somebody else in. Call this before an order that must not
-        be late or twice, and :meth:`ensure` with the time that the order may take behind it. It costs one
+        data since, or an operator, may have let another holder in. Call this before an order that must not
+        be late or sent twice, and then :meth:`ensure` with the time that the order may take. It costs one
         round trip, and renews the lease. A ``PostgresFence`` is asked at the same time, which takes one
         connection of its pool: a lease that the fence would refuse ends.
 
@@ -326,7 +326,7 @@ class Lease:
             LeaseLost: it has ended, or the servers did not confirm it in time; then its ``reason`` is
                 ``UNCONFIRMED``, and the lease itself goes on until its deadline.
             LeaseNotHeld: it was released.
-            ConfigurationError: called in another event loop than the guard's, or ``within`` is no timedelta.
+            ConfigurationError: called outside the guard's event loop, or ``within`` is not a timedelta.
         """
         require_timedelta("within", within)
         self.ensure()
@@ -334,7 +334,7 @@ class Lease:
             await self._keeper.confirm(self, within.total_seconds())
 
     def lost_error(self, reason: LossReason) -> LeaseLost:
-        """The error that tells this lease's loss."""
+        """The error for the loss of this lease, with the remedy for ``reason``."""
         remedy = "read the state again under a new lease before going on"
         if reason is LossReason.UNCONFIRMED:
             return LeaseLost(
@@ -364,10 +364,10 @@ class Lease:
         )
 
     def lost_to_fence(self, refusal: StaleToken) -> None:
-        """Postgres refused a write that carried this very lease: it has ended, whatever Redis still says.
+        """End the lease because Postgres refused a write that carried it, whatever Redis still says.
 
-        For fence integrations. The body is cut and observers are told at once, not with the next renewal.
-        Telling it again changes nothing, nor does a refusal of another lease, or of one that was released.
+        For fence integrations. The body is cut and observers are told at once, not with the next renewal. A
+        second call changes nothing, nor does a refusal of another lease, or of one that was released.
 
         Args:
             refusal: what Postgres said.
@@ -384,10 +384,10 @@ class Lease:
         return self._released
 
     def keep_by(self, keeper: KeepsLeases, *, until: float) -> float:
-        """From now on ``keeper`` renews it, and ends it at ``until`` on the guard's clock at the latest.
+        """Have ``keeper`` renew it, and end it at ``until`` on the guard's clock, in seconds, at the latest.
 
         Returns:
-            As :attr:`kept_until`.
+            :attr:`kept_until`.
         """
         self._keeper = keeper
         self._held_until = until
@@ -395,11 +395,11 @@ class Lease:
 
     @property
     def kept_until(self) -> float:
-        """The instant before which the server does not drop the lock, however long it may be held."""
+        """The instant before which the server does not drop the lock, whatever bounds the hold."""
         return self._deadline
 
     def end(self, reason: LossReason) -> None:
-        """Somebody other than the guard found out that it is over. May be called from any thread."""
+        """End it because code outside the guard found that it is over. May be called from any thread."""
         if self._released or self._loss is not None:
             return
         self.mark_lost(reason)
@@ -407,12 +407,12 @@ class Lease:
             self._keeper.cut(self, reason)
 
     def take_token(self, token: Token, seal: str = "") -> None:
-        """The fence had the last word on the token, before the lease is handed out; or it is sealed since."""
+        """Take the token on which the fence decided before the lease was handed out, or a later seal."""
         if token != self.grant.token or seal:
             self.grant = replace(self.grant, token=token, seal=seal or self.grant.seal)
 
     def mark_renewed(self, deadline: float, *, wanted: bool) -> None:
-        """A renewal was granted. It never revives a lease that has ended (S6)."""
+        """Note a granted renewal. It never revives a lease that has ended (S6)."""
         if self._released or self.loss is not None:
             return
         self._deadline = max(self._deadline, deadline)
@@ -420,14 +420,14 @@ class Lease:
         self._wanted = self._wanted or wanted
 
     def mark_unanswered(self) -> None:
-        """A renewal was not answered; the deadline stands (L7)."""
+        """Note that a renewal was not answered; the deadline stands (L7)."""
         self._unanswered = True
 
     def mark_lost(self, reason: LossReason) -> None:
-        """The lease has ended under its body."""
+        """Note that the lease has ended under its body."""
         if not self._released and self._loss is None:
             self._loss = reason
 
     def mark_released(self) -> None:
-        """The body has ended."""
+        """Note that the body has ended."""
         self._released = True

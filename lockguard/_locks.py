@@ -1,4 +1,4 @@
-"""What a guard asks of its locks, and what it is told: the same whether one node keeps them or several.
+"""What a guard asks of its locks, and their answers: the same whether one node keeps them or several.
 
 :class:`~lockguard._single_node.SingleNode` asks one node, whose vote is the decision;
 :class:`~lockguard.redlock.Redlock` asks several independent ones, of which a majority decides.
@@ -41,15 +41,15 @@ __all__ = [
 T = TypeVar("T")
 
 ANSWER_MIN_S = 0.5
-"""How long nodes may take to answer however short a caller's patience is."""
+"""Seconds that nodes may take to answer, however short a caller's patience is."""
 
 _CLOSE_S = 5.0
-"""How long all nodes may take to send what is queued and close."""
+"""Seconds that all nodes may take to send what is queued and close."""
 
 
 @dataclass(slots=True)
 class Won:
-    """The lock is held.
+    """The caller holds the lock.
 
     Attributes:
         token: the final token.
@@ -64,10 +64,10 @@ class Won:
 
 @dataclass(frozen=True, slots=True)
 class Contended:
-    """Somebody else is in the way.
+    """The resource is busy: held, reserved or closed.
 
     Attributes:
-        busy: what the most informed node said.
+        busy: what the most informed node answered.
         one_place: whether all nodes gave the caller the same place in their queues.
     """
 
@@ -80,14 +80,14 @@ class NoQuorum:
     """Too few nodes answered to say who holds the lock.
 
     Attributes:
-        votes: node name to its answer.
+        votes: each node's name and its answer.
     """
 
     votes: dict[str, str]
 
 
 Acquisition: TypeAlias = Won | Contended | NoQuorum
-"""What asking once for a lock came to."""
+"""The outcome of asking once for a lock."""
 
 
 class Found(Enum):
@@ -95,12 +95,12 @@ class Found(Enum):
 
     YES = "yes"
     NO = "no"
-    """Certainly not. What a release that was sent again finds is no answer: it may find its own work done."""
+    """Certainly not. A release that was sent again cannot tell: it may find its own work done."""
     UNKNOWN = "unknown"
 
 
 Releasing: TypeAlias = Callable[[], Awaitable[Found]]
-"""A release on its way. Called and awaited, it tells what the release found."""
+"""A release in flight. Call and await it to learn what the release found."""
 
 
 class Locks(Protocol):
@@ -108,7 +108,7 @@ class Locks(Protocol):
 
     @property
     def nodes(self) -> tuple[LockNode, ...]:
-        """Who keeps them."""
+        """The nodes that keep them."""
         ...
 
     @property
@@ -121,7 +121,7 @@ class Locks(Protocol):
         ...
 
     async def connect(self) -> None:
-        """Connect to enough nodes to decide, or find out that it cannot be done now.
+        """Connect to enough nodes to decide; returns also if that is not possible now.
 
         Raises:
             ConfigurationError: a node refused the log-in, or nodes are not independent.
@@ -129,14 +129,14 @@ class Locks(Protocol):
         ...
 
     async def acquire(self, request: AcquireRequest, *, give_up_at: float = ...) -> Acquisition:
-        """Ask once. Asking again with the same request is the same wish: no token is burned (S7).
+        """Ask once. Asking again with the same request is idempotent: no token is used up (S7).
 
         A caller that gives up after anything but :class:`Won`, or is cancelled here, calls :meth:`release`.
 
         Args:
             request: what is wanted.
-            give_up_at: the instant on the clock, in seconds, until which the nodes are waited for at most, if
-                they were given a moment to answer; they have bounds of their own.
+            give_up_at: the instant on the clock, in seconds, until which to wait for the nodes at most, but
+                for at least ``ANSWER_MIN_S``; the nodes have bounds of their own.
 
         Raises:
             ConfigurationError: nodes are not independent.
@@ -148,26 +148,26 @@ class Locks(Protocol):
         ...
 
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
-        """Write the final token while this grant holds the lock; tells whether it still does."""
+        """Write the final token while this grant holds the lock; returns whether it still does."""
         ...
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
         """Send a renewal to every node.
 
-        The futures are for :func:`~lockguard._quorum.tally`, once they are done or it is too late.
+        Pass the futures to :func:`~lockguard._quorum.tally` once they are done or it is too late.
         """
         ...
 
     def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
-        """Remove the grant from every node: lock, reservation, queue. It has left when this returns.
+        """Remove the grant from every node: lock, reservation, queue. The command is sent when this returns.
 
         Needs no await, so that a cancelled task leaves nothing behind (S8).
 
         Args:
-            resource: what it is for.
-            grant: whose.
-            lost: its lease ended under the body, so a lock delay begins now.
-            seal: to be remembered.
+            resource: the grant's resource.
+            grant: the grant to remove.
+            lost: whether its lease ended under the body, so that a lock delay begins now.
+            seal: the seal for the nodes to remember.
         """
         ...
 
@@ -181,7 +181,7 @@ class Locks(Protocol):
 
 
 async def close_nodes(nodes: Sequence[LockNode]) -> None:
-    """Send what is queued and close all of them, in bounded time."""
+    """Send what is queued and close all nodes, in bounded time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_S):
             await asyncio.gather(*(node.aclose() for node in nodes))

@@ -6,22 +6,22 @@ something votes only when every lease that it may have granted has ended.
 
 How it is known. Each node keeps a small hash (``admit.lua``) with the id of the server process in which it
 was admitted. A node without the hash has lost its data, by a restart or by FLUSHALL. One whose hash names
-another process was restarted with old data, which may lack the last second before its end. No clock and no
-uptime has a say in it. A connection does not outlive the server process, so the id that was read at log-in
+another process was restarted with old data, which may lack the last second before its end. Neither clocks nor
+uptimes decide this. A connection does not outlive the server process, so the id that was read at log-in
 is true for every command on it.
 
 How long its quarantine lasts. Each node also keeps the longest ttl that it ever granted. A lease that the
 node may have forgotten was granted by a majority; a majority of members has a node in common with it, so the
-longest ttl that they tell bounds it. A node that is admitted takes that figure over, since it may be asked
+longest ttl that they report bounds it. A node that is admitted takes that figure over, since it may be asked
 next.
 
 Who notices. A caller that finds the lock free on such a node; a guard whose connection comes back; and a
-holder that puts its lease back there. Without the last two a lease that is held for long would hide, one
-after the other, that nodes have to be admitted, and in the end too few members could tell the longest ttl.
+holder that puts its lease back there. Without the last two, a lease that is held for long would hide of one
+node after the other that it has to be admitted, until too few members could report the longest ttl.
 
 The beginning. New nodes cannot be told from nodes that lost everything. When all nodes answer, and none knows
 of any lease, they are admitted at once. So a simultaneous loss of all nodes' data is taken for a new set-up:
-against that, only the fence helps.
+only the fence protects against that.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ __all__ = ["QUARANTINE_UNKNOWN_MS", "Members", "Quarantine", "quarantine_for"]
 _LOG = logging.getLogger("lockguard")
 
 QUARANTINE_UNKNOWN_MS = 30_000
-"""How long a quarantine lasts at least when too few members can tell how long leases may be."""
+"""The least length of a quarantine when too few members can tell how long leases may be."""
 
 _ANSWER_S = 1.0
-"""How long a node may take to tell what it knows: one that does not makes the others' quarantine longer."""
+"""Seconds a node may take to tell its membership; one that does not makes the others' quarantine longer."""
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
 
 
 class Members:
-    """The nodes of one lock.
+    """The nodes that decide together.
 
     Args:
-        nodes: all that decide together.
+        nodes: all of them.
 
     Raises:
         ConfigurationError: a node cannot decide together with others.
@@ -83,14 +83,14 @@ class Members:
             node.on_admission_needed(self._admit_soon)
 
     async def connect(self, *, enough: int, grace_s: float) -> None:
-        """Wait until so many nodes are connected, or each that is not was tried once.
+        """Wait until ``enough`` nodes are connected, or each of the others was tried once.
 
-        What is not connected then goes on being tried in the background.
+        Nodes that are not connected then are tried further in the background.
 
         Args:
             enough: how many are needed.
-            grace_s: how long the others are waited for, the first time: with just enough of them, one that
-                is slow for a moment would decide.
+            grace_s: how long to wait for the others the first time, in seconds: with just enough of them, one
+                that is slow for a moment would decide.
 
         Raises:
             ConfigurationError: too few are connected and one refused the log-in, or two are not independent.
@@ -111,7 +111,7 @@ class Members:
         self.check_independence()
 
     def check_independence(self) -> None:
-        """One server that counts as two nodes makes a majority out of a minority.
+        """Check that no server counts as two nodes: that would make a majority out of a minority.
 
         Raises:
             ConfigurationError: two nodes are one server, or one is a copy of the other.
@@ -145,7 +145,7 @@ class Members:
                 await node.connect()
                 self._refusals.pop(node, None)
             except ConfigurationError as exc:
-                # Not tried again before somebody asks: a wrong password does not become right by itself.
+                # Not tried again before the next connect(): a wrong password does not become right by itself.
                 if self._refusals.get(node) is None:
                     _LOG.warning("%s does not take part: %s", node.name, exc)
                 self._refusals[node] = exc
@@ -160,16 +160,16 @@ class Members:
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
 
     def note_ttl(self, ttl_ms: int) -> None:
-        """A lease of this ttl is asked for."""
+        """Note that a lease of this ttl is asked for."""
         self._ttl_max_ms = max(self._ttl_max_ms, ttl_ms)
 
     async def admitted(self, *, within_s: float) -> None:
-        """Wait for the admission that is under way, if any, for so long at most."""
+        """Wait for the admission in progress, if any, for ``within_s`` seconds at most."""
         if self._admission is not None and not self._admission.done():
             await asyncio.wait([self._admission], timeout=None if within_s == math.inf else within_s)
 
     async def aclose(self) -> None:
-        """End what runs in the background."""
+        """Cancel the tasks in the background, and wait for their end."""
         tasks = [*self._bringing_up.values(), *filter(None, [self._admission])]
         for task in tasks:
             task.cancel()
@@ -182,7 +182,7 @@ class Members:
             self._admission = asyncio.create_task(self._admit_all(), name="lockguard-connect-admit")
 
     async def _admit_all(self) -> None:
-        # A node that comes while the others are being asked is not to be forgotten.
+        # A node that asks for admission while the others are being asked must not be forgotten.
         while self._admit_due:
             self._admit_due = False
             await self._admit()
@@ -223,8 +223,8 @@ class Quarantine:
     """The time in which a node that may have forgotten something gives no vote.
 
     Attributes:
-        lasts_ms: how long it must not vote.
-        ttl_max_ms: the longest lease that it may have forgotten.
+        lasts_ms: how long it must not vote, in milliseconds.
+        ttl_max_ms: the longest lease that it may have forgotten, in milliseconds.
     """
 
     lasts_ms: int
@@ -235,8 +235,8 @@ def quarantine_for(found: Sequence[Membership | None], *, ttl_max_ms: int) -> Qu
     """How long nodes that may have forgotten something must not vote.
 
     Args:
-        found: what each node said; ``None`` for one that did not answer.
-        ttl_max_ms: the longest lease that the asker itself uses.
+        found: what each node answered; ``None`` for one that did not.
+        ttl_max_ms: the longest lease that the asker itself uses, in milliseconds.
     """
     told = [membership for membership in found if membership is not None]
     granted_max_ms = max((membership.ttl_max_ms for membership in told), default=0)

@@ -2,8 +2,8 @@
 
 Two callers that mean the same thing must lock the same thing. So an argument becomes part of a name only if
 all values that equal it have one text: ``Decimal("1.0")`` equals ``Decimal("1.00")`` and reads differently,
-an enum's member may equal a string and read as ``Exchange.BINANCE``. What has no one text is refused when
-the function is called; it would otherwise lock beside another caller and nobody would notice.
+a member of an Enum may equal a string and read as ``Exchange.BINANCE``. A value without a single text is
+refused when the function is called: otherwise two callers would hold two locks for one thing, unnoticed.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from lockguard.text import kind_of
 __all__ = ["Key", "KeyText", "argument_text", "called", "compile_key"]
 
 KeyText: TypeAlias = str | int | UUID | Enum
-"""What has one text: a string, an integer but no bool, a UUID, or an Enum whose value is one of these."""
+"""Values with a single text: a string, an integer but no bool, a UUID, or an Enum whose value is one."""
 
 Key: TypeAlias = str | Callable[..., KeyText]
 """A format template over a function's parameters, or a function of the same arguments."""
 
 _ACCEPTED = "a str, an int, a UUID, or an Enum of these"
 _ENUMS_MAX = 4
-"""Members whose values are members. One with a property ``value`` of its own may be its own value."""
+"""The limit for members whose values are members: one with a ``value`` property may be its own value."""
 _FORMATTER = string.Formatter()
 
 
 def argument_text(value: object, of: str) -> str:
-    """The one text of ``value``.
+    """The single text of ``value``.
 
-    A string counts by its characters, also one of a class with a ``__str__`` of its own; an Enum by its
-    value; whatever is an integer, such as numpy's, by its digits.
+    A string counts by its characters, even if its class has its own ``__str__``; an Enum by its value; any
+    integer type, such as numpy's, by its digits.
 
     Args:
         value: an argument.
-        of: what it is, for the error.
+        of: what the value is, for the error.
 
     Raises:
-        ConfigurationError: it has none.
+        ConfigurationError: it has no single text, is empty, or begins or ends with a blank.
     """
     plain = value
     for _ in range(_ENUMS_MAX):
@@ -65,7 +65,7 @@ def argument_text(value: object, of: str) -> str:
     elif not isinstance(plain, bool):
         try:
             text = int.__str__(operator.index(plain))  # type: ignore[arg-type]  # this is the question
-        except (TypeError, ValueError):  # no integer; one of thousands of digits
+        except (TypeError, ValueError):  # not an integer, or one of thousands of digits
             text = None
     if text is None:
         raise ConfigurationError(_has_no_text(value, plain, of))
@@ -85,18 +85,18 @@ def _has_no_text(value: object, plain: object, of: str) -> str:
 
 
 def called(function: Callable[..., Any]) -> str:
-    """A function's name, also of a partial and of an object that can be called."""
+    """The name of a function, a partial or a callable object."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def compile_key(key: Key, function: Callable[..., Any]) -> Callable[[inspect.BoundArguments], Resource]:
-    """A function that gives the name of what one call locks, from the call's bound arguments.
+    """A function that makes the name of what one call locks from the call's bound arguments.
 
     Raises:
-        ConfigurationError: the key does not fit the function. The function that is returned raises it when
-            an argument has no one text, or when they make no name together.
+        ConfigurationError: the key does not fit the function. The returned function raises it when an
+            argument has no single text, or when the arguments do not make a valid name.
     """
     return _template(key, function) if isinstance(key, str) else _callable(key, function)
 
@@ -174,10 +174,10 @@ def _callable(
 
 
 def _require_fit(key: Callable[..., Any], taken: inspect.Signature, name: str) -> None:
-    """See now that the key can be called as the function is: the first call may come at night."""
+    """Check now that the key can be called as the function is: the first call may come at night."""
     try:
         gets = inspect.signature(key)
-    except (TypeError, ValueError):  # of some that are written in C nobody can tell
+    except (TypeError, ValueError):  # some callables written in C have no signature
         return
     positional = [
         p for p in taken.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)

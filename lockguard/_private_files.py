@@ -1,7 +1,7 @@
-"""Files that only their user can read, written so that nobody else can have them written elsewhere.
+"""Files that only their user can read, and that no other user can redirect.
 
-Reports, logs and backups tell what a bot holds and where. In a directory that others may write to, such as
-``/tmp``, somebody could put a link of the expected name in place, and have the file written where it points.
+Reports, logs and backups show what a bot holds and where. In a directory that others may write to, such as
+``/tmp``, another user could place a link with the expected name, and have the file written where it points.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIP
 
 
 def is_of_the_output(exc: BaseException) -> bool:
-    """Whether it is what a standard output fails with, a file or a pipe, and no server."""
+    """Whether ``exc`` is a failure of the standard output, a file or a pipe, and not of a server."""
     return isinstance(exc, OSError) and exc.errno in _OUTPUT_ERRORS
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A file that becomes ``path`` when the body is over, all or nothing; with mode 0600.
+    """A file that becomes ``path`` when the body ends, all or nothing, with mode 0600.
 
     A link at ``path`` is replaced, not followed. A device, a pipe, or a stream of this process such as
-    ``/dev/stdout`` is written to as it is, also where it leads to a file.
+    ``/dev/stdout`` is written to directly, even if it leads to a file.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     try:
         if (stream := _own_stream(path)) is not None:
-            if sys.stdout is not None:  # closed by whoever started this
+            if sys.stdout is not None:  # None: closed by the parent process
                 sys.stdout.flush()
             with os.fdopen(os.dup(stream), "w", encoding="utf-8") as file:
                 yield file
@@ -73,22 +73,22 @@ def write_private(path: Path, text: str) -> None:
     """Write the whole of a file, see :func:`replacing`.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     with replacing(path) as file:
         file.write(text)
 
 
 def require_writable(*paths: Path | None) -> None:
-    """Find out whether files can be written before the work begins whose result they are to hold.
+    """Check that files can be written, before the work begins whose result they are to hold.
 
-    Nothing is left there, and what is there stays.
+    Leaves no file behind, and existing ones as they are.
 
     Args:
-        *paths: files, as for :func:`write_private`; ``None`` is passed over.
+        *paths: files, as for :func:`write_private`; ``None`` is skipped.
 
     Raises:
-        ConfigurationError: one could not be written; it names the file, why, and what to do.
+        ConfigurationError: one could not be written; the message names the file, why, and what to do.
     """
     for path in paths:
         if path is None:
@@ -102,7 +102,7 @@ def require_writable(*paths: Path | None) -> None:
 
 
 def _why_not_written(path: Path) -> str:
-    """Empty if it can be."""
+    """Why ``path`` cannot be written; empty if it can be."""
     if _own_stream(path) is not None:
         return ""
     if path.is_dir():
@@ -112,7 +112,7 @@ def _why_not_written(path: Path) -> str:
         return f"there is no directory {folder}; make it first"
     if _is_special(path):
         return "" if os.access(path, os.W_OK) else "permission denied; name another place"
-    draft = _draft_of(path)  # tried, for many a reason shows only then
+    draft = _draft_of(path)  # tried, because many reasons show only then
     os.close(os.open(draft, _NEW, _MODE))
     draft.unlink()
     return ""
@@ -122,7 +122,7 @@ def append_private(path: Path) -> TextIO:
     """Open a file to append to; a new one gets mode 0600, and a link is refused.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, _MODE), "a", encoding="utf-8")
@@ -133,7 +133,7 @@ def _draft_of(path: Path) -> Path:
 
 
 def _own_stream(path: Path) -> int | None:
-    """The descriptor that the name stands for. As root, replacing the link would take it from the machine."""
+    """The descriptor that ``path`` names. As root, replacing the link would break it for all processes."""
     found = _STREAM.fullmatch(os.path.normpath(path))
     if found is None:
         return None
@@ -141,5 +141,5 @@ def _own_stream(path: Path) -> int | None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is there, no link, and neither a file nor a directory: ``/dev/stdout``'s target, a pipe."""
+    """Whether ``path`` leads to what is neither a file nor a directory, such as a device or a pipe."""
     return path.exists() and not path.is_file() and not path.is_dir()

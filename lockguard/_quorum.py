@@ -1,4 +1,4 @@
-"""What the answers of nodes come to: majorities, trusted time, tallies.
+"""What the answers of nodes amount to: majorities, trusted time, tallies.
 
 Nothing here waits, reads a clock or sends.
 """
@@ -48,19 +48,19 @@ __all__ = [
 T = TypeVar("T")
 
 DRIFT_SHARE = 0.01
-"""How much faster a server's clock may run than ours, as a share of the ttl (the Redlock description's)."""
+"""How much faster a server's clock may run than ours, as a share of the ttl (as Redlock describes)."""
 
 DRIFT_FIXED_MS = 2
 """Redis expires keys to the millisecond; this covers the rounding at both ends."""
 
 
 def majority(nodes: int) -> int:
-    """The least number of votes of which any two sets have a node in common."""
+    """The least number of votes such that any two sets of that many have a node in common."""
     return nodes // 2 + 1
 
 
 def may_be_most(yeses: int, *, answers: int, nodes: int) -> bool:
-    """Whether at least one says so, and a majority does if those that did not answer would say the same."""
+    """Whether at least one node says yes, and a majority would if all that did not answer said yes too."""
     return yeses > 0 and yeses + nodes - answers >= majority(nodes)
 
 
@@ -76,17 +76,24 @@ def trusted_s(ttl_ms: int) -> float:
 
 
 class Renewal(Enum):
-    """What an extend came to."""
+    """The outcome of a renewal."""
 
     RENEWED = "renewed"
     REFUSED = "refused"
-    """Too many nodes say that this grant does not hold the lock: it cannot be saved."""
+    """Too many nodes say that this grant does not hold the lock: the lease cannot be saved."""
     UNANSWERED = "unanswered"
 
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """The tally of an extend."""
+    """The tally of a renewal.
+
+    Attributes:
+        renewal: the outcome.
+        deadline: where it was renewed, the instant on the clock, in seconds, until which it may be trusted.
+        wanted: where it was renewed, whether a hand-over was requested.
+        cause: where it was not answered, what the nodes said, for display.
+    """
 
     renewal: Renewal
     deadline: float = 0.0
@@ -118,9 +125,9 @@ def found(vote: Done | NoVote | None) -> bool | None:
 
 
 def prevailing(seen: Sequence[Inspection], *, nodes: int) -> Inspection:
-    """What answers of ``nodes`` nodes come to: a grant that a majority shows, or may show, holds it.
+    """Combine the answers of ``nodes`` nodes: a grant that a majority shows, or may show, holds the lock.
 
-    What only a minority shows holds nothing: a release returns before it has reached every node.
+    A grant that only a minority shows does not: a release returns before it has reached every node.
     """
     holding = Counter(inspection.grant for inspection in seen if inspection.held)
     for grant, count in holding.most_common(1):
@@ -135,19 +142,19 @@ def prevailing(seen: Sequence[Inspection], *, nodes: int) -> Inspection:
 
 
 def thrown_out(broken: Sequence[Broken]) -> Broken:
-    """What a break on several nodes came to: the holder that most of them had, and the highest floor."""
+    """Combine the answers to a break: the holder that most nodes had, and the highest token floor."""
     shown = Counter(each.grant for each in broken)
     told = max(broken, key=lambda each: (bool(each.grant), shown[each.grant]))
     return replace(told, token=max(each.token for each in broken))
 
 
 def vote_of(future: Future[T]) -> T | None:
-    """The vote, or ``None`` while there is none."""
+    """The vote that ``future`` holds, or ``None`` while it has none."""
     return future.result() if future.done() and not future.cancelled() else None
 
 
 def described(vote: object) -> str:
-    """A vote as text for people."""
+    """A vote as text for display."""
     match vote:
         case None:
             return "no answer in time"

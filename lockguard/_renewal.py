@@ -1,22 +1,22 @@
 """Keeping leases alive, and telling their bodies in time when that fails.
 
-One timer serves all leases of a guard: it stands at the first instant at which anything is to be done. Leases
-are renewed together, so a thousand of them cost one write per round and not a thousand watchdogs. It begins
-at a third of the ttl and goes on until the deadline: one failed renewal ends nothing (L7). A lease that is
+One timer serves all leases of a guard: it is set to the first instant at which something is due. Leases are
+renewed together, so a thousand of them cost one write per round and not a thousand watchdogs. Renewal begins
+at a third of the ttl and goes on until the deadline: one failed renewal ends no lease (L7). A lease that is
 released sooner costs neither a task nor a timer of its own.
 
-A renewal is sent again when it was not answered for a while, but the first one is not forgotten: a good
-answer counts from its own sending whenever it comes, so a slow link costs no lease while a round trip is
-shorter than what is left of it. A refusal counts unless a renewal that was sent later has been granted: then
-it tells of a node as it was before.
+A renewal that is not answered for a while is sent again, but the first one still counts: a grant counts from
+when its own renewal was sent, however late the answer, so a slow link costs no lease while a round trip is
+shorter than what is left of the lease. A refusal counts unless a renewal that was sent later has been
+granted: then the refusal shows an earlier state of the node.
 
-When a connection comes back, or a server says that its data are gone, everything is renewed at once: what the
-server forgot is known one round trip later, and not at the next renewal.
+When a connection comes back, or a server says that its data are gone, all leases are renewed at once: what
+the server forgot is known one round trip later, and not at the next renewal.
 
-What ends a lease depends on no reply. Its deadline lies before the instant at which the server drops the
-key (S10); when it has come and has not been moved, the lease is lost. So a hung or unreachable Redis, or a
+The end of a lease depends on no reply. Its deadline lies before the instant at which the server drops the key
+(S10); when it passes without having been moved, the lease is lost. So a hung or unreachable Redis, or a
 renewal that hangs, delays nothing. A timer of the event loop does not run while the machine is suspended or
-the loop is stalled; that is why ``Lease`` looks at the clock itself as well.
+the loop is stalled; that is why ``Lease`` reads the clock itself as well.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from lockguard.ports import AnsweringFence, Extended, NoVote
 __all__ = ["Keeper", "end_here"]
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
-"""Those of all guards of this process, in whatever thread their loops run."""
+"""The keepers of all guards of this process, in whatever thread their loops run."""
 
 _keepers_lock = threading.Lock()
 
@@ -58,7 +58,7 @@ _RETRY_AT = 1 / 10
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """One renewal that was sent."""
+    """One renewal that was sent, and the votes on it."""
 
     kept: _Kept
     sent_at: float
@@ -77,12 +77,12 @@ class _Kept:
     sent_at: float = -math.inf
     """When the latest renewal was sent."""
     proven_at: float = -math.inf
-    """When the latest renewal was sent that was granted."""
+    """When the latest granted renewal was sent."""
     changed: asyncio.Future[None] | None = None
-    """For whoever waits for the next thing that becomes known."""
+    """What :meth:`Keeper.confirm` waits for: done at the next news of the lease."""
 
     def notify(self) -> None:
-        """Something has become known."""
+        """Wake what waits for news of the lease."""
         if self.changed is not None and not self.changed.done():
             self.changed.set_result(None)
 
@@ -91,9 +91,9 @@ class Keeper:
     """Renews the leases of one guard.
 
     Args:
-        locks: where they are held.
+        locks: where the leases are held.
         clock: for deadlines.
-        emit: told what happens.
+        emit: told of each event.
         fence: asked as well when a lease is to be confirmed.
     """
 
@@ -125,19 +125,19 @@ class Keeper:
         """Renew ``lease`` until :meth:`drop`; call ``on_lost`` once if it ends before that.
 
         Args:
-            lease: just granted.
-            on_lost: told why.
-            max_hold_s: end it after so long, renewed or not.
+            lease: the lease, just granted.
+            on_lost: called with the reason.
+            max_hold_s: ends the lease after so many seconds, renewed or not.
 
         Returns:
-            The instant on the clock, in seconds, from which that counts.
+            The instant on the clock, in seconds, from which ``max_hold_s`` counts.
         """
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         grant, now = lease.grant, self._clock.now()
         ttl_s, until = grant.ttl_ms / 1000, now + max_hold_s
         deadline = lease.keep_by(self, until=until)
-        # Counted from the sending: behind a slow link half of the ttl may be over.
+        # Counted from when the request was sent: behind a slow link half of the ttl may be over.
         due_at = max(now, min(now, deadline - ttl_s) + ttl_s * _FIRST_AT)
         self._kept[grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
         if (first := min(due_at, deadline, until)) < self._timer_at:
@@ -145,13 +145,13 @@ class Keeper:
         return now
 
     def drop(self, lease: Lease) -> None:
-        """Renew it no more."""
+        """Stop renewing ``lease``."""
         kept = self._kept.pop(lease.grant.id, None)
         if kept is not None and kept.changed is not None:
             kept.notify()
 
     def renew_now(self) -> None:
-        """Renew everything, because a server may have forgotten what it knew."""
+        """Renew all leases now, because a server may have lost its data."""
         now = self._clock.now()
         for kept in list(self._kept.values()):
             self._ask(kept, now)
@@ -162,7 +162,7 @@ class Keeper:
 
         Raises:
             LeaseLost: the lease has ended, or not everything was answered within ``within_s``.
-            ConfigurationError: asked in another event loop.
+            ConfigurationError: called outside the guard's event loop.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigurationError("a lease is confirmed in the event loop of its guard")
@@ -170,7 +170,7 @@ class Keeper:
         if self._fence is not None and lease.grant.id in self._kept:
             within = timedelta(seconds=within_s)
             asked = asyncio.ensure_future(self._fence.confirm(lease.grant, within=within))
-            # Nobody asks what became of it if the lock is not confirmed.
+            # Retrieved here, because nothing awaits it if the lock is not confirmed.
             asked.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await self._proven(lease, within_s)
@@ -204,18 +204,18 @@ class Keeper:
             kept.lease.end(reason)
 
     def grants_on(self, resource: Resource) -> list[GrantId]:
-        """The grants of what is kept on ``resource``."""
+        """The grants of the leases on ``resource`` that are kept here."""
         return [grant for grant, kept in self._kept.items() if kept.lease.resource == resource]
 
     def lose_all(self, reason: LossReason) -> list[Lease]:
-        """End every lease that is kept; gives them."""
+        """End every lease that is kept; returns them."""
         ended = list(self._kept.values())
         for kept in ended:
             self._lose(kept, reason)
         return [kept.lease for kept in ended]
 
     def close(self) -> None:
-        """Renew nothing any more."""
+        """Stop renewing all leases."""
         for kept in list(self._kept.values()):
             self.drop(kept.lease)
         if self._timer is not None:
@@ -224,7 +224,7 @@ class Keeper:
     def _look_by(self, at: float, now: float) -> None:
         """Have the timer fire at ``at`` or before.
 
-        Neither a renewal nor a release touches it: it finds out when it fires, once and not each time.
+        Renewals and releases do not move it: what is due is looked up when it fires, once and not each time.
         """
         if self._timer_at <= at:
             return
@@ -249,7 +249,7 @@ class Keeper:
             self._look_by(first, self._clock.now())
 
     def cut(self, lease: Lease, reason: LossReason) -> None:
-        """The lease knows that it is lost: cut its body, in the loop that the body runs in. Any thread."""
+        """Cut the body of a lease that is marked as lost, in the body's own loop. From any thread."""
 
         def lose() -> None:
             if (kept := self._kept.get(lease.grant.id)) is not None:
@@ -284,7 +284,7 @@ class Keeper:
         kept.due_at = now + grant.ttl_ms / 1000 * _RETRY_AT
         asked = kept.asked = _Asked(kept, now, self._locks.extend(grant))
         for future in asked.votes:
-            # Each as it comes: of several nodes a hung one must not hold up what the others have decided.
+            # Each vote as it comes: one hung node of several must not hold up what the others have decided.
             future.add_done_callback(partial(self._count, asked))
 
     def _count(self, asked: _Asked, _: object) -> None:
@@ -313,12 +313,12 @@ class Keeper:
         kept.notify()
 
     def _renewed(self, kept: _Kept, sent_at: float, extension: Extension) -> None:
-        if kept.lease.loss is not None:  # too late; the timer tells
+        if kept.lease.loss is not None:  # too late; the timer reports the loss
             return
         ttl_s = kept.lease.grant.ttl_ms / 1000
         kept.lease.mark_renewed(extension.deadline, wanted=extension.wanted)
         kept.proven_at = max(kept.proven_at, sent_at)
-        # While a later one is under way the next one waits as for a repetition.
+        # While a later renewal is in flight, the next one waits as a repetition would.
         kept.due_at = max(sent_at + ttl_s * _FIRST_AT, kept.sent_at + ttl_s * _RETRY_AT)
         self._emit(Renewed(kept.lease.grant))
 

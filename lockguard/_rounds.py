@@ -1,7 +1,7 @@
-"""Rounds of votes: several nodes are asked the same, and enough of their answers are waited for.
+"""Rounds of votes: several nodes are asked the same, until enough of them have answered.
 
 What a slow node may cost is bounded twice: one round waits for it no longer than the node timeout, and the
-next rounds do not wait for it at all until it has caught up with what it owes.
+next rounds do not wait for it at all until it has answered all that it owes.
 
 What five nodes may cost the asker is bounded too: one object counts the votes of a round as they come and
 wakes the asker once, when they decide. A future, a callback and a turn of the event loop for each node took
@@ -35,28 +35,28 @@ class Rounds:
     """Waits for the votes of several nodes.
 
     Args:
-        nodes: who is asked.
-        patience_s: how long one may delay a decision.
+        nodes: the nodes to ask.
+        patience_s: how long one node may delay a decision, in seconds.
     """
 
     def __init__(self, nodes: Sequence[LockNode], *, patience_s: float) -> None:
         self.nodes = tuple(nodes)
         self.quorum = majority(len(self.nodes))
         self.silent: set[int] = set()
-        """Which nodes did not answer in time and have not caught up yet."""
+        """The indexes of nodes that did not answer in time and have not caught up yet."""
         self._patience_s = patience_s
-        # All rounds have the same patience, so the first is the first to end: one timer serves all of them.
+        # All rounds have the same patience, so they end in their order: one timer serves all of them.
         self._open: dict[Round[Any], float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, is_yes: Callable[[T], bool | None] | None) -> Round[T]:
-        """One question; the nodes vote into its slots."""
+        """Begin a round; the nodes vote into its slots."""
         return Round(self, is_yes)
 
     async def collect(
         self, asked: Sequence[Future[T]], is_yes: Callable[[T], bool] | None = None
     ) -> list[T | None]:
-        """Count what futures give; gives what had come when they decided."""
+        """Count the votes of futures; returns those that had come when they decided, ``None`` for others."""
         round_ = self.begin(is_yes)
         for index, future in enumerate(asked):
             future.add_done_callback(round_.slot(index).take_from)
@@ -64,12 +64,12 @@ class Rounds:
         return round_.votes
 
     def close(self) -> None:
-        """Leave no timer behind."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
     def expect(self, round_: Round[Any]) -> None:
-        """Somebody waits for it now."""
+        """Bound the wait for ``round_``, from now on."""
         loop = asyncio.get_running_loop()
         due = loop.time() + self._patience_s
         self._open[round_] = due
@@ -77,7 +77,7 @@ class Rounds:
             self._timer = loop.call_at(due, self._look)
 
     def forget(self, round_: Round[Any]) -> None:
-        """It is decided, or nobody waits for it any more."""
+        """Bound ``round_`` no more: it is decided, or its asker is gone."""
         self._open.pop(round_, None)
 
     def _look(self) -> None:
@@ -94,7 +94,7 @@ class Rounds:
     def _note_silence(self, indexes: Sequence[int]) -> None:
         for index in set(indexes) - self.silent:
             self.silent.add(index)
-            # Its answer comes when all that the node owes has come, or the connection has ended.
+            # The answer to this comes behind all that the node owes, or when the connection ends.
             self.nodes[index].inspect(_PROBE).add_done_callback(partial(self._listen_again, index))
 
     def _listen_again(self, index: int, _: object) -> None:
@@ -102,7 +102,7 @@ class Rounds:
 
 
 class Slot(Generic[T]):
-    """Where one node's vote goes; to the node it is as good as a future."""
+    """The place of one node's vote in a round; the node uses it like a future."""
 
     __slots__ = ("_index", "_round")
 
@@ -115,11 +115,11 @@ class Slot(Generic[T]):
         return self._round.closed
 
     def set_result(self, vote: T) -> None:
-        """Vote."""
+        """Take the node's vote."""
         self._round.take(self._index, vote)
 
     def take_from(self, future: Future[T]) -> None:
-        """Vote what a future gives."""
+        """Take the result of ``future`` as the vote, unless it was cancelled."""
         if not future.cancelled():
             self._round.take(self._index, future.result())
 
@@ -128,9 +128,9 @@ class Round(Generic[T]):
     """One question to all nodes, and the votes that have come.
 
     Args:
-        rounds: who is asked.
-        is_yes: which votes are counted for, which against, and which (``None``) for neither; a majority for
-            or against decides. Without it: only all of them.
+        rounds: the nodes, their quorum and their patience.
+        is_yes: whether a vote counts for, against, or (``None``) for neither; a majority for or against
+            decides. Without it, only all votes decide.
     """
 
     __slots__ = ("_asker", "_is_yes", "_rounds", "_taken", "closed", "noes", "timed_out", "votes", "yeses")
@@ -142,11 +142,11 @@ class Round(Generic[T]):
         self._asker: Future[None] | None = None
         self._taken = 0
         self.votes: list[T | None] = [None] * size
-        """What each node said; ``None``: nothing yet."""
+        """Each node's vote; ``None``: none yet."""
         self.yeses = 0
         self.noes = 0
         self.closed = False
-        """Whether it is decided, or given up: what comes later has no vote."""
+        """Whether it is decided, or given up: later votes do not count."""
         self.timed_out = False
 
     @property
@@ -155,11 +155,11 @@ class Round(Generic[T]):
         return self.yeses >= self._rounds.quorum
 
     def slot(self, index: int) -> Slot[T]:
-        """For one node. Not kept here: each round would be a cycle for the garbage collector."""
+        """The slot of one node. Not kept here: each round would be a cycle for the garbage collector."""
         return Slot(self, index)
 
     def take(self, index: int, vote: T) -> None:
-        """Count one vote, at once: the asker's wake-up is all that waits for the event loop."""
+        """Count one vote at once: only the asker's wake-up waits for the event loop."""
         if self.closed:
             return
         self.votes[index] = vote
@@ -174,7 +174,7 @@ class Round(Generic[T]):
             self._close()
 
     async def wait(self) -> None:
-        """Until the votes decide, all are in, or the nodes' time is up."""
+        """Wait until the votes decide, all are in, or the nodes' time is up."""
         if self.closed:
             return
         self._asker = asyncio.get_running_loop().create_future()
@@ -186,12 +186,12 @@ class Round(Generic[T]):
             self._rounds.forget(self)
 
     def give_up(self) -> None:
-        """The nodes' time is up."""
+        """End the round, because the nodes' time is up."""
         self.timed_out = True
         self._close()
 
     def described(self) -> dict[str, str]:
-        """Each node's vote as text for people."""
+        """Each node's name and its vote as text for display."""
         told = {}
         for index, (node, vote) in enumerate(zip(self._rounds.nodes, self.votes, strict=True)):
             waited_for = vote is not None or self.timed_out or index in self._rounds.silent
@@ -207,7 +207,7 @@ class Round(Generic[T]):
         size, quorum, silent = len(self.votes), self._rounds.quorum, self._rounds.silent
         if self.yeses >= quorum or self.noes > size - quorum or self._taken == size:
             return True
-        # Who was silent the last time is listened to, but not waited for, unless nothing is certain without.
+        # A node that was silent the last time is counted but not waited for, unless its vote is needed.
         if not silent or size - len(silent) < quorum:
             return False
         return all(vote is not None or index in silent for index, vote in enumerate(self.votes))

@@ -1,8 +1,7 @@
-"""The scripts that decide, one .lua file each, loaded once.
+"""The scripts that decide on the server, one .lua file each, loaded once.
 
-The header of each file is its contract: keys, arguments, and what each return means. A server runs one text
-and knows no imports: what several scripts do is in ``wake.lua``, and stands in each of them in place of the
-line ``-- include wake.lua``.
+The header of each file is its contract: keys, arguments, and what each return means. A script cannot import
+another: what several of them do is in ``wake.lua``, and replaces the line ``-- include wake.lua`` in each.
 """
 
 from __future__ import annotations

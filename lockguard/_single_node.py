@@ -1,10 +1,10 @@
 """One node keeps the locks: one server, a master that Sentinels watch, a cluster, or this process's memory.
 
-Its vote is the decision, and the token that it gave is final. Nobody else can decide without it, so it is
-waited for as long as its connection waits; only what it makes of a command behind that has a bound here.
+Its vote is the decision, and the token that it gave is final. No other node can decide without it, so the
+wait is as long as its connection's; only what the node does with a command behind that has a bound here.
 
-An answer that stays unknown is resolved by asking again with the same request, or by a release: both run
-behind the first on the same connection.
+An unknown outcome is resolved by asking again with the same request, or by a release: both run behind the
+first command on the same connection.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ __all__ = ["ANSWER_S", "SingleNode"]
 T = TypeVar("T")
 
 ANSWER_S = 2.5
-"""How long the node may owe an answer: longer than its wire's patience, so that the wire can say why. It
-bounds what a node makes of a command behind the wire, such as looking for the server of a cluster's slot."""
+"""Seconds that the node may owe an answer: longer than its connection's patience, so that the connection can
+say why. It bounds what a node does behind that, such as looking for the server of a cluster's slot."""
 
 _ASK_AGAIN_S = 0.9
-"""How often a waiter that is not woken asks: a vanished key is noticed within a second (L4)."""
+"""Seconds after which a waiter that is not woken asks: a vanished key is noticed within a second (L4)."""
 
 
 class SingleNode:
     """The locks that one node keeps, see :class:`~lockguard._locks.Locks`.
 
     Args:
-        node: who keeps them.
+        node: the node that keeps them.
         clock: for deadlines.
     """
 
@@ -64,10 +64,10 @@ class SingleNode:
         self._node.on_wake(callback)
 
     async def connect(self) -> None:
-        """Connect to the node, or find out that it cannot be done now.
+        """Connect to the node; returns also if that is not possible now.
 
         Raises:
-            ConfigurationError: it refused the log-in.
+            ConfigurationError: the node refused the log-in.
         """
         with contextlib.suppress(NodeError):
             await self._node.connect()
@@ -89,12 +89,12 @@ class SingleNode:
         return _ASK_AGAIN_S
 
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
-        """Write a higher token than the node gave while this grant holds the lock; tells whether it does."""
+        """Write a token higher than the node's while this grant holds the lock; returns whether it does."""
         vote = await self._bounds.expect(self._node.settle(request.resource, request.grant, token))
         return isinstance(vote, Done) and vote.found
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
-        """Send a renewal."""
+        """Send a renewal; returns the node's one future."""
         return [self._node.extend(grant.resource, grant.id, grant.ttl_ms, seal=grant.seal)]
 
     def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
@@ -102,7 +102,7 @@ class SingleNode:
         return partial(self._found, self._node.release(resource, grant, lost=lost, seal=seal))
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
-        """Ask the node."""
+        """Ask the node; returns its one answer."""
         answer = await self._bounds.expect(ask(self._node))
         return [answer]
 

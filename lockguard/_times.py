@@ -1,4 +1,4 @@
-"""Times as callers give them: checked once, at the edge."""
+"""Checks of the times that callers give, made once, where they enter the library."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ WITHIN_MIN = timedelta(milliseconds=1)
 
 
 def milliseconds(time: timedelta) -> int:
-    """For the wire."""
+    """``time`` in whole milliseconds, as it is sent to Redis."""
     return round(time.total_seconds() * 1000)
 
 
 def checked_ttl(ttl: timedelta, name: str = "ttl") -> timedelta:
-    """A life that can be kept alive.
+    """Check and return a ttl: ``TTL_MIN`` to ``TTL_MAX``, so that the lease can be kept alive.
 
     Raises:
-        ConfigurationError: no timedelta, or out of range.
+        ConfigurationError: not a timedelta, or out of range.
     """
     require_timedelta(name, ttl)
     if not TTL_MIN <= ttl <= TTL_MAX:
@@ -45,10 +45,10 @@ def checked_ttl(ttl: timedelta, name: str = "ttl") -> timedelta:
 
 
 def checked_wait(wait: timedelta, name: str = "wait") -> timedelta:
-    """A patience, which may be none.
+    """Check and return a patience: zero to ``WAIT_MAX``.
 
     Raises:
-        ConfigurationError: no timedelta, or out of range.
+        ConfigurationError: not a timedelta, or out of range.
     """
     require_timedelta(name, wait)
     if not timedelta(0) <= wait <= WAIT_MAX:
@@ -59,10 +59,10 @@ def checked_wait(wait: timedelta, name: str = "wait") -> timedelta:
 
 
 def checked_within(within: timedelta, name: str) -> timedelta:
-    """A time in which somebody must answer, so it cannot be none.
+    """Check and return a time limit for an answer: ``WITHIN_MIN`` to ``WAIT_MAX``, so never zero.
 
     Raises:
-        ConfigurationError: no timedelta, or out of range.
+        ConfigurationError: not a timedelta, or out of range.
     """
     if checked_wait(within, name) < WITHIN_MIN:
         raise ConfigurationError(
@@ -73,10 +73,10 @@ def checked_within(within: timedelta, name: str) -> timedelta:
 
 
 def require_timedelta(name: str, value: object) -> None:
-    """A time with its unit.
+    """Check that ``value`` is a timedelta: a bare number has no unit.
 
     Raises:
-        ConfigurationError: no timedelta.
+        ConfigurationError: it is not.
     """
     if not isinstance(value, timedelta):
         raise ConfigurationError(
@@ -85,5 +85,5 @@ def require_timedelta(name: str, value: object) -> None:
 
 
 def _shown(value: object) -> str:
-    """A number as it is; of anything else only what it is."""
+    """A number or ``None`` as it is; of anything else only its type."""
     return repr(value) if value is None or isinstance(value, int | float) else f"<{type(value).__name__}>"

@@ -1,14 +1,14 @@
-"""First come, first served: waiting for a resource that somebody holds.
+"""First come, first served: waiting for a busy resource.
 
-The queue is in Redis: a failed acquire leaves the caller's place there, and the release of the holder
-wakes exactly the first by a message on its process's channel and reserves the lock for it for a short
-while. Redis numbers the places (tickets) with its own clock, and a caller sends its ticket along each time
-it asks, so it keeps its place through a lost reservation, a reconnect and a wiped server.
+The queue is in Redis: a failed acquire leaves the caller's place there, and the holder's release wakes
+exactly the first waiter, by a message on its process's channel, and reserves the lock for it for a short
+while. Redis numbers the places (tickets) with its own clock, and a caller sends its ticket each time it asks,
+so it keeps its place through a lost reservation, a reconnect and a wiped server.
 
-A message can be lost, and a key can vanish without a release. So of all who wait in this process for one
-resource, the first one also asks again by itself: when the holder's lease would end, and at least every
-second (``Locks.ask_again_s``). That is also the process's sign of life. The others sleep; they are woken by
-name, or become the first.
+A message can be lost, and a key can vanish without a release. So of all waiters of this process for one
+resource, the first also asks again by itself: when the holder's lease would end, and at least every second
+(``Locks.ask_again_s``). That is also the process's sign of life. The others sleep until they are woken by
+name or become the first.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from lockguard.ports import AcquireRequest, Busy
 __all__ = ["Queue"]
 
 REST_S = 30.0
-"""How long the others rest at most: only in case that everything that should wake them is lost."""
+"""Seconds that the others rest at most, in case everything that should wake them is lost."""
 
 _EARLY_MAX = 256
 
 _CONNECT_MIN_S = 0.5
-"""How long a server may take to connect however short a caller's patience is: the first one has to."""
+"""Seconds that connecting may take, however short a caller's patience is: the first caller has to connect."""
 
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
@@ -53,20 +53,20 @@ class _Place:
         self.grant = grant
         self.woken = False
         self.strangers = True
-        """Whether somebody of another process may have an earlier place."""
+        """Whether a waiter of another process may have an earlier place."""
         self._signal = asyncio.Event()
 
     def wake(self) -> None:
-        """It is this caller's turn to ask."""
+        """Have this caller ask now."""
         self.woken = True
         self._signal.set()
 
     def nudge(self) -> None:
-        """Only how long to rest has changed."""
+        """Have this caller look again how long to rest, without asking."""
         self._signal.set()
 
     async def rest(self, seconds: float) -> bool:
-        """Until woken, nudged or the time is over; tells whether to ask now."""
+        """Rest until woken, nudged or ``seconds`` have passed; returns whether to ask now."""
         timed_out = False
         if not self._signal.is_set():
             try:
@@ -75,18 +75,18 @@ class _Place:
             except TimeoutError:
                 timed_out = True
         self._signal.clear()
-        # Taken before asking: a wake-up that comes while the question is under way is kept for the next rest.
+        # Taken before asking: a wake-up that comes while the request is in flight is kept for the next rest.
         ask, self.woken = self.woken or timed_out, False
         return ask
 
 
 class Queue:
-    """All who wait in this process.
+    """The waiters of this process.
 
     Args:
-        locks: what is waited for.
-        clock: for patience.
-        emit: told who waits and who gave up.
+        locks: what they wait for.
+        clock: measures their patience.
+        emit: told of callers that wait, and of those that gave up.
     """
 
     def __init__(self, locks: Locks, *, clock: Clock, emit: Callable[[Event], None]) -> None:
@@ -94,7 +94,7 @@ class Queue:
         self._emit = emit
         self._clock = clock
         self.lines: dict[Resource, dict[GrantId, _Place]] = {}
-        """Who waits for what, in order; to be read only."""
+        """The waiters for each resource, in order; to be read only."""
         self._places: dict[GrantId, _Place] = {}
         self._closed = False
         self._early: deque[GrantId] = deque(maxlen=_EARLY_MAX)
@@ -104,28 +104,28 @@ class Queue:
 
     @cached_property
     def _home(self) -> asyncio.AbstractEventLoop:
-        """The one loop of the guard."""
+        """The guard's event loop."""
         return asyncio.get_running_loop()
 
     def wake(self, grant: GrantId | None) -> None:
-        """A node says that it is this waiter's turn; ``None``: all should ask again."""
+        """Wake the waiter whose turn it is, as a node says; ``None``: all of them, to ask again."""
         if grant is None:
             for place in self._places.values():
                 place.wake()
         elif grant in self._places:
             self._places[grant].wake()
         else:
-            # It may come right behind the answer that gave the place, before the caller has seen that.
+            # The wake-up may come right behind the answer that gave the place, before the caller reads it.
             self._early.append(grant)
 
     def follow(self, resource: Resource) -> GrantId | None:
-        """A release of ``resource`` has just left: whoever of this process is next asks right behind it.
+        """Have the next waiter of this process ask right behind a release of ``resource`` that was just sent.
 
-        One server does both in their order, so the lock is reserved for it by then. Waiting for the message
-        that says so would be a trip more. Where somebody else turns out to be before it, it goes on waiting.
+        One server runs both in order, so by then the lock is reserved for that waiter. Waiting for the
+        message that says so would be one more trip. If another waiter turns out to be ahead, it waits on.
 
         Returns:
-            Its grant; ``None`` if nobody waits here, or somebody of another process may be before them.
+            The waiter's grant; ``None`` if this process has none, or one of another process may be ahead.
         """
         if (line := self.lines.get(resource)) is None:
             return None
@@ -136,7 +136,7 @@ class Queue:
         return first.grant
 
     def close(self) -> None:
-        """Send everybody home; their places in Redis are given up now."""
+        """Wake all waiters to give up; their places in Redis are released now."""
         self._closed = True
         for resource, line in self.lines.items():
             for place in line.values():
@@ -144,21 +144,21 @@ class Queue:
                 place.wake()
 
     async def acquire(self, request: AcquireRequest, *, give_up_at: float) -> Won:
-        """Get the lock, waiting until ``give_up_at`` on the clock if the request says so.
+        """Get the lock, waiting until ``give_up_at`` on the clock, in seconds, if the request says so.
 
-        Whatever ends it other than success leaves nothing of the request on any node (S8).
+        Any end but success leaves nothing of the request on any node (S8).
 
         Raises:
-            ResourceBusy: somebody else holds it, still.
-            QueueFull: and there are too many waiters.
-            QuorumUnavailable: too few nodes could be asked, still.
+            ResourceBusy: the resource is still busy.
+            QueueFull: it is busy, and has too many waiters.
+            QuorumUnavailable: still too few nodes could be asked.
             ConfigurationError: the guard was closed meanwhile.
         """
         if not self._locks.ready:
             await self._connect(give_up_at)
         home = self._home
         try:
-            # A server that hangs does not outlast the patience of a caller that waits in line.
+            # A hung server must not keep a caller that waits in line beyond its patience.
             ask_until = give_up_at if request.queue else math.inf
             outcome = await self._locks.acquire(request, give_up_at=ask_until)
             if isinstance(outcome, Won):
@@ -175,8 +175,8 @@ class Queue:
         except BaseException:
             if asyncio._get_running_loop() is home:
                 self._locks.release(request.resource, request.grant)
-            else:  # its loop was stopped under it, and it is collected now
-                with contextlib.suppress(RuntimeError):  # or closed, and nothing can be said any more
+            else:  # the loop was stopped meanwhile, and this coroutine is being collected
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nothing can be sent any more
                     home.call_soon_threadsafe(self._locks.release, request.resource, request.grant)
             raise
 
@@ -208,7 +208,7 @@ class Queue:
                         self._look_ahead(request, outcome, place)
 
     async def _connect(self, give_up_at: float) -> None:
-        """Be connected, if it can be done in time. The attempt goes on for whoever asks next."""
+        """Connect, if that is possible in time. The attempt goes on for the next caller."""
         left_s = give_up_at - self._clock.now()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(left_s, _CONNECT_MIN_S)):
@@ -231,7 +231,7 @@ class Queue:
 
     def _note_place(self, request: AcquireRequest, busy: Busy) -> AcquireRequest:
         if busy.requeued:
-            # Our place had vanished, so those of our companions have too: let them take theirs again.
+            # Our place had vanished, so those of this process's other waiters have too: let them queue again.
             for place in self.lines[request.resource].values():
                 if place.grant != request.grant:
                     place.wake()

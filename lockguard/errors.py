@@ -5,21 +5,21 @@
     LockguardError
     ├ ConfigurationError (ValueError)      a value that cannot work; the message names it and the remedy
     ├ AcquireError                         the lock was not obtained
-    │ ├ ResourceBusy           retryable   somebody else holds it: holder, operation, token, age, retry_after
-    │ │ └ QueueFull            retryable   and no more waiters are taken
+    │ ├ ResourceBusy           retryable   another grant holds it: holder, operation, token, age, retry_after
+    │ │ └ QueueFull            retryable   and its queue is full
     │ ├ QuorumUnavailable      retryable   too few nodes answered: votes
     │ ├ FenceUnavailable       retryable   Postgres could not be asked
     │ └ SelfDeadlock                       a child task asked for the lock that its own parent holds
-    ├ LeaseError                           a lease that was held is not, or never was
+    ├ LeaseError                           a lease is no longer held, or never was
     │ ├ LeaseLost                          it ended under the body: reason; read the state again
-    │ └ LeaseNotHeld                       the caller's bug: used after release, or without one
+    │ └ LeaseNotHeld                       the caller's bug: a lease used after release, or missing
     ├ StaleToken                           Postgres refused a write: presented, current; never retry it
     ├ OutcomeUnknown                       a commit whose reply was lost
     └ NodeError                            one Redis node: node
       ├ NodeRefused                        it did not execute the command
       └ NodeUnknown                        it may have executed the command
 
-Errors carry facts as attributes; the text is for people. ``retryable`` tells whether the same call may
+Errors carry facts as attributes; the text is for display. ``retryable`` tells whether the same call may
 simply be made again later.
 """
 
@@ -59,9 +59,9 @@ class LockguardError(Exception):
     retryable: ClassVar[bool] = False
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Facts and all, so that an error comes back out of another process as it was.
+        """Pickle the attributes too, so that an error arrives from another process as it was.
 
-        Exception's own way makes it again from its text alone, which fails where facts are required.
+        ``Exception`` would make it again from its text alone, which fails where attributes are required.
         """
         return type(self).__new__, (type(self), *self.args), vars(self)
 
@@ -83,10 +83,10 @@ class AcquireError(LockguardError):
 
 
 class ResourceBusy(AcquireError):
-    """Somebody else holds the resource, or is next in line for it.
+    """Another grant holds the resource, or it is kept for a waiter or closed by a lock delay.
 
     Attributes:
-        holder: who, as text for people; ``None`` when the lock is only reserved for a waiter.
+        holder: the holder, as text for display; ``None`` when no grant holds the lock.
         operation: what the holder said it is doing.
         token: the holder's fencing token.
         age: how long it has been held.
@@ -119,10 +119,10 @@ class QueueFull(ResourceBusy):
 
 
 class QuorumUnavailable(AcquireError):
-    """Too few nodes could be asked, so nobody can say who holds the lock.
+    """Too few nodes could be asked, so it is not known who holds the lock.
 
     Attributes:
-        votes: node name to what it answered.
+        votes: each node's name and its answer.
     """
 
     retryable = True
@@ -139,14 +139,14 @@ class FenceUnavailable(AcquireError):
 
 
 class SelfDeadlock(AcquireError):
-    """A task asked for a lock that the task which started it holds, and that one waits for it."""
+    """A task asked for a lock that the task which started it holds, and that task waits for it."""
 
 
 class LeaseError(LockguardError):
-    """A lease that is not held.
+    """A lease is not held.
 
     Attributes:
-        resource: what it was for.
+        resource: the lease's resource.
         token: its fencing token, when it had one.
     """
 
@@ -160,7 +160,7 @@ class LossReason(StrEnum):
     """Why a lease ended before its body did."""
 
     EXPIRED = "expired"
-    """The deadline passed without a renewal that succeeded."""
+    """The deadline passed without a successful renewal."""
     REFUSED = "refused"
     """The node said that the lock is no longer held by this grant."""
     BROKEN = "broken"
@@ -174,9 +174,9 @@ class LossReason(StrEnum):
     UNCONFIRMED = "unconfirmed"
     """``Lease.confirm`` got no answer in time. The lease itself goes on until its deadline."""
     CLOSED = "closed"
-    """The guard was closed under it."""
+    """The guard was closed while its body ran."""
     FORKED = "forked"
-    """Asked in a process that was forked from the one that holds it, and does not learn of its end there."""
+    """Used in a process forked from the holder's, where the lease's end would not be noticed."""
 
 
 class LeaseLost(LeaseError):
@@ -185,7 +185,7 @@ class LeaseLost(LeaseError):
     What the body had begun may be half done. Read the state again, under a new lease, before trying again.
 
     Attributes:
-        reason: how it was lost.
+        reason: why it was lost.
     """
 
     def __init__(self, message: str, *, resource: str, token: int | None, reason: LossReason) -> None:
@@ -194,14 +194,14 @@ class LeaseLost(LeaseError):
 
 
 class LeaseNotHeld(LeaseError):
-    """A lease was used after its release, or needed where there is none."""
+    """A lease was used after its release, or is needed where there is none."""
 
 
 class StaleToken(LockguardError):
     """Postgres refused a write because its token is not the one in force. Never retry it.
 
     Attributes:
-        resource: what was to be written under.
+        resource: the resource of the write.
         presented: the token that the write carried; ``None`` when it carried none.
         current: the token in force; ``None`` when the resource was never sealed.
     """
@@ -214,10 +214,10 @@ class StaleToken(LockguardError):
 
 
 class OutcomeUnknown(LockguardError):
-    """A commit was sent and its reply was lost: it may have happened or not.
+    """A commit was sent and its reply was lost: it may or may not have happened.
 
     Attributes:
-        resource: what was written under.
+        resource: the resource of the write.
         token: the token that the write carried.
     """
 

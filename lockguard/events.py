@@ -1,4 +1,4 @@
-"""What happens to leases, as frozen facts for observers: logs, metrics, traces, timelines."""
+"""What happens to leases, as immutable events for observers: logs, metrics, traces, timelines."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A lease was given back after ``held_ms``.
+    """A lease was released after ``held_ms``.
 
-    ``found`` is false if the server had dropped it by then, because it ran out on the way there; ``None`` if
-    the server has not said.
+    ``found`` is false if the lock had expired on the server before the release arrived; ``None`` if the
+    server has not said.
     """
 
     grant: Grant
@@ -78,11 +78,11 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class FenceCloseFailed:
-    """The fence could not be closed when a body was left; it is open still for a grant that has ended.
+    """The fence could not be closed when a body ended; it is still open for a grant that has ended.
 
-    Writes of that grant are accepted until it is closed after all: in the background, as soon as the
-    transaction that is in the way has ended (a ``PostgresFence`` tries again every few seconds while its
-    process lives), or by the next seal of the resource. ``cause`` names the sessions in the way, if known.
+    Writes of that grant are accepted until it is closed: in the background, as soon as the transaction that
+    blocks the close has ended (a ``PostgresFence`` tries again every few seconds while its process lives), or
+    by the next seal of the resource. ``cause`` names the blocking sessions, if known.
     """
 
     grant: Grant
@@ -91,7 +91,7 @@ class FenceCloseFailed:
 
 @dataclass(frozen=True, slots=True)
 class ObserverFailed:
-    """An observer raised, for the ``failures``-th time; the others are told."""
+    """An observer raised, for the ``failures``-th time; the other observers are told."""
 
     observer: str
     cause: str

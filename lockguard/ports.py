@@ -1,7 +1,7 @@
-"""What the core needs from the world: nodes that keep locks, a fence that refuses, somebody who watches.
+"""What the core needs from outside: nodes that keep locks, a fence that refuses stale writes, observers.
 
-A node answers with a *vote*. None is an exception, because the quorum has to count them: granted, busy,
-in quarantine, certainly not executed, or maybe executed, now or later. The last is never a yes or a no.
+A node answers with a *vote*, never with an exception, because the quorum has to count it: granted, busy, in
+quarantine, certainly not executed, or maybe executed, now or later. The last is never a yes or a no.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ __all__ = [
 
 @dataclass(slots=True)
 class AcquireRequest:
-    """One caller's wish for one resource. The same request sent again is the same wish (S7).
+    """One caller's request for one resource. Sending the same request again is idempotent (S7).
 
-    Nobody changes it. It is not frozen, as :class:`Granted` is not, because a frozen dataclass takes five
-    times as long to make, and each hold makes one.
+    It is never changed. Like :class:`Granted` it is not frozen, because a frozen dataclass takes five times
+    as long to make, and each hold makes one.
 
     Attributes:
         resource: what is wanted.
         grant: the id that the lock will carry.
-        holder: who asks, for people.
-        operation: what for, for people.
-        ttl_ms: the life asked for, in milliseconds.
+        holder: who asks, for display.
+        operation: what it is for, for display.
+        ttl_ms: the ttl asked for, in milliseconds.
         queue: whether to be queued when it is busy.
         ticket: the place in the queue that an earlier busy answer gave, 0 for none. Sent along so that a
             waiter keeps its place through a reconnect, a lost reservation and a wiped server.
         lock_delay_ms: how long the resource stays closed if this grant ends otherwise than by release.
-        history: of how many grants of the resource Redis shall tell afterwards; 0: of none.
+        history: how many grants of the resource Redis is to keep in its history; 0: none.
     """
 
     resource: Resource
@@ -78,9 +78,9 @@ class Granted:
     """The node holds the lock for this grant.
 
     Attributes:
-        token: what it gave.
-        server_us: its clock when it did, in microseconds since 1970; 0 if it held the lock already.
-        seal: what it remembers of the resource's last seal, see :class:`Sealed`; empty for nothing.
+        token: the token that the node gave.
+        server_us: the node's clock then, in microseconds since 1970; 0 if this grant held the lock already.
+        seal: what the node remembers of the resource's last seal, see :class:`Sealed`; empty for nothing.
     """
 
     token: Token
@@ -95,15 +95,15 @@ class Busy:
     Attributes:
         holder: who holds it; empty while it is only reserved or closed by a lock delay.
         operation: what for.
-        token: the holder's token, 0 while nobody holds it.
+        token: the holder's token, 0 while it is not held.
         age_ms: how long it has been held.
-        retry_after_ms: when the node's view changes at the latest without anybody acting.
+        retry_after_ms: after how long the node's view changes at the latest if no client acts.
         ticket: this caller's place in the queue, 0 if it was not queued.
         requeued: the caller had a ticket and was not in the queue: it had been dropped, or the server's
-            data are gone, so its companions' places are gone too.
+            data are gone, so the places of its process's other waiters are gone too.
         queue_full: the queue is at its cap.
-        ahead: how many stand in the queue before this caller; ``None``: it was not queued, or
-            several nodes decide.
+        ahead: how many waiters are ahead of this caller in the queue; ``None``: it was not queued, or several
+            nodes decide.
     """
 
     holder: str
@@ -119,24 +119,24 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class NotExecuted:
-    """The node certainly did not do it."""
+    """The node certainly did not execute the command."""
 
     error: NodeRefused
 
 
 @dataclass(frozen=True, slots=True)
 class MaybeExecuted:
-    """The node may have done it, or may still do it."""
+    """The node may have executed the command, or may still execute it."""
 
     error: NodeUnknown
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """The lock is free there, but the node may have forgotten one that it granted: it gives no vote yet.
+    """The lock is free on the node, but it may have forgotten a grant: it gives no vote yet.
 
     Attributes:
-        quarantine_ms: when it votes again; 0 while nobody has admitted it, see :class:`QuorumNode`.
+        quarantine_ms: after how long it votes again; 0 while it is not admitted, see :class:`QuorumNode`.
     """
 
     quarantine_ms: int
@@ -151,7 +151,7 @@ class Membership:
         member: whether it was admitted in the present run of its server.
         quarantine_ms: how long it does not vote yet.
         ttl_max_ms: the longest lease that it granted or may have forgotten, as far as it knows.
-        nodes: how many decided together when it was last asked for a free lock; 0 if it was not told.
+        nodes: how many nodes decided together when it was last asked for a free lock; 0 if it was not told.
     """
 
     known: bool
@@ -163,11 +163,11 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class Extended:
-    """The answer to an extend.
+    """The answer to a renewal.
 
     Attributes:
         held: whether this grant holds the lock on this node.
-        wanted: whether somebody asked for a hand-over.
+        wanted: whether a hand-over was requested.
     """
 
     held: bool
@@ -180,7 +180,7 @@ class Done:
 
     Attributes:
         found: whether this grant held the lock.
-        repeated: whether it was sent a second time: the first may have removed what it looked for.
+        repeated: whether the command was sent twice: the first may have removed what the second looked for.
     """
 
     found: bool
@@ -193,7 +193,7 @@ class Broken:
 
     Attributes:
         grant: the grant that was thrown out, empty if the lock was free.
-        holder: its holder.
+        holder: the holder of that grant.
         token: the token floor after the break.
     """
 
@@ -207,10 +207,10 @@ class Waiter:
     """One place in a queue.
 
     Attributes:
-        grant: whose place.
-        inbox: the process that waits, for people.
+        grant: the waiter's grant.
+        inbox: the channel on which its process is woken, for display.
         ticket: its place: lower is earlier.
-        silent_ms: since when its process has not been heard of.
+        silent_ms: for how long its process has not been heard from.
     """
 
     grant: str
@@ -225,16 +225,16 @@ class Inspection:
 
     Attributes:
         resource: the resource.
-        held: whether anybody holds it.
+        held: whether a grant holds it.
         grant: the holder's grant.
         token: the holder's token, or the floor while it is free; 0 if neither is known.
-        holder: who.
-        operation: what for.
+        holder: who holds it, for display.
+        operation: what it is held for, for display.
         age_ms: how long it has been held.
-        remaining_ms: until the server drops it.
-        ttl_ms: its life after each renewal.
+        remaining_ms: how long until the server drops it.
+        ttl_ms: how long it lasts after each renewal.
         renewals: how often it was renewed.
-        waiters: the queue, first first.
+        waiters: the queue, earliest first.
     """
 
     resource: Resource
@@ -257,27 +257,27 @@ NoVote: TypeAlias = NotExecuted | MaybeExecuted
 class LockNode(Protocol):
     """One independent keeper of locks.
 
-    Every method queues its command *before it returns*, in call order, and gives a future that always gets
-    a vote. Cancelling the future does not take the command back; a command queued later runs later. So an
-    undo that is queued behind a cancelled acquire undoes it.
+    Every method queues its command *before it returns*, in call order, and returns a future that always gets
+    a vote. Cancelling the future does not revoke the command; a command queued later runs later. So a release
+    that is queued behind a cancelled acquire undoes it.
     """
 
     @property
     def name(self) -> str:
-        """The node, for people; without credentials."""
+        """The node's name for display, without credentials."""
         ...
 
     @property
     def ready(self) -> bool:
-        """Whether commands would go out now."""
+        """Whether commands would be sent now."""
         ...
 
     async def connect(self) -> None:
-        """Be ready to send. Returns at once when it is.
+        """Connect. Returns at once if the node is ready.
 
         Raises:
-            NodeError: it cannot be reached.
-            ConfigurationError: it refuses the log-in.
+            NodeError: the node cannot be reached.
+            ConfigurationError: the node refuses the log-in.
         """
         ...
 
@@ -298,22 +298,22 @@ class LockNode(Protocol):
     def release(
         self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = ""
     ) -> Future[Done | NoVote]:
-        """Remove this grant wherever it stands: lock, reservation or queue. It leaves at once.
+        """Remove this grant wherever it stands: lock, reservation or queue. The command is sent at once.
 
         ``lost``: its lease ended under the body, so a lock delay begins now. ``seal``: to be remembered.
         """
         ...
 
     def break_(self, resource: Resource, *, reason: str, token: Token) -> Future[Broken | NoVote]:
-        """Throw out whoever holds the lock; raise the token floor to at least ``token``."""
+        """Remove the holder's grant from the lock; raise the token floor to at least ``token``."""
         ...
 
     def inspect(self, resource: Resource) -> Future[Inspection | NoVote]:
-        """Read everything, change nothing."""
+        """Read all that the node knows of the resource; change nothing."""
         ...
 
     def request_handover(self, resource: Resource, *, reason: str) -> Future[Done | NoVote]:
-        """Ask the holder to end when it can."""
+        """Ask the holder to end when it can; ``found`` tells whether there is one."""
         ...
 
     def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
@@ -329,41 +329,41 @@ class Answer(Protocol):
     """Where a node's vote goes. A future is one."""
 
     def done(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether the vote is no longer awaited."""
         ...
 
     def set_result(self, vote: Any, /) -> None:
-        """The vote; called once, and not when it is done."""
+        """Take the vote. Called once at most, and not when :meth:`done`."""
 
 
 @runtime_checkable
 class QuorumNode(LockNode, Protocol):
-    """A node that decides together with others that know nothing of it."""
+    """A node that decides together with others, which know nothing of it."""
 
     @property
     def server_ids(self) -> frozenset[str]:
-        """What this server shares with no independent one: its run and its replication; empty if unknown."""
+        """Ids that no independent server shares: of its run and its replication; empty if unknown."""
         ...
 
     def acquire_into(self, request: AcquireRequest, proposal: int, answer: Answer) -> None:
-        """As :meth:`acquire`, for ``answer``; ``proposal``: a token or place to give if it can be, or 0."""
+        """Like :meth:`acquire`, for ``answer``; ``proposal``: a token or place to give if possible, or 0."""
         ...
 
     def release_into(
         self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
     ) -> None:
-        """As :meth:`release`, for ``answer``."""
+        """Like :meth:`release`, with the vote to ``answer``."""
 
     def membership(self) -> Future[Membership | NoVote]:
-        """Look whether it may vote."""
+        """Ask whether the node may vote."""
         ...
 
     def admit(self, *, quarantine_ms: int, ttl_max_ms: int) -> Future[Membership | NoVote]:
-        """Let it vote after ``quarantine_ms``, if nobody has admitted it yet; tells what was there before."""
+        """Let the node vote after ``quarantine_ms``, unless it is admitted already; gives what was before."""
         ...
 
     def rejoin(self, grant: Grant) -> Future[Done | NoVote]:
-        """Hold the lock for a grant that is held elsewhere, if it is free here."""
+        """Give the lock to a grant that holds it on other nodes, if it is free here."""
         ...
 
     def on_admission_needed(self, callback: Callable[[], None]) -> None:
@@ -373,13 +373,13 @@ class QuorumNode(LockNode, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The fence is raised to this grant; nothing older can commit any more.
+    """The fence is raised to this grant; no older grant can commit any more.
 
     Attributes:
         token: the token in force.
         seal: what the nodes remember of it, and give with the next grant of the resource: the fence's own
-            name and the token. Whoever is asked to seal then has to know this seal, or has lost it. Empty:
-            nothing is remembered.
+            name and the token. A fence that is asked to seal then has to know this seal, or has lost it.
+            Empty: nothing is remembered.
     """
 
     token: Token
@@ -398,13 +398,13 @@ class Outrun:
 
 
 class Fence(Protocol):
-    """The database's side: what refuses a stale holder's writes."""
+    """What refuses stale writes, in the database."""
 
     async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
         """Make ``grant`` the only one whose writes are accepted. Idempotent per grant.
 
         Raises:
-            FenceUnavailable: it could not be done, or nobody knows whether it was, within ``within``.
+            FenceUnavailable: it could not be done within ``within``, or its outcome is unknown.
         """
         ...
 
@@ -417,7 +417,7 @@ class Fence(Protocol):
         ...
 
     async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
-        """Accept no more writes of whoever holds ``resource``; returns the token in force from now on.
+        """Accept no more writes of the holder of ``resource``; returns the token in force from now on.
 
         Raises:
             FenceUnavailable: it could not be done within ``within``.
@@ -427,7 +427,7 @@ class Fence(Protocol):
 
 @runtime_checkable
 class AnsweringFence(Fence, Protocol):
-    """A fence that can also be asked; :meth:`Lease.confirm` does, if it can."""
+    """A fence that can also be asked, as :meth:`Lease.confirm` does."""
 
     async def confirm(self, grant: Grant, *, within: timedelta) -> bool:
         """Whether writes of ``grant`` are accepted now.
@@ -443,9 +443,9 @@ class RelayFence(Fence, Protocol):
     """A fence that closes a grant together with the seal of the next one, where both are of one process."""
 
     async def hand_on(self, grant: Grant, successor: GrantId, *, within: timedelta) -> None:
-        """As :meth:`Fence.close`, while ``successor`` takes the lock: its seal may bring the close along.
+        """Like :meth:`Fence.close`, while ``successor`` takes the lock: its seal may carry the close.
 
-        It returns when the grant is closed, also where the successor does not come.
+        Returns when the grant is closed, even if the successor never seals.
 
         Raises:
             FenceUnavailable: it could not be done within ``within``.
@@ -454,8 +454,8 @@ class RelayFence(Fence, Protocol):
 
 
 class Observer(Protocol):
-    """Somebody who watches. It must not block; what it raises is logged, and it is told the next event."""
+    """Is told what happens. It must not block; what it raises is logged, and it is told the next event."""
 
     def on(self, event: Event) -> None:
-        """Something happened."""
+        """Take one event."""
         ...

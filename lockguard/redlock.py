@@ -7,20 +7,20 @@ What each rule prevents:
 
 * All nodes are asked at once and the validity counts from before the first send. Counting from a reply
   would trust the lease for longer than the first node keeps it.
-* The caller is answered as soon as a majority for or against is certain; a slow node delays nobody.
-* What is not won is undone on every node that granted or may have, also on those that have not answered:
-  the undo is queued behind the acquire on the same connection, so it finds what the acquire left.
+* The caller is answered as soon as a majority for or against is certain; a slow node delays no caller.
+* An acquire that is not won is undone on every node that granted it or may have, also on those that have not
+  answered: the release is queued behind the acquire on the same connection, so it finds what that left.
 * A node that did not answer, or answered with an error, is never counted as a yes.
-* The token is settled: a maximum over counters alone does not increase (10, 5, 5: nodes
-  A and B give 11, later B and C give 7). The lease's token stands on a majority while the lock is held there:
-  mostly because they gave the token that was proposed, otherwise because the highest one was written there in
-  a second round. Each node gives only what is higher than all before, and any later majority shares one with
-  this one, so the next token is higher.
+* The token is settled: a maximum over counters alone does not increase (10, 5, 5: nodes A and B give 11,
+  later B and C give 7). The lease's token stands on a majority while the lock is held there: mostly because
+  these nodes gave the token that was proposed, otherwise because the highest one was written there in a
+  second round. Each node gives only tokens higher than all before, and any later majority has a node in
+  common with this one, so the next token is higher.
 * A node that may have forgotten a lock gives no vote until that lock has ended (``_membership.py``); a holder
   that has just renewed on a majority puts its lease back on the others.
 * A node that did not answer in time is not waited for again until it has caught up.
 
-A lease lives on a majority of clocks that may be wrong, and on servers that may lose their data. What makes
+A lease relies on a majority of clocks that may be wrong, and on servers that may lose their data. What makes
 it safe all the same is the fence (see ``ports.Fence``); the lock gives order and efficiency.
 """
 
@@ -73,7 +73,7 @@ T = TypeVar("T")
 _WOKEN_MAX = 1_000
 
 _HEADSTART_US_MIN = 3_000
-"""How much later than a node's clock a proposed token is at least: the way there takes some of it."""
+"""The least lead of a proposed token over a node's clock: the trip there uses up some of it."""
 
 _HEADSTART_US_MAX = 50_000
 
@@ -115,7 +115,7 @@ class Redlock:
             if grant is None:
                 callback(None)
                 return
-            # Asking at the first wake-up would find the other nodes still held, and undo what this one gave.
+            # Asking at the first wake-up would find other nodes still held, and undo what this one gave.
             woken_by.setdefault(grant, set()).add(node)
             if len(woken_by[grant]) >= self._quorum:
                 del woken_by[grant]
@@ -127,9 +127,9 @@ class Redlock:
             node.on_wake(partial(count, node))
 
     async def connect(self) -> None:
-        """Connect to enough nodes to decide, or find out that it cannot be done now.
+        """Connect to enough nodes to decide; returns also if that is not possible now.
 
-        One that cannot be reached costs nothing once the others are there; it goes on being tried until
+        A node that cannot be reached costs nothing once the others are connected; it is tried further until
         :meth:`aclose`.
 
         Raises:
@@ -164,7 +164,7 @@ class Redlock:
         round_ = self._rounds.begin(_is_granted)
         for index, node in enumerate(self.nodes):
             node.acquire_into(request, proposal, round_.slot(index))
-        # What comes after this has no vote, and is not sent again, behind its own undo (NOSCRIPT).
+        # A vote after this does not count, and its command is not sent again (NOSCRIPT), behind its own undo.
         await round_.wait()
         votes = round_.votes
         if round_.won:
@@ -181,18 +181,18 @@ class Redlock:
         self._undo_split(request, votes)
         held = [vote for vote in votes if isinstance(vote, Busy)]
         if held and len(self.nodes) - len(held) < self._quorum:
-            # A node that was late or missed the settling shows another token: believe the many.
+            # A node that was late or missed the settling shows another token: believe most of them.
             shown = Counter(busy.token for busy in held)
             told = max(held, key=lambda busy: (shown[busy.token], busy.retry_after_ms))
             places = {busy.ticket for busy in held if busy.ticket}
-            # What one node says of its queue, a place lost or who is ahead, says nothing of the others'.
+            # What one node says of its queue (a lost place, waiters ahead) says nothing of the others'.
             told = replace(told, ticket=max(places, default=0), requeued=False, ahead=None)
             return Contended(told, one_place=len(places) < 2)
         return NoQuorum(round_.described())
 
     def ask_again_s(self) -> float:
         """After how long a waiter that was not woken asks again by itself, in seconds."""
-        # Nodes may have woken different waiters: then only asking goes on, and not all at once.
+        # Nodes may have woken different waiters: then only asking helps, and not all at the same time.
         return random.uniform(0.05, 0.15)  # noqa: S311 - not a secret
 
     async def settle(self, request: AcquireRequest, token: Token) -> bool:
@@ -205,7 +205,7 @@ class Redlock:
         """Send a renewal to every node.
 
         Nodes that lost the lease get it back as soon as a majority has renewed it, unless it was released
-        meanwhile: then nobody would be left to remove it.
+        meanwhile: then nothing would remove it again.
         """
         asked = [node.extend(grant.resource, grant.id, grant.ttl_ms, seal=grant.seal) for node in self.nodes]
         self._renewing[grant.id] = asked
@@ -253,14 +253,14 @@ class Redlock:
         return Found.NO if gone >= self._quorum else Found.UNKNOWN
 
     def _undo_split(self, request: AcquireRequest, votes: Sequence[AcquireVote | None]) -> None:
-        # A minority that we keep would block the others until its ttl.
+        # A minority that we keep would block other callers until its ttl.
         for node, vote in zip(self.nodes, votes, strict=True):
             if not isinstance(vote, Busy | NotExecuted | Quarantined):
                 node.release(request.resource, request.grant)
 
 
 def _newest(seals: Iterable[str]) -> str:
-    """The one with the highest token: a node may have missed the last."""
+    """The seal with the highest token: a node may have missed the last one."""
     return max(seals, key=lambda seal: int("0" + seal.rpartition(" ")[2]), default="")
 
 
@@ -273,14 +273,14 @@ def _was_found(vote: Done | NoVote) -> bool:
 
 
 class Proposals:
-    """Tokens a little later than the nodes' clocks will show: if a majority gives one, it is settled.
+    """Proposes tokens a little ahead of the nodes' clocks: if a majority gives one, it is settled.
 
-    Only a hint. A node gives a higher token when its own last one, or its clock, says so; then the highest is
-    settled in a second round.
+    A proposal is only a hint. A node gives a higher token if its own last one, or its clock, is higher; then
+    the highest is settled in a second round.
 
     Args:
-        clock: ours.
-        quorum: how many clocks must be known.
+        clock: the local clock.
+        quorum: how many nodes' clocks must be known.
     """
 
     def __init__(self, clock: Clock, *, quorum: int) -> None:
@@ -290,9 +290,9 @@ class Proposals:
         self._headstart_us = _HEADSTART_US_MIN
 
     def note(self, votes: Sequence[AcquireVote | None], *, sent_at: float) -> None:
-        """Learn how far the nodes' clocks are ahead of ours, and how long the way there may take."""
+        """Learn how far the nodes' clocks are ahead of ours, and how long the trip there may take."""
         now_us = int(self._clock.now() * 1e6)
-        # What is learnt is short by the way back, and the next way there comes on top.
+        # The lead that is learnt is short by the trip back, and the next trip there comes on top.
         trip_us = now_us - int(sent_at * 1e6)
         self._headstart_us = max(_HEADSTART_US_MIN, min(2 * trip_us, _HEADSTART_US_MAX))
         for index, vote in enumerate(votes):
@@ -305,6 +305,6 @@ class Proposals:
             return 0
         leads_us = sorted(self._lead_us.values())
         common_us = leads_us[len(leads_us) // 2]
-        # One clock that is far ahead must not carry the tokens of all along.
+        # One clock that is far ahead must not pull all tokens along.
         lead_us = max(lead for lead in leads_us if lead - common_us < _SKEW_US_MAX)
         return int(self._clock.now() * 1e6) + lead_us + self._headstart_us

@@ -1,7 +1,7 @@
-"""Text for people: who holds a lock, what for, why it was broken.
+"""Text for display: who holds a lock, what for, why it was broken.
 
-It comes from anywhere: a task's name may be a chat message. It is kept, because it is what an operator has
-to go by, but it cannot begin a new line of a history or a log, nor tell a terminal anything.
+It comes from any source: a task's name may be a chat message. It is kept, because it is what an operator has
+to go by, but it cannot begin a new line of a history or a log, nor control a terminal.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from lockguard.errors import ConfigurationError
 __all__ = ["TEXT_CHARACTERS_MAX", "decoded", "first_line", "kind_of", "one_word", "printable", "remark"]
 
 TEXT_CHARACTERS_MAX = 200
-"""Of a holder, an operation or a reason."""
+"""The longest holder, operation or reason, in characters."""
 
 
 def kind_of(value: object) -> str:
-    """What a value is, with its article, for an error that must not show the value itself."""
+    """A value's type with its article, for an error that must not show the value itself."""
     if value is None:
         return "None"
     name = type(value).__name__
@@ -23,9 +23,9 @@ def kind_of(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    r"""The text with everything escaped that is not seen as itself.
+    r"""The text with every character escaped that is not displayed as itself.
 
-    Line ends, the escape sequences of terminals, marks that turn the direction of writing, characters
+    Line ends, terminals' escape sequences, marks that change the direction of writing, characters
     without width and broken Unicode become ``\n``, ``\x1b``, ``\u202e`` and so on. The rest, a backslash
     too, stays, so that text which was escaped once is not changed again.
 
@@ -39,21 +39,21 @@ def printable(text: str) -> str:
 
 
 def one_word(text: str) -> str:
-    """As :func:`printable`, without blanks: in a history's line it cannot pass for the field that follows."""
+    """Like :func:`printable`, without blanks: in a line of a history it cannot pass for the next field."""
     if type(text) is str and text.isprintable() and " " not in text:
         return text
     return printable(text).replace(" ", "\\x20")
 
 
 def remark(text: str, name: str) -> str:
-    """An operation or a reason as a caller gives it, made printable and cut to a length that fits a line.
+    """An operation or a reason from a caller, made printable and cut to ``TEXT_CHARACTERS_MAX``.
 
     Args:
         text: what the caller gave.
-        name: of the parameter, for the error.
+        name: the parameter's name, for the error.
 
     Raises:
-        ConfigurationError: it is no text.
+        ConfigurationError: it is not text.
     """
     if not isinstance(text, str):
         raise ConfigurationError(
@@ -65,10 +65,10 @@ def remark(text: str, name: str) -> str:
 
 
 def first_line(exc: BaseException) -> str:
-    """What an error says in its first line; its kind where that is empty."""
+    """The first line of an error's text, or the name of its type if that is empty."""
     return str(exc).partition("\n")[0] or type(exc).__name__
 
 
 def decoded(text: bytes) -> str:
-    """Text for people as a server keeps it, printable whoever wrote it there."""
+    """Text for display as a server keeps it, made printable: any client may have written it."""
     return printable(text.decode(errors="backslashreplace"))
