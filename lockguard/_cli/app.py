@@ -1,10 +1,10 @@
-"""The group of all commands, and how each way of ending becomes one line and an exit code.
+"""The group of all commands, and how each outcome becomes one line and an exit code.
 
 =====  ==================================================================================
 0      done
-1      it could not be done: somebody holds it, a server does not answer, a check failed
+1      it could not be done: the resource is held, a server does not answer, a check failed
 2      the user's mistake: an argument, a URL, a password, a missing package
-3      something could not be read, so nobody knows whether it is right (some commands of positions and logs)
+3      something could not be read, so it may be right or not (some commands of positions and logs)
 130    interrupted, by Ctrl-C or by SIGTERM; see ``lockguard/_interrupt.py``
 =====  ==================================================================================
 """
@@ -32,7 +32,7 @@ _FAILED = 1
 _MISTAKE = 2
 
 _MAY_BE_A_URL = re.compile(r""": (['"]).*(?:://|@).*\1""", re.DOTALL)
-"""A value that click quotes in its own error: given to the wrong option, a URL would show its password."""
+"""A value that click quotes in its own error: a URL given to the wrong option would show its password."""
 
 
 @click.group(cls=OpenGroup, contributed_by=COMMANDS, invoke_without_command=True)
@@ -49,7 +49,7 @@ lockguard.add_command(break_)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; gives the exit code. Every failure that is no bug of ours is one line on stderr."""
+    """Run a command; returns the exit code. Every failure that is not a bug is one line on stderr."""
     try:
         code = lockguard.main(list(arguments), prog_name="lockguard", standalone_mode=False)
     except click.ClickException as exc:
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     except LockguardError as exc:
         return _complain(str(exc), _FAILED)
     except OSError as exc:
-        if not is_of_the_output(exc):  # our own files name themselves
+        if not is_of_the_output(exc):  # errors of our own files name the file
             raise
         return _complain(f"the output could not be written: {exc.strerror}", _FAILED)
     except ImportError as exc:

@@ -20,13 +20,13 @@ _UNITS = {
 
 
 class Duration(click.ParamType[timedelta]):
-    """Such as ``90s`` or ``12w``.
+    """A length of time, such as ``90s`` or ``12w``.
 
     Args:
         name: what it is called in errors.
-        units: those that may be given, such as ``"dw"``.
+        units: the units that may be given, such as ``"dw"``.
         remedy: what to write instead, with an example.
-        least: what it is at least.
+        least: the shortest length that is accepted.
     """
 
     def __init__(self, name: str, units: str, remedy: str, *, least: timedelta = timedelta()) -> None:
@@ -36,7 +36,7 @@ class Duration(click.ParamType[timedelta]):
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Read it."""
+        """The length that ``value`` names; fails if it is malformed or too short."""
         if isinstance(value, timedelta):
             return value
         found = re.fullmatch(rf"([0-9]{{1,5}})([{self._units}])", str(value).strip())

@@ -114,7 +114,7 @@ def break_(
     except QuorumUnavailable as exc:
         if database_url is None:
             raise
-        unanswered = exc  # the fence can be broken without, and that is what keeps the holder from writing
+        unanswered = exc  # the fence can be broken all the same, and that stops the holder's writes
     if not yes:
         _confirm(resource, found, unanswered)
     broken = interrupt.run(_break(resource, reason, redis_urls, database_url))
@@ -157,7 +157,7 @@ def _confirm(resource: str, found: Inspection | None, unanswered: QuorumUnavaila
 
 
 async def _inspect(resource: str, redis_urls: Sequence[str]) -> Inspection:
-    parse_resource(resource)  # a name that cannot be is told before any connection
+    parse_resource(resource)  # an invalid name is refused before any connection
     async with _guard(redis_urls) as guard:
         return await guard.inspect(resource)
 
@@ -169,7 +169,7 @@ async def _inspect_again(resource: str, redis_urls: Sequence[str]) -> Inspection
 
 
 async def _look(resource: str, redis_urls: Sequence[str]) -> Inspection:
-    """As :func:`_inspect`, after a look whether all servers were named.
+    """Like :func:`_inspect`, with a check that all servers were named.
 
     Raises:
         ConfigurationError: they decide together with others that were not named.
@@ -178,7 +178,7 @@ async def _look(resource: str, redis_urls: Sequence[str]) -> Inspection:
     urls = list(redis_urls) or [_REDIS]
     told = await asyncio.gather(*(_membership(url, nodes=len(urls)) for url in urls))
     known = [membership for membership in told if membership is not None and membership.known]
-    # A server that has not been asked for a lock since the library wrote that down tells no number.
+    # A server that was not asked for a lock since the library records the number tells none.
     decide = max((max(membership.nodes, 2) for membership in known), default=1)
     if len(urls) < decide:
         raise ConfigurationError(
@@ -191,10 +191,10 @@ async def _look(resource: str, redis_urls: Sequence[str]) -> Inspection:
 
 
 async def _membership(url: str, *, nodes: int) -> Membership | None:
-    """What a server has noted of those with which it decides; ``None`` if it does not, or does not answer."""
+    """A server's membership; ``None`` if it cannot decide together with others, or does not answer."""
     if split_url(url).scheme not in _INDEPENDENT:
         return None
-    inbox = f"lockguard:inbox:break:{os.getpid()}"  # the ACL's pattern
+    inbox = f"lockguard:inbox:break:{os.getpid()}"  # fits the ACL's pattern
     node = MemberNode(Address.parse(url), inbox=inbox, nodes=nodes)
     with suppress(LockguardError):
         async with LockGuard([node], observers=[]):
@@ -216,12 +216,12 @@ def _guard(redis_urls: Sequence[str], fence: Fence | None = None) -> LockGuard:
     urls = list(redis_urls) or [_REDIS]
     if len(urls) == 1:
         return LockGuard.from_url(urls[0], fence=fence, observers=[])
-    with warnings.catch_warnings(action="ignore"):  # an even number is the bot's affair
+    with warnings.catch_warnings(action="ignore"):  # an even number of servers is for the bot to fix
         return LockGuard.from_urls(urls, fence=fence, observers=[])
 
 
 def _fence_of(database_url: str) -> AbstractAsyncContextManager[Fence]:
-    """The fence, by the package that contributes the command ``fence``: this one knows no Postgres."""
+    """The fence, from the package that contributes the command ``fence``: this one knows no Postgres."""
     point = contributed(COMMANDS).get("fence")
     if point is None:
         raise ConfigurationError(
@@ -261,7 +261,7 @@ def _show(found: Inspection) -> None:
 
 
 def _span(ms: int) -> str:
-    """A length of time for people."""
+    """A length of time for display."""
     if ms < 60_000:
         return f"{ms / 1000:.3g} s"
     return str(timedelta(seconds=ms // 1000))

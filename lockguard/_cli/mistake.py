@@ -1,4 +1,4 @@
-"""What a command refuses: a mistake of the user, told in one line."""
+"""A mistake of the user, which a command refuses in one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ __all__ = ["Mistake"]
 
 
 class Mistake(click.ClickException):
-    """Something that the user can put right."""
+    """An error that the user can correct; the exit code is 2."""
 
     exit_code = 2

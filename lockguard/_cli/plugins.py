@@ -29,7 +29,7 @@ _BROUGHT_BY = {
     "load": "testing",
     "race": "demo",
 }
-"""The extra that brings a command which nothing installed has: the documentation names them all."""
+"""The extra that brings a command which is not installed: the documentation names all commands."""
 
 
 class OpenGroup(click.Group):
@@ -47,14 +47,14 @@ class OpenGroup(click.Group):
         self._group = contributed_by
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all commands."""
+        """The names of all commands, sorted."""
         return sorted({*super().list_commands(ctx), *contributed(self._group)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command by its name.
+        """A command by its name; ``None`` if there is none.
 
         Raises:
-            Mistake: it, or a package that it needs, is not installed, or it is no command.
+            Mistake: it, or a package that it needs, is not installed, or it is not a click command.
         """
         own = super().get_command(ctx, cmd_name)
         if own is not None:
@@ -65,7 +65,7 @@ class OpenGroup(click.Group):
         return None if point is None else load(point)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
-        """List each command with one line about it, without loading those of others."""
+        """List each command with one line about it, without loading those of other packages."""
         own = {name: command.get_short_help_str(200).rstrip(".") for name, command in self.commands.items()}
         others = {name: summary(point) for name, point in contributed(self._group).items()}
         with formatter.section("Commands"):
@@ -81,7 +81,7 @@ def load(point: EntryPoint) -> click.Command:
     """Import a command.
 
     Raises:
-        Mistake: a package that it needs is missing, or it is no command.
+        Mistake: a package that it needs is missing, or it is not a click command.
     """
     try:
         command = point.load()
@@ -93,7 +93,7 @@ def load(point: EntryPoint) -> click.Command:
 
 
 def summary(point: EntryPoint) -> str:
-    """The first line of a command's docstring; empty if its source is not to be found."""
+    """The first line of a command's docstring; empty if its source cannot be found or read."""
     try:
         function = next(
             node
@@ -106,7 +106,7 @@ def summary(point: EntryPoint) -> str:
 
 
 def _source(module: str) -> Path:
-    """The file of a module; only looked for, since finding a sub-module by spec imports its parents."""
+    """The source file of a module, looked up by path: to find a submodule by its spec imports its parents."""
     package, *rest = module.split(".")
     spec = find_spec(package)
     for location in (spec.submodule_search_locations if spec is not None else None) or ():

@@ -1,4 +1,4 @@
-"""Observers that come along."""
+"""The observers that lockguard provides."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _LOG = logging.getLogger("lockguard")
 
 
 class LogObserver:
-    """Warns of what an operator must know; the rest is for debugging."""
+    """Logs what an operator must know as a warning or an error, and all else for debugging."""
 
     def on(self, event: Event) -> None:
         """Log one event."""

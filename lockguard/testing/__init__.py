@@ -18,11 +18,11 @@ _GROUP = "lockguard.testing"
 
 
 def __getattr__(name: str) -> Any:
-    """A server, or what else an installed package offers to tests.
+    """A server, or another name that an installed package offers to tests.
 
     Raises:
-        AttributeError: nothing has that name.
-        ImportError: the package that would have it is not installed; the text names the extra.
+        AttributeError: no package offers that name.
+        ImportError: no package that offers names to tests is installed; the text names the extra.
     """
     if name.startswith("_"):
         raise AttributeError(name)

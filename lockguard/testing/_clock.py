@@ -13,10 +13,10 @@ __all__ = ["FakeClock"]
 
 
 class FakeClock:
-    """Implements :class:`lockguard._clock.Clock`.
+    """A :class:`lockguard._clock.Clock` whose time tests set.
 
     Args:
-        now_s: where the suspend-proof clock begins.
+        now_s: where the suspend-proof clock begins, in seconds.
         wall_s: where the wall clock begins, in seconds since 1970.
     """
 
@@ -38,7 +38,7 @@ class FakeClock:
         """Let time pass on both clocks.
 
         Raises:
-            ConfigurationError: it would go back.
+            ConfigurationError: ``by`` is negative.
         """
         if by.total_seconds() < 0:
             raise ConfigurationError(f"time cannot advance by {by}: only set_wall_back() goes back")

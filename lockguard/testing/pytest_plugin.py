@@ -5,7 +5,7 @@ Ask for them in ``conftest.py``::
     pytest_plugins = ["lockguard.testing.pytest_plugin"]
 
 * ``lockguard_memory``: a guard without a server, for unit tests.
-* ``new_lockguard``: makes more such guards, as other processes would have them; they all meet.
+* ``new_lockguard``: makes more such guards, as other processes would have them; all share their locks.
 * ``lockguard_redis``: a real server, one for all tests of the process; needs ``lockguard[testing]``.
 * ``lockguard_redis_url``: its URL, after its keys were deleted.
 """
@@ -26,13 +26,13 @@ __all__ = ["lockguard_memory", "lockguard_redis", "lockguard_redis_url", "lockgu
 
 @pytest.fixture
 def lockguard_store() -> MemoryStore:
-    """What the guards of one test share."""
+    """The store that the guards of one test share."""
     return MemoryStore()
 
 
 @pytest.fixture
 def new_lockguard(lockguard_store: MemoryStore) -> Callable[..., LockGuard]:
-    """Makes guards without a server that meet; takes what the guard takes."""
+    """Makes guards without a server that share their locks; takes the options of ``LockGuard``."""
 
     def new(**options: Any) -> LockGuard:
         return LockGuard.in_memory(lockguard_store, **options)
@@ -42,7 +42,7 @@ def new_lockguard(lockguard_store: MemoryStore) -> Callable[..., LockGuard]:
 
 @pytest.fixture
 def lockguard_memory(new_lockguard: Callable[..., LockGuard]) -> LockGuard:
-    """A guard without a server. It needs no closing: nothing of it is left when its leases have ended."""
+    """A guard without a server. It need not be closed: nothing of it is left when its leases have ended."""
     return new_lockguard()
 
 
