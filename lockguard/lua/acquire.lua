@@ -114,8 +114,10 @@ local function busy(held, retry_after_ms)
     redis.call('ZADD', KEYS[3], ticket, member)
   end
   redis.call('PEXPIRE', KEYS[3], QUEUE_TTL_MS)
+  -- A user whose rights were listed before this command was used waits as it did, one trip later.
+  local ahead = redis.pcall('ZRANK', KEYS[3], member)
   return {0, holder, operation, token, age_ms, retry_after_ms, string.format('%.0f', ticket), requeued,
-    redis.call('ZRANK', KEYS[3], member)}
+    type(ahead) == 'number' and ahead or nil}
 end
 
 -- The rest of a key's ttl. If it exceeds the given ttl, the clock was set back, and the ttl starts again:

@@ -208,15 +208,19 @@ async def test_a_missing_password_is_refused_at_once():
         await guard.aclose()
 
 
-async def test_the_documented_acl_is_enough_and_least():
+@pytest.mark.parametrize("without", ["", "+zrank"], ids=["the documented one", "of before the hand-over"])
+async def test_the_documented_acl_is_enough_and_least(without):
     page = (Path(__file__).parents[2] / "docs/howto/least-privilege.md").read_text(encoding="utf-8")
     rules = " ".join(re.search(r"ACL SETUSER (bot .*?)```", page, re.DOTALL)[1].split()).replace(
         "SECRET", "secret"
     )
-    with RedisServer(acl=[rules]) as server:
+    assert without in rules
+    with RedisServer(acl=[rules.replace(without, "")]) as server:
         url = f"redis://bot:secret@127.0.0.1:{server.port}"
         async with LockGuard.from_url(url) as guard, LockGuard.from_url(url) as other:
             async with guard.hold("x"):
+                with pytest.raises(ResourceBusy):  # and nothing of a missing right
+                    await other.hold("x", wait=timedelta(milliseconds=100)).__aenter__()
                 waiting = asyncio.create_task(_once(other))
                 async with asyncio.timeout(5):
                     while not (await guard.inspect("x")).waiters:
