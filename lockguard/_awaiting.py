@@ -119,7 +119,7 @@ class AnswerBounds:
         self._timer_at = math.inf
 
     def expect(self, asked: Future[T], within_s: float = math.inf) -> Future[T]:
-        """Bound the wait for ``asked``, by ``within_s`` seconds if that is less; returns ``asked``."""
+        """Bound the wait for ``asked``, by ``within_s`` seconds if that is the lesser limit; returns it."""
         within_s = min(within_s, self._within_s)
         loop, waited_for = asked.get_loop(), self._open
         while waited_for and waited_for[0][2].done():

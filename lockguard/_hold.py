@@ -8,7 +8,7 @@ Leaving a hold is where lock libraries hurt their users, so the rules are strict
 * A body that ends normally after its lease has ended gets ``LeaseLost`` too, even if only the release finds
   that the lock was gone: leaving without an error means that the lease was good for the whole body.
 * A release never raises because a server cannot be reached, nor because the lock expired while the release
-  was in flight: an event tells.
+  was in flight: an event reports it.
 * The release is sent to Redis before the first await, so that no cancellation can leave the lock behind.
 * A hold is for one use. If it were entered twice, the first exit would release what the second entry holds.
 * It may be left by a task other than the one that entered it (an abandoned generator, an exit stack, a

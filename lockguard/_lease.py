@@ -2,9 +2,8 @@
 
 A *grant* is one successful acquisition. Its id, 128 random bits, is the only authority: the holder's text is
 for display. A *lease* is what the running code holds: a grant with the local instant, the *deadline*, after
-which it must not be trusted. The deadline counts from before the request that granted
-or renewed it was sent, less an allowance for drift, so it always lies before the instant at which the
-server drops the key.
+which it must not be trusted. The deadline counts from before the request that granted or renewed it was sent,
+less an allowance for drift, so it always lies before the instant at which the server drops the key.
 """
 
 from __future__ import annotations
@@ -395,7 +394,7 @@ class Lease:
 
     @property
     def kept_until(self) -> float:
-        """The instant before which the server does not drop the lock, whatever bounds the hold."""
+        """The deadline without regard to ``max_hold``: the server does not drop the lock before it."""
         return self._deadline
 
     def end(self, reason: LossReason) -> None:

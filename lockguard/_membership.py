@@ -7,8 +7,8 @@ something votes only when every lease that it may have granted has ended.
 How it is known. Each node keeps a small hash (``admit.lua``) with the id of the server process in which it
 was admitted. A node without the hash has lost its data, by a restart or by FLUSHALL. One whose hash names
 another process was restarted with old data, which may lack the last second before its end. Neither clocks nor
-uptimes decide this. A connection does not outlive the server process, so the id that was read at log-in
-is true for every command on it.
+uptimes decide this. A connection does not outlive the server process, so the id that was read at log-in is
+true for every command on it.
 
 How long its quarantine lasts. Each node also keeps the longest ttl that it ever granted. A lease that the
 node may have forgotten was granted by a majority; a majority of members has a node in common with it, so the
@@ -16,8 +16,8 @@ longest ttl that they report bounds it. A node that is admitted takes that figur
 next.
 
 Who notices. A caller that finds the lock free on such a node; a guard whose connection comes back; and a
-holder that puts its lease back there. Without the last two, a lease that is held for long would hide of one
-node after the other that it has to be admitted, until too few members could report the longest ttl.
+holder that puts its lease back there. Without the last two, a lease that is held for long would hide that one
+node after another has to be admitted, until too few members could report the longest ttl.
 
 The beginning. New nodes cannot be told from nodes that lost everything. When all nodes answer, and none knows
 of any lease, they are admitted at once. So a simultaneous loss of all nodes' data is taken for a new set-up:
@@ -85,7 +85,7 @@ class Members:
     async def connect(self, *, enough: int, grace_s: float) -> None:
         """Wait until ``enough`` nodes are connected, or each of the others was tried once.
 
-        Nodes that are not connected then are tried further in the background.
+        Connecting to the rest goes on in the background.
 
         Args:
             enough: how many are needed.

@@ -24,7 +24,7 @@ from lockguard.text import kind_of
 __all__ = ["Key", "KeyText", "argument_text", "called", "compile_key"]
 
 KeyText: TypeAlias = str | int | UUID | Enum
-"""Values with a single text: a string, an integer but no bool, a UUID, or an Enum whose value is one."""
+"""Types with a single text: str, int but not bool, UUID, and an Enum whose value is one of these."""
 
 Key: TypeAlias = str | Callable[..., KeyText]
 """A format template over a function's parameters, or a function of the same arguments."""

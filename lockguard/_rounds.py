@@ -1,4 +1,4 @@
-"""Rounds of votes: several nodes are asked the same, until enough of them have answered.
+"""Rounds of votes: ask several nodes the same question, and wait until enough of them have answered.
 
 What a slow node may cost is bounded twice: one round waits for it no longer than the node timeout, and the
 next rounds do not wait for it at all until it has answered all that it owes.
@@ -77,7 +77,7 @@ class Rounds:
             self._timer = loop.call_at(due, self._look)
 
     def forget(self, round_: Round[Any]) -> None:
-        """Bound ``round_`` no more: it is decided, or its asker is gone."""
+        """Stop bounding ``round_``: it is decided, or its asker is gone."""
         self._open.pop(round_, None)
 
     def _look(self) -> None:

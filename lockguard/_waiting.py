@@ -62,7 +62,7 @@ class _Place:
         self._signal.set()
 
     def nudge(self) -> None:
-        """Have this caller look again how long to rest, without asking."""
+        """Have this caller work out anew how long to rest, without asking."""
         self._signal.set()
 
     async def rest(self, seconds: float) -> bool:
@@ -122,7 +122,7 @@ class Queue:
         """Have the next waiter of this process ask right behind a release of ``resource`` that was just sent.
 
         One server runs both in order, so by then the lock is reserved for that waiter. Waiting for the
-        message that says so would be one more trip. If another waiter turns out to be ahead, it waits on.
+        message that says so would be one more trip. If another waiter turns out to be ahead, it waits again.
 
         Returns:
             The waiter's grant; ``None`` if this process has none, or one of another process may be ahead.
@@ -150,8 +150,8 @@ class Queue:
 
         Raises:
             ResourceBusy: the resource is still busy.
-            QueueFull: it is busy, and has too many waiters.
-            QuorumUnavailable: still too few nodes could be asked.
+            QueueFull: the resource is busy and its queue is full.
+            QuorumUnavailable: too few nodes could be asked in that time.
             ConfigurationError: the guard was closed meanwhile.
         """
         if not self._locks.ready:

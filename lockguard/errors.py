@@ -83,7 +83,7 @@ class AcquireError(LockguardError):
 
 
 class ResourceBusy(AcquireError):
-    """Another grant holds the resource, or it is kept for a waiter or closed by a lock delay.
+    """Another grant holds the resource, or it is reserved for a waiter or closed by a lock delay.
 
     Attributes:
         holder: the holder, as text for display; ``None`` when no grant holds the lock.

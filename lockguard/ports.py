@@ -90,7 +90,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another grant holds the lock, or a waiter has it reserved.
+    """Another grant holds the lock, or it is reserved for a waiter or closed by a lock delay.
 
     Attributes:
         holder: who holds it; empty while it is only reserved or closed by a lock delay.
@@ -333,7 +333,7 @@ class Answer(Protocol):
         ...
 
     def set_result(self, vote: Any, /) -> None:
-        """Take the vote. Called once at most, and not when :meth:`done`."""
+        """Take the vote. Called at most once, and never after :meth:`done` is true."""
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ What each rule prevents:
   would trust the lease for longer than the first node keeps it.
 * The caller is answered as soon as a majority for or against is certain; a slow node delays no caller.
 * An acquire that is not won is undone on every node that granted it or may have, also on those that have not
-  answered: the release is queued behind the acquire on the same connection, so it finds what that left.
+  answered: the release is queued behind it on the same connection, so it finds what the acquire left.
 * A node that did not answer, or answered with an error, is never counted as a yes.
 * The token is settled: a maximum over counters alone does not increase (10, 5, 5: nodes A and B give 11,
   later B and C give 7). The lease's token stands on a majority while the lock is held there: mostly because
@@ -129,7 +129,7 @@ class Redlock:
     async def connect(self) -> None:
         """Connect to enough nodes to decide; returns also if that is not possible now.
 
-        A node that cannot be reached costs nothing once the others are connected; it is tried further until
+        A node that cannot be reached costs nothing once the others are connected; attempts go on until
         :meth:`aclose`.
 
         Raises:
@@ -164,7 +164,7 @@ class Redlock:
         round_ = self._rounds.begin(_is_granted)
         for index, node in enumerate(self.nodes):
             node.acquire_into(request, proposal, round_.slot(index))
-        # A vote after this does not count, and its command is not sent again (NOSCRIPT), behind its own undo.
+        # A vote after this does not count, nor is its command sent again (NOSCRIPT), behind its own undo.
         await round_.wait()
         votes = round_.votes
         if round_.won:
@@ -181,7 +181,7 @@ class Redlock:
         self._undo_split(request, votes)
         held = [vote for vote in votes if isinstance(vote, Busy)]
         if held and len(self.nodes) - len(held) < self._quorum:
-            # A node that was late or missed the settling shows another token: believe most of them.
+            # A node that was late or missed the settling shows another token: take the most frequent one.
             shown = Counter(busy.token for busy in held)
             told = max(held, key=lambda busy: (shown[busy.token], busy.retry_after_ms))
             places = {busy.ticket for busy in held if busy.ticket}

@@ -25,9 +25,9 @@ def kind_of(value: object) -> str:
 def printable(text: str) -> str:
     r"""The text with every character escaped that is not displayed as itself.
 
-    Line ends, terminals' escape sequences, marks that change the direction of writing, characters
-    without width and broken Unicode become ``\n``, ``\x1b``, ``\u202e`` and so on. The rest, a backslash
-    too, stays, so that text which was escaped once is not changed again.
+    Line ends, terminals' escape sequences, marks that change the direction of writing, characters without
+    width and broken Unicode become ``\n``, ``\x1b``, ``\u202e`` and so on. All else stays, a backslash too,
+    so that text which was escaped once is not changed again.
 
     Args:
         text: anything.

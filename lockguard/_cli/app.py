@@ -4,7 +4,7 @@
 0      done
 1      it could not be done: the resource is held, a server does not answer, a check failed
 2      the user's mistake: an argument, a URL, a password, a missing package
-3      something could not be read, so it may be right or not (some commands of positions and logs)
+3      something could not be read, so it is not known to be right (some commands of positions and logs)
 130    interrupted, by Ctrl-C or by SIGTERM; see ``lockguard/_interrupt.py``
 =====  ==================================================================================
 """

@@ -178,7 +178,7 @@ async def _look(resource: str, redis_urls: Sequence[str]) -> Inspection:
     urls = list(redis_urls) or [_REDIS]
     told = await asyncio.gather(*(_membership(url, nodes=len(urls)) for url in urls))
     known = [membership for membership in told if membership is not None and membership.known]
-    # A server that was not asked for a lock since the library records the number tells none.
+    # A server that has not been asked for a lock since the library began to record the number has none.
     decide = max((max(membership.nodes, 2) for membership in known), default=1)
     if len(urls) < decide:
         raise ConfigurationError(

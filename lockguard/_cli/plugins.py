@@ -106,7 +106,7 @@ def summary(point: EntryPoint) -> str:
 
 
 def _source(module: str) -> Path:
-    """The source file of a module, looked up by path: to find a submodule by its spec imports its parents."""
+    """The source file of a module, looked up by path: finding a submodule by spec imports its parents."""
     package, *rest = module.split(".")
     spec = find_spec(package)
     for location in (spec.submodule_search_locations if spec is not None else None) or ():
