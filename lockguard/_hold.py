@@ -249,8 +249,8 @@ class Hold:
         """Release the lease, by the rules of this module.
 
         Raises:
-            LeaseLost: the lease ended under the body.
-            ConfigurationError: the hold is not open, or belongs to another event loop.
+            LeaseLost: the lease ended under the body, or the hold is left outside the guard's event loop.
+            ConfigurationError: the hold is not open.
         """
         if self._stage is not _OPEN and not _may_exit(self._stage, exc):
             return
