@@ -1,10 +1,10 @@
 """A local exchange that the original ccxt talks to, for tests and demonstrations.
 
-It speaks the REST API of Binance's USD-M futures, with signatures, filters, netting and conditional orders
-that fire when the price moves, and can be told to be slow, to lag behind itself and to fail in every way
-that leaves an order in doubt. What it really did is in its own record.
+It serves the REST API of Binance's USD-M futures, with signatures, filters, netting and conditional orders
+that fire when the price moves. A test can make it slow, make its reads lag behind its writes, and make it
+fail in every way that leaves an order in doubt. Its own record says what it really did.
 
-Needs ``pip install 'lockguard[testing]'``; to talk to it, ``'lockguard[ccxt]'`` as well.
+Needs ``pip install 'lockguard[testing]'``; a client also needs ``'lockguard[ccxt]'``.
 """
 
 from __future__ import annotations

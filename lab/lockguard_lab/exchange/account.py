@@ -1,7 +1,7 @@
 """One account's money and positions.
 
-In one-way mode a contract has one net position, ``BOTH``, which an order may turn round. In hedge mode it has
-two, ``LONG`` and ``SHORT``, each opened by one side, closed by the other, and never turned.
+In one-way mode a contract has one net position, ``BOTH``, which an order may reverse. In hedge mode it has
+two, ``LONG`` and ``SHORT``, each opened by one side, closed by the other, and never reversed.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["Account", "Netted", "net"]
 _PRICE_PLACES = Decimal("1e-12")
 _LEVERAGE_DEFAULT = 20
 _COINS = Decimal(10_000)
-"""How much of each coin that inverse contracts are margined in an account has."""
+"""How much an account has of each coin in which inverse contracts are margined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Netted:
-    """What a fill did to a position.
+    """The effect of a fill on a position.
 
     Attributes:
-        position: afterwards.
-        opened: how much of the fill made it larger.
-        realized: the profit of the part that made it smaller.
+        position: the position after the fill.
+        opened: how much of the fill made the position larger.
+        realized: the profit of the part that made the position smaller.
     """
 
     position: Position
@@ -46,7 +46,7 @@ class Netted:
 def net(
     spec: MarketSpec, position: Position, side: Side, price: Decimal, qty: Decimal, now_ms: int
 ) -> Netted:
-    """Put a fill onto a position: it grows, shrinks, or is closed and opened the other way."""
+    """Apply a fill to a position: it grows, shrinks, or is closed and opened the other way."""
     signed = qty * side.sign
     total = position.qty + signed
     if position.qty * signed >= ZERO:
@@ -62,7 +62,7 @@ def net(
 
 
 class Account:
-    """Wallets, leverage, positions and the fills that made them."""
+    """The wallets, leverage and positions of one account, and the fills that made the positions."""
 
     def __init__(self, venue: MarketData, *, name: str, wallet: Decimal, fee_rate: Decimal) -> None:
         self.venue = venue
@@ -81,7 +81,7 @@ class Account:
     # --- money ---
 
     def wallet(self, asset: str) -> Decimal:
-        """What the account has of ``asset``."""
+        """The wallet balance in ``asset``."""
         coin = asset not in {"USDT", "USDC"}
         return self._wallets.get(asset, _COINS if coin else self._wallet)
 
@@ -103,17 +103,17 @@ class Account:
         return sum((self.profit(position) for position in self._held(asset)), ZERO)
 
     def profit(self, position: Position) -> Decimal:
-        """A position's profit at the mark price."""
+        """A position's profit at the mark price, in the contract's settlement asset."""
         spec = self.venue.markets[position.symbol]
         return spec.profit(position.qty, position.entry_price, self.venue.marks[spec.id])
 
     def margin(self, position: Position) -> Decimal:
-        """What a position ties up at the mark price."""
+        """The margin that a position ties up at the mark price."""
         spec = self.venue.markets[position.symbol]
         return spec.worth(abs(position.qty), self.venue.marks[spec.id]) / self.leverage(spec.id)
 
     def available(self, asset: str) -> Decimal:
-        """What is left of ``asset`` to open positions with."""
+        """How much of ``asset`` is free to open positions with."""
         tied = sum((self.margin(position) for position in self._held(asset)), ZERO)
         return max(ZERO, self.wallet(asset) + self.unrealized(asset) - tied)
 
@@ -124,14 +124,14 @@ class Account:
                 yield position
 
     def check_margin(self, spec: MarketSpec, opening: Decimal, price: Decimal) -> None:
-        """Refuse to open what there is no margin for."""
+        """Refuse an opening for which there is not enough margin."""
         if spec.worth(opening, price) / self.leverage(spec.id) > self.available(spec.settle):
             raise Rejection(-2019, "Margin is insufficient.")
 
     # --- positions ---
 
     def position(self, symbol: str, side: PositionSide = PositionSide.BOTH) -> Position:
-        """A position, as it is."""
+        """The current state of a position."""
         timeline = self._positions.get((symbol, side))
         return self._flat(symbol, side) if timeline is None else timeline.now
 
@@ -140,7 +140,7 @@ class Account:
         return (PositionSide.LONG, PositionSide.SHORT) if self.hedged else (PositionSide.BOTH,)
 
     def positions(self, as_of_ms: int | None = None) -> list[Position]:
-        """Every position that there is or ever was, flat ones too, as it is or as it was."""
+        """All positions, including flat ones, as they are now or as they were at ``as_of_ms``."""
         if as_of_ms is None:
             return [timeline.now for timeline in self._positions.values()]
         return [
@@ -157,7 +157,7 @@ class Account:
         return Position(symbol, side=side, account=self.name)
 
     def reducible(self, symbol: str, side: Side, position_side: PositionSide) -> Decimal:
-        """How much an order of this side can make the position smaller by."""
+        """By how much an order of this side can make the position smaller."""
         qty = self.position(symbol, position_side).qty
         return abs(qty) if qty * side.sign < ZERO else ZERO
 

@@ -56,7 +56,7 @@ def positions_v2(context: RequestContext, params: Params) -> Json:
         for side in account.sides()
         if symbol in {None, spec.id} and (spec.id, side) not in seen
     ]
-    # What lags is shown flat, as it was.
+    # A position that lags is shown flat, as it was.
     flat = [replace(position, qty=ZERO, entry_price=ZERO) for position in flat]
     return [position_json(p, account, version=2) for p in (*held, *flat)]
 
@@ -67,7 +67,7 @@ def positions_v3(context: RequestContext, params: Params) -> Json:
 
 
 def _positions(context: RequestContext, params: Params) -> list[Position]:
-    """The open positions, those in contracts that are no longer listed among them."""
+    """The open positions, including those in contracts that are no longer listed."""
     symbol = params.optional("symbol")
     if symbol is not None:
         context.market(symbol)
@@ -242,7 +242,7 @@ def commission_rate(context: RequestContext, params: Params) -> Json:
 
 
 def get_position_mode(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
-    """``GET positionSide/dual``: whether the account is in hedge mode."""
+    """``GET positionSide/dual``: tells whether the account is in hedge mode."""
     return {"dualSidePosition": context.account.hedged}
 
 
@@ -257,7 +257,7 @@ def change_position_mode(engine: Engine, *, hedged: bool) -> None:
     """Turn hedge mode on or off.
 
     Raises:
-        Rejection: it is so already, or there are orders or positions.
+        Rejection: the account is in that mode already, or has orders or positions.
     """
     if hedged == engine.account.hedged:
         raise Rejection(-4059, "No need to change position side.")
@@ -269,12 +269,12 @@ def change_position_mode(engine: Engine, *, hedged: bool) -> None:
 
 
 def get_multi_assets(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
-    """``GET multiAssetsMargin``: whether USDC backs positions in USDT and the other way round."""
+    """``GET multiAssetsMargin``: whether USDC backs positions in USDT and vice versa."""
     return {"multiAssetsMargin": context.account.multi_assets}
 
 
 def set_multi_assets(context: RequestContext, params: Params) -> Json:
-    """``POST multiAssetsMargin``: noted, though the margins of the assets stay apart."""
+    """``POST multiAssetsMargin``: stores the mode, but the margins of the assets stay separate."""
     wanted = params.text("multiAssetsMargin").lower() == "true"
     if wanted == context.account.multi_assets:
         raise Rejection(-4171, "No need to change multi-assets mode.")
@@ -341,7 +341,7 @@ def income(context: RequestContext, params: Params) -> Json:
 
 
 def adl_quantile(context: RequestContext, params: Params) -> Json:
-    """``GET adlQuantile``: nobody's positions are taken here."""
+    """``GET adlQuantile``: this exchange never deleverages a position."""
     symbol = params.optional("symbol")
     if symbol is not None:
         context.market(symbol)
@@ -354,7 +354,7 @@ def adl_quantile(context: RequestContext, params: Params) -> Json:
 
 
 def change_position_margin(context: RequestContext, params: Params) -> Json:
-    """``POST positionMargin``: give an isolated position more margin, or take some away."""
+    """``POST positionMargin``: adds margin to an isolated position, or takes some away."""
     symbol, amount, kind = params.text("symbol"), params.number("amount"), params.text("type")
     context.market(symbol)
     account = context.account

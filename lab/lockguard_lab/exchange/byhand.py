@@ -1,6 +1,6 @@
-"""What a person does by hand, past every program: the orders of the exchange's own app.
+"""Orders that a person places by hand in the exchange's own app, without any program.
 
-They are recorded with the origin ``person``, so that a test can tell them from those of the bot under test.
+They are recorded with the origin ``person``, so that a test can tell them from the orders of its bot.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class HandOrder:
-    """An order by hand.
+    """An order placed by hand.
 
     Attributes:
         price: of a limit order; ``None`` for a market order.
@@ -55,11 +55,11 @@ class HandOrder:
 
 @dataclass(frozen=True, slots=True)
 class HandStop:
-    """A stop, or take-profit, by hand.
+    """A stop or take-profit placed by hand.
 
     Attributes:
         qty: ``None`` closes the whole position.
-        reduce_only: leave it out in hedge mode, where a closing order is one anyway.
+        reduce_only: leave it out in hedge mode, where a closing order is reduce-only anyway.
     """
 
     symbol: str
@@ -74,7 +74,7 @@ class HandStop:
 
 
 def trade(desk: Desk, hand: HandOrder) -> Order:
-    """Send an order.
+    """Place an order by hand.
 
     Raises:
         ConfigurationError: the exchange refuses it.
@@ -93,7 +93,7 @@ def trade(desk: Desk, hand: HandOrder) -> Order:
 
 
 def stop(desk: Desk, hand: HandStop) -> AlgoOrder:
-    """Place a stop.
+    """Place a stop or take-profit by hand.
 
     Raises:
         ConfigurationError: the exchange refuses it.
@@ -114,7 +114,7 @@ def stop(desk: Desk, hand: HandStop) -> AlgoOrder:
 
 
 def cancel(desk: Desk, order_id: int, account: str = MAIN) -> Order | AlgoOrder:
-    """Cancel an order of either book, whoever sent it.
+    """Cancel an order of either book and of any origin.
 
     Raises:
         ConfigurationError: there is no such open order.
@@ -127,10 +127,10 @@ def cancel(desk: Desk, order_id: int, account: str = MAIN) -> Order | AlgoOrder:
 
 
 def set_hedge_mode(desk: Desk, *, hedged: bool, account: str = MAIN) -> None:
-    """Turn hedge mode on or off; it is no error if it is so already.
+    """Turn hedge mode on or off; no error if the account is in that mode already.
 
     Raises:
-        ConfigurationError: there are orders or positions.
+        ConfigurationError: the account has orders or positions.
     """
     engine = desk.engine(account)
     if engine.account.hedged is not hedged:

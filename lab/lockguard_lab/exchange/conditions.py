@@ -1,7 +1,7 @@
-"""States of the exchange that last: a ban, keys that may not trade, maintenance, a clock that is off.
+"""Lasting states of the exchange: a ban, keys that may not trade, maintenance, a wrong clock.
 
-A :class:`~lockguard_lab.exchange.Fault` hits a number of requests; a condition holds until it is taken back
-or its time is over.
+A :class:`~lockguard_lab.exchange.Fault` hits a number of requests; a condition holds until it is lifted or
+its time is over.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Denial:
 
 
 class Conditions:
-    """What holds now."""
+    """The conditions in force."""
 
     def __init__(self) -> None:
         self.maintenance = False
@@ -54,7 +54,7 @@ class Conditions:
         self._denials: dict[str | None, _Denial] = {}
 
     def ban(self, until_ms: int, status: int) -> None:
-        """Refuse every request until then.
+        """Refuse every request until ``until_ms``.
 
         Raises:
             ConfigurationError: a status other than 418 and 429.
@@ -68,7 +68,7 @@ class Conditions:
         self._ban = None
 
     def deny(self, account: str | None, code: int, operations: Collection[Operation] | None) -> None:
-        """Refuse an account's key, or every key, these requests; ``None`` for all that change something.
+        """Refuse these requests to one account's key, or to every key; ``None``: all that change state.
 
         Raises:
             ConfigurationError: a code other than -2014 and -2015.
@@ -78,14 +78,14 @@ class Conditions:
         self._denials[account] = _Denial(code, None if operations is None else frozenset(operations))
 
     def allow(self, account: str | None) -> None:
-        """End a refusal: of one account's key, or every one."""
+        """End the refusals of one account's key, or all refusals."""
         if account is None:
             self._denials.clear()
         else:
             self._denials.pop(account, None)
 
     def check_address(self, now_ms: int) -> None:
-        """Refuse whoever asks, before it is known who does.
+        """Refuse a request before its sender is identified.
 
         Raises:
             Rejection: there is a ban, or maintenance.
@@ -104,10 +104,10 @@ class Conditions:
             raise Rejection(1, _MAINTENANCE, 503)
 
     def check_permission(self, account: str, operation: Operation) -> None:
-        """Refuse what the account's key may not do.
+        """Refuse an operation that the account's key may not do.
 
         Raises:
-            Rejection: it may not.
+            Rejection: the key may not do it.
         """
         for name in (account, None):
             denial = self._denials.get(name)

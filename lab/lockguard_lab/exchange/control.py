@@ -1,7 +1,7 @@
-"""The control surface over HTTP, so that tests can steer an exchange that runs in another process.
+"""The control API over HTTP, so that tests can control an exchange that runs in another process.
 
-Every call has its twin on :class:`~lockguard_lab.exchange.LocalExchange`. There is no key: whoever reaches
-the port may steer. The exchange has no money.
+Every call has its counterpart on :class:`~lockguard_lab.exchange.LocalExchange`. It asks for no key: every
+client that reaches the port may control the exchange, which holds no money.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["BAN_STATUS", "DENIAL_CODE", "WALLET", "Control"]
 
 WALLET = Decimal(10_000_000)
-"""What an account starts with, in USDT and in USDC, unless told otherwise."""
+"""An account's opening balance in USDT and in USDC, unless another is given."""
 BAN_STATUS = 418
 DENIAL_CODE = -2015
 
@@ -50,13 +50,13 @@ class Control:
         self._walks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """End the price paths that are still being walked."""
+        """Stop the price paths that are still in progress."""
         for walk in self._walks:
             walk.cancel()
         await asyncio.gather(*self._walks, return_exceptions=True)
 
     def routes(self) -> list[web.RouteDef]:
-        """The endpoints."""
+        """The routes below ``/_control``."""
         return [
             web.get("/_control/health", self._answer(self._health)),
             web.get("/_control/record", self._answer(self._record)),

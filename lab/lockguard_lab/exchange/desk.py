@@ -1,4 +1,4 @@
-"""The exchange without the network: venue, accounts, what is slow or broken about it, and its record."""
+"""The exchange without the network: its venue, accounts, latency, faults and record."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Visibility:
 
 
 class Desk:
-    """Everything about one local exchange that does not need a socket."""
+    """The whole of one local exchange except its sockets."""
 
     def __init__(
         self,
@@ -95,10 +95,10 @@ class Desk:
         return int(self._clock.wall() * 1000) + self._offset_ms
 
     def set_clock_offset(self, offset_ms: int) -> None:
-        """How far the exchange's clock is ahead of the machine's.
+        """Set how far the exchange's clock is ahead of the machine's, in milliseconds.
 
         Raises:
-            ConfigurationError: more than a day.
+            ConfigurationError: the offset is more than a day.
         """
         if abs(offset_ms) > _OFFSET_MS_MAX:
             raise ConfigurationError(f"a clock may be a day off at most, got {offset_ms} ms")
@@ -107,19 +107,19 @@ class Desk:
         self._offset_ms = offset_ms
 
     def reset(self) -> None:
-        """Forget every order, position, fault, condition and lag, and contracts listed since the start.
+        """Forget every order, position, fault, condition and lag, and the contracts listed since the start.
 
-        The prices start over; the latency and the accounts stay.
+        Prices return to their initial values; the latency and the accounts stay.
         """
         self._start_over()
 
     # --- accounts ---
 
     def add_account(self, name: str, credentials: Credentials, wallet: Decimal) -> None:
-        """Another account, with a key, positions and orders of its own.
+        """Add an account with a key, positions and orders of its own.
 
         Raises:
-            ConfigurationError: there is one of that name or with that key.
+            ConfigurationError: another account has that name or that key.
         """
         if not name or name in self._members:
             raise ConfigurationError(f"an account {name!r} cannot be added: it needs a name of its own")
@@ -129,7 +129,7 @@ class Desk:
         self._engines[name] = self._open(name, wallet)
 
     def engine(self, account: str = MAIN) -> Engine:
-        """An account's books.
+        """The engine that keeps an account's books.
 
         Raises:
             ConfigurationError: there is no such account.
@@ -142,14 +142,14 @@ class Desk:
             ) from None
 
     def member(self, api_key: str) -> tuple[str, Credentials] | None:
-        """Whose key it is, and the secret that goes with it."""
+        """The name and credentials of the account that has this key; ``None`` if no account has it."""
         for name, (credentials, _) in self._members.items():
             if secrets.compare_digest(credentials.api_key.encode(), api_key.encode()):
                 return name, credentials
         return None
 
     def pass_time(self) -> None:
-        """Do what was to be done by now, in every account."""
+        """Carry out what is due by now, in every account."""
         for engine in self._engines.values():
             engine.pass_time(self.now_ms)
 
@@ -169,7 +169,7 @@ class Desk:
         return market_id
 
     def set_price(self, symbol: str, price: Decimal, mark: Decimal | None = None) -> None:
-        """Move a contract's last price; orders that it reaches are filled or triggered.
+        """Set a contract's last price, and fill or trigger the orders that it reaches.
 
         Raises:
             ConfigurationError: an unknown contract, or a price that is not above zero.
@@ -184,11 +184,11 @@ class Desk:
             engine.price_moved(market_id, self.now_ms)
 
     def list_contract(self, spec: MarketSpec) -> None:
-        """From now on the contract is traded."""
+        """Open a contract to trading."""
         self.venue.list(spec)
 
     def delist_contract(self, symbol: str, listing: Listing) -> None:
-        """From now on the contract takes no orders; open ones expire, positions stay."""
+        """Close a contract to orders; its open orders expire, its positions stay."""
         market_id = self.listed_id(symbol)
         if listing is Listing.TRADING:
             raise ConfigurationError(f"a contract that is taken off the list is not {listing}")
@@ -197,7 +197,7 @@ class Desk:
             engine.expire_all(market_id, self.now_ms)
 
     def release(self, symbol: str | None) -> None:
-        """Fill what a fault left in the book."""
+        """Fill the orders that a fault left in the book."""
         market_id = None if symbol is None else self.listed_id(symbol)
         for engine in self._engines.values():
             engine.release(market_id, self.now_ms)
@@ -205,31 +205,31 @@ class Desk:
     # --- slowness and faults ---
 
     def set_latency(self, latency_ms: int, operation: Operation | None = None) -> None:
-        """How long a request takes, half of it before it is carried out.
+        """Set how long a request takes; half of the time passes before it is carried out.
 
         Args:
             latency_ms: from 0 to 60,000.
-            operation: only for these requests; ``None`` for all that have none of their own.
+            operation: only for these requests; ``None`` for all that have no latency of their own.
 
         Raises:
-            ConfigurationError: out of range.
+            ConfigurationError: the latency is out of range.
         """
         if not 0 <= latency_ms <= _LATENCY_MS_MAX:
             raise ConfigurationError(f"latency must be from 0 to {_LATENCY_MS_MAX} ms, got {latency_ms}")
         self._latency_ms[operation] = latency_ms
 
     def latency_ms(self, operation: Operation) -> int:
-        """How long a request of this kind takes."""
+        """How long a request of this kind takes, in milliseconds."""
         return self._latency_ms.get(operation, self._latency_ms[None])
 
     def inject(self, fault: Fault) -> None:
-        """Let a fault wait for the requests it hits."""
+        """Arm a fault for the requests that it hits."""
         self.faults.add(fault)
 
     # --- the record ---
 
     def log(self, request: Request) -> None:
-        """Note a request in the record."""
+        """Add a request to the record."""
         self._requests.append(request)
 
     def record(self) -> ExchangeRecord:
@@ -247,10 +247,10 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """From where one request is answered: whose account, and which of the two futures markets.
+    """The account and the futures market to which one request belongs.
 
     Attributes:
-        name: the account's.
+        name: the account's name.
         inverse: COIN-M (``dapi``) rather than USD-M (``fapi``).
     """
 
@@ -275,16 +275,16 @@ class RequestContext:
 
     @property
     def account(self) -> Account:
-        """The money and positions of who asks."""
+        """The money and positions of the requesting account."""
         return self.engine.account
 
     @property
     def visibility(self) -> Visibility:
-        """How far the answers lag."""
+        """How far the answers lag behind what the exchange has done."""
         return self.desk.visibility
 
     def market(self, symbol: str) -> MarketSpec:
-        """A contract of this market, or the exchange's refusal."""
+        """A contract of this market; raises the exchange's refusal if there is none of that name."""
         return self.desk.venue.market(symbol, inverse=self.inverse)
 
     def listed(self) -> Sequence[MarketSpec]:

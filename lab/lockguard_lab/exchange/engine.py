@@ -1,15 +1,15 @@
-"""One account's books: its ordinary orders, its algo orders, and what they do to its positions.
+"""One account's books: its ordinary orders, its algo orders, and their effect on its positions.
 
-It is plain arithmetic: no clock (the instant is passed in), no network, no waiting. There are no other
+It is pure computation: no clock (the time is passed in), no network, no waiting. There are no other
 traders: a market order is filled in full at the last price, a limit order once the price has reached it,
 unless a *shortage* is asked for, which leaves part of an order unfilled.
 
-The rules of Binance that a trading bot stumbles over are kept:
+It keeps the rules of Binance that a trading bot stumbles over:
 
 - Client ids are unique among *open* orders only. A market order is filled and gone at once, so sending it
   again with the same id buys again.
-- Orders with a trigger live in a book of their own; the ordinary endpoints do not know them.
-- A reduce-only order never opens or turns a position; with nothing to reduce it is refused.
+- Orders with a trigger are in a separate book; the ordinary endpoints do not know them.
+- A reduce-only order never opens or reverses a position; with nothing to reduce it is refused.
 - Closing a position leaves its stops where they are.
 - In one-way mode an order for ``LONG`` or ``SHORT`` is refused, in hedge mode one for ``BOTH``.
 """
@@ -62,7 +62,7 @@ _NO_ORDER = "Order does not exist."
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """An order finds less on the other side of the book than it asks for.
+    """There is less on the other side of the book than an order asks for.
 
     Attributes:
         share: how much of the order is filled.
@@ -82,10 +82,10 @@ class Engine:
 
     Args:
         venue: the contracts and prices, shared by all accounts.
-        name: the account's.
-        wallet: its USDT and USDC.
-        fee_rate: of what each fill is worth.
-        shortage: asked, with the contract's id and whether an algo order has just triggered, before an order
+        name: the account's name.
+        wallet: its balance in USDT, and in USDC.
+        fee_rate: the fee, as a share of each fill's worth.
+        shortage: called with the contract's id, and whether an algo order has just triggered, before an order
             is filled.
     """
 
@@ -120,21 +120,21 @@ class Engine:
     # --- asking ---
 
     def orders(self, as_of_ms: int | None = None) -> Iterator[Order]:
-        """All ordinary orders, oldest first, as they are or as they were."""
+        """All ordinary orders, oldest first, as they are now or as they were at ``as_of_ms``."""
         return _versions(self._orders.values(), as_of_ms)
 
     def algo_orders(self, as_of_ms: int | None = None) -> Iterator[AlgoOrder]:
-        """All algo orders, oldest first, as they are or as they were."""
+        """All algo orders, oldest first, as they are now or as they were at ``as_of_ms``."""
         return _versions(self._algos.values(), as_of_ms)
 
     def open_orders(self, as_of_ms: int | None = None) -> Iterator[Order]:
-        """The ordinary orders in the book, as they are or as they were."""
+        """The open ordinary orders, as they are now or as they were at ``as_of_ms``."""
         if as_of_ms is None:
             return (self._orders[order_id].now for order_id in sorted(self._open_orders))
         return (order for order in self.orders(as_of_ms) if order.status.open)
 
     def open_algo_orders(self, as_of_ms: int | None = None) -> Iterator[AlgoOrder]:
-        """The algo orders that wait, as they are or as they were."""
+        """The waiting algo orders, as they are now or as they were at ``as_of_ms``."""
         if as_of_ms is None:
             return (self._algos[algo_id].now for algo_id in sorted(self._open_algos))
         return (algo for algo in self.algo_orders(as_of_ms) if algo.status is AlgoStatus.NEW)
@@ -142,7 +142,7 @@ class Engine:
     def order(
         self, symbol: str, order_id: int | None, client_id: str | None, as_of_ms: int | None = None
     ) -> Order:
-        """One ordinary order; of several with the same client id, the newest."""
+        """An ordinary order; if several have the same client id, the newest."""
         self.venue.market(symbol)
         for order in self._found(self._orders, order_id, client_id, as_of_ms):
             if order.symbol == symbol:
@@ -152,7 +152,7 @@ class Engine:
     def algo_order(
         self, algo_id: int | None, client_id: str | None, as_of_ms: int | None = None
     ) -> AlgoOrder:
-        """One algo order; of several with the same client id, the newest."""
+        """An algo order; if several have the same client id, the newest."""
         for algo in self._found(self._algos, algo_id, client_id, as_of_ms):
             return algo
         raise Rejection(-2013, _NO_ORDER)
@@ -166,12 +166,12 @@ class Engine:
     # --- ordinary orders ---
 
     def place(self, new: NewOrder, now_ms: int, origin: Origin = Origin.API) -> Order:
-        """Take an order: fill it now if its price is there, or put it into the book."""
+        """Accept an order: fill it now if the price has reached it, or put it into the book."""
         new = self.check(new)
         return self._enter(new, now_ms, origin)
 
     def check(self, new: NewOrder) -> NewOrder:
-        """Refuse what the exchange would; give back the order as it would be taken."""
+        """Refuse what the exchange would refuse; otherwise return the order as it would be accepted."""
         spec = self.venue.tradable(new.symbol)
         if new.type.conditional:
             raise Rejection(
@@ -196,7 +196,7 @@ class Engine:
         price = new.price or self.venue.prices[spec.id]
         reducible = self.account.reducible(spec.id, new.side, new.position_side)
         if closes(new.side, new.position_side):
-            # In hedge mode the closing side only closes: there is nothing that it could turn.
+            # In hedge mode the closing side only closes: there is nothing that it could reverse.
             if new.qty > reducible:
                 raise Rejection(-2022, "ReduceOnly Order is rejected.")
             return replace(new, reduce_only=True)
@@ -289,7 +289,7 @@ class Engine:
         return ended
 
     def release(self, symbol: str | None, now_ms: int) -> None:
-        """Fill what a shortage left in the book."""
+        """Fill the orders that a shortage left in the book."""
         for order_id in sorted(self._held):
             order = self._orders[order_id].now
             if symbol in {None, order.symbol}:
@@ -306,7 +306,7 @@ class Engine:
         price: Decimal,
         now_ms: int,
     ) -> Order:
-        """Give a limit order in the book another quantity and price."""
+        """Change the quantity and price of an open limit order."""
         spec = self.venue.tradable(symbol)
         order = self._open_order(symbol, order_id, client_id, Rejection(-2013, _NO_ORDER))
         if order.type is not OrderType.LIMIT:
@@ -323,7 +323,7 @@ class Engine:
         return self._fill(amended, now_ms) if self._marketable(amended) else amended
 
     def cancel(self, symbol: str, order_id: int | None, client_id: str | None, now_ms: int) -> Order:
-        """Take an order out of the book."""
+        """Cancel an open order."""
         self.venue.market(symbol)
         order = self._open_order(symbol, order_id, client_id, Rejection(-2011, _UNKNOWN_ORDER))
         return self._end(order, OrderStatus.CANCELED, now_ms)
@@ -338,21 +338,21 @@ class Engine:
         raise no
 
     def cancel_all(self, symbol: str, now_ms: int) -> None:
-        """Take every order of a contract out of the book."""
+        """Cancel every open ordinary order of a contract."""
         self.venue.market(symbol)
         for open_id in sorted(self._open_orders):
             if self._orders[open_id].now.symbol == symbol:
                 self._end(self._orders[open_id].now, OrderStatus.CANCELED, now_ms)
 
     def count_down(self, symbol: str, until_ms: int | None) -> None:
-        """At ``until_ms``, take every order of a contract out of the book; ``None`` calls it off."""
+        """Cancel every open ordinary order of a contract at ``until_ms``; ``None`` stops the countdown."""
         self.venue.market(symbol)
         self._countdowns.pop(symbol, None)
         if until_ms is not None:
             self._countdowns[symbol] = until_ms
 
     def pass_time(self, now_ms: int) -> None:
-        """Do what was to be done by now."""
+        """Carry out what is due by now."""
         for symbol, until_ms in list(self._countdowns.items()):
             if until_ms <= now_ms:
                 del self._countdowns[symbol]
@@ -363,7 +363,7 @@ class Engine:
     # --- algo orders ---
 
     def place_algo(self, new: NewAlgoOrder, now_ms: int, origin: Origin = Origin.API) -> AlgoOrder:
-        """Take an order that waits for a price."""
+        """Accept an order that waits for a price."""
         spec = self.venue.tradable(new.symbol)
         if not new.type.conditional:
             raise Rejection(-1116, "Invalid orderType.")
@@ -426,7 +426,7 @@ class Engine:
         return prices[algo.symbol]
 
     def cancel_algo(self, algo_id: int | None, client_id: str | None, now_ms: int) -> AlgoOrder:
-        """Take an algo order out of its book."""
+        """Cancel a waiting algo order."""
         for open_id in sorted(self._open_algos):
             algo = self._algos[open_id].now
             if algo.id == algo_id if algo_id else algo.client_id == client_id:
@@ -434,14 +434,14 @@ class Engine:
         raise Rejection(-2011, _UNKNOWN_ORDER)
 
     def cancel_all_algos(self, symbol: str, now_ms: int) -> None:
-        """Take every algo order of a contract out of its book."""
+        """Cancel every waiting algo order of a contract."""
         self.venue.market(symbol)
         for open_id in sorted(self._open_algos):
             if self._algos[open_id].now.symbol == symbol:
                 self._end_algo(self._algos[open_id].now, AlgoStatus.CANCELED, now_ms)
 
     def expire_all(self, symbol: str, now_ms: int) -> None:
-        """The contract is no longer traded: its orders, of both books, expire."""
+        """Expire the orders of a contract in both books, because it is no longer traded."""
         for order in list(self.open_orders()):
             if order.symbol == symbol:
                 self._end(order, OrderStatus.EXPIRED, now_ms)
@@ -458,7 +458,7 @@ class Engine:
     # --- prices ---
 
     def price_moved(self, symbol: str, now_ms: int) -> None:
-        """Fill the limits that the price has reached, trigger the algo orders that it has crossed."""
+        """Fill the limit orders that the price has reached; trigger the algo orders that it has crossed."""
         for order_id in sorted(self._open_orders - self._held):
             order = self._orders[order_id].now
             if order.symbol == symbol and self._marketable(order):
@@ -501,7 +501,7 @@ class Engine:
 
 
 def closes(side: Side, position_side: PositionSide) -> bool:
-    """Whether an order of hedge mode is of the side that closes its position."""
+    """Whether an order in hedge mode is on the side that closes its position."""
     return (position_side, side) in {(PositionSide.LONG, Side.SELL), (PositionSide.SHORT, Side.BUY)}
 
 

@@ -1,6 +1,6 @@
-"""Faults: what the exchange can do to a request, and whether it carries it out all the same.
+"""Faults: how a request fails, and whether the exchange carries it out nevertheless.
 
-What makes an exchange's fault dangerous is not the answer but the doubt: a timeout says nothing about
+The danger of an exchange's fault is not the answer but the unknown outcome: a timeout says nothing about
 whether the order was executed. So each fault states both: how the request ends for the client, and when, if
 at all, the exchange carries it out.
 """
@@ -17,7 +17,7 @@ HOLD_MS_MAX = 120_000
 
 
 class Operation(StrEnum):
-    """What a request asks for."""
+    """The kinds of request."""
 
     TIME = "time"
     EXCHANGE_INFO = "exchange_info"
@@ -45,14 +45,14 @@ class Operation(StrEnum):
     BRACKETS = "brackets"
     POSITION_MODE = "position_mode"
     SET_POSITION_MODE = "set_position_mode"
-    """Also the mode of margins in several assets."""
+    """Includes the multi-assets mode."""
     POSITION_MARGIN = "position_margin"
     TRIGGER = "trigger"
-    """Not a request: an algo order becomes an order. Only ``EXPIRES`` and ``RESTS`` happen to it."""
+    """Not a request: an algo order becomes an order. Only ``EXPIRES`` and ``RESTS`` apply to it."""
 
     @property
     def writes(self) -> bool:
-        """Whether it changes something."""
+        """Whether the request changes state on the exchange."""
         return self in _WRITES
 
 
@@ -84,28 +84,28 @@ class FaultKind(StrEnum):
     RATE_LIMITED = "rate_limited"
     """A 429."""
     TIMEOUT = "timeout"
-    """A 408 with code -1007: the exchange itself does not know."""
+    """A 408 with code -1007: the exchange itself does not know the outcome."""
     CLOCK = "clock"
-    """A 400 with code -1021: the request's time is out of its window."""
+    """A 400 with code -1021: the request's timestamp is outside its receive window."""
     REJECTED = "rejected"
     """A 400 with the fault's own code and message."""
     HANG = "hang"
     """No answer until the client gives up or ``hold_ms`` is over."""
     DISCONNECT = "disconnect"
-    """The connection is cut without an answer."""
+    """The connection is closed without an answer."""
     TRUNCATED = "truncated"
     """A 200 whose body breaks off."""
     DELAY = "delay"
-    """A right answer, ``hold_ms`` late."""
+    """A correct answer, ``hold_ms`` late."""
     EXPIRES = "expires"
-    """A right answer; of the order, ``share`` was filled and the rest expired."""
+    """A correct answer; ``share`` of the order was filled and the rest expired."""
     RESTS = "rests"
-    """A right answer; of the order, ``share`` was filled and the rest stays in the book, though it is a
-    market order, until it is cancelled or released."""
+    """A correct answer; ``share`` of the order was filled and the rest stays in the book, even of a market
+    order, until it is cancelled or released."""
 
     @property
     def of_the_book(self) -> bool:
-        """Whether it happens to the order, not to the request."""
+        """Whether the fault affects the order rather than the request."""
         return self in {FaultKind.EXPIRES, FaultKind.RESTS}
 
 
@@ -116,7 +116,7 @@ class Execution(StrEnum):
     FIRST = "first"
     """Before the client sees the fault."""
     LATE = "late"
-    """``hold_ms`` after the client saw it, or gave up."""
+    """``hold_ms`` after the client saw the fault, or gave up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +129,10 @@ class Fault:
         execution: whether and when the request is carried out.
         symbol: only requests for this contract's id; ``None`` for any.
         skip: how many matching requests it lets pass first.
-        times: how many it then hits.
+        times: how many requests it then hits.
         hold_ms: how long ``HANG``, ``DELAY`` and ``Execution.LATE`` take.
-        code: what ``REJECTED`` says.
-        message: what ``REJECTED`` says.
+        code: the error code of ``REJECTED``.
+        message: the error text of ``REJECTED``.
         account: only requests of this account; ``None`` for any.
         share: how much of the order ``EXPIRES`` and ``RESTS`` let be filled: from 0 to below 1.
     """
@@ -166,7 +166,7 @@ class Fault:
             raise ValueError(f"hold_ms must be from 0 to {HOLD_MS_MAX}, got {self.hold_ms}")
 
     def matches(self, operation: Operation, symbol: str | None, account: str | None = None) -> bool:
-        """Whether a request, or an order that triggers, is one of those it waits for."""
+        """Whether a request, or an order that triggers, is one that this fault hits."""
         if self.kind.of_the_book and operation not in _FILLS:
             return False
         return (
@@ -192,24 +192,24 @@ class FaultPlan:
         self._armed: list[_Armed] = []
 
     def add(self, fault: Fault) -> None:
-        """Let a fault wait."""
+        """Arm a fault."""
         self._armed.append(_Armed(fault))
 
     def clear(self) -> None:
-        """Take all faults back."""
+        """Remove all faults."""
         self._armed.clear()
 
     @property
     def waiting(self) -> tuple[Fault, ...]:
-        """The faults that have not done all their work yet."""
+        """The faults that still have requests to hit."""
         return tuple(armed.fault for armed in self._armed)
 
     def take(self, operation: Operation, symbol: str | None, account: str | None = None) -> Fault | None:
-        """The fault that hits this request, if one does. Only one does; the others do not count it."""
+        """The fault that hits this request, if any. At most one does; the others do not count the request."""
         return self._take(operation, symbol, account, of_the_book=False)
 
     def take_shortage(self, operation: Operation, symbol: str, account: str) -> Fault | None:
-        """What happens to an order that is about to be filled, beside what happens to its request."""
+        """The shortage that hits an order about to be filled, if any, besides any fault of its request."""
         return self._take(operation, symbol, account, of_the_book=True)
 
     def _take(

@@ -1,4 +1,4 @@
-"""The exchange's rules for one order: pure functions that say nothing, or refuse in the exchange's words."""
+"""The exchange's rules for one order: pure functions that raise the exchange's own refusal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALGO_ORDERS_MAX = 10
 """How many algo orders may wait in one contract: ``MAX_NUM_ALGO_ORDERS``."""
 BAND_UP = Decimal("1.0500")
 BAND_DOWN = Decimal("0.9500")
-"""How far from the mark price a limit may be on the side on which it is filled: ``PERCENT_PRICE``."""
+"""How far beyond the mark price a limit may be on the side that fills it: ``PERCENT_PRICE``."""
 
 CLIENT_ID_CHARS_MAX = 36
 _CLIENT_ID = re.compile(r"^[.A-Z:/a-z0-9_-]+$")
@@ -36,14 +36,14 @@ _NUMBER = re.compile(r"^-?\d{1,20}(\.\d{1,20})?$")
 
 
 def number(name: str, text: str) -> Decimal:
-    """A parameter's text as a number; the exchange takes neither exponents nor blanks."""
+    """Parse a parameter as a number; the exchange accepts neither exponents nor blanks."""
     if not _NUMBER.match(text):
         raise illegal(name, r"^([0-9]{1,20})(\.[0-9]{1,20})?$")
     return Decimal(text)
 
 
 def check_client_id(name: str, text: str) -> None:
-    """At most 36 characters of the legal range."""
+    """Require at most 36 characters of the legal range."""
     if len(text) > CLIENT_ID_CHARS_MAX:
         raise Rejection(-4015, "Client order id length should be less than 36 chars")
     if not _CLIENT_ID.match(text):
@@ -51,7 +51,7 @@ def check_client_id(name: str, text: str) -> None:
 
 
 def check_quantity(spec: MarketSpec, qty: Decimal) -> None:
-    """Above zero, in whole steps, and not more than one order may have."""
+    """Require a quantity above zero, in whole steps, and no larger than one order may have."""
     if qty <= ZERO:
         raise Rejection(-4003, "Quantity less than or equal to zero.")
     if qty % spec.step != ZERO:
@@ -63,7 +63,7 @@ def check_quantity(spec: MarketSpec, qty: Decimal) -> None:
 
 
 def check_price(spec: MarketSpec, price: Decimal) -> None:
-    """Above zero and in whole ticks."""
+    """Require a price above zero and in whole ticks."""
     if price <= ZERO:
         raise Rejection(-4001, "Price less than 0.")
     if price % spec.tick != ZERO:
@@ -71,7 +71,7 @@ def check_price(spec: MarketSpec, price: Decimal) -> None:
 
 
 def check_band(spec: MarketSpec, side: Side, price: Decimal, mark: Decimal) -> None:
-    """A buy not too far above the mark price, a sell not too far below it."""
+    """Require a buy not too far above the mark price, and a sell not too far below it."""
     if side is Side.BUY and price > (most := mark * BAND_UP):
         raise Rejection(-4016, f"Limit price can't be higher than {_floor(most, spec.tick)}.")
     if side is Side.SELL and price < (least := mark * BAND_DOWN):
@@ -83,7 +83,7 @@ def _floor(value: Decimal, step: Decimal) -> str:
 
 
 def check_notional(spec: MarketSpec, qty: Decimal, price: Decimal) -> None:
-    """Worth at least the contract's minimum."""
+    """Require an order to be worth at least the contract's minimum."""
     if not spec.inverse and spec.worth(qty, price) < spec.min_notional:
         raise Rejection(
             -4164,

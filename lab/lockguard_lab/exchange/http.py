@@ -1,11 +1,11 @@
-"""The wire: HTTP requests in, answers and faults out.
+"""The HTTP side: requests in, answers and faults out.
 
-What happens to a request, in order: bans and maintenance are told; its key, signature, time and permission
-are checked; half the latency passes; the desk carries it out; the other half passes; it is answered. A fault
-takes the answer's place, and says whether and when the desk is asked. The desk runs without awaiting, so
-requests are carried out one at a time, as a matching engine does, however many are on their way.
+The steps of a request, in order: bans and maintenance refuse it; its key, signature, time and permission are
+checked; half the latency passes; the desk carries it out; the other half passes; it is answered. A fault
+replaces the answer, and decides whether and when the desk is asked. The desk runs without awaiting, so
+requests are carried out one at a time, as in a matching engine, however many are in flight.
 
-A client that has gone away does not undo its request: a handler is not cancelled when its connection drops.
+A client that disconnects does not undo its request: a handler is not cancelled when its connection drops.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _error(code: int, message: str, status: int) -> _Reply:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A request that has been read, and, if it is private, whose it is."""
+    """A request that has been read, and, if it is private, the account that sent it."""
 
     route: Endpoint
     params: Params
@@ -75,7 +75,7 @@ class RestApi:
         self._late: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """End every request that hangs and drop every request that was to be carried out late."""
+        """End every hanging request and drop every request that was to be carried out late."""
         self._closing.set()
         for task in self._late:
             task.cancel()
@@ -140,7 +140,7 @@ class RestApi:
         self._desk.log(Request(self._desk.now_ms, route.operation, symbol, client_id, outcome, account))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not longer than the server lives."""
+        """Wait, but no longer than the server runs."""
         if seconds > 0:
             try:
                 await asyncio.wait_for(self._closing.wait(), seconds)
@@ -212,14 +212,14 @@ def _said(fault: Fault) -> web.Response:
 
 
 def _cut(request: web.Request) -> web.Response:
-    """End the connection without an answer; what is returned goes nowhere."""
+    """End the connection without an answer; the returned response is never sent."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
 
 
 async def _truncate(reply: _Reply, request: web.Request) -> web.StreamResponse:
-    """Half the body, under a header that promises all of it."""
+    """Send half the body under a header that promises all of it."""
     body = json.dumps(reply.body, separators=(",", ":")).encode()
     response = web.StreamResponse(status=200, headers={"Content-Type": "application/json"})
     response.content_length = max(len(body), 2)

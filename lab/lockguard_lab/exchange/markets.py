@@ -1,8 +1,7 @@
-"""Which contracts the local exchange lists, and the steps in which each is traded.
+"""The contracts that the local exchange lists, and the steps in which each is traded.
 
-The numbers are those that Binance has for these contracts, give or take; what matters is that they differ
-from one another, so that code that takes one contract's step for another's is refused here as it would be
-there.
+The numbers are roughly Binance's. What matters is that they differ from contract to contract: code that uses
+one contract's step for another is refused here as it would be on Binance.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class MarketSpec:
 
     Attributes:
         base: the coin, such as ``BTC``.
-        quote: what it is priced and margined in.
+        quote: the asset in which it is priced and margined.
         price: the price it opens at, in ``quote``.
         tick: the step of prices.
         step: the step of quantities, and the smallest one.
@@ -39,7 +38,7 @@ class MarketSpec:
         min_notional: the smallest price times quantity of an order that is not reduce-only.
         delivery: the day it is settled; ``None`` for a perpetual.
         contract_size: what one contract stands for: coins, or dollars when ``inverse``. Quantities are
-            numbers of contracts. Binance's USD-M has 1 only; other exchanges do not.
+            numbers of contracts. It is always 1 on Binance's USD-M, but not on other exchanges.
         inverse: priced in dollars, margined and settled in ``base``.
     """
 
@@ -62,12 +61,12 @@ class MarketSpec:
 
     @property
     def pair(self) -> str:
-        """What it is a contract on: ``BTCUSDT``."""
+        """The pair on which it is a contract: ``BTCUSDT``."""
         return f"{self.base}{self.quote}"
 
     @property
     def settle(self) -> str:
-        """The asset that margin, profit and fees are in."""
+        """The asset in which margin, profit and fees are paid."""
         return self.base if self.inverse else self.quote
 
     @property
@@ -77,20 +76,20 @@ class MarketSpec:
         return f"{self.base}/{self.quote}:{self.settle}{suffix}"
 
     def worth(self, qty: Decimal, price: Decimal) -> Decimal:
-        """What ``qty`` contracts stand for at ``price``, in the asset they are settled in."""
+        """The worth of ``qty`` contracts at ``price``, in the settlement asset."""
         if self.inverse:
             return qty * self.contract_size / price
         return qty * self.contract_size * price
 
     def profit(self, qty: Decimal, entry: Decimal, price: Decimal) -> Decimal:
-        """What ``qty`` contracts (below zero: short) entered at ``entry`` have won, in the settled asset."""
+        """The profit of ``qty`` contracts (below zero: short) from ``entry`` on, in the settlement asset."""
         if not qty:
             return Decimal(0)
         won = self.worth(qty, price) - self.worth(qty, entry)
         return -won if self.inverse else won
 
     def average(self, qty: Decimal, price: Decimal, more: Decimal, at: Decimal) -> Decimal:
-        """The entry price of ``qty`` contracts at ``price`` and ``more`` at ``at`` together."""
+        """The average entry price of ``qty`` contracts at ``price`` and ``more`` contracts at ``at``."""
         if not qty:
             return at
         if self.inverse:
@@ -178,7 +177,7 @@ _KNOWN = {spec.id: spec for spec in (*DEFAULT_MARKETS, *COIN_MARKETS)}
 
 
 def plain_id(symbol: str) -> str:
-    """The exchange's own name of a symbol written either way: ``BTC/USDT:USDT`` gives ``BTCUSDT``."""
+    """The exchange's own name for a symbol in either spelling: ``BTC/USDT:USDT`` gives ``BTCUSDT``."""
     text = symbol.strip().upper()
     if match := _INVERSE.match(text):
         return f"{match['base']}USD_{match['delivery'] or 'PERP'}"
@@ -189,14 +188,14 @@ def plain_id(symbol: str) -> str:
 
 
 def market_for(symbol: str) -> MarketSpec:
-    """The contract called ``symbol``, with its known steps or, for one that is not known, usual ones.
+    """The contract called ``symbol``, with its own steps if the contract is known, otherwise with usual ones.
 
     Args:
         symbol: ``BTCUSDT``, ``BTC/USDT``, ``BTC/USDT:USDT``, ``BTCUSDC``, dated ``BTCUSDT_250926`` or
             ``BTC/USDT:USDT-250926``, inverse ``BTCUSD_PERP`` or ``BTC/USD:BTC``.
 
     Raises:
-        ConfigurationError: it does not read as a contract margined in USDT, in USDC or in its coin.
+        ConfigurationError: ``symbol`` is not a contract margined in USDT, in USDC or in its coin.
     """
     market_id = plain_id(symbol)
     if known := _KNOWN.get(market_id):
@@ -228,7 +227,7 @@ def parse_markets(text: str) -> tuple[MarketSpec, ...]:
     """The contracts of a comma-separated list; an empty text gives the default ones.
 
     Raises:
-        ConfigurationError: one of them does not read as a contract.
+        ConfigurationError: an item is not the name of a contract.
     """
     names = [name for name in (part.strip() for part in text.split(",")) if name]
     return tuple(market_for(name) for name in dict.fromkeys(names)) or (*DEFAULT_MARKETS, *COIN_MARKETS)

@@ -1,7 +1,7 @@
-"""The nouns of the local exchange: orders, algo orders, fills and positions, all frozen.
+"""The data model of the local exchange: orders, algo orders, fills and positions, all frozen.
 
-A change makes a new value, so that what was true at an earlier instant can still be shown: that is how the
-exchange lags behind itself on purpose (see :mod:`lockguard_lab.exchange.timeline`).
+A change makes a new value, so that an earlier state can still be shown: that is how reads lag behind writes
+on purpose (see :mod:`lockguard_lab.exchange.timeline`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = [
 
 ZERO = Decimal(0)
 MAIN = "main"
-"""The account that is there from the start."""
+"""The account that exists from the start."""
 
 
 class Side(StrEnum):
-    """Which way an order goes."""
+    """The side of an order."""
 
     BUY = "BUY"
     SELL = "SELL"
@@ -45,7 +45,7 @@ class Side(StrEnum):
 
 
 class PositionSide(StrEnum):
-    """Which of a contract's positions an order is for: ``BOTH`` is the only one in one-way mode."""
+    """The position of a contract that an order is for: ``BOTH`` is the only one in one-way mode."""
 
     BOTH = "BOTH"
     LONG = "LONG"
@@ -62,7 +62,7 @@ class Origin(StrEnum):
 
 
 class OrderType(StrEnum):
-    """What kind of order; all but the first two go through the algo order API."""
+    """The type of an order; all but the first two go through the algo order API."""
 
     MARKET = "MARKET"
     LIMIT = "LIMIT"
@@ -74,12 +74,12 @@ class OrderType(StrEnum):
 
     @property
     def conditional(self) -> bool:
-        """Whether it waits for a price before it becomes an order."""
+        """Whether an order of this type waits for a price before it enters the ordinary book."""
         return self not in {OrderType.MARKET, OrderType.LIMIT}
 
 
 class OrderStatus(StrEnum):
-    """How an order stands."""
+    """The status of an order."""
 
     NEW = "NEW"
     PARTIALLY_FILLED = "PARTIALLY_FILLED"
@@ -94,7 +94,7 @@ class OrderStatus(StrEnum):
 
 
 class AlgoStatus(StrEnum):
-    """How an algo order stands."""
+    """The status of an algo order."""
 
     NEW = "NEW"
     TRIGGERED = "TRIGGERED"
@@ -150,7 +150,7 @@ class Order:
     """An order in the ordinary book.
 
     Attributes:
-        avg_price: what it was filled at on average; zero when unfilled.
+        avg_price: the average price of its fills; zero when unfilled.
         algo_id: the algo order that it came from, or ``None``.
         account: whose order it is.
         origin: who asked for it; of an order that came from an algo order, who asked for that.

@@ -1,4 +1,4 @@
-"""A request's parameters, read with the exchange's own complaints."""
+"""A request's parameters, refused in the exchange's own words when they cannot be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Params"]
 
 
 class Params:
-    """Query and body of one request, together."""
+    """The query and body parameters of one request, merged."""
 
     __slots__ = ("_values",)
 
@@ -29,18 +29,18 @@ class Params:
         return self._values.get(name) or None
 
     def text(self, name: str) -> str:
-        """A parameter that must be there."""
+        """The text of a required parameter."""
         value = self.optional(name)
         if value is None:
             raise malformed(name)
         return value
 
     def number(self, name: str) -> Decimal:
-        """A number that must be there."""
+        """The value of a required number."""
         return number(name, self.text(name))
 
     def whole(self, name: str) -> int | None:
-        """A whole number, or ``None``."""
+        """A whole number, or ``None`` when it is absent."""
         value = self.optional(name)
         if value is None:
             return None
@@ -62,9 +62,9 @@ class Params:
         ]
 
     def values(self, name: str) -> list[str]:
-        """The texts of a list, ``[1,2]`` or ``["a","b"]``; none when it is absent.
+        """The items of a list, ``[1,2]`` or ``["a","b"]``, as text; no items when it is absent.
 
-        Both the name and the quotes are taken as ccxt sends them too: in lower case, and left out.
+        ccxt's spelling is accepted too: the name in lower case, and no quotes.
         """
         text = (self.optional(name) or self.optional(name.lower()) or "").strip()
         if not text:
@@ -95,7 +95,7 @@ class Params:
             raise Rejection(-4060, "Invalid position side.") from None
 
     def order_key(self, id_name: str, client_name: str) -> tuple[int | None, str | None]:
-        """By which name an order is asked for: the exchange's id wins over the client's."""
+        """The id by which a request names an order: the exchange's id wins over the client's."""
         order_id = self.whole(id_name)
         client_id = self.optional(client_name)
         if order_id is None and client_id is None:

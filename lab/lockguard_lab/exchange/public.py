@@ -72,7 +72,7 @@ def spot_exchange_info(context: RequestContext, params: Params) -> Json:  # noqa
 
 
 def exchange_info_of_nothing(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
-    """The contracts of a market that is not there."""
+    """``exchangeInfo`` of a market that this exchange does not have: no contracts."""
     return _info(context, [])
 
 
@@ -236,7 +236,7 @@ def depth(context: RequestContext, params: Params) -> Json:
 
 
 def klines(context: RequestContext, params: Params) -> Json:
-    """``GET klines``: as if the price had always been what it is."""
+    """``GET klines``: as if the price had never changed."""
     spec = context.market(params.text("symbol"))
     interval = params.text("interval")
     if interval[-1] not in _UNIT_MS or not interval[:-1].isdecimal() or int(interval[:-1]) < 1:
@@ -292,7 +292,7 @@ def agg_trades(context: RequestContext, params: Params) -> Json:
 
 
 def _seconds(context: RequestContext, params: Params) -> range:
-    """The instants of the last trades that are asked for, oldest first."""
+    """The times of the requested last trades, oldest first."""
     count = min(params.whole("limit") or _TRADES_DEFAULT, _TRADES_MAX)
     until_ms = min(params.whole("endTime") or context.now_ms, context.now_ms) // _SECOND_MS * _SECOND_MS
     start_ms = params.whole("startTime")

@@ -1,6 +1,6 @@
 """The exchange's own record: what it really did, whatever the clients were told.
 
-Tests ask it how often each contract was entered; the clients' opinion is not evidence.
+Tests ask it how often each contract was entered; what the clients believe is not evidence.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Request:
         symbol: the contract's id, or ``None``.
         client_id: the order's client id, or ``None``.
         outcome: ``ok``, the error code, ``banned``, or the fault and its execution as ``hang/first``.
-        account: whose key it came with; ``None`` when it came with none, or was not looked at.
+        account: the account whose key it carried; ``None`` if it carried none, or the key was not checked.
     """
 
     at_ms: int
@@ -59,9 +59,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeRecord:
-    """Everything that happened on the exchange since the start or the last reset, whoever did it.
+    """Everything that happened on the exchange since the start or the last reset, by any client or person.
 
-    Symbols may be given as ``BTCUSDT`` or ``BTC/USDT:USDT``. :meth:`of` narrows it to one account.
+    Symbols may be given as ``BTCUSDT`` or ``BTC/USDT:USDT``. :meth:`of` narrows the record to one account.
     """
 
     orders: tuple[Order, ...]
@@ -71,7 +71,7 @@ class ExchangeRecord:
     requests: tuple[Request, ...]
 
     def of(self, account: str) -> ExchangeRecord:
-        """The same, of one account only."""
+        """The record of one account only."""
         return ExchangeRecord(
             orders=tuple(row for row in self.orders if row.account == account),
             algo_orders=tuple(row for row in self.algo_orders if row.account == account),
@@ -91,7 +91,7 @@ class ExchangeRecord:
 
         Args:
             symbol: only in this contract.
-            origin: only those that this one asked for: a program, or a person by hand.
+            origin: only orders of this origin: a program, or a person by hand.
         """
         wanted = None if symbol is None else plain_id(symbol)
         return tuple(

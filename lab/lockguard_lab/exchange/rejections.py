@@ -11,14 +11,14 @@ __all__ = ["Rejection", "illegal", "malformed", "unwanted"]
 
 
 class Rejection(Exception):
-    """The exchange says no.
+    """A refusal by the exchange.
 
     Attributes:
         code: the exchange's error code, negative.
-        message: its text.
-        status: the HTTP status it comes with.
-        headers: the HTTP headers that it comes with.
-        outcome: how the record has it: the code, unless it is called something else.
+        message: the exchange's error text.
+        status: the HTTP status of the answer.
+        headers: further HTTP headers of the answer.
+        outcome: the outcome that the record notes: the code, unless another is given.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class Rejection(Exception):
 
 
 def malformed(name: str) -> Rejection:
-    """A parameter that must be there is not."""
+    """The refusal of a request that lacks a required parameter."""
     return Rejection(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
 
 
 def illegal(name: str, legal: str) -> Rejection:
-    """A parameter has characters that it must not have."""
+    """The refusal of a parameter with illegal characters."""
     return Rejection(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{legal}'.")
 
 
 def unwanted(name: str) -> Rejection:
-    """A parameter that must not be there is."""
+    """The refusal of a parameter that must not be sent."""
     return Rejection(-1106, f"Parameter '{name}' sent when not required.")

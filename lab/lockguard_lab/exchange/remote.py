@@ -1,4 +1,4 @@
-"""Steering a local exchange that runs in another process."""
+"""A client that controls a local exchange in another process."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _ms(span: timedelta) -> int:
 class ControlClient:
     """The control methods of :class:`~lockguard_lab.exchange.LocalExchange`, over HTTP.
 
-    Use it as an async context manager. Every method raises ``ConfigurationError`` when the exchange is not
-    there or refuses what is asked.
+    Use it as an async context manager. Every method raises ``ConfigurationError`` when the exchange cannot be
+    reached or refuses the call.
 
     Args:
         url: as :attr:`LocalExchange.url <lockguard_lab.exchange.LocalExchange.url>` gives it.
@@ -60,42 +60,42 @@ class ControlClient:
             await self._session.close()
 
     async def symbols(self) -> tuple[str, ...]:
-        """The contracts' ids; also shows that the exchange is there."""
+        """The contracts' ids; also shows that the exchange answers."""
         health = await self._ask("GET", "health")
         return tuple(cast("Sequence[str]", health["symbols"]))
 
     async def set_price(self, symbol: str, price: Decimal, *, mark: Decimal | None = None) -> None:
-        """Move a contract's price."""
+        """Set a contract's price."""
         await self._ask(
             "POST", "price", symbol=symbol, price=str(price), mark=None if mark is None else str(mark)
         )
 
     async def walk_price(self, symbol: str, prices: Sequence[Decimal], *, every: timedelta) -> None:
-        """Set the first price now and one more at each interval; returns at once."""
+        """Set the first price now and the next after each interval; returns at once."""
         await self._ask("POST", "path", symbol=symbol, prices=[str(p) for p in prices], every_ms=_ms(every))
 
     async def set_latency(self, latency: timedelta, operation: Operation | None = None) -> None:
-        """How long each request takes, or each of one kind."""
+        """Set how long each request takes, or each request of one kind."""
         await self._ask("POST", "latency", latency_ms=_ms(latency), operation=operation)
 
     async def set_visibility(
         self, *, orders: timedelta = _NONE, positions: timedelta = _NONE, trades: timedelta = _NONE
     ) -> None:
-        """How far reads lag behind what the exchange has done."""
+        """Set how far reads lag behind what the exchange has done."""
         await self._ask(
             "POST", "visibility", orders_ms=_ms(orders), positions_ms=_ms(positions), trades_ms=_ms(trades)
         )
 
     async def inject(self, fault: Fault) -> None:
-        """Let a fault wait for the requests it hits."""
+        """Arm a fault for the requests that it hits."""
         await self._ask("POST", "faults", **encode(fault))
 
     async def clear_faults(self) -> None:
-        """Take all waiting faults back."""
+        """Remove all waiting faults."""
         await self._ask("DELETE", "faults")
 
     async def ban(self, duration: timedelta, *, status: int = 418) -> int:
-        """Refuse every request with a 418 or 429; gives the end of the ban."""
+        """Refuse every request with a 418 or 429; returns the end of the ban, in milliseconds since 1970."""
         answer = await self._ask("POST", "ban", duration_ms=_ms(duration), status=status)
         return cast("int", answer["until_ms"])
 
@@ -110,12 +110,12 @@ class ControlClient:
         operations: Collection[Operation] | None = None,
         account: str | None = None,
     ) -> None:
-        """Refuse a key; what changes something only, unless told otherwise."""
+        """Refuse a key: only its requests that change state, unless ``operations`` names others."""
         chosen = None if operations is None else [operation.value for operation in operations]
         await self._ask("POST", "denial", code=code, operations=chosen, account=account)
 
     async def allow(self, account: str | None = None) -> None:
-        """Let the keys do again what they may."""
+        """End the refusals of one account's key, or of every key."""
         await self._ask("DELETE", "denial", account=account)
 
     async def set_maintenance(self, on: bool) -> None:  # noqa: FBT001 - it is the only thing to say
@@ -123,25 +123,25 @@ class ControlClient:
         await self._ask("POST", "maintenance", on=on)
 
     async def set_clock_offset(self, offset: timedelta) -> None:
-        """Step the exchange's clock: how far it is ahead of its machine's from now on."""
+        """Step the exchange's clock: it is this far ahead of its machine's from now on."""
         await self._ask("POST", "clock", offset_ms=_ms(offset))
 
     async def list_contract(self, contract: str | MarketSpec) -> None:
-        """From now on a contract is traded."""
+        """Open a contract to trading."""
         await self._ask(
             "POST", "contract", **({"symbol": contract} if isinstance(contract, str) else encode(contract))
         )
 
     async def delist_contract(self, symbol: str, *, listing: Listing = Listing.GONE) -> None:
-        """From now on a contract takes no orders; positions in it stay."""
+        """Close a contract to orders; its positions stay."""
         await self._ask("DELETE", "contract", symbol=symbol, listing=listing)
 
     async def add_account(self, name: str, *, api_key: str, secret: str, wallet: Decimal = WALLET) -> None:
-        """Another account, with positions and orders of its own."""
+        """Add an account with positions and orders of its own."""
         await self._ask("POST", "account", name=name, api_key=api_key, secret=secret, wallet=str(wallet))
 
     async def set_hedge_mode(self, on: bool, *, account: str = MAIN) -> None:  # noqa: FBT001 - as above
-        """Hedge mode: two positions in a contract; orders must say which."""
+        """Turn hedge mode on or off: with it a contract has two positions, and orders must say which."""
         await self._ask("POST", "hedge", on=on, account=account)
 
     async def trade_by_hand(
@@ -156,7 +156,7 @@ class ControlClient:
         account: str = MAIN,
         client_id: str | None = None,
     ) -> Order:
-        """Order as a person with the exchange's app does."""
+        """Place an order as a person does in the exchange's app."""
         hand = HandOrder(symbol, side, qty, price, reduce_only, position_side, account, client_id)
         return decode(Order, await self._ask("POST", "trade", **encode(hand)))
 
@@ -173,18 +173,18 @@ class ControlClient:
         account: str = MAIN,
         client_id: str | None = None,
     ) -> AlgoOrder:
-        """Place a stop or take-profit as a person does; for the whole position without ``qty``."""
+        """Place a stop or take-profit as a person does; without ``qty`` it closes the whole position."""
         hand = HandStop(
             symbol, side, trigger, qty, reduce_only, take_profit, position_side, account, client_id
         )
         return decode(AlgoOrder, await self._ask("POST", "stop", **encode(hand)))
 
     async def cancel_by_hand(self, order_id: int, *, account: str = MAIN) -> None:
-        """Cancel an order or a stop, whoever sent it, by the exchange's id."""
+        """Cancel an order or a stop of any origin by the exchange's id."""
         await self._ask("POST", "cancel", order_id=order_id, account=account)
 
     async def release(self, symbol: str | None = None) -> None:
-        """Fill what a fault left in the book."""
+        """Fill the orders that a fault left in the book."""
         await self._ask("POST", "release", symbol=symbol)
 
     async def record(self) -> ExchangeRecord:

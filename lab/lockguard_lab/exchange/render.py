@@ -1,4 +1,4 @@
-"""How the exchange writes its orders, positions and contracts as JSON."""
+"""The exchange's orders, positions and contracts as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def text(value: Decimal, step: Decimal = _EIGHT) -> str:
 
 
 def places(step: Decimal) -> int:
-    """How many decimals a step has, trailing zeros left out."""
+    """How many decimals a step has, without trailing zeros."""
     exponent = step.normalize().as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0
 
@@ -110,7 +110,7 @@ def order_json(order: Order, spec: MarketSpec, *, acknowledged_only: bool = Fals
     Args:
         order: the order.
         spec: its contract.
-        acknowledged_only: as the ``ACK`` answer has it: taken, and nothing said about its fill.
+        acknowledged_only: as in the ``ACK`` answer: accepted, and nothing said about its fill.
     """
     executed = ZERO if acknowledged_only else order.executed
     average = ZERO if acknowledged_only else order.avg_price

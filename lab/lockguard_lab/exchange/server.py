@@ -52,25 +52,26 @@ class LocalExchange:
             await client.create_order("APT/USDT:USDT", "market", "buy", 10)
             assert len(exchange.record().entries("APTUSDT")) == 1
 
-    The original ccxt talks to it (:func:`~lockguard_lab.exchange.connect`). The methods here act on it at
-    once; from another process, :class:`~lockguard_lab.exchange.ControlClient` has the same ones.
+    The original ccxt talks to it (:func:`~lockguard_lab.exchange.connect`). The methods here act on the
+    exchange at once; :class:`~lockguard_lab.exchange.ControlClient` has the same ones for another process.
 
     Args:
         symbols: the contracts, as names or :class:`MarketSpec`; when left out, thirty common ones of USD-M
             and two of COIN-M.
-        host: where to listen; loopback, unless told otherwise.
-        port: 0 takes a free one.
+        host: the address to listen on; loopback by default.
+        port: the port to listen on; 0 picks a free one.
         latency: how long each request takes; half of it passes before the request is carried out.
         api_key: the key of the account ``main``; :meth:`add_account` adds others.
-        secret: its secret.
-        wallet: its USDT, and its USDC.
-        tls: the files of a certificate and of its key, both in PEM format; with them it speaks HTTPS, which
-            lets an unmodified ccxt know it by its URL (:func:`~lockguard_lab.exchange.ccxt_settings`).
+        secret: the secret of that key.
+        wallet: the balance of that account in USDT, and in USDC.
+        tls: the files of a certificate and of its key, both in PEM format; with them the exchange speaks
+            HTTPS, so that an unmodified ccxt can reach it by its URL
+            (:func:`~lockguard_lab.exchange.ccxt_settings`).
         clock: the exchange's clock.
 
     Raises:
-        ConfigurationError: a symbol that does not read as a contract, a latency out of range, or a
-            certificate that cannot be read.
+        ConfigurationError: a symbol is not the name of a contract, the latency is out of range, or the
+            certificate cannot be read.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class LocalExchange:
     # --- life ---
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Start to listen.
 
         Raises:
             ConfigurationError: the port is taken, or the host is not one of this machine's.
@@ -125,7 +126,7 @@ class LocalExchange:
         self._runner, self._wire, self._control = runner, wire, control
 
     async def close(self) -> None:
-        """Stop listening; requests that hang end."""
+        """Stop listening and end the requests that hang."""
         if self._runner is None or self._wire is None or self._control is None:
             return
         runner, self._runner = self._runner, None
@@ -144,7 +145,7 @@ class LocalExchange:
 
     @property
     def url(self) -> str:
-        """Where it listens, such as ``http://127.0.0.1:8080``."""
+        """The exchange's URL, such as ``http://127.0.0.1:8080``."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http{'' if self._tls is None else 's'}://{host}:{self._port}"
 
@@ -160,7 +161,7 @@ class LocalExchange:
         return self._desk.venue.prices[plain_id(symbol)]
 
     def set_price(self, symbol: str, price: Decimal, *, mark: Decimal | None = None) -> None:
-        """Move a contract's price; limits that it reaches are filled and algo orders triggered.
+        """Set a contract's price; fills the limit orders and triggers the algo orders that it reaches.
 
         Args:
             symbol: ``BTCUSDT`` or ``BTC/USDT:USDT``.
@@ -173,23 +174,23 @@ class LocalExchange:
         self._desk.set_price(symbol, price, mark)
 
     def walk_price(self, symbol: str, prices: Sequence[Decimal], *, every: timedelta) -> asyncio.Task[None]:
-        """Set the first price now and one more at each interval; await the result for the end of the path."""
+        """Set the first price now and the next after each interval; the task ends with the path."""
         if self._control is None:
             raise ConfigurationError("a price path needs a running exchange; start it first")
         return self._control.walk(symbol, list(prices), round(every / _MILLISECOND))
 
     def set_latency(self, latency: timedelta, operation: Operation | None = None) -> None:
-        """How long each request takes, or each of one kind.
+        """Set how long each request takes, or each request of one kind.
 
         Raises:
-            ConfigurationError: below zero or over a minute.
+            ConfigurationError: the latency is below zero or over a minute.
         """
         self._desk.set_latency(round(latency / _MILLISECOND), operation)
 
     def set_visibility(
         self, *, orders: timedelta = _NONE, positions: timedelta = _NONE, trades: timedelta = _NONE
     ) -> None:
-        """How far reads lag behind what the exchange has done."""
+        """Set how far reads lag behind what the exchange has done."""
         self._desk.visibility = Visibility(
             orders_ms=round(orders / _MILLISECOND),
             positions_ms=round(positions / _MILLISECOND),
@@ -197,20 +198,20 @@ class LocalExchange:
         )
 
     def inject(self, fault: Fault) -> None:
-        """Let a fault wait for the requests it hits."""
+        """Arm a fault for the requests that it hits."""
         self._desk.inject(fault)
 
     def clear_faults(self) -> None:
-        """Take all waiting faults back."""
+        """Remove all waiting faults."""
         self._desk.faults.clear()
 
-    # --- conditions: they hold until they are taken back ---
+    # --- conditions: they hold until they are lifted ---
 
     def ban(self, duration: timedelta, *, status: int = BAN_STATUS) -> int:
-        """Refuse every request with a 418 or 429, as Binance does to an address that asked too often.
+        """Refuse every request with a 418 or 429, as Binance does to an address that sent too many requests.
 
-        The answer has a ``Retry-After`` header and tells in its text until when. The requests that come all
-        the same are in ``record().banned_requests()``.
+        The answer has a ``Retry-After`` header, and its text says when the ban ends. Requests during the ban
+        are in ``record().banned_requests()``.
 
         Returns:
             The end of the ban, in milliseconds since 1970 by the exchange's clock.
@@ -230,20 +231,20 @@ class LocalExchange:
         operations: Collection[Operation] | None = None,
         account: str | None = None,
     ) -> None:
-        """Refuse a key, with -2015 (no permission, or not from this address) or -2014.
+        """Refuse a key with -2015 (no permission, or not from this address) or -2014.
 
         Args:
             code: -2015 or -2014.
-            operations: the requests that are refused; all that change something when left out, so that
-                orders are refused while reads work.
-            account: whose key; everybody's when left out.
+            operations: the requests to refuse; when left out, all that change state, so that orders are
+                refused while reads work.
+            account: the account whose key is refused; every account when left out.
         """
         if account is not None:
             self._desk.engine(account)
         self._desk.conditions.deny(account, code, operations)
 
     def allow(self, account: str | None = None) -> None:
-        """Let the keys do again what they may."""
+        """End the refusals of one account's key, or of every key."""
         self._desk.conditions.allow(account)
 
     def set_maintenance(self, on: bool) -> None:  # noqa: FBT001 - it is the only thing that can be said
@@ -251,33 +252,34 @@ class LocalExchange:
         self._desk.conditions.maintenance = on
 
     def set_clock_offset(self, offset: timedelta) -> None:
-        """Step the exchange's clock: how far it is ahead of this machine's from now on.
+        """Step the exchange's clock: it is this far ahead of this machine's from now on.
 
-        Signed requests whose time is out of its window are then refused with -1021, until the client has
-        asked for the time and corrects its own.
+        Signed requests whose timestamp is outside the receive window are then refused with -1021, until the
+        client asks for the exchange's time and corrects its own.
         """
         self._desk.set_clock_offset(round(offset / _MILLISECOND))
 
     # --- contracts ---
 
     def list_contract(self, contract: str | MarketSpec) -> None:
-        """From now on a contract is traded; one that was taken off the list is back on it."""
+        """Open a contract to trading; a contract that was delisted is listed again."""
         self._desk.list_contract(contract if isinstance(contract, MarketSpec) else market_for(contract))
 
     def delist_contract(self, symbol: str, *, listing: Listing = Listing.GONE) -> None:
-        """From now on a contract takes no orders. Its open orders expire, positions in it stay.
+        """Close a contract to orders. Its open orders expire, its positions stay.
 
         Args:
-            symbol: which contract.
-            listing: ``GONE``: no endpoint knows it any more (-1121), only the list of positions;
-                ``SETTLING``: it is listed under that status, and orders are refused with -4108.
+            symbol: the contract.
+            listing: ``GONE``: only the list of positions still knows the contract, every endpoint that is
+                given its name answers -1121; ``SETTLING``: it is listed under that status, and orders are
+                refused with -4108.
         """
         self._desk.delist_contract(symbol, listing)
 
     # --- accounts, and what a person does by hand ---
 
     def add_account(self, name: str, *, api_key: str, secret: str, wallet: Decimal = WALLET) -> None:
-        """Another account, with positions and orders of its own. The first one is called ``main``.
+        """Add an account with positions and orders of its own. The first account is called ``main``.
 
         Raises:
             ConfigurationError: the name or the key is another account's.
@@ -285,7 +287,7 @@ class LocalExchange:
         self._desk.add_account(name, Credentials(api_key, secret), wallet)
 
     def set_hedge_mode(self, on: bool, *, account: str = MAIN) -> None:  # noqa: FBT001 - as above
-        """Hedge mode: two positions in a contract; orders must say which (-4061).
+        """Turn hedge mode on or off: with it a contract has two positions, and orders must say which (-4061).
 
         Raises:
             ConfigurationError: the account has orders or positions.
@@ -304,17 +306,17 @@ class LocalExchange:
         account: str = MAIN,
         client_id: str | None = None,
     ) -> Order:
-        """Order as a person with the exchange's app does; the record has its origin as ``person``.
+        """Place an order as a person does in the exchange's app; the record gives its origin as ``person``.
 
         Args:
             symbol: the contract.
             side: buy or sell.
             qty: how many contracts.
-            price: of a limit order; a market order when left out.
+            price: the price of a limit order; a market order when left out.
             reduce_only: only make a position smaller.
             position_side: in hedge mode, which position.
-            account: whose.
-            client_id: the order's client id; one as the web page gives when left out.
+            account: the account to trade in.
+            client_id: the order's client id; when left out, one like those of Binance's web page.
 
         Raises:
             ConfigurationError: the exchange refuses it.
@@ -343,11 +345,11 @@ class LocalExchange:
             symbol: the contract.
             side: ``SELL`` guards a long position.
             trigger: the price that fires it.
-            qty: how many contracts; the whole position, whatever its size then, when left out.
+            qty: how many contracts; when left out, the whole position at its size when the order fires.
             reduce_only: only make a position smaller.
             take_profit: a take-profit rather than a stop.
             position_side: in hedge mode, which position.
-            account: whose.
+            account: the account to trade in.
             client_id: the order's client id.
 
         Raises:
@@ -361,7 +363,7 @@ class LocalExchange:
         )
 
     def cancel_by_hand(self, order_id: int, *, account: str = MAIN) -> Order | AlgoOrder:
-        """Cancel an order or a stop, whoever sent it, by the exchange's id.
+        """Cancel an order or a stop of any origin by the exchange's id.
 
         Raises:
             ConfigurationError: there is no such open order.
@@ -379,7 +381,7 @@ class LocalExchange:
     def reset(self) -> None:
         """Forget every order, position, fault, condition and lag, and the contracts listed since the start.
 
-        Prices start over; the latency and the accounts stay.
+        Prices return to their initial values; the latency and the accounts stay.
         """
         self._desk.reset()
 

@@ -1,4 +1,4 @@
-"""Who sent a request, and when: the HMAC over its parameters, and the receive window."""
+"""The authentication of a request: the HMAC over its parameters, and the receive window."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def verify(credentials: Credentials, *, payload: str, params: Mapping[str, str],
 
     Args:
         credentials: those of the account whose key came in the ``X-MBX-APIKEY`` header.
-        payload: query string and body as they were sent, one after the other.
-        params: the same, parsed.
+        payload: the query string and the body, concatenated as they were sent.
+        params: the parsed payload.
         now_ms: the exchange's clock.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which path of the REST API is answered by what."""
+"""The endpoints of the REST API, and the function that answers each."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Endpoint:
     """One endpoint.
 
     Attributes:
-        private: whether it wants a key and a signature.
-        inverse: whether it is one of COIN-M.
+        private: whether it requires a key and a signature.
+        inverse: whether it belongs to COIN-M.
     """
 
     method: str
@@ -86,7 +86,7 @@ _BOTH: tuple[Endpoint, ...] = (
     Endpoint("GET", "v1/positionSide/dual", Operation.POSITION_MODE, accounting.get_position_mode),
     Endpoint("POST", "v1/positionSide/dual", Operation.SET_POSITION_MODE, accounting.set_position_mode),
 )
-"""What USD-M and COIN-M have alike."""
+"""The endpoints that USD-M and COIN-M have in common."""
 
 ROUTES: tuple[Endpoint, ...] = (
     *(replace(route, path=f"/fapi/{route.path}") for route in _BOTH),

@@ -1,8 +1,8 @@
-"""A value with its past.
+"""A value with its history.
 
 A real exchange is not one machine: an order that its matching engine has filled may be missing from the
-answer of the position endpoint for seconds. Every value of the local exchange keeps its past, so that each
-read can be answered as of a moment ago.
+answer of the position endpoint for seconds. Every value of the local exchange keeps its history, so that each
+read can be answered as of an earlier time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _VERSIONS_MAX = 512
 
 
 class Timeline(Generic[T]):
-    """The versions of one value, by the instant each became true."""
+    """The versions of one value, by the time at which each took effect."""
 
     __slots__ = ("_at_ms", "_values")
 
@@ -29,11 +29,11 @@ class Timeline(Generic[T]):
 
     @property
     def now(self) -> T:
-        """What is true."""
+        """The current value."""
         return self._values[-1]
 
     def put(self, value: T, at_ms: int) -> None:
-        """From ``at_ms`` on, ``value`` is true."""
+        """Make ``value`` the current one from ``at_ms`` on."""
         self._at_ms.append(max(at_ms, self._at_ms[-1]))
         self._values.append(value)
         if len(self._values) > _VERSIONS_MAX:
@@ -41,10 +41,10 @@ class Timeline(Generic[T]):
             del self._values[: _VERSIONS_MAX // 2]
 
     def shift(self, by_ms: int) -> None:
-        """The clock was stepped: what was true a moment ago by the old one was so by the new one too."""
+        """Shift the history with a stepped clock, so that each version keeps its age."""
         self._at_ms = [at_ms + by_ms for at_ms in self._at_ms]
 
     def as_of(self, at_ms: int) -> T | None:
-        """What was true at ``at_ms``, or ``None`` if there was nothing yet."""
+        """The value at ``at_ms``, or ``None`` if there was none yet."""
         index = bisect_right(self._at_ms, at_ms)
         return self._values[index - 1] if index else None

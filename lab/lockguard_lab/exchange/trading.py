@@ -55,7 +55,7 @@ def create_order(context: RequestContext, params: Params) -> Json:
 
 
 def try_order(context: RequestContext, params: Params) -> Json:
-    """``POST order/test``: what would be refused is, and nothing is ordered."""
+    """``POST order/test``: refuses what ``POST order`` would refuse, and places no order."""
     context.engine.check(_new_order(context, params))
     return {}
 
@@ -79,7 +79,7 @@ def _new_order(context: RequestContext, params: Params) -> NewOrder:
 
 
 def _time_in_force(params: Params, *, limit: bool) -> str:
-    """How long a limit order waits; a market order does not."""
+    """The time in force of a limit order; a market order has none."""
     given = params.optional("timeInForce")
     if given is not None and given not in _TIMES_IN_FORCE:
         raise Rejection(-1115, "Invalid timeInForce.")
@@ -95,7 +95,7 @@ def _time_in_force(params: Params, *, limit: bool) -> str:
 
 
 def amend_order(context: RequestContext, params: Params) -> Json:
-    """``PUT order``: another quantity and price for a limit order in the book."""
+    """``PUT order``: changes the quantity and price of an open limit order."""
     order_id, client_id = params.order_key("orderId", "origClientOrderId")
     symbol = params.text("symbol")
     context.market(symbol)
@@ -115,7 +115,7 @@ def get_order(context: RequestContext, params: Params) -> Json:
 
 
 def get_open_order(context: RequestContext, params: Params) -> Json:
-    """``GET openOrder``: the same, of an order that is in the book."""
+    """``GET openOrder``: like ``GET order``, but only for an open order."""
     order_id, client_id = params.order_key("orderId", "origClientOrderId")
     symbol = params.text("symbol")
     context.market(symbol)
@@ -143,7 +143,7 @@ def cancel_all(context: RequestContext, params: Params) -> Json:
 
 
 def count_down(context: RequestContext, params: Params) -> Json:
-    """``POST countdownCancelAll``: a contract's orders are cancelled unless this is asked for again."""
+    """``POST countdownCancelAll``: a contract's orders are cancelled unless this call is repeated in time."""
     symbol, countdown_ms = params.text("symbol"), params.whole("countdownTime")
     if countdown_ms is None:
         raise malformed("countdownTime")
@@ -153,12 +153,12 @@ def count_down(context: RequestContext, params: Params) -> Json:
 
 
 def create_batch(context: RequestContext, params: Params) -> Json:
-    """``POST batchOrders``: each is taken or refused for itself."""
+    """``POST batchOrders``: each order is accepted or refused on its own."""
     return _each_of_batch(context, params, create_order)
 
 
 def amend_batch(context: RequestContext, params: Params) -> Json:
-    """``PUT batchOrders``: each is taken or refused for itself."""
+    """``PUT batchOrders``: each change is accepted or refused on its own."""
     return _each_of_batch(context, params, amend_order)
 
 

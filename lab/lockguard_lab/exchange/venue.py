@@ -1,8 +1,8 @@
-"""What every account of the exchange shares: the contracts, their prices, and the counters of ids.
+"""What all accounts of the exchange share: the contracts, their prices, and the counters of ids.
 
 Contracts come and go while the exchange runs. One that is *settling* is still in ``exchangeInfo``, under that
-status, but takes no orders; one that is *gone* is known to no endpoint by its name, though whoever held a
-position in it still sees it in the list of positions.
+status, but takes no orders; one that is *gone* is known to no endpoint by its name, but an account that held
+a position in it still sees it in the list of positions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Listing", "MarketData"]
 
 
 class Listing(StrEnum):
-    """How a contract stands on the exchange."""
+    """The status of a contract on the exchange."""
 
     TRADING = "TRADING"
     SETTLING = "SETTLING"
@@ -31,7 +31,7 @@ class Listing(StrEnum):
 
 
 class MarketData:
-    """Contracts and prices."""
+    """The contracts, their listing and their prices."""
 
     def __init__(self, markets: Iterable[MarketSpec]) -> None:
         self.markets: dict[str, MarketSpec] = {}
@@ -45,7 +45,7 @@ class MarketData:
             self.list(spec)
 
     def list(self, spec: MarketSpec) -> None:
-        """From now on the contract is traded; one that is listed already keeps its price."""
+        """Open the contract to trading; one that is listed already keeps its price."""
         known = self.markets.get(spec.id)
         self.markets[spec.id] = spec
         self._listing[spec.id] = Listing.TRADING
@@ -53,11 +53,11 @@ class MarketData:
             self.prices[spec.id] = self.marks[spec.id] = spec.price
 
     def delist(self, symbol: str, listing: Listing) -> None:
-        """From now on the contract takes no orders."""
+        """Close the contract to orders."""
         self._listing[symbol] = listing
 
     def listing(self, symbol: str) -> Listing:
-        """How the contract stands."""
+        """The contract's status."""
         return self._listing[symbol]
 
     def listed(self, *, inverse: bool) -> Iterable[MarketSpec]:
@@ -69,14 +69,14 @@ class MarketData:
         ]
 
     def market(self, symbol: str, *, inverse: bool | None = None) -> MarketSpec:
-        """The contract, or the exchange's refusal.
+        """The contract of this id.
 
         Args:
             symbol: its id.
             inverse: only a contract of COIN-M, or only one of USD-M; ``None`` for either.
 
         Raises:
-            Rejection: there is none.
+            Rejection: there is no such contract.
         """
         spec = self.markets.get(symbol)
         if spec is None or self._listing[symbol] is Listing.GONE or inverse not in {None, spec.inverse}:
@@ -84,7 +84,7 @@ class MarketData:
         return spec
 
     def tradable(self, symbol: str) -> MarketSpec:
-        """The contract if it takes orders, or the exchange's refusal."""
+        """The contract of this id if it takes orders; raises the exchange's refusal otherwise."""
         spec = self.market(symbol)
         if self._listing[symbol] is not Listing.TRADING:
             raise Rejection(
