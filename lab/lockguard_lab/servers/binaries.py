@@ -1,9 +1,9 @@
 """Finds the real servers that the tests and the demo run.
 
-The order is: an environment variable, the wheel that ``pip install 'lockguard[testing]'`` brings, a spare
-wheel, and what the system has. Wheels are found without importing them: importing (or using) some of them
-creates users and changes the modes of directories. Each candidate is asked for its version, which shows at
-once that it can run on this machine; one that cannot is passed over, except where it was named by hand.
+The search order is: an environment variable, the wheel that ``pip install 'lockguard[testing]'`` installs, a
+spare wheel, and the system's servers. Wheels are found without importing them: importing (or using) some of
+them creates users and changes the modes of directories. Each candidate is asked for its version, which also
+shows that it can run on this machine; one that cannot is skipped, unless the variable names it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _POSTGRES_DIRECTORIES = (
     "/usr/local/opt/postgresql*/bin",
 )
 _SYSTEM_REDIS_MIN = 7
-"""The first that the embedded servers can configure."""
+"""The first version that the embedded servers can configure."""
 _INSTALL = "pip install 'lockguard[testing]'"
 _VERSION_TIMEOUT_S = 20.0
 
@@ -63,7 +63,7 @@ class ServerBinary:
 
     Attributes:
         product: ``Valkey``, ``Redis`` or ``PostgreSQL``.
-        version: as it says itself, for example ``9.1.2``.
+        version: as the server reports it, for example ``9.1.2``.
         path: the server's executable.
         source: where it was found: a variable, a wheel, ``PATH`` or a directory.
     """
@@ -81,7 +81,7 @@ def find_valkey() -> ServerBinary:
     """Find a Valkey or Redis server.
 
     Raises:
-        ConfigurationError: ``LOCKGUARD_REDIS_SERVER`` names nothing that runs, or there is none at all.
+        ConfigurationError: ``LOCKGUARD_REDIS_SERVER`` names nothing that runs, or no server was found.
     """
     return _find_valkey(os.environ.get(REDIS_VARIABLE, ""), os.environ.get("PATH", ""))
 
@@ -94,7 +94,7 @@ def find_redis() -> ServerBinary | None:
 def find_system_redis() -> ServerBinary | None:
     """Find the system's ``redis-server``; ``None`` if there is none, or one older than 7.
 
-    Debian's is Redis 7.0, and unlike those of the wheels it knows TLS.
+    Debian's is Redis 7.0 and, unlike those of the wheels, is built with TLS.
     """
     return _find_system_redis(os.environ.get("PATH", ""))
 
@@ -103,7 +103,7 @@ def find_postgres() -> ServerBinary:
     """Find a PostgreSQL server whose ``initdb`` lies beside it.
 
     Raises:
-        ConfigurationError: ``LOCKGUARD_POSTGRES_BIN`` names no directory with one, or there is none at all.
+        ConfigurationError: ``LOCKGUARD_POSTGRES_BIN`` names no directory with one, or no server was found.
     """
     return _find_postgres(os.environ.get(POSTGRES_VARIABLE, ""), os.environ.get("PATH", ""))
 
@@ -209,7 +209,7 @@ def _probe_postgres(path: Path, source: str) -> ServerBinary | None:
 
 
 def _probe(path: Path, source: str) -> ServerBinary | None:
-    """Ask the executable for its version; ``None`` when it is none of ours or does not run here."""
+    """Ask the executable for its version; ``None`` when it is another program or does not run here."""
     try:
         answer = subprocess.run(
             [path, "--version"],

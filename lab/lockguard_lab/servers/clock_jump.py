@@ -1,4 +1,4 @@
-"""A server whose wall clock a test sets, while it runs and for it alone.
+"""A Redis server whose own wall clock a test can set while the server runs.
 
 Redis measures the life of a key by the wall clock: set forward, it drops leases early; set back, it keeps
 them for longer. libfaketime does not work with the allocator that Redis is built with, so a library of a few
@@ -31,14 +31,14 @@ _COMPILING_S_MAX = 30.0
 
 
 class ClockJumpRedis(RedisServer):
-    """As :class:`RedisServer`, with a wall clock of its own.
+    """A :class:`RedisServer` with a wall clock of its own.
 
     Needs Linux and a C compiler, see :meth:`missing`. Takes the same arguments.
     """
 
     @staticmethod
     def missing() -> str | None:
-        """What it needs and this machine has not, for a test's skip; ``None`` if nothing."""
+        """What this machine lacks to run it, as the reason for skipping a test; ``None`` if nothing."""
         if sys.platform != "linux":
             return "a server's clock can be set on Linux only"
         if _compiler() is None:
@@ -48,7 +48,7 @@ class ClockJumpRedis(RedisServer):
         return None
 
     def jump(self, to: timedelta) -> None:
-        """Set the clock so far from the true time (negative: behind); at once, and through restarts.
+        """Set the clock this far from the true time (negative: behind), at once and through restarts.
 
         Raises:
             ConfigurationError: the server was never started.

@@ -1,4 +1,4 @@
-"""What the embedded servers have in common: start, ready, pause, kill, restart, stop."""
+"""The life cycle that all embedded servers share: start, ready, pause, kill, restart, stop."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class _PortTaken(Exception):
 
 
 class Startable(ABC):
-    """What ends with the block that started it, sync and async."""
+    """Something that a block starts and ends, as a sync or async context manager."""
 
     @abstractmethod
     def start(self) -> Self:
-        """Start it and return when it can be used."""
+        """Start and return when ready for use."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End it and delete its data."""
+        """Stop and delete the data."""
 
     def __enter__(self) -> Self:
         return self.start()
@@ -52,7 +52,7 @@ class Startable(ABC):
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The thread cannot be cancelled: what came up after all would have nobody to stop it.
+            # The thread cannot be cancelled: a server that came up after all would never be stopped.
             with contextlib.suppress(ConfigurationError):
                 await starting
             await asyncio.to_thread(self.stop)
@@ -65,10 +65,10 @@ class Startable(ABC):
 
 
 class EmbeddedServer(Startable):
-    """A real server on the loopback address that ends with this process, however it ends.
+    """A real server on the loopback address that ends with this process, however the process ends.
 
-    It is a context manager, sync and async, and can as well be started and stopped by hand. All methods
-    block for some milliseconds (:meth:`start` and :meth:`restart` up to a second).
+    It is a context manager, sync and async, and can also be started and stopped by hand. All methods block
+    for some milliseconds (:meth:`start` and :meth:`restart` up to a second).
     """
 
     def __init__(self, binary: ServerBinary, port: int) -> None:
@@ -78,16 +78,16 @@ class EmbeddedServer(Startable):
         self._directory: Path | None = None
         self._process: ServerProcess | None = None
 
-    # What a kind of server adds.
+    # What each kind of server adds.
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where to connect, with credentials."""
+        """The URL to connect to, with credentials."""
 
     @abstractmethod
     def _prepare(self, directory: Path) -> None:
-        """Write data and configuration that are not there yet."""
+        """Write the data and the configuration that do not exist yet."""
 
     @abstractmethod
     def _discard(self, directory: Path) -> None:
@@ -95,17 +95,17 @@ class EmbeddedServer(Startable):
 
     @abstractmethod
     def _command(self, directory: Path) -> Spawn:
-        """How to start the server now."""
+        """The command that starts the server now."""
 
     @abstractmethod
     def _ready(self, directory: Path) -> bool:
-        """Whether the process that was started last takes connections."""
+        """Whether the process that was started last accepts connections."""
 
     @abstractmethod
     def _end(self, process: ServerProcess, *, keep_data: bool) -> None:
         """End the process in an orderly way."""
 
-    # What all share.
+    # What all servers share.
 
     @property
     def binary(self) -> ServerBinary:
@@ -119,12 +119,12 @@ class EmbeddedServer(Startable):
 
     @property
     def port(self) -> int:
-        """The TCP port on 127.0.0.1; 0 before the first start when none was asked for."""
+        """The TCP port on 127.0.0.1; 0 before the first start if no port was given."""
         return self._port
 
     @property
     def pid(self) -> int:
-        """The process id of the server; 0 when it does not run."""
+        """The process id of the server; 0 when it is not running."""
         return self._process.pid if self._process is not None else 0
 
     @property
@@ -134,7 +134,7 @@ class EmbeddedServer(Startable):
 
     @property
     def log(self) -> str:
-        """What the server has written so far."""
+        """The server's log so far."""
         try:
             return self._log_path().read_text(errors="replace")
         except OSError:
@@ -145,7 +145,7 @@ class EmbeddedServer(Startable):
         return f"<{type(self).__name__} {self._binary.product} {self.version} port={self._port} {state}>"
 
     def start(self) -> Self:
-        """Start the server and return when it takes connections.
+        """Start the server and return when it accepts connections.
 
         Raises:
             ConfigurationError: the port is in use, or the server did not come up; the message says why.
@@ -165,7 +165,7 @@ class EmbeddedServer(Startable):
         return self
 
     def stop(self) -> None:
-        """End the server and delete its data. Harmless when it does not run."""
+        """Stop the server and delete its data. Does nothing when it is not running."""
         process, self._process = self._process, None
         directory, self._directory = self._directory, None
         try:
@@ -181,16 +181,16 @@ class EmbeddedServer(Startable):
         self._running_process().suspend()
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Resume a paused server."""
         self._running_process().resume()
 
     def kill(self) -> None:
-        """``kill -9`` every process of the server; its data stay as they are. Then :meth:`restart`."""
+        """``kill -9`` every process of the server; its data stay as they are for :meth:`restart`."""
         if self._process is not None:
             self._process.kill()
 
     def restart(self, *, keep_data: bool = True) -> None:
-        """Start the server again on the same port; end it in an orderly way first if it runs.
+        """Start the server again on the same port; if it is running, stop it in an orderly way first.
 
         Args:
             keep_data: with ``False`` it comes back empty.
@@ -223,12 +223,12 @@ class EmbeddedServer(Startable):
         raise ConfigurationError(f"port {self._port} on {ports.LOOPBACK} is in use: end what listens there")
 
     def _check_port(self, *, first_start: bool) -> None:
-        """Refuse a port that is taken; of a server that comes back wait until it is given back."""
+        """Refuse a port that is taken; for a server that comes back, wait until its port is free again."""
         given_up_at = SYSTEM_CLOCK.now() + (0 if first_start else _START_WAIT_S)
         while True:
             try:
                 return ports.check_free(self._port)
-            except ConfigurationError:  # while it was down a test beside this one may have picked its port
+            except ConfigurationError:  # while it was down, another test may have picked its port
                 if SYSTEM_CLOCK.now() >= given_up_at:
                     raise
                 supervision.pause_s(0.05)

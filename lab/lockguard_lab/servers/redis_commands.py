@@ -1,4 +1,4 @@
-"""Says a few commands to a Redis server on this machine: for setting servers up, not for locking."""
+"""Sends a few commands to a Redis server on this machine: for setting servers up, not for locking."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PATIENCE_S = 10.0
 
 
 def command(port: int, *words: str | int, password: str | None = None) -> Answer:
-    """Say one command on a connection of its own.
+    """Send one command on a connection of its own and return the reply.
 
     Args:
-        port: of the server on 127.0.0.1.
+        port: the server's port on 127.0.0.1.
         *words: the command.
-        password: of the default user.
+        password: the default user's password.
 
     Raises:
         NodeRefused: the server answered with an error.
@@ -31,7 +31,7 @@ def command(port: int, *words: str | int, password: str | None = None) -> Answer
         ConfigurationError: the password was refused.
     """
     name = f"{LOOPBACK}:{port}"
-    # A connection and not a client, which would make values of its own of the answers.
+    # A connection and not a client, which would convert the replies.
     connection: Any = redis.Connection(  # type: ignore[no-untyped-call]
         host=LOOPBACK,
         port=port,
@@ -61,6 +61,6 @@ def command(port: int, *words: str | int, password: str | None = None) -> Answer
 def credentials(password: str) -> str:
     """The part of a URL before its host, for the default user; empty without a password.
 
-    The user is named: redis-cli takes an empty name for a name, and is refused.
+    The user is named because redis-cli sends an empty name as a name, and is refused.
     """
     return f"default:{quote(password, safe='')}@" if password else ""

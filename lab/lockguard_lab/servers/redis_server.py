@@ -28,12 +28,12 @@ Persistence = Literal["none", "aof"]
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """What servers and clients show each other; all in PEM format.
+    """The TLS files that servers and clients use; all in PEM format.
 
     Attributes:
         authority: the certificate of the authority that both trust.
-        certificate: for 127.0.0.1, by that authority.
-        key: of the certificate.
+        certificate: a certificate for 127.0.0.1, issued by that authority.
+        key: the private key of the certificate.
     """
 
     authority: Path
@@ -42,12 +42,12 @@ class TlsFiles:
 
     @property
     def query(self) -> str:
-        """The options of a ``rediss://`` URL for a client that shows the same certificate."""
+        """The options of a ``rediss://`` URL for a client that presents the same certificate."""
         files = {"ssl_ca_certs": self.authority, "ssl_certfile": self.certificate, "ssl_keyfile": self.key}
         return urlencode(files)
 
     def lines(self, port: int) -> list[str]:
-        """Of a server's configuration."""
+        """The lines of a server's configuration that make it listen with TLS on ``port``."""
         return [
             f"tls-port {port}",
             f"tls-ca-cert-file {_quoted(str(self.authority))}",
@@ -61,8 +61,8 @@ class TlsFiles:
 class RedisServer(EmbeddedServer):
     """A Valkey or Redis server on 127.0.0.1, which every user of the machine can reach.
 
-    It therefore asks for a password, and :attr:`url` contains it: whoever may send it commands could run code
-    as you. Debug commands and protected settings are allowed from this machine: fault tests need them.
+    It therefore asks for a password, and :attr:`url` contains it: a client that may send commands could run
+    code as you. Debug commands and protected settings are allowed from this machine: fault tests need them.
 
     Args:
         port: the TCP port; 0 picks a free one.
@@ -71,12 +71,12 @@ class RedisServer(EmbeddedServer):
         config: further lines of the configuration file: ``"maxmemory 2mb"``.
         persistence: ``"none"``: the data are lost in every restart. ``"aof"``: they survive kills.
         unix_socket: listen on a Unix socket too, see :attr:`unix_url`.
-        tls: listen with TLS too, see :attr:`tls_url`, and use it for replication. Not every server was built
+        tls: listen with TLS too, see :attr:`tls_url`, and use it for replication. Not every server is built
             with TLS; :func:`find_system_redis` finds one on Debian.
         binary: which server to run; by default :func:`find_valkey` decides.
 
     Raises:
-        ConfigurationError: an argument that cannot work, or no server on this machine.
+        ConfigurationError: an argument is out of range, or this machine has no server.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class RedisServer(EmbeddedServer):
 
     @property
     def tls_url(self) -> str:
-        """``rediss://default:password@127.0.0.1:port/0?...``: the client shows the server's own certificate.
+        """``rediss://default:password@127.0.0.1:port/0?...``: the client presents the server's certificate.
 
         Raises:
             ConfigurationError: the server was made without ``tls=``, or was not started.
@@ -137,12 +137,12 @@ class RedisServer(EmbeddedServer):
 
     @property
     def password(self) -> str:
-        """The default user's; empty if it needs none."""
+        """The default user's password; empty if none is needed."""
         return self._password
 
     @property
     def password_file(self) -> Path:
-        """Holds the password and nothing else, for this user alone: ``REDISCLI_AUTH=$(cat FILE) redis-cli``.
+        """A file with only the password, for this user alone: ``REDISCLI_AUTH=$(cat FILE) redis-cli``.
 
         Raises:
             ConfigurationError: the server was not started.
@@ -151,15 +151,15 @@ class RedisServer(EmbeddedServer):
 
     @property
     def told_port(self) -> int:
-        """The port that other servers and clients are told: with ``tls`` the one that speaks it."""
+        """The port to give other servers and clients: with ``tls``, the TLS port."""
         return self._tls_port or self.port
 
     def url_for(self, user: str, password: str, *, database: int = 0) -> str:
-        """The URL for one of the ``acl`` users."""
+        """The URL for a user of ``acl``."""
         return f"redis://{quote(user, safe='')}:{quote(password, safe='')}@{LOOPBACK}:{self.port}/{database}"
 
     def command(self, *words: str | int) -> Answer:
-        """Say one command as the default user and give the answer: for setting a test up, not for locking.
+        """Send one command as the default user and return the reply: to set a test up, not for locking.
 
         Raises:
             NodeRefused: the server answered with an error.
@@ -177,7 +177,7 @@ class RedisServer(EmbeddedServer):
         shutil.rmtree(directory / "data")
 
     def start(self) -> Self:
-        """Start the server and return when it takes connections.
+        """Start the server and return when it accepts connections.
 
         Raises:
             ConfigurationError: the port is in use, or the server did not come up; the message says why.
@@ -188,9 +188,9 @@ class RedisServer(EmbeddedServer):
 
     def _command(self, directory: Path) -> Spawn:
         if self._tls is not None and not self._started:
-            # Another one in each attempt: somebody may have taken it, or the port of its cluster bus.
+            # A new port in each attempt: another process may have taken it, or the port of its cluster bus.
             self._tls_port = free_port()
-        # A file and not arguments: everybody can read the arguments of a process.
+        # A file and not arguments: every user can read the arguments of a process.
         path = directory / "redis.conf"
         write_private(path, "\n".join(self._lines(directory)) + "\n")
         write_private(directory / "password", self._password)
@@ -217,11 +217,11 @@ class RedisServer(EmbeddedServer):
         if self._unix_socket:
             lines += [f"unixsocket {_quoted(str(directory / 'redis.sock'))}", "unixsocketperm 700"]
         if self._password:
-            # Of its own master too, so that replicas with one password know each other.
+            # Also the password for its master, so that replicas with one password accept each other.
             lines += [f"{key} {_quoted(self._password)}" for key in ("requirepass", "masterauth")]
         lines += [f"user {line}" for line in self._acl]
         lines += self._config
-        # Last, so that nothing above changes it: the log tells when the server is ready.
+        # Last, so that nothing above overrides it: the log shows when the server is ready.
         return [*lines, "loglevel notice", 'logfile ""', "syslog-enabled no"]
 
     def _ready(self, directory: Path) -> bool:  # noqa: ARG002 - the log is enough

@@ -1,9 +1,9 @@
-"""Where the servers keep their files, and how leftovers of earlier runs disappear.
+"""Where the servers keep their files, and how leftovers of earlier runs are removed.
 
 Below one base directory per user there are ``run/`` (one directory per server, deleted with it) and
 ``cache/`` (prepared Postgres data directories, which save a second each time). A directory in ``run/`` is
-held by the warden of its owner; one that nobody holds was left by a machine that lost power, or by a warden
-that was itself killed, and is deleted by the next run together with any process that it names.
+locked by the warden of its owner. One without that lock was left when the machine lost power or the warden
+itself was killed; the next run deletes it and kills any process that it names.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _UNUSED_CACHE_S = 14 * 86_400.0
 
 
 def base_directory() -> Path:
-    """The directory of this user's embedded servers, made if need be.
+    """The directory of this user's embedded servers, created if needed.
 
-    ``LOCKGUARD_TESTING_DIR`` names another one. The system's temporary directory is left for ``/tmp`` when a
-    Unix socket below it would have too long a path, or when root runs and other users cannot reach it
+    ``LOCKGUARD_TESTING_DIR`` names another one. ``/tmp`` replaces the system's temporary directory when a
+    Unix socket below that would have too long a path, or when root runs this and other users cannot reach it
     (Postgres refuses to run as root).
 
     Raises:
-        ConfigurationError: it belongs to somebody else, or cannot be made.
+        ConfigurationError: it belongs to another user, or cannot be created.
     """
     named = os.environ.get(DIRECTORY_VARIABLE)
     parent = Path(named) if named else Path(tempfile.gettempdir())
@@ -80,14 +80,14 @@ def _suitable(parent: Path) -> bool:
 
 
 def cache_directory() -> Path:
-    """Where prepared directories are kept between runs."""
+    """The directory in which prepared directories are kept between runs."""
     directory = base_directory() / "cache"
     directory.mkdir(mode=0o711, exist_ok=True)
     return directory
 
 
 def new_run_directory() -> Path:
-    """An empty directory for one server; its name is short, since Unix socket paths are."""
+    """A new empty directory for one server; its name is short, since Unix socket paths must be."""
     run = base_directory() / "run"
     run.mkdir(mode=0o711, exist_ok=True)
     directory = run / secrets.token_hex(6)
@@ -96,7 +96,7 @@ def new_run_directory() -> Path:
 
 
 def sweep_leftovers() -> None:
-    """Delete what earlier runs left: directories that no warden holds, and caches long unused."""
+    """Delete what earlier runs left: directories that no warden has locked, and caches long unused."""
     base = base_directory()
     for directory in sorted((base / "run").glob("*")):
         if _is_leftover(directory):
@@ -108,7 +108,7 @@ def sweep_leftovers() -> None:
 
 
 def _is_leftover(directory: Path) -> bool:
-    # A young directory may belong to a process that has made it and not yet got it locked.
+    # A young directory may belong to a process that has created it but not locked it yet.
     if _age_s(directory) < _YOUNG_S:
         return False
     try:
@@ -143,7 +143,7 @@ def kill_named_processes(directory: Path) -> None:
     for pid, created in lines:
         try:
             process = psutil.Process(int(pid))
-            if process.create_time() == float(created):  # otherwise the number was given to another process
+            if process.create_time() == float(created):  # otherwise another process has the number now
                 kill_tree(process)
         except psutil.NoSuchProcess:
             continue

@@ -1,4 +1,4 @@
-"""The owner's side of the warden: one per process, made when the first server is started."""
+"""The owner's side of the warden: one warden per process, started with the first server."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _CLOSE_WAIT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """What to start, and as whom.
+    """What to start, and as which user.
 
     Attributes:
         argv: the executable and its arguments.
-        log: where its output goes (appended).
-        cwd: its working directory, which also records its process id.
+        log: the file to which its output is appended.
+        cwd: its working directory, in which its process id is recorded too.
         env: its whole environment.
         uid: the user to run as; ``None`` for the present one.
         gid: the group to run as; ``None`` for the present one.
@@ -71,11 +71,11 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """The process id of the server itself; 0 when it ended at once."""
+        """The process id of the server itself; 0 if it ended at once."""
         return self._process.pid if self._process is not None else 0
 
     def alive(self) -> bool:
-        """Whether the server still runs (a suspended one does)."""
+        """Whether the server still exists (a suspended one does)."""
         return self._process is not None and self._process.is_running()
 
     def suspend(self) -> None:
@@ -86,7 +86,7 @@ class ServerProcess:
         wait_until(lambda: all(_stopped(process) for process in stopped), _EXIT_WAIT_S)
 
     def resume(self) -> None:
-        """Let the whole tree go on."""
+        """Resume the whole tree."""
         if self._process is None:
             return
         for process in reversed(warden.process_tree(self._process)):
@@ -101,7 +101,7 @@ class ServerProcess:
             warden.kill_tree(self._process)
 
     def end(self, number: int) -> None:
-        """Ask the server to end with this signal; kill the tree if it has not within ten seconds."""
+        """Ask the server to end by the signal ``number``; kill the tree if that takes over ten seconds."""
         if self._process is None:
             return
         tree = warden.process_tree(self._process)
@@ -122,17 +122,17 @@ def _stopped(process: psutil.Process) -> bool:
 
 
 def server_environment() -> dict[str, str]:
-    """This process's environment without what would change a server: PGPORT, PGDATA and their like."""
+    """This process's environment without variables that affect a server, such as PGPORT and PGDATA."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
 
 
 def pause_s(seconds: float) -> None:
-    """Let other threads and processes run for a moment."""
+    """Let other threads and processes run for ``seconds``."""
     threading.Event().wait(seconds)
 
 
 def wait_until(condition: Callable[[], bool], within_s: float) -> bool:
-    """Poll the condition; returns whether it became true in time."""
+    """Poll the condition; returns whether it became true within ``within_s`` seconds."""
     deadline = SYSTEM_CLOCK.now() + within_s
     while not condition():
         if SYSTEM_CLOCK.now() > deadline:
@@ -188,7 +188,7 @@ class _Supervisor:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """Let the warden end everything, and wait for it."""
+        """Have the warden end everything, and wait for it."""
         self._replies.close()
         self._connection.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -239,7 +239,7 @@ def hold_directory(directory: Path) -> None:
 
 
 def release_directory(directory: Path) -> None:
-    """End what still runs from a directory that was held, and delete it."""
+    """End what still runs from a held directory, and delete the directory."""
     scratch.kill_named_processes(directory)
     warden.remove_directory(directory)
     if _supervisor is not None and _supervisor.alive():

@@ -1,6 +1,6 @@
 """Several real servers that work together: a master with replicas, Sentinel, Cluster, independent nodes.
 
-Each is a context manager, sync and async, that ends all its servers::
+Each is a context manager, sync and async, that stops all its servers::
 
     with SentinelRedis(replicas=1) as redis:
         guard = LockGuard.from_url(redis.url)
@@ -36,7 +36,7 @@ _NODE_TIMEOUT_MS = 2_000
 
 
 class Topology(Startable):
-    """Several servers on the loopback address that end with this process, however it ends."""
+    """Several servers on the loopback address that end with this process, however the process ends."""
 
     def __init__(
         self, binary: ServerBinary | None, tls: TlsFiles | None = None, password: str | None = None
@@ -46,17 +46,17 @@ class Topology(Startable):
         self._password = secrets.token_hex(16) if password is None else password
         self._stack = contextlib.ExitStack()
         self.servers: list[RedisServer] = []
-        """Those that keep data."""
+        """The servers that keep data."""
 
     @abstractmethod
     def _build(self) -> None:
-        """Start the servers and make them know each other."""
+        """Start the servers and connect them to each other."""
 
     def start(self) -> Self:
-        """Start everything and return when it can be used.
+        """Start all servers and return when they are ready for use.
 
         Raises:
-            ConfigurationError: a server did not come up, or they did not come together.
+            ConfigurationError: a server did not come up, or the servers did not connect to each other.
         """
         try:
             self._build()
@@ -84,7 +84,7 @@ class Topology(Startable):
 
 
 class IndependentRedis(Topology):
-    """Servers that know nothing of each other, for ``LockGuard.from_urls(independent.urls)``.
+    """Servers that do not know each other, for ``LockGuard.from_urls(independent.urls)``.
 
     Args:
         nodes: how many.
@@ -102,7 +102,7 @@ class IndependentRedis(Topology):
 
     @property
     def urls(self) -> list[str]:
-        """One for each server."""
+        """One URL for each server."""
         return [server.url for server in self.servers]
 
     def _build(self) -> None:
@@ -111,7 +111,7 @@ class IndependentRedis(Topology):
 
 
 class ReplicatedRedis(Topology):
-    """A master and its replicas; nobody fails over.
+    """A master and its replicas, without failover.
 
     Args:
         replicas: how many.
@@ -127,12 +127,12 @@ class ReplicatedRedis(Topology):
 
     @property
     def url(self) -> str:
-        """The master's."""
+        """The master's URL."""
         return self.servers[0].url
 
     @property
     def replicas(self) -> list[RedisServer]:
-        """The other servers."""
+        """The replicas."""
         return self.servers[1:]
 
     def _build(self) -> None:
@@ -148,7 +148,7 @@ class SentinelRedis(Topology):
     Args:
         replicas: how many.
         sentinels: how many; a majority of them has to agree on a failover.
-        down_after_ms: how long a master may be silent before a Sentinel thinks it gone.
+        down_after_ms: how long a master may be silent before a Sentinel considers it down.
         service: the name that the Sentinels know the master by.
         tls: to use between all of them and with clients.
         password: of all of them; by default a random one. ``""`` asks for none.
@@ -183,7 +183,7 @@ class SentinelRedis(Topology):
 
     @property
     def master(self) -> RedisServer:
-        """The server that the first Sentinel that answers takes for the master."""
+        """The master according to the first Sentinel that answers."""
         for sentinel in self.sentinels:
             with contextlib.suppress(NodeError):
                 found = sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
@@ -192,7 +192,7 @@ class SentinelRedis(Topology):
         raise ConfigurationError("no Sentinel answers: start() them")
 
     def failover(self) -> None:
-        """Have the Sentinels promote a replica now, although the master is well; returns when it is done."""
+        """Have the Sentinels promote a replica although the master is healthy; returns when it is done."""
         old = self.master
         wait_settled(self._begin_failover, "the failover", self)
         wait_settled(lambda: self.master is not old and is_master(self.master), "the failover", self)
@@ -203,7 +203,7 @@ class SentinelRedis(Topology):
         self.sentinels.clear()
 
     def _begin_failover(self) -> bool:
-        # Refused while an earlier one is not over, or while the replica has not been heard of.
+        # Refused while an earlier failover is not over, or while the Sentinel does not know the replica.
         with contextlib.suppress(NodeError):
             return self.sentinels[0].command("SENTINEL", "FAILOVER", self.service) == "OK"
         return False
@@ -286,7 +286,7 @@ class ClusterRedis(Topology):
         raise ConfigurationError(f"nobody serves slot {slot}")
 
     def move_slot(self, slot: int, to: RedisServer) -> None:
-        """Move a slot with its keys to another master, as a resharding does; returns when all know."""
+        """Move a slot with its keys to another master, as resharding does; returns when all servers know."""
         source = self.owner_of(slot)
         if source is to:
             return
@@ -298,8 +298,8 @@ class ClusterRedis(Topology):
         for server in (to, source, *self.servers):
             with contextlib.suppress(NodeError):  # replicas refuse it, and learn it from their masters
                 server.command("CLUSTER", "SETSLOT", slot, "NODE", to_id)
-        # The owner's claim must be the newest that anybody knows of. Otherwise what a former owner said
-        # before comes late to somebody and counts: it ends the next move's import, or has keys dropped.
+        # The owner's claim must be the newest that any server knows. Otherwise a former owner's claim that
+        # reaches a server late would count: it would end the next move's import, or have keys dropped.
         wait_settled(lambda: self._is_agreed(slot, to, over=source_id), "the move", self)
 
     def _migrate_some(self, slot: int, source: RedisServer, to: RedisServer) -> bool:
@@ -314,7 +314,7 @@ class ClusterRedis(Topology):
         return bool(keys)
 
     def _is_agreed(self, slot: int, owner: RedisServer, *, over: str) -> bool:
-        """Whether all see the same owner, with the same epoch, which is above that of ``over``."""
+        """Whether all servers see the same owner, with the same epoch, which is above that of ``over``."""
         owner_id, epochs = self._id(owner), set()
         for server in self.servers:
             if self._owner_seen_by(server, slot) is not owner:
@@ -378,10 +378,10 @@ def _role(server: RedisServer) -> list[Answer]:
 
 
 def wait_settled(condition: Callable[[], bool], what: str, topology: Topology) -> None:
-    """Wait until servers have come together.
+    """Wait until the servers of a topology meet the condition.
 
     Raises:
-        ConfigurationError: they did not.
+        ConfigurationError: they did not in time.
     """
     if not supervision.wait_until(condition, _SETTLE_WAIT_S):
         raise ConfigurationError(

@@ -20,11 +20,11 @@ class SentinelServer(RedisServer):
     """Watches one master and, with its companions, promotes a replica when the master is gone.
 
     Args:
-        master_port: of the master on 127.0.0.1.
-        service: the name to give it.
-        quorum: how many Sentinels have to think it gone.
-        down_after_ms: how long it may be silent.
-        password: of the master, of the other Sentinels, and asked of clients.
+        master_port: the master's port on 127.0.0.1.
+        service: the name by which it knows the master.
+        quorum: how many Sentinels have to consider the master down.
+        down_after_ms: how long the master may be silent.
+        password: the password of the master and the other Sentinels, also asked of clients.
         tls: to use with the master, the other Sentinels and clients.
         binary: which server to run; by default :func:`find_valkey` decides.
     """
@@ -78,7 +78,7 @@ class SentinelServer(RedisServer):
 
 
 def _passwords(service: str, password: str) -> tuple[str, ...]:
-    """For the master, and among Sentinels."""
+    """The configuration lines with the passwords for the master and among Sentinels."""
     if not password:
         return ()
     return f'sentinel auth-pass {service} "{password}"', f'sentinel sentinel-pass "{password}"'

@@ -1,4 +1,4 @@
-"""Set-ups of Redis by name, as commands take them: ``single``, ``redlock:5``, ``sentinel``, ``cluster``."""
+"""Redis topologies by name, as commands take them: ``single``, ``redlock:5``, ``sentinel``, ``cluster``."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _ALLOWED = f"use single, redlock:N with N from 1 to {_NODES_MAX}, sentinel or cl
 
 @dataclass(frozen=True, slots=True)
 class TopologyName:
-    """What ``--topology`` says.
+    """The value of ``--topology``.
 
     Attributes:
         kind: how the servers work together.
-        nodes: how many independent ones there are; 1 for the others, which are one node to a guard.
+        nodes: how many independent nodes; 1 for the other kinds, which are one node to a guard.
     """
 
     kind: TopologyKind = "single"
@@ -37,10 +37,10 @@ class TopologyName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a name.
+        """Parse a topology's name.
 
         Raises:
-            ConfigurationError: there is no such set-up.
+            ConfigurationError: there is no topology of that name.
         """
         found = _NAME.fullmatch(text.strip().lower())
         if found is None or (found[2] is not None and not 1 <= int(found[2]) <= _NODES_MAX):
@@ -78,7 +78,7 @@ class TopologyName:
 
 @contextmanager
 def warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
-    """Have the warnings of the body told, each once and in one line, instead of shown with a line of code."""
+    """Pass the warnings of the body to ``tell``, each once and in one line, without a line of code."""
     said: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -1,24 +1,23 @@
 """The warden: a small process that starts the servers and outlives their owner just long enough to end them.
 
 A server must not survive the program that started it, however that program ends: return, exception, Ctrl-C,
-``kill -9``. Code inside the program cannot promise that for the last case, so the servers are children of
-this second process. It holds one end of a socket pair; the kernel closes the other end when the owner dies,
-in any way, on every system. On that end-of-file the warden kills all it started and deletes their
-directories.
+``kill -9``. Code inside the program cannot ensure that in the last case, so the servers are children of this
+second process. It holds one end of a socket pair; the kernel closes the other end when the owner dies, in any
+way, on every system. On that end-of-file the warden kills all servers and deletes their directories.
 
 Details, each of which prevents a leak:
 
 - The warden is a session of its own: Ctrl-C in the terminal reaches the owner alone, which may still use its
   servers while it cleans up.
-- It spawns the servers itself. Would the owner spawn them and register them afterwards, a kill between the
-  two would leave one running.
-- It has one thread, so ``PR_SET_PDEATHSIG`` (which watches the parent's *thread*, and is reset when the
-  user changes, hence is set last) ends the servers should the warden itself be killed.
+- It spawns the servers itself. If the owner spawned them and registered them afterwards, a kill between the
+  two steps would leave a server running.
+- It has one thread, so ``PR_SET_PDEATHSIG`` (which watches the parent's *thread*, and is set last because a
+  change of user resets it) ends the servers if the warden itself is killed.
 - It is their reaper (``PR_SET_CHILD_SUBREAPER``): Postgres backends whose postmaster was killed become its
-  children and are found. Elsewhere than on Linux the tree is frozen and listed before it is killed.
-- It holds a lock on each directory. A directory that nobody holds is a leftover, and the next run deletes it.
+  children and are found. On other systems than Linux the tree is frozen and listed before it is killed.
+- It locks each directory. A directory without that lock is a leftover, and the next run deletes it.
 
-The file runs by its path, with no import of the library, and needs psutil only.
+The file is run by its path, does not import the library, and needs psutil only.
 """
 
 from __future__ import annotations
@@ -86,10 +85,10 @@ def _signal(process: psutil.Process, number: int) -> None:
 
 
 def drop_shared_memory(data_directory: Path) -> None:
-    """Remove the System V segment that a killed Postgres left (it is named in its ``postmaster.pid``).
+    """Remove the System V segment that a killed Postgres left (its ``postmaster.pid`` names it).
 
-    Nothing else removes it once the data directory is gone. Linux only: elsewhere it cannot be seen
-    without doubt that nobody is attached, and 56 bytes stay until the next boot.
+    Nothing else removes it once the data directory is gone. Linux only: elsewhere it is not certain that no
+    process is attached to the segment, and 56 bytes stay until the next boot.
     """
     try:
         shared = (data_directory / "postmaster.pid").read_text().splitlines()[6].split()
@@ -128,7 +127,7 @@ class _Warden:
                     reply = {"id": request["id"], "reply": self._answer(request["ask"])}
                     self._connection.sendall(json.dumps(reply).encode() + b"\n")
         except OSError:
-            pass  # the owner died between its request and our answer: the same end-of-file
+            pass  # the owner died between its request and our answer: the same as end-of-file
         finally:
             self._end()
 
@@ -165,7 +164,7 @@ class _Warden:
     def _spawn(
         self, argv: list[str], log: str, cwd: str, env: dict[str, str], uid: object, gid: object
     ) -> dict[str, object]:
-        # The owner's alone: a server's log may quote what it was asked.
+        # For the owner alone: a server's log may quote what clients sent.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         user = uid if isinstance(uid, int) else None
         group = gid if isinstance(gid, int) else None
