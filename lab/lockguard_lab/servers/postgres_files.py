@@ -171,7 +171,7 @@ def _initdb(binary: ServerBinary, user: RunAs, target: Path) -> None:
 
 
 def _runs(executable: Path, user: RunAs) -> bool:
-    """Whether the user can execute the server and initdb there (then it can use the files beside them too)."""
+    """Whether the user can execute the server and initdb there (so it can use the files beside them)."""
     try:
         for program in (executable, executable.parent / "initdb"):
             run_tool((str(program), "--version"), user)
