@@ -1,7 +1,7 @@
-"""The fence's own calls: each is made until it is done or the caller's patience is over.
+"""The fence's own calls: each is repeated until it succeeds or the caller's time bound is reached.
 
-Whatever fails for a reason that passes is made again, so a call has to be one that may be repeated. What is
-left is a :class:`FenceUnavailable` that says why, and who was in the way.
+A call that fails for a passing reason is made again, so every call has to be safe to repeat. If none
+succeeds, a :class:`FenceUnavailable` says why, and which session was in the way.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _PAUSE_FIRST_S = 0.01
 _PAUSE_MAX_S = 0.2
 # How long a connection may take to give up a cancelled statement before it is thrown away.
 _RELEASE_S = 0.5
-# How long a process that stops between the answer to its seal or break and COMMIT keeps everybody else out.
+# How long a process that stops between the answer to its seal or break and COMMIT keeps all others out.
 _IDLE_MS = 1_000
-# In the message of the call itself, against settings of the role or the database. At SERIALIZABLE, seals and
-# closes of resources that have nothing to do with each other would fail, and bodies with them. With a
-# statement timeout a seal would lose its place in the line each time, and nobody would ever be evicted;
-# lock_timeout and the caller's patience bound it.
+# Sent in the call's own message, to override settings of the role or the database. At SERIALIZABLE, seals and
+# closes of unrelated resources would fail, and bodies with them. With a statement timeout, a seal would lose
+# its place in the line each time, and no session would ever be evicted; lock_timeout and the caller's time
+# bound limit it.
 _SETTINGS = "set transaction isolation level read committed;set local statement_timeout = 0;"
 _LOCK_HOLDERS = (
     "select pid, role, application, alone, state, clock_timestamp() - since as age"
     " from lockguard.at_the_gate($1) where pid is null or role is not null"
 )
-# Of a standby that is there a role without rights sees no more than that.
+# A role without rights sees only that a standby is there; its sync_state is null.
 _NO_STANDBY = (
     "select setting from pg_settings where name = 'synchronous_standby_names' and setting <> ''"
     " and not exists (select from pg_stat_replication where coalesce(sync_state, 'sync') <> 'async')"
@@ -56,11 +56,11 @@ _SETTING = "default_transaction_read_only"
 
 
 class CancelWatch:
-    """The cancels of the running task, from the making of this object on.
+    """Notices a cancel of the running task since this object was made.
 
-    A task that is cancelled in the middle of a statement tidies up on the connection, and an error of that is
-    raised in place of the ``CancelledError``. A loop that takes errors of the database for passing ones would
-    then go on, past its own timeout too, and no second cancel would stop it.
+    A task that is cancelled in the middle of a statement cleans up the connection, and an error of that is
+    raised in place of the ``CancelledError``. A loop that retries after errors of the database would then go
+    on, even past its own timeout, and no second cancel would stop it.
     """
 
     def __init__(self) -> None:
@@ -68,10 +68,10 @@ class CancelWatch:
         self._before = 0 if self._task is None else self._task.cancelling()
 
     def raise_if_cancelled(self) -> None:
-        """Be cancelled now, if the task was asked to meanwhile; a timeout's own cancel counts too.
+        """Raise the cancel that a clean-up has swallowed, if any; a timeout's own cancel counts too.
 
         Raises:
-            asyncio.CancelledError: it was.
+            asyncio.CancelledError: the task was cancelled meanwhile.
         """
         if self._task is not None and self._task.cancelling() > self._before:
             raise asyncio.CancelledError
@@ -79,11 +79,12 @@ class CancelWatch:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A repeatable call: what stands before its last argument, its bound in ms, and what stands after.
+    """A repeatable call: its SQL before and after the last argument, which is its time bound in ms.
 
     Attributes:
         rows: whether its row is wanted; otherwise the command tag is the answer.
-        alone: a row takes a transaction, but where nothing is written and no pooler is in between.
+        alone: whether the row is fetched in a transaction of its own; not needed where nothing is written and
+            no pooler is in between.
     """
 
     before: str
@@ -93,7 +94,12 @@ class Call:
 
 
 async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: timedelta) -> Any:
-    """Make a call until it is done or ``within`` is over."""
+    """Repeat ``call`` until it succeeds or ``within`` is over; returns its row or its command tag.
+
+    Raises:
+        FenceUnavailable: it did not succeed; the text says why.
+        ConfigurationError: it cannot succeed until an operator has changed something.
+    """
     failure: Exception | None = None
     connected = True
     cancels = CancelWatch()
@@ -108,7 +114,7 @@ async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: ti
                     connected = True
                     deadline = scope.when()
                     assert deadline is not None, "the timeout that was just entered has a deadline"
-                    # A little less than is left, so that the server's own answer, which says why, is first.
+                    # A little less than the time left, so that the server's error, which says why, is first.
                     left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
                     query = f"{call.before}{left_ms:d}{call.after}"
                     return await once(pool, conn, query, rows=call.rows, alone_=call.alone)
@@ -138,7 +144,7 @@ def _passing(exc: Exception) -> bool:
         case Meaning.RETRY | Meaning.LOST:
             return True
         case Meaning.UNAVAILABLE:
-            # A lock timeout has used the time up; a server that starts or is full may be ready soon.
+            # A lock timeout has used up the time; a server that is starting or full may be ready soon.
             return getattr(exc, "sqlstate", None) != "55P03"
 
 
@@ -169,7 +175,7 @@ async def _failed(
 
 
 async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
-    """Who is in the way, for people; nothing if nobody can tell, as with a schema before version 4."""
+    """The sessions in the way, as text; empty if they are not known, as with a schema before version 4."""
     rows = []
     with contextlib.suppress(*DATABASE_ERRORS):
         async with asyncio.timeout(_RELEASE_S):
@@ -179,7 +185,7 @@ async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
 
 
 async def _unreplicated(pool: asyncpg.Pool[Any]) -> str:
-    """Whether commits wait for a standby that is not there; nothing if nobody can tell."""
+    """The text that commits wait for a standby that is not there; empty if they do not, or if unknown."""
     with contextlib.suppress(*DATABASE_ERRORS):
         async with asyncio.timeout(_RELEASE_S):
             with unfenced():
@@ -191,10 +197,10 @@ async def _unreplicated(pool: asyncpg.Pool[Any]) -> str:
 
 
 async def _require_writable(pool: asyncpg.Pool[Any], exc: BaseException) -> None:
-    """Nothing, unless the role, its database or the connection itself asks for read-only transactions.
+    """Refuse a read-only default that the role, its database or the connection itself has set.
 
     Raises:
-        ConfigurationError: it does; the text names who, and the remedy.
+        ConfigurationError: there is one; the text says where it is set, and the remedy.
     """
     row = await _whose_read_only(pool)
     if row is None or row["standby"] or not row["read_only"]:
@@ -214,7 +220,7 @@ async def _require_writable(pool: asyncpg.Pool[Any], exc: BaseException) -> None
                 f"the fence cannot write: {_SETTING} is on in the connection's own settings; leave it out of"
                 " server_settings, of options= in the URL and of PGOPTIONS"
             ) from exc
-        case _:  # of the whole server: a provider's, for as long as its disk is full
+        case _:  # set for the whole server, as by a provider for as long as its disk is full
             return
     raise ConfigurationError(
         f"the fence cannot write: {_SETTING} is on for {by.removeprefix('ALTER ')}; run"
@@ -223,7 +229,7 @@ async def _require_writable(pool: asyncpg.Pool[Any], exc: BaseException) -> None
 
 
 async def _whose_read_only(pool: asyncpg.Pool[Any]) -> asyncpg.Record | None:
-    """Why a transaction may not write; ``None`` if nobody can tell."""
+    """Where a read-only default is set, if any; ``None`` if the database does not answer."""
     with contextlib.suppress(*DATABASE_ERRORS):
         async with asyncio.timeout(_RELEASE_S):
             with unfenced():
@@ -258,25 +264,25 @@ def _named(row: asyncpg.Record) -> str:
 
 
 class _NoConnection(TimeoutError):
-    """Every connection of the pool was lent out."""
+    """All connections of the pool were in use."""
 
 
 async def once(
     pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: str, *, rows: bool, alone_: bool = True
 ) -> Any:
-    """Make a call once, and give the connection back: its row, or its command tag."""
+    """Make a call once and release the connection; returns its row or its command tag."""
     clean = False
     try:
-        with unfenced():  # a seal under another lease is not that lease's write
+        with unfenced():  # a seal made under another lease is not a write of that lease
             if rows and alone_:
                 return await _row(conn, query)
             if rows:
                 return await conn.fetchrow(query)
-            # Not by COPY, though it gives rows: asyncpg (0.32) drops a future whose error nobody retrieves if
-            # the server's word that it ends the session was read, and the end of the connection not yet.
+            # Not by COPY, though it gives rows: if asyncpg (0.32) has read that the server ends the session,
+            # and not yet the end of the connection, it drops a future whose error is never retrieved.
             if (con := bare(conn)) is None:  # the server dropped it, and the pool has emptied its proxy
                 raise asyncpg.InterfaceError("the connection is closed")
-            tag = await send_plain(con, _SETTINGS + query)  # not read as a caller's statement is
+            tag = await send_plain(con, _SETTINGS + query)  # not examined as a caller's statement is
             clean = True
             return tag
     finally:
@@ -285,11 +291,11 @@ async def once(
 
 
 async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
-    """The row of ``query``, in a transaction."""
+    """Fetch the row of ``query`` in a transaction of its own."""
     con = bare(conn)
 
     async def ask() -> Any:
-        # Until COMMIT it has the gate to itself.
+        # Bounded, because until COMMIT it has the gate to itself.
         await con.execute(f"{_SETTINGS}select lockguard.bound(0, {_IDLE_MS:d})")
         return await con.fetchrow(query)
 

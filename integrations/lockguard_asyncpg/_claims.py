@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["FEW", "Claim", "Limits", "Presentation", "first_of", "leases_for", "presentation_for"]
 
 _LOCK_MS = 5_000
-# Up to so many, one after the other costs little, and a schema before version 5 can do it.
+# Up to this many, one check after another costs little, and a schema before version 5 can do it.
 FEW = 8
 
 
@@ -34,8 +34,8 @@ class Limits:
     Attributes:
         lock_timeout: the longest wait for a lock inside the transaction; by default 5 s or the lease's ttl,
             whichever is less.
-        idle_timeout: how long the transaction may be open without a statement before the server ends it.
-            A holder that froze inside a transaction is thus taken over; by default after the lease's ttl.
+        idle_timeout: how long the transaction may be open without a statement before the server ends it, so
+            that a holder frozen inside it can be taken over; by default the lease's ttl.
     """
 
     lock_timeout: timedelta | None = None
@@ -44,13 +44,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Claim:
-    """The pair that a write presents for a resource.
+    """The token and the grant that a write presents for a resource.
 
     Attributes:
-        resource: what it belongs to.
-        token: the lease's.
-        grant: the lease's.
-        seals: where the pair is sealed in the same call, the call that does it, all but its last argument.
+        resource: the resource of the lease.
+        token: the lease's token.
+        grant: the id of the lease's grant.
+        seals: where the same call seals the grant, the SQL of that call without its last argument.
     """
 
     resource: Resource
@@ -59,7 +59,7 @@ class Claim:
     seals: str | None = field(default=None, compare=False)
 
     def check_sql(self, sequence: int | None = None, *, last: bool = False) -> str:
-        """The check as a simple query; as the ``last`` it closes the pair with the COMMIT."""
+        """The check as a simple query; with ``last`` it also closes the grant with the COMMIT."""
         pair = f"{text(self.resource)},{number(self.token)},{uuid(self.grant)}"
         if self.seals is not None and not last:
             return f"select {self.seals}{number(sequence)});"
@@ -67,7 +67,7 @@ class Claim:
         return f"select {first}lockguard.{'check_last' if last else 'check'}({pair},{number(sequence)});"
 
     def close_sql(self, within_ms: int) -> str:
-        """The end of the pair, as a simple query."""
+        """The close of the grant as a simple query."""
         return (
             f"select lockguard.close({text(self.resource)},{number(self.token)},{uuid(self.grant)},"
             f"{within_ms:d});"
@@ -75,10 +75,10 @@ class Claim:
 
 
 def leases_for(lease: Lease | Sequence[Lease] | None) -> tuple[Lease, ...]:
-    """The leases that a transaction is written under, by default all of the surrounding bodies.
+    """The leases under which a transaction writes; by default those of all surrounding bodies.
 
     Raises:
-        LeaseNotHeld: there is none.
+        LeaseNotHeld: there are none.
     """
     leases = current_leases() if lease is None else (lease,) if isinstance(lease, Lease) else tuple(lease)
     if not leases:
@@ -90,7 +90,7 @@ def leases_for(lease: Lease | Sequence[Lease] | None) -> tuple[Lease, ...]:
 
 
 def first_of(leases: Sequence[Lease]) -> Resource:
-    """The resource with which a transaction's number is recorded."""
+    """The resource under which a transaction's number is recorded."""
     if len(leases) == 1:
         return leases[0].resource
     return min(lease.resource for lease in leases)
@@ -103,9 +103,9 @@ class Presentation:
     Attributes:
         claims: in the order in which every transaction locks the fence's rows, so that two never deadlock.
         sequence: the transaction's number, recorded with the first claim; ``None`` records nothing.
-        lock_ms: the bound on waiting for locks.
-        idle_ms: the bound on idling.
-        last: the transaction closes them all; for one that is a single statement.
+        lock_ms: the bound on waiting for locks, in ms.
+        idle_ms: the bound on idling, in ms.
+        last: whether the transaction also closes all claims; only for one that is a single statement.
     """
 
     claims: tuple[Claim, ...]
@@ -123,7 +123,7 @@ class Presentation:
         return bound + first.check_sql(self.sequence) + "".join(claim.check_sql() for claim in others)
 
     def piped_sql(self) -> str:
-        """All of it as one query, without a row, for what follows it up to the next Sync."""
+        """The limits and the checks as one query without a row, for the statement before the next Sync."""
         if self._in_one_call:
             check = self._all_sql().removeprefix("select ").removesuffix(";")
         else:
@@ -136,7 +136,7 @@ class Presentation:
         return f"select from lockguard.bound({self.lock_ms:d},{self.idle_ms:d}) where {check} is null"
 
     def unknown(self) -> CommitUnknown:
-        """The error of a transaction that presented this and whose end nobody heard of."""
+        """The error for a transaction that presented this and whose outcome is unknown."""
         first = self.claims[0]
         assert self.sequence is not None, f"no write of {first.resource} was numbered, and one is in doubt"
         return CommitUnknown(
@@ -148,7 +148,7 @@ class Presentation:
 
     @property
     def _in_one_call(self) -> bool:
-        """Whether one call presents them all."""
+        """Whether one call presents all claims."""
         return len(self.claims) > FEW and not self.last and all(claim.seals is None for claim in self.claims)
 
     def _all_sql(self) -> str:
@@ -166,7 +166,7 @@ def presentation_for(
 ) -> Presentation:
     """What a transaction under ``leases`` presents.
 
-    The ``first`` seals those that are not sealed yet, the ``last`` closes them.
+    With ``first`` it seals the grants that are not sealed yet, with ``last`` it closes them.
 
     Raises:
         LeaseLost: one of them has ended.
@@ -177,7 +177,7 @@ def presentation_for(
     claims = {_claim(lease, first=first) for lease in leases}
     ttl_ms = min(lease.grant.ttl_ms for lease in leases)
     idle_ms = ttl_ms if limits.idle_timeout is None else _milliseconds(limits.idle_timeout)
-    # Whoever froze while it waited for a lock must not keep its successor out for longer than one who idles.
+    # A holder that froze while waiting for a lock must not keep its successor out longer than an idle one.
     lock_ms = min(_LOCK_MS, ttl_ms) if limits.lock_timeout is None else _milliseconds(limits.lock_timeout)
     return Presentation(tuple(sorted(claims)), sequence, max(1, lock_ms), max(1, idle_ms), last)
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["fence", "open_fence"]
 
 P = ParamSpec("P")
-# More are no help to a person, and laying them out takes a minute for 100,000.
+# More rows do not help a reader, and laying out 100,000 of them takes a minute.
 _ROWS_MAX = 1000
 # The first version of the schema that says which server this is.
 _TELLS_SERVER = 10
@@ -71,7 +71,7 @@ def fence() -> None:
 
 
 def _connected(body: Callable[P, Awaitable[None]]) -> Callable[..., None]:
-    """A command with ``--url`` whose body gets the connection first."""
+    """A command with ``--url`` whose body gets the connection as its first argument."""
 
     @click.option(
         "--url",
@@ -87,11 +87,11 @@ def _connected(body: Callable[P, Awaitable[None]]) -> Callable[..., None]:
 
 @asynccontextmanager
 async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
-    """The fence of a database, for ``lockguard break``, which knows nothing of Postgres.
+    """The fence of the database at ``url``, for ``lockguard break``, which knows nothing of Postgres.
 
     Raises:
-        ConfigurationError: the URL, or what it says, cannot work.
-        click.ClickException: nobody answers there, there is no schema, or the role may not use it.
+        ConfigurationError: the URL, or something that it names, cannot work.
+        click.ClickException: no server answers there, there is no schema, or the role may not use it.
     """
     checked(url)
     try:
@@ -198,7 +198,7 @@ async def status(
     if server is not None:
         click.echo(server)
     most = _ROWS_MAX if limit is None else limit
-    # One more, which tells whether there are more.
+    # One row more than is shown tells whether there are more.
     rows = [r async for r in _rows(conn, resource, most and most + 1, only_open=only_open)]
     more = 0 < most < len(rows)
     _print(rows[:most] if more else rows, tables, only_open=only_open)
@@ -218,7 +218,7 @@ async def _rows(
 async def _print_json(
     version: int, server: str | None, rows: AsyncIterator[_Row], tables: tuple[Protection, ...]
 ) -> None:
-    """Part by part, as there may be very many."""
+    """Print part by part, because there may be very many resources."""
     about = f'"version": {version},\n"library": {SCHEMA_VERSION},\n"server": {json.dumps(server)}'
     click.echo(f'{{\n{about},\n"resources": [', nl=False)
     part: list[str] = []
@@ -326,7 +326,7 @@ async def check(conn: asyncpg.Connection[Any], tables: tuple[str, ...], *, as_js
 
 async def _by_pgpool(conn: asyncpg.Connection[Any]) -> tuple[Finding, ...]:
     try:
-        await conn.execute("show pool_version")  # it answers by itself, and Postgres knows no such setting
+        await conn.execute("show pool_version")  # answered by pgpool itself; Postgres knows no such setting
     except asyncpg.UndefinedObjectError:
         return ()
     what = (

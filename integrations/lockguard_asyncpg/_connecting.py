@@ -1,4 +1,4 @@
-"""How the commands reach the database, and the one line that they say when they cannot."""
+"""Connects the commands to the database, and gives their errors in one line."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ CONNECT_S = 10.0
 
 
 def connected(url: str | None, body: Callable[..., Awaitable[None]], **options: Any) -> None:
-    """Run ``body(connection, **options)``.
+    """Run ``body(connection, **options)`` with a connection to ``url``.
 
     Raises:
-        Mistake: what the user can put right, in one line.
-        click.ClickException: nobody answers there, or what the database said otherwise.
+        Mistake: an error that the user can correct, in one line.
+        click.ClickException: no server answers there, or any other error of the database.
     """
     interrupt.run(_with_connection(url, body, options))
 
@@ -65,11 +65,11 @@ async def _with_connection(
 
 @contextmanager
 def in_one_line(url: str | None) -> Iterator[None]:
-    """What the database at ``url`` says in the body, as a command ends with it.
+    """Turn an error of the database at ``url`` in the body into the one with which a command ends.
 
     Raises:
-        Mistake: what the user can put right.
-        click.ClickException: what the database said otherwise.
+        Mistake: an error that the user can correct.
+        click.ClickException: any other error of the database.
     """
     try:
         yield
@@ -84,5 +84,5 @@ def in_one_line(url: str | None) -> Iterator[None]:
 
 
 def reason_of(exc: BaseException) -> str:
-    """What went wrong, in one line."""
+    """Why the database could not be used, in one line."""
     return dsn.reason_of(exc, within_s=CONNECT_S)

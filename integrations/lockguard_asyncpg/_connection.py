@@ -1,8 +1,8 @@
-"""asyncpg's connection, pool and prepared statement with the fence's layer before them.
+"""asyncpg's connection, pool and prepared statement with the fence's layer in front of them.
 
-The layer has no state and no slots of its own, so a connection that exists already can change to it: that
-is how :func:`fenced` reaches a pool that other code holds. What is known of a connection's transaction is
-kept beside it, see :mod:`lockguard_asyncpg._transaction_state`.
+The layer has no state and no slots of its own, so the class of an existing connection can be changed to it:
+that is how :func:`fenced` reaches a pool that other code holds. What is known of a connection's transaction
+is kept apart from the connection, see :mod:`lockguard_asyncpg._transaction_state`.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ _CARRIERS = {
     "copy_to_table": False,
     "copy_records_to_table": False,
 }
-# Those that asyncpg sends as one Bind and Execute.
+# Methods whose statement asyncpg sends as one Bind and Execute.
 _ONE_BY_ONE = {"execute", "fetch", "fetchval", "fetchrow"}
-# Where a prepared statement keeps its connection, and what the server knows of it.
+# Where a prepared statement keeps its connection, its state on the server and its last command tag.
 _OF = "_connection"
 _STATE = "_state"
 _STATUS = "_last_status"
 _CHECKS_STATUS = b"SELECT 0"
 _STATEMENT_CARRIERS = ("fetch", "fetchval", "fetchrow", "fetchmany", "executemany")
-# Housekeeping that asyncpg does with statements of its own.
+# Housekeeping methods, for which asyncpg sends statements of its own.
 _PLAIN = ("add_listener", "remove_listener", "set_type_codec", "reset_type_codec", "set_builtin_type_codec")
 
 
 class FenceLayer:
-    """What fencing adds to an asyncpg connection class; mixed in before it, without any state.
+    """What fencing adds to an asyncpg connection class: a mixin in front of it, without any state.
 
     Attributes:
-        is_lent: whether it is there for the body of one fenced transaction only.
+        is_lent: whether the connection is fenced for the body of one fenced transaction only.
     """
 
     __slots__ = ()
@@ -79,21 +79,21 @@ class FenceLayer:
         return _Transaction(proxy, isolation, readonly, deferrable)
 
     async def execute_plain(self, query: str, *, timeout: float | None = None) -> str:
-        """Asyncpg's ``execute``: for what goes before and after a fenced statement."""
+        """Run asyncpg's own ``execute``, for what goes before and after a fenced statement."""
         parent: Any = super()
         return str(await parent.execute(query, timeout=timeout))
 
     async def _do_execute(
         self, query: str, executor: Any, timeout: float | None, *retry: Any, **options: Any
     ) -> Any:
-        """Where asyncpg has a statement prepared and then sends it: the check leaves right before it."""
+        """As asyncpg's, which prepares a statement and sends it; sends the check right before it."""
         con: Any = self
         parent: Any = super()
         executor = executor_with_check(transaction_state(con).check, executor)
         return await parent._do_execute(query, executor, timeout, *retry, **options)
 
     def _time_and_log(self, query: str, args: Any, timeout: float | None) -> Any:
-        """As asyncpg's, for its query loggers: they are told the caller's text, without the check."""
+        """As asyncpg's, for its query loggers: they get the caller's text, without the check."""
         con: Any = self
         parent: Any = super()
         return parent._time_and_log(transaction_state(con).caller_text or query, args, timeout)
@@ -117,14 +117,14 @@ class FenceLayer:
         return statement
 
     async def reset(self, *, timeout: float | None = None) -> None:
-        """As asyncpg's; never under a lease: a lost one must not cost the pool its connection.
+        """As asyncpg's, but never under a lease: a lost lease must not cost the pool its connection.
 
-        The pool calls it on release. In a guarded body an error of it is not raised: after a COMMIT that
-        was answered it would pass for the work's own, and the work be done twice.
+        The pool calls it on release. In a guarded body its error is not raised: after a COMMIT that was
+        answered it would look like a failure of the work, which would then be done twice.
         """
         con: Any = self
         tx = transaction_state(con)
-        if tx.body is not None:  # a fenced transaction was left open, or what follows would escape it
+        if tx.body is not None:  # a fenced transaction was left open: what follows would escape it
             con.terminate()
             return
         tx.clear()
@@ -181,7 +181,7 @@ def _plain(name: str) -> Callable[..., Awaitable[Any]]:
     return method
 
 
-# Set from outside, so that type checkers go on seeing asyncpg's own signatures.
+# Set from outside the class, so that type checkers still see asyncpg's own signatures.
 for _name, _has_text in _CARRIERS.items():
     if hasattr(asyncpg.Connection, _name):
         setattr(FenceLayer, _name, _carrier(_name, has_text=_has_text))
@@ -197,7 +197,7 @@ class _LentLayer(FenceLayer):
 
 
 def lend(con: Any) -> type[Any] | None:
-    """Have every statement of ``con`` pass through the fence's layer; gives what :func:`end_loan` takes."""
+    """Have every statement of ``con`` pass through the fence's layer; returns what :func:`end_loan` takes."""
     if sees_all(con):
         return None
     kind: Any = type(con)
@@ -208,7 +208,7 @@ def lend(con: Any) -> type[Any] | None:
 
 
 def end_loan(con: Any, kind: type[Any] | None) -> None:
-    """Undo :func:`lend`. What goes on in an outer transaction from here on is not seen: nothing is known."""
+    """Undo :func:`lend`, and forget the transaction: what an outer one does from here on is not seen."""
     if kind is None:
         return
     transaction_state(con).clear()
@@ -217,7 +217,7 @@ def end_loan(con: Any, kind: type[Any] | None) -> None:
 
 
 class _Transaction(Transaction):
-    """asyncpg's, which ends as it was cut, by a cancel or a lost lease, though its connection broke."""
+    """asyncpg's transaction, in which a broken connection does not hide a cancel or a lost lease."""
 
     __slots__ = ()
 
@@ -225,7 +225,7 @@ class _Transaction(Transaction):
         try:
             await super().__aexit__(kind, exc, trace)
         except DATABASE_ERRORS as broken:
-            if isinstance(exc, asyncio.CancelledError):  # stays one, though the connection broke with it
+            if isinstance(exc, asyncio.CancelledError):  # it propagates, though the connection broke too
                 return
             if (said := ended(broken, current_leases())) is not None:
                 raise said from broken
@@ -233,7 +233,7 @@ class _Transaction(Transaction):
 
 
 class _Proxy(_PoolConnectionProxy):
-    """The pool's proxy; the pool empties it when the server drops the connection."""
+    """The pool's proxy, which the pool empties when the server drops the connection; names a lost lease."""
 
     __slots__ = ()
 
@@ -254,7 +254,7 @@ def _proxied(name: str) -> Callable[..., Awaitable[Any]]:
 
 
 class FencedConnection(FenceLayer, _Connection):
-    """For ``asyncpg.create_pool(..., connection_class=FencedConnection)``: it carries the lease."""
+    """Carries the lease; for ``asyncpg.create_pool(..., connection_class=FencedConnection)``."""
 
     __slots__ = ()
 
@@ -293,7 +293,7 @@ def _statement_carrier(name: str) -> Callable[..., Awaitable[Any]]:
         if name != "fetch" and getattr(self, _STATUS) == _CHECKS_STATUS:
             setattr(
                 self, _STATUS, None
-            )  # asyncpg's, where a row ended the fetching before the statement's end
+            )  # asyncpg's own value where fetching stopped at a row, before the statement's end
         return result
 
     return method
@@ -330,10 +330,9 @@ class _Cursor:
 
 
 def fenced(pool: Pool[Any]) -> Pool[Any]:
-    """Have every connection of ``pool`` carry the lease from now on, whoever already has the pool.
+    """Have every connection of ``pool`` carry the lease from now on, also for code that has the pool already.
 
-    Connections that are out at the moment are fenced when they are next acquired. Calling it again changes
-    nothing.
+    Connections in use at the moment are fenced when they are next acquired. Calling it again changes nothing.
 
     Returns:
         The same pool.
@@ -345,7 +344,7 @@ def fenced(pool: Pool[Any]) -> Pool[Any]:
 
 
 def create_pool(*args: Any, **options: Any) -> Pool[Any]:
-    """``asyncpg.create_pool``, fenced."""
+    """Create a pool as ``asyncpg.create_pool`` does, and fence it; see :func:`fenced`."""
     return fenced(asyncpg.create_pool(*args, **options))
 
 
@@ -354,7 +353,7 @@ class _PoolLayer:
 
     async def _acquire(self, timeout: float | None) -> PoolConnectionProxy[Any]:
         parent: Any = super()
-        with unfenced():  # the pool's init and setup hooks are no part of the body
+        with unfenced():  # the pool's init and setup hooks are not part of the body
             proxy: PoolConnectionProxy[Any] = await parent._acquire(timeout)
         if type(proxy) is PoolConnectionProxy:
             proxy.__class__ = _Proxy
@@ -364,9 +363,9 @@ class _PoolLayer:
         return proxy
 
     async def release(self, connection: Any, *, timeout: float | None = None) -> None:
-        """As asyncpg's; in a guarded body an error of the release is not taken for the work's."""
+        """As asyncpg's; in a guarded body it does not raise an error that would look like the work's."""
         parent: Any = super()
-        if type(connection) is _Proxy:  # asyncpg takes back no other class than its own
+        if type(connection) is _Proxy:  # asyncpg takes back only its own class
             proxy: Any = connection
             proxy.__class__ = PoolConnectionProxy
         try:
@@ -377,14 +376,14 @@ class _PoolLayer:
 
 
 def _begun_in_a_body() -> bool:
-    """Whether what ends here was begun in a guarded body, which may have been left meanwhile.
+    """Whether the running code was begun in a guarded body, which may have been left meanwhile.
 
-    Its siblings do so when the body is cut: `asyncio.gather` waits for the first of them only.
+    Tasks of a body that is cancelled can outlive it: `asyncio.gather` waits only for the first of them.
     """
     return bool(current_leases()) or outlived_lease() is not None
 
 
 @functools.cache
 def _with_layer(layer: Any, base: Any) -> Any:
-    """``base`` with ``layer`` before it; without state of its own, so that an object may change to it."""
+    """A subclass of ``base`` with ``layer`` first; stateless, so that an object's class can be set to it."""
     return type(base)(f"Fenced{base.__name__}", (layer, base), {"__slots__": (), "__module__": __name__})

@@ -1,11 +1,12 @@
-"""Plain asyncpg code, fenced without a change: each statement under a lease carries the lease's token.
+"""Fences plain asyncpg code without a change to it: each statement under a lease carries the lease's token.
 
-Inside a guarded body a statement outside of any transaction is sent as ``BEGIN`` + check, statement,
-``COMMIT`` (two round trips more); ``conn.transaction()`` presents the lease together with ``BEGIN`` (none
-more); a transaction that began before the lease presents it before its next statement (one more). Outside
-of guarded bodies the connection does what asyncpg's does.
+Inside a guarded body a statement outside of any transaction is sent with the check right before it, where
+that can be done (no round trip more), else as ``BEGIN`` + check, statement, ``COMMIT`` (two more);
+``conn.transaction()`` presents the lease together with ``BEGIN`` (none more); a transaction that began before
+the lease presents it before its next statement (one more). Outside of guarded bodies the connection does what
+asyncpg's does.
 
-What was presented is forgotten with the lock that proves it: at the end of the transaction, and after an
+What was presented is forgotten with the row lock that proves it: at the end of the transaction, and after an
 error or a rollback to a savepoint, which may have released the fence's row.
 """
 
@@ -55,11 +56,11 @@ LIMITS = Limits()
 
 
 def leases_in_force() -> tuple[Lease, ...]:
-    """The leases that the running code writes under.
+    """The leases under which the running code writes.
 
     Raises:
-        LeaseNotHeld: it is a task that has outlived its guarded body: it must not pass for code that never
-            had a lease.
+        LeaseNotHeld: the task has outlived its guarded body, or the task that entered the hold has ended; it
+            must not pass for code that never had a lease.
     """
     if is_unfenced():
         return ()
@@ -89,20 +90,20 @@ async def run(
     timeout_s: float | None,
     pipelined: Pipelined[T] | None = None,
 ) -> T:
-    """Run one statement of the caller's with whatever has to go before and after it.
+    """Run one statement of the caller, with what has to go before and after it.
 
     Args:
         con: the connection.
         text: the statement.
         send: sends it as asyncpg does.
-        timeout_s: the patience for what goes before and after.
-        pipelined: sends it with the check of these leases right before it, where that can be done.
+        timeout_s: the time bound, in seconds, for what goes before and after.
+        pipelined: sends it with the leases' check right before it; ``None`` where that cannot be done.
     """
     tx, task = transaction_state(con), asyncio.current_task()
     if tx.user is not None:
         if tx.user is task:  # asyncpg runs a statement of its own within the caller's
             return await send()
-        # Between our BEGIN and COMMIT another task's statement would join a transaction it does not know.
+        # Between our BEGIN and COMMIT another task's statement would join a transaction unknown to it.
         raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
     leases = leases_of(con, tx)
     if tx.body is not None:
@@ -110,7 +111,7 @@ async def run(
     if not leases:
         return await _plainly(con, tx, text, send)
     kind = kind_of(text)
-    if kind is not Kind.ROLLBACK:  # which is right whatever became of the lease
+    if kind is not Kind.ROLLBACK:  # a rollback is right whatever became of the lease
         for lease in leases:
             lease.ensure()
     tx.user = task
@@ -134,15 +135,15 @@ async def _by_itself(
     pipelined: Pipelined[T] | None,
 ) -> T:
     if pipelined is not None and can_pipeline(con):
-        # Nothing was done where the lease has to be sealed by itself, or where the snapshot was overtaken by
-        # a seal: a transaction takes another one.
+        # After NotPipelined nothing was done: the lease has to be sealed by itself, or a seal overtook the
+        # snapshot. The transaction below takes a new one.
         with contextlib.suppress(NotPipelined):
             return await pipelined(leases)
     try:
         return await alone(con, leases, send, timeout_s)
     except asyncpg.InvalidCachedStatementError:
-        # The table has another column by now. asyncpg has dropped what it kept, and tries again
-        # itself only where it sees no transaction.
+        # The table's columns have changed. asyncpg has dropped its cached statement, and tries again by
+        # itself only outside of a transaction.
         return await alone(con, leases, send, timeout_s)
 
 
@@ -155,8 +156,8 @@ async def run_parsed(
 ) -> T:
     """As :func:`run`, for a statement that was prepared.
 
-    asyncpg sends Parse without Sync, so the server keeps the statement's tables locked, and a pooler its
-    connection taken, until the next message. Where the statement is refused here, there would be none.
+    asyncpg sends Parse without Sync, so the server keeps the statement's tables locked, and a pooler keeps
+    its server connection, until the next message. A statement that is refused here would have none.
     """
     try:
         return await run(con, text, send, timeout_s, pipelined)
@@ -167,9 +168,9 @@ async def run_parsed(
 
 
 def leases_of(con: Any, tx: TransactionState) -> tuple[Lease, ...]:
-    """The leases that a statement on ``con`` is written under.
+    """The leases under which a statement on ``con`` writes.
 
-    On a connection that is fenced for the body of a fenced transaction only, those of that transaction.
+    On a connection that is fenced only for the body of a fenced transaction, those of that transaction.
 
     Raises:
         LeaseNotHeld: see :func:`leases_in_force`.
@@ -182,7 +183,7 @@ def leases_of(con: Any, tx: TransactionState) -> tuple[Lease, ...]:
 
 
 def _keep_open(con: Any, text: str) -> None:
-    """In the body of a fenced transaction nothing is written outside of that transaction.
+    """Refuse to write outside of the fenced transaction in whose body the statement is.
 
     Raises:
         ConfigurationError: the text would end it, or it has ended.
@@ -197,7 +198,7 @@ def _keep_open(con: Any, text: str) -> None:
 
 
 async def _plainly(con: Any, tx: TransactionState, text: str, send: Callable[[], Awaitable[T]]) -> T:
-    """A statement without a lease; perhaps in a transaction that began under one."""
+    """Run a statement without a lease, perhaps in a transaction that began under one."""
     tx.forget()  # it may be a ROLLBACK TO that frees the fence's rows
     presented = tuple(tx.leases.values())
     ends = may_end_transaction(text)
@@ -217,7 +218,7 @@ async def _plainly(con: Any, tx: TransactionState, text: str, send: Callable[[],
 async def alone(
     con: Any, leases: tuple[Lease, ...], send: Callable[[], Awaitable[T]], timeout_s: float | None
 ) -> T:
-    """A statement outside of any transaction, in one of its own; however it ends, that is over then."""
+    """Run a statement in a transaction of its own, which has ended afterwards whatever the statement did."""
     proxy: Any = TransactionProxy(con, lambda: leases, limits=LIMITS, timeout_s=timeout_s)
     transaction = Transaction(proxy, None, readonly=False, deferrable=False)
     await transaction.start()
@@ -245,7 +246,7 @@ async def _inside(
     text: str,
     send: Callable[[], Awaitable[T]],
 ) -> T:
-    """A statement in a transaction of the caller's."""
+    """Run a statement in the caller's transaction."""
     match kind:
         case Kind.COMMIT:
             return cast("T", await _commit(con, leases, text))
@@ -265,7 +266,7 @@ async def _inside(
     try:
         return await send()
     except DATABASE_ERRORS as exc:
-        # Only a rollback, perhaps to a savepoint, leads on from here.
+        # From here only a rollback, perhaps to a savepoint, is possible.
         tx.forget()
         tx.refusal = stale(exc) or tx.refusal
         if (said := ended(exc, leases)) is not None:
@@ -279,7 +280,7 @@ async def _commit(con: Any, leases: tuple[Lease, ...], text: str) -> Any:
 
 
 async def present(con: Any, tx: TransactionState, leases: tuple[Lease, ...]) -> None:
-    """Check what this transaction has not presented yet."""
+    """Present ``leases``, unless this transaction has presented them already or is read-only."""
     if tx.read_only:
         return
     await seal_now(leases)

@@ -1,8 +1,8 @@
-"""A database URL as a person gave it: read before anybody else reads it, and shown without its secrets.
+"""A database URL as the user gave it: checked before asyncpg reads it, and shown without its secrets.
 
-A raw ``/``, ``?``, ``#`` or ``@`` in a password makes a URL that is read wrongly, not one that cannot be:
-pieces of the password become port, path and options, and asyncpg's errors and ours would quote them. Such a
-URL is refused first, and nothing of it is shown.
+A raw ``/``, ``?``, ``#`` or ``@`` in a password makes a URL that can be read, but wrongly: pieces of the
+password become port, path and options, and errors of asyncpg and of lockguard would quote them. Such a URL is
+refused first, and no part of it is shown.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _UNREADABLE = (
 
 
 def checked(url: str | None) -> None:
-    """Nothing, if the URL says one thing only, or there is none.
+    """Refuse a URL that cannot be read in exactly one way; ``None`` passes.
 
     Raises:
-        ConfigurationError: it does not; nothing of it is quoted.
+        ConfigurationError: it cannot; no part of it is quoted.
     """
     if url is not None:
         _read(url)
@@ -56,13 +56,13 @@ def _read(url: str) -> SplitResult:
     except ValueError:
         clear = False
     if parts is None or not clear:
-        # Without a cause, whose text would quote a piece.
+        # Without a cause, whose text would quote a part of it.
         raise ConfigurationError(_UNREADABLE) from None
     return parts
 
 
 def _without_escapes(text: str) -> str:
-    """The text as it is decoded, or ``"%"`` if an escape in it is none."""
+    """``"%"`` if a ``%`` in ``text`` is not part of a valid escape, else empty."""
     pieces = text.split("%")[1:]
     broken = any(len(piece) < 2 or not _is_hex(piece[:2]) for piece in pieces)
     return "%" if broken else ""
@@ -73,7 +73,7 @@ def _is_hex(text: str) -> bool:
 
 
 def shown(url: str | None) -> str:
-    """The place for people: host, port and name of the database, without user, password and options."""
+    """The URL for display: host, port and name of the database, without user, password and options."""
     if url is None:
         return _DATABASE
     try:
@@ -85,21 +85,21 @@ def shown(url: str | None) -> str:
 
 
 def reason_of(exc: BaseException, *, within_s: float) -> str:
-    """What went wrong with a connection, in one line.
+    """Why a connection failed, in one line.
 
     Args:
         exc: what asyncpg raised.
-        within_s: how long it was given.
+        within_s: the time bound that the connection was given, in seconds.
     """
     if isinstance(exc, TimeoutError):
         return f"no answer within {within_s:g} s; check host and port"
     if isinstance(exc, OSError):
         return f"{exc.strerror or type(exc).__name__}; check that the server runs there"
     if isinstance(exc, configparser.Error):
-        # It quotes the line, which may be a password.
+        # Its text quotes the line, which may hold a password.
         return "the service file has a line that cannot be read; write key=value, and %% for '%'"
     if isinstance(exc, ValueError):
-        # asyncpg's and ssl's quote the option's value, which may be a password.
+        # The texts of asyncpg and ssl quote the option's value, which may be a password.
         return "an option of the URL, or a PG* variable, has a value that cannot be read"
     said = first_line(exc)
     if getattr(exc, "sqlstate", None) == "25006":

@@ -1,14 +1,14 @@
 """What a database error means to a holder, decided in one place by SQLSTATE.
 
-Three questions matter after a failure: did it happen, may the same call be made again, and whose fault is
+Three questions matter after a failure: was the work done, may the same call be made again, and whose fault is
 it. :func:`meaning_of` answers them for every error that asyncpg can raise:
 
 STALE              the fence refused: never retry (LG001, LG002)
 RETRY              nothing was done; a new attempt of the whole transaction may succeed
 LOST               the connection is gone: nothing was done unless a COMMIT was under way
 UNAVAILABLE        the server cannot do it now (starting, full, read only, timed out)
-CONFIGURATION      it will fail until a person changes something
-STATEMENT          the statement's own error: the caller's, passed on untouched
+CONFIGURATION      it will fail until an operator changes something
+STATEMENT          the statement's own error: the caller gets it unchanged
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 """What asyncpg raises when a statement fails, its timeouts included."""
 
 CONNECT_ERRORS = (*DATABASE_ERRORS, ValueError, configparser.Error)
-"""What it raises when it cannot connect: also for what it cannot read of a URL or a service file."""
+"""What asyncpg raises when it cannot connect, or cannot read a part of a URL or a service file."""
 
 
 class CommitUnknown(OutcomeUnknown):
-    """A COMMIT was sent and its reply was lost; :func:`lockguard_asyncpg.resolve` finds out.
+    """A COMMIT was sent and its reply was lost; :func:`lockguard_asyncpg.resolve` finds out the outcome.
 
     Attributes:
-        resource: what was written under.
+        resource: the resource of the lease under which the transaction wrote.
         token: the token that the write carried.
-        sequence: the number of the transaction; with resource and token it names it.
-        first: whether the seal of its lease travelled with it, see ``PostgresFence(seal_with_first_write=)``.
+        sequence: the transaction's number, which together with resource and token identifies it.
+        first: whether it also carried the seal of its lease, see ``PostgresFence(seal_with_first_write=)``.
     """
 
     def __init__(self, *, resource: str, token: int, sequence: int, first: bool = False) -> None:
@@ -82,21 +82,24 @@ class CommitUnknown(OutcomeUnknown):
 
 
 class NotCommitted(LockguardError):
-    """The body of a transaction ended well, yet Postgres rolled it back: an error inside was swallowed."""
+    """The body of a transaction ended without an error, yet nothing was committed.
+
+    Postgres rolled it back because an error inside was swallowed, or the connection was lost before COMMIT.
+    """
 
 
 class SealUnknown(FenceUnavailable):
     """The database does not know the last seal of the resource, though this fence has confirmed it.
 
-    It is an old primary, or it has lost commits in a failover or a restore. Nobody holds a lease of the
-    resource there until a person has said which: ``lockguard fence recover``, or another URL.
+    It is an old primary, or it has lost commits in a failover or a restore. No lease of the resource can be
+    taken there until an operator has decided: ``lockguard fence recover``, or the URL of another server.
     """
 
     retryable = False
 
 
 class VersionConflict(LockguardError):
-    """The row has changed since it was read, or is gone: nothing was written. Read it again and decide anew.
+    """The row has changed since it was read, or is gone: nothing was written. Read it and decide again.
 
     Attributes:
         expected: the version that the caller had read.
@@ -110,7 +113,7 @@ class VersionConflict(LockguardError):
 
 
 class Meaning(Enum):
-    """What an error says about the work."""
+    """What an error says about the work; each is described in the module's docstring."""
 
     STALE = "stale"
     RETRY = "retry"
@@ -126,7 +129,7 @@ _BY_STATE = {
     "LG003": Meaning.STATEMENT,
     "LG004": Meaning.CONFIGURATION,
     "LG005": Meaning.STATEMENT,
-    "LG006": Meaning.STATEMENT,  # taken care of where it can arise, see unsealed.py
+    "LG006": Meaning.STATEMENT,  # handled where it can arise, see _unsealed.py
     "LG007": Meaning.STATEMENT,
     "40001": Meaning.RETRY,  # serialization failure
     "40P01": Meaning.RETRY,  # deadlock
@@ -157,12 +160,12 @@ _BY_CLASS = {
     "XX": Meaning.UNAVAILABLE,  # internal error, corruption
 }
 
-# PgBouncer's own words; it ends the session, and would end each that is tried again.
+# PgBouncer's own text; it ends the session, and would end the session of each further attempt.
 _STATEMENT_POOLING = "statement pooling"
 _ENDS_SESSION = {"FATAL", "PANIC"}
 
 
-# A token that was sealed is never higher than the one in force, where no commit is lost.
+# Unless commits are lost, a token that was sealed is never higher than the one in force.
 _BACKWARDS = (
     "; a lower token is in force than was presented: this is an old primary, has lost commits in a failover"
     " or a restore (then run `lockguard fence recover`), or is not the database of the guard's fence"
@@ -178,7 +181,7 @@ def meaning_of(exc: BaseException) -> Meaning:
         return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], Meaning.STATEMENT)
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return Meaning.CONFIGURATION
-    if isinstance(exc, asyncpg.TargetServerAttributeNotMatched):  # between two primaries there is none
+    if isinstance(exc, asyncpg.TargetServerAttributeNotMatched):  # none is there during a failover
         return Meaning.UNAVAILABLE
     if isinstance(exc, asyncpg.InterfaceError):
         # asyncpg reports a closed connection or pool as the caller's misuse, without a class of its own.
@@ -191,10 +194,10 @@ def meaning_of(exc: BaseException) -> Meaning:
 
 
 def leaves_in_doubt(exc: BaseException) -> bool:
-    """Whether a COMMIT that ended in ``exc`` may have been made all the same.
+    """Whether a COMMIT that failed with ``exc`` may have taken effect all the same.
 
-    Only an error after which the session goes on is a no. One that ends it may be that of a server which died
-    with the commit made, or of a pooler which lost its server; poolers do not agree on a SQLSTATE for that.
+    Only an error after which the session goes on rules that out. One that ends it may come from a server that
+    died after the commit, or from a pooler that lost its server; poolers do not agree on a SQLSTATE for that.
     """
     if getattr(exc, "severity_en", None) in _ENDS_SESSION or getattr(exc, "severity", None) in _ENDS_SESSION:
         return True
@@ -202,7 +205,7 @@ def leaves_in_doubt(exc: BaseException) -> bool:
 
 
 def unreachable(exc: BaseException) -> bool:
-    """Whether an attempt to connect failed for a reason that passes: nobody answers there now."""
+    """Whether an attempt to connect failed for a passing reason: no server answers there now."""
     return meaning_of(exc) in {Meaning.LOST, Meaning.UNAVAILABLE, Meaning.RETRY}
 
 
@@ -222,13 +225,13 @@ def stale(exc: BaseException) -> StaleToken | None:
 
 
 def ended(exc: BaseException, leases: Iterable[Lease]) -> LockguardError | None:
-    """What a failed statement says of the leases that it was sent under, ``None`` if nothing.
+    """What a failed statement says about the leases under which it was sent; ``None`` if nothing.
 
     A refusal that names a lease's own resource, token and grant ends that lease at once, whatever becomes of
-    the error: a caller that swallows it must not go on to act on the exchange. A connection that is gone
-    while a lease has ended (a stalled event loop, a server that ended what lay idle) is that lease's loss.
+    the error: a caller that swallows it must not go on to act on the exchange. If the connection is gone and
+    a lease has ended (a stalled event loop, a server that ended an idle session), it is that lease's loss.
 
-    To be called last, when the connection is in order again: ending a lease cancels its body.
+    Call it last, when the connection is in order again: ending a lease cancels its body.
 
     Returns:
         The error to raise in place of ``exc``.
@@ -237,7 +240,7 @@ def ended(exc: BaseException, leases: Iterable[Lease]) -> LockguardError | None:
         assert isinstance(exc, asyncpg.PostgresError), f"a refusal comes from Postgres, and this is {exc!r}"
         facts = _facts(exc)
         for lease in leases:
-            # An older schema does not tell the grant; then lost_to_fence compares resource and token.
+            # An older schema does not name the grant; then lost_to_fence compares resource and token.
             if facts.get("grant") in (None, lease.grant.id) and facts.get("reason") != "voided":
                 lease.lost_to_fence(refusal)
         return refusal
@@ -249,7 +252,7 @@ def ended(exc: BaseException, leases: Iterable[Lease]) -> LockguardError | None:
 
 
 def note_on_check(exc: BaseException, leases: Iterable[Lease]) -> None:
-    """Say on an error of a check, which is Postgres's own, what it means there."""
+    """Add a note to an error that Postgres itself raised in a check: what it means there."""
     if meaning_of(exc) is Meaning.RETRY:
         exc.add_note("the transaction's snapshot may be older than its lease: begin it inside the body")
     elif getattr(exc, "sqlstate", None) == "55P03":
@@ -268,7 +271,7 @@ def note_on_check(exc: BaseException, leases: Iterable[Lease]) -> None:
 def _facts(exc: asyncpg.PostgresError) -> dict[str, Any]:
     try:
         facts = json.loads(exc.detail or "{}")
-    except ValueError:  # somebody else's error under our code
+    except ValueError:  # an error of other code that uses our SQLSTATE
         return {}
     if not isinstance(facts, dict):
         return {}
@@ -278,7 +281,7 @@ def _facts(exc: asyncpg.PostgresError) -> dict[str, Any]:
 
 
 def set_up_error(exc: BaseException) -> ConfigurationError:
-    """The one line that tells what to change, for an error that means CONFIGURATION."""
+    """For an error that means CONFIGURATION, the error that tells in one line what to change."""
     state = str(getattr(exc, "sqlstate", None) or "")
     first = first_line(exc)
     if state == "LG004":
@@ -307,12 +310,12 @@ def set_up_error(exc: BaseException) -> ConfigurationError:
 
 
 def fence_error(exc: BaseException) -> LockguardError | None:
-    """What an error of a call that is all the fence's own means, ``None`` if nothing in particular."""
+    """The error to raise for a failed call of the fence's own; ``None`` if it is ``exc`` itself."""
     if (refusal := stale(exc)) is not None:
         return refusal
     return set_up_error(exc) if meaning_of(exc) is Meaning.CONFIGURATION else None
 
 
 def translate(exc: BaseException) -> BaseException:
-    """``exc`` as lockguard's own error where the fence spoke; anything else comes back as it is."""
+    """The :class:`StaleToken` for a refusal of the fence; any other error is returned unchanged."""
     return stale(exc) or exc
