@@ -1,8 +1,8 @@
-"""Isolation as the role's default, as administrators set it: also for what says nothing of its own.
+"""Isolation as the role's default, as administrators set it: it reaches code that asks for none.
 
-A session that is asked for an isolation when it is opened has it on a direct connection only, and only as
-long as nobody resets it. A default of the role reaches every session, those of a pooler too, and so it also
-reaches the fence's own calls.
+An isolation that a session asks for when it is opened works on a direct connection only, and only until
+it is reset. A default of the role reaches every session, including a pooler's, and so also the fence's
+own calls.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["role_defaults"]
 
 _WITHIN_S = 10.0
-# Deferrable has a serializable transaction that only reads wait for a moment without writers: nothing of
-# ours may do that.
+# Deferrable makes a serializable read-only transaction wait for a moment without writers: none of our
+# transactions may be one.
 _SETTINGS = ("default_transaction_isolation", "default_transaction_deferrable")
 _ALTER = """
 do $$ begin
@@ -40,17 +40,17 @@ select count(pg_terminate_backend(pid)) from pg_stat_activity
 
 @asynccontextmanager
 async def role_defaults(direct: str, url: str, isolation: Isolation) -> AsyncIterator[None]:
-    """Make ``isolation``, and deferrable with it, the role's default in a database for the body.
+    """Make ``isolation``, and deferrable with it, the role's default in a database during the body.
 
-    Every other session of the role there is ended: it would go on as it was opened.
+    Every other session of the role there is ended, since it would keep its old default.
 
     Args:
-        direct: the database, of the caller's own.
-        url: the way by which the body goes there, perhaps a pooler.
-        isolation: what is to be the default.
+        direct: the URL of the database, which must be the caller's own.
+        url: the URL by which the body reaches it, perhaps a pooler's.
+        isolation: the new default.
 
     Raises:
-        ConfigurationError: it is not in force by way of ``url``.
+        ConfigurationError: the default is not in force on connections to ``url``.
     """
     level = isolation.replace("_", " ")
     await _alter(direct, [f"set {_SETTINGS[0]} = ''{level}''", f"set {_SETTINGS[1]} = on"])
@@ -67,18 +67,18 @@ async def _alter(direct: str, changes: list[str]) -> None:
         for change in changes:
             await conn.execute(_ALTER.format(change=change))
         async with asyncio.timeout(_WITHIN_S):
-            while await conn.fetchval(_OTHERS):  # noqa: ASYNC110 - the server tells nobody
+            while await conn.fetchval(_OTHERS):  # noqa: ASYNC110 - the server does not tell
                 await asyncio.sleep(0.01)
     finally:
         await conn.close()
 
 
 async def _require(url: str, level: str) -> None:
-    """A pooler may not have heard yet that its sessions have ended."""
+    """Wait until the default is in force: a pooler may not know yet that its sessions have ended."""
     said: Any = None
     try:
         async with asyncio.timeout(_WITHIN_S):
-            while (said := await _default(url)) != level:  # noqa: ASYNC110 - a pooler tells nobody
+            while (said := await _default(url)) != level:  # noqa: ASYNC110 - a pooler does not tell
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise ConfigurationError(

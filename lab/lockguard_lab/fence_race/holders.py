@@ -1,4 +1,4 @@
-"""The holders of a race and the desk that they take their tokens from."""
+"""The holders of a race and the issuer of their tokens."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _READ_OWN = _READ_BELOW.replace("token < $2", "token = $2")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a holder read as final: of all older tokens once it has sealed, of its own once it has closed.
+    """What a holder read as final: for all older tokens after its seal, for its own token after its close.
 
     Attributes:
-        updates: how often they had raised the counter.
+        updates: how often those tokens had raised the counter.
         entries: how many rows they had inserted.
     """
 
@@ -68,7 +68,7 @@ class _TokenIssuer:
         return given
 
     def settle(self, grant: Grant, token: Token) -> Grant | None:
-        """As Redis would: a higher token, for the latest grant only."""
+        """Raise the token, as Redis does, for the latest grant only; otherwise return ``None``."""
         if self._latest[grant.resource] != grant.id:
             return None
         self._next[grant.resource] = token
@@ -76,7 +76,7 @@ class _TokenIssuer:
 
 
 class Holders:
-    """All holders of one race, and what they know of what became of their operations."""
+    """All holders of one race, and what they know of the outcomes of their operations."""
 
     def __init__(
         self,
@@ -107,12 +107,12 @@ class Holders:
         self.closed: dict[tuple[str, int], Seen] = {}
 
     async def _pause(self) -> None:
-        """Often nothing, sometimes long enough for several takeovers."""
+        """Often do not pause, sometimes long enough for several takeovers."""
         if (dice := self.rng.random()) < 0.5:
             await asyncio.sleep(_PAUSE_S * dice * (20 if dice < 0.03 else 1))
 
     async def holder(self) -> None:
-        """Take, write, give back or not, until all operations are done."""
+        """Take leases, write, and release them or not, until all operations are done."""
         kept = KeptConnection(self.pool)
         try:
             await self._work(kept)
@@ -131,7 +131,7 @@ class Holders:
                 await self._leave(lease, kept)
 
     async def _leave(self, lease: Lease, kept: KeptConnection) -> None:
-        """Give the lease back, sometimes in the middle of a write of the same body's other task."""
+        """Release the lease, sometimes in the middle of a write by another task of the same body."""
         beside = asyncio.create_task(self._write_beside(lease))
         try:
             await self._pause()
@@ -146,7 +146,7 @@ class Holders:
             await beside
 
     async def _write_beside(self, lease: Lease) -> None:
-        """It is there before the close or not at all; which of the two, the reading after the close tells."""
+        """Sometimes write during the close: it commits before that or never, as the read afterwards shows."""
         if self.rng.random() < self.plan.trespass and (op := next(self.ops)) <= self.plan.writes:
             self.report.counts["written beside the close"] += 1
             kept = KeptConnection(self.pool)
@@ -156,7 +156,7 @@ class Holders:
                 await kept.leave()
 
     async def _write_after_close(self, lease: Lease, kept: KeptConnection) -> None:
-        """Sometimes go on with a lease that was given back: a task that nobody awaited."""
+        """Sometimes go on with a released lease, as a task does that was not awaited."""
         if self.rng.random() < self.plan.trespass and (op := next(self.ops)) <= self.plan.writes:
             self.report.counts["written after the close"] += 1
             if await self._operate(lease, op, kept):
@@ -203,7 +203,7 @@ class Holders:
         return Seen(row["updates"], row["entries"])
 
     async def _operate(self, lease: Lease, op: int, kept: KeptConnection) -> bool:
-        """Try one operation until it is committed or refused; tells whether the lease is still good."""
+        """Try one operation until it is committed or refused; returns whether the lease is still good."""
         end = await operate(
             self.way.write,
             lambda: self._attempt(lease, op, kept),

@@ -1,8 +1,7 @@
-"""Bodies that have nothing to do with each other, beside the same ones without the fence.
+"""Independent bodies, compared with the same bodies without the fence.
 
-Each takes a resource of its own, writes once and gives it back. Nothing that one of them does may have
-another fail, at whatever isolation and whatever is the role's default: those that fail without the fence,
-for Postgres's own reasons, are the measure.
+Each takes a resource of its own, writes once and releases it. No body may make another fail, at any isolation
+and any default of the role; the standard is how many fail without the fence, for Postgres's own reasons.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ __all__ = ["BODIES", "Independent", "independent"]
 
 BODIES = 960
 _ALONE = True  # a statement without a transaction is a way to write
-_WITHIN = timedelta(seconds=30)  # on a machine with much else to do
+_WITHIN = timedelta(seconds=30)  # enough on a busy machine
 _RESOURCES = """
 insert into lockguard_race.state (resource, n) select $1 || g, 0 from generate_series(1, $2) g
 """
@@ -46,13 +45,13 @@ insert into lockguard_race.state (resource, n) select $1 || g, 0 from generate_s
 
 @dataclass(slots=True)
 class Independent:
-    """What came of them.
+    """The outcome of the bodies.
 
     Attributes:
-        bodies: how many there were.
-        fenced: how many of them ended well.
-        unfenced: how many of the same ended well without leases and fence.
-        told: the first error of a fenced one.
+        bodies: how many ran with the fence, and as many without it.
+        fenced: how many succeeded with the fence.
+        unfenced: how many succeeded without leases and fence.
+        told: the first error of a fenced body.
     """
 
     bodies: int
@@ -62,7 +61,7 @@ class Independent:
 
     @property
     def sound(self) -> bool:
-        """Whether the fence cost none of them."""
+        """Whether the fence made none of them fail."""
         return self.fenced >= self.unfenced
 
 
@@ -73,10 +72,10 @@ async def independent(
 
     Args:
         url: a database with lockguard's schema.
-        way: how to write. Without the fence a statement or a transaction of the caller's does the same.
-        plan: at which isolation, and how many run at once.
-        direct: the same database, where it is the race's own: the isolation is made the role's default there.
-        bodies: how many.
+        way: how to write. Without the fence, a plain statement or transaction makes the same write.
+        plan: the isolation, and how many bodies run at once.
+        direct: the same database, directly, if it is the race's own: isolation is the role's default there.
+        bodies: how many bodies.
     """
     found = Independent(bodies)
     async with AsyncExitStack() as stack:
@@ -115,11 +114,11 @@ class _Bodies:
         self._gear = gear
         self._found = found
         self._fence: Fence = PostgresFence(pool) if way.fence is None else way.fence(pool)
-        # The fence knows those of an earlier run.
+        # The fence knows the resources of an earlier run.
         self._prefix = f"race:{new_grant_id()[:8]}:"
 
     async def set_up(self, *, protects: bool) -> None:
-        """Tables with a row for each, known to the planner: who reads a whole table meets everybody."""
+        """Make and analyze tables with a row for each body: a full scan would conflict with every body."""
         async with self._pool.acquire() as conn:
             await conn.execute(SET_UP)
             await conn.execute(_RESOURCES, self._prefix, self._found.bodies)
@@ -128,7 +127,7 @@ class _Bodies:
                 await protect(conn, table, resource="{resource}")
 
     async def work(self, numbers: Iterator[int], body: Callable[[WriteAttempt], Awaitable[None]]) -> None:
-        """Bodies one after the other; one that fails is not tried again."""
+        """Run bodies one after the other; a failed one is not tried again."""
         kept = KeptConnection(self._pool)
         try:
             for number in numbers:
@@ -144,7 +143,7 @@ class _Bodies:
             self._pool,
             Lease(grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK),
             number,
-            Shape.INSERT,  # without a reading Postgres has no reason of its own to let one fail
+            Shape.INSERT,  # without a read, Postgres has no reason of its own to make a body fail
             self._plan.isolation,
             _ALONE,
             _let_others,
@@ -159,7 +158,7 @@ class _Bodies:
         try:
             await self._fence.seal(attempt.lease.grant, within=_WITHIN)
             await self._way.write(attempt)
-            with contextlib.suppress(FenceUnavailable):  # it goes on in the background, and the body is over
+            with contextlib.suppress(FenceUnavailable):  # the close goes on in the background
                 await self._fence.close(attempt.lease.grant, within=_WITHIN)
         except (LockguardError, *DATABASE_ERRORS) as exc:
             self._found.told = self._found.told or f"{type(exc).__name__}: {exc}"
@@ -167,7 +166,7 @@ class _Bodies:
         self._found.fenced += 1
 
     async def unfenced(self, attempt: WriteAttempt) -> None:
-        """The write alone."""
+        """Write without a lease or the fence."""
         try:
             async with self._pool.acquire() as conn:
                 if self._way.transacts:

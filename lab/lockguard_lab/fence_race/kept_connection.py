@@ -1,7 +1,7 @@
-"""A connection that a holder keeps, as a bot does that acquires one when it starts.
+"""A connection that a holder keeps, like a bot that acquires one at its start.
 
-What a library remembers of a connection is worth nothing once the transaction is over that it was learnt
-in. Only a connection that lives through many leases, seals and breaks can show that it forgets.
+What a library learns about a connection in a transaction must not be used after that transaction. Only a
+connection that outlasts many leases, seals and breaks can show whether the library forgets it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["KeptConnection"]
 
 
 class KeptConnection:
-    """One connection of ``pool``, acquired when it is first wanted and again when it broke."""
+    """One connection of ``pool``, acquired at its first use and again after it breaks."""
 
     def __init__(self, pool: asyncpg.Pool[Any]) -> None:
         self._pool = pool
         self._conn: PoolConnectionProxy[Any] | None = None
 
     async def take(self) -> PoolConnectionProxy[Any]:
-        """The connection, outside of any transaction."""
+        """Return the connection, outside of any transaction."""
         conn = self._conn
         if conn is not None:
             con: Any = bare(conn)  # None, if the pool has emptied its proxy
@@ -37,7 +37,7 @@ class KeptConnection:
         return conn
 
     async def leave(self) -> None:
-        """Give it back; one that is still in a transaction is cut off."""
+        """Return the connection to the pool; terminate it if it is still in a transaction."""
         conn, self._conn = self._conn, None
         if conn is None:
             return

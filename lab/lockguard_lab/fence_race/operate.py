@@ -1,4 +1,4 @@
-"""One operation, tried until its end is certain."""
+"""One operation, tried until its outcome is certain."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _ATTEMPTS_MAX = 50
 
 
 class End(Enum):
-    """What became of an operation, for certain."""
+    """The certain outcome of an operation."""
 
     COMMITTED = "committed"
     REFUSED = "refused"
-    """By the fence, or by the lease that has ended: nothing was written."""
+    """Refused by the fence, or because the lease had ended: nothing was written."""
     GIVEN_UP = "given up"
-    """It failed too often for reasons of its own; nothing was written."""
+    """It failed too often for other reasons; nothing was written."""
 
 
 async def operate(
@@ -44,16 +44,16 @@ async def operate(
     counts: Counter[str],
     late: set[asyncio.Task[Any]],
 ) -> End:
-    """Write until it is committed or refused; an outcome that nobody knows is looked up first.
+    """Write until the operation is committed or refused; an unknown outcome is looked up before a new try.
 
     Args:
-        write: the way.
+        write: the way to write.
         attempt: makes each new attempt at the same operation.
-        pool: where outcomes are looked up.
-        within: the patience of one look.
+        pool: the pool on which outcomes are looked up.
+        within: the time limit of one look-up.
         counts: how often each thing happened.
-        late: the looks that are under way. One is seen through also when the caller is cut, as by the loss of
-            its lease, and whoever ends the race waits for it.
+        late: the look-ups in flight. Each one is completed even when the caller is cancelled, as by the loss
+            of its lease, and is awaited at the end of the race.
     """
     for _ in range(_ATTEMPTS_MAX):
         counts["attempts"] += 1

@@ -1,4 +1,4 @@
-"""The laws of a race, read off its tables."""
+"""Checks the laws of a race against its tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ENTRIES = "select resource, token, op from lockguard_race.entry"
 
 
 async def judge(holders: Holders) -> None:
-    """Enter each broken law in the report."""
+    """Add each broken law to the report."""
     async with holders.pool.acquire() as conn, conn.transaction():
         ledger = await conn.fetch(_LEDGER)
         entries = await conn.fetch(_ENTRIES)
@@ -37,7 +37,7 @@ async def judge(holders: Holders) -> None:
 
 
 def _in_order(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
-    """Along the counter no number is missing or there twice, and tokens never go back."""
+    """In the order of the counter, no number is missing or duplicated, and tokens never go back."""
     last: dict[str, tuple[int, int]] = {}
     for row in rows:
         resource, n, token = row["resource"], row["n"], row["token"]
@@ -50,7 +50,7 @@ def _in_order(rows: Sequence[asyncpg.Record], holders: Holders) -> None:
 
 
 def _tokens(rows: Sequence[asyncpg.Record]) -> dict[str, list[int]]:
-    """Those of each resource, in their order."""
+    """The tokens of each resource, sorted."""
     found: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         found[row["resource"]].append(row["token"])

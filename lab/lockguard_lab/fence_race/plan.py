@@ -1,4 +1,4 @@
-"""What a race is told and what it tells."""
+"""The plan and the report of a race, and the description of a way to write."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Gear", "RacePlan", "RaceReport", "Shape", "Way", "Write", "WriteAtte
 
 @dataclass(frozen=True, slots=True)
 class RacePlan:
-    """What to run.
+    """The plan of a race.
 
     Attributes:
         writes: how many operations to attempt.
-        holders: how many run at once.
-        resources: over how many resources.
-        isolation: of the writing transactions; Postgres's default if ``None``.
-        kill_every: how often a backend is killed; ``None`` for never.
+        holders: how many holders run at once.
+        resources: how many resources they share.
+        isolation: the isolation of the writing transactions; Postgres's default if ``None``.
+        kill_every: the time between kills of a backend; ``None`` for never.
         lose_share: the share of COMMIT replies that are lost.
-        trespass: the share of bodies of which another task writes on beside the close, and after it.
-        seed: of all random choices. The schedule of the server is not in it.
+        trespass: the share of bodies in which another task goes on writing during the close and after it.
+        seed: the seed of all random choices; the server's scheduling does not depend on it.
     """
 
     writes: int = 2_000
@@ -48,15 +48,15 @@ class RacePlan:
 
 @dataclass(slots=True)
 class RaceReport:
-    """What came of it. ``counts`` tells how often each thing happened, the rest what must not have.
+    """The outcome of a race. ``counts`` says how often each thing happened, the rest what must not happen.
 
     Attributes:
         counts: how often each thing happened.
         stale_commits: writes that came after a successor's seal or after the writer's own close.
         duplicates: operations that committed twice.
-        lost_writes: operations whose reported end is not what the tables say.
-        stray_errors: what the event loop was told of because nobody else had asked.
-        told: the first of each, in words.
+        lost_writes: operations whose reported outcome contradicts the tables.
+        stray_errors: errors that reached the event loop's handler because no code retrieved them.
+        told: the first violations, in words.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -73,17 +73,17 @@ class RaceReport:
 
     @property
     def unresolved(self) -> int:
-        """Outcomes that nobody knew, and that were not looked up to the end."""
+        """How many unknown outcomes the look-up did not resolve."""
         counts = self.counts
         return counts["unknown"] - counts["unknown, had committed"] - counts["unknown, had not"]
 
     @property
     def sound(self) -> bool:
-        """Whether no law was broken, every outcome is known and nothing went astray."""
+        """Whether no law was broken, every outcome is known and there were no stray errors."""
         return not self.violations and not self.unresolved and not self.stray_errors
 
     def tell(self, line: str) -> None:
-        """Keep a line for people, one of the first."""
+        """Keep a line for the reader, if it is one of the first."""
         if len(self.told) < _TOLD_MAX:
             self.told.append(line)
 
@@ -92,32 +92,32 @@ _TOLD_MAX = 10
 
 
 class Shape(Enum):
-    """What an operation does to its resource."""
+    """The kind of write that an operation makes."""
 
     UPDATE = "update"
     """Raise the counter."""
     READ = "read"
-    """Read the counter, and later write what follows from it."""
+    """Read the counter, and later write the value that follows from it."""
     INSERT = "insert"
-    """A new row, which no lock on an old one holds back."""
+    """Insert a row, which no lock on an existing row holds back."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteAttempt:
-    """One try of one operation, as a :data:`Write` gets it.
+    """One attempt at one operation, as passed to a :data:`Write`.
 
     Attributes:
-        pool: where to write.
-        lease: what to write under.
+        pool: the pool to write on.
+        lease: the lease to write under.
         op: the operation's number.
-        shape: what it does.
-        isolation: for a transaction.
+        shape: the kind of write.
+        isolation: the isolation of a transaction.
         alone: whether a statement without a transaction runs at that isolation.
         pause: to be awaited between the check and the write, and before COMMIT.
         lose_reply: called when the reply to COMMIT is cut off; ``None`` if it is to arrive.
         kept: the connection that the holder keeps from one lease to the next.
-        notes: whether the kit itself notes the outcome of a transaction that it has opened.
-        gear: what the way's :attr:`Way.gear` gave, such as an engine.
+        notes: whether the race itself notes the outcome of a transaction that it has opened.
+        gear: what :attr:`Way.gear` returned, such as an engine.
     """
 
     pool: asyncpg.Pool[Any]
@@ -134,10 +134,10 @@ class WriteAttempt:
 
 
 Gear: TypeAlias = Callable[[str, RacePlan, dict[str, Any]], AbstractAsyncContextManager[Any]]
-"""What a way needs besides a pool, made of a URL, the plan and the options of its connections."""
+"""Opens what a way needs besides a pool, from a URL, the plan and the connection options."""
 
 Write: TypeAlias = Callable[[WriteAttempt], Awaitable[None]]
-"""How to write; raises as :class:`lockguard_asyncpg.FencedTransaction` does."""
+"""Makes one write; raises as :class:`lockguard_asyncpg.FencedTransaction` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,18 +145,18 @@ class Way:
     """A way to write, and what it needs.
 
     Attributes:
-        name: for the report.
-        write: how.
-        fenced: whether the pool carries the leases.
+        name: its name in the report.
+        write: the function that writes.
+        fenced: whether the pool is a fenced pool.
         protects: whether the tables are protected.
         transacts: whether it can open a transaction of a given isolation.
         gear: opens what it needs besides the pool, once for each race.
-        shapes: what its operations do.
-        fence: how its leases are sealed and closed, of the holders' pool; by default a
+        shapes: the kinds of write that its operations make.
+        fence: makes, from the holders' pool, the fence that seals and closes its leases; by default a
             :class:`~lockguard_asyncpg.PostgresFence`.
-        travels: the seal leaves with the lease's first write: only from then on is final what is read.
-        meets: at which isolations it may fail for the sake of bodies that have nothing to do with it.
-        noisy: asyncpg itself may leave a future of it behind whose error nobody retrieves.
+        travels: the seal is sent with the lease's first write: what is read is final only from then on.
+        meets: the isolations at which it may fail because of independent bodies.
+        noisy: asyncpg itself may leave behind a future of it whose error is never retrieved.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Checks that look sound and are not: if the race did not see them, it would prove nothing."""
+"""Checks that look sound and are not: a race that did not catch them would prove nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _IN_FORCE = """
 select true from lockguard.fence f where f.resource = $1 and f.token = $2 and f.released_at is null
 """
 PLANTED_ISOLATIONS: tuple[Isolation, ...] = ("read_committed", "repeatable_read")
-"""At SERIALIZABLE Postgres itself refuses some of them, which is no merit of theirs."""
+"""Not SERIALIZABLE: there Postgres itself refuses some of their stale writes."""
 
 
 async def _weak(attempt: WriteAttempt, check: str, write: str) -> None:
@@ -41,12 +41,12 @@ async def _weak(attempt: WriteAttempt, check: str, write: str) -> None:
             await _gap(attempt)
         if await conn.execute(write, lease.resource, lease.token, attempt.op) == "UPDATE 0":
             raise _refused(attempt)
-        await asyncio.sleep(_GAP_S)  # and the one before its commit
+        await asyncio.sleep(_GAP_S)  # and the gap before its commit
         await attempt.pause()
 
 
 async def _gap(attempt: WriteAttempt) -> None:
-    """What a weak check leaves open between itself and the write."""
+    """Wait in the gap that a weak check leaves open between itself and the write."""
     await asyncio.sleep(_GAP_S)
     await attempt.pause()
 
@@ -57,27 +57,27 @@ def _refused(attempt: WriteAttempt) -> StaleToken:
 
 
 async def where_exists_write(attempt: WriteAttempt) -> None:
-    """The check as a condition of the UPDATE, without a lock."""
+    """Check in a condition of the UPDATE, without a lock."""
     await _weak(attempt, "", f"{BUMP} and exists ({_IN_FORCE})")
 
 
 async def row_predicate_write(attempt: WriteAttempt) -> None:
-    """Only the row's own token is compared."""
+    """Compare only the token on the row itself."""
     await _weak(attempt, "", BUMP + " and coalesce(token, 0) <= $2")
 
 
 async def key_share_write(attempt: WriteAttempt) -> None:
-    """A lock that a seal does not wait for."""
+    """Check with a lock that a seal does not wait for."""
     await _weak(attempt, _IN_FORCE + " for key share", BUMP)
 
 
 async def select_write(attempt: WriteAttempt) -> None:
-    """Look, then write."""
+    """Check without a lock, then write."""
     await _weak(attempt, _IN_FORCE, BUMP)
 
 
 async def select_insert(attempt: WriteAttempt) -> None:
-    """Look, then insert: no row of the holder before is in the way."""
+    """Check without a lock, then insert: no row of the earlier holder blocks it."""
     await _weak(attempt, _IN_FORCE, ADD)
 
 
@@ -85,9 +85,9 @@ _checked: WeakKeyDictionary[object, set[tuple[str, int]]] = WeakKeyDictionary()
 
 
 async def once_per_connection_write(attempt: WriteAttempt) -> None:
-    """Check a lease once on each connection: what is known of it outlives the transaction.
+    """Check a lease once on each connection, and trust that check after its transaction.
 
-    A fenced transaction inside the caller's own did this once.
+    A fenced transaction inside the caller's own once did this.
     """
     lease = attempt.lease
     async with plain_transaction(attempt) as conn:
@@ -99,7 +99,7 @@ async def once_per_connection_write(attempt: WriteAttempt) -> None:
 
 
 async def rolled_back_check_write(attempt: WriteAttempt) -> None:
-    """Check in a savepoint that is rolled back, and with it the lock."""
+    """Check in a savepoint that is rolled back, which releases the lock."""
     async with plain_transaction(attempt) as conn:
         savepoint = conn.transaction()
         await savepoint.start()
@@ -109,7 +109,7 @@ async def rolled_back_check_write(attempt: WriteAttempt) -> None:
 
 
 async def check_of_its_own_write(attempt: WriteAttempt) -> None:
-    """Check and write in one round trip or two, but with a Sync between them: two transactions."""
+    """Check and write in one round trip or two, but with a Sync in between: two transactions."""
     async with attempt.pool.acquire() as conn:
         await _check(attempt, conn)
         await _write_late(attempt, conn)
@@ -136,17 +136,17 @@ WEAK_CHECKS: tuple[Way, ...] = (
     Way("checked in a savepoint that rolled back", rolled_back_check_write),
     Way("checked in a transaction of its own", check_of_its_own_write),
 )
-"""Whoever goes through one writes stale, with a fence that closes and seals as it should."""
+"""Weak checks: they let stale writes through although the fence seals and closes correctly."""
 PLANTED: tuple[Way, ...] = (*WEAK_CHECKS, *WEAK_ENDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one planted check.
+    """The outcome of the races with one planted check.
 
     Attributes:
-        report: of the last race; that with the stale commit, if one was seen.
-        races: how many it took.
+        report: the report of the last race, which has the stale commit if one was seen.
+        races: how many races were run.
     """
 
     report: RaceReport
@@ -159,7 +159,7 @@ class Verdict:
 
 
 async def convict(url: str, way: Way, plan: RacePlan) -> Verdict:
-    """Race with a planted check until a stale commit is seen, or the seeds are used up."""
+    """Race with a planted check until a stale commit is seen or the seeds are used up."""
     verdict = Verdict(RaceReport(), 0)
     for seed in range(plan.seed, plan.seed + _SEEDS_MAX):
         quiet = replace(plan, kill_every=None, lose_share=0, trespass=1, seed=seed)

@@ -1,4 +1,4 @@
-"""Closings, lone writes and travelling seals that look sound and are not."""
+"""Closes, single-statement writes and travelling seals that look sound and are not."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _GAP_S = 0.01
 _CLOSE_MS = 1_000
 
 
-# Closings
+# Closes
 
 
 class _Closes:
-    """Seals as it should be done, and closes in its own way."""
+    """Seals correctly; subclasses close in their own way."""
 
     def __init__(self, pool: asyncpg.Pool[Any]) -> None:
         self._pool = pool
@@ -56,7 +56,7 @@ class _Closes:
 
 
 class _InTheBackground(_Closes):
-    """Nobody waits for the answer."""
+    """Closes in the background, without waiting for the answer."""
 
     async def close(self, grant: Grant, *, within: timedelta) -> None:
         task = asyncio.create_task(self._later(grant, within))
@@ -72,7 +72,7 @@ class _InTheBackground(_Closes):
 
 
 class _PastOpenTransactions(_Closes):
-    """It closes what it can get at once, and waits for no transaction of the same body."""
+    """Closes only if the row is free at once, without waiting for a transaction of the same body."""
 
     async def close(self, grant: Grant, *, within: timedelta) -> None:  # noqa: ARG002 - it never waits
         await self._close(
@@ -84,7 +84,7 @@ class _PastOpenTransactions(_Closes):
 
 
 async def closed_in_a_savepoint_write(attempt: WriteAttempt) -> None:
-    """Close with the write, and take a close for done that a savepoint took back."""
+    """Close with the write, and take the close as done although its savepoint was rolled back."""
     lease = attempt.lease
     claim = Claim(lease.resource, lease.token, lease.grant.id)
     async with plain_transaction(attempt) as conn:
@@ -98,18 +98,18 @@ async def closed_in_a_savepoint_write(attempt: WriteAttempt) -> None:
     CLOSED.note([lease])
 
 
-# A lone write
+# Single-statement writes
 
 
 async def two_groups_write(attempt: WriteAttempt) -> None:
-    """Check and write leave in one message and one round trip, and are two transactions all the same."""
+    """Send check and write in one message and one round trip, although they are two transactions."""
     lease = attempt.lease
     check = Claim(lease.resource, lease.token, lease.grant.id).check_sql()
     await _in_one_trip(attempt, f"begin; {check} commit")
 
 
 async def _in_one_trip(attempt: WriteAttempt, before: str) -> None:
-    """``before``, a moment in which the backend is not run, and the write, in one message."""
+    """Send in one message ``before``, a moment in which the backend does not run, and the write."""
     lease = attempt.lease
     write = filled_in(BUMP, (lease.resource, lease.token, attempt.op))
     await attempt.pause()
@@ -123,12 +123,12 @@ async def _in_one_trip(attempt: WriteAttempt, before: str) -> None:
             raise
 
 
-# Seals that travel with the first write. They are kept in a table of the race's own: that of the fence has
-# triggers which stop some of them.
+# Seals that travel with the first write. The race keeps them in its own table: the fence's table has triggers
+# that stop some of them.
 
 
 class _Travels(_Closes):
-    """Closes in the table of such seals."""
+    """Closes in the race's table of travelling seals."""
 
     async def seal(self, grant: Grant, *, within: timedelta) -> Sealed:  # noqa: ARG002 - it leaves later
         return Sealed(grant.token)
@@ -157,12 +157,12 @@ async def _seal(attempt: WriteAttempt, conn: Any, condition: str) -> None:
 
 
 async def last_one_seals_write(attempt: WriteAttempt) -> None:
-    """The first write brings its seal, whatever is sealed already."""
+    """Seal with the first write, regardless of what is sealed already."""
     await _sealed_with_the_write(attempt, "")
 
 
 async def opens_what_was_closed_write(attempt: WriteAttempt) -> None:
-    """Each write brings the seal, also one that is late: a grant that was closed is open again."""
+    """Seal with each write, even a late one: a closed grant is open again."""
     await _sealed_with_the_write(attempt, _NOT_OLDER)
 
 
@@ -175,7 +175,7 @@ async def _sealed_with_the_write(attempt: WriteAttempt, condition: str) -> None:
 
 
 async def sealed_and_let_go_write(attempt: WriteAttempt) -> None:
-    """The seal is a good one, and is committed before the write begins."""
+    """Seal correctly, but commit the seal before the write begins."""
     async with attempt.pool.acquire() as conn:
         await _seal(attempt, conn, _SOUND)
         await asyncio.sleep(_GAP_S)

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode before an embedded Postgres, where one is installed."""
+"""A real PgBouncer in transaction mode in front of an embedded Postgres, if PgBouncer is installed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CONNECT_S = 1.0
 
 
 def find_pgbouncer() -> ServerBinary | None:
-    """The PgBouncer of this machine, or ``None``: ``apt install pgbouncer``."""
+    """Find this machine's PgBouncer (``apt install pgbouncer``); ``None`` if there is none."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
         return None
@@ -39,14 +39,14 @@ def find_pgbouncer() -> ServerBinary | None:
 
 
 class PgBouncer(EmbeddedServer):
-    """Hands out few connections of ``server``, one for each transaction. It ends with this process.
+    """Shares few connections of ``server``, one for each transaction. It ends with this process.
 
     Args:
         server: the Postgres behind it, started. Clients log in as its superuser, with its password.
-        pool_size: how many connections of it, for each database and user.
+        pool_size: how many connections to the server, for each database and user.
 
     Raises:
-        ConfigurationError: there is none on this machine.
+        ConfigurationError: this machine has no PgBouncer.
     """
 
     def __init__(self, server: PostgresServer, *, pool_size: int = 6) -> None:
@@ -60,11 +60,11 @@ class PgBouncer(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """The server's own database by way of the pooler."""
+        """The URL of the server's own database through the pooler."""
         return self.url_for(self._server.url)
 
     def url_for(self, url: str) -> str:
-        """The same URL by way of the pooler."""
+        """The same URL, through the pooler."""
         return url_at(self.port, url)
 
     def _prepare(self, directory: Path) -> None:
@@ -79,7 +79,7 @@ class PgBouncer(EmbeddedServer):
         write_private(config, "\n".join(self._lines(users)) + "\n")
         write_private(users, f'"{postgres_files.SUPERUSER}" "{secret}"\n')
         for path in (config, users):
-            postgres_files.own(path, self._user)  # it refuses to be root
+            postgres_files.own(path, self._user)  # it refuses to run as root
         return Spawn(
             argv=(str(self.binary.path), str(config)),
             log=str(self._log_path()),
@@ -97,14 +97,14 @@ class PgBouncer(EmbeddedServer):
             f"listen_addr = {LOOPBACK}",
             f"listen_port = {self.port}",
             "unix_socket_dir =",
-            # The password in the file lets clients in, and this pooler into the server.
+            # Clients log in to the pooler, and the pooler to the server, with the password in the file.
             "auth_type = scram-sha-256",
             f"auth_file = {users}",
             "pool_mode = transaction",
             f"default_pool_size = {self._pool_size}",
             "max_client_conn = 200",
             "server_reset_query =",
-            # When its server comes back after a crash, not a quarter of a minute later.
+            # Reconnect when the server comes back after a crash, not 15 s later.
             "server_login_retry = 0.2",
         )
 

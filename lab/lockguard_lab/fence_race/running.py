@@ -1,4 +1,4 @@
-"""One race: the tables, the holders, who kills backends, and the verdict."""
+"""One race: the tables, the holders, the killing of backends, and the verdict."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ select count(pg_terminate_backend(pid)) from (
    where application_name = $1 and pid <> pg_backend_pid() order by random() limit 1
 ) victim
 """
-# What asyncpg (0.32) leaves behind by itself, see docs/reference/fence.md: a COPY whose session is ended, and
-# a connect that is cancelled before the server has said whether it speaks TLS. Such a connect also asks the
-# server to cancel a statement, and is cancelled when its connection is dropped. That both come without a
-# fence too is shown in tests/integration/test_fence_cancelled_writes.py.
+# Errors that asyncpg (0.32) itself leaves unretrieved, see docs/reference/fence.md: of a COPY whose session
+# is ended, and of a connect that is cancelled before the server has said whether it speaks TLS. asyncpg also
+# makes such a connect to have a statement cancelled, and cancels it when the statement's connection is
+# dropped. tests/integration/test_fence_cancelled_writes.py shows that both happen without a fence too.
 NOISE_OF_COPY = "connection was closed in the middle of operation"
 NOISE_OF_CONNECTING = "unexpected connection_lost() call"
 PROTECTED_TABLES = ("lockguard_race.state", "lockguard_race.entry")
@@ -93,15 +93,15 @@ async def race(
         url: a database with lockguard's schema, direct or through a pooler.
         plan: what to run.
         way: how to write; those of :data:`WAYS` must never break a law, others may show that it is seen.
-        pooler: the URL is a pooler in transaction mode. It has no isolation of its own for a session, so a
-            write that opens no transaction is made at the role's default.
-        direct: the same database directly, where it is the race's own. There the plan's isolation is made the
+        pooler: whether the URL is that of a pooler in transaction mode. Its sessions have no isolation of
+            their own, so a write that opens no transaction runs at the role's default.
+        direct: the same database, directly, if it is the race's own. There the plan's isolation is made the
             role's default, which reaches every session, instead of being asked for by each session.
-        progress: called now and then with the number of operations begun.
+        progress: called from time to time with the number of operations begun.
         clock: the leases' clock.
 
     Raises:
-        ConfigurationError: the schema is not installed, or the way cannot be gone there.
+        ConfigurationError: the schema is not installed, or the way does not work on this database.
     """
     alone = direct is not None or not pooler or plan.isolation in (None, "read_committed")
     if not (alone or way.transacts):
@@ -122,7 +122,7 @@ async def race(
             await judge(running)
             await pool.execute(TEAR_DOWN)
         del pool, gear
-        gc.collect()  # a future whose error nobody retrieved speaks when it goes
+        gc.collect()  # a future whose error was not retrieved reports it when collected
     noise = (NOISE_OF_CONNECTING, *([NOISE_OF_COPY] if way.noisy else []))
     strays = [line for line in strays if not any(known in line for known in noise)]
     running.report.stray_errors = len(strays)
@@ -132,7 +132,7 @@ async def race(
 
 
 def _options(plan: RacePlan, name: str, *, pooler: bool, asks: bool) -> dict[str, Any]:
-    """Of each connection; with ``asks`` it asks for the isolation itself."""
+    """The options of each connection; with ``asks`` the connection asks for the isolation itself."""
     settings = {"application_name": name}
     if pooler:
         return {"server_settings": settings, "statement_cache_size": 0}
@@ -194,7 +194,7 @@ async def _kill(pool: asyncpg.Pool[Any], every: timedelta, name: str, report: Ra
 
 
 async def kill_one(pool: asyncpg.Pool[Any], application: str) -> int:
-    """End one backend of those with this name, any of them; gives how many were ended."""
+    """End an arbitrary backend of this application name; returns how many were ended."""
     async with pool.acquire() as conn, conn.transaction():
         return int(await conn.fetchval(_KILL, application))
 
@@ -207,7 +207,7 @@ async def _show(running: Holders, progress: Callable[[int], None]) -> None:
 
 @contextlib.contextmanager
 def _strays() -> Iterator[list[str]]:
-    """Collect what the event loop is told of because nobody else had asked."""
+    """Collect the errors that reach the event loop's handler because no code retrieved them."""
     loop, found = asyncio.get_running_loop(), list[str]()
     before = loop.get_exception_handler()
 

@@ -1,4 +1,4 @@
-"""All races of ``lockguard fence race``, one after the other, and what is told of them."""
+"""All races of ``lockguard fence race``, one after the other, and the lines that report them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Route:
     """A way to the database.
 
     Attributes:
-        name: for the report.
-        url: of the database.
-        pooler: whether it leads through a pooler in transaction mode.
-        direct: the database directly, where it is the race's own: there isolation is the role's default.
+        name: its name in the report.
+        url: the URL of the database.
+        pooler: whether the URL is that of a pooler in transaction mode.
+        direct: the database, directly, if it is the race's own: there isolation is the role's default.
     """
 
     name: str
@@ -61,10 +61,10 @@ class _Run:
 async def run_series(
     routes: Sequence[Route], ways: Sequence[Way], plan: RacePlan, *, total: int | None, planted: bool
 ) -> bool:
-    """Race in every way, at every isolation and on every route; print a line for each, and the sums.
+    """Race in every way, at every isolation and on every route; print a line for each race, and the sums.
 
     Returns:
-        Whether all of them were sound, and all planted checks convicted.
+        Whether all races were sound and all planted checks were convicted.
     """
     runs = [
         _Run(route, isolation, way)
@@ -97,7 +97,7 @@ async def run_series(
 
 
 _OF_A_WAY = ("runs", "attempts", "committed", "refused", "closes", "stale_commits", "unresolved")
-"""What is told of each way, of one that was not raced too: so an absent one is seen."""
+"""The lines of the report by way, including ways that were not raced, so that an absent one is seen."""
 
 
 def _facts(report: RaceReport) -> dict[str, object]:

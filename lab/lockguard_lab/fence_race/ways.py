@@ -54,5 +54,5 @@ WAYS: tuple[Way, ...] = (
 
 
 def present_ways() -> tuple[Way, ...]:
-    """Those whose packages are installed; SQLAlchemy is no dependency of lockguard's."""
+    """The ways whose packages are installed; SQLAlchemy is not a dependency of lockguard."""
     return WAYS if find_spec("sqlalchemy") is not None else tuple(w for w in WAYS if w is not SQLALCHEMY)

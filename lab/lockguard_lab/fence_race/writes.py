@@ -62,41 +62,41 @@ WRITE_SEEN = "update lockguard_race.state set n = $4::bigint + 1, token = $2, op
 ADD = "insert into lockguard_race.entry (resource, token, op) values ($1, $2, $3)"
 """The plainest writes of a race: resource, token, operation."""
 NOTE = "insert into lockguard.outcome (resource, token, sequence) values ($1, $2, $3)"
-# As a library of before counted, whose records resolve() still knows.
+# Sequence numbers as an earlier version of the library counted; resolve() still knows such records.
 _numbers = itertools.count(1)
-# Where a connection keeps what counts the statements that it has sent.
+# The attribute of a connection that counts the statements that it has sent.
 _PROTOCOL = "_protocol"
-# Whether it keeps prepared statements.
+# The attribute that says whether the connection keeps prepared statements.
 _CACHES = "_stmt_cache_enabled"
 
 
 class LossyConnection(_Connection):
-    """Cuts itself off between a COMMIT and its reply when it is told to."""
+    """A connection that, when told to, closes between a COMMIT and its reply."""
 
     lose_reply: Callable[[], None] | None = None
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        """As asyncpg's; the reply to COMMIT may be lost."""
+        """Like asyncpg's, but the reply to COMMIT may be lost."""
         sending = super().execute(query, *args, timeout=timeout)
         lose = self.lose_reply
         if lose is None or not query.endswith("COMMIT;"):
             return await sending
         task = asyncio.ensure_future(sending)
-        await asyncio.sleep(0)  # it leaves
+        await asyncio.sleep(0)  # the COMMIT is sent
         self.terminate()
         lose()
         return await task
 
     def get_reset_query(self) -> str:
-        """As asyncpg's, but for what takes away a server connection's name behind a pooler.
+        """Like asyncpg's, but keeps the name of the server connection behind a pooler.
 
-        By that name the backends to be killed are found.
+        The backends to be killed are found by that name.
         """
         return super().get_reset_query().replace("RESET ALL;", "")
 
 
 async def statement(attempt: WriteAttempt, conn: Any) -> tuple[str, tuple[object, ...]]:
-    """The write and its arguments, after the reading that it is founded on."""
+    """The write and its arguments, after the read that it depends on."""
     lease = attempt.lease
     written = (lease.resource, lease.token, attempt.op)
     match attempt.shape:
@@ -114,7 +114,7 @@ async def statement(attempt: WriteAttempt, conn: Any) -> tuple[str, tuple[object
 
 
 def filled_in(query: str, args: tuple[object, ...]) -> str:
-    """``query`` with numbers, and names that need no escaping, in the place of its parameters."""
+    """``query`` with its parameters replaced by numbers and by names that need no escaping."""
     for n, arg in enumerate(args, 1):
         query = query.replace(f"${n}", f"'{arg}'" if isinstance(arg, str) else str(arg))
     return query
@@ -122,7 +122,7 @@ def filled_in(query: str, args: tuple[object, ...]) -> str:
 
 @asynccontextmanager
 async def lossy(attempt: WriteAttempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
-    """A connection that loses the reply to COMMIT if the attempt is to."""
+    """A connection that loses the reply to COMMIT if the attempt says so."""
     conn: PoolConnectionProxy[Any] = await attempt.pool.acquire()
     con = bare(conn)
     assert isinstance(con, LossyConnection), f"the race's pool gave out {con!r}"
@@ -135,7 +135,7 @@ async def lossy(attempt: WriteAttempt) -> AsyncIterator[PoolConnectionProxy[Any]
 
 
 async def transaction_write(attempt: WriteAttempt) -> None:
-    """Write in a fenced transaction, with pauses in it."""
+    """Write in a fenced transaction that pauses."""
     async with (
         lossy(attempt) as conn,
         FencedTransaction(conn, attempt.lease, isolation=attempt.isolation),
@@ -150,7 +150,7 @@ _closed: set[str] = set()
 
 
 async def closing_write(attempt: WriteAttempt) -> None:
-    """Write in a fenced transaction that also closes the grant: none of it may write after that."""
+    """Write in a fenced transaction that also closes the grant, which must write nothing afterwards."""
     grant = attempt.lease.grant.id
     done_before = grant in _closed
     async with (
@@ -167,7 +167,7 @@ async def closing_write(attempt: WriteAttempt) -> None:
 
 
 async def native_write(attempt: WriteAttempt, *, closes: bool = False) -> None:
-    """Write with the check in the statement."""
+    """Write with one statement that includes the check."""
     await attempt.pause()
     async with lossy(attempt) as conn:
         con = bare(conn)  # the pool empties its proxy when the server drops the connection
@@ -180,7 +180,7 @@ async def native_write(attempt: WriteAttempt, *, closes: bool = False) -> None:
 
 
 async def closing_statement(attempt: WriteAttempt) -> None:
-    """Write in one statement that also closes the grant: none of it may write after that."""
+    """Write in one statement that also closes the grant, which must write nothing afterwards."""
     grant = attempt.lease.grant.id
     done_before = grant in _closed
     await native_write(attempt, closes=True)
@@ -190,10 +190,10 @@ async def closing_statement(attempt: WriteAttempt) -> None:
 
 
 async def cut_during(con: Any, work: Coroutine[Any, Any, Any], lose: Callable[[], None]) -> None:
-    """Cut the connection when the statement of ``work`` is sent, before its reply."""
+    """Close the connection when the statement of ``work`` is sent, before its reply."""
     protocol, task = getattr(con, _PROTOCOL), asyncio.ensure_future(work)
     before = protocol.queries_count
-    while not task.done() and protocol.queries_count == before:  # noqa: ASYNC110 - asyncpg tells nobody
+    while not task.done() and protocol.queries_count == before:  # noqa: ASYNC110 - asyncpg does not tell
         await asyncio.sleep(0)
     if not task.done():
         con.terminate()
@@ -202,10 +202,10 @@ async def cut_during(con: Any, work: Coroutine[Any, Any, Any], lose: Callable[[]
 
 
 async def foreign_write(attempt: WriteAttempt) -> None:
-    """Write in fenced transactions, one after the other, inside a plain one on a connection that is kept.
+    """Write in fenced transactions, one after the other, inside a plain one on a kept connection.
 
-    What is known of the connection from the last lease, the last transaction or the fenced one before must
-    not stand in for the check.
+    Nothing known about the connection from the last lease, the last transaction or the previous fenced one
+    may replace the check.
     """
     async with plain_transaction(attempt) as conn:
         if attempt.op % 3 == 0:
@@ -236,8 +236,8 @@ async def write_in(attempt: WriteAttempt, conn: Any) -> None:
 
 
 async def savepoint_write(attempt: WriteAttempt) -> None:
-    """Write after a savepoint was rolled back: with it went the lock of a check made inside it."""
-    if attempt.op % 2:  # the check is outside of the savepoint and lives on
+    """Write after rolling back a savepoint, which also released the lock of a check made inside it."""
+    if attempt.op % 2:  # the check is outside of the savepoint and stays valid
         async with (
             lossy(attempt) as conn,
             FencedTransaction(conn, attempt.lease, isolation=attempt.isolation),
@@ -266,17 +266,17 @@ async def undone(attempt: WriteAttempt, conn: Any, savepoint: AbstractAsyncConte
 
 
 def undone_write(attempt: WriteAttempt) -> tuple[str, str, int, int]:
-    """A write that is to be rolled back: its operation is known by its sign."""
+    """A write that is to be rolled back; the sign of its operation marks it."""
     query = ADD if attempt.shape is Shape.INSERT else BUMP
     return query, attempt.lease.resource, attempt.lease.token, -attempt.op
 
 
 @asynccontextmanager
 async def plain_transaction(attempt: WriteAttempt) -> AsyncIterator[PoolConnectionProxy[Any]]:
-    """A transaction as an application opens it that knows nothing of leases, on the holder's own connection.
+    """A transaction on the holder's own connection, opened as by an application that knows nothing of leases.
 
-    Its outcome is noted past the fence's functions, so that a lost reply can be resolved; such a note has
-    neighbours fail at SERIALIZABLE.
+    Its outcome is noted without the fence's functions, so that a lost reply can be resolved; such a note
+    makes other transactions fail at SERIALIZABLE.
     """
     lease, sequence = attempt.lease, next(_numbers)
     conn = await attempt.kept.take()
@@ -309,7 +309,7 @@ async def plain_transaction(attempt: WriteAttempt) -> AsyncIterator[PoolConnecti
 
 
 async def _roll_back(con: Any, transaction: Transaction) -> None:
-    """A connection that cannot do even that has lost the transaction anyway."""
+    """Roll back; a connection that cannot even do that has lost the transaction anyway."""
     if not con.is_closed():
         try:
             with unfenced():

@@ -1,4 +1,4 @@
-"""Writing as old code does on a fenced pool, with each call of asyncpg's that can write, and by hand."""
+"""Writes of existing code on a fenced pool, with each asyncpg call that can write, and by hand."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
 
 @contextmanager
 def carried(lease: Lease) -> Iterator[None]:
-    """A body under ``lease``, for code that knows nothing of it."""
+    """Run the body under ``lease``, for code that knows nothing of leases."""
     task = asyncio.current_task()
     assert task is not None, "a body runs in a task, and this is none"
     mark = enter_scope(LeaseScope(lease, task, object()))
@@ -55,7 +55,7 @@ def carried(lease: Lease) -> Iterator[None]:
 
 @asynccontextmanager
 async def _under(attempt: WriteAttempt) -> AsyncIterator[Any]:
-    """A connection under the lease, in a transaction or, where that is possible, in none."""
+    """A connection under the lease, in a transaction or, where possible, in none."""
     with carried(attempt.lease):
         async with lossy(attempt) as conn:
             if attempt.alone and attempt.op % 2:
@@ -67,7 +67,7 @@ async def _under(attempt: WriteAttempt) -> AsyncIterator[Any]:
 
 
 async def drop_in_write(attempt: WriteAttempt) -> None:
-    """A statement alone, or a transaction."""
+    """Write in a transaction, or in a single statement without one."""
     async with _under(attempt) as conn:
         query, args = await statement(attempt, conn)
         if conn.is_in_transaction():
@@ -76,7 +76,7 @@ async def drop_in_write(attempt: WriteAttempt) -> None:
 
 
 async def lone_write(attempt: WriteAttempt) -> None:
-    """One statement in no transaction, which leaves with its check, with or without parameters."""
+    """Write in one statement outside a transaction, sent with its check, with or without parameters."""
     await attempt.pause()
     with carried(attempt.lease):
         async with lossy(attempt) as conn:
@@ -96,7 +96,7 @@ async def lone_write(attempt: WriteAttempt) -> None:
 
 
 async def prepared_write(attempt: WriteAttempt) -> None:
-    """With a prepared statement, run at once or kept for a moment; by ``fetch``, or by a cursor over it."""
+    """Write with a prepared statement, run at once or kept for a moment, by ``fetch`` or by a cursor."""
     async with _under(attempt) as conn:
         query, args = await statement(attempt, conn)
         prepared = await conn.prepare(f"{query} returning resource")
@@ -109,7 +109,7 @@ async def prepared_write(attempt: WriteAttempt) -> None:
 
 
 async def executemany_write(attempt: WriteAttempt) -> None:
-    """With ``executemany``, of the connection and of a prepared statement."""
+    """Write with ``executemany`` of the connection and of a prepared statement."""
     async with _under(attempt) as conn:
         query, args = await statement(attempt, conn)
         if attempt.op % 4 < 2:
@@ -119,7 +119,7 @@ async def executemany_write(attempt: WriteAttempt) -> None:
 
 
 async def cursor_write(attempt: WriteAttempt) -> None:
-    """With cursors, in a transaction begun before the lease, so that they have to present it themselves."""
+    """Write with cursors in a transaction begun before the lease, so that they must present it themselves."""
     async with plain_transaction(attempt) as conn:
         with carried(attempt.lease):
             query, args = await statement(attempt, conn)
@@ -138,7 +138,7 @@ async def cursor_write(attempt: WriteAttempt) -> None:
 
 
 async def copy_write(attempt: WriteAttempt) -> None:
-    """With COPY, of records."""
+    """Write with a COPY of records."""
     lease = attempt.lease
     async with _under(attempt) as conn:
         await conn.copy_records_to_table(
@@ -150,7 +150,7 @@ async def copy_write(attempt: WriteAttempt) -> None:
 
 
 async def begun_before_write(attempt: WriteAttempt) -> None:
-    """In a transaction that began before the lease, on a connection that is kept."""
+    """Write in a transaction that began before the lease, on a kept connection."""
     async with plain_transaction(attempt) as conn:
         with carried(attempt.lease):
             await conn.fetchval(SEEN, attempt.lease.resource)
@@ -159,7 +159,7 @@ async def begun_before_write(attempt: WriteAttempt) -> None:
 
 
 async def drop_in_savepoint_write(attempt: WriteAttempt) -> None:
-    """After a savepoint was rolled back, asyncpg's own or one by text, in which the lease was presented."""
+    """Write after rolling back a savepoint, asyncpg's own or one in SQL, in which the lease was presented."""
     async with plain_transaction(attempt) as conn:
         with carried(attempt.lease):
             if attempt.op % 2:
@@ -174,12 +174,12 @@ async def drop_in_savepoint_write(attempt: WriteAttempt) -> None:
 
 
 async def protected_write(attempt: WriteAttempt) -> None:
-    """To protected tables, with the lease carried or with nothing but the table's own check."""
+    """Write to protected tables, with the lease carried or with only the table's own check."""
     await (drop_in_write(attempt) if attempt.op % 4 < 2 else _by_hand(attempt))
 
 
 async def _by_hand(attempt: WriteAttempt) -> None:
-    """Claim the lease without a check, as no code of ours does: the trigger alone is in the way."""
+    """Claim the lease without a check, as no code of ours does: only the trigger can refuse the write."""
     lease = attempt.lease
     resource, token, grant = text(lease.resource), number(lease.token), uuid(lease.grant.id)
     claim = f"jsonb_build_object({resource}, jsonb_build_array({token}, {grant}))::text"

@@ -1,4 +1,4 @@
-"""Leases whose seal travels with their first write, whichever way that goes."""
+"""Leases whose seal travels with their first write, in each way to write."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _WAYS = (
 
 
 async def first_write(attempt: WriteAttempt) -> None:
-    """In one of all ways: any of them may bring the seal. What it reads, it reads on a fenced pool."""
+    """Write in any of the ways, each of which may carry the seal; reads are on a fenced pool too."""
     with carried(attempt.lease):
         await _WAYS[attempt.op % len(_WAYS)].write(attempt)
 
@@ -57,6 +57,6 @@ FIRST = Way(
     transacts=False,
     fence=partial(PostgresFence, seal_with_first_write=True),
     travels=True,
-    # Some of these transactions have begun before the seal, which their snapshot is older than.
+    # Some of these transactions began before the seal, so that their snapshot is older than the seal.
     meets=("repeatable_read", "serializable"),
 )

@@ -1,7 +1,7 @@
-"""Writing with SQLAlchemy 2 on asyncpg: ``connect_args={"connection_class": FencedConnection}``.
+"""Writes with SQLAlchemy 2 on asyncpg: ``connect_args={"connection_class": FencedConnection}``.
 
-Its dialect prepares every statement and keeps the prepared ones, begins transactions by asyncpg's
-``transaction()`` when the first statement comes, and wraps what asyncpg raises.
+SQLAlchemy's dialect prepares every statement and keeps the prepared ones, begins a transaction with asyncpg's
+``transaction()`` at the first statement, and wraps the exceptions of asyncpg.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMES = ("resource", "token", "op", "seen")
 
 
 class _LossyFenced(FencedConnection, LossyConnection):
-    """The connection class of the documentation, that may lose a reply to COMMIT."""
+    """The connection class from the documentation, which may lose a reply to COMMIT here."""
 
 
 @asynccontextmanager
@@ -36,7 +36,7 @@ async def engine_of(url: str, plan: RacePlan, options: dict[str, Any]) -> AsyncI
     """An engine on the database at ``url``."""
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - no dependency of ours
 
-    if "statement_cache_size" in options:  # the dialect keeps prepared statements too
+    if "statement_cache_size" in options:  # the dialect also keeps prepared statements
         options = {**options, "prepared_statement_cache_size": options["statement_cache_size"]}
     scheme, _, rest = url.partition("://")
     assert scheme in {"postgresql", "postgres"}, (
@@ -55,7 +55,7 @@ async def engine_of(url: str, plan: RacePlan, options: dict[str, Any]) -> AsyncI
 
 
 async def sqlalchemy_write(attempt: WriteAttempt) -> None:
-    """In a transaction, sometimes after a rolled back savepoint, or in autocommit."""
+    """Write in a transaction, sometimes after a rolled-back savepoint, or in autocommit."""
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - no dependency of ours
 
     try:
@@ -69,7 +69,7 @@ async def sqlalchemy_write(attempt: WriteAttempt) -> None:
 
 
 async def _alone(attempt: WriteAttempt) -> None:
-    """As ``isolation_level="AUTOCOMMIT"``, which asyncpg is not told of: each statement stands by itself."""
+    """Write in ``isolation_level="AUTOCOMMIT"``, unknown to asyncpg: each statement is on its own."""
     async with attempt.gear.connect() as raw:
         conn = await raw.execution_options(isolation_level="AUTOCOMMIT")
         async with _lossy(attempt, conn):
@@ -136,7 +136,7 @@ async def _clause(attempt: WriteAttempt, conn: AsyncConnection) -> tuple[TextCla
 
 
 def _returning(clause: TextClause) -> TextClause:
-    """For a server-side cursor."""
+    """The statement with its result as rows, for a server-side cursor."""
     from sqlalchemy import text  # noqa: PLC0415 - no dependency of ours
 
     return text(f"{clause.text} returning resource").bindparams(*_numbers(clause.text))
@@ -152,7 +152,7 @@ def _values(attempt: WriteAttempt, *, op: int | None = None) -> dict[str, Any]:
 
 
 def _text(query: str) -> TextClause:
-    """The query with names for its parameters, numbers of them being 64 bits long."""
+    """The query with named parameters, whose numbers are 64 bits long."""
     from sqlalchemy import text  # noqa: PLC0415 - no dependency of ours
 
     for number, name in enumerate(_NAMES, 1):

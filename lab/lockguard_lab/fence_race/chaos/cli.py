@@ -1,4 +1,4 @@
-"""``lockguard fence race --chaos``: rounds until the time is over, and a summary for each way to write."""
+"""``lockguard fence race --chaos``: rounds until the time is up, and a summary for each way to write."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = ["DURATION", "run_chaos"]
 
-# A kill may come in the middle of a page; and what nobody waits for is not on the disk for a while.
+# A kill may come in the middle of a page, and a commit that is not waited for reaches the disk late.
 _SETTINGS = {"full_page_writes": "on", "wal_writer_delay": "2s"}
 DURATION = Duration("duration", "smh", "give one such as 90s, 30m or 2h", least=timedelta(seconds=1))
 
 
 def run_chaos(*, duration: timedelta, processes: int, seed: int, planted: bool) -> bool:
-    """Start a Postgres, a Redis and PgBouncer, where it is installed; race until ``duration`` is over.
+    """Start a Postgres, a Redis and, if installed, PgBouncer; race until ``duration`` is over.
 
     Returns:
-        Whether no law was broken, every round came to its end, and each planted check was convicted.
+        Whether no law was broken, every round was completed, and each planted check was convicted.
     """
     try:
         from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer  # noqa: PLC0415 - an extra

@@ -1,18 +1,18 @@
-"""The journals of a round laid beside its tables.
+"""Compares the journals of a round with its tables.
 
-A journal is lines of JSON, each of one of these kinds. The time is Postgres's.
+A journal is lines of JSON, each of one of these kinds. Times are by the clock of Postgres.
 
 ``begin``   an operation is about to be tried: op, way, resource, token
-``end``     what its process was told in the end
+``end``     the outcome that its process was told
 ``read``    what was final for all tokens below ``token`` when it was read: after a seal, or after a break
-``closed``  what was final for ``token`` itself: its lease was given back before this was read; for a close
-            that did not wait for the disk ``lazy`` is where the log of Postgres had got to, ``at`` when
-``crash``   how far the log of Postgres was read after a crash, and ``at`` when
+``closed``  what was final for ``token`` itself, read after its lease was released; for a close that did not
+            wait for the disk, ``lazy`` is the position of Postgres's log then, and ``at`` the time
+``crash``   how far the log of Postgres was read after a crash, and ``at`` the time
 
-The laws: along the counter of a resource no number is missing or there twice, and tokens never go back; what
-was final stays as it was read; no operation is there twice; what was reported as committed is there, and what
-was reported as refused is not. One thing a crash may undo, and only for what comes after it: a close that did
-not wait for the disk, and that the log does not reach.
+The laws: in the order of a resource's counter no number is missing or duplicated, and tokens never go back;
+what was final stays as it was read; no operation is there twice; what was reported as committed is there, and
+what was reported as refused is not. A crash may undo one thing, and only for what comes after it: a close
+that did not wait for the disk, and that the log does not reach.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ select (select count(*) from lockguard_race.ledger where resource = $1 and token
        pg_current_wal_insert_lsn() - '0/0'::pg_lsn as logged
 """
 OWN = BELOW.replace("token < $2", "token = $2")
-"""What is final for older tokens than the one given, and for the one given."""
+"""The queries for what is final for tokens below the given one, and for the given one."""
 _LEDGER = """
 select resource, n, token, op, extract(epoch from at)::float8 as at from lockguard_race.ledger
 order by resource, n
@@ -61,7 +61,7 @@ class _Row:
 
 
 def read_journals(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """All lines; the last one of a killed process may be cut short, and then it is none."""
+    """All lines of the journals; a last line that was cut short by a kill is left out."""
     found = []
     for path in paths:
         for line in path.read_text().splitlines() if path.exists() else ():
@@ -77,7 +77,7 @@ async def judge(
     journal: Sequence[dict[str, Any]],
     report: RoundReport,
 ) -> None:
-    """Enter what was done, and each broken law, in the report."""
+    """Add what was done, and each broken law, to the report."""
     ledger = await conn.fetch(_LEDGER)
     tables = {
         "updates": [_Row(r["resource"], r["token"], r["op"], r["at"]) for r in ledger],
@@ -114,7 +114,7 @@ class _Judge:
         self._report.counts["closes lost in a crash"] += lost
 
     def order(self, ledger: Sequence[asyncpg.Record]) -> None:
-        """Along the counter no number is missing or there twice, and tokens never go back."""
+        """Check that in the counter's order no number is missing or duplicated, and tokens never go back."""
         last: dict[str, tuple[int, int]] = {}
         for row in ledger:
             resource, n, token = row["resource"], row["n"], row["token"]
@@ -126,7 +126,7 @@ class _Judge:
             last[resource] = (n, max(before, token))
 
     def what_was_final(self, name: str, rows: Sequence[_Row]) -> None:
-        """What was read as final has not grown."""
+        """Check that what was read as final has not grown."""
         by_resource: dict[str, list[_Row]] = defaultdict(list)
         for row in rows:
             by_resource[row.resource].append(row)
@@ -144,7 +144,7 @@ class _Judge:
                 self._final(line["closed"], f"{name} of", line["token"], line[name], own)
 
     def _lost_at(self, line: dict[str, Any]) -> float:
-        """When a crash undid a close that had not waited for the disk; never, for any other."""
+        """The time when a crash undid a close that had not waited for the disk; infinity for other closes."""
         if (logged := line.get("lazy")) is None:
             return math.inf
         crashed = next(((at, survived) for at, survived in self._crashes if at > line["at"]), None)
@@ -159,7 +159,7 @@ class _Judge:
             )
 
     def each_once_and_as_told(self, ops: Iterable[int]) -> None:
-        """No operation is there twice, and each is there or not as its process was told."""
+        """Check that no operation is there twice, and that each is there or not as its process was told."""
         times = Counter(ops)
         for op, count in times.items():
             if op < 0 or op not in self._begun:

@@ -1,4 +1,4 @@
-"""What a round is told, and what it tells."""
+"""The plan and the report of a round."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _TOLD_MAX = 10
 
 @dataclass(frozen=True, slots=True)
 class ChaosPlan:
-    """One round.
+    """The plan of one round.
 
     Attributes:
         ways: the names of the ways to write.
-        length: how long it is disturbed.
-        processes: how many hold and write at once.
-        resources: over how many resources.
-        ttl: of the leases.
-        seed: of all random choices; the schedule of the machine is not in it.
+        length: how long the processes are disturbed.
+        processes: how many processes hold and write at once.
+        resources: how many resources they share.
+        ttl: the ttl of the leases.
+        seed: the seed of all random choices; the machine's scheduling does not depend on it.
         protects: whether the tables are protected.
-        blind: the share of writes that do not look at the lease.
+        blind: the share of writes that do not check the lease.
         stalls: the share of pauses, some four to a write, that last for about a ttl.
         crashes: whether Postgres is killed too, with all of its processes, and started again.
     """
@@ -42,20 +42,20 @@ class ChaosPlan:
 
 @dataclass(frozen=True, slots=True)
 class ChaosWorkerSpec:
-    """What one process is told; it travels by a file that only its user can read.
+    """The instructions for one process, passed in a file that only its user can read.
 
     Attributes:
-        redis_url: where locks are.
-        database_url: where the fence and the tables are, direct or through a pooler.
+        redis_url: the Redis of the locks.
+        database_url: the database of the fence and the tables, direct or through a pooler.
         pooler: whether that is a pooler in transaction mode.
-        application: what its connections are called.
-        journal: its file.
-        number: of the process; its operations are numbered from it.
-        seed: of its choices.
-        resources: what it locks.
+        application: the application name of its connections.
+        journal: the path of its journal.
+        number: the number of the process, from which its operations are numbered.
+        seed: the seed of its choices.
+        resources: the resources that it locks.
         ways: the names of the ways to write.
-        ttl_ms: of its leases.
-        blind: the share of writes that do not look at the lease.
+        ttl_ms: the ttl of its leases, in milliseconds.
+        blind: the share of writes that do not check the lease.
         stalls: the share of pauses that last for about a ttl.
     """
 
@@ -75,16 +75,16 @@ class ChaosWorkerSpec:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of one way to write.
+    """The outcomes of one way to write.
 
     Attributes:
         attempted: operations begun.
-        committed: those reported as committed.
-        refused: those reported as refused, or given up.
-        open_ended: those whose process was killed or cut before it knew.
+        committed: operations reported as committed.
+        refused: operations reported as refused, or given up.
+        open_ended: operations whose process was killed or cancelled before it knew the outcome.
         stale_commits: writes that came after a successor's seal, after a break, or after their own close.
         duplicates: operations that committed twice.
-        lost_writes: operations whose reported end is not what the tables say.
+        lost_writes: operations whose reported outcome contradicts the tables.
     """
 
     attempted: int = 0
@@ -101,20 +101,20 @@ class Tally:
         return self.stale_commits + self.duplicates + self.lost_writes
 
     def add(self, other: Tally) -> None:
-        """Add another round's."""
+        """Add the counts of another round."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(slots=True)
 class RoundReport:
-    """What came of a round.
+    """The outcome of a round.
 
     Attributes:
-        ways: by way of writing; ``"?"`` for what no operation could be found for.
+        ways: the tally of each way to write; ``"?"`` counts what belongs to no known operation.
         faults: how often each disturbance was made.
         counts: how often each thing happened to the holders.
-        told: the first of what was wrong, in words.
+        told: the first violations, in words.
     """
 
     ways: dict[str, Tally] = field(default_factory=dict)
@@ -128,27 +128,27 @@ class RoundReport:
 
     @property
     def stale_commits(self) -> int:
-        """Of all ways."""
+        """The stale commits of all ways."""
         return sum(tally.stale_commits for tally in self.ways.values())
 
     @property
     def violations(self) -> int:
-        """Of all ways."""
+        """The violations of all ways."""
         return sum(tally.violations for tally in self.ways.values())
 
     @property
     def unresolved(self) -> int:
-        """Outcomes that nobody knew, and that were not looked up to the end."""
+        """How many unknown outcomes the look-up did not resolve."""
         counts = self.counts
         return counts["unknown"] - counts["unknown, had committed"] - counts["unknown, had not"]
 
     def tell(self, line: str) -> None:
-        """Keep a line for people, one of the first."""
+        """Keep a line for the reader, if it is one of the first."""
         if len(self.told) < _TOLD_MAX:
             self.told.append(line)
 
     def add(self, other: RoundReport) -> None:
-        """Add another round's."""
+        """Add the report of another round."""
         for way, tally in other.ways.items():
             self.of(way).add(tally)
         self.faults.update(other.faults)

@@ -1,4 +1,4 @@
-"""One round: the tables, the processes, who disturbs them, and the verdict."""
+"""One round: the tables, the processes, their disturbance, and the verdict."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _QUIET_S = 20.0
 _GAP_S = (0.05, 0.6)
 _RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
 _LEFT = "select count(*) from pg_stat_activity where application_name = $1"
-# Right after a crash the last checkpoint is the one that ended the recovery: it begins where the log ended.
+# Right after a crash the last checkpoint is the one that ended recovery, and it begins where the log ended.
 _SURVIVED = """
 select redo_lsn - '0/0'::pg_lsn as survived, extract(epoch from pg_postmaster_start_time())::float8 as at
 from pg_control_checkpoint()
@@ -52,7 +52,7 @@ _BACK_S = 20.0
 
 
 class _Process(EmbeddedServer):
-    """One bot. The warden that keeps the servers keeps it too: it ends with this process, even if stopped."""
+    """One bot. The servers' warden runs it, so that it ends with this process, even while stopped."""
 
     def __init__(self, spec: Callable[[Path], ChaosWorkerSpec]) -> None:
         super().__init__(ServerBinary("Bot", "", Path(sys.executable), "this Python"), 0)
@@ -60,12 +60,12 @@ class _Process(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """It takes no connections."""
+        """Empty: a bot accepts no connections."""
         return ""
 
     @property
     def journal(self) -> Path:
-        """Its file, which is deleted when the process is stopped for good."""
+        """The path of its journal, which is deleted when the process is stopped for good."""
         return self._started_directory() / "journal"
 
     def _prepare(self, directory: Path) -> None:
@@ -90,7 +90,7 @@ class _Process(EmbeddedServer):
         process.end(signal.SIGTERM)
 
     def finish(self) -> bool:
-        """Let it finish what it has begun; tells whether it did so by itself."""
+        """Let the bot finish what it has begun; returns whether it ended by itself."""
         process = self._running_process()
         process.resume()
         process.end(signal.SIGTERM)
@@ -105,13 +105,13 @@ async def run_round(
     database_url: str | None = None,
     pooler: bool = False,
 ) -> RoundReport:
-    """Disturb ``plan.processes`` bots for ``plan.length`` and judge what they leave.
+    """Disturb ``plan.processes`` bots for ``plan.length`` and judge the journals and tables that they leave.
 
     Args:
         plan: what to run.
-        redis: a server of the race's own: it is emptied and restarted.
-        postgres: a server with lockguard's schema, of the race's own: it may be killed and restarted.
-        database_url: the way to it that the bots take, such as a pooler's; by default the direct one.
+        redis: the race's own server: it is emptied and restarted.
+        postgres: the race's own server with lockguard's schema: it may be killed and restarted.
+        database_url: the URL by which the bots reach it, such as a pooler's; by default the direct one.
         pooler: whether that is a pooler in transaction mode.
 
     Raises:
@@ -159,7 +159,7 @@ async def run_round(
 
 
 def _why(log: str) -> str:
-    """What was said before the first traceback of a log, and what was raised in it."""
+    """The lines before the first traceback of a log, and the exception of that traceback."""
     before, _, after = log.partition("Traceback")
     said = before.strip().splitlines()[-1:]
     raised = [line for line in after.splitlines()[1:] if line and not line[0].isspace()][:1]
@@ -176,7 +176,7 @@ async def _set_up(pool: asyncpg.Pool[Any], resources: tuple[str, ...], *, protec
 
 
 async def _quiet(pool: asyncpg.Pool[Any], application: str) -> None:
-    """Wait until Postgres has ended what the killed processes had begun."""
+    """Wait until Postgres has ended the transactions of the killed processes."""
     async with asyncio.timeout(_QUIET_S):
         while await pool.fetchval(_LEFT, application):
             # Idle connections of killed processes go at once; those of a pooler stay, in no transaction.
@@ -187,7 +187,7 @@ async def _quiet(pool: asyncpg.Pool[Any], application: str) -> None:
 
 
 class _Chaos:
-    """Who disturbs."""
+    """Disturbs the processes and servers of a round."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class _Chaos:
         self.journal: list[dict[str, Any]] = []
 
     async def disturb(self) -> None:
-        """One thing after the other, and pauses beside them, until the round is over."""
+        """Make one disturbance after the other, and pauses besides, until the round is over."""
         until = SYSTEM_CLOCK.now() + self._plan.length.total_seconds()
         faults: list[tuple[int, str, Callable[[], Coroutine[Any, Any, None]]]] = [
             (8, "processes stopped", self._stop),
@@ -270,12 +270,12 @@ class _Chaos:
         await asyncio.to_thread(self._redis.restart, keep_data=False)
 
     async def _crash(self) -> None:
-        """Kill Postgres and all its processes at work; note from where on the log was lost."""
+        """Kill Postgres and all its processes during the load; note from where on the log was lost."""
         await asyncio.to_thread(self._postgres.kill)
         await asyncio.to_thread(self._postgres.restart)
         async with asyncio.timeout(_BACK_S):
-            # The pool may still lend connections of before, which it has not yet seen break.
-            while (row := await self._survived()) is None:  # noqa: ASYNC110 - Postgres tells nobody
+            # The pool may still lend earlier connections that it has not yet seen break.
+            while (row := await self._survived()) is None:  # noqa: ASYNC110 - Postgres does not tell
                 await asyncio.sleep(0.02)
         self.journal.append({"crash": row["survived"], "at": row["at"]})
 
@@ -297,13 +297,13 @@ class _Chaos:
 
 
 async def break_and_read(redis_url: str, pool: asyncpg.Pool[Any], resource: str) -> dict[str, Any]:
-    """Break a lock; gives a line for the journal: what was final from then on.
+    """Break a lock; returns a line for the journal that says what was final from then on.
 
-    Final is what is below the token that is in force in the fence. The number that the break gives is the
-    floor of Redis, which may be higher: of a grant that came between the two, and has not been sealed.
+    Everything below the token in force in the fence is final. The number that the break returns is the floor
+    in Redis, which may be higher, by a grant that came in between and has not been sealed.
 
     Raises:
-        LockguardError: it could not be broken.
+        LockguardError: the lock could not be broken.
     """
     async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as guard:
         await guard.break_(resource, reason="chaos")

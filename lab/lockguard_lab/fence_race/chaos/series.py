@@ -1,4 +1,4 @@
-"""Rounds in a row: the run that a release is judged by, and the planted checks that it must convict."""
+"""A series of rounds: the run by which a release is judged, and the planted checks it must convict."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ async def rounds(
     postgres: PostgresServer,
     duration: timedelta,
 ) -> AsyncIterator[tuple[str, RoundReport]]:
-    """Rounds of ``plan.length`` until ``duration`` is over; what each was, and what came of it.
+    """Run rounds of ``plan.length`` until ``duration`` is over; yields each round and its report.
 
-    The tables are protected in every second one, the routes take turns, and Postgres crashes in two of three.
+    The tables are protected in every second round, the routes take turns; Postgres crashes in two of three.
     """
     failed = 0
     until = SYSTEM_CLOCK.now() + duration.total_seconds()
@@ -50,7 +50,7 @@ async def rounds(
         crashes = number % 3 != 0
         tried = replace(
             plan,
-            # Without a protection there is nothing in the way of what leaves the check to the table.
+            # Without protection nothing checks a way that leaves the check to the table.
             ways=tuple(way.name for way in present_ways() if protects or not way.protects),
             length=min(plan.length, max(left, _ROUND_MIN)),
             seed=plan.seed + number,
@@ -66,7 +66,7 @@ async def rounds(
             report = RoundReport()
             report.counts["rounds that failed"] += 1
             cause: BaseException = exc
-            while isinstance(cause, BaseExceptionGroup):  # whose own text does not say what happened
+            while isinstance(cause, BaseExceptionGroup):  # the group's own text does not say what happened
                 cause = cause.exceptions[0]
             report.tell(f"the round failed: {type(cause).__name__}: {cause}")
             if not redis.running:
@@ -82,7 +82,7 @@ async def rounds(
 async def convict_planted(
     plan: ChaosPlan, *, redis: RedisServer, postgres: PostgresServer
 ) -> tuple[dict[str, int], int]:
-    """Rounds with the planted checks, until a stale commit of each was seen; gives them, and the rounds."""
+    """Run rounds until each planted check commits stale; returns its stale commits, and the rounds."""
     seen = {way.name: 0 for way in WEAK_CHECKS}
     for number in range(1, _PLANTED_ROUNDS_MAX + 1):
         tried = replace(

@@ -54,38 +54,38 @@ _LOSE_SHARE = 0.02
 _LATE_S = 30.0
 _POOL_SIZE = 6
 _TRAVELLING_SHARE = 0.2
-_ALONE = True  # a statement without a transaction is a way to write
+_ALONE = True  # a statement without a transaction is one of the ways to write
 
 
 class _Bot:
-    """Takes leases and writes under them until it is told to stop."""
+    """Takes leases and writes under them until told to stop."""
 
     def __init__(self, told: ChaosWorkerSpec) -> None:
         self._told = told
         self._rng = random.Random(f"{told.seed}:{told.number}:{os.getpid()}")  # noqa: S311 - no secret
-        # A process that was killed begins again with numbers that were never used.
+        # A restarted process begins with numbers that were never used.
         first = told.number * _NUMBERS_EACH + int(SYSTEM_CLOCK.wall() * 1_000) % 10**9 * 10**4
         self._ops = itertools.count(first)
         known = {way.name: way for way in (*WAYS, *WEAK_CHECKS)}
         ways = [known[name] for name in told.ways]
-        # By whether the seal travels with the first write.
+        # The ways, by whether the seal travels with the first write.
         self._ways = {travels: [way for way in ways if way.travels is travels] for travels in (False, True)}
         self._journal = os.open(told.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         self._late: set[asyncio.Task[Any]] = set()
-        # Every second process gives leases back without waiting for the disk.
+        # Every second process releases leases without waiting for the disk.
         self._lazy = told.number % 2 == 1
         self._not_closed: set[GrantId] = set()
         self.counts = Counter[str]()
         self.stopping = asyncio.Event()
 
     def on(self, event: Event) -> None:
-        """Told by the guards; a close that failed, as while Postgres is down, makes nothing final."""
+        """Note failed closes: a close that failed, as while Postgres is down, makes nothing final."""
         if isinstance(event, FenceCloseFailed):
             self.counts["closes that failed"] += 1
             self._not_closed.add(event.grant.id)
 
     async def run(self) -> None:
-        """Until it is told to stop, and what was begun is over."""
+        """Run until told to stop and all that was begun is over."""
         async with AsyncExitStack() as stack:
             self._plain = await stack.enter_async_context(self._pool())
             self._fenced = fenced(await stack.enter_async_context(self._pool()))
@@ -142,7 +142,7 @@ class _Bot:
         )
 
     def _note(self, **facts: Any) -> None:
-        """A line in the journal; once written it survives the process."""
+        """Write a line to the journal; once written it survives the process."""
         os.write(self._journal, json.dumps(facts).encode() + b"\n")
 
     async def _lease(self) -> None:
@@ -161,14 +161,14 @@ class _Bot:
                 if end is not End.COMMITTED or self.stopping.is_set():
                     ended = True
                     break
-                if not final:  # its seal came with that write
+                if not final:  # the seal travelled with that write
                     final = True
                     await self._note_final(lease)
                 await self._pause()
             left = SYSTEM_CLOCK.wall()
         if lease.grant.id in self._not_closed:
             return
-        # Given back without an error: the fence has closed it. A lazy close may not be on the disk yet.
+        # Released without an error: the fence has closed the grant. A lazy close may not be on the disk yet.
         seen = await self._look(OWN, lease)
         lazily = {"lazy": seen.pop("logged"), "at": left} if self._lazy and not travels else {}
         self._note(closed=resource, token=lease.token, **seen, **lazily)
@@ -177,7 +177,7 @@ class _Bot:
             await self._blindly(blind, ways)
 
     async def _note_final(self, lease: Lease) -> None:
-        """Read what no older holder adds to any more."""
+        """Read and note what older holders can no longer add to."""
         seen = await self._look(BELOW, lease)
         self._note(read=lease.resource, token=lease.token, **seen)
 
@@ -188,7 +188,7 @@ class _Bot:
         return {name: int(row[name]) for name in ("updates", "entries", "logged")}
 
     async def _blindly(self, lease: Lease, ways: list[Way]) -> End:
-        """Write in a task that knows of no lease but the copy, and that no loss cuts."""
+        """Write in a task that knows only the copy of the lease, and that no loss cancels."""
         task = asyncio.create_task(self._write(lease, ways), context=Context())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
@@ -197,7 +197,7 @@ class _Bot:
     async def _write(self, lease: Lease, ways: list[Way]) -> End:
         op, way = next(self._ops), self._rng.choice(ways)
         isolation: Isolation = self._rng.choice(ISOLATIONS)
-        # Whoever finds the kept connection taken uses another.
+        # A task that finds the kept connection taken uses another.
         kept = self._kept[way.fenced]
         self._note(begin=op, way=way.name, resource=lease.resource, token=lease.token)
         async with _lent(kept, self._fenced if way.fenced else self._plain) as kept:
@@ -232,7 +232,7 @@ class _Bot:
         self.counts["replies lost"] += 1
 
     async def _pause(self) -> None:
-        """Often nothing, sometimes a moment, now and then long enough for a takeover."""
+        """Often do not pause, sometimes for a moment, occasionally long enough for a takeover."""
         if (dice := self._rng.random()) < self._told.stalls:
             await asyncio.sleep(self._told.ttl_ms / 1_000 * self._rng.uniform(0.3, 1.3))
         elif dice < 0.5:
@@ -244,7 +244,7 @@ _taken: set[int] = set()
 
 @contextlib.asynccontextmanager
 async def _lent(kept: KeptConnection, pool: asyncpg.Pool[Any]) -> AsyncIterator[KeptConnection]:
-    """The kept connection, or a new one where another task uses it."""
+    """The kept connection, or a new one if another task uses it."""
     own = id(kept) not in _taken
     used = kept if own else KeptConnection(pool)
     _taken.add(id(used))
