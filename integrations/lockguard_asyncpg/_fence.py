@@ -1,14 +1,14 @@
 """The core's Fence port on Postgres: seal on acquire, close on release, break by an operator.
 
-Each is one statement that decides by itself, and each may be repeated: a seal is idempotent per grant,
-a close too, and a break only fences once more. So whatever failed for a passing reason (a dropped
-connection, a serialization failure) is simply done again until ``within`` is over. What is left then is
-:class:`FenceUnavailable`, and the caller closes the grant: a seal that arrives later finds it shut.
+Each is one statement that decides by itself and may be repeated: a seal and a close are idempotent per grant,
+and a break only fences once more. So a call that failed for a passing reason (a dropped connection, a
+serialization failure) is repeated until ``within`` is over. Then it raises :class:`FenceUnavailable`, and the
+caller closes the grant: a seal that arrives later is refused.
 
-Each stands in line behind the transactions that are under way with the resource's lease, and nothing new gets
-past it. A seal or a break that still stands there after its *grace* has their sessions ended: a process that
-was stopped may hold one for ever, whatever its backend waits for. A close ends nobody; what it could not do
-in a second is done in the background when that transaction has ended.
+Each waits in line behind the transactions that are under way with the resource's lease, and no new one gets
+past it. A seal or a break that still waits after its *grace* has their sessions ended: a process that was
+stopped may keep one open for ever, whatever its backend waits for. A close ends no session; if it is not done
+within a second, it is done in the background when that transaction has ended.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _DIGITS = re.compile(r"[0-9]{1,18}")
 _LOG = logging.getLogger("lockguard")
 _LEFT_MIN = timedelta(milliseconds=100)
 _GRACE = timedelta(milliseconds=500)
-# How long leaving a body waits for the transactions that were begun in it and are open still.
+# How long leaving a body waits for transactions that were begun in it and are still open.
 _CLOSE = timedelta(seconds=1)
-# How long an ended grant waits for its successor's seal to begin. That one has asked Redis already.
+# How long an ended grant waits for its successor's seal to begin. The successor has asked Redis already.
 _SUCCESSOR = timedelta(milliseconds=100)
 _CLOSE_AGAIN_FIRST_S = 0.5
 _CLOSE_AGAIN_MAX_S = 5.0
@@ -57,10 +57,10 @@ _NOT_DURABLE = ";set local synchronous_commit to off"
 _FORGOTTEN = "LG005"
 _UNKNOWN_SEAL = "LG007"
 _NO_FUNCTION = "42883"
-# How often the records of writes that are too old to be asked for are cleared away, and in how many steps.
+# How often records of writes that are too old to be looked up are removed, and in how many steps at most.
 _PRUNE_S = 60.0
 _PRUNE_STEPS_MAX = 50
-# The row count of a simple query tells how many there were.
+# The row count of a simple query tells how many were removed.
 _PRUNE = "select from generate_series(1, lockguard.prune())"
 _OLDER = (
     "lockguard: the fence's schema in the database is older than this library, which has version %d: nothing"
@@ -70,12 +70,12 @@ _OLDER = (
 
 
 class _Handed:
-    """The close of a grant that is to travel with the seal of the next one.
+    """The close of a grant, to be sent in the transaction of its successor's seal.
 
     Attributes:
-        sql: the close, all but its last argument.
-        closed: whether it was done with that seal, once that is known.
-        begun: whether that seal has it.
+        sql: the SQL of the close without its last argument.
+        closed: whether that transaction has closed the grant, once that is known.
+        begun: whether that seal has taken the close along.
     """
 
     __slots__ = ("begun", "closed", "sql")
@@ -86,12 +86,12 @@ class _Handed:
         self.begun = False
 
     def begin(self, within: timedelta) -> str:
-        """The seal is about to leave, with so much patience: what goes before it."""
+        """Have a seal take the close along; returns the SQL that goes before it, bounded by ``within``."""
         self.begun = True
         return f"{self.sql}{within / timedelta(milliseconds=1):.0f});"
 
     def finish(self, *, closed: bool) -> None:
-        """What the seal came to; the first word counts."""
+        """Record whether the seal has closed the grant; only the first call counts."""
         if not self.closed.done():
             self.closed.set_result(closed)
 
@@ -99,27 +99,27 @@ class _Handed:
 class PostgresFence:
     """Refuses the writes of every grant but the one that sealed last.
 
-    Give it a pool of its own, or one with room to spare: an acquire that has to wait for a connection that
-    another body holds is slow, and fails with :class:`FenceUnavailable` in the end. It needs two at a time
-    to end the session of a holder that was stopped.
+    Give it a pool of its own, or one with room to spare: an acquire that waits for a connection in use by
+    another body is slow, and in the end fails with :class:`FenceUnavailable`. To end the session of a holder
+    that was stopped, it needs two connections at a time.
 
     Args:
         pool: an asyncpg pool on the primary, direct or through a pooler in transaction mode.
-        grace: how long a seal or a break waits for the transactions of the grant before it, until it has
-            their sessions ended. The bot's roles need no right for it where they are one role.
-        listen: the URL of the database, directly and not through a pooler in transaction mode. With it, one
-            connection more hears of it at once when a successor supersedes a lease of this process that is
-            still open, and that lease ends. Close such a fence: ``async with PostgresFence(...) as fence``.
-        seal_with_first_write: with ``True`` taking a lease asks the database nothing: its seal travels in the
-            transaction that first presents it. For bodies that read nothing before their first write but by
-            a fenced pool: what an older holder still had under way is not waited for until then. A body that
-            presents its lease nowhere reaches the database with nothing.
-        durable_close: with ``False`` giving a lease back does not wait for the disk. A crash of the server in
-            the moments after it may forget that the lease was given back, not that it was superseded: until
-            the next seal or break, code that writes blindly under it is then let in.
+        grace: how long a seal or a break waits for the transactions of the previous grant before it has their
+            sessions ended. If all bots log in as one role, that role needs no right for it.
+        listen: the URL of the database itself, not of a pooler in transaction mode. With it, one more
+            connection learns at once when a successor supersedes a lease of this process that is still open,
+            and that lease ends. Close such a fence: ``async with PostgresFence(...) as fence``.
+        seal_with_first_write: with ``True`` taking a lease sends the database nothing: its seal is part of
+            the transaction that first presents it. For bodies that before their first write read only through
+            a fenced pool: until then, what an older holder has under way is not waited for. A body that never
+            presents its lease sends the database nothing.
+        durable_close: with ``False`` a release does not wait for the disk. A crash of the server within the
+            next moments may lose the release of a lease, but not that it was superseded: until the next seal
+            or break, code that writes blindly under it is then let in.
 
     Raises:
-        ConfigurationError: a value that cannot work.
+        ConfigurationError: an argument has a value that cannot work.
     """
 
     def __init__(
@@ -155,8 +155,8 @@ class PostgresFence:
         self._identified = False
         self._name = ""
         self._first = seal_with_first_write
-        # Those that were outrun with their first write: the next one is sealed at once, for only then can
-        # Redis be asked for a higher token.
+        # Resources that were outrun at a first write: their next grant is sealed at once, because only then
+        # can Redis be asked for a higher token.
         self._outrun: set[Resource] = set()
 
     async def __aenter__(self) -> Self:
@@ -168,7 +168,7 @@ class PostgresFence:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Listen no more, and close nothing in the background any more. The pool stays open."""
+        """Stop listening, and stop closing grants in the background. The pool stays open."""
         if self._listener is not None:
             await self._listener.aclose()
         for task in tuple(self._tasks):
@@ -176,19 +176,19 @@ class PostgresFence:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def listening(self) -> None:
-        """Wait until it hears of superseded leases; for ever without ``listen``, or through a pooler."""
+        """Wait until it listens for superseded leases; for ever without ``listen``, or through a pooler."""
         if self._listener is None:
             await asyncio.get_running_loop().create_future()
         else:
             await self._listener.listening()
 
     async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
-        """Make ``grant`` the only one whose writes are accepted; waits for open transactions of the old one.
+        """Make ``grant`` the only one whose writes are accepted; waits for the previous one's transactions.
 
-        With ``seal_with_first_write`` it is only noted, and done by the first write.
+        With ``seal_with_first_write`` the seal is only noted here, and made with the first write.
 
         Raises:
-            FenceUnavailable: not done within ``within``, or nobody knows.
+            FenceUnavailable: not done within ``within``, or the outcome is unknown.
             SealUnknown: this is an old primary, or a database that has lost commits.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
@@ -196,7 +196,7 @@ class PostgresFence:
             self._listener.start()
         if self._first:
             await self._identify(grant.resource, within)
-        # A schema that has no name knows no first write either.
+        # A schema that gives the fence no id cannot seal with a first write either.
         if self._first and self._name and grant.resource not in self._outrun:
             self._version_asked = True
             UNSEALED.note(
@@ -205,13 +205,13 @@ class PostgresFence:
                 first_sql=self._first_sql(grant),
                 remembered=self._sealed(grant.token).seal,
             )
-            return Sealed(grant.token)  # not yet, so the nodes go on remembering the last seal
+            return Sealed(grant.token)  # not sealed yet, so the nodes go on remembering the last seal
         self._outrun.discard(grant.resource)
         return await self._seal(grant, within=within)
 
     def _first_sql(self, grant: Grant) -> str:
-        # In another database, whose pool is fenced too, 0 is no higher token: it is sealed by itself, in this
-        # one, and the write is refused in that one as any other is.
+        # In another database whose pool is fenced too, the token is 0, which is no higher: the grant is then
+        # sealed by itself, in this database, and the write is refused in the other, as any write would be.
         here = f"case lockguard.fence_id() when {uuid(self._name)} then {number(grant.token)} else 0 end"
         return (
             f"lockguard.check_first({self._where_known(grant)},{here},{uuid(grant.id)},"
@@ -235,7 +235,7 @@ class PostgresFence:
         )
         # The row count of a simple query tells yes from no in one message.
         accepted_as_it_is = f"accepted and token = {number(grant.token)}"
-        # One transaction, so it commits once, and nobody gets in between.
+        # One transaction, so that it commits once and no other grant gets in between.
         handed = self._handed.pop(grant.id, None)
         before = handed.begin(within) if handed is not None else ""
         if_sealed = Call(f"{before}select from {call}", f"){self._version_too()} where {accepted_as_it_is}")
@@ -243,7 +243,7 @@ class PostgresFence:
         try:
             told = await self._evicting(grant.resource, grant.token, sealing)
             if handed is not None:
-                handed.finish(closed=True)  # also where the seal was refused: that is an answer, and commits
+                handed.finish(closed=True)  # also if the seal was refused: that is an answer, and commits
         except FenceUnavailable as exc:
             cause = exc.__cause__
             if cause is None or getattr(cause, "sqlstate", None) != _UNKNOWN_SEAL:
@@ -260,7 +260,7 @@ class PostgresFence:
             _LOG.warning(_OLDER, SCHEMA_VERSION)
         if told != "SELECT 0":
             return self._sealed(grant.token)
-        # Rare, and asking again is harmless: it was outrun, or has sealed before with another token.
+        # Rare, and asking again is harmless: the grant was outrun, or was sealed before with another token.
         answer = Call(f"select accepted, token from {call}", ")", rows=True)  # noqa: S608 - hexadecimal digits
         left = max(_LEFT_MIN, within - timedelta(seconds=loop.time() - began))
         accepted, current = await make(self._pool, answer, resource=grant.resource, within=left)
@@ -270,12 +270,12 @@ class PostgresFence:
         return Sealed(token, f"{self._name} {token:d}" if self._name else "")
 
     def _where_known(self, grant: Grant) -> str:
-        """The resource as an argument, which is refused first where its last seal is not known."""
+        """The resource as an SQL argument; the call is refused if the database lacks its last seal."""
         named, last = text(grant.resource), self._last_seal(grant)
         return named if last is None else f"lockguard.known({named},{last})"
 
     def _last_seal(self, grant: Grant) -> str | None:
-        """The resource's last seal, for known(), if the lock remembers it and it was in this fence."""
+        """The resource's last seal as arguments of known(), if the lock remembers one of this fence."""
         name, _, last = grant.seal.partition(" ")
         if not self._name or name != self._name or not _DIGITS.fullmatch(last):
             return None
@@ -285,9 +285,9 @@ class PostgresFence:
         return f"{uuid(self._name)},{number(token)}"
 
     async def _identify(self, resource: Resource, within: timedelta) -> None:
-        """Before the first seal: which fence this is, and whether a pooler on the way gives transactions.
+        """Before the first seal, ask which fence this is, and whether a pooler in between has transactions.
 
-        One in statement mode takes seals, and no write.
+        A pooler in statement mode would let seals through, but no writes.
         """
         if self._identified:
             return
@@ -298,24 +298,26 @@ class PostgresFence:
             self._name = told.hex
         except ConfigurationError as exc:
             if getattr(exc.__cause__, "sqlstate", None) != _NO_FUNCTION:
-                raise  # otherwise it is a schema before version 10, which remembers nothing
+                raise  # without the function it is a schema before version 10, which remembers nothing
         self._identified = True
 
     def _version_too(self) -> str:
-        """For the first seal: a second row tells, in the same round trip, that the schema is an older one."""
+        """SQL by which the first seal gives, in the same round trip, a second row if the schema is older."""
         if self._version_asked:
             return ""
         self._version_asked = True
         return f" join generate_series(1, 1 + (lockguard.version() < {SCHEMA_VERSION:d})::int) on true"
 
     async def confirm(self, grant: Grant, *, within: timedelta) -> bool:
-        """Whether writes of ``grant`` are accepted now. Waits for nobody.
+        """Whether writes of ``grant`` are accepted now.
+
+        Waits for no other transaction, except to seal a grant whose first write is still to come.
 
         Raises:
             FenceUnavailable: no answer within ``within``.
             ConfigurationError: the schema is missing, or the role lacks a right.
         """
-        if UNSEALED.waits(grant.id):  # who asks wants to know that nobody else writes from here on
+        if UNSEALED.waits(grant.id):  # the caller relies on no other holder writing from here on
             try:
                 async with asyncio.timeout(within.total_seconds()):
                     answer = await UNSEALED.seal(grant)
@@ -334,30 +336,30 @@ class PostgresFence:
         return bool(await make(self._pool, ask, resource=grant.resource, within=within) == "SELECT 1")
 
     async def close(self, grant: Grant, *, within: timedelta) -> None:
-        """Accept no more writes of ``grant``; waits for its own open transactions.
+        """Accept no more writes of ``grant``; waits for its open transactions.
 
         Raises:
-            FenceUnavailable: not done within ``within``, or nobody knows.
+            FenceUnavailable: not done within ``within``, or the outcome is unknown.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
         if not _is_closed(grant):
             await self._close_or_later(grant, within=within)
 
     async def hand_on(self, grant: Grant, successor: GrantId, *, within: timedelta) -> None:
-        """As :meth:`close`, in the transaction of the seal of ``successor``, if that comes at once.
+        """As :meth:`close`, but in the transaction of the seal of ``successor``, if that comes at once.
 
-        Closed by itself, ``grant`` would keep that seal waiting for a commit that it makes superfluous.
+        A close by itself would keep that seal waiting for a commit that the seal makes superfluous.
 
         Raises:
-            FenceUnavailable: not done within ``within``, or nobody knows.
+            FenceUnavailable: not done within ``within``, or the outcome is unknown.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
         if _is_closed(grant):
             return
-        # With its first write it brings nothing along; and what may fail here is not to fail there.
+        # A seal with the first write takes no close along, and a close that may fail must not fail a seal.
         plain = not self._first and self._last_seal(grant) == self._named(grant.token)
         if plain and successor not in self._handed:
-            within /= 3  # or nothing would be left for the close
+            within /= 3  # or no time would be left for a close by itself
             if await self._closed_by(successor, grant, within):
                 return
         await self._close_or_later(grant, within=within)
@@ -398,15 +400,15 @@ class PostgresFence:
         self._prune_now_and_then()
 
     def _close_sql(self, grant: Grant) -> str:
-        """The close of ``grant``, all but its last argument."""
+        """The SQL of the close of ``grant`` without its last argument."""
         named = text(grant.resource)
         if (last := self._last_seal(grant)) is not None and last != self._named(grant.token):
-            # It was not sealed. Noted as closed, it would hide from the next that a seal is not known here.
+            # It was not sealed. Recorded as closed, it would hide from the next grant that a seal is missing.
             named = f"lockguard.known({named},{last})"
         return f"select lockguard.close({named},{number(grant.token)},{uuid(grant.id)},"
 
     async def _close_later(self, grant: Grant) -> None:
-        """Try again until it is done: by us, or by the seal of a successor, which shuts the grant out too."""
+        """Retry until the grant is closed here, or by the seal of a successor, which shuts it out too."""
         pause_s = _CLOSE_AGAIN_FIRST_S
         try:
             while not self._pool.is_closing():
@@ -416,15 +418,15 @@ class PostgresFence:
                 except FenceUnavailable:
                     pause_s = min(2 * pause_s, _CLOSE_AGAIN_MAX_S)
         except ConfigurationError:
-            return None  # the schema has gone, or the right to it: there is nothing to close
+            return None  # the schema is gone, or the right to use it: there is nothing to close
         finally:
             self._closing.discard(grant.id)
 
     async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
-        """Accept no more writes of whoever holds ``resource``; the reason is kept in ``lockguard.audit``.
+        """Accept no more writes of the holder of ``resource``; the reason is kept in ``lockguard.audit``.
 
         Raises:
-            FenceUnavailable: not done within ``within``, or nobody knows.
+            FenceUnavailable: not done within ``within``, or the outcome is unknown.
             ConfigurationError: the schema is missing or old, or the role lacks a right.
         """
         UNSEALED.broken(resource)
@@ -434,7 +436,7 @@ class PostgresFence:
         return Token(token)
 
     async def _evicting(self, resource: Resource, token: Token | None, call: Coroutine[Any, Any, T]) -> T:
-        """Await ``call``; once it has stood in line for the grace, have those before it ended."""
+        """Await ``call``; once it has waited in line for the grace, have the sessions before it ended."""
         helpers: list[asyncio.Task[None]] = []
 
         def help_out() -> None:
@@ -462,8 +464,8 @@ class PostgresFence:
         self._prune_at = now + _PRUNE_S
 
     async def _prune(self) -> None:
-        """Clear away in steps that hold up nobody; nothing depends on it but the room on the disk."""
-        with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 5, say
+        """Remove old records of writes, in steps that block no session; only disk space depends on it."""
+        with contextlib.suppress(*DATABASE_ERRORS):  # such as a schema before version 5
             for _ in range(_PRUNE_STEPS_MAX):
                 if await once(self._pool, await self._pool.acquire(), _PRUNE, rows=False) == "SELECT 0":
                     return
@@ -472,20 +474,20 @@ class PostgresFence:
         query = f"select lockguard.evict({text(resource)},{number(token)})"
         cancels = CancelWatch()
         while True:
-            with contextlib.suppress(*DATABASE_ERRORS):  # a schema before version 3, say: then it waits
+            with contextlib.suppress(*DATABASE_ERRORS):  # such as a schema before version 3: the call waits
                 await once(self._pool, await self._pool.acquire(), query, rows=False)
-            cancels.raise_if_cancelled()  # or it would end the sessions of those who come after
+            cancels.raise_if_cancelled()  # or it would end the sessions of later transactions
             await asyncio.sleep(self._grace_s)
 
 
 def _is_closed(grant: Grant) -> bool:
-    """By its last transaction, with ``closes=True``; or it was never sealed, and never will be."""
+    """Whether its last transaction closed it (``closes=True``), or it never was and never will be sealed."""
     untouched = UNSEALED.drop(grant.id)
     return CLOSED.take(grant.id) or untouched
 
 
 def _require_pool(pool: object) -> None:
-    """See now what would fail at the first lease, without a word about its cause."""
+    """Refuse now what would fail at the first lease, with an error that does not tell the cause."""
     if isinstance(pool, type) or not (hasattr(pool, "acquire") and hasattr(pool, "release")):
         raise ConfigurationError(
             f"PostgresFence takes a pool, and this is {kind_of(pool)}; write PostgresFence(pool) with"
@@ -501,11 +503,11 @@ async def resolve(
     Waits for the transaction while the server still has it open.
 
     Raises:
-        ConfigurationError: the fence of this database never accepted the token: it is not the one that the
-            write was made in.
+        ConfigurationError: the fence of this database never accepted the token: the write was made in
+            another one.
         FenceUnavailable: no answer within ``within``; ask again.
-        OutcomeUnknown: nobody knows any more: it is more than a day ago, or the reply did come and its writer
-            has written on since.
+        OutcomeUnknown: it can no longer be found out: the write is more than a day old, or its reply did come
+            and its writer has made further writes since.
     """
     assert error.token is not None, "a CommitUnknown has the token of its write"
     named = f"{text(error.resource)},{number(error.token)},{number(error.sequence)}"

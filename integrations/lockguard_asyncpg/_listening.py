@@ -1,9 +1,9 @@
-"""Hearing of it when an open grant is superseded: the lease ends at once, before its next write or renewal.
+"""Ends the lease of a superseded grant at once, before its next write or renewal.
 
-A seal or a break that supersedes an open grant says so by NOTIFY, with the grant in the payload. A connection
-of its own listens, because a pool's would be one less for its users and would keep the pool from closing.
-Nothing is promised by it: a word that is missed while the connection is down is made good by the next
-renewal, and by Postgres, which refuses the write.
+A seal or a break that supersedes an open grant sends a NOTIFY, with the grant in the payload. A connection of
+its own listens, because one from a pool would be one less for its users and would keep the pool from closing.
+Nothing relies on it: if a notification is missed while the connection is down, the next renewal finds out,
+and Postgres refuses the write.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LOG = logging.getLogger("lockguard")
 CHANNEL = "lockguard_superseded"
 _PAUSE_FIRST_S = 0.1
 _PAUSE_MAX_S = 5.0
-# A connection that a NAT dropped silently is noticed by asking.
+# How often, and for how long at most, to ask the server: a NAT may have dropped the connection silently.
 _ALIVE_S = 5.0
 
 
@@ -37,7 +37,7 @@ class Listener:
 
     Args:
         connect: makes a connection, direct or through a pooler in session mode.
-        at: where, for people.
+        at: the server, for log texts.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]], *, at: str) -> None:
@@ -48,16 +48,16 @@ class Listener:
         self._heard = asyncio.Event()
 
     def start(self) -> None:
-        """Begin to listen, if that has not begun."""
+        """Begin to listen, unless that has begun."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="lockguard-fence-listener")
 
     async def listening(self) -> None:
-        """Wait until it listens."""
+        """Wait until LISTEN is in effect on the server."""
         await self._heard.wait()
 
     async def aclose(self) -> None:
-        """Listen no more."""
+        """Stop listening and drop the connection."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -87,7 +87,7 @@ class Listener:
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
     def _tell(self, exc: BaseException) -> None:
-        """Say once that nobody listens, and not again until somebody does."""
+        """Log once that it does not listen, and not again until it has listened."""
         if not self._told:
             self._told = True
             # Not the error's own text, which may quote a piece of the URL.
@@ -99,8 +99,8 @@ class Listener:
             )
 
     async def _listen(self, conn: asyncpg.Connection[Any]) -> bool:
-        """Listen until the connection breaks; true if it never can."""
-        # A pooler makes up the process id that it tells at log-in. In transaction mode it would lose LISTEN.
+        """Listen until the connection breaks; returns true if listening is impossible on it."""
+        # A pooler makes up the process id that it gives at log-in. In transaction mode it would lose LISTEN.
         if await conn.fetchval("select pg_backend_pid()", timeout=_ALIVE_S) != conn.get_server_pid():
             _LOG.warning(
                 "lockguard: no listening for superseded leases through a pooler;"
@@ -120,7 +120,7 @@ class Listener:
 def _superseded(_con: object, _pid: int, _channel: str, payload: object) -> None:
     try:
         grant = json.loads(str(payload))["grant"]
-    except (ValueError, KeyError, TypeError):  # anybody may notify
+    except (ValueError, KeyError, TypeError):  # any role may send a NOTIFY
         return
     if isinstance(grant, str):
         end_here(GrantId(grant), LossReason.FENCED)

@@ -1,6 +1,6 @@
-"""What an operator does to the whole fence: prune what is long gone, and recover after lost commits.
+"""An operator's work on the whole fence: to prune resources long closed, and to recover after lost commits.
 
-How the database does it is in ``sql/0009_long_gone.sql`` and ``sql/0007_recover.sql``.
+The database's part is in ``sql/0009_long_gone.sql`` and ``sql/0007_recover.sql``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _RECORDS = "select lockguard.prune()"
 
 @dataclass(frozen=True, slots=True)
 class Prunable:
-    """How many resources have been closed for long.
+    """How many resources can be pruned.
 
     Attributes:
-        gone: they.
-        resources: all that the fence has a row for.
+        gone: the number of resources that have been closed for long enough.
+        resources: the number of all resources for which the fence has a row.
     """
 
     gone: int
@@ -48,10 +48,10 @@ async def count_prunable(
 
     Args:
         conn: a connection of the role that owns the schema.
-        older_than: for how long they have been closed; at least 2 days.
+        older_than: how long they must have been closed; at least 2 days.
 
     Raises:
-        ConfigurationError: an age that cannot work, too little privilege, or no schema.
+        ConfigurationError: an age out of bounds, too little privilege, or no schema.
     """
     _require_age(older_than)
     try:
@@ -67,24 +67,24 @@ async def prune_resources(
 ) -> int:
     """Remove the resources that have been closed for long; no token of theirs is ever accepted again.
 
-    In transactions of their own, a part of them each, which wait for nobody. Whoever takes such a resource
-    again is given a token above all that it had.
+    Each of its transactions removes a part of them, and waits for no other session. The next grant of such a
+    resource gets a token above all that the resource had.
 
     Args:
         conn: a connection of the role that owns the schema, outside of a transaction.
-        older_than: for how long they have been closed; at least 2 days, for as long as what became of a
-            write can be asked for.
+        older_than: how long they must have been closed; at least 2 days, during which the outcome of a write
+            may be looked up.
 
     Returns:
         How many were removed.
 
     Raises:
-        ConfigurationError: an age that cannot work, too little privilege, or no schema.
+        ConfigurationError: an age out of bounds, too little privilege, or no schema.
     """
     _require_age(older_than)
     pruned, last = 0, ""
     try:
-        while await conn.fetchval(_RECORDS):  # what is known of writes of more than 36 hours ago goes first
+        while await conn.fetchval(_RECORDS):  # records of writes of more than 36 hours ago go first
             pass
         while True:
             async with conn.transaction(isolation="read_committed"):
@@ -119,8 +119,8 @@ class Recovered:
     """What :func:`shut_out_all` did.
 
     Attributes:
-        raised: how many resources' rows it raised.
-        were_open: how many of them this database took for held.
+        raised: the number of resources whose row it raised.
+        were_open: how many of them were held, as far as this database knew.
     """
 
     raised: int
@@ -128,7 +128,7 @@ class Recovered:
 
 
 async def shut_out_all(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, reason: str) -> Recovered:
-    """Accept no more writes of any grant that was sealed before; again is harmless.
+    """Accept no more writes of any grant that was sealed before now; safe to repeat.
 
     Args:
         conn: a connection of the role that owns the schema, outside of a transaction.

@@ -1,4 +1,4 @@
-"""One write, fenced in the statement itself: no round trip more than the write alone.
+"""Fences one write in the statement itself, with no more round trips than the write alone takes.
 
 The write becomes a data-modifying CTE and the check the condition of the query over it::
 
@@ -10,8 +10,8 @@ without columns once, also when no row was written. Whether the check comes befo
 not matter: either it fails the statement or it holds the fence's row until the statement has committed.
 
 With ``statement_cache_size=0``, as behind a pooler in transaction mode, asyncpg needs two messages for a
-statement with parameters, and the pooler may give them to two servers. The write then goes in a transaction
-of its own, which is two round trips more.
+statement with parameters, and the pooler may give them to two servers. The write is then sent in a
+transaction of its own, which takes two more round trips.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ async def fenced_fetch(
         query: the statement. It may begin with a WITH of its own, as long as that one only reads.
         args: its parameters.
         lease: one or several; by default those of the surrounding bodies.
-        timeout: patience in seconds.
-        closes: its commit also gives the leases back in the fence, for the body's last write: it waits for
-            other transactions under them, and what is written under them afterwards is refused.
+        timeout: the time bound of the statement, in seconds.
+        closes: for the body's last write: its commit also closes the leases in the fence. It waits for other
+            transactions under them, and later writes under them are refused.
 
     Raises:
         StaleToken: the lease is not the one in force; nothing was written.
@@ -100,7 +100,7 @@ async def fenced_fetchrow(
         query: the statement.
         args: the parameters of all statements.
         lease: one or several; by default those of the surrounding bodies.
-        timeout: patience in seconds.
+        timeout: the time bound of the statement, in seconds.
         closes: see :func:`fenced_fetch`.
         also: further writes in the same statement. They see the tables as ``query`` does, and what it
             returned as ``lockguard_write``; none may write a row that another one writes.
@@ -190,7 +190,7 @@ async def _on(
         await seal_now(leases)
         return await _one(target, query, args, leases, timeout_s=timeout_s, returning=returning, also=also)
     text = f"{_writes(query, also)} select * from lockguard_write" if also else query  # noqa: S608 - the caller's own SQL
-    # A close or a seal goes before the write, which then sees all that came before the seal.
+    # A close or a seal is sent before the write, which then sees all that came before the seal.
     if (
         (closes or any(UNSEALED.waits(lease.grant.id) for lease in leases))
         and is_write(text)
@@ -217,7 +217,7 @@ async def _pipelined(
     timeout_s: float | None,
     closes: bool,
 ) -> list[asyncpg.Record]:
-    loan = lend(con)  # for its way to send the check right before a statement
+    loan = lend(con)  # the fence's layer can send the check right before a statement
     tx = transaction_state(con)
     if tx.user is not None:
         raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
@@ -252,7 +252,7 @@ async def _one(
     also: Sequence[str],
 ) -> list[asyncpg.Record]:
     inside = conn.is_in_transaction()
-    # Inside, the outcome is that of the caller's transaction, and nobody can ask for this statement's own.
+    # Inside, the outcome is that of the caller's transaction; the statement has none of its own to look up.
     sequence = None if inside else NUMBERS.take(first_of(leases))
     presentation = presentation_for(leases, sequence=sequence, limits=_LIMITS)
     # Scalars, not arrays: asyncpg would ask the server about an array's type on each new connection.
@@ -271,13 +271,13 @@ async def _one(
             exc
         ):  # the check's, not the write's
             raise set_up_error(exc) from exc
-        # In a transaction of the caller's a lost connection is certain: it was not committed.
+        # In the caller's transaction a lost connection leaves no doubt: nothing was committed.
         if inside and (said := ended(exc, leases)) is not None:
             raise said from exc
         if sequence is not None:
             if leaves_in_doubt(exc):
                 raise presentation.unknown() from exc
-            if getattr(exc, "sqlstate", None) is not None:  # the server's own word: nothing was written
+            if getattr(exc, "sqlstate", None) is not None:  # the server has answered: nothing was written
                 NUMBERS.give_back((sequence,))
         raise
     if sequence is not None:

@@ -1,18 +1,19 @@
 """The numbers by which a transaction's outcome can be looked up.
 
-A number is a slot and a count within it. A slot belongs to one transaction at a time and goes on to the next
-one only when the end of this one is certain, so the fence keeps one row for each slot and resource: the last
-number that committed. What became of a transaction that nobody heard of stays there, because its slot is
-never given back.
+A number consists of a slot and a count within it. A slot belongs to one transaction at a time and is passed
+to the next only when the outcome of this one is certain, so the fence keeps one row for each slot and
+resource: the last number that committed. The record of a transaction whose outcome is unknown stays, because
+its slot is never given back.
 
-A free slot goes to the resource that had it before: shared by all of a process's resources, a thousand
-transactions of them would use it up, and each of the resources would have a row for each slot.
+A free slot goes to the resource that had it before. If all resources of a process shared it, a thousand of
+their transactions would use it up, and each resource would have a row for each slot.
 
-A slot is used for a thousand transactions, so that the versions of its row stay few while something keeps
-Postgres from clearing them away, and for twelve hours, so that the fence knows by the row's age that nobody
-comes back to it.
+A slot is used for a thousand transactions, so that its row has few versions while something keeps Postgres
+from removing dead ones, and for twelve hours, so that the fence knows by the row's age that no transaction
+will use it again.
 
-All numbers lie above 2^62. Those below come from a library of before, which left a row for each transaction.
+All numbers lie above 2^62. Lower ones come from an older version of this library, which left a row for each
+transaction.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ _FLAG = 1 << 62
 _COUNT_BITS = 10
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
 _COUNT_MAX = 1000
-# Above every count of a slot that is shared: such a slot is used once.
+# Above every count of a slot that is used again: a slot with this count is used once.
 _ALONE = _COUNT_MASK
 _LIFE_S = 12 * 3600.0
-# Each process counts in a range of its own. Should two meet, tokens tell their writes apart all the same.
+# Each process counts in a range of its own. If two ranges coincide, tokens still tell their writes apart.
 _RANGE_BITS = 32
 _RANGES = (1 << 30) - 1
-# The others share theirs, so that a process which meets ever new resources does not remember them all.
+# Further resources share their slots, so that a process that always meets new ones need not remember them.
 _RESOURCES_MAX = 4096
 
 
 class Numbers:
-    """Hands out numbers; to one process.
+    """Hands out the numbers of one process.
 
     Args:
         clock: tells when a slot has been used for long enough.
@@ -55,7 +56,7 @@ class Numbers:
         self.begin()
 
     def begin(self) -> None:
-        """Begin in a range of its own; again in a process that was forked."""
+        """Begin in a range of its own; called again in a process that was forked."""
         start = _FLAG + (secrets.randbelow(_RANGES) << _RANGE_BITS)
         self._slots: Iterator[int] = itertools.count(start, 1 << _COUNT_BITS)
         self._shared: list[int] = []
@@ -65,10 +66,10 @@ class Numbers:
         self._ends = self._clock.now() + _LIFE_S
 
     def take(self, resource: str = "") -> int:
-        """A number for a transaction that presents it in the message which begins it.
+        """A number for a transaction that presents it in the message that begins it.
 
         Args:
-            resource: of the row that it leaves. With another one it leaves a row more, and is as good.
+            resource: the one whose row will record it. With another one it is as good, but adds a row.
         """
         if self._clock.now() >= self._ends:
             self._since = next(self._slots)
@@ -80,7 +81,7 @@ class Numbers:
             if len(self._own) < _RESOURCES_MAX:
                 free = self._own[resource] = []
         if free:
-            # The latest first: the fewer slots are in use, the fewer rows.
+            # The latest first: the fewer slots in use, the fewer rows.
             return free.pop() + 1
         number = next(self._slots) + 1
         if free is not self._shared:
@@ -88,16 +89,16 @@ class Numbers:
         return number
 
     def alone(self) -> int:
-        """A number that leaves a row of its own.
+        """A number with a slot, and so a row, of its own.
 
-        For a transaction that has begun already: its snapshot may be older than the last of any slot.
+        For a transaction that has begun already: its snapshot may be older than any slot's last number.
         """
         return next(self._slots) + _ALONE
 
     def give_back(self, numbers: Iterable[int]) -> None:
-        """What became of their transaction is known for certain: nobody will ask. Once for each number.
+        """Free the slots of numbers whose outcome is known for certain; call it once for each number.
 
-        One of the process that this one was forked from is left to that process.
+        Numbers of the process from which this one was forked are left to that process.
         """
         for number in numbers:
             if not self._since <= number < self._since + (1 << _RANGE_BITS):
@@ -116,5 +117,5 @@ class Numbers:
 
 
 NUMBERS = Numbers()
-"""Those of this process."""
+"""The numbers of this process."""
 os.register_at_fork(after_in_child=NUMBERS.begin)

@@ -1,9 +1,9 @@
-"""A write of the caller's and the check before it, in one round trip.
+"""Sends a write of the caller and the check before it in one round trip.
 
-Postgres runs whatever reaches it up to the next Sync in one transaction, in the order in which it came, and
-after an error skips all of it. asyncpg sends a statement with parameters as Bind, Execute, Sync. So the check
-leaves as Parse, Bind, Execute right before it: it comes first, locks the fence's row until the statement is
-committed, and where it fails the statement is not run. The caller's text, parameters, command tag, rows and
+Postgres runs all messages up to the next Sync in one transaction, in the order in which they came, and skips
+the rest after an error. asyncpg sends a statement with parameters as Bind, Execute, Sync. So the check is
+sent as Parse, Bind, Execute right before it: it comes first, locks the fence's row until the statement is
+committed, and if it fails, the statement is not run. The caller's text, parameters, command tag, rows and
 errors and asyncpg's cache of prepared statements stay as they are. A text without parameters, which asyncpg
 sends as a simple query, is one transaction together with the checks in the text before it.
 
@@ -50,27 +50,27 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-# What asyncpg gives no public way to.
+# Parts of asyncpg without public access.
 _PROTOCOL = "_protocol"
 _TRANSPORT = "_transport"
 _HOOK = "_do_execute"
 _CANCELLING = "_is_cancelling"
-# More than a statement can have: refused by asyncpg after it has looked whether the connection is free.
+# More parameters than a statement can have: asyncpg refuses them after it has seen the connection to be free.
 _TOO_MANY = (None,) * 32_768
 _TOO_MANY_SAYS = "cannot exceed 32767"
 _RESOLVE_MS = 1_000
 
 
 class NotPipelined(Exception):
-    """Nothing was done: the snapshot is older than the lease's seal, or that has to be made by itself."""
+    """Nothing was done: the snapshot is older than the lease's seal, or the seal has to be made by itself."""
 
 
 class PipelinedCheck:
-    """The check, until it has left right before the statement that it is for.
+    """A check that is to be sent right before its statement.
 
     Attributes:
-        left: whether it has, and the statement with it.
-        executor: how asyncpg sends the statement, once that is known.
+        left: whether it was sent, and the statement with it.
+        executor: asyncpg's own function that sends the statement, once it is known.
     """
 
     __slots__ = ("_con", "_leases", "_presentation", "executor", "left")
@@ -83,7 +83,7 @@ class PipelinedCheck:
         self.executor: Callable[..., Awaitable[Any]] | None = None
 
     async def __call__(self, stmt: Any, timeout_s: float | None) -> Any:
-        """What asyncpg calls in place of its own: the statement has been prepared and is to be run."""
+        """Called by asyncpg in place of its own executor, once the statement has been prepared."""
         assert self.executor is not None
         return await self.go(stmt, lambda: self.executor(stmt, timeout_s))  # type: ignore[misc]
 
@@ -93,14 +93,14 @@ class PipelinedCheck:
         protocol = getattr(con, _PROTOCOL)
         for lease in self._leases:
             lease.ensure()
-        # From here on nothing may come in between, nor be sent where another task waits for an answer.
+        # From here on nothing may be sent in between, nor anything while another task waits for an answer.
         try:
             await protocol.bind_execute(stmt, _TOO_MANY, "", 0, False, None)  # noqa: FBT003 - asyncpg's own
         except asyncpg.InterfaceError as exc:
             if _TOO_MANY_SAYS not in str(exc):
                 raise
         if not stmt.name:
-            stmt.mark_unprepared()  # the check takes its place as the statement without a name
+            stmt.mark_unprepared()  # the check replaces it as the unnamed statement
         sent = protocol.queries_count
         getattr(con, _TRANSPORT).write(_messages(self._presentation.piped_sql()))
         self.left = True
@@ -108,7 +108,7 @@ class PipelinedCheck:
             return await send()
         except BaseException:
             if protocol.queries_count == sent:
-                self.left = False  # the check has left alone: what it noted is not a write
+                self.left = False  # only the check was sent: the number that it recorded is of no write
                 if not con.is_closed():
                     await _end_group(con, protocol)
             raise
@@ -123,9 +123,9 @@ def _messages(query: str) -> bytes:
 
 
 async def _end_group(con: Any, protocol: Any) -> None:
-    """The check has left and the statement has not, its arguments are wrong or its time is up: send the Sync.
+    """Send the Sync after a check whose statement was not sent, for a wrong argument or a timeout.
 
-    Until asyncpg has written it there is no moment in which it would meet the answers to the check.
+    asyncpg cannot meet the answers to the check before it has written the Sync.
     """
     try:
         async with asyncio.timeout(1.0):
@@ -134,14 +134,14 @@ async def _end_group(con: Any, protocol: Any) -> None:
             )
             await protocol.bind_execute(nothing, (), "", 0, False, None)  # noqa: FBT003 - asyncpg's own
     except asyncpg.PostgresError:
-        return  # the check was refused, and asyncpg has sent the Sync
+        return  # the check was refused, and asyncpg has sent the Sync itself
     except BaseException:
         con.terminate()
         raise
 
 
 def can_pipeline(con: Any) -> bool:
-    """Whether this version of asyncpg lets a check leave before a statement, and nothing is in the way."""
+    """Whether this version of asyncpg lets a check go before a statement, and no cancel is in flight."""
     protocol = getattr(con, _PROTOCOL)
     return (
         hasattr(asyncpg.Connection, _HOOK)
@@ -151,7 +151,7 @@ def can_pipeline(con: Any) -> bool:
 
 
 def executor_with_check(check: PipelinedCheck | None, executor: Any) -> Any:
-    """``executor`` with the check before it; as it is where there is none, or it has one already."""
+    """``executor`` with the check before it; unchanged if there is no check, or it is in use already."""
     if check is None or executor is check or check.executor is not None:
         return executor  # asyncpg's second try, or its own question about a type
     check.executor = executor
@@ -166,12 +166,14 @@ async def run_pipelined(
     *,
     last: bool = False,
 ) -> T:
-    """Run one statement by the extended protocol; ``send`` hands the check to what asyncpg calls.
+    """Run one statement by the extended protocol; ``send`` passes the check on to what asyncpg calls.
 
-    As the ``last`` one it closes the leases with its commit.
+    With ``last`` its commit also closes the leases.
 
     Raises:
-        NotPipelined: see there.
+        NotPipelined: nothing was done; run the statement in a transaction.
+        CommitUnknown: the reply was lost.
+        ConfigurationError: asyncpg sent the statement without the check, or the fence's set-up is wrong.
     """
     async with in_turn(leases):
         presentation = presentation_for(
@@ -197,7 +199,8 @@ async def run_as_text(
     """Run one statement without parameters, as a simple query.
 
     Raises:
-        NotPipelined: see there.
+        NotPipelined: nothing was done; run the statement in a transaction.
+        CommitUnknown: the reply was lost.
     """
     async with in_turn(leases):
         presentation = presentation_for(
@@ -216,7 +219,7 @@ async def run_as_text(
 
 
 def _as_of(exc: asyncpg.PostgresError, query: str, shift: int) -> None:
-    """Have an error speak of the caller's text."""
+    """Make an error refer to the caller's text, without the check before it."""
     told: Any = exc
     told.query = query
     position = getattr(exc, "position", None)
@@ -242,11 +245,11 @@ async def _concluded(
         raise
     except LockguardError:  # before anything was sent
         if not con.is_closed():
-            await rolled_back(con, send_plain(con, "select"))  # asyncpg leaves what Parse has locked
+            await rolled_back(con, send_plain(con, "select"))  # frees what Parse has locked
         NUMBERS.give_back((presentation.sequence,))
         raise
     except DATABASE_ERRORS as exc:
-        # What failed in Parse was never there, whatever became of the connection.
+        # A statement that failed in Parse was never run, whatever became of the connection.
         known = (
             closed
             or not has_left()
@@ -280,7 +283,7 @@ def _is_the_checks(exc: BaseException) -> bool:
 
 
 async def _ended_without(con: Any, presentation: Presentation) -> bool:
-    """Whether a write that was given up after its timeout is known not to be there, and never to come."""
+    """Whether a write that timed out is known not to have committed, and never to commit."""
     first = presentation.claims[0]
     ask = (
         f"select where lockguard.{'resolve' if first.seals is None else 'resolve_first'}("

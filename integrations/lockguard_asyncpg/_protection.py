@@ -1,4 +1,4 @@
-"""Protecting a table of the user's own, from Python. What it does is in ``sql/0002_protect.sql``."""
+"""Protects the user's own tables, from Python. The database's part is in ``sql/0002_protect.sql``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "Protection", "findings", "protect", "protections", "unprotect"]
 
-# CREATE TRIGGER waits for the table's writers and holds up those behind it.
 _UNGUARDED = """
 select n as named, to_regclass(n) is not null as there from unnest($1::text[]) n
  where not exists (select from lockguard.protections() p where to_regclass(p.relation) = to_regclass(n))
    and not exists (select from lockguard.findings() f where to_regclass(f.relation) = to_regclass(n))
 """
 _DEADLOCKS_MAX = 5
+# CREATE TRIGGER waits for the table's writers, and later writers wait behind it.
 _LOCK_TIMEOUT = "set local lock_timeout = '10s'"
 
 
@@ -35,9 +35,10 @@ class Protection:
 
     Attributes:
         table: its name.
-        resource: the template that makes a row's resource of its columns.
-        exempt: columns that change without a lease.
-        enabled: whether it holds: no trigger is off or gone, here or on a partition, nor a column it needs.
+        resource: the template that makes a row's resource from its columns.
+        exempt: columns that may change without a lease.
+        enabled: whether the protection holds: no trigger is disabled or missing, here or on a partition, and
+            no column that it needs is missing.
         subscriber: whether the workers of a subscription write it without a lease.
     """
 
@@ -53,10 +54,10 @@ class Finding:
     """Where a protection does not hold, or holds less well than it could.
 
     Attributes:
-        table: whose.
-        grave: whether rows change without a lease, or every write fails.
+        table: the name of the table.
+        grave: whether rows can change without a lease, or every write fails.
         finding: what is wrong.
-        remedy: the command that mends it.
+        remedy: the command that corrects it.
     """
 
     table: str
@@ -75,14 +76,15 @@ async def protect(
 ) -> None:
     """Have Postgres refuse any change of a row that presents no lease of the row's resource.
 
-    Doing it again changes the template and the exempt columns.
+    Calling it again changes the template and the exempt columns.
 
     Args:
         conn: a connection of a role that owns the table and lockguard's schema.
         table: its name, with its schema.
         resource: the resource of a row, such as ``"{exchange}:{symbol}"``.
         exempt: columns that need no fence, such as the last price.
-        subscriber: a subscription fills the table: let its workers write. Nobody else may without a lease.
+        subscriber: whether a subscription fills the table: its workers, and no others, may write without a
+            lease.
 
     Raises:
         ConfigurationError: no such table or column, or too little privilege.
@@ -92,9 +94,9 @@ async def protect(
 
 
 async def unprotect(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], table: str) -> bool:
-    """Remove the protection of ``table``; tells whether there was one.
+    """Remove the protection of ``table``; returns whether there was one.
 
-    A table that is gone need no longer be protected either: :func:`findings` asks for it until then.
+    Call it for a dropped table too: until then :func:`findings` reports that the table is missing.
 
     Raises:
         ConfigurationError: no such table, or too little privilege.
@@ -118,14 +120,14 @@ async def _is_there(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], ta
 async def findings(
     conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, tables: Sequence[str] = ()
 ) -> tuple[Finding, ...]:
-    """What does not hold of the protections and of the fence's own triggers; nothing if all is well.
+    """Where the protections or the fence's own triggers do not hold; empty if all is well.
 
     Args:
         conn: a connection of a role that takes part in fencing.
-        tables: further tables that ought to be protected; those that once were are known.
+        tables: further tables that ought to be protected; those that once were are included anyway.
 
     Raises:
-        ConfigurationError: no schema, or one of before version 12.
+        ConfigurationError: no schema, or one older than version 12.
     """
     try:
         await conn.execute("select lockguard.note_parts()")
@@ -169,7 +171,7 @@ async def _change(
     try:
         with unfenced():
             for _ in range(_DEADLOCKS_MAX):
-                # A worker of a subscription that copies a partitioned table locks its parts in another order.
+                # A subscription's worker that copies a partitioned table locks its parts in another order.
                 with contextlib.suppress(asyncpg.DeadlockDetectedError):
                     return await _once(conn, query, table, *args)
             return await _once(conn, query, table, *args)

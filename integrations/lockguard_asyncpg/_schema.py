@@ -1,4 +1,4 @@
-"""The schema as numbered SQL files, applied in order, each once, all in one transaction."""
+"""Applies the schema: numbered SQL files, in order, each once, all in one transaction."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What :func:`install` found and made: schema versions, 0 for none."""
+    """The schema versions before and after :func:`install`; 0 for none."""
 
     before: int
     after: int
@@ -75,14 +75,14 @@ def _recorded(step: Step) -> str:
 
 
 def schema_sql(*, after: int = 0) -> str:
-    """The schema for a migration tool: one statement, which makes what is missing and renews the rights.
+    """The schema for a migration tool: one statement that creates what is missing and renews the rights.
 
-    As one statement it is made whole or not at all, whatever the tool does with transactions, and a driver
-    that takes one statement at a time takes it. Applied to a schema that has all of it, it says so in a
-    notice and succeeds. It has no ``:name`` in it that SQLAlchemy would take for a parameter.
+    Being one statement, it is applied whole or not at all, whatever the tool does with transactions, and a
+    driver that takes one statement at a time accepts it. On a complete schema it succeeds, with a notice. It
+    contains no ``:name`` that SQLAlchemy would take for a parameter.
 
     Args:
-        after: leave out the steps up to this version; on a schema that is older the statement then fails.
+        after: leave out the steps up to this version; on an older schema the statement then fails.
 
     Raises:
         ConfigurationError: there is no such version.
@@ -138,7 +138,7 @@ def _steps_sql(*, after: int) -> str:
 
 
 async def schema_version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
-    """The version that is installed, 0 for none."""
+    """The version of the installed schema; 0 for none."""
     # By the function: an application role may not read the table.
     if await conn.fetchval("select to_regprocedure('lockguard.version()')") is None:
         return 0
@@ -146,10 +146,10 @@ async def schema_version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any
 
 
 async def require_current(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> None:
-    """Nothing, if the schema is there and as new as this library.
+    """Refuse a schema that is missing or older than this library.
 
     Raises:
-        ConfigurationError: it is not; the message names the command.
+        ConfigurationError: it is; the message names the command to run.
     """
     version = await schema_version(conn)
     if version == 0:
@@ -173,8 +173,8 @@ async def install(
 
     Args:
         conn: a connection of a role that owns the database, or may create schemas in it.
-        allow: further roles that may take part, by a grant of their own: needed where ``lockguard_app`` is
-            missing or belongs to somebody else.
+        allow: further roles that may take part, each by a grant of its own: needed where ``lockguard_app`` is
+            missing or belongs to another owner.
 
     Raises:
         ConfigurationError: the role may not create it, the schema is newer than this library, the server is
@@ -185,7 +185,7 @@ async def install(
             f"this is PostgreSQL {found.major}, and the fence needs {_POSTGRES_MIN[0]} or newer: upgrade it"
         )
     try:
-        # Whatever the default is: a snapshot from before the wait does not show what another one installed.
+        # Whatever the default is: a snapshot from before the wait does not show what another installer did.
         async with conn.transaction(isolation="read_committed"):
             await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)
             before = await schema_version(conn)
@@ -212,7 +212,7 @@ async def _allow(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], role:
 
 
 async def require_owner(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> None:
-    """Nothing, if the schema may be removed by this role, or is not there.
+    """Refuse a role that may not remove the schema; without a schema, pass.
 
     Raises:
         ConfigurationError: it belongs to another role; the message names both.
@@ -226,9 +226,9 @@ async def require_owner(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]
 
 
 async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> bool:
-    """Remove the schema with all its tokens; tells whether there was one. The role lockguard_app stays.
+    """Remove the schema with all its tokens; returns whether there was one. The role lockguard_app stays.
 
-    Tables that are still protected keep it: unprotect them first.
+    It fails while tables are protected: unprotect them first.
 
     Raises:
         ConfigurationError: the role may not, or tables are still protected.
@@ -239,7 +239,7 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
             await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)
             if await conn.fetchval("select to_regnamespace('lockguard')") is None:
                 return False
-            # Without CASCADE on the schema's name alone: what users hung on it must not vanish silently.
+            # Not only DROP SCHEMA ... CASCADE: what users made dependent on it must not vanish silently.
             await conn.execute(_file("uninstall"))
             return True
     except asyncpg.DependentObjectsStillExistError as exc:

@@ -1,6 +1,6 @@
-"""Reading just enough of a statement to know whether it begins or ends a transaction.
+"""Reads just enough of a statement to know whether it begins or ends a transaction.
 
-This is no SQL parser and nothing is trusted to it but one question: may the text be wrapped in a fenced
+This is not an SQL parser, and is trusted with one question only: may the text be wrapped in a fenced
 transaction as it is? Quoted text and comments are blanked first, so that a word in a literal is not taken
 for a statement.
 """
@@ -38,14 +38,14 @@ _QUOTED = re.compile(
 
 
 # Begins with INSERT, UPDATE, DELETE, MERGE or WITH: a statement that is planned, and so cannot end a
-# transaction, as a procedure can. A comment within a comment is no match, for where it ends is a question.
+# transaction, as a procedure can. A comment within a comment does not match: where it ends is uncertain.
 _WRITE = re.compile(
     r"(?:\s|--[^\r\n]*(?:[\r\n]|\Z)|/\*(?:(?!/\*|\*/).)*\*/)*(?:insert|update|delete|merge|with)(?![\w$])",
     re.DOTALL | re.IGNORECASE | re.ASCII,
 )
-# What is read alike whatever the settings of the session: no backslash, which standard_conforming_strings
-# decides on, no dollar, no comment in a comment. And no more than one statement, and no zero byte: the server
-# answers that with the error of a broken connection, which after a COMMIT would leave the write in doubt.
+# Text that is read the same whatever the session's settings: no backslash, whose meaning depends on
+# standard_conforming_strings, no dollar, no comment in a comment. Also no second statement, and no zero byte:
+# the server answers that with a broken connection's error, which after a COMMIT leaves the write in doubt.
 _LONE = re.compile(
     r"""(?:
       [^'";/\\$\0-]
@@ -58,7 +58,7 @@ _LONE = re.compile(
 
 
 class Kind(Enum):
-    """What a text is to the transaction around it."""
+    """What a text does to the transaction around it."""
 
     ORDINARY = "ordinary"
     SETTING = "setting"
@@ -87,11 +87,11 @@ _BY_WORD = {
 
 @lru_cache(maxsize=1024)
 def kind_of(query: str) -> Kind:
-    """What ``query`` is to the transaction around it.
+    """What ``query`` does to the transaction around it.
 
     Raises:
-        ConfigurationError: several statements in one text, among them one that begins or ends a
-            transaction: what follows it would escape the fence. Or PREPARE TRANSACTION.
+        ConfigurationError: several statements in one text, one of which begins or ends a transaction, so that
+            what follows would escape the fence; or PREPARE TRANSACTION.
     """
     parts = [part for part in _QUOTED.sub(_blanked, query).split(";") if part.strip()]
     kinds = [_kind_of_one(part) for part in parts]
@@ -132,12 +132,12 @@ def is_write(query: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def is_lone_write(query: str) -> bool:
-    """Whether ``query`` is certainly one statement, and such a write."""
+    """Whether ``query`` is certainly one statement, and a write as in :func:`is_write`."""
     return is_write(query) and _LONE.fullmatch(query) is not None
 
 
 def read_only_after(query: str) -> bool | None:
-    """What BEGIN or SET does to the transaction's access mode, ``None`` if nothing."""
+    """Whether BEGIN or SET makes the transaction read-only; ``None`` if it says nothing about that."""
     words = " ".join(_QUOTED.sub(_blanked, query).upper().split())
     if "READ WRITE" in words or "TRANSACTION_READ_ONLY" in words:
         return False
@@ -145,7 +145,7 @@ def read_only_after(query: str) -> bool | None:
 
 
 def ends_in_savepoint(query: str) -> bool:
-    """Whether a ROLLBACK goes back to a savepoint only."""
+    """Whether a ROLLBACK goes back only to a savepoint."""
     return "TO" in _QUOTED.sub(_blanked, query).upper().split()
 
 

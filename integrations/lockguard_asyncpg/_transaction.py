@@ -1,8 +1,8 @@
-"""A transaction whose first act is to present the lease, and whose end is never in doubt without saying so.
+"""A transaction that first presents the lease, and that raises an error of its own if its outcome is unknown.
 
-``BEGIN``, the limits and the check leave in one message, so a fenced transaction costs no round trip more
-than a plain one. The check keeps the fence's row locked until the end: a successor's seal waits for this
-transaction or shuts it out, there is nothing in between.
+``BEGIN``, the limits and the check are sent in one message, so a fenced transaction takes no more round trips
+than a plain one. The check keeps the fence's row locked until the end: a successor's seal either waits for
+this transaction or shuts it out.
 """
 
 from __future__ import annotations
@@ -43,24 +43,25 @@ class FencedTransaction:
 
     On a connection that is in a transaction already it becomes a savepoint, which presents the leases anew
     unless the transaction around it is a fenced one that still holds them. In the body every statement of the
-    connection passes through the fence's layer, so nothing in it can end the transaction but the body's end.
+    connection passes through the fence's layer, so only the end of the body can end the transaction.
 
     Args:
-        target: a pool, or a connection of yours.
+        target: a pool, or a connection.
         lease: one lease or several; by default all those of the surrounding bodies.
         isolation: Postgres's default if not given.
         limits: bounds on waiting and idling inside.
-        closes: its COMMIT also gives the leases back in the fence, for the body's last write: one commit and
-            one round trip less. It waits for other transactions under the leases. What is written under them
-            afterwards is refused.
-        timeout_s: the patience for the answers to BEGIN and COMMIT; without it, the connection's own.
+        closes: for the body's last write: its COMMIT also closes the leases in the fence, which saves one
+            commit and one round trip. It waits for other transactions under the leases, and later writes
+            under them are refused.
+        timeout_s: the time bound, in seconds, for each of BEGIN and COMMIT; by default the connection's own.
 
     Raises:
         StaleToken: on entry or in the body: the lease's token is not the one in force.
         LeaseLost: on entry or before COMMIT: the lease has ended; nothing was committed.
         CommitUnknown: the reply to COMMIT was lost.
-        ConfigurationError: on entry: it was entered before, or closes inside another transaction.
-        NotCommitted: a swallowed error had Postgres roll it back.
+        ConfigurationError: on entry: it was entered before, or ``closes`` is set inside another transaction.
+        NotCommitted: Postgres rolled it back because an error was swallowed, or the connection was lost
+            before COMMIT.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class FencedTransaction:
         self._isolation: Isolation | None = isolation
         self._limits = limits or Limits()
         self._lent: PoolConnectionProxy[Any] | None = None
-        # Kept bare: the pool empties its proxy when the server drops the connection.
+        # Not the pool's proxy, which the pool empties when the server drops the connection.
         self._con: asyncpg.Connection[Any] | None = None
         self._transaction: Transaction | None = None
         self._leases: tuple[Lease, ...] = ()
@@ -91,23 +92,23 @@ class FencedTransaction:
 
     @property
     def sequence(self) -> int:
-        """The number that, with resource and token, names this transaction.
+        """The number that, together with resource and token, identifies this transaction.
 
-        As a savepoint in a fenced transaction, that of the transaction around it.
+        For a savepoint in a fenced transaction, it is the number of the transaction around it.
         """
         if self._sequence is None:
             self._sequence = NUMBERS.alone()
         return self._sequence
 
     async def __aenter__(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
-        if self._entered:  # its number is given on to another transaction once it has ended
+        if self._entered:  # once it has ended, another transaction gets its number's slot
             raise ConfigurationError(
                 "this fenced transaction was entered before, and each is entered once: write"
                 " `async with fenced_transaction(...)` anew, inside the loop where it is tried again"
             )
         self._entered = True
         leases = leases_for(self._lease)
-        # Looked at here, so that a lost lease takes no connection, and again when BEGIN leaves.
+        # Checked here, so that a lost lease takes no connection, and again when BEGIN is sent.
         for lease in leases:
             lease.ensure()
         self._leases = leases
@@ -173,7 +174,7 @@ class FencedTransaction:
         return "".join(claim.close_sql(presentation.lock_ms) for claim in presentation.claims)
 
     async def _abandon(self, transaction: Transaction) -> None:
-        """Roll back; a connection that cannot do even that has lost the transaction anyway."""
+        """Roll back; a connection that cannot has lost the transaction anyway."""
         con = self._con
         if con is None or con.is_closed():
             return
@@ -201,5 +202,5 @@ def fenced_transaction(
     limits: Limits | None = None,
     closes: bool = False,
 ) -> FencedTransaction:
-    """A :class:`FencedTransaction`, to be used with ``async with``."""
+    """A :class:`FencedTransaction` for ``async with``; see there for arguments and errors."""
     return FencedTransaction(target, lease, isolation=isolation, limits=limits, closes=closes)

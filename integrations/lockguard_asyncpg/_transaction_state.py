@@ -1,13 +1,13 @@
-"""How BEGIN, COMMIT and savepoints leave for the server when a lease is presented with them.
+"""Sends BEGIN, COMMIT and savepoints, and presents the leases with them.
 
-asyncpg keeps its own books on transactions (nesting, savepoints, the state of ``async with``), so its
-``Transaction`` is used as it is. It gets a :class:`TransactionProxy` in place of the connection, which adds
-the check to what opens a transaction and looks at what comes back from what ends it.
+asyncpg tracks transactions itself (nesting, savepoints, the state of ``async with``), so its ``Transaction``
+is used as it is. It gets a :class:`TransactionProxy` in place of the connection, which adds the check to the
+statement that opens a transaction and examines the reply to the one that ends it.
 
-A :class:`TransactionState` remembers what a connection's open transaction has presented. It is worth exactly
-as much as the row lock behind it, so it is kept only while every statement of the connection passes through
-here, and forgotten whenever the lock may have gone. A transaction that other code began and will end has no
-such state: there a savepoint presents its leases each time, in the message that opens it.
+A :class:`TransactionState` remembers what a connection's open transaction has presented. That is valid only
+while the row lock behind it is held, so it is kept only while every statement of the connection passes
+through here, and forgotten whenever the lock may be gone. A transaction that other code began and will end
+has no such state: there a savepoint presents its leases each time, in the message that opens it.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ __all__ = [
 _OPEN_ATTEMPTS_MAX = 5
 _ROLLBACK_S = 1.0
 _RELEASE_S = 2.0
-"""After a lost reply asyncpg waits for the statement's end as long as it is let: for ever, by default."""
+"""Bounds a release: after a lost reply asyncpg by default waits for ever for the statement's end."""
 _CLOSED_MAX = 10_000
-# The pool's proxy gives no public way to the connection that it stands for.
+# The pool's proxy gives no public access to the connection that it stands for.
 _PROXIED = "_con"
 # Where a connection keeps the text of its reset, and a pool its caller's hook for each acquire.
 _RESET = "_reset_query"
 _SETUP = "_setup"
-# Where a pool's proxy has its place in the pool.
+# Where a pool's proxy keeps its place in the pool.
 _HOLDER = "_holder"
 _IN_FAILED_TRANSACTION = "25P02"
 # Where a connection notes its outermost transaction.
 _NOTED = "_top_xact"
 
-# The event loop alone would not keep them.
+# Keeps the tasks alive: the event loop alone would not.
 _GIVING_BACK: set[asyncio.Task[None]] = set()
 
 _unfenced: ContextVar[bool] = ContextVar("lockguard_unfenced", default=False)
@@ -77,9 +77,9 @@ _unfenced: ContextVar[bool] = ContextVar("lockguard_unfenced", default=False)
 
 @contextlib.contextmanager
 def unfenced() -> Iterator[None]:
-    """Statements of this block carry no token, lease or not: for what needs no fence, such as price ticks.
+    """Statements in this block carry no token, even under a lease: for what needs no fence, such as prices.
 
-    Rows of protected tables still refuse them, but for exempt columns.
+    Protected tables still refuse them, except for changes of exempt columns.
     """
     mark = _unfenced.set(True)
     try:
@@ -94,43 +94,43 @@ def is_unfenced() -> bool:
 
 
 class _Closed:
-    """The grants that a transaction has closed and whose leases are still to be given back; not too many."""
+    """The grants that a transaction has closed and whose leases are not released yet, up to a bound."""
 
     def __init__(self) -> None:
         self._grants: dict[GrantId, None] = {}
 
     def note(self, leases: Sequence[Lease]) -> None:
-        """The transaction that closed them has committed."""
+        """Record that a transaction which closed the grants of ``leases`` has committed."""
         self._grants.update((lease.grant.id, None) for lease in leases)
-        while len(self._grants) > _CLOSED_MAX:  # forgotten, it is closed once more
+        while len(self._grants) > _CLOSED_MAX:  # a forgotten grant is only closed once more
             del self._grants[next(iter(self._grants))]
 
     def take(self, grant: GrantId) -> bool:
-        """Whether it was one of them; from now on it is not."""
+        """Remove ``grant``; returns whether it was one of them."""
         found = grant in self._grants
         self._grants.pop(grant, None)
         return found
 
 
 CLOSED = _Closed()
-"""Those of this process: for them there is nothing left to close."""
+"""The closed grants of this process: their release has nothing left to close in the fence."""
 
 
 class TransactionState:
     """What a connection's open transaction has presented to the fence.
 
     Attributes:
-        presentation: what makes the transaction's outcome known; ``None`` if it is not recorded.
-        numbers: those that were recorded in it; given back when its end is certain.
-        leases: those presented, by grant.
-        claims: the pairs whose rows are locked now.
-        doubt: the row that records the outcome may have gone with a savepoint.
-        read_only: it was begun READ ONLY: it cannot write, and cannot lock a row of the fence either.
-        refusal: the fence's refusal in this transaction, in case somebody swallows it.
+        presentation: the one whose number records the transaction's outcome; ``None`` if it is not recorded.
+        numbers: the numbers recorded in it, given back when its outcome is certain.
+        leases: the leases presented, by grant.
+        claims: the claims whose rows are locked now.
+        doubt: whether the row that records the outcome may have been rolled back with a savepoint.
+        read_only: whether it was begun READ ONLY: it can neither write nor lock a row of the fence.
+        refusal: the fence's refusal in this transaction, in case the caller swallows it.
         user: the task in the middle of a statement that takes several messages.
-        check: the check that is to leave right before the statement being sent, see
+        check: the check that is to be sent right before the current statement, see
             :mod:`lockguard_asyncpg._pipelining`.
-        caller_text: the caller's text, where the check stands before it in the text that is sent.
+        caller_text: the caller's text, if the check stands before it in the text that is sent.
         body: the leases of the fenced transaction in whose body the connection is; only the end of that body
             ends the transaction.
     """
@@ -158,7 +158,7 @@ class TransactionState:
         self.clear()
 
     def clear(self) -> None:
-        """The transaction is over."""
+        """Forget what was presented: the transaction is over."""
         self._begun_with = False
         self.presentation: Presentation | None = None
         self.numbers: list[int] = []
@@ -169,18 +169,18 @@ class TransactionState:
         self.refusal: StaleToken | None = None
 
     def forget(self) -> None:
-        """A savepoint was rolled back, or will be: what was presented behind it counts no more."""
+        """Discard what was presented: a rollback to a savepoint may have undone it, or will."""
         self.claims.clear()
         if self.presentation is not None and not self._begun_with:
             self.presentation, self.doubt = None, True
 
     def numbers_taken(self) -> list[int]:
-        """Its numbers, for the one who may learn for certain how it ends."""
+        """Take over its numbers, to be given back if the caller learns its outcome for certain."""
         numbers, self.numbers = self.numbers, []
         return numbers
 
     def note(self, presentation: Presentation, leases: Sequence[Lease], *, begins: bool = False) -> None:
-        """The fence has accepted it; with ``begins``, in the message that began the transaction."""
+        """Record what the fence accepted; with ``begins``, in the message that began the transaction."""
         if presentation.sequence is not None:
             self.numbers.append(presentation.sequence)
             if self.presentation is None:
@@ -203,7 +203,7 @@ def transaction_state(con: asyncpg.Connection[Any]) -> TransactionState:
 
 
 def bare(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> asyncpg.Connection[Any]:
-    """The connection itself: asyncpg notes a transaction on it, not on the pool's proxy."""
+    """The connection itself: asyncpg records a transaction on it, not on the pool's proxy."""
     if isinstance(conn, PoolConnectionProxy):
         con: asyncpg.Connection[Any] = getattr(conn, _PROXIED)
         return con
@@ -216,22 +216,22 @@ def sees_all(con: asyncpg.Connection[Any]) -> bool:
 
 
 async def send_plain(con: asyncpg.Connection[Any], query: str, *, timeout_s: float | None = None) -> str:
-    """A simple query without anything added, also on a connection that adds to those of its users."""
+    """Send a simple query with nothing added, also on a fenced connection; returns its command tag."""
     execute = getattr(con, "execute_plain", con.execute)
     return str(await execute(query, timeout=timeout_s))
 
 
 async def rolled_back(con: asyncpg.Connection[Any], rollback: Coroutine[Any, Any, object]) -> None:
-    """Roll back within a second, or drop the connection: it must not go on half begun.
+    """Roll back within a second, or drop the connection: it must not be reused inside the transaction.
 
-    A cancellation, such as the cut of a body whose lease was lost, drops it too.
+    A cancellation, such as that of a body whose lease was lost, drops it too.
     """
     task = asyncio.ensure_future(asyncio.wait_for(rollback, _ROLLBACK_S))
-    # Nobody asks what became of it if this is cancelled.
+    # If this is cancelled, no other code retrieves the task's exception.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.shield(task)
-    except Exception:  # noqa: BLE001 - whatever it was, the connection is in no state to go on
+    except Exception:  # noqa: BLE001 - whatever it was, the connection cannot be reused
         con.terminate()
     except asyncio.CancelledError:
         con.terminate()
@@ -245,16 +245,16 @@ async def give_back(
     timeout_s: float = _RELEASE_S,
     clean: bool = False,
 ) -> None:
-    """Release a connection; that it turns out to be broken only then says nothing about the work.
+    """Release a connection, without an error if it proves broken: that says nothing about the work.
 
-    asyncpg resets a connection on release and raises if it cannot, having dropped it from the pool. Raised
-    after a COMMIT that was answered, that error would pass for the work's own, and the work be done twice.
+    asyncpg resets a connection on release; if it cannot, it drops it from the pool and raises. After a COMMIT
+    that was answered, that error would look like a failure of the work, which would then be done twice.
 
     Args:
-        pool: where it came from.
+        pool: the pool that it came from.
         conn: the connection.
-        timeout_s: the patience for the reset; a connection that takes longer is thrown away.
-        clean: nothing was left in its session since it was acquired: no round trip for a reset is needed.
+        timeout_s: the time bound of the reset, in seconds; a connection that takes longer is dropped.
+        clean: whether its use left nothing in its session, so that it needs no round trip for a reset.
     """
     con = bare(conn)
     spared = clean and getattr(pool, _SETUP, None) is None and hasattr(con, _RESET)
@@ -273,9 +273,9 @@ async def give_back(
 
 
 async def give_back_soon(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any]) -> None:
-    """As :func:`give_back`, and wait for its reset only where the pool has no other connection at hand.
+    """As :func:`give_back`, but wait for the reset only if the pool has no other connection at hand.
 
-    There whoever comes next would have a new one opened.
+    Without that wait the next acquire would open a new one.
     """
     if pool.get_idle_size() == 0:
         await give_back(pool, conn)
@@ -287,7 +287,7 @@ async def give_back_soon(pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any]
 
 
 async def _release_at_once(conn: Any, timeout_s: float | None) -> None:
-    """As ``Pool.release`` of a connection that is not reset: without a task that nothing could cut anyway.
+    """As ``Pool.release``, without its task, which guards a reset from a cancel: here there is none.
 
     That task costs three turns of the event loop, and each hold with a fence would wait for two of them.
     """
@@ -299,16 +299,16 @@ async def _release_at_once(conn: Any, timeout_s: float | None) -> None:
 class TransactionProxy:
     """Stands between asyncpg's ``Transaction`` and its connection.
 
-    Everything but ``execute`` goes through to the connection, writes of its bookkeeping included.
+    Everything but ``execute`` goes through to the connection, including the attributes that asyncpg sets.
 
     Args:
         con: the connection.
-        leases: what the transaction is written under, asked when it begins; empty for a plain one.
+        leases: returns the leases of the transaction when it begins; empty for a plain one.
         limits: bounds on waiting and idling inside.
         sequence: the transaction's number, taken when it begins if it is not given.
-        timeout_s: the patience for BEGIN and COMMIT.
+        timeout_s: the time bound, in seconds, for each of BEGIN and COMMIT.
         defer: leave it to the caller to end a lease that is refused when the transaction opens.
-        closing: sent in the message of COMMIT, before it.
+        closing: SQL sent in the message of COMMIT, before it.
     """
 
     __slots__ = ("_closing", "_con", "_defer", "_leases", "_limits", "_sequence", "_timeout_s")
@@ -324,7 +324,7 @@ class TransactionProxy:
         defer: bool = False,
         closing: str = "",
     ) -> None:
-        # Past our own __setattr__, which writes on the connection.
+        # Not by our own __setattr__, which sets the connection's attributes.
         object.__setattr__(self, "_con", con)
         object.__setattr__(self, "_leases", leases)
         object.__setattr__(self, "_limits", limits)
@@ -340,13 +340,13 @@ class TransactionProxy:
         setattr(self._con, name, value)
 
     async def execute(self, query: str) -> str:
-        """Send what asyncpg's ``Transaction`` wants to send, with our part."""
+        """Send a statement of asyncpg's ``Transaction``, with what the fence adds to it."""
         match query.split(maxsplit=1)[0].rstrip(";").upper():
             case "BEGIN":
                 try:
                     return await self._open(query, undo=None)
                 except BaseException as exc:
-                    # asyncpg has noted the transaction as open and would take the next one for a savepoint.
+                    # asyncpg has recorded the transaction as open and would make the next one a savepoint.
                     setattr(self._con, _NOTED, None)
                     if not isinstance(exc, asyncpg.InterfaceError):  # which says that nothing was sent
                         await self._leave(exc)
@@ -367,7 +367,7 @@ class TransactionProxy:
                 try:
                     tag = await self._send(query)
                 except BaseException:
-                    self._con.terminate()  # or it would go back to its pool in the transaction
+                    self._con.terminate()  # or it would return to its pool inside the transaction
                     raise
                 NUMBERS.give_back(numbers)
                 return tag
@@ -395,7 +395,7 @@ class TransactionProxy:
             except BaseException as exc:
                 tx.forget()
                 await self._leave(exc, undo)
-                # Nothing of the caller's ran yet, so a snapshot that a seal overtook is simply taken anew.
+                # No statement of the caller has run yet, so a snapshot that a seal overtook is just renewed.
                 if outermost and attempt + 1 < _OPEN_ATTEMPTS_MAX and meaning_of(exc) is Meaning.RETRY:
                     continue
                 said = (None if self._defer else ended(exc, leases)) or fence_error(exc)
@@ -408,7 +408,7 @@ class TransactionProxy:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def commit(self, query: str) -> str:
-        """COMMIT, unless a lease has ended; raises if it did not happen or nobody knows."""
+        """Send COMMIT, unless a lease has ended; raises if it was not made or its outcome is unknown."""
         tx = transaction_state(self._con)
         leases = tuple(tx.leases.values())
         presentation, refusal = tx.presentation, tx.refusal
@@ -420,7 +420,7 @@ class TransactionProxy:
             raise
         query = self._closing + query
         if tx.doubt and leases:
-            # What recorded the outcome may have been rolled back: record it anew, in the same message.
+            # The record of the outcome may have been rolled back: record it anew, in the same message.
             presentation = presentation_for(leases, sequence=NUMBERS.alone(), limits=self._limits)
             query = presentation.sql() + query
         numbers = tx.numbers_taken()
@@ -438,7 +438,7 @@ class TransactionProxy:
         NUMBERS.give_back(numbers)
         tx.clear()  # COMMIT AND CHAIN has opened another transaction, which has presented nothing
         if tag == "ROLLBACK" and presentation is not None:
-            # The server says so only in the command tag, and asyncpg does not look.
+            # The server reports this only in the command tag, which asyncpg does not examine.
             raise _not_committed() from refusal
         return tag
 
@@ -455,16 +455,16 @@ class TransactionProxy:
         # The check that went before COMMIT has failed, so COMMIT was not executed.
         if getattr(exc, "sqlstate", None) == _IN_FAILED_TRANSACTION:
             return refusal or _not_committed()
-        return ended(exc, leases)  # a deferred trigger speaks only now
+        return ended(exc, leases)  # a deferred trigger may refuse only now
 
     async def _send(self, query: str) -> str:
         return await send_plain(self._con, query, timeout_s=self._timeout_s)
 
     async def _leave(self, exc: BaseException, undo: str | None = None) -> None:
-        """After a failure leave the connection outside of the transaction, or before ``undo``, or closed.
+        """After a failure roll back the transaction, or run ``undo``; a connection that cannot is closed.
 
-        What asyncpg knows of the transaction is worth something only once the server has answered; after a
-        cancel or a timeout it has not.
+        What asyncpg knows of the transaction is reliable only if the server has answered, which it has not
+        after a cancel or a timeout.
         """
         answered = isinstance(exc, asyncpg.PostgresError | LockguardError)
         if self._con.is_closed() or (answered and not self._con.is_in_transaction()):

@@ -1,11 +1,11 @@
-"""The grants of this process whose seal leaves with their first write.
+"""The grants of this process whose seal is sent with their first write.
 
-``PostgresFence(pool, seal_with_first_write=True)`` notes a grant here in place of sealing it. Where the first
-statement that presents it is a write by itself, seal, check and write are one transaction that leaves in one
-message. It succeeds where nobody is in the way: no other transaction of the resource is open, and no higher
-token is in force. Otherwise nothing is done, and the grant is sealed as every other is before the write is
-sent again; so it is before a transaction of several statements. There is one way to wait for a predecessor,
-to have it ended and to be outrun.
+``PostgresFence(pool, seal_with_first_write=True)`` notes a grant here in place of sealing it. If the first
+statement that presents it is a write by itself, seal, check and write are one transaction, sent in one
+message. It succeeds if nothing is in the way: no other transaction of the resource is open, and no higher
+token is in force. Otherwise nothing is done, and the grant is sealed as any other before the write is sent
+again. The same is done before a transaction of several statements. So there is only one way to wait for a
+predecessor, to have its session ended, and to be outrun.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class _Pending:
 
     Attributes:
         seal: seals it by itself.
-        first_sql: seals it with a write: the call, all but its last argument.
+        first_sql: the SQL of the call that seals it with a write, without its last argument.
         remembered: what the nodes remember of it once it is sealed.
-        resource: whose it is.
-        turn: whose it is to seal it, one after the other: a task that waited for its own process's first
-            write as for a predecessor's would have it ended.
+        resource: the resource that it is for.
+        turn: lets one task at a time seal it: a task that waited for a first write of its own process as for
+            a predecessor's would have the session of that write ended.
         presented: whether anything of it may have reached the database.
     """
 
@@ -64,7 +64,7 @@ class Unsealed:
         self._pending: dict[GrantId, _Pending] = {}
 
     def note(self, grant: Grant, *, seal: Seal, first_sql: str, remembered: str) -> None:
-        """``grant`` was given, and its seal is to leave with the first write."""
+        """Note a new ``grant``, whose seal is to be sent with its first write."""
         self._pending[grant.id] = _Pending(grant.resource, seal, first_sql, remembered)
 
     def waits(self, grant: GrantId) -> bool:
@@ -72,7 +72,7 @@ class Unsealed:
         return grant in self._pending
 
     def present(self, grant: GrantId) -> str | None:
-        """The call by which what is about to leave seals ``grant``; ``None`` if that is done."""
+        """The SQL by which the message about to be sent seals ``grant``; ``None`` if it is sealed."""
         pending = self._pending.get(grant)
         if pending is None:
             return None
@@ -80,26 +80,26 @@ class Unsealed:
         return pending.first_sql
 
     def turns(self, leases: Sequence[Lease]) -> list[asyncio.Lock]:
-        """Those of the leases that are not sealed yet, in an order that is the same for everybody."""
+        """The turns of those leases that are not sealed yet, in the same order for all tasks."""
         if not self._pending:
             return []
         grants = sorted({lease.grant.id for lease in leases})
         return [self._pending[grant].turn for grant in grants if grant in self._pending]
 
     def sealed(self, leases: Iterable[Lease]) -> None:
-        """A transaction that presented these has committed."""
+        """Record that a transaction that presented ``leases`` has committed."""
         if self._pending:
             for lease in leases:
                 if (pending := self._pending.pop(lease.grant.id, None)) is not None:
                     lease.take_token(lease.token, pending.remembered)
 
     def drop(self, grant: GrantId) -> bool:
-        """``grant`` has ended; tells whether the database has never heard of it, and never will."""
+        """Forget an ended ``grant``; returns whether nothing of it has reached the database or ever will."""
         pending = self._pending.pop(grant, None)
         return pending is not None and not pending.presented
 
     def broken(self, resource: Resource) -> None:
-        """``resource`` is being broken: whichever of its grants ends now, the database has to be told.
+        """Note a break of ``resource``: the end of any of its grants now has to be told to the database.
 
         Unless its token becomes known there, an older grant that is not sealed either would still be let in.
         """
@@ -108,7 +108,7 @@ class Unsealed:
                 pending.presented = True
 
     async def seal(self, grant: Grant) -> Sealed | Outrun | None:
-        """Seal ``grant`` by itself, in turn; ``None`` if somebody has sealed it, or it has ended."""
+        """Seal ``grant`` by itself, in turn; ``None`` if another task has sealed it, or it has ended."""
         pending = self._pending.get(grant.id)
         if pending is None:
             return None
@@ -119,17 +119,17 @@ class Unsealed:
             return await pending.seal(grant)
 
     def forget_all(self) -> None:
-        """In a forked process: these leases are its parent's."""
+        """Forget all grants in a forked process: the leases are its parent's."""
         self._pending.clear()
 
 
 UNSEALED = Unsealed()
-"""Those of this process."""
+"""The unsealed grants of this process."""
 os.register_at_fork(after_in_child=UNSEALED.forget_all)
 
 
 def in_turn(leases: Sequence[Lease]) -> AbstractAsyncContextManager[None]:
-    """Have no other task of this process seal one of ``leases`` meanwhile."""
+    """Keep other tasks of this process from sealing any of ``leases`` meanwhile."""
     turns = UNSEALED.turns(leases)
     return _all_of(turns) if turns else nullcontext()
 
@@ -143,12 +143,12 @@ async def _all_of(turns: Sequence[asyncio.Lock]) -> AsyncIterator[None]:
 
 
 async def seal_now(leases: Sequence[Lease]) -> None:
-    """Seal by themselves those that are not sealed yet.
+    """Seal those of ``leases`` that are not sealed yet, each by itself.
 
     Raises:
         StaleToken: another grant sealed first; the lease has ended.
         SealUnknown: this is an old primary, or a database that has lost commits.
-        FenceUnavailable: not done in time, or nobody knows.
+        FenceUnavailable: not done in time, or the outcome is unknown.
         ConfigurationError: the schema is missing or old, or the role lacks a right.
     """
     for lease in leases:

@@ -1,9 +1,9 @@
 """An optimistic version column, for rows that belong to no resource.
 
-The row carries a number that each change raises; a change says which number it was founded on, and is not
-made if another came between. That stops a lost update. It is no fence: a holder whose lease has ended passes
-if nobody has touched the row since, an INSERT and a DELETE are not covered, and code that writes the row by
-other means, without raising the number, is not noticed.
+The row carries a number that each change raises; a change names the number that it is based on, and is not
+made if another change came in between. That prevents lost updates. It is not a fence: a holder whose lease
+has ended gets through if the row has not changed since, INSERT and DELETE are not covered, and other code
+that writes the row without raising the number goes unnoticed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ async def update_if_version(
     Names are taken as the catalogue has them: no case is folded, and nothing in them is read as SQL.
 
     Args:
-        conn: a connection, also one in a transaction of the caller's.
-        table: its name, with its schema if it has to be: ``trading.settings``.
-        key: the columns that name the row, its primary key.
+        conn: a connection, which may be in a transaction of the caller.
+        table: its name, with its schema if needed: ``trading.settings``.
+        key: the columns that identify the row, its primary key.
         version: the version that was read.
         values: the columns to change.
         column: the column that counts versions.
@@ -56,7 +56,7 @@ async def update_if_version(
             f"update_if_version({table!r}) needs columns in key and in values, and sets {column!r} itself"
         )
     try:
-        async with conn.transaction():  # several rows are taken back
+        async with conn.transaction():  # rolls back if several rows were changed
             changed = await conn.fetch(
                 _update(table, key, values, column), *values.values(), *key.values(), version
             )
