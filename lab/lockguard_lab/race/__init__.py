@@ -1,1 +1,1 @@
-"""Many bots open the same positions at once, in real processes, and what went wrong is counted."""
+"""Has many bots open the same positions at once, in real processes, and counts what goes wrong."""

@@ -34,16 +34,16 @@ _WORTH = Decimal(60)
 _POOL_MAX = 12
 _LATE_MS = 1_000
 _INCOMPLETE_AFTER = timedelta(seconds=2)
-"""What the unguarded clean-up takes for dead, at time scale 1."""
+"""The age from which the unguarded clean-up takes an open for dead, at time scale 1."""
 
 
 class Bot:
     """The bot of this process, with the guard or without.
 
     Args:
-        spec: what it is in the race.
+        spec: the instructions of its process.
         client: the exchange, for names and prices.
-        manager: of either kind.
+        manager: the position manager, guarded or not.
 
     Attributes:
         settled: whether the last pass left nothing in doubt.
@@ -57,22 +57,22 @@ class Bot:
         self.settled = False
 
     async def prepare(self) -> None:
-        """Learn the prices, so that a signal has one."""
+        """Fetch the prices, so that a signal has one."""
         for symbol, ticker in (await self._client.fetch_tickers()).items():
             price = decimal_of(ticker.get("last"))
             if price:
                 self._prices[symbol] = price
 
     def unified(self, symbol: str) -> str:
-        """A symbol as ccxt has it."""
+        """The symbol in ccxt's spelling."""
         return str(self._client.market(symbol)["symbol"])
 
     async def look(self, symbol: str) -> None:
-        """Ask the exchange what it holds in a symbol."""
+        """Ask the exchange for the position in a symbol."""
         await self._client.fetch_positions([symbol])
 
     async def open(self, symbol: str, report: Report) -> None:
-        """One signal."""
+        """Handle one signal and add the outcome to the report."""
         price = self._prices[symbol]
         rules = rules_of(self._client, self._client.market(symbol))
         steps = (
@@ -100,7 +100,7 @@ class Bot:
             report.open_ms.append((SYSTEM_CLOCK.now() - started) * 1000)
 
     async def sync(self, report: Report) -> None:
-        """One pass."""
+        """Make one sync pass."""
         report.passes += 1
         self.settled = False
         if isinstance(self._manager, NaiveManager):
@@ -112,7 +112,7 @@ class Bot:
             self.settled = passed.settled
 
     async def clean_up(self, report: Report) -> None:
-        """One clean-up of what looks incomplete."""
+        """Clean up once what looks incomplete."""
         report.passes += 1
         if isinstance(self._manager, NaiveManager):
             await self._manager.clean_up(_INCOMPLETE_AFTER * self._settings.time_scale)
@@ -128,19 +128,19 @@ class Refusals:
         self.count = 0
 
     def on(self, event: PositionEvent) -> None:
-        """Count it, if it is one."""
+        """Count the event if it is a refused write."""
         if isinstance(event, WriteRefused):
             self.count += 1
 
 
 async def set_up(stack: AsyncExitStack, spec: WorkerSpec, refusals: Refusals, line: Line | None) -> Bot:
-    """A bot with its connections, which end with ``stack``; its opens are held in ``line``."""
+    """Make a bot with its connections, which close with ``stack``; its opens wait in ``line``."""
     settings = spec.settings
     pool = await stack.enter_async_context(
         asyncpg.create_pool(settings.database_url, min_size=1, max_size=_POOL_MAX)
     )
     import_lean("binanceusdm")
-    # What was never sent is certain to be absent the sooner, the shorter the exchange takes late orders.
+    # The less time the exchange accepts late orders, the sooner an order that was never sent is ruled out.
     config = {"options": {"recvWindow": _LATE_MS}} if settings.expire_leases or settings.faults else {}
     client = connect(settings.exchange_url, config=config)
     stack.push_async_callback(client.close)

@@ -171,7 +171,7 @@ def race(
     """
     console = plain_console()
     try:
-        # Checked first: a mistake must not start anything.
+        # Checked first, so that a mistake starts nothing.
         settings = RaceSettings(
             redis_url=redis_urls[0] if redis_urls else "", more_redis_urls=redis_urls[1:], **options
         )
@@ -208,7 +208,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _check_comparing(settings: RaceSettings) -> None:
-    """What belongs to a race only is refused, and not left out silently."""
+    """Refuse options that only a race uses, rather than ignore them silently."""
     given = {
         "--no-guard": not settings.guard,
         "--phase": settings.phase != "all",
@@ -224,7 +224,7 @@ def _check_comparing(settings: RaceSettings) -> None:
 
 
 def _check_urls(settings: RaceSettings) -> None:
-    """Before anything is started. What cannot be read is not shown: it may contain a password."""
+    """Check the URLs before anything is started; a malformed one is not shown: it may hold a password."""
     from lockguard._nodes.address import split_url  # noqa: PLC0415 - `--help` needs none of it
     from lockguard_asyncpg._dsn import checked  # noqa: PLC0415 - its extras may be missing
 
@@ -276,7 +276,7 @@ async def _run(
     *,
     comparing: bool,
 ) -> RaceResult | PaceResult:
-    """Run it, on embedded servers where no others are given."""
+    """Run the race, on embedded servers where no others are given."""
     try:
         from lockguard_asyncpg._dsn import shown  # noqa: PLC0415 - its extras may be missing
         from lockguard_lab.race.pace import compare  # noqa: PLC0415 - the same
@@ -310,7 +310,7 @@ async def _run(
 
 
 def result_table(result: RaceResult) -> Table:
-    """What came of a race, for a terminal."""
+    """The result of a race as a table for the terminal."""
     settings = result.settings
     guard = "with the guard" if settings.guard else "without the guard"
     where = "" if settings.phase == "all" else f", {settings.phase}"

@@ -1,8 +1,8 @@
-"""What disturbs a race: faults of the exchange, and leases that end under their holders.
+"""The disturbances of a race: faults of the exchange, and leases that end under their holders.
 
-The faults are the same ones, by the same seed, for the guarded and the unguarded flow. The lock is taken
-away in Redis alone, as by lost data or a failover, so the holder goes on in good faith until its next
-renewal, and only the fence stands between it and its successor.
+The same seed gives the guarded and the unguarded flow the same faults. A lock is removed in Redis alone, as
+by lost data or a failover, so the holder goes on in good faith until its next renewal, and only the fence
+protects its successor.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _IN_DOUBT = (
 
 
 def mixed_faults(symbols: Sequence[str], share: float, seed: int) -> Iterator[Fault]:
-    """One fault each for a share of the symbols, in the entry or the stop.
+    """One fault for each of a share of the symbols, in the entry or the stop.
 
-    A third are refusals that pass, a third answers that are lost after the order was executed, and a third
-    are half orders that were never executed, half answers that come late.
+    A third are temporary refusals, a third are answers lost after the order was executed; the last third are
+    one half orders that were never executed, one half late answers.
     """
     dice = random.Random(f"faults/{seed}")  # noqa: S311 - a schedule
     for symbol in symbols:
@@ -63,15 +63,15 @@ _VENUE = "binance"
 
 
 class Expiry:
-    """Takes leases of random symbols away while its body runs, if the race is to have that.
+    """Takes away leases of random symbols while its body runs, if the settings ask for that.
 
     Args:
-        settings: of the race.
-        symbols: those of the round.
-        seed: of the choice.
+        settings: the settings of the race.
+        symbols: the symbols of the round.
+        seed: the seed of the random choices.
 
     Attributes:
-        count: how many were taken from a holder.
+        count: how many leases were taken from a holder.
     """
 
     def __init__(self, settings: RaceSettings, symbols: Sequence[str], seed: int) -> None:

@@ -1,7 +1,7 @@
-"""A local exchange in a process of its own, where times are measured.
+"""A local exchange in a process of its own, for measurements of time.
 
-In the bot's own event loop the exchange would answer late whenever the bot works while it waits for an
-answer: the guarded flow does, and would be charged for the exchange's delay.
+In the bot's event loop the exchange would answer late whenever the bot works while waiting for an answer.
+The guarded flow does so, and the exchange's delay would count against it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MODULE = "lockguard_lab.race.exchange"
 
 @asynccontextmanager
 async def exchange_apart() -> AsyncIterator[str]:
-    """Gives its URL; it ends with the block.
+    """Start the exchange and give its URL; it ends with the block.
 
     Raises:
-        ConfigurationError: it did not start.
+        ConfigurationError: the exchange did not start.
     """
     async with Child(_MODULE, name="the local exchange", patience_s=_START_S) as child:
         yield await child.hear()
@@ -37,7 +37,7 @@ async def exchange_apart() -> AsyncIterator[str]:
 async def _serve() -> None:
     async with LocalExchange() as exchange:
         say(exchange.url)
-        await asyncio.to_thread(sys.stdin.read)  # until whoever started it closes it, or is gone
+        await asyncio.to_thread(sys.stdin.read)  # until the parent closes it or ends
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The log that each process of a race writes, as a bot writes one: ``lockguard logs analyze`` reads them."""
+"""The logs of a race's processes, written as a bot writes them; ``lockguard logs analyze`` reads them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class RaceLog:
-    """What this process logs, a file for each round.
+    """The log of this process, with one file for each round.
 
-    Rounds open the same symbols on an exchange and a table that were emptied in between, of which no line
-    tells: in one file, the second round's rows would look like duplicates of the first's.
+    Rounds open the same symbols on an exchange and a table that are emptied in between, which no log line
+    says: in a single file, the second round's rows would look like duplicates of the first's.
 
     Args:
-        folder: where the files are made; nothing is logged if it is empty.
-        number: of the process.
+        folder: the folder of the files; nothing is logged if it is empty.
+        number: the number of the process.
     """
 
     def __init__(self, folder: str, number: int) -> None:
@@ -31,7 +31,7 @@ class RaceLog:
         self._handler: logging.StreamHandler[TextIO] | None = None
 
     def begin_round(self) -> None:
-        """Go on in a new file."""
+        """Continue in a new file."""
         if not self._folder:
             return
         self._round += 1
@@ -40,7 +40,7 @@ class RaceLog:
             root.removeHandler(self._handler)
             self._handler.stream.close()
         file = Path(self._folder) / f"round-{self._round}-bot-{self._number}.log"
-        file.unlink(missing_ok=True)  # of an earlier race, or somebody's link
+        file.unlink(missing_ok=True)  # of an earlier race, or another user's link
         self._handler = logging.StreamHandler(append_private(file))
         self._handler.setFormatter(logging.Formatter(_FORMAT))
         root.addHandler(self._handler)

@@ -1,11 +1,11 @@
-"""How long an open takes with the guard and without, in turns in one process.
+"""Measures how long an open takes with the guard and without, in turns in one process.
 
-Both make the same requests to the same exchange: look whether it holds the symbol, enter, place the stop.
-The guarded one asks for the price while it takes its lease, so the requests in a row are as many.
-Neither waits in between, as the exchange says at once that a market order is filled. The unguarded flow is
-:mod:`~lockguard_lab.naive` without its fixed wait, and with that look put before it; the guarded one is
-the manager's. What is left between them is the lease, its seal, and fenced transactions with intents in the
-place of single statements.
+Both flows make the same requests to the same exchange: ask whether it holds the symbol, enter, place the
+stop. The guarded flow asks for the price while it takes its lease, so both have as many requests in sequence.
+Neither waits in between, as the exchange reports at once that a market order is filled. The unguarded flow is
+:mod:`~lockguard_lab.naive` without its fixed wait, and with that first request added; the guarded flow is the
+manager's. The remaining difference is the lease, its seal, and fenced transactions with intents instead of
+single statements.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 __all__ = ["NO_WAIT", "Pace", "PaceResult", "Runner", "compare"]
 
 NO_WAIT = 1e-6
-"""The time scale of an unguarded flow that does not wait a fixed time for its entry to settle."""
+"""The time scale at which the unguarded flow does not wait for its entry to settle."""
 _WARM_UP = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long opens took.
+    """How long the opens of one flow took.
 
     Attributes:
-        median_ms: of all.
-        p90_ms: nine of ten took no longer.
-        requests: to the exchange, by what they asked for, in each open.
+        median_ms: the median of all, in milliseconds.
+        p90_ms: nine of ten opens took no longer, in milliseconds.
+        requests: how many requests each open made to the exchange, by operation.
     """
 
     median_ms: float
@@ -55,7 +55,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class PaceResult:
-    """Both flows, at one latency."""
+    """The figures of both flows at one latency."""
 
     settings: RaceSettings
     guarded: Pace
@@ -63,7 +63,7 @@ class PaceResult:
 
     @property
     def ratio(self) -> float:
-        """What the guarded flow takes, by what the unguarded one takes."""
+        """The time of the guarded flow divided by that of the unguarded one."""
         return self.guarded.median_ms / self.unguarded.median_ms
 
     def as_json(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Runner:
 
     @classmethod
     async def start(cls, stack: AsyncExitStack, settings: RaceSettings, control: ControlClient) -> Runner:
-        """Connected; ends with ``stack``."""
+        """Connect a flow; its connections close with ``stack``."""
         _, url = await stack.enter_async_context(scratch_database(settings))
         conn = await asyncpg.connect(url)
         stack.push_async_callback(conn.close)
@@ -109,7 +109,7 @@ class Runner:
         return cls(mine, control, await set_up(stack, WorkerSpec(mine, "opener", 0), Refusals(), None), conn)
 
     async def open(self, symbol: str) -> None:
-        """One open on an exchange and a table that know of none."""
+        """Measure one open on an empty exchange and table."""
         await self.forget()
         report, symbol = Report(), self._bot.unified(symbol)
         began = SYSTEM_CLOCK.now()
@@ -121,18 +121,18 @@ class Runner:
         self._requests.append(tuple(request.operation.value for request in record.requests))
 
     async def forget(self) -> None:
-        """Let the exchange and the table know of nothing."""
+        """Empty the exchange and the table."""
         await self._control.reset()
         await self._conn.execute(statement("forget", "race.sql"))
 
     async def flow(self, symbol: str, report: Report) -> None:
-        """What is compared: the same requests with the guard and without."""
+        """Run the flow to compare: the same requests with the guard and without."""
         if not self._settings.guard:
             await self._bot.look(symbol)
         await self._bot.open(symbol, report)
 
     def pace(self) -> Pace:
-        """Of all but the first opens, which connect."""
+        """The figures of all but the first opens, which connect."""
         took_ms = sorted(self._took_ms[_WARM_UP:])
         return Pace(
             statistics.median(took_ms), took_ms[int(len(took_ms) * 0.9)], statistics.mode(self._requests)
@@ -142,14 +142,14 @@ class Runner:
 async def compare(
     settings: RaceSettings, *, on_progress: Callable[[int, int], None] | None = None
 ) -> PaceResult:
-    """Open so many positions with the guard and as many without, in turns.
+    """Open ``settings.opens`` positions with the guard and as many without, in turns.
 
     Args:
-        settings: which servers, and ``opens``, ``latency_ms``, ``ttl_ms`` and ``symbols``.
-        on_progress: called with the opens of each flow that have ended and those in all.
+        settings: the servers, and ``opens``, ``latency_ms``, ``ttl_ms`` and ``symbols``.
+        on_progress: called with how many opens of each flow have ended, and how many there are.
 
     Raises:
-        ConfigurationError: a server cannot be reached, or does not let this be measured.
+        ConfigurationError: a server cannot be reached, or does not permit the measurement.
     """
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(ControlClient(settings.exchange_url))

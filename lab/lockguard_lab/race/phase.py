@@ -1,7 +1,7 @@
-"""Opens that are held at one phase of their way, all of a round, until a whole pass has been made.
+"""Holds all opens of a round at one phase until a complete pass has been made.
 
-A pass that begins and ends while every open is at the same point shows what it does at that point and nothing
-else: with passes all the time, some point always lets it through, and nobody sees which.
+A pass that begins and ends while every open is at the same phase shows only what a pass does at that phase.
+With passes made all the time, some phase always lets a pass through, and it is not visible which.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["HeldExchange", "Line", "hold_orders"]
 
 
 class Line:
-    """Where the opens of one process and round wait.
+    """Holds the opens of one process and round at a phase.
 
     Args:
-        phase: where in the flow.
+        phase: the phase at which opens wait.
     """
 
     def __init__(self, phase: Phase) -> None:
@@ -35,7 +35,7 @@ class Line:
         self._go = asyncio.Event()
 
     def begin(self, opens: int) -> None:
-        """A new round of so many opens, each of a symbol of its own."""
+        """Begin a round of ``opens`` opens, each of a symbol of its own."""
         self._expected = opens
         self._here.clear()
         self._full.clear()
@@ -43,23 +43,23 @@ class Line:
         self._look()
 
     async def reached(self, phase: Phase, symbol: str) -> None:
-        """An open has come to a phase: it waits if it is the one and was not there before."""
+        """Called when an open reaches a phase: waits if it is the line's phase, the first time only."""
         if phase != self._phase or symbol in self._here:
             return
         self.over(symbol)
         await self._go.wait()
 
     def over(self, symbol: str) -> None:
-        """An open is at the phase, or has ended and will not come."""
+        """Note that an open is at the phase, or has ended without reaching it."""
         self._here.add(symbol)
         self._look()
 
     async def full(self) -> None:
-        """Wait until every open is at the phase, or over."""
+        """Wait until every open is at the phase or has ended."""
         await self._full.wait()
 
     def go(self) -> None:
-        """Let them all go on."""
+        """Let all opens go on."""
         self._go.set()
 
     def _look(self) -> None:
@@ -68,7 +68,7 @@ class Line:
 
 
 class HeldExchange(GuardedExchange):
-    """A guarded exchange whose entries and stops wait in a line, before or after."""
+    """A guarded exchange whose entries and stops wait in a line before or after they are placed."""
 
     def __init__(self, exchange: Any, *, patience: Patience, line: Line) -> None:
         super().__init__(exchange, patience=patience)
@@ -90,7 +90,7 @@ class HeldExchange(GuardedExchange):
 
 
 def hold_orders(client: Any, line: Line) -> None:
-    """Have the entries and stops of a plain ccxt exchange wait in a line; what closes a position does not."""
+    """Have the entries and stops of a plain ccxt exchange wait in a line; closing orders do not wait."""
     send = client.create_order
 
     async def create_order(

@@ -1,8 +1,8 @@
 """The race kit: the flow under load in real processes, with the guard and without.
 
-A race makes a scratch database on the given server, starts its processes, lines them up, lets them go at the
-same time, and counts what went wrong from the database's rows and the exchange's own record. What the
-processes believe is not evidence.
+A race creates a scratch database on the given server, starts its processes, has them all begin at the same
+time, and counts what went wrong from the database's rows and the exchange's own record. What the processes
+believe is not evidence.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ async def run_race(
 
     Args:
         settings: what to run, and on which servers.
-        on_progress: called with the opens that have ended and the opens in all.
+        on_progress: called with how many opens have ended, and how many there are.
 
     Raises:
-        ConfigurationError: a server cannot be reached or does not let a race be run; one line says which
-            and what to do.
+        ConfigurationError: a server cannot be reached or does not permit a race; one line says which and
+            what to do.
     """
     started = SYSTEM_CLOCK.now()
     total, score = Report(), Score()
@@ -58,7 +58,7 @@ async def run_race(
 
     def count(opens: int) -> None:
         nonlocal ended
-        # Where several open the same symbol, it counts once.
+        # A symbol that several openers open counts once.
         ended += opens
         if on_progress is not None:
             done = ended // settings.openers_per_symbol
@@ -118,7 +118,7 @@ def _result(settings: RaceSettings, total: Report, score: Score, opens: int, sec
 
 
 def _rounds(settings: RaceSettings, symbols: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The symbols of each round; each symbol is opened once in a round, by whoever opens it."""
+    """The symbols of each round; each opener opens a symbol at most once in a round."""
     size = len(symbols)
     if settings.duration_s is None:
         yield from (symbols[: min(size, settings.opens - start)] for start in range(0, settings.opens, size))

@@ -1,4 +1,4 @@
-"""What a round did, by the two records that cannot be wrong: the database's and the exchange's own."""
+"""The score of a round by the two authoritative records: the database's rows and the exchange's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILE = "race.sql"
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One round; or the sum of several. Counts are of symbols, each opened once a round."""
+    """The score of one round, or the sum of several. Counts are of symbols, each opened once a round."""
 
     duplicates: int = 0
     overlapping_rows: int = 0
@@ -43,9 +43,9 @@ async def score_round(
 
     Args:
         conn: the scratch database.
-        record: the exchange's, since the round began.
+        record: the exchange's record since the round began.
         violations: symbols, in any spelling without punctuation of their own, where an index was violated.
-        guard: whether there are tokens to look at.
+        guard: whether the rows have tokens to check.
     """
     rows = await conn.fetch(statement("overlapping", _FILE))
     overlapping = {str(row[0]) for row in rows}
@@ -68,7 +68,7 @@ async def score_round(
 
 
 def entered_twice_and_turned(record: ExchangeRecord) -> tuple[set[str], set[str]]:
-    """Contracts that were bought while held, and those that went short; all signals of a race are long."""
+    """Contracts bought while held, and contracts that went short; all signals of a race are long."""
     held: dict[str, Decimal] = {}
     doubled: set[str] = set()
     turned: set[str] = set()
@@ -83,5 +83,5 @@ def entered_twice_and_turned(record: ExchangeRecord) -> tuple[set[str], set[str]
 
 
 def _plain(symbol: str) -> str:
-    """``APTUSDT`` for ``APT/USDT:USDT``, as row and exchange call it."""
+    """``APTUSDT`` for ``APT/USDT:USDT``, as in the rows and on the exchange."""
     return symbol.partition(":")[0].replace("/", "")

@@ -1,4 +1,4 @@
-"""The servers of a race: reached with patience, and a database on them that is the race's own."""
+"""The servers of a race: waits until they answer, and creates a database for the race alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def _patiently(
     what: str,
     passing: tuple[type[Exception], ...],
 ) -> T:
-    """Try until it works: in a composition of containers, the servers come up in any order."""
+    """Retry until it works: in a composition of containers, the servers come up in any order."""
     until = SYSTEM_CLOCK.now() + settings.connect_s
     worth_waiting: tuple[type[Exception], ...] = (OSError, TimeoutError, *passing)
     while True:
@@ -61,10 +61,10 @@ async def _patiently(
 
 
 async def symbols_of(settings: RaceSettings, control: ControlClient) -> tuple[str, ...]:
-    """The symbols of a round, when the exchange answers.
+    """The symbols of a round; waits until the exchange answers.
 
     Raises:
-        ConfigurationError: it does not.
+        ConfigurationError: it does not answer in time.
     """
     where = f"exchange {settings.exchange_url}"
     found = await _patiently(settings, control.symbols, where, (ConfigurationError,))
@@ -73,10 +73,10 @@ async def symbols_of(settings: RaceSettings, control: ControlClient) -> tuple[st
 
 
 async def reach_redis(settings: RaceSettings, symbols: Sequence[str]) -> None:
-    """Return when locks can be asked for, or at once when nobody locks.
+    """Return when locks can be taken, or at once when the race takes none.
 
     Raises:
-        ConfigurationError: they cannot.
+        ConfigurationError: Redis cannot be used for locks, or holds locks that no race made.
     """
     if not settings.guard:
         return
@@ -85,13 +85,13 @@ async def reach_redis(settings: RaceSettings, symbols: Sequence[str]) -> None:
         probe = await _patiently(settings, lambda: guard.inspect(_PROBE), where, (AcquireError,))
         if not probe.token:
             await _refuse_locks_of_others(guard, symbols, where)
-        # Marks it as a race's: the last token stays for a week.
+        # Marks this Redis as a race's: the last token stays for a week.
         async with guard.hold(_PROBE, operation="lockguard race"):
             pass
 
 
 async def _refuse_locks_of_others(guard: LockGuard, symbols: Sequence[str], where: str) -> None:
-    """A race takes the very names that a bot takes, and takes leases away from their holders."""
+    """Refuse a bot's Redis: a race locks the same names and takes leases away from their holders."""
     for symbol in symbols:
         found = await guard.inspect(resource_key(_VENUE, symbol))
         if found.held or found.token:
@@ -103,11 +103,11 @@ async def _refuse_locks_of_others(guard: LockGuard, symbols: Sequence[str], wher
 
 @asynccontextmanager
 async def scratch_database(settings: RaceSettings) -> AsyncIterator[tuple[str, str]]:
-    """A database for this race alone, its name and its URL: nobody's rows are touched.
+    """The name and the URL of a new database for this race alone, so that no other rows are touched.
 
     Raises:
-        ConfigurationError: Postgres does not let one be made.
-        ServerUnreachable: it cannot be reached.
+        ConfigurationError: Postgres does not permit one to be created.
+        ServerUnreachable: Postgres cannot be reached.
     """
     checked(settings.database_url)
     where = f"Postgres {shown(settings.database_url)}"
@@ -136,17 +136,17 @@ async def scratch_database(settings: RaceSettings) -> AsyncIterator[tuple[str, s
 
 
 async def prepare(settings: RaceSettings, conn: asyncpg.Connection[Any]) -> None:
-    """The schema of the guarded flow, or that of the unguarded one."""
+    """Create the schema of the guarded flow, or that of the unguarded one."""
     if settings.guard:
         await install(conn)
     await migrate(conn, to=None if settings.guard else _OLD_SCHEMA)
 
 
 def redis_place(url: str) -> str:
-    """Where the URL of a Redis leads, without its user and password.
+    """The place that a Redis URL names, without its user and password.
 
     Raises:
-        ConfigurationError: it cannot be read; nothing of it is quoted.
+        ConfigurationError: the URL cannot be parsed; nothing of it is quoted.
     """
     parts = split_url(url)
     return f"{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,4 +1,4 @@
-"""What a race is, and what came of it: plain values that travel between its processes as JSON."""
+"""The settings and results of a race: plain values that its processes exchange as JSON."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ PHASES: dict[Phase, str] = {
     "before-stop": "the entry has settled, and the stop is about to be sent",
     "after-stop": "the stop is placed, and the row is not active yet",
 }
-"""When the passes of scenario B are made. At a phase with a place in the flow, every open of a round is held
-there until a whole pass has been made; no other pass is made meanwhile."""
+"""When the passes of scenario B are made. If the phase is a point in the flow, every open of a round is held
+there until a complete pass has been made; no other pass is made meanwhile."""
 
 _PROCESSES_MAX = 32
 _OPENS_MAX = 100_000
@@ -52,32 +52,33 @@ _DURATION_S_MAX = 86_400
 
 @dataclass(frozen=True, slots=True)
 class RaceSettings:
-    """One race.
+    """The settings of one race.
 
     Attributes:
-        redis_url: where the locks are; for tests only, as the locks carry real symbols' names.
+        redis_url: the Redis of the locks; for tests only, as the locks have the names of real symbols.
         database_url: a database on a server where a scratch database may be made for the race.
         exchange_url: a local exchange (``lockguard exchange serve``); it is reset.
         more_redis_urls: further independent servers; with the first, a majority of them decides.
         scenario: one of :data:`SCENARIOS`.
-        phase: one of :data:`PHASES`; of scenario B only.
+        phase: one of :data:`PHASES`; only for scenario B.
         guard: with the guard, on the latest schema; or the unguarded flow on the schema of version 1.
-        processes: one races with itself: it opens and makes the passes, or opens with several threads.
+        processes: how many; one races with itself: it opens and makes the passes, or opens with several
+            threads.
         threads: openers in each process. In A, C and stress each of them opens every symbol; in B and D they
             share the symbols.
-        opens: how many positions are to be opened; one a symbol and round.
-        duration_s: go on with further rounds until so long has passed, whatever ``opens`` says.
+        opens: how many positions to open, one for each symbol and round.
+        duration_s: go on with further rounds for this many seconds, whatever ``opens`` says.
         expire_leases: take leases away in mid-flow, in Redis only: their holders learn of it from the fence.
-        time_scale: what the flow's own fixed waits are multiplied by (3 s for the settlement).
-        seed: of everything random.
-        symbols: at most so many in one round; all that the exchange has by default.
-        latency_ms: of every request to the exchange.
-        stagger_ms: between the opens of one process, on average.
-        ttl_ms: of the leases.
-        faults: for which share of the symbols the exchange has a fault in the entry or the stop.
-        keep_database: leave the scratch database there when it is over.
-        log_folder: an existing folder where each process writes its log, a file for each round.
-        connect_s: how long to go on trying to reach the servers.
+        time_scale: the factor for the flow's own fixed waits (3 s for the settlement).
+        seed: the seed of all random choices.
+        symbols: the most symbols in one round; by default all that the exchange has.
+        latency_ms: the latency of every request to the exchange.
+        stagger_ms: the average time between the opens of one process.
+        ttl_ms: the ttl of the leases.
+        faults: the share of symbols for which the exchange has a fault in the entry or the stop.
+        keep_database: keep the scratch database after the race.
+        log_folder: an existing folder to which each process writes its log, a file for each round.
+        connect_s: for how many seconds to try to reach the servers.
     """
 
     redis_url: str
@@ -145,12 +146,12 @@ class RaceSettings:
 
     @property
     def redis_urls(self) -> tuple[str, ...]:
-        """Where the locks are, for ``LockGuard.from_urls``."""
+        """The URLs of the locks' servers, for ``LockGuard.from_urls``."""
         return (self.redis_url, *self.more_redis_urls)
 
     @property
     def topology(self) -> str | None:
-        """How the locks' servers work together, as ``--topology`` has it; ``None`` where nobody locks."""
+        """The topology of the locks' servers, as in ``--topology``; ``None`` if the race takes no locks."""
         if not self.guard:
             return None
         if self.more_redis_urls:
@@ -164,11 +165,11 @@ class RaceSettings:
 
     @property
     def openers_per_symbol(self) -> int:
-        """How many try to open each symbol in a round."""
+        """How many openers try to open each symbol in a round."""
         return 1 if self.scenario in {"B", "D"} else self.processes * self.threads
 
     def roles(self) -> tuple[Role, ...]:
-        """What each process does."""
+        """The role of each process."""
         if self.processes == 1:
             return ("opener" if self.scenario in {"A", "C"} else "both",)
         first: Role = "both" if self.scenario == "stress" else "opener"
@@ -179,7 +180,7 @@ class RaceSettings:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What one process of a race is told at its start."""
+    """The instructions that one process of a race gets at its start."""
 
     settings: RaceSettings
     role: Role
@@ -191,7 +192,7 @@ class WorkerSpec:
 
     @classmethod
     def decode(cls, line: str) -> WorkerSpec:
-        """What :meth:`encode` made."""
+        """Parse the line that :meth:`encode` made."""
         data = json.loads(line)
         settings = data["settings"]
         urls = tuple(settings.pop("more_redis_urls"))
@@ -200,18 +201,19 @@ class WorkerSpec:
 
 @dataclass(slots=True)
 class Report:
-    """What one process saw in one round; or the sum of several.
+    """What one process saw in one round, or the sum of several such reports.
 
     Attributes:
         opened: opens that ended with a position of their own.
-        refused: opens that ended without, as they should: there was one already, or somebody else held it.
-        failed: opens that were rolled back, or are in doubt.
-        skipped: symbols that a sync pass left to whoever held them.
+        refused: opens that correctly ended without a position: there was one already, or another holder had
+            the lock.
+        failed: opens that were rolled back, or whose outcome is unknown.
+        skipped: symbols that a sync pass left to their holders.
         passes: sync or clean-up passes.
         violations: symbols where a unique index was violated.
-        stale_refused: writes that Postgres refused because their token was stale, every single one.
-        errors: anything else, as text.
-        open_ms: how long each successful open took.
+        stale_refused: writes that Postgres refused because their token was stale, each one counted.
+        errors: all other errors, as text.
+        open_ms: how long each successful open took, in milliseconds.
     """
 
     opened: int = 0
@@ -225,18 +227,18 @@ class Report:
     open_ms: list[float] = field(default_factory=list)
 
     def encode(self) -> dict[str, Any]:
-        """As JSON."""
+        """The report as JSON values."""
         return asdict(self)
 
     def add(self, other: Report) -> None:
-        """Add what another process, or another round, saw."""
+        """Add the report of another process or round."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True, slots=True)
 class StaleWrites:
-    """Writes of holders whose lease had ended."""
+    """Counts of writes by holders whose lease had ended."""
 
     attempted: int = 0
     refused: int = 0
@@ -245,7 +247,7 @@ class StaleWrites:
 
 @dataclass(frozen=True, slots=True)
 class RaceResult:
-    """What came of a race.
+    """The result of a race.
 
     Attributes:
         opens: how many positions were to be opened.
@@ -253,16 +255,16 @@ class RaceResult:
             exchange entered a position that was open.
         overlapping_rows: for how many of them two rows were open at once.
         unique_violations: for how many of them the unique index was violated.
-        double_entries: for how many of them the exchange entered a position that was open, by its own record.
-        reversed_positions: for how many of them the position turned round, the same.
-        without_stop: positions without a stop on the exchange at the end of a round, by its own record.
-        orphan_stops: stops without a position, the same.
+        double_entries: for how many of them the exchange entered an open position, by its own record.
+        reversed_positions: for how many of them the position was reversed, by the exchange's record.
+        without_stop: positions without a stop at the end of a round, by the exchange's record.
+        orphan_stops: stops without a position at the end of a round, by the exchange's record.
         stale_writes: writes under a token that was not in force.
-        skipped: symbols that sync passes left to whoever held them.
+        skipped: symbols that sync passes left to their holders.
         passes: sync or clean-up passes.
         rolled_back: symbols that have a row in ``rolled_back``.
-        errors: what else went wrong, as text.
-        open_ms_median: how long a successful open took.
+        errors: all other errors, as text.
+        open_ms_median: the median time of a successful open, in milliseconds.
         not_opened: opens that ended without a position, rolled back, refused or never carried out.
         leases_expired: how many leases were taken away in mid-flow.
         database: the scratch database, if it was kept.
@@ -290,7 +292,7 @@ class RaceResult:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing happened that the guard is there to prevent."""
+        """Whether nothing happened that the guard is meant to prevent."""
         return not (
             self.duplicates
             or self.reversed_positions
@@ -300,7 +302,7 @@ class RaceResult:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For ``--json``; without URLs, which may hold passwords."""
+        """The result for ``--json``, without URLs, which may contain passwords."""
         values = {
             name: value
             for name, value in asdict(replace(self, settings=cast("RaceSettings", None))).items()

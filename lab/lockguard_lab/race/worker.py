@@ -1,7 +1,7 @@
 """One process of a race: ``python -m lockguard_lab.race.worker``.
 
-It is told what it is by the first line of its standard input, says ``ready`` when it is connected, and then
-plays one round for each line that it is given. It ends when its standard input does.
+The first line of its standard input has its instructions. It says ``ready`` when it is connected, then
+plays one round for each further line. It ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ __all__ = ["main"]
 
 _PASS_GAP_S = 0.005
 _PASS_GAP_RANDOM_S = 10.0
-"""Between passes that are made now and then, on average and at time scale 1."""
+"""The average time between occasional passes, at time scale 1."""
 _SETTLE_GAP_S = 0.1
 _SETTLE_S_MAX = 20.0
 _LANES: dict[Role, int] = {"opener": 0, "syncer": 3, "cleaner": 1, "both": 1}
-"""How many loops of passes a process runs; several, so that each phase of an open meets one."""
+"""How many loops of passes a process runs; several, so that some pass meets each phase of an open."""
 
 
 class _Player:
-    """Plays rounds."""
+    """Plays the rounds of one process."""
 
     def __init__(self, spec: WorkerSpec, bot: Bot, refusals: Refusals, line: Line | None) -> None:
         self._spec = spec
@@ -51,7 +51,7 @@ class _Player:
         self.stopping = asyncio.Event()
 
     async def play(self, symbols: list[str], seed: int) -> Report:
-        """One round; passes go on until :attr:`stopping` is set."""
+        """Play one round; passes go on until :attr:`stopping` is set."""
         self.stopping.clear()
         report = self._report = Report()
         role = self._spec.role
@@ -66,12 +66,12 @@ class _Player:
         return self._with_refusals(report)
 
     async def make_pass(self) -> None:
-        """One pass for opens that wait at their phase."""
+        """Make one pass while opens wait at their phase."""
         await self._tell(self._bot.sync(self._report), self._report)
         say({"passed": True})
 
     def go(self) -> None:
-        """Let the opens go on that wait at their phase."""
+        """Let the opens that wait at their phase go on."""
         if self._line is not None:
             self._line.go()
 
@@ -86,7 +86,7 @@ class _Player:
                 return 0
 
     async def settle(self) -> Report:
-        """Passes after all is over, as any bot makes them, until one finds nothing left in doubt."""
+        """Make passes after the race, as any bot does, until one leaves nothing in doubt."""
         report = Report()
         until = SYSTEM_CLOCK.now() + _SETTLE_S_MAX
         while True:
@@ -131,7 +131,7 @@ class _Player:
         if settings.scenario == "stress":
             dice.shuffle(delays)
         if settings.scenario == "C":
-            # The first process is by then at, or just before, its rollback.
+            # By then the first process is at its rollback, or just before it.
             waited_s = 0.0 if settings.guard else SETTLEMENT.total_seconds() * settings.time_scale
             turn = number if settings.processes > 1 else thread
             late_s = turn * (waited_s + 2.5 * settings.latency_ms / 1000)
@@ -162,13 +162,13 @@ class _Player:
             await self._tell(action(report), report)
 
     async def _tell(self, action: Awaitable[None], report: Report, symbol: str = "") -> None:
-        """Run it and note how it ended: a race goes on."""
+        """Await ``action`` and report how it ended: an error does not stop the race."""
         try:
             await action
         except ResourceBusy:
             report.refused += 1
         except (LeaseLost, StaleToken):
-            pass  # another process finishes it
+            pass  # another process finishes the open
         except (DuplicatePosition, asyncpg.UniqueViolationError):
             report.violations.append(symbol)
         except Exception as exc:  # noqa: BLE001 - whatever it was belongs in the result
@@ -208,16 +208,16 @@ async def _run() -> None:
 
 
 async def _listen(lines: asyncio.Queue[str]) -> None:
-    """Pass the standard input on, and end the process with it."""
+    """Queue the lines of the standard input; end the process when it ends."""
     reader = await open_input()
     while line := await reader.readline():
         lines.put_nowait(line.decode())
-    # The parent is gone: nothing that is left to do here could matter to anybody.
+    # The parent is gone: no remaining work here matters.
     os._exit(3)
 
 
 def main() -> None:
-    """Play until the standard input ends."""
+    """Play rounds until the standard input ends."""
     begin_as_child()
     asyncio.run(_run())  # noqa: TID251 - its parent ends it
 

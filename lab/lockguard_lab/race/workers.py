@@ -1,4 +1,4 @@
-"""The processes of a race, from the parent's side."""
+"""The parent's side of a race's processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Workers:
     """All processes of a race; an async context manager that leaves none behind.
 
     Args:
-        specs: what each is told.
+        specs: the instructions of each process.
         on_progress: called with how many opens have ended since the last call.
     """
 
@@ -49,7 +49,7 @@ class Workers:
         await self._stack.__aexit__(kind, exc, traceback)
 
     async def play(self, symbols: Sequence[str], seed: int) -> Report:
-        """One round: all begin together; when all opens are over, the passes end."""
+        """Play one round: all processes begin together; when all opens are over, the passes end."""
         total = Report()
         await self._tell_all({"do": "play", "symbols": list(symbols), "seed": seed})
         opening = await self._meet() if self._specs[0].settings.lined_up else self._processes
@@ -61,13 +61,13 @@ class Workers:
         return total
 
     async def settle(self) -> Report:
-        """Passes of one process, as any bot makes them, until nothing is in doubt."""
+        """Have one process make passes, as any bot does, until nothing is in doubt."""
         last = self._processes[-1]
         await last.tell({"do": "settle"})
         return Report(**await self._expect(last, "report"))
 
     async def _meet(self) -> list[Child]:
-        """Have a whole pass made while all opens wait at their phase; returns who goes on opening."""
+        """Have a complete pass made while all opens wait at their phase; returns the processes that go on."""
         *openers, syncer = self._processes
         await self._expect(syncer, "opened")  # it opens nothing
         await asyncio.gather(*(self._expect(opener, "lined_up") for opener in openers))
@@ -77,7 +77,7 @@ class Workers:
         return openers
 
     async def _expect(self, process: Child, word: str) -> Any:
-        """The value of the next line that says ``word``; progress is passed on meanwhile."""
+        """The value of the next line that says ``word``; progress is reported meanwhile."""
         while word not in (facts := await process.hear()):
             self._on_progress(int(facts.get("progress", 0)))
         return facts[word]
