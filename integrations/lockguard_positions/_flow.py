@@ -1,14 +1,14 @@
-"""One position's way from intent to active, or out: the same code for an open, a repair and a recovery.
+"""The flow of one position from intent to active or ended: one code for opens, repairs and recoveries.
 
-``drive`` does what :data:`STAGES` says about the row's status, until the position is active, has ended, or is
-in doubt. Before each order its intent is committed; after each, its outcome. So wherever a holder dies, the
-next one reads the row, looks for the order of the intent in doubt, and drives on from there. An intent to
-close goes before all else.
+``drive`` follows :data:`STAGES` by the row's status until the position is active, has ended, or is in doubt.
+The intent of an order is committed before it is sent, and its outcome after. So wherever a holder dies, the
+next one reads the row, looks for the order of the intent in doubt, and continues from there. An intent to
+close takes precedence over everything else.
 
 *Not visible yet is not absent*: an intent younger than the exchange's window stays in doubt, and its row
-stays as it is. *What passes is no reason to sell*: while a stop cannot be placed for a reason that passes, a
-person is told and the next look tries again. *What this table did not open is not closed* without a person's
-word. Every way out is reduce-only. ``LeaseLost`` and ``StaleToken`` pass through everything here.
+stays as it is. *A transient failure is no reason to sell*: while a stop cannot be placed for a reason that
+passes, an alert is raised and the next pass tries again. *What this table did not open is not closed* unless
+a person asks for it. Every exit is reduce-only. ``LeaseLost`` and ``StaleToken`` propagate to the caller.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _LATER = frozenset(
         *(Refusal.AUTHENTICATION, Refusal.NOT_SENT),
     }
 )
-"""Why an entry is refused though nothing is wrong with it."""
+"""Refusals of an entry that say nothing about the entry itself: they pass."""
 _STEPS_MAX = 200
 _GONE = "gone from the exchange before its stop was placed"
 _BEYOND = "the price is beyond the stop already"
@@ -61,13 +61,13 @@ _Step: TypeAlias = Coroutine[Any, Any, Progress | None]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What is done next about a row in one status; that gives the row as it is then.
+    """The next step for a row in one status.
 
     Attributes:
-        intents: of which steps an order may be in doubt when a holder has left the row here.
-        begin: without one; ``None`` where the row is as it should be.
-        go_on: with one, new or found; ``None`` where there is none.
-        told: both, for the reference.
+        intents: the steps whose order may be in doubt when a holder has left the row in this status.
+        begin: the step without an intent; ``None`` where the row is as it should be.
+        go_on: the step with an intent, new or found; ``None`` where this status has none.
+        told: the text of both for the reference.
     """
 
     intents: tuple[Step, ...]
@@ -77,7 +77,7 @@ class Stage:
 
     @property
     def rests(self) -> bool:
-        """Whether nothing is half done about a row without an order in doubt."""
+        """Whether a row in this status, with no order in doubt, needs no further step."""
         return self.begin is None
 
 
@@ -85,7 +85,7 @@ class Flow:
     """Drives positions of one symbol, under its lease.
 
     Args:
-        scope: the symbol.
+        scope: the symbol and its lease.
     """
 
     def __init__(self, scope: SymbolScope) -> None:
@@ -93,7 +93,7 @@ class Flow:
         self._store, self._venue = scope.store, scope.venue
         self._lease, self._market = scope.lease, scope.market
         self._unstopped = StopDeadline(scope.pace.stop_deadline, scope.clock)
-        self._bought: set[int] = set()  # what was entered under this very lease
+        self._bought: set[int] = set()  # ids of the positions entered under this lease
         self._early = EarlyOrder(scope.venue)
         self.sweeper = Sweeper(scope)
         self._exits = Exits(scope, self.sweeper, self._put_back)
@@ -108,12 +108,12 @@ class Flow:
         attached: Decimal | None,
         begun: Callable[[Position], None],
     ) -> Progress:
-        """Write down a new position and the intent to enter. Then :meth:`drive` it: its order may have left.
+        """Write a new position and the intent to enter. Then :meth:`drive` it: its order may have been sent.
 
         Args:
-            new: in the exchange's steps.
-            number: for the intent to enter; asked for if it is not given.
-            attached: the price of the stop that the entry brings along.
+            new: the position, with its quantity in the exchange's steps.
+            number: the number of the intent to enter; asked for if it is ``None``.
+            attached: the price of the stop that the entry carries.
             begun: called with the row that was written.
 
         Raises:
@@ -136,7 +136,7 @@ class Flow:
         return progress
 
     async def resume(self, position: Position) -> Position:
-        """Go on with a row that somebody else has left, from what the table knows of it."""
+        """Continue with a row that another holder has left, from its state in the table."""
         steps = STAGES[position.status].intents
         intent = await self._store.in_doubt(position, Step.CLOSE)
         if intent is None and steps:
@@ -148,11 +148,11 @@ class Flow:
         return await self.drive(Progress(position, intent))
 
     async def drive(self, progress: Progress) -> Position:
-        """Go on until the position is active, has ended, or is in doubt.
+        """Take steps until the position is active, has ended, or is in doubt.
 
         Raises:
-            LeaseLost: the lease has ended; the next holder goes on.
-            StaleToken: the same, as Postgres saw it.
+            LeaseLost: the lease has ended; the next holder continues.
+            StaleToken: the same, detected by Postgres.
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
         try:
@@ -179,7 +179,7 @@ class Flow:
         return progress.position
 
     def _next(self, position: Position, intent: Intent | None) -> _Step | None:
-        """The next thing to do, which gives ``None`` while it is in doubt; ``None`` when nothing is left."""
+        """The next step, which returns ``None`` if it leaves an order in doubt; ``None`` if there is none."""
         stage = STAGES.get(position.status)
         if stage is None:
             return None
@@ -226,11 +226,11 @@ class Flow:
         return await self._record_entry(position, intent, order.id, order.average, order.filled)
 
     async def _judge_missing_entry(self, position: Position, intent: Intent | None = None) -> Progress | None:
-        """No order of that name is to be found; or the row is of the time before intents, and has no name."""
+        """Handle an entry that cannot be found, or a row from before intents, whose entry has no id."""
         age_ms = position.age_ms if intent is None else intent.age_ms
         if age_ms < self._venue.in_doubt_ms:
             return None
-        # What is held all the same may be a person's: whether it gets a row is decided as for any other.
+        # A position that is held nevertheless may be a person's: it is adopted, or not, like any other.
         moved = await self._store.finish(
             self._lease,
             position,
@@ -249,7 +249,7 @@ class Flow:
         price: Decimal | None,
         quantity: Decimal,
     ) -> Progress:
-        """Write the fill down with the intent of its stop: the stop waits for one commit, not two."""
+        """Record the fill together with the intent of its stop: the stop waits for one commit, not two."""
         self._without_stop(position)
         entered = replace(
             position, status=PositionStatus.ENTRY_PLACED, entry_price=price or position.entry_price
@@ -278,7 +278,7 @@ class Flow:
     async def _not_entered(
         self, position: Position, intent: Intent, why: str, *, passing: bool = False
     ) -> Progress:
-        """Nothing was ordered; where the reason passes, that is no word about the signal."""
+        """End a row whose entry was not executed: ``canceled`` if the reason passes, else ``failed``."""
         moved = await self._store.finish(
             self._lease,
             position,
@@ -295,7 +295,7 @@ class Flow:
         self._without_stop(position)
         trigger = self._trigger(position)
         if position.id not in self._bought:
-            # It may be a person's, or ours of before a restore: what stands is left standing.
+            # A standing stop may be a person's, or ours from before a restore: it is kept.
             taken = await self.take_over(position)
             if taken is not None:
                 return Progress(taken) if taken.status is PositionStatus.ACTIVE else None
@@ -308,12 +308,12 @@ class Flow:
         return progress
 
     async def _beyond(self, position: Position, trigger: Decimal) -> bool:
-        """Whether a stop there would fire at once: no exchange is to be asked for a sale by that name."""
+        """Whether a stop at ``trigger`` would fire at once; sending it would amount to an exit."""
         price = await self._venue.price(self._market)
         return price <= trigger if position.side is PositionSide.LONG else price >= trigger
 
     async def take_over(self, position: Position) -> Position | None:
-        """Make a stop that stands already the position's own, whoever placed it; ``None`` if none does.
+        """Make a standing stop, no matter who placed it, the position's own; ``None`` if none stands.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
@@ -355,7 +355,7 @@ class Flow:
                     position, f"stop refused: {outcome.message}", at_once=outcome.passing
                 )
             case Unknown():
-                # It may stand or not: asked for again under the same name, it is found or placed.
+                # The stop may stand or not: asked for again under the same id, it is found or placed.
                 again = replace(intent, sent_before=True)
                 return await self._again(position, f"stop in doubt: {outcome.message}", again)
             case _:
@@ -384,7 +384,10 @@ class Flow:
         return Progress(self._scope.moved(moved, position))
 
     async def _gone(self, position: Position, intent: Intent, refused: Refused) -> Progress | None:
-        """Nothing to protect, says the exchange: it was liquidated, or closed by hand. If it is so."""
+        """Handle a stop refused for want of a position: end the row, unless the exchange still shows one.
+
+        The position may have been liquidated, or closed by hand.
+        """
         held = None if position.id in self._bought else await self._venue.holding(self._market)
         if held is not None and held.side == position.side.entry:
             await self._settled(position, intent, refused)
@@ -402,9 +405,9 @@ class Flow:
     async def _again(
         self, position: Position, why: str, intent: Intent | None = None, *, at_once: bool = True
     ) -> Progress | None:
-        """Try once more while this holder's time for it is not up; then leave it to the next look.
+        """Try once more within this holder's time for it; then leave the stop to the next pass.
 
-        Never an exit: what stands in the way passes, and a position is not sold because a key was denied.
+        Never exits: the obstacle passes, and a position must not be sold because an API key was denied.
         """
         if not at_once or self._unstopped.over or self._venue.closed:
             return await self._leave(position, why)
@@ -412,7 +415,7 @@ class Flow:
         return Progress(position, intent)
 
     async def _leave(self, position: Position, why: str) -> Progress | None:
-        """It has no stop, and nothing more can be done now: a person is told, the next look tries again."""
+        """Raise an alert for a position whose stop cannot be placed now; the next pass tries again."""
         await self._store.note_error(self._lease, position, f"without a stop: {why}")
         self._scope.alert(position, f"it has no stop: {why}")
         return None
@@ -420,7 +423,7 @@ class Flow:
     # --- moving it ---
 
     async def move_stop(self, position: Position, trigger: Decimal) -> Position:
-        """Place a second stop, make it the position's, take the first one back; never a moment without.
+        """Place a second stop, make it the position's, cancel the first; there is always one in place.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; the old stop stands.
@@ -428,7 +431,7 @@ class Flow:
         return await self.drive(await self._store.expect_move(self._lease, position, trigger))
 
     async def _move(self, position: Position, intent: Intent) -> Progress | None:
-        """Finish a move that was begun, here or by a holder before."""
+        """Finish a move of the stop that was begun here or by an earlier holder."""
         if not intent.sent_before:
             outcome = await self._venue.stop(self._market, intent)
         else:
@@ -442,7 +445,7 @@ class Flow:
                 self._scope.moved(moved, position)
                 await self.sweeper.sweep_old(moved, was=position)
                 return Progress(moved)
-            case Executed(order=order):  # it has fired, or was taken back, before it was the row's
+            case Executed(order=order):  # it fired, or was cancelled, before the row had it
                 await self._store.settle(
                     self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id
                 )
@@ -464,14 +467,14 @@ class Flow:
     # --- the way out ---
 
     async def intend_close(self, position: Position, reason: str, *, asked: bool = False) -> Progress:
-        """Write down that the position is to be closed, why, and whether a person asked for it."""
+        """Write the intent to close a position, with the reason and whether a person asked for it."""
         return await self._store.expect_close(self._lease, position, reason, asked=asked)
 
     async def _out(self, position: Position, why: str) -> Progress | None:
-        """Close a position whose stop can never be placed, if it is certainly ours; else tell a person.
+        """Close a position whose stop can never be placed, if it is certainly ours; otherwise raise an alert.
 
-        Ours is what an order of this table opened and nobody has touched since. What was bought under this
-        very lease is; of anything else the exchange is asked: the same side, amount and price.
+        A position is ours if an order of this table opened it and nothing has changed it since. One entered
+        under this lease is; for any other the exchange must show the same side, amount and price.
         """
         if position.id not in self._bought:
             held = await self._venue.holding(self._market)
@@ -494,7 +497,7 @@ class Flow:
         return await self._exits.close(position, intent, sent)
 
     async def _put_back(self, position: Position) -> Position:
-        """Give a position one more stop where its own was, as that was taken back for an exit in vain."""
+        """Place a stop again at its former price, after it was cancelled for an exit that failed."""
         if position.status is not PositionStatus.ACTIVE or position.stop_price is None:
             return position
         self._without_stop(position)
@@ -515,7 +518,10 @@ class Flow:
         return any(is_own(position, stop) for stop in waiting)
 
     async def closed_elsewhere(self, position: Position, reason: str, price: Decimal | None) -> Position:
-        """The exchange holds nothing any more: its stop goes, and then the row follows."""
+        """Cancel the stop of a position that the exchange no longer holds, then end its row.
+
+        The row stays open while a stop may still be waiting.
+        """
         if not await self.sweeper.sweep(position):
             return position
         moved = await self._store.finish(
@@ -524,7 +530,7 @@ class Flow:
         return self._scope.moved(moved, position)
 
     async def replace_stop(self, position: Position) -> Position:
-        """Give an active position a stop again, as its own is missing: one that stands, or a new one."""
+        """Replace the missing stop of an active position: by one that stands already, or a new one."""
         self._without_stop(position)
         taken = await self.take_over(position)
         if taken is not None:
@@ -536,7 +542,7 @@ class Flow:
     # --- inside ---
 
     def _trigger(self, position: Position) -> Decimal | None:
-        """The stop's price, in the exchange's ticks."""
+        """The stop's price rounded to the exchange's tick; ``None`` if no price can be derived."""
         planned = position.planned_stop
         return None if planned is None else self._market.rules.price(planned)
 
@@ -581,4 +587,4 @@ STAGES: Mapping[PositionStatus, Stage] = {
         "Nothing; a move of its stop is finished: the new stop, if it exists, then the old one is cancelled",
     ),
 }
-"""Of each open status; a row in another one has ended."""
+"""The stage of each open status; a row in any other status has ended."""

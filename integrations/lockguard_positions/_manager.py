@@ -1,9 +1,9 @@
 """The manager: what a bot calls, and where leases are taken.
 
-Each call takes the lease of one symbol at the place where the decision is made, reads the row and the
-exchange under it, and lets :class:`~lockguard_positions._flow.Flow` do the rest. A lease that is lost and a
-write that Postgres refuses (``LeaseLost``, ``StaleToken``) reach the caller: the flow has stopped, and what
-it left belongs to the next holder. Do not catch them to go on.
+Each call takes the lease of one symbol where the decision is made, reads the row and the exchange under that
+lease, and leaves the rest to :class:`~lockguard_positions._flow.Flow`. A lost lease and a write that Postgres
+refuses (``LeaseLost``, ``StaleToken``) reach the caller: the flow has stopped, and the next holder finishes
+what it left. Do not catch these errors and carry on.
 """
 
 from __future__ import annotations
@@ -78,21 +78,22 @@ _SYMBOLS_AT_ONCE = 8
 
 
 class AtomicPositionManager:
-    """Opens, keeps in step and closes positions, one process at a time per symbol.
+    """Opens, reconciles and closes positions, one process at a time per symbol.
 
     Args:
-        guard: with a fence over the same database.
-        pool: the database that has the tables (:func:`~lockguard_positions.migrate`).
+        guard: a guard with a fence in the same database.
+        pool: connections to the database with the tables (:func:`~lockguard_positions.migrate`).
         exchanges: the guarded exchanges, with their markets loaded.
-        pace: how to wait.
+        pace: the bounds of every wait.
         adopt: what to do about a position that is found without a row: ``off``, ``alert`` or ``stop``.
-        adopt_stop_loss_percent: where the stop of such a position goes if it has none.
-        observers: told of every change and of what a person should look at; the default one logs.
+        adopt_stop_loss_percent: how far from its entry price, in percent, the stop of such a position goes
+            if it has none.
+        observers: told of every change and of what a person should look at; by default, all is logged.
         clock: measures the time without a stop.
 
     Raises:
-        ConfigurationError: two exchanges are the same venue, ``adopt`` is another word, one of the observers
-            could never be told anything, or an argument is of another kind.
+        ConfigurationError: two exchanges have one name or one API key, ``adopt`` is an unknown word, an
+            observer cannot receive events, or an argument has the wrong type.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class AtomicPositionManager:
 
     @property
     def store(self) -> PositionStore:
-        """The rows; ``store.tick`` is the one write that needs no lease."""
+        """The store of the rows; ``store.tick`` is the only write that needs no lease."""
         return self._store
 
     # --- open ---
@@ -151,32 +152,33 @@ class AtomicPositionManager:
         *,
         wait: timedelta | None = None,
     ) -> OpenResult:
-        """Open a position with its stop, or say why not.
+        """Open a position with its stop, or return why not.
 
         Args:
-            signal: what asked for it, for the row.
+            signal: what asked for the position, kept in its row.
             symbol: in any spelling that the exchange knows.
-            exchange: its name.
+            exchange: the exchange's name.
             side: ``long`` or ``short``; ``buy`` and ``sell`` mean the same.
             quantity: in the base currency; rounded down to the exchange's step.
-            entry_price: what the signal was given at: past its stop, nothing is ordered. No limit otherwise.
+            entry_price: the price when the signal was given. Nothing is ordered once the market is past the
+                stop computed from it; it does not limit the entry's price otherwise.
             stop_loss_percent: how far from the fill the stop is, above 0 and below 100.
-            wait: patience while somebody else works on the symbol; the guard's by default.
+            wait: how long to wait while another holder works on the symbol; the guard's by default.
 
         Returns:
-            :class:`Opened`; :class:`AlreadyOpen` with the open row, and nothing was ordered; or
+            :class:`Opened`; :class:`AlreadyOpen` with the open row, when nothing was ordered; or
             :class:`NotOpened` with the reason.
 
         Raises:
-            ConfigurationError: an argument that cannot work; nothing was written.
-            ResourceBusy: somebody else holds the symbol; it tells who.
-            LeaseLost: the lease ended; whatever was begun is the next holder's.
-            StaleToken: the same, as Postgres saw it.
-            ExchangeUnreadable: the exchange did not answer; the row, if any, is left to recovery.
+            ConfigurationError: an argument cannot work; nothing was written.
+            ResourceBusy: another holder has the symbol; the error names it.
+            LeaseLost: the lease ended; the next holder finishes what was begun.
+            StaleToken: the same, detected by Postgres.
+            ExchangeUnreadable: the exchange did not answer; recovery finishes the row, if there is one.
         """
         venue = self._venue(exchange)
         venue.refuse_unable()
-        self._refuse_two_names(venue)  # a key may have been given, or changed, since they were made
+        self._refuse_two_names(venue)  # an API key may have been set or changed since the manager was made
         market = venue.market(worded(symbol, name="symbol"))
         market.check()
         new = NewPosition(
@@ -191,7 +193,7 @@ class AtomicPositionManager:
         )
         operation = f"open {new.side.value}"
         holding = self._guard.hold(market.resource, wait=wait, operation=operation)
-        # The price needs no lease: it is on its way while that is taken.
+        # The price needs no lease: it is fetched while the lease is acquired.
         async with venue.quoting(market, ahead=True) as quote, holding as lease:
             return await self._open(self._scope(venue, market, lease), new, quote)
 
@@ -208,7 +210,7 @@ class AtomicPositionManager:
             outcome = await reconciler.adopt(ground.held)
             row = await scope.open_row()
             if row is None:
-                # Without a row and not meant to have one is for good; all else is on its way to be known.
+                # A position that is to have no row stays without; any other outcome is still to be settled.
                 passing = outcome.action is not SyncAction.LEFT_ALONE
                 why = outcome.details or outcome.action.value
                 return NotOpened(f"on the exchange already: {why}", passing=passing)
@@ -228,7 +230,7 @@ class AtomicPositionManager:
                 new, number=ground.number, attached=venue.attached_stop(market, new), begun=begun
             )
         except DuplicatePosition as exc:
-            # Somebody wrote past the lease, but not past the index: stop here, order nothing.
+            # A writer without the lease got past it, but not past the unique index: order nothing.
             row = await scope.open_row()
             return NotOpened(str(exc), passing=True) if row is None else AlreadyOpen(row, new.side)
         position = await flow.drive(progress)
@@ -240,13 +242,13 @@ class AtomicPositionManager:
     # --- keep in step ---
 
     async def sync_exchange_positions(self, exchange: str) -> SyncReport:
-        """Bring the table and the exchange together, symbol by symbol.
+        """Reconcile the table with the exchange, symbol by symbol.
 
-        What is read first only tells which symbols to look at. Each of those is decided under its own lease,
-        on state read again under it. A symbol that somebody holds is skipped and reported.
+        The first read only selects the symbols to look at. Each of them is decided under its own lease, from
+        state read again under that lease. A symbol that another holder has is skipped and reported.
 
-        One symbol's trouble, whatever it is, is that symbol's outcome. No order of a pass reduces a position
-        that this table did not open.
+        An error of one symbol, whatever it is, becomes that symbol's outcome. No order of a pass reduces a
+        position that this table did not open.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer at all; nothing was decided.
@@ -265,7 +267,7 @@ class AtomicPositionManager:
         return SyncReport(venue.name, tuple(outcomes))
 
     async def _lockable(self, venue: Venue, outcome: SyncOutcome) -> SyncOutcome:
-        """The same, unless the lock's servers do not answer: then nothing could be done about it."""
+        """The outcome, or ``UNREADABLE`` when the lock servers do not answer: no symbol could be repaired."""
         try:
             await self._guard.inspect(venue.resource_of_row(outcome.symbol))
         except AcquireError as exc:
@@ -275,7 +277,7 @@ class AtomicPositionManager:
     async def recover(self, exchange: str) -> SyncReport:
         """Finish what dead holders left: rows that are not active, exits and stops in doubt. Run it at start.
 
-        One symbol's trouble, whatever it is, is that symbol's outcome.
+        An error of one symbol, whatever it is, becomes that symbol's outcome.
         """
         venue = self._venue(exchange)
         with self._telling.look(venue.name, "recovery") as look:
@@ -285,7 +287,7 @@ class AtomicPositionManager:
         return SyncReport(venue.name, outcomes)
 
     async def half_done(self, exchange: str) -> tuple[str, ...]:
-        """The symbols that :meth:`recover` would look at, as the table has them; takes no lease."""
+        """The symbols that :meth:`recover` would look at, read from the table without a lease."""
         venue = self._venue(exchange)
         rows = await self._store.open_on(venue.name)
         self._telling.rows_of(venue.name, len(rows))
@@ -297,24 +299,24 @@ class AtomicPositionManager:
     async def clean_up(
         self, symbol: str, exchange: str, *, backup: Backup | None = None
     ) -> tuple[SyncOutcome, ...]:
-        """Put one symbol right, whatever is wrong with it, as far as that can be decided.
+        """Repair one symbol, as far as what is wrong with it can be decided.
 
-        Of several open rows one is left (:mod:`~lockguard_positions._duplicates`); then the symbol is looked
-        at as a pass does; then stops without a position are taken back. Every order is reduce-only but the
-        stop of a position that had none.
+        Of several open rows, all but one are ended (:mod:`~lockguard_positions._duplicates`); then the symbol
+        is reconciled as in a pass; then stops without a position are cancelled. Every order is reduce-only
+        but the stop of a position that had none.
 
         Args:
             symbol: in any spelling.
-            exchange: its name.
+            exchange: the exchange's name.
             backup: awaited under the lease, with venue and symbol, before anything is changed.
 
         Returns:
-            What was done; a single ``BUSY`` outcome when somebody holds the symbol.
+            What was done; a single ``BUSY`` outcome when another holder has the symbol.
 
         Raises:
-            ConfigurationError: an argument is of another kind.
-            LeaseLost: the lease ended; whatever was begun is the next holder's.
-            StaleToken: the same, as Postgres saw it.
+            ConfigurationError: an argument has the wrong type.
+            LeaseLost: the lease ended; the next holder finishes what was begun.
+            StaleToken: the same, detected by Postgres.
         """
         venue = self._venue(exchange)
         _expect(
@@ -343,12 +345,12 @@ class AtomicPositionManager:
             return (self._trouble(venue, short, exc),)
 
     async def ensure_stop(self, symbol: str, exchange: str) -> SyncOutcome:
-        """Look at one symbol as a pass does, waiting for it if it is busy; above all, give it its stop.
+        """Reconcile one symbol as a pass does, and above all place its missing stop; waits if it is busy.
 
         Raises:
-            ResourceBusy: somebody else holds the symbol; it tells who.
-            LeaseLost: the lease ended; whatever was begun is the next holder's.
-            StaleToken: the same, as Postgres saw it.
+            ResourceBusy: another holder has the symbol; the error names it.
+            LeaseLost: the lease ended; the next holder finishes what was begun.
+            StaleToken: the same, detected by Postgres.
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
         venue = self._venue(exchange)
@@ -359,27 +361,27 @@ class AtomicPositionManager:
     async def move_stop(
         self, symbol: str, exchange: str, price: Decimal | str, *, wait: timedelta | None = None
     ) -> SyncOutcome:
-        """Have the stop of an open position wait for another price, as a bot does that trails its stop.
+        """Move the stop of an open position to another price, such as to trail it.
 
-        The new stop is placed before the old one is taken back: there is no moment without one, and if the
-        new one is refused the old one stands. A holder that dies in between leaves an intent, and the next
-        one finishes the move.
+        The new stop is placed before the old one is cancelled: the position is never without one, and if the
+        new one is refused the old one stands. A holder that dies in between leaves an intent, from which the
+        next holder finishes the move.
 
         Args:
             symbol: in any spelling.
-            exchange: its name.
-            price: where the stop shall be; brought to the exchange's tick.
-            wait: patience while somebody else works on the symbol; the guard's by default.
+            exchange: the exchange's name.
+            price: the new trigger price; rounded to the exchange's tick.
+            wait: how long to wait while another holder works on the symbol; the guard's by default.
 
         Returns:
-            ``STOP_MOVED``; ``STOP_KEPT`` where the exchange refused the new one, with its reason; or
-            ``IN_DOUBT`` where a later pass has to find out.
+            ``STOP_MOVED``; ``STOP_KEPT`` with the exchange's reason, where it refused the new stop; or
+            ``IN_DOUBT``, which a later pass settles.
 
         Raises:
-            ConfigurationError: the price is no number above zero, or there is no active position.
-            ResourceBusy: somebody else holds the symbol; it tells who.
-            LeaseLost: the lease ended; whatever was begun is the next holder's.
-            StaleToken: the same, as Postgres saw it.
+            ConfigurationError: the price is not a number above zero, or there is no active position.
+            ResourceBusy: another holder has the symbol; the error names it.
+            LeaseLost: the lease ended; the next holder finishes what was begun.
+            StaleToken: the same, detected by Postgres.
             ExchangeUnreadable: the exchange did not answer; the old stop stands.
         """
         venue = self._venue(exchange)
@@ -394,28 +396,28 @@ class AtomicPositionManager:
     async def close_position(
         self, symbol: str, exchange: str, *, reason: str = "exit", wait: timedelta | None = None
     ) -> Position | None:
-        """Close the open position of a symbol, reduce-only; then its stop is taken back.
+        """Close the open position of a symbol with a reduce-only order, then cancel its stop.
 
-        This call is a person's word: it also closes a position that this table did not open, if it has a row.
-        No more than the row's quantity goes, and nothing on the other side, whatever a person did meanwhile.
-        A row of a contract that the exchange does not list any more is ended without an order.
+        This call counts as a person's request: it also closes a position that this table did not open, if it
+        has a row. It orders no more than the row's quantity and never opens the other side, whatever a person
+        did meanwhile. A row of a contract that the exchange no longer lists is ended without an order.
 
         Returns:
-            The row as it is now, open if the exit is in doubt, or if an exit of the same reason was begun
-            before and what is held is not what it was then; ``None`` when there was no open row.
+            The row as it is now; still open if the exit is in doubt, or if an exit with the same reason was
+            begun before and what is held has changed since. ``None`` when there was no open row.
 
         Raises:
-            ResourceBusy: somebody else holds the symbol; it tells who.
-            LeaseLost: the lease ended; whatever was begun is the next holder's.
-            StaleToken: the same, as Postgres saw it.
+            ResourceBusy: another holder has the symbol; the error names it.
+            LeaseLost: the lease ended; the next holder finishes what was begun.
+            StaleToken: the same, detected by Postgres.
             ExchangeUnreadable: the exchange did not answer; recovery finishes the exit.
-            ConfigurationError: there is neither such a market nor a row of that name.
+            ConfigurationError: there is neither a market nor a row of that name.
         """
         venue = self._venue(exchange)
         reason = remark(reason, "reason")
         await venue.refresh_for([worded(symbol, name="symbol")])
         if venue.gone(symbol):
-            # Without a market there is nothing to order; the row ends, as a person has said so.
+            # Without a market nothing can be ordered; the row is ended, as a person asked for that.
             symbol = venue.name_of(symbol)
             async with self._guard.hold(venue.resource_of_row(symbol), wait=wait, operation="close") as lease:
                 return await self._end_without_market(venue, symbol, lease, reason)
@@ -428,13 +430,13 @@ class AtomicPositionManager:
             if row is None or row.status is PositionStatus.PENDING_ENTRY:
                 return row
             if before is not None and before.exit_reason == reason and row.exit_reason is None:
-                return row  # it was about what was held then; whoever still wants it says so again
+                return row  # that exit was for what was held then; a caller who still wants it asks again
             return await flow.drive(await flow.intend_close(row, reason, asked=True))
 
     # --- inside ---
 
     async def _each(self, venue: Venue, symbols: Sequence[str], *, operation: str) -> tuple[SyncOutcome, ...]:
-        """Reconcile each symbol under its own lease, some at once; what one raises is its own outcome."""
+        """Reconcile each symbol under its own lease, several at once; its error becomes its outcome."""
         slots = asyncio.Semaphore(_SYMBOLS_AT_ONCE)
 
         async def one(symbol: str) -> SyncOutcome:
@@ -467,7 +469,7 @@ class AtomicPositionManager:
         operation: str,
         work: Callable[[Lease], Awaitable[tuple[SyncOutcome, ...]]],
     ) -> tuple[SyncOutcome, ...]:
-        """Decide about a symbol, or report that it is busy or that somebody did not answer."""
+        """Run ``work`` under the symbol's lease, or report the symbol as busy or a server as unreadable."""
         try:
             async with self._guard.hold(
                 venue.resource_of_row(symbol), on_busy="raise", operation=operation
@@ -481,7 +483,10 @@ class AtomicPositionManager:
             return (SyncOutcome(symbol, SyncAction.UNREADABLE, None, str(exc)),)
 
     def _refuse_two_names(self, venue: Venue) -> None:
-        """One account under two names would have two locks, and each name's pass would adopt the other's."""
+        """Raise if another exchange has the same API key.
+
+        One account under two names has two locks, and a pass of each would adopt the other's positions.
+        """
         for other in self._venues.values():
             if other is not venue and other.same_account(venue):
                 raise ConfigurationError(
@@ -489,7 +494,7 @@ class AtomicPositionManager:
                 )
 
     def _trouble(self, venue: Venue, symbol: str, exc: Exception) -> SyncOutcome:
-        """What is wrong with one symbol, for the report and for a person."""
+        """The outcome of a symbol that raised ``exc``; also raises an alert."""
         if isinstance(exc, UnknownMarket | ExchangeUnreadable):
             action = SyncAction.NO_MARKET
             why = (
@@ -503,15 +508,15 @@ class AtomicPositionManager:
     async def _end_without_market(
         self, venue: Venue, symbol: str, lease: Lease, reason: str
     ) -> Position | None:
-        """End the open row of a market that is gone, and what is in doubt there: there is nothing to order.
+        """End the open row of a market that is no longer listed, and its intents in doubt, without an order.
 
         Raises:
-            UnknownMarket: there is nothing of that name.
+            UnknownMarket: there is neither a row nor an intent of that name.
         """
         row = await self._store.open_of(venue.name, symbol)
         loose = await self._store.loose_stops(venue.name, symbol)
         if row is None and not loose:
-            venue.market(symbol)  # raises, as nothing is called so
+            venue.market(symbol)  # raises: there is no such market
         if row is not None:
             intents = [await self._store.in_doubt(row, step) for step in (Step.ENTRY, Step.STOP, Step.CLOSE)]
             for intent in intents:
@@ -546,7 +551,7 @@ class AtomicPositionManager:
 
 
 def _expect(right: bool, name: str, value: object, wanted: str) -> None:  # noqa: FBT001 - a condition
-    """Refuse an argument of another kind where it is given: later it would fail behind a committed intent."""
+    """Refuse an argument of the wrong type at once: later it would fail after an intent was committed."""
     if not right:
         raise ConfigurationError(f"{name} is {kind_of(value)}; give {wanted}")
 

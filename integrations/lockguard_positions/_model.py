@@ -1,4 +1,4 @@
-"""The nouns: a signal's order, a position's row, an intent's row, and what came of a call."""
+"""The value types: the position asked for, the rows of positions and intents, and the results of calls."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ _HUNDRED = Decimal(100)
 
 
 class PositionSide(StrEnum):
-    """Which way a position goes."""
+    """The side of a position: long or short."""
 
     LONG = "long"
     SHORT = "short"
 
     @property
     def entry(self) -> Side:
-        """The side of an order that opens it."""
+        """The side of an order that opens the position."""
         return "buy" if self is PositionSide.LONG else "sell"
 
     @property
     def exit(self) -> Side:
-        """The side of an order that closes or protects it."""
+        """The side of an order that closes or protects the position."""
         return "sell" if self is PositionSide.LONG else "buy"
 
     @classmethod
     def read(cls, text: str) -> PositionSide:
-        """``long``, ``short``, or the entry's side ``buy``, ``sell``.
+        """Parse ``long``, ``short``, or the entry's side ``buy``, ``sell``, in any case.
 
         Raises:
-            ConfigurationError: something else.
+            ConfigurationError: the text is none of these.
         """
         match worded(text, name="side").lower():
             case "long" | "buy":
@@ -75,16 +75,16 @@ class Adopt(StrEnum):
     OFF = "off"
     """Leave it alone and say nothing."""
     ALERT = "alert"
-    """Leave it alone and tell a person."""
+    """Leave it alone and raise an alert."""
     STOP = "stop"
     """Give it a row and, if it has no stop yet, one where the price allows. Never an exit."""
 
     @classmethod
     def read(cls, text: str) -> Adopt:
-        """``off``, ``alert`` or ``stop``.
+        """Parse ``off``, ``alert`` or ``stop``, in any case.
 
         Raises:
-            ConfigurationError: something else.
+            ConfigurationError: the text is none of these.
         """
         try:
             return cls(worded(text, name="adopt").strip().lower())
@@ -95,27 +95,27 @@ class Adopt(StrEnum):
 
 
 class IntentOutcome(StrEnum):
-    """What became of an intent."""
+    """What became of an intent's order."""
 
     EXECUTED = "executed"
     REFUSED = "refused"
     ABSENT = "absent"
     """Certainly never placed."""
     CANCELED = "canceled"
-    """Placed, and taken back."""
+    """Placed, then cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewPosition:
-    """What a signal asks for, checked and in the exchange's steps.
+    """The position that a signal asks for, checked and in the exchange's steps.
 
     Attributes:
-        exchange: the venue, as in the lock's name.
+        exchange: the account, as in the lock's name.
         symbol: as in the lock's name.
         quantity: in the base currency.
-        entry_price: the price that the signal was given at; the fill's replaces it.
+        entry_price: the price when the signal was given; the fill's price replaces it.
         stop_loss_percent: how far from the entry the stop is, above 0 and below 100.
-        signal_id: what asked for it.
+        signal_id: what asked for the position; ``None`` if no signal did.
         market: the unified symbol.
     """
 
@@ -134,11 +134,11 @@ class Position:
     """A row of ``monitoring.positions``, without its ticks.
 
     Attributes:
-        entry_order_id: the order that is known to have opened it; ``None`` for one that was found on the
-            exchange.
-        token: the fencing token under which its state was written last.
-        age_ms: how long ago it reached where it is: closed, else entered, else created.
-        market: the unified symbol; ``None`` in a row of before, whose name did not tell it.
+        entry_order_id: the order that is known to have opened the position; ``None`` for a position that was
+            found on the exchange.
+        token: the fencing token under which the row's state was last written.
+        age_ms: milliseconds since the position was closed, else entered, else created.
+        market: the unified symbol; ``None`` in an old row whose name does not determine it.
     """
 
     id: int
@@ -167,13 +167,13 @@ class Position:
 
     @property
     def traded_as(self) -> str:
-        """What the exchange is asked by: the unified symbol, where the row has it."""
+        """The name to ask the exchange by: the unified symbol if the row has it, else ``symbol``."""
         return self.market or self.symbol
 
     @property
     def planned_stop(self) -> Decimal | None:
-        """The stop's price before it is brought to the tick; ``None`` if nothing tells where it should be."""
-        if self.stop_price is not None:  # it may have been moved, or be a person's
+        """The stop's price before rounding to the tick; ``None`` if the row does not determine it."""
+        if self.stop_price is not None:  # the stop may have been moved, or be a person's
             return self.stop_price
         if self.entry_price is None or self.stop_loss_percent is None:
             return None
@@ -181,12 +181,12 @@ class Position:
 
     @property
     def opened_here(self) -> bool:
-        """Whether an order of this table is known to have opened it. What is not may be a person's."""
+        """Whether an order of this table is known to have opened it. Any other position may be a person's."""
         return self.entry_order_id is not None
 
     @property
     def unsettled(self) -> bool:
-        """Whether it may come to nothing: its entry is in doubt, or its exit is on the way."""
+        """Whether the position may still vanish: its entry is in doubt, or its exit has begun."""
         return self.status.open and (
             self.status is PositionStatus.PENDING_ENTRY or self.exit_reason is not None
         )
@@ -197,12 +197,12 @@ class Intent:
     """A row of ``monitoring.position_intents``: an order that is about to be sent, or may have been.
 
     Attributes:
-        number: what the client order id is made of.
+        number: part of the client order id.
         side: the order's own side.
-        trigger: the stop's price; ``None`` for other orders.
-        age_ms: how long ago it was written.
-        sent_before: whether it was found in the table: then the order may be there, sent by somebody else.
-        asked: whether a person asked for it: a call, a signal, a command. Of closes only.
+        trigger: the price of the stop, or of the stop that an entry carries; ``None`` without one.
+        age_ms: milliseconds since the intent was written.
+        sent_before: whether the intent was read from the table: an earlier holder may have sent its order.
+        asked: whether a person asked for this exit, by a call, a signal or a command; closes only.
     """
 
     number: int
@@ -219,7 +219,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A position, and the intent whose outcome is not known yet."""
+    """A position, and its intent whose outcome is not known yet, if there is one."""
 
     position: Position
     intent: Intent | None = None
@@ -227,7 +227,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The position stands, with its stop."""
+    """The position is open, with its stop in place."""
 
     position: Position
 
@@ -237,7 +237,7 @@ class AlreadyOpen:
     """There was an open position; nothing was ordered for this signal.
 
     Attributes:
-        position: that one.
+        position: the open position.
         asked: the side that this signal asked for.
     """
 
@@ -246,7 +246,7 @@ class AlreadyOpen:
 
     @property
     def reason(self) -> str:
-        """Why nothing was ordered, for people."""
+        """Why nothing was ordered, as a text for display."""
         row = self.position
         found = f"{row.exchange}:{row.symbol} is open {row.side.value} already (row {row.id})"
         if row.side is self.asked:
@@ -255,18 +255,18 @@ class AlreadyOpen:
 
     @property
     def passing(self) -> bool:
-        """Whether that position may come to nothing: then the same signal is to be tried again."""
+        """Whether the open position may still vanish: then the same signal should be tried again."""
         return self.position.unsettled
 
 
 @dataclass(frozen=True, slots=True)
 class NotOpened:
-    """No position came of it, or none that is known to stand.
+    """No position was opened, or none that is known to exist.
 
     Attributes:
-        reason: why, for people.
-        position: the row that tells; ``None`` when none was written. One that is still open is in doubt, and
-            recovery will settle it: do not order again.
+        reason: why, as a text for display.
+        position: the row that records it; ``None`` when none was written. A row that is still open is in
+            doubt, and recovery will settle it: do not order again.
         passing: whether nothing was ordered, for a reason that passes: the same signal may be tried again.
     """
 
@@ -276,7 +276,7 @@ class NotOpened:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the exchange may hold something for it all the same."""
+        """Whether the exchange may hold a position for this signal nevertheless."""
         return self.position is not None and self.position.status.open
 
 
@@ -290,44 +290,44 @@ class SyncAction(StrEnum):
     ADOPTED = "adopted"
     """The exchange had a position and the table had no row; now it has one, and a stop."""
     LEFT_ALONE = "left alone"
-    """The exchange has a position and the table has no row, and is to have none: as ``adopt`` says, or as
-    positions are not kept in this kind of market."""
+    """The exchange has a position and the table is to have no row for it: ``adopt`` says so, or positions are
+    not kept in this kind of market."""
     RECOVERED = "recovered"
-    """Somebody else had left it half done; now it is active."""
+    """An earlier holder had left it half done; now it is active."""
     ENDED = "ended"
-    """Somebody else had left it half done; now it is closed, rolled back or was never entered."""
+    """An earlier holder had left it half done; now it is closed, rolled back or was never entered."""
     CLOSED = "closed"
-    """The exchange holds it no more; the row follows."""
+    """The exchange no longer holds it; the row was closed."""
     STOP_PLACED = "stop placed"
-    """Its stop was missing."""
+    """Its stop was missing; a new one stands."""
     STOP_TAKEN_OVER = "stop taken over"
-    """Its own stop was missing, and another one stands: that is its stop now."""
+    """Its own stop was missing, and another one stands, which is its stop now."""
     STOP_MOVED = "stop moved"
-    """As a call asked for."""
+    """A call asked for that, and the new stop stands."""
     STOP_KEPT = "stop kept"
-    """It was to be moved, and the exchange did not take the new one: the old one stands."""
+    """It was to be moved, but the exchange refused the new stop: the old one stands."""
     STOP_TAKEN_BACK = "stop taken back"
-    """It waited without a position; only the clean-up looks for those."""
+    """A stop without a position was cancelled; only the clean-up looks for those."""
     BUSY = "busy"
-    """Somebody holds the symbol: it was left alone, and is neither absent nor flat."""
+    """Another holder has the symbol: it was left alone, which does not mean that it is absent or flat."""
     SETTLING = "settling"
     """It changed a moment ago: the exchange's lists may lag, so nothing was decided."""
     UNPROTECTED = "unprotected"
-    """It has no stop and none could be placed now; a person was told, and the next pass tries again."""
+    """It has no stop and none could be placed now; an alert was raised, and the next pass tries again."""
     IN_DOUBT = "in doubt"
     """An order's outcome is not known yet; a later pass looks again."""
     UNREADABLE = "unreadable"
     """Exchange, Redis or Postgres did not answer; nothing was decided."""
     NO_MARKET = "no market"
-    """The exchange lists no such market, so nothing can be asked or ordered there: for a person."""
+    """The exchange lists no such market, so nothing can be asked or ordered there; a person has to act."""
     FAILED = "failed"
-    """It could not be decided, for a reason that nobody has thought of: for a person."""
+    """It could not be decided because of an unexpected error; a person has to act."""
     MISMATCH = "mismatch"
     """Row and exchange differ in a way that a person should look at."""
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to do or to find out about the symbol for now."""
+        """Whether nothing is left to do or to find out for the symbol for now."""
         return self not in _UNSETTLED
 
 
@@ -350,9 +350,9 @@ class SyncOutcome:
     """What a pass did about one symbol.
 
     Attributes:
-        symbol: as the table has it.
+        symbol: in the table's spelling.
         position_id: the row, if there is one.
-        details: who holds a busy symbol, what is in doubt, and the like.
+        details: such as the holder of a busy symbol, or what is in doubt.
     """
 
     symbol: str
@@ -363,18 +363,18 @@ class SyncOutcome:
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What a pass did."""
+    """What a pass or a recovery did, symbol by symbol."""
 
     exchange: str
     outcomes: tuple[SyncOutcome, ...]
 
     def of(self, *actions: SyncAction) -> tuple[SyncOutcome, ...]:
-        """The outcomes of some kinds."""
+        """The outcomes with one of ``actions``."""
         return tuple(outcome for outcome in self.outcomes if outcome.action in actions)
 
     @property
     def skipped(self) -> tuple[SyncOutcome, ...]:
-        """The symbols that somebody else was working on."""
+        """The outcomes of symbols that another holder was working on."""
         return self.of(SyncAction.BUSY)
 
     @property
@@ -387,10 +387,10 @@ _MONEY_MAX = Decimal("1e15")
 
 
 def money(value: Decimal | str | float, *, name: str) -> Decimal:
-    """A number above zero. A float is read as the text it is shown as, never by its binary value.
+    """Parse a number above zero. A float is read by its shortest decimal text, never its binary value.
 
     Raises:
-        ConfigurationError: it is no number, not above zero, or beyond what any market takes.
+        ConfigurationError: the value is not a number, not above zero, or beyond what any market takes.
     """
     try:
         number = value if isinstance(value, Decimal) else Decimal(str(value))
@@ -398,16 +398,16 @@ def money(value: Decimal | str | float, *, name: str) -> Decimal:
         raise ConfigurationError(f"{name}={value!r} is not a number") from None
     if not number.is_finite() or number <= 0:
         raise ConfigurationError(f"{name}={value} must be above zero")
-    if number >= _MONEY_MAX:  # not exact in steps any more: it would fail between an intent and its order
+    if number >= _MONEY_MAX:  # no longer exact in steps: it would fail between an intent and its order
         raise ConfigurationError(f"{name}={str(value)[:40]!r} is out of all bounds; check the unit")
     return number
 
 
 def worded(value: str, *, name: str) -> str:
-    """A text that a row, a log and a later comparison can hold as it is.
+    """Check a text that is stored, logged and compared as it is.
 
     Raises:
-        ConfigurationError: it is no text, or has characters in it that are not seen as themselves.
+        ConfigurationError: it is not a ``str``, is empty, or has characters that are not printable.
     """
     if not isinstance(value, str):
         raise ConfigurationError(f"{name} is {kind_of(value)}, and has to be a text")
@@ -417,7 +417,7 @@ def worded(value: str, *, name: str) -> str:
 
 
 def percent(value: Decimal, *, name: str = "stop_loss_percent") -> Decimal:
-    """A share of a price.
+    """Check a percentage of a price.
 
     Raises:
         ConfigurationError: it is not above 0 and below 100.
@@ -428,6 +428,6 @@ def percent(value: Decimal, *, name: str = "stop_loss_percent") -> Decimal:
 
 
 def stop_price_of(side: PositionSide, entry_price: Decimal, stop_loss_percent: Decimal) -> Decimal:
-    """The stop's price, before it is brought to the exchange's tick."""
+    """The stop's price, before it is rounded to the exchange's tick."""
     share = stop_loss_percent / _HUNDRED
     return entry_price * (1 - share if side is PositionSide.LONG else 1 + share)

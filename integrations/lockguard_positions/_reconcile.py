@@ -1,7 +1,7 @@
-"""One symbol, made true: the row, the exchange and the stop brought together under its lease.
+"""Reconciling one symbol: its row, the exchange and the stop are brought together under its lease.
 
-Everything is read again here, under the lease. What a sync pass saw beforehand only tells it which symbols to
-look at: a pass that decided on a list read earlier made 60 duplicates in 80 opens, lease or no lease.
+Everything is read again here, under the lease. What a pass read before only selects the symbols: a pass that
+decided on a list read earlier made 60 duplicates in 80 opens, even with a lease.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Ground:
     """What an open finds under its lease.
 
     Attributes:
-        row: the open row; then the rest was not asked.
-        gone: whether the exchange shows no position of it: it is open because something is in doubt.
+        row: the open row; the fields after ``gone`` are then unset.
+        gone: whether the exchange shows no position for the row, which is open because something is in doubt.
         held: what the exchange holds.
-        price: what the symbol trades at, if that was told in time.
-        number: for the intent to enter.
+        price: the symbol's last price, if it arrived in time.
+        number: the number of the intent to enter.
     """
 
     row: Position | None
@@ -57,13 +57,14 @@ class Ground:
 
 
 class Reconciler:
-    """Makes one symbol true, under its lease.
+    """Reconciles one symbol under its lease.
 
     Args:
-        scope: the symbol.
+        scope: the symbol and its lease.
         flow: drives what is half done, under the same lease.
         adopt: what to do about a position without a row.
-        adopt_stop_loss_percent: where the stop of an adopted position goes if it has none.
+        adopt_stop_loss_percent: how far from its entry price, in percent, the stop of an adopted position
+            goes if it has none.
     """
 
     def __init__(
@@ -79,10 +80,10 @@ class Reconciler:
         self._adopt_stop_loss_percent = adopt_stop_loss_percent
 
     async def settle(self) -> tuple[Position | None, bool]:
-        """Finish what a holder before us left: stops of ended positions in doubt, then the open row.
+        """Finish what an earlier holder left: stops in doubt of ended positions, then the open row.
 
         Returns:
-            The open row, if one is left, and whether something was half done.
+            The open row, if one is left, and whether it was half done.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
@@ -98,10 +99,10 @@ class Reconciler:
         return (resumed if resumed.status.open else None), True
 
     async def settle_and_look(self, quote: Quote) -> Ground:
-        """:meth:`settle`, and if no open row is left, what an open needs to know, asked meanwhile.
+        """:meth:`settle`; if no open row is left, also what an open needs to know, requested meanwhile.
 
         Args:
-            quote: its price, asked for a moment ago.
+            quote: the symbol's price, requested a moment ago.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
@@ -110,35 +111,35 @@ class Reconciler:
             await quote.held.send()
         looking = asyncio.create_task(self._venue.look(self._market, quote), name=f"look at {self._symbol}")
         try:
-            await asyncio.sleep(0)  # its request is sent first, as its answer takes longest
+            await asyncio.sleep(0)  # let the look send its request first, as its answer takes longest
             row, resumed = await self.settle()
             if row is not None and row.unsettled:
                 return Ground(row)
             if row is not None and row.status is not PositionStatus.ACTIVE:
-                # While its stop could not be placed it may have ended, and that is found out by the stop.
+                # The position may have ended while its stop could not be placed; only placing it would tell.
                 return Ground(row, gone=not _holds(row, await self._venue.holding(self._market)))
             if row is not None:
-                # That its stop was being moved, and that this was finished, says nothing about what is held.
+                # A move of its stop, finished just now, says nothing about what is held.
                 held, _ = await (self._venue.look(self._market) if resumed else looking)
                 row, gone = await self._confirmed(row, held)
                 if row is not None:
                     return Ground(row, gone=gone)
                 resumed = True
             number = await self._store.next_intent(self._venue.name, self._symbol)
-            # What was half done may have changed what the exchange holds: only a look after it counts.
+            # Finishing what was half done may have changed what the exchange holds: look again after it.
             held, price = await (self._venue.look(self._market) if resumed else looking)
             return Ground(None, held=held, price=price, number=number)
         finally:
             await give_up(looking)
 
     async def _confirmed(self, row: Position, held: Holding | None) -> tuple[Position | None, bool]:
-        """An active row, if the exchange holds its position still; ``None`` when that has ended.
+        """An active row whose position the exchange still holds; ``None`` when the position has ended.
 
-        Also whether the row is open although its position is gone. Whatever the reason, that is never an
-        open position to whoever wants to open one.
+        Also returns whether the row is open although its position is gone; whatever the reason, such a row
+        does not count as an open position for an open.
 
-        A signal must not be dropped because of a position whose stop has fired. Within the grace the lists
-        are asked until they show it, or until they can be believed.
+        A signal must not be dropped because of a position whose stop has fired. Within the grace period the
+        exchange's lists are polled until they show the position, or can be trusted.
         """
         until_ms = float(row.age_ms)
         while not _holds(row, held) and until_ms < self._grace_ms:
@@ -152,7 +153,7 @@ class Reconciler:
             return row, False
         outcome = await self.reconcile()
         if outcome.action is SyncAction.RECOVERED:
-            # That was a move, finished by now. Nothing is decided yet about what is held.
+            # That finished a move of the stop; what is held has not been decided on yet.
             outcome = await self.reconcile()
         left = await self._scope.open_row()
         if left is None or outcome.action is SyncAction.IN_DOUBT:
@@ -160,7 +161,7 @@ class Reconciler:
         return left, not _holds(left, await self._venue.holding(self._market))
 
     async def reconcile(self) -> SyncOutcome:
-        """Bring row, exchange and stop together.
+        """Bring row, exchange and stop into agreement; returns what was done.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
@@ -183,12 +184,12 @@ class Reconciler:
         return outcome
 
     async def adopt(self, held: Holding) -> SyncOutcome:
-        """Give a position that has no row one, and a stop, unless it is the echo of one that just ended.
+        """Give a position without a row both a row and a stop, unless it is the echo of one that just ended.
 
-        It may be a person's: nothing here ever closes it. A stop that stands already is taken over.
+        The position may be a person's: nothing here ever closes it. A stop that stands already is taken over.
 
         Raises:
-            ExchangeUnreadable: the exchange did not answer; what was written so far is gone on with.
+            ExchangeUnreadable: the exchange did not answer; a later pass continues from what was written.
         """
         what = f"{PositionSide.read(held.side).value} {held.amount} has no row"
         if self._adopt is Adopt.OFF:
@@ -234,9 +235,9 @@ class Reconciler:
         return await self._of_resumed(row if row.status.open else None)
 
     async def _known_by_another_label(self) -> Position | None:
-        """The open row of another label whose order is on this account: two processes give it two labels.
+        """The open row under another label whose order is on this account, if two processes label it twice.
 
-        One process notices by the API keys; between processes only the account itself can tell.
+        Within one process the API keys tell; between processes only the orders on the account do.
         """
         for row in await self._store.open_under_other_labels(self._venue.name, self._symbol):
             if await self._venue.knows(self._market, row):
@@ -244,7 +245,7 @@ class Reconciler:
         return None
 
     async def move_stop(self, trigger: Decimal) -> SyncOutcome:
-        """Have the stop of a symbol's active position wait for another price.
+        """Move the stop of the symbol's active position to another price.
 
         Raises:
             ConfigurationError: there is no active position.
@@ -266,8 +267,8 @@ class Reconciler:
     async def take_back_stops(self) -> tuple[SyncOutcome, ...]:
         """Cancel the reduce-only stops of a symbol that has neither a position nor an open row.
 
-        Also those that are not known here: a bot without client order ids has left them, and the next
-        position would be cut short by them. Where a row has just ended they are told of and left.
+        This includes stops unknown to the table: a bot without client order ids may have left them, and they
+        would cut the next position short. Where a row has just ended, they are reported and left alone.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
@@ -275,7 +276,7 @@ class Reconciler:
         last = await self._store.last_ended(self._venue.name, self._symbol)
         if await self._scope.open_row() is not None:
             return ()
-        # The stops first: one that is placed after this look belongs to a position that the next look shows.
+        # Read the stops first: a stop placed after this read belongs to a position that the next read shows.
         stops = [stop for stop in await self._venue.waiting_stops(self._market) if stop.reduce_only]
         if not stops or await self._venue.holding(self._market) is not None:
             return ()
@@ -293,7 +294,7 @@ class Reconciler:
     # --- inside ---
 
     async def _row_kept_out(self) -> SyncOutcome | None:
-        """A row in a market that counts in something else, from before those were refused: no orders."""
+        """Leave alone a row that was written before its market was refused for its units; order nothing."""
         refusal = self._market.refusal
         row = None if refusal is None else await self._store.open_of(self._venue.name, self._symbol)
         if row is None:
@@ -315,7 +316,7 @@ class Reconciler:
         if row is None:
             return self._outcome(SyncAction.ENDED)
         if row.status is PositionStatus.ACTIVE and row.exit_reason is None:
-            if await self._store.in_doubt(row, Step.STOP):  # a move whose answer was lost
+            if await self._store.in_doubt(row, Step.STOP):  # a move of the stop whose answer was lost
                 return self._outcome(SyncAction.IN_DOUBT, row.id, "its stop may stand twice")
             return self._outcome(SyncAction.RECOVERED, row.id)
         entered = row.status is not PositionStatus.PENDING_ENTRY and row.exit_reason is None
@@ -325,7 +326,7 @@ class Reconciler:
     async def _vanished(self, row: Position) -> SyncOutcome:
         stop = await self._venue.find_stop(self._market, row)
         fired = stop is not None and stop.state is OrderState.CLOSED
-        if not fired and row.age_ms < self._grace_ms:  # a stop that has fired is certain, however young it is
+        if not fired and row.age_ms < self._grace_ms:  # a fired stop is certain proof, at any age
             return self._outcome(SyncAction.SETTLING, row.id, f"entered {row.age_ms} ms ago")
         ended = await self._flow.closed_elsewhere(
             row,
@@ -337,7 +338,7 @@ class Reconciler:
         return self._outcome(SyncAction.CLOSED, row.id)
 
     async def _turned(self, row: Position, held: Holding) -> SyncOutcome:
-        """What is held goes the other way: the row's position has ended, and this one is another."""
+        """Handle a holding on the other side: the row's position has ended, and this is another one."""
         if row.age_ms < self._grace_ms:
             return self._mismatch(row, f"the row is {row.side.value}, the exchange holds {held.side}")
         ended = await self._flow.closed_elsewhere(row, "turned round on the exchange", None)
@@ -357,7 +358,7 @@ class Reconciler:
         if row.age_ms < self._grace_ms:
             return self._outcome(SyncAction.SETTLING, row.id, "its stop is not listed yet")
         if stop is not None and stop.state is OrderState.CLOSED and stop.filled >= row.quantity:
-            # It has done its work. What is held is an echo, or somebody has opened anew.
+            # The stop has filled. What is held is an echo, or a new position opened elsewhere.
             ended = await self._flow.closed_elsewhere(row, "stop", stop.average)
             if ended.status.open:
                 return self._outcome(SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")

@@ -1,11 +1,11 @@
-"""Positions and intents in Postgres: every write of state through the fence.
+"""Positions and intents in Postgres; every write of state passes the fence.
 
 A write is one transaction that first presents the lease's (token, grant); Postgres refuses it when they are
-not in force, and the token is kept in the row. Each names the status that it was decided on, and the row that
-comes back is checked. The lease makes the reads final: nothing older than it can commit after it was sealed.
+not in force, and the token is kept in the row. Each write names the status that it was decided on, and the
+returned row is checked. Reads under a lease are final: once the lease is sealed, no older write can commit.
 
-**Not fenced:** :meth:`PositionStore.tick` alone, which writes ``current_price`` and ``unrealized_pnl``. They
-are opinions of the moment; no decision is taken on them, and they must not queue behind an open.
+**Not fenced:** only :meth:`PositionStore.tick`, which writes ``current_price`` and ``unrealized_pnl``. No
+decision is based on these estimates, and writing them must not queue behind an open.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _WORTH_REPEATING = frozenset({Meaning.RETRY, Meaning.LOST, Meaning.UNAVAILABLE})
 
 
 class PositionStore:
-    """The rows of one database.
+    """Reads and writes the rows of one database.
 
     Args:
         pool: an asyncpg pool on the primary.
-        on_stale: told of each write that Postgres refused, before its error is raised.
+        on_stale: called for each write that Postgres refused, before its error is raised.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class PositionStore:
         return rows.position_or_none(await self._row("open_of_symbol", exchange, symbol))
 
     async def all_open_of(self, exchange: str, symbol: str) -> tuple[Position, ...]:
-        """Every open position of a symbol: more than one where the index does not cover all open rows yet."""
+        """Every open position of a symbol; several if the unique index does not cover all open rows yet."""
         found = await self._rows("all_open_of_symbol", exchange, symbol)
         return tuple(rows.position_of(row) for row in found)
 
     async def open_under_other_labels(self, exchange: str, symbol: str) -> tuple[Position, ...]:
-        """The open positions of a symbol that other accounts of the same venue have, by their labels."""
+        """The open positions of a symbol under other account labels of the same venue."""
         found = await self._rows("open_under_other_labels", exchange, symbol)
         return tuple(rows.position_of(row) for row in found)
 
@@ -87,15 +87,15 @@ class PositionStore:
         return tuple(rows.position_of(row) for row in found)
 
     async def get(self, position_id: int) -> Position | None:
-        """One position."""
+        """The position with this id; ``None`` if there is none."""
         return rows.position_or_none(await self._row("by_id", position_id))
 
     async def last_ended(self, exchange: str, symbol: str) -> Position | None:
-        """The position of a symbol that was on the exchange and ended last."""
+        """The position of a symbol that ended last, of those that were on the exchange."""
         return rows.position_or_none(await self._row("last_ended", exchange, symbol))
 
     async def in_doubt(self, position: Position, *steps: Step) -> Intent | None:
-        """The newest intent of a position whose outcome is not known."""
+        """The newest intent of a position, for one of ``steps``, whose outcome is not known."""
         row = await self._row("intent_in_doubt", position.id, [s.value for s in steps])
         return None if row is None else replace(rows.intent_of(row), sent_before=True)
 
@@ -105,35 +105,35 @@ class PositionStore:
         return tuple(replace(rows.intent_of(row), sent_before=True) for row in found)
 
     async def symbols_with_loose_stops(self, exchange: str) -> tuple[str, ...]:
-        """The symbols that :meth:`loose_stops` has something for."""
+        """The symbols for which :meth:`loose_stops` returns any."""
         found = await self._rows("symbols_with_loose_stops", exchange)
         return tuple(row[0] for row in found)
 
     async def next_intent(self, exchange: str, symbol: str) -> int:
-        """A number for the next intent of a symbol; good while the lease is held that it is asked under."""
+        """A number for the symbol's next intent; valid while the lease that it is asked under is held."""
         row = await self._row("next_intent", exchange, symbol)
         assert row is not None
         return int(row[0])
 
     async def attached_stop(self, position: Position) -> Decimal | None:
-        """Where the stop was put that a position's entry brought along; ``None`` if it brought none."""
+        """The price of the stop that a position's entry carried; ``None`` if it carried none."""
         row = await self._row("attached_stop", position.id)
         return None if row is None else Decimal(row[0])
 
     async def stop_ids(self, position: Position) -> frozenset[str]:
-        """The client ids of every stop that was ever meant for a position."""
+        """The client order ids of all stops ever intended for a position."""
         found = await self._rows("stop_ids", position.id)
         return frozenset(row[0] for row in found)
 
     async def _knows_markets(self) -> bool:
-        """Whether the table has the column of version 10; asked until it has."""
+        """Whether the table has the column ``market`` (schema version 10); asked until it has."""
         if not self._has_market:
             row = await self._row("has_market")
             self._has_market = bool(row and row[0])
         return self._has_market
 
     async def _fills_with_stop(self) -> bool:
-        """Whether a row may go from the order to its stop at once, as of version 11; asked until it may."""
+        """Whether a row may go straight from entry to stop (schema version 11); asked until it may."""
         if not self._has_fill_with_stop:
             row = await self._row("fills_with_stop")
             self._has_fill_with_stop = bool(row and row[0])
@@ -150,16 +150,16 @@ class PositionStore:
         attached: Decimal | None = None,
         then: Then | None = None,
     ) -> Progress:
-        """A row in ``pending_entry`` and the intent to enter, before anything is ordered.
+        """Write a row in ``pending_entry`` and the intent to enter, before anything is ordered.
 
         Args:
             lease: on the symbol.
-            new: what the row is about.
-            number: what :meth:`next_intent` said under this lease, as an open asks for it while it waits for
-                the exchange; asked for here if it is not given.
-            attached: the price of the stop that the entry brings along.
-            then: awaited as soon as they are committed, before the connection is given back; not if that had
-                to be found out.
+            new: the position to enter.
+            number: what :meth:`next_intent` returned under this lease, for an open that asks while it waits
+                for the exchange; asked for here if it is ``None``.
+            attached: the price of the stop that the entry carries.
+            then: awaited as soon as both are committed, before the connection goes back to the pool; not
+                called if the commit's answer was lost.
 
         Raises:
             DuplicatePosition: there is an open row.
@@ -180,11 +180,11 @@ class PositionStore:
         )
 
     async def refuse(self, lease: Lease, new: NewPosition, error: str) -> Position:
-        """A row that says why a signal was refused before any order."""
+        """Write a failed row that says why a signal was refused before any order."""
         return await self._insert(lease, new, PositionStatus.FAILED, error=error)
 
     async def adopt(self, lease: Lease, new: NewPosition) -> Position:
-        """A row for a position that the exchange has and the table has not.
+        """Write a row for a position that the exchange has and the table has not.
 
         Raises:
             DuplicatePosition: there is an open row.
@@ -226,7 +226,7 @@ class PositionStore:
         stop: Decimal | None,
         then: Then | None = None,
     ) -> Progress:
-        """The entry was executed; with the price of its stop, the intent to place that too, in one commit.
+        """Record an executed entry and, if ``stop`` is given, the intent to place that stop, in one commit.
 
         ``then`` is as in :meth:`begin`.
         """
@@ -238,7 +238,7 @@ class PositionStore:
             except asyncpg.PostgresError as exc:
                 if exc.sqlstate != _ILLEGAL_CHANGE:
                     raise
-                # The schema went back a version meanwhile: the fill must not wait for that to be found out.
+                # The schema was downgraded meanwhile: write in two statements, so that the fill is recorded.
                 self._has_fill_with_stop = False
 
         async def work(conn: rows.Connection) -> Progress:
@@ -267,7 +267,7 @@ class PositionStore:
         then: Then | None,
     ) -> Progress:
         check_transition(position.status, PositionStatus.PENDING_SL)
-        # Nobody had it: the row's entry has the last number of its symbol, under the same lease.
+        # This number is free: the row's entry has the symbol's last one, and the lease is the same.
         following = rows.stop_intent(lease, position, intent.number + 1, stop)
         args = (*rows.decided_on(position), *entered, lease.token, intent.number)
         stopped = (stop, following.number, following.client_id)
@@ -288,7 +288,7 @@ class PositionStore:
         return progress_of(rows.changed(position, row))
 
     async def expect_stop(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
-        """The intent to place a stop; a new one each time, as an old one may still be on its way."""
+        """Write an intent to place a stop; a new one each time, as an old order may still be in flight."""
 
         async def work(conn: rows.Connection) -> Progress:
             if position.status is not PositionStatus.PENDING_SL:
@@ -298,7 +298,7 @@ class PositionStore:
         return await self._write(lease, work)
 
     async def take_over_stop(self, lease: Lease, position: Position, stop: PlacedOrder) -> Position:
-        """A stop that stands already, whoever placed it, becomes the position's.
+        """Record a stop that stands already, no matter who placed it, as the position's own.
 
         Raises:
             DuplicatePosition: another row of the symbol is active.
@@ -322,7 +322,7 @@ class PositionStore:
         return await self._write(lease, work)
 
     async def expect_move(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
-        """The intent to place a second stop, which is to take the place of the first."""
+        """Write the intent to place a second stop, which is to replace the first."""
 
         async def work(conn: rows.Connection) -> Progress:
             return await rows.intend(conn, lease, position, Step.STOP, trigger, statement_name="expect_move")
@@ -332,7 +332,7 @@ class PositionStore:
     async def move_stop(
         self, lease: Lease, position: Position, intent: Intent, order: PlacedOrder
     ) -> Position:
-        """The new stop stands and is the row's; the old one is still to be taken back."""
+        """Record the new stop, which stands, as the row's; the old one is still to be cancelled."""
 
         async def work(conn: rows.Connection) -> Position:
             moved = (order.id, intent.client_id, intent.trigger, lease.token, intent.number)
@@ -344,7 +344,7 @@ class PositionStore:
         return await self._write(lease, work)
 
     async def activate(self, lease: Lease, position: Position, intent: Intent, order_id: str) -> Position:
-        """The stop stands, and with it the position.
+        """Record the stop, which stands, and make the position active.
 
         Raises:
             DuplicatePosition: another row of the symbol is active; this one must be rolled back.
@@ -364,13 +364,13 @@ class PositionStore:
     async def expect_close(
         self, lease: Lease, position: Position, reason: str, *, asked: bool = False
     ) -> Progress:
-        """The intent to close, with the reason, so that a successor knows how to finish.
+        """Write the intent to close, with the reason, so that the next holder can finish the exit.
 
         Args:
             lease: on the symbol.
             position: the row.
-            reason: why.
-            asked: whether a person asked for it; then it is not judged again.
+            reason: why the position is closed.
+            asked: whether a person asked for the exit; then it is not judged again.
         """
 
         async def work(conn: rows.Connection) -> Progress:
@@ -381,7 +381,7 @@ class PositionStore:
     async def withdraw_close(
         self, lease: Lease, position: Position, intent: Intent, outcome: IntentOutcome, details: str
     ) -> Position:
-        """The position is not to be closed after all; whoever looks next judges it anew."""
+        """Withdraw an intent to close; the next pass judges the position anew."""
 
         async def work(conn: rows.Connection) -> Position:
             row = await conn.fetchrow(
@@ -395,7 +395,7 @@ class PositionStore:
     async def close_rest(
         self, lease: Lease, position: Position, intent: Intent, order: PlacedOrder
     ) -> Progress:
-        """An exit ended before all of it was filled: the row is as much smaller, and the rest is intended."""
+        """Record an exit that ended partly filled: reduce the row, and write the intent to close the rest."""
 
         async def work(conn: rows.Connection) -> Progress:
             left = position.quantity - order.filled
@@ -423,7 +423,7 @@ class PositionStore:
         order_id: str | None = None,
         error: str | None = None,
     ) -> Position:
-        """The position has ended; ``intent`` is settled with it."""
+        """End the position, and settle ``intent`` in the same transaction."""
 
         async def work(conn: rows.Connection) -> Position:
             check_transition(position.status, status)
@@ -454,7 +454,7 @@ class PositionStore:
         order_id: str | None = None,
         details: str | None = None,
     ) -> None:
-        """What became of an intent, where nothing else changes."""
+        """Record what became of an intent, where nothing else changes."""
 
         async def work(conn: rows.Connection) -> None:
             await rows.settle(conn, position, intent, outcome, order_id, details)
@@ -462,7 +462,7 @@ class PositionStore:
         await self._write(lease, work)
 
     async def note_error(self, lease: Lease, position: Position, error: str) -> Position:
-        """What is in the way, for people; the status stays."""
+        """Note in the row what hinders the position; its status stays."""
 
         async def work(conn: rows.Connection) -> Position:
             noted = (*rows.decided_on(position), error, lease.token)
@@ -474,7 +474,7 @@ class PositionStore:
     # --- not fenced ---
 
     async def tick(self, position_id: int, price: Decimal) -> bool:
-        """The last price, and what the position would be worth: written without a lease, on purpose.
+        """Write the last price and the unrealized profit; deliberately without a lease.
 
         Returns:
             Whether the position is active.
@@ -485,7 +485,7 @@ class PositionStore:
 
     @asynccontextmanager
     async def _lent(self) -> AsyncIterator[PoolConnectionProxy[Any]]:
-        """A connection of the pool. What is sent here leaves nothing in its session: no reset is needed."""
+        """Lend a connection; these statements leave nothing in its session, so it needs no reset."""
         conn: PoolConnectionProxy[Any] = await self._pool.acquire()
         clean = False
         try:
@@ -531,19 +531,19 @@ class PositionStore:
         written: Callable[[], Awaitable[asyncpg.Record | None]],
         then: Callable[[asyncpg.Record], Awaitable[None]] | None = None,
     ) -> asyncpg.Record | None:
-        """One fenced statement: no round trip more than the statement itself.
+        """Make a write of one fenced statement, in a single round trip.
 
         Args:
-            lease: presented in it.
+            lease: presented in the statement.
             text: the statement.
-            args: of all its parts.
-            also: what is written with it.
-            written: reads the row, if the answer was lost and it has committed all the same.
-            then: awaited with the row before the connection is given back.
+            args: the arguments of all its parts.
+            also: further statements that are executed with it.
+            written: reads the row back, if the answer was lost and the write has committed.
+            then: awaited with the row before the connection goes back to the pool.
         """
 
         async def attempt() -> asyncpg.Record | None:
-            # As in _lent, without the calls of a context manager: a fill waits for its stop meanwhile.
+            # As in _lent, but without the cost of a context manager: a filled entry is waiting for its stop.
             conn: PoolConnectionProxy[Any] = await self._pool.acquire()
             clean = False
             try:
@@ -562,9 +562,9 @@ class PositionStore:
     async def _until_done(
         self, lease: Lease, attempt: Callable[[], Awaitable[T]], written: Callable[[], Awaitable[T]]
     ) -> T:
-        """Make a write, again while it certainly was not done and may yet be.
+        """Repeat a write while it certainly was not done and another attempt may succeed.
 
-        The pauses end long before the lease does, or the lease's end cancels them: either way the next
+        The pauses end long before the lease does, or the lease's end cancels them; either way the next
         holder finds the intent.
         """
         for number in range(1, _ATTEMPTS_MAX + 1):

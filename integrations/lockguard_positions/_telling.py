@@ -1,8 +1,8 @@
 """What observers are told, and how often.
 
-Changes are told as they happen. Alerts pass through :class:`Repeats`, as passes see the same thing again and
-again, and what cannot be read or decided for too long is one (:class:`Overdue`). A look says what it saw, and
-so what is over.
+Changes are told as they happen. Alerts go through :class:`Repeats`, because each pass sees the same condition
+again. What cannot be read or decided for too long becomes an alert (:class:`Overdue`). A look (a pass or a
+recovery) reports what it saw, which also tells which conditions have ended.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["PAUSES", "Look", "Repeats", "Telling", "is_over"]
 
 PAUSES = (timedelta(minutes=5), timedelta(minutes=30), timedelta(days=1))
-"""Between one word of a condition and the next; the last of them stays."""
+"""Pauses between two alerts of one condition; the last is repeated."""
 
 _NOT_LOOKED = frozenset(
     {SyncAction.BUSY, SyncAction.UNREADABLE, SyncAction.SETTLING, SyncAction.IN_DOUBT, SyncAction.FAILED}
 )
-"""After these it is not known whether a condition of the symbol is over."""
+"""After these it is not known whether a condition of the symbol has ended."""
 _CONDITIONS_MAX = 10_000
 _OVER = "over: "
 
@@ -45,9 +45,9 @@ class Telling:
     """Tells observers what happens to positions.
 
     Args:
-        observers: who is told.
-        overdue: for how long something may be unreadable or undecided before it is an alert.
-        clock: measures what is repeated.
+        observers: told of each event.
+        overdue: for how long something may be unreadable or undecided before an alert is raised.
+        clock: measures the pauses between repeated alerts.
     """
 
     def __init__(self, observers: Sequence[PositionObserver], *, overdue: timedelta, clock: Clock) -> None:
@@ -56,12 +56,12 @@ class Telling:
         self._overdue_after = overdue
         self._overdue = Overdue(overdue, self._too_long, self._no_longer)
         self._open_rows: dict[str, int] = {}
-        # Those that were opened here since a look last counted: it may be long until the next one does.
+        # Positions opened here since a look last counted the rows: the next look may be long in coming.
         self._opened: dict[str, dict[int, float]] = {}
         self._strange: dict[str, tuple[tuple[str, PlacedOrder, str], ...]] = {}
 
     def tell(self, event: PositionEvent) -> None:
-        """Something happened."""
+        """Tell the observers of an event; an alert only if it is due."""
         if isinstance(event, Alert):
             self._alert(event)
             return
@@ -74,24 +74,24 @@ class Telling:
         self._audience.tell(event)
 
     def refused(self, stale: StaleToken) -> None:
-        """Postgres refused a write."""
+        """Tell of a write that Postgres refused."""
         self.tell(WriteRefused(stale.resource, stale.presented, stale.current))
 
     def told_to_wait(self, exchange: str, wait: timedelta) -> None:
-        """The exchange takes no calls for a while."""
+        """Raise an alert that the exchange accepts no calls for ``wait``."""
         span = f"{wait.total_seconds():g} s"
         why = f"the exchange takes no calls for {span} (ban or rate limit): none are sent"
         self._alert(Alert(exchange, None, why), about="calls are closed")
 
     def warn_of_stops(self, position: Position) -> None:
-        """Tell of what waits to cut a position short that is opened now, as far as the last pass saw it."""
+        """Raise an alert for each order, seen by the last pass, that would cut a new position short."""
         for symbol, stop, _ in self._strange.get(position.exchange, ()):
             if symbol == position.symbol and stop.side == position.side.exit:
                 why = f"opened though a reduce-only order waits that would cut it short: {named(stop)}"
                 self.tell(Alert(f"{position.exchange}:{symbol}", position.id, why))
 
     def rows_of(self, exchange: str, count: int, *, since: float | None = None) -> None:
-        """How many positions are open by the table, as a look says that began at ``since``."""
+        """Record how many positions are open in the table, as read by a look that began at ``since``."""
         self._open_rows[exchange] = count
         if since is not None:
             opened = self._opened.get(exchange, {})
@@ -99,7 +99,7 @@ class Telling:
 
     @contextmanager
     def look(self, exchange: str, kind: str) -> Iterator[Look]:
-        """A look that has to come to its end, and not only to an end: else it is an alert after a while."""
+        """Watch a look: if it fails, or does not end, for too long, an alert is raised."""
         about = f"{exchange} {kind}"
         began = self._repeats.now()
         self._overdue.waits(about, "it has not come to its end")
@@ -113,7 +113,7 @@ class Telling:
     # --- what a look saw ---
 
     def saw(self, exchange: str, outcomes: Sequence[SyncOutcome], *, everything: bool, since: float) -> None:
-        """Remember which symbols are undecided, and since when; tell what is over."""
+        """Remember which symbols are undecided, and since when; tell which conditions have ended."""
         named = {f"{exchange}:{outcome.symbol}": outcome for outcome in outcomes}
         for about, outcome in named.items():
             if outcome.action.settled:
@@ -133,7 +133,7 @@ class Telling:
             self._audience.tell(alert)
 
     def saw_strange(self, exchange: str, stops: tuple[tuple[str, PlacedOrder, str], ...]) -> None:
-        """Tell of each stop that nobody here knows of."""
+        """Raise an alert for each stop that belongs to no row."""
         self._strange[exchange] = stops
         for symbol, stop, what in stops:
             alert = Alert(f"{exchange}:{symbol}", None, f"a reduce-only order waits {what}: {named(stop)}")
@@ -142,7 +142,7 @@ class Telling:
     # --- inside ---
 
     def _alert(self, alert: Alert, *, about: str | None = None, watched: bool = False) -> None:
-        """Tell it, unless it was told lately."""
+        """Tell an alert, unless it was told lately."""
         if self._repeats.is_due(alert, about=about, watched=watched):
             self._audience.tell(alert)
 
@@ -166,27 +166,33 @@ class Telling:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One pass or recovery, which says what it saw."""
+    """One pass or recovery, which reports what it saw.
+
+    Attributes:
+        telling: receives the reports.
+        exchange: the account that is looked at.
+        began: when it began, in seconds of the clock of ``telling``.
+    """
 
     telling: Telling
     exchange: str
     began: float
 
     def rows(self, count: int) -> None:
-        """How many positions are open by the table."""
+        """Report how many positions are open in the table."""
         self.telling.rows_of(self.exchange, count, since=self.began)
 
     def saw(self, outcomes: Sequence[SyncOutcome], *, everything: bool = False) -> None:
-        """What came of the symbols; with ``everything``, all others are well."""
+        """Report the outcomes of symbols; with ``everything``, all other symbols are in order."""
         self.telling.saw(self.exchange, outcomes, everything=everything, since=self.began)
 
     def saw_strange(self, stops: tuple[tuple[str, PlacedOrder, str], ...]) -> None:
-        """The stops that belong to no row."""
+        """Report the stops that belong to no row."""
         self.telling.saw_strange(self.exchange, stops)
 
 
 def _resource(about: str) -> str:
-    """What a trouble is about: a symbol, or the exchange of a look."""
+    """The resource of a trouble: a symbol, or the exchange of a look."""
     return about if ":" in about else about.partition(" ")[0]
 
 
@@ -206,14 +212,14 @@ class _Condition:
 
 
 class Repeats:
-    """Decides which word of a condition is passed on: at its beginning, now and then, and at its end.
+    """Decides which alerts of a condition are passed on: at its start, at growing intervals, and at its end.
 
-    A pass sees the same trouble every few seconds. Told each time, one delisted contract is thousands of
-    alerts a day, among which the one that matters is not found; told once only, it is forgotten. What was
-    seen a single time was an event and has no end to tell of.
+    A pass sees the same trouble every few seconds. Told each time, one delisted contract makes thousands of
+    alerts a day, which bury the one that matters; told only once, it is forgotten. What was seen a single
+    time was an event, and has no end to tell of.
 
-    A condition is told from another one by its resource, its position and what the message says before its
-    first colon; what follows may be worded anew each time.
+    A condition is identified by its resource, its position and the message up to its first colon; the rest
+    of the message may change each time.
 
     Args:
         clock: measures the pauses.
@@ -224,7 +230,7 @@ class Repeats:
         self._conditions: OrderedDict[_Key, _Condition] = OrderedDict()
 
     def now(self) -> float:
-        """For :meth:`over`: when a look began."""
+        """The clock's time in seconds, to pass to :meth:`over` as the start of a look."""
         return self._clock.now()
 
     def is_due(self, alert: Alert, *, about: str | None = None, watched: bool = False) -> bool:
@@ -232,9 +238,9 @@ class Repeats:
 
         Args:
             alert: what was seen, again or for the first time.
-            about: which condition of the resource, where the message does not tell by its beginning.
-            watched: whether somebody will say when it ends (:meth:`end`); otherwise a look that does not see
-                it is its end.
+            about: names the condition, where the start of the message does not identify it.
+            watched: whether the caller reports the end (:meth:`end`); otherwise the condition ends with the
+                first look that does not see it.
         """
         now = self._clock.now()
         key = _key(alert, about)
@@ -253,11 +259,11 @@ class Repeats:
         return True
 
     def over(self, looked_at: Callable[[str], bool], since: float) -> list[Alert]:
-        """What a look has not seen again: the ends that are to be told.
+        """Forget the conditions that a look has not seen again; returns the alerts of their ends.
 
         Args:
             looked_at: whether the look has decided about a resource.
-            since: when it began.
+            since: when the look began.
         """
         gone = [
             key
@@ -268,13 +274,13 @@ class Repeats:
         return [_over(one.alert) for one in ended if one.seen > 1]
 
     def end(self, resource: str, about: str) -> list[Alert]:
-        """A condition is over, whoever had it; what is to be told of it."""
+        """Forget a condition that has ended, of any position; returns the alerts of its end."""
         gone = [key for key in self._conditions if key[0] == resource and key[2] == about]
         return [_over(self._conditions.pop(key).alert) for key in gone]
 
 
 def is_over(alert: Alert) -> bool:
-    """Whether it says that something has come to its end."""
+    """Whether an alert tells that a condition has ended."""
     return alert.message.startswith(_OVER)
 
 
@@ -297,16 +303,16 @@ class _Trouble:
 
 
 class Overdue:
-    """What has been unreadable or undecided for too long is an alert, also while whoever looks is waiting.
+    """Raises an alert for what is unreadable or undecided for too long, even while a pass hangs.
 
-    A pass that fails says so each time, and a bot that logs it goes on; under fifteen open positions nobody
-    was told for five minutes that the exchange could not be read. So each trouble, by what it is about, has a
-    timer from its first moment: it fires at its time even if the pass hangs, and only its end stops it.
+    A failing pass raises each time, and a bot that only logs it carries on: once, with fifteen open
+    positions, no alert was raised for five minutes although the exchange could not be read. So each trouble
+    has a timer from its first report: it fires even if the pass hangs, and only the trouble's end stops it.
 
     Args:
-        after: for how long one may last.
-        tell: called with what it is about and why, each time it has lasted for ``after`` more.
-        over: called with what it was about, when one ends that was told of.
+        after: how long a trouble may last.
+        tell: called with the trouble's name and reason, each time it has lasted for another ``after``.
+        over: called with the name of a trouble that has ended, if it was told of.
     """
 
     def __init__(
@@ -318,7 +324,7 @@ class Overdue:
         self._troubles: dict[str, _Trouble] = {}
 
     def begins(self, about: str, why: str) -> None:
-        """Something is in trouble, or still is; the time counts from the first word of it."""
+        """Report a trouble that begins or continues; its time counts from the first report."""
         known = self._troubles.get(about)
         if known is None:
             known = self._troubles[about] = _Trouble(why, None)
@@ -328,12 +334,12 @@ class Overdue:
             known.timer = loop.call_later(self._after_s, self._fire, about)
 
     def waits(self, about: str, why: str) -> None:
-        """Something has begun that has to come to its end. What is in trouble keeps its reason."""
+        """Report the start of something that must end in time; a trouble already known keeps its reason."""
         known = self._troubles.get(about)
         self.begins(about, why if known is None else known.why)
 
     def ends(self, about: str) -> None:
-        """It is well again."""
+        """Report the end of a trouble, if there is one of this name."""
         known = self._troubles.pop(about, None)
         if known is None:
             return
@@ -343,7 +349,7 @@ class Overdue:
             self._over(about)
 
     def ends_all_but(self, prefix: str, kept: Iterable[str]) -> None:
-        """Of everything whose name begins with ``prefix``, only these are still in trouble."""
+        """End all troubles whose name begins with ``prefix``, except those in ``kept``."""
         keep = set(kept)
         for about in [name for name in self._troubles if name.startswith(prefix) and name not in keep]:
             self.ends(about)
@@ -351,6 +357,6 @@ class Overdue:
     def _fire(self, about: str) -> None:
         known = self._troubles.get(about)
         if known is not None:
-            known.timer = None  # the next word of it starts the time anew
+            known.timer = None  # the next report starts the timer again
             known.told = True
             self._tell(about, known.why)

@@ -1,8 +1,8 @@
 """The exchange as the flow sees it: orders by intent, and reads that either answer or raise.
 
-A read that fails must never look like an empty answer: a bot of this design once took one failed
-``fetch_positions`` for "flat" and closed the rows of positions that lived on. So every failure of a read
-leaves here as :class:`ExchangeUnreadable`, and no decision is taken without the answer.
+A failed read must never look like an empty answer: an earlier bot once took one failed ``fetch_positions``
+for "flat" and closed the rows of positions that still existed. So every failed read raises
+:class:`ExchangeUnreadable` here, and no decision is taken without the answer.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ __all__ = ["Quote", "Venue", "give_up"]
 _READS_OF_FILL_MAX = 1_000
 _PRICE_LATE_S = 0.5
 _AHEAD_AFTER_S = 0.001
-"""The lock's answer, which comes at once, goes before what is made ready; the fence's takes longer."""
+"""Delay before preparation starts: the lock's answer, which comes at once, is handled first.
+
+The fence's answer takes longer."""
 _ABILITIES = ("createMarketOrder", "createReduceOnlyOrder", "createStopOrder", "fetchPositions")
 _LISTS_ALL_STOPS = frozenset({"binance", "bybit"})
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A price that was asked for.
+    """A pending request for a price.
 
     Attributes:
-        answer: what the symbol trades at; ``None`` if the exchange does not say.
+        answer: the symbol's last price; ``None`` if the exchange does not give it.
         asked_at: on the system's clock, in seconds.
-        held: the question of what the exchange holds, made ready: it is asked under the lease.
+        held: the prepared read of what the exchange holds; it is sent under the lease.
     """
 
     answer: asyncio.Task[Decimal | None]
@@ -59,11 +61,11 @@ class Quote:
 
 
 class Venue:
-    """One guarded exchange.
+    """One guarded exchange, with every failed read raised as :class:`ExchangeUnreadable`.
 
     Args:
         exchange: with its markets loaded.
-        pace: how to wait.
+        pace: the bounds of every wait.
     """
 
     def __init__(self, exchange: GuardedExchange, pace: Pace) -> None:
@@ -73,35 +75,35 @@ class Venue:
 
     @property
     def name(self) -> str:
-        """As in the names of locks, and in the column ``exchange``."""
+        """The account's name, as in the names of locks and in the column ``exchange``."""
         return self._exchange.name
 
     def same_account(self, other: Venue) -> bool:
-        """Whether another exchange object trades by the same key, as far as both have theirs by now."""
+        """Whether another exchange object trades with the same API key; ``False`` while a key is not set."""
         mine, theirs = self._exchange.exchange, other._exchange.exchange
         key = getattr(mine, "apiKey", None)
         return bool(key) and mine.id == theirs.id and key == getattr(theirs, "apiKey", None)
 
     @property
     def in_doubt_ms(self) -> int:
-        """After how long an order that cannot be found was certainly not placed."""
+        """The age in milliseconds from which an order that cannot be found was certainly not placed."""
         return round(self._exchange.in_doubt_for / timedelta(milliseconds=1))
 
     @property
     def closed(self) -> bool:
-        """Whether nothing is sent for now, as the exchange said to wait."""
+        """Whether no request is sent for now, because the exchange said to wait."""
         return self._exchange.closed_for > timedelta(0)
 
     def resource_of_row(self, symbol: str) -> str:
-        """The resource of a symbol as the table has it, whether its market is still listed or not.
+        """The resource of a symbol in the table's spelling, whether or not its market is still listed.
 
         Raises:
-            ConfigurationError: no lock can be called so.
+            ConfigurationError: the symbol cannot be part of a lock's name.
         """
         return parse_resource(f"{self.name}:{symbol}")
 
     def name_of(self, symbol: str) -> str:
-        """The symbol as the table has it; of what the exchange does not list, as far as the symbol tells."""
+        """The symbol in the table's spelling; derived from ``symbol`` alone if the market is not listed."""
         try:
             return self.market(symbol).name
         except ConfigurationError:
@@ -125,17 +127,17 @@ class Venue:
             return None
 
     async def refresh_for(self, symbols: Iterable[str]) -> None:
-        """Load the markets again if one of these is not among them, as contracts come and go.
+        """Reload the markets if one of ``symbols`` is missing, as contracts are listed and delisted.
 
         Raises:
-            ExchangeUnreadable: it did not answer; the markets stay as they were.
+            ExchangeUnreadable: the exchange did not answer; the markets stay as they were.
         """
         if any(self.gone(symbol) for symbol in symbols):
             with _translated():
                 await self._exchange.refresh()
 
     async def says_gone(self, exc: ExchangeUnreadable) -> bool:
-        """Whether a question failed because the exchange does not know the symbol any more."""
+        """Whether a read failed because the symbol is no longer listed; if so, the markets are reloaded."""
         if not isinstance(exc.__cause__, ccxt_errors().BadSymbol):
             return False
         with suppress(*_exchange_errors()):
@@ -143,7 +145,7 @@ class Venue:
         return True
 
     def refuse_unable(self) -> None:
-        """Before anything is written or ordered: can positions be opened and protected here at all?
+        """Check, before anything is written or ordered, that positions can be opened and protected here.
 
         Raises:
             ConfigurationError: ccxt lacks a call for this exchange, or its keys were not given.
@@ -163,24 +165,24 @@ class Venue:
             )
 
     def market(self, symbol: str) -> Market:
-        """The market of a symbol, however it is spelt.
+        """The market of a symbol in any spelling.
 
         Raises:
-            UnknownMarket: there is none.
-            ConfigurationError: its name is not that of one market.
+            UnknownMarket: the exchange lists none of that name.
+            ConfigurationError: the name stands for more than one market.
         """
         return self._exchange.market(symbol)
 
     def in_steps(self, market: Market, new: NewPosition, price: Decimal | None) -> NewPosition:
-        """The same with its quantity in the exchange's steps.
+        """``new`` with its quantity rounded to the exchange's steps.
 
         Args:
-            market: where it is to be opened.
-            new: what is asked for.
-            price: what the symbol trades at; ``None`` if that is not known.
+            market: where the position is to be opened.
+            new: the position asked for.
+            price: the symbol's last price; ``None`` if it is not known.
 
         Raises:
-            ConfigurationError: the exchange would not take it, or its stop would trigger at once.
+            ConfigurationError: the exchange would refuse the order, or its stop would trigger at once.
         """
         rules = market.rules
         stop = rules.price(stop_price_of(new.side, new.entry_price, new.stop_loss_percent))
@@ -198,7 +200,7 @@ class Venue:
         return replace(new, quantity=quantity)
 
     def attached_stop(self, market: Market, new: NewPosition) -> Decimal | None:
-        """Where an entry puts the stop that it brings along; ``None`` where it brings none."""
+        """The price of the stop that an entry carries; ``None`` where entries carry none."""
         planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
         return self._exchange.attached_stop(market, planned)
 
@@ -207,7 +209,7 @@ class Venue:
     def prepare(
         self, call: Callable[[], Coroutine[Any, Any, Outcome]], intent: Intent
     ) -> Prepared[Outcome] | None:
-        """Begin :meth:`enter` or :meth:`stop` while its intent is being committed; its request waits."""
+        """Begin :meth:`enter` or :meth:`stop` while its intent is being committed; its request is held."""
         return self._exchange.prepare(call, name=intent.client_id)
 
     async def enter(self, market: Market, intent: Intent, stop_price: Decimal | None) -> Outcome:
@@ -223,7 +225,7 @@ class Venue:
         )
 
     async def stop(self, market: Market, intent: Intent) -> Outcome:
-        """Place the stop of an intent, or find it."""
+        """Place the stop of an intent; one that may have been sent before is looked for first."""
         assert intent.trigger is not None
         trigger = intent.trigger
         return await self._patiently(
@@ -238,7 +240,7 @@ class Venue:
         )
 
     async def close(self, market: Market, intent: Intent) -> Outcome:
-        """Close, never turning the position round. One that was sent before is looked for by the caller."""
+        """Close a position, reduce-only. The caller looks for an order that may have been sent before."""
         return await self._patiently(
             lambda: self._exchange.close_position(
                 market,
@@ -249,11 +251,11 @@ class Venue:
         )
 
     async def cancel(self, order: PlacedOrder) -> Outcome:
-        """Take an order back."""
+        """Cancel an order; returns what became of the request."""
         return await self._patiently(lambda: self._exchange.cancel(order))
 
     async def _patiently(self, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Ask again what was certainly not done, for a reason that passes."""
+        """Repeat a request while it is refused for a reason that passes."""
         pause = self._pace.retry_pause
         for _ in range(1, self._pace.attempts):
             with _translated():
@@ -262,7 +264,7 @@ class Venue:
                 return outcome
             closed_for = self._exchange.closed_for
             if closed_for > self._pace.settle:
-                return outcome  # told to wait for longer than a symbol can be held: left to a later look
+                return outcome  # the wait is longer than a symbol can be held: left to a later pass
             await asyncio.sleep(max(pause, closed_for).total_seconds())
             pause *= 2
         with _translated():
@@ -274,7 +276,7 @@ class Venue:
         """The order of an intent; ``None`` while the exchange does not show it.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: the exchange did not answer.
         """
         with _translated():
             return await self._exchange.find_order(
@@ -284,10 +286,10 @@ class Venue:
             )
 
     async def find_stop(self, market: Market, position: Position) -> PlacedOrder | None:
-        """The order of a position's stop, waiting or not; ``None`` also where the row does not name it.
+        """The order of a position's stop, open or not; ``None`` also where the row has no id of it.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: the exchange did not answer.
         """
         if position.stop_client_id is None:
             return None
@@ -295,10 +297,10 @@ class Venue:
             return await self._exchange.find_order(market, position.stop_client_id, conditional=True)
 
     async def knows(self, market: Market, position: Position) -> bool:
-        """Whether this account has an order of a position's, by our name for it.
+        """Whether this account has the entry or the stop of a position, by client order id.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: the exchange did not answer.
         """
         names = ((position.entry_client_id, False), (position.stop_client_id, True))
         with _translated():
@@ -310,7 +312,7 @@ class Venue:
         return False
 
     def placed_stop(self, market: Market, position: Position) -> PlacedOrder | None:
-        """The stop of a position as its row has it, waiting or not; ``None`` if the row has none."""
+        """The stop of a position, built from its row without asking; ``None`` if the row has none."""
         trigger = position.stop_price or position.entry_price
         if position.stop_order_id is None or trigger is None:
             return None
@@ -328,16 +330,16 @@ class Venue:
         )
 
     async def done(self, market: Market, intent: Intent, order: PlacedOrder) -> PlacedOrder:
-        """Wait until an order is done. What is not done in time is taken back, as it could fill unseen.
+        """Wait until an order is done. One that is not done in time is cancelled, as it could fill unseen.
 
         The order's own fill counts. The list of positions may show it seconds later, and a bot that waited
         for the list instead has closed good positions.
 
         Returns:
-            The order as it ended; still live if the exchange would not take it back.
+            The order as it ended; still live if the exchange did not cancel it.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: the exchange did not answer.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._pace.settle.total_seconds()):
@@ -352,21 +354,21 @@ class Venue:
         return order
 
     async def holding(self, market: Market) -> Holding | None:
-        """What the exchange holds in a market; ``None`` when it says that it is flat.
+        """What the exchange holds in a market; ``None`` when it reports no position.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: the exchange did not answer.
         """
         with _translated():
             return await self._exchange.holding(market)
 
     @asynccontextmanager
     async def quoting(self, market: Market, *, ahead: bool = False) -> AsyncIterator[Quote]:
-        """Ask what a market trades at while the body runs, for :meth:`look`.
+        """Request a market's price while the body runs, for :meth:`look`.
 
         Args:
-            market: that one.
-            ahead: also make ready the question of what the exchange holds, which must wait for a lease.
+            market: the market.
+            ahead: also prepare the read of what the exchange holds, which is only sent under a lease.
         """
         held = None
         if ahead:
@@ -381,17 +383,17 @@ class Venue:
                 await held.drop()
 
     async def look(self, market: Market, quote: Quote | None = None) -> tuple[Holding | None, Decimal | None]:
-        """What the exchange holds in a market and, asked at the same time, what it trades at.
+        """What the exchange holds in a market and, requested at the same time, the market's last price.
 
-        A price that is not told, or much later than that, is ``None``: it only spares an entry that would be
-        closed again at once.
+        The price is ``None`` if the exchange gives none, or if it arrives much later than the holding: it is
+        only used to avoid an entry that would be closed again at once.
 
         Args:
-            market: that one.
-            quote: a price that was asked for already; too old a one is asked for again.
+            market: the market.
+            quote: a price that was requested already; requested again if it is too old.
 
         Raises:
-            ExchangeUnreadable: it did not say what it holds.
+            ExchangeUnreadable: the exchange did not say what it holds.
         """
         if quote is None or SYSTEM_CLOCK.now() - quote.asked_at > _PRICE_LATE_S:
             async with self.quoting(market) as fresh:
@@ -406,10 +408,10 @@ class Venue:
         return held, quote.answer.result() if quote.answer.done() else None
 
     async def price(self, market: Market) -> Decimal:
-        """What a market trades at.
+        """The last price of a market.
 
         Raises:
-            ExchangeUnreadable: it did not say.
+            ExchangeUnreadable: the exchange did not give it.
         """
         price = await self._price(market)
         if not price:
@@ -423,16 +425,16 @@ class Venue:
             return None
 
     async def holdings(self) -> tuple[Holding, ...]:
-        """Everything the exchange holds.
+        """The open positions of the account, in all markets.
 
         Raises:
-            ExchangeUnreadable: it did not answer, or its answer could not be read.
+            ExchangeUnreadable: the exchange did not answer, or its answer could not be read.
         """
         try:
             with _translated():
                 return await self._exchange.holdings()
         except (TypeError, KeyError, AttributeError, IndexError) as exc:
-            # ccxt stumbles over contracts that were listed after it loaded the markets.
+            # ccxt fails on contracts that were listed after it loaded the markets.
             with _translated():
                 if await self._exchange.refresh():
                     return await self._exchange.holdings()
@@ -441,20 +443,20 @@ class Venue:
             ) from exc
 
     async def waiting_stops(self, market: Market) -> tuple[PlacedOrder, ...]:
-        """The open orders of a market that wait for a price.
+        """The open conditional orders of a market.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: the exchange did not answer.
         """
         with _translated():
             orders = await self._exchange.open_orders(market)
         return tuple(order for order in orders if order.conditional)
 
     async def every_waiting_stop(self, symbols: Sequence[str]) -> tuple[PlacedOrder, ...]:
-        """The open orders that wait for a price: all where that can be asked, else those of ``symbols``.
+        """The open conditional orders of all symbols, or of ``symbols`` where the exchange cannot list all.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: the exchange did not answer.
         """
         if not self._lists_all_stops:
             return tuple(
@@ -465,20 +467,20 @@ class Venue:
         return tuple(order for order in orders if order.conditional)
 
     async def all_waiting_stops(self) -> tuple[PlacedOrder, ...] | None:
-        """Every order that waits for a price, of all symbols; ``None`` where that cannot be asked at once.
+        """The open conditional orders of all symbols; ``None`` where the exchange cannot list them at once.
 
         Raises:
-            ExchangeUnreadable: it did not answer.
+            ExchangeUnreadable: the exchange did not answer.
         """
         return await self.every_waiting_stop(()) if self._lists_all_stops else None
 
 
 async def give_up(task: asyncio.Task[Any]) -> None:
-    """End a task whose answer nobody waits for any more; one that has ended costs no turn of the loop."""
+    """Cancel a task whose answer is no longer needed; one that is done costs no turn of the event loop."""
     if task.cancel():
         await asyncio.gather(task, return_exceptions=True)
     elif not task.cancelled():
-        task.exception()  # seen, or asyncio would log it
+        task.exception()  # retrieved, or asyncio would log it
 
 
 @contextmanager
