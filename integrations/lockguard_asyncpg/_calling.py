@@ -1,7 +1,7 @@
 """The fence's own calls: each is repeated until it succeeds or the caller's time bound is reached.
 
 A call that fails for a passing reason is made again, so every call has to be safe to repeat. If none
-succeeds, a :class:`FenceUnavailable` says why, and which session was in the way.
+succeeds, a :class:`FenceUnavailable` says why, and which session was in the way if that is known.
 """
 
 from __future__ import annotations

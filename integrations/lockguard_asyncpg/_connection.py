@@ -233,7 +233,7 @@ class _Transaction(Transaction):
 
 
 class _Proxy(_PoolConnectionProxy):
-    """The pool's proxy, which the pool empties when the server drops the connection; names a lost lease."""
+    """The pool's proxy, emptied when the server drops the connection: then a lost lease is raised as such."""
 
     __slots__ = ()
 
