@@ -173,6 +173,7 @@ async def test_the_database_gone_right_after_the_fill_loses_nothing(redis_url: s
             manager.open_position_atomic("s", "APTUSDT", "binance", "long", "10", "8.5", "2")
         )
         while not exchange.record().position("APTUSDT"):
+            assert not opening.done(), opening.result()
             await asyncio.sleep(0.005)
         await asyncio.to_thread(server.kill)
         with pytest.raises((LockguardError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
