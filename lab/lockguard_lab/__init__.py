@@ -1,5 +1,5 @@
-"""What proves, shows and measures lockguard: servers, a local exchange, races, the demo and the benchmarks.
+"""Proves, demonstrates and measures lockguard: servers, a local exchange, races, the demo, the benchmarks.
 
-A distribution of its own, ``lockguard-lab``: none of it is needed in production, and nothing in the product
-imports it. The ``lockguard`` command finds its commands by their entry points.
+It is a separate distribution, ``lockguard-lab``: production needs none of it, and nothing in the product
+imports it. The ``lockguard`` command finds the lab's commands by their entry points.
 """

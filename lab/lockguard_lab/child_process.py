@@ -1,10 +1,10 @@
-"""Python processes that a race, a load, a benchmark or the demo starts, and how both sides talk.
+"""Child processes of a race, a load, a benchmark or the demo, and the protocol between child and parent.
 
-They speak lines: the parent over the child's standard input, the child in JSON over its standard output. What
-a child is told travels there too, since everybody can read the arguments of a process.
+Both send lines: the parent to the child's standard input, the child in JSON to its standard output. A child's
+instructions are sent that way too, since every user can read the arguments of a process.
 
-No child outlives its parent, however that ends. Leaving the ``async with`` block ends it; should the parent
-be killed, the child's input ends, and on Linux the kernel kills it even while it is stopped
+No child outlives its parent, however the parent ends. Leaving the ``async with`` block ends the child; if the
+parent is killed, the child's input ends, and on Linux the kernel kills the child even while it is stopped
 (:func:`begin_as_child`). Ctrl-C in the terminal reaches the parent alone, which then ends its children.
 """
 
@@ -39,13 +39,13 @@ _LAST_WORDS = 30
 
 
 class Child:
-    """A child, as its parent sees it; an async context manager that leaves none behind, stopped or not.
+    """The parent's handle of a child; an async context manager that always ends it, even while it is stopped.
 
     Args:
-        module: what it runs, as ``python -m`` does.
-        *arguments: of the module.
-        name: what it is called in errors; by default its module.
-        patience_s: for how many seconds an answer may be waited for; ``None`` for ever.
+        module: the module that it runs, as ``python -m`` does.
+        *arguments: the arguments of the module.
+        name: its name in errors; by default its module.
+        patience_s: for how many seconds to wait for an answer; ``None`` for ever.
         end_s: how many seconds it has to end by itself when its input ends, before it is killed.
     """
 
@@ -66,7 +66,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The child's process id."""
         return self._process.pid
 
     async def __aenter__(self) -> Self:
@@ -95,15 +95,15 @@ class Child:
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    process.kill()  # works on a stopped one too
+                    process.kill()  # works on a stopped process too
             await asyncio.shield(process.wait())
             self._hearing.cancel()
 
     async def write(self, line: str) -> None:
-        """Give it one line.
+        """Send the child one line.
 
         Raises:
-            ConfigurationError: it has ended.
+            ConfigurationError: the child has ended.
         """
         assert self._process.stdin is not None
         try:
@@ -113,18 +113,18 @@ class Child:
             raise await self._failure() from None
 
     async def tell(self, message: object) -> None:
-        """Give it one line of JSON.
+        """Send the child one line of JSON.
 
         Raises:
-            ConfigurationError: it has ended.
+            ConfigurationError: the child has ended.
         """
         await self.write(json.dumps(message))
 
     async def hear(self) -> Any:
-        """What it says next.
+        """Receive the child's next message.
 
         Raises:
-            ConfigurationError: it ended, or said nothing for as long as it may.
+            ConfigurationError: the child ended, or sent nothing within its ``patience_s``.
         """
         assert self._process.stdout is not None
         try:
@@ -139,10 +139,10 @@ class Child:
         return json.loads(line)
 
     async def expect(self, word: str) -> Any:
-        """The fact of this name, which is what it says next.
+        """Receive the fact ``word``, which must be in the child's next message.
 
         Raises:
-            ConfigurationError: it said something else, or as for :meth:`hear`.
+            ConfigurationError: the child sent something else, or as for :meth:`hear`.
         """
         facts = await self.hear()
         if word not in facts:
@@ -150,14 +150,14 @@ class Child:
         return facts[word]
 
     async def ended(self) -> tuple[int, str]:
-        """Wait for its end: the exit code, and the last line of its error output."""
+        """Wait for the child's end; returns its exit code and the last line of its error output."""
         async with asyncio.timeout(self._patience_s):
             code = await self._process.wait()
         await asyncio.wait({self._hearing}, timeout=1)
         return code, next((line for line in reversed(self._last_words) if line.strip()), "")
 
     async def suspend(self) -> None:
-        """SIGSTOP; returns when the kernel shows it as stopped."""
+        """Send SIGSTOP; returns when the kernel shows the child as stopped."""
         os.kill(self.pid, signal.SIGSTOP)
         process = psutil.Process(self.pid)
         async with asyncio.timeout(_SUSPEND_S):
@@ -165,7 +165,7 @@ class Child:
                 await asyncio.sleep(_POLL_S)
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
     @property
@@ -189,20 +189,20 @@ class Child:
 
 
 def begin_as_child() -> None:
-    """In a child, first of all: leave Ctrl-C to the parent, and die with it, even while stopped.
+    """In a child, first of all: leave Ctrl-C to the parent, and die with the parent, even while stopped.
 
-    Elsewhere than on Linux the kernel resumes a stopped process whose group was orphaned, and it then reads
-    the end of its standard input.
+    On other systems than Linux the kernel resumes a stopped process whose group was orphaned, and the process
+    then reads the end of its standard input.
     """
     os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(os.environ.get(_PARENT, os.getppid())):
-        os._exit(1)  # it died before it could be watched
+        os._exit(1)  # the parent died before it could be watched
 
 
 async def open_input() -> asyncio.StreamReader:
-    """In a child: its standard input."""
+    """In a child: open its standard input."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -211,6 +211,6 @@ async def open_input() -> asyncio.StreamReader:
 
 
 def say(what: object) -> None:
-    """In a child: tell the parent."""
+    """In a child: send a message to the parent."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()

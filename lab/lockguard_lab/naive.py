@@ -1,21 +1,21 @@
-"""The same flow without a guard, as bots write it: it loses money.
+"""The same flow without a guard, as bots often have it: it loses money.
 
-**For the race kit, the demo and the guide only.**
+**For the races, the demo and the guide only.**
 
-What is wrong with it, on purpose, and taken from a bot that ran:
+Its faults are intentional and come from a bot that was in use:
 
-* the check for an existing position looks at ``active`` rows only, which the row of an open under way is not;
-* each step is a transaction of its own, and nothing is locked between them;
+* the check for an existing position reads ``active`` rows only, and so misses the row of an open in progress;
+* each step is a transaction of its own, and nothing is locked between the steps;
 * it waits a fixed time for the entry to settle (3 s);
-* the sync pass, too, looks at ``active`` rows only, and takes what the exchange has beyond them for unknown;
-* orders carry no client id, and what is closed in an emergency is closed without ``reduceOnly``;
-* ``except Exception`` turns whatever happened into a rollback.
+* the sync pass, too, reads ``active`` rows only, and takes every other position on the exchange for unknown;
+* orders carry no client id, and an emergency close is sent without ``reduceOnly``;
+* ``except Exception`` turns every error into a rollback.
 
-On the schema of version 1 (unique over active rows) the two rows meet in ``idx_unique_active_position`` at
-the end, when both have been ordered for.
+On the schema of version 1 (unique over active rows) the two rows collide in ``idx_unique_active_position``
+only at the end, when orders for both have been sent.
 
-It logs its steps as such bots do, under ``lockguard_lab.naive``: ``lockguard logs analyze`` finds the
-faults in there.
+It logs its steps as such bots do, under ``lockguard_lab.naive``; ``lockguard logs analyze`` finds the faults
+in that log.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
 __all__ = ["SETTLEMENT", "NaiveManager", "NaiveOpen"]
 
 SETTLEMENT = timedelta(seconds=3)
-"""How long it waits for an entry to settle, whatever the exchange says."""
+"""How long the flow waits for an entry to settle, whatever the exchange reports."""
 
 _FILE = "naive.sql"
 
 _LOG = logging.getLogger(__name__)
-_LOG.addHandler(logging.NullHandler())  # or logging's last resort prints a traceback for each of its failures
+_LOG.addHandler(logging.NullHandler())  # otherwise logging's last resort prints a traceback for each failure
 
 
 @dataclass(frozen=True, slots=True)
 class NaiveOpen:
-    """What the unguarded open reports.
+    """The result of an unguarded open.
 
     Attributes:
-        position_id: the row; of somebody else if ``existing``.
-        existing: it found an active row and returned that.
-        error: what made it roll back.
-        unique_violation: the error was the index's.
+        position_id: the row's id; the row is another open's if ``existing``.
+        existing: the open found an active row and returned that.
+        error: the error that made it roll back.
+        unique_violation: whether that error was a violation of the unique index.
     """
 
     position_id: int
@@ -70,8 +70,8 @@ class NaiveManager:
     Args:
         pool: a database with the schema of version 1.
         exchange: a plain ccxt exchange with its markets loaded.
-        time_scale: what its fixed waits are multiplied by.
-        at: called with the name of each step that it reaches, for demonstrations that line processes up.
+        time_scale: the factor for its fixed waits.
+        at: called with the name of each step that it reaches, for demonstrations that synchronize processes.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class NaiveManager:
         entry_price: Decimal,
         stop_loss_percent: Decimal,
     ) -> NaiveOpen:
-        """Row, entry, row, wait, stop, row: with nothing that holds them together."""
+        """Open a position: row, entry, row, wait, stop, row, with nothing that makes these steps atomic."""
         venue, short = self._name(symbol)
         existing = await self._pool.fetchval(statement("active", _FILE), short, venue)
         if existing is not None:
@@ -137,7 +137,7 @@ class NaiveManager:
         return NaiveOpen(position_id)
 
     async def sync_exchange_positions(self, *, stop_loss_percent: Decimal = Decimal(2)) -> int:
-        """Create rows, and stops, for what the exchange has and the active rows have not.
+        """Create rows and stops for positions on the exchange that no active row has.
 
         Returns:
             How many rows it created.
@@ -155,7 +155,7 @@ class NaiveManager:
         return sum(made)
 
     async def clean_up(self, older_than: timedelta) -> int:
-        """Close whatever looks incomplete: it cannot tell an open under way from one that died.
+        """Close whatever looks incomplete: it cannot tell an open in progress from one that died.
 
         Returns:
             How many rows it cleaned up.
@@ -244,6 +244,6 @@ class NaiveManager:
             await self._at(step, symbol)
 
     def _name(self, symbol: str) -> tuple[str, str]:
-        """The venue and the symbol as the table has them."""
+        """The venue and the symbol as in the table."""
         venue, _, short = resource_key(self._exchange, symbol).partition(":")
         return venue, short

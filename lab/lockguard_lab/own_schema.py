@@ -1,4 +1,4 @@
-"""A schema of a command's own, which it makes and drops: nobody else's that happens to have its name."""
+"""A schema that a command makes and drops; another owner's schema of the same name is left alone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ __all__ = ["made_anew"]
 
 
 def made_anew(schema: str, maker: str) -> str:
-    """A script that drops what an earlier run has left of the schema, and makes it, empty.
+    """A script that drops the schema if an earlier run left it, and makes it empty.
 
-    A schema of that name without the maker's mark belongs to somebody: the script ends in ``LG004``.
+    A schema of that name without the maker's mark belongs to another owner: the script fails with ``LG004``.
 
     Args:
-        schema: its name, ours and plain.
+        schema: its name, one of ours that needs no quotes.
         maker: the command that marks it, such as ``lockguard fence race``.
     """
     mark = f"made by {maker}"

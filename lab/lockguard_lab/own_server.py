@@ -1,4 +1,4 @@
-"""A Postgres with the fence's schema, for a command that measures or races without being given a database."""
+"""A Postgres with the fence's schema, for a command that measures or races and was given no database."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["own_server"]
 
 @contextmanager
 def own_server(doing: str, **options: Any) -> Iterator[PostgresServer]:
-    """A Postgres with the fence's schema, which goes with the command.
+    """A Postgres with the fence's schema, which ends with the command.
 
     Args:
-        doing: what for, for the line that says where.
-        **options: of :class:`~lockguard_lab.servers.PostgresServer`.
+        doing: its purpose, for the line that says where it runs.
+        **options: the arguments of :class:`~lockguard_lab.servers.PostgresServer`.
 
     Raises:
-        Mistake: there is none; the text names the package.
+        Mistake: this machine has no Postgres; the text names the package.
     """
     try:
         server = PostgresServer(**options).start()

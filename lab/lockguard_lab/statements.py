@@ -8,5 +8,5 @@ __all__ = ["statement"]
 
 
 def statement(name: str, file: str) -> str:
-    """One statement."""
+    """The statement ``name`` of ``file``."""
     return statements(file, "lockguard_lab")[name]

@@ -1,1 +1,1 @@
-"""``lockguard bench``: lockguard, its limits and its peers in one run, on one server, in turns."""
+"""``lockguard bench``: measures lockguard, its limits and its peers in turns, in one run on one server."""

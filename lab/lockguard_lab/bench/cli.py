@@ -97,7 +97,7 @@ def bench(
         return
     names, where = _known(peers), TopologyName.parse(topology)
     require_writable(json_file, plot_file)
-    loop_factory(loop)  # a missing one is told before servers are started
+    loop_factory(loop)  # reports a missing loop before servers are started
     console = Console()
     with _quiet(), warnings_told(console.print), console.status("starting servers") as status:
         figures = run_on(
@@ -114,7 +114,7 @@ def bench(
 
 
 def _bench_fence(**options: Any) -> None:
-    """By name: the core knows nothing of Postgres, and works without what that needs."""
+    """Import by name: the core knows nothing of Postgres, and works without the packages for it."""
     try:
         measured = import_module("lockguard_lab.bench.fence_speed_command")
     except ImportError as missing:
@@ -127,7 +127,7 @@ def _bench_fence(**options: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log meanwhile: python-redis-lock logs each lock, and renewals are not late here but measured."""
+    """Silence the logs: python-redis-lock logs each lock, and late renewals are measured here, not logged."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The peers' own clients for each topology; every one of them connects as its documentation shows it."""
+"""The peers' own clients for each topology; each connects as its documentation shows."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CANNOT: Mapping[TopologyKind, Mapping[str, str]] = {
 
 
 def kind_of(urls: Sequence[str]) -> TopologyKind:
-    """How the servers behind these URLs work together."""
+    """The kind of topology behind these URLs."""
     if len(urls) > 1:
         return "redlock"
     return cast("TopologyKind", urlsplit(urls[0]).scheme.partition("+")[2] or "single")
 
 
 def aio(url: str) -> Any:
-    """redis-py's asyncio client: of a server, of the master that Sentinels name, or of a cluster."""
+    """redis-py's asyncio client for a server, for the master that Sentinels name, or for a cluster."""
     match kind_of([url]):
         case "sentinel":
             kind = import_module("redis.asyncio.sentinel").Sentinel
@@ -47,7 +47,7 @@ def aio(url: str) -> Any:
 
 
 def blocking(url: str) -> Any:
-    """redis-py's client for threads: of a server, or of the master that Sentinels name."""
+    """redis-py's blocking client for a server, or for the master that Sentinels name."""
     if kind_of([url]) == "sentinel":
         kind = import_module("redis.sentinel").Sentinel
         return kind(_places(url), **_sentinel_login(url)).master_for(_service(url))
@@ -55,7 +55,7 @@ def blocking(url: str) -> Any:
 
 
 def coredis_client(url: str) -> tuple[Any, Any]:
-    """The client of coredis, and what has to be opened before it, if anything."""
+    """The client of coredis, and the object that must be opened before it, if any."""
     coredis = import_module("coredis")
     match kind_of([url]):
         case "sentinel":
@@ -71,18 +71,18 @@ def coredis_client(url: str) -> tuple[Any, Any]:
 
 
 def _places(url: str) -> list[tuple[str, int]]:
-    """Hosts and ports."""
+    """The hosts and ports of a URL."""
     pairs = (place.rpartition(":") for place in urlsplit(url).netloc.rpartition("@")[2].split(","))
     return [(host, int(port)) for host, _, port in pairs]
 
 
 def _password(url: str) -> str | None:
-    """Of the embedded servers, the same for all of a topology."""
+    """The password of the embedded servers, the same for all servers of a topology."""
     return urlsplit(url).netloc.rpartition("@")[0].partition(":")[2] or None
 
 
 def _sentinel_login(url: str) -> dict[str, Any]:
-    """Of the master and of the Sentinels."""
+    """The login options for the master and the Sentinels."""
     password = _password(url)
     return {"password": password, "sentinel_kwargs": {"password": password}}
 

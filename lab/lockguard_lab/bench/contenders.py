@@ -1,8 +1,9 @@
-"""Who competes: lockguard, and the peers that are installed, each as its documentation shows it.
+"""The contenders: lockguard, and the installed peers, each used as its documentation shows.
 
-Each holds its lock for ten seconds at most and is used over one client. Where the locks are is said by URLs,
-as ``LockGuard.from_urls`` takes them; not every peer can lock everywhere. python-redis-lock is a library for
-threads: alone it runs in the event loop's own thread, which is its best case; together each lock gets one.
+Each has a lock timeout of ten seconds and one client. URLs name the servers of the locks, as
+``LockGuard.from_urls`` takes them; not every peer supports every topology. python-redis-lock is for
+threads: a single task runs it in the event loop's thread, which is its best case; with many tasks each lock
+has a thread of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _TTL_S = 10
 
 
 class Contender(ABC):
-    """One lock library, wherever it keeps its locks."""
+    """One lock library on one topology."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -43,19 +44,19 @@ class Contender(ABC):
         return self.lock(resource)
 
     async def cycle_alone(self, resource: str) -> None:
-        """Lock and unlock, as the only task."""
+        """Lock and unlock once, as the only task."""
         async with self.lock_alone(resource):
             pass
 
     async def cycles(self, resource: str, number: int) -> None:
-        """Lock and unlock so many times, as one of many tasks."""
+        """Lock and unlock ``number`` times, as one of many tasks."""
         for _ in range(number):
             async with self.lock(resource):
                 pass
 
 
 class Lockguard(Contender):
-    """This library, with its defaults."""
+    """lockguard with its defaults."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self.guard = LockGuard.from_urls(urls)
@@ -179,16 +180,16 @@ _KINDS: Mapping[str, Callable[[Sequence[str]], Contender]] = {
 _IMPORTED = {"coredis": "coredis", "pottery": "pottery", "python-redis-lock": "redis_lock"}
 
 PEERS = tuple(name for name in _KINDS if name != "lockguard")
-"""Whom lockguard can be compared with."""
+"""The peers with which lockguard can be compared."""
 
 
 def contender(name: str, urls: Sequence[str]) -> Contender:
-    """A contender by its name."""
+    """The contender of this name."""
     return _KINDS[name](urls)
 
 
 def left_out(names: Sequence[str], kind: TopologyKind) -> dict[str, str]:
-    """Which of these peers cannot be measured, and why."""
+    """The peers of ``names`` that cannot be measured, each with the reason."""
     why = {name: f"not on {kind}: {reason}" for name, reason in CANNOT[kind].items()}
     why |= {name: "not installed: pip install 'lockguard[bench]'" for name in names if missing(name)}
     return {name: why[name] for name in names if name in why}
@@ -200,7 +201,7 @@ def missing(name: str) -> bool:
 
 
 def installed_version(name: str) -> str:
-    """Of a contender or a package."""
+    """The installed version of a contender or a package."""
     try:
         return version({"redis-py": "redis"}.get(name, name))
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""What the fence costs beside other ways to keep two writers apart: all in one run, in turns.
+"""Measures the cost of the fence against other ways to exclude a second writer: in one run, in turns.
 
-Each contender does the same small piece of work again and again, alone; the turns are interleaved, so that a
-noisy moment hits all alike. A figure is the median of the medians of each turn, in microseconds. Trust the
-ratios within one run more than the figures.
+Each contender repeats the same small piece of work, alone; the turns are interleaved, so that a noisy moment
+affects all alike. A figure is the median of the turns' medians, in microseconds. Trust the ratios within one
+run more than the figures.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ update lease set holder = 'me', until = now() + interval '30 s'
 _GIVE = "update lease set holder = null where name = $1 and holder = 'me'"
 _HOT_TASKS = 4
 _OTHER = "bench:SUIUSDT"
-# As many rows as that many transactions leave whose end nobody heard of: the most there can be.
+# As many rows as that many transactions of unknown outcome leave: the most there can be.
 _HISTORY = """
 insert into lockguard.writer (resource, slot, token, sequence, first)
 select $1, g, 1, (g << 10) + 1, (g << 10) + 1 from generate_series(1, $2::bigint) g
@@ -59,11 +59,11 @@ select $1, g, 1, (g << 10) + 1, (g << 10) + 1 from generate_series(1, $2::bigint
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """What one figure of a run is of others.
+    """The ratio of one figure of a run to others.
 
     Attributes:
         value: the ratio.
-        aim: what it is to be at most; ``None`` where nothing was aimed at.
+        aim: the most that it should be; ``None`` if there is no aim.
     """
 
     value: float
@@ -71,19 +71,19 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """Whether the aim was met; empty without one."""
+        """Whether the aim was met, as text; empty without an aim."""
         return "" if self.aim is None else "met" if self.value <= self.aim else "missed"
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What came of one server.
+    """The figures of one server.
 
     Attributes:
         where: fsync off or on, directly or through a pooler.
         us: the median for each contender, in microseconds.
-        hot_per_s: holds with a write of one lock that four tasks want, per second, for each contender.
-        ratios: what the reference aims at, by name.
+        hot_per_s: holds with a write, per second, of one lock that four tasks want, for each contender.
+        ratios: the ratios for which the reference states an aim, by name.
     """
 
     where: str
@@ -102,16 +102,16 @@ async def measure_speed(
     pooled: str | None = None,
     durable: bool = False,
 ) -> Speed:
-    """Measure on a database of the run's own.
+    """Measure the fence on a database of the run's own.
 
     Args:
         url: the database, directly.
-        redis_url: where the leases are taken.
-        where: a name for what is measured.
-        rounds: turns of each contender; one more warms up.
+        redis_url: the Redis of the leases.
+        where: a name for this measurement.
+        rounds: turns of each contender, after one more for warm-up.
         calls: pieces of work in each turn.
-        pooled: the same database through a pooler, to be measured in its place.
-        durable: the server waits for the disk.
+        pooled: the same database through a pooler, to be measured instead.
+        durable: whether the server waits for the disk.
     """
     async with AsyncExitStack() as stack:
         conn = await asyncpg.connect(url)
@@ -125,7 +125,7 @@ async def measure_speed(
         pool = await stack.enter_async_context(
             create_pool(pooled or url, min_size=2, max_size=_HOT_TASKS + 4, **options)
         )
-        # A peer to be measured; nothing of the fence needs it.
+        # A peer to measure; the fence itself does not need it.
         redis = await stack.enter_async_context(import_module("redis.asyncio").Redis.from_url(redis_url))
         plain = await stack.enter_async_context(LockGuard.from_url(redis_url))
         fence = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
@@ -155,13 +155,13 @@ async def measure_speed(
 async def measure_history(
     urls: dict[int, str], redis_url: str, *, where: str, rounds: int, calls: int
 ) -> Speed:
-    """A hold with a write after so many earlier writes, under its own resource and under another.
+    """Measure a hold with a write after earlier writes of the same resource and of another.
 
     Args:
-        urls: a database of the run's own for each number of earlier writes, 0 among them.
-        redis_url: where the leases are taken.
-        where: a name for what is measured.
-        rounds: turns of each; one more warms up.
+        urls: a database of the run's own for each number of earlier writes, including 0.
+        redis_url: the Redis of the leases.
+        where: a name for this measurement.
+        rounds: turns of each, after one more for warm-up.
         calls: holds in each turn.
     """
     async with AsyncExitStack() as stack:
@@ -172,7 +172,7 @@ async def measure_history(
                 await install(conn)
                 await conn.execute(_SET_UP)
                 await conn.execute(_HISTORY, _RESOURCE, count)
-                # Or it would be done in the middle of a turn.
+                # Otherwise it would run in the middle of a turn.
                 await conn.execute("vacuum (analyze) lockguard.writer")
                 await conn.execute("checkpoint")
             guard = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
@@ -269,7 +269,7 @@ async def _in_turns(
     for turn in range(rounds + 1):
         for name, work in works.items():
             taken = await _timed(work, calls)
-            if turn:  # the first one warms up
+            if turn:  # the first turn is warm-up
                 turns[name].append(median(taken))
     return {name: round(median(taken), 1) for name, taken in turns.items()}
 

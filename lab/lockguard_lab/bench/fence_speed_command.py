@@ -1,4 +1,4 @@
-"""``lockguard bench --fence``: what the fence costs, measured on servers of its own."""
+"""``lockguard bench --fence``: measures the cost of the fence on servers of its own."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bench_fence", "drawn"]
 
-# A fast local disk hides what a commit costs elsewhere: Postgres itself waits 2 ms before each flush then, as
-# a network disk would make it wait (commit_siblings of 0: also when nobody else commits).
+# A fast local disk hides the cost of a commit elsewhere, so Postgres itself waits 2 ms before each flush, as
+# a network disk would make it wait (commit_siblings of 0: even when no other transaction is active).
 _DISKS = {
     "fsync off": {"fsync": "off"},
     "fsync on": {"fsync": "on"},
@@ -35,7 +35,7 @@ _WIDTH, _LABEL, _BAR, _LINE = 820, 300, 380, 22
 
 
 def bench_fence(*, rounds: int, history: int, json_file: Path | None, plot_file: Path | None) -> None:
-    """Measure on each kind of disk, also through PgBouncer where it is installed; show and write it."""
+    """Measure on each kind of disk, and through PgBouncer if installed; show and write the figures."""
     require_writable(json_file, plot_file)
     console = Console()
     found: list[Speed] = []
@@ -93,7 +93,7 @@ def _show(speed: Speed, console: Console) -> None:
 
 
 def drawn(found: Sequence[Speed]) -> str:
-    """The figures as one SVG file that needs nothing else."""
+    """The figures as one self-contained SVG file."""
     parts, top = [], 10
     for speed in found:
         most = max(speed.us.values())

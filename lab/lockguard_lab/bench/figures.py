@@ -1,4 +1,4 @@
-"""What a run measured, and the JSON that it becomes."""
+"""The figures of a run, and their form as JSON."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured.
+    """The sizes of the measurements.
 
     Attributes:
-        rounds: how often each contender has its turn; the medians are over these.
+        rounds: how many turns each contender has; the medians are over these.
         cycles: locks and unlocks in one turn of one task.
-        tasks: tasks at once in the measurement of throughput, each with a lock of its own.
-        cycles_per_task: what each of them does in one turn.
+        tasks: concurrent tasks in the measurement of throughput, each with a lock of its own.
+        cycles_per_task: locks and unlocks of each of these tasks in one turn.
         hand_offs: hand-offs in one turn.
-        processes: processes that wait together.
+        processes: how many processes the waiters run in.
         waiters: how many wait, over all processes.
-        watch_s: how long they are watched, in seconds.
-        leases: how many are held at once.
-        renewal_ttl_ms: their ttl, in milliseconds.
-        ticks: for how many renewals.
+        watch_s: for how many seconds the waiters are watched.
+        leases: how many leases are held at once.
+        renewal_ttl_ms: the ttl of these leases, in milliseconds.
+        ticks: for how many renewals they are held.
     """
 
     rounds: int = 5
@@ -86,7 +86,7 @@ class Waiters:
         commands_per_release: commands sent because of one release, without the release itself.
         commands_per_waiter_s: commands per waiter and second while nothing happens.
         connections: per process.
-        fifo_inversions: how many were served before somebody who had queued earlier.
+        fifo_inversions: how many waiters were served before one that had queued earlier.
     """
 
     commands_per_release: float
@@ -101,7 +101,7 @@ class Renewal:
 
     Attributes:
         writes_per_tick: writes to the connection for one renewal of all of them.
-        cpu_share: of one core, at a ttl of 30 seconds.
+        cpu_share: the share of one core, at a ttl of 30 seconds.
     """
 
     writes_per_tick: float
@@ -110,13 +110,13 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What Redis needs, in bytes, by ``MEMORY USAGE`` over all keys of a lock.
+    """The memory in Redis, in bytes, by ``MEMORY USAGE`` over all keys of a lock.
 
     Attributes:
-        bytes_per_held_lock: while it is held for the first time and nobody waits.
-        bytes_per_free_lock: what stays of it afterwards: the token floor and the history, for seven days.
-        bytes_per_free_lock_max: the same when its history is full.
-        bytes_per_waiter: for each place in its queue.
+        bytes_per_held_lock: a lock that is held for the first time and has no waiters.
+        bytes_per_free_lock: what remains of that lock: the token floor and the history, for seven days.
+        bytes_per_free_lock_max: the same when the history is full.
+        bytes_per_waiter: each place in the queue.
     """
 
     bytes_per_held_lock: float
@@ -127,12 +127,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Where and with what it was measured.
+    """The environment of a run.
 
     Attributes:
-        topology: as ``--topology`` has it.
-        loop: as ``--loop`` has it.
-        left_out: peers, and why.
+        topology: the topology, as in ``--topology``.
+        loop: the event loop, as in ``--loop``.
+        left_out: the peers that were left out, each with the reason.
     """
 
     topology: str
@@ -181,7 +181,7 @@ class Figures:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of them lie; the largest of few."""
+    """The value below which ``share`` of the values lie; the largest if there are few."""
     if share == 0.5:
         return statistics.median(values)
     ordered = sorted(values)

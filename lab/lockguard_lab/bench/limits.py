@@ -1,9 +1,9 @@
-"""What no lock with these scripts can beat: the same two commands, sent by nothing but a socket.
+"""The limit for a lock with these scripts: the same two commands, sent over a bare socket.
 
-Where several servers keep locks, it is one of them that is asked: none can be faster than that.
+Where several servers keep locks, only one of them is asked: no lock can be faster than that.
 
-The commands are not written down here. They are what the server saw when lockguard locked and unlocked
-once, with the resource and the grant put in anew for each call: so they are the same by construction.
+The commands are not written here. They are recorded at the server when lockguard locks and unlocks once, with
+a new resource and grant filled in for each call: so they are the same by construction.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REPLY_BYTES_MAX = 4096
 
 
 class Calls:
-    """The two commands for one resource, with any grant."""
+    """The two commands for one resource, to be filled in with a grant."""
 
     def __init__(self, acquire: list[str], release: list[str], grant: str) -> None:
         self._acquire = acquire
@@ -42,7 +42,7 @@ class Calls:
         self._release_at = [place for place, word in enumerate(release) if word == grant]
 
     def packed(self) -> tuple[bytes, bytes]:
-        """Both, with a new grant."""
+        """Both commands, encoded with a new grant."""
         grant = new_grant_id()
         for place in self._at:
             self._acquire[place] = grant
@@ -58,12 +58,12 @@ def _packed(words: list[str]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The commands of one lock and unlock, as one of the servers got them.
+    """The commands of one lock and unlock, as one of the servers received them.
 
     Attributes:
-        port: of that server.
-        password: what it asks for.
-        slots: it keeps only keys of these slots.
+        port: the port of that server.
+        password: the password that it asks for.
+        slots: the only slots whose keys that server keeps; ``None`` for all.
     """
 
     port: int
@@ -75,8 +75,8 @@ class Recorded:
     grant: str
 
     def login(self) -> bytes:
-        """What a connection has to say first."""
-        words: Any = ("AUTH", self.password)  # its annotation allows one word only
+        """The bytes that a connection must send first."""
+        words: Any = ("AUTH", self.password)  # the annotation allows one word only
         return bytes(hiredis.pack_command(words))
 
     def on(self, resource: str) -> Calls:
@@ -94,13 +94,13 @@ class Recorded:
 async def record(
     lockguard: Lockguard, monitor: Monitor, slots: Mapping[int, range | None], passwords: Mapping[int, str]
 ) -> tuple[Recorded, int]:
-    """What lockguard sends for one uncontended lock and unlock, and how many commands that is.
+    """Record what lockguard sends for one uncontended lock and unlock, and how many commands that is.
 
     Args:
-        lockguard: it sends them.
-        monitor: sees them.
-        slots: of each server by its port, where it keeps only some.
-        passwords: of each server by its port.
+        lockguard: the sender.
+        monitor: the monitor that records the commands.
+        slots: the slots of each server by its port, if it keeps only some.
+        passwords: the password of each server by its port.
     """
     resource = f"bench:recorded:{secrets.token_hex(4)}"
     async with lockguard.lock(resource):
@@ -110,7 +110,7 @@ async def record(
         pass
     commands = await monitor.take()
     calls = [command for command in commands if command.name == "evalsha"]
-    # Sentinels and replicas talk to the server as well.
+    # Sentinels and replicas send commands to the server as well.
     ours = {command.sender for command in calls}
     acquire, release = (
         next(c.words for c in calls if c.port == calls[0].port and script.sha in c.words)
@@ -123,7 +123,7 @@ async def record(
 
 
 class BareSocket:
-    """An asyncio stream: send, wait for any bytes, send, wait. It does not even read the reply."""
+    """An asyncio stream: send, wait for any bytes, send, wait. It does not even parse the reply."""
 
     def __init__(
         self, recorded: Recorded, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -147,7 +147,7 @@ class BareSocket:
             await writer.wait_closed()
 
     async def cycle_alone(self, resource: str) -> None:
-        """Both calls."""
+        """Send both commands, waiting for each reply."""
         if resource not in self._calls:
             self._calls[resource] = self._recorded.on(resource)
         acquire, release = self._calls[resource].packed()
@@ -185,17 +185,17 @@ class BareProtocol(asyncio.Protocol):
             transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The transport is ready."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's inherits from nothing
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's has no base class
 
     def data_received(self, data: bytes) -> None:
-        """Each reply goes to the oldest future."""
+        """Give each reply to the oldest future."""
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not _NO_MORE:
             self._futures.popleft().set_result(reply)
 
     async def cycles(self, resource: str, number: int) -> None:
-        """Both calls, so many times."""
+        """Send both commands ``number`` times, waiting for each reply."""
         calls = self._recorded.on(resource)
         for _ in range(number):
             acquire, release = calls.packed()

@@ -1,4 +1,4 @@
-"""The event loops that it is measured on."""
+"""The event loops of the benchmarks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LOOPS = ("asyncio", "uvloop")
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes such a loop.
+    """The factory of the event loop of this name.
 
     Raises:
-        ConfigurationError: it is not installed.
+        ConfigurationError: that event loop is not installed.
     """
     if name == "asyncio":
         return asyncio.new_event_loop
@@ -33,11 +33,11 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def run_on(name: str, work: Coroutine[Any, Any, T]) -> T:
-    """As :func:`lockguard._interrupt.run`, on the loop of this name."""
+    """Like :func:`lockguard._interrupt.run`, on the event loop of this name."""
     return interrupt.run(work, loop_factory=loop_factory(name))
 
 
 def current_loop() -> str:
-    """The name of the loop that runs."""
+    """The name of the running event loop."""
     module = type(asyncio.get_running_loop()).__module__
     return "uvloop" if module.partition(".")[0] == "uvloop" else "asyncio"

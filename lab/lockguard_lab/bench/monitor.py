@@ -1,4 +1,4 @@
-"""What the servers were asked, as they report it themselves with MONITOR."""
+"""The commands that the servers received, as they report them with MONITOR."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Keeper:
     """A server that keeps locks.
 
     Attributes:
-        host: where it listens.
-        port: the same.
-        password: what it asks for.
+        host: the host on which it listens.
+        port: the port on which it listens.
+        password: the password that it asks for.
         admin: a client with one connection, whose own commands are not counted.
     """
 
@@ -35,13 +35,13 @@ class Keeper:
     admin: Redis
 
     async def clients(self) -> set[str]:
-        """Everybody who is connected, by names that no other server's clients have."""
+        """All connected clients, by names that no other server's clients have."""
         return {f"{client['addr']}>{self.port}" for client in await self.admin.client_list()}
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command that a client sent; what scripts call is left out."""
+    """One command that a client sent; commands called by scripts are left out."""
 
     port: int
     sender: str
@@ -49,12 +49,12 @@ class Command:
 
     @property
     def name(self) -> str:
-        """In lower case."""
+        """The command's name in lower case."""
         return self.words[0].lower()
 
 
 class _Tap:
-    """Collects what all other clients send to one server."""
+    """Collects the commands that all other clients send to one server."""
 
     def __init__(self, reader: asyncio.StreamReader, keeper: Keeper) -> None:
         self._reader = reader
@@ -85,7 +85,7 @@ class _Tap:
 
 
 class Monitor:
-    """Collects what all other clients send, to any of the servers."""
+    """Collects the commands that all other clients send to any of the servers."""
 
     def __init__(self, taps: Sequence[_Tap]) -> None:
         self._taps = taps

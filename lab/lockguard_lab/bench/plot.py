@@ -1,4 +1,4 @@
-"""The comparison as one SVG file that needs nothing else: three groups of bars on their own scales."""
+"""The comparison as one self-contained SVG file: three groups of bars, each on its own scale."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PEER_COLOUR = "#d0a15c"
 
 
 def svg(figures: Figures) -> str:
-    """The text of the file."""
+    """The SVG text of the figures."""
     alone, together = figures.uncontended, figures.throughput
     handed = {"lockguard": figures.hand_off, **figures.hand_off_peers}
     groups = [
@@ -51,7 +51,7 @@ def svg(figures: Figures) -> str:
 def _group(
     title: str, values: Mapping[str, float], shown: Callable[[float], str], *, logarithmic: bool = False
 ) -> tuple[int, list[str]]:
-    """Its height, and its elements."""
+    """The height and the elements of one group of bars."""
     most, least = max(values.values()), min(values.values())
     lines = [f'<text y="14" font-weight="bold">{escape(title)}</text>']
     for row, (name, value) in enumerate(values.items()):

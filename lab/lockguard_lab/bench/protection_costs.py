@@ -1,7 +1,7 @@
-"""What protection costs, measured: each change of an unprotected table and of its protected twin, in turn.
+"""Measures the cost of protection: the same changes of an unprotected and a protected table, in turn.
 
-Everything runs on one connection, in transactions that are rolled back, with the lease presented beforehand
-where the change needs one. A figure is the median over the rounds, in microseconds.
+Everything runs on one connection, in transactions that are rolled back; a change that needs a lease has it
+presented beforehand. A figure is the median over the rounds, in microseconds.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _SET_UP = made_anew("lockguard_bench", "lockguard fence bench")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one kind of change takes.
+    """The time of one kind of change.
 
     Attributes:
         table: ``ordinary`` or ``partitioned``, which are checked in different ways.
-        change: what was done.
-        unit: what the figures are for: a row of one big statement, or a statement of one row.
-        plain_us: unprotected, in microseconds.
-        protected_us: protected, in microseconds.
+        change: the kind of change.
+        unit: the unit of the figures: a row of one big statement, or a statement of one row.
+        plain_us: the time on the unprotected table, in microseconds.
+        protected_us: the time on the protected table, in microseconds.
     """
 
     table: str
@@ -54,7 +54,7 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """How many times as long it takes protected."""
+        """The protected time divided by the unprotected one."""
         return self.protected_us / self.plain_us
 
 
@@ -91,13 +91,13 @@ async def measure(
 
     Args:
         conn: a connection of a role that owns lockguard's schema and may create one.
-        rows: of each table.
+        rows: how many rows each table has.
         rounds: how often each change is made.
         clock: the clock.
 
     Raises:
-        ConfigurationError: the schema is missing or old, the role may not, or somebody else has a schema of
-            that name.
+        ConfigurationError: lockguard's schema is missing or old, the role lacks a privilege, or another owner
+            has a schema of that name.
     """
     await require_current(conn)
     try:
@@ -154,5 +154,5 @@ async def _compare(
             await conn.execute(case.statement)
             times.append((clock.now() - began) / case.count * 1e6)
             await transaction.rollback()
-            await conn.execute(f"vacuum {table}")  # what was rolled back is in the next round's way
+            await conn.execute(f"vacuum {table}")  # rolled-back rows would slow the next round
     return median(taken[0]), median(taken[1])

@@ -1,4 +1,4 @@
-"""One run: servers of its own, everybody in turns, all figures."""
+"""One run of all measurements: servers of its own, and each contender in turn."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ async def measure(
     """Measure everything once.
 
     Args:
-        peers: whom to compare with, of :data:`PEERS`; one that is not installed, or cannot lock in the
+        peers: the peers to compare with, of :data:`PEERS`; one that is not installed, or does not support the
             topology, is left out and named.
-        sizes: how much.
-        progress: told what is being measured.
-        topology: which servers to lock in.
+        sizes: the sizes of the measurements.
+        progress: called with what is being measured.
+        topology: the servers of the locks.
     """
     absent = left_out(peers, topology.kind)
     load_before = os.getloadavg()[0]
@@ -66,7 +66,7 @@ async def measure(
             )
             crowd, bytes_per_waiter = await waiters(lockguard, urls, monitor, keepers, sizes)
         memory_figures = await memory(lockguard, keepers, bytes_per_waiter=bytes_per_waiter)
-        # What everybody has loaded must not be searched for garbage again in somebody's turn.
+        # The garbage collector must not scan what all contenders have loaded again in the turn of one.
         gc.collect()
         gc.freeze()
         progress("one task alone")
@@ -116,7 +116,7 @@ def _about(
 
 
 def _kept_by(servers: Topology) -> list[RedisServer]:
-    """The servers that are asked for locks; a replica only gets what its master was asked."""
+    """The servers that are asked for locks; a replica only receives its master's commands."""
     return [servers.master] if isinstance(servers, SentinelRedis) else servers.servers
 
 
@@ -126,7 +126,7 @@ async def _keeper(stack: AsyncExitStack, server: RedisServer) -> Keeper:
 
 
 async def _slots(keeper: Keeper) -> range | None:
-    """The slots of a cluster's master, which here are in one piece; ``None`` for any other server."""
+    """The slots of a cluster's master, contiguous here; ``None`` for any other server."""
     if not (await keeper.admin.info("cluster"))["cluster_enabled"]:
         return None
     nodes = str(command(keeper.port, "CLUSTER", "NODES", password=keeper.password)).splitlines()

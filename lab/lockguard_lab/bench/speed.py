@@ -1,4 +1,4 @@
-"""One task alone, and many tasks each with a lock of its own."""
+"""Measures one task alone, and many tasks each with a lock of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMIT = "limit"
 
 
 async def in_turns(rounds: int, turns: Mapping[str, Callable[[], Awaitable[float]]]) -> dict[str, float]:
-    """Everybody's median over ``rounds`` turns, A B C A B C, so that a noisy moment hits all alike.
+    """The median of each contender over ``rounds`` turns, A B C A B C, so that noise affects all alike.
 
     One round before is not counted: it connects and warms up.
     """
@@ -34,7 +34,7 @@ async def in_turns(rounds: int, turns: Mapping[str, Callable[[], Awaitable[float
 async def uncontended(
     contenders: Mapping[str, Contender], limit: BareSocket, sizes: Sizes
 ) -> dict[str, float]:
-    """The median lock and unlock of one task, in microseconds, by contender and for the limit."""
+    """The median time of a lock and unlock by one task, in microseconds, by contender and for the limit."""
 
     def turn(name: str, cycle: Callable[[str], Awaitable[None]]) -> Callable[[], Awaitable[float]]:
         async def one_by_one() -> float:

@@ -1,4 +1,4 @@
-"""The figures as a table for people."""
+"""The figures as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["show"]
 
 
 def show(figures: Figures, console: Console) -> None:
-    """Print everything."""
+    """Print all figures."""
     console.print(_compared(figures))
     console.print(_counted(figures))
     about = figures.about

@@ -1,4 +1,4 @@
-"""What holding many leases costs, and what the decorator costs."""
+"""Measures the cost of holding many leases, and the cost of the decorator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CALLS = 2000
 
 
 class _Ticks:
-    """Counts the rounds of renewal: one is over when all leases were renewed once more."""
+    """Counts the rounds of renewal: a round is over when all leases have been renewed once more."""
 
     def __init__(self, leases: int) -> None:
         self.rounds = 0
@@ -46,7 +46,7 @@ class _Ticks:
             self._next_round.clear()
 
     async def more(self, rounds: int) -> int:
-        """Wait for so many more; gives how many came."""
+        """Wait for ``rounds`` more rounds; returns how many there were."""
         before = self.rounds
         while self.rounds < before + rounds:
             await self._next_round.wait()
@@ -54,7 +54,7 @@ class _Ticks:
 
 
 class _Writes:
-    """Counts the writes of this thread's event loop to these ports, while it is on."""
+    """Counts the writes of this thread's event loop to these ports while its block runs."""
 
     def __init__(self, ports: Collection[int]) -> None:
         self._ports = ports
@@ -68,7 +68,7 @@ class _Writes:
         sys.setprofile(None)
 
     def _called(self, frame: FrameType, event: str, _: Any) -> None:
-        # Each flush with something in it is one write; the transport's own cannot be seen on uvloop.
+        # Each flush with data is one write; the transport's own writes cannot be seen on uvloop.
         if event != "call" or frame.f_code is not Wire.flush.__code__:
             return
         wire = frame.f_locals["self"]
@@ -77,7 +77,7 @@ class _Writes:
 
 
 async def renewal(urls: Sequence[str], sizes: Sizes, ports: Collection[int]) -> Renewal:
-    """Hold many leases and watch them being renewed, by the servers on ``ports``."""
+    """Hold many leases and measure their renewal on the servers at ``ports``."""
     ticks = _Ticks(sizes.leases)
     ttl = timedelta(milliseconds=sizes.renewal_ttl_ms)
     async with LockGuard.from_urls(urls, ttl=ttl, observers=[ticks]) as guard, _all_held(guard, sizes.leases):
@@ -115,7 +115,7 @@ async def _all_held(guard: LockGuard, number: int) -> AsyncIterator[None]:
 
 
 async def decorator_us(sizes: Sizes) -> float:
-    """What a decorated call takes longer than ``hold`` around the same call; no server is asked."""
+    """How many microseconds a decorated call takes longer than ``hold`` around it; no server is asked."""
     free = _NoLock()
 
     async def plain(symbol: str, exchange: str, quantity: int = 1) -> int:  # noqa: ARG001 - as users have them
@@ -141,7 +141,7 @@ async def decorator_us(sizes: Sizes) -> float:
 
 
 class _NoLock:
-    """Grants at once."""
+    """Grants every lock at once."""
 
     def hold(self, resource: str, **_: Any) -> AbstractAsyncContextManager[Any]:  # noqa: ARG002 - as a guard's
         return nullcontext()

@@ -1,4 +1,4 @@
-"""How a waiting process gets the lock, alone and among many; and what locks and waiters need in Redis."""
+"""Measures hand-offs to one waiter and to many, and the memory of locks and waiters in Redis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOOK_EVERY_S = 0.05
 async def waiters(
     lockguard: Lockguard, urls: Sequence[str], monitor: Monitor, keepers: Sequence[Keeper], sizes: Sizes
 ) -> tuple[Waiters, float]:
-    """Their figures, and the bytes in Redis for each of them."""
+    """The figures of many waiters, and the bytes in Redis for each waiter."""
     resource = f"bench:crowd:{secrets.token_hex(4)}"
     each = sizes.waiters // sizes.processes
     number = each * sizes.processes
@@ -56,7 +56,7 @@ async def waiters(
 
 
 async def memory(lockguard: Lockguard, keepers: Sequence[Keeper], *, bytes_per_waiter: float) -> Memory:
-    """What a lock needs while it is held and afterwards."""
+    """The memory of a lock while it is held and afterwards."""
     name = f"bench:memory:{secrets.token_hex(4)}"
     resources = [f"{name}:{number}" for number in range(_LOCKS)]
     pattern = f"*{{{name}:*"
@@ -71,7 +71,7 @@ async def memory(lockguard: Lockguard, keepers: Sequence[Keeper], *, bytes_per_w
 
 
 def inversions(places: Sequence[int]) -> int:
-    """How many were served before somebody who had queued earlier."""
+    """How many waiters were served before one that had queued earlier."""
     count, earliest = 0, len(places)
     for place in reversed(places):
         count += place > earliest
@@ -80,7 +80,7 @@ def inversions(places: Sequence[int]) -> int:
 
 
 async def _gathered(lockguard: Lockguard, resource: str, workers: Sequence[Child], number: int) -> list[str]:
-    """The grants of all waiters in the order of the queue."""
+    """Start all waiters; returns their grants in the order of the queue."""
     for worker in workers:
         await worker.write("go")
     queue: list[str] = []
@@ -105,13 +105,13 @@ async def _bytes(keepers: Sequence[Keeper], pattern: str) -> int:
 
 
 _HELD_S = (0.02, 0.12)
-"""At random, so that a waiter who asks every 0.1 s is met at any phase."""
+"""The range of random hold times, so that the release meets a 0.1 s poll at any phase."""
 
 
 async def hand_offs(
     contenders: Mapping[str, Contender], urls: Sequence[str], sizes: Sizes
 ) -> dict[str, HandOff]:
-    """By contender; each has its turn in each round."""
+    """The hand-off times by contender; each contender has one turn in each round."""
     took_ms: dict[str, list[float]] = {name: [] for name in contenders}
     async with AsyncExitStack() as stack:
         partners = {

@@ -1,11 +1,11 @@
-"""The other processes of a benchmark, and how they are talked to: a line to start, a line as the answer.
+"""The other processes of a benchmark: each line of input starts one piece of work, one line answers.
 
 ``python -m lockguard_lab.bench.worker LOOP partner NAME RESOURCE URL...``
-    for each line on its input: says "asking", takes the lock, releases it, says at which instant it had it.
+    for each line on its input: says "asking", takes the lock, releases it, says when it got the lock.
 ``python -m lockguard_lab.bench.worker LOOP waiters RESOURCE NUMBER URL...``
-    so many tasks wait for the lock, each releases it at once; then says the tokens and grants that they got.
+    NUMBER tasks wait for the lock, each releases it at once; then says the tokens and grants that they got.
 
-The instants of two processes can be compared because the clock is the machine's.
+The times of two processes can be compared because both use the machine's clock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PATIENCE = timedelta(minutes=10)
 
 
 def hired(*arguments: str) -> Child:
-    """One of these processes, on the same kind of event loop."""
+    """Start one of these processes, on the same kind of event loop."""
     return Child("lockguard_lab.bench.worker", current_loop(), *arguments, name="a process of the benchmark")
 
 
@@ -69,7 +69,7 @@ async def _waiters(resource: str, number: int, urls: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     begin_as_child()
-    warnings.simplefilter("ignore", UserWarning)  # of an even number of nodes; the parent has told it
+    warnings.simplefilter("ignore", UserWarning)  # about an even number of nodes; the parent has shown it
     match sys.argv[1:]:
         case [loop, "partner", name, resource, *urls]:
             run_on(loop, _partner(name, resource, urls))
