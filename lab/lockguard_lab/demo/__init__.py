@@ -1,3 +1,3 @@
-"""``lockguard demo``: the race, the cure and the paused holder, on real servers."""
+"""``lockguard demo``: an unguarded race, a guarded race and a paused holder, on real servers."""
 
 from __future__ import annotations

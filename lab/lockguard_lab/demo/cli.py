@@ -73,13 +73,13 @@ def demo(*, opens: int, time_scale: float, picture: Path, json_file: Path | None
 
 
 async def _demo(wanted: _Wanted, screen: Screen) -> list[Claim]:
-    """Play it; gives the claims that did not hold.
+    """Run the demo; returns the claims that did not hold.
 
     Raises:
         ConfigurationError: an extra is missing, or a server does not come up.
     """
     try:
-        # Here and not above: ``lockguard demo --help`` needs none of it, and tells in a moment.
+        # Imported here, so that ``lockguard demo --help`` answers quickly and needs none of it.
         from lockguard_lab.demo.keep import keep  # noqa: PLC0415
         from lockguard_lab.demo.picture import page  # noqa: PLC0415
         from lockguard_lab.demo.report import claims  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What the demo prints. Plain ASCII but for the frames, which rich replaces where they cannot be shown."""
+"""The demo's output. Plain ASCII except the frames, which rich replaces where they cannot be shown."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ _BAD = "bold red"
 
 
 class Screen:
-    """Where the demo prints to.
+    """The demo's output on a console.
 
     Args:
-        console: a terminal or not.
+        console: the console to print to, a terminal or not.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def say(self, text: str, style: str = "") -> None:
-        """One paragraph."""
+        """Print one paragraph."""
         self._console.print(Text(text, style=style))
 
     def verbatim(self, text: str) -> None:
-        """One line to be copied: never wrapped."""
+        """Print one line that a reader may copy: never wrapped."""
         self._console.print(Text(text), soft_wrap=True)
 
     def servers(self, servers: Servers) -> None:
-        """Which binaries run."""
+        """Print which server binaries run."""
         table = _table("server", "version", "binary")
         for binary in (servers.redis, servers.postgres):
             table.add_row(binary.product, binary.version, f"{binary.source}: {binary.path}")
@@ -59,7 +59,7 @@ class Screen:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Callable[[float, float, str], None]]:
-        """A bar while the body runs; gives a function of (done, in all, what goes on)."""
+        """Show a bar while the body runs; gives a function of (done, total, current activity)."""
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -81,7 +81,7 @@ class Screen:
             yield update
 
     def race(self, result: RaceResult, against: RaceResult | None = None) -> None:
-        """A race's table; with another race's numbers beside it."""
+        """Print the table of a race, with the numbers of another race beside it if given."""
         columns = (against, result) if against is not None else (result,)
         table = _table("", *("with" if one.settings.guard else "without" for one in columns), right=True)
         for name, read in _RACE_ROWS:
@@ -95,7 +95,7 @@ class Screen:
             self.say(f"  {error}", style=_BAD)
 
     def watch(self, watch: Watch, redis_cli: str) -> None:
-        """A lock, as it lies in Redis now."""
+        """Print a lock as it is in Redis now."""
         table = _table("field", "value")
         for name, value in watch.fields.items():
             table.add_row(name, value)
@@ -106,7 +106,7 @@ class Screen:
         )
 
     def paused(self, result: PausedResult) -> None:
-        """The third act's table: one column a round."""
+        """Print the table of the third act, with one column for each round."""
         refused = {refusal.presented: refusal for refusal in result.refusals}
 
         def write(one: Round) -> Text:
@@ -134,7 +134,7 @@ class Screen:
             self.say(f"  {result.refusals[0].sqlstate} {result.refusals[0].text}")
 
     def verdict(self, found: list[Claim], seconds: float) -> None:
-        """Each claim, and whether it held."""
+        """Print each claim, and whether it held."""
         self._console.print()
         table = _table("claim", "held", "seen")
         for claim in found:

@@ -1,6 +1,6 @@
-"""Reading what lies in Redis the way ``redis-cli`` does, and who held a lock when by its history.
+"""Reads Redis the way ``redis-cli`` does, and derives from a lock's history who held it when.
 
-The guard's own connection is not used on purpose: what the demo shows is what anybody finds there.
+It does not use the guard's own connection: the demo shows what any client finds in Redis.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class HistoryLine:
     """One line of a resource's history.
 
     Attributes:
-        at_ms: when, by the server's clock, in milliseconds since 1970.
-        fields: what is written there.
+        at_ms: the time by the server's clock, in milliseconds since 1970.
+        fields: the fields of the line.
     """
 
     resource: str
@@ -42,12 +42,12 @@ class HistoryLine:
 
 
 def lock_key(resource: str) -> str:
-    """The key under which a lock lies."""
+    """The Redis key of a resource's lock."""
     return f"lockguard:{{{resource}}}"
 
 
 class Peek:
-    """A plain client."""
+    """A plain Redis client for reading."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client
@@ -61,7 +61,7 @@ class Peek:
         return max(0, await self._client.pttl(key))
 
     async def histories(self) -> list[HistoryLine]:
-        """What happened to every lock of this database, oldest first."""
+        """The history of every lock in this database, oldest first."""
         found: list[HistoryLine] = []
         keys = {str(key) async for key in self._client.scan_iter("lockguard:{*}:history", count=_COUNT)}
         for key in sorted(keys):
@@ -78,7 +78,7 @@ def _entry(resource: str, line: re.Match[str]) -> HistoryLine:
 
 @asynccontextmanager
 async def peek(url: str) -> AsyncIterator[Peek]:
-    """Connect with the URL's password, to the database that it names."""
+    """Connect with the URL's password to the database that it names."""
     async with Redis.from_url(url, decode_responses=True, encoding_errors="replace") as client:
         yield Peek(client)
 
@@ -88,14 +88,14 @@ _ENDINGS = frozenset({"released", "broken"})
 
 @dataclass(frozen=True, slots=True)
 class Tenure:
-    """One grant's time.
+    """The time from a grant to its end.
 
     Attributes:
         holder: host, process and task.
         start_ms: when it was granted, in milliseconds since 1970.
-        end_ms: when it ended; ``None`` if nobody wrote it down yet.
-        ending: ``released``, ``broken`` or ``expired``. Nobody writes an expiry down: it is seen by the next
-            grant, and the tenure is taken to have ended then.
+        end_ms: when it ended, in milliseconds since 1970; ``None`` if no end is recorded yet.
+        ending: ``released``, ``broken`` or ``expired``. An expiry is not recorded: the next grant shows it,
+            and the tenure is taken to have ended then.
     """
 
     resource: str
@@ -109,12 +109,12 @@ class Tenure:
 
     @property
     def pid(self) -> str:
-        """The holder's process."""
+        """The process id of the holder, as text."""
         return self.holder.partition(":")[2].partition("/")[0]
 
 
 def tenures(history: Iterable[HistoryLine]) -> list[Tenure]:
-    """Every grant in the history, by its beginning."""
+    """Every grant in the history, ordered by its start."""
     found: dict[str, Tenure] = {}
     last: dict[str, str] = {}
     for entry in history:
@@ -139,7 +139,7 @@ def tenures(history: Iterable[HistoryLine]) -> list[Tenure]:
 
 
 def overlaps(found: Iterable[Tenure]) -> int:
-    """How many grants began while another one of the same lock had not ended."""
+    """How many grants began while an earlier grant of the same lock had not ended."""
     until: dict[str, float] = {}
     count = 0
     for tenure in found:

@@ -1,10 +1,10 @@
 """The bot process that is stopped in the middle of an open: ``python -m lockguard_lab.demo.holder``.
 
-It runs the real flow on real servers, up to the point between the filled entry and the stop: the position is
-open on the exchange and has no stop yet. There it looks at its lease, finds it good, and is stopped before
-its next statement leaves: the one instant that no check in a client can cover. What it then sends was
-written before it was stopped; it does not look at the lease again. That is what a bot does without a
-library that looks for it, and what any bot does whose machine stalls *after* the look.
+It runs the real flow on real servers up to the point between the filled entry and the stop: the position is
+open on the exchange and has no stop yet. There it checks its lease, finds it valid, and is stopped before it
+sends its next statement: the one moment that no check in a client can cover. The statement that it then sends
+was made before it was stopped; it does not check the lease again. A bot does so without a library that checks
+for it, and any bot does so whose machine stalls *after* the check.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
 __all__ = ["APPLICATION", "main"]
 
 APPLICATION = "lockguard demo: the stopped holder"
-"""What the connection of its late write is called, so that the server's log tells it from all others."""
+"""The application name of the late write's connection, which identifies it in the server's log."""
 
 _WORTH = Decimal(85)
 _STOP_PERCENT = Decimal(2)
 
 
 class _Stopped(PositionStore):
-    """The rows, with a writer that is stopped between its look at the lease and its statement."""
+    """The position store of a writer that is stopped between its lease check and its statement."""
 
     def __init__(self, pool: asyncpg.Pool[Any], raw: asyncpg.Connection[Any]) -> None:
         super().__init__(pool)
         self._raw = raw
 
     async def record_entry(self, *args: Any, **values: Any) -> Progress:
-        """The entry alone, so that the stop's intent is a write of its own."""
+        """Record the entry alone, so that the stop's intent is a write of its own."""
         return await super().record_entry(*args, **{**values, "stop": None})
 
     async def expect_stop(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
-        """Would note that the stop is about to be placed; is stopped before it can."""
+        """Would record that the stop is about to be placed; the process is stopped before it can."""
         lease.ensure()
         statement = late_write(lease, position, trigger)
         say({"stopped_at": {"token": lease.token, "position": position.id, "statement": statement}})
         if not sys.stdin.readline():  # blocks the whole process, as SIGSTOP does meanwhile
             os._exit(1)
-        # A task of its own: the loss of the lease, which is told at the next await, must not keep it back.
+        # A task of its own: the loss of the lease, raised at the next await, must not prevent the write.
         writing = asyncio.create_task(self._send(statement), name="late write")
         try:
             await asyncio.shield(writing)
@@ -78,13 +78,13 @@ class _Stopped(PositionStore):
 
 
 def late_write(lease: Lease, position: Position, trigger: Decimal) -> str:
-    """One transaction as one message: check, then write. Only the check keeps the write from happening."""
+    """One transaction in one message: check, then write. Only the check prevents the write."""
     check = Claim(lease.resource, lease.token, lease.grant.id).check_sql()
     return f"begin; {check} {unfenced(position.id, trigger, lease.token)}; commit"
 
 
 def unfenced(position_id: int, trigger: Decimal | str, token: int) -> str:
-    """The write alone: to the holder the position has no stop yet, and it would go on to order one."""
+    """The write without its check: to this holder the position has no stop yet, and it would order one."""
     return (
         f"update monitoring.positions set status = 'pending_sl', stop_price = {trigger},"  # noqa: S608 - numbers
         f" stop_order_id = null, token = {token:d} where id = {position_id:d}"
@@ -92,7 +92,7 @@ def unfenced(position_id: int, trigger: Decimal | str, token: int) -> str:
 
 
 async def _open(made: Bot, part: BotSettings, symbol: str) -> None:
-    """As the manager does it, with the store that is stopped."""
+    """Open a position as the manager does, with the store that is stopped."""
     raw = await asyncpg.connect(
         part.database_url, server_settings={"application_name": APPLICATION, "log_statement": "all"}
     )
@@ -127,7 +127,7 @@ async def _run(part: BotSettings) -> None:
 
 
 def main() -> None:
-    """Open one position, be stopped, and end with what came of it."""
+    """Open one position, be stopped, and end with the outcome."""
     begin_as_child()
     part = BotSettings.decode(sys.stdin.readline())
     try:

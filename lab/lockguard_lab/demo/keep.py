@@ -1,4 +1,4 @@
-"""``--keep``: the servers stay up, and something is there to look at."""
+"""``--keep``: keeps the servers running with a lock to inspect."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _QUERIES = (
 
 
 async def keep(stage: Stage, screen: Screen) -> None:
-    """Hold a lock, say how to look at it, and wait for Enter or Ctrl-C."""
+    """Hold a lock, print how to inspect it, and wait for Enter or Ctrl-C."""
     async with asyncpg.create_pool(stage.database_url, min_size=1, max_size=2) as pool:
         guard = LockGuard.from_url(stage.redis.url, fence=PostgresFence(pool), observers=[])
         async with guard:
             held = asyncio.Event()
-            # In a task of its own: whoever looks around may break the lock, which is no reason to end.
+            # In a task of its own: a user may break the lock while inspecting it, which must not end this.
             holding = asyncio.create_task(_hold(guard, held, screen), name="lockguard demo --keep")
             try:
                 await held.wait()
@@ -62,7 +62,7 @@ async def _hold(guard: LockGuard, held: asyncio.Event, screen: Screen) -> None:
 
 
 def lines(stage: Stage) -> list[str]:
-    """Commands to copy; passwords are read from files that only this user can read."""
+    """The commands to copy; they take passwords from files that only this user can read."""
     redis = stage.redis_cli
     url = f"redis://:$(cat {stage.redis.password_file})@127.0.0.1:{stage.redis.port}/0"
     program = shutil.which("psql") or str(stage.postgres.binary.path.parent / "psql")
@@ -85,7 +85,7 @@ async def _until_told(screen: Screen) -> None:
     try:
         await told.wait()
     except asyncio.CancelledError:
-        # Ctrl-C is the way to end this, not a failure.
+        # Ctrl-C is how this ends, not a failure.
         task = asyncio.current_task()
         assert task is not None
         task.uncancel()

@@ -1,4 +1,4 @@
-"""What the two bot processes of the third act are told, and what each is made of."""
+"""The settings and the parts of the two bot processes of the third act."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["EXCHANGE", "LEASE_LOST", "PACE", "Bot", "BotSettings", "bot"]
 
 EXCHANGE = "binance"
 LEASE_LOST = 3
-"""The exit code of a holder whose lease was lost under it."""
+"""The exit code of a holder that lost its lease."""
 
 PACE = Pace(poll=timedelta(milliseconds=50), grace=timedelta(seconds=1))
 
 
 @dataclass(frozen=True, slots=True)
 class BotSettings:
-    """What a process of the third act is told at its start; it may hold passwords."""
+    """The settings that a process of the third act gets at its start; they may contain passwords."""
 
     redis_url: str
     database_url: str
@@ -39,12 +39,12 @@ class BotSettings:
     ttl_ms: int
 
     def encode(self) -> str:
-        """One line of JSON."""
+        """The settings as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, line: str) -> BotSettings:
-        """What :meth:`encode` made."""
+        """Parse the line that :meth:`encode` made."""
         return cls(**json.loads(line))
 
 
@@ -59,7 +59,7 @@ class Bot:
 
 @asynccontextmanager
 async def bot(part: BotSettings) -> AsyncIterator[Bot]:
-    """Connect to everything."""
+    """Connect a bot to its Redis, database and exchange."""
     import_lean("binanceusdm")
     client = connect(part.exchange_url)
     try:

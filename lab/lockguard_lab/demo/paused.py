@@ -1,8 +1,8 @@
-"""The third act: a holder is stopped inside the flow, a successor finishes, the first wakes up and writes.
+"""The third act: a holder is stopped inside the flow, a successor finishes, the holder resumes and writes.
 
-Nothing here depends on luck. The holder says that it has looked at its lease and is about to write, and
-blocks; then it is stopped by SIGSTOP until its successor is done; then it is resumed, and sends what it had
-ready. What became of that is counted from Postgres: its log of what arrived and what it refused, and its
+Nothing here depends on timing. The holder reports that it has checked its lease and is about to write, and
+blocks; it is stopped by SIGSTOP until its successor is done; then it is resumed, and sends the write that it
+had prepared. The outcome is counted from Postgres: its log of what arrived and what it refused, and its
 record of what was committed.
 """
 
@@ -37,14 +37,14 @@ _FILE = "demo.sql"
 _HOLDER = "lockguard_lab.demo.holder"
 _PATIENCE_S = 30.0
 _LONGER_S = 0.25
-"""How long the holder stays stopped after its successor has finished, so that a picture shows both."""
+"""How long the holder stays stopped after its successor finishes, so that the picture shows both."""
 
 _SUCCESSOR = "lockguard_lab.demo.successor"
 
 
 @dataclass(frozen=True, slots=True)
 class CommittedWrite:
-    """A committed write of a position, as a trigger in the database noted it."""
+    """A committed write of a position, as recorded by a trigger in the database."""
 
     symbol: str
     status: str
@@ -55,12 +55,12 @@ class CommittedWrite:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What lay in Redis while the stopped holder had the lock.
+    """The lock in Redis while the stopped holder had it.
 
     Attributes:
         key: the lock's key.
-        fields: what ``HGETALL`` gave.
-        remaining_ms: what ``PTTL`` gave.
+        fields: the answer of ``HGETALL``.
+        remaining_ms: the answer of ``PTTL``, in milliseconds.
     """
 
     key: str
@@ -74,19 +74,19 @@ class Round:
 
     Attributes:
         watch: the lock in Redis while the holder was stopped.
-        first_token: the stopped holder's.
-        stopped_at_ms: when it was stopped, in milliseconds since 1970.
-        resumed_at_ms: when it was resumed.
-        action: what its successor says it did.
+        first_token: the token of the stopped holder.
+        stopped_at_ms: when the holder was stopped, in milliseconds since 1970.
+        resumed_at_ms: when the holder was resumed, in milliseconds since 1970.
+        action: what the successor reports that it did.
         would_overwrite: whether the late write, sent without its check and rolled back, changes the row.
-        sqlstate: what the late write got; ``None`` if it was committed.
-        row_status: the row's at the end.
-        row_token: the row's at the end.
-        exit_code: the stopped holder's.
-        last_line: the stopped holder's.
-        entries: orders that opened something on the exchange.
-        stops: stops that wait on the exchange.
-        rows: rows that the symbol has.
+        sqlstate: the SQLSTATE of the late write; ``None`` if it was committed.
+        row_status: the status of the row at the end.
+        row_token: the token of the row at the end.
+        exit_code: the exit code of the stopped holder.
+        last_line: the last line of the stopped holder's error output.
+        entries: how many orders opened or enlarged a position on the exchange.
+        stops: how many stops wait on the exchange.
+        rows: how many rows the symbol has.
     """
 
     symbol: str
@@ -114,14 +114,14 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class PausedResult:
-    """What came of the third act.
+    """The outcome of the third act.
 
     Attributes:
         attempted: late writes that reached Postgres, by its log.
-        refusals: those that it refused, by its log.
-        committed: writes that carry a lower token than one committed before them, by its record.
-        writes: all that was committed, in order.
-        history: what Redis wrote down about the locks.
+        refusals: late writes that Postgres refused, by its log.
+        committed: writes with a lower token than one committed before them, by the database's record.
+        writes: all committed writes, in order.
+        history: the history of the locks in Redis.
     """
 
     rounds: tuple[Round, ...]
@@ -134,10 +134,10 @@ class PausedResult:
 
 
 class BotProcesses:
-    """The processes of the third act, so that they can be started while the second is still played.
+    """The processes of the third act, which can be started while the second act still runs.
 
     Args:
-        part: what each is told.
+        part: the settings of each process.
         rounds: how many holders are needed.
     """
 
@@ -148,13 +148,13 @@ class BotProcesses:
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Start them all; they are ready some time later."""
+        """Start all processes; they become ready some time later."""
         for actor in (self.successor, *self.holders):
             await self._stack.enter_async_context(actor)
             await actor.write(self.part.encode())
 
     async def aclose(self) -> None:
-        """End them all."""
+        """End all processes."""
         await self._stack.aclose()
 
 
@@ -185,12 +185,12 @@ async def play(
     """Play one round for each symbol.
 
     Args:
-        cast: started.
-        symbols: as the table has them; one holder each.
+        cast: the processes, already started.
+        symbols: the symbols in the table's spelling, one for each holder.
         postgres: the server, for its log.
-        exchange: the one that the cast trades on, for its record.
-        on_stopped: told what lies in Redis while a stopped holder has the lock.
-        on_progress: told how many rounds are over, in fractions, and what goes on.
+        exchange: the exchange on which the processes trade, for its record.
+        on_stopped: called with the lock in Redis while a stopped holder has it.
+        on_progress: called with how many rounds are over, in fractions, and the current activity.
 
     Raises:
         ConfigurationError: a process ended early or does not answer.
@@ -225,7 +225,7 @@ async def play(
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """One round's symbol, and where to look."""
+    """The symbol of one round, and where its outcome is read."""
 
     redis_url: str
     conn: asyncpg.Connection[Any]
@@ -235,7 +235,7 @@ class _Stage:
     on_stopped: Callable[[str, Watch], None]
 
     async def play(self, holder: Child, successor: Child) -> Round:
-        """Stop the holder, let the successor finish, resume the holder, look at what it left."""
+        """Stop the holder, let the successor finish, resume the holder, and read the outcome."""
         resource = f"{EXCHANGE}:{self.symbol}"
         self.tell(0.0, "the holder opens a position")
         await holder.expect("ready")
@@ -286,9 +286,9 @@ class _Stage:
             return Watch(key, await looking.hash(key), await looking.remaining_ms(key))
 
     async def _try_unfenced(self, position_id: int, token: int) -> bool:
-        """Send the late write without its check, and take it back.
+        """Send the late write without its check and roll it back; returns whether it changed the row.
 
-        A refusal would prove nothing if there was nothing to refuse.
+        A refusal would prove nothing if the write had no effect anyway.
         """
         transaction = self.conn.transaction()
         await transaction.start()

@@ -1,4 +1,4 @@
-"""The timeline as one self-contained page: who held the lock with which token, and what was refused."""
+"""The timeline as one self-contained page: the holders of the lock, their tokens, and what was refused."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _WIDTH = 1000.0
 _LEFT = 150.0
 _RIGHT = 980.0
 _LETTER = 6.6
-"""About how wide a letter of a label is, in pixels: only to see whether it fits."""
+"""The approximate width of a letter of a label, in pixels, to decide whether the label fits."""
 
 _LANE_HEIGHT = 17.0
 _LANES_MAX = 40
 
 
 def page(result: DemoResult) -> str:
-    """The page."""
+    """The result as the text of an HTML page."""
     template = Template((files("lockguard_lab.demo") / "picture.html").read_text(encoding="utf-8"))
     return template.substitute(
         servers=_servers(result),
@@ -92,7 +92,7 @@ def _count(number: int, noun: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """One round's facts, picked from all of them."""
+    """The facts of one round, selected from the whole result."""
 
     played: Round
     first: Tenure
@@ -170,7 +170,7 @@ def _draw_successor(drawing: Drawing, scale: Scale, found: _Round) -> None:
 
 
 def _draw_row(drawing: Drawing, scale: Scale, found: _Round) -> None:
-    """The row's states, each in the colour of whose token it carries; and the write that was not to be."""
+    """Draw the row's states, each in the colour of its token's holder, and the refused write."""
     _lane_name(drawing, 204, "row in Postgres", "state and writer")
     states = _states(found.writes)
     ends = [state.at_ms for state in states[1:]] + [scale.end_ms]
@@ -218,7 +218,7 @@ def _told(tenure: Tenure) -> str:
 
 
 def _lanes(found: Sequence[Tenure]) -> str:
-    """One line a symbol, one bar a lease."""
+    """Draw one line for each symbol and one bar for each lease."""
     symbols = list(dict.fromkeys(tenure.resource for tenure in found))[:_LANES_MAX]
     if not symbols:
         return "<p>Redis kept no history of this race.</p>"

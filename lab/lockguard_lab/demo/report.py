@@ -1,4 +1,4 @@
-"""What a demonstration came to: its numbers, and the claims that they have to bear out."""
+"""The report of a demo: its numbers, and the claims that the numbers must support."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Claim", "DemoResult", "Servers", "claims"]
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """What ran."""
+    """The servers that ran, and their versions."""
 
     redis: ServerBinary
     postgres: ServerBinary
@@ -50,13 +50,13 @@ class Servers:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """All three acts.
+    """The results of the three acts.
 
     Attributes:
-        unguarded: the first act's race.
-        guarded: the second act's.
-        guarded_history: what Redis wrote down about the locks of the second act.
-        paused: the third act.
+        unguarded: the race of the first act.
+        guarded: the race of the second act.
+        guarded_history: the history in Redis of the locks of the second act.
+        paused: the result of the third act.
     """
 
     unguarded: RaceResult
@@ -83,7 +83,7 @@ class DemoResult:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Something that the demo says, and whether this run bears it out."""
+    """A claim of the demo, and whether this run supports it."""
 
     text: str
     held: bool
@@ -91,7 +91,7 @@ class Claim:
 
 
 def claims(result: DemoResult) -> list[Claim]:
-    """All of them."""
+    """All claims of the demo, checked against this result."""
     return [*_of_the_races(result.unguarded, result.guarded), *_of_the_paused(result.paused)]
 
 

@@ -1,4 +1,4 @@
-"""The three acts, one after the other."""
+"""Plays the three acts, one after the other."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _PAUSED = (
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much the races do.
+    """The load of the races.
 
     Attributes:
-        opens: positions to open.
-        time_scale: what the flow's own fixed waits are multiplied by.
+        opens: how many positions to open.
+        time_scale: the factor for the flow's own fixed waits.
     """
 
     opens: int
@@ -51,15 +51,15 @@ class Load:
 
 
 async def play_all(stage: Stage, load: Load, screen: Screen, *, began: float) -> DemoResult:
-    """Play the three acts and print what comes of them; ``began`` is when the whole demo did.
+    """Play the three acts and print their results; ``began`` is when the whole demo began.
 
     Raises:
-        ConfigurationError: a server or a process does not do its part.
+        ConfigurationError: a server or a process fails.
     """
     await prepare(stage.database_url)
     cast = BotProcesses(stage.part, len(_SYMBOLS))
     try:
-        # Started now, so that nobody waits for them later: they idle until the third act.
+        # Started now, so that the third act need not wait for them: until then they are idle.
         await cast.start()
         unguarded = await _unguarded(stage, load, screen)
         guarded = await _guarded(screen, against=unguarded)
@@ -81,7 +81,7 @@ async def play_all(stage: Stage, load: Load, screen: Screen, *, began: float) ->
 
 
 async def _unguarded(stage: Stage, load: Load, screen: Screen) -> RaceResult:
-    """The first act, until duplicates appear."""
+    """Play the first act until duplicates appear."""
     screen.act(1, "without the guard", _UNGUARDED)
     settings = RaceSettings(
         redis_url=stage.race_redis_url,
@@ -103,7 +103,7 @@ async def _unguarded(stage: Stage, load: Load, screen: Screen) -> RaceResult:
 
 
 async def _guarded(screen: Screen, *, against: RaceResult) -> RaceResult:
-    """The second act: the first one's load."""
+    """Play the second act with the load of the first."""
     screen.act(2, "with the guard", _GUARDED)
     result = await _race(replace(against.settings, guard=True), screen)
     screen.race(result, against)
@@ -116,7 +116,7 @@ async def _race(settings: RaceSettings, screen: Screen) -> RaceResult:
 
 
 async def _paused(stage: Stage, cast: BotProcesses, screen: Screen) -> PausedResult:
-    """The third act."""
+    """Play the third act."""
     screen.act(3, "the paused holder", _PAUSED)
     shown = False
 

@@ -1,4 +1,4 @@
-"""What Postgres itself wrote down about the late writes: that they arrived, and that it refused them."""
+"""Reads from Postgres's own log that the late writes arrived, and that it refused them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["LINE_PREFIX", "LateWrite", "RefusedWrite", "arrived", "refused"]
 
 LINE_PREFIX = "%n|%a|%e|"
-"""The server's setting ``log_line_prefix``: instant, application, SQLSTATE."""
+"""The server's setting ``log_line_prefix``: time, application, SQLSTATE."""
 
 STALE = "LG001"
 
@@ -27,10 +27,10 @@ _SENT = re.compile(r"statement: begin;.*update monitoring\.positions")
 
 @dataclass(frozen=True, slots=True)
 class LateWrite:
-    """A write of a stopped holder reached the server.
+    """The arrival of a stopped holder's write at the server.
 
     Attributes:
-        at_ms: when, by the server's clock.
+        at_ms: the time by the server's clock, in milliseconds since 1970.
     """
 
     at_ms: float
@@ -38,13 +38,13 @@ class LateWrite:
 
 @dataclass(frozen=True, slots=True)
 class RefusedWrite:
-    """The server refused it.
+    """The server's refusal of such a write.
 
     Attributes:
-        at_ms: when, by the server's clock.
+        at_ms: the time by the server's clock, in milliseconds since 1970.
         presented: the token that the write carried.
-        current: the one in force.
-        text: the server's own words.
+        current: the token in force.
+        text: the server's error text.
     """
 
     at_ms: float

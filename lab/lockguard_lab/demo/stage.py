@@ -1,4 +1,4 @@
-"""The servers of a demonstration, up together and down together."""
+"""The servers of a demo, which start and end together."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _DATABASE = "demo"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What is up.
+    """The running servers.
 
     Attributes:
-        trading: the exchange of the two races; each resets it.
+        trading: the exchange of the two races; each race resets it.
         calm: the exchange of the third act.
         database_url: the database of the third act.
     """
@@ -44,22 +44,22 @@ class Stage:
 
     @property
     def servers(self) -> Servers:
-        """What runs."""
+        """The servers as the report names them."""
         return Servers(self.redis.binary, self.postgres.binary)
 
     @property
     def redis_cli(self) -> str:
-        """How to begin a command line that asks Redis; the password is read from a file, and nowhere seen."""
+        """The start of a ``redis-cli`` command line; it reads the password from a file and never shows it."""
         return f"REDISCLI_AUTH=$(cat {self.redis.password_file}) redis-cli -p {self.redis.port}"
 
     @property
     def race_redis_url(self) -> str:
-        """The races' locks lie in a database of their own, so that the third act's are alone."""
+        """The URL of the races' Redis database, which is separate from that of the third act's locks."""
         return f"{self.redis.url.rpartition('/')[0]}/{_RACE_DATABASE}"
 
     @property
     def part(self) -> BotSettings:
-        """What the processes of the third act are told."""
+        """The settings of the processes of the third act."""
         return BotSettings(
             redis_url=self.redis.url,
             database_url=self.database_url,
@@ -70,10 +70,10 @@ class Stage:
 
 @asynccontextmanager
 async def stage() -> AsyncIterator[Stage]:
-    """Start the servers; they end with this process, however it ends.
+    """Start the servers; they end with this process, however the process ends.
 
     Raises:
-        ConfigurationError: there are no binaries, or a server does not come up.
+        ConfigurationError: the server binaries are missing, or a server does not come up.
     """
     redis = RedisServer()
     postgres = PostgresServer(

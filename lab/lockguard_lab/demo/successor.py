@@ -1,7 +1,7 @@
 """The bot process that takes over: ``python -m lockguard_lab.demo.successor``.
 
-It does what a standby bot does: it waits for the symbol's lease and finishes what it finds, through the
-public manager.
+It acts as a standby bot: it waits for the symbol's lease and, through the public manager, finishes what it
+finds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ async def _run(part: BotSettings) -> None:
 
 
 def main() -> None:
-    """Take over one symbol for each line of the standard input, until it ends."""
+    """Take over one symbol for each line of the standard input, until the input ends."""
     begin_as_child()
     part = BotSettings.decode(sys.stdin.readline())
     asyncio.run(_run(part))  # noqa: TID251 - its parent ends it

@@ -1,8 +1,8 @@
-"""What a hold, a write and a break take after so many earlier writes, beside the same after none.
+"""Measures a hold, a write and a break after many earlier writes, and the same after none.
 
-Two databases of one server take turns, so that a noisy moment hits both alike. In the one lie records of
-earlier writes of one resource: half as this library leaves them where nobody heard of a commit, half as a
-library of before left them for each write.
+Two databases of one server take turns, so that a noisy moment affects both alike. One has records of earlier
+writes of one resource: half are the records that this library leaves for commits of unknown outcome, half are
+those that an earlier version left for each write.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def measure_history(
     progress: Callable[[str], None],
     calls: int = _CALLS,
 ) -> list[AfterHistory]:
-    """Lay ``rows`` records in one of two databases, which are made for it, and measure both in turns."""
+    """Create two databases, put ``rows`` records into one of them, and measure both in turns."""
     run = new_grant_id()[:8]
     urls = [postgres.create_database(f"load_{run}_{name}") for name in ("none", "written")]
     for url, count in zip(urls, (0, rows), strict=True):
@@ -63,7 +63,7 @@ async def measure_history(
         for turn in range(_ROUNDS + 1):
             for name, (of_none, of_after) in figures.items():
                 taken = await _timed(none[name], calls), await _timed(after[name], calls)
-                if turn:  # the first one warms up
+                if turn:  # the first turn is warm-up
                     of_none.append(taken[0])
                     of_after.append(taken[1])
     return [

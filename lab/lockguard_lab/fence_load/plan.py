@@ -1,4 +1,4 @@
-"""What a load is told, and what it tells."""
+"""The plan and the report of a load."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ TASKS = 4
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to run.
+    """The plan of a load.
 
     Attributes:
-        processes: how many, each with :data:`TASKS` bodies at once.
-        resources: how many they choose from.
-        duration: how long with the fence; before it, for a fifth of that, without.
-        seed: of their choices.
-        history: after how many earlier writes a hold and a break are measured too; 0 for not at all.
+        processes: how many processes, each with :data:`TASKS` bodies at once.
+        resources: how many resources they choose from.
+        duration: how long to run with the fence; first, a fifth of that without it.
+        seed: the seed of their choices.
+        history: the number of earlier writes after which a hold and a break are measured too; 0 for not at
+            all.
     """
 
     processes: int
@@ -41,14 +42,14 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class LoadWorkerSpec:
-    """What one process is told, by its standard input, for there are passwords in it.
+    """The instructions for one process, sent to its standard input because they contain passwords.
 
     Attributes:
-        redis_url: where locks are.
-        database_url: where the fence and the tables are.
+        redis_url: the Redis of the locks.
+        database_url: the database of the fence and the tables.
         resources: how many resources there are.
-        seconds: how long it works.
-        seed: of its choices.
+        seconds: for how many seconds it works.
+        seed: the seed of its choices.
         fenced: whether there is a fence.
     """
 
@@ -62,16 +63,16 @@ class LoadWorkerSpec:
 
 @dataclass(slots=True)
 class WorkerReport:
-    """What came of one process.
+    """The outcome of one process.
 
     Attributes:
-        holds_ms: how long each body took from asking for the lease until it was given back, in milliseconds.
+        holds_ms: how long each body took from the request for the lease to its release, in milliseconds.
         writes: how many bodies committed their write.
-        gave_up: how many got no lease in time.
-        late: how many writes were tried after their lease was given back.
-        late_committed: how many of those were let in: none must be.
-        errors: what else happened, the first of it.
-        failed: how often something else happened.
+        gave_up: how many bodies got no lease in time.
+        late: how many writes were tried after the release of their lease.
+        late_committed: how many of those were committed, which must be none.
+        errors: the first other errors.
+        failed: how many other errors there were.
     """
 
     holds_ms: list[float] = field(default_factory=list)
@@ -85,19 +86,19 @@ class WorkerReport:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What came of all processes, with the fence or without.
+    """The outcome of all processes, with the fence or without.
 
     Attributes:
-        seconds: how long it took.
+        seconds: how long the phase took, in seconds.
         holds: how many bodies ended.
-        writes_per_s: how many writes were committed in a second.
-        p50_ms: half of the bodies took no longer, from asking for the lease until it was given back.
-        p99_ms: 99 of 100 took no longer.
-        gave_up: how many got no lease in time.
+        writes_per_s: how many writes were committed per second.
+        p50_ms: the median time of a body from the request for the lease to its release, in milliseconds.
+        p99_ms: the time that 99 of 100 bodies did not exceed, in milliseconds.
+        gave_up: how many bodies got no lease in time.
         failed: how many bodies failed otherwise.
         server_cpu_s: processor time of all of Postgres's processes, in seconds.
         cpu_us_per_hold: the same for each body, in microseconds.
-        autovacuum_cpu_s: the part of it that autovacuum took, in seconds.
+        autovacuum_cpu_s: the part of ``server_cpu_s`` that autovacuum took, in seconds.
     """
 
     seconds: float
@@ -114,13 +115,13 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class TableSize:
-    """A table of the fence's.
+    """The size of one of the fence's tables.
 
     Attributes:
         table: its name.
-        bytes: what it takes on the disk with its indexes.
-        live: rows, as the server counts them.
-        dead: versions of rows that are still to be cleared away.
+        bytes: its size on disk with its indexes, in bytes.
+        live: how many live rows it has, as the server counts them.
+        dead: how many dead row versions are still to be vacuumed.
     """
 
     table: str
@@ -131,12 +132,12 @@ class TableSize:
 
 @dataclass(frozen=True, slots=True)
 class AfterHistory:
-    """One piece of work, in both databases.
+    """The time of one piece of work in both databases.
 
     Attributes:
-        work: what was done.
-        none_us: after no earlier writes, in microseconds: the median of five rounds' medians.
-        after_us: after all of them.
+        work: the kind of work.
+        none_us: the time after no earlier writes, in microseconds: the median of five rounds' medians.
+        after_us: the time after all earlier writes, likewise.
     """
 
     work: str
@@ -145,25 +146,25 @@ class AfterHistory:
 
     @property
     def ratio(self) -> float:
-        """How many times as long it takes."""
+        """The time after all earlier writes divided by the time after none."""
         return round(self.after_us / self.none_us, 3)
 
 
 @dataclass(slots=True)
 class LoadReport:
-    """All of it.
+    """The report of a load.
 
     Attributes:
-        plain: without the fence.
-        fenced: with it.
+        plain: the phase without the fence.
+        fenced: the phase with the fence.
         calls: how often the fence was called: seals, checks and closes.
-        cpu_us_per_call: what the server takes longer for a body with the fence, for each of its calls.
+        cpu_us_per_call: the server's extra processor time with the fence, per call, in microseconds.
         before: the fence's tables before the load with the fence.
-        after: the same after it.
-        late: how many writes were tried after their lease was given back.
-        stale_commits: how many writes were let in that must not be.
-        history: what was measured after earlier writes, if it was asked for.
-        told: the first of what went wrong, in words.
+        after: the fence's tables after it.
+        late: how many writes were tried after the release of their lease.
+        stale_commits: how many writes were committed that must not be.
+        history: the measurements after earlier writes, if they were asked for.
+        told: the first failures, in words.
     """
 
     plain: Phase
@@ -179,5 +180,5 @@ class LoadReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing stale got in and no body failed."""
+        """Whether no stale write was committed and no body failed."""
         return not self.stale_commits and not self.fenced.failed and not self.plain.failed

@@ -1,4 +1,4 @@
-"""One load: the servers' tables, the processes, first without the fence and then with it, and the verdict."""
+"""One load: sets up the tables, runs the processes without and then with the fence, judges the outcome."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TOLD_MAX = 10
 _RESOURCES = """
 insert into lockguard_race.state (resource, n) select 'load:' || g, 0 from generate_series(0, $1 - 1) g
 """
-# Along the counter of a resource no number is missing or there twice, and tokens never go back.
+# In the order of a resource's counter no number is missing or duplicated, and tokens never go back.
 _BROKEN = """
 select resource, n, token, before from (
   select resource, n, token, lag(n, 1, 0::bigint) over w as n_before, lag(token) over w as before
@@ -51,14 +51,14 @@ async def run_load(
     """Load the servers without the fence and then with it.
 
     Args:
-        redis: a server of the load's own.
-        postgres: likewise, with the settings of :data:`~lockguard_lab.fence_load.server.SETTINGS` and
+        redis: the load's own server.
+        postgres: the load's own server, with :data:`~lockguard_lab.fence_load.server.SETTINGS` and
             lockguard's schema.
         plan: what to run.
-        progress: told what is done.
+        progress: called with the current activity.
 
     Raises:
-        ConfigurationError: a process ended before its time.
+        ConfigurationError: a process ended too early.
     """
     conn = await asyncpg.connect(postgres.url)
     try:
@@ -113,7 +113,7 @@ class _Load:
         self.reports: list[WorkerReport] = []
 
     async def phase(self, duration: timedelta, *, fenced: bool) -> tuple[Phase, list[WorkerReport]]:
-        """Have all processes work for ``duration``, on tables that are empty again."""
+        """Empty the tables and have all processes work for ``duration``."""
         await self._conn.execute(SET_UP)
         await self._conn.execute(_RESOURCES, self._plan.resources)
         async with AsyncExitStack() as stack:
@@ -147,15 +147,15 @@ class _Load:
         )
 
     async def _alone(self) -> None:
-        """Wait until the processes' sessions have ended: only then do they tell what they have counted."""
+        """Wait until the processes' sessions have ended: only then does the server have their counts."""
         async with asyncio.timeout(_END_S):
-            while await self._conn.fetchval(_OTHERS):  # noqa: ASYNC110 - the server tells nobody
+            while await self._conn.fetchval(_OTHERS):  # noqa: ASYNC110 - the server does not tell
                 await asyncio.sleep(0.05)
 
 
 def _phase(reports: list[WorkerReport], seconds: float, used_s: float, autovacuum_s: float) -> Phase:
     took = [ms for report in reports for ms in report.holds_ms]
-    # As few as there may be in a short run, of which each is the 99th of a hundred.
+    # A short run may have so few bodies that the longest is the 99th percentile.
     parts = quantiles(took, n=100, method="inclusive") if len(took) > 1 else [0.0] * 99
     holds = len(took)
     return Phase(

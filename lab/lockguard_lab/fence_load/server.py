@@ -1,4 +1,4 @@
-"""What a Postgres on this machine costs, and how large the fence's tables are."""
+"""Measures the processor time of a Postgres on this machine, and the size of the fence's tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SETTINGS", "autovacuum_cpu_s", "cpu_s", "fence_calls", "table_sizes"]
 
 SETTINGS = {"track_functions": "pl", "log_autovacuum_min_duration": "0"}
-"""Of the server: it counts the fence's calls, and tells what each run of autovacuum took."""
+"""The server's settings: it counts the fence's calls, and logs the cost of each run of autovacuum."""
 _AUTOVACUUM = re.compile(
     r"automatic (?:vacuum|analyze|aggressive vacuum).*?CPU: user: ([\d.]+) s, system: ([\d.]+) s", re.DOTALL
 )
@@ -35,30 +35,30 @@ select coalesce(sum(calls), 0)::bigint from pg_stat_user_functions
 
 
 def cpu_s(server: PostgresServer) -> float:
-    """Processor time of all of its processes so far, also of those that have ended."""
+    """Processor time of all the server's processes so far, including those that have ended, in seconds."""
     total = 0.0
     main = psutil.Process(server.pid)
     for process in (main, *main.children(recursive=True)):
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
-            continue  # it is in its parent's account from now on
+            continue  # an ended process: its time now counts with its parent's
         total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
 def autovacuum_cpu_s(log: str) -> float:
-    """Processor time of the runs of autovacuum that the server's log tells of."""
+    """Processor time of the autovacuum runs in the server's log, in seconds."""
     return sum(float(user) + float(system) for user, system in _AUTOVACUUM.findall(log))
 
 
 async def table_sizes(conn: asyncpg.Connection[Any]) -> list[TableSize]:
-    """Those tables of the fence that writes and leases leave something in."""
+    """The sizes of the fence's tables in which writes and leases leave rows."""
     return [
         TableSize(row["name"], row["bytes"], row["live"], row["dead"]) for row in await conn.fetch(_SIZES)
     ]
 
 
 async def fence_calls(conn: asyncpg.Connection[Any]) -> int:
-    """How often leases were sealed, checked and closed so far, as sessions that have ended told."""
+    """How often leases were sealed, checked and closed so far, as counted by sessions that have ended."""
     return int(await conn.fetchval(_CALLS))

@@ -1,7 +1,7 @@
-"""``python -m lockguard_lab.fence_load.worker``: one process of a load; its standard input says what.
+"""``python -m lockguard_lab.fence_load.worker``: one process of a load, instructed by its standard input.
 
-It says that it is ready, begins at the next line and answers with what came of it. A process whose input ends
-is no longer wanted, so none outlives its parent.
+It says that it is ready, begins at the next line, and answers with its report. A process ends when its input
+ends, so none outlives its parent.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["main"]
 _WAIT = timedelta(seconds=30)
 _LATE_SHARE = 0.02
 _ERRORS_MAX = 3
-# Most of a crowd's wishes go to few: the first of a thousand resources is wanted by every tenth body.
+# Most requests go to few resources: every tenth body wants the first of a thousand.
 _SKEW = 3
 
 
@@ -58,7 +58,7 @@ class _Bodies:
         )
 
     async def work(self) -> None:
-        """Bodies one after the other, until the time is over."""
+        """Run bodies one after the other until the time is up."""
         until = SYSTEM_CLOCK.now() + self._told.seconds
         while SYSTEM_CLOCK.now() < until:
             try:
@@ -99,7 +99,7 @@ class _Bodies:
             await conn.execute(BUMP, *_written(lease))
 
     async def _late(self, lease: Lease) -> None:
-        """As a task does that nobody awaited, with a copy that looks at no clock."""
+        """Write late, as a task does that was not awaited, with a copy of the lease that checks no clock."""
         copy = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK)
         self.report.late += 1
         try:
@@ -114,7 +114,7 @@ def _written(lease: Lease) -> tuple[str, int, int]:
 
 
 async def main() -> None:
-    """Do as the first line says, when the second one comes."""
+    """Read the instructions from the first line; begin at the second."""
     reader = await open_input()
     told = LoadWorkerSpec(**json.loads(await reader.readline()))
     async with AsyncExitStack() as stack:
@@ -141,7 +141,7 @@ def _pool(told: LoadWorkerSpec) -> asyncpg.Pool[Any]:
 
 
 async def _end(reader: asyncio.StreamReader, bodies: list[asyncio.Task[None]]) -> None:
-    """Nobody wants them any more once the input has ended."""
+    """Cancel the bodies when the input ends."""
     await reader.read()
     for body in bodies:
         body.cancel()
