@@ -91,7 +91,7 @@ class Account:
         return list(dict.fromkeys(usual + [spec.settle for spec in self.venue.listed(inverse=inverse)]))
 
     def leverage(self, symbol: str) -> int:
-        """A contract's leverage."""
+        """The leverage of a contract; the default unless it was changed."""
         return self._leverage.get(symbol, _LEVERAGE_DEFAULT)
 
     def set_leverage(self, symbol: str, leverage: int) -> None:

@@ -64,7 +64,7 @@ class Conditions:
         self._ban = _Ban(until_ms, status)
 
     def lift_ban(self) -> None:
-        """End the ban."""
+        """End the ban before its time."""
         self._ban = None
 
     def deny(self, account: str | None, code: int, operations: Collection[Operation] | None) -> None:

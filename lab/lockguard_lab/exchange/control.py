@@ -43,7 +43,7 @@ _PATH_STEPS_MAX = 10_000
 
 
 class Control:
-    """Answers ``/_control``."""
+    """Answers the requests below ``/_control`` for one desk."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk

@@ -91,7 +91,7 @@ class Desk:
 
     @property
     def now_ms(self) -> int:
-        """The exchange's clock: milliseconds since 1970."""
+        """The time by the exchange's clock, in milliseconds since 1970."""
         return int(self._clock.wall() * 1000) + self._offset_ms
 
     def set_clock_offset(self, offset_ms: int) -> None:
@@ -260,12 +260,12 @@ class RequestContext:
 
     @property
     def engine(self) -> Engine:
-        """The account's books."""
+        """The engine that keeps the account's books."""
         return self.desk.engine(self.name)
 
     @property
     def now_ms(self) -> int:
-        """The exchange's clock."""
+        """The time by the exchange's clock, in milliseconds since 1970."""
         return self.desk.now_ms
 
     @property

@@ -82,7 +82,7 @@ class RestApi:
         await asyncio.gather(*self._late, return_exceptions=True)
 
     async def handle(self, route: Endpoint, request: web.Request) -> web.StreamResponse:
-        """Answer one request."""
+        """Answer one request, or act out the fault that hits it."""
         body = await request.text()
         payload = request.rel_url.raw_query_string + body
         values = dict(parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True))

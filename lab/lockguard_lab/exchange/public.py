@@ -77,7 +77,7 @@ def exchange_info_of_nothing(context: RequestContext, params: Params) -> Json:  
 
 
 def nothing(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
-    """An empty list."""
+    """An empty list: the answer for spot and margin data that this exchange does not have."""
     return []
 
 

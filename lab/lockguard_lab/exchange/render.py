@@ -144,7 +144,7 @@ def order_json(order: Order, spec: MarketSpec, *, acknowledged_only: bool = Fals
 
 
 def algo_json(algo: AlgoOrder, spec: MarketSpec) -> Json:
-    """An algo order."""
+    """An algo order, as the algo order endpoints have it."""
     return {
         "algoId": algo.id,
         "clientAlgoId": algo.client_id,

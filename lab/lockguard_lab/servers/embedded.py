@@ -91,7 +91,7 @@ class EmbeddedServer(Startable):
 
     @abstractmethod
     def _discard(self, directory: Path) -> None:
-        """Delete the data."""
+        """Delete the data, so that the next start finds none."""
 
     @abstractmethod
     def _command(self, directory: Path) -> Spawn:

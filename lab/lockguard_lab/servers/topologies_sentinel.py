@@ -1,4 +1,4 @@
-"""A Sentinel process."""
+"""A Sentinel as an embedded server, for :class:`~lockguard_lab.servers.SentinelRedis`."""
 
 from __future__ import annotations
 
