@@ -1,4 +1,4 @@
-"""ccxt under a lease: guarded calls, orders that can be found again, one name for one position.
+"""ccxt under a lease: guarded calls, orders that can be found again, one name for each position.
 
 Needs ``pip install 'lockguard[ccxt]'``. A local exchange for tests is in :mod:`lockguard_lab.exchange`.
 """

@@ -1,13 +1,13 @@
 """Pointing the original ccxt at a local exchange, by its URL.
 
-Two things must change. The URLs, of course. And the table of errors: ccxt looks at the beginning of the
-request's URL to know whether a code is the futures market's or the spot market's, and for a URL it does not
-know it has neither, so that -2021, "would immediately trigger", arrives as a bare ``ExchangeError``. Here
-the URL is translated back before ccxt looks.
+Two things must change: the URLs, and the table of errors. ccxt tells by the start of the request's URL
+whether a code belongs to the futures or the spot market. For a URL it does not know it uses neither table, so
+that -2021, "would immediately trigger", arrives as a bare ``ExchangeError``. Here the URL is translated back
+before ccxt looks it up.
 
-A program that cannot be patched, only configured, can be given URLs that *begin* as those of Binance's demo
-do, which ccxt knows: what stands before the ``@`` in ``https://demo-fapi@127.0.0.1:8443/fapi/v1`` is a user's
-name to whoever connects. They have to be of HTTPS.
+A program that can only be configured, not patched, can be given URLs that *start* like those of Binance's
+demo, which ccxt knows: to an HTTP client, the part before the ``@`` in
+``https://demo-fapi@127.0.0.1:8443/fapi/v1`` is only a user name. They have to be HTTPS URLs.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ _PATHS = {
     "papi": "papi/v1",
     "papiV2": "papi/v2",
 }
-"""Every API that ccxt's Binance classes know: one that is left out would go to Binance itself."""
+"""Every API that ccxt's Binance classes know: requests to one left out would go to Binance itself."""
 
 
 def ccxt_settings(url: str) -> dict[str, Any]:
-    """Settings, plain enough for a JSON file, with which an unmodified ccxt talks to a local exchange.
+    """Settings, JSON-serialisable, with which an unmodified ccxt talks to a local exchange.
 
     They are for a bot that takes settings for ccxt's constructor, such as freqtrade's ``ccxt_config``.
 
     Args:
-        url: where the local exchange listens; of HTTPS, as ccxt finds its table of errors by it.
+        url: the HTTPS URL of the local exchange; ccxt selects its table of errors by it.
 
     Raises:
-        ConfigurationError: the URL is not of HTTPS, or cannot be read.
+        ConfigurationError: the URL is not an HTTPS URL, or cannot be parsed.
     """
     address: SplitResult | None = None
     try:
@@ -81,7 +81,7 @@ def ccxt_settings(url: str) -> dict[str, Any]:
         secure = address.scheme == "https" and bool(address.hostname) and (address.port or 1) > 0
     except ValueError:
         secure = False
-    if address is None or not secure:  # not shown: it may have a password
+    if address is None or not secure:  # not echoed: it may contain a password
         raise ConfigurationError(
             "ccxt knows Binance's errors by a URL of HTTPS only, such as https://127.0.0.1:8443, and this one"
             " is none; start the exchange with a certificate, or use point_at() in a program of your own"
@@ -97,14 +97,14 @@ def ccxt_settings(url: str) -> dict[str, Any]:
 
 
 def point_at(exchange: Any, url: str) -> None:
-    """Let an existing ccxt ``binance`` or ``binanceusdm`` talk to a local exchange.
+    """Point an existing ccxt ``binance`` or ``binanceusdm`` at a local exchange.
 
     Args:
         exchange: any class of ccxt's Binance family, asyncio or not.
         url: where the local exchange listens.
 
     Raises:
-        ConfigurationError: another exchange, or a URL that is not HTTP.
+        ConfigurationError: the exchange is not of the Binance family, or the URL is not HTTP or HTTPS.
     """
     name = str(getattr(exchange, "id", exchange))
     if not name.startswith("binance"):
@@ -142,8 +142,8 @@ def connect(
 ) -> Any:
     """The original ``ccxt.async_support.binanceusdm``, pointed at a local exchange.
 
-    The caller closes it: ``await client.close()``. ccxt's own rate limiter is off, as there is no limit here;
-    its retries stay off, as they would send an order again without asking what became of it.
+    The caller closes it: ``await client.close()``. ccxt's rate limiter is off, as the local exchange has no
+    limit; its retries stay off, as they would send an order again without asking what became of it.
 
     Args:
         url: where the local exchange listens.
@@ -153,7 +153,7 @@ def connect(
         config: further settings for ccxt's constructor.
 
     Raises:
-        ConfigurationError: another exchange, or a URL that is not HTTP.
+        ConfigurationError: the exchange is not of the Binance family, or the URL is not HTTP or HTTPS.
         ImportError: ccxt is not installed.
     """
     try:

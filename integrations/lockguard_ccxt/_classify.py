@@ -3,14 +3,15 @@
 Three tables decide, in this order:
 
 1. The exchange's own code, where there is one: a code that is known to mean "not executed", "executed
-   before", or "nobody knows".
-2. The class: of what ccxt calls *OperationFailed* (the network, an overloaded exchange), nothing is known
-   except where the table says so; the exchange's other refusals are refusals, of no known meaning unless the
-   class has one. Only codes say that an order can *never* be taken: what is not recognised passes.
-3. A bare *ExchangeError* without a code is unknown. A 200 whose body broke off arrives as one: it looks
-   like a refusal, and the order was executed.
+   before", or "outcome unknown".
+2. The class: the outcome of an *OperationFailed* of ccxt (the network, an overloaded exchange) is unknown
+   except where the table says otherwise; the exchange's other errors are refusals, of no known meaning
+   unless the class has one. Only a code tells that an order can *never* be taken: all other refusals count
+   as passing.
+3. A bare *ExchangeError* without a code leaves the outcome unknown. A truncated answer with status 200
+   arrives as one: it looks like a refusal, but the order was executed.
 
-A request that certainly never left this machine cannot have been executed, whatever was raised.
+A request that certainly never left this machine cannot have been executed, no matter what was raised.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ class Doubt(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an error says.
+    """What an error means.
 
     Attributes:
-        refusal: why it was refused, where there is no doubt.
+        doubt: what the error leaves open.
+        refusal: why the request was refused; ``None`` while there is doubt.
         code: the exchange's code, or ``None``.
     """
 
@@ -60,8 +62,8 @@ _CODES: Mapping[Refusal, tuple[str, ...]] = {
     Refusal.WOULD_TRIGGER: ("-2021", "-4142", "110092", "110093"),
     Refusal.REDUCE_ONLY: ("-2022", "110017"),
     Refusal.NOT_FOUND: ("-2011", "-2013", "110001", "34040"),
-    # What a reduce-only order can break of the market's own rules. Nothing else belongs here: of these alone
-    # it is known that the same order will not be taken tomorrow either.
+    # The market's own rules that a reduce-only order can break. Nothing else belongs here: only for these
+    # is it known that the same order will not be taken tomorrow either.
     Refusal.INVALID: (
         "-1013",  # a filter of the market
         "-1111",  # more digits than the market has
@@ -152,7 +154,7 @@ _CODES: Mapping[Refusal, tuple[str, ...]] = {
 REFUSED_BY_CODE: Mapping[str, Refusal] = {
     code: refusal for refusal, codes in _CODES.items() for code in codes
 }
-"""Every code of which the meaning is known, at Binance and Bybit."""
+"""Every code of Binance and Bybit that is known to mean a refusal."""
 _DUPLICATE_CODES = frozenset({"-4116", "110072", "110030"})
 _OPEN_CODES = frozenset(
     {
@@ -168,7 +170,7 @@ _OPEN_CODES = frozenset(
 
 @lru_cache(maxsize=1)
 def ccxt_errors() -> Any:
-    """Ccxt's error classes, imported when first needed: that takes a second or two."""
+    """The module of ccxt's error classes; imported when first needed, which takes a second or two."""
     try:
         return import_module("ccxt.base.errors")
     except ImportError as exc:
@@ -176,16 +178,16 @@ def ccxt_errors() -> Any:
 
 
 def exchange_code(exc: BaseException) -> str | None:
-    """The exchange's own error code out of an exception of ccxt, or ``None``."""
+    """The exchange's own error code in an exception of ccxt; ``None`` if there is none."""
     match = _CODE.search(str(exc))
     return match[1] if match else None
 
 
 def classify(exc: BaseException, *, sent: bool) -> Verdict:
-    """What an error of a request that changes something says.
+    """Judge the error of a request that changes something.
 
     Args:
-        exc: an exception of ccxt, or ``TimeoutError`` when the time was up.
+        exc: an exception of ccxt, or ``TimeoutError`` when the time limit passed.
         sent: whether the request may have left this machine.
     """
     code = exchange_code(exc)
@@ -203,7 +205,7 @@ def classify(exc: BaseException, *, sent: bool) -> Verdict:
 
 
 def _refusal_by_class(exc: BaseException, code: str | None) -> Refusal | None:
-    """Why it was refused as far as the class tells; ``None`` when it does not tell."""
+    """Why a request was refused, by the error's class; ``None`` if the class does not tell."""
     errors = ccxt_errors()
     if isinstance(exc, (errors.DDoSProtection, errors.RateLimitExceeded)):
         return Refusal.BANNED if _closes(exc) else Refusal.RATE_LIMITED
@@ -226,5 +228,5 @@ def _refusal_by_class(exc: BaseException, code: str | None) -> Refusal | None:
 
 
 def _closes(exc: BaseException) -> bool:
-    """Whether the exchange takes no calls of this account or address for a while."""
+    """Whether an error says that the exchange accepts no calls of this account or address for a while."""
     return bool(_CLOSED.search(str(exc)))

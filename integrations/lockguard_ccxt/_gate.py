@@ -1,14 +1,14 @@
-"""The last check before a request leaves this machine, and what the exchange last said about all of them.
+"""The last check before a request leaves this machine, and a stop to all requests while the exchange bans us.
 
 Between the check at the start of a call and the bytes on the wire lie ccxt's rate limiter, which may queue
 the request, and the event loop, which may stall. A process that was paused there for a minute would send its
-order on waking up, before the loss of its lease is delivered to it. So the lease is looked at once more in
+order on waking up, before the loss of its lease is delivered to it. So the lease is checked once more in
 ``fetch``, the last of ccxt's functions before the socket, with no ``await`` in between; and in the client's
 ``send`` where ccxt writes to a websocket instead.
 
-The same place knows whether anything was sent at all, which turns "unknown" into a plain "no" for every
-error before it. And as every call of an account comes through here, reads included, it is where a ban is
-kept to: while the exchange has said to wait, nothing is sent. Asking on makes a ban longer.
+This is also the place that knows whether anything was sent at all: every error before it means "not sent"
+instead of an unknown outcome. And as every call of an account passes here, reads included, bans are obeyed
+here: while the exchange has said to wait, nothing is sent, because further requests make a ban longer.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _INSTALLED = "_lockguard_gate"
 _TOO_MANY = 429
 _BANNED = 418
 _BANNED_S_LEAST = 120
-"""Binance's shortest ban, for one that does not say how long it lasts."""
+"""Binance's shortest ban, assumed for a ban that does not say how long it lasts."""
 _CLOSED_S_MAX = 3 * 24 * 3600
-"""Binance's longest."""
+"""Binance's longest ban."""
 _RESYNC_EVERY_S = 5.0
 _RESYNC_WITHIN_S = 5.0
 _UNTIL = re.compile(r"banned until (\d{13})")
@@ -52,9 +52,9 @@ class Attempt:
     """One guarded call while it runs.
 
     Attributes:
-        lease: what it runs under.
-        needed: how much of the lease must be left when it is sent.
-        sent: whether it may have left this machine.
+        lease: the lease that the call runs under.
+        needed: how much of the lease must be left when a request is sent.
+        sent: whether a request may have left this machine.
     """
 
     __slots__ = ("lease", "needed", "sent")
@@ -65,10 +65,10 @@ class Attempt:
         self.sent = False
 
     def leaves(self) -> None:
-        """It is sent now.
+        """Check the lease and mark the call as sent, right before its request is sent.
 
         Raises:
-            LeaseLost: the lease has ended or has less than ``needed`` left: it is not sent.
+            LeaseLost: the lease has ended or has less than ``needed`` left; the request must not be sent.
         """
         self.lease.ensure(self.needed)
         self.sent = True
@@ -94,7 +94,7 @@ def attempt(lease: Lease, needed: timedelta) -> Iterator[Attempt]:
 
 
 class Gate:
-    """What one ccxt exchange was told by its venue about all its calls.
+    """Holds back all requests of one ccxt exchange while its venue says to wait.
 
     Args:
         exchange: from ``ccxt.async_support``.
@@ -112,20 +112,20 @@ class Gate:
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing of this exchange is sent but through here, so that a call may be begun early."""
+        """Whether this exchange sends every request through the gate, so that a call may be begun early."""
         return self._exchange.fetch is self.fetch and sends_only_by_fetch(self._exchange)
 
     @property
     def closed_for(self) -> timedelta:
-        """For how much longer nothing is sent; zero when the way is open."""
+        """For how much longer nothing is sent; zero when calls are open."""
         return timedelta(seconds=max(0.0, self._closed_until - self._clock.now()))
 
     def on_closed(self, listener: Callable[[timedelta], None]) -> None:
-        """Be told when the exchange closes the way, and for how long."""
+        """Call ``listener`` with the waiting time when the exchange closes calls."""
         self._listeners.append(listener)
 
     def refuse_while_closed(self) -> None:
-        """Before anything is sent.
+        """Raise while calls are closed; called before anything is sent.
 
         Raises:
             ccxt.DDoSProtection: the exchange said to wait, and the time is not over.
@@ -137,7 +137,7 @@ class Gate:
             )
 
     def listen(self) -> None:
-        """Look at each answer first, also where another hook was put into the exchange meanwhile."""
+        """Inspect each answer before ccxt does, even if another hook was installed since."""
         hook = self._exchange.on_rest_response
         if hook is self._hook:
             return
@@ -151,13 +151,13 @@ class Gate:
         self._exchange.on_rest_response = self._hook = on_rest_response
 
     def answered(self, status: int, headers: Mapping[str, str], body: str) -> None:
-        """Look at an answer: does it say to wait?"""
+        """Close calls if an answer says to wait."""
         if status not in {_TOO_MANY, _BANNED}:
             return
         wait_s = self._asked_s(headers, body)
         if wait_s is None:
             if status != _BANNED:
-                return  # merely too many: the caller slows down by itself
+                return  # a plain rate limit without a time: the caller slows down by itself
             wait_s = _BANNED_S_LEAST
         until = self._clock.now() + min(wait_s, _CLOSED_S_MAX)
         if until <= self._closed_until:
@@ -180,7 +180,7 @@ class Gate:
         return max(asked) if asked and max(asked) > 0 else None
 
     async def resync(self) -> None:
-        """Measure the exchange's clock anew, as it refused a request for its time; now and then at most."""
+        """Measure the exchange's clock again, as it refused a request's time; at most every five seconds."""
         now = self._clock.now()
         if self._resynced_at is not None and now - self._resynced_at < _RESYNC_EVERY_S:
             return
@@ -189,11 +189,11 @@ class Gate:
             async with asyncio.timeout(_RESYNC_WITHIN_S):
                 await self._exchange.load_time_difference()
         except (TimeoutError, ccxt_errors().BaseError):
-            return  # the refusal stands, and whoever asks again has it measured again
+            return  # the refusal stands; the next refused request measures again
 
 
 def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
-    """Put the check into a ccxt exchange; a second time changes nothing. Other calls are as before."""
+    """Install the check in a ccxt exchange; idempotent. Calls without a lease are only checked for bans."""
     installed: Gate | None = getattr(exchange, _INSTALLED, None)
     if installed is not None:
         return installed
@@ -210,7 +210,7 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
         try:
             return await send(url, method, headers, body)
         except Exception as exc:
-            # ccxt names the request by its whole URL, and with it the signature.
+            # ccxt's message has the request's whole URL, and with it the signature.
             exc.args = tuple(masked(arg) if isinstance(arg, str) else arg for arg in exc.args)
             if isinstance(exc, ccxt_errors().InvalidNonce):
                 await gate.resync()
@@ -225,7 +225,7 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
 
 
 def _guard_websockets(exchange: Any, gate: Gate) -> None:
-    """The same check where ccxt writes to a websocket: its tasks inherit the call that began them."""
+    """Install the same check where ccxt writes to a websocket; its tasks inherit their call's attempt."""
     make = exchange.client
 
     def client(url: str) -> Any:

@@ -1,4 +1,4 @@
-"""A ccxt exchange that changes nothing without a lease."""
+"""A wrapper of a ccxt exchange that sends no change without a lease."""
 
 from __future__ import annotations
 
@@ -57,26 +57,27 @@ _PREPARED = frozenset({"place_entry", "place_stop", "holding", "holdings"})
 
 
 class GuardedExchange:
-    """A guard around a ccxt (asyncio) exchange.
+    """A ccxt (asyncio) exchange whose changing calls need a lease.
 
-    Its own calls place, find and cancel orders by intent and say what became of them. They take a symbol in
-    any spelling, or the market that :meth:`market` found by it, which is not looked up again. Every other
-    attribute is the exchange's own: reads untouched, and calls that change something checked against the
-    lease first, bounded by it, and, if they place an order, refused without a client order id.
+    Its own calls place, find and cancel orders by intent and return their outcome. They take a symbol in any
+    spelling, or a market returned by :meth:`market`, which saves the look-up. Every other attribute is the
+    exchange's own: reads are passed through; calls that change something are checked against the lease
+    first, limited to its remaining time, and, if they place an order, refused without a client order id.
 
-    Not guarded: mutual exclusion of the exchange calls themselves. An exchange cannot check a token; what
-    stands in its place is the check of the lease right before sending, a request that does not outlive the
-    lease, and an order that the next holder finds by its name.
+    Not guaranteed: that calls of two holders exclude each other at the exchange, which cannot check a token.
+    Instead, the lease is checked right before sending, a request does not outlive the lease, and the next
+    holder finds an order by its client order id.
 
     Args:
-        exchange: from ``ccxt.async_support``. The last check is put into its ``fetch``.
-        account: the label of the account, where there are several at the exchange: part of every name.
+        exchange: from ``ccxt.async_support``. The last check is installed in its ``fetch``.
+        account: the label of the account, if there are several at the exchange; part of every name.
         patience: how much of the lease a call needs, and how long an order without an answer is looked for.
         clock: measures the search.
 
     Raises:
-        ConfigurationError: a label that cannot be part of a name; or ccxt's own retries are on: they send an
-            order again without asking what became of it.
+        ConfigurationError: ``exchange`` is not an asyncio exchange, or has a portfolio margin account; a
+            label cannot be part of a name; or ccxt's own retries are on, which would send an order again
+            without asking what became of it.
     """
 
     def __init__(
@@ -118,46 +119,46 @@ class GuardedExchange:
 
     @property
     def exchange(self) -> Any:
-        """The exchange inside; its ``fetch`` is guarded only within calls made through this object."""
+        """The wrapped exchange; its ``fetch`` checks the lease only within calls made through this object."""
         return self._exchange
 
     @property
     def name(self) -> str:
-        """The account, as locks and rows have it: ``binance``, or ``binance@scalper``."""
+        """The account's name in locks and rows: ``binance``, or ``binance@scalper``."""
         return self._name
 
     @property
     def in_doubt_for(self) -> timedelta:
-        """How long after it was sent an order without an answer may still turn up.
+        """For how long after it was sent an order without an answer may still appear.
 
-        The exchange refuses a request older than its receive window; then come its clock's tolerance and the
-        lag of its reads. An order that does not show after that was not placed.
+        This is the exchange's receive window, after which it refuses a request, plus its clock's tolerance
+        and the lag of its reads. An order that has not appeared by then was not placed.
         """
         return venue_of(self._exchange).window + _CLOCK_AHEAD + self._patience.search
 
     @property
     def closed_for(self) -> timedelta:
-        """For how much longer nothing is sent, as the exchange said to wait (a ban, or ``Retry-After``)."""
+        """For how much longer no request is sent, because of a ban or a ``Retry-After``; zero if open."""
         return self._gate.closed_for
 
     def on_closed(self, listener: Callable[[timedelta], None]) -> None:
-        """Be told whenever the exchange says to wait, and for how long."""
+        """Call ``listener`` with the waiting time whenever the exchange says to wait."""
         self._gate.on_closed(listener)
 
     async def load(self, symbols: Iterable[str] = ()) -> None:
-        """Load the markets, so that no order waits for it, and see that the account is in one-way mode.
+        """Load the markets, so that no order waits for them, and check that the account is in one-way mode.
 
-        Which classes of contracts no positions are kept in, and how many there are, is logged, a line each.
+        Each class of contracts in which no positions are kept is logged, with their number, on one line.
 
         Args:
-            symbols: what is to be traded, in any spelling, as far as that is known beforehand.
+            symbols: the symbols to be traded, in any spelling, as far as they are known beforehand.
 
         Raises:
             ConfigurationError: the account is in hedge mode, or positions are not kept in one of ``symbols``:
-                it is not listed, inverse, or counts in contracts of another size than one.
-            ccxt.BaseError: the exchange did not answer a few times.
+                it is not listed, inverse, or its contract size is not one.
+            ccxt.BaseError: the exchange did not answer, after retries.
         """
-        # Asked again above all where this machine's clock is wrong: then the first answer is a refusal.
+        # Retried above all for a wrong clock of this machine: then the first answer is a refusal.
         await self._placer().read(self._exchange.load_markets)
         self._loaded_at = self._clock.now()
         for symbol in symbols:
@@ -175,21 +176,21 @@ class GuardedExchange:
             _LOG.info(told, len(symbols), self.name, kind, symbols[0])
 
     async def refresh(self, *, wait: bool = False) -> bool:
-        """Load the markets again, as a name is not among them; tells whether that was done.
+        """Reload the markets, to find a name that is missing from them; returns whether they were reloaded.
 
-        Contracts are listed and delisted while a bot runs. Whoever sends names that exist nowhere must not
-        make it load markets all the time: it is done at most once in five seconds.
+        Contracts are listed and delisted while a bot runs. Markets are reloaded at most once in five seconds,
+        so that a sender of unknown names cannot cause endless reloads.
 
         Args:
-            wait: wait for the next time, so that the list is newer than the question.
+            wait: wait until a reload is allowed again, so that the list is newer than this call.
 
         Raises:
-            ccxt.BaseError: the exchange did not answer; the markets are those of before.
+            ccxt.BaseError: the exchange did not answer; the markets stay as they were.
         """
         asked_at = self._clock.now()
         if not wait and self._loaded_at is not None and asked_at - self._loaded_at < _REFRESH_S_MIN:
             return False
-        async with self._refreshing:  # who asks meanwhile waits for the answer
+        async with self._refreshing:  # concurrent callers wait for this answer
             loaded_at = self._loaded_at
             if loaded_at is not None:
                 if loaded_at >= asked_at:
@@ -208,15 +209,15 @@ class GuardedExchange:
     # --- names and steps ---
 
     def market(self, symbol: str | Market) -> Market:
-        """The market of a name, however it is spelt; one that was found already as it is.
+        """The market of a name in any spelling; a :class:`Market` is returned as it is.
 
         Raises:
-            UnknownMarket: there is none; :meth:`refresh` may bring it.
-            ConfigurationError: the markets are not loaded, the name is not that of one market, or the market
-                is one of another account.
+            UnknownMarket: there is none; :meth:`refresh` may find it.
+            ConfigurationError: the markets are not loaded, the name stands for more than one market, or the
+                market belongs to another account.
         """
         if isinstance(symbol, Market):
-            if symbol.account != self._name:  # its lock is not that of what would be traded here
+            if symbol.account != self._name:  # its lock would not guard what is traded here
                 raise ConfigurationError(f"{symbol.symbol} of {symbol.account} was given to {self._name}")
             return symbol
         found = self._listing().market(symbol)
@@ -233,7 +234,7 @@ class GuardedExchange:
         return self.market(symbol).resource
 
     def unified(self, symbol: str | Market) -> str:
-        """The unified symbol of a market, however it is spelt.
+        """The unified symbol of a market in any spelling.
 
         Raises:
             ConfigurationError: there is no such market.
@@ -241,11 +242,11 @@ class GuardedExchange:
         return unified_symbol(self._exchange, symbol) if isinstance(symbol, str) else symbol.symbol
 
     def client_id(self, symbol: str | Market, intent: int, step: Step) -> str:
-        """The client order id of one step of one intent."""
+        """The client order id of one step of one intent; the same in every process."""
         return client_order_id(self.resource(symbol), intent, step)
 
     def rules(self, symbol: str | Market) -> MarketRules:
-        """In which steps ``symbol`` is traded.
+        """The steps and limits in which ``symbol`` is traded.
 
         Raises:
             ConfigurationError: the markets are not loaded, or there is no such market.
@@ -255,7 +256,7 @@ class GuardedExchange:
     # --- orders by intent ---
 
     def attached_stop(self, symbol: str | Market, stop_price: Decimal) -> Decimal | None:
-        """At which price an entry with this stop brings one along; ``None`` where entries carry none.
+        """The price, in ticks, of the stop that an entry carries; ``None`` where entries carry none.
 
         Raises:
             ConfigurationError: there is no such market.
@@ -281,8 +282,8 @@ class GuardedExchange:
             intent: the intent's number.
             stop_price: a stop to attach where the exchange attaches stops (Bybit); elsewhere ignored, and
                 the stop is a step of its own.
-            again: whether this intent may have been sent before; then the order is looked for first. One that
-                is found may have ended meanwhile: see its ``state``.
+            again: whether this intent may have been sent before; then its order is looked for first. An order
+                that is found may have ended meanwhile: see its ``state``.
 
         Raises:
             LeaseLost: the lease on the resource ended before the order was sent.
@@ -307,16 +308,16 @@ class GuardedExchange:
     ) -> Outcome:
         """Place a reduce-only stop.
 
-        ``Refused(Refusal.WOULD_TRIGGER)`` means that the price has passed it: close the position.
+        ``Refused(Refusal.WOULD_TRIGGER)`` means that the price has passed the trigger: close the position.
 
         Args:
             symbol: in any spelling.
             side: the stop's own side: ``sell`` protects a long position.
             amount: rounded down to the exchange's step.
-            trigger: the price it waits for, rounded to the nearest tick.
+            trigger: the price at which it triggers, rounded to the nearest tick.
             intent: the intent's number.
-            again: whether this intent may have been sent before; then the order is looked for first. One that
-                is found may have ended meanwhile: see its ``state``.
+            again: whether this intent may have been sent before; then its order is looked for first. An order
+                that is found may have ended meanwhile: see its ``state``.
 
         Raises:
             LeaseLost: the lease on the resource ended before the order was sent.
@@ -332,7 +333,7 @@ class GuardedExchange:
     async def close_position(
         self, symbol: str | Market, side: Side, amount: Decimal, *, intent: int, again: bool = False
     ) -> Outcome:
-        """Make a position smaller with a reduce-only market order; it never opens the other way.
+        """Reduce or close a position with a reduce-only market order; it never opens the other side.
 
         ``Refused(Refusal.REDUCE_ONLY)`` means that there is nothing left to close.
 
@@ -341,8 +342,8 @@ class GuardedExchange:
             side: the order's own side: ``sell`` closes a long position.
             amount: rounded down to the exchange's step.
             intent: the intent's number.
-            again: whether this intent may have been sent before; then the order is looked for first. One that
-                is found may have ended meanwhile: see its ``state``.
+            again: whether this intent may have been sent before; then its order is looked for first. An order
+                that is found may have ended meanwhile: see its ``state``.
 
         Raises:
             LeaseLost: the lease on the resource ended before the order was sent.
@@ -357,16 +358,16 @@ class GuardedExchange:
     def prepare(
         self, call: Callable[[], Coroutine[Any, Any, T]], *, name: str, after_s: float = 0.0
     ) -> Prepared[T] | None:
-        """Begin one of the calls above; its request waits for ``Prepared.send``.
+        """Begin one of this object's calls early; its request waits for ``Prepared.send``.
 
         Args:
             call: such as ``lambda: exchange.place_entry(...)``.
-            name: for its task.
-            after_s: when to begin.
+            name: the name of its task.
+            after_s: seconds to wait before it begins.
 
         Returns:
-            What gives the word; ``None`` where the call might send by another way than the gate, as a
-            subclass may: then it is made when it is time.
+            The prepared call; ``None`` where the call might send by another way than the gate, as a subclass
+            may: the caller then makes the call when it is due.
         """
         plain = type(self) is GuardedExchange and vars(self).keys().isdisjoint(_PREPARED)
         plain = plain and _WHAT_IS_PREPARED(GuardedExchange) == _AS_WRITTEN
@@ -393,7 +394,7 @@ class GuardedExchange:
         return await placer.place(plan, lease)
 
     async def cancel(self, order: PlacedOrder) -> Outcome:
-        """Cancel an order, in whichever book it is.
+        """Cancel an order, ordinary or conditional.
 
         Raises:
             LeaseLost: the lease on the resource ended before the request was sent.
@@ -406,14 +407,14 @@ class GuardedExchange:
     async def find_order(
         self, symbol: str | Market, client_id: str, *, conditional: bool = False
     ) -> PlacedOrder | None:
-        """An order by its client id, in every book, or ``None`` when the exchange does not know it.
+        """An order by its client order id, in every book; ``None`` when the exchange does not know it.
 
         "Not known" is not "not placed" before :attr:`in_doubt_for` has passed.
 
         Args:
             symbol: in any spelling.
             client_id: the client order id.
-            conditional: which book to ask first.
+            conditional: whether to ask the book of conditional orders first.
 
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries.
@@ -423,17 +424,17 @@ class GuardedExchange:
     async def open_orders(
         self, symbol: str | Market | None = None, *, conditional_only: bool = False
     ) -> tuple[PlacedOrder, ...]:
-        """The open orders of a symbol, or of all, conditional ones included.
+        """The open orders of one symbol or of all, including conditional ones.
 
         Args:
             symbol: in any spelling; ``None`` for all.
-            conditional_only: leave out the book of ordinary orders, which spares a request.
+            conditional_only: leave out the book of ordinary orders, which saves a request.
 
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries.
         """
         if symbol is None:
-            # Unless it is told that all symbols are meant, ccxt's binance refuses to list them.
+            # Without this option ccxt's binance refuses to list the orders of all symbols.
             self._exchange.options["warnOnFetchOpenOrdersWithoutSymbol"] = False
         wanted = None if symbol is None else self.unified(symbol)
         questions = every_order(self._exchange) if symbol is None else (orders_of_one(self._exchange),)
@@ -450,7 +451,7 @@ class GuardedExchange:
         return tuple(order for order in found.values() if order.live)
 
     async def holdings(self, symbols: Sequence[str | Market] | None = None) -> tuple[Holding, ...]:
-        """The open positions, of some symbols or all.
+        """The open positions of some symbols, or of all.
 
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries. A failed read is not "flat".
@@ -510,7 +511,7 @@ class GuardedExchange:
     async def _pages(
         self, ask: Callable[[dict[str, Any]], Awaitable[Any]], question: dict[str, Any]
     ) -> list[Any]:
-        """A list in full, though the exchange gives it in pages."""
+        """Read all pages of a list."""
         found: list[Any] = []
         params: dict[str, Any] | None = question
         while params is not None:
@@ -550,4 +551,4 @@ def _plain(number: Decimal) -> str:
 
 _WHAT_IS_PREPARED = attrgetter(*_PREPARED)
 _AS_WRITTEN = _WHAT_IS_PREPARED(GuardedExchange)
-"""A test or a paper account may put others in their place."""
+"""The calls as shipped, to detect those that a test or a paper account has replaced."""

@@ -1,9 +1,9 @@
-"""Client order ids that come from what is intended, not from the attempt.
+"""Client order ids that are derived from the intent, not from the attempt.
 
-An order whose answer was lost can be found again, and is not placed twice, only if every attempt and every
-process calls it by the same name. The name is made of the resource, the number of the intent (the row that
-says what is about to be done) and the step: nothing random, nothing of this process. Python's ``hash`` of a
-text differs from process to process and has no place here.
+An order whose answer was lost can be found again, and is not placed twice, only if every attempt in every
+process gives it the same id. The id is made of the resource, the number of the intent (the row that says what
+is about to be done) and the step: nothing random, nothing of this process. Python's ``hash`` of a text must
+not be used here, as it differs between processes.
 """
 
 from __future__ import annotations
@@ -39,27 +39,25 @@ _LETTERS = {Step.ENTRY: "e", Step.STOP: "s", Step.CLOSE: "c"}
 def client_order_id(resource: str, intent: int, step: Step) -> str:
     """The client order id of one step of one intent, the same in every process.
 
-    It reads ``lge-<intent in base 36>-<80 bits of digest>``: an operator can tell ours from others' and an
-    entry from a stop, and the digest keeps resources apart. At most 34 characters, ``a-z``, ``0-9`` and
-    ``-`` only.
+    Its form is ``lge-<intent in base 36>-<80 bits of digest>``: an operator can tell our orders from others
+    and an entry from a stop, and the digest keeps resources apart. At most 34 characters, only ``a-z``,
+    ``0-9`` and ``-``.
 
     Args:
-        resource: what is guarded, as :func:`~lockguard_ccxt.resource_key` gives it.
+        resource: the resource, as :func:`~lockguard_ccxt.resource_key` returns it.
         intent: the intent's number; a new order for the same step (a stop at another price, say) is a new
             intent.
         step: what the order is for.
 
     Raises:
-        ConfigurationError: an intent below 0 or over 2**63 - 1.
+        ConfigurationError: the intent is below 0 or above 2**63 - 1.
     """
     if not 0 <= intent <= _INTENT_MAX:
         raise ConfigurationError(f"an intent's number must be from 0 to {_INTENT_MAX}, got {intent}")
     return _named(str(resource), intent, step)
 
 
-@lru_cache(
-    maxsize=256, typed=True
-)  # of one order it is asked for where it is intended, written down and sent
+@lru_cache(maxsize=256, typed=True)  # each id is needed when its order is intended, recorded and sent
 def _named(resource: str, intent: int, step: Step) -> str:
     digest = hashlib.sha256(f"{resource}\0{intent}\0{step.value}".encode()).digest()[:_DIGEST_BYTES]
     tail = base64.b32encode(digest).decode().lower()

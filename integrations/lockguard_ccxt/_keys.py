@@ -1,13 +1,13 @@
-"""One name for one position, however it is spelt.
+"""One name for each position, in whatever spelling its symbol is given.
 
-A lock protects nothing when the signal's code locks ``BTCUSDT`` and the sync pass ``BTC/USDT:USDT``. The key
-of a resource is therefore made in one place. A perpetual that is settled in its quote currency is called by
-its plain name, ``binance:BTCUSDT``; everything else, whose plain name would be mistaken for it, by its full
-unified name: spot ``binance:BTC/USDT``, coin-margined ``binance:BTC/USD:BTC``, dated
+A lock protects nothing when one part of a bot locks ``BTCUSDT`` and another ``BTC/USDT:USDT``. So the key of
+a resource is made in one place. A perpetual that is settled in its quote currency has its plain name,
+``binance:BTCUSDT``; every other market, whose plain name could be mistaken for that, has its full unified
+name: spot ``binance:BTC/USDT``, coin-margined ``binance:BTC/USD:BTC``, dated
 ``binance:BTC/USDT:USDT-250926``.
 
 ``binance`` with futures switched on and ``binanceusdm`` trade the same account, so they are one venue. Two
-accounts at one venue have a label each, which is part of the name: ``binance@scalper:BTCUSDT``.
+accounts at one venue each have a label, which is part of the name: ``binance@scalper:BTCUSDT``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COIN_MARGINED = re.compile(r"^(?P<base>[A-Z0-9]+?)USD_(?P<kind>PERP|\d{6})$")
 
 
 def account_name(exchange: Any, account: str | None) -> str:
-    """What one account at an exchange is called in locks, rows and reports: ``binance@scalper``.
+    """The name of one account in locks, rows and reports, such as ``binance@scalper``.
 
     Raises:
         ConfigurationError: the label cannot be part of a name.
@@ -42,13 +42,13 @@ def account_name(exchange: Any, account: str | None) -> str:
 
 
 def account_label(text: str) -> str:
-    """Check the label of an account.
+    """Check the label of an account, and return it.
 
-    Two spellings of one label would be two names, and two names are two locks for one account. So there is
-    one spelling: lower case, and nothing that a name of a lock, a row or a shell gives a meaning to.
+    Two spellings of one label would be two names, and so two locks for one account. Hence only one spelling
+    is allowed: lower case, without characters that have a meaning in lock names, rows or shells.
 
     Raises:
-        ConfigurationError: other characters, or too many.
+        ConfigurationError: it is not a text, is empty or too long, or has other characters.
     """
     if not isinstance(text, str):
         raise ConfigurationError(f"account label is {kind_of(text)}; give a text, such as 'scalper'")
@@ -65,25 +65,25 @@ def resource_key(exchange: Any, market: str | Mapping[str, Any]) -> Resource:
     """The resource that guards a position.
 
     Args:
-        exchange: a ccxt exchange, or its id. With its markets loaded it knows every name that it trades
-            under; an id alone knows unified names and Binance's plain ones.
+        exchange: a ccxt exchange, or its id. An exchange with its markets loaded resolves every name it
+            trades under; an id alone resolves unified names and Binance's plain ones.
         market: a unified symbol, an exchange's own name, or a ccxt market.
 
     Raises:
-        ConfigurationError: the name is not that of one market.
+        ConfigurationError: the name does not stand for exactly one market.
     """
     symbol = unified_symbol(exchange, market) if isinstance(market, str) else str(market["symbol"])
     return parse_resource(f"{venue_name(exchange)}:{short_name(symbol)}")
 
 
 def unified_symbol(exchange: Any, name: str) -> str:
-    """The unified symbol of a market, however it is spelt; takes and raises as :func:`resource_key`."""
+    """The unified symbol of a market in any spelling; takes and raises the same as :func:`resource_key`."""
     listing = listing_of(exchange)
     return _read_symbol(name) if listing is None else listing.market(name).symbol
 
 
 def could_be_listed(name: str) -> bool:
-    """Whether a name has the form of those that an exchange lists, known or not."""
+    """Whether a name has the form of a listed market's name, whether or not the market exists."""
     try:
         _read_symbol(name)
     except ConfigurationError:

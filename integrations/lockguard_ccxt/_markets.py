@@ -1,9 +1,9 @@
 """A market as one value, found once by any of its names.
 
-A name is looked up here and never by ccxt: asked for ``BTC-P``, ccxt takes it for an expired option and
-raises a ``TypeError``; asked for ``BTCUSDC`` at Bybit, it answers with the spot market of that name though a
-perpetual was meant. The lock's own name of a market goes before the exchange's, so that what was read from a
-row leads back to the market that the row was written for.
+Names are looked up here and never by ccxt: ccxt takes ``BTC-P`` for an expired option and raises a
+``TypeError``, and for ``BTCUSDC`` at Bybit it returns the spot market where a perpetual is meant. The lock's
+name of a market takes precedence over the exchange's, so that a name read from a row leads back to the
+market that the row was written for.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _QUOTES = ("USDT", "USDC", "USD")
 
 
 class UnknownMarket(ConfigurationError):
-    """The exchange lists no market of that name, as far as its markets were loaded."""
+    """The exchange lists no market of that name, according to the markets loaded last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """One market of one account: what a name stands for, found once and then handed on.
+    """One market of one account.
 
     Attributes:
-        account: as locks and rows have it, such as ``binance`` or ``binance@scalper``.
+        account: its name in locks and rows, such as ``binance`` or ``binance@scalper``.
         symbol: the unified symbol, such as ``BTC/USDT:USDT``.
-        name: as locks and rows have it, such as ``BTCUSDT``.
+        name: the market's name in locks and rows, such as ``BTCUSDT``.
         kind: ``spot``, ``swap``, ``future`` or ``option``.
-        settle: the coin that it is margined and settled in; ``None`` for spot.
-        contract_size: what one contract stands for: of the base currency if linear, of the quote if inverse.
+        settle: the coin that the market is margined and settled in; ``None`` for spot.
+        contract_size: the size of one contract, in the base currency if linear, in the quote if inverse.
         linear: whether profit is paid in the quote currency; ``False`` also for spot.
-        inverse: whether it is paid in the base currency.
-        active: whether it can be traded now.
-        steps: what :attr:`rules` are read by, when they are first asked for.
+        inverse: whether profit is paid in the base currency.
+        active: whether the market can be traded now.
+        steps: computes :attr:`rules` when they are first needed.
     """
 
     account: str
@@ -67,28 +67,28 @@ class Market:
 
     @property
     def resource(self) -> Resource:
-        """What guards the account's positions in it.
+        """The resource that guards the account's positions in this market.
 
         Raises:
-            ConfigurationError: no lock can be called so.
+            ConfigurationError: the market's name cannot be part of a lock's name.
         """
         return parse_resource(f"{self.account}:{self.name}")
 
     @property
     def rules(self) -> MarketRules:
-        """In which steps it is traded.
+        """The steps and limits in which the market is traded.
 
         Raises:
-            ConfigurationError: the exchange does not give them in a way that is understood.
+            ConfigurationError: the exchange gives the steps in a form that is not understood.
         """
         return self.steps()
 
     @property
     def refusal(self) -> str | None:
-        """Why no positions are kept here, in one line with the remedy; ``None`` if they are.
+        """Why no positions are kept in this market, in one line with the remedy; ``None`` if they are.
 
-        A quantity is in the base currency everywhere. Where the exchange counts in something else, an order
-        of the same number would be another order, ten or a hundred times as large.
+        Quantities are in the base currency everywhere. Where the exchange counts in another unit, an order of
+        the same number would have another size, ten or a hundred times as large.
         """
         match self.kept_out:
             case None:
@@ -106,7 +106,7 @@ class Market:
 
     @property
     def kept_out(self) -> str | None:
-        """Which class of markets without positions it is in, such as ``inverse``; ``None`` if in none."""
+        """The reason why no positions are kept, as a class such as ``inverse``; ``None`` if they are."""
         if self.inverse:
             return "inverse"
         if self.kind not in {"swap", "future"} or not self.linear:
@@ -114,7 +114,7 @@ class Market:
         return "contract size" if self.contract_size != _ONE else None
 
     def check(self) -> None:
-        """Refuse a market that positions are not kept in.
+        """Raise if no positions are kept in this market.
 
         Raises:
             ConfigurationError: its quantities are not in the base currency, or it has no positions.
@@ -124,7 +124,7 @@ class Market:
 
 
 def _market_of(found: Mapping[str, Any], account: str, steps: Callable[[], MarketRules]) -> Market:
-    """A ccxt market, typed. What ccxt leaves out is read from the symbol."""
+    """Parse a ccxt market. What ccxt leaves out is derived from the symbol."""
     symbol = str(found["symbol"])
     match = _UNIFIED.match(symbol)
     settle = found.get("settle") or (match["settle"] if match else None)
@@ -148,9 +148,9 @@ def _market_of(found: Mapping[str, Any], account: str, steps: Callable[[], Marke
 
 
 def venue_name(exchange: Any) -> str:
-    """The account's venue: a ccxt exchange or its id, variants of one account under one name.
+    """The venue's name of a ccxt exchange or its id; variants that trade one account have one name.
 
-    The label of an account stays as it is: ``binanceusdm@scalper`` gives ``binance@scalper``.
+    The label of an account is kept: ``binanceusdm@scalper`` gives ``binance@scalper``.
     """
     name = exchange if isinstance(exchange, str) else str(exchange.id)
     venue, at, label = name.strip().partition("@")
@@ -170,7 +170,8 @@ class Listing:
     """The markets of an exchange by all their names.
 
     Args:
-        exchange: a ccxt exchange with its markets loaded. It is not kept, as listings are kept by exchange.
+        exchange: a ccxt exchange with its markets loaded. No reference to it is kept, as it is the weak key
+            under which listings are cached.
     """
 
     def __init__(self, exchange: Any) -> None:
@@ -187,24 +188,24 @@ class Listing:
         """The market of a name: a unified symbol, the lock's name, or the exchange's own.
 
         Raises:
-            UnknownMarket: there is none.
-            ConfigurationError: there are several.
+            UnknownMarket: the exchange lists no such market.
+            ConfigurationError: several markets have the same name in locks and rows.
         """
         known = self._found.get(name)
         if known is None:
             known = self._typed(self._look_up(name))
             self._check_alone(known.name)
-            self._found[name] = known  # only names that exist: what strangers send does not fill the memory
+            self._found[name] = known  # existing names only: unknown ones cannot fill memory
         return known
 
     @property
     def settle_coins(self) -> tuple[str, ...]:
-        """What the linear contracts are settled in."""
+        """The coins that the linear contracts are settled in."""
         coins = (m.get("settle") for m in self._markets.values() if m.get("contract") and m.get("linear"))
         return tuple(sorted({str(coin) for coin in coins if coin}))
 
     def kept_out(self) -> dict[str, tuple[str, ...]]:
-        """The contracts that no positions are kept in, by class."""
+        """The unified symbols of the contracts in which no positions are kept, by class."""
         found: dict[str, list[str]] = {}
         for symbol in self._markets:
             market = self._typed(self._of(symbol))
@@ -226,7 +227,7 @@ class Listing:
             candidates = [candidates]
         if candidates:
             return min(candidates, key=_rank)
-        # Where there are futures only, the pair stands for its perpetual.
+        # On an exchange with futures only, the pair stands for its perpetual.
         base, slash, quote = name.partition("/")
         if slash and f"{base}/{quote}:{quote}" in self._markets:
             return self._of(f"{base}/{quote}:{quote}")
@@ -240,12 +241,12 @@ class Listing:
             )
 
     def _of(self, symbol: str) -> Mapping[str, Any]:
-        # A market that ccxt has under a symbol names itself; tests and old versions leave that out.
+        # ccxt's markets have their symbol as a field; tests and old versions leave it out.
         found: Mapping[str, Any] = self._markets[symbol]
         return found if isinstance(found, dict) and "symbol" in found else {"symbol": symbol}
 
     def _suggestion(self, name: str) -> str:
-        """What another platform means by a name, if that is listed. It is only said, never traded."""
+        """Suggest the market that another platform means by a name; only part of the error, never traded."""
         text = name[:_SHOWN_CHARS_MAX].upper()
         plain = re.sub(r"[^A-Z0-9]", "", _KIND_SAID.sub("", text.rpartition(":")[2] or text))
         for guess in (plain, f"{plain}T", *(f"{plain}{quote}" for quote in _QUOTES)):
@@ -255,13 +256,13 @@ class Listing:
 
 
 def listing_of(exchange: Any) -> Listing | None:
-    """The listing of a ccxt exchange, made anew when its markets were loaded anew; ``None`` before that."""
+    """The listing of a ccxt exchange, rebuilt when its markets were reloaded; ``None`` before any load."""
     markets = getattr(exchange, "markets", None)
     if not markets:
         return None
     try:
         kept = _LISTINGS.get(exchange)
-    except TypeError:  # it cannot be kept by
+    except TypeError:  # it cannot be a weak key
         return Listing(exchange)
     if kept is None or kept[0] is not markets:
         kept = (markets, Listing(exchange))
@@ -273,7 +274,7 @@ _LISTINGS: WeakKeyDictionary[Any, tuple[Any, Listing]] = WeakKeyDictionary()
 
 
 def _rank(market: Mapping[str, Any]) -> tuple[bool, bool, bool]:
-    """Of markets of one name, a linear perpetual goes first, then any contract: positions are guarded."""
+    """Sort key among markets of one name: linear perpetuals first, then other contracts, options last."""
     contract = bool(market.get("swap") or market.get("future") or market.get("contract"))
     return not (market.get("swap") and market.get("linear")), not contract, bool(market.get("option"))
 

@@ -1,7 +1,7 @@
-"""Taking out of a text what signs requests or logs in.
+"""Masking signatures and credentials in a text.
 
-ccxt puts the whole URL of a request into the error that it raises for it, signature and all, and from there
-it goes into logs, rows, alerts and bug reports. So errors are masked where they leave ccxt, and logs again.
+ccxt puts the whole URL of a request, including its signature, into the error that it raises, and from there
+it gets into logs, rows, alerts and bug reports. So errors are masked where they leave ccxt, and logs again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOG_IN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]*@")
 
 
 def masked(text: str) -> str:
-    """The text without signatures, keys, and the log-ins of URLs."""
+    """The text with signatures, keys and the credentials of URLs replaced by :data:`MASK`."""
     text = _LOG_IN.sub(rf"\g<scheme>{MASK}@", text)
     text = _BEARER.sub(rf"\1 {MASK}", text)
     return _ASSIGNED.sub(rf"\g<name>{MASK}", text)

@@ -1,12 +1,12 @@
-"""Decimal from end to end, in the exchange's own steps.
+"""Prices and amounts as ``Decimal``, in the exchange's own steps.
 
 ccxt gives a market's precision in one of three ways. Nearly every exchange uses the step itself (0.001);
-some give the number of digits (3). Code that takes one for the other turned 0.057 BTC into nothing. ccxt
-also hands numbers out as floats: their shortest text is the number that the exchange sent, and that text is
-what is read here, once.
+some give the number of digits (3). Code that mistook one for the other turned 0.057 BTC into nothing. ccxt
+also returns numbers as floats: their shortest text is the number that the exchange sent, and that text is
+parsed here, once.
 
-ccxt's own rounding sets the rounding mode of the current decimal context as a side effect, so every rounding
-here names its mode.
+ccxt's own rounding changes the rounding mode of the current decimal context as a side effect, so every
+rounding here names its mode.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ZERO = Decimal(0)
 
 
 def decimal_of(value: object) -> Decimal | None:
-    """A number that ccxt hands out, as the exchange sent it; ``None`` for what is no finite number."""
+    """A number from ccxt, as the exchange sent it; ``None`` if it is not a finite number."""
     if value is None or value == "":
         return None
     try:
@@ -37,7 +37,7 @@ def decimal_of(value: object) -> Decimal | None:
 
 @dataclass(frozen=True, slots=True)
 class MarketRules:
-    """In which steps a market is traded.
+    """The steps and limits in which a market is traded.
 
     Attributes:
         symbol: the unified symbol.
@@ -45,7 +45,7 @@ class MarketRules:
         price_tick: prices are whole multiples of it.
         amount_min: the smallest quantity.
         amount_max: the largest quantity of a market order; ``None`` without limit.
-        cost_min: the smallest price times quantity of an order that opens; ``None`` without limit.
+        cost_min: the smallest price times quantity of an opening order; ``None`` without limit.
     """
 
     symbol: str
@@ -56,10 +56,10 @@ class MarketRules:
     cost_min: Decimal | None
 
     def amount(self, wanted: Decimal) -> Decimal:
-        """``wanted`` in whole steps, never more than asked for.
+        """``wanted`` rounded down to whole steps.
 
         Raises:
-            ConfigurationError: less than the smallest quantity, or more than the largest.
+            ConfigurationError: the amount is not above zero, below the smallest or above the largest.
         """
         if not wanted.is_finite() or wanted <= _ZERO:
             raise ConfigurationError(f"an amount of {self.symbol} must be above zero, got {wanted}")
@@ -76,10 +76,10 @@ class MarketRules:
         return rounded
 
     def price(self, wanted: Decimal) -> Decimal:
-        """``wanted`` at the nearest tick.
+        """``wanted`` rounded to the nearest tick.
 
         Raises:
-            ConfigurationError: not above zero, or less than half a tick.
+            ConfigurationError: the price is not above zero, or rounds to zero.
         """
         if not wanted.is_finite() or wanted <= _ZERO:
             raise ConfigurationError(f"a price of {self.symbol} must be above zero, got {wanted}")
@@ -92,7 +92,7 @@ class MarketRules:
 
 
 def rules_of(exchange: Any, market: Any) -> MarketRules:
-    """A market's steps, whichever way the exchange gives them.
+    """A market's steps and limits, in either form in which an exchange gives the steps.
 
     Raises:
         ConfigurationError: the exchange counts significant digits, or gives no step.
@@ -101,7 +101,7 @@ def rules_of(exchange: Any, market: Any) -> MarketRules:
 
 
 def steps_of(exchange_id: str, mode: object, market: Any) -> MarketRules:
-    """The same, of an exchange of that id and ccxt's precision mode."""
+    """The same as :func:`rules_of`, from the exchange's id and ccxt's precision mode."""
     limits = market["limits"]
     amount, cost = limits.get("amount") or {}, limits.get("cost") or {}
     of_market_orders = limits.get("market") or {}

@@ -1,7 +1,7 @@
-"""What became of a request that changes something: executed, refused, or not known.
+"""What became of a request that changes something: executed, refused, or unknown.
 
-There is no fourth answer and none of them is an exception, so that a caller has to say what it does about
-each. *Unknown is not no*: an order whose outcome is unknown may be open, filled, or still on its way.
+There is no fourth outcome and none of them is an exception, so that a caller has to handle each. *Unknown is
+not no*: an order whose outcome is unknown may be open, filled, or still in flight.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def opposite(side: Side) -> Side:
 
 
 class OrderState(StrEnum):
-    """How an order stands, in few words."""
+    """The state of an order."""
 
     ACCEPTED = "accepted"
-    """The exchange took it and has not said more."""
+    """The exchange took the order and has not reported more."""
     OPEN = "open"
     CLOSED = "closed"
     """Filled; or, for a conditional order, triggered."""
@@ -51,18 +51,18 @@ class PlacedOrder:
 
     Attributes:
         id: the exchange's id.
-        client_id: ours; empty for an order placed by somebody who gave none.
+        client_id: the client order id; empty for an order that was placed without one.
         symbol: the unified symbol.
-        state: how it stands.
-        amount: what was asked for, in the base currency or contracts.
+        state: the order's state.
+        amount: the amount ordered, in the base currency or contracts.
         filled: how much of it is filled. The order's own fill counts, whether or not the position endpoint
             shows it yet.
-        average: what it was filled at; ``None`` when nothing is.
-        trigger: the price it waits for; ``None`` for an ordinary order.
-        reduce_only: whether it can only make a position smaller.
+        average: the average price of the fill; ``None`` when nothing is filled.
+        trigger: the price at which the order triggers; ``None`` for an ordinary order.
+        reduce_only: whether the order can only reduce a position.
         takes_profit: whether it waits for a better price than now, and so protects nothing.
-        closes_all: whether it closes whatever is held, whatever ``amount`` says.
-        attached: whether it is a stop of the position itself, such as an entry at Bybit brings along.
+        closes_all: whether it closes all that is held, regardless of ``amount``.
+        attached: whether it is a stop of the position itself, such as one that an entry at Bybit carries.
     """
 
     id: str
@@ -81,29 +81,29 @@ class PlacedOrder:
 
     @property
     def conditional(self) -> bool:
-        """Whether it waits for a price, in the exchange's second book where it has one."""
+        """Whether the order has a trigger; it is then in the exchange's second book, where there is one."""
         return self.trigger is not None
 
     @property
     def live(self) -> bool:
-        """Whether it may still be filled or triggered."""
+        """Whether the order may still be filled or triggered."""
         return self.state in {OrderState.ACCEPTED, OrderState.OPEN}
 
 
 class Refusal(StrEnum):
     """Why nothing was executed."""
 
-    # Of this very order, as it is:
+    # About this order, as it is:
     WOULD_TRIGGER = "would trigger at once"
     """The stop's price has been passed."""
     REDUCE_ONLY = "nothing to reduce"
-    """There is no position on the other side."""
+    """There is no position on the other side to reduce."""
     NOT_FOUND = "no such order"
     INVALID = "not acceptable"
-    """Its price or amount breaks a rule of the market, by a code that is known to mean that."""
+    """The price or amount breaks a rule of the market, by a code that is known to mean that."""
     UNFILLED = "taken and ended without a fill"
 
-    # Of the account, the exchange or the moment; the same order may be taken later:
+    # About the account, the exchange or the moment; the same order may be taken later:
     RATE_LIMITED = "too many requests"
     BANNED = "calls are closed for a while"
     OVERLOADED = "exchange overloaded"
@@ -132,10 +132,10 @@ _FINAL = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """The exchange carried it out.
+    """The exchange executed the request.
 
     Attributes:
-        order: as the exchange knows it.
+        order: the order as the exchange knows it.
         found: ``True`` when the answer was lost, or another attempt had placed it, and the order was found
             by its client id.
     """
@@ -146,13 +146,13 @@ class Executed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The exchange certainly did not carry it out.
+    """The request was certainly not executed.
 
     Attributes:
-        refusal: why.
+        refusal: the reason.
         code: the exchange's own code; ``None`` when there was none.
-        message: for people.
-        client_id: what the order would have been called.
+        message: a text for display.
+        client_id: the client order id of the order.
     """
 
     refusal: Refusal
@@ -162,23 +162,23 @@ class Refused:
 
     @property
     def passing(self) -> bool:
-        """Whether the same request may succeed a little later, so that it is worth to ask again at once."""
+        """Whether the same request may succeed a little later, so that it is worth retrying at once."""
         return self.refusal in _PASSING
 
     @property
     def final(self) -> bool:
-        """Whether it is about this very order. All else passes, be it after hours."""
+        """Whether the refusal is about this order. All other refusals pass, even if only after hours."""
         return self.refusal in _FINAL
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Nobody can say yet. Do not order again under another id; look for this one.
+    """The outcome is not known yet. Do not order again under another id; look for this one.
 
     Attributes:
-        client_id: what to look for.
-        message: for people.
-        searched: for how long it was looked for, in every book, without a trace.
+        client_id: the client order id to look for.
+        message: a text for display.
+        searched: for how long the order was looked for in every book and not found.
     """
 
     client_id: str

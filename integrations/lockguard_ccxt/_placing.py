@@ -1,15 +1,15 @@
-"""Sending an order so that it is never placed twice and never lost sight of.
+"""Sending an order so that it is never placed twice and never lost.
 
-Send; if the outcome is unknown, look for the order by its client id in every book; only then, and only where
-a second copy cannot do harm, send again *under the same id*:
+Send the order; if the outcome is unknown, look for it by its client order id in every book; only then, and
+only where a second copy cannot do harm, send it again *under the same id*:
 
-- a stop may be sent again after one look: while its first copy is open the exchange refuses the second by
-  its id;
-- a closing order may be sent again after the whole search: it is reduce-only, so the second copy finds
-  nothing to reduce;
-- an entry is sent again only where ids are unique for good. On Binance a filled order's id is free, so a
-  second entry would double the position. There the outcome stays unknown, and the caller, or the next
-  holder, looks again later.
+- a stop may be sent again after one look: while its first copy is open, the exchange refuses the second
+  because of its id;
+- a closing order may be sent again after the whole search: it is reduce-only, so a second copy finds nothing
+  to reduce;
+- an entry is sent again only where ids stay unique forever. On Binance the id of a filled order may be used
+  again, so a second entry would double the position. There the outcome stays unknown, and the caller or the
+  next holder looks again later.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ _READS_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for what.
+    """The time limits of a guarded exchange.
 
     Attributes:
-        needed: how much of the lease must be left when something is sent.
+        needed: how much of the lease must be left when a request is sent.
         search: how long an order without an answer is looked for; longer than the exchange's reads lag.
-        poll: how often.
+        poll: the pause between two looks.
     """
 
     needed: timedelta = timedelta(milliseconds=500)
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def conditional(self) -> bool:
-        """Whether it goes to the book of conditional orders."""
+        """Whether the order goes to the book of conditional orders."""
         return self.step is Step.STOP
 
 
@@ -100,7 +100,7 @@ class Placer:
         self._clock = clock
 
     async def place(self, plan: Plan, lease: Lease) -> Outcome:
-        """Place an order under a lease, and find out what became of it.
+        """Place an order under a lease, and return what became of it.
 
         Raises:
             LeaseLost: the lease ended before the order was sent.
@@ -151,7 +151,11 @@ class Placer:
         return Unknown(plan.client_id, message, timedelta(seconds=self._clock.now() - started))
 
     async def _ask(self, call: Callable[[], Awaitable[Any]], lease: Lease) -> tuple[Any | None, Verdict, str]:
-        """Make one call that changes something, for no longer than the lease lasts."""
+        """Make one call that changes something, for no longer than the lease lasts.
+
+        Returns:
+            The answer, or ``None`` with the verdict and the message of the error.
+        """
         with attempt(lease, self._patience.needed) as running:
             try:
                 async with asyncio.timeout(self._time_for(lease)):
@@ -160,12 +164,12 @@ class Placer:
                 raise
             except TimeoutError as exc:
                 return None, classify(exc, sent=running.sent), "no answer in time"
-            except Exception as exc:  # whatever is raised after it was sent leaves it in doubt
+            except Exception as exc:  # any error after sending leaves the outcome unknown
                 if not running.sent and not isinstance(exc, ccxt_errors().BaseError):
                     raise
                 return None, classify(exc, sent=running.sent), told(exc)
         if not answer.get("id"):
-            # What ccxt makes of a body that breaks off, at Bybit: an order without a name, not an error.
+            # ccxt turns a truncated body of Bybit into an order without an id, not into an error.
             return None, Verdict(Doubt.OPEN, None, None), "the answer names no order"
         return answer, Verdict(Doubt.NONE, None, None), ""
 
@@ -173,7 +177,7 @@ class Placer:
         return min(float(self._exchange.timeout) / 1000, lease.remaining.total_seconds())
 
     async def _confirmed(self, plan: Plan, outcome: Executed) -> Outcome:
-        """Where the exchange only says that it took the order: what became of it."""
+        """Look up what became of an order that the exchange has only accepted."""
         if outcome.order.state is not OrderState.ACCEPTED or plan.conditional:
             return outcome
         found = await self.search(
@@ -182,7 +186,7 @@ class Placer:
         return outcome if found is None else _judged(plan, found)
 
     async def _after_refusal(self, plan: Plan, refused: Refused, *, first: bool) -> Outcome:
-        """A copy that was refused may have been refused because the first copy had done its work."""
+        """Judge a refusal: a second copy may have been refused because the first one was executed."""
         if first:
             return refused
         found = await self.search(
@@ -190,7 +194,7 @@ class Placer:
         )
         if found is not None:
             return Executed(found, found=True)
-        # A refusal that is not about the order says nothing of the first copy, which may still be on its way.
+        # A refusal that is not about the order says nothing about the first copy, which may be in flight.
         return refused if refused.final else Unknown(plan.client_id, refused.message, self._patience.search)
 
     # --- looking ---
@@ -198,7 +202,7 @@ class Placer:
     async def search(
         self, symbol: str, client_id: str, *, conditional: bool, patience: timedelta
     ) -> PlacedOrder | None:
-        """Look for an order until it shows or patience is over; a look that fails is only one look lost."""
+        """Look for an order until it appears or ``patience`` is over; a failed look is only repeated."""
         until = self._clock.now() + patience.total_seconds()
         while True:
             try:
@@ -210,10 +214,10 @@ class Placer:
             await asyncio.sleep(self._patience.poll.total_seconds())
 
     async def read(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Make a call that changes nothing, again if the exchange does not answer.
+        """Make a call that changes nothing; repeat it if the exchange does not answer.
 
         Raises:
-            ccxt.OperationFailed: it did not answer a few times.
+            ccxt.OperationFailed: the exchange did not answer, after retries.
         """
         for _ in range(_READS_MAX - 1):
             try:
@@ -223,7 +227,7 @@ class Placer:
         return await call()
 
     async def find(self, symbol: str, client_id: str, *, conditional: bool) -> PlacedOrder | None:
-        """One look, with retries of what was not answered."""
+        """Look for an order once, with retries while the exchange does not answer."""
         found: PlacedOrder | None = await self.read(
             lambda: self._venue.find(self._exchange, symbol, client_id, conditional=conditional)
         )
@@ -232,11 +236,11 @@ class Placer:
     # --- cancelling ---
 
     async def cancel(self, order: PlacedOrder, lease: Lease) -> Outcome:
-        """Cancel an order under a lease. Cancelling twice does no harm, so it is simply asked again.
+        """Cancel an order under a lease. Cancelling is idempotent, so the request is simply repeated.
 
         Returns:
-            With the order as it was when it was taken back; without a trigger where it may have had another
-            one by then and that could not be read.
+            The outcome. If executed, with the order as it was when it was cancelled; without a trigger if
+            that may have been moved before and could not be read.
         """
         message = ""
         for number in range(_ATTEMPTS_MAX):
@@ -248,13 +252,13 @@ class Placer:
                 return Executed(replace(order, state=OrderState.CANCELED, trigger=trigger))
             if verdict.doubt is Doubt.NONE and verdict.refusal is not None:
                 if number and order.attached and verdict.refusal is Refusal.NOT_FOUND:
-                    # Taken back by the request before, whose answer was cut off with what it would have told.
+                    # The previous request cancelled it; its answer, which had the trigger, was lost.
                     return Executed(replace(order, state=OrderState.CANCELED, trigger=None))
                 return await self._cancel_refused(order, verdict, message)
         return Unknown(order.client_id, message, _NONE)
 
     async def _cancel_refused(self, order: PlacedOrder, verdict: Verdict, message: str) -> Outcome:
-        """What is not there to be cancelled may have been cancelled by an attempt without an answer."""
+        """Judge a refused cancel: an order not found may have been cancelled by an unanswered request."""
         if verdict.refusal is Refusal.NOT_FOUND and order.client_id:
             found = await self.find(order.symbol, order.client_id, conditional=order.conditional)
             if found is not None and found.state is OrderState.CANCELED:
@@ -263,13 +267,13 @@ class Placer:
 
 
 def told(exc: BaseException) -> str:
-    """What an error says, without the signed query of the request's URL, and not at any length."""
+    """The text of an error without the signed query of the request's URL, at most 300 characters."""
     text = _QUERY.sub("?...", str(exc)) or type(exc).__name__
     return text if len(text) <= _MESSAGE_CHARS_MAX else f"{text[:_MESSAGE_CHARS_MAX]}..."
 
 
 def _judged(plan: Plan, order: PlacedOrder) -> Outcome:
-    """An order that ended without a fill is as good as refused."""
+    """``Executed``, or ``Refused`` for an order that ended without a fill."""
     if order.state in _ENDED and not order.filled:
         return Refused(Refusal.UNFILLED, None, f"the order ended as {order.state.value}", plan.client_id)
     return Executed(order)

@@ -1,12 +1,12 @@
-"""Making a request while what must be true before it is still being written.
+"""Preparing a request while the intent that must precede it is still being committed.
 
-What ccxt does to make an order ready (steps, names, signature) takes about as long as Postgres takes to
-commit the intent to place it. So the call is begun at once and goes on its own, up to the last of ccxt's
-functions before the socket. There its request waits for a word, and without that word it never leaves. All
-checks of the gate come after the word: the lease is looked at when the request leaves, as always.
+ccxt takes about as long to prepare an order (steps, names, signature) as Postgres takes to commit the intent
+to place it. So the call is started early in its own task and runs up to the last of ccxt's functions before
+the socket. There its request waits for a signal, the word, without which it is never sent. All checks of the
+gate come after the word: the lease is checked when the request is sent, as always.
 
 This is only for calls that certainly end in that function. A subclass of a ccxt exchange, or one whose calls
-were replaced, may send by other ways (a paper account fills orders by itself): there nothing is begun early.
+were replaced, may send by other ways (a paper account fills orders by itself): nothing is begun early there.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ __all__ = ["Prepared", "sends_only_by_fetch", "word"]
 T = TypeVar("T")
 
 _FRESH_S = 0.5
-"""For how long a request is as good as a new one: it has the time of its making in it."""
+"""Seconds for which a prepared request may be sent: its timestamp is that of its preparation."""
 _TURNS = 2
-"""Of the event loop, for a request to reach the socket after the word: one for it, one for its body."""
+"""Turns of the event loop from the word until a request is written: one for its head, one for its body."""
 _CALLS = re.compile(
     "create_order|create_order_request|fetch_positions|fetch_positions_risk|fetch2|request|sign|throttle"
     "|[a-z]*[pP]rivatePost(Algo)?Order|[a-z]*[pP]rivate(V[23])?GetPositionRisk"
     "|privatePostV5OrderCreate|privateGetV5PositionList"
 )
-"""What goes before ``fetch``, up to the calls that are generated for each of a venue's endpoints."""
+"""The calls on the way to ``fetch``, including those generated for each of a venue's endpoints."""
 
 
 class Prepared(Generic[T]):
     """A call that has begun, and whose requests wait for :meth:`send`.
 
     Args:
-        call: makes its requests by a guarded exchange.
-        name: of its task.
-        after_s: when it begins; at once if it is to be sent before that.
+        call: makes its requests through a guarded exchange.
+        name: the name of its task.
+        after_s: seconds until it begins; it begins at once if it is sent before.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Prepared(Generic[T]):
     async def _run(self, call: Callable[[], Coroutine[Any, Any, T]], after_s: float) -> T:
         if after_s:
             await asyncio.wait([self._word], timeout=after_s)
-        _waits_for.set(self._word)  # seen by this task, and by those that it starts
+        _waits_for.set(self._word)  # visible to this task and to those that it starts
         return await call()
 
     @property
     def sent(self) -> bool:
-        """Whether the word was given. Whether anything has left is known when the call ends."""
+        """Whether the word was given. Whether a request was sent is only known when the call ends."""
         return self._word.done() and not self._word.cancelled()
 
     async def send(self) -> None:
-        """Give the word, unless it comes too late; and let the request leave before anything else is done."""
+        """Give the word, unless the request is too old by now, and let it be sent before anything else."""
         if self._word.done() or SYSTEM_CLOCK.now() - self._begun_at > _FRESH_S:
             return
         self._word.set_result(None)
@@ -75,26 +75,26 @@ class Prepared(Generic[T]):
             await asyncio.sleep(0)
 
     async def outcome(self) -> T:
-        """What the call gives, once the word was given; raises what it raises."""
+        """Wait for the call, once the word was given; returns or raises what the call does."""
         return await self._task
 
     async def drop(self) -> None:
-        """End the call. Without a word given nothing has left; with one, a request may be on its way."""
+        """Cancel the call. Without the word nothing was sent; with it, a request may be in flight."""
         if self._task.cancel():
             await asyncio.gather(self._task, return_exceptions=True)
         elif not self._task.cancelled():
-            self._task.exception()  # seen, or asyncio would log it
+            self._task.exception()  # retrieved, or asyncio would log it
 
 
 async def word() -> None:
-    """Wait until a request of this task may leave: at once, unless its call was begun early."""
+    """Wait until this task may send a request; returns at once unless its call was begun early."""
     waits_for = _waits_for.get()
     if waits_for is not None:
         await waits_for  # a call that was dropped ends here
 
 
 def sends_only_by_fetch(exchange: Any) -> bool:
-    """Whether what is begun early goes through ``fetch``, as far as class and object tell."""
+    """Whether calls that are begun early go through ``fetch``, judged by the exchange's class and object."""
     kind: type = type(exchange)
     names, look, shipped = _shipped(kind)
     return shipped is not None and names.isdisjoint(vars(exchange)) and look(kind) == shipped
@@ -102,7 +102,7 @@ def sends_only_by_fetch(exchange: Any) -> bool:
 
 @cache
 def _shipped(kind: type) -> tuple[frozenset[str], Callable[[type], object], object | None]:
-    """The calls of a class: their names, what looks them up, and what is found there if that is ccxt's."""
+    """The calls of a class: their names, a getter of them, and what it returns if all are ccxt's own."""
     names = frozenset(filter(_CALLS.fullmatch, dir(kind)))
     look = attrgetter(*names)
     found = look(kind)
@@ -111,7 +111,7 @@ def _shipped(kind: type) -> tuple[frozenset[str], Callable[[type], object], obje
 
 
 def _is_ccxts(function: Any) -> bool:
-    """By where it was written: a wrapper may have the name and the module of what it wraps."""
+    """Whether a function is ccxt's own, by its globals: a wrapper may copy the name and module it wraps."""
     return str(getattr(function, "__globals__", {}).get("__name__", "")).startswith("ccxt.")
 
 

@@ -1,7 +1,7 @@
 """Which of ccxt's calls change something.
 
-The names tell: ccxt's unified calls and its generated ones (``fapiPrivatePostOrder``) are named by what they
-do, in camel or in snake case. What is not recognised counts as a read.
+This is decided by name: ccxt's unified calls and its generated ones (``fapiPrivatePostOrder``) are named for
+what they do, in camel or in snake case. A call that is not recognised counts as a read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WRITE = re.compile(
 )
 _GENERATED_WRITE = re.compile(r"_(?:post|put|patch|delete)_")
 _ANY = frozenset({"request", "fetch", "fetch2"})
-"""Calls that send whatever they are given: what they do is in their ``method``."""
+"""Calls that send any request: whether they change something depends on their ``method``."""
 _ORDER = re.compile(r"^create_(?:\w+_)?orders?(?:_ws|_with_\w+)?$")
 _CLIENT_ID_PARAMS = ("clientOrderId", "newClientOrderId", "clientAlgoId", "orderLinkId")
 
@@ -31,8 +31,8 @@ def _snake(name: str) -> str:
 def is_write(name: str, call: object) -> bool:
     """Whether a call, by its name, changes something on the exchange.
 
-    Helpers such as ``create_order_request`` are named alike and send nothing: they are not coroutines. The
-    generated calls are no coroutine functions either, yet return one.
+    Helpers such as ``create_order_request`` have similar names but send nothing: they are not coroutine
+    functions. Nor are the generated calls, although they return a coroutine.
     """
     snake = _snake(name)
     if snake in _ANY:
@@ -43,12 +43,12 @@ def is_write(name: str, call: object) -> bool:
 
 
 def only_reads(name: str, bound: inspect.BoundArguments) -> bool:
-    """Whether a call that sends whatever it is given only reads this time."""
+    """Whether a call that can send any request only reads with these arguments."""
     return _snake(name) in _ANY and str(bound.arguments.get("method", "GET")).upper() == "GET"
 
 
 def is_order_call(name: str) -> bool:
-    """Whether the call of this name places one order from unified arguments."""
+    """Whether the call of this name places orders from unified arguments."""
     return bool(_ORDER.match(_snake(name)))
 
 
@@ -61,6 +61,6 @@ def has_client_id(bound: inspect.BoundArguments) -> bool:
 
 
 def symbol_of(bound: inspect.BoundArguments) -> str | None:
-    """The symbol that a call is about, where it is about one."""
+    """The ``symbol`` among a call's arguments; ``None`` if it has none."""
     symbol = bound.arguments.get("symbol")
     return symbol if isinstance(symbol, str) else None

@@ -1,6 +1,6 @@
-"""What differs between exchanges: how a stop is asked for, where an order is looked for, what an id is worth.
+"""What differs between exchanges: how a stop is placed, where orders are found, how long ids stay unique.
 
-Everything else goes through ccxt's unified calls; what those give is read here.
+Everything else goes through ccxt's unified calls, whose answers are parsed here.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ __all__ = [
 ]
 
 UNREAD = "lockguard_unread"
-"""In the answer to a cancel: whether the order was moved before it was taken back could not be read."""
+"""Key in the answer to a cancel: whether the order was moved before it was cancelled could not be read."""
 
 _ZERO = Decimal(0)
 _LINEAR = {"type": "swap", "subType": "linear"}
 _BYBIT_POSITIONS_MAX = 200
 _BYBIT_ORDERS_MAX = 50
-"""How many Bybit gives at once."""
+"""How many Bybit returns per page."""
 _HISTORY_PAUSES_S = (0.0, 0.25, 0.5)
 _STATES = {
     "open": OrderState.OPEN,
@@ -57,35 +57,35 @@ _STATES = {
 
 
 class Venue(Protocol):
-    """One exchange's ways."""
+    """What is particular to one exchange."""
 
     @property
     def ids_unique_for_good(self) -> bool:
-        """Whether an id is refused for ever after its first use, or only while its order is open."""
+        """Whether an id is refused forever after its first use, not only while its order is open."""
         ...
 
     @property
     def attaches_stops(self) -> bool:
-        """Whether an entry can carry its stop, so that there is no instant without one."""
+        """Whether an entry can carry its stop, so that the position is never without one."""
         ...
 
     @property
     def window(self) -> timedelta:
-        """After how long the exchange refuses a request that was on its way."""
+        """The age from which the exchange refuses a request that was in flight."""
         ...
 
     def stop_params(self, trigger: str, client_id: str) -> dict[str, Any]:
-        """What asks for a reduce-only stop at ``trigger``."""
+        """The ccxt parameters of a reduce-only stop at ``trigger``."""
         ...
 
     def entry_params(self, stop: str | None, client_id: str) -> dict[str, Any]:
-        """What asks for an entry, with its stop attached where that is possible."""
+        """The ccxt parameters of an entry, with its stop attached where that is possible."""
         ...
 
     async def find(
         self, exchange: Any, symbol: str, client_id: str, *, conditional: bool
     ) -> PlacedOrder | None:
-        """An order by its client id, in every book; the one where it should be first.
+        """An order by its client order id, in every book; the book of ``conditional`` is asked first.
 
         Raises:
             ccxt.NetworkError: the exchange could not be asked. That is not "no such order".
@@ -93,35 +93,35 @@ class Venue(Protocol):
         ...
 
     async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
-        """Ask to cancel an order, by our name for it if it has one.
+        """Ask to cancel an order, by its client order id if it has one.
 
         Returns:
-            The answer, with its ``id``; with its ``triggerPrice`` where that is another one by now, and with
-            :data:`UNREAD` where it may be another one and could not be read.
+            The answer, with its ``id``; with the ``triggerPrice`` if the order was moved before, and with
+            :data:`UNREAD` if it may have been moved and that could not be read.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Binance:
-    """USD-M futures: stops live in a second book, and ids are unique among open orders only."""
+    """USD-M futures: stops are in a second book, and ids are unique among open orders only."""
 
     window: timedelta = timedelta(seconds=10)
     ids_unique_for_good: bool = False
     attaches_stops: bool = False
 
     def stop_params(self, trigger: str, client_id: str) -> dict[str, Any]:
-        """Any trigger sends the order to the algo order API."""
+        """The parameters of a stop; ``stopLossPrice`` makes ccxt use the algo order API."""
         return {"stopLossPrice": trigger, "reduceOnly": True, "clientOrderId": client_id}
 
     def entry_params(self, stop: str | None, client_id: str) -> dict[str, Any]:  # noqa: ARG002 - none to attach
-        """An entry carries no stop here."""
+        """The parameters of an entry, which carries no stop here."""
         return {"clientOrderId": client_id}
 
     async def find(
         self, exchange: Any, symbol: str, client_id: str, *, conditional: bool
     ) -> PlacedOrder | None:
-        """Ask both books."""
+        """Look for an order in both books."""
         for trigger in (conditional, not conditional):
             params = {"clientOrderId": client_id, **({"trigger": True} if trigger else {})}
             try:
@@ -132,7 +132,7 @@ class Binance:
         return None
 
     async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
-        """A stop is not found without ``trigger``."""
+        """Cancel an order; a stop is only found with the parameter ``trigger``."""
         by_name = {"clientOrderId": order.client_id} if order.client_id else {}
         params = {**by_name, **({"trigger": True} if order.conditional else {})}
         answer: Mapping[str, Any] = await exchange.cancel_order(order.id or None, order.symbol, params)
@@ -140,7 +140,7 @@ class Binance:
 
 
 async def _with_fill(exchange: Any, symbol: str, order: Mapping[str, Any]) -> PlacedOrder:
-    """A stop that has fired has become an ordinary order, and that one knows the fill."""
+    """Add the fill to a fired stop: it has become an ordinary order, which has the fill."""
     parsed = parse_order(order)
     became = (order.get("info") or {}).get("actualOrderId")
     if not parsed.conditional or not became:
@@ -154,25 +154,25 @@ async def _with_fill(exchange: Any, symbol: str, order: Mapping[str, Any]) -> Pl
 
 @dataclass(frozen=True, slots=True)
 class Bybit:
-    """Linear contracts: an entry carries its stop, and ids are unique for good."""
+    """Linear contracts: an entry carries its stop, and ids stay unique forever."""
 
     window: timedelta = timedelta(seconds=5)
     ids_unique_for_good: bool = True
     attaches_stops: bool = True
 
     def stop_params(self, trigger: str, client_id: str) -> dict[str, Any]:
-        """A conditional order that only reduces."""
+        """The parameters of a conditional, reduce-only order."""
         return {"stopLossPrice": trigger, "reduceOnly": True, "clientOrderId": client_id}
 
     def entry_params(self, stop: str | None, client_id: str) -> dict[str, Any]:
-        """The stop goes along with the entry."""
+        """The parameters of an entry with its stop attached."""
         attached = {} if stop is None else {"stopLoss": {"triggerPrice": stop}}
         return {"clientOrderId": client_id, **attached}
 
     async def find(
         self, exchange: Any, symbol: str, client_id: str, *, conditional: bool
     ) -> PlacedOrder | None:
-        """Ask for open orders of both kinds, then for the history."""
+        """Look for an order among the open ones of both kinds, then in the history."""
         by_id = {"orderLinkId": client_id}
         for trigger in (conditional, not conditional):
             params = {**by_id, **({"trigger": True} if trigger else {})}
@@ -183,11 +183,11 @@ class Bybit:
         return None
 
     async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
-        """There is one book. What is the position's own goes by its id too, never as the position's setting.
+        """Cancel an order by its id; the position's own stop too, never through the position's setting.
 
-        Set to nothing, that would take back whatever stands there by now, such as what a person has moved it
-        to meanwhile. Whether an order keeps its id when it is moved is not documented, so what such a cancel
-        has ended is looked up, and returned; a few times, as the history lags.
+        Clearing that setting would cancel whatever stop stands by then, such as one that a person has moved.
+        Whether an order keeps its id when it is moved is not documented, so the order that such a cancel has
+        ended is looked up and returned; a few times, as the history lags.
         """
         params = {"orderLinkId": order.client_id} if order.client_id else {}
         answer: Mapping[str, Any] = await exchange.cancel_order(order.id or None, order.symbol, params)
@@ -196,7 +196,7 @@ class Bybit:
         by_id = {"orderId": order.id}
         for pause_s in _HISTORY_PAUSES_S:
             await asyncio.sleep(pause_s)
-            with suppress(ccxt_errors().BaseError):  # it is taken back, whether this is answered or not
+            with suppress(ccxt_errors().BaseError):  # the order is cancelled whether or not this is answered
                 ended = await exchange.fetch_canceled_and_closed_orders(order.symbol, None, None, by_id)
                 if (found := next((one for one in ended if one.get("id") == order.id), None)) is not None:
                     return dict(found)
@@ -204,17 +204,17 @@ class Bybit:
 
 
 def every_position(exchange: Any) -> tuple[dict[str, Any], ...]:
-    """What to ask with, one question after the other, to get the positions of all contracts.
+    """The parameters of the requests, one after the other, that list the positions of all contracts.
 
-    Bybit keeps a list for each coin of settlement, and ccxt asks for that of USDT if it is not told another.
+    Bybit keeps a list for each settlement coin, and ccxt asks for that of USDT unless told otherwise.
     """
     return tuple({**coin, "limit": _BYBIT_POSITIONS_MAX} for coin in _bybit_coins(exchange)) or ({},)
 
 
 def every_order(exchange: Any) -> tuple[dict[str, Any], ...]:
-    """What to ask with, one question after the other, to get the open orders of all contracts.
+    """The parameters of the requests, one after the other, that list the open orders of all contracts.
 
-    ccxt.binance lists its default type, spot, unless it is told whose orders are meant.
+    ccxt.binance lists those of its default type, spot, unless told otherwise.
     """
     if venue_name(exchange) == "binance":
         return (dict(_LINEAR),)
@@ -223,15 +223,15 @@ def every_order(exchange: Any) -> tuple[dict[str, Any], ...]:
 
 
 def orders_of_one(exchange: Any) -> dict[str, Any]:
-    """What to ask with for the open orders of one symbol: Bybit gives twenty, if it is not told how many."""
+    """The parameters that list the open orders of one symbol; Bybit returns only twenty by default."""
     return {"limit": _BYBIT_ORDERS_MAX} if venue_name(exchange) == "bybit" else {}
 
 
 def next_page(asked: Mapping[str, Any], page: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What to ask with for what comes after a page; ``None`` when that was the last one.
+    """The parameters of the request for the next page; ``None`` after the last one.
 
-    A list that ends after its first page looks complete: what is on the second one would be taken for gone.
-    A page that is not full need not be the last one, so the cursor is followed until there is nothing more.
+    A list cut off after its first page looks complete: what is on the second one would be taken for gone. A
+    page that is not full need not be the last, so the cursor is followed to its end.
     """
     cursors = [(entry.get("info") or {}).get("nextPageCursor") for entry in page]
     cursor = next((found for found in cursors if found), None)
@@ -246,10 +246,10 @@ def _bybit_coins(exchange: Any) -> tuple[dict[str, Any], ...]:
 
 
 def venue_of(exchange: Any) -> Venue:
-    """The ways of a ccxt exchange.
+    """The :class:`Venue` of a ccxt exchange.
 
     Raises:
-        ConfigurationError: an exchange whose ways are not known.
+        ConfigurationError: orders by intent are not supported for this exchange.
     """
     match venue_name(exchange):
         case "binance":
@@ -265,7 +265,7 @@ def venue_of(exchange: Any) -> Venue:
 
 
 def parse_order(order: Mapping[str, Any]) -> PlacedOrder:
-    """A ccxt order, typed. What the exchange left out is taken for nothing: no fill, merely accepted."""
+    """Parse a ccxt order. A fill that the exchange left out is zero, a state left out is ``ACCEPTED``."""
     side: Side = "sell" if order.get("side") == "sell" else "buy"
     filled = decimal_of(order.get("filled")) or _ZERO
     average = decimal_of(order.get("average"))
@@ -289,7 +289,7 @@ def parse_order(order: Mapping[str, Any]) -> PlacedOrder:
 
 
 def _takes_profit(order: Mapping[str, Any]) -> bool:
-    """Whether a conditional order waits for a better price than now: then it protects nothing."""
+    """Whether a conditional order waits for a better price than now, and so protects nothing."""
     info = order.get("info") or {}
     kind = f"{info.get('orderType')} {info.get('origType')} {info.get('stopOrderType')}".upper()
     if "PROFIT" in kind:
@@ -306,7 +306,7 @@ class Holding:
         symbol: the unified symbol.
         side: ``buy`` when it is long, ``sell`` when it is short.
         amount: above zero.
-        entry_price: average; ``None`` when the exchange does not say.
+        entry_price: the average price; ``None`` when the exchange does not give it.
     """
 
     symbol: str
@@ -316,7 +316,7 @@ class Holding:
 
     @property
     def closing_side(self) -> Side:
-        """The side of an order that makes it smaller."""
+        """The side of an order that reduces it."""
         return opposite(self.side)
 
 
@@ -327,16 +327,16 @@ IN_HEDGE_MODE = (
 
 
 def _is_leg(info: Mapping[str, Any]) -> bool:
-    """Whether the exchange says that it is the long or the short one of two (Binance's and Bybit's words)."""
+    """Whether a position is the long or the short leg of hedge mode, in Binance's or Bybit's terms."""
     return info.get("positionSide") in {"LONG", "SHORT"} or str(info.get("positionIdx") or "0") in {"1", "2"}
 
 
 def parse_holdings(positions: Iterable[Mapping[str, Any]]) -> tuple[Holding, ...]:
-    """Ccxt's positions without the flat ones.
+    """Parse ccxt's positions, leaving out the flat ones.
 
     Raises:
-        ConfigurationError: one of them is a leg of hedge mode, be it a flat one: an order without a side of
-            its own would be refused, or meet the other leg.
+        ConfigurationError: one of them, flat or not, is a leg of hedge mode: an order that names no leg would
+            be refused, or reduce the other leg.
     """
     held = []
     for position in positions:

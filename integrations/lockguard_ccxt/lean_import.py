@@ -1,10 +1,10 @@
-"""A shorter way to one exchange of ccxt, for processes that live for seconds.
+"""A faster import of one ccxt exchange, for processes that run for seconds only.
 
 ``import ccxt.async_support`` runs the modules of more than a hundred exchanges, twice: three seconds of
 processor time in each process, before a race of a few seconds can begin. One exchange needs twenty modules.
-So the two packages are put in place without running their ``__init__``, with the names in them that ccxt's
-own modules ask for. Should a version of ccxt not stand for that, everything is put back, and the long way is
-left.
+So the two packages are created without running their ``__init__``, with the names that ccxt's own modules
+import from them. If a version of ccxt does not work that way, ``sys.modules`` is restored, and the caller can
+import ccxt as usual.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _ASYNC = "ccxt.async_support"
 
 
 def import_lean(exchange_id: str) -> bool:
-    """Import one asyncio exchange of ccxt without all the others; tells whether it went that way.
+    """Import one asyncio exchange of ccxt without all the others; returns whether that worked.
 
-    For a process that uses no other: in it, ``ccxt.async_support`` has that exchange only.
+    For a process that uses no other exchange: in it, ``ccxt.async_support`` has only this one.
     """
     spec = find_spec(_ROOT)
     if _ROOT in sys.modules or spec is None or spec.submodule_search_locations is None:
