@@ -95,7 +95,8 @@ adopt_option = click.option(
     show_default=True,
     metavar="|".join(one.value for one in Adopt),
     callback=lambda ctx, param, value: Adopt.read(value),  # noqa: ARG005 - click's signature
-    help="What to do about a position that has no row: nothing, tell, or give it a row and a stop.",
+    help="What to do about a position that has no row: nothing, tell, or give it a row and a stop."
+    "  [env: LOCKGUARD_ADOPT]",
 )
 
 

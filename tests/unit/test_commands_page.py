@@ -50,6 +50,15 @@ def test_the_page_has_each_option_and_its_variable(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_each_option_and_names_its_variable(name: str) -> None:
+    options = [each for each in COMMANDS[name].params if isinstance(each, click.Option)]
+    assert [each.name for each in options if not each.help] == []
+    assert [
+        each.envvar for each in options if each.envvar and str(each.envvar) not in (each.help or "")
+    ] == []
+
+
 def test_the_page_has_every_exit_code_that_a_command_ends_with() -> None:
     codes = {int(found) for found in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     root, ends = Path(__file__).parents[2], {INTERRUPTED}

@@ -47,10 +47,14 @@ def exchange() -> None:
     help="Comma-separated, as BTCUSDT or BTC/USDT:USDT.  [default: thirty common perpetuals]",
 )
 @click.option(
-    "--api-key", envvar="LOCKGUARD_EXCHANGE_API_KEY", help="The account's key.  [default: local-key]"
+    "--api-key",
+    envvar="LOCKGUARD_EXCHANGE_API_KEY",
+    help="The account's key.  [env: LOCKGUARD_EXCHANGE_API_KEY; default: local-key]",
 )
 @click.option(
-    "--secret", envvar="LOCKGUARD_EXCHANGE_SECRET", help="The account's secret.  [default: local-secret]"
+    "--secret",
+    envvar="LOCKGUARD_EXCHANGE_SECRET",
+    help="The account's secret.  [env: LOCKGUARD_EXCHANGE_SECRET; default: local-secret]",
 )
 @click.option(
     "--tls",

@@ -27,8 +27,20 @@ _CONNECTIONS_EACH = 2 * (TASKS + 1)
 
 
 @click.command(name="load")
-@click.option("--processes", default=8, show_default=True, type=click.IntRange(1, 50))
-@click.option("--resources", default=1_000, show_default=True, type=click.IntRange(1, 1_000_000))
+@click.option(
+    "--processes",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 50),
+    help="How many write, each with a few bodies at once.",
+)
+@click.option(
+    "--resources",
+    default=1_000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="How many resources they write under.",
+)
 @click.option("--duration", type=DURATION, default="60s", show_default=True, help="90s, 30m, 2h.")
 @click.option("--seed", default=1, show_default=True, help="Of the processes' random choices.")
 @click.option(

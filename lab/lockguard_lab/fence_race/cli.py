@@ -37,7 +37,13 @@ __all__ = ["race_command"]
     metavar="NAME",
     help="Race one way to write only, by the name that its line has; may be repeated.  [default: all]",
 )
-@click.option("--holders", default=12, show_default=True, type=click.IntRange(2, 200))
+@click.option(
+    "--holders",
+    default=12,
+    show_default=True,
+    type=click.IntRange(2, 200),
+    help="How many write at a time; not with --chaos.",
+)
 @click.option("--seed", default=1, show_default=True, help="Of the holders' random choices.")
 @click.option(
     "--embedded",
