@@ -197,3 +197,23 @@ def test_no_file_names(kind: str) -> None:
         if word in path.read_text(errors="replace")
     ]
     assert not found
+
+
+def test_the_page_of_keys_gives_the_times_that_the_scripts_set() -> None:
+    page = (CHECKOUT / "docs/reference/redis-keys.md").read_text(encoding="utf-8")
+    told = dict(
+        re.findall(
+            r"^\| `lockguard:\{binance:APTUSDT\}:(\w+)` .* \| ([\d.]+ \w+)[^|]*\|$", page, re.MULTILINE
+        )
+    )
+    scripts = "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted((CHECKOUT / "lockguard/lua").glob("*.lua"))
+    )
+    for name, keys, unit_ms, unit in (
+        ("FLOOR_TTL_MS", ("token", "history"), 86_400_000, "days"),
+        ("SEAL_TTL_MS", ("seal",), 86_400_000, "days"),
+        ("QUEUE_TTL_MS", ("queue", "inboxes"), 1000, "s"),
+        ("RESERVED_MS", ("next",), 1000, "s"),
+    ):
+        set_ms = {int(ms) for ms in re.findall(rf"^local {name} = (\d+)", scripts, re.MULTILINE)}
+        assert {f"{ms / unit_ms:g} {unit}" for ms in set_ms} == {told[key] for key in keys}, name
