@@ -105,18 +105,18 @@ def test_the_times_are_times(figures):
 
 @pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed")
 def test_everybody_is_measured_on_the_loop_that_was_asked_for(figures, monkeypatch):
-    crew = []
+    workers = []
     started = asyncio.create_subprocess_exec
     monkeypatch.setattr(
         asyncio,
         "create_subprocess_exec",
-        lambda *words, **options: crew.append(words) or started(*words, **options),
+        lambda *words, **options: workers.append(words) or started(*words, **options),
     )
     on_uvloop = run_on("uvloop", measure([], TINY, progress=lambda _: None))
     assert (figures.about.loop, on_uvloop.about.loop) == ("asyncio", "uvloop")
     assert on_uvloop.renewal.writes_per_tick == 1
     assert on_uvloop.commands_per_call == 2
-    assert {words[3] for words in crew} == {"uvloop"}
+    assert {words[3] for words in workers} == {"uvloop"}
 
 
 def test_the_command_writes_what_it_shows(figures, monkeypatch, tmp_path):

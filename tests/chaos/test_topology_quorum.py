@@ -304,9 +304,9 @@ async def test_waiters_of_several_processes_are_all_served_in_their_turn(servers
                 async with guard.hold(NAME, wait=timedelta(seconds=60)):
                     served.append(me)
 
-        async def took_s(*crew):
+        async def took_s(*tasks):
             began = SYSTEM_CLOCK.now()
-            await asyncio.gather(*crew)
+            await asyncio.gather(*tasks)
             return SYSTEM_CLOCK.now() - began
 
         await took_s(work(first, 0), work(second, 0))

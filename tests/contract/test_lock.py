@@ -525,7 +525,7 @@ async def test_cancelled_at_any_turn_of_the_loop_it_leaves_nothing(new_guard, cl
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-        await guard.inspect(NAME)  # behind every undo
+        await guard.inspect(NAME)  # behind every release
         assert cluster.leftovers() == [], f"cancelled at turn {turn}"
     for turn in range(0, 40, 4):
         async with holder.hold(NAME):

@@ -76,7 +76,7 @@ async def test_cancel_at_every_await_of_a_free_lock_leaves_nothing(redis_url, fe
                 await asyncio.sleep(0)
 
         async def settle(turn):
-            await guard.inspect(NAME)  # behind every undo, on the same connection
+            await guard.inspect(NAME)  # behind every release, on the same connection
             assert leftovers(client) == [], f"cancelled at turn {turn}"
             while guard._core._closing:
                 await asyncio.sleep(0)
@@ -144,7 +144,7 @@ async def test_a_reply_cut_at_any_byte_costs_no_token_and_leaves_nothing(redis_s
     client.close()
 
 
-async def test_an_acquire_stuck_in_an_old_connection_cannot_run_after_its_undo(redis_server, redis_url):
+async def test_an_acquire_stuck_in_an_old_connection_cannot_run_after_its_release(redis_server, redis_url):
     """The old connection is killed when the new one logs in, before anything else is said on it."""
     client = redis.Redis.from_url(redis_url, decode_responses=True)
     async with FaultProxy(redis_server.port) as proxy:
@@ -211,7 +211,7 @@ async def test_scripts_that_the_server_forgot_are_sent_again(redis_url):
     client.close()
 
 
-async def test_a_hung_server_ends_an_acquire_in_bounded_time_and_the_undo_follows(redis_server, redis_url):
+async def test_a_hung_server_ends_an_acquire_in_bounded_time_and_the_release_follows(redis_server, redis_url):
     client = redis.Redis.from_url(redis_url)
     async with FaultProxy(redis_server.port) as proxy:
         async with LockGuard.from_url(proxy.url_for(redis_url)) as guard:

@@ -106,7 +106,7 @@ def test_every_statement_has_its_columns_filled_in() -> None:
             assert "{" not in left, name
 
 
-def test_a_crewman_survives_the_wire_and_reports_add_up() -> None:
+def test_a_worker_spec_survives_the_wire_and_reports_add_up() -> None:
     settings = RaceSettings("redis://r", "postgres://p", "http://e", scenario="D", processes=3)
     spec = WorkerSpec(settings, "cleaner", 2)
     assert WorkerSpec.decode(spec.encode()) == spec
