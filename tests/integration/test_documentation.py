@@ -27,6 +27,17 @@ def test_the_tutorial_runs_as_printed(tmp_path, redis_server, postgres_server):
     "page", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.md") if ".venv" not in p.parts)
 )
 def test_links_between_pages_lead_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(((?!https?:|#)[^)#]+)", text):
-        assert ((ROOT / page).parent / target).exists(), target
+    here = ROOT / page
+    for target, heading in re.findall(
+        r"\]\(((?!https?:)[^)#]*)(?:#([^)]*))?\)", here.read_text(encoding="utf-8")
+    ):
+        there = here.parent / target if target else here
+        assert there.exists(), target
+        assert not heading or heading in headings(there), f"{target}#{heading}"
+
+
+def headings(page):
+    """The names by which a link leads to a heading, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
