@@ -1,4 +1,4 @@
-"""Positions of a trading bot: open, keep in step, recover and close them, across processes and crashes.
+"""Positions of a trading bot: opened, reconciled, recovered and closed across processes and crashes.
 
 Needs ``pip install 'lockguard[positions]'``.
 """

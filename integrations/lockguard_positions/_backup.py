@@ -1,7 +1,7 @@
-"""What a clean-up keeps of the rows before it touches them: one line of JSON for each, in a file.
+"""The backup of rows before a clean-up changes them: a file with one line of JSON for each row.
 
-A file and not a table, as the rows that need cleaning up most are those of a schema that cannot be migrated
-before they are. Each line is the whole row with its intents, on the disk before anything is changed.
+A file, not a table, because the rows that most need a clean-up are in a schema that cannot be migrated before
+it. Each line is the whole row with its intents, on disk before anything is changed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class RowBackup:
     """Writes rows to a new file; give :meth:`take` to ``AtomicPositionManager.clean_up``.
 
     Args:
-        pool: the database.
-        path: must not exist yet, so that no earlier backup is lost.
+        pool: connections to the database.
+        path: the new file; it must not exist yet, so that no earlier backup is lost.
 
     Raises:
-        ConfigurationError: it exists, or cannot be written.
+        ConfigurationError: the file exists, or cannot be written.
     """
 
     def __init__(self, pool: asyncpg.Pool[Any], path: Path) -> None:
@@ -48,19 +48,19 @@ class RowBackup:
 
     @property
     def path(self) -> Path:
-        """Where the rows are."""
+        """The file with the rows."""
         return self._path
 
     @property
     def rows(self) -> int:
-        """How many were written."""
+        """How many rows were written."""
         return self._rows
 
     async def take(self, exchange: str, symbol: str) -> None:
-        """Write the rows of a symbol that may be changed; returns when they are on the disk.
+        """Write the rows of a symbol that may be changed; returns once they are on disk.
 
         Raises:
-            OSError: they could not be written.
+            OSError: the rows could not be written.
         """
         found = await self._pool.fetch(statement("snapshot", "diagnosis.sql"), exchange, symbol)
         lines = [

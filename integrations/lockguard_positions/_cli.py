@@ -1,7 +1,8 @@
 """``lockguard positions``: look at the positions, clean them up, recover them, migrate their table.
 
-What writes does so with ``--confirm`` only. Exit codes: 0 all is well or was made so; 1 something is wrong or
-is left; 2 a mistake in the call; 3 the exchange could not be read, so that half of the answer is missing.
+Commands write only with ``--confirm``. Exit codes: 0 nothing is wrong, or it was repaired; 1 something is
+wrong or unfinished; 2 the call is wrong; 3 the exchange could not be read, so that half of the answer is
+missing.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def positions() -> None:
 
 
 def exchange_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options for the account at the exchange: ``exchange``, ``account`` and ``option``."""
+    """Add the options of the account at the exchange: ``exchange``, ``account`` and ``option``."""
     for option in (
         click.option(
             "--option",
@@ -101,7 +102,7 @@ adopt_option = click.option(
 
 
 def _with_urls(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options for the database and the exchange; the command gets them as ``urls``."""
+    """Add the options of the database and the exchange; the command gets them as ``urls``."""
 
     @click.option(
         "--database", envvar="LOCKGUARD_DATABASE_URL", metavar="URL", help="[env: LOCKGUARD_DATABASE_URL]"
@@ -123,7 +124,7 @@ def _with_urls(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _that_writes(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of a command that changes something: Redis, and whether to do it."""
+    """Add the options of a command that changes something: Redis, and the confirmation."""
     command = _with_urls(command)
     for option in (
         click.option(
@@ -473,7 +474,7 @@ def _show_done(done: Iterable[SyncOutcome], *, as_json: bool, backup: str | None
 
 @contextmanager
 def _logged() -> Iterator[None]:
-    """Every step on the standard error, while something is changed."""
+    """Log every step to standard error while the body changes something."""
     logger, handler = logging.getLogger("lockguard.positions"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)

@@ -1,7 +1,7 @@
-"""What the commands need of the outside: the database, the exchange, the manager over both.
+"""The connections of the commands: to the database and the exchange, and a manager over both.
 
-URLs come from options or the environment; keys only from the environment, as everybody can read the
-arguments of a process.
+URLs come from options or the environment; keys only from the environment, as every user of the machine can
+read the arguments of a process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _WITH_INTENTS = 3
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Urls:
-    """Where everything is."""
+    """The addresses of the database, the exchange and Redis; ``None`` for those not given."""
 
     database: str | None
     exchange: ExchangeSettings
@@ -56,11 +56,11 @@ class Urls:
 
 @asynccontextmanager
 async def connect_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
-    """A pool on the database that has the tables.
+    """Connect a pool to the database that has the tables.
 
     Raises:
-        ConfigurationError: there is no URL, it cannot work, or the database has no positions.
-        ServerUnreachable: nobody answers there.
+        ConfigurationError: there is no URL, it cannot work, or the database has no table of positions.
+        ServerUnreachable: the database does not answer.
     """
     async with connect_any_database(url) as pool:
         if await pool.fetchval("select to_regclass('monitoring.positions')") is None:
@@ -73,11 +73,11 @@ async def connect_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
 
 @asynccontextmanager
 async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[Any]]:
-    """A pool on a database, whatever is in it.
+    """Connect a pool to a database, with or without the tables.
 
     Raises:
         ConfigurationError: there is no URL, or it cannot work.
-        ServerUnreachable: nobody answers there.
+        ServerUnreachable: the database does not answer.
     """
     if not url:
         raise ConfigurationError("no database; give --database or set LOCKGUARD_DATABASE_URL")
@@ -95,15 +95,15 @@ async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[An
 async def connect_exchange(
     settings: ExchangeSettings, *, patience: Patience | None = None
 ) -> AsyncIterator[GuardedExchange]:
-    """The exchange, with its markets loaded.
+    """Connect to the exchange and load its markets.
 
     Args:
-        settings: which account, and how ccxt is to talk to it.
-        patience: how orders without an answer are looked for; the guarded exchange's own by default.
+        settings: the account, and ccxt's options.
+        patience: how orders without an answer are looked for; the guarded exchange's default otherwise.
 
     Raises:
-        ConfigurationError: there is none of that name, or its keys are missing.
-        ServerUnreachable: it does not answer.
+        ConfigurationError: there is no exchange of that name, or its keys are missing or refused.
+        ServerUnreachable: the exchange does not answer.
     """
     client = make_client(settings)
     try:
@@ -129,10 +129,10 @@ async def connect_manager(
     adopt: Adopt | str = Adopt.STOP,
     observers: Sequence[PositionObserver] | None = None,
 ) -> AsyncIterator[tuple[AtomicPositionManager, GuardedExchange, asyncpg.Pool[Any]]]:
-    """A manager over all of it.
+    """Connect everything; yields the manager, the exchange and the pool.
 
     Raises:
-        ConfigurationError: something is missing; one line says what to do.
+        ConfigurationError: something is missing; the message is one line that says what to do.
         ServerUnreachable: the database or the exchange does not answer.
     """
     if not urls.redis:

@@ -1,8 +1,8 @@
-"""What is wrong with the positions, by looking only: the table, the exchange, and one against the other.
+"""A read-only diagnosis of the positions: the table, the exchange, and one compared with the other.
 
-Nothing is locked, so an open under way may be seen half done. The table is therefore read before and after
-the exchange, and a symbol whose rows changed meanwhile is not judged. What is found here is never acted on as
-it is: the clean-up looks again, under each symbol's lease.
+Nothing is locked, so an open in progress may be seen half done. So the table is read before and after the
+exchange, and a symbol whose rows changed in between is not judged. No action is based on these findings: the
+clean-up reads again, under each symbol's lease.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ _STOP_PERCENT = Decimal(2)
 
 
 class FindingKind(StrEnum):
-    """What can be wrong."""
+    """The kinds of findings."""
 
     INCOMPLETE = "incomplete"
-    """A row has been on its way for too long, in or out."""
+    """A row has been entering or closing for too long."""
     DUPLICATE = "duplicate"
     """A symbol has more than one open row."""
     WITHOUT_STOP = "without_stop"
-    """The exchange holds a position whose stop it does not have."""
+    """The exchange holds a position without its stop."""
     ORPHANED_ROW = "orphaned_row"
-    """A row is open and the exchange is flat."""
+    """A row is open and the exchange holds no position."""
     ORPHANED_POSITION = "orphaned_position"
     """The exchange holds a position and no row is open."""
     ORPHANED_STOP = "orphaned_stop"
     """A reduce-only stop waits where there is neither a position nor an open row."""
     MISMATCH = "mismatch"
-    """Side or quantity differ."""
+    """Side or quantity differ between row and exchange."""
     NO_MARKET = "no_market"
     """A row is open in a market that the exchange does not list."""
     UNREADABLE = "unreadable"
-    """The exchange did not answer: its side was not looked at."""
+    """The exchange did not answer, so it was not compared with the table."""
 
     @property
     def remedy(self) -> str:
-        """What the clean-up does about it, for people."""
+        """What the clean-up does about it, as a text for display."""
         return _REMEDIES[self]
 
 
@@ -85,11 +85,11 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
-        symbol: as the table has it; empty where it is about the whole exchange.
-        position_ids: the rows.
-        age_ms: how long the oldest of them has been as it is.
-        details: for people.
-        orders: every order that a clean-up of the symbol would send, whatever else is found about it.
+        symbol: in the table's spelling; empty if the finding is about the whole exchange.
+        position_ids: the rows concerned.
+        age_ms: the largest age of these rows in milliseconds; ``None`` without rows.
+        details: a text for display.
+        orders: every order that a clean-up of the symbol would send, also because of its other findings.
     """
 
     kind: FindingKind
@@ -103,7 +103,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class StatusFigures:
-    """The rows of one status: how many, and how long they lasted: to their end, or to now."""
+    """The rows of one status: their number, and their durations to their end, or to now if still open."""
 
     status: str
     count: int
@@ -113,13 +113,13 @@ class StatusFigures:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found.
+    """The result of :func:`diagnose`.
 
     Attributes:
         findings: what is wrong.
-        statistics: of all rows, open and past.
-        exchanges: those that were compared with the table.
-        changing: symbols that were being worked on; look again.
+        statistics: figures of all rows, open and ended.
+        exchanges: the exchanges that were compared with the table.
+        changing: symbols whose rows changed during the diagnosis, which were not judged.
     """
 
     findings: tuple[Finding, ...]
@@ -129,12 +129,12 @@ class Diagnosis:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that was to be looked at could be."""
+        """Whether all exchanges could be read."""
         return not any(finding.kind is FindingKind.UNREADABLE for finding in self.findings)
 
     @property
     def symbols(self) -> tuple[tuple[str, str], ...]:
-        """Exchange and symbol of all that is wrong."""
+        """Exchange and symbol of the findings, sorted, without repetitions."""
         return tuple(sorted({(f.exchange, f.symbol) for f in self.findings if f.symbol}))
 
 
@@ -150,12 +150,13 @@ async def diagnose(
     """Look for what is wrong; changes nothing and takes no lease.
 
     Args:
-        pool: the database that has the tables, of any version.
-        exchanges: those to compare with the table; without any, only the table is looked at.
-        older_than: how long a row may be on its way.
-        pace: for how long after a change the exchange's lists are not taken at their word.
-        adopt: what a clean-up does about a position without a row, for the orders that it would send.
-        adopt_stop_loss_percent: the same: where the stop of such a position goes.
+        pool: connections to the database that has the tables, of any version.
+        exchanges: the exchanges to compare with the table; without any, only the table is checked.
+        older_than: how long a row may be entering or closing.
+        pace: its ``grace`` says for how long after a change the exchange's lists are not trusted.
+        adopt: what a clean-up does about a position without a row; used to predict its orders.
+        adopt_stop_loss_percent: how far from its entry price, in percent, the stop of such a position goes;
+            used to predict its orders.
     """
     findings: list[Finding] = []
     changing: list[str] = []
@@ -201,12 +202,12 @@ async def diagnose(
 
 @dataclass(frozen=True, slots=True)
 class _Exchange:
-    """What an exchange has, by the table's symbols."""
+    """What an exchange holds, by symbols in the table's spelling."""
 
     held: Mapping[str, Holding]
     stops: Mapping[str, tuple[PlacedOrder, ...]]
     gone: frozenset[str]
-    """Symbols of rows that it does not list."""
+    """Symbols of rows that the exchange does not list."""
 
     @property
     def symbols(self) -> set[str]:
@@ -243,7 +244,7 @@ def _state(rows: Iterable[Position]) -> list[tuple[int, str, str | None]]:
 
 
 class _Judge:
-    """Says what is wrong with one symbol."""
+    """Finds what is wrong with one symbol."""
 
     def __init__(self, exchange: str, *, older_than: timedelta, grace: timedelta) -> None:
         self._exchange = exchange
@@ -293,7 +294,7 @@ class _Judge:
         self, symbol: str, rows: tuple[Position, ...], held: Holding, stops: tuple[PlacedOrder, ...]
     ) -> list[Finding]:
         if any(row.age_ms < self._grace_ms or row.status is not PositionStatus.ACTIVE for row in rows):
-            return []  # it is on its way; INCOMPLETE says so if it is late
+            return []  # still entering or closing; INCOMPLETE reports it if it is late
         guarding = [order for order in stops if order.side == held.closing_side]
         theirs = [order for row in rows for order in stops if is_own(row, order)]
         found = []
@@ -339,9 +340,9 @@ def _planned_orders(
         venue: the exchange, for its steps.
         rows: the open rows of the symbol.
         held: what the exchange holds.
-        stops: the orders that wait for a price there.
+        stops: the open conditional orders of the symbol.
         adopt: what is done about a position without a row.
-        stop_loss_percent: where the stop of such a position goes.
+        stop_loss_percent: how far from its entry price, in percent, the stop of such a position goes.
     """
     waiting = [stop for stop in stops if stop.reduce_only]
     if len(rows) > 1:

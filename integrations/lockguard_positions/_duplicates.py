@@ -1,10 +1,10 @@
-"""Several open rows of one symbol, which the index of version 8 makes impossible and a bot before it leaves.
+"""Several open rows of one symbol, left by a bot from before schema version 8, whose index prevents them.
 
-Exchanges net positions, so the rows share one holding. Which of them it belongs to follows from amounts: one
-row is kept, the one whose stop stands before others; of the rest, those that the holding is too large for
-were entered as well and are closed, reduce-only, each by its own amount; the others never were, or are the
-same position under another row, and only end. Where the amounts do not add up, nothing is done and a person
-is told.
+Exchanges net positions, so the rows share one holding, and amounts tell which rows it belongs to. One row is
+kept, preferably one whose stop stands. Of the others, those whose amounts make up the rest of the holding
+were entered as well: they are closed, reduce-only, each by its own amount. The remaining rows were never
+entered, or record the same position twice, and are only ended. Where the amounts do not add up, nothing is
+done and an alert is raised.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ _RANK = (
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """What becomes of the rows: one is kept, some are closed on the exchange, the others just end."""
+    """What becomes of the rows.
+
+    Attributes:
+        keep: the row that stays open.
+        close: rows whose amounts are closed on the exchange.
+        end: rows that are ended without an order.
+    """
 
     keep: Position
     close: tuple[Position, ...]
@@ -46,12 +52,12 @@ class Division:
 
 
 def divide(rows: Sequence[Position], held: Holding | None, waiting: Sequence[PlacedOrder]) -> Division | None:
-    """Which row the exchange's position belongs to; ``None`` when the amounts do not add up.
+    """Decide which rows the exchange's position belongs to; ``None`` when the amounts do not add up.
 
     Args:
         rows: the open rows of one symbol, at least two.
         held: what the exchange holds.
-        waiting: the stops that wait there.
+        waiting: the open stops of the symbol.
     """
     guarded = {row.id for row in rows if any(is_own(row, stop) for stop in waiting)}
     best = sorted(rows, key=lambda row: (row.id not in guarded, _RANK.index(row.status), row.id))
@@ -76,10 +82,10 @@ def divide(rows: Sequence[Position], held: Holding | None, waiting: Sequence[Pla
 
 
 class Duplicates:
-    """Leaves one open row of a symbol, under its lease.
+    """Ends all but one of a symbol's open rows, under its lease.
 
     Args:
-        scope: the symbol.
+        scope: the symbol and its lease.
         flow: closes what was entered twice.
     """
 
@@ -89,10 +95,10 @@ class Duplicates:
         self._flow = flow
 
     async def settle(self) -> tuple[SyncOutcome, ...]:
-        """End all open rows but one; empty if there is no more than one.
+        """End all open rows but one; returns the outcomes, none if there is at most one row.
 
         Raises:
-            ExchangeUnreadable: the exchange did not answer; what is done so far stands.
+            ExchangeUnreadable: the exchange did not answer; what was done so far stands.
         """
         market, symbol = self._scope.market, self._scope.symbol
         rows = await self._scope.open_rows()

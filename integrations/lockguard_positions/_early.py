@@ -1,6 +1,6 @@
-"""The order that is made ready while its intent is being committed; one at a time, as a flow places them.
+"""An order that is prepared while its intent is being committed; one at a time, as a flow places orders.
 
-It leaves when the row that was committed says the same, and only then; see ``docs/adr/0015``.
+It is sent only once the committed row agrees with it; see ``docs/adr/0015``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Made:
     prepared: Prepared[Outcome]
 
     def is_of(self, progress: Progress) -> bool:
-        """Whether the table says the same: it may keep fewer digits than it was given."""
+        """Whether the committed row agrees: the table may keep fewer digits than it was given."""
         intent, position = progress.intent, progress.position
         if intent is None or replace(self.intent, position_id=position.id) != intent:
             return False
@@ -36,10 +36,10 @@ class _Made:
 
 
 class EarlyOrder:
-    """Of one flow.
+    """The prepared order of one flow.
 
     Args:
-        venue: where it is placed.
+        venue: the exchange where the order is placed.
     """
 
     def __init__(self, venue: Venue) -> None:
@@ -52,20 +52,20 @@ class EarlyOrder:
         """Begin to place the order of an intent that is yet to be committed.
 
         Args:
-            intent: the same.
-            ask: places it.
-            planned: for an entry, where its stop is meant to be.
+            intent: the intent.
+            ask: places its order.
+            planned: for an entry, the planned price of its stop.
         """
         prepared = self._venue.prepare(ask, intent)
         self._made = None if prepared is None else _Made(intent, planned, prepared)
 
     async def send(self, committed: Progress) -> None:
-        """Let it leave, if it is the very one whose intent is committed now."""
+        """Send the prepared order, if it is exactly the one whose intent was committed."""
         if self._made is not None and self._made.is_of(committed):
             await self._made.prepared.send()
 
     async def placed(self, intent: Intent, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """What became of the order of an intent: of the one that has left already, or of one made now."""
+        """What became of an intent's order: the prepared one if it was sent, otherwise one placed now."""
         made = self._made
         if made is not None and made.prepared.sent:
             assert made.intent.client_id == intent.client_id
@@ -76,7 +76,7 @@ class EarlyOrder:
         return await ask()
 
     async def drop(self) -> None:
-        """Leave it; one that has left already is in doubt then, and its intent is in the table."""
+        """Drop the prepared order; if it was sent, it is then in doubt, and its intent is in the table."""
         if self._made is not None:
             await self._made.prepared.drop()
             self._made = None

@@ -1,4 +1,4 @@
-"""What can go wrong with a position, beside what can go wrong with its lease.
+"""The errors of positions, besides those of leases.
 
 ::
 
@@ -6,12 +6,12 @@
     └ PositionError
       ├ IllegalTransition       a change of status that is not in the table: a bug
       ├ PositionChanged         the row is not as it was read: a bug, or a write past the fence
-      ├ DuplicatePosition       there is an open row already: existing_id
-      ├ ExchangeUnreadable      the exchange did not answer a question; retryable
+      ├ DuplicatePosition       there is already an open row: existing_id
+      ├ ExchangeUnreadable      the exchange did not answer a read; retryable
       ├ ServerUnreachable       a database or an exchange does not answer at all; retryable
       └ MigrationRefused        the schema cannot be changed as asked
 
-A lost lease (``LeaseLost``) and a refused write (``StaleToken``) are never turned into any of these: they
+A lost lease (``LeaseLost``) and a refused write (``StaleToken``) are never converted into one of these: they
 stop the flow and reach its caller.
 """
 
@@ -35,11 +35,11 @@ class PositionError(LockguardError):
 
 
 class IllegalTransition(PositionError):
-    """A change of status that is not in the table.
+    """A change of status that is not in :data:`~lockguard_positions.TRANSITIONS`.
 
     Attributes:
         old: the status before; ``None`` for a new row.
-        new: the one that was asked for.
+        new: the status that was asked for.
     """
 
     def __init__(self, *, old: str | None, new: str) -> None:
@@ -50,10 +50,10 @@ class IllegalTransition(PositionError):
 
 
 class PositionChanged(PositionError):
-    """A row is not as it was read under the same lease.
+    """A row differs from what was read under the same lease.
 
     Attributes:
-        position_id: the row.
+        position_id: the id of the row.
     """
 
     def __init__(self, message: str, *, position_id: int) -> None:
@@ -62,10 +62,10 @@ class PositionChanged(PositionError):
 
 
 class DuplicatePosition(PositionError):
-    """The symbol has an open row already.
+    """The symbol already has an open row.
 
     Attributes:
-        existing_id: that row, if it could still be read.
+        existing_id: the id of the open row; ``None`` if it could not be read.
     """
 
     def __init__(self, message: str, *, existing_id: int | None) -> None:
@@ -74,7 +74,7 @@ class DuplicatePosition(PositionError):
 
 
 class ExchangeUnreadable(PositionError):
-    """The exchange did not answer a question. That is not an empty answer: nothing was decided."""
+    """The exchange did not answer a read. That is not an empty answer: nothing was decided."""
 
     retryable = True
 

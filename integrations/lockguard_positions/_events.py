@@ -1,4 +1,4 @@
-"""What happens to positions, as frozen facts for observers: logs, metrics, alerts, timelines."""
+"""Events of positions, as immutable values for observers such as logs, metrics and alerts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Moved:
     """A position's state was committed.
 
     Attributes:
-        position: as it is now.
+        position: the row as it is now.
         before: its status before; ``None`` for a new row.
-        operation: what was going on, such as ``open`` or ``sync``.
+        operation: the operation of the lease, such as ``open long`` or ``sync``.
     """
 
     position: Position
@@ -32,7 +32,13 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that a person should look at."""
+    """Something that a person should look at.
+
+    Attributes:
+        resource: the symbol's resource, or the exchange's name.
+        position_id: the row; ``None`` if there is none.
+        message: what is wrong, as a text for display.
+    """
 
     resource: str
     position_id: int | None
@@ -41,7 +47,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class WriteRefused:
-    """Postgres refused a write of this process: its lease is not in force any more.
+    """Postgres refused a write of this process, because its lease is no longer in force.
 
     Attributes:
         presented: the token of the write; ``None`` when it had none.
@@ -57,18 +63,18 @@ PositionEvent: TypeAlias = Moved | Alert | WriteRefused | ObserverFailed
 
 
 class PositionObserver(Protocol):
-    """Somebody who watches. It must not block; what it raises is logged, and it is told the next event."""
+    """Receives events. It must not block; what it raises is logged, and it still gets the next event."""
 
     def on(self, event: PositionEvent) -> None:
-        """Something happened."""
+        """Handle one event."""
         ...
 
 
 class LogPositions:
-    """Events as log records of the logger ``lockguard.positions``."""
+    """Logs events with the logger ``lockguard.positions``."""
 
     def on(self, event: PositionEvent) -> None:
-        """Log one event."""
+        """Log one event; other kinds of events are ignored."""
         match event:
             case Moved(position, before, operation):
                 _LOG.info(

@@ -1,7 +1,7 @@
-"""Which account at which exchange, and how ccxt is to talk to it: read from options and the environment.
+"""The account at an exchange and ccxt's options, read from the command line and the environment.
 
-A mistake here is found before anything is sent: an option that ccxt would silently ignore would be believed
-to be in force, and an account that is called by two names would be traded by two bots at once.
+Mistakes are found before anything is sent: an option that ccxt silently ignores would be believed to be in
+force, and an account with two names would be traded by two bots at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ATTRIBUTES = frozenset(
         *("aiohttp_trust_env", "userAgent", "headers"),
     }
 )
-"""What is set on a ccxt exchange itself."""
+"""Options that are attributes of a ccxt exchange."""
 _OPTIONS = frozenset(
     {
         *("defaultType", "defaultSubType", "defaultSettle", "recvWindow", "adjustForTimeDifference"),
@@ -57,7 +57,7 @@ _OPTIONS = frozenset(
         ),
     }
 )
-"""What some exchange takes though it has no default for it."""
+"""Options that some exchange accepts although it has no default for them."""
 _REFUSED = {
     "maxRetriesOnFailure": "ccxt would send an order again without asking what became of the first one",
     "verbose": "ccxt would print signed requests",
@@ -69,12 +69,12 @@ _LEVERAGE_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class ExchangeSettings:
-    """An account at an exchange.
+    """An account at an exchange, and ccxt's options for it.
 
     Attributes:
         name: the URL of a local exchange, or ccxt's name of a real one.
-        account: its label, where there are several at the exchange.
-        options: of ccxt, by name; those of an inner table as ``fetchPositions.method``.
+        account: the account's label, if there are several at the exchange.
+        options: ccxt's options by name; those of an inner table as ``fetchPositions.method``.
     """
 
     name: str | None
@@ -83,20 +83,21 @@ class ExchangeSettings:
 
     @property
     def leverage(self) -> int | None:
-        """What is set for a symbol before its first entry; ``None``: left as it is."""
+        """The leverage to set for a symbol before its first entry; ``None`` leaves it as it is."""
         return self.options.get("leverage")
 
     @property
     def ccxt_id(self) -> str:
-        """The class of ccxt that talks to it."""
+        """The name of the ccxt class for this exchange."""
         return "binanceusdm" if self.name is None or "://" in self.name else self.name
 
 
 def read_options(given: Sequence[str], *, name: str | None, account: str | None) -> ExchangeSettings:
-    """Options as ``key=value``, whose values are JSON or plain text, after those of the environment.
+    """Parse options ``key=value``, with values in JSON or plain text; they override the environment's.
 
     Raises:
-        ConfigurationError: not of that form, or a name that cannot be one; the value is not shown.
+        ConfigurationError: an option has another form, cannot be set or has a wrong value; or the name or
+            the label of the account cannot work. An option that could not be parsed is not echoed.
     """
     options = _of_environment()
     for number, item in enumerate(given, start=1):
@@ -154,7 +155,7 @@ def _check(key: str, value: Any) -> None:
 
 
 def make_client(settings: ExchangeSettings) -> Any:
-    """The ccxt exchange, with its keys from the environment; nothing has been sent yet.
+    """Create the ccxt exchange, with its keys from the environment; nothing is sent.
 
     Raises:
         ConfigurationError: there is no such exchange, a key is missing, or an option is not known.
@@ -176,7 +177,7 @@ def make_client(settings: ExchangeSettings) -> Any:
 
 
 def credentials_told(exchange: str, exc: BaseException) -> ConfigurationError:
-    """What to tell when the exchange does not take the keys."""
+    """The error to raise when the exchange refuses the keys."""
     return ConfigurationError(
         f"{exchange} refused the keys ({type(exc).__name__}); check {_PREFIX}API_KEY and {_PREFIX}SECRET,"
         " and what the key may do"

@@ -1,12 +1,13 @@
 """Closing a position: the one order that is never sent on a guess.
 
 An exit is sent for two reasons: a person asked for it, or the stop of a position that is certainly ours can
-never be placed. What a holder before could not finish is judged again; see :meth:`Exits.still_right`. Every
-exit is reduce-only, and a row ends only when all of it is closed and its stops are certainly gone.
+never be placed. An exit that an earlier holder did not finish is judged again; see :meth:`Exits.still_right`.
+Every exit is reduce-only, and a row ends only when all of it is closed and its stops are certainly gone.
 
-The exit comes first and the stops are taken back after it: as both are reduce-only they may meet, and an exit
-that is refused, or whose answer is lost, leaves the position with its stop. An exchange may count what waits
-against the position; then the stop goes first after all, and is put back if the exit is refused all the same.
+The exit is sent first and the stops are cancelled after it: as both are reduce-only, both may fill without
+harm, and an exit that is refused, or whose answer is lost, leaves the position with its stop. An exchange may
+count open orders against the position; then the stop is cancelled first after all, and placed again if the
+exit is still refused.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ if TYPE_CHECKING:
 __all__ = ["Exits"]
 
 _PRICE_SHARE = Decimal("0.0001")
-"""By how much an average price may differ between an order and the position that it made."""
+"""The share by which the average prices of an order and of its position may differ."""
 _MAY_BE_GONE = frozenset({Refusal.REDUCE_ONLY, Refusal.CROWDED})
-"""What an exit is refused for where there is nothing to close, or where what waits is counted too."""
+"""Refusals of an exit if there is nothing to close, or if open orders count against the position."""
 
 
 class Exits:
     """Closes positions of one symbol, under its lease.
 
     Args:
-        scope: the symbol.
-        sweeper: takes the stops back.
-        put_back: gives a position whose stop was taken back one at the same price; returns the row.
+        scope: the symbol and its lease.
+        sweeper: cancels the stops.
+        put_back: places a stop again at the price of the one that was cancelled; returns the row.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Exits:
     async def close(
         self, position: Position, intent: Intent, sent: PlacedOrder | None = None
     ) -> Progress | None:
-        """Send the exit of an intent, and see what became of it; ``None`` while that is open.
+        """Send the exit of an intent, and follow it to its outcome; ``None`` while that is in doubt.
 
         Args:
-            position: its row.
-            intent: to close it.
-            sent: its order, where an earlier holder had sent it.
+            position: the row.
+            intent: the intent to close it.
+            sent: the intent's order, if an earlier holder had sent it.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer; the intent stays in doubt.
@@ -71,20 +72,20 @@ class Exits:
             held = await self._venue.holding(self._market)
             if held is None or held.side != position.side.entry:
                 return await self._has_closed(position, intent, None)
-            if not intent.sent_before:  # else each look would take its stop back, in vain
+            if not intent.sent_before:  # else each pass would cancel its stop in vain
                 position, outcome = await self._without_stop_in_the_way(position, intent, outcome)
         return await self._became(position, intent, outcome)
 
     async def _without_stop_in_the_way(
         self, position: Position, intent: Intent, refused: Refused
     ) -> tuple[Position, Outcome]:
-        """Once more with its stop taken back, as an exchange may count that against the position."""
+        """Send an exit again with the stop cancelled, as an exchange may count it against the position."""
         if not await self._sweeper.sweep(position):
             return position, refused
         outcome = await self._venue.close(self._market, intent)
         if isinstance(outcome, Refused):
             position = await self._put_back(position)
-        elif isinstance(outcome, Unknown):  # whoever looks next finds the order, or puts a stop back
+        elif isinstance(outcome, Unknown):  # the next holder finds the order, or places a stop
             self._scope.alert(position, f"it may have no stop until the next look: {outcome.message}")
         return position, outcome
 
@@ -103,7 +104,7 @@ class Exits:
                 assert_never(outcome)
 
     async def _exit_taken(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
-        """The exchange took the exit: see whether it closed all of the position."""
+        """Follow an accepted exit, and see whether it closed all of the position."""
         order = await self._venue.done(self._market, intent, order)
         if order.live:
             return await self._not_closed(position, intent, "its order is still open")
@@ -112,12 +113,12 @@ class Exits:
         return await self._has_closed(position, intent, order)
 
     async def still_right(self, position: Position, intent: Intent) -> bool:
-        """Whether to send an exit that an earlier holder could not, and whose order is not on the exchange.
+        """Whether to send an exit that an earlier holder left, and whose order is not on the exchange.
 
-        What it was decided on may have passed: the price, a refusal, or, where the table was restored, the
-        whole position. So an order that was sent is followed to its end; one that was not is only sent where
-        a person asked for it, and what is held is still what that was about. Else: a stop first. This is
-        the last look before the order, as a person may trade while the exchange takes its time to answer.
+        The reasons for it may no longer hold: the price, a refusal or, where the table was restored, the
+        whole position. So an order that was sent is followed to its end; one that was not is only sent if a
+        person asked for it and what is held has not changed. Otherwise the position gets a stop first. This
+        is the last read before the order, as a person may trade while the exchange is slow to answer.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
@@ -131,7 +132,7 @@ class Exits:
         return False
 
     def is_ours(self, position: Position, held: Holding) -> bool:
-        """Whether what is held is what this row's own order bought, and nobody has touched it since."""
+        """Whether what is held is what this row's own order entered, unchanged since."""
         if not position.opened_here or position.entry_price is None or held.entry_price is None:
             return False
         apart = abs(held.entry_price - position.entry_price)
@@ -146,11 +147,11 @@ class Exits:
     async def withdraw(
         self, position: Position, intent: Intent, outcome: IntentOutcome, details: str
     ) -> Position:
-        """It is not to be closed after all; whoever looks next judges it anew."""
+        """Withdraw an intent to close; the next pass judges the position anew."""
         return await self._store.withdraw_close(self._lease, position, intent, outcome, details)
 
     async def _not_closed(self, position: Position, intent: Intent, why: str) -> Progress | None:
-        """It may be open still, with its stop."""
+        """Note and alert that a position may still be open; after an earlier holder, restore its stop."""
         await self._store.note_error(self._lease, position, f"not closed: {why}")
         again = "it is tried again" if intent.asked else "it is judged again"
         self._scope.alert(position, f"the position could not be closed, {again}: {why}")
@@ -159,7 +160,7 @@ class Exits:
         return None
 
     async def _with_stop_again(self, position: Position) -> None:
-        """A holder that died may have taken the stop back for its exit, and not have put it back."""
+        """Place the stop again if an earlier holder cancelled it for its exit and died."""
         held = await self._venue.holding(self._market)
         if held is not None and held.side == position.side.entry and not await self._has_stop(position):
             await self._put_back(position)
@@ -171,7 +172,7 @@ class Exits:
         return stop is not None and stop.live  # not listed yet
 
     async def _partly_closed(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
-        """The exit ended before all of it was filled."""
+        """Handle an exit that ended before all of it was filled."""
         why = f"its order ended as {order.state.value}"
         if not order.filled and not intent.asked:
             await self.withdraw(position, intent, IntentOutcome.CANCELED, why)

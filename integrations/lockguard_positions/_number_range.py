@@ -1,4 +1,4 @@
-"""A number given to a command."""
+"""A range of numbers as an option's type."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["NumberRange"]
 
 
 class NumberRange(click.FloatRange):
-    """A range without NaN, which is beyond no bound and would fail where a length of time is made of it."""
+    """A range without NaN, which passes click's bounds and would fail when converted to a ``timedelta``."""
 
     def convert(self, value: Any, param: Parameter | None, ctx: Context | None) -> Any:
-        """The number."""
+        """The number in the range; fails with a usage error if it is outside or not finite."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)

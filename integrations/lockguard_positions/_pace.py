@@ -1,4 +1,4 @@
-"""How the flow waits, and how long a position has been without a stop meanwhile."""
+"""The bounds of the flow's waits, and the measure of a position's time without a stop."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["Pace", "StopDeadline"]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How the flow waits. Every wait ends with what it waits for; these are the bounds.
+    """The bounds of the flow's waits. Each wait ends earlier if what it waits for happens.
 
     Attributes:
         settle: how long an entry may take to be filled.
-        poll: how often the exchange is asked meanwhile.
+        poll: the pause between two reads of the exchange meanwhile.
         stop_deadline: how long a position may be without a stop before an alert is raised, and how long each
-            holder tries to place one before it leaves that to the next look.
-        retry_pause: between attempts that the exchange refused for a passing reason; it doubles.
-        attempts: how many of those are made.
-        grace: for how long after a change the exchange's lists are not taken at their word.
+            holder tries to place one before it leaves that to the next pass.
+        retry_pause: the pause after the first refusal for a passing reason; it doubles with each retry.
+        attempts: how many attempts are made in all.
+        grace: for how long after a change the exchange's lists are not trusted.
         overdue: for how long something may be unreadable or undecided before an alert is raised.
 
     Raises:
-        ConfigurationError: a bound cannot work. Without that it would fail where an entry waits for its stop.
+        ConfigurationError: a bound cannot work; unchecked, it would fail while an entry waits for its stop.
     """
 
     settle: timedelta = timedelta(seconds=20)
@@ -57,16 +57,16 @@ class Pace:
 
 
 class StopDeadline:
-    """Measures one position's time without a stop; the one alert is due when that has been too long.
+    """Measures one position's time without a stop, and raises one alert when it is too long.
 
-    Two times are kept apart. *How long it has been without one* begins with the entry, in whatever process
-    that was, and is what the alert is about; the timer fires at the deadline itself, also while an order is
-    waited for. *How long this holder has tried* begins anew with each holder, and is what the decision to
-    leave it to the next look is about: a successor that comes late shall try to place the stop first.
+    Two times are kept apart. *The time without a stop* begins with the entry, in any process, and decides on
+    the alert; its timer fires at the deadline, even while an order's answer is awaited. *The time that this
+    holder has tried* begins with each holder, and decides when to leave the stop to the next pass: a late
+    successor must still try to place the stop.
 
     Args:
-        deadline: how long it may be.
-        clock: measures it.
+        deadline: the limit of both times.
+        clock: measures the time that this holder has tried.
     """
 
     def __init__(self, deadline: timedelta, clock: Clock) -> None:
@@ -76,11 +76,11 @@ class StopDeadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, passed: Callable[[float], None], *, already_ms: int = 0) -> None:
-        """It is without a stop; nothing if that is known.
+        """Start measuring a position without a stop; does nothing if already started.
 
         Args:
-            passed: called once, with the deadline in seconds, when it passes; at once if it has.
-            already_ms: how long it has been without one before.
+            passed: called once, with the deadline in seconds, when it passes; soon if it has passed already.
+            already_ms: for how many milliseconds the position has been without a stop before.
         """
         if self._tried_since is not None:
             return
@@ -90,7 +90,7 @@ class StopDeadline:
 
     @property
     def running(self) -> bool:
-        """Whether it is without a stop, as far as is known."""
+        """Whether the position is without a stop, as far as is known."""
         return self._tried_since is not None
 
     @property
@@ -101,7 +101,7 @@ class StopDeadline:
         return self._clock.now() - self._tried_since >= self._deadline_s
 
     def end(self) -> None:
-        """It has its stop, or has ended, or is no longer this holder's."""
+        """Stop measuring: the position has its stop, has ended, or is left to the next holder."""
         self._tried_since = None
         if self._timer is not None:
             self._timer.cancel()

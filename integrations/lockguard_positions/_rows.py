@@ -1,7 +1,7 @@
-"""The statements of ``sql/*.sql``, and what one of them does on a row, in whatever transaction it is given.
+"""The statements of ``sql/*.sql``, and functions that execute one of them in the caller's transaction.
 
-The decisions are elsewhere (:mod:`~lockguard_positions._flow`), and so are the transactions
-(:mod:`~lockguard_positions._store`).
+Decisions are taken in :mod:`~lockguard_positions._flow`, and transactions are in
+:mod:`~lockguard_positions._store`.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ __all__ = [
 ]
 
 NEXT_INTENT = "next_intent"
-"""What some rows say beside their position: a number for the next intent, which spares a round trip."""
+"""A column of some rows beside the position: a number for the next intent, which saves a round trip."""
 
 ASKED = "asked for by a person"
-"""What the details of an intent say while it is in doubt, where it was not the flow's own idea."""
+"""The details of an intent in doubt that a person asked for, not the flow itself."""
 
 WITHDRAWN = "what is held is not what it was: "
-"""What the details of an exit say that was asked for and then not made, before the reason to close."""
+"""Starts the details of an exit that was asked for and then not made; the reason to close follows."""
 
 STATEMENT_S = 5.0
-"""As long as a fenced transaction waits for a row: whoever has it may be a person's forgotten session.
+"""Seconds that a statement may take, as long as a fenced transaction waits for a row.
 
-What is not answered by then has lost its answer."""
+A forgotten session of a person may hold that row. A statement without an answer by then has lost it."""
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 
@@ -67,9 +67,9 @@ _OPEN = ", ".join(f"'{status}'" for status in PositionStatus if status in OPEN)
 
 @cache
 def statements(file: str, package: str = "lockguard_positions") -> dict[str, str]:
-    """All statements of a package's file.
+    """All statements of a package's SQL file, by name.
 
-    ``{columns}`` and ``{intent_columns}`` are blocks of the same file, ``{open}`` the open statuses.
+    ``{columns}`` and ``{intent_columns}`` are blocks of the same file, ``{open}`` is the open statuses.
     """
     text = (files(package) / "sql" / file).read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
@@ -83,7 +83,7 @@ def statements(file: str, package: str = "lockguard_positions") -> dict[str, str
 
 
 def statement(name: str, file: str = "positions.sql") -> str:
-    """One statement."""
+    """The statement of that name."""
     return statements(file)[name]
 
 
@@ -97,16 +97,16 @@ def new_row(
     attached: Decimal | None = None,
     has_market: bool,
 ) -> tuple[str, tuple[object, ...], tuple[str, ...]]:
-    """The statement of a new row, its arguments, and the statement of its intent if one goes with it.
+    """The statement of a new row, its arguments, and the statement of its intent if there is one.
 
     Args:
-        lease: what it is written under.
-        new: what the row is about.
-        status: one of those that a row may begin as.
-        error: what went wrong, for people.
-        number: of the intent to enter, if that is intended.
-        attached: the price of the stop that the entry brings along.
-        has_market: whether the table has the column of version 10.
+        lease: the lease that the row is written under.
+        new: the position.
+        status: one of the statuses in which a row may begin.
+        error: what went wrong, as a text for display.
+        number: the number of the intent to enter; ``None`` without an intent.
+        attached: the price of the stop that the entry carries.
+        has_market: whether the table has the column ``market`` (schema version 10).
     """
     check_transition(None, status)
     args: tuple[object, ...] = (
@@ -123,7 +123,7 @@ def new_row(
 
 
 async def next_intent(conn: Connection, exchange: str, symbol: str) -> int:
-    """A number that no intent of a symbol ever had; good while the lease is held that it is asked under."""
+    """A number that no intent of a symbol ever had; valid while the lease that it is asked under is held."""
     return int(await conn.fetchval(statement("next_intent"), exchange, symbol, timeout=STATEMENT_S))
 
 
@@ -136,16 +136,16 @@ async def intend(
     number: int | None = None,
     statement_name: str | None = None,
 ) -> Progress:
-    """A new intent, with a number and a client order id that were never used, and the row that names it.
+    """Write an intent with a new number and client order id; returns it with the row that refers to it.
 
     Args:
-        conn: in a fenced transaction.
-        lease: the same.
-        position: whose amount is ordered.
-        step: what for; the entry is intended with its row (:func:`new_row`).
+        conn: a connection in a fenced transaction.
+        lease: the lease of that transaction.
+        position: the position whose amount is ordered.
+        step: a stop or a close; the entry's intent is written with its row (:func:`new_row`).
         extra: a stop's trigger; or the reason to close, and :data:`ASKED` where a person asked for it.
-        number: what :func:`next_intent` said in this transaction; asked for if it is not given.
-        statement_name: the one for this step by default.
+        number: what :func:`next_intent` returned in this transaction; asked for if it is ``None``.
+        statement_name: the name of the statement; by default the one of this step.
     """
     if number is None:
         number = await next_intent(conn, position.exchange, position.symbol)
@@ -161,7 +161,7 @@ async def intend(
 
 
 def entry_intent(position: Position, number: int, attached: Decimal | None) -> Intent:
-    """The intent that was written with a row."""
+    """The intent to enter that was written with a row."""
     assert position.entry_client_id is not None
     return Intent(
         *(number, position.id, Step.ENTRY, position.entry_client_id, position.side.entry),
@@ -170,13 +170,13 @@ def entry_intent(position: Position, number: int, attached: Decimal | None) -> I
 
 
 def intent_to_enter(lease: Lease, new: NewPosition, number: int, attached: Decimal | None) -> Intent:
-    """What :func:`entry_intent` will say of a row that is yet to be written, if that keeps all digits."""
+    """What :func:`entry_intent` will return for a row not yet written, if the table keeps all digits."""
     client_id = client_order_id(lease.resource, number, Step.ENTRY)
     return Intent(number, 0, Step.ENTRY, client_id, new.side.entry, new.quantity, attached)
 
 
 def stop_intent(lease: Lease, position: Position, number: int, trigger: Decimal) -> Intent:
-    """The intent of a stop that is written with what goes before it."""
+    """The intent of a stop that is written in one statement with the change before it."""
     client_id = client_order_id(lease.resource, number, Step.STOP)
     side = position.side.exit
     return Intent(number, position.id, Step.STOP, client_id, side, position.quantity, trigger)
@@ -190,7 +190,7 @@ async def settle(
     order_id: str | None,
     details: str | None = None,
 ) -> None:
-    """What became of an intent; once settled it stays so."""
+    """Record what became of an intent; a settled intent does not change again."""
     key = (position.exchange, position.symbol, intent.number)
     await conn.fetchval(
         statement("settle_intent"), *key, outcome.value, order_id, details, timeout=STATEMENT_S
@@ -198,15 +198,15 @@ async def settle(
 
 
 def decided_on(position: Position) -> tuple[int, str]:
-    """The row and the status that a change was decided on."""
+    """The row's id and the status that a change was decided on, as arguments of its statement."""
     return position.id, position.status.value
 
 
 def changed(position: Position, row: asyncpg.Record | None) -> Position:
-    """The row that a write returned.
+    """The position in the row that a write returned.
 
     Raises:
-        PositionChanged: it returned none.
+        PositionChanged: the write returned no row.
     """
     if row is None:
         raise PositionChanged(
@@ -218,12 +218,12 @@ def changed(position: Position, row: asyncpg.Record | None) -> Position:
 
 
 def position_or_none(row: asyncpg.Record | None) -> Position | None:
-    """A row, if there is one."""
+    """The position in a row; ``None`` if there is no row."""
     return None if row is None else position_of(row)
 
 
 def position_of(row: asyncpg.Record) -> Position:
-    """A row of ``monitoring.positions``."""
+    """The position in a row of ``monitoring.positions``."""
     values = {name: value for name, value in row.items() if name != NEXT_INTENT}
     return Position(
         **{**values, "side": PositionSide(values["side"]), "status": PositionStatus(values["status"])}
@@ -231,7 +231,7 @@ def position_of(row: asyncpg.Record) -> Position:
 
 
 def intent_of(row: asyncpg.Record) -> Intent:
-    """A row of ``monitoring.position_intents``."""
+    """The intent in a row of ``monitoring.position_intents``."""
     return Intent(
         number=row["number"],
         position_id=row["position_id"],

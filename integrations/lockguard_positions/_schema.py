@@ -1,7 +1,7 @@
-"""The schema ``monitoring`` as numbered migrations, each with its way back.
+"""The schema ``monitoring`` as numbered migrations, each of which can be undone.
 
-Version 1 is the table as bots of this design have it, unique over active rows only; version 8 makes it unique
-over all open ones. The numbers between are free for what a bot of yours has done to its table meanwhile.
+Version 1 is the table as earlier bots have it, unique over active rows only; version 8 makes it unique over
+all open rows. The numbers between are free for your bot's own changes to its table.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ __all__ = [
 ]
 
 TICK_COLUMNS = ("current_price", "unrealized_pnl", "updated_at")
-"""What of ``monitoring.positions`` changes without a lease: opinions of the moment that decide nothing."""
+"""The columns of ``monitoring.positions`` that change without a lease: estimates that decide nothing."""
 
 _SIGNALS = "monitoring.signals"
 SIGNALS_SINCE = 9
-"""The version from which on there is a table for what a bot decides."""
+"""The first version with a table of a bot's signals."""
 ATTEMPTS_SINCE = 10
-"""The version from which on a signal that ends bot after bot can be told, and rows have unified symbols."""
+"""The first version that detects a signal which crashes bot after bot, and has unified symbols in rows."""
 _PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": (), _SIGNALS: ()}
 _RESOURCE = "{exchange}:{symbol}"
 
-# Two migrations at once would both find the same version. The key is the text "lgrdpos" as a number.
+# Two concurrent migrations would both find the same version. The key is the text "lgrdpos" as a number.
 _LOCK_KEY = 0x6C677264706F73
 _VERSIONS = """
 create schema if not exists monitoring;
@@ -59,7 +59,14 @@ _DUPLICATES = "LG101"
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step of the schema, with its way back."""
+    """One step of the schema.
+
+    Attributes:
+        version: the schema version after it.
+        name: the name of its files.
+        up: the SQL that applies it.
+        down: the SQL that undoes it.
+    """
 
     version: int
     name: str
@@ -69,7 +76,7 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Migrated:
-    """What :func:`migrate` found and made: schema versions, 0 for none."""
+    """The schema versions before and after :func:`migrate`; 0 for none."""
 
     before: int
     after: int
@@ -77,7 +84,7 @@ class Migrated:
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """All steps, in order."""
+    """All steps, in the order of their versions."""
     folder = files("lockguard_positions") / "sql" / "migrations"
     names = sorted(f.name.removesuffix(".up.sql") for f in folder.iterdir() if f.name.endswith(".up.sql"))
     return tuple(
@@ -95,7 +102,7 @@ LATEST = migrations()[-1].version
 
 
 async def version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
-    """The version that is applied, 0 for none."""
+    """The schema version of a database; 0 without the schema."""
     if await conn.fetchval("select to_regclass('monitoring.schema_version')") is None:
         return 0
     return int(await conn.fetchval("select coalesce(max(version), 0) from monitoring.schema_version") or 0)
@@ -104,13 +111,13 @@ async def version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> i
 async def migrate(
     conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, to: int | None = None
 ) -> Migrated:
-    """Bring the schema to a version, up or down, each step in its own transaction.
+    """Migrate the schema to a version, up or down, each step in its own transaction.
 
-    Does nothing if it is there already. A step that is refused leaves the version before it.
+    Does nothing if the schema has that version. A step that is refused leaves the version before it.
 
     Args:
         conn: a connection that is not in a transaction, of a role that may create schemas.
-        to: the version; the latest by default, 0 to remove the tables with their data.
+        to: the version; by default the latest. 0 removes the tables with their data.
 
     Raises:
         ConfigurationError: there is no such version.
@@ -133,18 +140,18 @@ async def migrate(
 async def protect_positions(
     conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
 ) -> tuple[str, ...]:
-    """Have Postgres itself refuse every write of state that presents no lease, by whatever program or person.
+    """Make Postgres refuse every write of state without a lease, from any program or person.
 
-    Run it when every process that writes goes through the guard; ``lockguard fence unprotect`` undoes it.
+    Run it once every writing process uses the guard; ``lockguard fence unprotect`` undoes it.
 
     Args:
-        conn: of a role that owns the tables and lockguard's schema.
+        conn: a connection of a role that owns the tables and lockguard's schema.
 
     Returns:
-        The protected tables.
+        The names of the protected tables.
 
     Raises:
-        ConfigurationError: the fence or the tables are missing, or too little privilege.
+        ConfigurationError: the fence or the tables are missing, or the role lacks a privilege.
     """
     found = await version(conn)
     tables = [table for table in _PROTECTED if table != _SIGNALS or found >= SIGNALS_SINCE]
@@ -154,7 +161,7 @@ async def protect_positions(
 
 
 async def _step(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], target: int) -> int:
-    """Go one step towards ``target``; returns the version that is applied then."""
+    """Apply or undo one step towards ``target``; returns the version after it."""
     async with conn.transaction():
         await conn.execute("select pg_advisory_xact_lock($1)", _LOCK_KEY)
         await conn.execute(_VERSIONS)

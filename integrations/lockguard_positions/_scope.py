@@ -1,4 +1,4 @@
-"""What is the same for one symbol as long as one lease on it is held, for all that works on it."""
+"""What stays the same for one symbol while one lease on it is held, shared by all code that works on it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ class SymbolScope:
     Attributes:
         store: the rows.
         venue: the exchange.
-        market: what the symbol stands for there; it was found once, and nothing here looks it up again.
+        market: the symbol's market there; it was looked up once and is not looked up again.
         lease: on the market's resource; every write and every order is made under it.
-        pace: how to wait.
+        pace: the bounds of every wait.
         clock: measures the time without a stop.
-        emit: told of every change, and of what a person should know.
+        emit: called with every change and every alert.
 
     Raises:
-        UnknownMarket: the lease is on another name: a row's market is gone, and its name leads elsewhere.
+        UnknownMarket: the lease is on another name: a row's market is no longer listed, and its name now
+            stands for another one.
     """
 
     store: PositionStore
@@ -47,21 +48,21 @@ class SymbolScope:
     emit: Callable[[PositionEvent], None]
 
     def __post_init__(self) -> None:
-        if self.market.resource != self.lease.resource:  # else the rows of the one were read under the other
+        if self.market.resource != self.lease.resource:  # else rows of one were read under the other's lease
             raise UnknownMarket(
                 f"{self.lease.resource} is not listed any more; its name leads to {self.market.symbol}"
             )
 
     @property
     def symbol(self) -> str:
-        """As the table has it."""
+        """The symbol in the table's spelling."""
         return self.market.name
 
     async def open_row(self) -> Position | None:
         """The open row of the symbol.
 
         Raises:
-            UnknownMarket: it was written for another market, which went by this name then.
+            UnknownMarket: the row was written for another market, which had this name then.
         """
         row = await self.store.open_of(self.venue.name, self.symbol)
         return None if row is None else self.checked(row)
@@ -71,7 +72,11 @@ class SymbolScope:
         return tuple(map(self.checked, await self.store.all_open_of(self.venue.name, self.symbol)))
 
     def checked(self, row: Position) -> Position:
-        """The same, if it was written for this market: an order of it goes nowhere else."""
+        """The row, if it was written for this market, so that none of its orders goes to another one.
+
+        Raises:
+            UnknownMarket: the row was written for another market.
+        """
         if row.traded_as not in {self.symbol, self.market.symbol}:
             raise UnknownMarket(
                 f"position {row.id} is one in {row.traded_as}, and {self.symbol} stands for"
@@ -80,10 +85,10 @@ class SymbolScope:
         return row
 
     def moved(self, now: Position, before: Position | None) -> Position:
-        """Tell that a row was written; returns it as it is now."""
+        """Emit that a row was written; returns the row as it is now."""
         self.emit(Moved(now, None if before is None else before.status, self.lease.grant.operation))
         return now
 
     def alert(self, position: Position | None, message: str) -> None:
-        """Tell what a person should know."""
+        """Emit an alert about the position, or about the resource if there is no row."""
         self.emit(Alert(self.lease.resource, None if position is None else position.id, message))

@@ -1,4 +1,4 @@
-"""The life of a position, as one table.
+"""The statuses of a position, and the allowed changes between them.
 
 ::
 
@@ -9,21 +9,21 @@
                    ├─> canceled      └─> closed      └─> closed
                    └─> rolled_back
 
-* ``pending_entry``: the entry is about to be ordered, or was, and nobody has seen its answer.
+* ``pending_entry``: the entry is about to be sent, or was sent, and its answer is not known.
 * ``entry_placed``: the exchange holds the position; it has no stop.
-* ``pending_sl``: the stop is about to be ordered, or was, and nobody has seen its answer.
-* ``active``: position and stop stand.
-* ``closed``: it ended as positions do: stop, exit, or found gone.
+* ``pending_sl``: the stop is about to be sent, or was sent, and its answer is not known.
+* ``active``: the position and its stop are in place.
+* ``closed``: the position ended by its stop or an exit, or was found gone.
 * ``failed``: the exchange refused the entry, or nothing was ever ordered.
-* ``canceled``: the entry was never executed, as is known for certain.
-* ``rolled_back``: entered, and closed again because it could not be given a stop.
+* ``canceled``: the entry was certainly never executed.
+* ``rolled_back``: entered, and closed again because no stop could be placed.
 
-A fill is written down together with the intent of its stop, so ``pending_entry`` also goes to ``pending_sl``.
-A position that is found on the exchange without a row begins at ``entry_placed``. A row that begins at
+A fill is recorded together with the intent of its stop, so ``pending_entry`` also goes to ``pending_sl``. A
+position that is found on the exchange without a row begins at ``entry_placed``. A row that begins at
 ``failed`` says why a signal was refused before any order. The last four never change again.
 
-The database has the same table (``monitoring.status_transitions``) and refuses what is not in it, also from
-code that does not ask here; a test compares the two.
+The database has the same table (``monitoring.status_transitions``) and refuses changes that are not in it,
+even from code that bypasses this module; a test compares the two.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["INITIAL", "OPEN", "TERMINAL", "TRANSITIONS", "PositionStatus", "chec
 
 
 class PositionStatus(StrEnum):
-    """How a position stands."""
+    """The status of a position."""
 
     PENDING_ENTRY = "pending_entry"
     ENTRY_PLACED = "entry_placed"
@@ -49,14 +49,14 @@ class PositionStatus(StrEnum):
 
     @property
     def open(self) -> bool:
-        """Whether the exchange may hold something for it."""
+        """Whether the exchange may hold a position for a row in this status."""
         return self in OPEN
 
 
 _S = PositionStatus
 
 INITIAL = frozenset({_S.PENDING_ENTRY, _S.ENTRY_PLACED, _S.FAILED})
-"""What a row may begin as."""
+"""The statuses in which a row may begin."""
 
 TRANSITIONS: dict[PositionStatus, frozenset[PositionStatus]] = {
     _S.PENDING_ENTRY: frozenset({_S.ENTRY_PLACED, _S.PENDING_SL, _S.FAILED, _S.CANCELED, _S.ROLLED_BACK}),
@@ -70,20 +70,20 @@ TRANSITIONS: dict[PositionStatus, frozenset[PositionStatus]] = {
 }
 
 OPEN = frozenset({_S.PENDING_ENTRY, _S.ENTRY_PLACED, _S.PENDING_SL, _S.ACTIVE})
-"""What counts as open wherever it matters: existence checks, the unique index, recovery."""
+"""The open statuses, as used by existence checks, the unique index and recovery."""
 
 TERMINAL = frozenset(PositionStatus) - OPEN
 
 
 def check_transition(old: PositionStatus | None, new: PositionStatus) -> None:
-    """Refuse a change that is not in the table.
+    """Check a change of status against :data:`TRANSITIONS`, or a first status against :data:`INITIAL`.
 
     Args:
-        old: ``None`` for a new row.
-        new: what it would become.
+        old: the status before; ``None`` for a new row.
+        new: the status after.
 
     Raises:
-        IllegalTransition: it is not in the table.
+        IllegalTransition: the change is not in the table.
     """
     allowed = INITIAL if old is None else TRANSITIONS[old]
     if new not in allowed:

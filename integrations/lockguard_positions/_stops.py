@@ -1,8 +1,8 @@
-"""Stops: which is whose, which one protects, and taking them back.
+"""Stops: which position owns them, which one protects a position, and cancelling them.
 
-A reduce-only stop cannot open a position, but one that is forgotten cuts the next position short. So a row
-ends only when its stops are certainly gone; while one may be there still, the row stays open, its exit in
-doubt, and whoever holds the symbol next tries again.
+A reduce-only stop cannot open a position, but a forgotten one cuts the next position short. So a row ends
+only when its stops are certainly gone; while one may still exist, the row stays open with its exit in doubt,
+and the next holder tries again.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["Sweeper", "covers", "is_own", "named", "only_follows", "standing_sto
 
 
 def named(stop: PlacedOrder) -> str:
-    """A stop for people: whose it is, by its name, and what it would do."""
+    """A stop as a text for display: its id, side, amount and trigger."""
     return f"{stop.client_id or stop.id} ({stop.side} {stop.amount} at {stop.trigger})"
 
 
 def is_own(row: Position, stop: PlacedOrder) -> bool:
-    """Whether a stop is the row's, by the exchange's id or by ours."""
+    """Whether a stop is the row's, by the exchange's id or by the client order id."""
     return stop.id == row.stop_order_id or (bool(stop.client_id) and stop.client_id == row.stop_client_id)
 
 
 def only_follows(row: Position, stop: PlacedOrder) -> bool:
-    """Whether a stop closes the whole position and waits behind the row's own: it never comes to that.
+    """Whether a stop closes the whole position but triggers after the row's own, so that it never fires.
 
-    Bybit's entries bring such a stop along. Where the row's was moved away from the price since, the one that
-    was brought along comes first.
+    Bybit's entries carry such a stop. If the row's own was moved away from the price since, the one that the
+    entry carried triggers first.
     """
     if not stop.closes_all or stop.trigger is None or row.stop_price is None:
         return False
@@ -44,22 +44,22 @@ def only_follows(row: Position, stop: PlacedOrder) -> bool:
 
 
 def standing_stop(stops: Iterable[PlacedOrder], side: Side, amount: Decimal) -> PlacedOrder | None:
-    """Of the orders that wait on a symbol, the one that protects a position; ``None`` if none does.
+    """The stop that protects a position best; ``None`` if none does.
 
     Args:
-        stops: what waits, whoever placed it.
+        stops: the open conditional orders of the symbol, no matter who placed them.
         side: the side that closes the position.
-        amount: what is held.
+        amount: the amount held.
 
     Returns:
-        One that covers all of it before one that covers a part; of those, the one that is reached first.
+        A stop that covers all of ``amount``, the one reached first; else the largest one that covers a part.
     """
     found = [s for s in stops if s.live and s.reduce_only and s.side == side and not s.takes_profit]
     return max(found, key=lambda stop: _protects(stop, amount), default=None)
 
 
 def covers(stop: PlacedOrder, amount: Decimal) -> bool:
-    """Whether a stop closes all of a position of that size."""
+    """Whether a stop closes all of a position of ``amount``."""
     return stop.closes_all or stop.amount >= amount
 
 
@@ -71,7 +71,7 @@ def _protects(stop: PlacedOrder, amount: Decimal) -> tuple[bool, Decimal, Decima
 
 
 class Sweeper:
-    """Takes stops of one symbol back, under its lease."""
+    """Cancels stops of one symbol, under its lease."""
 
     def __init__(self, scope: SymbolScope) -> None:
         self._scope = scope
@@ -79,14 +79,14 @@ class Sweeper:
         self._lease, self._market = scope.lease, scope.market
 
     async def sweep(self, position: Position) -> bool:
-        """Take back every stop of a position that the exchange still has waiting; tells whether none is left.
+        """Cancel every open stop of a position; returns whether none is left.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
         """
         ours = await self._store.stop_ids(position)
         gone = True
-        # By the exchange's own id too: a row of the time before intents knows no other.
+        # By the exchange's id too: a row from before intents has no other.
         waiting = [
             order
             for order in await self._venue.waiting_stops(self._market)
@@ -94,7 +94,7 @@ class Sweeper:
         ]
         placed = self._venue.placed_stop(self._market, position)
         if placed is not None and placed.id not in {order.id for order in waiting}:
-            # Lists lag behind: a stop that was placed a moment ago may not be on them yet.
+            # Lists lag: a stop that was placed a moment ago may not be listed yet.
             waiting.append(placed)
         for order in waiting:
             gone &= self._told_gone(await self._venue.cancel(order), order, position)
@@ -119,14 +119,14 @@ class Sweeper:
         return False
 
     async def sweep_old(self, position: Position, *, was: Position | None = None) -> None:
-        """Take back the stops that were meant for a position but are not its own any more.
+        """Cancel the stops that were intended for a position but are no longer its own.
 
-        Also the one that its entry brought along, where it would fire first. The row's own stands.
+        This includes the stop that its entry carried, if that would fire first. The row's own stop is kept.
 
         Args:
             position: the row.
-            was: the row as it was when the old stop was its own: then that one is taken back though the lists
-                do not show it yet.
+            was: the row when the old stop was its own; that stop is then cancelled even if it is not listed
+                yet.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
@@ -134,10 +134,10 @@ class Sweeper:
         ours = await self._store.stop_ids(position)
         waiting = await self._venue.waiting_stops(self._market)
         if not any(is_own(position, order) for order in waiting):
-            # An exchange may take an order and drop it a moment later: what it shows counts, not its answer.
+            # An exchange may accept an order and drop it a moment later: trust what it shows, not its answer.
             shown = await self._venue.find_stop(self._market, position)
             if shown is None or not shown.live:
-                return  # the next pass goes on
+                return  # left to the next pass
         old = None if was is None else self._venue.placed_stop(self._market, was)
         if old is not None:
             self._told_gone(await self._venue.cancel(old), old, position)
@@ -148,16 +148,16 @@ class Sweeper:
                 self._told_gone(await self._venue.cancel(order), order, position)
 
     async def _came_along_and_is_first(self, position: Position, order: PlacedOrder) -> bool:
-        """Whether it is the stop that the entry brought along, and would fire before the row's own.
+        """Whether an order is the stop that the entry carried, and would fire before the row's own.
 
-        A person's is at another price than the one that was asked for with the entry, and stays.
+        A stop at another price than the entry's was set by a person, and is kept.
         """
         if not order.attached or order.side != position.side.exit or only_follows(position, order):
             return False
         return order.trigger == await self._store.attached_stop(position)
 
     async def sweep_loose(self, position: Position, intents: Sequence[Intent]) -> None:
-        """Settle stops in doubt of a position that has ended, as far as that is known by now.
+        """Settle the stops in doubt of a position that has ended, as far as their outcome is known.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
@@ -174,7 +174,7 @@ class Sweeper:
 
 
 def _gone(outcome: Outcome) -> bool:
-    """Whether an order is certainly not waiting any more. A refusal to cancel leaves it where it was."""
+    """Whether a cancel leaves no order: it was executed, or none was found. Any other refusal leaves it."""
     return isinstance(outcome, Executed) or (
         isinstance(outcome, Refused) and outcome.refusal is Refusal.NOT_FOUND
     )

@@ -1,6 +1,6 @@
-"""What a pass reads first: which symbols to look at, and what else a person should know.
+"""The first read of a pass: which symbols to look at, and what else a person should know.
 
-Nothing is decided on it. Each symbol that is not plainly in step is looked at again, under its own lease.
+Nothing is decided on this read. Each symbol that is not clearly in step is read again, under its own lease.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Survey", "survey"]
 
 _OURS = "lgs-"
-"""How the client order ids of our stops begin; see :func:`~lockguard_ccxt.client_order_id`."""
+"""The prefix of our stops' client order ids; see :func:`~lockguard_ccxt.client_order_id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class Survey:
     """What a pass found before it took any lease.
 
     Attributes:
-        rows: how many positions are open by the table.
-        in_step: symbols that need no look.
-        to_look_at: symbols that do, as the table has them.
-        strange_stops: reduce-only stops that belong to no row: symbol, order, and what they would do.
+        rows: how many positions are open in the table.
+        in_step: the outcomes of symbols that need no further look.
+        to_look_at: the symbols that do, in the table's spelling.
+        strange_stops: reduce-only stops that belong to no row: symbol, order, and where they wait.
     """
 
     rows: int
@@ -47,7 +47,7 @@ class Survey:
 
 
 async def survey(store: PositionStore, venue: Venue) -> Survey:
-    """Read the table and the exchange.
+    """Read the table and the exchange, and compare them.
 
     Raises:
         ExchangeUnreadable: the exchange did not answer.
@@ -55,7 +55,7 @@ async def survey(store: PositionStore, venue: Venue) -> Survey:
     rows = {row.symbol: row for row in await store.open_on(venue.name)}
     listed = await venue.all_waiting_stops()
     holdings = await venue.holdings()
-    with suppress(ExchangeUnreadable):  # then each symbol tells
+    with suppress(ExchangeUnreadable):  # each symbol then reports it
         await venue.refresh_for([one.symbol for one in holdings] + [r.market or s for s, r in rows.items()])
     held = {venue.name_of(holding.symbol): holding for holding in holdings}
     loose = set(await store.symbols_with_loose_stops(venue.name))
@@ -80,7 +80,7 @@ async def survey(store: PositionStore, venue: Venue) -> Survey:
 
 def _in_step(row: Position, holding: Holding, stops: list[PlacedOrder]) -> bool:
     own = [stop for stop in stops if is_own(row, stop)]
-    # Another stop of ours beside the row's was left by a move that nobody finished.
+    # Another stop of ours beside the row's own was left by an unfinished move.
     left = [stop for stop in stops if not is_own(row, stop) and _may_be_left(row, stop)]
     return (
         row.status is PositionStatus.ACTIVE
@@ -100,7 +100,7 @@ def _may_be_left(row: Position, stop: PlacedOrder) -> bool:
 def _strange(
     rows: Mapping[str, Position], held: Mapping[str, Holding], stops: Mapping[str, list[PlacedOrder]]
 ) -> tuple[tuple[str, PlacedOrder, str], ...]:
-    """Stops that nobody here knows of. They are told of and left: a person may have placed them."""
+    """The stops that belong to no row. They are reported and left alone: a person may have placed them."""
     found = []
     for symbol, waiting in sorted(stops.items()):
         row = rows.get(symbol)

@@ -1,8 +1,8 @@
-"""Alerts through apprise: mail, chat, SMS and a hundred others, each by a URL.
+"""Alerts through apprise: mail, chat, SMS and a hundred other services, each given by a URL.
 
-A notification service that hangs must not hold up an open. So alerts are only put into a bounded queue;
-one task, which belongs to the context manager, sends them one after another, each for a bounded time. What
-does not get through is logged and forgotten. ``Alert`` events alone are sent, the rest is for logs.
+A notification service that hangs must not delay an open. So alerts are only put into a bounded queue; one
+task, which belongs to the context manager, sends them one after another, each with a time limit. A failure
+is logged. Only ``Alert`` events are sent; all others are for logs.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class AppriseAlerts:
             manager = AtomicPositionManager(guard, pool, [exchange], observers=[LogPositions(), alerts])
 
     Args:
-        urls: as apprise has them; they hold passwords and are never shown.
-        title: what the messages are headed with.
-        send_within: how long one alert may take.
-        quiet: for how long the same alert is not sent again; passes see the same thing every few seconds.
-            What begins anew after it was told to be over is sent at once.
-        send_again: after how long an alert is sent again that no service took.
-        flush_within: how long the end waits for alerts that are not sent yet.
+        urls: in apprise's format; they contain passwords and are never shown.
+        title: the title of the messages.
+        send_within: how long sending one alert may take.
+        quiet: for how long the same alert is not sent again, as passes see a condition every few seconds. A
+            condition that begins again after its end was told is sent at once.
+        send_again: the pause before an alert that was not delivered is sent again.
+        flush_within: how long closing waits for alerts that are not sent yet.
         clock: measures ``quiet``.
 
     Raises:
-        ConfigurationError: there is no URL, or apprise does not know one.
+        ConfigurationError: there is no URL, or apprise does not recognise one.
     """
 
     def __init__(
@@ -116,11 +116,11 @@ class AppriseAlerts:
             await asyncio.wait({self._sender})
 
     def on(self, event: PositionEvent) -> None:
-        """Queue an alert; drops it, and says so in the log, when too many wait."""
+        """Queue an alert; if too many are waiting, it is dropped and that is logged."""
         if not isinstance(event, Alert):
             return
         if is_over(event):
-            # Who is told that it is over is to be told when it begins anew, however soon that is.
+            # After this end is told, the same condition must be told again, however soon it returns.
             for about in self._told_of(event):
                 del self._told_at[about]
         elif self._told_lately(event):
@@ -132,7 +132,7 @@ class AppriseAlerts:
             _LOG.error("too many alerts wait, not sent: %s: %s", event.resource, event.message)
 
     def _told_of(self, alert: Alert) -> list[Alert]:
-        """What was told of the same position and resource, since something there was over."""
+        """The alerts told of the same position and resource since a condition there last ended."""
         same = alert.resource, alert.position_id
         return [told for told in self._told_at if (told.resource, told.position_id) == same]
 
@@ -148,7 +148,7 @@ class AppriseAlerts:
         return False
 
     def _on_again(self, alert: Alert) -> None:
-        """Queue what no service took, unless it says that something is over that has begun anew since."""
+        """Queue an undelivered alert again, unless it tells an end and the condition has returned since."""
         if not (is_over(alert) and self._told_of(alert)):
             self.on(alert)
 
@@ -157,7 +157,7 @@ class AppriseAlerts:
             alert = await self._waiting.get()
             try:
                 if not await self._send(alert):
-                    # Nobody was told, and the next word of it may be minutes away.
+                    # It was not delivered, and the next alert of the condition may be minutes away.
                     self._told_at.pop(alert, None)
                     asyncio.get_running_loop().call_later(self._again_s, self._on_again, alert)
             finally:
@@ -178,7 +178,7 @@ class AppriseAlerts:
         except TimeoutError:
             _LOG.error("an alert took longer than %s: %s", self._send_within, alert.resource)
         except Exception as exc:  # noqa: BLE001 - whatever a service's code raises must not end the sending
-            # Its text may hold the URL, and with it a password.
+            # Its text may contain the URL, and with it a password.
             _LOG.error("an alert could not be sent (%s): %s", type(exc).__name__, alert.resource)
         else:
             if not sent:
@@ -187,7 +187,7 @@ class AppriseAlerts:
 
 
 def _added(alerts: apprise.Apprise, url: str) -> bool:
-    """Add a URL without what apprise logs of one that it cannot read, which quotes pieces of it."""
+    """Add a URL with apprise's log off, which would quote parts of a URL that it cannot parse."""
     logger = logging.getLogger("apprise")
     before, logger.disabled = logger.disabled, True
     try:
