@@ -168,7 +168,7 @@ class Gate:
             for listener in self._listeners:
                 try:
                     listener(timedelta(seconds=wait_s))
-                except Exception:  # noqa: BLE001 - this is an answer on its way to whoever sent an order
+                except Exception:  # noqa: BLE001 - a listener must not break the answer to an order
                     _LOG.exception("a listener of closed calls failed; it stays")
 
     def _asked_s(self, headers: Mapping[str, str], body: str) -> float | None:

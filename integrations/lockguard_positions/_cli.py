@@ -1,7 +1,7 @@
 """``lockguard positions``: look at the positions, clean them up, recover them, migrate their table.
 
-Commands write only with ``--confirm``. Exit codes: 0 nothing is wrong, or it was repaired; 1 something is
-wrong or unfinished; 2 the call is wrong; 3 the exchange could not be read, so that half of the answer is
+Positions are only changed with ``--confirm``. Exit codes: 0 nothing is wrong, or it was repaired; 1 something
+is wrong or unfinished; 2 the call is wrong; 3 the exchange could not be read, so that half of the answer is
 missing.
 """
 

@@ -179,7 +179,7 @@ class Flow:
         return progress.position
 
     def _next(self, position: Position, intent: Intent | None) -> _Step | None:
-        """The next step, which returns ``None`` if it leaves an order in doubt; ``None`` if there is none."""
+        """The next step, which returns ``None`` if an order stays in doubt; ``None`` if no step is left."""
         stage = STAGES.get(position.status)
         if stage is None:
             return None

@@ -116,7 +116,7 @@ class Reconciler:
             if row is not None and row.unsettled:
                 return Ground(row)
             if row is not None and row.status is not PositionStatus.ACTIVE:
-                # The position may have ended while its stop could not be placed; only placing it would tell.
+                # The position may have ended before its stop was placed; the flow only notices by that stop.
                 return Ground(row, gone=not _holds(row, await self._venue.holding(self._market)))
             if row is not None:
                 # A move of its stop, finished just now, says nothing about what is held.
@@ -326,7 +326,7 @@ class Reconciler:
     async def _vanished(self, row: Position) -> SyncOutcome:
         stop = await self._venue.find_stop(self._market, row)
         fired = stop is not None and stop.state is OrderState.CLOSED
-        if not fired and row.age_ms < self._grace_ms:  # a fired stop is certain proof, at any age
+        if not fired and row.age_ms < self._grace_ms:  # a fired stop is proof, however young the row
             return self._outcome(SyncAction.SETTLING, row.id, f"entered {row.age_ms} ms ago")
         ended = await self._flow.closed_elsewhere(
             row,

@@ -48,7 +48,7 @@ class SymbolScope:
     emit: Callable[[PositionEvent], None]
 
     def __post_init__(self) -> None:
-        if self.market.resource != self.lease.resource:  # else rows of one were read under the other's lease
+        if self.market.resource != self.lease.resource:  # else one's rows were read under the other's lease
             raise UnknownMarket(
                 f"{self.lease.resource} is not listed any more; its name leads to {self.market.symbol}"
             )
