@@ -99,6 +99,14 @@ def test_the_wheel_names_licence_extras_and_command(wheel: Path) -> None:
     assert "lockguard = lockguard_command:main" in dist_info(wheel, "entry_points.txt")
 
 
+def test_each_wheel_carries_the_licence(wheel: Path, lab_wheel: Path) -> None:
+    licence = (CHECKOUT / "LICENSE").read_text(encoding="utf-8")
+    for one in (wheel, lab_wheel):
+        with zipfile.ZipFile(one) as archive:
+            texts = [archive.read(n).decode() for n in archive.namelist() if n.endswith("/licenses/LICENSE")]
+        assert texts == [licence], one.name
+
+
 def test_a_wheel_from_the_source_distribution_is_the_same(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         # Python 3.11.0 to 3.11.3 know no filter; the archive is our own.
