@@ -25,11 +25,11 @@ COMMANDS = "lockguard.commands"
 _BROUGHT_BY = {
     "bench": "bench",
     "demo": "demo",
-    "exchange": "testing",
+    "exchange": "testing,ccxt",
     "load": "testing",
     "race": "demo",
 }
-"""The extra that brings a command which is not installed: the documentation names all commands."""
+"""The extras that bring a command which is not installed: the documentation names all commands."""
 
 
 class OpenGroup(click.Group):

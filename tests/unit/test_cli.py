@@ -128,6 +128,12 @@ def test_what_starts_no_servers_needs_no_package_for_tests(arguments, code, told
     assert (done.returncode, done.stderr.count("\n")) == (code, 1 if told else 0)
 
 
+def test_the_remedy_for_the_absent_exchange_brings_all_that_it_needs(points, capsys):
+    points()
+    assert app.run(["exchange", "serve"]) == 2
+    assert "pip install 'lockguard[testing,ccxt]'" in one_line(capsys.readouterr().err)
+
+
 def test_a_missing_extra_does_not_hide_the_other_commands():
     done = without(["ccxt", "asyncpg", "aiohttp"], "--help")
     assert done.returncode == 0
