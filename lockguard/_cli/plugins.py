@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from lockguard import __version__
 from lockguard._cli.mistake import Mistake
 
 __all__ = ["COMMANDS", "OpenGroup", "contributed", "load", "summary"]
@@ -119,9 +120,26 @@ def _source(module: str) -> Path:
 
 def _why(point: EntryPoint, exc: Exception) -> str:
     name = f"'lockguard {point.name}'"
+    text = _of_another_version(point)
+    if text:
+        return f"{name}: {text}"
     text = str(exc)
     if point.extras:
         missing = getattr(exc, "name", None) or text.partition(";")[0]
         remedy = f"pip install 'lockguard[{point.extras[0]}]'"
         return f"{name} needs packages that are not installed ({missing}); {remedy}"
     return f"{name}: {text}" if "pip install" in text else f"{name} cannot be loaded: {text}"
+
+
+def _of_another_version(point: EntryPoint) -> str:
+    """How a command's distribution and this lockguard fail to fit, with the remedy; empty if they may fit."""
+    dist = point.dist
+    if dist is None:
+        return ""
+    for line in dist.requires or ():
+        requirement = line.partition(";")[0].replace(" ", "")
+        package, pinned, version = requirement.partition("==")
+        if pinned and package == "lockguard" and version != __version__:
+            found = f"{dist.name} {dist.version} needs {requirement}, and {__version__} is installed"
+            return f"{found}; pip install --upgrade lockguard {dist.name}"
+    return ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, PathDistribution
 
 import click
 import pytest
 
+import lockguard
 from lockguard._cli import app, plugins
 from lockguard._lease import parse_resource
 from lockguard.errors import ConfigurationError, LockguardError
@@ -47,8 +48,6 @@ def points(monkeypatch):
 
 
 def test_the_version_is_the_package_s(capsys):
-    import lockguard
-
     assert app.run(["--version"]) == 0
     assert capsys.readouterr().out == f"lockguard {lockguard.__version__}\n"
 
@@ -78,6 +77,22 @@ def test_a_command_that_cannot_be_loaded_is_listed_all_the_same(points, capsys):
     assert "ghost" in capsys.readouterr().out
     assert app.run(["ghost"]) == 2
     assert "no_such_package" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("extras", ["", " [demo]"])
+def test_a_command_of_another_version_than_ours_is_told_as_that(
+    points, capsys, monkeypatch, tmp_path, extras
+):
+    old = tmp_path / "lab_of_old-0.0.9.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Name: lab-of-old\nVersion: 0.0.9\nRequires-Dist: lockguard==0.0.9\n")
+    (old / "entry_points.txt").write_text(f"[lockguard.commands]\nold = lockguard._cli.gone:old{extras}\n")
+    (point,) = PathDistribution(old).entry_points
+    monkeypatch.setattr(plugins, "contributed", lambda _group: {"old": point})
+    assert app.run(["old"]) == 2
+    told = one_line(capsys.readouterr().err)
+    assert f"lab-of-old 0.0.9 needs lockguard==0.0.9, and {lockguard.__version__} is installed" in told
+    assert "pip install --upgrade lockguard lab-of-old" in told
 
 
 def test_what_is_no_command_is_refused(points, capsys):
