@@ -32,6 +32,6 @@ def __getattr__(name: str) -> Any:
             return getattr(package, name)
     if not offered:
         raise ImportError(
-            f"lockguard.testing.{name} is a part of lockguard-lab; pip install 'lockguard[testing]'"
+            f"lockguard.testing has no {name!r} without lockguard-lab; pip install 'lockguard[testing]'"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
