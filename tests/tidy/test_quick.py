@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def test_each_choice_names_a_test_and_every_level_has_one(chosen_prefixes: tuple
             "no:cacheprovider",
         ],
         cwd=TESTS.parent,
+        # A -v in it would take -q back, and the names would not be listed.
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
         check=True,
         stdout=subprocess.PIPE,
         text=True,
