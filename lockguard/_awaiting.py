@@ -1,8 +1,11 @@
-"""What asyncio lacks: cheap time limits, and whether one task waits for another.
+"""What asyncio lacks: cheap time limits, whether one task waits for another, and the end of an event loop.
 
 ``asyncio.timeout`` creates and cancels a timer for each use, which costs more than most of the work that it
 bounds. Here many uses share one timer, which an answer in time does not touch: :class:`Bounds` for bodies
 with one limit, :class:`AnswerBounds` for futures with different limits.
+
+Nor can one be told before an event loop is closed, or rid oneself of tasks that were in a closed one:
+:class:`LoopEnd`, :func:`drop_tasks`.
 
 Before Python 3.14 there is no public way to ask whether a task waits for another one to end. The private
 attributes used for that are only read, and what they do not show counts as "no": the asker then waits its
@@ -12,16 +15,28 @@ turn, for no longer than its patience.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from asyncio import Future
     from types import TracebackType
 
-__all__ = ["AnswerBounds", "Bound", "Bounds", "cancel_on_its_way", "end_of", "waits_for"]
+    from lockguard._clock import Timer, Timers
+
+__all__ = [
+    "AnswerBounds",
+    "Bound",
+    "Bounds",
+    "LoopEnd",
+    "cancel_on_its_way",
+    "drop_tasks",
+    "end_of",
+    "waits_for",
+]
 
 T = TypeVar("T")
 
@@ -33,14 +48,16 @@ class Bounds:
 
     Args:
         seconds: the limit for each body.
+        timers: calls when a limit is over; by default the event loop.
     """
 
-    __slots__ = ("_open", "_seconds", "_timer")
+    __slots__ = ("_open", "_seconds", "_timer", "_timers")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, timers: Timers | None = None) -> None:
         self._seconds = seconds
         self._open: dict[Bound, float] = {}  # in order of entry, and so of expiry
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
+        self._timers = timers
 
     def close(self) -> None:
         """Cancel the timer, unless a body is still open."""
@@ -48,7 +65,7 @@ class Bounds:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self, loop: Timers) -> None:
         self._timer, now = None, loop.time()
         for bound, due in list(self._open.items()):
             if due > now:
@@ -79,7 +96,7 @@ class Bound:
         bounds, task = self._bounds, asyncio.current_task()
         assert task is not None
         self._task, self._cancels_before = task, task.cancelling()
-        loop = task.get_loop()
+        loop = bounds._timers or task.get_loop()
         due = bounds._open[self] = loop.time() + bounds._seconds
         if bounds._timer is None:
             bounds._timer = loop.call_at(due, bounds._look, loop)
@@ -109,19 +126,26 @@ class AnswerBounds:
     Args:
         within_s: the limit for every answer, in seconds.
         give_up: called with each future that took longer, and with the seconds that it had.
+        timers: calls when a limit is over; by default the event loop.
     """
 
-    def __init__(self, within_s: float, give_up: Callable[[Future[Any], float], None]) -> None:
+    def __init__(
+        self,
+        within_s: float,
+        give_up: Callable[[Future[Any], float], None],
+        timers: Timers | None = None,
+    ) -> None:
         self._within_s = within_s
         self._give_up = give_up
         self._open: deque[tuple[float, float, Future[Any]]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._timer_at = math.inf
+        self._timers = timers
 
     def expect(self, asked: Future[T], within_s: float = math.inf) -> Future[T]:
         """Bound the wait for ``asked``, by ``within_s`` seconds if that is the lesser limit; returns it."""
         within_s = min(within_s, self._within_s)
-        loop, waited_for = asked.get_loop(), self._open
+        loop, waited_for = self._timers or asked.get_loop(), self._open
         while waited_for and waited_for[0][2].done():
             waited_for.popleft()
         due = loop.time() + within_s
@@ -137,7 +161,7 @@ class AnswerBounds:
             self._timer.cancel()
         self._timer, self._timer_at = None, math.inf
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self, loop: Timers) -> None:
         now, waited_for, self._open = loop.time(), self._open, deque()
         for due, within_s, asked in waited_for:
             if asked.done():
@@ -149,6 +173,44 @@ class AnswerBounds:
         self._timer, self._timer_at = None, min((due for due, _, _ in self._open), default=math.inf)
         if self._open:
             self._timer = loop.call_at(self._timer_at, self._look, loop)
+
+
+class LoopEnd:
+    """Calls a coroutine function before the running event loop is closed.
+
+    ``asyncio.run`` and everything else that runs a loop to its end first ends the loop's asynchronous
+    generators (``loop.shutdown_asyncgens``). One that waits there is the only way to be told. Where a loop is
+    closed without that, nothing is called.
+
+    Args:
+        call: called once, in the loop.
+    """
+
+    def __init__(self, call: Callable[[], Awaitable[None]]) -> None:
+        self._call: Callable[[], Awaitable[None]] | None = call
+        self._waiting = self._wait()
+        with contextlib.suppress(StopIteration):
+            self._waiting.__anext__().send(None)  # begins it, which needs no await
+
+    def forget(self) -> None:
+        """Call nothing any more."""
+        self._call = None
+        with contextlib.suppress(StopIteration, RuntimeError):  # it is being ended: this is part of the call
+            self._waiting.aclose().send(None)
+
+    async def _wait(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            if self._call is not None:
+                await self._call()
+
+
+def drop_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Let lockguard's tasks go that were left in a closed loop: asyncio would log that they never ended."""
+    for task in asyncio.all_tasks(loop):
+        if task.get_name().startswith("lockguard-"):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio itself does in gather()
 
 
 def end_of(task: asyncio.Task[Any]) -> asyncio.Future[None]:

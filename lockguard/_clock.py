@@ -11,9 +11,12 @@ from __future__ import annotations
 import sys
 import time
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timer", "Timers", "timers_of"]
 
 
 class Clock(Protocol):
@@ -44,6 +47,37 @@ class SystemClock:
     def wall(self) -> float:
         """Seconds since 1970."""
         return time.time()
+
+
+class Timer(Protocol):
+    """A call that is to come, such as an ``asyncio.TimerHandle``."""
+
+    def cancel(self) -> None:
+        """Have it not come."""
+
+
+class Timers(Protocol):
+    """What calls later: an event loop, or a clock that tests move."""
+
+    def time(self) -> float:
+        """Seconds on the clock of the calls."""
+        ...
+
+    def call_at(self, when: float, callback: Callable[..., Any], /, *args: Any) -> Timer:
+        """Call when :meth:`time` has come to ``when``."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> Timer:
+        """Call after so many seconds."""
+        ...
+
+
+def timers_of(clock: Clock) -> Timers | None:
+    """The clock itself if it also calls later, as one that tests move; else ``None``: an event loop does.
+
+    Time limits that ran on an event loop would not pass with the time of such a clock.
+    """
+    return cast("Timers", clock) if callable(getattr(clock, "call_later", None)) else None
 
 
 SYSTEM_CLOCK = SystemClock()

@@ -34,7 +34,9 @@ __all__ = [
     "current_leases",
     "detached",
     "enter_scope",
+    "enter_thread_scope",
     "exit_scope",
+    "exit_thread_scope",
     "lost_sight",
     "note_task",
     "outlived_lease",
@@ -89,6 +91,26 @@ class LeaseScope:
         self.unwound = False
         self._origin: _Seen | None = None
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing can be entered inside it any more."""
+        return self.lease.given_back or self.owner.done()
+
+    @property
+    def left_here(self) -> bool:
+        """Whether what runs here now is outside the body, although this context still has the scope."""
+        return self.unwound and self.owner is asyncio.current_task()
+
+    @property
+    def entered_again(self) -> bool:
+        """Whether a body inside it counts on the lease, so that it stays here when that is released."""
+        return False
+
+    @property
+    def body_runs_here(self) -> bool:
+        """Whether what runs here is in a body that goes on although another thread released its lease."""
+        return False
+
     def may_be_below(self, seen: _Seen, *, certainly: bool) -> bool:
         """Whether the task noted as ``seen`` may have entered this hold through the task that entered it.
 
@@ -135,6 +157,17 @@ def enter_scope(scope: LeaseScope) -> LeaseScope:
     return scope
 
 
+def enter_thread_scope(scope: LeaseScope) -> None:
+    """Put a lease in force in this context, whose owner is no task of the event loop that may run here."""
+    # Those that another thread released would stay for ever: nothing else in this context ends them.
+    _scopes.set((*(each for each in _scopes.get() if not each.left_here), scope))
+
+
+def exit_thread_scope(lease: Lease) -> None:
+    """End what :func:`enter_thread_scope` began; in another context there is nothing to take back."""
+    _scopes.set(tuple(each for each in _scopes.get() if each.lease is not lease or each.entered_again))
+
+
 def exit_scope(scope: LeaseScope) -> None:
     """End what :func:`enter_scope` began; in another context there is nothing to take back."""
     _open.discard(weakref.ref(scope))
@@ -150,8 +183,7 @@ def scope_for(resource: Resource, guard: object) -> LeaseScope | None:
     """The innermost unreleased lease on ``resource`` that ``guard`` gave to this context."""
     for scope in reversed(_scopes.get()):
         if scope.guard is guard and scope.lease.resource == resource:
-            over = scope.lease.given_back or scope.owner.done()
-            return None if over else scope
+            return None if scope.over else scope
     return None
 
 
@@ -171,11 +203,18 @@ def current_lease() -> Lease | None:
 
 
 def outlived_lease() -> Lease | None:
-    """The innermost lease, if it was released and this task, started in its body, runs on; else ``None``."""
+    """The lease that was released although what runs here began in its body; else ``None``.
+
+    A task that was started in a body and outlived it may write under a lease of its own. A thread that is
+    still in the body may not: it takes itself to have both.
+    """
+    has_own = False
     for scope in reversed(_scopes.get()):
-        if scope.unwound and scope.owner is asyncio.current_task():
+        if scope.left_here:
             continue
-        return scope.lease if scope.lease.given_back else None
+        if scope.lease.given_back and (scope.body_runs_here or not has_own):
+            return scope.lease
+        has_own = True
     return None
 
 

@@ -6,26 +6,25 @@ import asyncio
 import contextlib
 import math
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lockguard._audience import Audience
-from lockguard._awaiting import Bound, Bounds
-from lockguard._context import note_task
+from lockguard._awaiting import Bound, Bounds, LoopEnd, drop_tasks
+from lockguard._clock import timers_of
 from lockguard._lease import PROCESS
 from lockguard._renewal import Keeper
 from lockguard._waiting import Queue
-from lockguard.errors import ConfigurationError, LockguardError, LossReason
-from lockguard.events import Event, FenceCloseFailed
-from lockguard.ports import AnsweringFence, RelayFence
+from lockguard.errors import LockguardError, LossReason
+from lockguard.events import Event, FenceCloseFailed, Lost
+from lockguard.ports import AnsweringFence, LoopBoundNode, RelayFence
 from lockguard.text import TEXT_CHARACTERS_MAX, one_word
 
 if TYPE_CHECKING:
     from lockguard._clock import Clock
     from lockguard._lease import Grant, GrantId
     from lockguard._locks import Locks
-    from lockguard.ports import Fence, Observer
+    from lockguard.ports import Fence
 
 __all__ = ["Core"]
 
@@ -35,17 +34,18 @@ _FENCE_GRACE_S = 1.0
 
 
 class Core:
-    """The parts of one guard, bound to the first event loop and process that use it.
+    """The parts of one guard in one event loop, see :mod:`lockguard._binding`.
 
     Args:
         locks: the locks of one node or several.
         fence: the fence in the database, if there is one.
         clock: for deadlines.
-        observers: told of each event.
+        emit: tells the observers of an event; never raises.
         fence_within: how long a seal or a close may take.
         max_hold_s: how long a lease is renewed, in seconds.
         lock_delay_ms: how long a resource stays closed after a lease that was not released, in milliseconds.
         history: how many grants of each resource Redis keeps in its history.
+        name: who holds, for display; may be empty.
     """
 
     def __init__(
@@ -54,51 +54,85 @@ class Core:
         *,
         fence: Fence | None,
         clock: Clock,
-        observers: Sequence[Observer],
+        emit: Callable[[Event], None],
         fence_within: timedelta,
         max_hold_s: float = math.inf,
         lock_delay_ms: int = 0,
         history: int = 100,
+        name: str = "",
     ) -> None:
         self.locks = locks
         self.fence = fence
         self.clock = clock
         self.fence_within = fence_within
         # A little longer, so that the fence itself can say why it failed.
-        self.fence_bounds = Bounds(fence_within.total_seconds() + _FENCE_GRACE_S)
+        self.fence_bounds = Bounds(fence_within.total_seconds() + _FENCE_GRACE_S, timers_of(clock))
         """The time limit of what the fence does."""
         self.max_hold_s = max_hold_s
         self.lock_delay_ms = lock_delay_ms
         self.history = history
-        self.emit: Callable[[Event], None] = Audience(observers, clock=clock).tell
-        """Tell the observers; never raises."""
+        self.emit = emit
         self.queue = Queue(locks, clock=clock, emit=self.emit)
         self._relays = fence if isinstance(fence, RelayFence) else None
         answers = fence if isinstance(fence, AnsweringFence) else None
         self.keeper = Keeper(locks, clock=clock, emit=self.emit, fence=answers)
         locks.on_wake(self._woken)
         self._closing: set[asyncio.Task[Any]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = PROCESS.id
-        self._host = socket.gethostname()
-        self._closed = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that it is bound to."""
+        self.pid = PROCESS.id
+        """The process that it is bound to, or was made in."""
+        self._host = f"{name}@{socket.gethostname()}" if name else socket.gethostname()
+        self._loop_end: LoopEnd | None = None
+        self.closed = False
+        """Whether it is closed, or being closed."""
         self._end: asyncio.Task[None] | None = None
 
     @property
-    def closed(self) -> bool:
-        """Whether the guard is closed, or being closed."""
-        return self._closed
+    def ended(self) -> bool:
+        """Whether it is closed, and nothing of it is left in its event loop."""
+        return self._end is not None and self._end.done() and not self._end.cancelled()
 
     @property
     def in_own_loop(self) -> bool:
-        """Whether the running event loop is the guard's own."""
-        return asyncio._get_running_loop() is self._loop  # does not raise where no loop runs
+        """Whether the running event loop is the one that it is bound to, and no copy of that after a fork."""
+        # The first does not raise where no loop runs.
+        return asyncio._get_running_loop() is self.loop and self.pid == PROCESS.id
+
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether it is bound to this event loop and process, and open."""
+        return self.loop is loop and self.pid == PROCESS.id and not self.closed
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bind it to ``loop``, which runs, and to this process; it is closed before the loop is."""
+        self.loop, self.pid = loop, PROCESS.id
+        self._loop_end = LoopEnd(self._end_with_loop)
+
+    async def _end_with_loop(self) -> None:
+        if self.in_own_loop:
+            await self.aclose()
+
+    def abandon(self) -> None:
+        """Give up what is left of it in an event loop that was closed around it.
+
+        Nothing is sent and nothing is scheduled. Its leases are marked as lost; their locks run out.
+        """
+        if self.ended:
+            return
+        self.closed = True
+        for grant, reason in self.keeper.abandon():
+            self.emit(Lost(grant, reason))
+        for node in self.locks.nodes:
+            if isinstance(node, LoopBoundNode):
+                node.abandon()
+        if self.loop is not None:
+            drop_tasks(self.loop)
 
     def call_in_own_loop(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called in the guard's own event loop, if that still runs."""
-        if self._loop is not None and self._pid == PROCESS.id:
+        """Have ``callback`` called in its own event loop, if that still runs."""
+        if self.loop is not None and self.pid == PROCESS.id:
             with contextlib.suppress(RuntimeError):  # it has ended
-                self._loop.call_soon_threadsafe(callback)
+                self.loop.call_soon_threadsafe(callback)
 
     @property
     def connected(self) -> bool:
@@ -113,35 +147,9 @@ class Core:
         """
         await self.locks.connect()
 
-    def enter(self) -> asyncio.Task[Any]:
-        """Check that the guard can be used here; returns the running task.
-
-        Raises:
-            ConfigurationError: no task runs, or the guard is closed, or was first used in another process or
-                event loop.
-        """
-        if self._closed:
-            raise ConfigurationError("this guard is closed; make a new one with LockGuard.from_url()")
-        task = note_task()
-        if task is None:
-            raise ConfigurationError(
-                "a guard is used inside a running asyncio task, for example under asyncio.run()"
-            )
-        loop = task.get_loop()
-        if self._loop is None:
-            self._loop, self._pid = loop, PROCESS.id
-        elif self._loop is not loop:
-            raise ConfigurationError("this guard belongs to another event loop; make one guard for each loop")
-        if self._pid != PROCESS.id:
-            # Two processes on one socket would read each other's replies.
-            raise ConfigurationError(
-                "this guard was first used before a fork; make a new one in the child process"
-            )
-        return task
-
     def holder(self, task: asyncio.Task[Any]) -> str:
-        """The holder as text for display: host, process id and task name."""
-        text = f"{self._host}:{self._pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
+        """The holder as text for display: the guard's name, host, process id and task name."""
+        text = f"{self._host}:{self.pid}/{task.get_name()}"[:TEXT_CHARACTERS_MAX]
         return one_word(text)[:TEXT_CHARACTERS_MAX]
 
     def close_fence(self, grant: Grant, successor: GrantId | None = None) -> asyncio.Task[None]:
@@ -166,17 +174,9 @@ class Core:
             task.exception()  # retrieved here, because its caller may have been cancelled
 
     async def aclose(self) -> None:
-        """End every lease, then everything else; completes even if the caller is cancelled.
-
-        Raises:
-            ConfigurationError: called in another event loop than the guard's.
-        """
-        if self._loop is not None and not self.in_own_loop:
-            raise ConfigurationError(
-                "this guard belongs to another event loop; close it there, as `async with guard:` does"
-            )
+        """End every lease, then everything else; completes even if the caller is cancelled."""
         if self._end is None or self._end.cancelled():
-            self._closed = True
+            self.closed = True
             self.queue.close()
             self._end_leases()
             # A task of its own: a caller in a body is cut by the close, and other callers may be cancelled.
@@ -197,6 +197,8 @@ class Core:
         await asyncio.gather(*self._closing, return_exceptions=True)
         self.fence_bounds.close()
         await self.locks.aclose()
+        if self._loop_end is not None:
+            self._loop_end.forget()
 
     def _woken(self, grant: GrantId | None) -> None:
         if grant is None:

@@ -15,16 +15,27 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from lockguard._naming import Key, called, compile_key
-from lockguard._times import checked_ttl, checked_wait
+from lockguard._times import checked_at_least, checked_ttl, checked_wait
 from lockguard.errors import ConfigurationError, ResourceBusy
 from lockguard.text import kind_of, remark
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from lockguard._lease import Lease, Resource
+    from lockguard._lease import Lease
 
-__all__ = ["Holds", "Keeps", "MaySkip", "Skipped", "exclusive", "required_key"]
+__all__ = [
+    "Exclusive",
+    "Holds",
+    "Keeps",
+    "MaySkip",
+    "Skipped",
+    "binder",
+    "exclusive",
+    "is_coroutine_function",
+    "require_no_method_object",
+    "required_key",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +68,7 @@ class Holds(Protocol):
         ttl: timedelta | None = None,
         operation: str = "",
         on_busy: Literal["wait", "raise"] = "wait",
+        at_least: timedelta | None = None,
     ) -> AbstractAsyncContextManager[Lease]:
         """Hold a resource, see :meth:`LockGuard.hold`."""
         ...
@@ -95,6 +107,7 @@ def exclusive(
     wait: timedelta | None = ...,
     ttl: timedelta | None = ...,
     operation: str | None = ...,
+    at_least: timedelta | None = ...,
 ) -> Keeps: ...
 @overload
 def exclusive(
@@ -105,6 +118,7 @@ def exclusive(
     wait: timedelta | None = ...,
     ttl: timedelta | None = ...,
     operation: str | None = ...,
+    at_least: timedelta | None = ...,
 ) -> MaySkip: ...
 def exclusive(
     key: Key | None = None,
@@ -114,6 +128,7 @@ def exclusive(
     wait: timedelta | None = None,
     ttl: timedelta | None = None,
     operation: str | None = None,
+    at_least: timedelta | None = None,
 ) -> Any:
     """Like :meth:`LockGuard.exclusive`, for methods whose guard is known only when they are called.
 
@@ -125,37 +140,83 @@ def exclusive(
         wait: as there.
         ttl: as there.
         operation: as there.
+        at_least: as there.
 
     Raises:
         ConfigurationError: the key does not fit the function, or a value cannot work.
     """
-    if on_busy not in ("wait", "raise", "skip"):
-        raise ConfigurationError(f"on_busy={on_busy!r} is not known; write 'wait', 'raise' or 'skip'")
-    key = required_key(key)
-    guard = _required_guard(guard)
-    if wait is not None:
-        checked_wait(wait)
-    if ttl is not None:
-        checked_ttl(ttl)
-    if operation is not None:
-        operation = remark(operation, "operation")
+    options = Exclusive(key, guard, on_busy, wait=wait, ttl=ttl, operation=operation, at_least=at_least)
 
     def decorate(
         function: Callable[P, Coroutine[Any, Any, R]],
     ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
         _require_coroutine_function(function)
-        resource_of = compile_key(key, function)
-        name = called(function) if operation is None else operation
-
-        def hold(call: inspect.BoundArguments) -> AbstractAsyncContextManager[Lease]:
-            resource: Resource = resource_of(call)
-            return _guard_of(call, guard, function).hold(
-                resource, wait=wait, ttl=ttl, operation=name, on_busy="wait" if on_busy == "wait" else "raise"
-            )
-
-        return _wrap(function, hold, skip=on_busy == "skip")
+        return _wrap(function, options.holds_for(function), skip=options.skip)
 
     return decorate
+
+
+class Exclusive:
+    """What the decorator was given, checked.
+
+    Args:
+        key: see :func:`exclusive`.
+        guard: see there.
+        on_busy: see there.
+        wait: see there.
+        ttl: see there.
+        operation: see there.
+        at_least: see there.
+
+    Raises:
+        ConfigurationError: a value cannot work.
+    """
+
+    def __init__(
+        self,
+        key: Key | None,
+        guard: str | Callable[..., Any] | None,
+        on_busy: str,
+        *,
+        wait: timedelta | None,
+        ttl: timedelta | None,
+        operation: str | None,
+        at_least: timedelta | None,
+    ) -> None:
+        if on_busy not in ("wait", "raise", "skip"):
+            raise ConfigurationError(f"on_busy={on_busy!r} is not known; write 'wait', 'raise' or 'skip'")
+        self._key = required_key(key)
+        self._guard = _required_guard(guard)
+        if wait is not None:
+            checked_wait(wait)
+        if ttl is not None:
+            checked_ttl(ttl)
+        checked_at_least(at_least)
+        self.skip = on_busy == "skip"
+        """Whether a call that finds the resource busy is skipped."""
+        self._operation = None if operation is None else remark(operation, "operation")
+        self._options: dict[str, Any] = {
+            "wait": wait,
+            "ttl": ttl,
+            "on_busy": "wait" if on_busy == "wait" else "raise",
+            "at_least": at_least,
+        }
+
+    def holds_for(self, function: Callable[..., Any]) -> Callable[[inspect.BoundArguments], Any]:
+        """What gives the hold for one call of ``function``.
+
+        Raises:
+            ConfigurationError: the key does not fit the function.
+        """
+        resource_of = compile_key(self._key, function)
+        name = called(function) if self._operation is None else self._operation
+        guard, options = self._guard, self._options
+
+        def hold(call: inspect.BoundArguments) -> Any:
+            resource = resource_of(call)
+            return _guard_of(call, guard, function).hold(resource, operation=name, **options)
+
+        return hold
 
 
 def required_key(key: Key | None) -> Key:
@@ -171,7 +232,7 @@ def required_key(key: Key | None) -> Key:
             f"the key is {kind_of(key)}; write a template such as '{{exchange}}:{{symbol}}',"
             " or key=lambda symbol: ..."
         )
-    if _is_coroutine_function(key) or inspect.isasyncgenfunction(key):
+    if is_coroutine_function(key) or inspect.isasyncgenfunction(key):
         # Either the decorator was written without arguments, or the key would have to be awaited.
         raise ConfigurationError(
             f"{called(key)} is an 'async def' function and no key; write the decorator with one, such as"
@@ -218,7 +279,23 @@ def _guard_of(
     )
 
 
-def _is_coroutine_function(function: object) -> bool:
+def binder(function: Callable[P, Any]) -> Callable[P, inspect.BoundArguments]:
+    """What binds the arguments of a call of ``function`` to its parameters, with their defaults."""
+    bind, name = inspect.signature(function).bind, called(function)
+
+    def bound(*args: P.args, **kwargs: P.kwargs) -> inspect.BoundArguments:
+        try:
+            call = bind(*args, **kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{name}(): {exc}") from None  # names the function, as Python's own does
+        call.apply_defaults()
+        return call
+
+    return bound
+
+
+def is_coroutine_function(function: object) -> bool:
+    """Whether calling it gives a coroutine, as far as can be seen before."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
@@ -226,15 +303,24 @@ def _is_coroutine_function(function: object) -> bool:
     )
 
 
+def require_no_method_object(function: object) -> None:
+    """Check that it is not what ``@classmethod`` or ``@staticmethod`` made.
+
+    Raises:
+        ConfigurationError: it is.
+    """
+    if isinstance(function, classmethod | staticmethod):
+        kind = type(function).__name__
+        raise ConfigurationError(
+            f"{called(function.__func__)} is a {kind} already; write @{kind} above the decorator, not below"
+        )
+
+
 def _require_coroutine_function(function: object) -> None:
-    if _is_coroutine_function(function):
+    if is_coroutine_function(function):
         return
     inner: Any = function.func if isinstance(function, functools.partial) else function
-    if isinstance(inner, classmethod | staticmethod):
-        kind = type(inner).__name__
-        raise ConfigurationError(
-            f"{called(inner.__func__)} is a {kind} already; write @{kind} above the decorator, not below"
-        )
+    require_no_method_object(inner)
     name = called(inner) if callable(inner) else kind_of(inner)
     if inspect.isasyncgenfunction(inner):
         raise ConfigurationError(
@@ -242,8 +328,8 @@ def _require_coroutine_function(function: object) -> None:
             " write 'async with guard.hold(...)' around the loop over it"
         )
     raise ConfigurationError(
-        f"{name} is not an 'async def' function; a lease needs a body that can be cancelled"
-        " (and the decorator needs a key: @guard.exclusive('{exchange}:{symbol}'))"
+        f"{name} is not an 'async def' function: for a 'def' function make the guard with"
+        " lockguard.sync.LockGuard (and the decorator needs a key: @guard.exclusive('{exchange}:{symbol}'))"
     )
 
 
@@ -251,16 +337,11 @@ def _wrap(
     function: Callable[P, Coroutine[Any, Any, R]], hold: _Hold, *, skip: bool
 ) -> Callable[P, Coroutine[object, None, R | Skipped]]:
     """Decorate ``function``: ``hold(call)`` returns the hold that its body runs under."""
-    bind, name = inspect.signature(function).bind, called(function)
+    bound, name = binder(function), called(function)
 
     @functools.wraps(function)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> R | Skipped:
-        try:
-            call = bind(*args, **kwargs)
-        except TypeError as exc:
-            raise TypeError(f"{name}(): {exc}") from None  # names the function, as Python's own does
-        call.apply_defaults()
-        holding = hold(call)
+        holding = hold(bound(*args, **kwargs))
         entered = False
         try:
             async with holding:

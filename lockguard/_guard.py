@@ -4,68 +4,69 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack, overload
 
+from lockguard import _looking
+from lockguard._audience import Audience
+from lockguard._binding import Binding
+from lockguard._breaking import break_lock, changed_hands, checked_grant, token_of
 from lockguard._clock import SYSTEM_CLOCK, Clock
 from lockguard._core import Core
 from lockguard._exclusive import Keeps, MaySkip, exclusive, required_key
+from lockguard._guard_options import (
+    GuardOptions,
+    ServerOptions,
+    checked_history,
+    checked_name,
+    checked_nodes,
+    require_clock,
+    require_fence,
+    split_options,
+)
+from lockguard._history import HistoryEntry
 from lockguard._hold import Hold, HoldMany
-from lockguard._lease import Grant, GrantId, Resource, Token, new_grant_id, parse_resource
+from lockguard._lease import Resource, Token, parse_resource
 from lockguard._locks import Locks
-from lockguard._naming import Key
-from lockguard._nodes.choose import node_for_url, nodes_for_urls
+from lockguard._namespace import new_inbox
+from lockguard._naming import Key, ResourceKey, keyed, require_resource_key
+from lockguard._nodes.choose import listed_urls, node_for_url, nodes_for_urls
 from lockguard._nodes.memory import MemoryNode, MemoryStore
-from lockguard._quorum import described, majority, may_be_most, prevailing, thrown_out, vote_of
-from lockguard._renewal import end_here
+from lockguard._quorum import may_be_most
+from lockguard._settings import NO_REDIS, Settings
 from lockguard._single_node import SingleNode
-from lockguard._times import checked_ttl, checked_wait, checked_within, milliseconds
-from lockguard.errors import ConfigurationError, LossReason, QuorumUnavailable
+from lockguard._times import checked_at_least, checked_ttl, checked_wait, checked_within, milliseconds
+from lockguard.errors import ConfigurationError, QuorumUnavailable
+from lockguard.events import Event
 from lockguard.observe._log import LogObserver
-from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, NotExecuted, NoVote, Observer
+from lockguard.ports import Broken, Done, Fence, Inspection, LockNode, Observer
 from lockguard.redlock import Redlock
 from lockguard.text import kind_of, remark
 
 if TYPE_CHECKING:
-    from asyncio import Future
     from types import TracebackType
 
-__all__ = ["GuardOptions", "LockGuard"]
+__all__ = ["GuardOptions", "LockGuard", "guard_over"]
 
 TTL_DEFAULT = timedelta(seconds=10)
 WAIT_DEFAULT = timedelta(seconds=10)
 NODE_TIMEOUT_DEFAULT = timedelta(milliseconds=200)
 HISTORY_DEFAULT = 100
-HISTORY_MAX = 10_000
-
-
-class GuardOptions(TypedDict, total=False):
-    """The options that every constructor of a guard takes, see :class:`LockGuard`."""
-
-    ttl: timedelta
-    wait: timedelta
-    max_hold: timedelta | None
-    lock_delay: timedelta
-    fence: Fence | None
-    fence_within: timedelta
-    observers: Sequence[Observer] | None
-    clock: Clock
-    node_timeout: timedelta
-    history: int
 
 
 class LockGuard:
     """Lease locks in Redis, with fencing tokens.
 
-    One guard serves a whole process; it is bound to the event loop that first uses it. It connects on first
-    use, or with ``async with guard:``, which also closes it.
+    One guard serves a whole process, and may be made before any event loop runs. It serves one loop at a
+    time, and any number of them in turn. It connects on first use, or with ``async with guard:``, which opens
+    a closed guard again, and closes it at its end.
 
     Args:
-        nodes: one node, or several independent ones of which a majority decides.
+        nodes: one node, or several independent ones of which a majority decides. A function that makes them
+            is called for each event loop and process that the guard serves; nodes themselves serve one.
         ttl: how long a lease lasts without renewal; at least 0.1 s. It is renewed from a third of that on.
         wait: how long a caller waits for a busy resource by default.
         max_hold: ends a lease after this time although it is renewed; ``None``: never.
@@ -79,6 +80,11 @@ class LockGuard:
         history: how many grants of each resource Redis keeps in its history for seven days, 0 to 10,000; 0
             leaves less behind where there are very many resources. The value applies with each grant: where
             guards differ, the last one that was granted the lock decides.
+        resource_key: gives the one name of what several names mean, for every name that this guard is given,
+            such as ``lockguard_ccxt.resource_keys(exchange)``: ``Binance:aptusdt`` and
+            ``binance:APT/USDT:USDT`` are then the lock ``binance:APTUSDT``. It is a plain function, and gives
+            its own names back as they are. All guards of a lock need the same one.
+        name: who holds, for people, such as ``"bot-1"``: shown in front of host, process and task.
 
     Raises:
         ConfigurationError: a value that cannot work.
@@ -86,7 +92,7 @@ class LockGuard:
 
     def __init__(
         self,
-        nodes: Sequence[LockNode],
+        nodes: Sequence[LockNode] | Callable[[], Sequence[LockNode]],
         *,
         ttl: timedelta = TTL_DEFAULT,
         wait: timedelta = WAIT_DEFAULT,
@@ -98,26 +104,52 @@ class LockGuard:
         clock: Clock = SYSTEM_CLOCK,
         node_timeout: timedelta = NODE_TIMEOUT_DEFAULT,
         history: int = HISTORY_DEFAULT,
+        resource_key: ResourceKey | None = None,
+        name: str = "",
     ) -> None:
-        nodes = _checked_nodes(nodes)
-        _require_fence(fence)
-        _require_clock(clock)
+        require_fence(fence)
+        require_clock(clock)
+        require_resource_key(resource_key)
+        # Not a method that asks: each hold comes here.
+        self._name_of: Callable[[str], Resource] = (
+            parse_resource if resource_key is None else partial(keyed, resource_key=resource_key)
+        )
         self._ttl = checked_ttl(ttl)
         self._ttl_ms = milliseconds(self._ttl)
         self._wait = checked_wait(wait)
-        self._core = Core(
-            _locks_over(nodes, clock=clock, node_timeout=checked_within(node_timeout, "node_timeout")),
-            fence=fence,
-            clock=clock,
-            observers=[LogObserver()] if observers is None else observers,
-            fence_within=checked_within(fence_within, "fence_within"),
-            max_hold_s=math.inf if max_hold is None else checked_ttl(max_hold, "max_hold").total_seconds(),
-            lock_delay_ms=milliseconds(checked_wait(lock_delay, "lock_delay")),
-            history=_checked_history(history),
-        )
+        emit = Audience[Event]([LogObserver()] if observers is None else observers, clock=clock).tell
+        node_timeout = checked_within(node_timeout, "node_timeout")
+        fence_within = checked_within(fence_within, "fence_within")
+        max_hold_s = math.inf if max_hold is None else checked_ttl(max_hold, "max_hold").total_seconds()
+        lock_delay_ms = milliseconds(checked_wait(lock_delay, "lock_delay"))
+        history = checked_history(history)
+        name = checked_name(name)
+
+        def new_core() -> Core:
+            made = nodes() if callable(nodes) else nodes
+            return Core(
+                _locks_over(checked_nodes(made), clock=clock, node_timeout=node_timeout),
+                fence=fence,
+                clock=clock,
+                emit=emit,
+                fence_within=fence_within,
+                max_hold_s=max_hold_s,
+                lock_delay_ms=lock_delay_ms,
+                history=history,
+                name=name,
+            )
+
+        self._binding = Binding(new_core, again=callable(nodes))
+        self._stand_in: LockGuard | None = None
+        """What does all work of this guard instead, see :func:`lockguard.testing.replaced`."""
+
+    @property
+    def _core(self) -> Core:
+        """The parts of the event loop in which it was used last."""
+        return self._binding.core
 
     @classmethod
-    def from_url(cls, url: str, *, min_replicas: int = 0, **options: Unpack[GuardOptions]) -> LockGuard:
+    def from_url(cls, url: str, *, min_replicas: int = 0, **options: Unpack[ServerOptions]) -> LockGuard:
         """A guard over one Redis or Valkey server, or over a set-up that fails over by itself.
 
         Args:
@@ -125,43 +157,92 @@ class LockGuard:
                 redis-py reads them; ``redis+sentinel://host:port,host:port/service/db``; or
                 ``redis+cluster://host:port,host:port``. The last two with ``rediss+`` for TLS.
             min_replicas: how many replicas must have the lock before it counts as granted; not for a cluster.
-            **options: as for the class.
+            **options: as for the class, and three more. ``namespace``: the first part of every key,
+                ``lockguard`` by default; guards of two namespaces do not meet. ``credentials``: called for
+                each log-in, returns a password or ``(user, password)``; a coroutine function, a plain one,
+                which runs in a thread, or a ``CredentialProvider`` of redis-py. ``address_map``: a mapping or
+                a function from the ``(host, port)`` that a Sentinel or a cluster announces to the one where
+                it is reached, as behind a NAT.
 
         Raises:
             ConfigurationError: the URL or an option cannot work. Nothing is connected yet.
         """
-        _require_known(options)
-        return cls([node_for_url(url, inbox=_new_inbox(), min_replicas=min_replicas)], **options)
+        reach, rest = split_options(options)
+
+        def nodes() -> list[LockNode]:
+            inbox = new_inbox(reach.namespace)
+            return [node_for_url(url, inbox=inbox, reach=reach, min_replicas=min_replicas)]
+
+        return cls(nodes, **rest)
 
     @classmethod
-    def from_urls(cls, urls: Iterable[str], **options: Unpack[GuardOptions]) -> LockGuard:
+    def from_urls(cls, urls: Iterable[str], **options: Unpack[ServerOptions]) -> LockGuard:
         """A guard over several independent servers, of which a majority decides (Redlock).
 
         Args:
             urls: an odd number of servers, as for :meth:`from_url`.
-            **options: as for the class.
+            **options: as for :meth:`from_url`.
 
         Raises:
             ConfigurationError: the URLs or an option cannot work. Nothing is connected yet.
         """
-        _require_known(options)
-        return cls(nodes_for_urls(urls, inbox=_new_inbox()), **options)
+        reach, rest = split_options(options)
+        listed = listed_urls(urls, warn=True)
+        return cls(lambda: nodes_for_urls(listed, inbox=new_inbox(reach.namespace), reach=reach), **rest)
 
     @classmethod
-    def in_memory(cls, store: MemoryStore | None = None, **options: Unpack[GuardOptions]) -> LockGuard:
+    def from_env(cls, **options: Unpack[ServerOptions]) -> LockGuard:
+        """A guard over the servers that the environment or a file names, as for every command.
+
+        The environment: ``LOCKGUARD_REDIS_URL``, in which the URLs of a quorum stand apart by blanks, and
+        each option as ``LOCKGUARD_TTL=10s``, ``LOCKGUARD_WAIT=5s`` and so on. The file: ``lockguard.toml``
+        with ``redis``, ``ttl``, ``wait`` and so on, or ``[tool.lockguard]`` of a ``pyproject.toml``, here or
+        in the nearest directory above. The environment counts before the file.
+
+        Args:
+            **options: as for :meth:`from_url`; they count before both.
+
+        Raises:
+            ConfigurationError: no server is named, or a setting is unknown or malformed.
+        """
+        settings = Settings.read()
+        if not settings.redis:
+            raise ConfigurationError(NO_REDIS)
+        return guard_over(settings, **options)
+
+    @classmethod
+    def in_memory(cls, store: MemoryStore | None = None, **options: Unpack[ServerOptions]) -> LockGuard:
         """A guard without a server, for unit tests of code that locks.
 
         Its locks follow the same rules, within one process; it shows nothing about failures.
 
         Args:
             store: shared by guards that compete for the same locks; a new one by default.
-            **options: as for the class.
+            **options: as for :meth:`from_url`.
 
         Raises:
             ConfigurationError: fakeredis is not installed, or an option cannot work.
         """
-        _require_known(options)
-        return cls([MemoryNode(MemoryStore() if store is None else store, inbox=_new_inbox())], **options)
+        reach, rest = split_options(options)
+        if reach.credentials is not None or reach.address_map:
+            raise ConfigurationError(
+                "a guard in memory has no servers; leave out credentials= and address_map="
+            )
+        if not isinstance(store, MemoryStore | None):
+            raise ConfigurationError(f"a guard in memory shares a MemoryStore, and not {kind_of(store)}")
+        kept, namespace = MemoryStore() if store is None else store, reach.namespace
+        return cls(lambda: [MemoryNode(kept, inbox=new_inbox(namespace), namespace=namespace)], **rest)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse ``copy`` and ``pickle``, as of ``multiprocessing`` without fork.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "a guard cannot be copied or pickled, for its connections belong to one process; make one in each"
+            " process: where a module is imported, or in the function that the process runs"
+        )
 
     def __repr__(self) -> str:
         nodes = ", ".join(node.name for node in self._core.locks.nodes)
@@ -169,9 +250,12 @@ class LockGuard:
         return f"<LockGuard {nodes} ttl={self._ttl.total_seconds():g}s {fence}>"
 
     async def __aenter__(self) -> Self:
-        self._core.enter()
+        if self._stand_in is not None:
+            await self._stand_in.__aenter__()
+            return self
+        core = await self._binding.open()
         try:
-            await self._core.connect()
+            await core.connect()
         except BaseException:
             await self.aclose()  # for nodes that were reached before one refused
             raise
@@ -187,6 +271,17 @@ class LockGuard:
                 raise
             exc.add_note(str(told))
 
+    def resource(self, name: str) -> Resource:
+        """The name that this guard locks for ``name``: the same, or what ``resource_key`` makes of it.
+
+        Every method does this by itself, but :meth:`list`: its pattern is compared with the names of locks.
+
+        Raises:
+            ConfigurationError: it cannot be a name, or ``resource_key`` refused it.
+        """
+        named = self._name_of(name)
+        return named if self._stand_in is None else self._stand_in.resource(named)
+
     def hold(
         self,
         resource: str,
@@ -195,6 +290,7 @@ class LockGuard:
         ttl: timedelta | None = None,
         operation: str = "",
         on_busy: Literal["wait", "raise"] = "wait",
+        at_least: timedelta | None = None,
     ) -> Hold:
         """Hold ``resource`` for the length of an ``async with`` body.
 
@@ -204,6 +300,9 @@ class LockGuard:
             ttl: how long the lease lasts without renewal; the guard's by default.
             operation: what it is for; shown to callers that find it busy and by ``redis-cli``.
             on_busy: wait in line, or raise at once.
+            at_least: how long the resource stays closed from its grant on, by the server's clock, however the
+                body ends and also if its process dies; at most seven days. So any two bodies begin at least
+                that far apart: once per period, or once per candle. A break opens it.
 
         Returns:
             An async context manager that gives the :class:`~lockguard._lease.Lease`. Entering raises
@@ -215,13 +314,17 @@ class LockGuard:
         """
         if on_busy not in ("wait", "raise"):
             raise ConfigurationError(f"on_busy={on_busy!r} is not known here; write 'wait' or 'raise'")
+        if (by := self._stand_in) is not None:
+            name = self._name_of(resource)
+            return by.hold(name, wait=wait, ttl=ttl, operation=operation, on_busy=on_busy, at_least=at_least)
         return Hold(
-            self._core,
-            parse_resource(resource),
+            self._binding,
+            self._name_of(resource),
             self._ttl_ms if ttl is None else milliseconds(checked_ttl(ttl)),
             self._wait if wait is None else checked_wait(wait),
             remark(operation, "operation"),
             on_busy,
+            0 if at_least is None else checked_at_least(at_least),
         )
 
     def hold_many(
@@ -253,13 +356,15 @@ class LockGuard:
                 f"hold_many needs a list of resources, such as ['binance:A', 'binance:B'];"
                 f" got {kind_of(resources)}"
             )
-        names = [parse_resource(resource) for resource in resources]
+        names = [self.resource(resource) for resource in resources]
         if not names:
             raise ConfigurationError("hold_many needs a list of resources; got an empty one")
 
         def hold(resource: str, left: timedelta) -> Hold:
             return self.hold(resource, wait=left, ttl=ttl, operation=operation, on_busy=on_busy)
 
+        if self._stand_in is not None:
+            return self._stand_in.hold_many(names, wait=wait, ttl=ttl, operation=operation, on_busy=on_busy)
         patience = self._wait if wait is None else checked_wait(wait)
         hold(names[0], patience)  # a value that cannot work is refused here, as by hold()
         return HoldMany(names, hold, patience=patience, clock=self._core.clock)
@@ -273,6 +378,7 @@ class LockGuard:
         wait: timedelta | None = ...,
         ttl: timedelta | None = ...,
         operation: str | None = ...,
+        at_least: timedelta | None = ...,
     ) -> Keeps: ...
     @overload
     def exclusive(
@@ -283,6 +389,7 @@ class LockGuard:
         wait: timedelta | None = ...,
         ttl: timedelta | None = ...,
         operation: str | None = ...,
+        at_least: timedelta | None = ...,
     ) -> MaySkip: ...
     def exclusive(
         self,
@@ -292,6 +399,7 @@ class LockGuard:
         wait: timedelta | None = None,
         ttl: timedelta | None = None,
         operation: str | None = None,
+        at_least: timedelta | None = None,
     ) -> Any:
         """Decorate a coroutine function or method: one call at a time per resource.
 
@@ -306,13 +414,20 @@ class LockGuard:
             wait: as for :meth:`hold`.
             ttl: as for :meth:`hold`.
             operation: what the lock is for; the function's name by default.
+            at_least: as for :meth:`hold`.
 
         Raises:
             ConfigurationError: the key does not fit the function, or a value cannot work. Calling the
                 function raises it for an argument that has no single text.
         """
         return exclusive(
-            required_key(key), guard=lambda *_: self, on_busy=on_busy, wait=wait, ttl=ttl, operation=operation
+            required_key(key),
+            guard=lambda *_: self,
+            on_busy=on_busy,
+            wait=wait,
+            ttl=ttl,
+            operation=operation,
+            at_least=at_least,
         )
 
     async def inspect(self, resource: str) -> Inspection:
@@ -325,17 +440,51 @@ class LockGuard:
         Raises:
             QuorumUnavailable: too few nodes answered to say.
         """
-        self._core.enter()
-        await self._core.connect()
-        name = parse_resource(resource)
-        votes = await self._core.locks.ask_all(lambda node: node.inspect(name))
-        seen = [vote for vote in votes if isinstance(vote, Inspection)]
-        found = prevailing(seen, nodes=len(votes)) if seen else None
-        if found is None or (len(seen) < majority(len(votes)) and not found.held):
-            raise self._unasked(resource, votes)  # those that did not answer may hold it
-        return found
+        core = await self._connected()
+        return await _looking.inspect(core.locks, self.resource(resource))
 
-    async def break_(self, resource: str, *, reason: str) -> Broken:
+    async def list(self, pattern: str = "*") -> AsyncIterator[Inspection]:
+        """Every resource that is held, waited for or kept closed by a lock delay, in no order.
+
+        Servers are read by SCAN, in steps that keep none of them busy for longer than a millisecond or so: a
+        resource that is taken or freed meanwhile may or may not be among them. Each is judged as by
+        :meth:`inspect`. In a cluster, a resource whose slot moves meanwhile may be missing.
+
+        Args:
+            pattern: what the name matches, as in a shell: ``*``, ``?``, ``[abc]``, ``[!abc]``; ``[*]`` is a
+                star.
+
+        Raises:
+            ConfigurationError: the pattern is not text or empty, or a node cannot list its locks.
+            QuorumUnavailable: too few nodes answered to say; or, after all others were told, a resource could
+                not be read, such as a key that something else wrote.
+        """
+        pattern = _looking.checked_pattern(pattern)
+        _looking.readable((self._stand_in or self)._core.locks.nodes)
+        core = await self._connected()
+        async for found in _looking.used(core.locks, pattern):
+            yield found
+
+    async def history(self, resource: str, *, limit: int = 100) -> tuple[HistoryEntry, ...]:
+        """What happened to the lock of ``resource``, newest first.
+
+        Redis keeps it for seven days, and as many grants as the guards say with ``history=``. The lines of
+        several nodes are put together: a grant that too few of them gave is told as well, with the release
+        that took it back.
+
+        Args:
+            resource: whose history.
+            limit: how many entries at most, 1 to 22,000.
+
+        Raises:
+            ConfigurationError: a value cannot work, or a node cannot tell a history.
+            QuorumUnavailable: too few nodes answered.
+        """
+        name, limit = self.resource(resource), _looking.checked_limit(limit)
+        core = await self._connected()
+        return await _looking.history_of(core.locks, name, limit)
+
+    async def break_(self, resource: str, *, reason: str, grant: str | None = None) -> Broken:
         """End a holder's lease by force: its writes are refused from now on, then the lock is freed.
 
         A body of this process that holds it is cut at once, with ``LossReason.BROKEN``. A body of another
@@ -343,173 +492,109 @@ class LockGuard:
         woken; with ``lock_delay`` the resource first stays closed for that time, because what the holder had
         sent may still be in flight.
 
+        With ``grant`` a lock that has changed hands since is left as it is. Each server, and the fence,
+        compares and breaks in one step.
+
         A break that has begun completes even if the caller is cancelled: half a break would free the lock
         while its holder still trusts its lease.
 
         Args:
             resource: what to free.
             reason: why; kept in the lock's history.
+            grant: the grant that is to be ended, as :meth:`inspect` shows it; empty: the lock was free, and
+                is broken only in the fence if it still is; ``None``: whatever grant holds it.
+
+        Returns:
+            The grant that was thrown out; an empty one if the lock was free.
 
         Raises:
+            ChangedHands: another grant than ``grant`` holds the lock by now.
             FenceUnavailable: the fence could not be raised. The lock was left as it was, or it is free and a
                 holder whose token is ahead of the fence's clock may not be shut out: break it again.
             QuorumUnavailable: too few nodes could be asked. The fence, if there is one, is broken all the
                 same, and the message says so: what the holder writes is refused.
+            ConfigurationError: ``grant`` is no grant's id, or the fence cannot compare grants.
         """
-        self._core.enter()
-        await self._core.connect()
-        breaking = self._core.run_to_end(
-            self._break(parse_resource(resource), remark(reason, "reason")), name="lockguard-break"
-        )
+        core = await self._connected()
+        name, reason, grant = self.resource(resource), remark(reason, "reason"), checked_grant(grant)
+        token = Token(0)
+        if grant is not None:
+            # Its token tells the fence an older grant from a newer one; the break's own comparison decides.
+            with suppress(QuorumUnavailable):
+                token = token_of(await self.inspect(resource), grant)
+        breaking = core.run_to_end(break_lock(core, name, reason, grant, token), name="lockguard-break")
         await asyncio.wait([breaking])
         return breaking.result()
 
-    async def _break(self, resource: Resource, reason: str) -> Broken:
-        core, token = self._core, Token(0)
-        held_here = core.keeper.grants_on(resource)  # before anything is freed: a successor must not be cut
-        if core.fence is not None:
-            # The fence first: were the lock freed first, the holder could still write beside its successor.
-            token = await core.fence.break_(resource, reason=reason, within=core.fence_within)
-            _end_all(held_here)
-
-        def ask(node: LockNode) -> Future[Broken | NoVote]:
-            asked = node.break_(resource, reason=reason, token=token)
-            # On each answer, however late and whatever the others say: it may name a lease of this process.
-            asked.add_done_callback(_end_broken)
-            return asked
-
-        votes = await core.locks.ask_all(ask)
-        done = [vote for vote in votes if isinstance(vote, Broken)]
-        if not all(isinstance(vote, Broken | NotExecuted) for vote in votes):
-            _end_all(held_here)  # the command may have arrived
-        if core.fence is not None and done and (broken := thrown_out(done)).token > token:
-            # Redis's clock is, or was, ahead of the fence's: a grant that has not sealed yet still could.
-            ended = GrantId(broken.grant) if broken.grant else new_grant_id()
-            late = Grant(resource, ended, broken.token, broken.holder, reason, 0)
-            await core.fence.close(late, within=core.fence_within)
-            token = broken.token
-        if len(done) < majority(len(votes)):
-            unasked = self._unasked(resource, votes)
-            if core.fence is None:
-                raise QuorumUnavailable(
-                    f"{resource} may still be held: {len(done)} of {len(votes)} servers did what a"
-                    f" majority has to do; break it again when they answer ({unasked})",
-                    resource=resource,
-                    votes=unasked.votes,
-                )
-            raise QuorumUnavailable(
-                f"{resource} was broken in the fence only: Postgres accepts nothing below token {token} for"
-                f" it; break it again when Redis answers, or its lock stays until its lease ends ({unasked})",
-                resource=resource,
-                votes=unasked.votes,
-            )
-        return thrown_out(done)
-
-    async def request_handover(self, resource: str, *, reason: str) -> bool:
+    async def request_handover(self, resource: str, *, reason: str, grant: str | None = None) -> bool:
         """Request a hand-over: the holder's ``lease.wanted`` turns true with its next renewal.
+
+        Args:
+            resource: what is wanted.
+            reason: why; the holder sees it, and the lock's history keeps it.
+            grant: the grant that is to be asked, as :meth:`inspect` shows it; each server compares and asks
+                in one step. ``None``: whatever grant holds it.
 
         Returns:
             Whether the resource is held.
 
         Raises:
+            ChangedHands: another grant than ``grant`` holds the lock by now, and was not asked.
             QuorumUnavailable: no node could be asked.
+            ConfigurationError: ``grant`` is no grant's id.
         """
-        self._core.enter()
-        await self._core.connect()
-        name, reason = parse_resource(resource), remark(reason, "reason")
-        votes = await self._core.locks.ask_all(lambda node: node.request_handover(name, reason=reason))
+        core = await self._connected()
+        name, reason = self.resource(resource), remark(reason, "reason")
+        # A node of the user's own may not know the argument.
+        expected = {} if (only := checked_grant(grant)) is None else {"grant": only}
+        votes = await core.locks.ask_all(lambda node: node.request_handover(name, reason=reason, **expected))
         done = [vote for vote in votes if isinstance(vote, Done)]
         if not done:
-            raise self._unasked(resource, votes)
-        return may_be_most(sum(vote.found for vote in done), answers=len(done), nodes=len(votes))
+            raise _looking.unasked(core.locks, resource, votes)
+        held = may_be_most(sum(vote.found for vote in done), answers=len(done), nodes=len(votes))
+        if only is not None and not held and (now := await self.inspect(resource)).held and now.grant != only:
+            raise changed_hands(name, now.grant, now.holder, what="asked")
+        return held
 
     async def aclose(self) -> None:
         """End every lease of this guard as lost, send what is queued, close the connections.
 
         A close that has begun completes, even if its caller is cancelled or is a body that it cuts.
         """
-        await self._core.aclose()
+        if self._stand_in is not None:
+            await self._stand_in.aclose()
+        else:
+            await self._binding.aclose()
 
-    def _unasked(self, resource: str, votes: Sequence[Any]) -> QuorumUnavailable:
-        names = [node.name for node in self._core.locks.nodes]
-        told = {name: described(vote) for name, vote in zip(names, votes, strict=True)}
-        # The answers of a few decide nothing, and "broken" or "inspection" would read as if they did.
-        unanswered = (described(vote) for vote in votes if isinstance(vote, NoVote))
-        return QuorumUnavailable("; ".join(unanswered), resource=resource, votes=told)
+    async def _connected(self) -> Core:
+        if self._stand_in is not None:
+            return await self._stand_in._connected()
+        core, _ = self._binding.enter()
+        await core.connect()
+        return core
+
+
+def guard_over(settings: Settings, **options: Unpack[ServerOptions]) -> LockGuard:
+    """A guard over the servers of settings that were read before, see :meth:`LockGuard.from_env`.
+
+    Args:
+        settings: name at least one server.
+        **options: as for the class; they count before those of the settings.
+
+    Raises:
+        ConfigurationError: a URL or an option cannot work.
+    """
+    reach = {"namespace": settings.namespace, "address_map": settings.address_map or None}
+    merged: ServerOptions = {**reach, **settings.options, **options}  # type: ignore[typeddict-item]
+    first, *others = settings.redis
+    if not others:
+        return LockGuard.from_url(first, min_replicas=settings.min_replicas, **merged)
+    if settings.min_replicas:
+        raise ConfigurationError("min_replicas is for one server; leave it out where several decide")
+    return LockGuard.from_urls(settings.redis, **merged)
 
 
 def _locks_over(nodes: Sequence[LockNode], *, clock: Clock, node_timeout: timedelta) -> Locks:
     if len(nodes) == 1:
         return SingleNode(nodes[0], clock=clock)
     return Redlock(nodes, clock=clock, node_timeout_s=node_timeout.total_seconds())
-
-
-def _end_all(grants: Iterable[GrantId]) -> None:
-    for grant in grants:
-        end_here(grant, LossReason.BROKEN)
-
-
-def _end_broken(asked: Future[Broken | NoVote]) -> None:
-    if isinstance(vote := vote_of(asked), Broken):
-        end_here(GrantId(vote.grant), LossReason.BROKEN)
-
-
-def _require_known(options: Mapping[str, object]) -> None:
-    known = list(GuardOptions.__annotations__)
-    for option in options:
-        if option not in known:
-            near = get_close_matches(option, known, 1)
-            meant = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-            raise ConfigurationError(f"{option}= is no option of a guard; {meant}")
-
-
-def _checked_nodes(nodes: object) -> list[LockNode]:
-    if isinstance(nodes, str | bytes) or not isinstance(nodes, Iterable):
-        raise ConfigurationError(
-            f"a guard is made of nodes, not of {kind_of(nodes)}; with a URL write LockGuard.from_url(url)"
-        )
-    listed: list[Any] = list(nodes)
-    if not listed:
-        raise ConfigurationError("a guard needs at least one Redis node; got none")
-    for node in listed:
-        if not callable(getattr(node, "acquire", None)):
-            raise ConfigurationError(
-                f"a guard is made of nodes, and {kind_of(node)} is none;"
-                " with URLs write LockGuard.from_url(url) or LockGuard.from_urls(urls)"
-            )
-    return listed
-
-
-def _checked_history(history: object) -> int:
-    if not isinstance(history, int) or isinstance(history, bool):
-        raise ConfigurationError(f"history= is {kind_of(history)}; give a number of grants, 0 for no history")
-    if not 0 <= history <= HISTORY_MAX:
-        raise ConfigurationError(f"history={history} cannot work; give 0 to {HISTORY_MAX} grants")
-    return history
-
-
-def _require_clock(clock: object) -> None:
-    # The class itself has these methods too, but calling them fails.
-    if isinstance(clock, type) or not all(callable(getattr(clock, name, None)) for name in ("now", "wall")):
-        raise ConfigurationError(
-            f"clock= is {kind_of(clock)}, which is no clock; leave it out, or write clock=FakeClock()"
-        )
-
-
-def _require_fence(fence: object) -> None:
-    """Check the fence now: the first hold would otherwise fail after its lock was granted."""
-    if fence is None:
-        return
-    if isinstance(fence, type):
-        raise ConfigurationError(f"fence={fence.__name__} is a class; write fence={fence.__name__}(pool)")
-    if not all(callable(getattr(fence, name, None)) for name in ("seal", "close", "break_")):
-        # The value is not shown: a DSN has a password.
-        raise ConfigurationError(
-            f"fence= is {kind_of(fence)}, which is no fence; write fence=PostgresFence(pool)"
-        )
-
-
-def _new_inbox() -> str:
-    """A readable and unique name for the channel on which this process is woken."""
-    host = "".join(c for c in socket.gethostname() if c.isalnum() or c in "-._")[:60]
-    return f"lockguard:inbox:{host}:{os.getpid()}:{new_grant_id()[:12]}"

@@ -34,18 +34,20 @@ from lockguard._locks import Found
 from lockguard.errors import (
     ConfigurationError,
     FenceUnavailable,
+    LeaseLost,
     LossReason,
     QueueFull,
+    QuorumUnavailable,
     ResourceBusy,
     SelfDeadlock,
 )
-from lockguard.events import Acquired, Lost, Released
+from lockguard.events import Acquired, Lost, NotAcquired, NotAcquiredReason, Released, Unwound
 from lockguard.ports import AcquireRequest, Outrun, Sealed
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from lockguard._core import Core
+    from lockguard._binding import Binding
     from lockguard._locks import Won
 
 __all__ = ["Hold", "HoldMany"]
@@ -69,9 +71,36 @@ _NEW, _ENTERING, _OPEN, _INNER, _OVER = _Stage
 _GONE, _UNTOLD = Found.NO, Found.UNKNOWN
 
 
+def _why_not(exc: BaseException, request: AcquireRequest) -> NotAcquiredReason:
+    match exc:
+        case QueueFull():
+            return NotAcquiredReason.QUEUE_FULL
+        case ResourceBusy():
+            return NotAcquiredReason.GAVE_UP if request.queue else NotAcquiredReason.SKIPPED
+        case QuorumUnavailable():
+            return NotAcquiredReason.NO_QUORUM
+        case FenceUnavailable():
+            return NotAcquiredReason.NO_FENCE
+        case SelfDeadlock():
+            return NotAcquiredReason.DEADLOCK
+        case LeaseLost():
+            return NotAcquiredReason.LOST
+        case asyncio.CancelledError() | GeneratorExit():
+            return NotAcquiredReason.CANCELLED
+        case _:
+            return NotAcquiredReason.ERROR
+
+
 def _used() -> ConfigurationError:
     return ConfigurationError(
         "this hold was entered before; a hold is for one use: write guard.hold(...) in each `async with`"
+    )
+
+
+def _not_the_one_that_releases(resource: Resource) -> ConfigurationError:
+    return ConfigurationError(
+        f"at_least= was given for {resource!r}, which this task holds already; the outer hold releases it:"
+        " give at_least= there"
     )
 
 
@@ -131,23 +160,46 @@ class _Cut:
         return True
 
 
-class Hold:
+class _ForAsyncWith:
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a type checker complains of `with` by itself
+
+        def __enter__(self) -> None:
+            """Refuse `with`.
+
+            Raises:
+                ConfigurationError: always.
+            """
+            raise ConfigurationError(
+                "this hold is for `async with`; for `with`, in synchronous code, make the guard with"
+                " lockguard.sync.LockGuard"
+            )
+
+        def __exit__(self, *_: object) -> None:
+            """Needed for `with` to reach the refusal above."""
+
+
+class Hold(_ForAsyncWith):
     """What ``guard.hold()`` returns: an async context manager, for one use.
 
     Entering it gives the :class:`~lockguard._lease.Lease`.
 
     Args:
-        core: the guard's parts.
+        binding: the guard's parts, for whatever event loop the hold is entered in.
         resource: what to hold.
         ttl_ms: the lease's ttl, in milliseconds.
         patience: how long to wait.
         operation: what the hold is for, for display.
         on_busy: whether to wait at all.
+        at_least_ms: how long after its grant the resource opens at the earliest; 0: when it is released.
     """
 
     __slots__ = (
         "__weakref__",
         "_acquired_at",
+        "_at_least_ms",
+        "_binding",
         "_cancels_at_entry",
         "_core",
         "_cut",
@@ -164,19 +216,22 @@ class Hold:
 
     def __init__(
         self,
-        core: Core,
+        binding: Binding,
         resource: Resource,
         ttl_ms: int,
         patience: timedelta,
         operation: str,
         on_busy: Literal["wait", "raise"],
+        at_least_ms: int = 0,
     ) -> None:
-        self._core = core
+        self._binding = binding
+        self._core = binding.core
         self._resource = resource
         self._ttl_ms = ttl_ms
         self._patience = patience
         self._operation = operation
         self._queue = on_busy == "wait"
+        self._at_least_ms = at_least_ms
         self._stage = _NEW
         self._task: asyncio.Task[Any] | None = None
         self._cancels_at_entry = 0
@@ -192,18 +247,17 @@ class Hold:
         Raises:
             AcquireError: the lock was not obtained; see its subclasses.
             LeaseLost: the lease ended before it was sealed.
-            ConfigurationError: the hold was used before, or the guard is closed or of another event loop.
+            ConfigurationError: the hold was used before, or the guard is closed or in use in another event
+                loop; or it has ``at_least`` and this task holds the resource already.
         """
         if self._stage is not _NEW:
             raise _used()
         self._stage = _ENTERING
-        core = self._core
-        task = core.enter()
+        core, task = self._binding.enter()
+        self._core = core
         surrounding = scope_for(self._resource, core)
         if surrounding is not None and surrounding.owner is task:
-            surrounding.lease.ensure()
-            self._stage = _INNER
-            return surrounding.lease
+            return self._enter_inside(surrounding.lease)
         called_at = core.clock.now()
         request = AcquireRequest(
             self._resource,
@@ -215,32 +269,44 @@ class Hold:
             0,
             core.lock_delay_ms,
             core.history,
+            self._at_least_ms,
         )
         give_up_at = called_at + self._patience.total_seconds()
-        if surrounding is None or not self._queue:  # a lock of the parent is busy like any other
-            won = await core.queue.acquire(request, give_up_at=give_up_at)
-        else:
-            won = await self._acquire_inside(surrounding, request, give_up_at, task)
-        grant = Grant(
-            request.resource,
-            request.grant,
-            won.token,
-            request.holder,
-            request.operation,
-            request.ttl_ms,
-            won.seal,
-        )
-        lease = Lease(grant, deadline=won.deadline, clock=core.clock)
-        self._task, self._cancels_at_entry = task, task.cancelling()
-        self._acquired_at = core.keeper.keep(lease, self._cut_body, max_hold_s=core.max_hold_s)
-        if core.fence is not None:
-            await self._seal(lease, request)
-            self._acquired_at = core.clock.now()
+        try:
+            if surrounding is None or not self._queue:  # a lock of the parent is busy like any other
+                won = await core.queue.acquire(request, give_up_at=give_up_at)
+            else:
+                won = await self._acquire_inside(surrounding, request, give_up_at, task)
+            grant = Grant(
+                request.resource,
+                request.grant,
+                won.token,
+                request.holder,
+                request.operation,
+                request.ttl_ms,
+                won.seal,
+            )
+            lease = self._binding.lease_type(grant, deadline=won.deadline, clock=core.clock)
+            self._task, self._cancels_at_entry = task, task.cancelling()
+            self._acquired_at = core.keeper.keep(lease, self._cut_body, max_hold_s=core.max_hold_s)
+            sealed_ms = 0.0 if core.fence is None else await self._seal(lease, request)
+        except BaseException as exc:
+            waited_ms = (core.clock.now() - called_at) * 1000
+            core.emit(NotAcquired(request.resource, request.grant, _why_not(exc, request), waited_ms))
+            raise
         self._lease = lease
         self._scope = enter_scope(LeaseScope(lease, task, core))
         self._stage = _OPEN
         task.add_done_callback(self._task_ended)
-        core.emit(Acquired(lease.grant, (self._acquired_at - called_at) * 1000))
+        core.emit(Acquired(lease.grant, (self._acquired_at - called_at) * 1000, sealed_ms))
+        return lease
+
+    def _enter_inside(self, lease: Lease) -> Lease:
+        """Enter inside another hold of this task, which is the one that releases."""
+        if self._at_least_ms:
+            raise _not_the_one_that_releases(self._resource)
+        lease.ensure()
+        self._stage = _INNER
         return lease
 
     async def __aexit__(
@@ -266,13 +332,19 @@ class Hold:
             return
         task.remove_done_callback(self._task_ended)
         loss, grant = lease.loss, lease.grant
-        releasing = core.locks.release(grant.resource, grant.id, lost=loss is not None, seal=grant.seal)
+        ended_at = core.clock.now()
+        releasing = core.locks.release(
+            grant.resource, grant.id, lost=loss is not None, seal=grant.seal, at_least_ms=self._at_least_ms
+        )
         # The release is sent: the rest is done while the server works.
-        successor = core.queue.follow(grant.resource) if loss is None and core.queue.lines else None
-        lease.mark_released()
-        core.keeper.drop(lease)
+        follows = loss is None and not self._at_least_ms and core.queue.lines
+        successor = core.queue.follow(grant.resource) if follows else None
+        deadline = lease.mark_released()
+        kept = core.keeper.drop(lease)
         scope.unwound = isinstance(exc, GeneratorExit) and asyncio.current_task() is not task
         exit_scope(scope)
+        if loss is not None:
+            self._tell_loss(lease, loss, ended_at, told=not kept)
         cut = self._cut
         cut_only = cut is not None and asyncio.current_task() is task and await cut.take_back(exc)
         if loss is not None:
@@ -282,18 +354,31 @@ class Hold:
             self._report_loss(lease, loss, exc, cut_only=cut_only)
             return
         closing = core.close_fence(grant, successor) if core.fence is not None else None
-        found = await releasing()
-        gone = found is _GONE and core.clock.now() < lease.kept_until
-        if closing is not None and not closing.done():
-            # The fence is closed even if this task is cancelled here: the guard completes it.
-            await end_of(closing)
+        found, gone = None, False
+        try:
+            found = await releasing()
+            gone = found is _GONE and core.clock.now() < lease.kept_until
+            if closing is not None and not closing.done():
+                # The fence is closed even if this task is cancelled here: the guard completes it.
+                await end_of(closing)
+        finally:  # told also if this task is cancelled here: the release was sent
+            if not gone:
+                now, margin_ms = core.clock.now(), (deadline - ended_at) * 1000
+                held_ms, released_ms = (now - self._acquired_at) * 1000, (now - ended_at) * 1000
+                told = None if found in (None, _UNTOLD) else found is not _GONE
+                core.emit(Released(grant, held_ms, told, margin_ms, released_ms, cancelled=found is None))
         if gone:
-            # No deadline ended it, and this was the only release: the lock was taken from under the body.
-            core.emit(Lost(grant, LossReason.REFUSED))
-            self._report_loss(lease, LossReason.REFUSED, exc, cut_only=False)
-            return
-        held_ms = (core.clock.now() - self._acquired_at) * 1000
-        core.emit(Released(grant, held_ms, None if found is _UNTOLD else found is not _GONE))
+            self._report_taken(lease, ended_at, exc)
+
+    def _report_taken(self, lease: Lease, ended_at: float, exc: BaseException | None) -> None:
+        """No deadline ended it, and this was the only release: the lock was taken from under the body."""
+        self._tell_loss(lease, LossReason.REFUSED, ended_at, told=False)
+        self._report_loss(lease, LossReason.REFUSED, exc, cut_only=False)
+
+    def _tell_loss(self, lease: Lease, loss: LossReason, ended_at: float, *, told: bool) -> None:
+        if not told:  # such as the loss of a body that blocked the event loop, and the timer with it
+            self._core.emit(Lost(lease.grant, loss))
+        self._core.emit(Unwound(lease.grant, loss, (ended_at - self._acquired_at) * 1000))
 
     @staticmethod
     def _report_loss(lease: Lease, loss: LossReason, exc: BaseException | None, *, cut_only: bool) -> None:
@@ -356,18 +441,26 @@ class Hold:
         self._core.call_in_own_loop(self._abandon)
         self._report_loss(lease, lease.loss or LossReason.ABANDONED, exc, cut_only=False)
 
-    async def _seal(self, lease: Lease, request: AcquireRequest) -> None:
-        """Shut out all older grants (S3). If that fails, the lock is released before the error is raised."""
+    async def _seal(self, lease: Lease, request: AcquireRequest) -> float:
+        """Shut out all older grants (S3). If that fails, the lock is released before the error is raised.
+
+        Returns:
+            How long it took, in milliseconds; the hold counts from its end.
+        """
+        began = self._acquired_at
         try:
             await self._seal_in_time(lease, request)
             lease.ensure()
         except BaseException as exc:
             self._core.keeper.drop(lease)
             self._core.locks.release(lease.resource, lease.grant.id)
-            self._core.close_fence(lease.grant)
+            if not isinstance(exc, ConfigurationError):  # which the fence would tell once more
+                self._core.close_fence(lease.grant)
             if (cut := self._cut) is not None and await cut.take_back(exc):
                 raise lease.lost_error(cut.reason) from exc
             raise
+        self._acquired_at = self._core.clock.now()
+        return (self._acquired_at - began) * 1000
 
     async def _seal_in_time(self, lease: Lease, request: AcquireRequest) -> None:
         core = self._core
@@ -407,7 +500,7 @@ class Hold:
         )
 
 
-class HoldMany:
+class HoldMany(_ForAsyncWith):
     """What ``guard.hold_many()`` returns: several holds, all or none, for one use.
 
     They are taken in the order of their names, whatever the caller's order, so that two callers that want the

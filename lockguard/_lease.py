@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NewType, NoReturn, Protocol
 from unicodedata import is_normalized
 
+from lockguard._seals import note_seals
 from lockguard._times import require_timedelta
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
 from lockguard.text import kind_of
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROCESS",
+    "RENEWED_AGAIN_AFTER",
+    "RENEWED_AT",
     "Grant",
     "GrantId",
     "Lease",
@@ -45,6 +48,13 @@ GrantId = NewType("GrantId", str)
 
 Token = NewType("Token", int)
 """The fencing token: strictly increasing per resource."""
+
+
+RENEWED_AT = 1 / 3
+"""The share of the ttl after which a lease is renewed."""
+
+RENEWED_AGAIN_AFTER = 1 / 10
+"""The share of the ttl after which a renewal that was not answered is sent again."""
 
 
 class _Process:
@@ -158,10 +168,13 @@ class LeaseState(Enum):
     """What the holder knows of its lease."""
 
     HELD = "held"
+    """It is in force."""
     UNKNOWN = "unknown"
     """The last renewal was not answered; the lease is good until its deadline."""
     LOST = "lost"
+    """It ended under its body; :attr:`Lease.loss` says why."""
     RELEASED = "released"
+    """Its body gave it back."""
 
 
 class KeepsLeases(Protocol):
@@ -173,6 +186,10 @@ class KeepsLeases(Protocol):
 
     async def confirm(self, lease: Lease, within_s: float) -> None:
         """See :meth:`Lease.confirm`."""
+        ...
+
+    def refused(self, lease: Lease, current: int | None) -> None:
+        """Tell the observers that Postgres refused a write under this lease. From any thread."""
         ...
 
 
@@ -199,6 +216,7 @@ class Lease:
 
     def __init__(self, grant: Grant, *, deadline: float, clock: Clock) -> None:
         self.grant = grant
+        """What was granted: resource, token, holder, ttl."""
         self._deadline = deadline
         self._held_until = math.inf
         self._clock = clock
@@ -301,9 +319,11 @@ class Lease:
         if (reason := self.loss) is not None:
             raise self.lost_error(reason)
         if needed and (left := self.deadline - self._clock.now()) < needed.total_seconds():
+            ttl_s = self.grant.ttl_ms / 1000
+            never = f", which its ttl of {ttl_s:g} s never gives" if needed.total_seconds() >= ttl_s else ""
             raise LeaseLost(
                 f"the lease on {self.resource!r} has {left:.3f} s left"
-                f" and {needed.total_seconds():.3f} s are needed",
+                f" and {needed.total_seconds():.3f} s are needed{never}",
                 resource=self.resource,
                 token=self.token,
                 reason=self._ends_as,
@@ -372,6 +392,8 @@ class Lease:
             refusal: what Postgres said.
         """
         if refusal.resource == self.resource and refusal.presented == self.token:
+            if self._keeper is not None:
+                self._keeper.refused(self, refusal.current)
             self._said = f" ({refusal})"
             self.end(LossReason.FENCED)
 
@@ -407,6 +429,9 @@ class Lease:
 
     def take_token(self, token: Token, seal: str = "") -> None:
         """Take the token on which the fence decided before the lease was handed out, or a later seal."""
+        last = self.grant.seal
+        if seal and last and seal.partition(" ")[0] != last.partition(" ")[0]:
+            note_seals(self.grant.resource, last, seal)
         if token != self.grant.token or seal:
             self.grant = replace(self.grant, token=token, seal=seal or self.grant.seal)
 
@@ -427,6 +452,7 @@ class Lease:
         if not self._released and self._loss is None:
             self._loss = reason
 
-    def mark_released(self) -> None:
-        """Note that the body has ended."""
+    def mark_released(self) -> float:
+        """Note that the body has ended; returns the deadline."""
         self._released = True
+        return min(self._deadline, self._held_until)

@@ -94,9 +94,11 @@ class Found(Enum):
     """Whether a release found the lock held by its grant."""
 
     YES = "yes"
+    """It held it."""
     NO = "no"
     """Certainly not. A release that was sent again cannot tell: it may find its own work done."""
     UNKNOWN = "unknown"
+    """No server has said."""
 
 
 Releasing: TypeAlias = Callable[[], Awaitable[Found]]
@@ -158,7 +160,9 @@ class Locks(Protocol):
         """
         ...
 
-    def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
+    def release(
+        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0
+    ) -> Releasing:
         """Remove the grant from every node: lock, reservation, queue. The command is sent when this returns.
 
         Needs no await, so that a cancelled task leaves nothing behind (S8).
@@ -168,6 +172,7 @@ class Locks(Protocol):
             grant: the grant to remove.
             lost: whether its lease ended under the body, so that a lock delay begins now.
             seal: the seal for the nodes to remember.
+            at_least_ms: how long after its grant the resource opens at the earliest, in milliseconds.
         """
         ...
 

@@ -18,16 +18,28 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from lockguard._lease import Resource, parse_resource
-from lockguard.errors import ConfigurationError
+from lockguard.errors import ConfigurationError, LockguardError
 from lockguard.text import kind_of
 
-__all__ = ["Key", "KeyText", "argument_text", "called", "compile_key"]
+__all__ = [
+    "Key",
+    "KeyText",
+    "ResourceKey",
+    "argument_text",
+    "called",
+    "compile_key",
+    "keyed",
+    "require_resource_key",
+]
 
 KeyText: TypeAlias = str | int | UUID | Enum
 """Types with a single text: str, int but not bool, UUID, and an Enum whose value is one of these."""
 
 Key: TypeAlias = str | Callable[..., KeyText]
 """A format template over a function's parameters, or a function of the same arguments."""
+
+ResourceKey: TypeAlias = Callable[[str], str]
+"""Gives the one name of what several names mean, such as ``lockguard_ccxt.resource_keys()`` makes."""
 
 _ACCEPTED = "a str, an int, a UUID, or an Enum of these"
 _ENUMS_MAX = 4
@@ -190,3 +202,51 @@ def _require_fit(key: Callable[..., Any], taken: inspect.Signature, name: str) -
             f"the key of {name}{taken} gets what the function gets, but it takes {gets} ({exc});"
             f" write key=lambda {', '.join([p.name for p in positional] + [f'{k}' for k in keywords])}: ..."
         ) from None
+
+
+def require_resource_key(resource_key: object) -> None:
+    """Check that it can be called with a name, now and not in the middle of a trade.
+
+    Raises:
+        ConfigurationError: it cannot, or would have to be awaited.
+    """
+    if resource_key is None:
+        return
+    if not callable(resource_key) or isinstance(resource_key, type):
+        raise ConfigurationError(
+            f"resource_key= is {kind_of(resource_key)}; give a function from a name to the one name of what"
+            " it means, such as lockguard_ccxt.resource_keys(exchange)"
+        )
+    if inspect.iscoroutinefunction(resource_key):
+        raise ConfigurationError(
+            f"resource_key= is {called(resource_key)}, an 'async def' function; load what it needs before,"
+            " and give a plain function"
+        )
+
+
+def keyed(name: str, resource_key: ResourceKey) -> Resource:
+    """The one name of what ``name`` means.
+
+    Raises:
+        ConfigurationError: the function refused the name or failed, gave something that is no name, or gives
+            another name for the name that it gave: a lease's own name would then mean another lock.
+    """
+    once = _applied(resource_key, parse_resource(name))
+    if (again := _applied(resource_key, once)) != once:
+        raise ConfigurationError(
+            f"resource_key= gave {once!r} for {name!r}, and {again!r} for {once!r}; have it leave the names"
+            " alone that it gives"
+        )
+    return once
+
+
+def _applied(resource_key: ResourceKey, name: Resource) -> Resource:
+    try:
+        found = resource_key(name)
+    except LockguardError:
+        raise
+    except Exception as exc:
+        raise ConfigurationError(
+            f"resource_key= failed for {name!r}: {type(exc).__name__}; nothing is locked under a guessed name"
+        ) from exc
+    return parse_resource(found)

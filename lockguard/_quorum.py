@@ -5,7 +5,7 @@ Nothing here waits, reads a clock or sends.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -23,6 +23,7 @@ from lockguard.ports import (
     NotExecuted,
     NoVote,
     Quarantined,
+    Waiter,
 )
 
 if TYPE_CHECKING:
@@ -127,18 +128,49 @@ def found(vote: Done | NoVote | None) -> bool | None:
 def prevailing(seen: Sequence[Inspection], *, nodes: int) -> Inspection:
     """Combine the answers of ``nodes`` nodes: a grant that a majority shows, or may show, holds the lock.
 
-    A grant that only a minority shows does not: a release returns before it has reached every node.
+    A grant that only a minority shows does not: a release returns before it has reached every node. A free
+    resource opens when a majority of the nodes is open; a node that did not answer opens none.
     """
+    opening = sorted(inspection.closed_ms for inspection in seen)
     holding = Counter(inspection.grant for inspection in seen if inspection.held)
     for grant, count in holding.most_common(1):
         if may_be_most(count, answers=len(seen), nodes=nodes):
             shown = [inspection for inspection in seen if inspection.grant == grant]
             tokens = Counter(inspection.token for inspection in shown)
-            return max(shown, key=lambda inspection: (tokens[inspection.token], inspection.token))
+            best = max(shown, key=lambda seen: (tokens[seen.token], seen.token, seen.remaining_ms))
+            wanted = best.wanted or max(inspection.wanted for inspection in shown)
+            return replace(best, wanted=wanted, waiters=_waiting(seen, nodes=nodes))
     last = max(seen, key=lambda inspection: (not inspection.held, inspection.token))
     return replace(
-        last, held=False, grant="", holder="", operation="", age_ms=0, remaining_ms=0, ttl_ms=0, renewals=0
+        last,
+        held=False,
+        grant="",
+        holder="",
+        operation="",
+        age_ms=0,
+        remaining_ms=0,
+        ttl_ms=0,
+        renewals=0,
+        waiters=_waiting(seen, nodes=nodes),
+        wanted="",
+        closed_ms=opening[min(majority(nodes), len(seen)) - 1],
     )
+
+
+def _waiting(seen: Sequence[Inspection], *, nodes: int) -> tuple[Waiter, ...]:
+    """The waiters that a majority shows, or may show, earliest first: one may not have reached every node."""
+    if len(seen) == 1:
+        return seen[0].waiters
+    places: dict[str, list[Waiter]] = defaultdict(list)
+    for inspection in seen:
+        for waiter in inspection.waiters:
+            places[waiter.grant].append(waiter)
+    most = (
+        max(shown, key=lambda waiter: (bool(waiter.holder), waiter.ticket))
+        for shown in places.values()
+        if may_be_most(len(shown), answers=len(seen), nodes=nodes)
+    )
+    return tuple(sorted(most, key=lambda waiter: waiter.ticket))
 
 
 def thrown_out(broken: Sequence[Broken]) -> Broken:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -31,12 +32,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-from lockguard._clock import Clock
-from lockguard._lease import GrantId, Lease, Resource
+from lockguard._clock import Clock, Timer, timers_of
+from lockguard._lease import RENEWED_AGAIN_AFTER, RENEWED_AT, Grant, GrantId, Lease, Resource, Token
 from lockguard._locks import Locks
 from lockguard._quorum import Extension, Renewal, tally
 from lockguard.errors import ConfigurationError, FenceUnavailable, LossReason
-from lockguard.events import Event, Lost, RenewalUnanswered, Renewed
+from lockguard.events import Event, Lost, RenewalUnanswered, Renewed, StaleWrite
 from lockguard.ports import AnsweringFence, Extended, NoVote
 
 __all__ = ["Keeper", "end_here"]
@@ -46,14 +47,18 @@ _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
 _keepers_lock = threading.Lock()
 
-_FIRST_AT = 1 / 3
-"""The share of the ttl after which a lease is renewed."""
+
+def _forget_the_parents() -> None:
+    """After a fork: what they keep is kept by the parent, and its event loop must not be touched here."""
+    global _keepers_lock  # noqa: PLW0603 - another thread of the parent may have held it
+    _keepers_lock = threading.Lock()
+    _keepers.clear()
+
+
+os.register_at_fork(after_in_child=_forget_the_parents)
 
 _TOGETHER = 1 / 12
 """Leases that would be due within this share of their ttl are renewed along with the first one."""
-
-_RETRY_AT = 1 / 10
-"""The share of the ttl after which a renewal that was not answered is sent again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -110,11 +115,10 @@ class Keeper:
         self._clock = clock
         self._emit = emit
         self._kept: dict[GrantId, _Kept] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers = timers_of(clock)
+        self._timer: Timer | None = None
         self._timer_at = math.inf
         self._loop: asyncio.AbstractEventLoop | None = None
-        with _keepers_lock:
-            _keepers.add(self)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -134,21 +138,24 @@ class Keeper:
         """
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
+            with _keepers_lock:
+                _keepers.add(self)
         grant, now = lease.grant, self._clock.now()
         ttl_s, until = grant.ttl_ms / 1000, now + max_hold_s
         deadline = lease.keep_by(self, until=until)
         # Counted from when the request was sent: behind a slow link half of the ttl may be over.
-        due_at = max(now, min(now, deadline - ttl_s) + ttl_s * _FIRST_AT)
+        due_at = max(now, min(now, deadline - ttl_s) + ttl_s * RENEWED_AT)
         self._kept[grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
         if (first := min(due_at, deadline, until)) < self._timer_at:
             self._look_by(first, now)
         return now
 
-    def drop(self, lease: Lease) -> None:
-        """Stop renewing ``lease``."""
+    def drop(self, lease: Lease) -> bool:
+        """Stop renewing ``lease``; returns whether it was being renewed."""
         kept = self._kept.pop(lease.grant.id, None)
         if kept is not None and kept.changed is not None:
             kept.notify()
+        return kept is not None
 
     def renew_now(self) -> None:
         """Renew all leases now, because a server may have lost its data."""
@@ -196,7 +203,11 @@ class Keeper:
                 raise lease.lost_error(LossReason.UNCONFIRMED)
             if kept.changed is None or kept.changed.done():
                 kept.changed = asyncio.get_running_loop().create_future()
-            await asyncio.wait([kept.changed], timeout=left_s)
+            over = (self._timers or asyncio.get_running_loop()).call_later(left_s, kept.notify)
+            try:
+                await asyncio.wait([kept.changed])
+            finally:
+                over.cancel()
 
     def end(self, grant: GrantId, reason: LossReason) -> None:
         """End the lease of this grant, if it is kept here. May be called from any thread."""
@@ -213,6 +224,17 @@ class Keeper:
         for kept in ended:
             self._lose(kept, reason)
         return [kept.lease for kept in ended]
+
+    def abandon(self) -> list[tuple[Grant, LossReason]]:
+        """Mark every lease as lost whose event loop was closed around it; returns their grants, and why.
+
+        Nothing is sent, and no body is cut: none can run any more.
+        """
+        ended = [(kept.lease, kept.lease.loss or LossReason.ABANDONED) for kept in self._kept.values()]
+        self._kept.clear()
+        for lease, reason in ended:
+            lease.mark_lost(reason)
+        return [(lease.grant, reason) for lease, reason in ended]
 
     def close(self) -> None:
         """Stop renewing all leases."""
@@ -231,7 +253,8 @@ class Keeper:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = at
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._look)
+        timers = self._timers or asyncio.get_running_loop()
+        self._timer = timers.call_later(max(0.0, at - now), self._look)
 
     def _look(self) -> None:
         self._timer, self._timer_at = None, math.inf
@@ -255,11 +278,19 @@ class Keeper:
             if (kept := self._kept.get(lease.grant.id)) is not None:
                 self._lose(kept, reason)
 
+        self._in_own_loop(lose)
+
+    def refused(self, lease: Lease, current: int | None) -> None:
+        """Tell the observers that Postgres refused a write under this lease. From any thread."""
+        stale = StaleWrite(lease.grant, None if current is None else Token(current))
+        self._in_own_loop(partial(self._emit, stale))
+
+    def _in_own_loop(self, call: Callable[[], None]) -> None:
         if self._loop is None or asyncio._get_running_loop() is self._loop:  # it does not raise
-            lose()
+            call()
         else:
             with contextlib.suppress(RuntimeError):  # that loop has ended, and the body with it
-                self._loop.call_soon_threadsafe(lose)
+                self._loop.call_soon_threadsafe(call)
 
     def _lose(self, kept: _Kept, reason: LossReason) -> None:
         if kept.lease.grant.id not in self._kept:
@@ -281,7 +312,7 @@ class Keeper:
     def _ask(self, kept: _Kept, now: float) -> None:
         grant = kept.lease.grant
         kept.sent_at = now
-        kept.due_at = now + grant.ttl_ms / 1000 * _RETRY_AT
+        kept.due_at = now + grant.ttl_ms / 1000 * RENEWED_AGAIN_AFTER
         asked = kept.asked = _Asked(kept, now, self._locks.extend(grant))
         for future in asked.votes:
             # Each vote as it comes: one hung node of several must not hold up what the others have decided.
@@ -319,7 +350,7 @@ class Keeper:
         kept.lease.mark_renewed(extension.deadline, wanted=extension.wanted)
         kept.proven_at = max(kept.proven_at, sent_at)
         # While a later renewal is in flight, the next one waits as a repetition would.
-        kept.due_at = max(sent_at + ttl_s * _FIRST_AT, kept.sent_at + ttl_s * _RETRY_AT)
+        kept.due_at = max(sent_at + ttl_s * RENEWED_AT, kept.sent_at + ttl_s * RENEWED_AGAIN_AFTER)
         self._emit(Renewed(kept.lease.grant))
 
     def _note_unanswered(self, kept: _Kept, asked: _Asked) -> None:

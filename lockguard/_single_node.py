@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockguard._awaiting import AnswerBounds
+from lockguard._clock import timers_of
 from lockguard._locks import ANSWER_MIN_S, Acquisition, Contended, Found, NoQuorum, Won, close_nodes
 from lockguard._quorum import described, found, trusted_s
 from lockguard.errors import NodeError, NodeUnknown
@@ -52,7 +53,7 @@ class SingleNode:
         self.nodes = (node,)
         self._node = node
         self._clock = clock
-        self._bounds = AnswerBounds(ANSWER_S, self._give_up)
+        self._bounds = AnswerBounds(ANSWER_S, self._give_up, timers_of(clock))
 
     @property
     def ready(self) -> bool:
@@ -97,9 +98,14 @@ class SingleNode:
         """Send a renewal; returns the node's one future."""
         return [self._node.extend(grant.resource, grant.id, grant.ttl_ms, seal=grant.seal)]
 
-    def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
+    def release(
+        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0
+    ) -> Releasing:
         """Remove the grant wherever it stands, see :meth:`Locks.release`."""
-        return partial(self._found, self._node.release(resource, grant, lost=lost, seal=seal))
+        # A node of the user's own may have been written before there was an ``at_least``.
+        closing = {"at_least_ms": at_least_ms} if at_least_ms else {}
+        asked = self._node.release(resource, grant, lost=lost, seal=seal, **closing)
+        return partial(self._found, asked)
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
         """Ask the node; returns its one answer."""

@@ -7,9 +7,11 @@ from datetime import timedelta
 from lockguard.errors import ConfigurationError
 
 __all__ = [
+    "AT_LEAST_MAX",
     "TTL_MAX",
     "TTL_MIN",
     "WAIT_MAX",
+    "checked_at_least",
     "checked_ttl",
     "checked_wait",
     "checked_within",
@@ -21,6 +23,8 @@ TTL_MIN = timedelta(milliseconds=100)
 TTL_MAX = timedelta(days=1)
 WAIT_MAX = timedelta(days=1)
 WITHIN_MIN = timedelta(milliseconds=1)
+AT_LEAST_MAX = timedelta(days=7)
+"""As long as Redis remembers anything of a resource that is not used."""
 
 
 def milliseconds(time: timedelta) -> int:
@@ -37,7 +41,7 @@ def checked_ttl(ttl: timedelta, name: str = "ttl") -> timedelta:
     require_timedelta(name, ttl)
     if not TTL_MIN <= ttl <= TTL_MAX:
         raise ConfigurationError(
-            f"{name}={ttl.total_seconds():g} s cannot work: a lease is trusted for its ttl less 1 % and 2 ms"
+            f"{name}={_seconds(ttl)} s cannot work: a lease is trusted for its ttl less 1 % and 2 ms"
             f" of clock drift, and is renewed from a third of it on; use {TTL_MIN.total_seconds():g} s to"
             f" {TTL_MAX.total_seconds():g} s"
         )
@@ -53,9 +57,25 @@ def checked_wait(wait: timedelta, name: str = "wait") -> timedelta:
     require_timedelta(name, wait)
     if not timedelta(0) <= wait <= WAIT_MAX:
         raise ConfigurationError(
-            f"{name}={wait.total_seconds():g} s cannot work; use 0 s to {WAIT_MAX.total_seconds():g} s"
+            f"{name}={_seconds(wait)} s cannot work; use 0 s to {WAIT_MAX.total_seconds():g} s"
         )
     return wait
+
+
+def checked_at_least(at_least: timedelta | None, name: str = "at_least") -> int:
+    """Check for how long a resource stays closed from its grant on; returns milliseconds, 0 for none.
+
+    Raises:
+        ConfigurationError: not a timedelta, or out of range.
+    """
+    if at_least is None:
+        return 0
+    require_timedelta(name, at_least)
+    if not timedelta(0) <= at_least <= AT_LEAST_MAX:
+        raise ConfigurationError(
+            f"{name}={_seconds(at_least)} s cannot work; use 0 s to {AT_LEAST_MAX.days} days"
+        )
+    return milliseconds(at_least)
 
 
 def checked_within(within: timedelta, name: str) -> timedelta:
@@ -64,12 +84,19 @@ def checked_within(within: timedelta, name: str) -> timedelta:
     Raises:
         ConfigurationError: not a timedelta, or out of range.
     """
-    if checked_wait(within, name) < WITHIN_MIN:
+    require_timedelta(name, within)
+    if not WITHIN_MIN <= within <= WAIT_MAX:
+        why = ": nobody answers in no time" if within < WITHIN_MIN else ""
         raise ConfigurationError(
-            f"{name}={within.total_seconds():g} s cannot work: nobody answers in no time;"
+            f"{name}={_seconds(within)} s cannot work{why};"
             f" use {WITHIN_MIN.total_seconds():g} s to {WAIT_MAX.total_seconds():g} s"
         )
     return within
+
+
+def _seconds(time: timedelta) -> str:
+    """``time`` to the microsecond, so that what is just out of range is not shown as its bound."""
+    return f"{time.total_seconds():.12g}"
 
 
 def require_timedelta(name: str, value: object) -> None:

@@ -23,7 +23,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 
-from lockguard._clock import Clock
+from lockguard._clock import Clock, Timers, timers_of
 from lockguard._lease import GrantId, Resource
 from lockguard._locks import Acquisition, Contended, Locks, NoQuorum, Won
 from lockguard.errors import ConfigurationError, QueueFull, QuorumUnavailable, ResourceBusy
@@ -65,18 +65,17 @@ class _Place:
         """Have this caller work out anew how long to rest, without asking."""
         self._signal.set()
 
-    async def rest(self, seconds: float) -> bool:
+    async def rest(self, seconds: float, timers: Timers) -> bool:
         """Rest until woken, nudged or ``seconds`` have passed; returns whether to ask now."""
-        timed_out = False
         if not self._signal.is_set():
+            over = timers.call_later(seconds, self.wake)
             try:
-                async with asyncio.timeout(seconds):
-                    await self._signal.wait()
-            except TimeoutError:
-                timed_out = True
+                await self._signal.wait()
+            finally:
+                over.cancel()
         self._signal.clear()
         # Taken before asking: a wake-up that comes while the request is in flight is kept for the next rest.
-        ask, self.woken = self.woken or timed_out, False
+        ask, self.woken = self.woken, False
         return ask
 
 
@@ -93,6 +92,7 @@ class Queue:
         self._locks = locks
         self._emit = emit
         self._clock = clock
+        self._timers = timers_of(clock)
         self.lines: dict[Resource, dict[GrantId, _Place]] = {}
         """The waiters for each resource, in order; to be read only."""
         self._places: dict[GrantId, _Place] = {}
@@ -164,7 +164,7 @@ class Queue:
             if isinstance(outcome, Won):
                 return outcome
             gives_up = self._hopeless(outcome, request)
-            self._emit(_waited(outcome, request, gave_up=gives_up))
+            self._emit(_waited(outcome, request, gave_up=gives_up, cause=self._cause(outcome)))
             if gives_up:
                 raise _refusal(outcome, request)
             return await self._wait(request, outcome, give_up_at)
@@ -181,7 +181,7 @@ class Queue:
             raise
 
     async def _wait(self, request: AcquireRequest, outcome: Contended | NoQuorum, give_up_at: float) -> Won:
-        retry_s = _RETRY_FIRST_S
+        retry_s, unreachable = _RETRY_FIRST_S, bool(self._cause(outcome))
         with self._place(request) as place:
             self._look_ahead(request, outcome, place)
             while True:
@@ -194,7 +194,8 @@ class Queue:
                 if left_s <= 0:
                     self._emit(_waited(outcome, request, gave_up=True))
                     raise _refusal(outcome, request)
-                if not await place.rest(min(left_s, self._rest_s(request, outcome, retry_s))):
+                rest_s = min(left_s, self._rest_s(request, outcome, retry_s))
+                if not await place.rest(rest_s, self._timers or self._home):
                     continue
                 if self._closed:
                     raise ConfigurationError(f"the guard was closed while it waited for {request.resource!r}")
@@ -204,6 +205,10 @@ class Queue:
                     case Won() as won:
                         return won
                     case again:
+                        cause = self._cause(again)
+                        if cause and not unreachable:  # or nobody would hear of it until the wait is over
+                            self._emit(_waited(again, request, gave_up=False, cause=cause))
+                        unreachable = bool(cause) or (unreachable and isinstance(again, NoQuorum))
                         outcome = again
                         self._look_ahead(request, outcome, place)
 
@@ -213,6 +218,10 @@ class Queue:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(left_s, _CONNECT_MIN_S)):
                 await self._locks.connect()
+
+    def _cause(self, outcome: Contended | NoQuorum) -> str:
+        """What keeps the servers from deciding, if they cannot be reached; a split vote is no such thing."""
+        return _told(outcome) if isinstance(outcome, NoQuorum) and not self._locks.ready else ""
 
     def _rest_s(self, request: AcquireRequest, outcome: Contended | NoQuorum, retry_s: float) -> float:
         if isinstance(outcome, NoQuorum):
@@ -262,22 +271,30 @@ class Queue:
 
 def _refusal(outcome: Contended | NoQuorum, request: AcquireRequest) -> ResourceBusy | QuorumUnavailable:
     if isinstance(outcome, NoQuorum):
-        told = "; ".join(vote if node in vote else f"{node}: {vote}" for node, vote in outcome.votes.items())
         return QuorumUnavailable(
-            f"cannot lock {request.resource!r}: {told}", resource=request.resource, votes=outcome.votes
+            f"cannot lock {request.resource!r}: {_told(outcome)}",
+            resource=request.resource,
+            votes=outcome.votes,
         )
     return _busy_error(outcome.busy, request)
 
 
-def _waited(outcome: Contended | NoQuorum, request: AcquireRequest, *, gave_up: bool) -> Waited:
-    busy = outcome.busy if isinstance(outcome, Contended) else None
-    holder, operation = (busy.holder, busy.operation) if busy else ("", "")
-    return Waited(request.resource, holder, operation, gave_up)
+def _told(outcome: NoQuorum) -> str:
+    return "; ".join(vote if node in vote else f"{node}: {vote}" for node, vote in outcome.votes.items())
+
+
+def _waited(
+    outcome: Contended | NoQuorum, request: AcquireRequest, *, gave_up: bool, cause: str = ""
+) -> Waited:
+    if isinstance(outcome, Contended):
+        busy = outcome.busy
+        return Waited(request.resource, busy.holder, busy.operation, gave_up, request.grant, busy.ahead)
+    return Waited(request.resource, "", "", gave_up, request.grant, cause=cause)
 
 
 def _busy_error(busy: Busy, request: AcquireRequest) -> ResourceBusy:
     age = timedelta(milliseconds=busy.age_ms)
-    who = "not free yet: reserved for a waiter, or kept closed by a lock delay"
+    who = "not free yet: reserved for a waiter, or kept closed by a lock delay or at_least"
     if busy.holder:
         what = f"{busy.operation or 'no operation given'}, token {busy.token}"
         who = f"held by {busy.holder} ({what}) for {age.total_seconds():.3f} s"

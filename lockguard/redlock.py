@@ -95,6 +95,7 @@ class Redlock:
     def __init__(self, nodes: Sequence[LockNode], *, clock: Clock, node_timeout_s: float = 0.2) -> None:
         self._members = Members(nodes)
         self.nodes = self._members.nodes
+        """The nodes, in the order in which they were given."""
         self._clock = clock
         self._quorum = majority(len(self.nodes))
         self._node_timeout_s = node_timeout_s
@@ -226,12 +227,16 @@ class Redlock:
             future.add_done_callback(answered)
         return asked
 
-    def release(self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "") -> Releasing:
+    def release(
+        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0
+    ) -> Releasing:
         """Remove the grant from every node, see :meth:`Locks.release`."""
         self._renewing.pop(grant, None)
         round_: Round[Done | NoVote] = self._rounds.begin(found)
+        # A node of the user's own may have been written before there was an ``at_least``.
+        closing = {"at_least_ms": at_least_ms} if at_least_ms else {}
         for index, node in enumerate(self.nodes):
-            node.release_into(resource, grant, round_.slot(index), lost=lost, seal=seal)
+            node.release_into(resource, grant, round_.slot(index), lost=lost, seal=seal, **closing)
         return partial(self._found, round_)
 
     async def ask_all(self, ask: Callable[[LockNode], Future[T]]) -> list[T | None]:
