@@ -15,6 +15,7 @@ __all__ = [
     "ADMIT",
     "BREAK",
     "EXTEND",
+    "HISTORY",
     "INSPECT",
     "REJOIN",
     "RELEASE",
@@ -54,9 +55,10 @@ ACQUIRE = _load("acquire")
 ADMIT = _load("admit")
 BREAK = _load("break")
 EXTEND = _load("extend")
+HISTORY = _load("history")
 INSPECT = _load("inspect")
 REJOIN = _load("rejoin")
 RELEASE = _load("release")
 SETTLE = _load("settle")
 
-SCRIPTS = (ACQUIRE, ADMIT, BREAK, EXTEND, INSPECT, REJOIN, RELEASE, SETTLE)
+SCRIPTS = (ACQUIRE, ADMIT, BREAK, EXTEND, HISTORY, INSPECT, REJOIN, RELEASE, SETTLE)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import parse_qsl, unquote
 
+from lockguard._nodes.credentials import Credentials
 from lockguard.errors import ConfigurationError
 from lockguard.text import kind_of
 
@@ -54,6 +55,7 @@ class Address:
         password: the user's password; ``None`` for none.
         tls: the TLS context for ``rediss://``; ``None`` without TLS.
         protocol: the RESP version to begin with: 3, or 2 with ``?protocol=2``.
+        credentials: fetches user and password for each log-in; ``None``: they are those above.
     """
 
     host: str
@@ -64,6 +66,7 @@ class Address:
     password: str | None = field(repr=False)
     tls: ssl.SSLContext | None = field(repr=False)
     protocol: int = 3
+    credentials: Credentials | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -71,6 +74,17 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         where = self.path or f"{host}:{self.port}"
         return f"{where}/{self.db}" if self.db else where
+
+    async def with_login(self) -> Address:
+        """This address, with the credentials of the log-in that is about to be made.
+
+        Raises:
+            NodeRefused: they could not be had.
+        """
+        if self.credentials is None:
+            return self
+        user, password = await self.credentials.get(self.name)
+        return replace(self, username=user or self.username, password=password)
 
     @classmethod
     def parse(cls, url: str) -> Address:

@@ -8,18 +8,19 @@ from collections.abc import Iterable
 from lockguard._nodes.address import Address, split_url
 from lockguard._nodes.cluster import ClusterNode, seeds_of
 from lockguard._nodes.member import MemberNode
+from lockguard._nodes.reach import REACH, Reach
 from lockguard._nodes.sentinel import SentinelNode, SentinelUrl
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard.errors import ConfigurationError
 from lockguard.ports import LockNode
 from lockguard.text import kind_of
 
-__all__ = ["node_for_url", "nodes_for_urls"]
+__all__ = ["listed_urls", "node_for_url", "nodes_for_urls"]
 
 _INDEPENDENT = ("redis", "rediss", "unix")
 
 
-def node_for_url(url: str, *, inbox: str, min_replicas: int = 0) -> LockNode:
+def node_for_url(url: str, *, inbox: str, reach: Reach = REACH, min_replicas: int = 0) -> LockNode:
     """The node for one URL: a single server, the master behind Sentinels, or a cluster.
 
     Raises:
@@ -29,15 +30,30 @@ def node_for_url(url: str, *, inbox: str, min_replicas: int = 0) -> LockNode:
     _require_one(url)
     match split_url(url).scheme:
         case "redis+sentinel" | "rediss+sentinel":
-            return SentinelNode(SentinelUrl.parse(url), inbox=inbox, min_replicas=min_replicas)
+            return SentinelNode(
+                SentinelUrl.parse(url).over(reach),
+                inbox=inbox,
+                namespace=reach.namespace,
+                min_replicas=min_replicas,
+            )
         case "redis+cluster" | "rediss+cluster":
             if min_replicas:
                 raise ConfigurationError(
                     f"min_replicas={min_replicas} cannot be had from a cluster; leave it out"
                 )
-            return ClusterNode(seeds_of(url), inbox=inbox)
+            return ClusterNode(
+                [reach.to(seed) for seed in seeds_of(url)],
+                inbox=inbox,
+                namespace=reach.namespace,
+                address_map=reach.address_map,
+            )
         case _:
-            return StandaloneNode(Address.parse(url), inbox=inbox, min_replicas=min_replicas)
+            return StandaloneNode(
+                reach.to(Address.parse(url)),
+                inbox=inbox,
+                namespace=reach.namespace,
+                min_replicas=min_replicas,
+            )
 
 
 def _require_count(name: str, count: object) -> None:
@@ -51,17 +67,15 @@ def _require_one(url: object) -> None:
         raise ConfigurationError("from_url takes one URL; for several write LockGuard.from_urls(urls)")
 
 
-def nodes_for_urls(urls: Iterable[str], *, inbox: str) -> list[LockNode]:
+def nodes_for_urls(urls: Iterable[str], *, inbox: str, reach: Reach = REACH) -> list[LockNode]:
     """The independent nodes for several URLs, or the one node for a single URL.
-
-    Warns if their number is even.
 
     Raises:
         ConfigurationError: a URL is invalid, not of an independent server, or given twice.
     """
-    listed = _listed(urls)
+    listed = listed_urls(urls)
     if len(listed) == 1:
-        return [node_for_url(listed[0], inbox=inbox)]
+        return [node_for_url(listed[0], inbox=inbox, reach=reach)]
     addresses = [_independent(url, f"URL {number} of {len(listed)}") for number, url in enumerate(listed, 1)]
     places = [(address.host.rstrip("."), address.port, address.path) for address in addresses]
     for address, place in zip(addresses, places, strict=True):
@@ -69,16 +83,22 @@ def nodes_for_urls(urls: Iterable[str], *, inbox: str) -> list[LockNode]:
             raise ConfigurationError(
                 f"{address.name} is given twice; a server has one vote: give each server once"
             )
-    if len(listed) % 2 == 0:
-        warnings.warn(
-            f"{len(listed)} nodes survive the loss of no more than {len(listed) - 1} would:"
-            " use an odd number",
-            stacklevel=3,
-        )
-    return [MemberNode(address, inbox=inbox, nodes=len(addresses)) for address in addresses]
+    return [
+        MemberNode(reach.to(address), inbox=inbox, nodes=len(addresses), namespace=reach.namespace)
+        for address in addresses
+    ]
 
 
-def _listed(urls: object) -> list[str]:
+def listed_urls(urls: object, *, warn: bool = False) -> list[str]:
+    """The URLs of several servers as a list.
+
+    Args:
+        urls: any iterable.
+        warn: whether to warn the caller's caller if their number is even.
+
+    Raises:
+        ConfigurationError: it is something else, or empty.
+    """
     # The value is not shown: it is a URL and may contain a password.
     if isinstance(urls, str | bytes):
         raise ConfigurationError("from_urls takes a list; for one URL write LockGuard.from_url(url)")
@@ -87,6 +107,12 @@ def _listed(urls: object) -> list[str]:
     listed = list(urls)
     if not listed:
         raise ConfigurationError("from_urls takes a list of Redis URLs; got an empty one")
+    if warn and len(listed) > 1 and len(listed) % 2 == 0:
+        warnings.warn(
+            f"{len(listed)} nodes survive the loss of no more than {len(listed) - 1} would:"
+            " use an odd number",
+            stacklevel=3,
+        )
     return listed
 
 

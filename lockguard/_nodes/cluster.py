@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -34,10 +34,12 @@ import hiredis
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import GrantId, Resource
+from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address, split_url
+from lockguard._nodes.address_map import AddressMap
 from lockguard._nodes.cluster_map import ClusterMap
 from lockguard._nodes.releases import Endpoint, Releases
-from lockguard._nodes.scripted import NAMESPACE, ScriptedNode, parse_done_again
+from lockguard._nodes.scripted import ScriptedNode, parse_done_again
 from lockguard._nodes.standalone import SAME_AGAIN, Call, StandaloneNode
 from lockguard._nodes.wire import Cut, NotSent
 from lockguard._scripts import ACQUIRE, RELEASE, Script
@@ -85,6 +87,7 @@ class ClusterNode(ScriptedNode):
         seeds: the servers to ask for the map first.
         inbox: this process's wake-up channel.
         namespace: the first part of every key.
+        address_map: where to reach the servers that others announce.
         connect_timeout_s: the time limit for connecting and logging in to one shard.
         reply_timeout_s: how long a shard may leave a reply outstanding, and how long a call may take.
     """
@@ -94,7 +97,8 @@ class ClusterNode(ScriptedNode):
         seeds: Sequence[Address],
         *,
         inbox: str,
-        namespace: str = NAMESPACE,
+        namespace: Namespace = NAMESPACE,
+        address_map: AddressMap | None = None,
         connect_timeout_s: float = 2.0,
         reply_timeout_s: float = 2.0,
     ) -> None:
@@ -103,7 +107,7 @@ class ClusterNode(ScriptedNode):
         self._connect_timeout_s = connect_timeout_s
         self._reply_timeout_s = reply_timeout_s
         self._releases = Releases()
-        self._map = ClusterMap(self._name, seeds, self._new_shard)
+        self._map = ClusterMap(self._name, seeds, self._new_shard, address_map or AddressMap())
         self._map.on_refresh(self._send_releases_on)
         self._waiting: dict[Call, asyncio.TimerHandle] = {}
         self._bounds: dict[Call, asyncio.TimerHandle] = {}
@@ -147,6 +151,35 @@ class ClusterNode(ScriptedNode):
         await asyncio.gather(*(shard.aclose() for shard in self._map.shards.values()))
         for call in list(self._bounds):
             self._tell_nothing(call, "the guard is closed")
+
+    def abandon(self) -> None:
+        """Close the sockets after the event loop was closed around them; send nothing."""
+        self._closed = True
+        for shard in self._map.shards.values():
+            shard.abandon()
+
+    async def masters(self) -> list[StandaloneNode]:
+        """The servers that serve slots, as one of them says now.
+
+        Raises:
+            NodeError: no server returned the map.
+        """
+        return [self._map.shard_at(endpoint) for endpoint in await self._map.owners()]
+
+    async def names(self, prefix: str) -> AsyncIterator[list[Resource]]:
+        """The resources in use on all shards, see :meth:`lockguard.ports.ReadableNode.names`.
+
+        Shards that began to serve a slot meanwhile are read too. What moved from a shard before it was read
+        to one that had been read already may be missing.
+        """
+        read: set[Endpoint] = set()
+        while unread := await self._map.owners() - read:
+            for endpoint in unread:
+                shard = self._map.shard_at(endpoint)
+                await shard.connect()
+                async for names in shard.names(prefix):
+                    yield names
+            read |= unread
 
     def _run(
         self,
@@ -255,7 +288,8 @@ class ClusterNode(ScriptedNode):
         if now - call.began_at > _RELEASED_FOR_S:
             return False
         call.tries += 1
-        call.fault = str(fault)
+        # The server is named: behind a NAT it is one that nobody wrote into a URL.
+        call.fault = f"{call.node.name}: {fault}" if isinstance(fault, Cut | NotSent) else str(fault)
         if call.future.done():
             after_s = _BACKOFF_S
         elif call not in self._bounds:

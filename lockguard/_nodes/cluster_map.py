@@ -18,6 +18,7 @@ from typing import Any
 from redis.crc import key_slot
 
 from lockguard._nodes.address import Address
+from lockguard._nodes.address_map import AddressMap
 from lockguard._nodes.dial import first_of
 from lockguard._nodes.releases import Endpoint
 from lockguard._nodes.standalone import StandaloneNode
@@ -38,10 +39,15 @@ class ClusterMap:
         name: the cluster's name for messages.
         seeds: the servers to ask first.
         new_shard: creates the node of one server.
+        address_map: where to reach the servers that others announce.
     """
 
     def __init__(
-        self, name: str, seeds: Sequence[Address], new_shard: Callable[[Address], StandaloneNode]
+        self,
+        name: str,
+        seeds: Sequence[Address],
+        new_shard: Callable[[Address], StandaloneNode],
+        address_map: AddressMap,
     ) -> None:
         self.shards: dict[Endpoint, StandaloneNode] = {}
         self.known = False
@@ -51,6 +57,7 @@ class ClusterMap:
         self._name = name
         self._seeds = tuple(seeds)
         self._new_shard = new_shard
+        self._reached_at = address_map
         self._slots: list[Endpoint | None] = [None] * _SLOTS
         self._reading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -88,12 +95,12 @@ class ClusterMap:
         self.refresh_soon()
 
     def endpoint_in(self, text: str, *, by: StandaloneNode) -> Endpoint | None:
-        """The server that a redirection names; ``None`` if the redirecting server does not know its name."""
+        """Where to reach the server that a redirection names; ``None`` if it names none."""
         host, _, port = text.rpartition(":")
         if host == "?":
             return None
         # An empty host means the host of the server that was asked: it does not know its own address.
-        return host or by.address.host, int(port)
+        return self._reached_at(host or by.address.host, int(port))
 
     async def connect(self) -> None:
         """Read the map and connect to its shards; an unreachable shard is tried again later.
@@ -106,13 +113,27 @@ class ClusterMap:
             return
         if self._reading is None or self._reading.done():
             self._reading = self._own(self._read_first())
-        await asyncio.shield(self._reading)
+        reading = self._reading  # this one: another caller may begin the next before this one goes on
+        await asyncio.wait([reading])  # see Connection.connect
+        if reading.cancelled():
+            raise NodeRefused(f"{self._name} was closed while its map was read", node=self._name)
+        reading.result()
 
     async def aclose(self) -> None:
         """Stop reading the map. The shards are not closed; the cluster node does that."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def owners(self) -> set[Endpoint]:
+        """The servers that serve slots, as one of them says now.
+
+        Raises:
+            NodeError: no server returned the map.
+            ConfigurationError: a server refused the log-in, or is not part of a cluster.
+        """
+        await first_of(self._to_ask(), self._read)
+        return {endpoint for endpoint in self._slots if endpoint is not None}
 
     def refresh_soon(self) -> None:
         """Read the map again in the background, unless that is in progress or was done just now."""
@@ -138,13 +159,15 @@ class ClusterMap:
                 raise fault
         self.known, self.unreached = True, ""
 
-    async def _refresh(self) -> None:
+    def _to_ask(self) -> list[StandaloneNode]:
         ready = [shard for shard in self.shards.values() if shard.ready]
         random.shuffle(ready)
         # The seeds too, after the known servers, which may hang or may all be gone.
-        asked = [*ready, *(shard for seed in self._seeds if (shard := self._shard_of(seed)) not in ready)]
+        return [*ready, *(shard for seed in self._seeds if (shard := self._shard_of(seed)) not in ready)]
+
+    async def _refresh(self) -> None:
         try:
-            await first_of(asked, self._read)
+            await first_of(self._to_ask(), self._read)
         except (NodeError, ConfigurationError):
             pass
         else:
@@ -166,7 +189,7 @@ class ClusterMap:
         if isinstance(reply, Exception) or not reply:
             raise NodeRefused(f"{shard.name} told no map of its cluster: {reply}", node=shard.name)
         for first, last, owner, *_ in reply:
-            endpoint = _host_of(owner) or shard.address.host, owner[1]
+            endpoint = self._reached_at(_host_of(owner) or shard.address.host, owner[1])
             self.shard_at(endpoint)
             self._slots[first : last + 1] = [endpoint] * (last + 1 - first)
 

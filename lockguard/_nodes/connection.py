@@ -22,6 +22,7 @@ import contextlib
 import random
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from lockguard._nodes.address import Address
@@ -36,12 +37,18 @@ __all__ = ["AS_WITHOUT_CERTIFICATE", "Connection"]
 AS_WITHOUT_CERTIFICATE = "as from a server that asks for a certificate (?ssl_certfile=FILE&ssl_keyfile=FILE)"
 
 _BACKOFF_FIRST_S = 0.05
+"""The first pause between attempts to reconnect, before jitter of up to a half; each is twice the last."""
+
+_FAILURES_COUNTED = 10
+"""After so many the pause grows no more."""
 
 _LAST_TURNS_S = 0.01
 """An event loop that is ending has ended after this time."""
 
 _NOT_YET = "not connected yet"
 _AS_WITHOUT_TLS = "as from a port that speaks none: write redis:// for that"
+_NO_TLS_YET = f"no answer to TLS yet, {_AS_WITHOUT_TLS}"
+_NO_CREDENTIALS_YET = "credentials= has given none yet"
 _RESP3 = 3
 
 _DOUBT_S = 0.25
@@ -114,6 +121,8 @@ class Connection:
         self._opening: list[Wire] = []
         self._resolver = Resolver()
         self._doubt_s = _DOUBT_S
+        self._failures = 0
+        self._rests_until = 0.0
         self._cause = _NOT_YET
         self._closed = False
 
@@ -138,8 +147,16 @@ class Connection:
             return
         if self._closed:
             raise NodeRefused(f"the connection to {self.address.name} is closed", node=self.address.name)
-        # Shielded: the cancellation of one caller must not end an attempt that others wait for.
-        await asyncio.shield(self._begin())
+        # Waited for only: the cancellation of one caller must not end an attempt that others wait for, and a
+        # close, which cancels the attempt, must not look to them as if they had been cancelled.
+        attempt = self._begin_for_caller()
+        await asyncio.wait([attempt])
+        if not attempt.cancelled():
+            attempt.result()
+        elif not self.ready:
+            raise NodeRefused(
+                f"the connection to {self.address.name} was closed while it was made", node=self.address.name
+            )
 
     def send(self, on_reply: OnReply, *command: str | bytes | int, lone: bool = False) -> None:
         """See :meth:`Wire.send`; without a connection ``on_reply`` gets :class:`NotSent` at once."""
@@ -199,14 +216,39 @@ class Connection:
             if self._listener is not None:
                 await self._listener.gone.wait()
 
+    def abandon(self) -> None:
+        """Close the sockets after the event loop was closed around them."""
+        self._closed = True
+        self._hang_up("its event loop was closed", self._wire, self._listener, *self._opening)
+
+    def _begin_for_caller(self) -> asyncio.Task[None]:
+        """The attempt that is under way, or a new one.
+
+        Where each attempt fetches credentials, a thousand callers in turn would call their source, and have
+        the server refuse its answer, as often as they can. So soon after a failure they share that.
+        """
+        last = self._attempt
+        if last is None or not self._failures or self.address.credentials is None:
+            return self._begin()
+        return last if asyncio.get_running_loop().time() < self._rests_until else self._begin()
+
     def _begin(self) -> asyncio.Task[None]:
         if self._attempt is None or self._attempt.done():
             self._attempt = asyncio.create_task(
                 self._connect_once(), name=f"lockguard-connect-{self.address.name}"
             )
-            # Retrieve the exception, since no caller may be waiting for the task.
-            self._attempt.add_done_callback(lambda attempt: attempt.cancelled() or attempt.exception())
+            self._attempt.add_done_callback(self._attempted)
         return self._attempt
+
+    def _attempted(self, attempt: asyncio.Task[None]) -> None:
+        # Retrieves the exception, since no caller may be waiting for the task.
+        if attempt.cancelled() or attempt.exception() is None:
+            self._failures = 0
+            return
+        # Never longer than the shortest pause of a reconnect, which is not to be kept waiting here.
+        pause_s = min(_BACKOFF_FIRST_S * 2**self._failures, self._backoff_max_s) / 2
+        self._failures = min(self._failures + 1, _FAILURES_COUNTED)
+        self._rests_until = attempt.get_loop().time() + pause_s
 
     def _doubted(self, wire: Wire) -> None:
         if wire is self._wire and not self._closed:
@@ -222,12 +264,14 @@ class Connection:
 
     async def _connect_once(self) -> None:
         opened = self._opening = []
-        if self.address.tls is not None and not self.connected_before and self._cause == _NOT_YET:
-            # The cause given to callers whose own deadline passes before this attempt ends.
-            self._cause = f"no answer to TLS yet, {_AS_WITHOUT_TLS}"
         try:
+            # Before the time for connecting begins: what fetches credentials has a time of its own.
+            if self.address.credentials is not None:
+                self._wait_for(_NO_CREDENTIALS_YET)
+            logged_in = await self.address.with_login()
+            self._wait_for(_NOT_YET if self.address.tls is None else _NO_TLS_YET)
             async with asyncio.timeout(self._connect_timeout_s):
-                wire, listener = await self._open_all(opened)
+                wire, listener = await self._open_all(opened, logged_in)
         except (OSError, TimeoutError) as exc:
             self._hang_up("not connected", *opened)
             self._cause = self._cause_of(exc)
@@ -248,6 +292,11 @@ class Connection:
         again, self.connected_before = self.connected_before, True
         self._on_connect(again=again)
 
+    def _wait_for(self, cause: str) -> None:
+        """Note what callers are told whose own deadline passes before the first attempt ends."""
+        if not self.connected_before and self._cause in (_NOT_YET, _NO_CREDENTIALS_YET):
+            self._cause = cause
+
     def _cause_of(self, exc: Exception) -> str:
         if isinstance(exc, ssl.SSLCertVerificationError):
             return f"{exc}: give the authority that signed its certificate as ?ssl_ca_certs=FILE"
@@ -260,11 +309,17 @@ class Connection:
             return f"nobody told the address of {self.address.host!r} within {self._connect_timeout_s:g} s"
         return str(exc) or f"no answer within {self._connect_timeout_s:g} s"
 
-    async def _open_all(self, opened: list[Wire]) -> tuple[Wire, Wire | None]:
-        """Open one wire, and with RESP2, which cannot mix messages and replies, a second one to listen."""
+    async def _open_all(self, opened: list[Wire], logged_in: Address) -> tuple[Wire, Wire | None]:
+        """Open one wire, and with RESP2, which cannot mix messages and replies, a second one to listen.
+
+        Args:
+            opened: gets each wire.
+            logged_in: has the credentials; its server is the last known one.
+        """
         if self._locate is not None:
             self.address = await self._locate()
-        log_in = LogIn(self.address, self._inbox)
+        to = replace(self.address, username=logged_in.username, password=logged_in.password)
+        log_in = LogIn(to, self._inbox)
         wire = await self._open(opened)
         protocol = await log_in.authenticate(wire)
         await self._on_login(wire)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["Resolver", "first_of", "keep_alive"]
+__all__ = ["Resolver", "close_abandoned", "first_of", "keep_alive"]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -146,3 +146,17 @@ def keep_alive(transport: asyncio.BaseTransport) -> None:
         ):
             if option is not None:
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def close_abandoned(transport: asyncio.BaseTransport | None) -> None:
+    """Close the socket of a transport whose event loop was closed around it.
+
+    Its own ``abort()`` needs the loop: without this, the socket would stay open until the transport is
+    collected, with a warning. uvloop has closed it with the loop.
+    """
+    # Private names, of asyncio's transports in Python 3.11 to 3.13. There is no public way.
+    inner: Any = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
+    if getattr(inner, "_sock", None) is not None and hasattr(inner, "_call_connection_lost"):
+        inner._closing = True  # or a stream over it would warn
+        with contextlib.suppress(RuntimeError):  # what it would schedule; the socket is closed all the same
+            inner._call_connection_lost(None)

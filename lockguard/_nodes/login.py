@@ -142,7 +142,7 @@ class LogIn:
         """Return if ``reply`` is not an error.
 
         Raises:
-            NodeRefused: the server is not ready.
+            NodeRefused: the server is not ready, or refused credentials that are fetched anew.
             ConfigurationError: the server refused the log-in.
         """
         if not isinstance(reply, Exception):
@@ -150,9 +150,20 @@ class LogIn:
         text, name = str(reply), self.address.name
         if text.startswith(_NOT_READY):
             raise NodeRefused(f"Redis at {name} is not ready: {text}", node=name)
+        if text.startswith("WRONGPASS") and self.address.credentials is not None:
+            # They may have been changed since they were fetched, and are fetched anew for the next attempt.
+            raise NodeRefused(
+                f"Redis at {name} refused what credentials= gave: {text}; it is asked again each time",
+                node=name,
+            )
         remedy = "check the user, the password and the database number in the URL"
         if text.startswith("NOPERM"):
-            remedy = "give its ACL user the commands and the channel that the documentation lists"
+            remedy = "give its ACL user the commands that the documentation lists"
+            if self.inbox:  # the user of another namespace is the usual case
+                namespace = self.inbox.partition(":inbox:")[0]
+                remedy += (
+                    f", and the channel {namespace}:inbox:*; or name the namespace that it has rights to"
+                )
         raise ConfigurationError(f"Redis at {name} refused the log-in: {text}; {remedy}")
 
 

@@ -7,9 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from lockguard._lease import Grant, GrantId, Resource
+from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address
 from lockguard._nodes.login import ServerFacts
-from lockguard._nodes.scripted import NAMESPACE, keys_of, parse_acquired, parse_done, parse_membership
+from lockguard._nodes.scripted import (
+    closing_of,
+    keys_of,
+    parse_acquired,
+    parse_done,
+    parse_membership,
+)
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard._scripts import ACQUIRE, ADMIT, REJOIN, RELEASE
 from lockguard.ports import AcquireRequest, AcquireVote, Answer, Done, Membership, NoVote, Quarantined
@@ -37,7 +44,7 @@ class MemberNode(StandaloneNode):
         *,
         inbox: str,
         nodes: int,
-        namespace: str = NAMESPACE,
+        namespace: Namespace = NAMESPACE,
         connect_timeout_s: float = 2.0,
         reply_timeout_s: float = 2.0,
     ) -> None:
@@ -48,6 +55,7 @@ class MemberNode(StandaloneNode):
             connect_timeout_s=connect_timeout_s,
             reply_timeout_s=reply_timeout_s,
         )
+        self._alone = False
         self._nodes = nodes
         self._member = f"{namespace}:member"
         self._identified: ServerFacts | None = None
@@ -81,7 +89,7 @@ class MemberNode(StandaloneNode):
             request.operation,
             self._inbox if request.queue else "",
             request.ticket,
-            request.lock_delay_ms,
+            closing_of(request),
             request.history,
             proposal,
             self._facts.run_id,
@@ -91,11 +99,20 @@ class MemberNode(StandaloneNode):
         self.run(ACQUIRE, self._acquired, keys, *args, lone=True, answer=answer)
 
     def release_into(
-        self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
+        self,
+        resource: Resource,
+        grant: GrantId,
+        answer: Answer,
+        *,
+        lost: bool = False,
+        seal: str = "",
+        at_least_ms: int = 0,
     ) -> None:
         """Run release.lua for ``answer``."""
         keys = keys_of(self._namespace, resource).release
-        args = (grant, self._inbox, int(lost), seal)
+        args: tuple[str | int, ...] = (grant, self._inbox, int(lost), seal)
+        if at_least_ms:
+            args = (*args, at_least_ms)
         self.run(RELEASE, parse_done, keys, *args, lone=True, answer=answer)
 
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:

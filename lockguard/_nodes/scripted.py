@@ -10,7 +10,8 @@ from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from lockguard._lease import GrantId, Resource, Token
-from lockguard._scripts import ACQUIRE, BREAK, EXTEND, INSPECT, RELEASE, SETTLE, Script
+from lockguard._namespace import Namespace
+from lockguard._scripts import ACQUIRE, BREAK, EXTEND, HISTORY, INSPECT, RELEASE, SETTLE, Script
 from lockguard.ports import (
     AcquireRequest,
     AcquireVote,
@@ -28,9 +29,10 @@ from lockguard.ports import (
 from lockguard.text import decoded, printable
 
 __all__ = [
-    "NAMESPACE",
     "ScriptedNode",
+    "closing_of",
     "keys_of",
+    "not_connected",
     "parse_acquired",
     "parse_done",
     "parse_done_again",
@@ -40,10 +42,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-NAMESPACE = "lockguard"
-"""The first part of every key."""
-
 _WAITERS_SHOWN_MAX = 1000
+_NO_GRANT = "none"
 
 
 class ScriptedNode(ABC):
@@ -54,7 +54,7 @@ class ScriptedNode(ABC):
         namespace: the first part of every key.
     """
 
-    def __init__(self, *, inbox: str, namespace: str) -> None:
+    def __init__(self, *, inbox: str, namespace: Namespace) -> None:
         self._namespace = namespace
         self._inbox = inbox
         self._wake: Callable[[GrantId | None], None] = lambda _: None
@@ -86,6 +86,10 @@ class ScriptedNode(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Send what is queued, then close the connections."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Close the sockets after the event loop was closed around them; send nothing."""
 
     @abstractmethod
     def _run(
@@ -121,7 +125,7 @@ class ScriptedNode(ABC):
             request.operation,
             self._inbox_of(request.resource) if request.queue else "",
             request.ticket,
-            request.lock_delay_ms,
+            closing_of(request),
             request.history,
             lone=True,
         )
@@ -139,7 +143,7 @@ class ScriptedNode(ABC):
         return self._run(EXTEND, parse_extended, keys, grant, ttl_ms, seal)
 
     def release(
-        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = ""
+        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0
     ) -> asyncio.Future[Done | NoVote]:
         """Run release.lua.
 
@@ -147,29 +151,49 @@ class ScriptedNode(ABC):
         task learns that the calling task has ended: the loop cannot be stopped in between.
         """
         keys = keys_of(self._namespace, resource).release
-        args = (grant, self._inbox_of(resource), int(lost), seal)
-        return self._run(RELEASE, parse_done, keys, *args, lone=True)
+        inbox = self._inbox_of(resource)
+        if at_least_ms:
+            args = (grant, inbox, int(lost), seal, at_least_ms)
+            return self._run(RELEASE, parse_done, keys, *args, lone=True)
+        return self._run(RELEASE, parse_done, keys, grant, inbox, int(lost), seal, lone=True)
 
-    def break_(self, resource: Resource, *, reason: str, token: Token) -> asyncio.Future[Broken | NoVote]:
+    def break_(
+        self, resource: Resource, *, reason: str, token: Token, grant: str | None = None
+    ) -> asyncio.Future[Broken | NoVote]:
         """Run break.lua to end the lease by force."""
-        return self._break(parse_broken, resource, "force", reason, token)
+        return self._break(parse_broken, resource, "force", reason, token, _expected(grant))
 
-    def request_handover(self, resource: Resource, *, reason: str) -> asyncio.Future[Done | NoVote]:
+    def request_handover(
+        self, resource: Resource, *, reason: str, grant: str | None = None
+    ) -> asyncio.Future[Done | NoVote]:
         """Run break.lua to ask the holder for a hand-over."""
-        return self._break(lambda reply: Done(found=bool(reply[0])), resource, "ask", reason, 0)
+        return self._break(parse_asked, resource, "ask", reason, 0, _expected(grant))
 
     def inspect(self, resource: Resource) -> asyncio.Future[Inspection | NoVote]:
         """Run inspect.lua."""
         keys = keys_of(self._namespace, resource).inspect
         return self._run(INSPECT, lambda reply: parse_inspected(resource, reply), keys, _WAITERS_SHOWN_MAX)
 
+    def history(self, resource: Resource, limit: int) -> asyncio.Future[tuple[str, ...] | NoVote]:
+        """Run history.lua."""
+        return self._run(HISTORY, parse_lines, keys_of(self._namespace, resource).history, limit)
+
     def _inbox_of(self, resource: Resource) -> str:  # noqa: ARG002 - one channel per process by default
         return self._inbox
 
     def _break(
-        self, decode: Callable[[Any], T], resource: Resource, how: str, reason: str, token: int
+        self, decode: Callable[[Any], T], resource: Resource, how: str, reason: str, token: int, grant: str
     ) -> asyncio.Future[T | NoVote]:
-        return self._run(BREAK, decode, keys_of(self._namespace, resource).break_, how, reason, token)
+        return self._run(BREAK, decode, keys_of(self._namespace, resource).break_, how, reason, token, grant)
+
+
+def _expected(grant: str | None) -> str:
+    return "" if grant is None else grant or _NO_GRANT
+
+
+def not_connected(name: str, fault: Exception) -> str:
+    """That a server is not connected, and what to do, in one line."""
+    return f"Redis at {name} is not connected ({fault}); check the URL and that the server runs"
 
 
 def reason_of(script: Script, keys: tuple[str, ...], fault: Exception) -> str:
@@ -195,24 +219,33 @@ class Keys:
     break_: tuple[str, ...]
     inspect: tuple[str, ...]
     rejoin: tuple[str, ...]
+    history: tuple[str, ...]
 
 
 @lru_cache(maxsize=4096)
-def keys_of(namespace: str, resource: Resource) -> Keys:
+def keys_of(namespace: Namespace, resource: Resource) -> Keys:
     """The keys of a resource; they share a hash tag, so they are in one slot of a cluster."""
     lock = f"{namespace}:{{{resource}}}"
     floor, queue, inboxes = f"{lock}:token", f"{lock}:queue", f"{lock}:inboxes"
     following, tenure, history = f"{lock}:next", f"{lock}:tenure", f"{lock}:history"
-    seal = f"{lock}:seal"
+    seal, waiting = f"{lock}:seal", f"{lock}:waiting"
     return Keys(
-        acquire=(lock, floor, queue, inboxes, following, tenure, history, seal),
+        acquire=(lock, floor, queue, inboxes, following, tenure, history, seal, waiting),
         settle=(lock, floor),
         extend=(lock, tenure, seal),
-        release=(lock, queue, inboxes, following, tenure, history, seal),
-        break_=(lock, floor, tenure, history, queue, inboxes, following),
-        inspect=(lock, floor, queue, inboxes),
+        release=(lock, queue, inboxes, following, tenure, history, seal, waiting),
+        break_=(lock, floor, tenure, history, queue, inboxes, following, waiting),
+        inspect=(lock, floor, queue, inboxes, tenure, waiting),
         rejoin=(lock, floor, history),
+        history=(lock, history),
     )
+
+
+def closing_of(request: AcquireRequest) -> str | int:
+    """ARGV[7] of acquire.lua: how long the resource is to stay closed."""
+    if request.at_least_ms:
+        return f"{request.lock_delay_ms} {request.at_least_ms}"
+    return request.lock_delay_ms
 
 
 # What each script's reply means.
@@ -258,18 +291,25 @@ def parse_extended(reply: int) -> Extended:
     return Extended(held=reply != 0, wanted=reply == 2)
 
 
-def parse_broken(reply: list[bytes]) -> Broken:
+def parse_asked(reply: list[Any]) -> Done:
+    """Decode a reply of break.lua to a request for a hand-over."""
+    return Done(found=bool(reply[0]) and not reply[3])
+
+
+def parse_broken(reply: list[Any]) -> Broken:
     """Decode a reply of break.lua."""
-    return Broken(decoded(reply[0]), decoded(reply[1]), Token(int(reply[2])))
+    return Broken(decoded(reply[0]), decoded(reply[1]), Token(int(reply[2])), kept=bool(reply[3]))
 
 
 def parse_inspected(resource: Resource, reply: list[Any]) -> Inspection:
     """Decode a reply of inspect.lua."""
-    grant, token, holder, operation, age_ms, remaining_ms, ttl_ms, renewals, flat = reply
+    grant, token, holder, operation, age_ms, remaining_ms, ttl_ms, renewals, flat, *others = reply
+    closed_ms, wanted, now_ms = others
     waiters = []
-    for member, ticket, silent_ms in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+    for member, ticket, silent_ms, who, waiting_ms in zip(*(flat[at::5] for at in range(5)), strict=True):
         waiting, _, inbox = decoded(member).partition(" ")
-        waiters.append(Waiter(waiting, inbox, int(ticket), silent_ms))
+        waiter, _, purpose = decoded(who).partition(" ")
+        waiters.append(Waiter(waiting, inbox, int(ticket), silent_ms, waiter, purpose, waiting_ms))
     return Inspection(
         resource=resource,
         held=bool(grant),
@@ -282,7 +322,15 @@ def parse_inspected(resource: Resource, reply: list[Any]) -> Inspection:
         ttl_ms=ttl_ms,
         renewals=renewals,
         waiters=tuple(waiters),
+        closed_ms=closed_ms,
+        wanted=decoded(wanted),
+        server_ms=now_ms,
     )
+
+
+def parse_lines(reply: list[bytes]) -> tuple[str, ...]:
+    """Decode a reply of history.lua."""
+    return tuple(decoded(line) for line in reply)
 
 
 def parse_membership(reply: list[int]) -> Membership:

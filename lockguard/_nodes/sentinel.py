@@ -23,11 +23,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address, split_url
+from lockguard._nodes.address_map import AddressMap
 from lockguard._nodes.connection import AS_WITHOUT_CERTIFICATE
-from lockguard._nodes.dial import Resolver
+from lockguard._nodes.dial import Resolver, close_abandoned
+from lockguard._nodes.reach import Reach
 from lockguard._nodes.releases import Endpoint, Releases
-from lockguard._nodes.scripted import NAMESPACE
 from lockguard._nodes.standalone import Call, StandaloneNode
 from lockguard._nodes.wire import Reply
 from lockguard._scripts import RELEASE
@@ -69,11 +71,13 @@ class SentinelUrl:
         sentinels: how to reach each Sentinel.
         service: the name by which the Sentinels know the master.
         master: how to log in to the master; its host and port are discovered.
+        address_map: where to reach the masters that the Sentinels announce.
     """
 
     sentinels: tuple[SentinelEndpoint, ...]
     service: str
     master: Address
+    address_map: AddressMap = field(default_factory=AddressMap)
 
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
@@ -108,6 +112,14 @@ class SentinelUrl:
         master = Address.parse(f"{scheme}://{credentials}{at}{quote(path[0], safe='')}/{db}?{query}")
         return cls(tuple(sentinels), path[0], master)
 
+    def over(self, reach: Reach) -> SentinelUrl:
+        """The same, with credentials for the master that are fetched anew, and its addresses mapped.
+
+        Raises:
+            ConfigurationError: the URL has a password and credentials are fetched.
+        """
+        return replace(self, master=reach.to(self.master), address_map=reach.address_map)
+
 
 class SentinelNode(StandaloneNode):
     """Keeps locks in the master of one service.
@@ -126,7 +138,7 @@ class SentinelNode(StandaloneNode):
         url: SentinelUrl,
         *,
         inbox: str,
-        namespace: str = NAMESPACE,
+        namespace: Namespace = NAMESPACE,
         connect_timeout_s: float = 1.0,
         reply_timeout_s: float = 2.0,
         min_replicas: int = 0,
@@ -174,6 +186,12 @@ class SentinelNode(StandaloneNode):
         await super().aclose()
         for sentinel in self._sentinels:
             await sentinel.aclose()
+
+    def abandon(self) -> None:
+        """Close the sockets after the event loop was closed around them; send nothing."""
+        super().abandon()
+        for sentinel in self._sentinels:
+            sentinel.abandon()
 
     def answered(self, call: Call, reply: Reply) -> None:
         """Turn the reply to a call into its vote; remember a release until no failover can have lost it."""
@@ -224,7 +242,8 @@ class SentinelNode(StandaloneNode):
             )
             raise NodeRefused(f"no Sentinel knows {self._url.service!r}: {told}", node=self._url.service)
         latest = max(known, key=lambda state: (state.epoch, state.promoting))
-        return replace(self._url.master, host=latest.host, port=latest.port)
+        host, port = self._url.address_map(latest.host, latest.port)
+        return replace(self._url.master, host=host, port=port)
 
     async def _states(self) -> list[_State | str]:
         """Each Sentinel's state, or why there is none within half a second.
@@ -269,7 +288,7 @@ class _Sentinel:
     def ask(self) -> asyncio.Task[_State | str]:
         """A task for the Sentinel's state, or why there is none; an unanswered question is not repeated."""
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = asyncio.create_task(self._ask(), name="lockguard-connect-ask")
         return self._asking
 
     async def aclose(self) -> None:
@@ -278,6 +297,14 @@ class _Sentinel:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
         await self._client.aclose()
+
+    def abandon(self) -> None:
+        """Close the connection's socket after the event loop was closed around it."""
+        pool: Any = self._client.connection_pool
+        for connection in (*pool._available_connections, *pool._in_use_connections):
+            if (writer := connection._writer) is not None:
+                close_abandoned(writer.transport)
+            connection._writer = connection._reader = None  # or it would warn that it was not closed
 
     async def _ask(self) -> _State | str:
         try:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import hiredis
 
-from lockguard._lease import GrantId
+from lockguard._lease import GrantId, Resource
+from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address
 from lockguard._nodes.connection import Connection
-from lockguard._nodes.login import ServerFacts, ask, require
-from lockguard._nodes.scripted import NAMESPACE, ScriptedNode, reason_of
+from lockguard._nodes.login import ServerFacts, ask_all, require
+from lockguard._nodes.scanning import scan
+from lockguard._nodes.scripted import ScriptedNode, not_connected, reason_of
 from lockguard._nodes.wire import Cut, NotSent, Reply, Wire
-from lockguard._scripts import ACQUIRE, EXTEND, INSPECT, RELEASE, SETTLE, Script
-from lockguard.errors import NodeRefused, NodeUnknown
+from lockguard._scripts import ACQUIRE, EXTEND, HISTORY, INSPECT, RELEASE, SETTLE, Script
+from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
 from lockguard.ports import AcquireVote, Answer, Granted, MaybeExecuted, NotExecuted, NoVote
 
 __all__ = ["SAME_AGAIN", "Call", "StandaloneNode"]
@@ -30,7 +32,7 @@ _WAIT_MS_MAX = 1_000
 _WITH_TTL = (ACQUIRE, EXTEND)
 _TTL = 1  # its index among their arguments
 
-SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT)
+SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT, HISTORY)
 """Idempotent scripts, which also give the same reply when run twice. A second break would report no holder. A
 release with an unknown outcome is repeated too, but its second reply is not trusted."""
 
@@ -117,7 +119,7 @@ class StandaloneNode(ScriptedNode):
         address: Address,
         *,
         inbox: str,
-        namespace: str = NAMESPACE,
+        namespace: Namespace = NAMESPACE,
         connect_timeout_s: float = 2.0,
         reply_timeout_s: float = 2.0,
         min_replicas: int = 0,
@@ -128,6 +130,7 @@ class StandaloneNode(ScriptedNode):
     ) -> None:
         super().__init__(inbox=inbox, namespace=namespace)
         self._mode = mode
+        self._alone = True
         self._min_replicas = min_replicas
         self._redirect = redirect
         self._facts = ServerFacts()
@@ -178,11 +181,30 @@ class StandaloneNode(ScriptedNode):
         await self._connection.aclose()
         self._give_up()
 
+    def abandon(self) -> None:
+        """Close the sockets after the event loop was closed around them; send nothing."""
+        self._connection.abandon()
+
     async def ask(self, *command: str | bytes | int) -> Reply:
         """Send any other command; returns the reply, which may be an exception object."""
         answer: asyncio.Future[Reply] = self._loop.create_future()
         self._connection.send(lambda reply: None if answer.done() else answer.set_result(reply), *command)
         return await answer
+
+    async def names(self, prefix: str) -> AsyncIterator[list[Resource]]:
+        """The resources in use on this server, see :meth:`lockguard.ports.ReadableNode.names`."""
+        try:
+            async for names in self._scan(prefix):
+                yield names
+        except (
+            NodeUnknown
+        ):  # an idle connection may have been dropped; from the start, on any master there is now
+            await self.connect()
+            async for names in self._scan(prefix):
+                yield names
+
+    def _scan(self, prefix: str) -> AsyncIterator[list[Resource]]:
+        return scan(self.ask, name=self.name, namespace=self._namespace, prefix=prefix)
 
     def run(
         self,
@@ -309,7 +331,7 @@ class StandaloneNode(ScriptedNode):
         if isinstance(fault, Cut):
             return MaybeExecuted(NodeUnknown(text, node=self.name))
         if isinstance(fault, NotSent):
-            text = f"Redis at {self.name} is not connected ({fault}); check the URL and that the server runs"
+            text = not_connected(self.name, fault)
         return NotExecuted(NodeRefused(text, node=self.name))
 
     def _again_soon(self, fault: Exception, call: Call) -> bool:
@@ -354,8 +376,17 @@ class StandaloneNode(ScriptedNode):
         return answered
 
     async def _examine(self, wire: Wire) -> None:
-        self._facts = ServerFacts.parse(await ask(wire, "INFO"))
+        member = f"{self._namespace}:member"
+        info, nodes = await ask_all(wire, ("INFO",), ("HGET", member, "nodes"))
+        self._facts = ServerFacts.parse(info)
         require(self._facts, name=self.name, mode=self._mode)
+        if self._alone and isinstance(nodes, bytes) and nodes.isdigit() and int(nodes) > 1:
+            # A lock that this server grants by itself may be held on the others.
+            raise ConfigurationError(
+                f"Redis at {self.name} is one of the {int(nodes)} servers that decide together, and only it"
+                " is named: name all, with --redis several times, apart by blanks in LOCKGUARD_REDIS_URL, or"
+                f" with LockGuard.from_urls() (where it decides alone by now: DEL {member} on it)"
+            )
 
 
 @lru_cache(maxsize=8192)

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias, cast
 import hiredis
 
 from lockguard._clock import SYSTEM_CLOCK
+from lockguard._nodes.dial import close_abandoned
 
 __all__ = ["Cut", "NotSent", "OnReply", "Reply", "Wire"]
 
@@ -189,10 +190,17 @@ class Wire(asyncio.Protocol):
             self._transport.write(data)
 
     def end(self, cause: str) -> None:
-        """Close at once, and give each waiting caller :class:`Cut` or :class:`NotSent`."""
+        """Close at once, and give each waiting caller :class:`Cut` or :class:`NotSent`.
+
+        If the event loop was closed around it, only the socket is closed.
+        """
         if self._ended is not None:
             return
         self._ended, self.open = cause, False
+        if self._loop.is_closed():  # around it: nobody is left to be told
+            self._waiting.clear()
+            close_abandoned(self._transport)
+            return
         if self._watch is not None:
             self._watch.cancel()
         if self._transport is not None:

@@ -5,10 +5,11 @@
 -- KEYS[3] queue     sorted set: member "<grant> <inbox>", score ticket
 -- KEYS[4] inboxes   sorted set: member <inbox>, score when it was last heard of, in ms
 -- KEYS[5] next      string "<grant> <ticket> <inbox>": the waiter that the free lock is reserved for
--- KEYS[6] tenure    string: exists from a grant with a lock delay until that delay is over
+-- KEYS[6] tenure    string, ARGV[7] of the grant: exists from a grant that closes the resource until it opens again
 -- KEYS[7] history   list of readable lines, newest first, trimmed here: "<time_us> <event> <facts>"
 -- KEYS[8] seal      string: the last seal that a fence confirmed, "<fence> <token>"; see ports.py
--- KEYS[9] member    hash, only where several independent nodes decide together; see admit.lua
+-- KEYS[9] waiting   hash: field <grant>, "<holder> <operation>" of a waiter; for display only
+-- KEYS[10] member   hash, only where several independent nodes decide together; see admit.lua
 --
 -- ARGV[1] grant     32 hex digits
 -- ARGV[2] ttl_ms
@@ -16,11 +17,12 @@
 -- ARGV[4] operation for display only
 -- ARGV[5] inbox     the channel that wakes the caller, or "" not to be queued
 -- ARGV[6] ticket    the ticket from an earlier answer, or 0
--- ARGV[7] lock_delay_ms
+-- ARGV[7] closing   "<lock_delay_ms>", or "<lock_delay_ms> <at_least_ms>": how long the resource stays closed after
+--                   a grant that is not released, and from the grant on however it ends
 -- ARGV[8] history   the number of grants to keep in the history; 0 deletes it
 -- ARGV[9] proposal  the token or ticket that all nodes are asked to give, so that they agree; 0 for none
--- ARGV[10] run      with KEYS[9]: the server process that the caller is connected to
--- ARGV[11] nodes    with KEYS[9]: how many decide together; stored, to tell a user who names too few
+-- ARGV[10] run      with KEYS[10]: the server process that the caller is connected to
+-- ARGV[11] nodes    with KEYS[10]: how many decide together; stored, to tell a user who names too few
 --
 -- Returns
 --   {1, token, now_us, seal}                                              granted
@@ -62,10 +64,16 @@ local function grant_it()
   if not untouched then
     redis.call('DEL', KEYS[5])
     redis.pcall('ZREM', KEYS[3], member)
+    redis.pcall('HDEL', KEYS[9], grant)
     redis.pcall('ZADD', KEYS[4], 'XX', now_ms, inbox) -- the process is alive: do not skip its other waiters
   end
   local delay = tonumber(ARGV[7])
-  if delay > 0 then
+  if not delay then
+    -- Set now and not by the release: the resource stays closed also if the holder dies.
+    local lock_delay, at_least = string.match(ARGV[7], '^(%d+) (%d+)$')
+    local lasting = tonumber(lock_delay) > 0 and ttl_ms + lock_delay or 0
+    redis.call('SET', KEYS[6], ARGV[7], 'PX', math.max(lasting, tonumber(at_least)))
+  elseif delay > 0 then
     redis.call('SET', KEYS[6], ARGV[7], 'PX', ttl_ms + delay)
   end
   local most = 2 * tonumber(ARGV[8]) -- in lines: a grant and its end are two
@@ -83,6 +91,21 @@ local function grant_it()
   return {1, token, now_us, known[2] or ''}
 end
 
+-- Say who waits. Not for a user whose rights were listed before these commands were used: it could not remove
+-- what it wrote. Fields that a client of an older version left behind are dropped with all others; each waiter
+-- writes its own again when it asks again.
+local function introduce()
+  local known = redis.pcall('HLEN', KEYS[9])
+  if type(known) ~= 'number' then
+    return
+  end
+  if known > QUEUE_MAX then
+    redis.pcall('DEL', KEYS[9])
+  end
+  redis.pcall('HSET', KEYS[9], grant, ARGV[3] .. ' ' .. ARGV[4])
+  redis.pcall('PEXPIRE', KEYS[9], QUEUE_TTL_MS)
+end
+
 local function busy(held, retry_after_ms)
   local holder, operation, token, age_ms = '', '', '0', 0
   if held[1] then
@@ -95,7 +118,7 @@ local function busy(held, retry_after_ms)
   redis.call('ZADD', KEYS[4], now_ms, inbox)
   redis.call('PEXPIRE', KEYS[4], QUEUE_TTL_MS)
   local ticket, requeued = redis.call('ZSCORE', KEYS[3], member), 0
-  if KEYS[9] and ticket and ARGV[6] ~= '0' then
+  if KEYS[10] and ticket and ARGV[6] ~= '0' then
     ticket = ARGV[6] -- the ticket that the nodes agreed on
     redis.call('ZADD', KEYS[3], ticket, member)
   end
@@ -105,7 +128,7 @@ local function busy(held, retry_after_ms)
     end
     if ARGV[6] ~= '0' then
       ticket, requeued = ARGV[6], 1
-    elseif KEYS[9] and ARGV[9] ~= '0' then
+    elseif KEYS[10] and ARGV[9] ~= '0' then
       ticket = ARGV[9] -- the same on all nodes, so that all wake the same waiter
     else
       local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')
@@ -114,6 +137,7 @@ local function busy(held, retry_after_ms)
     redis.call('ZADD', KEYS[3], ticket, member)
   end
   redis.call('PEXPIRE', KEYS[3], QUEUE_TTL_MS)
+  introduce()
   -- A user whose rights were listed before this command was used waits as it did, one trip later.
   local ahead = redis.pcall('ZRANK', KEYS[3], member)
   return {0, holder, operation, token, age_ms, retry_after_ms, string.format('%.0f', ticket), requeued,
@@ -143,27 +167,27 @@ if held[1] then
   return busy(held, left_ms(KEYS[1], tonumber(held[6])))
 end
 
-if KEYS[9] then
-  local standing = redis.call('HMGET', KEYS[9], 'run', 'quiet_until_ms', 'ttl_max_ms', 'nodes')
+if KEYS[10] then
+  local standing = redis.call('HMGET', KEYS[10], 'run', 'quiet_until_ms', 'ttl_max_ms', 'nodes')
   if standing[1] ~= ARGV[10] then
     return {3, 0}
   end
   local quarantine_ms, longest_ms = tonumber(standing[2]) - now_ms, tonumber(standing[3])
   if quarantine_ms > longest_ms then -- the clock was set back, as above
     quarantine_ms = longest_ms
-    redis.call('HSET', KEYS[9], 'quiet_until_ms', now_ms + quarantine_ms)
+    redis.call('HSET', KEYS[10], 'quiet_until_ms', now_ms + quarantine_ms)
   end
   if quarantine_ms > 0 then
     return {3, quarantine_ms}
   end
   if standing[2] ~= '0' then
-    redis.call('HSET', KEYS[9], 'quiet_until_ms', 0) -- over for good, even if the clock is set back
+    redis.call('HSET', KEYS[10], 'quiet_until_ms', 0) -- over for good, even if the clock is set back
   end
   if longest_ms < ttl_ms then
-    redis.call('HSET', KEYS[9], 'ttl_max_ms', ttl_ms)
+    redis.call('HSET', KEYS[10], 'ttl_max_ms', ttl_ms)
   end
   if standing[4] ~= ARGV[11] then
-    redis.call('HSET', KEYS[9], 'nodes', ARGV[11])
+    redis.call('HSET', KEYS[10], 'nodes', ARGV[11])
   end
 end
 
@@ -178,7 +202,7 @@ local reserved_for, reserved_ticket, reserved_inbox = string.match(reserved or '
 if reserved_for == grant then
   return grant_it()
 end
-if KEYS[9] and reserved_for and ARGV[6] ~= '0' and tonumber(ARGV[6]) < tonumber(reserved_ticket) then
+if KEYS[10] and reserved_for and ARGV[6] ~= '0' and tonumber(ARGV[6]) < tonumber(reserved_ticket) then
   -- Nodes that reserve the lock for different waiters would deny all of them a majority, again and again. All
   -- nodes agree on which waiter has the earliest ticket.
   redis.call('ZADD', KEYS[3], reserved_ticket, reserved_for .. ' ' .. reserved_inbox)
@@ -189,9 +213,10 @@ if reserved then
   return busy({}, left_ms(KEYS[5], RESERVED_MS))
 end
 
-local delay_ms = left_ms(KEYS[6], tonumber(redis.call('GET', KEYS[6])))
-if delay_ms > 0 then
-  return busy({}, delay_ms)
+local delay, at_least = string.match(redis.call('GET', KEYS[6]) or '', '^(%d+) ?(%d*)$')
+local closed_ms = left_ms(KEYS[6], delay and math.max(tonumber(delay), tonumber(at_least) or 0))
+if closed_ms > 0 then
+  return busy({}, closed_ms)
 end
 
 -- Free and not reserved: the lock expired or was deleted, or the woken waiter did not come.
@@ -207,6 +232,7 @@ while true do
   end
   local first_grant, first_inbox = string.match(first, '^(%S+) (.*)$')
   redis.call('ZREM', KEYS[3], first)
+  redis.pcall('HDEL', KEYS[9], first_grant)
   if is_alive(redis.call, KEYS[4], first_inbox, now_ms) then
     wake(redis.call, KEYS[4], KEYS[5], first_grant, first_ticket, first_inbox)
     return busy({}, RESERVED_MS)

@@ -18,9 +18,16 @@ if held[1] ~= ARGV[1] then
   return 0
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-local delay = tonumber(redis.pcall('GET', KEYS[2])) -- a tenure that is none must not end the lease
-if delay then
-  redis.call('PEXPIRE', KEYS[2], ARGV[2] + delay)
+local tenure = redis.pcall('GET', KEYS[2]) -- a tenure that is none must not end the lease
+if type(tenure) == 'string' then
+  local delay, at_least = string.match(tenure, '^(%d+) ?(%d*)$')
+  local lasting = delay and delay ~= '0' and ARGV[2] + delay or 0
+  if at_least ~= '' and lasting > 0 then
+    lasting = math.max(lasting, redis.call('PTTL', KEYS[2])) -- never sooner than at_least, see acquire.lua
+  end
+  if lasting > 0 then
+    redis.call('PEXPIRE', KEYS[2], lasting)
+  end
 end
 if ARGV[3] ~= '' then
   redis.pcall('SET', KEYS[3], ARGV[3], 'PX', SEAL_TTL_MS)

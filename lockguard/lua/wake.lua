@@ -25,16 +25,17 @@ local function wake(call, inboxes, reservation, grant, ticket, inbox)
 end
 
 -- Called when the lock was freed: wakes the first waiter whose process is alive.
-local function wake_first(queue, inboxes, reservation)
+local function wake_first(queue, inboxes, reservation, waiting)
   local time = redis.call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
   while true do
     local first, ticket = unpack(redis.pcall('ZPOPMIN', queue))
     if not first then
-      redis.call('DEL', inboxes)
+      redis.call('DEL', inboxes, waiting)
       return
     end
     local grant, inbox = string.match(first, '^(%S+) (.*)$')
+    redis.pcall('HDEL', waiting, grant)
     if is_alive(redis.pcall, inboxes, inbox, now_ms) then
       return wake(redis.pcall, inboxes, reservation, grant, ticket, inbox)
     end
