@@ -5,9 +5,11 @@ from __future__ import annotations
 from lockguard._context import current_lease, current_leases, detached
 from lockguard._exclusive import Skipped, exclusive
 from lockguard._guard import LockGuard
+from lockguard._history import HistoryEntry
 from lockguard._lease import Grant, GrantId, Lease, LeaseState, Resource, Token
 from lockguard.errors import (
     AcquireError,
+    ChangedHands,
     ConfigurationError,
     FenceUnavailable,
     LeaseError,
@@ -30,10 +32,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcquireError",
+    "ChangedHands",
     "ConfigurationError",
     "FenceUnavailable",
     "Grant",
     "GrantId",
+    "HistoryEntry",
     "Lease",
     "LeaseError",
     "LeaseLost",

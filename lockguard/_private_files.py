@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TextIO
 
-__all__ = ["append_private", "is_of_the_output", "replacing", "require_writable", "write_private"]
+__all__ = [
+    "append_private",
+    "is_of_the_output",
+    "new_private",
+    "replacing",
+    "require_writable",
+    "write_private",
+]
 
 _MODE = 0o600
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -77,6 +84,49 @@ def write_private(path: Path, text: str) -> None:
     """
     with replacing(path) as file:
         file.write(text)
+
+
+@contextlib.contextmanager
+def new_private(path: Path, text: str) -> Iterator[None]:
+    """A file that did not exist, for the length of a body: all of it or nothing, with mode 0600.
+
+    What has come to be at ``path`` meanwhile, such as the file of another process, is left alone in the end.
+
+    Raises:
+        ConfigurationError: there is a file at ``path``, or it cannot be written.
+    """
+    try:
+        ours = _create(path, text)
+    except FileExistsError as exc:
+        raise ConfigurationError(f"{path} exists already; name a new file, or delete it") from exc
+    except OSError as exc:
+        raise ConfigurationError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.lstat(), ours):
+                path.unlink()
+
+
+def _create(path: Path, text: str) -> os.stat_result:
+    """Have ``path`` appear with all of its text, unless there is something already."""
+    draft = _draft_of(path)
+    try:
+        with os.fdopen(os.open(draft, _NEW, _MODE), "w", encoding="utf-8") as file:
+            file.write(text)
+        ours = draft.lstat()
+        try:
+            os.link(draft, path)  # unlike a rename, it replaces nothing
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            draft.rename(path)
+        return ours
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def require_writable(*paths: Path | None) -> None:

@@ -14,6 +14,7 @@
     │ ├ LeaseLost                          it ended under the body: reason; read the state again
     │ └ LeaseNotHeld                       the caller's bug: a lease used after release, or missing
     ├ StaleToken                           Postgres refused a write: presented, current; never retry it
+    ├ ChangedHands                         a break came too late: another grant holds the lock: grant, holder
     ├ OutcomeUnknown                       a commit whose reply was lost
     └ NodeError                            one Redis node: node
       ├ NodeRefused                        it did not execute the command
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AcquireError",
+    "ChangedHands",
     "ConfigurationError",
     "FenceUnavailable",
     "LeaseError",
@@ -57,6 +59,7 @@ class LockguardError(Exception):
     """Base of every error of this library."""
 
     retryable: ClassVar[bool] = False
+    """Whether the same call may simply be made again later."""
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the attributes too, so that an error arrives from another process as it was.
@@ -83,7 +86,9 @@ class AcquireError(LockguardError):
 
 
 class ResourceBusy(AcquireError):
-    """Another grant holds the resource, or it is reserved for a waiter or closed by a lock delay.
+    """Another grant holds the resource, or it is reserved for a waiter, or it is closed.
+
+    A lock delay or ``at_least`` closes it.
 
     Attributes:
         holder: the holder, as text for display; ``None`` when no grant holds the lock.
@@ -211,6 +216,22 @@ class StaleToken(LockguardError):
         self.resource = resource
         self.presented = presented
         self.current = current
+
+
+class ChangedHands(LockguardError):
+    """A lock was to be broken, and another grant than the one that was seen holds it: it was left as it is.
+
+    Attributes:
+        resource: the resource.
+        grant: the id of the grant that holds it now.
+        holder: the holder, as text for display.
+    """
+
+    def __init__(self, message: str, *, resource: str, grant: str, holder: str) -> None:
+        super().__init__(message)
+        self.resource = resource
+        self.grant = grant
+        self.holder = holder
 
 
 class OutcomeUnknown(LockguardError):

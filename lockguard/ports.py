@@ -7,12 +7,12 @@ quarantine, certainly not executed, or maybe executed, now or later. The last is
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from lockguard._lease import Grant, GrantId, Resource, Token
+from lockguard._lease import RENEWED_AGAIN_AFTER, RENEWED_AT, Grant, GrantId, Resource, Token
 from lockguard.errors import NodeRefused, NodeUnknown
 from lockguard.events import Event
 
@@ -23,12 +23,14 @@ __all__ = [
     "AnsweringFence",
     "Broken",
     "Busy",
+    "ComparingFence",
     "Done",
     "Extended",
     "Fence",
     "Granted",
     "Inspection",
     "LockNode",
+    "LoopBoundNode",
     "MaybeExecuted",
     "Membership",
     "NotExecuted",
@@ -36,6 +38,7 @@ __all__ = [
     "Outrun",
     "Quarantined",
     "QuorumNode",
+    "ReadableNode",
     "RelayFence",
     "Sealed",
     "Waiter",
@@ -60,6 +63,7 @@ class AcquireRequest:
             waiter keeps its place through a reconnect, a lost reservation and a wiped server.
         lock_delay_ms: how long the resource stays closed if this grant ends otherwise than by release.
         history: how many grants of the resource Redis is to keep in its history; 0: none.
+        at_least_ms: how long after this grant the resource opens at the earliest, however the grant ends.
     """
 
     resource: Resource
@@ -71,6 +75,7 @@ class AcquireRequest:
     ticket: int = 0
     lock_delay_ms: int = 0
     history: int = 100
+    at_least_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -90,10 +95,10 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another grant holds the lock, or it is reserved for a waiter or closed by a lock delay.
+    """Another grant holds the lock, or it is reserved for a waiter or closed.
 
     Attributes:
-        holder: who holds it; empty while it is only reserved or closed by a lock delay.
+        holder: who holds it; empty while it is only reserved, or closed by a lock delay or ``at_least``.
         operation: what for.
         token: the holder's token, 0 while it is not held.
         age_ms: how long it has been held.
@@ -119,14 +124,22 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class NotExecuted:
-    """The node certainly did not execute the command."""
+    """The node certainly did not execute the command.
+
+    Attributes:
+        error: why not.
+    """
 
     error: NodeRefused
 
 
 @dataclass(frozen=True, slots=True)
 class MaybeExecuted:
-    """The node may have executed the command, or may still execute it."""
+    """The node may have executed the command, or may still execute it.
+
+    Attributes:
+        error: what is known of it.
+    """
 
     error: NodeUnknown
 
@@ -195,11 +208,14 @@ class Broken:
         grant: the grant that was thrown out, empty if the lock was free.
         holder: the holder of that grant.
         token: the token floor after the break.
+        kept: whether another grant than the expected one holds the lock: ``grant`` and ``holder`` are of that
+            one, and nothing was changed.
     """
 
     grant: str
     holder: str
     token: Token
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +227,18 @@ class Waiter:
         inbox: the channel on which its process is woken, for display.
         ticket: its place: lower is earlier.
         silent_ms: for how long its process has not been heard from.
+        holder: the process and task that wait, for display; empty if unknown, as with an older client.
+        operation: what it wants the resource for, for display; empty if unknown.
+        waiting_ms: how long it has waited.
     """
 
     grant: str
     inbox: str
     ticket: int
     silent_ms: int
+    holder: str = ""
+    operation: str = ""
+    waiting_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +257,10 @@ class Inspection:
         ttl_ms: how long it lasts after each renewal.
         renewals: how often it was renewed.
         waiters: the queue, earliest first.
+        closed_ms: how long it stays closed by a lock delay or ``at_least``; while it is held, what would be
+            left of ``at_least`` after a release now.
+        wanted: the reason of a requested hand-over; empty for none.
+        server_ms: the node's clock then, in milliseconds since 1970; 0 if it is not known.
     """
 
     resource: Resource
@@ -248,9 +274,30 @@ class Inspection:
     ttl_ms: int
     renewals: int
     waiters: tuple[Waiter, ...]
+    closed_ms: int = 0
+    wanted: str = ""
+    server_ms: int = 0
+
+    @property
+    def acquired_at_ms(self) -> int:
+        """When the lock was granted, by the server's clock in milliseconds since 1970; 0 if unknown."""
+        return self.server_ms - self.age_ms if self.held and self.server_ms else 0
+
+    @property
+    def renewal_late_ms(self) -> int:
+        """For how long the renewal has been due, in milliseconds; 0 while it is on time.
+
+        A lease is renewed from a third of its ttl on. A renewal that is not answered is sent again after
+        another tenth, so only one that has been due for longer than that is late.
+        """
+        if not self.held:
+            return 0
+        due_ms = self.ttl_ms - self.remaining_ms - self.ttl_ms * RENEWED_AT
+        return int(due_ms) if due_ms > self.ttl_ms * RENEWED_AGAIN_AFTER else 0
 
 
 AcquireVote: TypeAlias = Granted | Busy | Quarantined | NotExecuted | MaybeExecuted
+"""What a node answers to an acquire."""
 NoVote: TypeAlias = NotExecuted | MaybeExecuted
 
 
@@ -296,24 +343,33 @@ class LockNode(Protocol):
         ...
 
     def release(
-        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = ""
+        self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0
     ) -> Future[Done | NoVote]:
         """Remove this grant wherever it stands: lock, reservation or queue. The command is sent at once.
 
         ``lost``: its lease ended under the body, so a lock delay begins now. ``seal``: to be remembered.
+        ``at_least_ms``: the resource stays closed until so long after the grant.
         """
         ...
 
-    def break_(self, resource: Resource, *, reason: str, token: Token) -> Future[Broken | NoVote]:
-        """Remove the holder's grant from the lock; raise the token floor to at least ``token``."""
+    def break_(
+        self, resource: Resource, *, reason: str, token: Token, grant: str | None = None
+    ) -> Future[Broken | NoVote]:
+        """Remove the holder's grant from the lock; raise the token floor to at least ``token``.
+
+        With ``grant`` only that grant, and with an empty one none: a lock of another grant is left as it is.
+        The comparison and the removal are one step.
+        """
         ...
 
     def inspect(self, resource: Resource) -> Future[Inspection | NoVote]:
         """Read all that the node knows of the resource; change nothing."""
         ...
 
-    def request_handover(self, resource: Resource, *, reason: str) -> Future[Done | NoVote]:
-        """Ask the holder to end when it can; ``found`` tells whether there is one."""
+    def request_handover(
+        self, resource: Resource, *, reason: str, grant: str | None = None
+    ) -> Future[Done | NoVote]:
+        """Ask the holder to end when it can, as :meth:`break_` only ``grant``; ``found``: it was asked."""
         ...
 
     def on_wake(self, callback: Callable[[GrantId | None], None]) -> None:
@@ -322,6 +378,35 @@ class LockNode(Protocol):
 
     async def aclose(self) -> None:
         """Send what is queued, then close."""
+        ...
+
+
+@runtime_checkable
+class ReadableNode(LockNode, Protocol):
+    """A node that can also be read as a whole, as :meth:`LockGuard.list` and :meth:`LockGuard.history` do."""
+
+    def names(self, prefix: str) -> AsyncIterator[list[Resource]]:
+        """The resources in use whose name begins with ``prefix``, in steps that are short for the server.
+
+        In use: held, waited for, or kept closed by a lock delay. Each that is so from the first step to the
+        last is given; a name may come twice.
+
+        Raises:
+            NodeError: the node did not answer a step, or refused it.
+        """
+        ...
+
+    def history(self, resource: Resource, limit: int) -> Future[tuple[str, ...] | NoVote]:
+        """Read the newest ``limit`` lines of a resource's history, newest first."""
+        ...
+
+
+@runtime_checkable
+class LoopBoundNode(LockNode, Protocol):
+    """A node that can be left behind in an event loop that was closed before the node was."""
+
+    def abandon(self) -> None:
+        """Give up sockets and what else the process has of it. Must send nothing and schedule nothing."""
         ...
 
 
@@ -350,7 +435,14 @@ class QuorumNode(LockNode, Protocol):
         ...
 
     def release_into(
-        self, resource: Resource, grant: GrantId, answer: Answer, *, lost: bool = False, seal: str = ""
+        self,
+        resource: Resource,
+        grant: GrantId,
+        answer: Answer,
+        *,
+        lost: bool = False,
+        seal: str = "",
+        at_least_ms: int = 0,
     ) -> None:
         """Like :meth:`release`, with the vote to ``answer``."""
 
@@ -392,13 +484,19 @@ class Outrun:
 
     Either a successor sealed first, or Redis lost its data and handed out a low token. Only Redis knows
     which: settle a higher token there, which works only while the lock is still held, and seal again.
+
+    Attributes:
+        current: the token that the fence has.
     """
 
     current: Token
 
 
 class Fence(Protocol):
-    """What refuses stale writes, in the database."""
+    """What refuses stale writes, in the database.
+
+    It knows a resource by its name, which is the same in every namespace: the name says which rows it guards.
+    """
 
     async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
         """Make ``grant`` the only one whose writes are accepted. Idempotent per grant.
@@ -434,6 +532,24 @@ class AnsweringFence(Fence, Protocol):
 
         Raises:
             FenceUnavailable: no answer within ``within``.
+        """
+        ...
+
+
+@runtime_checkable
+class ComparingFence(Fence, Protocol):
+    """A fence that can end one grant and leave a newer one alone, as ``LockGuard.break_(grant=...)`` does."""
+
+    async def break_grant(self, grant: Grant, *, reason: str, within: timedelta) -> Token | Outrun:
+        """Accept no more writes of ``grant``, nor of an older one; safe to repeat.
+
+        A token of 0 is an unknown one: whatever grant the fence knows instead counts as newer.
+
+        Returns:
+            The token in force from now on; :class:`Outrun` if a newer grant is in force, and stays so.
+
+        Raises:
+            FenceUnavailable: it could not be done within ``within``.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 from lockguard import _interrupt as interrupt
 
@@ -14,6 +15,8 @@ def main() -> None:
     code: str | int | None = 1
     try:
         interrupt.catch()
+        if isinstance(sys.stdout, TextIOWrapper):  # not if the parent process closed it
+            sys.stdout.reconfigure(errors="backslashreplace")  # the locale may lack a name's letters
         try:
             code = _run(sys.argv[1:])
         except SystemExit as ended:

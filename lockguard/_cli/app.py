@@ -4,21 +4,29 @@
 0      done
 1      it could not be done: the resource is held, a server does not answer, a check failed
 2      the user's mistake: an argument, a URL, a password, a missing package
-3      something could not be read, so it is not known to be right (some commands of positions and logs)
+3      something could not be read, so it is not known to be right (ls, show, some of positions and logs)
+4      the resource is free (show)
 130    interrupted, by Ctrl-C or by SIGTERM; see ``lockguard/_interrupt.py``
 =====  ==================================================================================
 """
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from lockguard import __version__
-from lockguard._cli.locks import break_, inspect
+from lockguard._cli.ending import ask, break_
+from lockguard._cli.functions import functions
+from lockguard._cli.history import history
+from lockguard._cli.ls import ls
 from lockguard._cli.plugins import COMMANDS, OpenGroup
+from lockguard._cli.run import run as run_command
+from lockguard._cli.show import inspect, show
 from lockguard._interrupt import interrupted
 from lockguard._private_files import is_of_the_output
 from lockguard.errors import ConfigurationError, LockguardError
@@ -45,11 +53,18 @@ def lockguard(ctx: click.Context) -> None:
 
 
 lockguard.add_command(inspect)
+lockguard.add_command(history)
+lockguard.add_command(ask)
+lockguard.add_command(functions)
+lockguard.add_command(ls)
+lockguard.add_command(show)
 lockguard.add_command(break_)
+lockguard.add_command(run_command)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit code. Every failure that is not a bug is one line on stderr."""
+    _escape_what_the_terminal_lacks()
     try:
         code = lockguard.main(list(arguments), prog_name="lockguard", standalone_mode=False)
     except click.ClickException as exc:
@@ -69,6 +84,13 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return _complain(str(exc), _MISTAKE)
     return code if isinstance(code, int) else 0
+
+
+def _escape_what_the_terminal_lacks() -> None:
+    """A holder's name must not end a command with an error because the locale is Latin-1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _refuse(exc: click.ClickException) -> int:

@@ -1,14 +1,14 @@
-"""Lengths of time as a command takes them: a whole number and its unit."""
+"""Lengths of time as a command takes them, a whole number and its unit, and as it shows them."""
 
 from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-__all__ = ["Duration"]
+__all__ = ["Duration", "span"]
 
 _UNITS = {
     "s": timedelta(seconds=1),
@@ -19,7 +19,13 @@ _UNITS = {
 }
 
 
-class Duration(click.ParamType[timedelta]):
+if TYPE_CHECKING:
+    _Length: TypeAlias = click.ParamType[timedelta]
+else:
+    _Length = click.ParamType  # generic in newer versions only
+
+
+class Duration(_Length):
     """A length of time, such as ``90s`` or ``12w``.
 
     Args:
@@ -44,3 +50,10 @@ class Duration(click.ParamType[timedelta]):
         if length is None or length < self._least:
             self.fail(f"{value!r} is no {self.name}; {self._remedy}", param, ctx)
         return length
+
+
+def span(ms: int) -> str:
+    """A length of time for display, such as ``1.5 s`` or ``0:02:05``."""
+    if ms < 60_000:
+        return f"{ms / 1000:.3g} s"
+    return str(timedelta(seconds=ms // 1000))

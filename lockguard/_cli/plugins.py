@@ -29,6 +29,7 @@ _BROUGHT_BY = {
     "exchange": "testing,ccxt",
     "load": "testing",
     "race": "demo",
+    "servers": "testing",
 }
 """The extras that bring a command which is not installed: the documentation names all commands."""
 

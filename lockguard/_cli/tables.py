@@ -8,15 +8,17 @@ a pipe has no width.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as _Table
 from rich.text import Text
 
 from lockguard.text import printable
 
-__all__ = ["Table", "console", "shown"]
+__all__ = ["Table", "aligned", "console", "shown"]
 
 _PIPE_COLUMNS = 10_000
 
@@ -51,3 +53,16 @@ class Table(_Table):
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Like rich's, with each text made printable."""
         super().add_row(*(shown(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+def aligned(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table without borders, under its names; a hundred times as fast as a :class:`Table`."""
+    cells = [list(names), *([printable(cell) for cell in row] for row in rows)]
+    sizes = [[len(cell) if cell.isascii() else cell_len(cell) for cell in row] for row in cells]
+    widths = [max(column) for column in zip(*sizes, strict=True)]
+    return [
+        "  ".join(
+            cell + " " * (width - size) for cell, size, width in zip(row, taken, widths, strict=True)
+        ).rstrip()
+        for row, taken in zip(cells, sizes, strict=True)
+    ]
