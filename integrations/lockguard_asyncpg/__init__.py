@@ -11,9 +11,10 @@ except ModuleNotFoundError as exc:
         "lockguard_asyncpg needs asyncpg, which is not installed: pip install 'lockguard[postgres]'"
     ) from exc
 
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._connection import FencedConnection, create_pool, fenced
 from lockguard_asyncpg._errors import CommitUnknown, NotCommitted, SealUnknown, VersionConflict, translate
-from lockguard_asyncpg._fence import PostgresFence, resolve
+from lockguard_asyncpg._fence import resolve
 from lockguard_asyncpg._native import fenced_execute, fenced_fetch, fenced_fetchrow, fenced_fetchval
 from lockguard_asyncpg._protection import Finding, Protection, findings, protect, protections, unprotect
 from lockguard_asyncpg._schema import (
@@ -25,11 +26,14 @@ from lockguard_asyncpg._schema import (
     uninstall,
 )
 from lockguard_asyncpg._transaction import FencedTransaction, Limits, fenced_transaction
-from lockguard_asyncpg._transaction_state import unfenced
 from lockguard_asyncpg._versions import update_if_version
+from lockguard_asyncpg._watching import watched
+from lockguard_postgres._in_force import unfenced
+from lockguard_postgres._watching import ColumnTrigger, Readiness, WatchedTable, WatchedWrite
 
 __all__ = [
     "SCHEMA_VERSION",
+    "ColumnTrigger",
     "CommitUnknown",
     "FencedConnection",
     "FencedTransaction",
@@ -39,8 +43,11 @@ __all__ = [
     "NotCommitted",
     "PostgresFence",
     "Protection",
+    "Readiness",
     "SealUnknown",
     "VersionConflict",
+    "WatchedTable",
+    "WatchedWrite",
     "create_pool",
     "fenced",
     "fenced_execute",
@@ -60,4 +67,5 @@ __all__ = [
     "uninstall",
     "unprotect",
     "update_if_version",
+    "watched",
 ]

@@ -20,14 +20,24 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard._cli.durations import Duration
+from lockguard._settings import Settings
 from lockguard.errors import ConfigurationError
 from lockguard.text import printable
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._connecting import CONNECT_S, connected, in_one_line, reason_of
-from lockguard_asyncpg._dsn import checked, shown
+from lockguard_asyncpg._dsn import arguments, shown
 from lockguard_asyncpg._errors import CONNECT_ERRORS, unreachable
-from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._maintenance import count_prunable, prune_resources, shut_out_all
-from lockguard_asyncpg._protection import Finding, Protection, findings, protect, protections, unprotect
+from lockguard_asyncpg._protection import (
+    Finding,
+    Protection,
+    by_pgpool,
+    findings,
+    protect,
+    protections,
+    unprotect,
+)
+from lockguard_asyncpg._records import open_records
 from lockguard_asyncpg._schema import (
     SCHEMA_VERSION,
     install,
@@ -37,17 +47,21 @@ from lockguard_asyncpg._schema import (
     schema_version,
     uninstall,
 )
+from lockguard_asyncpg._watch_command import WITHIN, watch_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-__all__ = ["fence", "open_fence"]
+__all__ = ["fence", "open_fence", "open_records"]
 
 P = ParamSpec("P")
 # More rows do not help a reader, and laying out 100,000 of them takes a minute.
 _ROWS_MAX = 1000
 # The first version of the schema that says which server this is.
 _TELLS_SERVER = 10
+_AS_PROTECTED = (
+    "select p.relation from lockguard.protections() p where to_regclass(p.relation) = to_regclass($1)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +85,20 @@ def fence() -> None:
 
 
 def _connected(body: Callable[P, Awaitable[None]]) -> Callable[..., None]:
-    """A command with ``--url`` whose body gets the connection as its first argument."""
+    """A command with ``--database`` whose body gets the connection as its first argument."""
 
     @click.option(
+        "--database",
         "--url",
+        "url",
         envvar="LOCKGUARD_DATABASE_URL",
-        help="Such as postgresql://user@host/name.  [env: LOCKGUARD_DATABASE_URL, then PGHOST and so on]",
+        metavar="URL",
+        help="Such as postgresql://user@host/name.  [env: LOCKGUARD_DATABASE_URL, then lockguard.toml, then"
+        " PGHOST and so on]",
     )
     @wraps(body)
     def command(url: str | None, **options: Any) -> None:
-        connected(url, body, **options)
+        connected(Settings.read(database=url).database, body, **options)
 
     return command
 
@@ -93,9 +111,9 @@ async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
         ConfigurationError: the URL, or something that it names, cannot work.
         click.ClickException: no server answers there, there is no schema, or the role may not use it.
     """
-    checked(url)
+    given = arguments(url)
     try:
-        pool = await asyncpg.create_pool(url, min_size=1, max_size=2, timeout=CONNECT_S)
+        pool = await asyncpg.create_pool(**given, min_size=1, max_size=2, timeout=CONNECT_S)
     except CONNECT_ERRORS as exc:
         told = f"cannot connect to {shown(url)}: {reason_of(exc)}"
         raise click.ClickException(told) if unreachable(exc) else ConfigurationError(told) from exc
@@ -120,13 +138,26 @@ def sql(after: int) -> None:
 
 @fence.command(name="install")
 @click.option("--grant-to", metavar="ROLE", help="A role that the bot logs in as; it may then take part.")
+@click.option("--viewer", metavar="ROLE", help="A role that may see the fence, its audit and its refusals.")
+@click.option("--operator", metavar="ROLE", help="A role that may see them, and break a lock.")
 @_connected
-async def install_(conn: asyncpg.Connection[Any], grant_to: str | None) -> None:
+async def install_(
+    conn: asyncpg.Connection[Any], grant_to: str | None, viewer: str | None, operator: str | None
+) -> None:
     """Create or upgrade the schema, in one transaction."""
-    done = await install(conn, allow=() if grant_to is None else (grant_to,))
+    done = await install(conn, allow=_one(grant_to), viewers=_one(viewer), operators=_one(operator))
     click.echo(_told(done.before))
-    if grant_to is not None:
-        click.echo(f"{grant_to} may take part in fencing")
+    for role, may in (
+        (grant_to, "take part in fencing"),
+        (viewer, "see the fence, its audit and its refusals"),
+        (operator, "see the fence, and break a lock"),
+    ):
+        if role is not None:
+            click.echo(printable(f"{role} may {may}"))
+
+
+def _one(role: str | None) -> tuple[str, ...]:
+    return () if role is None else (role,)
 
 
 @fence.command()
@@ -260,7 +291,8 @@ def _print(rows: list[_Row], tables: tuple[Protection, ...], *, only_open: bool)
     guarded = Table("protected table", "resource", "exempt columns", "fed by", "enabled")
     for t in tables:
         fed = "a subscription" if t.subscriber else ""
-        guarded.add_row(t.table, t.resource, ", ".join(t.exempt), fed, "yes" if t.enabled else "NO")
+        state = "watched only" if t.watched else "yes" if t.enabled else "NO"
+        guarded.add_row(t.table, t.resource, ", ".join(t.exempt), fed, state)
     out.print(guarded if tables else "no table is protected")
 
 
@@ -312,29 +344,17 @@ async def check(conn: asyncpg.Connection[Any], tables: tuple[str, ...], *, as_js
     TABLES are further ones that ought to be protected; those that once were are known.
     """
     await require_current(conn)
-    found = (*await findings(conn, tables=tables), *await _by_pgpool(conn))
+    found = (*await findings(conn, tables=tables), *await by_pgpool(conn))
     grave = [f for f in found if f.grave]
     if as_json:
         click.echo(json.dumps({"sound": not grave, "findings": [asdict(f) for f in found]}, indent=2))
     else:
         _print_findings(found)
         if not grave:
-            click.echo(f"all {len(await protections(conn))} protected tables hold")
+            held = [p for p in await protections(conn) if not p.watched]
+            click.echo(f"all {len(held)} protected tables hold")
     if grave:
         raise click.exceptions.Exit(1)
-
-
-async def _by_pgpool(conn: asyncpg.Connection[Any]) -> tuple[Finding, ...]:
-    try:
-        await conn.execute("show pool_version")  # answered by pgpool itself; Postgres knows no such setting
-    except asyncpg.UndefinedObjectError:
-        return ()
-    what = (
-        "this URL leads through it: with load_balance_mode = on reads under a lease may come from a standby"
-        " that is behind, and a savepoint under a lease ends the session"
-    )
-    remedy = "load_balance_mode = off in pgpool.conf"
-    return (Finding("pgpool-II", grave=False, finding=what, remedy=remedy),)
 
 
 def _print_findings(found: tuple[Finding, ...]) -> None:
@@ -350,29 +370,71 @@ def _print_findings(found: tuple[Finding, ...]) -> None:
 @fence.command(name="protect")
 @click.argument("table")
 @click.option(
-    "--resource", required=True, help="A row's resource of its columns, such as '{exchange}:{symbol}'."
+    "--resource",
+    help="A row's resource of its columns, such as '{exchange}:{symbol}'.  [default: as it is watched]",
 )
-@click.option("--exempt", default="", help="Comma-separated columns that change without a lease.")
+@click.option(
+    "--exempt", help="Comma-separated columns that change without a lease.  [default: as it is watched]"
+)
 @click.option(
     "--subscriber", is_flag=True, help="A subscription fills it: its workers write without a lease."
 )
+@click.option("--watch", is_flag=True, help="Refuse nothing, and record what would be refused.")
 @_connected
 async def protect_(
-    conn: asyncpg.Connection[Any], table: str, resource: str, exempt: str, *, subscriber: bool
+    conn: asyncpg.Connection[Any],
+    table: str,
+    resource: str | None,
+    exempt: str | None,
+    *,
+    subscriber: bool,
+    watch: bool,
 ) -> None:
-    """Have Postgres refuse changes of TABLE's rows that present no lease."""
-    columns = [c.strip() for c in exempt.split(",") if c.strip()]
-    await protect(conn, table, resource=resource, exempt=columns, subscriber=subscriber)
-    free = f"; {', '.join(columns)} may change without a lease" if columns else ""
-    fed = "; the workers of a subscription write it" if subscriber else ""
-    click.echo(f"{table} is protected as {resource}{free}{fed}")
+    """Have Postgres refuse changes of TABLE's rows that present no lease.
+
+    With --watch it refuses nothing and records what would be refused, which `lockguard fence watch` shows.
+    """
+    columns = None if exempt is None else [c.strip() for c in exempt.split(",") if c.strip()]
+    await protect(conn, table, resource=resource, exempt=columns, subscriber=subscriber, watch=watch)
+    name = await conn.fetchval(_AS_PROTECTED, table)
+    (made,) = (p for p in await protections(conn) if p.table == name)
+    free = f"; {', '.join(made.exempt)} may change without a lease" if made.exempt else ""
+    fed = "; the workers of a subscription write it" if made.subscriber else ""
+    done = "watched, and nothing is refused," if watch else "protected"
+    click.echo(f"{table} is {done} as {made.resource}{free}{fed}")
+    if watch:
+        click.echo(f"what would be refused: lockguard fence watch {table}")
 
 
 @fence.command(name="unprotect")
 @click.argument("table")
 @_connected
 async def unprotect_(conn: asyncpg.Connection[Any], table: str) -> None:
-    """Remove the protection of TABLE."""
+    """Remove the protection of TABLE, or the watch with what it has recorded."""
     click.echo(
         f"{table} is no longer protected" if await unprotect(conn, table) else f"{table} was not protected"
     )
+
+
+@fence.command(name="watch")
+@click.argument("tables", nargs=-1)
+@click.option(
+    "--since", type=WITHIN, metavar="AGE", help="Only kinds of writes that were seen within it, such as 24h."
+)
+@click.option("--clear", is_flag=True, help="Forget what was recorded, and go on watching.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_connected
+async def watch(
+    conn: asyncpg.Connection[Any],
+    tables: tuple[str, ...],
+    since: timedelta | None,
+    *,
+    clear: bool,
+    as_json: bool,
+) -> None:
+    """Show who writes the watched TABLES without a lease, and whether they can be protected.
+
+    Ends with 0 if nothing would have been refused and writes under a lease were seen, with 1 if something
+    would have been refused, and with 3 if no write under a lease was seen, so that nobody can tell.
+    """
+    await watch_body(conn, tables, since=since, clear=clear, as_json=as_json)

@@ -49,8 +49,7 @@ async def _with_connection(
     url: str | None, body: Callable[..., Awaitable[None]], options: dict[str, Any]
 ) -> None:
     try:
-        dsn.checked(url)
-        conn = await asyncpg.connect(url, timeout=CONNECT_S)
+        conn = await asyncpg.connect(**dsn.arguments(url), timeout=CONNECT_S)
     except ConfigurationError as exc:
         raise Mistake(str(exc)) from None
     except CONNECT_ERRORS as exc:

@@ -20,8 +20,10 @@ from lockguard._context import current_leases, outlived_lease
 from lockguard_asyncpg._dropin import LIMITS, Pipelined, leases_of, present, run, run_parsed
 from lockguard_asyncpg._errors import DATABASE_ERRORS, ended
 from lockguard_asyncpg._pipelining import PipelinedCheck, executor_with_check, run_as_text, run_pipelined
-from lockguard_asyncpg._statements import is_lone_write, is_write
-from lockguard_asyncpg._transaction_state import TransactionProxy, bare, sees_all, transaction_state, unfenced
+from lockguard_asyncpg._pools import require_own_loop
+from lockguard_asyncpg._transaction_state import TransactionProxy, bare, sees_all, transaction_state
+from lockguard_postgres._in_force import unfenced
+from lockguard_postgres._statements import is_lone_write, is_write
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -33,7 +35,7 @@ else:
     _Connection, _PreparedStatement = asyncpg.Connection, PreparedStatement
     _PoolConnectionProxy = PoolConnectionProxy
 
-__all__ = ["FenceLayer", "FencedConnection", "create_pool", "end_loan", "fenced", "lend"]
+__all__ = ["FenceLayer", "FencedConnection", "add_layer", "create_pool", "end_loan", "fenced", "lend"]
 
 # Methods that run statements, and whether the first argument is the statement's text.
 _CARRIERS = {
@@ -50,7 +52,9 @@ _CARRIERS = {
 }
 # Methods whose statement asyncpg sends as one Bind and Execute.
 _ONE_BY_ONE = {"execute", "fetch", "fetchval", "fetchrow"}
-# Where a prepared statement keeps its connection, its state on the server and its last command tag.
+# Where a prepared statement keeps its text, its connection, its state on the server and its last command tag.
+# (Its get_query() fails once the connection is gone, and would hide that the lease is too.)
+_QUERY = "_query"
 _OF = "_connection"
 _STATE = "_state"
 _STATUS = "_last_status"
@@ -279,7 +283,7 @@ def _statement_carrier(name: str) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(getattr(PreparedStatement, name))
     async def method(self: Any, *args: Any, **options: Any) -> Any:
         parent = getattr(super(_Statement, self), name)
-        text, con, state = self.get_query(), getattr(self, _OF), getattr(self, _STATE)
+        text, con, state = getattr(self, _QUERY), getattr(self, _OF), getattr(self, _STATE)
 
         def send() -> Any:
             return parent(*args, **options)
@@ -353,13 +357,13 @@ class _PoolLayer:
 
     async def _acquire(self, timeout: float | None) -> PoolConnectionProxy[Any]:
         parent: Any = super()
+        pool: Any = self
+        require_own_loop(pool)
         with unfenced():  # the pool's init and setup hooks are not part of the body
             proxy: PoolConnectionProxy[Any] = await parent._acquire(timeout)
         if type(proxy) is PoolConnectionProxy:
             proxy.__class__ = _Proxy
-        con = bare(proxy)
-        if not sees_all(con):
-            con.__class__ = _with_layer(FenceLayer, type(con))
+        add_layer(bare(proxy))
         return proxy
 
     async def release(self, connection: Any, *, timeout: float | None = None) -> None:
@@ -381,6 +385,13 @@ def _begun_in_a_body() -> bool:
     Tasks of a body that is cancelled can outlive it: `asyncio.gather` waits only for the first of them.
     """
     return bool(current_leases()) or outlived_lease() is not None
+
+
+def add_layer(con: Any) -> None:
+    """Have every statement of ``con`` carry the lease from now on."""
+    if not sees_all(con):
+        kind: Any = type(con)
+        con.__class__ = _with_layer(FenceLayer, kind)
 
 
 @functools.cache

@@ -19,68 +19,40 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import asyncpg
 from asyncpg.transaction import Transaction
 
-from lockguard._context import current_leases, lost_sight, outlived_lease
-from lockguard.errors import ConfigurationError, LeaseNotHeld, LockguardError
-from lockguard_asyncpg._claims import Limits, presentation_for
+from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg._errors import DATABASE_ERRORS, ended, fence_error, note_on_check, stale
-from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._pipelining import NotPipelined, can_pipeline
-from lockguard_asyncpg._statements import (
+from lockguard_asyncpg._transaction_state import (
+    TransactionProxy,
+    TransactionState,
+    rolled_back,
+    send_plain,
+    transaction_state,
+)
+from lockguard_postgres._claims import Limits, presentation_for
+from lockguard_postgres._in_force import is_unfenced, leases_in_force
+from lockguard_postgres._numbers import NUMBERS
+from lockguard_postgres._statements import (
     Kind,
     ends_in_savepoint,
     is_commit,
     kind_of,
     may_end_transaction,
+    may_write_after,
     read_only_after,
 )
-from lockguard_asyncpg._transaction_state import (
-    TransactionProxy,
-    TransactionState,
-    is_unfenced,
-    rolled_back,
-    send_plain,
-    transaction_state,
-)
-from lockguard_asyncpg._unsealed import seal_now
+from lockguard_postgres._unsealed import seal_now
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from lockguard._lease import Lease
 
-__all__ = ["LIMITS", "Pipelined", "alone", "leases_in_force", "leases_of", "present", "run", "run_parsed"]
+__all__ = ["LIMITS", "Pipelined", "alone", "leases_of", "present", "run", "run_parsed"]
 
 T = TypeVar("T")
 Pipelined: TypeAlias = "Callable[[tuple[Lease, ...]], Awaitable[T]]"
 LIMITS = Limits()
-
-
-def leases_in_force() -> tuple[Lease, ...]:
-    """The leases under which the running code writes.
-
-    Raises:
-        LeaseNotHeld: the task has outlived its guarded body, or the task that entered the hold has ended; it
-            must not pass for code that never had a lease.
-    """
-    if is_unfenced():
-        return ()
-    if (ended := outlived_lease()) is not None:
-        raise LeaseNotHeld(
-            f"this task began in the body of the lease on {ended.resource!r}, which was released:"
-            " await it inside the body, or write inside `with unfenced():` what needs no fence",
-            resource=ended.resource,
-            token=ended.token,
-        )
-    if (left := lost_sight()) is not None:
-        raise LeaseNotHeld(
-            f"the hold on {left.resource!r} is open, and the task that entered it has ended, so its lease is"
-            " not in force here: enter it in the task whose body it is, with hold(..., wait=...) or inside"
-            " `async with asyncio.timeout(...)` instead of asyncio.wait_for(...); write inside"
-            " `with unfenced():` what needs no fence",
-            resource=left.resource,
-            token=left.token,
-        )
-    return current_leases()
 
 
 async def run(
@@ -108,10 +80,14 @@ async def run(
     leases = leases_of(con, tx)
     if tx.body is not None:
         _keep_open(con, text)
+    if tx.read_only and may_write_after(text):
+        tx.read_only = False
     if not leases:
         return await _plainly(con, tx, text, send)
     kind = kind_of(text)
-    if kind is not Kind.ROLLBACK:  # a rollback is right whatever became of the lease
+    # A rollback is right whatever became of the lease. A BEGIN writes nothing, and some frameworks never give
+    # back a connection whose BEGIN fails.
+    if kind not in {Kind.ROLLBACK, Kind.BEGIN}:
         for lease in leases:
             lease.ensure()
     tx.user = task
@@ -258,10 +234,7 @@ async def _inside(
             return result
         case Kind.ORDINARY:
             await present(con, tx, leases)
-        case Kind.SETTING:
-            if read_only_after(text) is False:
-                tx.read_only = False
-        case Kind.BEGIN | Kind.SAVEPOINT:
+        case Kind.BEGIN | Kind.SAVEPOINT | Kind.SETTING:
             pass
     try:
         return await send()

@@ -8,8 +8,9 @@ refused first, and no part of it is shown.
 from __future__ import annotations
 
 import configparser
-from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, unquote, urlsplit
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from lockguard.errors import ConfigurationError
 from lockguard.text import first_line
@@ -17,9 +18,10 @@ from lockguard.text import first_line
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
 
-__all__ = ["checked", "reason_of", "shown"]
+__all__ = ["arguments", "checked", "reason_of", "shown"]
 
 _SCHEMES = ("postgresql", "postgres")
+_CACHE = "statement_cache_size"
 _DATABASE = "the database of the PG* environment variables (or give its URL)"
 _UNREADABLE = (
     "the database URL cannot be read (it is not shown, as it may contain a password): write"
@@ -36,6 +38,32 @@ def checked(url: str | None) -> None:
     """
     if url is not None:
         _read(url)
+
+
+def arguments(url: str | None) -> dict[str, Any]:
+    """What ``asyncpg.connect`` and ``asyncpg.create_pool`` are given for ``url``.
+
+    ``statement_cache_size`` becomes an argument. asyncpg would send it to the server as a setting, which
+    Postgres and PgBouncer refuse, and behind a pooler in transaction mode a command needs it.
+
+    Raises:
+        ConfigurationError: the URL cannot be read, or the size is no whole number; neither is quoted.
+    """
+    if url is None or _CACHE not in url:
+        checked(url)
+        return {"dsn": url}
+    parts = _read(url)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    others = urlencode([(name, value) for name, value in options if name != _CACHE])
+    given: dict[str, Any] = {"dsn": parts._replace(query=others).geturl()}
+    for size in (value for name, value in options if name == _CACHE):
+        if not re.fullmatch("[0-9]{1,6}", size):
+            raise ConfigurationError(
+                f"{_CACHE} in the database URL must be a whole number; behind a pooler in transaction mode"
+                " write 0"
+            )
+        given[_CACHE] = int(size)
+    return given
 
 
 def _read(url: str) -> SplitResult:

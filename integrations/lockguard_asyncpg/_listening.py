@@ -19,8 +19,8 @@ import asyncpg
 from lockguard._lease import GrantId
 from lockguard._renewal import end_here
 from lockguard.errors import LossReason
-from lockguard_asyncpg._calling import CancelWatch
 from lockguard_asyncpg._errors import CONNECT_ERRORS, DATABASE_ERRORS
+from lockguard_postgres._calling import CancelWatch
 
 __all__ = ["Listener"]
 

@@ -25,7 +25,6 @@ from uuid import UUID
 import asyncpg
 
 from lockguard.errors import ConfigurationError, StaleToken
-from lockguard_asyncpg._claims import FEW, Limits, first_of, leases_for, presentation_for
 from lockguard_asyncpg._connection import FenceLayer, end_loan, lend
 from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
@@ -36,12 +35,16 @@ from lockguard_asyncpg._errors import (
     set_up_error,
     stale,
 )
-from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._pipelining import NotPipelined, PipelinedCheck, can_pipeline, run_pipelined
-from lockguard_asyncpg._statements import is_write
+from lockguard_asyncpg._pools import require_usable
 from lockguard_asyncpg._transaction import FencedTransaction
-from lockguard_asyncpg._transaction_state import CLOSED, bare, give_back_soon, transaction_state, unfenced
-from lockguard_asyncpg._unsealed import UNSEALED, seal_now
+from lockguard_asyncpg._transaction_state import bare, give_back_soon, transaction_state
+from lockguard_postgres._claims import FEW, Limits, first_of, leases_for, presentation_for
+from lockguard_postgres._in_force import unfenced
+from lockguard_postgres._numbers import NUMBERS
+from lockguard_postgres._presented import CLOSED
+from lockguard_postgres._statements import is_write
+from lockguard_postgres._unsealed import UNSEALED, seal_now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,6 +159,7 @@ async def _send(
             return await work(target)
         for held in leases:
             held.ensure()
+        require_usable(target)
         lent: PoolConnectionProxy[Any] = await target.acquire()
         try:
             return await work(lent)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard_asyncpg._claims import Limits, Presentation, first_of, presentation_for
 from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
     Meaning,
@@ -30,10 +29,11 @@ from lockguard_asyncpg._errors import (
     note_on_check,
     set_up_error,
 )
-from lockguard_asyncpg._literals import number, text
-from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._transaction_state import rolled_back, send_plain
-from lockguard_asyncpg._unsealed import BY_ITSELF, UNSEALED, in_turn
+from lockguard_postgres._claims import Limits, Presentation, first_of, presentation_for
+from lockguard_postgres._literals import number, text
+from lockguard_postgres._numbers import NUMBERS
+from lockguard_postgres._unsealed import BY_ITSELF, UNSEALED, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

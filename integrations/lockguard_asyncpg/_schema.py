@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from lockguard.errors import ConfigurationError
-from lockguard.text import kind_of, printable
+from lockguard.text import printable
 from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
+from lockguard_asyncpg._integrity import restore
+from lockguard_postgres._schema_sql import INSTALL_LOCK_KEY, POSTGRES_MIN, Installed, schema_sql, steps_sql
+from lockguard_postgres._steps import SCHEMA_VERSION, Step, sql_file, steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,106 +35,6 @@ _OWNER = """
 select current_user::text as us, nspowner::regrole::text as owner, pg_has_role(nspowner, 'USAGE') as ours
   from pg_catalog.pg_namespace where nspname = 'lockguard'
 """
-# Two installers at once would both find version 0. The key is the text "lockgrd" as a number.
-_INSTALL_LOCK_KEY = 0x6C6F636B677264
-_POSTGRES_MIN = (13,)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One numbered file of the schema."""
-
-    version: int
-    name: str
-    sql: str
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """The schema versions before and after :func:`install`; 0 for none."""
-
-    before: int
-    after: int
-
-
-@cache
-def steps() -> tuple[Step, ...]:
-    """The schema's files in order."""
-    found = [f for f in (files("lockguard_asyncpg") / "sql").iterdir() if f.name[:4].isdigit()]
-    return tuple(
-        Step(int(f.name[:4]), f.name.removesuffix(".sql"), f.read_text(encoding="utf-8"))
-        for f in sorted(found, key=lambda f: f.name)
-    )
-
-
-SCHEMA_VERSION = steps()[-1].version
-
-
-def _recorded(step: Step) -> str:
-    return f"insert into lockguard.schema_version (version) values ({step.version});\n"  # noqa: S608 - an int of ours
-
-
-def schema_sql(*, after: int = 0) -> str:
-    """The schema for a migration tool: one statement that creates what is missing and renews the rights.
-
-    Being one statement, it is applied whole or not at all, whatever the tool does with transactions, and a
-    driver that takes one statement at a time accepts it. On a complete schema it succeeds, with a notice. It
-    contains no ``:name`` that SQLAlchemy would take for a parameter.
-
-    Args:
-        after: leave out the steps up to this version; on an older schema the statement then fails.
-
-    Raises:
-        ConfigurationError: there is no such version.
-    """
-    _require_version(after)
-    made = "".join(_where_missing(s) for s in steps() if s.version > after)
-    return f"""do $lockguard_schema$
-declare
-  had integer := 0;
-begin
-  perform pg_advisory_xact_lock({_INSTALL_LOCK_KEY});
-  if to_regprocedure('lockguard.version()') is not null then
-    execute 'select coalesce(lockguard.version(), 0)' into had;
-  end if;
-  if had > {SCHEMA_VERSION} then
-    raise notice 'the lockguard schema is at version % already, beyond this script ({SCHEMA_VERSION})', had;
-    return;
-  elsif had = {SCHEMA_VERSION} then
-    raise notice 'the lockguard schema is at version % already', had;
-  elsif had < {after} then
-    raise exception '% here, and this script begins after version {after}',
-        case had when 0 then 'there is no lockguard schema'
-          else 'the lockguard schema is at version ' || had end
-      using errcode = 'LG004', hint = 'Print it for that version: lockguard fence sql --after ' || had;
-  end if;
-{made}  execute {_quoted(_file("rights"), "rights")};
-end
-$lockguard_schema$;
-"""
-
-
-def _require_version(after: object) -> None:
-    if not isinstance(after, int) or isinstance(after, bool) or not 0 <= after <= SCHEMA_VERSION:
-        shown = after if isinstance(after, int) else kind_of(after)
-        raise ConfigurationError(
-            f"there is no version {shown} to begin after: this library's schema has versions 1 to"
-            f" {SCHEMA_VERSION}; leave it out for all of them"
-        )
-
-
-def _where_missing(step: Step) -> str:
-    make = _quoted(f"{step.sql}\n{_recorded(step)}", step.name)
-    return f"  if had < {step.version} then\n    execute {make};\n  end if;\n"
-
-
-def _quoted(sql: str, name: str) -> str:
-    return f"$lockguard_{name}${sql}$lockguard_{name}$"
-
-
-def _steps_sql(*, after: int) -> str:
-    parts = [f"-- {s.name}\n{s.sql}\n{_recorded(s)}" for s in steps() if s.version > after]
-    return "\n".join([*parts, f"-- rights\n{_file('rights')}"])
 
 
 async def schema_version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
@@ -164,39 +64,55 @@ async def require_current(conn: asyncpg.Connection[Any] | PoolConnectionProxy[An
 
 
 async def install(
-    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], *, allow: Sequence[str] = ()
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    *,
+    allow: Sequence[str] = (),
+    viewers: Sequence[str] = (),
+    operators: Sequence[str] = (),
 ) -> Installed:
     """Bring the schema to this library's version, in one transaction; at that version, renew its rights.
 
-    The role ``lockguard_app`` may take part in fencing; it is created where it is missing, unless the caller
-    may not create roles.
+    At that version its own functions and triggers are also made again where they were replaced or dropped.
+
+    The role ``lockguard_app`` may take part in fencing, ``lockguard_viewer`` may see the fence, its audit and
+    its refusals, and ``lockguard_operator`` may also break a lock. They are created where they are missing,
+    unless the caller may not create roles.
 
     Args:
         conn: a connection of a role that owns the database, or may create schemas in it.
         allow: further roles that may take part, each by a grant of its own: needed where ``lockguard_app`` is
             missing or belongs to another owner.
+        viewers: further roles that may do what ``lockguard_viewer`` may.
+        operators: further roles that may do what ``lockguard_operator`` may.
 
     Raises:
         ConfigurationError: the role may not create it, the schema is newer than this library, the server is
-            older than PostgreSQL 13, or one of ``allow`` is no role.
+            older than PostgreSQL 13, or one of the roles does not exist.
     """
-    if (found := conn.get_server_version()) < _POSTGRES_MIN:
+    if (found := conn.get_server_version()) < (POSTGRES_MIN,):
         raise ConfigurationError(
-            f"this is PostgreSQL {found.major}, and the fence needs {_POSTGRES_MIN[0]} or newer: upgrade it"
+            f"this is PostgreSQL {found.major}, and the fence needs {POSTGRES_MIN} or newer: upgrade it"
         )
     try:
         # Whatever the default is: a snapshot from before the wait does not show what another installer did.
         async with conn.transaction(isolation="read_committed"):
-            await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)
+            await conn.execute("select pg_advisory_xact_lock($1)", INSTALL_LOCK_KEY)
             before = await schema_version(conn)
             if before > SCHEMA_VERSION:
                 raise ConfigurationError(
                     f"the lockguard schema has version {before} and this library knows {SCHEMA_VERSION}:"
                     " upgrade the library"
                 )
-            await conn.execute(_steps_sql(after=before))
-            for role in allow:
-                await _allow(conn, role)
+            if before == SCHEMA_VERSION:
+                await restore(conn)
+            await conn.execute(steps_sql(after=before))
+            for function, roles in (
+                ("allow", allow),
+                ("allow_to_view", viewers),
+                ("allow_to_operate", operators),
+            ):
+                for role in roles:
+                    await _allow(conn, function, role)
             return Installed(before, SCHEMA_VERSION)
     except asyncpg.InsufficientPrivilegeError as exc:
         raise ConfigurationError(
@@ -204,9 +120,9 @@ async def install(
         ) from exc
 
 
-async def _allow(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], role: str) -> None:
+async def _allow(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], function: str, role: str) -> None:
     try:
-        await conn.execute("select lockguard.allow($1)", role)
+        await conn.execute(f"select lockguard.{function}($1)", role)
     except asyncpg.UndefinedObjectError as exc:
         raise ConfigurationError(f"there is no role {role!r}; create it first") from exc
 
@@ -236,11 +152,11 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
     await require_owner(conn)
     try:
         async with conn.transaction(isolation="read_committed"):
-            await conn.execute("select pg_advisory_xact_lock($1)", _INSTALL_LOCK_KEY)
+            await conn.execute("select pg_advisory_xact_lock($1)", INSTALL_LOCK_KEY)
             if await conn.fetchval("select to_regnamespace('lockguard')") is None:
                 return False
             # Not only DROP SCHEMA ... CASCADE: what users made dependent on it must not vanish silently.
-            await conn.execute(_file("uninstall"))
+            await conn.execute(sql_file("uninstall"))
             return True
     except asyncpg.DependentObjectsStillExistError as exc:
         raise ConfigurationError(
@@ -250,7 +166,3 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
         if meaning_of(exc) is Meaning.CONFIGURATION:
             raise set_up_error(exc) from exc
         raise
-
-
-def _file(name: str) -> str:
-    return (files("lockguard_asyncpg") / "sql" / f"{name}.sql").read_text(encoding="utf-8")

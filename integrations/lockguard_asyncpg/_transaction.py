@@ -14,18 +14,19 @@ from asyncpg.pool import PoolConnectionProxy
 from asyncpg.transaction import Transaction
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg._claims import Limits, leases_for, presentation_for
 from lockguard_asyncpg._connection import end_loan, lend
 from lockguard_asyncpg._errors import NotCommitted, ended
-from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_asyncpg._pools import require_usable
 from lockguard_asyncpg._transaction_state import (
-    CLOSED,
     TransactionProxy,
     bare,
     give_back,
     rolled_back,
     transaction_state,
 )
+from lockguard_postgres._claims import Limits, leases_for, presentation_for
+from lockguard_postgres._numbers import NUMBERS
+from lockguard_postgres._presented import CLOSED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,6 +184,7 @@ class FencedTransaction:
     async def _obtain(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
         if not isinstance(self._target, asyncpg.Pool):
             return self._target
+        require_usable(self._target)
         self._lent = await self._target.acquire()
         return self._lent
 

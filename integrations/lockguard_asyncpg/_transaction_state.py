@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from lockguard._lease import GrantId, Lease
+from lockguard._lease import Lease
 from lockguard.errors import LockguardError, StaleToken
-from lockguard_asyncpg._claims import Claim, Limits, Presentation, first_of, presentation_for
 from lockguard_asyncpg._errors import (
     DATABASE_ERRORS,
     Meaning,
@@ -35,29 +33,27 @@ from lockguard_asyncpg._errors import (
     meaning_of,
     note_on_check,
 )
-from lockguard_asyncpg._numbers import NUMBERS
-from lockguard_asyncpg._unsealed import seal_now
+from lockguard_postgres._claims import Limits, Presentation, first_of, presentation_for
+from lockguard_postgres._numbers import NUMBERS
+from lockguard_postgres._presented import Presented
+from lockguard_postgres._unsealed import seal_now
 
 __all__ = [
-    "CLOSED",
     "TransactionProxy",
     "TransactionState",
     "bare",
     "give_back",
     "give_back_soon",
-    "is_unfenced",
     "rolled_back",
     "sees_all",
     "send_plain",
     "transaction_state",
-    "unfenced",
 ]
 
 _OPEN_ATTEMPTS_MAX = 5
 _ROLLBACK_S = 1.0
 _RELEASE_S = 2.0
 """Bounds a release: after a lost reply asyncpg by default waits for ever for the statement's end."""
-_CLOSED_MAX = 10_000
 # The pool's proxy gives no public access to the connection that it stands for.
 _PROXIED = "_con"
 # Where a connection keeps the text of its reset, and a pool its caller's hook for each acquire.
@@ -72,61 +68,11 @@ _NOTED = "_top_xact"
 # Keeps the tasks alive: the event loop alone would not.
 _GIVING_BACK: set[asyncio.Task[None]] = set()
 
-_unfenced: ContextVar[bool] = ContextVar("lockguard_unfenced", default=False)
 
-
-@contextlib.contextmanager
-def unfenced() -> Iterator[None]:
-    """Statements in this block carry no token, even under a lease: for what needs no fence, such as prices.
-
-    Protected tables still refuse them, except for changes of exempt columns.
-    """
-    mark = _unfenced.set(True)
-    try:
-        yield
-    finally:
-        _unfenced.reset(mark)
-
-
-def is_unfenced() -> bool:
-    """Whether the running code is inside :func:`unfenced`."""
-    return _unfenced.get()
-
-
-class _Closed:
-    """The grants that a transaction has closed and whose leases are not released yet, up to a bound."""
-
-    def __init__(self) -> None:
-        self._grants: dict[GrantId, None] = {}
-
-    def note(self, leases: Sequence[Lease]) -> None:
-        """Record that a transaction which closed the grants of ``leases`` has committed."""
-        self._grants.update((lease.grant.id, None) for lease in leases)
-        while len(self._grants) > _CLOSED_MAX:  # a forgotten grant is only closed once more
-            del self._grants[next(iter(self._grants))]
-
-    def take(self, grant: GrantId) -> bool:
-        """Remove ``grant``; returns whether it was one of them."""
-        found = grant in self._grants
-        self._grants.pop(grant, None)
-        return found
-
-
-CLOSED = _Closed()
-"""The closed grants of this process: their release has nothing left to close in the fence."""
-
-
-class TransactionState:
-    """What a connection's open transaction has presented to the fence.
+class TransactionState(Presented):
+    """What a connection's open transaction has presented, and what asyncpg's layer is doing with it.
 
     Attributes:
-        presentation: the one whose number records the transaction's outcome; ``None`` if it is not recorded.
-        numbers: the numbers recorded in it, given back when its outcome is certain.
-        leases: the leases presented, by grant.
-        claims: the claims whose rows are locked now.
-        doubt: whether the row that records the outcome may have been rolled back with a savepoint.
-        read_only: whether it was begun READ ONLY: it can neither write nor lock a row of the fence.
-        refusal: the fence's refusal in this transaction, in case the caller swallows it.
         user: the task in the middle of a statement that takes several messages.
         check: the check that is to be sent right before the current statement, see
             :mod:`lockguard_asyncpg._pipelining`.
@@ -135,58 +81,14 @@ class TransactionState:
             ends the transaction.
     """
 
-    __slots__ = (
-        "_begun_with",
-        "body",
-        "caller_text",
-        "check",
-        "claims",
-        "doubt",
-        "leases",
-        "numbers",
-        "presentation",
-        "read_only",
-        "refusal",
-        "user",
-    )
+    __slots__ = ("body", "caller_text", "check", "user")
 
     def __init__(self) -> None:
         self.user: asyncio.Task[Any] | None = None
         self.body: tuple[Lease, ...] | None = None
         self.check: Any = None
         self.caller_text: str | None = None
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget what was presented: the transaction is over."""
-        self._begun_with = False
-        self.presentation: Presentation | None = None
-        self.numbers: list[int] = []
-        self.leases: dict[GrantId, Lease] = {}
-        self.claims: set[Claim] = set()
-        self.doubt = False
-        self.read_only = False
-        self.refusal: StaleToken | None = None
-
-    def forget(self) -> None:
-        """Discard what was presented: a rollback to a savepoint may have undone it, or will."""
-        self.claims.clear()
-        if self.presentation is not None and not self._begun_with:
-            self.presentation, self.doubt = None, True
-
-    def numbers_taken(self) -> list[int]:
-        """Take over its numbers, to be given back if the caller learns its outcome for certain."""
-        numbers, self.numbers = self.numbers, []
-        return numbers
-
-    def note(self, presentation: Presentation, leases: Sequence[Lease], *, begins: bool = False) -> None:
-        """Record what the fence accepted; with ``begins``, in the message that began the transaction."""
-        if presentation.sequence is not None:
-            self.numbers.append(presentation.sequence)
-            if self.presentation is None:
-                self.presentation, self.doubt, self._begun_with = presentation, False, begins
-        self.claims.update(presentation.claims)
-        self.leases.update((lease.grant.id, lease) for lease in leases)
+        super().__init__()
 
 
 _states: WeakKeyDictionary[asyncpg.Connection[Any], TransactionState] = WeakKeyDictionary()

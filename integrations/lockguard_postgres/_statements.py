@@ -21,20 +21,22 @@ __all__ = [
     "is_write",
     "kind_of",
     "may_end_transaction",
+    "may_write_after",
     "read_only_after",
 ]
 
 _QUOTED = re.compile(
     r"""
-      --[^\n]*
-    | /\*.*?\*/
+      --[^\r\n]*
+    | /\*
     | \b[eE]'(?:[^'\\]|\\.|'')*'
     | '(?:[^']|'')*'
     | "(?:[^"]|"")*"
-    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    | (?<![\w$\x80-\U0010ffff])\$(?P<tag>\w*)\$.*?\$(?P=tag)\$   # a name may contain dollars
     """,
     re.DOTALL | re.VERBOSE,
 )
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
 # Begins with INSERT, UPDATE, DELETE, MERGE or WITH: a statement that is planned, and so cannot end a
@@ -91,9 +93,9 @@ def kind_of(query: str) -> Kind:
 
     Raises:
         ConfigurationError: several statements in one text, one of which begins or ends a transaction, so that
-            what follows would escape the fence; or PREPARE TRANSACTION.
+            what follows would escape the fence; or PREPARE TRANSACTION or COMMIT PREPARED.
     """
-    parts = [part for part in _QUOTED.sub(_blanked, query).split(";") if part.strip()]
+    parts = [part for part in _plain(query).split(";") if part.strip()]
     kinds = [_kind_of_one(part) for part in parts]
     if len(kinds) > 1 and not {Kind.BEGIN, Kind.COMMIT, Kind.ROLLBACK}.isdisjoint(kinds):
         raise ConfigurationError(
@@ -105,14 +107,14 @@ def kind_of(query: str) -> Kind:
 
 def is_commit(query: str) -> bool:
     """Whether ``query`` is a COMMIT and nothing else."""
-    parts = [part for part in _QUOTED.sub(_blanked, query).split(";") if part.strip()]
+    parts = [part for part in _plain(query).split(";") if part.strip()]
     return len(parts) == 1 and _BY_WORD.get(parts[0].upper().split(maxsplit=1)[0]) is Kind.COMMIT
 
 
 @lru_cache(maxsize=1024)
 def may_end_transaction(query: str) -> bool:
     """Whether ``query`` may end the transaction that it is sent in, perhaps to begin another one."""
-    for part in _QUOTED.sub(_blanked, query).split(";"):
+    for part in _plain(query).split(";"):
         words = part.upper().split(maxsplit=2)
         kind = _BY_WORD.get(words[0]) if words else None
         if (
@@ -137,20 +139,48 @@ def is_lone_write(query: str) -> bool:
 
 
 def read_only_after(query: str) -> bool | None:
-    """Whether BEGIN or SET makes the transaction read-only; ``None`` if it says nothing about that."""
-    words = " ".join(_QUOTED.sub(_blanked, query).upper().split())
-    if "READ WRITE" in words or "TRANSACTION_READ_ONLY" in words:
+    """Whether BEGIN makes the transaction read-only; ``None`` if it says nothing about that."""
+    words = " ".join(_plain(query).upper().split())
+    if "READ WRITE" in words:
         return False
     return True if "READ ONLY" in words else None
 
 
 def ends_in_savepoint(query: str) -> bool:
     """Whether a ROLLBACK goes back only to a savepoint."""
-    return "TO" in _QUOTED.sub(_blanked, query).upper().split()
+    return "TO" in _plain(query).upper().split()
 
 
-def _blanked(found: re.Match[str]) -> str:
-    return " " if found.group().startswith(("--", "/*")) else "''"
+@lru_cache(maxsize=1024)
+def may_write_after(query: str) -> bool:
+    """Whether a READ ONLY transaction may be READ WRITE after ``query``, or in the middle of it.
+
+    The name of the setting may be quoted, and BEGIN within a transaction sets its mode too.
+    """
+    text = query.lower()
+    if not any(sign in text for sign in ("write", "read_only", 'u&"')):
+        return False
+    first = {part.split(maxsplit=1)[0] for part in _plain(text).split(";") if part.strip()}
+    return not first.isdisjoint({"set", "reset", "begin", "start"})
+
+
+def _plain(query: str) -> str:
+    """``query`` with quoted text and comments blanked; Postgres has comments within comments."""
+    kept: list[str] = []
+    at = 0
+    while (found := _QUOTED.search(query, at)) is not None:
+        kept += query[at : found.start()], " " if found.group().startswith(("--", "/*")) else "''"
+        at = _end_of_comment(query, found.end()) if found.group() == "/*" else found.end()
+    return "".join((*kept, query[at:]))
+
+
+def _end_of_comment(query: str, at: int) -> int:
+    depth = 1
+    for edge in _COMMENT_EDGE.finditer(query, at):
+        depth += 1 if edge.group() == "/*" else -1
+        if depth == 0:
+            return edge.end()
+    return len(query)
 
 
 def _kind_of_one(statement: str) -> Kind:
@@ -159,5 +189,10 @@ def _kind_of_one(statement: str) -> Kind:
         raise ConfigurationError(
             "PREPARE TRANSACTION under a lease would keep its successor out until somebody ends that"
             " transaction: COMMIT instead"
+        )
+    if words[:2] == ["COMMIT", "PREPARED"]:
+        raise ConfigurationError(
+            "COMMIT PREPARED runs in no transaction, so it can present no lease: COMMIT plainly, or send it"
+            " in `with unfenced():` if it needs none"
         )
     return _BY_WORD.get(words[0]) or _BY_WORD.get(" ".join(words[:2]), Kind.ORDINARY)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import threading
 from typing import TYPE_CHECKING
 
 from lockguard._clock import SYSTEM_CLOCK, Clock
@@ -56,7 +57,11 @@ class Numbers:
         self.begin()
 
     def begin(self) -> None:
-        """Begin in a range of its own; called again in a process that was forked."""
+        """Begin in a range of its own; called again in a process that was forked.
+
+        From then on any thread may call the other methods.
+        """
+        self._lock = threading.Lock()  # a fork may have copied one that was held
         start = _FLAG + (secrets.randbelow(_RANGES) << _RANGE_BITS)
         self._slots: Iterator[int] = itertools.count(start, 1 << _COUNT_BITS)
         self._shared: list[int] = []
@@ -71,6 +76,10 @@ class Numbers:
         Args:
             resource: the one whose row will record it. With another one it is as good, but adds a row.
         """
+        with self._lock:
+            return self._taken(resource)
+
+    def _taken(self, resource: str) -> int:
         if self._clock.now() >= self._ends:
             self._since = next(self._slots)
             self._ends = self._clock.now() + _LIFE_S
@@ -93,13 +102,18 @@ class Numbers:
 
         For a transaction that has begun already: its snapshot may be older than any slot's last number.
         """
-        return next(self._slots) + _ALONE
+        with self._lock:
+            return next(self._slots) + _ALONE
 
     def give_back(self, numbers: Iterable[int]) -> None:
         """Free the slots of numbers whose outcome is known for certain; call it once for each number.
 
         Numbers of the process from which this one was forked are left to that process.
         """
+        with self._lock:
+            self._give_back(numbers)
+
+    def _give_back(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             if not self._since <= number < self._since + (1 << _RANGE_BITS):
                 continue

@@ -12,34 +12,33 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
 from lockguard.errors import ConfigurationError, FenceUnavailable
 from lockguard.text import printable
-from lockguard_asyncpg._dropin import alone
-from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of, set_up_error
-from lockguard_asyncpg._transaction_state import bare, give_back, send_plain, unfenced
+from lockguard_postgres._errors import Meaning
+from lockguard_postgres._literals import text
 
 if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Call", "CancelWatch", "make", "once"]
+    from lockguard_postgres._database import Database
+
+__all__ = ["SETTINGS", "Call", "CancelWatch", "bounded", "make"]
 
 _ATTEMPTS_MAX = 20
 _PAUSE_FIRST_S = 0.01
 _PAUSE_MAX_S = 0.2
-# How long a connection may take to give up a cancelled statement before it is thrown away.
-_RELEASE_S = 0.5
+# How long to ask why a call failed.
+_ASK_S = 0.5
 # How long a process that stops between the answer to its seal or break and COMMIT keeps all others out.
 _IDLE_MS = 1_000
-# Sent in the call's own message, to override settings of the role or the database. At SERIALIZABLE, seals and
+# Sent in a call's own message, to override settings of the role or the database. At SERIALIZABLE, seals and
 # closes of unrelated resources would fail, and bodies with them. With a statement timeout, a seal would lose
 # its place in the line each time, and no session would ever be evicted; lock_timeout and the caller's time
 # bound limit it.
-_SETTINGS = "set transaction isolation level read committed;set local statement_timeout = 0;"
+SETTINGS = "set transaction isolation level read committed;set local statement_timeout = 0;"
 _LOCK_HOLDERS = (
     "select pid, role, application, alone, state, clock_timestamp() - since as age"
-    " from lockguard.at_the_gate($1) where pid is null or role is not null"
+    " from lockguard.at_the_gate({resource}) where pid is null or role is not null"
 )
 # A role without rights sees only that a standby is there; its sync_state is null.
 _NO_STANDBY = (
@@ -93,13 +92,19 @@ class Call:
     alone: bool = True
 
 
-async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: timedelta) -> Any:
+def bounded() -> str:
+    """What goes before a call in a transaction of several messages: until COMMIT it keeps all others out."""
+    return f"{SETTINGS}select lockguard.bound(0, {_IDLE_MS:d})"
+
+
+async def make(database: Database, call: Call, *, resource: str, within: timedelta) -> Any:
     """Repeat ``call`` until it succeeds or ``within`` is over; returns its row or its command tag.
 
     Raises:
         FenceUnavailable: it did not succeed; the text says why.
         ConfigurationError: it cannot succeed until an operator has changed something.
     """
+    database.require_usable()
     failure: Exception | None = None
     connected = True
     cancels = CancelWatch()
@@ -110,35 +115,34 @@ async def make(pool: asyncpg.Pool[Any], call: Call, *, resource: str, within: ti
                     await asyncio.sleep(min(_PAUSE_MAX_S, _PAUSE_FIRST_S * 2 ** (attempt - 1)))
                 try:
                     connected = False
-                    conn = await pool.acquire()
+                    conn = await database.acquire()
                     connected = True
                     deadline = scope.when()
                     assert deadline is not None, "the timeout that was just entered has a deadline"
                     # A little less than the time left, so that the server's error, which says why, is first.
                     left_ms = max(1, int((deadline - asyncio.get_running_loop().time()) * 900))
                     query = f"{call.before}{left_ms:d}{call.after}"
-                    return await once(pool, conn, query, rows=call.rows, alone_=call.alone)
-                except DATABASE_ERRORS as exc:
+                    return await database.once(conn, query, rows=call.rows, alone=call.alone)
+                except database.failures as exc:
                     failure = exc
                     cancels.raise_if_cancelled()
                     if attempt == 0 and getattr(exc, "sqlstate", None) == _READ_ONLY:
-                        await _require_writable(pool, exc)
-                    if not _passing(exc):
+                        await _require_writable(database, exc)
+                    if not _passing(database, exc):
                         break
     except TimeoutError as exc:
         failure = failure or exc
-    lent_out = pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()
-    if not connected and lent_out and isinstance(failure, TimeoutError):
-        failure = _NoConnection(f"all {pool.get_size()} connections of its pool were in use")
-    said = await _failed(pool, failure, resource=resource, within=within)
+    if not connected and not database.has_room() and isinstance(failure, TimeoutError):
+        failure = _NoConnection(f"all {database.size()} connections of its pool were in use")
+    said = await _failed(database, failure, resource=resource, within=within)
     cancels.raise_if_cancelled()
     raise said from failure
 
 
-def _passing(exc: Exception) -> bool:
-    match meaning_of(exc):
+def _passing(database: Database, exc: Exception) -> bool:
+    match database.errors.meaning_of(exc):
         case Meaning.CONFIGURATION:
-            raise set_up_error(exc) from exc
+            raise database.errors.set_up_error(exc) from exc
         case Meaning.STALE | Meaning.STATEMENT:
             return False
         case Meaning.RETRY | Meaning.LOST:
@@ -149,70 +153,65 @@ def _passing(exc: Exception) -> bool:
 
 
 async def _failed(
-    pool: asyncpg.Pool[Any], failure: Exception | None, *, resource: str, within: timedelta
+    database: Database, failure: Exception | None, *, resource: str, within: timedelta
 ) -> FenceUnavailable:
     seconds = f"{within.total_seconds():.3g} s"
     if getattr(failure, "sqlstate", None) == "55P03":
         by = (
-            await _who(pool, resource)
+            await _who(database, resource)
             or "an open transaction under its lease, or one that has locked its row"
         )
         why = f"kept out for {seconds} by {by}"
     elif isinstance(failure, _NoConnection):
         why = f"{failure} for {seconds}; give PostgresFence a pool of its own, or one with room to spare"
     elif isinstance(failure, TimeoutError) or failure is None:
-        why = f"Postgres did not answer within {seconds}{await _unreplicated(pool)}"
+        why = f"Postgres did not answer within {seconds}{await _unreplicated(database)}"
     elif getattr(failure, "sqlstate", None) == _READ_ONLY:
-        why = f"{str(failure).partition(chr(10))[0]}{_read_only(await _whose_read_only(pool))}"
-    elif isinstance(failure, asyncpg.TargetServerAttributeNotMatched):
-        why = (
-            "no server of its URL is what target_session_attrs asks for: a failover is under way, the URL"
-            f" does not name the primary, or {_SETTING} is on there"
-        )
+        why = f"{str(failure).partition(chr(10))[0]}{_read_only(await _whose_read_only(database))}"
+    elif why_not := database.why_not(failure):
+        why = why_not
     else:
         why = f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
     return FenceUnavailable(f"the fence of {resource!r} could not be reached: {why}", resource=resource)
 
 
-async def _who(pool: asyncpg.Pool[Any], resource: str) -> str:
+async def _who(database: Database, resource: str) -> str:
     """The sessions in the way, as text; empty if they are not known, as with a schema before version 4."""
-    rows = []
-    with contextlib.suppress(*DATABASE_ERRORS):
-        async with asyncio.timeout(_RELEASE_S):
-            with unfenced():
-                rows = await pool.fetch(_LOCK_HOLDERS, resource)
+    rows: Sequence[Mapping[str, Any]] = ()
+    with contextlib.suppress(*database.failures):
+        async with asyncio.timeout(_ASK_S):
+            rows = await database.fetch(_LOCK_HOLDERS.format(resource=text(resource)))
     return "; ".join(_named(row) for row in rows)
 
 
-async def _unreplicated(pool: asyncpg.Pool[Any]) -> str:
+async def _unreplicated(database: Database) -> str:
     """The text that commits wait for a standby that is not there; empty if they do not, or if unknown."""
-    with contextlib.suppress(*DATABASE_ERRORS):
-        async with asyncio.timeout(_RELEASE_S):
-            with unfenced():
-                waiting = await pool.fetchval(_NO_STANDBY)
+    with contextlib.suppress(*database.failures):
+        async with asyncio.timeout(_ASK_S):
+            waiting = await database.fetch(_NO_STANDBY)
         if waiting:
-            names = f"synchronous_standby_names is {printable(str(waiting))}"
+            names = f"synchronous_standby_names is {printable(str(waiting[0]['setting']))}"
             return f": commits wait for a synchronous standby, and none is there ({names})"
     return ""
 
 
-async def _require_writable(pool: asyncpg.Pool[Any], exc: BaseException) -> None:
+async def _require_writable(database: Database, exc: BaseException) -> None:
     """Refuse a read-only default that the role, its database or the connection itself has set.
 
     Raises:
         ConfigurationError: there is one; the text says where it is set, and the remedy.
     """
-    row = await _whose_read_only(pool)
+    row = await _whose_read_only(database)
     if row is None or row["standby"] or not row["read_only"]:
         return
-    role, database = printable(row["role"]), printable(row["database"])
+    role, name = printable(row["role"]), printable(row["database"])
     match row["source"]:
         case "user":
             by = f"ALTER ROLE {role}"
         case "database user":
-            by = f"ALTER ROLE {role} IN DATABASE {database}"
+            by = f"ALTER ROLE {role} IN DATABASE {name}"
         case "database":
-            by = f"ALTER DATABASE {database}"
+            by = f"ALTER DATABASE {name}"
         case "global":
             by = "ALTER ROLE ALL"
         case "client" | "session":
@@ -228,16 +227,15 @@ async def _require_writable(pool: asyncpg.Pool[Any], exc: BaseException) -> None
     ) from exc
 
 
-async def _whose_read_only(pool: asyncpg.Pool[Any]) -> asyncpg.Record | None:
+async def _whose_read_only(database: Database) -> Mapping[str, Any] | None:
     """Where a read-only default is set, if any; ``None`` if the database does not answer."""
-    with contextlib.suppress(*DATABASE_ERRORS):
-        async with asyncio.timeout(_RELEASE_S):
-            with unfenced():
-                return await pool.fetchrow(_WHOSE_READ_ONLY)
+    with contextlib.suppress(*database.failures):
+        async with asyncio.timeout(_ASK_S):
+            return (await database.fetch(_WHOSE_READ_ONLY))[0]
     return None
 
 
-def _read_only(row: asyncpg.Record | None) -> str:
+def _read_only(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     if row["standby"]:
@@ -250,7 +248,7 @@ def _read_only(row: asyncpg.Record | None) -> str:
     return ""
 
 
-def _named(row: asyncpg.Record) -> str:
+def _named(row: Mapping[str, Any]) -> str:
     began = "" if row["age"] is None else f" begun {row['age'].total_seconds():.1f} s ago"
     does = "which has its gate to itself" if row["alone"] else f"an open transaction under its lease{began}"
     if row["pid"] is None:
@@ -265,38 +263,3 @@ def _named(row: asyncpg.Record) -> str:
 
 class _NoConnection(TimeoutError):
     """All connections of the pool were in use."""
-
-
-async def once(
-    pool: asyncpg.Pool[Any], conn: PoolConnectionProxy[Any], query: str, *, rows: bool, alone_: bool = True
-) -> Any:
-    """Make a call once and release the connection; returns its row or its command tag."""
-    clean = False
-    try:
-        with unfenced():  # a seal made under another lease is not a write of that lease
-            if rows and alone_:
-                return await _row(conn, query)
-            if rows:
-                return await conn.fetchrow(query)
-            # Not by COPY, though it gives rows: if asyncpg (0.32) has read that the server ends the session,
-            # and not yet the end of the connection, it drops a future whose error is never retrieved.
-            if (con := bare(conn)) is None:  # the server dropped it, and the pool has emptied its proxy
-                raise asyncpg.InterfaceError("the connection is closed")
-            tag = await send_plain(con, _SETTINGS + query)  # not examined as a caller's statement is
-            clean = True
-            return tag
-    finally:
-        # A silent server must not hold the caller beyond its bound: asyncpg then drops the connection.
-        await give_back(pool, conn, timeout_s=_RELEASE_S, clean=clean)
-
-
-async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:
-    """Fetch the row of ``query`` in a transaction of its own."""
-    con = bare(conn)
-
-    async def ask() -> Any:
-        # Bounded, because until COMMIT it has the gate to itself.
-        await con.execute(f"{_SETTINGS}select lockguard.bound(0, {_IDLE_MS:d})")
-        return await con.fetchrow(query)
-
-    return await alone(con, (), ask, None)

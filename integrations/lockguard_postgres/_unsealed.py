@@ -44,9 +44,10 @@ class _Pending:
         turn: lets one task at a time seal it: a task that waited for a first write of its own process as for
             a predecessor's would have the session of that write ended.
         presented: whether anything of it may have reached the database.
+        loop: the event loop in which it is sealed.
     """
 
-    __slots__ = ("first_sql", "presented", "remembered", "resource", "seal", "turn")
+    __slots__ = ("first_sql", "loop", "presented", "remembered", "resource", "seal", "turn")
 
     def __init__(self, resource: Resource, seal: Seal, first_sql: str, remembered: str) -> None:
         self.resource = resource
@@ -55,6 +56,7 @@ class _Pending:
         self.remembered = remembered
         self.turn = asyncio.Lock()
         self.presented = False
+        self.loop = asyncio.get_running_loop()
 
 
 class Unsealed:
@@ -70,6 +72,11 @@ class Unsealed:
     def waits(self, grant: GrantId) -> bool:
         """Whether ``grant`` is not sealed yet."""
         return grant in self._pending
+
+    def loop_of(self, grant: GrantId) -> asyncio.AbstractEventLoop | None:
+        """The event loop in which ``grant`` is sealed; ``None`` if it is sealed already."""
+        pending = self._pending.get(grant)
+        return None if pending is None else pending.loop
 
     def present(self, grant: GrantId) -> str | None:
         """The SQL by which the message about to be sent seals ``grant``; ``None`` if it is sealed."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from lockguard._context import current_leases
 from lockguard._lease import GrantId, Lease, Resource, Token
 from lockguard.errors import LeaseNotHeld
-from lockguard_asyncpg._errors import CommitUnknown
-from lockguard_asyncpg._literals import number, text, uuid
-from lockguard_asyncpg._unsealed import UNSEALED
+from lockguard_postgres._errors import CommitUnknown
+from lockguard_postgres._literals import number, text, uuid
+from lockguard_postgres._unsealed import UNSEALED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
