@@ -17,6 +17,8 @@ except ImportError as missing:
     raise ImportError("the commands need click; pip install 'lockguard[cli]'") from missing
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.servers import database_option, namespace_option, redis_option
+from lockguard._settings import Settings
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_bot._logs import log_to_output
 from lockguard_bot._stopping import StopRequest
@@ -30,6 +32,7 @@ from lockguard_positions._number_range import NumberRange
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lockguard_metrics import PrometheusObserver
     from lockguard_positions._model import Adopt
 
 __all__ = ["bot"]
@@ -67,10 +70,9 @@ def bot() -> None:
 
 
 @bot.command()
-@click.option("--redis", envvar="LOCKGUARD_REDIS_URL", metavar="URL", help="[env: LOCKGUARD_REDIS_URL]")
-@click.option(
-    "--database", envvar="LOCKGUARD_DATABASE_URL", metavar="URL", help="[env: LOCKGUARD_DATABASE_URL]"
-)
+@redis_option
+@namespace_option
+@database_option
 @exchange_options
 @adopt_option
 @click.option(
@@ -145,6 +147,11 @@ def bot() -> None:
     help="Where alerts go, as apprise has it; may be repeated. It holds a password: the environment is safer."
     "  [env: LOCKGUARD_ALERT_URLS, separated by spaces]",
 )
+@click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    help="Where Prometheus scrapes this bot; on this machine only unless a host is named.",
+)
 @click.option("--once", is_flag=True, help="End when the signals are at their end.")
 @click.option("--json", "as_json", is_flag=True, help="Log JSON, an object a line.")
 def run(*, as_json: bool, **options: Any) -> None:
@@ -184,14 +191,37 @@ def _run_to_the_end(settings: BotSettings) -> bool:
 async def _run(settings: BotSettings) -> bool:
     with StopRequest(at_last=settings.rhythm.stopped_after + _CLOSING) as stopping:
         async with AsyncExitStack() as stack:
-            worker = await connect_bot(stack, settings, stopping)
+            counting = None if settings.metrics is None else await _counting(stack, *settings.metrics)
+            worker = await connect_bot(stack, settings, stopping, counting)
             return worker is None or await worker.run()
+
+
+async def _counting(stack: AsyncExitStack, host: str, port: int) -> PrometheusObserver:
+    """An observer whose metrics are served until ``stack`` is closed."""
+    from prometheus_client import REGISTRY  # noqa: PLC0415 - an optional dependency
+
+    from lockguard_metrics import PrometheusObserver  # noqa: PLC0415 - needs it
+    from lockguard_metrics._serving import serving  # noqa: PLC0415 - needs it
+
+    observer = PrometheusObserver(REGISTRY)
+    url = await stack.enter_async_context(serving(REGISTRY, host, port, name="--metrics"))
+    _LOG.info("metrics: %s", url)
+    return observer
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    from lockguard_metrics._serving import parse_address  # noqa: PLC0415 - needs an optional dependency
+
+    return parse_address(text, "--metrics")
 
 
 def _settings(
     *,
-    redis: str | None,
-    database: str | None,
+    redis_urls: tuple[str, ...],
+    namespace: str | None,
+    database_url: str | None,
     exchange: str | None,
     account: str | None,
     option: tuple[str, ...],
@@ -215,11 +245,18 @@ def _settings(
     receive_window: timedelta | None,
     reads_lag: timedelta,
     connect_within: timedelta,
+    metrics: str | None,
 ) -> BotSettings:
-    where = stream_redis or redis
+    servers = Settings.read(redis=redis_urls, database=database_url, namespace=namespace)
+    if stream and not stream_redis and len(servers.redis) > 1:
+        raise ConfigurationError(
+            "several Redis servers keep the locks, and the stream is on one: name it with --stream-redis or"
+            " LOCKGUARD_STREAM_REDIS_URL"
+        )
+    where = stream_redis or next(iter(servers.redis), None)
     group = group or (f"{_GROUP}@{account}" if account else _GROUP)
     return BotSettings(
-        urls=Urls(database, read_options(option, name=exchange, account=account), redis),
+        urls=Urls(read_options(option, name=exchange, account=account), servers),
         adopt=adopt,
         files=files,
         stream=StreamSettings(where, stream, group, claim_after) if stream and where else None,
@@ -233,6 +270,7 @@ def _settings(
         receive_window=receive_window,
         reads_lag=reads_lag,
         connect_within=connect_within,
+        metrics=_address(metrics),
     )
 
 

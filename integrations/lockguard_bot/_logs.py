@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["log_to_output", "secrets_of_environment"]
 
 _LOGGER = "lockguard"
+_OF_EVENTS = "lockguard_"
+"""The beginning of the names under which observers give the facts of an event to a record."""
 _SECRET_CHARS_MIN = 6
 _FIELDS_CHARS_MAX = 65_536
 _WITH_SECRETS = ("_KEY", "_SECRET", "_PASSWORD", "_TOKEN", "_PASSPHRASE", "_TWOFA")
@@ -72,6 +74,8 @@ class _Masking(logging.Formatter):
 class _JsonLines(_Masking):
     """One JSON object per line: ``time``, ``level``, ``logger``, ``message`` and the facts of a decision.
 
+    The facts of an event of lockguard are there too, under names that begin with ``lockguard_``.
+
     A traceback is in the field ``exception``.
     """
 
@@ -82,6 +86,7 @@ class _JsonLines(_Masking):
             "logger": record.name,
             "message": _message_of(record),
             **getattr(record, "facts", {}),
+            **{name: value for name, value in vars(record).items() if name.startswith(_OF_EVENTS)},
         }
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = self.formatException(record.exc_info)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lockguard import LockGuard
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import AcquireError, ConfigurationError, LockguardError, NodeError
+from lockguard.observe import LogObserver
 from lockguard_asyncpg import PostgresFence, schema_version
 from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of
 from lockguard_bot._book import SignalBook
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lockguard_bot._sources import SignalSource
     from lockguard_bot._worker import Rhythm
     from lockguard_ccxt import GuardedExchange
+    from lockguard_metrics import PrometheusObserver
     from lockguard_positions._events import PositionObserver
     from lockguard_positions._model import Adopt
 
@@ -88,6 +89,7 @@ class BotSettings:
         receive_window: how late the exchange may still accept an order; ``None`` keeps the default.
         reads_lag: how far the exchange's reads may lag behind its state.
         connect_within: how long to wait at the start for servers that do not answer.
+        metrics: the host and port at which the bot shows its metrics; ``None`` for none.
     """
 
     urls: Urls
@@ -104,10 +106,18 @@ class BotSettings:
     receive_window: timedelta | None
     reads_lag: timedelta
     connect_within: timedelta
+    metrics: tuple[str, int] | None = None
 
 
-async def connect_bot(stack: AsyncExitStack, settings: BotSettings, stopping: asyncio.Event) -> Worker | None:
+async def connect_bot(
+    stack: AsyncExitStack,
+    settings: BotSettings,
+    stopping: asyncio.Event,
+    counting: PrometheusObserver | None = None,
+) -> Worker | None:
     """A bot and its connections, which ``stack`` closes; ``None`` if the bot is asked to stop meanwhile.
+
+    ``counting`` is told of all events of leases and positions.
 
     Raises:
         ConfigurationError: a setting is missing or cannot work; the message is one line with the remedy.
@@ -117,7 +127,7 @@ async def connect_bot(stack: AsyncExitStack, settings: BotSettings, stopping: as
     while not stopping.is_set():
         try:
             async with AsyncExitStack() as attempt:
-                worker = await unless_stopped(stopping, _connect(attempt, settings, stopping))
+                worker = await unless_stopped(stopping, _connect(attempt, settings, stopping, counting))
                 await stack.enter_async_context(attempt.pop_all())
                 return worker
         except (AcquireError, NodeError, ServerUnreachable, ConfigurationError) as exc:
@@ -130,25 +140,35 @@ async def connect_bot(stack: AsyncExitStack, settings: BotSettings, stopping: as
     return None
 
 
-async def _connect(stack: AsyncExitStack, settings: BotSettings, stopping: asyncio.Event) -> Worker:
+async def _connect(
+    stack: AsyncExitStack,
+    settings: BotSettings,
+    stopping: asyncio.Event,
+    counting: PrometheusObserver | None,
+) -> Worker:
     urls = settings.urls
-    if not urls.redis:
-        raise ConfigurationError("no Redis; give --redis or set LOCKGUARD_REDIS_URL")
+    urls.require_redis()
     observers = await _observers(stack, settings)
+    if counting is not None:
+        observers.append(counting)
     pool = await stack.enter_async_context(connect_database(urls.database))
     await _check_schemas(pool)
     # The fence has its own pool: sealing a lease must not wait for the flow's connections.
     fence_pool = await stack.enter_async_context(connect_database(urls.database))
-    guard = await stack.enter_async_context(
-        LockGuard.from_url(
-            urls.redis, fence=PostgresFence(fence_pool), ttl=settings.ttl, history=settings.history
-        )
+    guard = await urls.guard(
+        fence=PostgresFence(fence_pool),
+        ttl=settings.ttl,
+        history=settings.history,
+        observers=[LogObserver()] if counting is None else [LogObserver(), counting],
     )
+    await stack.enter_async_context(guard)
     await guard.inspect("bot:start")  # raises if Redis does not answer
     # Importing ccxt's other hundred exchanges takes seconds, and a bot that starts late takes over late.
     import_lean(urls.exchange.ccxt_id)
     patience = Patience(search=settings.reads_lag)
     exchange = await stack.enter_async_context(connect_exchange(urls.exchange, patience=patience))
+    if counting is not None:
+        counting.expect(f"{exchange.name}:")
     if settings.receive_window is not None:
         exchange.exchange.options["recvWindow"] = round(settings.receive_window / timedelta(milliseconds=1))
     await _check_keys(exchange)

@@ -37,11 +37,17 @@ class FindingKind(StrEnum):
     """The kind of a finding: a duplicate, or a race that was stopped."""
 
     CREATED_TWICE = "created twice"
+    """A second row was made for a symbol whose first had not ended."""
     ENTERED_TWICE = "entered twice"
+    """A second entry was ordered for a symbol whose first had not ended."""
     UNIQUE_VIOLATION = "unique violation"
+    """Postgres refused a second row by a unique index."""
     STALE_WRITE = "stale write refused"
+    """Postgres refused a write whose lease had ended."""
     UNGUARDED_WRITE = "unguarded write refused"
+    """Postgres refused a write that presented no lease."""
     LEASE_LOST = "lease lost"
+    """A lease ended under its body."""
 
     @property
     def duplicate(self) -> bool:
@@ -54,7 +60,9 @@ class Finding:
     """A duplicate, or a race that was stopped.
 
     Attributes:
+        kind: what it is.
         symbol: ``None`` if the log does not name it.
+        exchange: ``None`` if the log does not name it.
         details: the decisive part of the message.
         sightings: the events it is derived from, in order of time.
     """

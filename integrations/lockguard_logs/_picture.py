@@ -10,7 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from lockguard_logs._analysis import Analysis, Finding, FindingKind, Told
-from lockguard_logs._drawing import Drawing, Scale
+from lockguard_logs._drawing import Drawing, Scale, style
 from lockguard_logs._sightings import Sighting, SightingKind
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ _LANE, _TOP = 26, 34
 _LANES_MAX = 60
 _MARKS_MAX = 5_000
 _ROWS_MAX = 1_000
-_TICKS_MAX = 9
-_STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 12 * 3600, 86_400)
 
 _STYLES = {
     SightingKind.CREATED: "made",
@@ -49,6 +47,7 @@ def draw(found: Analysis, *, files: Sequence[str], symbol: str | None) -> str:
     records = f"{found.records} record{'' if found.records == 1 else 's'}"
     about = f"{', '.join(files)}: {records}{span}" + (f", {symbol}" if symbol else "")
     return page.substitute(
+        style=style(),
         source=escape(f"{about}. There is more: {found.cut_off}." if found.cut_off else about),
         tiles=_tiles(found),
         lanes=lanes,
@@ -95,7 +94,7 @@ def _lanes(found: Analysis) -> tuple[str, str]:
     drawing = Drawing(_WIDTH, _TOP + len(shown) * _LANE + 8, "events by symbol")
     edge_ms = max(1.0, 0.02 * _ms(last - first))
     scale = Scale(-edge_ms, _ms(last - first) + edge_ms, _LEFT, _RIGHT)
-    _axis(drawing, scale, first, last, _TOP + len(shown) * _LANE)
+    drawing.clock(scale, first, last, _TOP + len(shown) * _LANE)
     for number, name in enumerate(shown):
         drawing.line((0, _TOP + number * _LANE), (_RIGHT, _TOP + number * _LANE), "rule")
         drawing.text(0, _TOP + number * _LANE + 17, name, "sub")
@@ -124,23 +123,6 @@ def _mark(drawing: Drawing, x: float, y: float, sighting: Sighting) -> None:
         return
     bad = sighting.kind is SightingKind.UNIQUE_VIOLATION
     drawing.cross(x, y + _LANE / 2, 5, "bad" if bad else "stopped", told)
-
-
-def _axis(drawing: Drawing, scale: Scale, first: datetime, last: datetime, bottom: float) -> None:
-    """Draw the time of day along the top, by which a reader compares the page with other logs."""
-    length_s = (last - first).total_seconds()
-    step_s = next((step for step in _STEPS_S if length_s / step <= _TICKS_MAX), _STEPS_S[-1])
-    step_s = max(step_s, length_s / _TICKS_MAX)
-    form = "%m-%d %H:%M" if length_s > 2 * 86_400 else "%H:%M:%S" if step_s >= 1 else "%H:%M:%S.%f"
-    midnight = first.replace(hour=0, minute=0, second=0, microsecond=0)
-    number = int((first - midnight).total_seconds() / step_s) + 1
-    while (at := midnight + timedelta(seconds=number * step_s)) <= last:
-        x = scale.x(_ms(at - first))
-        label = at.strftime(form)
-        drawing.line((x, 26), (x, bottom), "grid")
-        drawing.text(x, 20, label[:-5] if form.endswith("%f") else label, "tick", "middle")
-        number += 1
-    drawing.text(0, 20, f"{first:%Y-%m-%d}", "tick")
 
 
 # --- tables ---

@@ -27,18 +27,31 @@ class SightingKind(StrEnum):
     """The kind of an event in a log."""
 
     UNIQUE_VIOLATION = "unique violation"
+    """Postgres refused a row by a unique index."""
     STALE_WRITE = "stale write refused"
+    """Postgres refused a write whose lease had ended."""
     UNGUARDED_WRITE = "unguarded write refused"
+    """Postgres refused a write that presented no lease."""
     LEASE_LOST = "lease lost"
+    """A lease ended under its body."""
     BUSY = "busy"
+    """A resource was found held."""
     CREATED = "created"
+    """A row of a position was made."""
     OPENED = "opened"
+    """A position was opened."""
     ENTERED = "entered"
+    """An entry was ordered."""
     ENDED = "ended"
+    """A position ended."""
     MOVED = "moved"
+    """A position changed its status."""
     RENEWAL = "renewal not answered"
+    """A renewal got no answer."""
     RELEASED_LATE = "released late"
+    """A lock had expired before it was released."""
     ALERT = "alert"
+    """A person is to look at something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +59,13 @@ class Sighting:
     """One event found in a record.
 
     Attributes:
+        kind: what happened.
+        at: when, by the record.
         named: the symbol; ``None`` if the record names none.
         position_id: the row; ``None`` if the record names none.
         details: the decisive part of the message.
+        file: the log's name.
+        line: the record's first line in it, from 1.
         order: the exchange's number of an entry order.
     """
 
