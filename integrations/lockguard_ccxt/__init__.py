@@ -13,11 +13,13 @@ if find_spec("ccxt") is None:
 from lockguard_ccxt._classify import Doubt, Verdict, ccxt_errors, classify, exchange_code
 from lockguard_ccxt._guarded import GuardedExchange
 from lockguard_ccxt._ids import Step, client_order_id
-from lockguard_ccxt._keys import resource_key, unified_symbol
+from lockguard_ccxt._keys import resource_key, resource_keys, unified_symbol
 from lockguard_ccxt._markets import Market, UnknownMarket
 from lockguard_ccxt._money import MarketRules, decimal_of, rules_of
 from lockguard_ccxt._outcome import (
     Executed,
+    OrderAnswered,
+    OrderResult,
     OrderState,
     Outcome,
     PlacedOrder,
@@ -28,6 +30,7 @@ from lockguard_ccxt._outcome import (
     opposite,
 )
 from lockguard_ccxt._placing import Patience
+from lockguard_ccxt._sync_gate import OrderGate, gate_orders
 from lockguard_ccxt._venues import Holding
 
 __all__ = [
@@ -37,6 +40,9 @@ __all__ = [
     "Holding",
     "Market",
     "MarketRules",
+    "OrderAnswered",
+    "OrderGate",
+    "OrderResult",
     "OrderState",
     "Outcome",
     "Patience",
@@ -53,8 +59,10 @@ __all__ = [
     "client_order_id",
     "decimal_of",
     "exchange_code",
+    "gate_orders",
     "opposite",
     "resource_key",
+    "resource_keys",
     "rules_of",
     "unified_symbol",
 ]

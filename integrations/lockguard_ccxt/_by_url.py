@@ -1,9 +1,9 @@
 """Pointing the original ccxt at a local exchange, by its URL.
 
-Two things must change: the URLs, and the table of errors. ccxt tells by the start of the request's URL
-whether a code belongs to the futures or the spot market. For a URL it does not know it uses neither table, so
-that -2021, "would immediately trigger", arrives as a bare ``ExchangeError``. Here the URL is translated back
-before ccxt looks it up.
+Two things must change: the URLs (of websockets too), and the table of errors. ccxt tells by the start of the
+request's URL whether a code belongs to the futures or the spot market. For a URL it does not know it uses
+neither table, so that -2021, "would immediately trigger", arrives as a bare ``ExchangeError``. Here the URL
+is translated back before ccxt looks it up.
 
 A program that can only be configured, not patched, can be given URLs that *start* like those of Binance's
 demo, which ccxt knows: to an HTTP client, the part before the ``@`` in
@@ -63,6 +63,36 @@ _PATHS = {
 }
 """Every API that ccxt's Binance classes know: requests to one left out would go to Binance itself."""
 
+_STREAMS: dict[str, Any] = {
+    "linear": "ws",
+    "inverse": "dstream/ws",
+    "ws-api": {
+        "linear": "ws-fapi/v1",
+        "inverse": "ws-dapi/v1",
+        "future": "ws-fapi/v1",
+        "delivery": "ws-dapi/v1",
+        "spot": "ws-api/v3",
+    },
+    "future": "ws",  # as older versions of ccxt call them
+    "delivery": "dstream/ws",
+    # Not served here; none may lead to Binance itself.
+    "spot": "spot/ws",
+    "margin": "margin/ws",
+    "stock": "equity/ws",
+    "option": "option/public/ws",
+    "optionMarket": "option/market/ws",
+    "optionPrivate": "option/private/ws",
+    "papi": "pm/ws",
+}
+"""Every websocket that ccxt.pro's Binance classes know."""
+
+
+def _streams(base: str, paths: Mapping[str, Any] = _STREAMS) -> dict[str, Any]:
+    return {
+        name: _streams(base, path) if isinstance(path, dict) else f"{base}/{path}"
+        for name, path in paths.items()
+    }
+
 
 def ccxt_settings(url: str) -> dict[str, Any]:
     """Settings, JSON-serialisable, with which an unmodified ccxt talks to a local exchange.
@@ -93,14 +123,16 @@ def ccxt_settings(url: str) -> dict[str, Any]:
         first = {"s": "api", "f": "fapi", "d": "dapi"}.get(api[0], "api")
         return f"https://demo-{first}@{netloc}/{path}"
 
-    return {"urls": {"api": {api: named(api, path) for api, path in _PATHS.items()}}, "verify": False}
+    urls: dict[str, Any] = {api: named(api, path) for api, path in _PATHS.items()}
+    urls["ws"] = _streams(f"wss://{netloc}")
+    return {"urls": {"api": urls}, "verify": False}
 
 
 def point_at(exchange: Any, url: str) -> None:
-    """Point an existing ccxt ``binance`` or ``binanceusdm`` at a local exchange.
+    """Point an existing ccxt ``binance``, ``binanceusdm`` or ``binancecoinm`` at a local exchange.
 
     Args:
-        exchange: any class of ccxt's Binance family, asyncio or not.
+        exchange: any class of ccxt's Binance family: of ccxt, ``ccxt.async_support`` or ``ccxt.pro``.
         url: where the local exchange listens.
 
     Raises:
@@ -114,7 +146,12 @@ def point_at(exchange: Any, url: str) -> None:
         raise ConfigurationError(
             f"{url!r} is not a URL of a local exchange; it looks like http://127.0.0.1:8080"
         )
-    exchange.urls["api"] = {name: base + urlsplit(old).path for name, old in exchange.urls["api"].items()}
+    exchange.urls["api"] = {
+        name: base + urlsplit(old).path
+        if isinstance(old, str)
+        else _streams(f"ws{base.removeprefix('http')}")
+        for name, old in exchange.urls["api"].items()
+    }
     original = exchange.get_exceptions_by_url
 
     def get_exceptions_by_url(asked: str | None, kind: str) -> dict[str, Any]:
@@ -139,6 +176,7 @@ def connect(
     secret: str = LOCAL_SECRET,
     exchange_id: str = "binanceusdm",
     config: Mapping[str, Any] | None = None,
+    streams: bool = False,
 ) -> Any:
     """The original ``ccxt.async_support.binanceusdm``, pointed at a local exchange.
 
@@ -149,15 +187,16 @@ def connect(
         url: where the local exchange listens.
         api_key: the account's key.
         secret: the account's secret.
-        exchange_id: ``binanceusdm`` or ``binance``.
+        exchange_id: ``binanceusdm``, ``binancecoinm`` or ``binance``.
         config: further settings for ccxt's constructor.
+        streams: whether to take the class of ``ccxt.pro``, which has the websockets too.
 
     Raises:
         ConfigurationError: the exchange is not of the Binance family, or the URL is not HTTP or HTTPS.
         ImportError: ccxt is not installed.
     """
     try:
-        ccxt = import_module("ccxt.async_support")
+        ccxt = import_module("ccxt.pro" if streams else "ccxt.async_support")
     except ImportError as exc:
         raise ImportError("ccxt is not installed; pip install 'lockguard[ccxt]'") from exc
     factory = getattr(ccxt, exchange_id, None)

@@ -39,8 +39,11 @@ class Doubt(Enum):
     """What an error leaves open."""
 
     NONE = "refused"
+    """Nothing: the request was refused."""
     DUPLICATE = "an order of this name is there already"
+    """Whose order it is: one of this client order id is there already."""
     OPEN = "unknown"
+    """Everything: the request may have been executed."""
 
 
 @dataclass(frozen=True, slots=True)

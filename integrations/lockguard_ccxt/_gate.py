@@ -25,6 +25,7 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_ccxt._masking import masked
 from lockguard_ccxt._prepared import sends_only_by_fetch, word
+from lockguard_ccxt._verbs import changes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,16 +54,28 @@ class Attempt:
 
     Attributes:
         lease: the lease that the call runs under.
+        others: those on the other markets that it concerns.
         needed: how much of the lease must be left when a request is sent.
         sent: whether a request may have left this machine.
+        margin_ms: how much of the lease was left when the last request was sent, in milliseconds.
+        unanswered: by method and path, what became of the requests that left and were not answered. ccxt
+            repeats such a request if it is told to by ``maxRetriesOnFailure``, which may be a parameter.
     """
 
-    __slots__ = ("lease", "needed", "sent")
+    __slots__ = ("lease", "margin_ms", "needed", "others", "sent", "unanswered")
 
-    def __init__(self, lease: Lease, needed: timedelta) -> None:
+    def __init__(self, lease: Lease, needed: timedelta, others: tuple[Lease, ...] = ()) -> None:
         self.lease = lease
+        self.others = others
         self.needed = needed
         self.sent = False
+        self.margin_ms: float | None = None
+        self.unanswered: dict[tuple[str, str], Exception] = {}
+
+    def check(self) -> None:
+        """Raise ``LeaseLost`` if a lease has ended or has less than ``needed`` left."""
+        for lease in (self.lease, *self.others):
+            lease.ensure(self.needed)
 
     def leaves(self) -> None:
         """Check the lease and mark the call as sent, right before its request is sent.
@@ -70,22 +83,23 @@ class Attempt:
         Raises:
             LeaseLost: the lease has ended or has less than ``needed`` left; the request must not be sent.
         """
-        self.lease.ensure(self.needed)
+        self.check()
         self.sent = True
+        self.margin_ms = self.lease.remaining.total_seconds() * 1000
 
 
 _current: ContextVar[Attempt | None] = ContextVar("lockguard_ccxt_attempt", default=None)
 
 
 @contextmanager
-def attempt(lease: Lease, needed: timedelta) -> Iterator[Attempt]:
-    """Check the lease now, and again when something is sent inside.
+def attempt(lease: Lease, needed: timedelta, *others: Lease) -> Iterator[Attempt]:
+    """Check the leases now, and again when something is sent inside.
 
     Raises:
-        LeaseLost: the lease has ended or has less than ``needed`` left.
+        LeaseLost: one has ended or has less than ``needed`` left.
     """
-    lease.ensure(needed)
-    running = Attempt(lease, needed)
+    running = Attempt(lease, needed, others)
+    running.check()
     token = _current.set(running)
     try:
         yield running
@@ -205,11 +219,18 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
         gate.refuse_while_closed()
         gate.listen()
         running = _current.get()
-        if running is not None and method != "GET":
+        if method == "GET" and running is not None and not changes(method, url):
+            running = None
+        request = (method, url.partition("?")[0])
+        if running is not None:
+            if (first := running.unanswered.get(request)) is not None:
+                raise first
             running.leaves()
         try:
             return await send(url, method, headers, body)
         except Exception as exc:
+            if running is not None and isinstance(exc, ccxt_errors().OperationFailed):
+                running.unanswered[request] = exc
             # ccxt's message has the request's whole URL, and with it the signature.
             exc.args = tuple(masked(arg) if isinstance(arg, str) else arg for arg in exc.args)
             if isinstance(exc, ccxt_errors().InvalidNonce):

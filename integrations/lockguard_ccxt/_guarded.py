@@ -23,7 +23,7 @@ from lockguard_ccxt._ids import Step, client_order_id
 from lockguard_ccxt._keys import account_name, unified_symbol
 from lockguard_ccxt._markets import Listing, Market, listing_of, short_name
 from lockguard_ccxt._money import MarketRules
-from lockguard_ccxt._outcome import Executed, Outcome, PlacedOrder, Side
+from lockguard_ccxt._outcome import Executed, OrderAnswered, Outcome, PlacedOrder, Side, result_of
 from lockguard_ccxt._placing import PATIENCE, Patience, Placer, Plan
 from lockguard_ccxt._prepared import Prepared
 from lockguard_ccxt._venues import (
@@ -69,7 +69,8 @@ class GuardedExchange:
     holder finds an order by its client order id.
 
     Args:
-        exchange: from ``ccxt.async_support``. The last check is installed in its ``fetch``.
+        exchange: from ``ccxt.async_support`` or ``ccxt.pro``. The last check is installed in its ``fetch``,
+            and where it writes to websockets.
         account: the label of the account, if there are several at the exchange; part of every name.
         patience: how much of the lease a call needs, and how long an order without an answer is looked for.
         clock: measures the search.
@@ -91,7 +92,7 @@ class GuardedExchange:
         if not inspect.iscoroutinefunction(getattr(exchange, "fetch2", None)):
             raise ConfigurationError(
                 f"{type(exchange).__module__}.{type(exchange).__name__} is no asyncio exchange of ccxt;"
-                " take the one of that name from ccxt.async_support"
+                " take the one of that name from ccxt.async_support, or give this one to gate_orders()"
             )
         if exchange.options.get("portfolioMargin"):
             raise ConfigurationError(
@@ -113,13 +114,14 @@ class GuardedExchange:
         self._failed: tuple[float, Exception] | None = None
         self._refreshing = asyncio.Lock()
         self._gate = install(exchange, clock)
+        self._told: list[Callable[[OrderAnswered], None]] = []
 
     def __repr__(self) -> str:
         return f"<GuardedExchange {self._exchange.id}>"
 
     @property
     def exchange(self) -> Any:
-        """The wrapped exchange; its ``fetch`` checks the lease only within calls made through this object."""
+        """The wrapped exchange; it checks the lease only within calls made through this object."""
         return self._exchange
 
     @property
@@ -144,6 +146,13 @@ class GuardedExchange:
     def on_closed(self, listener: Callable[[timedelta], None]) -> None:
         """Call ``listener`` with the waiting time whenever the exchange says to wait."""
         self._gate.on_closed(listener)
+
+    def on_order(self, listener: Callable[[OrderAnswered], None]) -> None:
+        """Call ``listener`` with the outcome of each order that this object places or cancels.
+
+        It must not block. What it raises is logged.
+        """
+        self._told.append(listener)
 
     async def load(self, symbols: Iterable[str] = ()) -> None:
         """Load the markets, so that no order waits for them, and check that the account is in one-way mode.
@@ -386,12 +395,36 @@ class GuardedExchange:
     ) -> Outcome:
         plan = Plan(step, market.symbol, side, market.rules.amount(amount), client_id, params)
         lease = self._lease_on(market.resource)
-        placer = self._placer()
+        placer, began = self._placer(), self._clock.now()
+        outcome: Outcome | None = None
         if again:
             found = await placer.find(plan.symbol, client_id, conditional=plan.conditional)
             if found is not None:
-                return Executed(found, found=True)
-        return await placer.place(plan, lease)
+                outcome = Executed(found, found=True)
+        if outcome is None:
+            outcome = await placer.place(plan, lease)
+        if self._told:
+            self._tell(lease, step.value, client_id, outcome, placer.margin_ms, began)
+        return outcome
+
+    def _tell(
+        self,
+        lease: Lease,
+        step: str,
+        client_id: str,
+        outcome: Outcome,
+        margin_ms: float | None,
+        began: float,
+    ) -> None:
+        took_ms = (self._clock.now() - began) * 1000
+        event = OrderAnswered(
+            lease.resource, lease.token, step, client_id, *result_of(outcome), margin_ms, took_ms
+        )
+        for listener in self._told:
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - a listener must not lose the answer to an order
+                _LOG.exception("a listener of orders failed; it stays")
 
     async def cancel(self, order: PlacedOrder) -> Outcome:
         """Cancel an order, ordinary or conditional.
@@ -400,7 +433,12 @@ class GuardedExchange:
             LeaseLost: the lease on the resource ended before the request was sent.
             LeaseNotHeld: there is no lease on the resource.
         """
-        return await self._placer().cancel(order, self._lease_on(self.resource(order.symbol)))
+        placer, began = self._placer(), self._clock.now()
+        lease = self._lease_on(self.resource(order.symbol))
+        outcome = await placer.cancel(order, lease)
+        if self._told:
+            self._tell(lease, "cancel", order.client_id, outcome, placer.margin_ms, began)
+        return outcome
 
     # --- looking ---
 
@@ -492,10 +530,16 @@ class GuardedExchange:
                     f"{name} without a client order id: its order could not be found again if the answer were"
                     " lost; pass params={'clientOrderId': client_order_id(...)}"
                 )
-            symbol = proxy.symbol_of(bound)
-            lease = self._any_lease(name) if symbol is None else self._lease_on(self.resource(symbol))
-            with attempt(lease, self._patience.needed):
-                seconds = min(float(self._exchange.timeout) / 1000, lease.remaining.total_seconds())
+            if proxy.closes_all(name):
+                raise ConfigurationError(
+                    f"{name} names no market, and may close positions that somebody else holds; close each"
+                    " with close_position()"
+                )
+            leases = [self._lease_on(self.resource(symbol)) for symbol in proxy.symbols_of(bound)]
+            lease, *others = leases or [self._any_lease(name)]
+            with attempt(lease, self._patience.needed, *others):
+                left = min(one.remaining for one in (lease, *others)).total_seconds()
+                seconds = min(float(self._exchange.timeout) / 1000, left)
                 try:
                     async with asyncio.timeout(seconds):
                         return await call(*args, **kwargs)

@@ -29,8 +29,11 @@ class Step(StrEnum):
     """What an order is for."""
 
     ENTRY = "entry"
+    """It opens a position."""
     STOP = "stop"
+    """It waits to close the position at a loss that was agreed to."""
     CLOSE = "close"
+    """It closes the position now."""
 
 
 _LETTERS = {Step.ENTRY: "e", Step.STOP: "s", Step.CLOSE: "c"}

@@ -9,6 +9,7 @@ market that the row was written for.
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache, partial
@@ -27,6 +28,7 @@ __all__ = ["Listing", "Market", "UnknownMarket", "listing_of", "short_name", "ve
 _VENUES = {"binanceusdm": "binance", "binancecoinm": "binance"}
 
 _UNIFIED = re.compile(r"^(?P<base>[^/:\s]+)/(?P<quote>[^/:\s-]+)(?::(?P<settle>[^/:\s-]+)(?P<rest>-\S+)?)?$")
+_CAPITALS = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
 _SHOWN_CHARS_MAX = 60
 _ONE = Decimal(1)
 _KIND_SAID = re.compile(r"(\.P$|[-_.:/]?(PERPETUAL|PERP|SWAP)($|[-_.:/].*$))")
@@ -158,6 +160,11 @@ def venue_name(exchange: Any) -> str:
     return f"{_VENUES.get(lowered, lowered)}{at}{label}"
 
 
+def in_capitals(name: str) -> str:
+    """With capitals in place of a to z; other letters, whose capitals may be those of a to z, stay."""
+    return name.translate(_CAPITALS)
+
+
 def short_name(symbol: str) -> str:
     """The plain name of a perpetual settled in its quote currency; any other symbol as it is."""
     match = _UNIFIED.match(symbol)
@@ -197,6 +204,40 @@ class Listing:
             self._check_alone(known.name)
             self._found[name] = known  # existing names only: unknown ones cannot fill memory
         return known
+
+    def only(self, name: str) -> Market:
+        """As :meth:`market`, in any case, for a name that stands for one market; another one is not guessed.
+
+        A spot market has its unified symbol only: the id that it shares with a perpetual, or will when one is
+        listed, is the perpetual's name.
+
+        Raises:
+            UnknownMarket: the exchange lists no such market.
+            ConfigurationError: the name stands for several markets, or for a spot market.
+        """
+        several: list[str] = []
+        for text in dict.fromkeys((name, in_capitals(name))):
+            if text in self._markets:
+                return self.market(text)
+            symbols = self._by_name.get(text) or self._ids_of(text)
+            contracts = [each for each in symbols if ":" in each]
+            if len(contracts) == 1:
+                return self.market(contracts[0])
+            several = several or contracts or symbols
+            if contracts:
+                break
+        if several:
+            told = " and ".join(sorted(several)[:3])
+            raise ConfigurationError(
+                f"{self._exchange_id}: {_shown(name)} is a name of {told}, and not of one perpetual;"
+                " write the unified symbol of the market that is meant"
+            )
+        raise UnknownMarket(f"{self._exchange_id} has no market {_shown(name)}; {self._suggestion(name)}")
+
+    def _ids_of(self, name: str) -> list[str]:
+        found = self._by_id.get(name) or ()
+        known = [found] if isinstance(found, dict) else found
+        return list(dict.fromkeys(str(one["symbol"]) for one in known))
 
     @property
     def settle_coins(self) -> tuple[str, ...]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 __all__ = [
     "Executed",
+    "OrderAnswered",
+    "OrderResult",
     "OrderState",
     "Outcome",
     "PlacedOrder",
@@ -22,9 +24,11 @@ __all__ = [
     "Side",
     "Unknown",
     "opposite",
+    "result_of",
 ]
 
 Side: TypeAlias = Literal["buy", "sell"]
+"""The side of an order."""
 
 
 def opposite(side: Side) -> Side:
@@ -38,11 +42,15 @@ class OrderState(StrEnum):
     ACCEPTED = "accepted"
     """The exchange took the order and has not reported more."""
     OPEN = "open"
+    """It is in the exchange's book."""
     CLOSED = "closed"
     """Filled; or, for a conditional order, triggered."""
     CANCELED = "canceled"
+    """It was cancelled; part of it may have been filled before."""
     EXPIRED = "expired"
+    """Its time ran out; part of it may have been filled before."""
     REJECTED = "rejected"
+    """The exchange refused it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,7 @@ class PlacedOrder:
         id: the exchange's id.
         client_id: the client order id; empty for an order that was placed without one.
         symbol: the unified symbol.
+        side: the order's own side.
         state: the order's state.
         amount: the amount ordered, in the base currency or contracts.
         filled: how much of it is filled. The order's own fill counts, whether or not the position endpoint
@@ -99,23 +108,37 @@ class Refusal(StrEnum):
     REDUCE_ONLY = "nothing to reduce"
     """There is no position on the other side to reduce."""
     NOT_FOUND = "no such order"
+    """The exchange knows no such order."""
     INVALID = "not acceptable"
     """The price or amount breaks a rule of the market, by a code that is known to mean that."""
     UNFILLED = "taken and ended without a fill"
+    """The exchange took the order, which then ended with nothing filled."""
 
     # About the account, the exchange or the moment; the same order may be taken later:
     RATE_LIMITED = "too many requests"
+    """Too many requests were sent."""
     BANNED = "calls are closed for a while"
+    """The exchange takes no calls from here for a while."""
     OVERLOADED = "exchange overloaded"
+    """The exchange had too much to do."""
     CLOCK = "clock out of step"
+    """The request's timestamp was too far from the exchange's clock."""
     MARKET_CLOSED = "market closed or under maintenance"
+    """The market takes no orders now."""
     AUTHENTICATION = "key or permission refused"
+    """The key was refused, or may not do this."""
     POSITION_MODE = "account in another position mode"
+    """The account is in another position mode (one-way or hedge) than the order needs."""
     LIMIT = "too many orders or too large a position"
+    """The account has too many orders, or the position would become too large."""
     CROWDED = "other orders that only reduce are counted against the position"
+    """Other orders that only reduce use up the position already."""
     FUNDS = "not enough margin"
+    """The account has too little margin."""
     UNRECOGNISED = "a refusal of no known meaning"
+    """The code has no meaning that is known here; the message tells more."""
     NOT_SENT = "never left this machine"
+    """The request never left this machine."""
 
 
 _PASSING = frozenset({Refusal.RATE_LIMITED, Refusal.BANNED, Refusal.OVERLOADED, Refusal.CLOCK})
@@ -187,3 +210,56 @@ class Unknown:
 
 
 Outcome: TypeAlias = Executed | Refused | Unknown
+"""What became of a request: one of the three."""
+
+
+class OrderResult(StrEnum):
+    """What became of one request to place or cancel an order."""
+
+    EXECUTED = "executed"
+    """The exchange executed it."""
+    FOUND = "found"
+    """The answer was lost, or an earlier attempt had placed it: the order was found by its client id."""
+    REFUSED = "refused"
+    """It was certainly not executed."""
+    UNKNOWN = "unknown"
+    """Not known yet; a later look finds out."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderAnswered:
+    """An event: the outcome of a request to place or cancel an order, as the caller gets it.
+
+    Attributes:
+        resource: the resource under whose lease it was sent.
+        token: the lease's token.
+        step: ``entry``, ``stop``, ``close`` or ``cancel``.
+        client_id: the client order id; empty for an order without one.
+        result: what became of it.
+        refusal: why it was refused; ``None`` if it was not.
+        margin_ms: how much of the lease was left when the request left this machine, in milliseconds;
+            ``None`` if nothing was sent.
+        took_ms: how long it took, with all retries and searches, in milliseconds.
+    """
+
+    resource: str
+    token: int
+    step: str
+    client_id: str
+    result: OrderResult
+    refusal: Refusal | None
+    margin_ms: float | None
+    took_ms: float
+
+
+def result_of(outcome: Outcome) -> tuple[OrderResult, Refusal | None]:
+    """An outcome as an event tells it."""
+    match outcome:
+        case Executed(found=found):
+            return (OrderResult.FOUND if found else OrderResult.EXECUTED), None
+        case Refused(refusal=refusal):
+            return OrderResult.REFUSED, refusal
+        case Unknown():
+            return OrderResult.UNKNOWN, None
+        case _:
+            assert_never(outcome)

@@ -91,13 +91,19 @@ class Plan:
 
 
 class Placer:
-    """Places, looks for and cancels orders on one exchange."""
+    """Places, looks for and cancels orders on one exchange.
+
+    Attributes:
+        margin_ms: how much of the lease was left when the last request to place or cancel left this machine,
+            in milliseconds; ``None`` if none did.
+    """
 
     def __init__(self, exchange: Any, venue: Venue, patience: Patience, clock: Clock) -> None:
         self._exchange = exchange
         self._venue = venue
         self._patience = patience
         self._clock = clock
+        self.margin_ms: float | None = None
 
     async def place(self, plan: Plan, lease: Lease) -> Outcome:
         """Place an order under a lease, and return what became of it.
@@ -168,6 +174,8 @@ class Placer:
                 if not running.sent and not isinstance(exc, ccxt_errors().BaseError):
                     raise
                 return None, classify(exc, sent=running.sent), told(exc)
+            finally:
+                self.margin_ms = running.margin_ms if running.sent else self.margin_ms
         if not answer.get("id"):
             # ccxt turns a truncated body of Bybit into an order without an id, not into an error.
             return None, Verdict(Doubt.OPEN, None, None), "the answer names no order"
