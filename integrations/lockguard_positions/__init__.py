@@ -22,7 +22,10 @@ from lockguard_positions._errors import (
 )
 from lockguard_positions._events import (
     Alert,
+    CommitResolved,
+    DoubtResolved,
     LogPositions,
+    Looked,
     Moved,
     PositionEvent,
     PositionObserver,
@@ -57,7 +60,9 @@ __all__ = [
     "Alert",
     "AlreadyOpen",
     "AtomicPositionManager",
+    "CommitResolved",
     "Diagnosis",
+    "DoubtResolved",
     "DuplicatePosition",
     "ExchangeUnreadable",
     "Finding",
@@ -66,6 +71,7 @@ __all__ = [
     "Intent",
     "IntentOutcome",
     "LogPositions",
+    "Looked",
     "Migrated",
     "MigrationRefused",
     "Moved",

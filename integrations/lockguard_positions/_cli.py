@@ -1,4 +1,4 @@
-"""``lockguard positions``: look at the positions, clean them up, recover them, migrate their table.
+"""``lockguard positions``: look at the positions, clean them up, recover them, fit and migrate their table.
 
 Positions are only changed with ``--confirm``. Exit codes: 0 nothing is wrong, or it was repaired; 1 something
 is wrong or unfinished; 2 the call is wrong; 3 the exchange could not be read, so that half of the answer is
@@ -13,13 +13,13 @@ import sys
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 try:
     import click
 
+    from lockguard._cli.servers import namespace_option, redis_option
     from lockguard._cli.tables import Table, console, shown
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
@@ -39,9 +39,9 @@ from lockguard_positions._connecting import (
     connect_manager,
 )
 from lockguard_positions._diagnosis import Diagnosis, FindingKind, diagnose
-from lockguard_positions._exchange_options import read_options
+from lockguard_positions._fit._command import fit
 from lockguard_positions._model import Adopt, SyncAction, SyncOutcome
-from lockguard_positions._number_range import NumberRange
+from lockguard_positions._options import exchange_options, older_than_option, with_urls
 from lockguard_positions._schema import migrate, protect_positions
 
 if TYPE_CHECKING:
@@ -59,34 +59,7 @@ def positions() -> None:
     """Look at the positions of a bot, clean them up, recover them."""
 
 
-def exchange_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of the account at the exchange: ``exchange``, ``account`` and ``option``."""
-    for option in (
-        click.option(
-            "--option",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="An option of ccxt, its value as JSON, such as recvWindow=5000, demo=true or leverage=5;"
-            " may be repeated.  [env: LOCKGUARD_EXCHANGE_OPTIONS, a JSON object]",
-        ),
-        click.option(
-            "--account",
-            envvar="LOCKGUARD_ACCOUNT",
-            metavar="LABEL",
-            help="The account's label, where there are several at the exchange: part of every lock and row."
-            "  [env: LOCKGUARD_ACCOUNT]",
-        ),
-        click.option(
-            "--exchange",
-            envvar="LOCKGUARD_EXCHANGE_URL",
-            metavar="URL|NAME",
-            help="A local exchange's URL, or ccxt's name of a real one; its keys come from"
-            " LOCKGUARD_EXCHANGE_API_KEY, LOCKGUARD_EXCHANGE_SECRET and, where it has one,"
-            " LOCKGUARD_EXCHANGE_PASSWORD.  [env: LOCKGUARD_EXCHANGE_URL]",
-        ),
-    ):
-        command = option(command)
-    return command
+positions.add_command(fit)
 
 
 adopt_option = click.option(
@@ -101,35 +74,12 @@ adopt_option = click.option(
 )
 
 
-def _with_urls(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of the database and the exchange; the command gets them as ``urls``."""
-
-    @click.option(
-        "--database", envvar="LOCKGUARD_DATABASE_URL", metavar="URL", help="[env: LOCKGUARD_DATABASE_URL]"
-    )
-    @exchange_options
-    @wraps(command)
-    def with_urls(
-        database: str | None,
-        exchange: str | None,
-        account: str | None,
-        option: tuple[str, ...],
-        redis: str | None = None,
-        **rest: Any,
-    ) -> Any:
-        settings = read_options(option, name=exchange, account=account)
-        return command(urls=Urls(database, settings, redis), **rest)
-
-    return with_urls
-
-
 def _that_writes(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a command that changes something: Redis, and the confirmation."""
-    command = _with_urls(command)
+    command = with_urls(command)
     for option in (
-        click.option(
-            "--redis", envvar="LOCKGUARD_REDIS_URL", metavar="URL", help="[env: LOCKGUARD_REDIS_URL]"
-        ),
+        namespace_option,
+        redis_option,
         click.option("--confirm", is_flag=True, help="Do it."),
         click.option("--dry-run", is_flag=True, help="Only say what would be done; the default."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
@@ -138,23 +88,12 @@ def _that_writes(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-_older_than = click.option(
-    "--older-than",
-    "older_than_s",
-    type=NumberRange(0, 1e9),
-    default=60,
-    show_default=True,
-    metavar="SECONDS",
-    help="For how long a row may be on its way.",
-)
-
-
 # --- diagnose ---
 
 
 @positions.command(name="diagnose")
-@_with_urls
-@_older_than
+@with_urls
+@older_than_option
 @click.option("--no-exchange", is_flag=True, help="Look at the table only.")
 @click.option(
     "--mode",
@@ -251,7 +190,7 @@ def _findings_table(found: Diagnosis, remedy: bool = False) -> Table:  # noqa: F
 @positions.command()
 @_that_writes
 @adopt_option
-@_older_than
+@older_than_option
 @click.option(
     "--only",
     multiple=True,
@@ -477,12 +416,14 @@ def _logged() -> Iterator[None]:
     """Log every step to standard error while the body changes something."""
     logger, handler = logging.getLogger("lockguard.positions"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -10,14 +10,17 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import asyncpg
 
 from lockguard import LockGuard
+from lockguard._guard import GuardOptions, guard_over
+from lockguard._nodes.named import require_all_named
+from lockguard._settings import NO_REDIS, Settings
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence
-from lockguard_asyncpg._dsn import checked, reason_of, shown
+from lockguard_asyncpg._dsn import arguments, reason_of, shown
 from lockguard_asyncpg._errors import CONNECT_ERRORS, unreachable
 from lockguard_ccxt import GuardedExchange, Patience
 from lockguard_ccxt._classify import ccxt_errors
@@ -47,11 +50,38 @@ _WITH_INTENTS = 3
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Urls:
-    """The addresses of the database, the exchange and Redis; ``None`` for those not given."""
+    """The addresses of the exchange, the database and Redis; the latter two as far as they are given."""
 
-    database: str | None
     exchange: ExchangeSettings
-    redis: str | None
+    servers: Settings
+
+    @property
+    def database(self) -> str | None:
+        """The database's URL; ``None`` if it is not given."""
+        return self.servers.database
+
+    def require_redis(self) -> None:
+        """Check that Redis is given: a mistake is told before anything is connected.
+
+        Raises:
+            ConfigurationError: it is not.
+        """
+        if not self.servers.redis:
+            raise ConfigurationError(NO_REDIS)
+
+    async def guard(self, **options: Unpack[GuardOptions]) -> LockGuard:
+        """A guard over Redis, not connected yet.
+
+        Args:
+            **options: as for :class:`LockGuard`.
+
+        Raises:
+            ConfigurationError: no Redis is given, its URL cannot work, or only some servers of a quorum are
+                given.
+        """
+        self.require_redis()
+        await require_all_named(self.servers.redis, namespace=self.servers.namespace)
+        return guard_over(self.servers, **options)
 
 
 @asynccontextmanager
@@ -81,9 +111,9 @@ async def connect_any_database(url: str | None) -> AsyncIterator[asyncpg.Pool[An
     """
     if not url:
         raise ConfigurationError("no database; give --database or set LOCKGUARD_DATABASE_URL")
-    checked(url)
+    given = arguments(url)
     try:
-        pool = await asyncpg.create_pool(url, min_size=1, max_size=_POOL_MAX, timeout=_CONNECT_S)
+        pool = await asyncpg.create_pool(**given, min_size=1, max_size=_POOL_MAX, timeout=_CONNECT_S)
     except CONNECT_ERRORS as exc:
         told = f"database {shown(url)} cannot be reached: {reason_of(exc, within_s=_CONNECT_S)}"
         raise (ServerUnreachable if unreachable(exc) else ConfigurationError)(told) from exc
@@ -135,8 +165,7 @@ async def connect_manager(
         ConfigurationError: something is missing; the message is one line that says what to do.
         ServerUnreachable: the database or the exchange does not answer.
     """
-    if not urls.redis:
-        raise ConfigurationError("no Redis; give --redis or set LOCKGUARD_REDIS_URL")
+    urls.require_redis()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(connect_database(urls.database))
         async with pool.acquire() as conn:
@@ -147,8 +176,7 @@ async def connect_manager(
                 f" 'lockguard positions migrate --to {_WITH_INTENTS}' brings it there"
             )
         exchange = await stack.enter_async_context(connect_exchange(urls.exchange))
-        guard = await stack.enter_async_context(
-            LockGuard.from_url(urls.redis, fence=PostgresFence(pool), ttl=ttl, observers=[])
-        )
+        guard = await urls.guard(fence=PostgresFence(pool), ttl=ttl, observers=[])
+        await stack.enter_async_context(guard)
         manager = AtomicPositionManager(guard, pool, [exchange], adopt=adopt, observers=observers)
         yield manager, exchange, pool

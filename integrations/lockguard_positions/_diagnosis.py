@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lockguard_ccxt import GuardedExchange, Holding, PlacedOrder, Side
 
-__all__ = ["Diagnosis", "Finding", "FindingKind", "StatusFigures", "diagnose"]
+__all__ = ["Comparison", "Diagnosis", "Finding", "FindingKind", "StatusFigures", "compare", "diagnose"]
 
 _FILE = "diagnosis.sql"
 _MILLISECOND = timedelta(milliseconds=1)
@@ -85,6 +85,8 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
+        kind: what is wrong.
+        exchange: the account.
         symbol: in the table's spelling; empty if the finding is about the whole exchange.
         position_ids: the rows concerned.
         age_ms: the largest age of these rows in milliseconds; ``None`` without rows.
@@ -103,7 +105,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class StatusFigures:
-    """The rows of one status: their number, and their durations to their end, or to now if still open."""
+    """The rows of one status: their number, and their durations to their end, or to now if still open.
+
+    Attributes:
+        status: the status.
+        count: how many rows have it.
+        duration_ms_average: their average duration, in milliseconds.
+        duration_ms_max: the longest, in milliseconds.
+    """
 
     status: str
     count: int
@@ -195,6 +204,41 @@ async def diagnose(
     return Diagnosis(
         tuple(findings), tuple(StatusFigures(**row) for row in figures), tuple(venues), tuple(changing)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What :func:`compare` saw: the findings, and the open conditional orders by symbol."""
+
+    findings: tuple[Finding, ...]
+    stops: Mapping[str, tuple[PlacedOrder, ...]]
+
+
+async def compare(
+    exchange: GuardedExchange,
+    rows: Mapping[str, tuple[Position, ...]],
+    *,
+    older_than: timedelta = _OLDER_THAN,
+    pace: Pace = _PACE,
+) -> Comparison:
+    """Compare open rows, wherever they were read, with an exchange; changes nothing.
+
+    Args:
+        exchange: the exchange, its markets loaded.
+        rows: the open rows by symbol, as locks spell it.
+        older_than: how long a row may be entering or closing.
+        pace: its ``grace`` says for how long after a change the exchange's lists are not trusted.
+
+    Raises:
+        ExchangeUnreadable: the exchange did not answer.
+    """
+    venue = Venue(exchange, pace)
+    side = await _look(venue, rows)
+    judge = _Judge(exchange.name, older_than=older_than, grace=pace.grace)
+    found: list[Finding] = []
+    for symbol in sorted(rows.keys() | side.symbols):
+        found += judge.symbol(symbol, rows.get(symbol, ()), side)
+    return Comparison(tuple(found), side.stops)
 
 
 # --- reading ---

@@ -332,8 +332,7 @@ class Flow:
         if not covers(stop, position.quantity):
             told = f"its stop {stop.client_id or stop.id} covers {stop.amount} of {position.quantity}"
             self._scope.alert(moved, told)
-        self._unstopped.end()
-        return self._scope.moved(moved, position)
+        return self._has_its_stop(moved, position)
 
     async def _stop(self, position: Position, intent: Intent) -> Progress | None:
         self._without_stop(position)
@@ -380,8 +379,7 @@ class Flow:
             moved = await self._store.activate(self._lease, position, intent, order.id)
         except DuplicatePosition as exc:
             return await self._out(position, f"duplicate of position {exc.existing_id}")
-        self._unstopped.end()
-        return Progress(self._scope.moved(moved, position))
+        return Progress(self._has_its_stop(moved, position))
 
     async def _gone(self, position: Position, intent: Intent, refused: Refused) -> Progress | None:
         """Handle a stop refused for want of a position: end the row, unless the exchange still shows one.
@@ -550,6 +548,11 @@ class Flow:
         await self._store.settle(
             self._lease, position, intent, IntentOutcome.REFUSED, details=refused.message
         )
+
+    def _has_its_stop(self, now: Position, before: Position) -> Position:
+        without_stop_ms = self._unstopped.lasted_ms
+        self._unstopped.end()
+        return self._scope.moved(now, before, without_stop_ms=without_stop_ms)
 
     def _without_stop(self, position: Position, *, already_ms: int = 0) -> None:
         def passed(deadline_s: float) -> None:

@@ -116,7 +116,12 @@ class AtomicPositionManager:
         self._telling = Telling(
             [LogPositions()] if observers is None else observers, overdue=pace.overdue, clock=clock
         )
-        self._store = PositionStore(pool, on_stale=self._telling.refused)
+        self._store = PositionStore(
+            pool,
+            on_stale=self._telling.refused,
+            on_settled=self._telling.settled,
+            on_resolved=self._telling.tell,
+        )
         self._venues: dict[str, Venue] = {}
         for exchange in _guarded(exchanges):
             if exchange.name in self._venues:
@@ -127,6 +132,7 @@ class AtomicPositionManager:
             self._refuse_two_names(venue)
             self._venues[exchange.name] = venue
             exchange.on_closed(partial(self._telling.told_to_wait, exchange.name))
+            exchange.on_order(self._telling.tell)
         self._pace = pace
         self._adopt = Adopt.read(adopt)
         self._adopt_stop_loss_percent = percent(
@@ -256,7 +262,7 @@ class AtomicPositionManager:
         venue = self._venue(exchange)
         with self._telling.look(venue.name, "pass") as look:
             found = await survey(self._store, venue)
-            look.rows(found.rows)
+            look.rows(len({row.symbol for row in found.rows}))
             outcomes = list(found.in_step)
             if found.to_look_at:
                 outcomes += await self._each(venue, found.to_look_at, operation="sync")
@@ -264,6 +270,7 @@ class AtomicPositionManager:
                 outcomes[0] = await self._lockable(venue, outcomes[0])
         look.saw_strange(found.strange_stops)
         look.saw(outcomes, everything=True)
+        look.over(outcomes, open_rows=found.rows)
         return SyncReport(venue.name, tuple(outcomes))
 
     async def _lockable(self, venue: Venue, outcome: SyncOutcome) -> SyncOutcome:
@@ -284,6 +291,7 @@ class AtomicPositionManager:
             symbols = await self.half_done(exchange)
             outcomes = await self._each(venue, symbols, operation="recover")
         look.saw(outcomes)
+        look.over(outcomes)
         return SyncReport(venue.name, outcomes)
 
     async def half_done(self, exchange: str) -> tuple[str, ...]:

@@ -41,7 +41,9 @@ class PositionSide(StrEnum):
     """The side of a position: long or short."""
 
     LONG = "long"
+    """Bought first, and sold to close."""
     SHORT = "short"
+    """Sold first, and bought to close."""
 
     @property
     def entry(self) -> Side:
@@ -98,7 +100,9 @@ class IntentOutcome(StrEnum):
     """What became of an intent's order."""
 
     EXECUTED = "executed"
+    """Executed."""
     REFUSED = "refused"
+    """Refused by the exchange: certainly not executed."""
     ABSENT = "absent"
     """Certainly never placed."""
     CANCELED = "canceled"
@@ -134,8 +138,27 @@ class Position:
     """A row of ``monitoring.positions``, without its ticks.
 
     Attributes:
+        id: the row's number.
+        exchange: the account, as in the lock's name.
+        symbol: as in the lock's name.
+        side: long or short.
+        quantity: how much is held, in the base currency or contracts.
+        status: where it is in its life.
+        signal_id: what asked for it; ``None`` if no signal did.
+        entry_price: the average price of the entry; the signal's price before the fill is known.
         entry_order_id: the order that is known to have opened the position; ``None`` for a position that was
             found on the exchange.
+        entry_client_id: the client order id of the entry.
+        stop_loss_percent: how far from the entry the stop is, above 0 and below 100.
+        stop_price: the price at which the stop triggers, as placed.
+        stop_order_id: the exchange's id of the stop.
+        stop_client_id: the client order id of the stop.
+        exit_price: the average price of the exit.
+        exit_order_id: the exchange's id of the exit.
+        exit_reason: why it was or is being closed, as a text for display.
+        error_details: why it failed or was rolled back, as a text for display.
+        opened_at: when it was entered.
+        closed_at: when it ended.
         token: the fencing token under which the row's state was last written.
         age_ms: milliseconds since the position was closed, else entered, else created.
         market: the unified symbol; ``None`` in an old row whose name does not determine it.
@@ -198,7 +221,11 @@ class Intent:
 
     Attributes:
         number: part of the client order id.
+        position_id: the row.
+        step: what the order is for.
+        client_id: the client order id.
         side: the order's own side.
+        amount: the amount ordered, in the base currency or contracts.
         trigger: the price of the stop, or of the stop that an entry carries; ``None`` without one.
         age_ms: milliseconds since the intent was written.
         sent_before: whether the intent was read from the table: an earlier holder may have sent its order.
@@ -227,7 +254,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The position is open, with its stop in place."""
+    """The position is open, with its stop in place.
+
+    Attributes:
+        position: the row.
+    """
 
     position: Position
 
@@ -281,12 +312,14 @@ class NotOpened:
 
 
 OpenResult: TypeAlias = Opened | AlreadyOpen | NotOpened
+"""What became of a request to open a position."""
 
 
 class SyncAction(StrEnum):
     """What a pass did about a symbol."""
 
     IN_STEP = "in step"
+    """Row and exchange agree, and the stop stands."""
     ADOPTED = "adopted"
     """The exchange had a position and the table had no row; now it has one, and a stop."""
     LEFT_ALONE = "left alone"
@@ -351,6 +384,7 @@ class SyncOutcome:
 
     Attributes:
         symbol: in the table's spelling.
+        action: what it did.
         position_id: the row, if there is one.
         details: such as the holder of a busy symbol, or what is in doubt.
     """
@@ -363,7 +397,12 @@ class SyncOutcome:
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What a pass or a recovery did, symbol by symbol."""
+    """What a pass or a recovery did, symbol by symbol.
+
+    Attributes:
+        exchange: the account.
+        outcomes: what was done about each symbol.
+    """
 
     exchange: str
     outcomes: tuple[SyncOutcome, ...]

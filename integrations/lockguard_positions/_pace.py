@@ -73,6 +73,7 @@ class StopDeadline:
         self._deadline_s = deadline.total_seconds()
         self._clock = clock
         self._tried_since: float | None = None
+        self._already_ms = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, passed: Callable[[float], None], *, already_ms: int = 0) -> None:
@@ -84,7 +85,7 @@ class StopDeadline:
         """
         if self._tried_since is not None:
             return
-        self._tried_since = self._clock.now()
+        self._tried_since, self._already_ms = self._clock.now(), already_ms
         left_s = max(0.0, self._deadline_s - already_ms / 1000)
         self._timer = asyncio.get_running_loop().call_later(left_s, passed, self._deadline_s)
 
@@ -99,6 +100,13 @@ class StopDeadline:
         if self._tried_since is None:
             return False
         return self._clock.now() - self._tried_since >= self._deadline_s
+
+    @property
+    def lasted_ms(self) -> float | None:
+        """For how many milliseconds the position has been without a stop; ``None`` if it is not measured."""
+        if self._tried_since is None:
+            return None
+        return self._already_ms + (self._clock.now() - self._tried_since) * 1000
 
     def end(self) -> None:
         """Stop measuring: the position has its stop, has ended, or is left to the next holder."""

@@ -25,6 +25,7 @@ __all__ = [
     "LATEST",
     "SIGNALS_SINCE",
     "TICK_COLUMNS",
+    "VERSIONS",
     "Migrated",
     "Migration",
     "migrate",
@@ -41,12 +42,12 @@ SIGNALS_SINCE = 9
 """The first version with a table of a bot's signals."""
 ATTEMPTS_SINCE = 10
 """The first version that detects a signal which crashes bot after bot, and has unified symbols in rows."""
-_PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": (), _SIGNALS: ()}
-_RESOURCE = "{exchange}:{symbol}"
+PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": (), _SIGNALS: ()}
+RESOURCE = "{exchange}:{symbol}"
 
 # Two concurrent migrations would both find the same version. The key is the text "lgrdpos" as a number.
 _LOCK_KEY = 0x6C677264706F73
-_VERSIONS = """
+VERSIONS = """
 create schema if not exists monitoring;
 create table if not exists monitoring.schema_version (
   version integer primary key,
@@ -76,7 +77,12 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Migrated:
-    """The schema versions before and after :func:`migrate`; 0 for none."""
+    """The schema versions before and after :func:`migrate`; 0 for none.
+
+    Attributes:
+        before: the version that the database had.
+        after: the version that it has now.
+    """
 
     before: int
     after: int
@@ -99,6 +105,7 @@ def migrations() -> tuple[Migration, ...]:
 
 
 LATEST = migrations()[-1].version
+"""The version of the schema that this library works with."""
 
 
 async def version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
@@ -154,9 +161,9 @@ async def protect_positions(
         ConfigurationError: the fence or the tables are missing, or the role lacks a privilege.
     """
     found = await version(conn)
-    tables = [table for table in _PROTECTED if table != _SIGNALS or found >= SIGNALS_SINCE]
+    tables = [table for table in PROTECTED if table != _SIGNALS or found >= SIGNALS_SINCE]
     for table in tables:
-        await protect(conn, table, resource=_RESOURCE, exempt=_PROTECTED[table])
+        await protect(conn, table, resource=RESOURCE, exempt=PROTECTED[table])
     return tuple(tables)
 
 
@@ -164,7 +171,7 @@ async def _step(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], target
     """Apply or undo one step towards ``target``; returns the version after it."""
     async with conn.transaction():
         await conn.execute("select pg_advisory_xact_lock($1)", _LOCK_KEY)
-        await conn.execute(_VERSIONS)
+        await conn.execute(VERSIONS)
         # Read again under the lock: another process may have been here.
         current = await version(conn)
         if current == target:

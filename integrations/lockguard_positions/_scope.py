@@ -84,9 +84,12 @@ class SymbolScope:
             )
         return row
 
-    def moved(self, now: Position, before: Position | None) -> Position:
+    def moved(
+        self, now: Position, before: Position | None, *, without_stop_ms: float | None = None
+    ) -> Position:
         """Emit that a row was written; returns the row as it is now."""
-        self.emit(Moved(now, None if before is None else before.status, self.lease.grant.operation))
+        status = None if before is None else before.status
+        self.emit(Moved(now, status, self.lease.grant.operation, without_stop_ms))
         return now
 
     def alert(self, position: Position | None, message: str) -> None:

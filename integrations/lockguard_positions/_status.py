@@ -39,13 +39,21 @@ class PositionStatus(StrEnum):
     """The status of a position."""
 
     PENDING_ENTRY = "pending_entry"
+    """The entry is about to be sent, or was sent, and its answer is not known."""
     ENTRY_PLACED = "entry_placed"
+    """The exchange holds the position; it has no stop."""
     PENDING_SL = "pending_sl"
+    """The stop is about to be sent, or was sent, and its answer is not known."""
     ACTIVE = "active"
+    """The position and its stop are in place."""
     CLOSED = "closed"
+    """The position ended by its stop or an exit, or was found gone."""
     FAILED = "failed"
+    """The exchange refused the entry, or nothing was ever ordered."""
     ROLLED_BACK = "rolled_back"
+    """Entered, and closed again because no stop could be placed."""
     CANCELED = "canceled"
+    """The entry was certainly never executed."""
 
     @property
     def open(self) -> bool:
@@ -68,11 +76,13 @@ TRANSITIONS: dict[PositionStatus, frozenset[PositionStatus]] = {
     _S.ROLLED_BACK: frozenset(),
     _S.CANCELED: frozenset(),
 }
+"""The statuses that each may become."""
 
 OPEN = frozenset({_S.PENDING_ENTRY, _S.ENTRY_PLACED, _S.PENDING_SL, _S.ACTIVE})
 """The open statuses, as used by existence checks, the unique index and recovery."""
 
 TERMINAL = frozenset(PositionStatus) - OPEN
+"""The statuses that never change again."""
 
 
 def check_transition(old: PositionStatus | None, new: PositionStatus) -> None:

@@ -10,58 +10,58 @@ decision is based on these estimates, and writing them must not queue behind an 
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
-from lockguard.errors import StaleToken
-from lockguard_asyncpg import CommitUnknown, FencedTransaction, fenced_fetchrow, resolve
-from lockguard_asyncpg._errors import DATABASE_ERRORS, Meaning, meaning_of
-from lockguard_asyncpg._transaction_state import give_back
+from lockguard.errors import ConfigurationError
 from lockguard_ccxt import Step
 from lockguard_positions import _rows as rows
 from lockguard_positions._errors import DuplicatePosition
+from lockguard_positions._fenced_writes import FencedWrites
 from lockguard_positions._model import Intent, IntentOutcome, NewPosition, Position, Progress
 from lockguard_positions._rows import statement
 from lockguard_positions._status import PositionStatus, check_transition
 from lockguard_tenacity import retry_reads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-    from asyncpg.pool import PoolConnectionProxy
+    from collections.abc import Awaitable, Callable
 
     from lockguard._lease import Lease
+    from lockguard.errors import StaleToken
     from lockguard_ccxt import PlacedOrder
+    from lockguard_positions._events import CommitResolved
 
 __all__ = ["PositionStore"]
 
-T = TypeVar("T")
 Then: TypeAlias = "Callable[[Progress], Awaitable[None]]"
 
-_ATTEMPTS_MAX = 5
-_PAUSE_FIRST_S = 0.05
 _ILLEGAL_CHANGE = "LG102"
-_WORTH_REPEATING = frozenset({Meaning.RETRY, Meaning.LOST, Meaning.UNAVAILABLE})
+_ONE_OPEN = frozenset({"idx_unique_open_position", "idx_unique_active_position"})
 
 
-class PositionStore:
+class PositionStore(FencedWrites):
     """Reads and writes the rows of one database.
 
     Args:
         pool: an asyncpg pool on the primary.
         on_stale: called for each write that Postgres refused, before its error is raised.
+        on_settled: called with what became of an intent whose order was in doubt, once that is committed.
+        on_resolved: called with what became of a commit whose reply was lost.
     """
 
     def __init__(
-        self, pool: asyncpg.Pool[Any], *, on_stale: Callable[[StaleToken], None] | None = None
+        self,
+        pool: asyncpg.Pool[Any],
+        *,
+        on_stale: Callable[[StaleToken], None] | None = None,
+        on_settled: Callable[[Position, Intent, IntentOutcome], None] | None = None,
+        on_resolved: Callable[[CommitResolved], None] | None = None,
     ) -> None:
-        self._pool = pool
-        self._on_stale = on_stale
+        super().__init__(pool, on_stale=on_stale, on_resolved=on_resolved)
+        self._on_settled = on_settled
         self._has_market = False
         self._has_fill_with_stop = False
 
@@ -211,7 +211,11 @@ class PositionStore:
             return await self._row("last_under", new.exchange, new.symbol, lease.token)
 
         row = await self._write_one(lease, text, *args, also=also, written=written, then=then)
-        assert row is not None
+        if row is None:
+            raise ConfigurationError(
+                f"monitoring.positions kept no row of {lease.resource!r}, and nothing was ordered: a trigger"
+                " BEFORE INSERT that returns NULL swallows it; have it return NEW for rows with a token"
+            )
         return rows.position_of(row)
 
     async def record_entry(
@@ -254,7 +258,9 @@ class PositionStore:
             following = int(row[rows.NEXT_INTENT])
             return await rows.intend(conn, lease, moved, Step.STOP, stop, number=following)
 
-        return await self._write(lease, work)
+        progress = await self._write(lease, work)
+        self._tell_settled(position, intent, IntentOutcome.EXECUTED)
+        return progress
 
     async def _record_entry_with_stop(
         self,
@@ -285,6 +291,7 @@ class PositionStore:
 
         text = statement("record_entry_with_stop")
         row = await self._write_one(lease, text, *args, *stopped, also=also, written=written, then=committed)
+        self._tell_settled(position, intent, IntentOutcome.EXECUTED)
         return progress_of(rows.changed(position, row))
 
     async def expect_stop(self, lease: Lease, position: Position, trigger: Decimal) -> Progress:
@@ -341,7 +348,9 @@ class PositionStore:
             )
             return rows.changed(position, row)
 
-        return await self._write(lease, work)
+        now = await self._write(lease, work)
+        self._tell_settled(position, intent, IntentOutcome.EXECUTED)
+        return now
 
     async def activate(self, lease: Lease, position: Position, intent: Intent, order_id: str) -> Position:
         """Record the stop, which stands, and make the position active.
@@ -357,6 +366,7 @@ class PositionStore:
             return await self._row("by_id", position.id)
 
         row = await self._write_one(lease, statement("activate"), *args, also=settled, written=written)
+        self._tell_settled(position, intent, IntentOutcome.EXECUTED)
         return rows.changed(position, row)
 
     # --- the way out ---
@@ -390,7 +400,9 @@ class PositionStore:
             await rows.settle(conn, position, intent, outcome, None, details)
             return rows.changed(position, row)
 
-        return await self._write(lease, work)
+        now = await self._write(lease, work)
+        self._tell_settled(position, intent, outcome)
+        return now
 
     async def close_rest(
         self, lease: Lease, position: Position, intent: Intent, order: PlacedOrder
@@ -408,7 +420,9 @@ class PositionStore:
             asked = rows.ASKED if intent.asked else None
             return await rows.intend(conn, lease, rows.changed(position, row), Step.CLOSE, reason, asked)
 
-        return await self._write(lease, work)
+        progress = await self._write(lease, work)
+        self._tell_settled(position, intent, IntentOutcome.EXECUTED)
+        return progress
 
     async def finish(
         self,
@@ -442,7 +456,9 @@ class PositionStore:
                 await rows.settle(conn, position, intent, outcome, order_id, error)
             return rows.changed(position, row)
 
-        return await self._write(lease, work)
+        now = await self._write(lease, work)
+        self._tell_settled(position, intent, outcome)
+        return now
 
     async def settle(
         self,
@@ -460,6 +476,11 @@ class PositionStore:
             await rows.settle(conn, position, intent, outcome, order_id, details)
 
         await self._write(lease, work)
+        self._tell_settled(position, intent, outcome)
+
+    def _tell_settled(self, position: Position, intent: Intent | None, outcome: IntentOutcome) -> None:
+        if intent is not None and intent.sent_before and self._on_settled is not None:
+            self._on_settled(position, intent, outcome)
 
     async def note_error(self, lease: Lease, position: Position, error: str) -> Position:
         """Note in the row what hinders the position; its status stays."""
@@ -483,17 +504,6 @@ class PositionStore:
 
     # --- inside ---
 
-    @asynccontextmanager
-    async def _lent(self) -> AsyncIterator[PoolConnectionProxy[Any]]:
-        """Lend a connection; these statements leave nothing in its session, so it needs no reset."""
-        conn: PoolConnectionProxy[Any] = await self._pool.acquire()
-        clean = False
-        try:
-            yield conn
-            clean = True
-        finally:
-            await give_back(self._pool, conn, clean=clean)
-
     @retry_reads()
     async def _row(self, name: str, *args: object) -> asyncpg.Record | None:
         async with self._lent() as conn:
@@ -504,94 +514,13 @@ class PositionStore:
         async with self._lent() as conn:
             return await conn.fetch(statement(name), *args, timeout=rows.STATEMENT_S)
 
-    async def _write(self, lease: Lease, work: Callable[[rows.Connection], Awaitable[T]]) -> T:
-        """Run ``work`` in a fenced transaction."""
-        done: list[T] = []
-
-        async def attempt() -> T:
-            done.clear()
-            async with (
-                self._lent() as lent,
-                FencedTransaction(lent, lease, timeout_s=rows.STATEMENT_S) as conn,
-            ):
-                done.append(await work(conn))
-            return done[0]
-
-        async def written() -> T:
-            return done[0]
-
-        return await self._until_done(lease, attempt, written)
-
-    async def _write_one(
-        self,
-        lease: Lease,
-        text: str,
-        *args: object,
-        also: Sequence[str] = (),
-        written: Callable[[], Awaitable[asyncpg.Record | None]],
-        then: Callable[[asyncpg.Record], Awaitable[None]] | None = None,
-    ) -> asyncpg.Record | None:
-        """Make a write of one fenced statement, in a single round trip.
-
-        Args:
-            lease: presented in the statement.
-            text: the statement.
-            args: the arguments of all its parts.
-            also: further statements that are executed with it.
-            written: reads the row back, if the answer was lost and the write has committed.
-            then: awaited with the row before the connection goes back to the pool.
-        """
-
-        async def attempt() -> asyncpg.Record | None:
-            # As in _lent, but without the cost of a context manager: a filled entry is waiting for its stop.
-            conn: PoolConnectionProxy[Any] = await self._pool.acquire()
-            clean = False
-            try:
-                row = await fenced_fetchrow(
-                    conn, text, *args, lease=lease, also=also, timeout=rows.STATEMENT_S
-                )
-                clean = True
-                if row is not None and then is not None:
-                    await then(row)
-            finally:
-                await give_back(self._pool, conn, clean=clean)
-            return row
-
-        return await self._until_done(lease, attempt, written)
-
-    async def _until_done(
-        self, lease: Lease, attempt: Callable[[], Awaitable[T]], written: Callable[[], Awaitable[T]]
-    ) -> T:
-        """Repeat a write while it certainly was not done and another attempt may succeed.
-
-        The pauses end long before the lease does, or the lease's end cancels them; either way the next
-        holder finds the intent.
-        """
-        for number in range(1, _ATTEMPTS_MAX + 1):
-            lease.ensure()  # a lost lease takes no connection
-            try:
-                return await attempt()
-            except StaleToken as stale:
-                if self._on_stale is not None:
-                    self._on_stale(stale)
-                raise
-            except CommitUnknown as unknown:
-                if await resolve(self._pool, unknown):
-                    return await written()
-                if number == _ATTEMPTS_MAX:
-                    raise
-            except asyncpg.UniqueViolationError as exc:
-                raise await self._duplicate(lease, exc) from exc
-            except DATABASE_ERRORS as exc:
-                if number == _ATTEMPTS_MAX or meaning_of(exc) not in _WORTH_REPEATING:
-                    raise
-            await asyncio.sleep(_PAUSE_FIRST_S * 2 ** (number - 1))
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
     async def _duplicate(self, lease: Lease, exc: asyncpg.UniqueViolationError) -> DuplicatePosition:
         exchange, _, symbol = lease.resource.partition(":")
         existing = await self.open_of(exchange, symbol)
+        told = f"{lease.resource!r} has an open position already ({exc.constraint_name})"
+        if existing is None and exc.constraint_name not in _ONE_OPEN:  # an index of the table's own
+            told = f"{lease.resource!r} has no open position, but {exc.constraint_name} refuses another row"
         return DuplicatePosition(
-            f"{lease.resource!r} has an open position already ({exc.constraint_name})",
+            told,
             existing_id=None if existing is None else existing.id,
         )

@@ -34,13 +34,13 @@ class Survey:
     """What a pass found before it took any lease.
 
     Attributes:
-        rows: how many positions are open in the table.
+        rows: the positions that are open in the table.
         in_step: the outcomes of symbols that need no further look.
         to_look_at: the symbols that do, in the table's spelling.
         strange_stops: reduce-only stops that belong to no row: symbol, order, and where they wait.
     """
 
-    rows: int
+    rows: tuple[Position, ...]
     in_step: tuple[SyncOutcome, ...]
     to_look_at: tuple[str, ...]
     strange_stops: tuple[tuple[str, PlacedOrder, str], ...]
@@ -52,7 +52,8 @@ async def survey(store: PositionStore, venue: Venue) -> Survey:
     Raises:
         ExchangeUnreadable: the exchange did not answer.
     """
-    rows = {row.symbol: row for row in await store.open_on(venue.name)}
+    found = await store.open_on(venue.name)
+    rows = {row.symbol: row for row in found}
     listed = await venue.all_waiting_stops()
     holdings = await venue.holdings()
     with suppress(ExchangeUnreadable):  # each symbol then reports it
@@ -75,7 +76,7 @@ async def survey(store: PositionStore, venue: Venue) -> Survey:
             in_step.append(SyncOutcome(symbol, SyncAction.IN_STEP, row.id))
         else:
             to_look_at.append(symbol)
-    return Survey(len(rows), tuple(in_step), tuple(to_look_at), _strange(rows, held, stops))
+    return Survey(found, tuple(in_step), tuple(to_look_at), _strange(rows, held, stops))
 
 
 def _in_step(row: Position, holding: Holding, stops: list[PlacedOrder]) -> bool:

@@ -16,8 +16,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from lockguard._audience import Audience
 from lockguard_ccxt._placing import told
-from lockguard_positions._events import Alert, Moved, PositionEvent, PositionObserver, WriteRefused
-from lockguard_positions._model import SyncAction, SyncOutcome
+from lockguard_positions._events import (
+    OVER,
+    Alert,
+    DoubtResolved,
+    Looked,
+    Moved,
+    PositionEvent,
+    PositionObserver,
+    WriteRefused,
+)
+from lockguard_positions._model import IntentOutcome, SyncAction, SyncOutcome
 from lockguard_positions._stops import named
 
 if TYPE_CHECKING:
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
     from lockguard._clock import Clock
     from lockguard.errors import StaleToken
     from lockguard_ccxt import PlacedOrder
-    from lockguard_positions._model import Position
+    from lockguard_positions._model import Intent, Position
 
 __all__ = ["PAUSES", "Look", "Repeats", "Telling", "is_over"]
 
@@ -38,7 +47,6 @@ _NOT_LOOKED = frozenset(
 )
 """After these it is not known whether a condition of the symbol has ended."""
 _CONDITIONS_MAX = 10_000
-_OVER = "over: "
 
 
 class Telling:
@@ -73,9 +81,20 @@ class Telling:
                 opened.pop(event.position.id, None)
         self._audience.tell(event)
 
+    def now(self) -> float:
+        """The clock's time in seconds."""
+        return self._repeats.now()
+
     def refused(self, stale: StaleToken) -> None:
         """Tell of a write that Postgres refused."""
         self.tell(WriteRefused(stale.resource, stale.presented, stale.current))
+
+    def settled(self, position: Position, intent: Intent, outcome: IntentOutcome) -> None:
+        """Tell what became of an order that was in doubt."""
+        resource = f"{position.exchange}:{position.symbol}"
+        self.tell(
+            DoubtResolved(resource, position.id, intent.step.value, intent.client_id, outcome, intent.age_ms)
+        )
 
     def told_to_wait(self, exchange: str, wait: timedelta) -> None:
         """Raise an alert that the exchange accepts no calls for ``wait``."""
@@ -104,7 +123,7 @@ class Telling:
         began = self._repeats.now()
         self._overdue.waits(about, "it has not come to its end")
         try:
-            yield Look(self, exchange, began)
+            yield Look(self, exchange, kind, began)
         except Exception as exc:
             self._overdue.begins(about, told(exc).partition("\n")[0])
             raise
@@ -171,11 +190,13 @@ class Look:
     Attributes:
         telling: receives the reports.
         exchange: the account that is looked at.
+        kind: ``pass`` or ``recovery``.
         began: when it began, in seconds of the clock of ``telling``.
     """
 
     telling: Telling
     exchange: str
+    kind: str
     began: float
 
     def rows(self, count: int) -> None:
@@ -189,6 +210,11 @@ class Look:
     def saw_strange(self, stops: tuple[tuple[str, PlacedOrder, str], ...]) -> None:
         """Report the stops that belong to no row."""
         self.telling.saw_strange(self.exchange, stops)
+
+    def over(self, outcomes: Sequence[SyncOutcome], *, open_rows: tuple[Position, ...] | None = None) -> None:
+        """Tell that it has come to its end, with the open rows if it has read them all."""
+        took_ms = (self.telling.now() - self.began) * 1000
+        self.telling.tell(Looked(self.exchange, self.kind, took_ms, tuple(outcomes), open_rows))
 
 
 def _resource(about: str) -> str:
@@ -281,7 +307,7 @@ class Repeats:
 
 def is_over(alert: Alert) -> bool:
     """Whether an alert tells that a condition has ended."""
-    return alert.message.startswith(_OVER)
+    return alert.over
 
 
 def _key(alert: Alert, about: str | None) -> _Key:
@@ -289,7 +315,7 @@ def _key(alert: Alert, about: str | None) -> _Key:
 
 
 def _over(alert: Alert) -> Alert:
-    return replace(alert, message=f"{_OVER}{alert.message}")
+    return replace(alert, message=f"{OVER}{alert.message}")
 
 
 # --- for how long ---

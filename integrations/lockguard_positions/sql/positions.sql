@@ -99,7 +99,7 @@ select client_id from monitoring.position_intents where position_id = $1 and ste
 insert into monitoring.positions
   (exchange, symbol, side, quantity, status, signal_id, entry_price, stop_loss_percent, error_details, token,
    opened_at, closed_at, intent, entry_client_id, market)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+values ($1, $2, $3, $4, $5::text, $6, $7, $8, $9, $10,
         case when $5 = 'entry_placed' then clock_timestamp() end,
         case when $5 = 'failed' then clock_timestamp() end, $11::bigint, $12::text, $13)
 returning {columns}
@@ -109,7 +109,7 @@ returning {columns}
 insert into monitoring.positions
   (exchange, symbol, side, quantity, status, signal_id, entry_price, stop_loss_percent, error_details, token,
    opened_at, closed_at, intent, entry_client_id)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+values ($1, $2, $3, $4, $5::text, $6, $7, $8, $9, $10,
         case when $5 = 'entry_placed' then clock_timestamp() end,
         case when $5 = 'failed' then clock_timestamp() end, $11::bigint, $12::text)
 returning {columns}

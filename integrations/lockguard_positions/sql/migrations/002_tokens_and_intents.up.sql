@@ -1,8 +1,8 @@
 -- Which grant wrote a row last, and what is about to be done on the exchange: an order is never sent before
 -- the row that names it is committed, so whoever holds the lease next knows what to look for.
 alter table monitoring.positions
-  add column token bigint,
-  add column intent bigint;
+  add column if not exists token bigint,
+  add column if not exists intent bigint;
 comment on column monitoring.positions.token is 'the fencing token under which the state was written last';
 comment on column monitoring.positions.intent is 'the number of the last intent; see monitoring.position_intents';
 

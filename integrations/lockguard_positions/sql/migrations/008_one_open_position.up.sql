@@ -26,6 +26,6 @@ begin
 end
 $$;
 
-create unique index idx_unique_open_position on monitoring.positions (symbol, exchange)
+create unique index if not exists idx_unique_open_position on monitoring.positions (symbol, exchange)
   where status in ('pending_entry', 'entry_placed', 'pending_sl', 'active');
 drop index if exists monitoring.idx_unique_active_position;

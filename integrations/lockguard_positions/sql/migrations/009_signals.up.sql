@@ -22,4 +22,4 @@ comment on column monitoring.signals.details is 'for people, above all why it wa
 comment on column monitoring.signals.token is 'the fencing token under which it was decided';
 
 create index idx_signals_sent on monitoring.signals (exchange, symbol, sent_at) where sent_at is not null;
-create index idx_positions_signal on monitoring.positions (exchange, symbol, signal_id) where signal_id is not null;
+create index if not exists idx_positions_signal on monitoring.positions (exchange, symbol, signal_id) where signal_id is not null;

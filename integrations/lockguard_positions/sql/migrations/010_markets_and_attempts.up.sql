@@ -3,13 +3,13 @@
 
 -- In place: a generated column fills the rows that are there without an update, which would fire the triggers
 -- that judge changes of state, and touch each row's time. Then it becomes an ordinary column.
-alter table monitoring.positions add column market text generated always as (
+alter table monitoring.positions add column if not exists market text generated always as (
   case
     when symbol ~ '/' then symbol
     when symbol ~ '^[A-Z0-9]+(USDT|USDC|FDUSD|BUSD)$'
       then regexp_replace(symbol, '^([A-Z0-9]+?)(USDT|USDC|FDUSD|BUSD)$', '\1/\2:\2')
   end) stored;
-alter table monitoring.positions alter column market drop expression;
+alter table monitoring.positions alter column market drop expression if exists;
 comment on column monitoring.positions.market is
   'the unified symbol, such as BTC/USDT:USDT; null where it cannot be told from the name of a row of before';
 
