@@ -1,8 +1,8 @@
 """A local exchange that the original ccxt talks to, for tests and demonstrations.
 
-It serves the REST API of Binance's USD-M futures, with signatures, filters, netting and conditional orders
-that fire when the price moves. A test can make it slow, make its reads lag behind its writes, and make it
-fail in every way that leaves an order in doubt. Its own record says what it really did.
+It serves the REST API and the streams of Binance's futures, with signatures, filters, netting and conditional
+orders that fire when the price moves. A test can make it slow, make its reads lag behind its writes, and make
+it fail in every way that leaves an order in doubt. Its own record says what it really did.
 
 Needs ``pip install 'lockguard[testing]'``; a client also needs ``'lockguard[ccxt]'``.
 """
@@ -39,6 +39,7 @@ from lockguard_lab.exchange.model import (
 from lockguard_lab.exchange.record import ExchangeRecord, Request
 from lockguard_lab.exchange.remote import ControlClient
 from lockguard_lab.exchange.server import LocalExchange
+from lockguard_lab.exchange.streams import Listener
 from lockguard_lab.exchange.venue import Listing
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Fault",
     "FaultKind",
     "Fill",
+    "Listener",
     "Listing",
     "LocalExchange",
     "MarketSpec",

@@ -69,6 +69,8 @@ class Account:
         self.name = name
         self.fee_rate = fee_rate
         self.hedged = False
+        self.may_withdraw = False
+        self.may_trade_futures = True
         self.multi_assets = False
         self.isolated: set[str] = set()
         self.added_margin: dict[str, Decimal] = {}
@@ -77,6 +79,7 @@ class Account:
         self._wallets: dict[str, Decimal] = {}
         self._leverage: dict[str, int] = {}
         self._positions: dict[tuple[str, PositionSide], Timeline[Position]] = {}
+        self._realized: dict[tuple[str, PositionSide], Decimal] = {}
 
     # --- money ---
 
@@ -135,6 +138,10 @@ class Account:
         timeline = self._positions.get((symbol, side))
         return self._flat(symbol, side) if timeline is None else timeline.now
 
+    def realized(self, symbol: str, side: PositionSide) -> Decimal:
+        """All profit that was realized in a position so far, before fees."""
+        return self._realized.get((symbol, side), ZERO)
+
     def sides(self) -> tuple[PositionSide, ...]:
         """Which positions a contract has in the account's mode."""
         return (PositionSide.LONG, PositionSide.SHORT) if self.hedged else (PositionSide.BOTH,)
@@ -185,6 +192,7 @@ class Account:
         self._wallets[spec.settle] = self.wallet(spec.settle) + netted.realized - commission
         self.fills.append(fill)
         key = (order.symbol, order.position_side)
+        self._realized[key] = self.realized(*key) + netted.realized
         if key not in self._positions:
             self._positions[key] = Timeline(self._flat(*key), 0)
         self._positions[key].put(netted.position, now_ms)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lockguard_lab.exchange.model import ZERO
+from lockguard_lab.exchange.listenkeys import Owner
+from lockguard_lab.exchange.model import ZERO, LeverageChange
 from lockguard_lab.exchange.rejections import Rejection, malformed
 from lockguard_lab.exchange.render import fill_json, position_json, text
 
@@ -25,15 +26,19 @@ __all__ = [
     "change_position_margin",
     "change_position_mode",
     "commission_rate",
+    "end_listen_key",
     "get_multi_assets",
     "get_position_mode",
     "income",
+    "keep_listen_key",
+    "key_permissions",
     "positions_v2",
     "positions_v3",
     "set_leverage",
     "set_margin_type",
     "set_multi_assets",
     "set_position_mode",
+    "start_listen_key",
     "symbol_config",
     "user_trades",
 ]
@@ -187,6 +192,7 @@ def set_leverage(context: RequestContext, params: Params) -> Json:
     if not 1 <= leverage <= _LEVERAGE_MAX:
         raise Rejection(-4028, f"Leverage {leverage} is not valid")
     context.account.set_leverage(symbol, leverage)
+    context.desk.on_change(context.name, LeverageChange(symbol, leverage))
     most = "maxQty" if context.inverse else "maxNotionalValue"
     return {"symbol": symbol, "leverage": leverage, most: "100000000"}
 
@@ -312,6 +318,22 @@ def account_config(context: RequestContext, params: Params) -> Json:  # noqa: AR
     }
 
 
+def key_permissions(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+    """``GET account/apiRestrictions`` of spot: what the key may do."""
+    return {
+        "ipRestrict": True,
+        "createTime": 0,
+        "enableReading": True,
+        "enableSpotAndMarginTrading": False,
+        "enableWithdrawals": context.account.may_withdraw,
+        "enableInternalTransfer": False,
+        "permitsUniversalTransfer": False,
+        "enableMargin": False,
+        "enableFutures": context.account.may_trade_futures,
+        "enableVanillaOptions": False,
+    }
+
+
 def income(context: RequestContext, params: Params) -> Json:
     """``GET income``: the profit and the fee of each fill."""
     symbol, kind = params.optional("symbol"), params.optional("incomeType")
@@ -377,3 +399,23 @@ def change_position_margin(context: RequestContext, params: Params) -> Json:
         "msg": "Successfully modify position margin.",
         "type": int(kind),
     }
+
+
+def start_listen_key(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+    """``POST listenKey``: the key of the account's stream; the same as long as it is valid."""
+    return {"listenKey": context.desk.listen_keys.start(_owner(context), context.now_ms)}
+
+
+def keep_listen_key(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+    """``PUT listenKey``: makes the key valid for another hour."""
+    return {"listenKey": context.desk.listen_keys.keep(_owner(context), context.now_ms)}
+
+
+def end_listen_key(context: RequestContext, params: Params) -> Json:  # noqa: ARG001 - one signature for all
+    """``DELETE listenKey``: its listeners hear no more."""
+    context.desk.listen_keys.end(_owner(context))
+    return {}
+
+
+def _owner(context: RequestContext) -> Owner:
+    return Owner(context.name, context.inverse)

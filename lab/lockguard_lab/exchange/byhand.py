@@ -30,7 +30,7 @@ from lockguard_lab.exchange.rejections import Rejection
 if TYPE_CHECKING:
     from lockguard_lab.exchange.desk import Desk
 
-__all__ = ["HandOrder", "HandStop", "cancel", "set_hedge_mode", "stop", "trade"]
+__all__ = ["HandOrder", "HandStop", "cancel", "set_hedge_mode", "set_permissions", "stop", "trade"]
 
 T = TypeVar("T")
 
@@ -135,6 +135,12 @@ def set_hedge_mode(desk: Desk, *, hedged: bool, account: str = MAIN) -> None:
     engine = desk.engine(account)
     if engine.account.hedged is not hedged:
         _done(lambda: change_position_mode(engine, hedged=hedged))
+
+
+def set_permissions(desk: Desk, *, withdrawals: bool, futures: bool, account: str = MAIN) -> None:
+    """Say what the account's key may do. It is only told: no request is refused for it."""
+    chosen = desk.engine(account).account
+    chosen.may_withdraw, chosen.may_trade_futures = withdrawals, futures
 
 
 def _client_id() -> str:

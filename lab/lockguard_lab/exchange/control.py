@@ -17,6 +17,7 @@ from lockguard_lab.exchange import byhand
 from lockguard_lab.exchange.desk import Visibility
 from lockguard_lab.exchange.faults import Fault, Operation
 from lockguard_lab.exchange.http import json_response
+from lockguard_lab.exchange.listenkeys import Owner
 from lockguard_lab.exchange.markets import MarketSpec, market_for
 from lockguard_lab.exchange.model import MAIN
 from lockguard_lab.exchange.record import decode, encode, encode_record
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from lockguard_lab.exchange.desk import Desk
     from lockguard_lab.exchange.render import Json
+    from lockguard_lab.exchange.streams import Streams
 
 __all__ = ["BAN_STATUS", "DENIAL_CODE", "WALLET", "Control"]
 
@@ -45,8 +47,9 @@ _PATH_STEPS_MAX = 10_000
 class Control:
     """Answers the requests below ``/_control`` for one desk."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, streams: Streams) -> None:
         self._desk = desk
+        self._streams = streams
         self._walks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -77,9 +80,13 @@ class Control:
             web.delete("/_control/contract", self._answer(self._delist_contract)),
             web.post("/_control/account", self._answer(self._add_account)),
             web.post("/_control/hedge", self._answer(self._hedge)),
+            web.post("/_control/permissions", self._answer(self._permissions)),
             web.post("/_control/trade", self._answer(self._trade)),
             web.post("/_control/stop", self._answer(self._stop)),
             web.post("/_control/cancel", self._answer(self._cancel)),
+            web.get("/_control/streams", self._answer(self._listeners)),
+            web.delete("/_control/streams", self._answer(self._cut_streams)),
+            web.delete("/_control/listenkey", self._answer(self._expire_listen_keys)),
             web.post("/_control/release", self._answer(self._release)),
             web.post("/_control/reset", self._answer(self._reset)),
         ]
@@ -188,6 +195,19 @@ class Control:
         self._desk.set_clock_offset(_whole(body["offset_ms"]))
         return {}
 
+    def _listeners(self, body: _Body) -> Json:  # noqa: ARG002 - one signature for all
+        return [{"account": one.account, "streams": list(one.streams)} for one in self._streams.listeners()]
+
+    def _cut_streams(self, body: _Body) -> Json:
+        self._streams.cut(self._account(body))
+        return {}
+
+    def _expire_listen_keys(self, body: _Body) -> Json:
+        account = self._account(body) or MAIN
+        for inverse in (False, True):
+            self._streams.expire(Owner(account, inverse))
+        return {}
+
     def _list_contract(self, body: _Body) -> Json:
         spec = decode(MarketSpec, body) if "base" in body else market_for(str(body["symbol"]))
         self._desk.list_contract(spec)
@@ -204,6 +224,15 @@ class Control:
 
     def _hedge(self, body: _Body) -> Json:
         byhand.set_hedge_mode(self._desk, hedged=_flag(body["on"]), account=str(body.get("account", MAIN)))
+        return {}
+
+    def _permissions(self, body: _Body) -> Json:
+        byhand.set_permissions(
+            self._desk,
+            withdrawals=_flag(body["withdrawals"]),
+            futures=_flag(body["futures"]),
+            account=str(body.get("account", MAIN)),
+        )
         return {}
 
     def _trade(self, body: _Body) -> Json:

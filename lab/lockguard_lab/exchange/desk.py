@@ -13,6 +13,7 @@ from lockguard.errors import ConfigurationError
 from lockguard_lab.exchange.conditions import Conditions
 from lockguard_lab.exchange.engine import Engine, Shortage
 from lockguard_lab.exchange.faults import Fault, FaultKind, FaultPlan, Operation
+from lockguard_lab.exchange.listenkeys import ListenKeys
 from lockguard_lab.exchange.markets import plain_id
 from lockguard_lab.exchange.model import MAIN
 from lockguard_lab.exchange.record import ExchangeRecord, Request
@@ -20,11 +21,12 @@ from lockguard_lab.exchange.signature import Credentials
 from lockguard_lab.exchange.venue import Listing, MarketData
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lockguard._clock import Clock
     from lockguard_lab.exchange.account import Account
     from lockguard_lab.exchange.markets import MarketSpec
+    from lockguard_lab.exchange.model import Change
 
 __all__ = ["Desk", "RequestContext", "Visibility"]
 
@@ -32,6 +34,10 @@ _REQUESTS_MAX = 100_000
 _LATENCY_MS_MAX = 60_000
 _OFFSET_MS_MAX = 86_400_000
 _FEE_RATE = Decimal("0.0004")
+
+
+def _to_nobody(*told: object) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,12 @@ class Visibility:
 
 
 class Desk:
-    """The whole of one local exchange except its sockets."""
+    """The whole of one local exchange except its sockets.
+
+    Attributes:
+        on_change: called with an account's name and a change of its orders or settings, right after it.
+        on_price: called with a contract's id after its price was set, before orders are filled by it.
+    """
 
     def __init__(
         self,
@@ -70,14 +81,18 @@ class Desk:
         self._clock = clock
         self._latency_ms: dict[Operation | None, int] = {None: 0}
         self._members = {MAIN: (credentials, wallet)}
+        self.listen_keys = ListenKeys()
+        self.on_change: Callable[[str, Change], None] = _to_nobody
+        self.on_price: Callable[[str], None] = _to_nobody
+        self._offset_ms = 0
         self._start_over()
 
     def _start_over(self) -> None:
-        self.venue = MarketData(self._markets)
+        self._offset_ms = 0
+        self.venue = MarketData(self._markets, now_ms=self.now_ms)
         self.faults = FaultPlan()
         self.conditions = Conditions()
         self.visibility = Visibility()
-        self._offset_ms = 0
         self._requests: deque[Request] = deque(maxlen=_REQUESTS_MAX)
         self._engines = {name: self._open(name, wallet) for name, (_, wallet) in self._members.items()}
 
@@ -87,7 +102,10 @@ class Desk:
             fault = self.faults.take_shortage(operation, symbol, name)
             return None if fault is None else Shortage(fault.share, fault.kind is FaultKind.RESTS)
 
-        return Engine(self.venue, name=name, wallet=wallet, fee_rate=_FEE_RATE, shortage=shortage)
+        def tell(change: Change) -> None:
+            self.on_change(name, change)
+
+        return Engine(self.venue, name=name, wallet=wallet, fee_rate=_FEE_RATE, shortage=shortage, tell=tell)
 
     @property
     def now_ms(self) -> int:
@@ -109,7 +127,7 @@ class Desk:
     def reset(self) -> None:
         """Forget every order, position, fault, condition and lag, and the contracts listed since the start.
 
-        Prices return to their initial values; the latency and the accounts stay.
+        Prices return to their initial values; the latency, the accounts and their listen keys stay.
         """
         self._start_over()
 
@@ -178,8 +196,8 @@ class Desk:
         if not price.is_finite() or price <= 0 or (mark is not None and (not mark.is_finite() or mark <= 0)):
             raise ConfigurationError(f"a price must be above zero, got {price}")
         self.pass_time()
-        self.venue.prices[market_id] = price
-        self.venue.marks[market_id] = price if mark is None else mark
+        self.venue.set_price(market_id, price, price if mark is None else mark)
+        self.on_price(market_id)
         for engine in self._engines.values():
             engine.price_moved(market_id, self.now_ms)
 
@@ -209,7 +227,8 @@ class Desk:
 
         Args:
             latency_ms: from 0 to 60,000.
-            operation: only for these requests; ``None`` for all that have no latency of their own.
+            operation: only for these requests; ``None`` for all that have no latency of their own. An event
+                on a stream has only one of its own, and all of it passes after the fact.
 
         Raises:
             ConfigurationError: the latency is out of range.
@@ -219,8 +238,8 @@ class Desk:
         self._latency_ms[operation] = latency_ms
 
     def latency_ms(self, operation: Operation) -> int:
-        """How long a request of this kind takes, in milliseconds."""
-        return self._latency_ms.get(operation, self._latency_ms[None])
+        """How long a request of this kind takes, or how late such an event is sent, in milliseconds."""
+        return self._latency_ms.get(operation, 0 if operation.of_a_stream else self._latency_ms[None])
 
     def inject(self, fault: Fault) -> None:
         """Arm a fault for the requests that it hits."""

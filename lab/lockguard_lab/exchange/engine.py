@@ -32,11 +32,13 @@ from lockguard_lab.exchange.filters import (
 from lockguard_lab.exchange.model import (
     MAIN,
     ZERO,
+    AlgoChange,
     AlgoOrder,
     AlgoStatus,
     NewAlgoOrder,
     NewOrder,
     Order,
+    OrderChange,
     OrderStatus,
     OrderType,
     Origin,
@@ -50,6 +52,7 @@ from lockguard_lab.exchange.triggers import TAKE_PROFITS, ratchet, should_trigge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from lockguard_lab.exchange.model import Change, Fill
     from lockguard_lab.exchange.venue import MarketData
 
 __all__ = ["Engine", "Shortage"]
@@ -77,6 +80,10 @@ def _plenty(symbol: str, triggered: bool) -> Shortage | None:  # noqa: ARG001, F
     return None
 
 
+def _nobody(change: Change) -> None:
+    pass
+
+
 class Engine:
     """One account on one exchange.
 
@@ -87,6 +94,7 @@ class Engine:
         fee_rate: the fee, as a share of each fill's worth.
         shortage: called with the contract's id, and whether an algo order has just triggered, before an order
             is filled.
+        tell: called with each change of an order, right after it was made.
     """
 
     def __init__(
@@ -97,10 +105,12 @@ class Engine:
         wallet: Decimal,
         fee_rate: Decimal,
         shortage: Callable[[str, bool], Shortage | None] = _plenty,
+        tell: Callable[[Change], None] = _nobody,
     ) -> None:
         self.venue = venue
         self.account = Account(venue, name=name, wallet=wallet, fee_rate=fee_rate)
         self._shortage = shortage
+        self._tell = tell
         self._orders: dict[int, Timeline[Order]] = {}
         self._algos: dict[int, Timeline[AlgoOrder]] = {}
         self._open_orders: set[int] = set()
@@ -238,6 +248,7 @@ class Engine:
         self._orders[order.id] = Timeline(order, now_ms)
         self._by_client.setdefault(order.client_id, []).append(order.id)
         self._open_orders.add(order.id)
+        self._tell(OrderChange(order, "NEW"))
         if self._marketable(order):
             return self._fill(order, now_ms, self._shortage(order.symbol, algo_id is not None))
         if order.time_in_force in {"IOC", "FOK"}:
@@ -262,6 +273,7 @@ class Engine:
                 return self._end(order, OrderStatus.EXPIRED, now_ms)
         if shortage is not None:
             qty = (qty * shortage.share / spec.step).to_integral_value(ROUND_DOWN) * spec.step
+        fill = None
         if qty:
             fill = self.account.apply(order, price, qty, now_ms)
             average = spec.average(order.executed, order.avg_price, qty, price)
@@ -272,20 +284,23 @@ class Engine:
                 reduced=order.reduced + qty - fill.opened,
             )
         if shortage is None:
-            return self._end(order, OrderStatus.FILLED, now_ms)
-        if not shortage.stays:
-            return self._end(order, OrderStatus.EXPIRED, now_ms)
+            return self._end(order, OrderStatus.FILLED, now_ms, fill)
         status = OrderStatus.PARTIALLY_FILLED if order.executed else OrderStatus.NEW
         resting = replace(order, status=status, updated_ms=now_ms)
         self._orders[order.id].put(resting, now_ms)
+        if fill is not None:
+            self._tell(OrderChange(resting, "TRADE", fill))
+        if not shortage.stays:
+            return self._end(resting, OrderStatus.EXPIRED, now_ms)
         self._held.add(order.id)
         return resting
 
-    def _end(self, order: Order, status: OrderStatus, now_ms: int) -> Order:
+    def _end(self, order: Order, status: OrderStatus, now_ms: int, fill: Fill | None = None) -> Order:
         ended = replace(order, status=status, updated_ms=now_ms)
         self._orders[order.id].put(ended, now_ms)
         self._open_orders.discard(order.id)
         self._held.discard(order.id)
+        self._tell(OrderChange(ended, status.value if fill is None else "TRADE", fill))
         return ended
 
     def release(self, symbol: str | None, now_ms: int) -> None:
@@ -320,6 +335,7 @@ class Engine:
             return self._end(order, OrderStatus.CANCELED, now_ms)
         amended = replace(order, qty=qty, price=price, updated_ms=now_ms)
         self._orders[order.id].put(amended, now_ms)
+        self._tell(OrderChange(amended, "AMENDMENT"))
         return self._fill(amended, now_ms) if self._marketable(amended) else amended
 
     def cancel(self, symbol: str, order_id: int | None, client_id: str | None, now_ms: int) -> Order:
@@ -386,6 +402,7 @@ class Engine:
         self._algos[algo.id] = Timeline(algo, now_ms)
         self._by_client.setdefault(algo.client_id, []).append(algo.id)
         self._open_algos.add(algo.id)
+        self._tell(AlgoChange(algo))
         return algo
 
     def _check_company(self, algo: AlgoOrder) -> None:
@@ -453,6 +470,7 @@ class Engine:
         ended = replace(algo, status=status, updated_ms=now_ms)
         self._algos[algo.id].put(ended, now_ms)
         self._open_algos.discard(algo.id)
+        self._tell(AlgoChange(ended))
         return ended
 
     # --- prices ---
@@ -484,6 +502,7 @@ class Engine:
         if reducing and reducible == ZERO:
             self._end_algo(replace(algo, triggered_ms=now_ms), AlgoStatus.REJECTED, now_ms)
             return
+        self._tell(AlgoChange(replace(algo, status=AlgoStatus.TRIGGERING, triggered_ms=now_ms)))
         limit = algo.type in {OrderType.STOP, OrderType.TAKE_PROFIT}
         new = NewOrder(
             symbol=algo.symbol,

@@ -47,8 +47,24 @@ class Operation(StrEnum):
     SET_POSITION_MODE = "set_position_mode"
     """Includes the multi-assets mode."""
     POSITION_MARGIN = "position_margin"
+    LISTEN_KEY = "listen_key"
     TRIGGER = "trigger"
     """Not a request: an algo order becomes an order. Only ``EXPIRES`` and ``RESTS`` apply to it."""
+    STREAM_ORDER = "stream_order"
+    """Not a request, nor are those below: an event on a stream. This one: an order changed without a fill."""
+    STREAM_FILL = "stream_fill"
+    """An order was filled, in full or in part."""
+    STREAM_ALGO = "stream_algo"
+    """An algo order changed."""
+    STREAM_ACCOUNT = "stream_account"
+    """A balance, a position or a setting of the account changed."""
+    STREAM_MARKET = "stream_market"
+    """Prices and the book."""
+
+    @property
+    def of_a_stream(self) -> bool:
+        """Whether it is an event on a stream, and no request."""
+        return self in _EVENTS
 
     @property
     def writes(self) -> bool:
@@ -73,9 +89,19 @@ _WRITES = frozenset(
     }
 )
 
+_EVENTS = frozenset(
+    {
+        Operation.STREAM_ORDER,
+        Operation.STREAM_FILL,
+        Operation.STREAM_ALGO,
+        Operation.STREAM_ACCOUNT,
+        Operation.STREAM_MARKET,
+    }
+)
+
 
 class FaultKind(StrEnum):
-    """How a request ends for the client."""
+    """How a request ends for the client, or what becomes of an event on a stream."""
 
     UNAVAILABLE = "unavailable"
     """A bare 503."""
@@ -102,11 +128,20 @@ class FaultKind(StrEnum):
     RESTS = "rests"
     """A correct answer; ``share`` of the order was filled and the rest stays in the book, even of a market
     order, until it is cancelled or released."""
+    LOST = "lost"
+    """An event on a stream never arrives; the connection stays."""
+    TWICE = "twice"
+    """An event on a stream arrives twice."""
 
     @property
     def of_the_book(self) -> bool:
         """Whether the fault affects the order rather than the request."""
         return self in {FaultKind.EXPIRES, FaultKind.RESTS}
+
+    @property
+    def of_a_stream(self) -> bool:
+        """Whether the fault happens to events on streams only."""
+        return self in {FaultKind.LOST, FaultKind.TWICE}
 
 
 class Execution(StrEnum):
@@ -125,7 +160,8 @@ class Fault:
 
     Attributes:
         kind: how the request ends for the client.
-        operation: which requests it hits; ``None`` for any.
+        operation: which requests or events it hits; ``None`` for any request, or for any event if the kind
+            happens to events only.
         execution: whether and when the request is carried out.
         symbol: only requests for this contract's id; ``None`` for any.
         skip: how many matching requests it lets pass first.
@@ -156,6 +192,7 @@ class Fault:
             )
         if self.kind.of_the_book and self.operation not in {None, *_FILLS}:
             raise ValueError(f"{self.kind} happens to create_order and trigger only, not to {self.operation}")
+        self._check_stream()
         if not 0 <= self.share < 1:
             raise ValueError(f"share must be from 0 to below 1, got {self.share}")
         if self.skip < 0 or self.times < 1:
@@ -165,9 +202,30 @@ class Fault:
         if not 0 <= self.hold_ms <= HOLD_MS_MAX:
             raise ValueError(f"hold_ms must be from 0 to {HOLD_MS_MAX}, got {self.hold_ms}")
 
+    def _check_stream(self) -> None:
+        if self.kind.of_a_stream and self.operation is not None and not self.operation.of_a_stream:
+            raise ValueError(f"{self.kind} happens to events on streams only, not to {self.operation}")
+        if not self.of_a_stream or self.kind.of_a_stream:
+            return
+        if self.kind not in _OF_BOTH:
+            raise ValueError(
+                f"{self.kind} happens to a request; an event is lost, twice, delay or disconnect"
+            )
+        if self.kind is FaultKind.DISCONNECT and self.execution is Execution.LATE:
+            raise ValueError(
+                "an event is sent before its connection is cut (first), or is lost with it (never)"
+            )
+
+    @property
+    def of_a_stream(self) -> bool:
+        """Whether it waits for events on streams rather than for requests."""
+        return self.kind.of_a_stream or (self.operation is not None and self.operation.of_a_stream)
+
     def matches(self, operation: Operation, symbol: str | None, account: str | None = None) -> bool:
         """Whether a request, or an order that triggers, is one that this fault hits."""
         if self.kind.of_the_book and operation not in _FILLS:
+            return False
+        if operation.of_a_stream is not self.of_a_stream:
             return False
         return (
             self.operation in {None, operation}
@@ -176,6 +234,8 @@ class Fault:
         )
 
 
+_OF_BOTH = frozenset({FaultKind.DELAY, FaultKind.DISCONNECT})
+"""The kinds that happen to requests and to events on streams."""
 _FILLS = frozenset({Operation.CREATE_ORDER, Operation.TRIGGER})
 
 

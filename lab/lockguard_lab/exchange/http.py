@@ -1,4 +1,4 @@
-"""The HTTP side: requests in, answers and faults out.
+"""The requests: in by HTTP, and by websocket (:mod:`lockguard_lab.exchange.wsapi`); answers and faults out.
 
 The steps of a request, in order: bans and maintenance refuse it; its key, signature, time and permission are
 checked; half the latency passes; the desk carries it out; the other half passes; it is answered. A fault
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, assert_never
 from urllib.parse import parse_qsl
 
@@ -33,13 +33,25 @@ if TYPE_CHECKING:
     from lockguard_lab.exchange.render import Json
     from lockguard_lab.exchange.surface import Endpoint
 
-__all__ = ["RestApi", "json_response"]
+__all__ = ["Reply", "RestApi", "json_response"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
+class Reply:
+    """The answer to a request.
+
+    Attributes:
+        body: the answer itself.
+        status: of HTTP.
+        headers: of HTTP, besides the usual ones.
+        ending: the fault that keeps the client from getting it: ``DISCONNECT``, ``TRUNCATED`` or
+            ``UNAVAILABLE``.
+    """
+
     body: Json
     status: int = 200
+    headers: Mapping[str, str] | None = None
+    ending: FaultKind | None = None
 
 
 def json_response(body: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -52,8 +64,8 @@ def json_response(body: Json, status: int = 200, headers: Mapping[str, str] | No
     )
 
 
-def _error(code: int, message: str, status: int) -> _Reply:
-    return _Reply({"code": code, "msg": message}, status)
+def _error(code: int, message: str, status: int) -> Reply:
+    return Reply({"code": code, "msg": message}, status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +94,47 @@ class RestApi:
         await asyncio.gather(*self._late, return_exceptions=True)
 
     async def handle(self, route: Endpoint, request: web.Request) -> web.StreamResponse:
-        """Answer one request, or act out the fault that hits it."""
+        """Answer one request over HTTP, or act out the fault that hits it."""
         body = await request.text()
         payload = request.rel_url.raw_query_string + body
         values = dict(parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True))
         values.update(parse_qsl(body, keep_blank_values=True))
+        reply = await self.ask(route, payload, values, request.headers.get("X-MBX-APIKEY"))
+        match reply.ending:
+            case FaultKind.DISCONNECT:
+                return _cut(request)
+            case FaultKind.TRUNCATED:
+                return await _truncate(reply, request)
+            case FaultKind.UNAVAILABLE:
+                return web.Response(text="Service Unavailable", status=503, content_type="text/html")
+            case _:
+                return json_response(reply.body, reply.status, reply.headers)
+
+    async def ask(
+        self, route: Endpoint, payload: str, values: Mapping[str, str], api_key: str | None
+    ) -> Reply:
+        """Check a request and carry it out, as slowly and with such faults as are set.
+
+        Args:
+            route: the endpoint.
+            payload: what was signed.
+            values: the parsed payload.
+            api_key: the key that came with the request.
+        """
         params = Params(values)
         self._desk.pass_time()
         account = None
         try:
             self._desk.conditions.check_address(self._desk.now_ms)
             if route.private:
-                account = self._who(request.headers.get("X-MBX-APIKEY"), route, payload, values)
+                account = self._who(api_key, route, payload, values)
         except Rejection as no:
             self._log(route, params, account, no.outcome)
-            return json_response({"code": no.code, "msg": no.message}, no.status, no.headers)
+            return Reply({"code": no.code, "msg": no.message}, no.status, no.headers)
         context = RequestContext(self._desk, account or MAIN, inverse=route.inverse)
         call = _Call(route, params, context, account)
         fault = self._desk.faults.take(route.operation, params.optional("symbol"), account)
-        if fault is not None:
-            return await self._fail(fault, call, request)
-        reply = await self._slowly(call)
-        return json_response(reply.body, reply.status)
+        return await (self._slowly(call) if fault is None else self._fail(fault, call))
 
     def _who(self, api_key: str | None, route: Endpoint, payload: str, values: Mapping[str, str]) -> str:
         if not api_key:
@@ -112,25 +143,26 @@ class RestApi:
         if member is None:
             raise Rejection(-2015, "Invalid API-key, IP, or permissions for action.", 401)
         account, credentials = member
-        verify(credentials, payload=payload, params=values, now_ms=self._desk.now_ms)
+        if route.signed:
+            verify(credentials, payload=payload, params=values, now_ms=self._desk.now_ms)
         self._desk.conditions.check_permission(account, route.operation)
         return account
 
-    async def _slowly(self, call: _Call) -> _Reply:
+    async def _slowly(self, call: _Call) -> Reply:
         half_s = self._desk.latency_ms(call.route.operation) / 2000
         await self._pause(half_s)
         reply = self._carry_out(call)
         await self._pause(half_s)
         return reply
 
-    def _carry_out(self, call: _Call, note: str = "") -> _Reply:
+    def _carry_out(self, call: _Call, note: str = "") -> Reply:
         try:
             body = call.route.answer(call.context, call.params)
         except Rejection as no:
             self._log(call.route, call.params, call.account, no.outcome + note)
             return _error(no.code, no.message, no.status)
         self._log(call.route, call.params, call.account, "ok" + note)
-        return _Reply(body)
+        return Reply(body)
 
     def _log(self, route: Endpoint, params: Params, account: str | None, outcome: str) -> None:
         client_id = None
@@ -149,10 +181,10 @@ class RestApi:
 
     # --- faults ---
 
-    async def _fail(self, fault: Fault, call: _Call, request: web.Request) -> web.StreamResponse:
+    async def _fail(self, fault: Fault, call: _Call) -> Reply:
         await self._pause(self._desk.latency_ms(call.route.operation) / 2000)
         note = f" {fault.kind}/{fault.execution}"
-        reply = _Reply({})
+        reply = Reply({})
         match fault.execution:
             case Execution.NEVER:
                 self._log(call.route, call.params, call.account, note.strip())
@@ -164,28 +196,22 @@ class RestApi:
                 task.add_done_callback(self._late.discard)
             case _:
                 assert_never(fault.execution)
-        return await self._answer(fault, reply, call, request)
+        return await self._answer(fault, reply, call)
 
     async def _carry_out_late(self, fault: Fault, call: _Call, note: str) -> None:
         await asyncio.sleep(fault.hold_ms / 1000)
         self._carry_out(call, note)
 
-    async def _answer(
-        self, fault: Fault, reply: _Reply, call: _Call, request: web.Request
-    ) -> web.StreamResponse:
+    async def _answer(self, fault: Fault, reply: Reply, call: _Call) -> Reply:
         match fault.kind:
             case FaultKind.HANG:
                 await self._pause(fault.hold_ms / 1000)
-                return _cut(request)
-            case FaultKind.DISCONNECT:
-                return _cut(request)
-            case FaultKind.TRUNCATED:
-                return await _truncate(reply, request)
+                return replace(reply, ending=FaultKind.DISCONNECT)
+            case FaultKind.DISCONNECT | FaultKind.TRUNCATED:
+                return replace(reply, ending=fault.kind)
             case FaultKind.DELAY:
                 await self._pause(fault.hold_ms / 1000)
-                if fault.execution is Execution.NEVER:
-                    reply = self._carry_out(call)
-                return json_response(reply.body, reply.status)
+                return self._carry_out(call) if fault.execution is Execution.NEVER else reply
             case _:
                 return _said(fault)
 
@@ -194,21 +220,20 @@ _OVERLOADED = "Server is currently overloaded with other requests. Please try ag
 _TIMEOUT = "Timeout waiting for response from backend server. Send status unknown; execution status unknown."
 
 
-def _said(fault: Fault) -> web.Response:
+def _said(fault: Fault) -> Reply:
     match fault.kind:
         case FaultKind.UNAVAILABLE:
-            return web.Response(text="Service Unavailable", status=503, content_type="text/html")
+            return Reply({"code": -1, "msg": "Service Unavailable"}, 503, ending=fault.kind)
         case FaultKind.OVERLOADED:
-            no = _error(-1008, _OVERLOADED, 503)
+            return _error(-1008, _OVERLOADED, 503)
         case FaultKind.RATE_LIMITED:
-            no = _error(-1003, "Too many requests; current limit is 2400 requests per minute.", 429)
+            return _error(-1003, "Too many requests; current limit is 2400 requests per minute.", 429)
         case FaultKind.TIMEOUT:
-            no = _error(-1007, _TIMEOUT, 408)
+            return _error(-1007, _TIMEOUT, 408)
         case FaultKind.CLOCK:
-            no = _error(-1021, "Timestamp for this request is outside of the recvWindow.", 400)
+            return _error(-1021, "Timestamp for this request is outside of the recvWindow.", 400)
         case _:
-            no = _error(fault.code, fault.message, 400)
-    return json_response(no.body, no.status)
+            return _error(fault.code, fault.message, 400)
 
 
 def _cut(request: web.Request) -> web.Response:
@@ -218,7 +243,7 @@ def _cut(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def _truncate(reply: _Reply, request: web.Request) -> web.StreamResponse:
+async def _truncate(reply: Reply, request: web.Request) -> web.StreamResponse:
     """Send half the body under a header that promises all of it."""
     body = json.dumps(reply.body, separators=(",", ":")).encode()
     response = web.StreamResponse(status=200, headers={"Content-Type": "application/json"})

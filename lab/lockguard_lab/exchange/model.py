@@ -9,16 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from typing import TypeAlias
 
 __all__ = [
     "MAIN",
     "ZERO",
+    "AlgoChange",
     "AlgoOrder",
     "AlgoStatus",
+    "Change",
     "Fill",
+    "LeverageChange",
     "NewAlgoOrder",
     "NewOrder",
     "Order",
+    "OrderChange",
     "OrderStatus",
     "OrderType",
     "Origin",
@@ -97,6 +102,8 @@ class AlgoStatus(StrEnum):
     """The status of an algo order."""
 
     NEW = "NEW"
+    TRIGGERING = "TRIGGERING"
+    """Told on streams only: the price was reached, and the order is about to be placed."""
     TRIGGERED = "TRIGGERED"
     FINISHED = "FINISHED"
     CANCELED = "CANCELED"
@@ -252,3 +259,46 @@ class Position:
     updated_ms: int = 0
     side: PositionSide = PositionSide.BOTH
     account: str = MAIN
+
+
+@dataclass(frozen=True, slots=True)
+class OrderChange:
+    """What a stream tells of an order.
+
+    Attributes:
+        order: the order after the change.
+        kind: ``NEW``, ``AMENDMENT``, ``TRADE``, ``CANCELED`` or ``EXPIRED``.
+        fill: the trade, when ``kind`` is ``TRADE``.
+    """
+
+    order: Order
+    kind: str
+    fill: Fill | None = None
+
+    @property
+    def symbol(self) -> str:
+        """The contract's id."""
+        return self.order.symbol
+
+
+@dataclass(frozen=True, slots=True)
+class AlgoChange:
+    """What a stream tells of an algo order: its state after the change."""
+
+    algo: AlgoOrder
+
+    @property
+    def symbol(self) -> str:
+        """The contract's id."""
+        return self.algo.symbol
+
+
+@dataclass(frozen=True, slots=True)
+class LeverageChange:
+    """What a stream tells of a contract's leverage."""
+
+    symbol: str
+    leverage: int
+
+
+Change: TypeAlias = OrderChange | AlgoChange | LeverageChange

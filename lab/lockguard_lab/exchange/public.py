@@ -25,14 +25,17 @@ __all__ = [
     "funding_info",
     "funding_rates",
     "klines",
+    "mark_row",
     "nothing",
     "open_interest",
     "ping",
     "premium_index",
+    "quote_row",
     "server_time",
     "spot_exchange_info",
     "ticker_24h",
     "ticker_price",
+    "ticker_row",
     "trades",
 ]
 
@@ -140,10 +143,11 @@ def _each(context: RequestContext, params: Params, row: Callable[[RequestContext
 
 def ticker_24h(context: RequestContext, params: Params) -> Json:
     """``GET ticker/24hr``."""
-    return _each(context, params, _ticker_24h)
+    return _each(context, params, ticker_row)
 
 
-def _ticker_24h(context: RequestContext, spec: MarketSpec) -> Json:
+def ticker_row(context: RequestContext, spec: MarketSpec) -> dict[str, Json]:
+    """One contract in ``ticker/24hr``."""
     price = text(context.venue.prices[spec.id], spec.tick)
     return {
         "symbol": spec.id,
@@ -183,10 +187,11 @@ def _ticker_price(context: RequestContext, spec: MarketSpec) -> Json:
 
 def book_ticker(context: RequestContext, params: Params) -> Json:
     """``GET ticker/bookTicker``: one tick on either side of the last price."""
-    return _each(context, params, _book_ticker)
+    return _each(context, params, quote_row)
 
 
-def _book_ticker(context: RequestContext, spec: MarketSpec) -> Json:
+def quote_row(context: RequestContext, spec: MarketSpec) -> dict[str, Json]:
+    """One contract in ``ticker/bookTicker``."""
     price = context.venue.prices[spec.id]
     return {
         "symbol": spec.id,
@@ -200,10 +205,11 @@ def _book_ticker(context: RequestContext, spec: MarketSpec) -> Json:
 
 def premium_index(context: RequestContext, params: Params) -> Json:
     """``GET premiumIndex``: the mark price."""
-    return _each(context, params, _premium_index)
+    return _each(context, params, mark_row)
 
 
-def _premium_index(context: RequestContext, spec: MarketSpec) -> Json:
+def mark_row(context: RequestContext, spec: MarketSpec) -> dict[str, Json]:
+    """One contract in ``premiumIndex``."""
     mark = text(context.venue.marks[spec.id])
     return {
         "symbol": spec.id,
@@ -227,7 +233,7 @@ def depth(context: RequestContext, params: Params) -> Json:
         return [text(price + spec.tick * Decimal(ticks), spec.tick), qty]
 
     return {
-        "lastUpdateId": context.now_ms,
+        "lastUpdateId": context.venue.book_id(spec.id),
         "E": context.now_ms,
         "T": context.now_ms,
         "bids": [level(-n) for n in range(1, _DEPTH_LEVELS + 1)],

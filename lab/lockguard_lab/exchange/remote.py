@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import aiohttp
 
@@ -12,6 +12,7 @@ from lockguard_lab.exchange.byhand import HandOrder, HandStop
 from lockguard_lab.exchange.control import WALLET
 from lockguard_lab.exchange.model import MAIN, AlgoOrder, Order, PositionSide
 from lockguard_lab.exchange.record import decode, decode_record, encode
+from lockguard_lab.exchange.streams import Listener
 from lockguard_lab.exchange.venue import Listing
 
 if TYPE_CHECKING:
@@ -126,6 +127,19 @@ class ControlClient:
         """Step the exchange's clock: it is this far ahead of its machine's from now on."""
         await self._ask("POST", "clock", offset_ms=_ms(offset))
 
+    async def listeners(self) -> tuple[Listener, ...]:
+        """The open websockets."""
+        rows = cast("Sequence[Mapping[str, Any]]", await self._ask("GET", "streams"))
+        return tuple(Listener(row["account"], tuple(row["streams"])) for row in rows)
+
+    async def cut_streams(self, account: str | None = None) -> None:
+        """Cut the websockets that listen to an account, or all, without a closing word."""
+        await self._ask("DELETE", "streams", account=account)
+
+    async def expire_listen_keys(self, account: str = MAIN) -> None:
+        """End the account's listen keys, as their hour does; its listeners are told, and hear no more."""
+        await self._ask("DELETE", "listenkey", account=account)
+
     async def list_contract(self, contract: str | MarketSpec) -> None:
         """Open a contract to trading."""
         await self._ask(
@@ -143,6 +157,12 @@ class ControlClient:
     async def set_hedge_mode(self, on: bool, *, account: str = MAIN) -> None:  # noqa: FBT001 - as above
         """Turn hedge mode on or off: with it a contract has two positions, and orders must say which."""
         await self._ask("POST", "hedge", on=on, account=account)
+
+    async def set_permissions(
+        self, *, withdrawals: bool = False, futures: bool = True, account: str = MAIN
+    ) -> None:
+        """Say what the account's key may do, for ``apiRestrictions``; no request is refused for it."""
+        await self._ask("POST", "permissions", withdrawals=withdrawals, futures=futures, account=account)
 
     async def trade_by_hand(
         self,

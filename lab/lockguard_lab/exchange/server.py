@@ -16,11 +16,14 @@ from lockguard_lab.exchange import byhand
 from lockguard_lab.exchange.control import BAN_STATUS, DENIAL_CODE, WALLET, Control
 from lockguard_lab.exchange.desk import Desk, Visibility
 from lockguard_lab.exchange.http import RestApi, json_response
+from lockguard_lab.exchange.listenkeys import Owner
 from lockguard_lab.exchange.markets import COIN_MARKETS, DEFAULT_MARKETS, MarketSpec, market_for, plain_id
 from lockguard_lab.exchange.model import MAIN, PositionSide
 from lockguard_lab.exchange.signature import Credentials
+from lockguard_lab.exchange.streams import Streams
 from lockguard_lab.exchange.surface import ROUTES
 from lockguard_lab.exchange.venue import Listing
+from lockguard_lab.exchange.wsapi import WebsocketApi
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from lockguard_lab.exchange.faults import Fault, Operation
     from lockguard_lab.exchange.model import AlgoOrder, Order, Side
     from lockguard_lab.exchange.record import ExchangeRecord
+    from lockguard_lab.exchange.streams import Listener
 
 __all__ = ["LocalExchange"]
 
@@ -94,8 +98,9 @@ class LocalExchange:
         self._port = port
         self._tls = None if tls is None else _tls_context(*tls)
         self._runner: web.AppRunner | None = None
-        self._wire: RestApi | None = None
+        self._parts: tuple[Streams | WebsocketApi | Control | RestApi, ...] = ()
         self._control: Control | None = None
+        self._streams: Streams | None = None
         self.set_latency(latency)
 
     # --- life ---
@@ -106,10 +111,14 @@ class LocalExchange:
         Raises:
             ConfigurationError: the port is taken, or the host is not one of this machine's.
         """
-        wire, control = RestApi(self._desk), Control(self._desk)
+        wire, streams = RestApi(self._desk), Streams(self._desk)
+        by_websocket = WebsocketApi(wire)
+        control = Control(self._desk, streams)
         app = web.Application()
         app.add_routes([web.route(r.method, r.path, partial(wire.handle, r)) for r in ROUTES])
         app.add_routes(control.routes())
+        app.add_routes(streams.routes())
+        app.add_routes(by_websocket.routes())
         app.router.add_route("*", "/{tail:.*}", _not_served)
         # handler_cancellation stays off: a client that hangs up does not undo its order.
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LINGER_S)
@@ -117,21 +126,23 @@ class LocalExchange:
         try:
             await web.TCPSite(runner, self._host, self._port, ssl_context=self._tls).start()
         except OSError as exc:
+            await streams.close()
             await runner.cleanup()
             raise ConfigurationError(
                 f"cannot listen on {self._host}:{self._port} ({exc.strerror or exc});"
                 " choose another port, or 0 for a free one"
             ) from exc
         self._port = runner.addresses[0][1]
-        self._runner, self._wire, self._control = runner, wire, control
+        self._runner, self._control, self._streams = runner, control, streams
+        self._parts = (streams, by_websocket, control, wire)
 
     async def close(self) -> None:
         """Stop listening and end the requests that hang."""
-        if self._runner is None or self._wire is None or self._control is None:
+        if self._runner is None:
             return
         runner, self._runner = self._runner, None
-        await self._control.close()
-        await self._wire.close()
+        for part in self._parts:
+            await part.close()
         await runner.cleanup()
 
     async def __aenter__(self) -> Self:
@@ -180,7 +191,7 @@ class LocalExchange:
         return self._control.walk(symbol, list(prices), round(every / _MILLISECOND))
 
     def set_latency(self, latency: timedelta, operation: Operation | None = None) -> None:
-        """Set how long each request takes, or each request of one kind.
+        """Set how long each request takes, or each request of one kind, or how late such an event is sent.
 
         Raises:
             ConfigurationError: the latency is below zero or over a minute.
@@ -259,6 +270,24 @@ class LocalExchange:
         """
         self._desk.set_clock_offset(round(offset / _MILLISECOND))
 
+    # --- streams ---
+
+    def listeners(self) -> tuple[Listener, ...]:
+        """The open websockets; none before the exchange was started."""
+        return () if self._streams is None else self._streams.listeners()
+
+    def cut_streams(self, account: str | None = None) -> None:
+        """Cut the websockets that listen to an account, or all, without a closing word."""
+        if self._streams is not None:
+            self._streams.cut(account)
+
+    def expire_listen_keys(self, account: str = MAIN) -> None:
+        """End the account's listen keys, as their hour does; its listeners are told, and hear no more."""
+        self._desk.engine(account)
+        if self._streams is not None:
+            for inverse in (False, True):
+                self._streams.expire(Owner(account, inverse))
+
     # --- contracts ---
 
     def list_contract(self, contract: str | MarketSpec) -> None:
@@ -293,6 +322,12 @@ class LocalExchange:
             ConfigurationError: the account has orders or positions.
         """
         byhand.set_hedge_mode(self._desk, hedged=on, account=account)
+
+    def set_permissions(
+        self, *, withdrawals: bool = False, futures: bool = True, account: str = MAIN
+    ) -> None:
+        """Say what the account's key may do, for ``apiRestrictions``; no request is refused for it."""
+        byhand.set_permissions(self._desk, withdrawals=withdrawals, futures=futures, account=account)
 
     def trade_by_hand(
         self,
@@ -381,7 +416,7 @@ class LocalExchange:
     def reset(self) -> None:
         """Forget every order, position, fault, condition and lag, and the contracts listed since the start.
 
-        Prices return to their initial values; the latency and the accounts stay.
+        Prices return to their initial values; the latency, the accounts and their listen keys stay.
         """
         self._desk.reset()
 

@@ -22,7 +22,8 @@ class Endpoint:
     """One endpoint.
 
     Attributes:
-        private: whether it requires a key and a signature.
+        private: whether it requires a key.
+        signed: whether it requires a signature, if it is private.
         inverse: whether it belongs to COIN-M.
     """
 
@@ -31,7 +32,12 @@ class Endpoint:
     operation: Operation
     answer: Answer
     private: bool = True
+    signed: bool = True
     inverse: bool = False
+
+
+def _key(method: str, answer: Answer) -> Endpoint:
+    return Endpoint(method, "v1/listenKey", Operation.LISTEN_KEY, answer, signed=False)
 
 
 def _public(path: str, operation: Operation, answer: Answer) -> Endpoint:
@@ -76,6 +82,9 @@ _BOTH: tuple[Endpoint, ...] = (
     Endpoint("GET", "v1/allAlgoOrders", Operation.ALL_ALGOS, trading.all_algos),
     Endpoint("GET", "v1/userTrades", Operation.TRADES, accounting.user_trades),
     Endpoint("GET", "v1/income", Operation.TRADES, accounting.income),
+    _key("POST", accounting.start_listen_key),
+    _key("PUT", accounting.keep_listen_key),
+    _key("DELETE", accounting.end_listen_key),
     Endpoint("POST", "v1/leverage", Operation.LEVERAGE, accounting.set_leverage),
     Endpoint("POST", "v1/marginType", Operation.MARGIN_TYPE, accounting.set_margin_type),
     Endpoint("POST", "v1/positionMargin", Operation.POSITION_MARGIN, accounting.change_position_margin),
@@ -108,6 +117,7 @@ ROUTES: tuple[Endpoint, ...] = (
     _public("/api/v3/ping", Operation.TIME, public.ping),
     _public("/api/v3/time", Operation.TIME, public.server_time),
     _public("/api/v3/exchangeInfo", Operation.EXCHANGE_INFO, public.spot_exchange_info),
+    Endpoint("GET", "/sapi/v1/account/apiRestrictions", Operation.ACCOUNT, accounting.key_permissions),
     # What ccxt's binance, as against binanceusdm, asks for while it loads its markets.
     Endpoint("GET", "/sapi/v1/capital/config/getall", Operation.EXCHANGE_INFO, public.nothing),
     _public("/sapi/v1/margin/allPairs", Operation.EXCHANGE_INFO, public.nothing),

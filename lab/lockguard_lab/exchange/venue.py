@@ -33,11 +33,13 @@ class Listing(StrEnum):
 class MarketData:
     """The contracts, their listing and their prices."""
 
-    def __init__(self, markets: Iterable[MarketSpec]) -> None:
+    def __init__(self, markets: Iterable[MarketSpec], *, now_ms: int = 0) -> None:
         self.markets: dict[str, MarketSpec] = {}
         self.prices: dict[str, Decimal] = {}
         self.marks: dict[str, Decimal] = {}
         self._listing: dict[str, Listing] = {}
+        self._book_ids: dict[str, int] = {}
+        self._first_book_id = now_ms  # so that ids grow over a reset too
         self.order_ids = count(1_000_000_001)
         self.algo_ids = count(4_000_000_000_000_001)
         self.fill_ids = count(1)
@@ -51,6 +53,21 @@ class MarketData:
         self._listing[spec.id] = Listing.TRADING
         if known is None:
             self.prices[spec.id] = self.marks[spec.id] = spec.price
+            self._book_ids[spec.id] = self._first_book_id
+
+    def book_id(self, symbol: str) -> int:
+        """The number of the last update of the contract's book."""
+        return self._book_ids[symbol]
+
+    def update_book(self, symbol: str) -> int:
+        """Number an update of the contract's book."""
+        self._book_ids[symbol] += 1
+        return self._book_ids[symbol]
+
+    def set_price(self, symbol: str, price: Decimal, mark: Decimal) -> None:
+        """Set the contract's last price and mark price; its book moves along."""
+        self.prices[symbol], self.marks[symbol] = price, mark
+        self.update_book(symbol)
 
     def delist(self, symbol: str, listing: Listing) -> None:
         """Close the contract to orders."""
