@@ -1,0 +1,140 @@
+"""``lockguard sim``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lockguard._cli.mistake import Mistake
+from lockguard._cli.tables import Table, console
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._private_files import require_writable, write_private
+from lockguard_lab.sim.plan import TOPOLOGIES, Plan
+from lockguard_lab.sim.run import Outcome, run
+from lockguard_lab.sim.shrink import shrunk
+
+__all__ = ["sim"]
+
+_RANGE = re.compile(r"(\d{1,12})(?:\.\.(\d{1,12}))?")
+_AT_ONCE = 50
+
+
+class _Seeds(click.ParamType[range]):
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> range:
+        """``7``, or ``1..1000``, both ends counted."""
+        if isinstance(value, range):
+            return value
+        found = _RANGE.fullmatch(str(value))
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
+            self.fail(f"{value!r} is no range of seeds; write 1..1000, or 7 for one", param, ctx)
+        return range(first, last + 1)
+
+
+@click.command(name="sim")
+@click.option(
+    "--seeds", type=_Seeds(), default="1..200", show_default=True, help="Which schedules: 1..1000, or 7."
+)
+@click.option(
+    "--topology", type=click.Choice(TOPOLOGIES), help="Only these servers; by default the seed chooses."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=os.cpu_count() or 1,
+    show_default="the cores",
+    help="How many run at once.",
+)
+@click.option("--trace", is_flag=True, help="Show all that happened, of one seed.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write what was found."
+)
+def sim(*, seeds: range, topology: str | None, processes: int, trace: bool, json_file: Path | None) -> None:
+    """Run schedules of a simulated world, each from its seed, and judge them by the guarantees.
+
+    The library and its Lua scripts are the shipped ones; time, the network, the servers and their faults are
+    simulated. A failure names its seed, the law that it broke, and the fewest faults that still break it.
+    Exit code 1 if any did.
+    """
+    if trace and len(seeds) > 1:
+        raise Mistake("--trace shows one schedule; name it: --seeds 7")
+    require_writable(json_file)
+    began = SYSTEM_CLOCK.now()
+    outcomes = _run_all(seeds, topology, processes)
+    failed = {seed: outcome for seed, outcome in outcomes.items() if outcome.violations}
+    took_s = SYSTEM_CLOCK.now() - began
+    if trace:
+        click.echo(f"{Plan.of(seeds[0], topology)}\n" + "\n".join(outcomes[seeds[0]].lines))
+    _show(outcomes, took_s, processes)
+    for seed in sorted(failed)[:3]:
+        _show_failure(Plan.of(seed, topology))
+    if json_file is not None:
+        write_private(json_file, json.dumps(_facts(seeds, outcomes, took_s), indent=2) + "\n")
+    raise SystemExit(1 if failed else 0)
+
+
+def _run_all(seeds: range, topology: str | None, processes: int) -> dict[int, Outcome]:
+    if processes == 1 or len(seeds) < _AT_ONCE:
+        return {seed: run(Plan.of(seed, topology)) for seed in seeds}
+    parts = [seeds[at : at + _AT_ONCE] for at in range(0, len(seeds), _AT_ONCE)]
+    found: dict[int, Outcome] = {}
+    with ProcessPoolExecutor(processes) as pool:
+        for part in pool.map(_run_part, parts, [topology] * len(parts)):
+            found |= part
+    return found
+
+
+def _run_part(seeds: range, topology: str | None) -> dict[int, Outcome]:
+    return {seed: run(Plan.of(seed, topology)).without_lines() for seed in seeds}
+
+
+def _show(outcomes: dict[int, Outcome], took_s: float, processes: int) -> None:
+    laws = Counter(
+        law for one in outcomes.values() for law in {violation.law for violation in one.violations}
+    )
+    table = Table("", "")
+    table.add_row("schedules", f"{len(outcomes):,}")
+    table.add_row("  a second and core", f"{len(outcomes) / took_s / processes:.1f}")
+    table.add_row("virtual time", f"{sum(one.virtual_s for one in outcomes.values()) / 3600:.2f} h")
+    table.add_row("bodies under a lease", f"{sum(one.held for one in outcomes.values()):,}")
+    table.add_row("commits", f"{sum(one.commits for one in outcomes.values()):,}")
+    table.add_row("commands of Redis", f"{sum(one.commands for one in outcomes.values()):,}")
+    table.add_row("schedules that broke a law", f"{sum(bool(one.violations) for one in outcomes.values()):,}")
+    for law, count in laws.most_common():
+        table.add_row(f"  {law}", f"{count:,}")
+    console().print(table)
+
+
+def _show_failure(plan: Plan) -> None:
+    least, outcome = shrunk(plan)
+    click.echo(f"\n{least}")
+    for line in outcome.lines[-25:]:
+        click.echo(line)
+    for violation in outcome.violations[:3]:
+        click.echo(f"  {violation}")
+
+
+def _facts(seeds: range, outcomes: dict[int, Outcome], took_s: float) -> dict[str, Any]:
+    return {
+        "seeds": [seeds[0], seeds[-1]],
+        "schedules": len(outcomes),
+        "took_s": took_s,
+        "virtual_s": sum(one.virtual_s for one in outcomes.values()),
+        "held": sum(one.held for one in outcomes.values()),
+        "commits": sum(one.commits for one in outcomes.values()),
+        "commands": sum(one.commands for one in outcomes.values()),
+        "violations": {
+            str(seed): [str(violation) for violation in one.violations]
+            for seed, one in sorted(outcomes.items())
+            if one.violations
+        },
+    }

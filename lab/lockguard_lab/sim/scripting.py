@@ -1,0 +1,156 @@
+"""Runs Lua scripts over a :class:`~lockguard_lab.sim.store.Store`, as a Redis server does."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import lupa.lua51
+
+from lockguard_lab.sim.store import ReplyError, Status, Store
+
+__all__ = ["Scripts"]
+
+_MAKE = b"""
+return function(text)
+  local body, refusal = loadstring('return function(KEYS, ARGV, redis)\\n' .. text .. '\\nend', '@script')
+  if not body then error(refusal) end
+  return body()
+end
+"""
+_TABLE = b"function(...) return {...} end"
+_CALLS = b"""
+return function(call, again)
+  local redis = {}
+  local function told(raise, ok, value)
+    if ok then return value end
+    if raise then error({err = value}, 0) end
+    return {err = value}
+  end
+  redis.call = function(...) return told(true, call(...)) end
+  redis.pcall = function(...) return told(false, call(...)) end
+  redis.error_reply = function(text) return {err = text} end
+  redis.status_reply = function(text) return {ok = text} end
+  redis.sha1hex = again
+  return redis
+end
+"""
+_RUN = b"""
+return function(body, keys, argv, redis)
+  local ok, value = pcall(body, keys, argv, redis)
+  if ok then return value end
+  if type(value) == 'table' and value.err then return value end
+  return {err = 'ERR ' .. tostring(value)}
+end
+"""
+
+_lupa: Any = lupa.lua51
+_runtime: Any = None
+
+
+class Scripts:
+    """The scripts of one server. All servers share one Lua interpreter: scripts keep no state in it.
+
+    Args:
+        store: the data.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lua = _lua()
+        self._redis = self._lua.calls(self._call, lambda text: hashlib.sha1(text).hexdigest().encode())  # noqa: S324
+        self.known: set[str] = set()
+
+    def load(self, source: bytes) -> bytes:
+        """Keep a script; returns its SHA-1 in hexadecimal."""
+        sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
+        self._lua.body(sha, source)
+        self.known.add(sha)
+        return sha.encode()
+
+    def run(self, sha: str, keys: list[bytes], args: list[bytes]) -> Any:
+        """Run a script that is known.
+
+        Raises:
+            ReplyError: it is unknown, or failed.
+        """
+        if sha not in self.known:
+            raise ReplyError("NOSCRIPT No matching script. Please use EVAL.")
+        lua = self._lua
+        self._store.begin_script()
+        try:
+            reply = lua.run(lua.bodies[sha], lua.table(*keys), lua.table(*args), self._redis)
+        finally:
+            self._store.end_script()
+        return _reply_of(reply)
+
+    def _call(self, *words: Any) -> Any:
+        try:
+            return True, _lua_of(self._lua, self._store.do(*(_word(word) for word in words)))
+        except ReplyError as error:
+            return False, str(error).encode()
+
+
+class _Lua:
+    def __init__(self) -> None:
+        self.runtime = _lupa.LuaRuntime(encoding=None, unpack_returned_tuples=True)
+        self.bodies: dict[str, Any] = {}
+        self._make: Any = self.runtime.execute(_MAKE)
+        self.calls: Any = self.runtime.execute(_CALLS)
+        self.run: Any = self.runtime.execute(_RUN)
+        self.table: Any = self.runtime.eval(_TABLE)
+
+    def body(self, sha: str, source: bytes) -> None:
+        if sha not in self.bodies:
+            try:
+                self.bodies[sha] = self._make(source)
+            except _lupa.LuaError as error:
+                raise ReplyError(f"ERR Error compiling script: {error}") from error
+
+
+def _lua() -> _Lua:
+    global _runtime  # noqa: PLW0603 - made once: compiling the scripts takes longer than most schedules
+    if _runtime is None:
+        _runtime = _Lua()
+    lua: _Lua = _runtime
+    return lua
+
+
+def _word(word: Any) -> bytes:
+    """An argument of redis.call as Redis converts it."""
+    if isinstance(word, bytes):
+        return word
+    if isinstance(word, bool) or not isinstance(word, int | float):
+        raise ReplyError("ERR Lua redis lib command arguments must be strings or integers")
+    return b"%d" % word if float(word).is_integer() and abs(word) < 1e17 else f"{word:.17g}".encode()
+
+
+def _lua_of(lua: _Lua, reply: Any) -> Any:
+    """A reply as a script sees it."""
+    if reply is None:
+        return False
+    if isinstance(reply, Status):
+        return lua.runtime.table_from({b"ok": bytes(reply)})
+    if isinstance(reply, list):
+        return lua.table(*(_lua_of(lua, part) for part in reply))
+    return reply
+
+
+def _reply_of(value: Any) -> Any:
+    """What a script returned, as a reply."""
+    if _lupa.lua_type(value) == "table":
+        if (refusal := value[b"err"]) is not None:
+            raise ReplyError(refusal.decode(errors="replace"))
+        if (status := value[b"ok"]) is not None:
+            return Status(status)
+        parts = []
+        for index in range(1, len(value) + 1):
+            if value[index] is None:
+                break
+            parts.append(_reply_of(value[index]))
+        return parts
+    if value is None or value is False:
+        return None
+    if value is True:
+        return 1
+    return int(value) if isinstance(value, int | float) else value

@@ -1,0 +1,243 @@
+"""Virtual time, and the event loops that take turns in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import heapq
+import itertools
+import random
+from asyncio import events
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+__all__ = ["Process", "Stuck", "World"]
+
+EPOCH_S = 1_700_000_000.0
+"""The wall clock at the beginning of each schedule."""
+
+_TURNS_AT_ONE_TIME_MAX = 20_000
+
+
+class Stuck(AssertionError):
+    """Nothing is left that could happen, or the same moment does not end."""
+
+
+class World:
+    """One schedule: its time, its dice, its processes and what is about to happen.
+
+    Args:
+        seed: decides everything that is left open.
+
+    Attributes:
+        dice: the source of every choice.
+        now: seconds since the beginning.
+        lines: what happened, for a person who reads a failure.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)  # noqa: S311 - a simulation, not a secret
+        self.now = 0.0
+        self.lines: list[str] = []
+        self._digest = hashlib.sha256()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self.processes: list[Process] = []
+        self.running: Process | None = None
+
+    def tell(self, line: str) -> None:
+        """Record what happened."""
+        text = f"{self.now:10.4f} {line}"
+        self.lines.append(text)
+        self._digest.update(text.encode())
+
+    @property
+    def trace_hash(self) -> str:
+        """A hash of all that happened: the same for one seed, on every machine."""
+        return self._digest.hexdigest()[:16]
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Have ``action`` called at a time, outside of every process."""
+        heapq.heappush(self._due, (max(when, self.now), next(self._numbers), action))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Have ``action`` called after ``seconds``."""
+        self.at(self.now + seconds, action)
+
+    def run(self, until: Callable[[], bool], *, latest: float) -> None:
+        """Let time pass until ``until()``.
+
+        Raises:
+            Stuck: ``latest`` is reached first, or nothing is left to happen.
+        """
+        turns, moment = 0, self.now
+        while not until():
+            if self.now >= latest:
+                raise Stuck(f"not over at {latest:g} s")
+            if self._due and self._due[0][0] <= self.now:
+                heapq.heappop(self._due)[2]()
+                continue
+            able = [process for process in self.processes if process.able]
+            if able:
+                self.dice.choice(able).turn()
+                turns = turns + 1 if moment == self.now else 0
+                moment = self.now
+                if turns > _TURNS_AT_ONE_TIME_MAX:
+                    raise Stuck("a moment without an end: something runs without awaiting anything")
+                continue
+            self._pass()
+
+    def _pass(self) -> None:
+        following = [process.next_timer for process in self.processes if not process.stopped]
+        if self._due:
+            following.append(self._due[0][0])
+        soonest = min((when for when in following if when is not None), default=None)
+        if soonest is None:
+            raise Stuck("nothing is left that could happen")
+        self.now = max(self.now, soonest)
+
+
+class Process(asyncio.BaseEventLoop):
+    """One process of the schedule: an event loop whose turns the world deals.
+
+    Within a process callbacks run in asyncio's own order, which code may rely on; between processes any order
+    is possible. A stopped process keeps its timers and what arrives, and has both at once when it goes on.
+
+    Args:
+        world: the schedule.
+        name: for people.
+        drift: how much faster its clock runs than the world's, as a share.
+    """
+
+    def __init__(self, world: World, name: str, *, drift: float = 0.0) -> None:
+        self.world = world
+        self.name = name
+        self.stopped = False
+        self.dead = False
+        self.went_on_at = -1e9
+        super().__init__()
+        self.arrived: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.connect: Callable[..., Any] | None = None
+        self.transports: list[Any] = []
+        self._drift = 1.0 + drift
+        self._begun = world.now
+        self._asyncgens_known: Any = None
+        self.set_exception_handler(self._failed)
+        self.faults: list[str] = []
+        world.processes.append(self)
+
+    def __repr__(self) -> str:
+        return f"<Process {self.name}>"
+
+    # What asyncio asks of a loop.
+
+    def time(self) -> float:
+        """Seconds on the process's own clock."""
+        return self._begun + (self.world.now - self._begun) * self._drift
+
+    def _write_to_self(self) -> None:
+        """Nothing sleeps in a system call here."""
+
+    def is_running(self) -> bool:
+        """Always: it runs whenever it has a turn."""
+        return not self.dead
+
+    async def create_connection(  # type: ignore[override]
+        self, factory: Callable[[], Any], host: str = "", port: int = 0, **_: Any
+    ) -> Any:
+        """Connect to a simulated server."""
+        assert self.connect is not None
+        return await self.connect(self, factory, host, port)
+
+    def _failed(self, _loop: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.faults.append(f"{context.get('message')}: {error!r}")
+
+    # What the world asks of it.
+
+    @property
+    def able(self) -> bool:
+        """Whether it has something to do now."""
+        if self.stopped or self.dead:
+            return False
+        due = self.next_timer
+        return bool(self._ready or self.arrived or (due is not None and due <= self.world.now))  # type: ignore[attr-defined]
+
+    @property
+    def next_timer(self) -> float | None:
+        """When its first timer is due, in the world's time."""
+        timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
+        while timers and timers[0]._cancelled:
+            heapq.heappop(timers)._scheduled = False
+        if self.dead or not timers:
+            return None
+        when: float = timers[0]._when
+        return self._begun + (when - self._begun) / self._drift + 1e-9
+
+    def turn(self) -> None:
+        """One iteration: what arrived, then the timers that are due, then all that is ready by now."""
+        ready: Any = self._ready  # type: ignore[attr-defined]
+        arrived, self.arrived = self.arrived, []
+        for callback, args in arrived:
+            self.call_soon(callback, *args)
+        timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
+        now = self.time()
+        while timers and (timers[0]._cancelled or timers[0]._when <= now):
+            timer = heapq.heappop(timers)
+            timer._scheduled = False
+            if not timer._cancelled:
+                ready.append(timer)
+        before = events._get_running_loop()
+        events._set_running_loop(self)
+        self.world.running = self
+        try:
+            for _ in range(len(ready)):
+                handle = ready.popleft()
+                if not handle._cancelled:
+                    handle._run()
+        finally:
+            events._set_running_loop(before)
+            self.world.running = None
+
+    def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Begin a task in it."""
+        return self.create_task(work, name=name)
+
+    def stop_for(self, seconds: float) -> None:
+        """Stop it, as SIGSTOP does, and let it go on later."""
+        if self.stopped or self.dead:
+            return
+        self.stopped = True
+        self.world.tell(f"{self.name} is stopped for {seconds:.3f} s")
+        self.world.after(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        if not self.dead:
+            self.stopped, self.went_on_at = False, self.world.now
+            self.world.tell(f"{self.name} goes on")
+
+    def kill(self) -> None:
+        """End it at once, as SIGKILL does: nothing of it runs any more; its kernel closes its connections."""
+        if self.dead:
+            return
+        self.dead = True
+        self.world.tell(f"{self.name} is killed")
+        for transport in list(self.transports):
+            transport.die()
+
+    def bury(self) -> None:
+        """Let go of what is left in it, without a word about tasks that never ended."""
+        self.dead = True
+        events._set_running_loop(self)
+        try:
+            for task in asyncio.all_tasks(self):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio itself does in gather()
+                with contextlib.suppress(BaseException):  # what its clean-up meets in a process that is gone
+                    task.get_coro().close()
+        finally:
+            events._set_running_loop(None)
+        self._ready.clear()  # type: ignore[attr-defined]
+        self._scheduled.clear()  # type: ignore[attr-defined]
+        with contextlib.suppress(Exception):
+            self.close()
