@@ -18,16 +18,18 @@ import os
 import signal
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import psutil
 
 from lockguard.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
-__all__ = ["Child", "begin_as_child", "open_input", "say"]
+__all__ = ["Child", "begin_as_child", "open_input", "say", "start_program"]
 
 _PARENT = "LOCKGUARD_LAB_PARENT"
 _PR_SET_PDEATHSIG = 1
@@ -186,6 +188,45 @@ class Child:
         assert process.stderr is not None
         while line := await process.stderr.readline():
             self._last_words.append(line.decode(errors="replace").rstrip())
+
+
+_PROGRAM_AS_CHILD = """
+import os, sys
+from lockguard_lab.child_process import begin_as_child
+begin_as_child()
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""What becomes the program, which the kernel goes on to end with this process."""
+
+
+async def start_program(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    output: BinaryIO | int,
+    environment: Mapping[str, str],
+    takes_input: bool = False,
+) -> asyncio.subprocess.Process:
+    """Start a program that speaks no protocol with its parent, and dies with it, even while it is stopped.
+
+    Args:
+        command: the program and its arguments.
+        folder: in which it runs.
+        output: takes all that it writes; or ``asyncio.subprocess.PIPE``.
+        environment: the whole of it.
+        takes_input: whether its standard input is a pipe from this process.
+    """
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _PROGRAM_AS_CHILD,
+        *command,
+        cwd=folder,
+        stdin=asyncio.subprocess.PIPE if takes_input else None,
+        stdout=output,
+        stderr=asyncio.subprocess.STDOUT if isinstance(output, int) else output,
+        env={**environment, _PARENT: str(os.getpid())},
+    )
 
 
 def begin_as_child() -> None:

@@ -20,8 +20,8 @@ import asyncpg
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._context import current_leases
 from lockguard._guard import LockGuard
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._connection import create_pool
-from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._native import fenced_execute
 from lockguard_asyncpg._protection import protect
 from lockguard_asyncpg._schema import install

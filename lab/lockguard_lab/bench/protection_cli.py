@@ -12,7 +12,7 @@ import click
 from lockguard._cli.tables import Table, console
 from lockguard_asyncpg._connecting import connected
 from lockguard_asyncpg._dsn import shown
-from lockguard_lab.bench.protection_costs import measure
+from lockguard_lab.bench.protection_costs import Cost, measure
 from lockguard_lab.own_server import own_server
 
 __all__ = ["bench_command"]
@@ -24,7 +24,7 @@ __all__ = ["bench_command"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--url", help="A database with the schema to measure on; no environment variable names it.")
 def bench_command(url: str | None, rows: int, rounds: int, *, as_json: bool) -> None:
-    """Measure what a protected table costs.
+    """Measure what a protected and a watched table cost.
 
     Starts a server of its own unless --url names a database; what the bot's own variables name is left alone.
     There it makes and drops a schema lockguard_bench, and refuses one that it did not make.
@@ -41,10 +41,17 @@ def bench_command(url: str | None, rows: int, rounds: int, *, as_json: bool) -> 
 async def _bench(conn: asyncpg.Connection[Any], rows: int, rounds: int, *, as_json: bool) -> None:
     costs = await measure(conn, rows=rows, rounds=rounds)
     if as_json:
-        click.echo(json.dumps([{**asdict(c), "ratio": c.ratio} for c in costs], indent=2))
+        click.echo(json.dumps([_facts(c) for c in costs], indent=2))
         return
-    figures_table = Table("table", "change", "for each", "unprotected", "protected", "ratio")
+    figures_table = Table(
+        "table", "change", "for each", "unprotected", "protected", "ratio", "watched", "ratio"
+    )
     for c in costs:
-        figures = f"{c.plain_us:.2f} us", f"{c.protected_us:.2f} us", f"{c.ratio:.1f}"
-        figures_table.add_row(c.table, c.change, c.unit, *figures)
+        protected = f"{c.protected_us:.2f} us", f"{c.ratio:.1f}"
+        watched = f"{c.watched_us:.2f} us", f"{c.watched_ratio:.1f}"
+        figures_table.add_row(c.table, c.change, c.unit, f"{c.plain_us:.2f} us", *protected, *watched)
     console().print(figures_table)
+
+
+def _facts(cost: Cost) -> dict[str, Any]:
+    return {**asdict(cost), "ratio": cost.ratio, "watched_ratio": cost.watched_ratio}

@@ -1,7 +1,7 @@
-"""Measures the cost of protection: the same changes of an unprotected and a protected table, in turn.
+"""Measures the cost of protection: the same changes of an unprotected, a protected and a watched table.
 
-Everything runs on one connection, in transactions that are rolled back; a change that needs a lease has it
-presented beforehand. A figure is the median over the rounds, in microseconds.
+They are made in turn, on one connection, in transactions that are rolled back; a change that needs a lease
+has it presented beforehand. A figure is the median over the rounds, in microseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lockguard_asyncpg._schema import require_current
 from lockguard_lab.own_schema import made_anew
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Cost", "measure"]
 
@@ -44,6 +44,7 @@ class Cost:
         unit: the unit of the figures: a row of one big statement, or a statement of one row.
         plain_us: the time on the unprotected table, in microseconds.
         protected_us: the time on the protected table, in microseconds.
+        watched_us: the time on the watched table, in microseconds.
     """
 
     table: str
@@ -51,11 +52,17 @@ class Cost:
     unit: str
     plain_us: float
     protected_us: float
+    watched_us: float
 
     @property
     def ratio(self) -> float:
         """The protected time divided by the unprotected one."""
         return self.protected_us / self.plain_us
+
+    @property
+    def watched_ratio(self) -> float:
+        """The watched time divided by the unprotected one."""
+        return self.watched_us / self.plain_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +120,14 @@ async def measure(
     costs: list[Cost] = []
     try:
         for kind, suffix in (("ordinary", ""), ("partitioned", " partition by list (exchange)")):
-            plain, guarded = f"lockguard_bench.{kind}_plain", f"lockguard_bench.{kind}_protected"
-            for table in (plain, guarded):
+            tables = [f"lockguard_bench.{kind}_{how}" for how in ("plain", "protected", "watched")]
+            for table in tables:
                 await _create(conn, table, suffix, rows)
-            await protect(conn, guarded, resource=_TEMPLATE, exempt=("price",))
-            for one, two in zip(_cases(plain, rows), _cases(guarded, rows), strict=True):
-                figures = await _compare(conn, (plain, guarded), (one, two), rounds, present, clock)
-                costs.append(Cost(kind, one.change, one.unit, *figures))
+            await protect(conn, tables[1], resource=_TEMPLATE, exempt=("price",))
+            await protect(conn, tables[2], resource=_TEMPLATE, exempt=("price",), watch=True)
+            for cases in zip(*(_cases(table, rows) for table in tables), strict=True):
+                figures = await _compare(conn, tables, cases, rounds, present, clock)
+                costs.append(Cost(kind, cases[0].change, cases[0].unit, *figures))
     finally:
         await conn.execute(_DROP)
         await conn.execute("select lockguard.close($1, $2, $3, 5000)", _RESOURCE, token, UUID(grant))
@@ -137,13 +145,13 @@ async def _create(conn: asyncpg.Connection[Any], table: str, suffix: str, rows: 
 
 async def _compare(
     conn: asyncpg.Connection[Any],
-    tables: tuple[str, str],
-    cases: tuple[_Case, _Case],
+    tables: Sequence[str],
+    cases: Sequence[_Case],
     rounds: int,
     present: str,
     clock: Clock,
-) -> tuple[float, float]:
-    taken: tuple[list[float], list[float]] = ([], [])
+) -> tuple[float, float, float]:
+    taken: tuple[list[float], list[float], list[float]] = ([], [], [])
     for _ in range(rounds):
         for table, case, times in zip(tables, cases, taken, strict=True):
             transaction = conn.transaction()
@@ -155,4 +163,4 @@ async def _compare(
             times.append((clock.now() - began) / case.count * 1e6)
             await transaction.rollback()
             await conn.execute(f"vacuum {table}")  # rolled-back rows would slow the next round
-    return median(taken[0]), median(taken[1])
+    return median(taken[0]), median(taken[1]), median(taken[2])

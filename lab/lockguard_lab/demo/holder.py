@@ -19,7 +19,6 @@ import asyncpg
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import LeaseLost
-from lockguard_asyncpg._claims import Claim
 from lockguard_lab.child_process import begin_as_child, say
 from lockguard_lab.demo.parts import EXCHANGE, LEASE_LOST, PACE, Bot, BotSettings, bot
 from lockguard_positions._flow import Flow
@@ -27,6 +26,7 @@ from lockguard_positions._model import NewPosition, Position, PositionSide, Prog
 from lockguard_positions._scope import SymbolScope
 from lockguard_positions._store import PositionStore
 from lockguard_positions._venue import Venue
+from lockguard_postgres._claims import Claim
 
 if TYPE_CHECKING:
     from lockguard._lease import Lease

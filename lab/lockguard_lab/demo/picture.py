@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from lockguard_lab.demo.history import Tenure, overlaps, tenures
-from lockguard_logs._drawing import Drawing, Scale
+from lockguard_logs._drawing import Drawing, Scale, style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ def page(result: DemoResult) -> str:
     """The result as the text of an HTML page."""
     template = Template((files("lockguard_lab.demo") / "picture.html").read_text(encoding="utf-8"))
     return template.substitute(
+        style=style(),
         servers=_servers(result),
         tiles=_tiles(result),
         rounds="\n".join(_round_panel(one, result.paused) for one in result.paused.rounds),
@@ -149,7 +150,7 @@ def _draw_holder(drawing: Drawing, scale: Scale, found: _Round) -> None:
     drawing.text(left + 8, 55.5, f"lease, token {first.token}", "in-first")
     drawing.text(right + 6, 55.5, first.ending or "", "label")
     stopped, resumed = scale.x(played.stopped_at_ms), scale.x(played.resumed_at_ms)
-    drawing.box(stopped, 72, resumed - stopped, 16, "stopped", "stopped by SIGSTOP", radius=2)
+    drawing.box(stopped, 72, resumed - stopped, 16, "pause", "stopped by SIGSTOP", radius=2)
     pause_s = (played.resumed_at_ms - played.stopped_at_ms) / 1000
     drawing.text(resumed + 8, 84.5, f"stopped for {pause_s:.2f} s", "label")
     drawing.text(_RIGHT, 55.5, f"ends: {played.last_line.partition(':')[0]}", "say-bad", "end")

@@ -16,7 +16,7 @@ import asyncpg
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._guard import LockGuard
 from lockguard._lease import new_grant_id
-from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._native import fenced_execute
 from lockguard_asyncpg._schema import install
 from lockguard_lab.fence_load.plan import AfterHistory

@@ -21,9 +21,9 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard._guard import LockGuard
 from lockguard._lease import Lease
 from lockguard.errors import LeaseError, LockguardError, ResourceBusy, StaleToken
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._connection import fenced
 from lockguard_asyncpg._errors import DATABASE_ERRORS
-from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._native import fenced_execute
 from lockguard_asyncpg._transaction import fenced_transaction
 from lockguard_lab.child_process import begin_as_child, open_input, say

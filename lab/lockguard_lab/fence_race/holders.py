@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import FenceUnavailable
 from lockguard.ports import Outrun, Sealed
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._errors import DATABASE_ERRORS
-from lockguard_asyncpg._fence import PostgresFence
 from lockguard_lab.fence_race.kept_connection import KeptConnection
 from lockguard_lab.fence_race.operate import End, operate
 from lockguard_lab.fence_race.plan import RacePlan, RaceReport, Way, WriteAttempt

@@ -18,9 +18,9 @@ import asyncpg
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard.errors import FenceUnavailable, LockguardError
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._connection import fenced
 from lockguard_asyncpg._errors import DATABASE_ERRORS
-from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._protection import protect
 from lockguard_lab.fence_race.defaults import role_defaults
 from lockguard_lab.fence_race.kept_connection import KeptConnection

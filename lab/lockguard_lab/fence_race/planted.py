@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lockguard.errors import StaleToken
-from lockguard_asyncpg._claims import Claim
 from lockguard_asyncpg._transaction_state import bare
 from lockguard_lab.fence_race.plan import RacePlan, RaceReport, Way, WriteAttempt
 from lockguard_lab.fence_race.planted_ends import WEAK_ENDS
 from lockguard_lab.fence_race.running import race
 from lockguard_lab.fence_race.writes import ADD, BUMP, plain_transaction
+from lockguard_postgres._claims import Claim
 
 if TYPE_CHECKING:
     from lockguard_asyncpg._transaction import Isolation

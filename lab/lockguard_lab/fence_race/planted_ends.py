@@ -8,12 +8,12 @@ from uuid import UUID
 
 from lockguard.errors import FenceUnavailable, StaleToken
 from lockguard.ports import Outrun, Sealed
-from lockguard_asyncpg._claims import Claim
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._errors import DATABASE_ERRORS, stale
-from lockguard_asyncpg._fence import PostgresFence
-from lockguard_asyncpg._transaction_state import CLOSED
 from lockguard_lab.fence_race.plan import Way, WriteAttempt
 from lockguard_lab.fence_race.writes import BUMP, filled_in, plain_transaction, transaction_write
+from lockguard_postgres._claims import Claim
+from lockguard_postgres._presented import CLOSED
 
 if TYPE_CHECKING:
     from datetime import timedelta

@@ -26,6 +26,7 @@ from lockguard_lab.fence_race.writes_dropin import (
     PROTECTED,
 )
 from lockguard_lab.fence_race.writes_first import FIRST
+from lockguard_lab.fence_race.writes_psycopg import PSYCOPG
 from lockguard_lab.fence_race.writes_sqlalchemy import SQLALCHEMY
 
 __all__ = ["WAYS", "present_ways"]
@@ -48,11 +49,16 @@ WAYS: tuple[Way, ...] = (
     CURSOR,
     COPY,
     SQLALCHEMY,
+    PSYCOPG,
     PROTECTED,
 )
 """The ways to write that must never break a law."""
 
 
 def present_ways() -> tuple[Way, ...]:
-    """The ways whose packages are installed; SQLAlchemy is not a dependency of lockguard."""
-    return WAYS if find_spec("sqlalchemy") is not None else tuple(w for w in WAYS if w is not SQLALCHEMY)
+    """The ways whose packages are installed; SQLAlchemy and psycopg are extras of lockguard."""
+    missing = [way for way, package in _PACKAGES if find_spec(package) is None]
+    return tuple(way for way in WAYS if way not in missing)
+
+
+_PACKAGES = ((SQLALCHEMY, "sqlalchemy"), (PSYCOPG, "psycopg_pool"))

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, Meaning, NotCommitted, meaning_of, stale
-from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._native import fenced_execute
 from lockguard_asyncpg._transaction import FencedTransaction
-from lockguard_asyncpg._transaction_state import bare, give_back, unfenced
+from lockguard_asyncpg._transaction_state import bare, give_back
 from lockguard_lab.fence_race.plan import Shape, Way, WriteAttempt
+from lockguard_postgres._in_force import unfenced
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine

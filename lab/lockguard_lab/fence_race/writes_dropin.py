@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lockguard._context import LeaseScope, enter_scope, exit_scope
-from lockguard_asyncpg._literals import number, text, uuid
 from lockguard_asyncpg._transaction_state import bare
 from lockguard_lab.fence_race.plan import Shape, Way, WriteAttempt
 from lockguard_lab.fence_race.writes import (
@@ -21,6 +20,7 @@ from lockguard_lab.fence_race.writes import (
     undone_write,
     write_in,
 )
+from lockguard_postgres._literals import number, text, uuid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator

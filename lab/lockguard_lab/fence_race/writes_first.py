@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from lockguard_asyncpg._fence import PostgresFence
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_lab.fence_race.plan import Way, WriteAttempt
 from lockguard_lab.fence_race.writes import (
     CLOSING,

@@ -1,4 +1,4 @@
-"""Writes with SQLAlchemy 2 on asyncpg: ``connect_args={"connection_class": FencedConnection}``.
+"""Writes with SQLAlchemy 2 on asyncpg: ``fenced_engine(create_async_engine(...))``.
 
 SQLAlchemy's dialect prepares every statement and keeps the prepared ones, begins a transaction with asyncpg's
 ``transaction()`` at the first statement, and wraps the exceptions of asyncpg.
@@ -10,7 +10,6 @@ import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from lockguard_asyncpg._connection import FencedConnection
 from lockguard_asyncpg._errors import CommitUnknown, NotCommitted, translate
 from lockguard_lab.fence_race.plan import RacePlan, Shape, Way, WriteAttempt
 from lockguard_lab.fence_race.writes import ADD, BUMP, SEEN, WRITE_SEEN, LossyConnection
@@ -27,14 +26,12 @@ __all__ = ["SQLALCHEMY"]
 _NAMES = ("resource", "token", "op", "seen")
 
 
-class _LossyFenced(FencedConnection, LossyConnection):
-    """The connection class from the documentation, which may lose a reply to COMMIT here."""
-
-
 @asynccontextmanager
 async def engine_of(url: str, plan: RacePlan, options: dict[str, Any]) -> AsyncIterator[AsyncEngine]:
     """An engine on the database at ``url``."""
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - no dependency of ours
+
+    from lockguard_asyncpg.sqlalchemy import fenced_engine  # noqa: PLC0415 - imports SQLAlchemy
 
     if "statement_cache_size" in options:  # the dialect also keeps prepared statements
         options = {**options, "prepared_statement_cache_size": options["statement_cache_size"]}
@@ -42,11 +39,13 @@ async def engine_of(url: str, plan: RacePlan, options: dict[str, Any]) -> AsyncI
     assert scheme in {"postgresql", "postgres"}, (
         f"an asyncpg URL begins with postgresql://, this one with {scheme}://"
     )
-    engine = create_async_engine(
-        f"postgresql+asyncpg://{rest}",
-        pool_size=plan.holders,
-        max_overflow=plan.holders,
-        connect_args={"connection_class": _LossyFenced, **options},
+    engine = fenced_engine(
+        create_async_engine(
+            f"postgresql+asyncpg://{rest}",
+            pool_size=plan.holders,
+            max_overflow=plan.holders,
+            connect_args={"connection_class": LossyConnection, **options},
+        )
     )
     try:
         yield engine

@@ -167,7 +167,7 @@ def race(
     It races on servers of its own unless an option or a variable of its own names others; those that the
     bot's variables name are left alone, and a Redis with locks that no race has made is refused.
 
-    Ends with 0 when nothing did (without the guard: when it ran), 1 when something did.
+    Ends with 0 when nothing did, 1 when something did, with the guard or without.
     """
     console = plain_console()
     try:
@@ -196,7 +196,7 @@ def race(
     console.print(result_table(result) if isinstance(result, RaceResult) else _pace_table(result))
     if json_file is not None:
         _write(json_file, json.dumps(result.as_json(), indent=2) + "\n")
-    if isinstance(result, RaceResult) and settings.guard and not result.clean:
+    if isinstance(result, RaceResult) and not result.clean:
         raise SystemExit(_UNCLEAN)
 
 

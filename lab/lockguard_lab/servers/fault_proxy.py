@@ -79,8 +79,11 @@ class Flow:
 
 
 PASS = Flow()
+"""Passes everything on at once."""
 HOLD = Flow(Mode.HOLD)
+"""Keeps everything until the flow changes."""
 DROP = Flow(Mode.DROP)
+"""Throws everything away."""
 
 
 class _Closed(Exception):
@@ -242,7 +245,9 @@ class FaultProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._links: set[_Link] = set()
         self.to_server = Direction()
+        """What clients send; :meth:`Direction.set` changes its flow."""
         self.to_client = Direction()
+        """What the server answers; :meth:`Direction.set` changes its flow."""
 
     @property
     def port(self) -> int:
@@ -364,7 +369,7 @@ class FaultProxy:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # the connection has ended, and its socket is gone
         # Lingering for zero seconds makes the kernel send RST instead of FIN.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

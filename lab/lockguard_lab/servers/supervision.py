@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -22,7 +23,6 @@ from lockguard_lab.servers import scratch, warden
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 __all__ = [
     "ServerProcess",
@@ -148,14 +148,22 @@ class _Supervisor:
         with theirs:
             # A session of its own, so that Ctrl-C in the terminal does not reach the servers. No pipe of ours
             # is inherited, so that `lockguard demo | tee` ends with the demo and not with the warden.
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", warden.__file__],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    # It is isolated from PYTHONPATH and the user's packages, and needs one of them.
+                    [sys.executable, "-I", warden.__file__, str(Path(psutil.__file__).parents[1])],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as exc:  # such as an environment that lies in the home of another user
+                ours.close()
+                raise ConfigurationError(
+                    f"{sys.executable} cannot be started to watch the servers: {exc.strerror}; use a Python"
+                    " that this user can execute"
+                ) from exc
         self._connection = ours
         self._replies = ours.makefile("r")
         self._lock = threading.Lock()

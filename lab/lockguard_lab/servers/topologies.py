@@ -171,7 +171,9 @@ class SentinelRedis(Topology):
         self._sentinels = sentinels
         self._down_after_ms = down_after_ms
         self.service = service
+        """The name that the Sentinels know the master by."""
         self.sentinels: list[SentinelServer] = []
+        """The Sentinels that run."""
 
     @property
     def url(self) -> str:

@@ -34,6 +34,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path += sys.argv[1:]  # where psutil is, if the isolated interpreter does not look there
+
 import psutil
 
 OWNER_FILE = "owner"

@@ -20,8 +20,8 @@ from lockguard._guard import LockGuard
 from lockguard._lease import new_grant_id
 from lockguard._private_files import write_private
 from lockguard.errors import LockguardError
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._errors import DATABASE_ERRORS
-from lockguard_asyncpg._fence import PostgresFence
 from lockguard_asyncpg._protection import protect
 from lockguard_lab.fence_race.chaos.history import BELOW, judge, read_journals
 from lockguard_lab.fence_race.chaos.plan import ChaosPlan, ChaosWorkerSpec, RoundReport

@@ -25,9 +25,9 @@ from lockguard._lease import GrantId, Lease
 from lockguard.errors import LockguardError
 from lockguard.events import Event, FenceCloseFailed
 from lockguard.observe._log import LogObserver
+from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._connection import fenced
 from lockguard_asyncpg._errors import DATABASE_ERRORS
-from lockguard_asyncpg._fence import PostgresFence
 from lockguard_lab.fence_race import ISOLATIONS
 from lockguard_lab.fence_race.chaos.history import BELOW, OWN
 from lockguard_lab.fence_race.chaos.plan import ChaosWorkerSpec
