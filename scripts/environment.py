@@ -18,6 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bringing_pip
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 VENV = CHECKOUT / ".venv"
 STAMP = VENV / "lockguard-stamp.json"
@@ -98,8 +100,12 @@ def create(uv: str | None) -> None:
     """Make an empty environment."""
     if uv:
         run(uv, "venv", "--quiet", "--no-project", "--python", interpreter(), str(VENV))
-    else:
+    elif not bringing_pip.is_needed():
         run(interpreter(), "-m", "venv", str(VENV))
+    else:
+        say("this Python has no ensurepip, so pip is brought from elsewhere")
+        run(interpreter(), "-m", "venv", "--without-pip", str(VENV))
+        bringing_pip.bring(interpreter(), VENV_PYTHON)
 
 
 def interpreter() -> str:
@@ -144,6 +150,9 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         command = " ".join(error.cmd[:4])
         say(f"{command} ... failed with exit code {error.returncode}: .venv is not complete; run again")
+        return 1
+    except bringing_pip.NoPip as error:
+        say(f"{error}")
         return 1
     except OSError as error:
         say(f"{error.filename or CHECKOUT}: {error.strerror}: .venv cannot be made")

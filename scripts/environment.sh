@@ -13,18 +13,17 @@ why_not() {
     }
     answer=$(
         "$1" - 2>/dev/null <<'CHECK'
-import shutil, sys
+import sys
 if sys.version_info < (3, 11):
     print("is Python %d.%d, too old" % sys.version_info[:2])
 else:
-    try:
-        import ensurepip, venv
+    import importlib.util as there, shutil
+    # Where ensurepip is split off, as on Debian, scripts/bringing_pip.py does without.
+    other_ways = there.find_spec("pip") or (shutil.which("apt-get") and shutil.which("dpkg-deb"))
+    if shutil.which("uv") or there.find_spec("venv") and (there.find_spec("ensurepip") or other_ways):
         print("usable")
-    except ImportError:
-        if shutil.which("uv") is not None:
-            print("usable")
-        else:
-            print("has no ensurepip (on Debian: apt install python3-venv; elsewhere: install uv)")
+    else:
+        print("cannot make environments (it lacks venv or ensurepip: install uv)")
 CHECK
     ) || true
     case $answer in
