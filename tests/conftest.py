@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 from pathlib import Path
@@ -34,6 +35,7 @@ ON_EACH_LOOP = (
     "integration/test_loss.py",
     "integration/test_renewal_links.py",
     "integration/test_loops.py",
+    "integration/test_fence_refusal_records.py",
 )
 """What runs on asyncio's own event loop and on uvloop, which users of ccxt and uvicorn have."""
 
@@ -53,9 +55,17 @@ ON_EACH_POSTGRES = (
     "test_fence_ddl.py::test_an_inheriting_table_that_nothing_guards",
     "test_fence_protect.py::test_partitions_and_odd_names_are_protected",
     "test_fence_protect.py::test_an_exempt_column_is_changed_many_times",
+    # a watch has the text of a guard, and its records lean on ON CONFLICT and predicate locks
+    "test_fence_watch_law.py::",
+    "test_fence_watch.py::test_writers_of_one_kind",
+    "test_fence_watch.py::test_a_snapshot_older_than_the_record",
+    "test_fence_watch.py::test_many_writes_of_a_transaction",
     "test_fence_migrations.py::test_the_script_is_one_statement",
     "test_fence_migrations.py::test_the_script_applied_again",
     "test_fence_schema.py::test_the_fence_goes_forward_only",
+    "test_fence_refusal_records.py::test_the_lines_are_bounded",
+    "test_fence_refusal_records.py::test_what_a_role_sends_is_cut",
+    "test_breaking.py::test_the_fence_breaks_the_grant_that_is_in_force",
     # a recovery, poolers, many leases, what is long gone, a write and its check in one message
     "test_fence_recover.py::test_nobody_of_before_writes",
     "test_fence_recover.py::test_a_seal_that_waits_for_a_synchronous_standby",
@@ -77,12 +87,14 @@ QUICK = (
     "integration/test_exclusive.py::",
     "integration/test_hold_use.py::",
     "integration/test_loss.py::test_the_body_is_cancelled",
+    "integration/test_sync.py::",
     "integration/test_fence.py::",
     "integration/test_fence_transactions.py::",
     "integration/test_fence_redis.py::",
     "integration/test_fence_protect.py::",
     "integration/test_ccxt_guarded.py::",
     "integration/test_positions_flow.py::",
+    "sim/test_sim_store.py::",
     # one of each level that is long as a whole
     "benchmarks/test_calls.py::",
     "chaos/test_topology_quorum.py::test_it_works_with_two_of_five_gone",
@@ -90,6 +102,19 @@ QUICK = (
     "race/test_race_scenarios.py::test_nothing_happens_under_the_guard[stress]",
 )
 """What every change should see, on asyncio's own loop: for scripts/test --quick, and for coverage in CI."""
+
+COVERED = (
+    *QUICK,
+    "integration/test_doctor_",
+    "integration/test_exporter.py::",
+    "integration/test_installation.py::",
+    "integration/test_ls.py::",
+    "integration/test_sync_guard.py::",
+    "integration/test_top.py::",
+    "integration/test_web_access.py::",
+    "integration/test_web_feed.py::",
+)
+"""What counts for coverage: the operators' commands are tried in the tests' own processes here."""
 
 _ONE_NODE = "one-node-valkey"
 
@@ -110,10 +135,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ):
             item.add_marker("postgres")
         elsewhere = "topology" in getattr(item, "fixturenames", ()) and _ONE_NODE not in case
-        if name.startswith(QUICK) and "uvloop" not in case and not elsewhere:
+        here = "uvloop" not in case and not elsewhere
+        if name.startswith(QUICK) and here:
             item.add_marker("quick")
-        else:
+        if not (name.startswith(COVERED) and here):
             item.add_marker("no_cover")  # to measure all of them would take a quarter more of the processor
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules and tests, which live to the end, out of every later search for garbage.
+
+    There are 600,000 such objects, and going through them took a seventh of the time of a whole run.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
@@ -132,12 +167,14 @@ def pytest_asyncio_loop_factories(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Ctrl-C reach what the tests start, also where a shell began in the background with it ignored."""
+    """Let Ctrl-C and SIGHUP reach what the tests start, also where they are ignored, as in the background."""
     config.addinivalue_line("markers", "postgres: leans on the version of Postgres, see ON_EACH_POSTGRES")
     config.addinivalue_line("markers", "quick: what every change should see, see QUICK")
     config.addinivalue_line("markers", "no_cover: of pytest-cov, which need not be there")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,10 @@ from lockguard_lab.bench.cli import bench
 from lockguard_lab.bench.contenders import PEERS, missing
 from lockguard_lab.bench.figures import Figures, Sizes, percentile
 from lockguard_lab.bench.loops import run_on
+from lockguard_lab.bench.observers import NONE, measure_observers
 from lockguard_lab.bench.plot import svg
 from lockguard_lab.bench.run import measure
+from lockguard_lab.bench.synchronous import ASYNCHRONOUS, REDIS_PY, SYNCHRONOUS, measure_synchronous
 from lockguard_lab.bench.table import show
 from lockguard_lab.bench.waiting import inversions
 from lockguard_lab.servers import TopologyName
@@ -236,3 +238,39 @@ def test_whoever_is_served_before_an_earlier_one_is_counted(places, expected):
 )
 def test_a_percentile_is_never_better_than_it_was(share, expected):
     assert percentile([float(value) for value in range(1, 101)], share) == expected
+
+
+async def test_what_each_observer_costs_is_measured_beside_a_guard_without_any() -> None:
+    costs = await measure_observers(1)
+    assert [cost.observer for cost in costs] == [NONE, "log", "prometheus", "opentelemetry (no SDK)"]
+    none, _, prometheus, _ = costs
+    assert (none.own_us, none.ratio) == (0, 1)
+    assert 0 < prometheus.own_us < prometheus.hold_us
+
+
+def test_what_the_synchronous_guard_costs_is_measured_beside_the_asynchronous_one() -> None:
+    beside, speed, redis_py = measure_synchronous(1, "asyncio")
+    assert [beside.contender, speed.contender, redis_py.contender] == [ASYNCHRONOUS, SYNCHRONOUS, REDIS_PY]
+    assert beside.ratio == 1
+    assert speed.fast_us <= speed.median_us
+    assert speed.ratio == pytest.approx(speed.median_us / beside.median_us)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--stopped-holder", "--plot", "x.svg"), "--plot has no use with --stopped-holder; leave it out"),
+        (("--stopped-holder", "--topology", "cluster"), "--topology has no use with --stopped-holder"),
+        (("--stopped-holder", "--loop", "uvloop"), "--loop has no use with --stopped-holder"),
+        (("--sync", "--peers", "coredis"), "--peers has no use with --sync"),
+        (("--observers", "--plot", "x.svg"), "--plot has no use with --observers"),
+        (("--fence", "--peers", "coredis"), "--peers has no use with --fence"),
+        (("--history", "5"), "--history has no use without --fence"),
+        (("--fence", "--stopped-holder"), "--fence and --stopped-holder measure different things"),
+    ],
+)
+def test_what_a_measurement_does_not_take_is_refused_and_not_ignored(words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(bench, [*words, "--rounds", "1"])
+    assert isinstance(ended.exception, ConfigurationError)
+    assert told in str(ended.exception)

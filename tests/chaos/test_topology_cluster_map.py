@@ -12,6 +12,7 @@ from redis.crc import key_slot
 from lockguard import LockGuard, QuorumUnavailable
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import ClusterRedis, FaultProxy, RedisServer
+from lockguard_lab.servers.ports import free_port
 from tests.chaos.failures import at_most
 
 NAME = "binance:APTUSDT"
@@ -157,3 +158,13 @@ async def test_a_cluster_whose_servers_have_all_moved_is_found_again_by_its_seed
                 service.redirect(cluster.servers[0].port)
                 with at_most(6):
                     await once(guard, wait=timedelta(seconds=6))
+
+
+async def test_each_of_many_callers_is_told_that_no_server_of_a_cluster_answers():
+    # Their pauses differ, so that one begins to read the map anew while another is woken by the last attempt.
+    async with LockGuard.from_url(f"redis+cluster://127.0.0.1:{free_port()}") as guard:
+        refused = await asyncio.gather(
+            *(once(guard, f"x:{number}", wait=timedelta(seconds=0.5)) for number in range(300)),
+            return_exceptions=True,
+        )
+    assert {type(error) for error in refused} == {QuorumUnavailable}

@@ -14,7 +14,9 @@ import pytest
 from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._membership import Quarantine, quarantine_for
+from lockguard._namespace import NAMESPACE
 from lockguard._nodes.login import ServerFacts, require
+from lockguard._nodes.named import require_all_named
 from lockguard.errors import NodeRefused
 from lockguard.ports import Membership
 from lockguard_lab.servers import FaultProxy, RedisServer
@@ -236,6 +238,29 @@ async def test_new_nodes_vote_at_once_and_a_new_one_beside_old_ones_does_not(ser
         await once(guard)
         await until(lambda: ask(servers[0], "EXISTS", "lockguard:member"))
         assert int(ask(servers[0], "HGET", "lockguard:member", "ttl_max_ms")) == 1000
+
+
+async def test_one_server_of_a_quorum_named_alone_grants_nothing(servers):
+    """A lock that it would grant by itself may be held on the others."""
+    async with guard_over(servers) as guard:
+        await once(guard)
+    alone = LockGuard.from_url(servers[0].url, observers=[])
+    with pytest.raises(ConfigurationError, match=f"one of the {len(servers)} servers that decide together"):
+        async with alone.hold(NAME):
+            pytest.fail("granted by one server")
+    await alone.aclose()
+    ask(servers[0], "DEL", "lockguard:member")
+    async with LockGuard.from_url(servers[0].url) as guard, guard.hold(NAME):
+        pass
+
+
+async def test_some_servers_of_a_quorum_are_noticed(servers):
+    async with guard_over(servers) as guard:
+        await once(guard)
+    urls = [server.url for server in servers]
+    await require_all_named(urls, namespace=NAMESPACE)
+    with pytest.raises(ConfigurationError, match=f"{len(urls) - 1} of the {len(urls)} servers"):
+        await require_all_named(urls[1:], namespace=NAMESPACE)
 
 
 def test_how_long_a_quarantine_lasts():

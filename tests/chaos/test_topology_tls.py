@@ -188,3 +188,31 @@ async def test_the_documented_users_are_enough_in_a_cluster_and_wake_on_the_shar
 
 def _denied(ask, server):
     return ask(server, "ACL", "LOG", 100)
+
+
+@needs_tls
+@pytest.mark.parametrize("setup", ["cluster"], indirect=True)
+async def test_a_certificate_is_checked_against_the_mapped_address(setup):
+    """Not against the announced name, which is that of the servers' own network."""
+    for number, server in enumerate(setup.servers):
+        server.command("CONFIG", "SET", "cluster-announce-hostname", f"shard-{number}.invalid")
+        server.command("CONFIG", "SET", "cluster-preferred-endpoint-type", "hostname")
+    try:
+        async with asyncio.timeout(20):
+            while any(str(each.command("CLUSTER", "SLOTS")).count(".invalid") < 3 for each in setup.servers):
+                await asyncio.sleep(0.05)
+        names = [f"x:{number}" for number in range(12)]  # on every shard
+
+        async def all_held(host: str, query: str = "") -> None:
+            url = f"{setup.url}{query}"
+            async with LockGuard.from_url(url, address_map=lambda announced: (host, announced[1])) as guard:
+                async with guard.hold_many(names, wait=timedelta(seconds=5)):
+                    pass
+
+        await all_held("127.0.0.1")
+        with pytest.raises(QuorumUnavailable):
+            await all_held("127.1")  # the same address, by a name that the certificate lacks
+        await all_held("127.1", "&ssl_check_hostname=false")
+    finally:
+        for server in setup.servers:
+            server.command("CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import time
 from datetime import timedelta
@@ -10,6 +11,8 @@ from datetime import timedelta
 import pytest
 
 from lockguard import (
+    ChangedHands,
+    ConfigurationError,
     LeaseLost,
     LeaseNotHeld,
     LeaseState,
@@ -233,6 +236,21 @@ async def test_a_break_ends_the_holder_and_frees_the_lock(new_guard):
             await asyncio.Event().wait()
 
 
+async def test_who_is_woken_and_gives_up_does_not_cost_the_next_of_its_process_the_place(new_guard, cluster):
+    mine, other = locks_of(new_guard()), locks_of(new_guard())
+    await mine.connect()
+    await other.connect()
+    holder, first, second = (wish(queue=True) for _ in range(3))
+    assert isinstance(await mine.acquire(holder), Won)
+    for waiter in (first, second):
+        assert isinstance(await mine.acquire(waiter), Contended)
+    mine.release(holder.resource, holder.grant)  # wakes the first, whose caller is cancelled at that moment
+    await mine.release(first.resource, first.grant)()
+    if cluster.kind != "five-nodes":  # where the order is best effort
+        assert isinstance(await other.acquire(wish(queue=True)), Contended)
+    assert isinstance(await mine.acquire(second), Won)
+
+
 async def test_a_break_wakes_the_first_waiter_as_a_release_does(new_guard, cluster, monkeypatch):
     guard, operator, other, last = new_guard(), new_guard(), new_guard(), new_guard()
     woken = {other: [], last: []}
@@ -368,6 +386,77 @@ async def test_a_break_names_the_holder_of_most_nodes_and_the_highest_token(new_
     assert broken.token == (later if others else won.token)
 
 
+async def test_a_break_of_one_grant_ends_that_one(new_guard):
+    guard, operator = new_guard(), new_guard()
+    breaking = None
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME) as lease:
+            breaking = asyncio.create_task(operator.break_(NAME, reason="stuck", grant=lease.grant.id))
+            await asyncio.Event().wait()
+    broken = await breaking
+    assert (broken.grant, broken.kept) == (lease.grant.id, False)
+    assert not (await operator.inspect(NAME)).held
+    # Again, as after a lost reply: it is free.
+    assert (await operator.break_(NAME, reason="stuck", grant=lease.grant.id)).grant == ""
+
+
+async def test_a_break_leaves_a_lock_that_has_changed_hands(new_guard):
+    guard, operator = new_guard(), new_guard()
+    async with guard.hold(NAME) as seen:
+        pass
+    async with guard.hold(NAME) as lease:
+        for expected in (seen.grant.id, ""):
+            with pytest.raises(ChangedHands) as caught:
+                await operator.break_(NAME, reason="stuck", grant=expected)
+            assert (caught.value.grant, caught.value.holder) == (lease.grant.id, lease.grant.holder)
+        await lease.confirm()
+    assert (await operator.break_(NAME, reason="opened", grant="")).grant == ""
+
+
+async def test_only_the_grant_that_was_seen_is_asked(new_guard):
+    guard, other = new_guard(), new_guard()
+    async with guard.hold(NAME) as lease:
+        for seen in ("0" * 32, ""):  # another grant, or a free lock
+            with pytest.raises(ChangedHands, match="has changed hands and was not asked"):
+                await other.request_handover(NAME, reason="deploy", grant=seen)
+        assert (await other.inspect(NAME)).wanted == ""
+        assert await other.request_handover(NAME, reason="deploy", grant=lease.grant.id)
+        assert (await other.inspect(NAME)).wanted == "deploy"
+    assert not await other.request_handover(NAME, reason="deploy", grant=lease.grant.id)
+
+
+async def test_each_node_compares_and_breaks_in_one_step(new_guard):
+    guard = new_guard()
+    async with guard.hold(NAME) as lease:
+        before = await guard.inspect(NAME)
+        for node in locks_of(guard).nodes:
+            for other in (new_grant_id(), ""):
+                vote = await node.break_(
+                    parse_resource(NAME), reason="x", token=Token(lease.token + 10**6), grant=other
+                )
+                if isinstance(vote, Broken) and vote.grant:  # not a node that the lock has still to reach
+                    assert (vote.kept, vote.grant) == (True, lease.grant.id)
+                    assert vote.token < lease.token + 10**6
+        after = await guard.inspect(NAME)
+        assert (after.grant, after.token) == (before.grant, before.token)
+        await lease.confirm()
+
+
+async def test_a_lock_that_only_a_few_nodes_show_has_not_changed_hands(new_guard):
+    guard, elsewhere = new_guard(), new_guard()
+    wanted = wish(holder="holder")
+    for each in (guard, elsewhere):
+        await each.inspect(NAME)
+    assert isinstance(await locks_of(guard).acquire(wanted), Won)
+    nodes = locks_of(elsewhere).nodes
+    other = wish(holder="other")
+    for node in nodes[: (len(nodes) - 1) // 2]:
+        await node.break_(parse_resource(NAME), reason="test", token=Token(0))
+        await node.acquire(other)
+    broken = await elsewhere.break_(NAME, reason="stuck", grant=wanted.grant)
+    assert broken.grant == wanted.grant
+
+
 async def _hold_once(guard):
     async with guard.hold(NAME):
         pass
@@ -432,6 +521,166 @@ async def test_a_lock_delay_keeps_the_resource_closed_after_an_expiry_but_not_af
     assert isinstance(await locks.acquire(wish(ttl_ms=300, lock_delay_ms=400)), Won)
     async with other.hold(NAME):
         assert asyncio.get_running_loop().time() - began >= 0.69
+
+
+MOST = 0.9
+"""The share of a time that is kept at least: fakeredis counts an expiry from before its script was read."""
+
+
+def closing(guard: object, **facts: object) -> object:
+    return guard.hold(NAME, at_least=timedelta(milliseconds=900), **facts)  # type: ignore[attr-defined]
+
+
+async def _entered_at(guard, **facts: object) -> float:
+    async with guard.hold(NAME, **facts):
+        return asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize("ends", ["at once", "with an error", "late", "lost", "closed", "dead"])
+async def test_at_least_keeps_the_resource_closed_however_the_body_ends(new_guard, ends):
+    guard, other = new_guard(ttl=timedelta(milliseconds=300)), new_guard()
+    if ends == "dead":
+        await locks_of(guard).connect()
+        assert isinstance(await locks_of(guard).acquire(wish(ttl_ms=600, at_least_ms=60_000)), Won)
+    else:
+        with contextlib.suppress(LeaseLost, ZeroDivisionError):
+            async with guard.hold(NAME, at_least=timedelta(minutes=1)) as lease:
+                if ends == "with an error":
+                    raise ZeroDivisionError
+                if ends == "late":
+                    await asyncio.sleep(0.6)  # beyond several renewals
+                if ends == "lost":
+                    lease.end(LossReason.FENCED)
+                    await asyncio.Event().wait()
+                if ends == "closed":
+                    await guard.aclose()
+    await _until_async(lambda: _is_free(other))
+    with pytest.raises(ResourceBusy, match="closed") as busy:
+        await _entered_at(other, on_busy="raise")
+    assert busy.value.holder is None
+    assert 0 < busy.value.retry_after.total_seconds() <= 60
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_at_least_counts_from_the_grant_and_not_from_its_end(new_guard, dies):
+    guard, other = new_guard(), new_guard()
+    await locks_of(guard).connect()
+    asked_at = asyncio.get_running_loop().time()
+    if dies:
+        assert isinstance(await locks_of(guard).acquire(wish(ttl_ms=600, at_least_ms=900)), Won)
+    else:
+        async with closing(guard):
+            pass
+    assert MOST <= (await _entered_at(other) - asked_at) / 0.9 < 8
+
+
+async def _is_free(guard) -> bool:
+    return not (await guard.inspect(NAME)).held
+
+
+async def test_at_least_that_is_over_by_the_release_closes_nothing(new_guard, cluster):
+    guard, other = new_guard(), new_guard()
+    async with guard.hold(NAME, at_least=timedelta(milliseconds=50)):
+        await asyncio.sleep(0.1)  # twice what was asked for
+        waiting = asyncio.create_task(_entered_at(other), context=contextvars.Context())
+        await _until(lambda: _queued(cluster))
+    await waiting
+    assert cluster.leftovers() == []
+
+
+async def test_a_waiter_of_a_closed_resource_keeps_its_place_and_comes_in_turn(new_guard, cluster):
+    guard, first, second = new_guard(), new_guard(), new_guard()
+    asked_at = asyncio.get_running_loop().time()
+    async with closing(guard):
+        one = asyncio.create_task(_entered_at(first), context=contextvars.Context())
+        await _until_async(lambda: _waiters(guard, 1))
+        two = asyncio.create_task(_entered_at(second), context=contextvars.Context())
+        await _until_async(lambda: _waiters(guard, 2))
+    entered = [await one, await two]
+    assert entered == sorted(entered)
+    assert (entered[0] - asked_at) / 0.9 >= MOST
+    assert cluster.leftovers() == []
+
+
+async def test_what_is_closed_is_shown_and_until_when_and_a_break_opens_it(new_guard):
+    guard, other = new_guard(), new_guard()
+    async with guard.hold(NAME, at_least=timedelta(minutes=1)):
+        shown = await other.inspect(NAME)
+        assert shown.held
+        assert 50_000 < shown.closed_ms <= 60_000
+    shown = await other.inspect(NAME)
+    assert not shown.held
+    assert 50_000 < shown.closed_ms <= 60_000
+    waiting = asyncio.create_task(_entered_at(other), context=contextvars.Context())
+    await _until_async(lambda: _waiters(guard, 1))
+    await guard.break_(NAME, reason="run it again")
+    await waiting
+    shown = await other.inspect(NAME)
+    assert (shown.held, shown.closed_ms) == (False, 0)
+
+
+async def test_a_break_of_a_held_lock_opens_what_at_least_would_close(new_guard, cluster):
+    guard, operator = new_guard(), new_guard()
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME, at_least=timedelta(minutes=1)):
+            # Where a grant arrives behind the break, the release of the lost lease closes that server again.
+            await _until(lambda: all(cluster.each("HGET", LOCK, "token")))
+            await operator.break_(NAME, reason="stuck")
+            await asyncio.Event().wait()
+    await _entered_at(operator)
+    await _until(lambda: not cluster.leftovers())  # a release returns before it has reached every server
+
+
+async def test_of_at_least_and_a_lock_delay_the_longer_one_holds(new_guard):
+    delay = timedelta(milliseconds=600)
+    guard, other = new_guard(lock_delay=delay), new_guard()
+    loop = asyncio.get_running_loop()
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME, at_least=timedelta(milliseconds=100)) as lease:
+            lease.end(LossReason.FENCED)
+            lost_at = loop.time()
+            await asyncio.Event().wait()
+    assert (await _entered_at(other) - lost_at) / 0.6 >= MOST
+    began = loop.time()
+    assert isinstance(
+        await locks_of(guard).acquire(wish(ttl_ms=300, lock_delay_ms=400, at_least_ms=100)), Won
+    )
+    assert (await _entered_at(other) - began) / 0.7 >= MOST
+
+
+async def test_a_break_leaves_the_lock_delay_of_what_at_least_closed(new_guard):
+    guard, other = new_guard(lock_delay=timedelta(milliseconds=500)), new_guard()
+    with pytest.raises(LeaseLost):
+        async with guard.hold(NAME, at_least=timedelta(minutes=1)):
+            began = asyncio.get_running_loop().time()
+            await other.break_(NAME, reason="stuck")
+            await asyncio.Event().wait()
+    assert MOST <= (await _entered_at(other) - began) / 0.5 < 16
+
+
+async def test_an_acquire_that_was_cancelled_or_failed_uses_no_period_up(new_guard, cluster):
+    guard = new_guard()
+    await _hold_once(guard)
+    for turn in range(0, 30, 3):
+        task = asyncio.create_task(closing(guard, on_busy="raise").__aenter__())
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        if task.cancelled():
+            await guard.inspect(NAME)  # behind every release
+            assert cluster.leftovers() == [], f"cancelled at turn {turn}"
+        else:
+            break
+
+
+async def test_at_least_inside_another_hold_of_the_same_task_is_refused(new_guard):
+    guard = new_guard()
+    async with guard.hold(NAME):
+        with pytest.raises(ConfigurationError, match="outer hold"):
+            async with closing(guard):
+                pass
+    await _entered_at(guard, on_busy="raise")
 
 
 async def _take_away(guard, nodes: int) -> None:
@@ -511,7 +760,7 @@ async def test_observers_are_told_and_one_that_fails_is_told_on_and_told_the_nex
         with pytest.raises(ResourceBusy):
             async with guard.hold(NAME, on_busy="raise"):
                 pass
-    assert calls == ["Acquired", "Released", "Waited"]
+    assert calls == ["Acquired", "Released", "Waited", "NotAcquired"]
     assert seen == [name for call in calls for name in ("ObserverFailed", call)]
 
 

@@ -9,7 +9,9 @@ import asyncpg
 import pytest
 
 from lockguard import LockGuard
+from lockguard_asyncpg import install
 from lockguard_lab.servers import PostgresServer
+from tests.integration.examples import EXAMPLES
 from tests.integration.fence_leases import postgres_15
 
 
@@ -25,6 +27,14 @@ async def conn(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
     conn = await asyncpg.connect(database_url)
     yield conn
     await conn.close()
+
+
+@pytest.fixture
+async def example_database(conn: asyncpg.Connection[Any]) -> asyncpg.Connection[Any]:
+    """With the fence and the tables of the examples that the pages show."""
+    await install(conn)
+    await conn.execute((EXAMPLES / "tables.sql").read_text(encoding="utf-8"))
+    return conn
 
 
 @pytest.fixture(scope="module", params=["embedded", "15"])

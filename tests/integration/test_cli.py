@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
+import socket
 import sys
 from datetime import timedelta
 
@@ -82,8 +84,9 @@ async def test_one_break_ends_the_holder_in_redis_and_in_the_fence(redis_url, da
                     code, out, err = await write
     assert (code, err) == (0, "")
     assert lease.grant.holder in out
-    assert "Nobody holds it now" in out
-    assert await pool.fetchval("select reason from lockguard.audit where action = 'break'") == "it's stuck"
+    assert "It is free now" in out
+    reason = await pool.fetchval("select reason from lockguard.audit where action = 'break'")
+    assert reason == f"{getpass.getuser()}@{socket.gethostname()}: it's stuck"
 
 
 async def _told_to_break(redis_url, database_url, reason):
@@ -126,7 +129,8 @@ async def test_a_break_without_redis_breaks_the_fence_and_says_what_is_left(how,
         assert (code, out, len(err.splitlines())) == (1, "", 1)
         assert "broken in the fence only: Postgres accepts nothing below token" in err
         assert "break it again when Redis answers" in err
-        assert await pool.fetchval("select reason from lockguard.audit where action = 'break'") == "gone"
+        reason = await pool.fetchval("select reason from lockguard.audit where action = 'break'")
+        assert reason.endswith(": gone")
 
 
 async def test_a_break_without_redis_and_without_a_fence_breaks_nothing():
@@ -180,10 +184,10 @@ async def test_some_of_the_servers_that_decide_together_neither_break_nor_call_i
                 some = " ".join(servers.urls[:named])
                 code, out, err = await lockguard(*command, LOCKGUARD_REDIS_URL=some)
                 assert (code, out, len(err.splitlines())) == (2, "", 1)
-                assert f"{named} of the 5 servers that decide together" in err
+                assert "of the 5 servers that decide together" in err
             assert (await other.inspect(RESOURCE)).held
             code, out, _ = await lockguard(*options, LOCKGUARD_REDIS_URL=" ".join(servers.urls))
-            assert (code, "Nobody holds it now" in out) == (0, True)
+            assert (code, "It is free now" in out) == (0, True)
             with pytest.raises(LeaseLost):
                 await holding
 
@@ -197,7 +201,7 @@ async def test_break_does_not_act_without_a_yes(redis_url):
     async with LockGuard.from_url(redis_url) as guard, guard.hold(RESOURCE):
         code, _, err = await lockguard("break", RESOURCE, "--reason", "x", "--no-fence", "--redis", redis_url)
         assert code == 2
-        assert err == "lockguard: nobody is here to be asked whether to break it; give --yes\n"
+        assert err == "lockguard: there is no terminal to ask whether to break it; give --yes or --grant\n"
         assert (await guard.inspect(RESOURCE)).held
 
 

@@ -194,7 +194,7 @@ def test_the_demo_bears_out_its_claims_and_can_be_looked_around_in(run, tmp_path
         text=True,
         check=False,
     )
-    assert "Nobody holds it now" in done.stdout, done.stderr
+    assert "It is free now" in done.stdout, done.stderr
     demo.read_until("LeaseLost: the lease on 'binance:BTCUSDT'")
 
     started, directories = demo.started(), demo.directories()

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import queue
 import shutil
 import signal
 import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import ccxt.async_support as ccxt
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_lab.exchange import AlgoStatus, LocalExchange, ccxt_settings
+from lockguard_lab.exchange import AlgoStatus, LocalExchange, ccxt_settings, point_at
 
 APT = "APT/USDT:USDT"
 ETH = "ETH/USDT:USDT"
@@ -89,6 +91,40 @@ async def test_python_binance_enters_gets_its_stop_and_leaves(exchange: LocalExc
     assert [stop.status for stop in record.algo_orders] == [AlgoStatus.CANCELED]
 
 
+async def test_python_binance_orders_and_hears_of_its_fill_over_websockets(
+    exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = pytest.importorskip("binance", reason="python-binance is not installed")
+    reader = import_module("binance.ws.reconnecting_websocket").ReconnectingWebsocket
+    monkeypatch.setattr(reader, "TIMEOUT", 0.2)  # seconds for which it waits before it may be closed
+    streams = exchange.url.replace("http", "ws", 1)
+
+    class Client(module.AsyncClient):  # type: ignore[misc,name-defined]
+        API_URL = f"{exchange.url}/api"
+        FUTURES_URL = f"{exchange.url}/fapi"
+        WS_FUTURES_URL = f"{streams}/ws-fapi/v1"
+
+    class Sockets(module.BinanceSocketManager):  # type: ignore[misc,name-defined]
+        FSTREAM_URL = f"{streams}/"
+
+    client = await Client.create("local-key", "local-secret")
+    sockets = Sockets(client)
+    try:
+        async with asyncio.timeout(30), sockets.futures_user_socket() as own:
+            async with sockets.symbol_mark_price_socket("APTUSDT") as marks:
+                assert (await marks.recv())["data"]["p"] == "8.50000000"
+            while "main" not in {listener.account for listener in exchange.listeners()}:
+                await asyncio.sleep(0.01)
+            order = {"symbol": "APTUSDT", "side": "BUY", "type": "MARKET", "quantity": 10}
+            await client.ws_futures_create_order(**order)
+            told = [(await own.recv())["e"] for _ in range(4)]
+        assert told == ["ORDER_TRADE_UPDATE", "ACCOUNT_UPDATE", "ORDER_TRADE_UPDATE", "TRADE_LITE"]
+        assert exchange.record().position(APT) == 10
+    finally:
+        await client.ws_future.close()  # which the next line forgets
+        await client.close_connection()
+
+
 # --- binance-futures-connector ---
 
 
@@ -138,6 +174,42 @@ async def test_the_futures_connector_enters_gets_its_stop_and_leaves_by_it(excha
     assert [order.reduced for order in record.reductions(APT)] == [10]
 
 
+def of_the_connectors_streams(url: str) -> list[str]:
+    """The events that it tells of an order, in their order."""
+    module = pytest.importorskip("binance.um_futures", reason="binance-futures-connector is not installed")
+    streams = pytest.importorskip("binance.websocket.um_futures.websocket_client")
+    heard: queue.Queue[Any] = queue.Queue()
+
+    def next_of(wanted: Callable[[Any], bool]) -> Any:
+        while not wanted(message := heard.get(timeout=20)):
+            pass
+        return message
+
+    trader = module.UMFutures(key="local-key", secret="local-secret", base_url=url)
+    listener = streams.UMFuturesWebsocketClient(
+        stream_url=url.replace("http", "ws", 1), on_message=lambda _, text: heard.put(json.loads(text))
+    )
+    try:
+        listener.user_data(listen_key=trader.new_listen_key()["listenKey"], id=1)
+        next_of(lambda message: message.get("id") == 1)
+        listener.book_ticker(symbol="APTUSDT", id=2)
+        assert next_of(lambda message: message.get("e") == "bookTicker")["b"] == "8.4999"
+        trader.new_order(symbol="APTUSDT", quantity="10", side="BUY", type="MARKET")
+        told = [
+            next_of(lambda message: "o" in message or message.get("e") == "ACCOUNT_UPDATE") for _ in "123"
+        ]
+        return [message["o"]["x"] if "o" in message else message["e"] for message in told]
+    finally:
+        listener.stop()
+        listener.socket_manager.ws.shutdown()  # it leaves its socket open
+        trader.session.close()
+
+
+async def test_the_futures_connector_hears_of_its_fill(exchange: LocalExchange) -> None:
+    told = await asyncio.to_thread(of_the_connectors_streams, exchange.url)
+    assert told == ["NEW", "ACCOUNT_UPDATE", "TRADE"]
+
+
 # --- ccxt that is only configured ---
 
 
@@ -160,11 +232,41 @@ async def test_an_unpatched_ccxt_finds_its_errors_by_the_urls_name(certificate: 
         config = {"apiKey": "local-key", "secret": "local-secret", "enableRateLimit": False, **settings}
         factory: Any = ccxt.binanceusdm
         async with factory(config) as client:
-            assert all("@127.0.0.1:" in url for url in client.urls["api"].values())
+            *rest, streams = (url for name, url in sorted(client.urls["api"].items()))
+            assert all("@127.0.0.1:" in url for url in rest)
+            assert all("//127.0.0.1:" in url for url in (*streams.pop("ws-api").values(), *streams.values()))
             await client.create_order(APT, "market", "buy", "10")
             params = {"stopLossPrice": "8.6", "reduceOnly": True}
             with pytest.raises(ccxt.OrderImmediatelyFillable, match="-2021"):
                 await client.create_order(APT, "market", "sell", "10", None, params)
+
+
+def addresses(urls: dict[str, Any]) -> list[str]:
+    nested = (addresses(url) if isinstance(url, dict) else [url] for url in urls.values())
+    return [url for found in nested for url in found]
+
+
+@pytest.mark.parametrize("module", ["ccxt", "ccxt.async_support", "ccxt.pro"])
+@pytest.mark.parametrize("exchange_id", ["binance", "binanceusdm", "binancecoinm"])
+def test_no_address_is_left_that_leads_to_binance(module: str, exchange_id: str) -> None:
+    client = getattr(import_module(module), exchange_id)()
+    point_at(client, "http://127.0.0.1:1")
+    assert {url.partition("://")[0] for url in addresses(client.urls["api"])} <= {"http", "ws"}
+    assert all("//127.0.0.1:1/" in url for url in addresses(client.urls["api"]))
+
+
+async def test_a_ccxt_pro_that_is_only_configured_listens_here_too(certificate: tuple[Path, Path]) -> None:
+    async with LocalExchange(symbols=[APT], tls=certificate) as exchange:
+        config = {"apiKey": "local-key", "secret": "local-secret", "enableRateLimit": False}
+        factory: Any = import_module("ccxt.pro").binanceusdm
+        async with factory({**config, **ccxt_settings(exchange.url)}) as client, asyncio.timeout(20):
+            assert all("127.0.0.1:" in url for url in addresses(client.urls["api"]))
+            assert (await client.watch_mark_price(APT))["markPrice"] == 8.5
+            watching = asyncio.create_task(client.watch_my_trades(APT))
+            while "main" not in {listener.account for listener in exchange.listeners()}:
+                await asyncio.sleep(0.01)
+            await client.create_order_ws(APT, "market", "buy", 10)
+            assert (await watching)[-1]["amount"] == 10
 
 
 async def test_a_url_by_which_ccxt_finds_no_errors_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 import subprocess
@@ -68,6 +69,22 @@ async def test_skip_returns_who_holds_it_and_does_not_run(guard, redis_url):
             assert skipped.busy.operation == "open"
         assert ran == []
         assert await sync_symbol("APTUSDT") == "synced"
+
+
+async def test_with_at_least_ten_that_skip_run_once_and_what_is_closed_is_told(guard, redis_url):
+    ran = []
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            other = await stack.enter_async_context(LockGuard.from_url(redis_url))
+
+            @other.exclusive("{symbol}", on_busy="skip", at_least=timedelta(minutes=1))
+            async def on_candle(symbol):
+                ran.append(symbol)
+
+            if isinstance(skipped := await on_candle("APTUSDT"), Skipped):
+                assert "closed" in str(skipped.busy)
+                assert skipped.busy.retry_after > timedelta(seconds=30)
+    assert ran == ["APTUSDT"]
 
 
 async def test_a_busy_error_of_the_body_itself_is_not_a_skip(guard):
@@ -208,7 +225,11 @@ async def test_a_missing_password_is_refused_at_once():
         await guard.aclose()
 
 
-@pytest.mark.parametrize("without", ["", "+zrank"], ids=["the documented one", "of before the hand-over"])
+@pytest.mark.parametrize(
+    "without",
+    ["", "+zrank", "+hdel +hlen"],
+    ids=["the documented one", "of before the hand-over", "of before waiters were named"],
+)
 async def test_the_documented_acl_is_enough_and_least(without):
     page = (Path(__file__).parents[2] / "docs/howto/least-privilege.md").read_text(encoding="utf-8")
     rules = " ".join(re.search(r"ACL SETUSER (bot .*?)```", page, re.DOTALL)[1].split()).replace(

@@ -23,10 +23,10 @@ from lockguard_asyncpg import (
     install,
     resolve,
 )
-from lockguard_asyncpg._claims import Limits, presentation_for
-from lockguard_asyncpg._numbers import NUMBERS
 from lockguard_asyncpg._schema import steps
 from lockguard_lab.servers import PostgresServer
+from lockguard_postgres._claims import Limits, presentation_for
+from lockguard_postgres._numbers import NUMBERS
 from tests.integration.fence_leases import APT, SOON, grant_of, held, lease_of, under, unknown
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ async def test_clearing_away_waits_for_nobody_and_nobody_for_it(pool: asyncpg.Po
 async def test_who_holds_leases_clears_away_now_and_then(
     pool: asyncpg.Pool[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lockguard_asyncpg._fence._PRUNE_S", 0.0)
+    monkeypatch.setattr("lockguard_postgres._fence._PRUNE_S", 0.0)
     await pool.execute(OLD_HISTORY, "long gone", timedelta(days=30), 3_500)
     async with PostgresFence(pool) as fence:
         await fence.seal(grant_of(7), within=SOON)

@@ -260,7 +260,7 @@ async def test_a_call_of_the_fence_cut_at_any_turn_leaves_a_connection_outside_o
         lambda fence: fence.seal(early, within=SOON),  # outrun, which takes a transaction
         lambda fence: fence.confirm(lease.grant, within=SOON),
         lambda fence: fence.break_(Resource("y"), reason="test", within=SOON),
-        lambda fence: fence._close(lease.grant, within=SOON),
+        lambda fence: fence._attached.here()._close(lease.grant, within=SOON),
     ]
     async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as plain:
         for call in calls:

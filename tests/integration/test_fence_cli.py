@@ -112,6 +112,7 @@ def test_status_shows_holders_and_protected_tables(
             "exempt": ["price"],
             "enabled": True,
             "subscriber": False,
+            "watched": False,
         }
     ]
     assert "unprotect" in installed("uninstall", "--confirm", code=2).output

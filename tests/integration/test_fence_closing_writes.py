@@ -97,13 +97,14 @@ async def test_a_lease_that_its_last_transaction_closed_costs_the_fence_nothing_
     calls = "select xact_commit from pg_stat_database where datname = current_database()"
     fence = PostgresFence(pool)
     closed: list[str] = []
-    close = fence._close
+    part = fence._attached.here()
+    close = part._close
 
     async def counted(grant: Grant, *, within: timedelta) -> None:
         closed.append(grant.id)
         await close(grant, within=within)
 
-    fence._close = counted  # type: ignore[method-assign]
+    part._close = counted  # type: ignore[method-assign]
     assert await pool.fetchval(calls) is not None
     async with LockGuard.from_url(redis_url, fence=fence) as guard:
         async with guard.hold(APT), fenced_transaction(pool, closes=True) as conn:

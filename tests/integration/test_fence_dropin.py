@@ -261,6 +261,43 @@ async def test_a_read_only_transaction_may_read_under_a_lease(pool: asyncpg.Pool
             assert await conn.fetchval("select 1") == 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "set transaction read write",
+        "begin read write",
+        'set "transaction_read_only" = off',
+        "/* /* */ */ set transaction_read_only = off",
+    ],
+)
+async def test_a_read_only_transaction_that_becomes_read_write_presents_the_lease(
+    pool: asyncpg.Pool[Any], change: str
+) -> None:
+    lease = await held(pool, 7)
+    await held(pool, 8)
+    async with pool.acquire() as conn:
+        with under(lease):
+            await conn.execute("begin read only")
+            await conn.execute(change)
+            with pytest.raises(StaleToken):
+                await conn.execute(INSERT)
+            await conn.execute("rollback")
+    assert await rows(pool) == 0
+
+
+@pytest.mark.parametrize("change", ["set transaction_read_only = off; ", "set transaction read write;"])
+async def test_a_text_that_makes_its_transaction_read_write_and_writes_is_not_sent(
+    pool: asyncpg.Pool[Any], change: str
+) -> None:
+    lease = await held(pool, 7)
+    await held(pool, 8)
+    async with pool.acquire() as conn:
+        with under(lease), pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            async with conn.transaction(readonly=True):
+                await conn.execute(change + INSERT)
+    assert await rows(pool) == 0
+
+
 async def test_two_resources_are_presented_together(pool: asyncpg.Pool[Any]) -> None:
     one, two = await held(pool, 7, "a"), await held(pool, 7, "b")
     with under(one), under(two):

@@ -28,9 +28,9 @@ from lockguard_asyncpg import (
     unfenced,
 )
 from lockguard_asyncpg._schema import steps
-from lockguard_asyncpg._unsealed import UNSEALED
 from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
 from lockguard_lab.servers import FaultProxy
+from lockguard_postgres._unsealed import UNSEALED
 from tests.integration.fence_leases import APT, SOON, blocked, lease_of
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 
 from lockguard.errors import StaleToken
 from lockguard_asyncpg import CommitUnknown, create_pool, install, resolve, unfenced
-from lockguard_asyncpg._numbers import NUMBERS
-from lockguard_asyncpg._statements import is_lone_write, is_write
 from lockguard_lab.servers import HOLD, FaultProxy
+from lockguard_postgres._numbers import NUMBERS
+from lockguard_postgres._statements import is_lone_write, is_write
 from tests.integration.fence_leases import APT, held, under
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from lockguard_asyncpg import (
 )
 from lockguard_asyncpg._cli import fence
 from lockguard_asyncpg._maintenance import Prunable, count_prunable, prune_resources, shut_out_all
-from lockguard_asyncpg._numbers import NUMBERS
+from lockguard_postgres._numbers import NUMBERS
 from tests.integration.fence_leases import SOON, grant_of, lease_of
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -96,15 +97,30 @@ def test_the_command_asks_first_and_says_what_it_did(database_url: str) -> None:
     assert done.output == "0 resources were raised, 0 of them were open\n"
 
 
+async def until_commits_wait(pool: asyncpg.Pool[Any]) -> None:
+    """Commit until one waits for its standby: commits heed the setting later than sessions read it."""
+
+    async def commit_until_one_waits() -> None:
+        while True:
+            await pool.execute("insert into probes values (1)")
+
+    committing = asyncio.create_task(commit_until_one_waits())
+    waits = "select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
+    while not await pool.fetch(waits):
+        assert not committing.done()
+    with pytest.raises(asyncpg.PostgresError):  # the backend ends without its commit's answer
+        await committing
+
+
 async def test_a_seal_that_waits_for_a_synchronous_standby_ends_in_time_and_says_so() -> None:
     with PostgresServer() as server:
         async with create_pool(server.url, min_size=0, max_size=5) as pool:
             async with pool.acquire() as conn:
                 await install(conn)
+                await conn.execute("create table probes (id int)")
                 await conn.execute("alter system set synchronous_standby_names = 'gone'")
                 await conn.execute("select pg_reload_conf()")
-                while await conn.fetchval("show synchronous_standby_names") != "gone":
-                    await conn.execute("select pg_sleep(0.01)")
+            await until_commits_wait(pool)
             began = SYSTEM_CLOCK.now()
             with pytest.raises(
                 FenceUnavailable, match=r"none is there \(synchronous_standby_names is gone\)"

@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg import _literals as literals
-from lockguard_asyncpg._statements import Kind, kind_of
+from lockguard_postgres import _literals as literals
+from lockguard_postgres._statements import Kind, kind_of, may_write_after, read_only_after
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,9 @@ from lockguard_asyncpg._statements import Kind, kind_of
         ("do $x$ begin perform 1; commit; end $x$; select 2", Kind.ORDINARY),
         ("select 1; select 2;", Kind.ORDINARY),
         ('select 1 as "; commit; x"', Kind.ORDINARY),
+        ("/* a /* b */ c */ rollback", Kind.ROLLBACK),
+        ("-- a\rcommit", Kind.COMMIT),
+        ("select $1 + $2; select $a$; commit; $a$", Kind.ORDINARY),
         ("", Kind.ORDINARY),
         (";", Kind.ORDINARY),
     ],
@@ -48,6 +51,9 @@ def test_what_a_text_is_to_the_transaction_around_it(query: str, kind: Kind) -> 
         "begin; update a set b = 1; commit",
         "rollback;select 1",
         "select 1;--x\nEND;select 2",
+        "-- x\rcommit; update a set b = 1",
+        "/* a /* b */ c */ commit; update a set b = 1",
+        "select 1 as a$x$; commit; update a set b = 1; select 1 as b$x$",
     ],
 )
 def test_transaction_control_among_other_statements_is_refused(query: str) -> None:
@@ -55,9 +61,45 @@ def test_transaction_control_among_other_statements_is_refused(query: str) -> No
         kind_of(query)
 
 
+@pytest.mark.parametrize(
+    ("query", "read_only"),
+    [
+        ("begin read only", True),
+        ("start transaction isolation level serializable, read only", True),
+        ("begin read only, read write", False),
+        ("begin read write -- read only", False),
+        ("begin /* a /* b */ read only */", None),
+        ("begin --\rread write", False),
+    ],
+)
+def test_which_begin_is_read_only(query: str, read_only: bool | None) -> None:
+    assert read_only_after(query) is read_only
+
+
+@pytest.mark.parametrize(
+    ("query", "may"),
+    [
+        ("set transaction /* a */ read\nwrite", True),
+        ("SET LOCAL Transaction_Read_Only TO off", True),
+        ('set "transaction_read_only" = off', True),
+        ('set U&"transaction\\005fread\\005fonly" = off', True),
+        ("select 1; set transaction read write; select 2", True),
+        ("begin read write", True),
+        ("select write_time from a", False),
+        ("set local search_path = a", False),
+        ("select 'set'; /* set */ select read_only from a", False),
+    ],
+)
+def test_what_may_make_a_read_only_transaction_read_write(query: str, may: bool) -> None:
+    assert may_write_after(query) is may
+
+
 def test_a_prepared_transaction_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="COMMIT instead"):
         kind_of("prepare /* it */ transaction 'x'")
+    with pytest.raises(ConfigurationError, match="can present no lease"):
+        kind_of("commit prepared 'x'")
+    assert kind_of("rollback prepared 'x'") is Kind.ROLLBACK
 
 
 @pytest.mark.parametrize("strings", ["on", "off"])

@@ -135,13 +135,16 @@ class _Watched(PostgresFence):
         self.go = asyncio.Event()
         self.go.set()
         self.fails = False
+        over_pool: Any = self._attached.here()
+        self._named = over_pool._where_known
+        over_pool._where_known = self._where_known
 
     async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
         await self.go.wait()
         return await super().seal(grant, within=within)
 
     def _where_known(self, grant: Grant) -> str:
-        where = super()._where_known(grant)
+        where: str = self._named(grant)
         return "(1/0)::text" if self.fails else where
 
 

@@ -375,6 +375,8 @@ def test_a_guard_whose_loop_has_ended_says_so_when_it_is_closed_in_another(redis
 
     with asyncio.Runner() as home:
         home.run(use())
-        with pytest.raises(ConfigurationError, match="another event loop; close it there"):
+        with pytest.raises(
+            ConfigurationError, match="another event loop, which was stopped and not closed; close it there"
+        ):
             asyncio.run(guard.aclose())
         home.run(guard.aclose())

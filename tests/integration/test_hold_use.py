@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 import pickle
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from lockguard import (
     StaleToken,
 )
 from lockguard.events import Lost, Released
+from lockguard.observe import LogObserver
 from lockguard_asyncpg import PostgresFence, create_pool, install, unfenced
 
 NAME = "binance:APTUSDT"
@@ -248,7 +250,7 @@ async def test_a_break_elsewhere_is_found_out_by_the_release(redis_url, tmp_path
     """What ``lockguard break`` in another process does."""
     async with LockGuard.from_url(redis_url) as guard:
         with pytest.raises(LeaseLost):
-            async with guard.hold(NAME):
+            async with guard.hold(NAME, ttl=timedelta(minutes=2)):  # no renewal finds it out before
                 operator = await asyncio.create_subprocess_exec(
                     "python3", "-c", _BREAK, redis_url, env=_environment()
                 )
@@ -307,6 +309,32 @@ async def test_a_loss_inside_a_timeout_is_a_loss_and_a_timeout_is_a_timeout(guar
             await asyncio.Event().wait()
     assert asyncio.current_task().cancelling() == 0
     assert not await held(guard)
+
+
+async def test_a_body_that_is_cancelled_at_every_await_is_released_without_a_false_alarm(redis_url, caplog):
+    """As a cancel scope of anyio does, in which Starlette and Litestar run what a client may hang up on."""
+    told = []
+
+    class Recorder:
+        def on(self, event):
+            told.append(event)
+
+    async def body(entered):
+        async with guard.hold(NAME):
+            entered.set()
+            await asyncio.Event().wait()
+
+    async with LockGuard.from_url(redis_url, observers=[Recorder(), LogObserver()]) as guard:
+        entered = asyncio.Event()
+        task = asyncio.create_task(body(entered))
+        await entered.wait()
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+        await until(lambda: not_(held(guard)))
+    (released,) = [event for event in told if isinstance(event, Released)]
+    assert (released.found, released.cancelled) == (None, True)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_refusal_in_a_child_ends_the_parents_body(guard):

@@ -50,10 +50,55 @@ async def test_every_key_has_a_ttl_and_all_share_one_slot(redis_url):
                 while not client.zcard(f"{LOCK}:queue"):
                     await asyncio.sleep(0.005)
             keys = sorted(client.keys("*"))
-            assert keys == [LOCK, f"{LOCK}:history", f"{LOCK}:inboxes", f"{LOCK}:queue", f"{LOCK}:token"]
+            assert keys == [
+                LOCK,
+                *(f"{LOCK}:{each}" for each in ("history", "inboxes", "queue", "token", "waiting")),
+            ]
             assert all(client.pttl(key) > 0 for key in keys)
             assert all(key.startswith(LOCK) for key in keys)
         await waiting
+    client.close()
+
+
+async def test_a_waiter_is_one_field_of_a_hash_until_it_leaves_the_queue(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url) as guard, LockGuard.from_url(redis_url) as other:
+        async with guard.hold(NAME):
+            waiting = asyncio.create_task(_hold_once(other, operation="close long"), name="my task")
+            async with asyncio.timeout(5):
+                while not (found := (await guard.inspect(NAME)).waiters):
+                    await asyncio.sleep(0.005)
+            ((grant, who),) = client.hgetall(f"{LOCK}:waiting").items()
+            assert grant == found[0].grant
+            assert re.fullmatch(r"\S+:\d+/my\\x20task close long", who)
+            assert 0 < client.pttl(f"{LOCK}:waiting") <= 60_000
+        await waiting
+        assert not client.exists(f"{LOCK}:waiting")
+    client.close()
+
+
+async def test_what_older_clients_leave_of_waiters_is_not_shown_is_bounded_and_goes_with_the_queue(redis_url):
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    async with LockGuard.from_url(redis_url) as guard, LockGuard.from_url(redis_url) as other:
+        async with guard.hold(NAME):
+            client.hset(
+                f"{LOCK}:waiting", mapping={f"{number:032x}": "left behind" for number in range(9_999)}
+            )
+            client.zadd(f"{LOCK}:queue", {f"{'a' * 32} inbox": 1})  # as an older client waits
+            first = asyncio.create_task(_hold_once(other))
+            await _waiters(guard, 2)
+            unknown, known = (await guard.inspect(NAME)).waiters
+            assert (unknown.holder, unknown.operation) == ("", "")
+            assert known.holder
+            assert client.hlen(f"{LOCK}:waiting") == 10_000
+            client.hset(f"{LOCK}:waiting", "one more", "")
+            second = asyncio.create_task(_hold_once(other))
+            await _waiters(guard, 3)
+            assert 1 <= client.hlen(f"{LOCK}:waiting") <= 2
+            client.hset(f"{LOCK}:waiting", "left behind", "")
+        await first
+        await second
+        assert not client.exists(f"{LOCK}:waiting")
     client.close()
 
 
@@ -144,9 +189,15 @@ async def test_an_uncontended_guarded_call_sends_exactly_two_commands(redis_url)
     client.close()
 
 
-async def _hold_once(guard):
-    async with guard.hold(NAME):
+async def _hold_once(guard, **options):
+    async with guard.hold(NAME, **options):
         pass
+
+
+async def _waiters(guard, count):
+    async with asyncio.timeout(5):
+        while len((await guard.inspect(NAME)).waiters) < count:
+            await asyncio.sleep(0.005)
 
 
 async def test_a_minority_that_shows_nobody_does_not_say_that_a_lock_is_free():

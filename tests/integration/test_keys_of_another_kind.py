@@ -20,7 +20,7 @@ from lockguard.ports import AcquireRequest, NotExecuted
 
 APT = Resource("binance:APTUSDT")
 KEY = "lockguard:{binance:APTUSDT}"
-KEYS = ["", ":token", ":queue", ":inboxes", ":next", ":tenure", ":history", ":seal"]
+KEYS = ["", ":token", ":queue", ":inboxes", ":next", ":tenure", ":history", ":seal", ":waiting"]
 HOLDER, OTHER = new_grant_id(), new_grant_id()
 
 
@@ -40,6 +40,7 @@ CALLS: dict[str, Callable[[StandaloneNode], Any]] = {
     "break": lambda node: node.break_(APT, reason="why", token=Token(10**15)),
     "ask": lambda node: node.request_handover(APT, reason="why"),
     "inspect": lambda node: node.inspect(APT),
+    "history": lambda node: node.history(APT, 10),
     "rejoin": lambda node: node.run(
         REJOIN,
         parse_done,
@@ -59,13 +60,13 @@ async def node(redis_url: str) -> AsyncIterator[StandaloneNode]:
 
 def seen(client: Any) -> dict[str, Any]:
     """What is kept, but for when a process was heard of and the lines for people."""
-    aside = (f"{KEY}:inboxes", f"{KEY}:history")
+    aside = (f"{KEY}:inboxes", f"{KEY}:history", f"{KEY}:waiting")
     return {key: client.dump(key) for key in sorted(client.keys()) if key.decode() not in aside}
 
 
 def spoil(client: Any, key: str) -> None:
     client.delete(key)
-    if key in (KEY, f"{KEY}:queue", f"{KEY}:inboxes", f"{KEY}:history"):
+    if key in (KEY, f"{KEY}:queue", f"{KEY}:inboxes", f"{KEY}:history", f"{KEY}:waiting"):
         client.set(key, "x")
     else:
         client.rpush(key, "x")
@@ -101,7 +102,7 @@ async def test_a_guard_in_memory_says_it_as_well() -> None:
             await guard.inspect(APT)
 
 
-@pytest.mark.parametrize("key", [":queue", ":inboxes", ":next", ":history", ":seal"])
+@pytest.mark.parametrize("key", [":queue", ":inboxes", ":next", ":history", ":seal", ":waiting"])
 async def test_whoever_holds_the_lock_keeps_it_and_gives_it_back_whatever_lies_beside_it(
     node: StandaloneNode, redis_url: str, key: str
 ) -> None:

@@ -32,8 +32,8 @@ from lockguard_positions import (
     PositionStatus,
     migrate,
 )
+from lockguard_positions import _fenced_writes as writes_module
 from lockguard_positions import _rows as rows
-from lockguard_positions import _store as store_module
 
 APT = "APT/USDT:USDT"
 
@@ -264,7 +264,7 @@ async def test_an_order_whose_intent_was_only_found_to_be_committed_is_placed_on
     stage: Stage, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """The row, the fill, active: each loses its answer, done or not. What was made ready is dropped."""
-    send, lost = store_module.fenced_fetchrow, []
+    send, lost = writes_module.fenced_fetchrow, []
 
     async def losing(target: Any, text: str, *args: Any, **more: Any) -> Any:
         if text in lost:
@@ -277,8 +277,8 @@ async def test_an_order_whose_intent_was_only_found_to_be_committed_is_placed_on
     async def resolved(*_: Any, **__: Any) -> bool:
         return committed
 
-    monkeypatch.setattr(store_module, "fenced_fetchrow", losing)
-    monkeypatch.setattr(store_module, "resolve", resolved)
+    monkeypatch.setattr(writes_module, "fenced_fetchrow", losing)
+    monkeypatch.setattr(writes_module, "resolve", resolved)
     assert isinstance(await stage.opening(), Opened)
     record = stage.exchange.record()
     assert (len(lost), len(record.entries(APT)), len(record.open_stops(APT))) == (3, 1, 1)

@@ -20,6 +20,7 @@ import lockguard
 import lockguard_asyncpg
 import lockguard_ccxt
 import lockguard_positions
+import lockguard_postgres
 import lockguard_tenacity
 from lockguard_ccxt._markets import Listing
 from lockguard_positions import Opened
@@ -82,3 +83,6 @@ async def test_an_open_passes_so_many_files(way: Counter[CodeType]) -> None:
     told = f"{functions} functions in {sorted(files)}, {functions_below} in {sorted(below)}"
     assert len(files) <= 25, told
     assert len(files | below) <= 54, told
+    # Of these the fence of asyncpg had most inside, before another driver came to share them.
+    shared, _ = of((lockguard_postgres,), way)
+    assert len(shared) <= 9, sorted(shared)

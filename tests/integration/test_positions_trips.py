@@ -23,7 +23,7 @@ from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_ccxt import GuardedExchange
 from lockguard_lab.exchange import LocalExchange, connect
 from lockguard_positions import AtomicPositionManager, Opened, PositionStatus, migrate
-from lockguard_positions import _store as store_module
+from lockguard_positions import _fenced_writes as writes_module
 from lockguard_positions import _venue as venue_module
 from tests.integration.test_fence_roundtrips import Counter
 
@@ -177,7 +177,7 @@ async def test_a_statement_whose_answer_is_lost_is_found_or_made_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
     """The row with its intent, the fill with its stop's, active: each loses its answer, done or not."""
-    send, lost = store_module.fenced_fetchrow, []
+    send, lost = writes_module.fenced_fetchrow, []
 
     async def losing(target: Any, text: str, *args: Any, **more: Any) -> Any:
         if text in lost:
@@ -190,8 +190,8 @@ async def test_a_statement_whose_answer_is_lost_is_found_or_made_again(
     async def resolved(*_: Any, **__: Any) -> bool:
         return committed
 
-    monkeypatch.setattr(store_module, "fenced_fetchrow", losing)
-    monkeypatch.setattr(store_module, "resolve", resolved)
+    monkeypatch.setattr(writes_module, "fenced_fetchrow", losing)
+    monkeypatch.setattr(writes_module, "resolve", resolved)
     price = stage.exchange.price(APT)
     opened = await stage.manager.open_position_atomic("s", APT, "binance", "long", "10", price, "2")
     assert isinstance(opened, Opened)

@@ -1,16 +1,26 @@
-"""The wheel, built as a release would be, and an environment that has little else."""
+"""The wheel as a release would be, an environment that has little else, and containers of the checkout."""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from tests.packaging.composition import ASKED_S, CHECKOUT, Composition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COPIED_FOLDERS = ("docker", "requirements", "lockguard", "integrations", "lab")
+COPIED_FILES = ("docker-compose.yml", ".dockerignore", "pyproject.toml", "README.md", "LICENSE")
 
 
 def run(*argv: str | Path, cwd: Path = CHECKOUT) -> str:
@@ -59,3 +69,45 @@ def bare_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if spec is not None and spec.submodule_search_locations:
             (packages / name).symlink_to(spec.submodule_search_locations[0])
     return python
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """Skip where no engine answers, or where it has no compose."""
+    for command in (("docker", "info"), ("docker", "compose", "version")):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ASKED_S)
+        except (OSError, subprocess.TimeoutExpired):
+            done = None
+        if done is None or done.returncode != 0:
+            pytest.skip(f"no container engine answers `{' '.join(command)}`")
+
+
+@pytest.fixture(scope="session")
+def checkout_copy(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the file and its images are made of; passwords are written there, not into the checkout."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in COPIED_FOLDERS:
+        shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in COPIED_FILES:
+        shutil.copy2(CHECKOUT / name, folder)
+    return folder
+
+
+@pytest.fixture
+def compose(checkout_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
+    """A composition that nothing has been started of. There is one at a time, however many processes test."""
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with (shared / "compose.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (checkout_copy / ".env").unlink(missing_ok=True)
+        composition = Composition(checkout_copy)
+        try:
+            yield composition
+        finally:
+            (checkout_copy / ".env").touch()
+            composition.env |= {
+                f"LOCKGUARD_{name}_PASSWORD": "x" for name in ("REDIS", "POSTGRES", "GRAFANA")
+            }
+            composition.remove()

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import email
+import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
+from packaging.requirements import Requirement
 
 import lockguard
+from lockguard._cli import app
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 INTEGRATIONS = (
     "lockguard_command",
     "lockguard_asyncpg",
+    "lockguard_postgres",
+    "lockguard_psycopg",
     "lockguard_ccxt",
     "lockguard_tenacity",
     "lockguard_positions",
     "lockguard_bot",
     "lockguard_logs",
+    "lockguard_metrics",
+    "lockguard_ops",
 )
 PACKAGES = {"lockguard": CHECKOUT / "lockguard"} | {
     name: CHECKOUT / "integrations" / name for name in INTEGRATIONS
@@ -84,7 +93,7 @@ def test_the_lab_is_a_wheel_of_its_own_of_the_same_version(wheel: Path, lab_whee
 def test_the_wheel_holds_scripts_statements_and_the_marks_of_typed_packages(wheel: Path) -> None:
     files = files_of(wheel)
     assert {"lockguard/lua/acquire.lua", "lockguard/lua/release.lua"} <= files
-    assert any(name.startswith("lockguard_asyncpg/sql/") and name.endswith(".sql") for name in files)
+    assert any(name.startswith("lockguard_postgres/sql/") and name.endswith(".sql") for name in files)
     assert {f"{name}/py.typed" for name in PACKAGES} <= files
 
 
@@ -139,6 +148,44 @@ def test_servers_without_the_lab_are_told_how_to_be_had(bare_python: Path) -> No
     done = run(bare_python, "from lockguard.testing import RedisServer")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith("pip install 'lockguard[testing]'")
+
+
+def test_a_command_of_the_lab_is_told_how_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockguard._cli.plugins.entry_points", lambda group: ())  # as without the lab
+    with pytest.raises(click.ClickException, match=re.escape("pip install 'lockguard[testing]'")):
+        app.lockguard.get_command(click.Context(app.lockguard), "servers")
+
+
+def test_a_guard_in_memory_needs_neither_the_lab_nor_a_server(bare_python: Path, wheel: Path) -> None:
+    metadata = email.message_from_string(dist_info(wheel, "METADATA"))
+    lines = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    brought = {each.name for each in lines if each.marker and each.marker.evaluate({"extra": "memory"})}
+    needed = brought - {each.name for each in lines if not each.marker}
+    assert needed == {"fakeredis"}
+    packages = Path(run(bare_python, "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+    extra = packages.parent / "memory"
+    extra.mkdir()
+    installed = Path(sysconfig.get_path("purelib"))
+    for name in ("fakeredis", "sortedcontainers", "lupa", "redis"):  # all that fakeredis[lua] brings
+        for found in (*installed.glob(name), *installed.glob(f"{name}-*.dist-info")):
+            (extra / found.name).symlink_to(found)
+    work = """
+async def main():
+    fence = MemoryFence()
+    rows = fence.table(protect="{key}")
+    guard = LockGuard.in_memory(fence=fence)
+    async with guard.hold("a"):
+        rows["a"] = 1
+    try:
+        rows["a"] = 2
+    except StaleToken:
+        print(dict(rows))
+asyncio.run(main())
+"""
+    code = f"import sys; sys.path.append({str(extra)!r}); import asyncio\n"
+    code += "from lockguard import LockGuard, StaleToken\nfrom lockguard.testing import MemoryFence\n" + work
+    done = run(bare_python, code)
+    assert (done.stdout, done.stderr) == ("{'a': 1}\n", "")
 
 
 @pytest.mark.parametrize("module", EXTRA_OF)

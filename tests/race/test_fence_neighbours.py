@@ -10,7 +10,8 @@ import pytest
 
 from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.errors import ConfigurationError
-from lockguard_asyncpg import PostgresFence, _calling, install
+from lockguard_asyncpg import PostgresFence, install
+from lockguard_asyncpg._database import AsyncpgDatabase
 from lockguard_asyncpg._errors import Meaning, meaning_of
 from lockguard_lab.fence_race import WAYS, RacePlan, Way
 from lockguard_lab.fence_race.independent import independent
@@ -31,7 +32,7 @@ async def url(database_url: str) -> str:
 def disturbed(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """The fence's own calls that a neighbour had fail: they are made again, and nobody is told."""
     found: list[BaseException] = []
-    once = _calling.once
+    once = AsyncpgDatabase.once
 
     async def noting(*args: Any, **options: Any) -> Any:
         try:
@@ -41,7 +42,7 @@ def disturbed(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
                 found.append(exc)
             raise
 
-    monkeypatch.setattr(_calling, "once", noting)
+    monkeypatch.setattr(AsyncpgDatabase, "once", noting)
     return found
 
 

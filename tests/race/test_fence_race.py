@@ -204,7 +204,8 @@ async def test_a_table_whose_guard_takes_no_lock_is_seen(url: str) -> None:
     """The guard's own lock is what holds: without it the claim alone lets stale writes in."""
     conn = await asyncpg.connect(url)
     try:
-        source = await conn.fetchval("select pg_get_functiondef('lockguard.statement_guard'::regproc)")
+        writes_the_guard = "lockguard.statement_guard(regclass,text,text[],bigint)"
+        source = await conn.fetchval("select pg_get_functiondef($1::regprocedure::oid)", writes_the_guard)
         assert "for share" in source
         await conn.execute(source.replace("for share", ""))
     finally:

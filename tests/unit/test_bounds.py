@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,11 +31,16 @@ def bounded(request) -> Callable[[], Any]:
     return ours() if request.param == "ours" else lambda: asyncio.timeout(SECONDS)
 
 
-async def test_a_body_that_takes_too_long_ends_with_timeout_error_and_its_task_is_not_cancelled(bounded):
+async def test_a_body_that_takes_too_long_ends_with_timeout_error_and_its_task_is_not_cancelled(
+    bounded, request
+):
     with pytest.raises(TimeoutError) as told:
         async with bounded():
             await asyncio.Event().wait()
-    assert isinstance(told.value.__cause__, asyncio.CancelledError)
+    assert isinstance(told.value.__context__, asyncio.CancelledError)
+    # The timeout of Debian 12's Python 3.11.2 names no cause.
+    if request.node.callspec.params["bounded"] == "ours" or sys.version_info >= (3, 11, 4):
+        assert isinstance(told.value.__cause__, asyncio.CancelledError)
     assert asyncio.current_task().cancelling() == 0
     await asyncio.sleep(0)
 

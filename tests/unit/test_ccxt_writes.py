@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from lockguard import LockGuard
-from lockguard.errors import ConfigurationError, LeaseLost, LossReason
+from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
 from lockguard_ccxt import GuardedExchange, Step, client_order_id
 from lockguard_ccxt._proxy import is_write
 
@@ -29,7 +29,6 @@ NEITHER = frozenset(
         "subscribe",
         "subscribe_multiple",
         "throttle",
-        "verify_gift_code",
     }
 )
 """Of the connection itself, and of ccxt's inside."""
@@ -71,11 +70,38 @@ def test_a_coroutine_of_ccxt_that_is_no_read_is_a_write(name: str) -> None:
         "fapiPrivatePostBatchOrders",
         "set_leverage",
         "request",
+        "verify_gift_code",
+        "watch",
     ],
 )
 def test_each_way_to_write_an_order_is_a_write(called: str) -> None:
     exchange = import_module("ccxt.pro").binanceusdm()
     assert is_write(called, getattr(exchange, called))
+
+
+@pytest.mark.parametrize(
+    ("exchange", "called"),
+    [
+        ("coinbaseinternational", "request_ws"),
+        ("hitbtc", "trade_request"),
+        ("lighter", "sign_and_create_order"),
+    ],
+)
+def test_a_coroutine_whose_name_says_nothing_counts_as_a_write(exchange: str, called: str) -> None:
+    assert is_write(called, getattr(getattr(import_module("ccxt.pro"), exchange)(), called))
+
+
+async def test_a_message_of_ones_own_over_a_websocket_needs_a_lease() -> None:
+    client: Any = import_module("ccxt.pro").binanceusdm({"apiKey": "k", "secret": "s"})
+    guarded = GuardedExchange(client)
+    url = "ws://127.0.0.1:9/ws"
+    with pytest.raises(LeaseNotHeld, match="watch needs a lease"):
+        await guarded.watch(url, "1", {"id": "1", "method": "order.place", "params": {}}, "1")
+    with pytest.raises(LeaseNotHeld, match="watch_multiple needs a lease"):
+        await guarded.watch_multiple(url, ["1"], {"id": "1", "method": "order.place", "params": {}}, ["1"])
+    with pytest.raises(import_module("ccxt").NetworkError):
+        await guarded.watch(url, "trades")  # it sends nothing, and needs none; nobody listens there
+    await client.close()
 
 
 async def test_an_order_over_a_websocket_is_not_sent_when_the_lease_has_ended_meanwhile() -> None:

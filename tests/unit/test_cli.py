@@ -163,6 +163,12 @@ def test_a_missing_extra_does_not_hide_the_other_commands():
         (["inspect"], "Missing argument 'RESOURCE'; see 'lockguard inspect --help'"),
         (["break", "a:b"], "Missing option '--reason'; see 'lockguard break --help'"),
         (["inspect", "a{b}"], "brace"),
+        (["show", "a{b}"], "brace"),
+        (["show", "a", "--lines", "-1"], "'--lines': -1 is not in the range"),
+        (["ls", ""], "the pattern is empty"),
+        (["ls", "--older-than", "soon"], "'soon' is no age; write a whole number and a unit"),
+        (["ls", "--watch", "--every", "0s"], "'0s' is no pause"),
+        (["ls", "a", "b"], "unexpected extra argument (b)"),
         (["inspect", "x" * 300], "300 bytes long; the limit is 200"),
         (["inspect", "a", "--redis", "http://h"], "begins with http://, which is none of a Redis"),
         (["break", "a:b", "--reason", " "], "--reason is empty"),
@@ -208,25 +214,30 @@ def test_a_password_in_a_url_is_not_shown(capsys):
 
 
 def test_json_of_an_inspection_is_plain(monkeypatch, capsys):
-    from lockguard._cli import locks
+    from lockguard._cli import show
+    from lockguard._cli.seen import Seen
     from lockguard.ports import Inspection, Waiter
 
-    async def inspect(resource: str, url: str) -> Inspection:
+    async def read(resource: str, *_: object) -> show._Story:
         waiters = (Waiter("ab", "inbox", 7, 10),)
-        return Inspection(parse_resource(resource), True, "ab", 5, "me", "open", 61_000, 20, 30, 1, waiters)
+        found = Inspection(parse_resource(resource), True, "ab", 5, "me", "open", 61_000, 20, 30, 1, waiters)
+        return show._Story(Seen(found), (), ())
 
-    monkeypatch.setattr(locks, "_inspect", inspect)
+    monkeypatch.setattr(show, "_read", read)
     assert app.run(["inspect", "a:b", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["token"] == 5
     assert found["waiters"][0]["ticket"] == 7
-    assert app.run(["inspect", "a:b"]) == 0
+    assert app.run(["show", "a:b"]) == 0
     assert "0:01:01" in capsys.readouterr().out
 
 
 NOBODY = "127.0.0.1:1"
 OUT_OF_REACH = [
     ["inspect", "x:y", "--redis", f"redis://:hunter2@{NOBODY}"],
+    ["show", "x:y", "--redis", f"redis://:hunter2@{NOBODY}"],
+    ["ls", "--redis", f"redis://:hunter2@{NOBODY}"],
+    ["ls", "--watch", "--redis", f"redis://:hunter2@{NOBODY}"],
     ["break", "x:y", "--reason", "r", "--yes", "--no-fence", "--redis", f"redis://:hunter2@{NOBODY}"],
     *(
         ["fence", *words, "--url", f"postgresql://bot:hunter2@{NOBODY}/x"]

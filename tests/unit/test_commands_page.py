@@ -51,6 +51,13 @@ def test_the_page_has_each_option_and_its_variable(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_names_servers_names_their_namespace_too(name: str) -> None:
+    options = {option for each in COMMANDS[name].params for option in each.opts}
+    ours = name.split()[1] not in ("bench", "demo", "race", "exchange")  # which start servers of their own
+    assert not ours or ("--redis" in options) == ("--namespace" in options)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_each_option_and_names_its_variable(name: str) -> None:
     options = [each for each in COMMANDS[name].params if isinstance(each, click.Option)]
     assert [each.name for each in options if not each.help] == []

@@ -6,6 +6,7 @@ import inspect
 import time
 from datetime import timedelta
 from decimal import Decimal
+from typing import get_type_hints
 
 import asyncpg
 import pytest
@@ -43,6 +44,21 @@ def test_a_time_without_a_unit_is_refused_by_name(name, wrong):
         LockGuard.from_url(URL, **{name: wrong})
 
 
+@pytest.mark.parametrize("wrong", [each for each in WRONG_TIMES if each is not None], ids=repr)
+def test_at_least_without_a_unit_is_refused_by_name(wrong):
+    guard = LockGuard.from_url(URL)
+    with pytest.raises(ConfigurationError, match=r"at_least=.* has no unit; write a timedelta"):
+        guard.hold("x", at_least=wrong)
+    with pytest.raises(ConfigurationError, match=r"at_least=.* has no unit; write a timedelta"):
+        guard.exclusive("{symbol}", at_least=wrong)
+
+
+@pytest.mark.parametrize("wrong", [timedelta(seconds=-1), timedelta(days=7, seconds=1), timedelta.max])
+def test_at_least_out_of_range_is_told_with_its_value_and_the_range(wrong):
+    with pytest.raises(ConfigurationError, match=r"at_least=\S+ s cannot work; use 0 s to 7 days"):
+        LockGuard.from_url(URL).hold("x", at_least=wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -58,6 +74,19 @@ def test_a_time_without_a_unit_is_refused_by_name(name, wrong):
 )
 def test_a_time_that_cannot_work_is_told_with_its_value_and_the_range(name, wrong):
     with pytest.raises(ConfigurationError, match=rf"{name}=\S+ s cannot work.* s to 86400 s"):
+        LockGuard.from_url(URL, **{name: wrong})
+
+
+@pytest.mark.parametrize("name", ["ttl", "wait", "max_hold", "lock_delay", "fence_within", "node_timeout"])
+def test_a_time_just_above_its_range_is_not_told_as_the_bound_that_it_exceeds(name):
+    with pytest.raises(ConfigurationError, match=rf"{name}=86400\.001 s cannot work"):
+        LockGuard.from_url(URL, **{name: timedelta(days=1, milliseconds=1)})
+
+
+@pytest.mark.parametrize("name", ["fence_within", "node_timeout"])
+@pytest.mark.parametrize("wrong", [timedelta(seconds=-1), timedelta(0), timedelta(days=2)])
+def test_a_limit_for_an_answer_is_told_with_the_range_that_is_accepted(name, wrong):
+    with pytest.raises(ConfigurationError, match=r"use 0\.001 s to 86400 s"):
         LockGuard.from_url(URL, **{name: wrong})
 
 
@@ -133,7 +162,7 @@ def test_an_option_that_is_misspelt_or_none_is_told_with_the_ones_that_are(make)
 def test_the_options_that_are_named_for_type_checkers_are_the_options():
     signature = inspect.signature(LockGuard.__init__)
     taken = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert list(GuardOptions.__annotations__) == taken
+    assert sorted(get_type_hints(GuardOptions)) == sorted(taken)
 
 
 @pytest.mark.parametrize("nodes", [URL, URL.encode(), None, 7, [URL], [None], []])
@@ -187,3 +216,52 @@ def test_what_is_no_clock_is_refused_by_name(wrong):
 def test_a_flow_that_cannot_work_is_refused_when_it_is_made(name, wrong):
     with pytest.raises(ConfigurationError, match=f"{name}="):
         Flow(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("", "is empty"),
+        ("a{b}", "'{'"),
+        ("bot a", "' '"),
+        (" bot", "' '"),
+        ("bot\n", "'\\n'"),
+        ("bot\x00", "'\\x00'"),
+        ("bot*", "'*'"),
+        ("bö", "'\\xf6'"),
+        ("bo\u0308t", "'\\u0308'"),
+        ("bot:", "ends with ':'"),
+        (":bot", "begins with ':'"),
+        ("-bot", "begins with '-'"),
+        ("b" * 65, "65 characters"),
+        ("b" * 500, "500 characters"),
+        (None, "is None"),
+        (7, "is an int"),
+        (b"bot", "no namespace"),
+        ("redis://:hunter2@h", "'/'"),
+    ],
+    ids=repr,
+)
+def test_a_namespace_that_cannot_work_is_refused_in_one_line(wrong, told):
+    for make in (
+        lambda: LockGuard.from_url(URL, namespace=wrong),
+        lambda: LockGuard.from_urls([URL, "redis://b", "redis://c"], namespace=wrong),
+        lambda: LockGuard.in_memory(namespace=wrong),
+    ):
+        with pytest.raises(ConfigurationError) as refused:
+            make()
+        line = str(refused.value)
+        assert line.startswith("namespace= ")
+        assert told in line
+        assert "\n" not in line
+        assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("right", ["a", "lockguard", "staging:bot-a", "b" * 64, "A.b_c-1:2"])
+def test_a_namespace_of_letters_digits_and_some_marks_is_taken(right):
+    LockGuard.from_url(URL, namespace=right)
+
+
+def test_a_guard_over_nodes_has_the_namespace_of_its_nodes():
+    with pytest.raises(TypeError, match="namespace"):
+        LockGuard([LockGuard.in_memory()._core.locks.nodes[0]], namespace="bot-a")

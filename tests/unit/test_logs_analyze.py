@@ -123,13 +123,14 @@ async def test_violations_are_found_in_real_tracebacks_of_several_lines(
 async def test_a_violation_is_found_in_the_log_of_the_server_itself(
     tmp_path: Path, postgres_server: Any, database_url: str
 ) -> None:
+    before = len(postgres_server.log)  # other tests use the server too
     logging.getLogger("some_bot").disabled = True
     try:
         await race_to_active(database_url, ["APTUSDT"])
     finally:
         logging.getLogger("some_bot").disabled = False
     path = tmp_path / "postgres.log"
-    path.write_text(postgres_server.log)
+    path.write_text(postgres_server.log[before:])
     found = analyze(read_log(path), symbol="APT/USDT:USDT")
     assert {one.resource for one in found.of(FindingKind.UNIQUE_VIOLATION)} == {"binance:APTUSDT"}
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from lockguard.testing import FakeClock
-from lockguard_asyncpg._numbers import NUMBERS, Numbers
+from lockguard_postgres._numbers import NUMBERS, Numbers
 
 
 def slot(number: int) -> int:
@@ -46,7 +46,7 @@ def test_two_transactions_under_way_of_one_resource_share_no_slot() -> None:
 def test_resources_beyond_those_that_are_remembered_share_their_slots(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lockguard_asyncpg._numbers._RESOURCES_MAX", 3)
+    monkeypatch.setattr("lockguard_postgres._numbers._RESOURCES_MAX", 3)
     numbers, slots = Numbers(), set[int]()
     for name in "abcdefghij":
         first = numbers.take(name)

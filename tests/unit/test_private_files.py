@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
 
 import pytest
 
-from lockguard._private_files import append_private, replacing, write_private
+from lockguard._private_files import append_private, new_private, replacing, write_private
 from lockguard.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,27 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
         file.write("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+def test_a_new_file_replaces_none_and_is_gone_in_the_end(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", _no_links)
+    path = tmp_path / "file"
+    with new_private(path, "text"):
+        assert path.read_text() == "text"
+        with pytest.raises(ConfigurationError, match="exists already"), new_private(path, "other"):
+            pass
+        assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert not list(tmp_path.iterdir())
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigurationError, match="exists already"), new_private(path, "other"):
+        pass
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def _no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/../dev/stdout"])

@@ -22,6 +22,8 @@ WRITTEN = {
     "demo --picture": ["demo"],
     "logs analyze --export": ["logs", "analyze", "LOG"],
     "logs analyze --html": ["logs", "analyze", "LOG"],
+    "servers --env-file": ["servers"],
+    "sim --json": ["sim"],
 }
 OTHERS = {
     "exchange serve --tls",  # is read
