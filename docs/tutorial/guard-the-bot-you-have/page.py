@@ -23,7 +23,7 @@ from lockguard.testing import PostgresServer, RedisServer
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
-PIECE = re.compile(r"<!-- (diff|listing|run) (.+?) -->\n```\w+\n(.*?)```\n<!-- end -->", re.DOTALL)
+PIECE = re.compile(r"<!-- (diff|listing|run) (?!by )([^\n]+?) -->\n```\w+\n(.*?)```\n<!-- end -->", re.DOTALL)
 LANGUAGES = {"diff": "diff", "listing": "python", "run": "text"}
 
 
