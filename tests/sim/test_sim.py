@@ -57,7 +57,7 @@ def test_a_known_mistake_is_convicted(planted: Planted, tmp_path: Path) -> None:
 
 def test_each_planted_mistake_still_fits_the_code() -> None:
     for planted in PLANTED:
-        planted.source()
+        planted.sources()
 
 
 def test_a_range_that_is_none_is_named() -> None:

@@ -29,7 +29,7 @@ from lockguard_lab.sim.postgres import CommitLost, Fence, Postgres, Stale, Trans
 from lockguard_lab.sim.redis_server import RedisServer
 from lockguard_lab.sim.world import EPOCH_S, Process, Stuck, World
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Outcome", "run", "violations"]
 
 _PORT = 6379
 _QUIET_S = 8.0
@@ -74,6 +74,11 @@ def run(plan: Plan) -> Outcome:
     world = World(plan.seed)
     with _in(world):
         return _Schedule(plan, world).run()
+
+
+def violations(seed: int, topology: str | None) -> tuple[Violation, ...]:
+    """The laws that a seed's schedule breaks."""
+    return run(Plan.of(seed, topology)).violations
 
 
 @contextlib.contextmanager
