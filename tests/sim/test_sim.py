@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from lockguard_lab.sim.cli import sim
 from lockguard_lab.sim.plan import TOPOLOGIES, Plan
-from lockguard_lab.sim.planted import PLANTED, Planted, convict
+from lockguard_lab.sim.planted import LAYERS, PLANTED, Planted, convict
 from lockguard_lab.sim.run import run
 
 pytestmark = pytest.mark.no_cover
@@ -53,6 +54,34 @@ def test_a_known_mistake_is_convicted(planted: Planted, tmp_path: Path) -> None:
     found = convict(planted, tmp_path, seeds=range(1, 121))
     assert found is not None, "no schedule of 120 broke a law"
     assert found.law.startswith(planted.law)
+
+
+def test_the_command_plants_and_tells_which_law_convicted(tmp_path: Path) -> None:
+    file = tmp_path / "planted.json"
+    done = CliRunner().invoke(sim, ["--planted", "a quorum of half", "--json", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "1 of 1 convicted" in done.output
+    told = json.loads(file.read_text())
+    assert told["command"] == "lockguard sim --planted 'a quorum of half' --seeds 1..3000"
+    assert [(row["layer"], row["convicted"]) for row in told["rows"]] == [("lock", True)]
+    assert told["rows"][0]["law"].startswith("S1")
+
+
+def test_a_mistake_that_no_schedule_convicts_ends_the_command_with_one() -> None:
+    done = CliRunner().invoke(sim, ["--planted", "no expiry on the lock", "--seeds", "1"])
+    assert done.exit_code == 1
+    assert "0 of 1 convicted" in done.output
+
+
+def test_the_name_of_no_mistake_is_told() -> None:
+    done = CliRunner().invoke(sim, ["--planted", "no such thing"])
+    assert done.exit_code == 2
+    assert "no planted mistake is called 'no such thing'" in done.output
+
+
+def test_each_mistake_has_a_name_of_its_own() -> None:
+    names = [planted.name for catalogue in LAYERS.values() for planted in catalogue]
+    assert len(names) == len(set(names))
 
 
 def test_each_planted_mistake_still_fits_the_code() -> None:

@@ -17,6 +17,7 @@ from lockguard._cli.tables import Table, console
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._private_files import require_writable, write_private
 from lockguard_lab.sim.plan import TOPOLOGIES, Plan
+from lockguard_lab.sim.planted.command import run_planted
 from lockguard_lab.sim.run import Outcome, run
 from lockguard_lab.sim.shrink import shrunk
 
@@ -42,7 +43,9 @@ class _Seeds(click.ParamType[range]):
 
 @click.command(name="sim")
 @click.option(
-    "--seeds", type=_Seeds(), default="1..200", show_default=True, help="Which schedules: 1..1000, or 7."
+    "--seeds",
+    type=_Seeds(),
+    help="Which schedules: 1..1000, or 7.  [default: 1..200; with --planted 1..3000]",
 )
 @click.option(
     "--topology", type=click.Choice(TOPOLOGIES), help="Only these servers; by default the seed chooses."
@@ -56,15 +59,41 @@ class _Seeds(click.ParamType[range]):
 )
 @click.option("--trace", is_flag=True, help="Show all that happened, of one seed.")
 @click.option(
+    "--planted",
+    is_flag=True,
+    help="Plant known mistakes in copies of the sources, one at a time: each must break a law.",
+)
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write what was found."
 )
-def sim(*, seeds: range, topology: str | None, processes: int, trace: bool, json_file: Path | None) -> None:
+def sim(
+    *,
+    names: tuple[str, ...],
+    seeds: range | None,
+    topology: str | None,
+    processes: int,
+    trace: bool,
+    planted: bool,
+    json_file: Path | None,
+) -> None:
     """Run schedules of a simulated world, each from its seed, and judge them by the guarantees.
 
     The library and its Lua scripts are the shipped ones; time, the network, the servers and their faults are
     simulated. A failure names its seed, the law that it broke, and the fewest faults that still break it.
     Exit code 1 if any did.
+
+    With --planted, NAME is a part of a mistake's name, a pattern such as '*seal*', or a layer: lock, fence or
+    flow; without one, all are planted. Exit code 1 if one of them broke no law.
     """
+    if planted:
+        if trace or topology:
+            raise Mistake("each planted mistake has its own servers: leave --trace and --topology out")
+        require_writable(json_file)
+        raise SystemExit(0 if run_planted(names, seeds or range(1, 3001), processes, json_file) else 1)
+    if names:
+        raise Mistake(f"{names[0]!r} names a planted mistake: write --planted too")
+    seeds = seeds or range(1, 201)
     if trace and len(seeds) > 1:
         raise Mistake("--trace shows one schedule; name it: --seeds 7")
     require_writable(json_file)

@@ -1,4 +1,4 @@
-"""Known mistakes, each as a replacement in a copy of the sources, which the simulator has to convict."""
+"""Known mistakes, each as a replacement in a copy of the sources, which a judge has to convict."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from lockguard_lab.sim.planted.fence import FENCE
 from lockguard_lab.sim.planted.flow import FLOW
 from lockguard_lab.sim.planted.lock import LOCK
 from lockguard_lab.sim.planted.mistake import Change, Conviction, Planted, convict
+from lockguard_lab.sim.planted.raced import RACED, Raced
 
-__all__ = ["LAYERS", "PLANTED", "Change", "Conviction", "Planted", "convict"]
+__all__ = ["LAYERS", "PLANTED", "Change", "Conviction", "Planted", "Raced", "convict"]
 
-LAYERS = {"lock": LOCK, "fence": FENCE, "flow": FLOW}
-PLANTED = (*LOCK, *FENCE, *FLOW)
+LAYERS: dict[str, tuple[Planted | Raced, ...]] = {"lock": LOCK, "fence": (*FENCE, *RACED), "flow": FLOW}
+"""All mistakes, by the part of the product that they are in."""
+
+PLANTED: tuple[Planted, ...] = (*LOCK, *FENCE, *FLOW)
+"""Those that replace something in the sources."""

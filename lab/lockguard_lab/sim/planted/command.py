@@ -1,0 +1,150 @@
+"""``lockguard sim --planted``: plants each known mistake, and tells which law convicted it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from lockguard._cli.mistake import Mistake
+from lockguard._cli.tables import Table, console
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._private_files import write_private
+from lockguard_lab.sim.planted import LAYERS
+from lockguard_lab.sim.planted.mistake import Conviction, Planted, convict
+from lockguard_lab.sim.planted.raced import Raced, convict_raced
+
+__all__ = ["run_planted"]
+
+
+@dataclass(frozen=True)
+class _Found:
+    layer: str
+    planted: Planted | Raced
+    conviction: Conviction | None
+    seconds: float
+
+    def facts(self) -> dict[str, Any]:
+        conviction = self.conviction
+        return {
+            "name": self.planted.name,
+            "origin": self.planted.origin,
+            "layer": self.layer,
+            "file": self.planted.file,
+            "judge": self.planted.judge,
+            "convicted": conviction is not None,
+            "law": conviction.law if conviction else "",
+            "told": conviction.told if conviction else "",
+            "seed": conviction.seed if conviction else None,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def chosen(names: tuple[str, ...]) -> list[tuple[str, Planted | Raced]]:
+    """The mistakes of some names, each a pattern, or of all, with the layer of each.
+
+    Raises:
+        Mistake: a pattern has none.
+    """
+    known = [(layer, planted) for layer, catalogue in LAYERS.items() for planted in catalogue]
+    for name in names:
+        if not any(_fits(name, layer, planted) for layer, planted in known):
+            raise Mistake(f"no planted mistake is called {name!r}; `lockguard sim --planted` shows all")
+    return [
+        (layer, planted)
+        for layer, planted in known
+        if not names or any(_fits(name, layer, planted) for name in names)
+    ]
+
+
+def _fits(name: str, layer: str, planted: Planted | Raced) -> bool:
+    pattern = name if any(sign in name for sign in "*?[") else f"*{name}*"
+    return name == layer or fnmatch.fnmatchcase(planted.name.lower(), pattern.lower())
+
+
+def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file: Path | None) -> bool:
+    """Plant each mistake, show a table, and write it as JSON; returns whether all were convicted."""
+    mistakes = chosen(names)
+    began, wall = SYSTEM_CLOCK.now(), SYSTEM_CLOCK.wall()
+    with ThreadPoolExecutor(processes) as pool:
+        searches = [pool.submit(_search, layer, planted, seeds) for layer, planted in mistakes]
+        found: list[_Found] = []
+        for search in searches:
+            found.append(search.result())
+            _tell(found[-1], len(found), len(searches))
+    _show(found)
+    if json_file is not None:
+        facts = {
+            "command": _command(names, seeds),
+            "commit": _commit(),
+            "began": _date(wall),
+            "seconds": round(SYSTEM_CLOCK.now() - began, 1),
+            "seeds": [seeds[0], seeds[-1]],
+            "rows": [one.facts() for one in found],
+        }
+        write_private(json_file, json.dumps(facts, indent=2) + "\n")
+    return all(one.conviction for one in found)
+
+
+def _search(layer: str, planted: Planted | Raced, seeds: range) -> _Found:
+    began = SYSTEM_CLOCK.now()
+    with TemporaryDirectory(prefix="lockguard-planted-") as directory:
+        if isinstance(planted, Raced):
+            conviction = convict_raced(planted)
+        else:
+            conviction = convict(planted, Path(directory), seeds=seeds)
+    return _Found(layer, planted, conviction, SYSTEM_CLOCK.now() - began)
+
+
+def _tell(found: _Found, number: int, of: int) -> None:
+    told = f"seed {found.conviction.seed}" if found.conviction else "NOT CONVICTED"
+    click.echo(f"{number}/{of} {found.planted.name}: {told}, {found.seconds:.1f} s", err=True)
+
+
+def _show(found: list[_Found]) -> None:
+    table = Table("mistake", "origin", "layer", "judge", "law", "first seed", "seconds")
+    for one in found:
+        law, seed = (
+            (one.conviction.law, str(one.conviction.seed)) if one.conviction else ("NOT CONVICTED", "")
+        )
+        table.add_row(
+            one.planted.name,
+            one.planted.origin,
+            one.layer,
+            one.planted.judge,
+            law,
+            seed,
+            f"{one.seconds:.1f}",
+        )
+    console().print(table)
+    click.echo(f"{sum(one.conviction is not None for one in found)} of {len(found)} convicted")
+
+
+def _command(names: tuple[str, ...], seeds: range) -> str:
+    return " ".join(
+        ("lockguard sim --planted", *(repr(name) for name in names), f"--seeds {seeds[0]}..{seeds[-1]}")
+    )
+
+
+def _commit() -> str:
+    """The commit of the sources that were planted in; empty outside of a checkout."""
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git there is
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def _date(wall: float) -> str:
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
