@@ -26,7 +26,7 @@ def test_the_front_page_leads_to_every_page():
     while further := {page for page in reached if page.name == "index.md"} - lists:
         lists |= further
         reached |= {found for page in further for found in linked(page)}
-    rooms = [ROOT / "docs" / room for room in ("tutorial", "howto", "reference", "explanation")]
+    rooms = [ROOT / "docs" / room for room in ("tutorial", "howto", "reference", "explanation", "evidence")]
     pages = [page for room in rooms for page in room.rglob("*.md")]
     assert [page.relative_to(ROOT).as_posix() for page in pages if page not in reached] == []
 

@@ -25,6 +25,7 @@ __all__ = ["sim"]
 
 _RANGE = re.compile(r"(\d{1,12})(?:\.\.(\d{1,12}))?")
 _AT_ONCE = 50
+_TRACES_TOLD = 3
 
 
 class _Seeds(click.ParamType[range]):
@@ -155,12 +156,15 @@ def _show_failure(plan: Plan) -> None:
 def _facts(seeds: range, outcomes: dict[int, Outcome], took_s: float) -> dict[str, Any]:
     return {
         "seeds": [seeds[0], seeds[-1]],
-        "schedules": len(outcomes),
         "took_s": took_s,
-        "virtual_s": sum(one.virtual_s for one in outcomes.values()),
-        "held": sum(one.held for one in outcomes.values()),
-        "commits": sum(one.commits for one in outcomes.values()),
-        "commands": sum(one.commands for one in outcomes.values()),
+        "counts": {
+            "schedules": len(outcomes),
+            "virtual_s": round(sum(one.virtual_s for one in outcomes.values()), 1),
+            "held": sum(one.held for one in outcomes.values()),
+            "commits": sum(one.commits for one in outcomes.values()),
+            "commands": sum(one.commands for one in outcomes.values()),
+        },
+        "traces": {str(seed): outcomes[seed].trace_hash for seed in seeds[:_TRACES_TOLD]},
         "violations": {
             str(seed): [str(violation) for violation in one.violations]
             for seed, one in sorted(outcomes.items())

@@ -1,0 +1,70 @@
+"""The kinds of runs that leave evidence: the command of each, and the code that it tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["KINDS", "Kind"]
+
+_PRODUCT = ("lockguard", "integrations")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of run.
+
+    Attributes:
+        title: for people.
+        command: what is run; ``--json FILE`` and the caller's arguments follow.
+        sources: the files and folders whose code decides what a run finds.
+        counted: the number of ``counts`` that says how much was tried, with its name in a table.
+        seeds_at_once: of a kind that is collected over several sittings, how many seeds one command runs; 0
+            for a kind of which each run leaves a file of its own.
+    """
+
+    title: str
+    command: str
+    sources: tuple[str, ...]
+    counted: tuple[str, str]
+    seeds_at_once: int = 0
+
+
+KINDS = {
+    "sim": Kind(
+        "Simulated schedules of the lock",
+        "lockguard sim",
+        ("lockguard", "lab/lockguard_lab/sim"),
+        ("schedules", "schedules"),
+        seeds_at_once=200,
+    ),
+    "flow": Kind(
+        "Simulated schedules of positions",
+        "lockguard sim --flow",
+        (*_PRODUCT, "lab/lockguard_lab/sim", "lab/lockguard_lab/exchange"),
+        ("schedules", "schedules"),
+        seeds_at_once=100,
+    ),
+    "planted": Kind(
+        "Planted mistakes",
+        "lockguard sim --planted",
+        (*_PRODUCT, "lab/lockguard_lab/sim"),
+        ("planted", "mistakes"),
+    ),
+    "chaos": Kind(
+        "Recorded chaos on real servers",
+        "lockguard chaos",
+        (*_PRODUCT, "lab/lockguard_lab"),
+        ("operations", "operations"),
+    ),
+    "models": Kind("Models", "scripts/models", ("spec",), ("states", "states")),
+    "mutants": Kind(
+        "Mutants", "scripts/mutants", (*_PRODUCT, "tests", "scripts/mutants"), ("mutants", "mutants")
+    ),
+    "scoreboard": Kind(
+        "Scoreboard",
+        "lockguard scoreboard",
+        (*_PRODUCT, "lab/lockguard_lab/scoreboard", "lab/lockguard_lab/bench/holders"),
+        ("cases", "cases"),
+    ),
+}
+"""By name, in the order of the pages."""

@@ -1,0 +1,97 @@
+"""Runs a sample of the evidence again, and compares what it tells with what is recorded."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from evidencing.kinds import KINDS
+from evidencing.runs import ROOT, Run
+from evidencing.sources import digest
+
+__all__ = ["argv", "differs", "of_sim", "repeat"]
+
+AT_MOST = 3
+"""Samples of one run."""
+
+
+def argv(command: str) -> list[str]:
+    """A command as a process takes it: this checkout's scripts, and the environment's own ``lockguard``."""
+    first, *rest = shlex.split(command)
+    place = ROOT / first if "/" in first else Path(sys.executable).with_name(first)
+    return [str(place), *rest]
+
+
+def of_sim(command: str, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sample of a run whose report has ``traces``, hashes of some seeds: each of these by itself."""
+    return [
+        {
+            "command": f"{command} --seeds {seed}",
+            "tells": {"violations": {}},
+            "exactly": {"traces": {seed: trace}},
+        }
+        for seed, trace in list(report.get("traces", {}).items())[:AT_MOST]
+        if str(seed) not in dict(report["violations"] or {})
+    ]
+
+
+def repeat(runs: list[Run], *, budget_s: float, each: int = AT_MOST) -> Iterator[tuple[str, list[str]]]:
+    """Run samples of the newest run of each kind; yields what was run and how it differs.
+
+    Where the sources have changed since, only what is recorded under ``tells`` is compared: an outcome, such
+    as that no law is broken. What is under ``exactly``, such as a hash of what happened, holds for that code.
+
+    Args:
+        runs: the newest first.
+        budget_s: nothing is begun after so many seconds.
+        each: how many samples of a run.
+    """
+    ends = time.monotonic() + budget_s
+    newest: dict[str, Run] = {}
+    for run in runs:
+        if run.sample:
+            newest.setdefault(run.kind, run)
+    for kind, run in newest.items():
+        same = digest(ROOT, KINDS[kind].sources) == run.sources
+        for sample in run.sample[:each]:
+            if time.monotonic() > ends:
+                yield f"{sample['command']}: not run, the time is up", []
+                continue
+            wanted = [sample.get("tells", {}), *([sample.get("exactly", {})] if same else [])]
+            with tempfile.TemporaryDirectory(prefix="lockguard-evidence.") as folder:
+                file = Path(folder) / "report.json"
+                done = subprocess.run(
+                    [*argv(sample["command"]), "--json", str(file)],
+                    cwd=ROOT,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    check=False,
+                )
+                told = json.loads(file.read_text("utf-8")) if file.exists() else None
+            compared = "as recorded" if same else "its outcome, as the sources have changed since"
+            if told is None:
+                yield sample["command"], [f"it wrote nothing: {done.stdout.strip()[-300:]}"]
+            else:
+                wrong = [line for one in wanted for line in differs(one, told)]
+                yield f"{sample['command']}: {compared}", wrong
+
+
+def differs(wanted: Any, told: Any, where: str = "") -> list[str]:
+    """Where ``told`` lacks something of ``wanted``; further keys of an object do not matter."""
+    if isinstance(wanted, dict) and wanted and isinstance(told, dict):
+        return [
+            line
+            for key, value in wanted.items()
+            for line in differs(value, told.get(key), f"{where}.{key}".lstrip("."))
+        ]
+    if wanted == told or (not wanted and not told):
+        return []
+    return [f"{where}: recorded {wanted!r}, now {told!r}"]

@@ -1,0 +1,120 @@
+"""Which code a run tried: a digest that two commits share if nothing between them changes what a run finds.
+
+Of Python files the parsed code counts, without docstrings, comments and layout; of all others the bytes. The
+same digest comes out on every Python from 3.11 on.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import subprocess
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+__all__ = ["changed", "digest", "digest_at", "exists", "is_shallow", "published"]
+
+KEPT = (".py", ".lua", ".sql", ".pml", ".c", ".json", ".toml")
+LENGTH = 16
+
+
+def digest(root: Path, paths: Iterable[str]) -> str:
+    """The digest of the files below ``paths`` as they are in a checkout."""
+    found = {}
+    for path in paths:
+        place = root / path
+        for file in [place] if place.is_file() else place.rglob("*"):
+            if file.suffix in KEPT and file.is_file():
+                found[file.relative_to(root).as_posix()] = file.read_bytes()
+    return _of(found)
+
+
+def digest_at(root: Path, commit: str, paths: Iterable[str]) -> str:
+    """The digest of the files below ``paths`` as a commit has them; paths that it lacks count as empty."""
+    listed = _git(root, "ls-tree", "-r", "--name-only", commit, "--", *paths).decode().splitlines()
+    if not listed:
+        return _of({})
+    packed = _git(root, "archive", "--format=tar", commit, "--", *paths_there(listed, paths))
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        found = {
+            member.name: opened.read()
+            for member in archive.getmembers()
+            if member.isfile()
+            and Path(member.name).suffix in KEPT
+            and (opened := archive.extractfile(member))
+        }
+    return _of(found)
+
+
+def paths_there(listed: list[str], paths: Iterable[str]) -> list[str]:
+    """Those of ``paths`` at which a commit has a file."""
+    return [path for path in paths if any(name == path or name.startswith(f"{path}/") for name in listed)]
+
+
+def changed(root: Path, paths: Iterable[str]) -> list[str]:
+    """The files below ``paths`` that differ from the last commit, or are not in it."""
+    told = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *paths).decode()
+    return [line[3:] for line in told.splitlines() if Path(line[3:].strip('"')).suffix in KEPT]
+
+
+def published(root: Path, paths: Iterable[str], wanted: str) -> str:
+    """The commit to name for a checkout whose digest is ``wanted``: one that others have, if that has its code.
+
+    What is not published yet gets another id when it is rebased, and nobody has the commit that a run named.
+    """
+    asked = ("git", "-C", str(root), "merge-base", "HEAD", "origin/main")
+    shared = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    if shared and digest_at(root, shared, paths) == wanted:
+        return shared
+    return _git(root, "rev-parse", "HEAD").decode().strip()
+
+
+def exists(root: Path, commit: str) -> bool:
+    """Whether the history here has a commit."""
+    asked = ("git", "-C", str(root), "cat-file", "-e", f"{commit}^{{commit}}")
+    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+
+def is_shallow(root: Path) -> bool:
+    """Whether the history here is cut off, or not there at all."""
+    asked = ("git", "-C", str(root), "rev-parse", "--is-shallow-repository")
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() != "false"
+
+
+def _git(root: Path, *words: str) -> bytes:
+    return subprocess.run(("git", "-C", str(root), *words), capture_output=True, check=True).stdout
+
+
+def _of(files: Mapping[str, bytes]) -> str:
+    summed = hashlib.sha256()
+    for name, data in sorted(files.items()):
+        text = "\n".join(_code(ast.parse(data))).encode() if name.endswith(".py") else data
+        summed.update(f"{name} {len(text)}\n".encode() + text)
+    return summed.hexdigest()[:LENGTH]
+
+
+def _code(node: ast.AST) -> Iterator[str]:
+    """A syntax tree as lines. ast.dump differs between versions of Python, in their empty fields."""
+    yield type(node).__name__
+    for name, value in ast.iter_fields(node):
+        values = value if isinstance(value, list) else [value]
+        if name == "body" and _is_docstring(values):
+            values = values[1:]
+        for one in values:
+            if isinstance(one, ast.AST):
+                yield f"<{name}"
+                yield from _code(one)
+                yield ">"
+            elif one is not None and name not in ("kind", "type_comment"):
+                yield f"{name}={one!r}"
+
+
+def _is_docstring(body: list[object]) -> bool:
+    first = body[0] if body else None
+    return (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    )
