@@ -60,7 +60,7 @@ def changed(root: Path, paths: Iterable[str]) -> list[str]:
 
 
 def published(root: Path, paths: Iterable[str], wanted: str) -> str:
-    """The commit to name for a checkout whose digest is ``wanted``: one that others have, if that has its code.
+    """The commit to name for a checkout whose digest is ``wanted``: one that others have, if it fits.
 
     What is not published yet gets another id when it is rebased, and nobody has the commit that a run named.
     """
