@@ -20,7 +20,18 @@ from typing import Any
 
 from evidencing import sample, sources, tables
 from evidencing.kinds import KINDS
-from evidencing.runs import ROOT, RUNS, Run, Unusable, load, machine, ranges_without, save, versions
+from evidencing.runs import (
+    ROOT,
+    RUNS,
+    Run,
+    Unusable,
+    load,
+    machine,
+    ranges_without,
+    save,
+    versions,
+    without_seeds,
+)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _FULL_S, _QUICK_S = 45.0, 12.0
@@ -96,7 +107,7 @@ def _run(kind: str, seeds: str | None, lasts: str | None, further: list[str]) ->
         one
         for run in load().values()
         if run.sources == probe.sources and run.kind == kind and run.machine == probe.machine
-        if re.sub(r" --seeds \S+", "", run.command) == command and versions().items() <= run.versions.items()
+        if without_seeds(run.command) == without_seeds(command) and versions().items() <= run.versions.items()
         for one in run.seeds
     ]
     for first, last in ranges_without((int(found[1]), int(found[2])), had):
@@ -104,11 +115,11 @@ def _run(kind: str, seeds: str | None, lasts: str | None, further: list[str]) ->
             if time.monotonic() > ends:
                 return 1 if failed else 0
             end = min(begin + about.seeds_at_once - 1, last)
-            failed += _once(kind, f"{command} --seeds {begin}..{end}", sample_of=command)
+            failed += _once(kind, f"{command} --seeds {begin}..{end}")
     return 1 if failed else 0
 
 
-def _once(kind: str, command: str, *, sample_of: str = "") -> int:
+def _once(kind: str, command: str) -> int:
     """Run one command and keep what it found; returns 1 if it found violations."""
     about = KINDS[kind]
     digest = sources.digest(ROOT, about.sources)
@@ -124,8 +135,10 @@ def _once(kind: str, command: str, *, sample_of: str = "") -> int:
     _refuse_changes(kind)  # whoever edits while it runs has tried neither the one code nor the other
     if sources.digest(ROOT, about.sources) != digest:
         raise Unusable(f"the sources of {kind} changed while it ran")
-    if sample_of and "traces" in report:
-        report["sample"] = sample.of_sim(sample_of, report)
+    if "traces" in report:
+        report["sample"] = sample.of_sim(without_seeds(command), report)
+    if kind == "planted" and "sample" not in report:
+        report["sample"] = sample.of_planted(report)
     run = Run.of(
         kind,
         report,

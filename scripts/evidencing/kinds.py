@@ -7,6 +7,8 @@ from dataclasses import dataclass
 __all__ = ["KINDS", "Kind"]
 
 _PRODUCT = ("lockguard", "integrations")
+_LOCK = ("lockguard", "!lockguard/_cli", "!lockguard/sync")  # no schedule runs the commands, or threads
+_SIM = ("lab/lockguard_lab/sim", "!lab/lockguard_lab/sim/planted")
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,11 @@ class Kind:
     Attributes:
         title: for people.
         command: what is run; ``--json FILE`` and the caller's arguments follow.
-        sources: the files and folders whose code decides what a run finds.
+        sources: the files and folders whose code decides what a run finds, less those with a ``!``.
         counted: the number of ``counts`` that says how much was tried, with its name in a table.
         seeds_at_once: of a kind that is collected over several sittings, how many seeds one command runs; 0
             for a kind of which each run leaves a file of its own.
+        columns: of ``rows``, those that the page shows; all if there is none.
     """
 
     title: str
@@ -27,20 +30,21 @@ class Kind:
     sources: tuple[str, ...]
     counted: tuple[str, str]
     seeds_at_once: int = 0
+    columns: tuple[str, ...] = ()
 
 
 KINDS = {
     "sim": Kind(
         "Simulated schedules of the lock",
         "lockguard sim",
-        ("lockguard", "lab/lockguard_lab/sim"),
+        (*_LOCK, *_SIM),
         ("schedules", "schedules"),
         seeds_at_once=200,
     ),
     "flow": Kind(
         "Simulated schedules of positions",
         "lockguard sim --flow",
-        (*_PRODUCT, "lab/lockguard_lab/sim", "lab/lockguard_lab/exchange"),
+        (*_PRODUCT, *_SIM, "lab/lockguard_lab/exchange"),
         ("schedules", "schedules"),
         seeds_at_once=100,
     ),
@@ -49,6 +53,7 @@ KINDS = {
         "lockguard sim --planted",
         (*_PRODUCT, "lab/lockguard_lab/sim"),
         ("planted", "mistakes"),
+        columns=("name", "origin", "layer", "law", "seed", "seconds"),
     ),
     "chaos": Kind(
         "Recorded chaos on real servers",

@@ -15,7 +15,18 @@ from typing import Any
 
 from evidencing.kinds import KINDS
 
-__all__ = ["ROOT", "RUNS", "Run", "Unusable", "load", "machine", "ranges_without", "save", "versions"]
+__all__ = [
+    "ROOT",
+    "RUNS",
+    "Run",
+    "Unusable",
+    "load",
+    "machine",
+    "ranges_without",
+    "save",
+    "versions",
+    "without_seeds",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "docs/evidence/runs"
@@ -70,6 +81,7 @@ class Run:
         Raises:
             Unusable: the report lacks its counts.
         """
+        report = _counted(kind, report)
         if not isinstance(report.get("counts"), dict) or "violations" not in report:
             raise Unusable(f"{kind}: the command's JSON needs `counts` (an object) and `violations` (a list)")
         seeds = report.get("seeds", [])
@@ -91,7 +103,7 @@ class Run:
     def continues(self, other: Run) -> bool:
         """Whether this is a further sitting of ``other``: the same code, machine and programs."""
         mine, others = (
-            (one.kind, one.sources, one.machine, one.versions, _without_seeds(one.command))
+            (one.kind, one.sources, one.machine, one.versions, without_seeds(one.command))
             for one in (self, other)
         )
         return mine == others
@@ -216,8 +228,19 @@ def _joined(ranges: list[list[int]]) -> list[list[int]]:
     return joined
 
 
-def _without_seeds(command: str) -> str:
-    return re.sub(r" --seeds \S+", "", command)
+def _counted(kind: str, report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A report that has rows of what had to be convicted, and counts nothing, with its counts."""
+    rows = report.get("rows")
+    if "counts" in report or not rows or "convicted" not in rows[0]:
+        return report
+    missed = [f"not convicted: {row['name']}" for row in rows if not row["convicted"]]
+    counts = {KINDS[kind].counted[0]: len(rows), "convicted": len(rows) - len(missed)}
+    return {**report, "counts": counts, "violations": missed}
+
+
+def without_seeds(command: str) -> str:
+    """A command without what no outcome depends on: its part of the seeds, and how many run at once."""
+    return re.sub(r" --(seeds|processes) \S+", "", command)
 
 
 def _lines(violations: Any) -> list[str]:

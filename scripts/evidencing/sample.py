@@ -16,7 +16,7 @@ from evidencing.kinds import KINDS
 from evidencing.runs import ROOT, Run
 from evidencing.sources import digest
 
-__all__ = ["argv", "differs", "of_sim", "repeat"]
+__all__ = ["argv", "differs", "of_planted", "of_sim", "repeat"]
 
 AT_MOST = 3
 """Samples of one run."""
@@ -39,6 +39,23 @@ def of_sim(command: str, report: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for seed, trace in list(report.get("traces", {}).items())[:AT_MOST]
         if str(seed) not in dict(report["violations"] or {})
+    ]
+
+
+def of_planted(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sample of planted mistakes: of each layer the one that was convicted soonest."""
+    soonest: dict[str, dict[str, Any]] = {}
+    for row in sorted(report["rows"], key=lambda row: float(row["seconds"])):
+        if row["convicted"] and row["seed"] is not None:
+            soonest.setdefault(row["layer"], row)
+    return [
+        {
+            "command": f"lockguard sim --planted {shlex.quote(row['name'])}",
+            "tells": {"rows": [{"convicted": True}]},
+            "exactly": {"rows": [{"seed": row["seed"], "law": row["law"]}]},
+        }
+        for row in list(soonest.values())[:AT_MOST]
+        if sum(row["name"] in other["name"] for other in report["rows"]) == 1
     ]
 
 
@@ -92,6 +109,9 @@ def differs(wanted: Any, told: Any, where: str = "") -> list[str]:
             for key, value in wanted.items()
             for line in differs(value, told.get(key), f"{where}.{key}".lstrip("."))
         ]
+    if isinstance(wanted, list) and wanted and isinstance(told, list) and len(wanted) == len(told):
+        pairs = enumerate(zip(wanted, told, strict=True))
+        return [line for at, (one, other) in pairs for line in differs(one, other, f"{where}[{at}]")]
     if wanted == told or (not wanted and not told):
         return []
     return [f"{where}: recorded {wanted!r}, now {told!r}"]

@@ -21,42 +21,44 @@ LENGTH = 16
 
 
 def digest(root: Path, paths: Iterable[str]) -> str:
-    """The digest of the files below ``paths`` as they are in a checkout."""
+    """The digest of the files below ``paths`` in a checkout, less those below a path with ``!``."""
+    paths = tuple(paths)
     found = {}
-    for path in paths:
+    for path in _wanted(paths):
         place = root / path
         for file in [place] if place.is_file() else place.rglob("*"):
-            if file.suffix in KEPT and file.is_file():
-                found[file.relative_to(root).as_posix()] = file.read_bytes()
+            name = file.relative_to(root).as_posix()
+            if file.suffix in KEPT and file.is_file() and _counts(name, paths):
+                found[name] = file.read_bytes()
     return _of(found)
 
 
 def digest_at(root: Path, commit: str, paths: Iterable[str]) -> str:
     """The digest of the files below ``paths`` as a commit has them; paths that it lacks count as empty."""
-    listed = _git(root, "ls-tree", "-r", "--name-only", commit, "--", *paths).decode().splitlines()
-    if not listed:
+    paths = tuple(paths)
+    listed = _git(root, "ls-tree", "-r", "--name-only", commit, "--", *_wanted(paths)).decode().splitlines()
+    there = [path for path in _wanted(paths) if any(_below(name, path) for name in listed)]
+    if not there:
         return _of({})
-    packed = _git(root, "archive", "--format=tar", commit, "--", *paths_there(listed, paths))
+    packed = _git(root, "archive", "--format=tar", commit, "--", *there)
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         found = {
             member.name: opened.read()
             for member in archive.getmembers()
             if member.isfile()
             and Path(member.name).suffix in KEPT
+            and _counts(member.name, paths)
             and (opened := archive.extractfile(member))
         }
     return _of(found)
 
 
-def paths_there(listed: list[str], paths: Iterable[str]) -> list[str]:
-    """Those of ``paths`` at which a commit has a file."""
-    return [path for path in paths if any(name == path or name.startswith(f"{path}/") for name in listed)]
-
-
 def changed(root: Path, paths: Iterable[str]) -> list[str]:
     """The files below ``paths`` that differ from the last commit, or are not in it."""
-    told = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *paths).decode()
-    return [line[3:] for line in told.splitlines() if Path(line[3:].strip('"')).suffix in KEPT]
+    paths = tuple(paths)
+    told = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *_wanted(paths)).decode()
+    names = [line[3:].strip('"') for line in told.splitlines()]
+    return [name for name in names if Path(name).suffix in KEPT and _counts(name, paths)]
 
 
 def published(root: Path, paths: Iterable[str], wanted: str) -> str:
@@ -81,6 +83,18 @@ def is_shallow(root: Path) -> bool:
     """Whether the history here is cut off, or not there at all."""
     asked = ("git", "-C", str(root), "rev-parse", "--is-shallow-repository")
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() != "false"
+
+
+def _wanted(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if not path.startswith("!")]
+
+
+def _counts(name: str, paths: Iterable[str]) -> bool:
+    return not any(_below(name, path[1:]) for path in paths if path.startswith("!"))
+
+
+def _below(name: str, path: str) -> bool:
+    return name == path or name.startswith(f"{path}/")
 
 
 def _git(root: Path, *words: str) -> bytes:

@@ -76,6 +76,7 @@ def _runs(kind: str, runs: Runs) -> str:
         seeds = [f"{first:,}..{last:,}" for run in group for first, last in run.seeds]
         seconds = sum(run.seconds for run in group)
         tried = sum(run.counts.get(counted, 0) for run in group)
+        cores = sum(run.counts.get("core_s", 0) for run in group)
         rows.append(
             [
                 f"`{group[0].sources[:8]}`",
@@ -85,11 +86,14 @@ def _runs(kind: str, runs: Runs) -> str:
                 ", ".join(sorted(set(seeds), key=seeds.index)) or "-",
                 _number(tried),
                 _time(seconds),
+                f"{tried / cores:.1f}" if cores else "-",
                 _number(sum(len(run.violations) for run in group)),
                 _machine(group[0]),
             ]
         )
-    return _table(("sources", "commits", "seeds", unit, "time", "violations", "machine"), rows)
+    return _table(
+        ("sources", "commits", "seeds", unit, "time", "a second and core", "violations", "machine"), rows
+    )
 
 
 def _counts(kind: str, runs: Runs) -> str:
@@ -102,16 +106,19 @@ def _counts(kind: str, runs: Runs) -> str:
         for name, value in run.counts.items():
             before = total.get(name, 0)
             total[name] = max(before, value) if name.endswith("_max") else before + value
-    return _table(("counted", "number"), [[_words(name), _number(value)] for name, value in total.items()])
+    return _table(
+        ("counted", "number"),
+        [[_words(name), _number(value)] for name, value in total.items() if name != "core_s"],
+    )
 
 
 def _rows(kind: str, runs: Runs) -> str:
     """The kind's own table, of its newest run that has one."""
     for run in _of(kind, runs):
         if run.rows:
-            return _table(
-                [_words(key) for key in run.rows[0]], [[_cell(v) for v in row.values()] for row in run.rows]
-            )
+            keys = KINDS[kind].columns or tuple(run.rows[0])
+            lines = [[_cell(row.get(key)) for key in keys] for row in run.rows]
+            return _table([_words(key) for key in keys], lines)
     return NONE
 
 

@@ -155,3 +155,14 @@ def test_a_sample_that_comes_out_otherwise_is_told():
 def test_a_report_without_counts_is_none():
     with pytest.raises(runs.Unusable, match="counts"):
         runs.Run.of("sim", {"violations": []}, command="c", commits=[], sources="", began="", seconds=0)
+
+
+def test_what_is_left_out_of_a_digest_does_not_count(tmp_path):
+    for name in ("kept/one.py", "kept/planted/two.py", "kept/planted_not.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("ONE = 1\n", "utf-8")
+    before = sources.digest(tmp_path, ["kept", "!kept/planted"])
+    (tmp_path / "kept/planted/two.py").write_text("TWO = 2\n", "utf-8")
+    assert sources.digest(tmp_path, ["kept", "!kept/planted"]) == before
+    (tmp_path / "kept/planted_not.py").write_text("TWO = 2\n", "utf-8")
+    assert sources.digest(tmp_path, ["kept", "!kept/planted"]) != before

@@ -108,7 +108,7 @@ def sim(
     for seed in sorted(failed)[:3]:
         _show_failure(Plan.of(seed, topology))
     if json_file is not None:
-        write_private(json_file, json.dumps(_facts(seeds, outcomes, took_s), indent=2) + "\n")
+        write_private(json_file, json.dumps(_facts(seeds, outcomes, took_s, processes), indent=2) + "\n")
     raise SystemExit(1 if failed else 0)
 
 
@@ -153,12 +153,13 @@ def _show_failure(plan: Plan) -> None:
         click.echo(f"  {violation}")
 
 
-def _facts(seeds: range, outcomes: dict[int, Outcome], took_s: float) -> dict[str, Any]:
+def _facts(seeds: range, outcomes: dict[int, Outcome], took_s: float, processes: int) -> dict[str, Any]:
     return {
         "seeds": [seeds[0], seeds[-1]],
         "took_s": took_s,
         "counts": {
             "schedules": len(outcomes),
+            "core_s": round(took_s * processes, 1),
             "virtual_s": round(sum(one.virtual_s for one in outcomes.values()), 1),
             "held": sum(one.held for one in outcomes.values()),
             "commits": sum(one.commits for one in outcomes.values()),
