@@ -1,0 +1,435 @@
+"""The laws of the flow, judged by the exchange's own record and by what is committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from lockguard import LeaseLost, ResourceBusy
+from lockguard._context import current_leases
+from lockguard.errors import ConfigurationError, LockguardError
+from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_lab.exchange.model import AlgoChange, AlgoStatus, OrderChange, Origin, Side
+from lockguard_lab.sim.flow.plan import FINAL_CODES
+from lockguard_lab.sim.judge import Violation
+from lockguard_positions import AlreadyOpen, NotOpened, Opened, SyncOutcome, SyncReport
+from lockguard_positions._rows import ASKED
+from lockguard_positions._status import OPEN
+
+if TYPE_CHECKING:
+    from lockguard_lab.exchange.http import Reply
+    from lockguard_lab.exchange.model import AlgoOrder, Change, Fill, Order
+    from lockguard_lab.sim.flow.database import Database, Moved
+    from lockguard_lab.sim.flow.plan import FlowPlan
+    from lockguard_lab.sim.flow.wire import Request, SimExchange
+    from lockguard_lab.sim.world import World
+
+__all__ = ["Book", "FlowJudge"]
+
+_OPEN = {status.value for status in OPEN}
+_ZERO = Decimal(0)
+_LATELY_S = 30.0
+"""Within this a person's act may have crossed what a bot had read."""
+_CROWDED = ("-4118", "-2022")
+
+
+@dataclass
+class Book:
+    """What the exchange knows of one contract since it was flat last.
+
+    Attributes:
+        qty: what is held, below zero if short.
+        entry: the client id of the bot's order that opened it; empty for a person's.
+        ours: how much of it bots have opened and not closed again.
+        touched: whether a person had a hand in it.
+        person_at: when a person did something there last, with the position or its stops.
+        bare_since: since when the position has no stop; ``None`` while it has.
+        final: whether a stop of it was refused for good.
+        crowded_at: when an exit of it was refused because of its stops.
+        told_bare: whether the time without a stop was judged.
+    """
+
+    qty: Decimal = _ZERO
+    entry: str = ""
+    ours: Decimal = _ZERO
+    touched: bool = False
+    person_at: float = -1e9
+    bare_since: float | None = None
+    final: bool = False
+    crowded_at: float = -1e9
+    told_bare: bool = False
+
+
+@dataclass
+class FlowJudge:
+    """Watches one schedule."""
+
+    world: World
+    plan: FlowPlan
+    exchange: SimExchange
+    database: Database
+    violations: list[Violation] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    books: dict[str, Book] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    by_hand: bool = False
+    alerts: list[tuple[float, str]] = field(default_factory=list)
+    on_event: Callable[[str, Any], None] = lambda *_: None
+    """Told of each event that a trouble may wait for, and of the process that it happens to."""
+
+    def __post_init__(self) -> None:
+        self.exchange.desk.on_change = self._changed
+        self.exchange.on_send = self._sent
+        self.exchange.on_arrival = self._arrived
+        self.exchange.on_reply = self._replied
+        self.database.on_commit = self._committed
+
+    def accuse(self, law: str, told: str) -> None:
+        """A law was broken."""
+        self.violations.append(Violation(law, told))
+        self.world.tell(f"VIOLATION {law}: {told}")
+
+    def book(self, symbol: str) -> Book:
+        """The book of a contract."""
+        return self.books.setdefault(symbol, Book())
+
+    def lately(self, book: Book, within_s: float = _LATELY_S) -> bool:
+        """Whether a person did something there a moment ago."""
+        return self.world.now - book.person_at < within_s
+
+    # --- requests ---
+
+    def _intent(self, client_id: str) -> dict[str, Any] | None:
+        rows = self.database.tables.intents.values()
+        return next((row for row in rows if row["client_id"] == client_id), None)
+
+    def _sent(self, request: Request) -> None:
+        """A request leaves its process."""
+        if request.step == "read":
+            self.on_event("send read", request.process)
+            return
+        symbol = request.params.get("symbol", "")
+        self.world.tell(
+            f"{request.process.name} sends {request.step} {request.client_id} {request.params.get('side', '')}"
+            f" {request.params.get('quantity', '')} {request.params.get('triggerPrice', '')}"
+        )
+        self._check_lease(request, symbol)
+        if request.step != "cancel":
+            self._check_intent(request)
+        self.on_event(f"send {request.step}", request.process)
+
+    def _check_lease(self, request: Request, symbol: str) -> None:
+        now = request.process.time()
+        leases = [lease for lease in current_leases() if not symbol or lease.resource.endswith(f":{symbol}")]
+        held = [lease for lease in leases if lease.loss is None and now < lease.deadline]
+        if not held:
+            told = f"{request.process.name} sends {request.step} {request.client_id} of {symbol}"
+            self.accuse("S11: no order leaves without a lease", told)
+
+    def _check_intent(self, request: Request) -> None:
+        intent = self._intent(request.client_id)
+        if intent is None:
+            self.accuse("P: the intent is committed before its order", f"{request.client_id} has none")
+            return
+        params = request.params
+        ordered = (
+            params["side"].lower(),
+            Decimal(params["quantity"]),
+            Decimal(params["triggerPrice"]) if request.step == "stop" else None,
+        )
+        trigger = intent["trigger_price"] if request.step == "stop" else None
+        intended = (intent["side"], intent["amount"], trigger)
+        if ordered != intended:
+            told = f"{request.client_id}: {ordered} was ordered, {intended} was intended"
+            self.accuse("P: an order is what was intended", told)
+
+    def _arrived(self, request: Request) -> None:
+        """A request reaches the exchange."""
+        if request.step != "close":
+            return
+        symbol = request.params["symbol"]
+        intent, book = self._intent(request.client_id), self.book(symbol)
+        if intent is None:
+            return
+        if intent["details"] == ASKED:
+            if symbol not in self.asked:
+                self.accuse("P1: only what a person asked for", f"{request.client_id} says that one did")
+        elif not book.final and book.qty:
+            told = f"an exit of {symbol}, and no stop was refused for good"
+            self.accuse("P2: what passes is no reason to sell", told)
+
+    def _replied(self, request: Request, reply: Reply) -> None:
+        """The exchange has answered a request."""
+        code = str(reply.body.get("code", "")) if isinstance(reply.body, dict) and reply.status != 200 else ""
+        if request.step != "read":
+            self.world.tell(f"exchange: {request.client_id} {reply.status} {code} {reply.ending or ''}")
+        if code and "symbol" in request.params:
+            book = self.book(request.params["symbol"])
+            if request.step == "stop" and code in ("-2021", *map(str, FINAL_CODES)):
+                book.final = True
+            if request.step == "close" and code in _CROWDED:
+                book.crowded_at = self.world.now
+        self.on_event(f"reply {request.step}", request.process)
+
+    # --- the exchange's record ---
+
+    def _changed(self, _account: str, change: Change) -> None:
+        match change:
+            case OrderChange(order=order, fill=fill) if fill is not None:
+                self._filled(order, fill)
+            case AlgoChange(algo=algo):
+                self.world.tell(
+                    f"exchange: stop {algo.client_id or algo.id} of {algo.symbol} {algo.side.value} {algo.qty}"
+                    f" at {algo.trigger} is {algo.status.value}"
+                )
+                self._stop_changed(algo)
+            case _:
+                pass
+
+    def _filled(self, order: Order, fill: Fill) -> None:
+        symbol, book, now = order.symbol, self.book(order.symbol), self.world.now
+        before = book.qty
+        book.qty += fill.qty * order.side.sign
+        self.world.tell(
+            f"exchange: {order.origin.value} {order.client_id} {order.side.value} {fill.qty} {symbol} at"
+            f" {fill.price}; held {book.qty}"
+        )
+        if order.origin is Origin.PERSON:
+            self._by_a_person(book, before)
+        elif order.client_id.startswith("lge-"):
+            self._by_an_entry(order, fill, book, before)
+        else:
+            self._by_an_exit(order, fill, book, before)
+        if not book.qty:
+            self.books[symbol] = Book(person_at=book.person_at)
+        elif before * book.qty <= 0 and order.origin is Origin.API and book.entry == order.client_id:
+            book.bare_since = now
+        self._look_at_stops(symbol)
+
+    def _by_a_person(self, book: Book, before: Decimal) -> None:
+        book.person_at, book.touched = self.world.now, True
+        if before * book.qty <= 0:  # turned round or opened
+            book.entry, book.ours = "", _ZERO
+        book.ours = min(book.ours, abs(book.qty))
+
+    def _by_an_entry(self, order: Order, fill: Fill, book: Book, before: Decimal) -> None:
+        if before and book.entry != order.client_id and not self.lately(book):
+            whose = book.entry or "a person"
+            if fill.opened and book.entry:
+                told = f"{order.client_id} adds to {before} of {whose}"
+                self.accuse("P: one position for one symbol", told)
+            elif not fill.opened or fill.opened < fill.qty:
+                self.accuse("P1: no order reduces what is not ours", f"{order.client_id} reduces {whose}")
+            else:
+                self.accuse("P: one position for one symbol", f"{order.client_id} adds to {whose}")
+        if not before or before * book.qty < 0:
+            book.entry, book.final, book.touched = order.client_id, False, False
+        book.ours += fill.opened
+
+    def _by_an_exit(self, order: Order, fill: Fill, book: Book, before: Decimal) -> None:
+        if fill.opened:
+            self.accuse("P: an exit opens nothing", f"{order.client_id} turned {before} into {book.qty}")
+        intent = self._intent(order.client_id)
+        if order.algo_id is None and intent is not None and intent["details"] != ASKED:
+            if fill.qty > book.ours and not self.lately(book):
+                told = f"{order.client_id} sold {fill.qty}, of which {book.ours} was ours"
+                self.accuse("P1: no order reduces what is not ours", told)
+        book.ours = max(_ZERO, book.ours - fill.qty)
+
+    def stops(self, symbol: str) -> list[AlgoOrder]:
+        """The waiting stops that reduce what is held."""
+        closing = Side.SELL if self.book(symbol).qty > 0 else Side.BUY
+        return [
+            algo
+            for algo in self.exchange.desk.engine().open_algo_orders()
+            if algo.symbol == symbol
+            and algo.side is closing
+            and (algo.reduce_only or algo.close_position)
+            and not algo.type.value.startswith("TAKE")
+        ]
+
+    def covered(self, symbol: str) -> bool:
+        """Whether a stop closes all that is held; of what a person had a hand in, any part."""
+        book = self.book(symbol)
+        return any(
+            algo.close_position or algo.qty >= abs(book.qty) or book.touched for algo in self.stops(symbol)
+        )
+
+    def _look_at_stops(self, symbol: str) -> None:
+        book = self.book(symbol)
+        if not book.qty or self.covered(symbol):
+            if book.bare_since is not None:
+                self._was_bare(symbol, book)
+            book.bare_since = None
+        elif book.bare_since is None:
+            book.bare_since = self.world.now
+
+    def _was_bare(self, symbol: str, book: Book) -> None:
+        assert book.bare_since is not None
+        lasted = self.world.now - book.bare_since
+        if self.plan.calm and lasted > 1.0:
+            self.accuse("P: a position has its stop at once", f"{symbol} had none for {lasted:.2f} s")
+
+    def _stop_changed(self, algo: AlgoOrder) -> None:
+        symbol, book = algo.symbol, self.book(algo.symbol)
+        if self.by_hand or algo.origin is Origin.PERSON:
+            book.person_at = self.world.now
+        if algo.origin is Origin.API and not (algo.reduce_only or algo.close_position):
+            self.accuse("P: every exit is reduce-only", f"{algo.client_id} is not")
+        was_covered = book.qty and book.bare_since is None
+        self._look_at_stops(symbol)
+        if algo.status is not AlgoStatus.CANCELED or self.by_hand or not was_covered or self.covered(symbol):
+            return
+        if not self.lately(book, 12.0) and self.world.now - book.crowded_at > 15.0:
+            told = f"{algo.client_id} of {symbol} is taken back, and {book.qty} has no other"
+            self.accuse("P3: a position keeps its stop", told)
+
+    # --- the rows ---
+
+    def _committed(self, moved: Moved, token: int) -> None:
+        for before, after in moved:
+            status = after["status"]
+            was = None if before is None else before["status"]
+            self.world.tell(
+                f"row {after['id']} of {after['symbol']} {was} -> {status} {after['quantity']} stop"
+                f" {after['stop_price']} {after['exit_reason'] or ''} {after['error_details'] or ''}"
+            )
+            if before is not None and (before["token"] or 0) > token:
+                self.accuse("S3: no stale commit", f"row {after['id']}: {token} after {before['token']}")
+            if was in _OPEN and status not in _OPEN:
+                self._ended(after)
+            if was == "pending_entry" and status in ("entry_placed", "pending_sl"):
+                self._entered(after)
+            if was != "active" and status == "active":
+                self._active(after)
+        self.on_event("commit", self.world.running)
+
+    def orders_of(self, client_id: str | None) -> list[Order]:
+        """The exchange's ordinary orders of a client id."""
+        if not client_id:
+            return []
+        return [order for order in self.exchange.desk.engine().orders() if order.client_id == client_id]
+
+    def _ended(self, row: dict[str, Any]) -> None:
+        entries = self.orders_of(row["entry_client_id"])
+        if row["status"] in ("failed", "canceled") and any(order.executed for order in entries):
+            told = f"row {row['id']} is {row['status']}, and its entry was executed"
+            self.accuse("P: rows tell the truth", told)
+        book = self.book(row["symbol"])
+        if row["entry_client_id"] and book.qty and book.entry == row["entry_client_id"] and not book.touched:
+            told = f"row {row['id']} is {row['status']}, and {book.qty} is held"
+            self.accuse("P: a row ends when its position is gone", told)
+
+    def _entered(self, row: dict[str, Any]) -> None:
+        filled = sum((order.executed for order in self.orders_of(row["entry_client_id"])), _ZERO)
+        if filled != row["quantity"]:
+            told = f"row {row['id']} has {row['quantity']}, and {filled} was filled"
+            self.accuse("P: rows tell the truth", told)
+
+    def _active(self, row: dict[str, Any]) -> None:
+        algos = [one for one in self.exchange.desk.engine().algo_orders() if str(one.id) == row["stop_order_id"]]
+        if not algos:
+            self.accuse("P: rows tell the truth", f"the stop of row {row['id']} was never placed")
+        elif (algos[0].side is Side.SELL) is not (row["side"] == "long"):
+            self.accuse("P: rows tell the truth", f"the stop of row {row['id']} is on its own side")
+
+    # --- the calls ---
+
+    def returned(self, who: str, call: str, symbol: str, result: object, began: float) -> None:
+        """A call of a bot has ended."""
+        name = type(result).__name__
+        self.outcomes[f"{call} {name}"] = self.outcomes.get(f"{call} {name}", 0) + 1
+        self.world.tell(f"{who} {call} {symbol}: {_said(result)} after {self.world.now - began:.2f} s")
+        match result:
+            case asyncio.CancelledError():
+                pass
+            case ConfigurationError() if call != "move stop" and not isinstance(result, LeaseLost | ResourceBusy):
+                self.accuse("S12: the outcome of every call", f"{call} raised {result!r}")
+            case LockguardError():
+                pass
+            case BaseException() if isinstance(result, DATABASE_ERRORS):
+                if not self.plan.kinds & {"database down", "lose commit answers", "slow database"}:
+                    self.accuse("S12: the outcome of every call", f"{call} raised {result!r}")
+            case BaseException():
+                self.accuse("S12: the outcome of every call", f"{call} raised {result!r}")
+            case Opened(position=row):
+                if not any(order.executed for order in self.orders_of(row.entry_client_id)):
+                    self.accuse("S12: the outcome of every call", f"opened row {row.id}, and nothing was filled")
+            case NotOpened(position=row) if row is not None and row.status.value in ("failed", "canceled"):
+                if any(order.executed for order in self.orders_of(row.entry_client_id)):
+                    self.accuse("S12: the outcome of every call", f"row {row.id} was not opened, and is filled")
+            case AlreadyOpen(position=row):
+                if row.id not in self.database.tables.positions:
+                    self.accuse("S12: the outcome of every call", f"row {row.id} does not exist")
+            case _:
+                pass
+
+    # --- at rest ---
+
+    def judge_rest(self) -> None:
+        """All is healed, and a pass says that all is settled: rows, orders and intents agree."""
+        tables, engine = self.database.tables, self.exchange.desk.engine()
+        open_rows = {row["symbol"]: row for row in tables.positions.values() if row["status"] in _OPEN}
+        for symbol in self.exchange.desk.venue.markets:
+            self._judge_symbol(symbol, open_rows.get(symbol))
+        orders = list(engine.orders())
+        for row in tables.intents.values():
+            found = [order for order in orders if order.client_id == row["client_id"] and order.algo_id is None]
+            if row["settled_at"] is None:
+                self.accuse("P: no intent stays in doubt", f"{row['client_id']} does")
+            elif row["outcome"] in ("refused", "absent") and any(order.executed for order in found):
+                told = f"{row['client_id']} is {row['outcome']}, and was executed"
+                self.accuse("P: rows tell the truth", told)
+            elif row["outcome"] == "executed" and row["step"] != "stop" and not found:
+                self.accuse("P: rows tell the truth", f"{row['client_id']} is executed, and never was placed")
+            if len(found) > 1:
+                self.accuse("P: an order is placed once", f"{row['client_id']} was placed {len(found)} times")
+
+    def _judge_symbol(self, symbol: str, row: dict[str, Any] | None) -> None:
+        book = self.book(symbol)
+        waiting = [one for one in self.exchange.desk.engine().open_algo_orders() if one.symbol == symbol]
+        ours = [algo for algo in waiting if algo.client_id.startswith("lgs-")]
+        if row is None:
+            if book.qty and book.ours and not book.touched:
+                self.accuse("P: rows tell the truth", f"{book.qty} {symbol} is held and has no row")
+            if ours and not book.qty:
+                self.accuse("P: no stop without a position", f"{ours[0].client_id} waits for nothing")
+            return
+        if not book.qty:
+            self.accuse("P: rows tell the truth", f"row {row['id']} is {row['status']}, and {symbol} is flat")
+            return
+        if not self.stops(symbol):
+            self.accuse("P: no position stays without a stop", f"{book.qty} {symbol} has none")
+        if row["status"] != "active" or (row["side"] == "long") is not (book.qty > 0):
+            self.accuse("P: rows tell the truth", f"row {row['id']} is {row['status']} {row['side']}: {book.qty}")
+        if row["quantity"] != abs(book.qty) and not book.touched:
+            self.accuse("P: rows tell the truth", f"row {row['id']} says {row['quantity']}: {book.qty}")
+        own = [algo for algo in waiting if str(algo.id) == row["stop_order_id"]]
+        if not own:
+            self.accuse("P: rows tell the truth", f"the stop of row {row['id']} does not wait")
+        elif own[0].trigger != row["stop_price"]:
+            told = f"the stop of row {row['id']} waits at {own[0].trigger}, not at {row['stop_price']}"
+            self.accuse("P: rows tell the truth", told)
+        elif len(ours) > 1:
+            self.accuse("P: one stop for one position", f"{len(ours)} of ours wait for {symbol}")
+
+
+def _said(result: object) -> str:
+    """What a call came to, without names that differ between two runs, such as that of a holder."""
+    match result:
+        case SyncReport(outcomes=outcomes):
+            return "; ".join(f"{one.symbol} {one.action.value}" for one in outcomes) or "nothing"
+        case SyncOutcome():
+            return result.action.value
+        case Opened(position=row) | AlreadyOpen(position=row):
+            return f"{type(result).__name__} row {row.id}"
+        case NotOpened(position=row):
+            passing = " for now" if result.passing else ""
+            return f"not opened{passing}, row {None if row is None else row.id}"
+        case BaseException():
+            return type(result).__name__
+        case _:
+            return type(result).__name__
