@@ -411,8 +411,9 @@ class AtomicPositionManager:
         did meanwhile. A row of a contract that the exchange no longer lists is ended without an order.
 
         Returns:
-            The row as it is now; still open if the exit is in doubt, or if an exit with the same reason was
-            begun before and what is held has changed since. ``None`` when there was no open row.
+            The row as it is now; still open if this exit or one that was begun before is in doubt, or if an
+            exit with the same reason was begun before and what is held has changed since. ``None`` when there
+            was no open row.
 
         Raises:
             ResourceBusy: another holder has the symbol; the error names it.
@@ -439,6 +440,8 @@ class AtomicPositionManager:
                 return row
             if before is not None and before.exit_reason == reason and row.exit_reason is None:
                 return row  # that exit was for what was held then; a caller who still wants it asks again
+            if row.exit_reason is not None and await self._store.in_doubt(row, Step.CLOSE):
+                return row  # a second exit beside it could leave the first to reduce the next position
             return await flow.drive(await flow.intend_close(row, reason, asked=True))
 
     # --- inside ---

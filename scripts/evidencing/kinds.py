@@ -37,13 +37,13 @@ KINDS = {
     "sim": Kind(
         "Simulated schedules of the lock",
         "lockguard sim",
-        (*_LOCK, *_SIM),
+        (*_LOCK, *_SIM, "!lab/lockguard_lab/sim/flow"),
         ("schedules", "schedules"),
         seeds_at_once=200,
     ),
     "flow": Kind(
         "Simulated schedules of positions",
-        "lockguard sim --flow",
+        "lockguard sim --layer flow",
         (*_PRODUCT, *_SIM, "lab/lockguard_lab/exchange"),
         ("schedules", "schedules"),
         seeds_at_once=100,

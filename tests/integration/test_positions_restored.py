@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from lockguard_lab.exchange import Side
+from lockguard_lab.exchange import FaultKind, Operation, Side
 from lockguard_positions import (
     Opened,
+    PositionStatus,
     SyncAction,
 )
 from tests.integration.test_positions_flow import APT, Bot, bot, two_bots
@@ -176,3 +177,20 @@ async def test_an_exit_that_was_the_flows_own_idea_is_judged_again_and_a_stop_is
     assert (row["status"], row["exit_reason"]) == ("active", None)
     assert bot.is_sound()
     assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
+
+
+async def test_a_second_request_to_close_orders_no_second_exit_beside_one_in_doubt(bot: Bot) -> None:
+    """The first could still arrive, and would reduce what is opened once the second has closed the row."""
+    await bot.open()
+    bot.fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER, times=100)
+    for reason in ("exit", "exit", "another"):
+        row = await bot.manager.close_position(APT, "binance", reason=reason)
+        assert row is not None
+        assert row.status is PositionStatus.ACTIVE
+    requests = bot.exchange.record().requests
+    assert len({one.client_id for one in requests if (one.client_id or "").startswith("lgc-")}) == 1
+    bot.exchange.clear_faults()
+    await passes(bot)
+    assert (bot.exchange.record().position(APT), bot.is_sound()) == (0, True)
+    in_doubt = "select count(*) from monitoring.position_intents where settled_at is null"
+    assert await bot.pool.fetchval(in_doubt) == 0

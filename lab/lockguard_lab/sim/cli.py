@@ -16,10 +16,9 @@ from lockguard._cli.mistake import Mistake
 from lockguard._cli.tables import Table, console
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._private_files import require_writable, write_private
-from lockguard_lab.sim.plan import TOPOLOGIES, Plan
+from lockguard_lab.sim.layers import LAYERS, Layer, OutcomeOf, PlanOf, layer_of, shrunk
+from lockguard_lab.sim.plan import TOPOLOGIES
 from lockguard_lab.sim.planted.command import run_planted
-from lockguard_lab.sim.run import Outcome, run
-from lockguard_lab.sim.shrink import shrunk
 
 __all__ = ["sim"]
 
@@ -49,6 +48,13 @@ class _Seeds(click.ParamType[range]):
     help="Which schedules: 1..1000, or 7.  [default: 1..200; with --planted 1..3000]",
 )
 @click.option(
+    "--layer",
+    type=click.Choice(LAYERS),
+    default="lock",
+    show_default=True,
+    help="What is simulated: the lock with its fence, or the flow of positions on an exchange.",
+)
+@click.option(
     "--topology", type=click.Choice(TOPOLOGIES), help="Only these servers; by default the seed chooses."
 )
 @click.option(
@@ -72,6 +78,7 @@ def sim(
     *,
     names: tuple[str, ...],
     seeds: range | None,
+    layer: str,
     topology: str | None,
     processes: int,
     trace: bool,
@@ -92,6 +99,8 @@ def sim(
             raise Mistake("each planted mistake has its own servers: leave --trace and --topology out")
         require_writable(json_file)
         raise SystemExit(0 if run_planted(names, seeds or range(1, 3001), processes, json_file) else 1)
+    if topology and layer != "lock":
+        raise Mistake("--topology chooses the servers of the lock; leave it out with --layer flow")
     if names:
         raise Mistake(f"{names[0]!r} names a planted mistake: write --planted too")
     seeds = seeds or range(1, 201)
@@ -99,35 +108,39 @@ def sim(
         raise Mistake("--trace shows one schedule; name it: --seeds 7")
     require_writable(json_file)
     began = SYSTEM_CLOCK.now()
-    outcomes = _run_all(seeds, topology, processes)
+    simulated = layer_of(layer)
+    outcomes = _run_all(layer, seeds, topology, processes)
     failed = {seed: outcome for seed, outcome in outcomes.items() if outcome.violations}
     took_s = SYSTEM_CLOCK.now() - began
     if trace:
-        click.echo(f"{Plan.of(seeds[0], topology)}\n" + "\n".join(outcomes[seeds[0]].lines))
-    _show(outcomes, took_s, processes)
+        click.echo(f"{simulated.plan(seeds[0], topology)}\n" + "\n".join(outcomes[seeds[0]].lines))
+    _show(simulated, outcomes, took_s, processes)
     for seed in sorted(failed)[:3]:
-        _show_failure(Plan.of(seed, topology))
+        _show_failure(simulated, simulated.plan(seed, topology))
     if json_file is not None:
-        write_private(json_file, json.dumps(_facts(seeds, outcomes, took_s, processes), indent=2) + "\n")
+        facts = _facts(simulated, seeds, outcomes, took_s, processes)
+        write_private(json_file, json.dumps(facts, indent=2) + "\n")
     raise SystemExit(1 if failed else 0)
 
 
-def _run_all(seeds: range, topology: str | None, processes: int) -> dict[int, Outcome]:
+def _run_all(layer: str, seeds: range, topology: str | None, processes: int) -> dict[int, OutcomeOf]:
     if processes == 1 or len(seeds) < _AT_ONCE:
-        return {seed: run(Plan.of(seed, topology)) for seed in seeds}
+        simulated = layer_of(layer)
+        return {seed: simulated.run(simulated.plan(seed, topology)) for seed in seeds}
     parts = [seeds[at : at + _AT_ONCE] for at in range(0, len(seeds), _AT_ONCE)]
-    found: dict[int, Outcome] = {}
+    found: dict[int, OutcomeOf] = {}
     with ProcessPoolExecutor(processes) as pool:
-        for part in pool.map(_run_part, parts, [topology] * len(parts)):
+        for part in pool.map(_run_part, [layer] * len(parts), parts, [topology] * len(parts)):
             found |= part
     return found
 
 
-def _run_part(seeds: range, topology: str | None) -> dict[int, Outcome]:
-    return {seed: run(Plan.of(seed, topology)).without_lines() for seed in seeds}
+def _run_part(layer: str, seeds: range, topology: str | None) -> dict[int, OutcomeOf]:
+    simulated = layer_of(layer)
+    return {seed: simulated.run(simulated.plan(seed, topology)).without_lines() for seed in seeds}
 
 
-def _show(outcomes: dict[int, Outcome], took_s: float, processes: int) -> None:
+def _show(layer: Layer, outcomes: dict[int, OutcomeOf], took_s: float, processes: int) -> None:
     laws = Counter(
         law for one in outcomes.values() for law in {violation.law for violation in one.violations}
     )
@@ -135,17 +148,16 @@ def _show(outcomes: dict[int, Outcome], took_s: float, processes: int) -> None:
     table.add_row("schedules", f"{len(outcomes):,}")
     table.add_row("  a second and core", f"{len(outcomes) / took_s / processes:.1f}")
     table.add_row("virtual time", f"{sum(one.virtual_s for one in outcomes.values()) / 3600:.2f} h")
-    table.add_row("bodies under a lease", f"{sum(one.held for one in outcomes.values()):,}")
-    table.add_row("commits", f"{sum(one.commits for one in outcomes.values()):,}")
-    table.add_row("commands of Redis", f"{sum(one.commands for one in outcomes.values()):,}")
+    for name, told in layer.counts.items():
+        table.add_row(told, f"{sum(getattr(one, name) for one in outcomes.values()):,}")
     table.add_row("schedules that broke a law", f"{sum(bool(one.violations) for one in outcomes.values()):,}")
     for law, count in laws.most_common():
         table.add_row(f"  {law}", f"{count:,}")
     console().print(table)
 
 
-def _show_failure(plan: Plan) -> None:
-    least, outcome = shrunk(plan)
+def _show_failure(layer: Layer, plan: PlanOf) -> None:
+    least, outcome = shrunk(layer, plan)
     click.echo(f"\n{least}")
     for line in outcome.lines[-25:]:
         click.echo(line)
@@ -153,7 +165,9 @@ def _show_failure(plan: Plan) -> None:
         click.echo(f"  {violation}")
 
 
-def _facts(seeds: range, outcomes: dict[int, Outcome], took_s: float, processes: int) -> dict[str, Any]:
+def _facts(
+    layer: Layer, seeds: range, outcomes: dict[int, OutcomeOf], took_s: float, processes: int
+) -> dict[str, Any]:
     return {
         "seeds": [seeds[0], seeds[-1]],
         "took_s": took_s,
@@ -161,9 +175,7 @@ def _facts(seeds: range, outcomes: dict[int, Outcome], took_s: float, processes:
             "schedules": len(outcomes),
             "core_s": round(took_s * processes, 1),
             "virtual_s": round(sum(one.virtual_s for one in outcomes.values()), 1),
-            "held": sum(one.held for one in outcomes.values()),
-            "commits": sum(one.commits for one in outcomes.values()),
-            "commands": sum(one.commands for one in outcomes.values()),
+            **{name: sum(getattr(one, name) for one in outcomes.values()) for name in layer.counts},
         },
         "traces": {str(seed): outcomes[seed].trace_hash for seed in seeds[:_TRACES_TOLD]},
         "violations": {

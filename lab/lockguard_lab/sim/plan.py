@@ -148,6 +148,11 @@ class Plan:
         """Whether an operator breaks a lock."""
         return any(fault.kind == "break" for fault in self.faults)
 
+    @property
+    def perils(self) -> tuple[Fault, ...]:
+        """All that goes wrong."""
+        return self.faults
+
     def without(self, *faults: Fault) -> Plan:
         """The plan without some of its faults, to shrink a failure."""
         kept = tuple(fault for fault in self.faults if fault not in faults)

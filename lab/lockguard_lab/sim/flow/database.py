@@ -121,12 +121,11 @@ class Connection:
         database, session = self.pool.database, self.transaction
 
         def work(answer: Callable[[Any], None]) -> None:
-            if session is None:
-                answer(_tried(lambda: database.tables.run(name_of(text), args)))
-            elif session.over:
+            if session is not None and session.over:
                 answer(_gone())
             else:
-                answer(_tried(lambda: session.tables.run(name_of(text), args)))
+                tables = database.tables if session is None else session.tables
+                answer(_tried(lambda: tables.run(name_of(text), args)))
 
         async with asyncio.timeout(timeout):
             rows: list[Row] = await database.trip(self.pool.process, work)
@@ -166,8 +165,8 @@ class _Session:
             elif (row.token, row.grant) != (self.token, self.grant) or row.closed:
                 self.abort("stale")
                 said = f"stale token for {self.resource}: presented {self.token}, current {row.token}"
-                facts = {"resource": self.resource, "presented": self.token, "current": row.token}
-                then(StaleToken(said, **facts))
+                stale = StaleToken(said, resource=self.resource, presented=self.token, current=row.token)
+                then(stale)
             else:
                 postgres.opened(self)  # type: ignore[arg-type]  # what it needs of a transaction
                 self.tables = self._database.tables.begin()
@@ -253,8 +252,8 @@ async def _committed(trip: Any, lease: Lease, number: int) -> Any:
     try:
         return await trip
     except (asyncpg.ConnectionDoesNotExistError, TimeoutError) as exc:
-        facts = {"resource": str(lease.resource), "token": int(lease.token), "sequence": number}
-        raise CommitUnknown(**facts) from exc  # type: ignore[arg-type]
+        resource, token = str(lease.resource), int(lease.token)
+        raise CommitUnknown(resource=resource, token=token, sequence=number) from exc
 
 
 async def fenced_fetchrow(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from lockguard import LeaseLost, ResourceBusy
 from lockguard._context import current_leases
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg._errors import DATABASE_ERRORS
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from lockguard_lab.sim.flow.plan import FlowPlan
     from lockguard_lab.sim.flow.wire import Request, SimExchange
     from lockguard_lab.sim.world import World
+    from lockguard_positions import Position
 
 __all__ = ["Book", "FlowJudge"]
 
@@ -79,6 +79,8 @@ class FlowJudge:
     alerts: list[tuple[float, str]] = field(default_factory=list)
     on_event: Callable[[str, Any], None] = lambda *_: None
     """Told of each event that a trouble may wait for, and of the process that it happens to."""
+    on_request: Callable[[Request], None] = lambda _: None
+    """Told of each request that reaches the exchange."""
 
     def __post_init__(self) -> None:
         self.exchange.desk.on_change = self._changed
@@ -112,10 +114,8 @@ class FlowJudge:
             self.on_event("send read", request.process)
             return
         symbol = request.params.get("symbol", "")
-        self.world.tell(
-            f"{request.process.name} sends {request.step} {request.client_id} {request.params.get('side', '')}"
-            f" {request.params.get('quantity', '')} {request.params.get('triggerPrice', '')}"
-        )
+        said = " ".join(request.params.get(name, "") for name in ("side", "quantity", "triggerPrice"))
+        self.world.tell(f"{request.process.name} sends {request.step} {request.client_id} {said}")
         self._check_lease(request, symbol)
         if request.step != "cancel":
             self._check_intent(request)
@@ -127,12 +127,12 @@ class FlowJudge:
         held = [lease for lease in leases if lease.loss is None and now < lease.deadline]
         if not held:
             told = f"{request.process.name} sends {request.step} {request.client_id} of {symbol}"
-            self.accuse("S11: no order leaves without a lease", told)
+            self.accuse("S13: no order leaves without a lease", told)
 
     def _check_intent(self, request: Request) -> None:
         intent = self._intent(request.client_id)
         if intent is None:
-            self.accuse("P: the intent is committed before its order", f"{request.client_id} has none")
+            self.accuse("S13: the intent is committed before its order", f"{request.client_id} has none")
             return
         params = request.params
         ordered = (
@@ -144,10 +144,14 @@ class FlowJudge:
         intended = (intent["side"], intent["amount"], trigger)
         if ordered != intended:
             told = f"{request.client_id}: {ordered} was ordered, {intended} was intended"
-            self.accuse("P: an order is what was intended", told)
+            self.accuse("S13: an order is what was intended", told)
 
     def _arrived(self, request: Request) -> None:
         """A request reaches the exchange."""
+        self._check_exit(request)
+        self.on_request(request)
+
+    def _check_exit(self, request: Request) -> None:
         if request.step != "close":
             return
         symbol = request.params["symbol"]
@@ -182,8 +186,8 @@ class FlowJudge:
                 self._filled(order, fill)
             case AlgoChange(algo=algo):
                 self.world.tell(
-                    f"exchange: stop {algo.client_id or algo.id} of {algo.symbol} {algo.side.value} {algo.qty}"
-                    f" at {algo.trigger} is {algo.status.value}"
+                    f"exchange: stop {algo.client_id} of {algo.symbol} {algo.side.value} {algo.qty} at"
+                    f" {algo.trigger} is {algo.status.value}"
                 )
                 self._stop_changed(algo)
             case _:
@@ -231,12 +235,12 @@ class FlowJudge:
 
     def _by_an_exit(self, order: Order, fill: Fill, book: Book, before: Decimal) -> None:
         if fill.opened:
-            self.accuse("P: an exit opens nothing", f"{order.client_id} turned {before} into {book.qty}")
+            self.accuse("P1: an exit opens nothing", f"{order.client_id} turned {before} into {book.qty}")
         intent = self._intent(order.client_id)
-        if order.algo_id is None and intent is not None and intent["details"] != ASKED:
-            if fill.qty > book.ours and not self.lately(book):
-                told = f"{order.client_id} sold {fill.qty}, of which {book.ours} was ours"
-                self.accuse("P1: no order reduces what is not ours", told)
+        judged = order.algo_id is None and intent is not None and intent["details"] != ASKED
+        if judged and fill.qty > book.ours and not self.lately(book):
+            told = f"{order.client_id} sold {fill.qty}, of which {book.ours} was ours"
+            self.accuse("P1: no order reduces what is not ours", told)
         book.ours = max(_ZERO, book.ours - fill.qty)
 
     def stops(self, symbol: str) -> list[AlgoOrder]:
@@ -278,7 +282,7 @@ class FlowJudge:
         if self.by_hand or algo.origin is Origin.PERSON:
             book.person_at = self.world.now
         if algo.origin is Origin.API and not (algo.reduce_only or algo.close_position):
-            self.accuse("P: every exit is reduce-only", f"{algo.client_id} is not")
+            self.accuse("P1: every exit is reduce-only", f"{algo.client_id} is not")
         was_covered = book.qty and book.bare_since is None
         self._look_at_stops(symbol)
         if algo.status is not AlgoStatus.CANCELED or self.by_hand or not was_covered or self.covered(symbol):
@@ -330,7 +334,9 @@ class FlowJudge:
             self.accuse("P: rows tell the truth", told)
 
     def _active(self, row: dict[str, Any]) -> None:
-        algos = [one for one in self.exchange.desk.engine().algo_orders() if str(one.id) == row["stop_order_id"]]
+        algos = [
+            one for one in self.exchange.desk.engine().algo_orders() if str(one.id) == row["stop_order_id"]
+        ]
         if not algos:
             self.accuse("P: rows tell the truth", f"the stop of row {row['id']} was never placed")
         elif (algos[0].side is Side.SELL) is not (row["side"] == "long"):
@@ -343,78 +349,29 @@ class FlowJudge:
         name = type(result).__name__
         self.outcomes[f"{call} {name}"] = self.outcomes.get(f"{call} {name}", 0) + 1
         self.world.tell(f"{who} {call} {symbol}: {_said(result)} after {self.world.now - began:.2f} s")
-        match result:
-            case asyncio.CancelledError():
-                pass
-            case ConfigurationError() if call != "move stop" and not isinstance(result, LeaseLost | ResourceBusy):
+        if isinstance(result, BaseException):
+            if not self._may_raise(call, result):
                 self.accuse("S12: the outcome of every call", f"{call} raised {result!r}")
-            case LockguardError():
-                pass
-            case BaseException() if isinstance(result, DATABASE_ERRORS):
-                if not self.plan.kinds & {"database down", "lose commit answers", "slow database"}:
-                    self.accuse("S12: the outcome of every call", f"{call} raised {result!r}")
-            case BaseException():
-                self.accuse("S12: the outcome of every call", f"{call} raised {result!r}")
-            case Opened(position=row):
-                if not any(order.executed for order in self.orders_of(row.entry_client_id)):
-                    self.accuse("S12: the outcome of every call", f"opened row {row.id}, and nothing was filled")
-            case NotOpened(position=row) if row is not None and row.status.value in ("failed", "canceled"):
-                if any(order.executed for order in self.orders_of(row.entry_client_id)):
-                    self.accuse("S12: the outcome of every call", f"row {row.id} was not opened, and is filled")
-            case AlreadyOpen(position=row):
-                if row.id not in self.database.tables.positions:
-                    self.accuse("S12: the outcome of every call", f"row {row.id} does not exist")
-            case _:
-                pass
+        elif isinstance(result, Opened):
+            self._check_fill(result.position, filled=True)
+        elif isinstance(result, NotOpened) and result.position is not None:
+            if result.position.status.value in ("failed", "canceled"):
+                self._check_fill(result.position, filled=False)
+        elif isinstance(result, AlreadyOpen) and result.position.id not in self.database.tables.positions:
+            self.accuse("S12: the outcome of every call", f"row {result.position.id} does not exist")
 
-    # --- at rest ---
+    def _may_raise(self, call: str, error: BaseException) -> bool:
+        """Whether a call may end like this."""
+        if isinstance(error, ConfigurationError):
+            return call == "move stop"  # of a position that is not there
+        if isinstance(error, DATABASE_ERRORS):
+            return bool(self.plan.kinds & {"database down", "lose commit answers", "slow database"})
+        return isinstance(error, LockguardError | asyncio.CancelledError)
 
-    def judge_rest(self) -> None:
-        """All is healed, and a pass says that all is settled: rows, orders and intents agree."""
-        tables, engine = self.database.tables, self.exchange.desk.engine()
-        open_rows = {row["symbol"]: row for row in tables.positions.values() if row["status"] in _OPEN}
-        for symbol in self.exchange.desk.venue.markets:
-            self._judge_symbol(symbol, open_rows.get(symbol))
-        orders = list(engine.orders())
-        for row in tables.intents.values():
-            found = [order for order in orders if order.client_id == row["client_id"] and order.algo_id is None]
-            if row["settled_at"] is None:
-                self.accuse("P: no intent stays in doubt", f"{row['client_id']} does")
-            elif row["outcome"] in ("refused", "absent") and any(order.executed for order in found):
-                told = f"{row['client_id']} is {row['outcome']}, and was executed"
-                self.accuse("P: rows tell the truth", told)
-            elif row["outcome"] == "executed" and row["step"] != "stop" and not found:
-                self.accuse("P: rows tell the truth", f"{row['client_id']} is executed, and never was placed")
-            if len(found) > 1:
-                self.accuse("P: an order is placed once", f"{row['client_id']} was placed {len(found)} times")
-
-    def _judge_symbol(self, symbol: str, row: dict[str, Any] | None) -> None:
-        book = self.book(symbol)
-        waiting = [one for one in self.exchange.desk.engine().open_algo_orders() if one.symbol == symbol]
-        ours = [algo for algo in waiting if algo.client_id.startswith("lgs-")]
-        if row is None:
-            if book.qty and book.ours and not book.touched:
-                self.accuse("P: rows tell the truth", f"{book.qty} {symbol} is held and has no row")
-            if ours and not book.qty:
-                self.accuse("P: no stop without a position", f"{ours[0].client_id} waits for nothing")
-            return
-        if not book.qty:
-            self.accuse("P: rows tell the truth", f"row {row['id']} is {row['status']}, and {symbol} is flat")
-            return
-        if not self.stops(symbol):
-            self.accuse("P: no position stays without a stop", f"{book.qty} {symbol} has none")
-        if row["status"] != "active" or (row["side"] == "long") is not (book.qty > 0):
-            self.accuse("P: rows tell the truth", f"row {row['id']} is {row['status']} {row['side']}: {book.qty}")
-        if row["quantity"] != abs(book.qty) and not book.touched:
-            self.accuse("P: rows tell the truth", f"row {row['id']} says {row['quantity']}: {book.qty}")
-        own = [algo for algo in waiting if str(algo.id) == row["stop_order_id"]]
-        if not own:
-            self.accuse("P: rows tell the truth", f"the stop of row {row['id']} does not wait")
-        elif own[0].trigger != row["stop_price"]:
-            told = f"the stop of row {row['id']} waits at {own[0].trigger}, not at {row['stop_price']}"
-            self.accuse("P: rows tell the truth", told)
-        elif len(ours) > 1:
-            self.accuse("P: one stop for one position", f"{len(ours)} of ours wait for {symbol}")
+    def _check_fill(self, row: Position, *, filled: bool) -> None:
+        if any(order.executed for order in self.orders_of(row.entry_client_id)) is not filled:
+            told = f"row {row.id} is {row.status.value}, and its entry was {'not ' if filled else ''}filled"
+            self.accuse("S12: the outcome of every call", told)
 
 
 def _said(result: object) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 __all__ = ["FINAL_CODES", "PASSING_CODES", "FlowPlan", "Trouble"]
 
 PASSING_CODES = (-1015, -4045, -2019, -4118, -2015, -4061, -1016, -9999)
-"""Refusals that pass: rate, number of orders, margin, crowded, permission, mode, maintenance, an unknown one."""
+"""Refusals that pass: rate, number of orders, margin, crowded, key, mode, maintenance, an unknown one."""
 FINAL_CODES = (-1111, -4014, -4164, -1013)
 """Refusals of an order that the exchange will never take as it is."""
 
@@ -17,7 +17,16 @@ _LOST = ("disconnect", "timeout", "unavailable", "truncated", "hang")
 _EVENTS = ("send entry", "reply entry", "send stop", "reply stop", "send close", "reply close", "send cancel",
            "reply cancel", "send read", "reply read", "commit", "commit", "commit")  # fmt: skip
 
-_EXCHANGE = ("lose", "lose", "refuse passing", "refuse final", "refuse passing", "fail reads", "partial", "lag")
+_EXCHANGE = (
+    "lose",
+    "lose",
+    "refuse passing",
+    "refuse final",
+    "refuse passing",
+    "fail reads",
+    "partial",
+    "lag",
+)
 _STATES = ("maintenance", "ban", "deny", "clock", "slow exchange")
 _PEOPLE = ("person trades", "person closes", "person moves the stop", "person cancels the stop", "price")
 _PROCESSES = ("kill", "cancel", "cancel", "stop")
@@ -82,7 +91,7 @@ class FlowPlan:
     def of(cls, seed: int) -> FlowPlan:
         """The plan of a seed."""
         dice = random.Random(seed ^ 0xF10)  # noqa: S311 - a simulation, not a secret
-        until_s = dice.choice((12.0, 25.0, 25.0, 45.0))
+        until_s = dice.choice((8.0, 15.0, 15.0, 30.0))
         kinds = dice.choice(
             (
                 _EXCHANGE,
@@ -100,9 +109,9 @@ class FlowPlan:
             processes=dice.choice((1, 1, 2, 2, 3)),
             symbols=dice.choice((1, 1, 2)),
             ttl_s=dice.choice((3.0, 10.0, 10.0, 30.0)),
-            pass_s=dice.choice((1.5, 5.0, 5.0, 8.0)),
+            pass_s=dice.choice((1.5, 4.0, 4.0, 8.0)),
             until_s=until_s,
-            signals_s=dice.choice((1.0, 3.0, 6.0)),
+            signals_s=dice.choice((0.7, 1.5, 4.0)),
             adopt=dice.choice(("stop", "stop", "stop", "alert", "off")),
             troubles=tuple(sorted(troubles, key=lambda one: one.at)),
         )
@@ -111,6 +120,11 @@ class FlowPlan:
     def kinds(self) -> set[str]:
         """What goes wrong."""
         return {one.kind for one in self.troubles}
+
+    @property
+    def perils(self) -> tuple[Trouble, ...]:
+        """All that goes wrong."""
+        return self.troubles
 
     @property
     def calm(self) -> bool:
@@ -139,6 +153,7 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
     kind = dice.choice(kinds)
     at = dice.uniform(0.0, until_s * 0.9)
     number = dice.randrange(60)
+    detail: tuple[str, ...]
     match kind:
         case "lose":
             late = dice.choice(("never", "first", "first", "late"))
@@ -163,7 +178,9 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
             on = dice.choice(("", *_EVENTS))
             lasts = dice.choice((0.3, 2.0, 6.0, 15.0)) * dice.uniform(0.5, 1.5)
             return Trouble(kind, at, lasts, on, dice.choice((0, 0, 1, 2, 3, 5, 8)), number=number)
-        case "person trades" | "person closes" | "person moves the stop" | "person cancels the stop" | "price":
+        case (
+            "person trades" | "person closes" | "person moves the stop" | "person cancels the stop" | "price"
+        ):
             on = dice.choice(("", "", *_EVENTS))
             return Trouble(kind, at, 0.0, on, dice.choice((0, 1, 3)), number=number)
         case _:

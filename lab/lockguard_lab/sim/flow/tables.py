@@ -189,7 +189,8 @@ class Tables:
         rows = [
             row
             for row in self.intents.values()
-            if (row["position_id"], row["step"]) == (position_id, "entry") and row["trigger_price"] is not None
+            if (row["position_id"], row["step"]) == (position_id, "entry")
+            and row["trigger_price"] is not None
         ]
         return [Row(trigger_price=max(rows, key=lambda row: row["number"])["trigger_price"])] if rows else []
 
@@ -221,7 +222,7 @@ class Tables:
             *("stop_loss_percent", "error_details", "token", "intent", "entry_client_id", "market"),
         )
         values = dict(zip(names, args, strict=False))  # the statement with an intent has one more
-        row = dict.fromkeys((*_COLUMNS, "intent", "exit_client_id")) | values
+        row: dict[str, Any] = dict.fromkeys((*_COLUMNS, "intent", "exit_client_id")) | values
         status = row["status"]
         if PositionStatus(status) not in INITIAL:
             raise IllegalChange(f"a position cannot begin as {status}")
@@ -312,7 +313,14 @@ class Tables:
         self._intend(written, number, "stop", client_id, self._side_of(written, entry=False), stop)
 
     def _expect_stop(
-        self, position_id: int, status: str, number: int, client_id: str, side: str, token: int, trigger: Decimal
+        self,
+        position_id: int,
+        status: str,
+        number: int,
+        client_id: str,
+        side: str,
+        token: int,
+        trigger: Decimal,
     ) -> list[Row]:
         before = self._by_id(position_id)
         rows = self._change(
@@ -363,7 +371,14 @@ class Tables:
         return self._change(position_id, status, status="pending_sl", token=token)
 
     def _expect_move(
-        self, position_id: int, status: str, number: int, client_id: str, side: str, token: int, trigger: Decimal
+        self,
+        position_id: int,
+        status: str,
+        number: int,
+        client_id: str,
+        side: str,
+        token: int,
+        trigger: Decimal,
     ) -> list[Row]:
         rows = self._change(position_id, status, intent=number, token=token)
         if rows:

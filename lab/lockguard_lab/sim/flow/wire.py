@@ -105,8 +105,11 @@ class SimExchange:
                 world.dice.uniform(*self.delay_s), lambda: request.process.arrived.append((answer, (reply,)))
             )
 
+        def begin() -> None:
+            self.process.start(serve(), "request")
+
         def arrive() -> None:
-            self.process.arrived.append((lambda: self.process.start(serve(), "request"), ()))
+            self.process.arrived.append((begin, ()))
 
         world.after(world.dice.uniform(*self.delay_s), arrive)
 

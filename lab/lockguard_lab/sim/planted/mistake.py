@@ -16,7 +16,10 @@ from lockguard_lab.sim.judge import Violation
 
 __all__ = ["JUDGES", "Change", "Conviction", "Planted", "convict"]
 
-JUDGES = {"sim": "lockguard_lab.sim.run:violations"}
+JUDGES = {
+    "sim": "lockguard_lab.sim.run:violations",
+    "flow": "lockguard_lab.sim.flow.run:violations",
+}
 """Who runs schedules, by name: ``module:function``. It is called with a seed, and a topology or ``None``, and
 returns the laws that were broken, each a ``Violation``."""
 
