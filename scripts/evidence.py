@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -93,7 +94,7 @@ def _write() -> int:
 def _run(kind: str, seeds: str | None, lasts: str | None, further: list[str]) -> int:
     about = KINDS[kind]
     _refuse_changes(kind)
-    command = " ".join([about.command, *further])
+    command = shlex.join([*about.command.split(), *further])
     if not about.seeds_at_once:
         return _once(kind, command + (f" --seeds {seeds}" if seeds else ""))
     found = re.fullmatch(r"(\d+)\.\.(\d+)", seeds or "")
