@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from lockguard_lab.sim.plan import Plan
     from lockguard_lab.sim.world import Process, World
 
-__all__ = ["Body", "Judge", "Violation"]
+__all__ = ["Body", "BodyFailed", "Judge", "Violation"]
+
+_LEAVES_S = 3.0
+_SEALS_S = 3.0
+_CONNECTS_S = 3.0
+_OUTLIVES_S = 3.0
+_CUTS_MAX = 3
+
+
+class BodyFailed(Exception):
+    """What a body raises of its own."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Violation:
         return f"{self.law}: {self.told}"
 
 
-@dataclass
+@dataclass(eq=False)
 class Body:
     """One body that runs under a lease."""
 
@@ -36,6 +46,7 @@ class Body:
     resource: str
     lease: Lease
     since: float = 0.0
+    failed: bool = False
 
 
 @dataclass
@@ -48,8 +59,11 @@ class Judge:
     bodies: list[Body] = field(default_factory=list)
     held: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
-    keeps: Callable[[str, str], bool] = lambda *_: True
-    """Whether enough servers keep a resource for a grant."""
+    kept_until: Callable[[str, str], float] = lambda *_: float("inf")
+    """Until when, in the world's time, enough servers keep a resource for a grant; 0: they do not."""
+    trouble_until: float = 0.0
+    """When the last fault so far is over."""
+    _accused: set[str] = field(default_factory=set)
 
     def accuse(self, law: str, told: str) -> None:
         """A law was broken."""
@@ -61,51 +75,95 @@ class Judge:
         self.held += 1
         self.bodies.append(body)
         self.world.tell(f"{body.process.name} holds {body.resource} with {int(body.lease.token)}")
-        self.looked_at(body)
+        self.looked_at(body, begins=True)
 
     def left(self, body: Body) -> None:
         """A body is over."""
         self.bodies.remove(body)
         self.world.tell(f"{body.process.name} leaves {body.resource} with {int(body.lease.token)}")
 
-    def looked_at(self, body: Body) -> None:
+    def looked_at(self, body: Body, *, begins: bool = False) -> None:
         """A body goes on after an await, or has just begun."""
         late_s = body.process.time() - body.lease.deadline
-        if late_s > 0 or body.lease.loss is not None:
+        # After a stop, what was ready goes on before any timer: then each guarded call looks for itself.
+        went_on = not begins and body.process.went_on_at == self.world.now
+        if (late_s > 0 or body.lease.loss is not None) and not went_on:
             told = f"{body.process.name} goes on {late_s:.4f} s after its deadline, {body.lease.state.value}"
             self.accuse("S5: the body of a lost lease is cut", told)
-        if not self.believes(body) or not self.plan.excludes:
+        self._belief(body)
+
+    def look(self) -> None:
+        """Look at all bodies between their steps."""
+        for body in list(self.bodies):
+            self._belief(body)
+
+    def _belief(self, body: Body) -> None:
+        """What must be true while a process believes in its lease."""
+        if not self.believes(body):
             return
-        if not self.plan.loses_data and not self.keeps(body.resource, str(body.lease.grant.id)):
-            told = f"{body.process.name} believes in {body.resource}, which no majority keeps for it"
-            self.accuse("S1: a believed lease is held", told)
-        others = [
-            other
-            for other in self.bodies
-            if other is not body and other.resource == body.resource and self.believes(other)
-        ]
-        if others:
-            both = ", ".join(f"{one.process.name} with {int(one.lease.token)}" for one in (body, *others))
-            self.accuse("S1: mutual exclusion", f"{body.resource} is believed to be held by {both}")
+        plan, now = self.plan, self.world.now
+        who = f"{body.process.name} believes in {body.resource}"
+        kept_until = self.kept_until(body.resource, str(body.lease.grant.id))
+        if not plan.loses_data:
+            if kept_until < now:
+                self.accuse("S1: a believed lease is held", f"{who}, which no majority keeps for it")
+            elif (over_s := body.process.in_the_world(body.lease.deadline) - kept_until) > 0:
+                told = f"{who} for {over_s:.4f} s longer than the servers keep it"
+                self.accuse("S9: a lease is trusted for less than it is kept", told)
+        elif kept_until < now and not body.process.stopped:
+            self._noticed(body, who)
+        if plan.excludes:
+            others = [
+                other
+                for other in self.bodies
+                if other is not body and other.resource == body.resource and self.believes(other)
+            ]
+            if others:
+                both = ", ".join(f"{one.process.name} with {int(one.lease.token)}" for one in (body, *others))
+                self.accuse("S1: mutual exclusion", f"{body.resource} is believed to be held by {both}")
+
+    def _noticed(self, body: Body, who: str) -> None:
+        """A lock that was lost is noticed: with the next renewal, once the servers can be reached."""
+        plan, grant = self.plan, str(body.lease.grant.id)
+        since = max(self.trouble_until, body.since, body.process.went_on_at)
+        if self.world.now - since > plan.noticed_s and grant not in self._accused:
+            self._accused.add(grant)
+            told = f"{who} long after it was lost"
+            self.accuse("L4: the loss of a lock is noticed", told)
 
     def lost(self, event: Lost) -> None:
         """A guard says that a lease is over."""
         grant = event.grant
         self.world.tell(f"lost: {grant.resource} with {int(grant.token)}: {event.reason.value}")
+        if self.plan.kinds == {"long way"}:
+            told = (
+                f"{grant.resource} was lost ({event.reason.value}) though every request was answered in time"
+            )
+            self.accuse("L7: a long way ends no lease", told)
+        if self.plan.aim == "a link dies silently":
+            self.accuse("L5: a lease outlives a link that dies", f"{grant.resource} was lost")
+        if (
+            event.reason is LossReason.EXPIRED
+            and self.plan.ttl_s >= _OUTLIVES_S
+            and self._only_lines_were_cut
+        ):
+            self.accuse("L5: a lease outlives a reconnect", f"{grant.resource} was lost")
         if event.reason is not LossReason.REFUSED:
             return
-        if self.plan.excludes and self.keeps(grant.resource, str(grant.id)):
-            self.accuse("L4: a lease that is held is kept", f"{grant.resource} was given up and is held")
+        if self.plan.excludes and self.kept_until(grant.resource, str(grant.id)) >= self.world.now:
+            self.accuse("L7: a lease that is held is kept", f"{grant.resource} was given up and is held")
         elif self.plan.erodes and any(
             body.lease.grant is grant and self.world.now - body.since > 1.2 * self.plan.ttl_s
             for body in self.bodies
         ):  # renewed since the last node forgot it, and so on a majority again
-            self.accuse(
-                "L4: a lease that is held is kept", f"{grant.resource} was lost with one node at a time"
-            )
+            told = f"{grant.resource} was lost with one node at a time"
+            self.accuse("L7: a lease that is held is kept", told)
 
-    @staticmethod
-    def believes(body: Body) -> bool:
+    @property
+    def _only_lines_were_cut(self) -> bool:
+        return self.plan.kinds <= {"cut", "cancel", "forget scripts"} and len(self.plan.faults) <= _CUTS_MAX
+
+    def believes(self, body: Body) -> bool:
         """Whether a body's lease would pass a check in its own process now."""
         return (
             not body.process.dead
@@ -113,12 +171,30 @@ class Judge:
             and body.process.time() < body.lease.deadline
         )
 
+    def entered_in_time(self, process: Process, called_at: float, told: str) -> None:
+        """A call of ``hold`` has ended, one way or the other."""
+        took_s = self.world.now - called_at
+        if process.went_on_at < called_at and took_s > 1.02 * self.plan.wait_s + _CONNECTS_S + _SEALS_S:
+            self.accuse("L8: hold ends in time", f"{process.name} was kept for {took_s:.2f} s: {told}")
+
+    def left_in_time(self, process: Process, ended_at: float) -> None:
+        """A body has been left."""
+        took_s = self.world.now - ended_at
+        if process.went_on_at < ended_at and took_s > 1.02 * _LEAVES_S:
+            self.accuse("L8: a body is left in time", f"{process.name} was kept for {took_s:.2f} s")
+
+    def came_out(self, body: Body, loss: LossReason | None, raised: bool) -> None:  # noqa: FBT001
+        """A hold was left. ``loss``: why its lease had ended by the end of its body."""
+        if loss is not None and not raised:
+            told = f"{body.process.name} was not told that {body.resource} was lost ({loss.value})"
+            self.accuse("S10: the caller sees the loss", told)
+
     def ended(self, who: str, error: BaseException | None) -> None:
         """A call ended."""
         name = type(error).__name__ if error is not None else "done"
         self.outcomes[name] = self.outcomes.get(name, 0) + 1
         self.world.tell(f"{who}: {name}")
-        if error is not None and not isinstance(error, LockguardError):
+        if error is not None and not isinstance(error, LockguardError | BodyFailed):
             self.accuse("S12: the outcome of every call", f"{who} raised {error!r}")
 
     def refused(self, body: Body, told: str) -> None:

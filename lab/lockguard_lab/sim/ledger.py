@@ -10,12 +10,14 @@ from lockguard._lease import GrantId, new_grant_id
 from lockguard._scripts import SCRIPTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lockguard_lab.sim.judge import Judge
     from lockguard_lab.sim.redis_server import RedisServer
+    from lockguard_lab.sim.servers import Servers
+    from lockguard_lab.sim.world import Process
 
-__all__ = ["Ledger", "known_grant_id"]
+__all__ = ["Ledger", "known_grant_id", "process_of"]
 
 _NAMES = {script.sha.encode(): script.name for script in SCRIPTS}
 _SOURCES = {script.source.encode(): script.name for script in SCRIPTS}
@@ -27,10 +29,13 @@ _ORPHAN_S = 4.0
 _AT_ONCE_S = 0.2
 _HAND_OVER_S = 0.1
 _RESERVED_S = 0.55
+_ASKS_S = 0.9
 _SILENT_S = 3.0
+_EXPIRED_S = 0.25
+_VANISHED_S = 1.0
+_TRIPS = 4
 _TICKET = 5
-_IN_PROCESSES = {"cancel", "stop process", "kill process"}
-"""What leaves the servers and the network as they are."""
+_HOLDS = ("acquire", "extend", "release", "rejoin", "settle")
 
 
 def known_grant_id() -> GrantId:
@@ -47,32 +52,97 @@ def _caller(grant: str) -> asyncio.Task[Any] | None:
     return None if task is None or task.done() else task
 
 
-class Ledger:
-    """Watches the servers of one schedule."""
+def process_of(grant: str) -> Process | None:
+    """The process whose caller asked for a grant and still runs."""
+    task = _caller(grant)
+    process: Any = task.get_loop() if task is not None else None
+    return process  # type: ignore[no-any-return]
 
-    def __init__(self, judge: Judge) -> None:
+
+class Ledger:
+    """Watches the servers of one schedule.
+
+    Args:
+        judge: told of broken laws.
+        happened: told of what faults wait for.
+    """
+
+    def __init__(self, judge: Judge, happened: Callable[[str, Process | None], None]) -> None:
         self._judge = judge
+        self._happened = happened
         self._orphans: dict[tuple[str, str], float] = {}
         self._freed: dict[bytes, float] = {}
         self._reserved: dict[bytes, tuple[str, float]] = {}
-        self._idle: dict[bytes, float] = {}
+        self._came: dict[str, int] = {}
+        self._missed: set[str] = set()
+        """Who did not come while the lock was kept for it, and so may be overtaken."""
+        self._idle: dict[bytes, tuple[float, bool]] = {}
+        self._ends: dict[bytes, float] = {}
         self._tokens: dict[tuple[str, bytes], int] = {}
-        self._stopped_last: dict[Any, float] = {}
         _callers.clear()
 
-    def executed(self, server: RedisServer, name: str, words: tuple[bytes, ...], reply: Any) -> None:
-        """A server has executed a command."""
-        if name not in ("EVALSHA", "EVAL") or isinstance(reply, Exception):
-            return
-        script = (_NAMES if name == "EVALSHA" else _SOURCES).get(words[1])
-        if script not in ("acquire", "release"):
+    def before(self, server: RedisServer, name: str, words: tuple[bytes, ...]) -> bytes | None:
+        """Who holds the lock of a script that is about to run."""
+        if self._script(name, words) not in _HOLDS:
+            return None
+        grant: bytes | None = server.store.do(b"HGET", words[3], b"grant")
+        return grant
+
+    def executed(
+        self, server: RedisServer, name: str, words: tuple[bytes, ...], reply: Any, held: bytes | None
+    ) -> None:
+        """A server has executed a command; ``held``: who held its lock before."""
+        script = self._script(name, words)
+        if script not in _HOLDS or isinstance(reply, Exception):
             return
         lock, args = words[3], words[3 + int(words[2]) :]
+        holds: bytes | None = server.store.do(b"HGET", lock, b"grant")
+        self._only_its_own(script, lock, args[0], reply, held, holds)
+        if holds is not None and server.store.do(b"PTTL", lock) == -1:
+            self._judge.accuse("L1: every lock has an end", f"{lock.decode()} has none after {script}")
         if script == "acquire":
             self._asked(server, lock, args, reply)
-        plan = self._judge.plan
-        if plan.topology == "single" and plan.kinds <= _IN_PROCESSES and not plan.lock_delay_s:
+            if reply[0] == 1:
+                self._happened("granted", process_of(args[0].decode()))
+            elif reply[0] == 0 and reply[6] != b"0":
+                self._happened("waits", process_of(args[0].decode()))
+        if self._judge.plan.in_order and script in ("acquire", "release"):
             self._in_line(server, script, lock, args, reply)
+        end_ms = server.store.ends_ms.get(lock)
+        if end_ms is not None:
+            self._ends[lock] = end_ms / 1000 - server.epoch_s
+
+    @staticmethod
+    def _script(name: str, words: tuple[bytes, ...]) -> str | None:
+        if name == "EVALSHA":
+            return _NAMES.get(words[1])
+        return _SOURCES.get(words[1]) if name == "EVAL" else None
+
+    def _only_its_own(
+        self,
+        script: str,
+        lock: bytes,
+        grant: bytes,
+        reply: Any,
+        held: bytes | None,
+        holds: bytes | None,
+    ) -> None:
+        """Only the grant itself renews, releases or settles, and nothing revives it (S6)."""
+        accuse, who = self._judge.accuse, f"{grant[:8].decode()} on {lock.decode()}"
+        own = held == grant
+        if script == "acquire":
+            if reply[0] == 1 and not own and held is not None:
+                accuse(
+                    "S1: a lock that is held is not given away", f"{who} had what {held[:8].decode()} holds"
+                )
+            return
+        told = bool(reply) if script != "rejoin" else False
+        if told != own and script != "rejoin":
+            accuse("S6: only the grant itself", f"{who}: {script} answered {reply}, held by it: {own}")
+        elif (
+            holds != held and not (script == "release" and own) and not (script == "rejoin" and held is None)
+        ):
+            accuse("S6: only the grant itself", f"{who}: {script} changed whom the lock is held by")
 
     def _asked(self, server: RedisServer, lock: bytes, args: tuple[bytes, ...], reply: Any) -> None:
         judge, grant = self._judge, args[0]
@@ -82,11 +152,14 @@ class Ledger:
                     "S7: asked again, the same answer", f"{grant[:8].decode()} was refused its own lock"
                 )
             return
-        if not reply[2] or judge.plan.restarts:
-            return
         before, token = self._tokens.get((server.name, lock), 0), int(reply[1])
+        if not reply[2]:
+            if server.store.do(b"HGET", lock, b"token") != b"%d" % token:
+                judge.accuse("S7: asked again, the same answer", f"{grant[:8].decode()} had another token")
+            return
         self._tokens[server.name, lock] = max(before, token)
-        if token <= before:
+        # What was settled over several nodes may lie ahead of the clock of one that then lost it.
+        if token <= before and not (judge.plan.restarts and judge.plan.nodes > 1):
             judge.accuse("S2: tokens grow", f"{lock.decode()} had {before}, and then {token}")
 
     def _in_line(
@@ -94,27 +167,62 @@ class Ledger:
     ) -> None:
         """Who has the lock next, and when."""
         judge, now = self._judge, self._judge.world.now
-        dead = sum(process.dead for process in judge.world.processes)
+        reserved, until = self._reserved.get(lock, ("", 0.0))
+        if until < now:
+            self._missed.add(reserved)
         if script == "release":
-            if reply == 1 and self._waiting(server, lock):
-                self._freed[lock] = now
+            left_it = args[0].decode() == reserved and now < until
+            if (reply == 1 or left_it) and (
+                self._waiting(server, lock) or server.store.do(b"EXISTS", lock + b":next")
+            ):
+                self._freed.setdefault(lock, now)
+            elif reply == 1:
+                self._freed.pop(lock, None)
+        elif reply[0] == 0 and reply[6] != b"0":
+            self._came.setdefault(args[0].decode(), len(self._came))
+            self._look_at_places(server, lock)
         elif reply[0] == 1 and reply[2]:
             grant = args[0].decode()
-            freed = self._freed.pop(lock, now)
-            if now - freed > _HAND_OVER_S + _RESERVED_S * dead and not judge.plan.kinds & {"stop process"}:
-                judge.accuse("L2: a free lock passes on at once", f"it was had after {now - freed:.3f} s")
-            reserved, until = self._reserved.get(lock, ("", 0.0))
+            self._passed_on(now - self._freed.pop(lock, now), lock)
             if reserved not in ("", grant) and now < until and self._alive(reserved):
                 judge.accuse(
                     "L2: first come, first served", f"{grant[:8]} had what was kept for {reserved[:8]}"
                 )
             for member, ticket in self._waiting(server, lock).items():
-                if ticket < (float(args[_TICKET]) or float("inf")) and self._alive(member):
+                own = float(args[_TICKET]) or float("inf")
+                if ticket < own and member not in self._missed and self._alive(member):
                     judge.accuse("L2: first come, first served", f"{grant[:8]} overtook {member[:8]}")
                     break
         kept = server.store.do(b"GET", lock + b":next")
         left_s = server.store.do(b"PTTL", lock + b":next") / 1000
         self._reserved[lock] = (kept.split(b" ")[0].decode(), now + left_s) if kept else ("", 0.0)
+
+    def _look_at_places(self, server: RedisServer, lock: bytes) -> None:
+        """Whoever stands in the queue stands there in the order in which they came, also who is back."""
+        waiting = list(self._waiting(server, lock))
+        if waiting != sorted(waiting, key=lambda grant: self._came.get(grant, 0)):
+            self._judge.accuse("L2: a place is kept", f"the queue of {lock.decode()} is not in order")
+
+    def _passed_on(self, took_s: float, lock: bytes) -> None:
+        """A lock that was released while somebody waited has a holder again."""
+        judge, plan = self._judge, self._judge.plan
+        if "stop process" in plan.kinds:
+            return
+        dead = sum(process.dead for process in judge.world.processes)
+        most_s = _HAND_OVER_S + _TRIPS * plan.trip_s
+        if dead:  # kept for one of them, while the next waiter asks within a second anyway
+            most_s += _ASKS_S + _RESERVED_S * (dead - 1)
+        law = (
+            "L3: dead waiters of a process cost at most a second"
+            if dead
+            else "L2: a free lock passes on at once"
+        )
+        if "lose messages" in plan.kinds:
+            # Each waiter asks within a second; the lock may have been kept for another one by then.
+            most_s += _VANISHED_S + _RESERVED_S * (plan.processes - 1) * 2
+            law = "L4: a lost wake-up costs a bounded delay"
+        if took_s > most_s:
+            judge.accuse(law, f"{lock.decode()} was had after {took_s:.3f} s")
 
     @staticmethod
     def _waiting(server: RedisServer, lock: bytes) -> dict[str, float]:
@@ -126,47 +234,69 @@ class Ledger:
 
     def _alive(self, grant: str) -> bool:
         """Whether a grant's caller still waits, in a process that was not stopped lately."""
-        task = _caller(grant)
-        process: Any = task.get_loop() if task is not None else None
+        process = process_of(grant)
         if process is None or process.dead or process.stopped:
             return False
         return bool(self._judge.world.now - process.went_on_at > _SILENT_S)
 
-    def look(self, servers: Sequence[RedisServer]) -> None:
+    def look(self, servers: Servers) -> None:
         """Look for locks and places whose caller is gone, and for free locks that callers wait for."""
         plan = self._judge.plan
         if plan.passes:
             self._look_for_orphans(servers)
-        if plan.topology == "single" and plan.kinds <= _IN_PROCESSES and not plan.lock_delay_s:
-            self._look_for_idle_locks(servers[0])
+        if plan.in_order or (plan.topology == "single" and plan.kinds == {"delete key"}):
+            self._look_for_idle_locks(servers.all[0])
 
-    def _look_for_orphans(self, servers: Sequence[RedisServer]) -> None:
-        judge, seen = self._judge, set()
+    def _look_for_orphans(self, servers: Servers) -> None:
+        judge, seen = self._judge, []
         now, most_s = judge.world.now, _ORPHAN_S if judge.plan.faults else _AT_ONCE_S
-        for server in servers:
-            for key in list(server.store.values):
+        for server in servers.all:
+            for key in [key for key in server.store.values if servers.responsible(server, key)]:
                 if key.endswith(b"}"):
                     grants = [(server.store.do(b"HGET", key, b"grant") or b"").decode()]
                 elif key.endswith(b":queue"):
                     grants = list(self._waiting(server, key.removesuffix(b":queue")))
                 else:
                     continue
-                seen |= {(server.name, grant) for grant in grants if grant and _caller(grant) is None}
+                seen += [(server.name, grant) for grant in grants if grant and _caller(grant) is None]
         self._orphans = {one: self._orphans.get(one, now) for one in seen}
         for (name, grant), since in self._orphans.items():
-            if now - since > most_s:
+            if now - max(since, judge.trouble_until) > most_s:
                 told = f"{name} keeps {grant[:8]}, whose caller is gone, for {now - since:.2f} s"
                 judge.accuse("S8: nothing is left behind", told)
                 self._orphans[name, grant] = now + 1e9
 
+    def nothing_is_left(self, servers: Sequence[RedisServer]) -> None:
+        """At the end: of calls that ended while nothing worse happened than passes, no key is left."""
+        for server in servers:
+            for key in sorted(server.store.values):
+                server.store.do(b"EXISTS", key)
+                kind = key.rpartition(b"}")[2] if b"{" in key else b":member"
+                if key in server.store.values and kind in (
+                    b"",
+                    b":queue",
+                    b":next",
+                    b":inboxes",
+                    b":waiting",
+                ):
+                    self._judge.accuse("S8: nothing is left behind", f"{server.name} has {key.decode()}")
+
     def _look_for_idle_locks(self, server: RedisServer) -> None:
-        judge, now = self._judge, self._judge.world.now
+        judge, now, plan = self._judge, self._judge.world.now, self._judge.plan
         dead = sum(process.dead for process in judge.world.processes)
         for key in [key for key in server.store.values if key.endswith(b":queue")]:
             lock = key.removesuffix(b":queue")
             free = not server.store.do(b"EXISTS", lock, lock + b":next")
             if not (free and any(self._alive(grant) for grant in self._waiting(server, lock))):
                 self._idle.pop(lock, None)
-            elif now - self._idle.setdefault(lock, now) > 1.1 + _RESERVED_S * dead:
-                judge.accuse("L1: a free lock is had", f"{lock.decode()} is free, and callers wait for it")
-                self._idle[lock] = now + 1e9
+                continue
+            end = self._ends.get(lock, now)
+            expired = end <= now and lock not in self._freed
+            since, expired = self._idle.setdefault(lock, (end if expired else now, expired))
+            most_s = _EXPIRED_S if expired else _VANISHED_S
+            if now - since > 1.02 * most_s + _TRIPS * plan.trip_s + _RESERVED_S * dead:
+                law = "L1: the lock of a crashed holder is had at once"
+                if not expired:
+                    law = "L4: a lock that vanished, or a lost wake-up, is noticed within a second"
+                judge.accuse(law, f"{lock.decode()} is free, and callers wait for it")
+                self._idle[lock] = now + 1e9, expired

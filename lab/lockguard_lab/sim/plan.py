@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-__all__ = ["TOPOLOGIES", "Fault", "Plan"]
+from lockguard_lab.sim.aims import aimed
+from lockguard_lab.sim.fault import Fault
 
-TOPOLOGIES = ("single", "quorum-3", "quorum-5")
+__all__ = ["GENTLE", "HARSH", "LOSING", "PASSING", "TOPOLOGIES", "Fault", "Plan"]
 
-_PASSING = ("cut", "stall", "cancel")
+TOPOLOGIES = ("single", "quorum-3", "quorum-5", "sentinel", "cluster")
+
+PASSING = ("cut", "stall", "cancel", "forget scripts")
 """What a process gets over by itself within seconds: nothing may be left behind for longer."""
 
-_GENTLE = (
-    *_PASSING,
+GENTLE = (
+    *PASSING,
     "slow database",
     "slow link",
     "hold requests",
@@ -21,29 +25,31 @@ _GENTLE = (
     "hold both",
     "stop server",
     "stop process",
+    "lose messages",
+    "refuse",
 )
 """What loses no data: mutual exclusion holds throughout."""
 
-_HARSH = ("kill process", "crash same", "lose commit answers")
-_LOSING = ("wipe", "crash empty", "crash old", "server clock back", "server clock ahead", "break")
+HARSH = ("kill process", "crash same", "lose commit answers")
+LOSING = (
+    "wipe",
+    "crash empty",
+    "crash old",
+    "delete key",
+    "server clock back",
+    "server clock ahead",
+    "break",
+)
 """What a single server cannot survive: then only the fence keeps the order of writes."""
 
+_FOUND_OUT_S = 3.0
+"""A process finds out about a dead connection within two seconds, and makes another within one."""
 
-@dataclass(frozen=True)
-class Fault:
-    """One thing that goes wrong.
+_MISJUDGED = frozenset({"server clock ahead", "server clock back", "break", "delete key", "failover"})
+"""What a quorum cannot survive either: a node gives its vote though it has forgotten."""
 
-    Attributes:
-        kind: what.
-        at: when, in seconds.
-        lasts: for how long, in seconds.
-        where: numbers that choose a process and a server.
-    """
-
-    kind: str
-    at: float
-    lasts: float
-    where: tuple[int, int]
+_IN_ORDER = frozenset({"cancel", "stop process", "kill process", "slow link", "lose messages"})
+"""What leaves a server and its connections as they are, so that who comes first is known."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +67,42 @@ class Plan:
         work_s: the longest body.
         until_s: when no more holds are begun.
         faults: what goes wrong.
+        aim: the mechanism that it aims at; empty for none.
+        least_work_s: the shortest body.
+        wait_s: how long a caller waits.
+        waits: the share of calls that wait at all.
+        pollers: how many callers of one more process ask again and again without waiting.
+        cancelled_by: a call is cancelled at one of so many first steps; 0 for none.
+        drifts: whether the clocks of the processes run up to 1 % slower or faster.
     """
 
     seed: int
     topology: str
-    processes: int
-    tasks: int
-    resources: int
-    ttl_s: float
-    lock_delay_s: float
-    work_s: float
-    until_s: float
+    processes: int = 2
+    tasks: int = 1
+    resources: int = 1
+    ttl_s: float = 1.0
+    lock_delay_s: float = 0.0
+    work_s: float = 0.5
+    until_s: float = 2.0
     faults: tuple[Fault, ...] = field(default=())
+    aim: str = ""
+    least_work_s: float = 0.0
+    wait_s: float = 3.0
+    waits: float = 0.75
+    pollers: int = 0
+    cancelled_by: int = 0
+    drifts: bool = False
 
     @classmethod
     def of(cls, seed: int, topology: str | None = None) -> Plan:
         """The plan of a seed; ``topology`` fixes the servers."""
         dice = random.Random(seed ^ 0x5EED)  # noqa: S311 - a simulation, not a secret
         chosen = topology or dice.choice(TOPOLOGIES)
-        if chosen != "single" and dice.random() < 0.25:
-            return _of_a_quorum(seed, chosen, dice)
-        kinds = dice.choice((_PASSING, _GENTLE, _GENTLE + _HARSH, _GENTLE + _HARSH + _LOSING))
+        if dice.random() < 0.45:
+            drawn: Plan = aimed(cls(seed, chosen), chosen, dice)
+            return drawn
+        kinds = dice.choice((PASSING, GENTLE, GENTLE + HARSH, GENTLE + HARSH + LOSING))
         until_s = dice.choice((1.0, 2.0, 2.0, 4.0))
         faults = [
             Fault(
@@ -103,15 +124,20 @@ class Plan:
             work_s=dice.choice((0.01, 0.1, 0.5, 2.0)),
             until_s=until_s,
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+            drifts=dice.random() < 0.3,
         )
+
+    def with_(self, **changed: Any) -> Plan:
+        """The plan with some of its attributes changed."""
+        return replace(self, **changed)
 
     @property
     def excludes(self) -> bool:
         """Whether mutual exclusion is promised."""
-        if self.topology == "single":
-            return not self.kinds & set(_LOSING)
+        if not self.topology.startswith("quorum"):
+            return not self.kinds & {*LOSING, "failover"}
         # A node of a quorum that forgets gives no vote until that is over; one whose clock jumps does.
-        return not self.kinds & {"server clock ahead", "server clock back", "break"}
+        return not self.kinds & _MISJUDGED
 
     @property
     def erodes(self) -> bool:
@@ -120,8 +146,8 @@ class Plan:
 
     @property
     def nodes(self) -> int:
-        """How many servers there are."""
-        return 1 if self.topology == "single" else int(self.topology.rpartition("-")[2])
+        """How many servers decide."""
+        return int(self.topology.rpartition("-")[2]) if self.topology.startswith("quorum") else 1
 
     @property
     def kinds(self) -> set[str]:
@@ -131,7 +157,7 @@ class Plan:
     @property
     def loses_data(self) -> bool:
         """Whether a server may forget or misjudge a lock."""
-        return bool(self.kinds & {*_LOSING, "erode"})
+        return bool(self.kinds & {*LOSING, "erode", "failover"})
 
     @property
     def restarts(self) -> bool:
@@ -140,13 +166,34 @@ class Plan:
 
     @property
     def passes(self) -> bool:
-        """Whether every process gets over what goes wrong within seconds."""
-        return all(fault.kind in _PASSING for fault in self.faults)
+        """Whether processes get over all that goes wrong within seconds."""
+        return self.kinds <= {*PASSING, "move slot", "no owner", "failover"}
 
     @property
-    def breaks(self) -> bool:
-        """Whether an operator breaks a lock."""
-        return any(fault.kind == "break" for fault in self.faults)
+    def calm(self) -> bool:
+        """Whether nothing but connections is lost."""
+        return self.kinds <= set(PASSING)
+
+    @property
+    def noticed_s(self) -> float:
+        """How long a process may believe in a lock that its servers have lost."""
+        if self.kinds == {"wipe"}:
+            return 0.3  # the server says so
+        if self.kinds == {"crash empty"}:
+            return 2.0  # as soon as the connection is back
+        renewed_s = 0.45 * self.ttl_s
+        return renewed_s + (0.5 if self.kinds == {"delete key"} else _FOUND_OUT_S)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it is known who has a free lock next, and how soon."""
+        return self.topology == "single" and self.kinds <= _IN_ORDER and not self.lock_delay_s
+
+    @property
+    def trip_s(self) -> float:
+        """The longest that bytes take one way while nothing is held back."""
+        slow = [0.02 + fault.lasts / 5 for fault in self.faults if fault.kind == "slow link"]
+        return max(slow, default=0.002)
 
     @property
     def perils(self) -> tuple[Fault, ...]:
@@ -155,44 +202,21 @@ class Plan:
 
     def without(self, *faults: Fault) -> Plan:
         """The plan without some of its faults, to shrink a failure."""
-        kept = tuple(fault for fault in self.faults if fault not in faults)
-        return Plan(**{**self.__dict__, "faults": kept})
+        return replace(self, faults=tuple(fault for fault in self.faults if fault not in faults))
 
     def __str__(self) -> str:
         first = (
             f"seed {self.seed}: {self.topology}, {self.processes} processes of {self.tasks} tasks,"
             f" {self.resources} resources, ttl {self.ttl_s:g} s, lock delay {self.lock_delay_s:g} s,"
-            f" bodies up to {self.work_s:g} s, {self.until_s:g} s"
+            f" bodies of {self.least_work_s:g} to {self.work_s:g} s, {self.until_s:g} s"
         )
-        faults = [f"  at {one.at:.4f} s for {one.lasts:.3f} s: {one.kind} {one.where}" for one in self.faults]
-        return "\n".join((first, *faults))
+        more = [f"  aims at: {self.aim}"] if self.aim else []
+        if self.cancelled_by:
+            more.append(f"  calls are cancelled at one of their first {self.cancelled_by} steps")
+        for one in self.faults:
+            since = f" after a process {_UPON[one.upon]} ({one.nth})" if one.upon else ""
+            more.append(f"  at {one.at:.4f} s{since} for {one.lasts:.3f} s: {one.kind} {one.where}")
+        return "\n".join((first, *more))
 
 
-def _of_a_quorum(seed: int, topology: str, dice: random.Random) -> Plan:
-    """What only a quorum meets: nodes that miss a grant and one that forgets it; or each forgets in turn."""
-    ttl_s = dice.choice((1.0, 3.0))
-    nodes = int(topology.rpartition("-")[2])
-    first = dice.randrange(nodes)
-    if dice.random() < 0.5:
-        until_s = nodes * 1.5 * ttl_s
-        faults = [
-            Fault("erode", (0.5 + step * 1.2) * ttl_s, 0.0, (0, (first + step) % nodes))
-            for step in range(nodes)
-        ]
-    else:
-        until_s, cut_s = 3.0, dice.uniform(0.0, 0.5)
-        missed = [(first + step) % nodes for step in range(1, (nodes + 1) // 2)]
-        faults = [Fault("hold both", cut_s, dice.uniform(0.5, 1.0), (0, node)) for node in missed]
-        faults.append(Fault("wipe", cut_s + dice.uniform(0.3, 0.8), 0.0, (0, first)))
-    return Plan(
-        seed=seed,
-        topology=topology,
-        processes=2,
-        tasks=1,
-        resources=1,
-        ttl_s=ttl_s,
-        lock_delay_s=0.0,
-        work_s=dice.choice((1.0, 6.0)),
-        until_s=until_s,
-        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
-    )
+_UPON = {"held": "began a body", "granted": "was given the lock", "waits": "was queued"}

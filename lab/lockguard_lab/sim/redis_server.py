@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import hiredis
 
@@ -11,14 +12,31 @@ from lockguard_lab.sim.scripting import Scripts
 from lockguard_lab.sim.store import ReplyError, Status, Store
 from lockguard_lab.sim.world import EPOCH_S, World
 
-__all__ = ["RedisServer"]
+__all__ = ["RedisServer", "encoded"]
 
 _INFO = (
-    "# Server\r\nredis_version:7.2.4\r\nredis_mode:standalone\r\nrun_id:{run:040x}\r\n"
-    "# Replication\r\nrole:master\r\nmaster_replid:{replication:040x}\r\n"
+    "# Server\r\nredis_version:7.2.4\r\nredis_mode:{mode}\r\nrun_id:{run:040x}\r\n"
+    "# Replication\r\n{role}master_replid:{replication:040x}\r\n"
     "# Persistence\r\nloading:0\r\n# Memory\r\nmaxmemory:0\r\n"
 )
 _NO_MORE = object()
+
+
+class Cluster(Protocol):
+    """What a server asks of the cluster that it is part of."""
+
+    @property
+    def servers(self) -> Sequence[RedisServer]:
+        """All of its servers."""
+        ...
+
+    def slots(self, by: RedisServer) -> list[Any]:
+        """The reply to CLUSTER SLOTS."""
+        ...
+
+    def elsewhere(self, server: RedisServer, keys: Sequence[bytes], *, asking: bool) -> str:
+        """Why a server does not execute a command for these keys; empty if it does."""
+        ...
 
 
 class RedisServer:
@@ -37,7 +55,17 @@ class RedisServer:
         self.store = Store(lambda: (EPOCH_S + world.now + self.jumped_s) * 1000, self._publish)
         self.scripts = Scripts(self.store)
         self.executed = 0
-        self.on_command: Callable[[str, tuple[bytes, ...], Any], None] = lambda *_: None
+        self.before_command: Callable[[str, tuple[bytes, ...]], Any] = lambda *_: None
+        self.on_command: Callable[[str, tuple[bytes, ...], Any, Any, _Session], None] = lambda *_: None
+        self.refuses = ""
+        """The error by which every script is refused; empty for none."""
+        self.mute = False
+        """Whether messages are lost."""
+        self.master: RedisServer | None = None
+        """Whose replica it is."""
+        self.replica: RedisServer | None = None
+        self.lag_s = 0.0
+        self.cluster: Cluster | None = None
         self._number, self._starts = number, 0
         self._stopped = False
         self._waiting: list[Callable[[], None]] = []
@@ -52,10 +80,20 @@ class RedisServer:
         return session
 
     @property
+    def epoch_s(self) -> float:
+        """What its clock says at the beginning of the schedule, in seconds since 1970."""
+        return EPOCH_S + self.jumped_s
+
+    @property
     def info(self) -> str:
         """The reply to INFO."""
         run = self._number * 1000 + self._starts + 1
-        return _INFO.format(run=run, replication=run)
+        role = "role:master\r\n"
+        if self.master is not None:
+            host, _, port = self.master.name.rpartition(":")
+            role = f"role:slave\r\nmaster_host:{host}\r\nmaster_port:{port}\r\n"
+        mode = "standalone" if self.cluster is None else "cluster"
+        return _INFO.format(run=run, replication=run, role=role, mode=mode)
 
     # What befalls it.
 
@@ -86,9 +124,7 @@ class RedisServer:
         self.world.tell(f"{self.name} crashes for {down_s:.3f} s, {'with old data' if data else 'empty'}")
         self.up = False
         self._waiting.clear()
-        sessions, self._sessions = self._sessions, []
-        for session in sessions:
-            session.hang_up()
+        self.end_sessions()
         self.scripts.known.clear()
         self._starts += 1
 
@@ -101,6 +137,46 @@ class RedisServer:
             self.world.tell(f"{self.name} is up again")
 
         self.world.after(down_s, again)
+
+    def heard_again(self) -> None:
+        """Lose no more messages."""
+        self.mute = False
+
+    def lock_vanishes(self, lock: bytes) -> None:
+        """Delete one key, as an eviction or an operator does."""
+        self.store.do(b"DEL", lock)
+
+    def replicate(self, keys: tuple[bytes, ...]) -> None:
+        """Have the replica learn, a while later, what a command left in these keys."""
+        replica, store = self.replica, self.store
+        if replica is None:
+            return
+        left = [(key, copy.deepcopy(store.values.get(key)), store.ends_ms.get(key)) for key in keys]
+
+        def learn() -> None:
+            if replica.master is self:
+                for key, value, end_ms in left:
+                    replica.store.put(key, value, end_ms)
+
+        self.world.after(self.lag_s, learn)
+
+    def becomes_replica_of(self, master: RedisServer) -> None:
+        """Give up what only it knows, and end all connections."""
+        self.world.tell(f"{self.name} is a replica of {master.name}")
+        self.master, self.replica, master.replica = master, None, self
+        self.store.restore(master.store.snapshot())
+        self.end_sessions()
+
+    def end_sessions(self) -> None:
+        """End all connections."""
+        sessions, self._sessions = self._sessions, []
+        for session in sessions:
+            session.hang_up()
+
+    @property
+    def connected(self) -> list[str]:
+        """The addresses of those that are connected."""
+        return [session.address for session in self._sessions]
 
     # What its sessions ask of it.
 
@@ -126,11 +202,28 @@ class RedisServer:
             self._sessions.remove(session)
 
     def _publish(self, channel: bytes, message: bytes, *, shard: bool) -> int:
+        if self.cluster is not None and not shard:
+            for other in self.cluster.servers:
+                if other is not self:
+                    other.deliver(channel, message, shard=False)
+        return self.deliver(channel, message, shard=shard)
+
+    def deliver(self, channel: bytes, message: bytes, *, shard: bool) -> int:
+        """Deliver a message to those that are connected here."""
         kind = b"smessage" if shard else b"message"
         had = [one for one in self._sessions if (shard, channel) in one.channels]
-        for session in had:
-            session.push([kind, channel, message])
+        if not self.mute:
+            for session in had:
+                session.push([kind, channel, message])
         return len(had)
+
+    def end_channels(self, gone: Callable[[bytes], bool]) -> None:
+        """Tell those that listen to a shard channel whose slot has moved that they do no longer."""
+        for session in list(self._sessions):
+            for shard, channel in sorted(session.channels):
+                if shard and gone(channel):
+                    session.channels.discard((True, channel))
+                    session.push([b"sunsubscribe", channel, 0])
 
 
 class _Session:
@@ -146,6 +239,8 @@ class _Session:
         self.answer, self.hang_up = answer, hang_up
         self.channels: set[tuple[bool, bytes]] = set()
         self.tracks = False
+        self.resp3 = False
+        self._asking = False
         self._reader = hiredis.Reader(notEnoughData=_NO_MORE)
 
     def received(self, data: bytes) -> None:
@@ -157,25 +252,31 @@ class _Session:
         self.server.forget(self)
 
     def push(self, parts: list[Any]) -> None:
-        self.answer(b">%d\r\n%b" % (len(parts), b"".join(_encoded(part) for part in parts)))
+        self.answer(b">%d\r\n%b" % (len(parts), b"".join(encoded(part) for part in parts)))
 
     def execute(self, words: tuple[bytes, ...]) -> None:
-        name = words[0].upper().decode()
-        if name == "SUBSCRIBE":
-            self.channels.add((False, words[1]))
-            self.push([b"subscribe", words[1], len(self.channels)])
+        name, server = words[0].upper().decode(), self.server
+        if name in ("SUBSCRIBE", "SSUBSCRIBE") and not (
+            name == "SSUBSCRIBE"
+            and server.cluster is not None
+            and server.cluster.elsewhere(server, words[1:2], asking=False)
+        ):
+            self.channels.add((name == "SSUBSCRIBE", words[1]))
+            self.push([name.lower().encode(), words[1], len(self.channels)])
             return
+        before = server.before_command(name, words)
         try:
             reply = self._reply(name, words)
         except ReplyError as error:
             reply = error
-        self.server.on_command(name, words, reply)
-        self.answer(_encoded(reply))
+        server.on_command(name, words, reply, before, self)
+        self.answer(encoded(reply, self.resp3))
 
     def _reply(self, name: str, words: tuple[bytes, ...]) -> Any:
         server = self.server
         match name:
             case "HELLO":
+                self.resp3 = True
                 return {b"server": b"redis", b"proto": 3}
             case "PING":
                 return Status(b"PONG")
@@ -184,15 +285,39 @@ class _Session:
             case "SCRIPT":
                 return server.scripts.load(words[2])
             case "EVALSHA" | "EVAL":
-                sha = words[1].decode() if name == "EVALSHA" else server.scripts.load(words[1]).decode()
-                keys = int(words[2])
-                return server.scripts.run(sha, list(words[3 : 3 + keys]), list(words[3 + keys :]))
+                return self._run(name, words)
             case "CLIENT":
                 return self._client(words[1].upper().decode(), words)
-            case "SELECT":
+            case "SELECT" | "ASKING" | "SUNSUBSCRIBE":
+                self._asking = name == "ASKING"
                 return Status(b"OK")
+            case "CLUSTER" if server.cluster is not None:
+                return server.cluster.slots(server)
+            case "SSUBSCRIBE" | "HGET":
+                self._only_here(words[1:2])
+                return server.store.do(*words)
             case _:
                 return server.store.do(*words)
+
+    def _only_here(self, keys: tuple[bytes, ...]) -> None:
+        asking, self._asking = self._asking, False
+        cluster = self.server.cluster
+        if cluster is not None and (refusal := cluster.elsewhere(self.server, keys, asking=asking)):
+            raise ReplyError(refusal)
+
+    def _run(self, name: str, words: tuple[bytes, ...]) -> Any:
+        server, count = self.server, int(words[2])
+        keys, args = words[3 : 3 + count], words[3 + count :]
+        if server.refuses:
+            raise ReplyError(server.refuses)
+        self._only_here(keys)
+        sha = words[1].decode() if name == "EVALSHA" else server.scripts.load(words[1]).decode()
+        if server.master is not None and sha in server.scripts.known:
+            raise ReplyError("READONLY You can't write against a read only replica.")
+        try:
+            return server.scripts.run(sha, list(keys), list(args))
+        finally:
+            server.replicate(keys)
 
     def _client(self, what: str, words: tuple[bytes, ...]) -> Any:
         match what:
@@ -207,10 +332,11 @@ class _Session:
                 return Status(b"OK")
 
 
-def _encoded(reply: Any) -> bytes:
+def encoded(reply: Any, resp3: bool = True) -> bytes:  # noqa: FBT001, FBT002 - called for each part
+    """A reply in bytes."""
     match reply:
         case None:
-            return b"_\r\n"
+            return b"_\r\n" if resp3 else b"$-1\r\n"
         case Status():
             return b"+%b\r\n" % reply
         case bytes():
@@ -220,7 +346,8 @@ def _encoded(reply: Any) -> bytes:
         case ReplyError():
             return b"-%b\r\n" % str(reply).replace("\n", " ").encode()
         case dict():
-            parts = [_encoded(part) for pair in reply.items() for part in pair]
-            return b"%%%d\r\n%b" % (len(reply), b"".join(parts))
+            parts = [encoded(part, resp3) for pair in reply.items() for part in pair]
+            kind, size = (b"%", len(reply)) if resp3 else (b"*", len(parts))
+            return b"%b%d\r\n%b" % (kind, size, b"".join(parts))
         case _:
-            return b"*%d\r\n%b" % (len(reply), b"".join(_encoded(part) for part in reply))
+            return b"*%d\r\n%b" % (len(reply), b"".join(encoded(part, resp3) for part in reply))

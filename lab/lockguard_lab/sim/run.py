@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -19,23 +19,24 @@ from unittest import mock
 
 from lockguard import LockGuard, _hold
 from lockguard._clock import SystemClock
-from lockguard.errors import LossReason
+from lockguard.errors import LockguardError, LossReason
 from lockguard.events import Event, Lost
-from lockguard_lab.sim.judge import Body, Judge, Violation
+from lockguard_lab.sim.faults import Faults
+from lockguard_lab.sim.judge import Body, BodyFailed, Judge, Violation
 from lockguard_lab.sim.ledger import Ledger, known_grant_id
 from lockguard_lab.sim.network import Network
-from lockguard_lab.sim.plan import Fault, Plan
+from lockguard_lab.sim.plan import Plan
 from lockguard_lab.sim.postgres import CommitLost, Fence, Postgres, Stale, Transaction
 from lockguard_lab.sim.redis_server import RedisServer
+from lockguard_lab.sim.servers import Servers
+from lockguard_lab.sim.steps import CancelledAtStep
 from lockguard_lab.sim.world import EPOCH_S, Process, Stuck, World
 
 __all__ = ["Outcome", "run", "violations"]
 
-_PORT = 6379
 _QUIET_S = 8.0
 """All faults have healed this long after the last hold began; a queue of dead waiters has passed by then."""
 
-_WAIT_S = 3.0
 _QUARANTINE_S = 40.0
 _LOOK_S = 0.25
 
@@ -131,48 +132,64 @@ class _Schedule:
         self.judge = Judge(world, plan)
         self.network = Network(world)
         self.postgres = Postgres(world)
-        self.servers = [
-            RedisServer(world, f"127.0.0.{number + 1}:{_PORT}", number) for number in range(plan.nodes)
-        ]
-        for server in self.servers:
-            self.network.servers[server.name] = server
+        self.servers = Servers(world, self.network, plan)
         self.processes = [self._process(f"p{number}") for number in range(plan.processes)]
         self.guards = {process: self._guard(process) for process in self.processes}
         self.tasks: list[asyncio.Task[None]] = []
-        self.ledger = Ledger(self.judge)
-        self.judge.keeps = self._keeps
-        for server in self.servers:
-            server.on_command = partial(self.ledger.executed, server)
+        self.faults = Faults(
+            world,
+            plan,
+            self.judge,
+            self.network,
+            self.servers,
+            self.postgres,
+            self.processes,
+            cancel=self._cancel_one,
+            operate=lambda process: self._start(process, self._operate(self.guards[process]), "operator"),
+        )
+        self.ledger = Ledger(self.judge, self.faults.happened)
+        self.judge.kept_until = self.servers.kept_until
+        for server in self.servers.all:
+            server.before_command = partial(self.ledger.before, server)
+            server.on_command = partial(self._executed, server)
         self._watched: dict[asyncio.Task[None], Process] = {}
 
+    def _executed(
+        self, server: RedisServer, name: str, words: Any, reply: Any, before: Any, _: object
+    ) -> None:
+        self.ledger.executed(server, name, words, reply, before)
+
     def _process(self, name: str) -> Process:
-        process = Process(self.world, name)
+        drift = self.world.dice.uniform(-0.0099, 0.0099) if self.plan.drifts else 0.0
+        process = Process(self.world, name, drift=drift)
         process.connect = self.network.connect
         return process
 
     def _guard(self, process: Process) -> LockGuard:
-        plan = self.plan
-        urls = [f"redis://{server.name}" for server in self.servers]
-        return LockGuard.from_urls(
-            urls,
-            ttl=timedelta(seconds=plan.ttl_s),
-            wait=timedelta(seconds=_WAIT_S),
-            lock_delay=timedelta(seconds=plan.lock_delay_s),
-            fence=Fence(self.postgres, process),
-            fence_within=timedelta(seconds=2),
-            observers=[_Hears(self.judge)],
-        )
+        plan, urls = self.plan, self.servers.urls
+        settings: dict[str, Any] = {
+            "ttl": timedelta(seconds=plan.ttl_s),
+            "wait": timedelta(seconds=plan.wait_s),
+            "lock_delay": timedelta(seconds=plan.lock_delay_s),
+            "fence": Fence(self.postgres, process),
+            "fence_within": timedelta(seconds=2),
+            "observers": [_Hears(self.judge)],
+        }
+        if len(urls) == 1:
+            return LockGuard.from_url(urls[0], **settings)
+        return LockGuard.from_urls(urls, **settings)
 
     def run(self) -> Outcome:
         plan, world = self.plan, self.world
-        for fault in plan.faults:
-            world.at(fault.at, partial(self._befall, fault))
         for process in self.processes:
             for number in range(plan.tasks):
                 name = f"{process.name}/{number}"
                 self._start(process, self._client(process, name), name)
+        if plan.pollers:
+            self._poll()
         healed_s = plan.until_s + max((one.at + one.lasts - plan.until_s for one in plan.faults), default=0.0)
-        latest = max(plan.until_s, healed_s) + plan.work_s + _WAIT_S + _QUIET_S + 4 * plan.ttl_s
+        latest = max(plan.until_s, healed_s) + plan.work_s + plan.wait_s + _QUIET_S + 4 * plan.ttl_s
+        latest += plan.tasks * plan.processes * plan.work_s * (plan.waits == 1.0)
         world.at(_LOOK_S, self._look)
         try:
             world.run(self._over, latest=latest)
@@ -187,7 +204,7 @@ class _Schedule:
             tuple(self.judge.violations),
             self.judge.held,
             len(self.postgres.commits),
-            sum(server.executed for server in self.servers),
+            sum(server.executed for server in self.servers.all),
             world.now,
             world.trace_hash,
             tuple(world.lines),
@@ -199,33 +216,50 @@ class _Schedule:
         self.tasks.append(task)
         self._watched[task] = process
 
-    def _keeps(self, resource: str, grant: str) -> bool:
-        lock = b"lockguard:{%b}" % resource.encode()
-        kept: int = sum(server.store.do(b"HGET", lock, b"grant") == grant.encode() for server in self.servers)
-        return kept > len(self.servers) // 2
+    def _poll(self) -> None:
+        """Begin the callers that ask again and again."""
+        process = self._process("poller")
+        self.processes.append(process)
+        self.guards[process] = self._guard(process)
+        for number in range(self.plan.pollers):
+            self._start(process, self._poller(process), f"poller/{number}")
 
     def _look(self) -> None:
         """Now and then: whose locks are held, and who is gone."""
         self.ledger.look(self.servers)
+        self.judge.look()
         self.world.after(_LOOK_S, self._look)
 
     def _unfinished(self) -> list[asyncio.Task[None]]:
         return [task for task in self.tasks if not task.done() and not self._watched[task].dead]
 
     def _over(self) -> bool:
-        return not self._unfinished()
+        tasks = self.tasks
+        while tasks and (tasks[-1].done() or self._watched[tasks[-1]].dead):
+            tasks.pop()
+        return not tasks
+
+    def _cancel_one(self) -> None:
+        calls = [task for task in self._watched if not task.done() and task not in self.tasks]
+        if calls:
+            self.world.dice.choice(calls).cancel()
 
     # What the processes do.
 
     async def _client(self, process: Process, name: str) -> None:
         plan, dice = self.plan, self.world.dice
-        guard = self.guards[process]
-        await asyncio.sleep(dice.uniform(0, 0.2))
+        await asyncio.sleep(dice.uniform(0, min(0.2, plan.until_s / 4)))
         while self.world.now < plan.until_s:
             resource = f"binance:{dice.choice('ABCDEFG'[: plan.resources])}"
-            call = asyncio.create_task(self._hold(process, guard, resource), name=name)
+            work: Any = self._hold(process, resource, waits=dice.random() < plan.waits)
+            cancel_after = None
+            if plan.cancelled_by:
+                if dice.random() < 0.7:
+                    work = CancelledAtStep(work, dice.randint(1, plan.cancelled_by), late=dice.random() < 0.5)
+            elif not plan.aim:
+                cancel_after = dice.choice((None, None, None, dice.uniform(0, plan.work_s * 2)))
+            call = process.create_task(work, name=name)
             self._watched[call] = process
-            cancel_after = dice.choice((None, None, None, dice.uniform(0, plan.work_s * 2)))
             if cancel_after is not None:
                 process.call_later(cancel_after, call.cancel)
             await asyncio.wait([call])
@@ -233,25 +267,57 @@ class _Schedule:
             self.judge.ended(f"{process.name} {resource}", error)
             await asyncio.sleep(dice.choice((0.0, 0.001, dice.uniform(0, 0.3))))
 
-    async def _hold(self, process: Process, guard: LockGuard, resource: str) -> None:
-        dice = self.world.dice
-        body: Body | None = None
+    async def _poller(self, process: Process) -> None:
+        guard, dice = self.guards[process], self.world.dice
+        await asyncio.sleep(0.2)
+        while self.world.now < self.plan.until_s:
+            with contextlib.suppress(LockguardError):
+                async with guard.hold("binance:A", on_busy="raise"):
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(dice.uniform(0.0, 0.004))
+
+    async def _hold(self, process: Process, resource: str, *, waits: bool) -> None:
+        """One call: what it raises, and when, is judged."""
+        guard, judge, world = self.guards[process], self.judge, self.world
+        called_at, body, own = world.now, None, BodyFailed()
+        ended_at, loss, raised = 0.0, None, True
         try:
-            async with guard.hold(resource, on_busy=dice.choice(("wait", "wait", "wait", "raise"))) as lease:
-                body = Body(process, resource, lease, self.world.now)
-                self.judge.entered(body)
-                left_s = dice.uniform(0, self.plan.work_s)
-                while left_s > 0:
-                    step_s = dice.choice((0.0, min(left_s, 0.01), left_s))
-                    await asyncio.sleep(step_s)
-                    self.judge.looked_at(body)
-                    left_s -= step_s + 0.001
-                    if dice.random() < 0.4:
-                        await self._write(body)
-                        self.judge.looked_at(body)
+            async with guard.hold(resource, on_busy="wait" if waits else "raise") as lease:
+                body = Body(process, resource, lease, world.now)
+                judge.entered_in_time(process, called_at, "entered")
+                judge.entered(body)
+                self.faults.happened("held", process)
+                try:
+                    await self._work(body, own)
+                finally:
+                    ended_at, loss = world.now, lease.loss
+            raised = False
+        except Exception as error:
+            if body is None:
+                judge.entered_in_time(process, called_at, type(error).__name__)
+            elif body.failed and error is not own:
+                judge.accuse("S11: the body's own error wins", f"{error!r} came out")
+            raise
         finally:
             if body is not None:
-                self.judge.left(body)
+                judge.left(body)
+                judge.left_in_time(process, ended_at)
+                judge.came_out(body, loss, raised)
+
+    async def _work(self, body: Body, own: BodyFailed) -> None:
+        dice, plan = self.world.dice, self.plan
+        left_s = dice.uniform(plan.least_work_s, plan.work_s)
+        while left_s > 0:
+            step_s = dice.choice((0.0, min(left_s, 0.01), left_s))
+            await asyncio.sleep(step_s)
+            self.judge.looked_at(body)
+            left_s -= step_s + 0.001
+            if dice.random() < 0.4:
+                await self._write(body)
+                self.judge.looked_at(body)
+        if dice.random() < 0.1:
+            body.failed = True
+            raise own
 
     async def _write(self, body: Body) -> None:
         lease = body.lease
@@ -272,69 +338,6 @@ class _Schedule:
         finally:
             transaction.abort("left")
 
-    # What befalls them.
-
-    def _befall(self, fault: Fault) -> None:
-        process = self.processes[fault.where[0] % len(self.processes)]
-        server = self.servers[fault.where[1] % len(self.servers)]
-        self.world.tell(f"{fault.kind}: {process.name}, {server.name}")
-        _BEFALL[fault.kind.partition(" ")[0]](self, fault, process, server)
-
-    def _later(self, fault: Fault, thing: object, name: str, value: object) -> None:
-        """Give a thing an attribute back when the fault is over."""
-        self.world.after(fault.lasts, lambda: setattr(thing, name, value))
-
-    def _cut(self, _: Fault, process: Process, server: RedisServer) -> None:
-        self.network.cut(process=process.name, server=server.name)
-
-    def _stall(self, fault: Fault, process: Process, server: RedisServer) -> None:
-        for transport in self.network.between(process.name, server.name):
-            transport.stall_for(fault.lasts)
-
-    def _slow(self, fault: Fault, process: Process, server: RedisServer) -> None:
-        if fault.kind == "slow database":
-            self._later(fault, self.postgres, "delay_s", self.postgres.delay_s)
-            self.postgres.delay_s = (0.05, 0.05 + fault.lasts)
-        else:
-            link = self.network.link(process.name, server.name)
-            self._later(fault, link, "delay_s", link.delay_s)
-            link.delay_s = (0.02, 0.02 + fault.lasts / 5)
-
-    def _hold_back(self, fault: Fault, process: Process, server: RedisServer) -> None:
-        link = self.network.link(process.name, server.name)
-        self._later(fault, link, "held", (False, False))
-        link.held = (fault.kind != "hold replies", fault.kind != "hold requests")
-
-    def _stop(self, fault: Fault, process: Process, server: RedisServer) -> None:
-        (server if fault.kind == "stop server" else process).stop_for(fault.lasts)
-
-    def _kill(self, _: Fault, process: Process, __: RedisServer) -> None:
-        process.kill()
-
-    def _cancel(self, *_: object) -> None:
-        calls = [task for task in self._watched if not task.done() and task not in self.tasks]
-        if calls:
-            self.world.dice.choice(calls).cancel()
-
-    def _lose(self, fault: Fault, *_: object) -> None:
-        self._later(fault, self.postgres, "answers_lost", 0.0)
-        self.postgres.answers_lost = 0.5
-
-    def _wipe(self, _: Fault, __: Process, server: RedisServer) -> None:
-        server.wipe()
-
-    def _server(self, fault: Fault, _: Process, server: RedisServer) -> None:
-        server.jumped_s += -fault.lasts if fault.kind == "server clock back" else fault.lasts
-
-    def _break(self, _: Fault, process: Process, __: RedisServer) -> None:
-        if not process.dead:
-            self._start(process, self._operate(self.guards[process]), "operator")
-
-    def _crash(self, fault: Fault, _: Process, server: RedisServer) -> None:
-        kept = None if fault.kind == "crash empty" else server.store.snapshot()
-        late_s = 0.3 if fault.kind == "crash old" else 0.0
-        self.world.after(late_s, lambda: server.crash(fault.lasts, kept))
-
     async def _operate(self, guard: LockGuard) -> None:
         try:
             await guard.break_("binance:A", reason="sim")
@@ -350,50 +353,43 @@ class _Schedule:
         closing = [process.start(self.guards[process].aclose(), "close") for process in alive]
         world.run(lambda: all(task.done() for task in closing), latest=latest + _QUIET_S)
         for process in alive:
-            left = [task.get_name() for task in asyncio.all_tasks(process)]
+            left = [task.get_name() for task in process.unfinished()]
+            left += [
+                f"a connection to {one.server_name}" for one in self.network.open if one.process is process
+            ]
             if left:
-                self.judge.accuse(
-                    "nothing is left behind", f"tasks of {process.name}: {', '.join(sorted(left))}"
-                )
+                self.judge.accuse("S8: nothing is left behind", f"{process.name}: {', '.join(sorted(left))}")
         # A release that was lost with its connection, or with its process, is over with its ttl.
         settled = world.now + 2 * plan.ttl_s + 2 * plan.lock_delay_s + 3.5
-        # Who restarted into a quorum is admitted when it is asked, and gives no vote for a while.
-        patience_s = _QUARANTINE_S if plan.restarts and len(self.servers) > 1 else 1.5
         done: list[bool] = []
         world.at(settled, lambda: done.append(True))
         world.run(lambda: bool(done), latest=settled + 1)
+        if plan.calm:
+            self.ledger.nothing_is_left(self.servers.all)
+        if still := [one for server in self.servers.all for one in server.connected]:
+            self.judge.accuse("S8: nothing is left behind", f"connections from {', '.join(still)}")
+        self._have_each_lock()
+
+    def _have_each_lock(self) -> None:
+        world, plan = self.world, self.plan
+        # A node that came into a quorum, or back, while others did not answer gives no vote for a while.
+        patience_s = _QUARANTINE_S if plan.faults and plan.nodes > 1 else 1.5
+        if "server clock back" in plan.kinds:  # who asks first has the ttl begin anew
+            patience_s += plan.ttl_s
         probe = self._process("probe")
         guard = self._guard(probe)
-        had: list[str] = []
-
-        async def take(name: str) -> None:
-            began = world.now
-            async with guard.hold(name, wait=timedelta(seconds=patience_s + 5)):
-                if world.now - began > patience_s:
-                    self.judge.accuse(
-                        "L1", f"{name} is free and was had after {world.now - began:.2f} s only"
-                    )
-                had.append(name)
-
-        tasks = [probe.start(take(f"binance:{name}"), "probe") for name in "ABCDEFG"[: plan.resources]]
+        tasks = [
+            probe.start(self._take(guard, f"binance:{name}", patience_s), "probe")
+            for name in "ABCDEFG"[: plan.resources]
+        ]
         world.run(lambda: all(task.done() for task in tasks), latest=world.now + patience_s + 20)
         for task in tasks:
             if error := task.exception():
                 self.judge.accuse("L1", f"a free lock could not be had: {error!r}")
 
-
-_BEFALL: dict[str, Callable[[_Schedule, Fault, Process, RedisServer], None]] = {
-    "break": _Schedule._break,
-    "cancel": _Schedule._cancel,
-    "crash": _Schedule._crash,
-    "cut": _Schedule._cut,
-    "erode": _Schedule._wipe,
-    "hold": _Schedule._hold_back,
-    "kill": _Schedule._kill,
-    "lose": _Schedule._lose,
-    "server": _Schedule._server,
-    "slow": _Schedule._slow,
-    "stall": _Schedule._stall,
-    "stop": _Schedule._stop,
-    "wipe": _Schedule._wipe,
-}
+    async def _take(self, guard: LockGuard, name: str, patience_s: float) -> None:
+        began = self.world.now
+        async with guard.hold(name, wait=timedelta(seconds=patience_s + 5)):
+            took_s = self.world.now - began
+            if took_s > patience_s:
+                self.judge.accuse("L1", f"{name} is free and was had after {took_s:.2f} s only")

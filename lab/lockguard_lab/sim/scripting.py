@@ -44,6 +44,9 @@ return function(body, keys, argv, redis)
 end
 """
 
+_NONE = (True, False)
+_AS_THEY_ARE = (bytes, int)
+
 _lupa: Any = lupa.lua51
 _runtime: Any = None
 
@@ -63,8 +66,7 @@ class Scripts:
 
     def load(self, source: bytes) -> bytes:
         """Keep a script; returns its SHA-1 in hexadecimal."""
-        sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
-        self._lua.body(sha, source)
+        sha = self._lua.sha_of(source)
         self.known.add(sha)
         return sha.encode()
 
@@ -86,7 +88,10 @@ class Scripts:
 
     def _call(self, *words: Any) -> Any:
         try:
-            return True, _lua_of(self._lua, self._store.do(*(_word(word) for word in words)))
+            reply = self._store.do(*[word if type(word) is bytes else _word(word) for word in words])
+            if reply is None:
+                return _NONE
+            return True, reply if type(reply) in _AS_THEY_ARE else _lua_of(self._lua, reply)
         except ReplyError as error:
             return False, str(error).encode()
 
@@ -95,17 +100,23 @@ class _Lua:
     def __init__(self) -> None:
         self.runtime = _lupa.LuaRuntime(encoding=None, unpack_returned_tuples=True)
         self.bodies: dict[str, Any] = {}
+        self._known: dict[bytes, str] = {}
         self._make: Any = self.runtime.execute(_MAKE)
         self.calls: Any = self.runtime.execute(_CALLS)
         self.run: Any = self.runtime.execute(_RUN)
         self.table: Any = self.runtime.eval(_TABLE)
 
-    def body(self, sha: str, source: bytes) -> None:
-        if sha not in self.bodies:
+    def sha_of(self, source: bytes) -> str:
+        """Compile a script, once."""
+        sha = self._known.get(source)
+        if sha is None:
+            sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
             try:
                 self.bodies[sha] = self._make(source)
             except _lupa.LuaError as error:
                 raise ReplyError(f"ERR Error compiling script: {error}") from error
+            self._known[source] = sha
+        return sha
 
 
 def _lua() -> _Lua:

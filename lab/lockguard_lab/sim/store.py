@@ -69,6 +69,14 @@ class Store:
         """Replace all data by a copy."""
         self.values, self.ends_ms = copy.deepcopy(data[0]), dict(data[1])
 
+    def put(self, key: bytes, value: Any, end_ms: float | None) -> None:
+        """Set a key and its end, as a replica does; ``None`` deletes it."""
+        self._drop(key)
+        if value is not None:
+            self.values[key] = value
+            if end_ms is not None:
+                self.ends_ms[key] = end_ms
+
     def wipe(self) -> None:
         """Forget all data."""
         self.values, self.ends_ms = {}, {}

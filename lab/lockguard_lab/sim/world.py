@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import heapq
 import itertools
+import math
 import random
 from asyncio import events
 from collections.abc import Callable, Coroutine
@@ -18,6 +19,7 @@ EPOCH_S = 1_700_000_000.0
 """The wall clock at the beginning of each schedule."""
 
 _TURNS_AT_ONE_TIME_MAX = 20_000
+_TASKS_KEPT = 256
 
 
 class Stuck(AssertionError):
@@ -71,29 +73,30 @@ class World:
         Raises:
             Stuck: ``latest`` is reached first, or nothing is left to happen.
         """
-        turns, moment = 0, self.now
+        turns, moment, due, processes = 0, self.now, self._due, self.processes
+        throw = self.dice.random
         while not until():
-            if self.now >= latest:
+            now = self.now
+            if now >= latest:
                 raise Stuck(f"not over at {latest:g} s")
-            if self._due and self._due[0][0] <= self.now:
-                heapq.heappop(self._due)[2]()
+            while due and due[0][0] <= now:
+                heapq.heappop(due)[2]()
+            able = [process for process in processes if process.able]
+            if not able:
+                self._pass()
                 continue
-            able = [process for process in self.processes if process.able]
-            if able:
-                self.dice.choice(able).turn()
-                turns = turns + 1 if moment == self.now else 0
-                moment = self.now
-                if turns > _TURNS_AT_ONE_TIME_MAX:
-                    raise Stuck("a moment without an end: something runs without awaiting anything")
-                continue
-            self._pass()
+            able[int(throw() * len(able))].turn()
+            turns = turns + 1 if moment == now else 0
+            moment = now
+            if turns > _TURNS_AT_ONE_TIME_MAX:
+                raise Stuck("a moment without an end: something runs without awaiting anything")
 
     def _pass(self) -> None:
-        following = [process.next_timer for process in self.processes if not process.stopped]
-        if self._due:
-            following.append(self._due[0][0])
-        soonest = min((when for when in following if when is not None), default=None)
-        if soonest is None:
+        soonest = self._due[0][0] if self._due else math.inf
+        for process in self.processes:
+            if not process.stopped and (when := process.next_timer) is not None and when < soonest:
+                soonest = when
+        if soonest == math.inf:
             raise Stuck("nothing is left that could happen")
         self.now = max(self.now, soonest)
 
@@ -125,6 +128,8 @@ class Process(asyncio.BaseEventLoop):
         self._asyncgens_known: Any = None
         self.set_exception_handler(self._failed)
         self.faults: list[str] = []
+        self.tasks: list[asyncio.Task[Any]] = []
+        self._stops_within: tuple[int, float] | None = None
         world.processes.append(self)
 
     def __repr__(self) -> str:
@@ -135,6 +140,10 @@ class Process(asyncio.BaseEventLoop):
     def time(self) -> float:
         """Seconds on the process's own clock."""
         return self._begun + (self.world.now - self._begun) * self._drift
+
+    def in_the_world(self, when: float) -> float:
+        """The world's time of an instant on the process's own clock."""
+        return self._begun + (when - self._begun) / self._drift
 
     def _write_to_self(self) -> None:
         """Nothing sleeps in a system call here."""
@@ -161,8 +170,10 @@ class Process(asyncio.BaseEventLoop):
         """Whether it has something to do now."""
         if self.stopped or self.dead:
             return False
+        if self._ready or self.arrived:  # type: ignore[attr-defined]
+            return True
         due = self.next_timer
-        return bool(self._ready or self.arrived or (due is not None and due <= self.world.now))  # type: ignore[attr-defined]
+        return due is not None and due <= self.world.now
 
     @property
     def next_timer(self) -> float | None:
@@ -173,7 +184,7 @@ class Process(asyncio.BaseEventLoop):
         if self.dead or not timers:
             return None
         when: float = timers[0]._when
-        return self._begun + (when - self._begun) / self._drift + 1e-9
+        return self.in_the_world(when) + 1e-9
 
     def turn(self) -> None:
         """One iteration: what arrived, then the timers that are due, then all that is ready by now."""
@@ -188,21 +199,44 @@ class Process(asyncio.BaseEventLoop):
             timer._scheduled = False
             if not timer._cancelled:
                 ready.append(timer)
-        before = events._get_running_loop()
+        most = len(ready)
+        if self._stops_within is not None:
+            most, stops_for_s = min(most, self._stops_within[0]), self._stops_within[1]
+            self._stops_within = None
+            self.stop_for(stops_for_s)
         events._set_running_loop(self)
         self.world.running = self
         try:
-            for _ in range(len(ready)):
+            for _ in range(most):
                 handle = ready.popleft()
                 if not handle._cancelled:
                     handle._run()
         finally:
-            events._set_running_loop(before)
+            events._set_running_loop(None)
             self.world.running = None
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Begin a task in it."""
         return self.create_task(work, name=name)
+
+    def create_task(self, work: Any, **named: Any) -> asyncio.Task[Any]:  # type: ignore[override]
+        """As every loop; it also knows its tasks, of which asyncio keeps one set for all loops."""
+        task: asyncio.Task[Any] = super().create_task(work, **named)
+        self.tasks.append(task)
+        if len(self.tasks) > _TASKS_KEPT:
+            self.tasks = self.unfinished()
+        return task
+
+    def unfinished(self) -> list[asyncio.Task[Any]]:
+        """Its tasks that are not done."""
+        return [task for task in self.tasks if not task.done()]
+
+    def stop_within(self, calls: int, seconds: float) -> None:
+        """Stop it in the middle of its next turn, after so many of the calls that are ready by then.
+
+        What was ready goes on before any timer that has become due meanwhile is looked at.
+        """
+        self._stops_within = (calls, seconds)
 
     def stop_for(self, seconds: float) -> None:
         """Stop it, as SIGSTOP does, and let it go on later."""
@@ -231,7 +265,7 @@ class Process(asyncio.BaseEventLoop):
         self.dead = True
         events._set_running_loop(self)
         try:
-            for task in asyncio.all_tasks(self):
+            for task in self.unfinished():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio itself does in gather()
                 with contextlib.suppress(BaseException):  # what its clean-up meets in a process that is gone
                     task.get_coro().close()

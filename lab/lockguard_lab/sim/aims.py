@@ -1,0 +1,350 @@
+"""Plans that aim at one mechanism: the moment at which it alone keeps the promise."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from lockguard_lab.sim.fault import Fault
+
+__all__ = ["aimed"]
+
+_Dice = random.Random
+
+
+class Plan(Protocol):
+    """What is drawn of a plan, which :mod:`~lockguard_lab.sim.plan` has."""
+
+    @property
+    def nodes(self) -> int:
+        """How many servers decide."""
+        ...
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What goes wrong."""
+        ...
+
+    def with_(self, **changed: Any) -> Any:
+        """The plan with some of its attributes changed."""
+        ...
+
+
+def aimed(plan: Plan, topology: str, dice: _Dice) -> Any:
+    """The plan with an aim at a mechanism, of those that the servers have."""
+    aims = list(_EVERYWHERE)
+    aims += {"single": _SINGLE, "sentinel": _SENTINEL, "cluster": _CLUSTER}.get(topology, _QUORUM)
+    aim = dice.choice(aims)
+    faulty = aim(plan, dice)
+    return faulty.with_(
+        aim=aim.__name__.strip("_").replace("_", " "),
+        faults=tuple(sorted(faulty.faults, key=lambda fault: fault.at)),
+    )
+
+
+def _late_renewals(plan: Plan, dice: _Dice) -> Any:
+    """What a holder sends is held back until its lease has ended and the next one holds the lock."""
+    ttl_s = dice.choice((0.3, 0.6, 1.0))
+    held = Fault("hold requests", dice.uniform(0.0, 0.4) * ttl_s, dice.uniform(1.1, 2.5) * ttl_s, upon="held")
+    return plan.with_(ttl_s=ttl_s, least_work_s=ttl_s, work_s=3 * ttl_s, until_s=2.0, faults=(held,))
+
+
+def _answers_slower_than_the_drift(plan: Plan, dice: _Dice) -> Any:
+    """Answers take longer than the allowance for drift; then nothing is renewed any more."""
+    ttl_s = dice.choice((0.6, 1.0, 3.0))
+    slow_s = dice.uniform(0.05, 0.3) * ttl_s
+    faults = [Fault("slow link", 0.0, 5 * slow_s, (number, 0)) for number in range(2)]
+    faults.append(Fault("hold requests", dice.uniform(0.0, 0.02), 2 * ttl_s, upon="held"))
+    return plan.with_(
+        ttl_s=ttl_s, least_work_s=1.5 * ttl_s, work_s=2 * ttl_s, until_s=2.0, faults=tuple(faults)
+    )
+
+
+def _a_long_way(plan: Plan, dice: _Dice) -> Any:
+    """Every trip takes a good part of the ttl; no lease may end of that."""
+    ttl_s = dice.choice((1.0, 2.0))
+    faults = tuple(Fault("long way", 0.0, 60.0, (number, 0)) for number in range(2))
+    return plan.with_(
+        ttl_s=ttl_s, least_work_s=ttl_s, work_s=3 * ttl_s, until_s=3.0, wait_s=8.0, faults=faults
+    )
+
+
+def _a_stop_while_it_seals(plan: Plan, dice: _Dice) -> Any:
+    """A process stops between the grant and its body, for longer than the lease."""
+    ttl_s = dice.choice((0.3, 1.0))
+    faults = tuple(
+        Fault(
+            "stop process", dice.uniform(0.0, 0.008), dice.uniform(1.0, 2.0) * ttl_s, upon="granted", nth=nth
+        )
+        for nth in (1, 2, 3)
+    )
+    return plan.with_(ttl_s=ttl_s, work_s=0.3, until_s=3.0, faults=faults)
+
+
+def _a_crash(plan: Plan, dice: _Dice) -> Any:
+    """A holder is killed while others wait."""
+    kill = Fault("kill process", dice.uniform(0.05, 0.3), 0.0, upon="held")
+    return plan.with_(
+        processes=3,
+        tasks=dice.choice((1, 2)),
+        ttl_s=dice.choice((0.6, 1.0, 3.0)),
+        least_work_s=0.4,
+        work_s=1.0,
+        until_s=1.0,
+        wait_s=12.0,
+        waits=1.0,
+        faults=(kill,),
+    )
+
+
+def _a_crash_of_waiters(plan: Plan, dice: _Dice) -> Any:
+    """A process of several waiters is killed, and they are next."""
+    kill = Fault("kill process", dice.uniform(0.02, 0.2), 0.0, upon="waits")
+    return plan.with_(
+        processes=3,
+        tasks=dice.choice((3, 4, 6)),
+        ttl_s=10.0,
+        least_work_s=dice.choice((0.3, 1.0, 3.0)),
+        work_s=3.0,
+        until_s=1.0,
+        wait_s=30.0,
+        waits=1.0,
+        faults=(kill,),
+    )
+
+
+def _newcomers_at_an_expiry(plan: Plan, dice: _Dice) -> Any:
+    """A holder dies; who waits is far away, and newcomers ask all the time."""
+    ttl_s = dice.choice((0.3, 0.6))
+    kill = Fault("kill process", dice.uniform(0.05, 0.15), 0.0, upon="held")
+    slow = Fault("slow link", 0.0, dice.uniform(0.1, 0.6), upon="waits")
+    return plan.with_(
+        processes=3,
+        ttl_s=ttl_s,
+        least_work_s=0.5,
+        work_s=1.0,
+        until_s=1.5,
+        wait_s=8.0,
+        waits=1.0,
+        pollers=2,
+        faults=(kill, slow),
+    )
+
+
+def _lost_wake_ups(plan: Plan, dice: _Dice) -> Any:
+    """Messages are lost."""
+    lose = Fault("lose messages", 0.0, 60.0)
+    return plan.with_(
+        processes=dice.choice((2, 3)),
+        ttl_s=dice.choice((3.0, 10.0)),
+        least_work_s=0.1,
+        work_s=dice.choice((0.3, 1.5)),
+        until_s=2.0,
+        wait_s=12.0,
+        waits=1.0,
+        faults=(lose,),
+    )
+
+
+def _a_herd(plan: Plan, dice: _Dice) -> Any:
+    """Many callers of short bodies, so that wake-ups meet the answers that give the places."""
+    stops = tuple(
+        Fault("stop process", dice.uniform(0.0, 0.5), dice.choice((0.002, 0.02)), (number, 0))
+        for number in range(dice.choice((0, 0, 2, 4)))
+    )
+    return plan.with_(
+        processes=dice.choice((2, 3, 4)),
+        tasks=dice.choice((2, 4)),
+        ttl_s=10.0,
+        work_s=dice.choice((0.002, 0.01)),
+        until_s=0.6,
+        waits=1.0,
+        wait_s=8.0,
+        faults=stops,
+    )
+
+
+def _a_key_that_vanishes(plan: Plan, dice: _Dice) -> Any:
+    """The lock is deleted under its holder."""
+    gone = Fault("delete key", dice.uniform(0.05, 0.5), 0.0, upon="held")
+    return plan.with_(
+        ttl_s=dice.choice((1.0, 3.0, 10.0)),
+        least_work_s=6.0,
+        work_s=9.0,
+        until_s=0.5,
+        wait_s=30.0,
+        waits=1.0,
+        faults=(gone,),
+    )
+
+
+def _data_that_are_lost(plan: Plan, dice: _Dice) -> Any:
+    """A server forgets everything under a holder, and says so; or it restarts without its data."""
+    kind = dice.choice(("wipe", "crash empty"))
+    gone = Fault(kind, dice.uniform(0.05, 0.3), dice.uniform(0.05, 0.4) * (kind != "wipe"), upon="held")
+    return plan.with_(
+        ttl_s=10.0, least_work_s=4.0, work_s=5.0, until_s=0.5, wait_s=20.0, waits=1.0, faults=(gone,)
+    )
+
+
+def _a_link_dies_silently(plan: Plan, dice: _Dice) -> Any:
+    """A connection never answers again, under a holder; another one would."""
+    ttl_s = dice.choice((1.0, 3.0))
+    dead = Fault("stall", dice.uniform(0.0, 0.5) * ttl_s, 60.0, upon="held")
+    return plan.with_(
+        processes=1, ttl_s=ttl_s, least_work_s=2 * ttl_s, work_s=3 * ttl_s, until_s=0.5, faults=(dead,)
+    )
+
+
+def _a_clock_that_goes_back(plan: Plan, dice: _Dice) -> Any:
+    """The server's clock goes back by minutes, and the holder is dead."""
+    faults = (
+        Fault("server clock back", dice.uniform(0.0, 0.3), 120.0, upon="held"),
+        Fault("kill process", dice.uniform(0.0, 0.3), 0.0, upon="held"),
+    )
+    return plan.with_(
+        ttl_s=dice.choice((1.0, 3.0)), least_work_s=0.5, work_s=0.6, until_s=1.0, wait_s=1.0, faults=faults
+    )
+
+
+def _cancelled_at_each_step(plan: Plan, dice: _Dice) -> Any:
+    """Each call is cancelled at its n-th step, in a calm or a passing storm."""
+    kinds = dice.choice(((), (), PASSING_STORM))
+    faults = tuple(
+        Fault(kind, dice.uniform(0, 1.0), dice.choice((0.02, 0.3)), (dice.randrange(9), dice.randrange(9)))
+        for kind in kinds
+    )
+    return plan.with_(
+        processes=dice.choice((1, 2, 2)),
+        tasks=dice.choice((1, 2)),
+        ttl_s=dice.choice((1.0, 10.0)),
+        work_s=dice.choice((0.002, 0.05)),
+        until_s=1.0,
+        waits=0.9,
+        cancelled_by=dice.choice((4, 8, 16)),
+        faults=faults,
+    )
+
+
+PASSING_STORM = ("cut", "stall", "forget scripts")
+
+
+def _one_node_after_the_other_forgets(plan: Plan, dice: _Dice) -> Any:
+    """Each node of a quorum loses its data, the next one once the last is back."""
+    ttl_s, first = dice.choice((1.0, 3.0)), dice.randrange(plan.nodes)
+    faults = tuple(
+        Fault("erode", (0.5 + step * 1.2) * ttl_s, 0.0, (0, (first + step) % plan.nodes))
+        for step in range(plan.nodes)
+    )
+    return plan.with_(
+        ttl_s=ttl_s, work_s=dice.choice((1.0, 6.0)), until_s=plan.nodes * 1.5 * ttl_s, faults=faults
+    )
+
+
+def _most_nodes_forget_a_grant_unseen(plan: Plan, dice: _Dice) -> Any:
+    """Most nodes of a quorum lose their data, and the holder cannot hear of it."""
+    ttl_s, first = dice.choice((1.0, 3.0)), dice.randrange(plan.nodes)
+    faults = []
+    for step in range(plan.nodes // 2 + 1):
+        where = (0, (first + step) % plan.nodes)
+        faults.append(Fault("hold both", 0.02, 1.5 * ttl_s, where, upon="held"))
+        faults.append(Fault("wipe", dice.uniform(0.05, 0.2), 0.0, where, upon="held"))
+    return plan.with_(
+        ttl_s=ttl_s,
+        least_work_s=ttl_s,
+        work_s=2 * ttl_s,
+        until_s=1.0,
+        wait_s=8.0,
+        waits=1.0,
+        faults=tuple(faults),
+    )
+
+
+def _a_split_vote(plan: Plan, dice: _Dice) -> Any:
+    """Each process reaches some nodes late, so that none has a majority at once."""
+    faults = tuple(
+        Fault("slow link", 0.0, dice.uniform(0.05, 0.5), (process, node))
+        for process in range(3)
+        for node in range(plan.nodes)
+        if dice.random() < 0.5
+    )
+    return plan.with_(processes=3, ttl_s=3.0, work_s=0.05, until_s=1.5, waits=1.0, wait_s=8.0, faults=faults)
+
+
+def _a_failover(plan: Plan, dice: _Dice) -> Any:
+    """A replica takes over without the last writes; the old primary goes on for a while."""
+    passing = [
+        Fault(
+            dice.choice(("cut", "stop process", "cancel")), dice.uniform(0, 3.0), 0.3, (dice.randrange(9), 0)
+        )
+        for _ in range(dice.choice((0, 0, 1, 2)))
+    ]
+    first = Fault(
+        "failover", dice.uniform(0.1, 1.0), dice.choice((0.0, 0.5, 2.0, 30.0)), (0, dice.randrange(9))
+    )
+    upon = dice.choice(("", "granted", "held"))
+    if upon:
+        first = Fault("failover", dice.uniform(0.0, 0.05), dice.choice((0.0, 0.5, 2.0)), upon=upon)
+    return plan.with_(
+        processes=dice.choice((2, 3)),
+        tasks=dice.choice((1, 2)),
+        ttl_s=dice.choice((1.0, 3.0, 10.0)),
+        work_s=dice.choice((0.05, 0.5, 4.0)),
+        until_s=3.0,
+        wait_s=6.0,
+        faults=(first, *passing),
+    )
+
+
+def _a_slot_that_moves(plan: Plan, dice: _Dice) -> Any:
+    """A slot moves to another shard, key by key, under holders and waiters."""
+    moves = [
+        Fault("move slot", dice.uniform(0.1, 2.0), dice.choice((0.02, 0.3, 1.0)), (0, dice.randrange(9)))
+        for _ in range(dice.choice((1, 1, 2)))
+    ]
+    return plan.with_(
+        processes=dice.choice((2, 3)),
+        tasks=dice.choice((1, 2)),
+        ttl_s=dice.choice((3.0, 10.0)),
+        work_s=dice.choice((0.02, 0.3, 1.5)),
+        until_s=3.0,
+        wait_s=8.0,
+        faults=tuple(moves),
+    )
+
+
+def _a_slot_without_an_owner(plan: Plan, dice: _Dice) -> Any:
+    """Nobody serves a slot for a while."""
+    gone = Fault("no owner", dice.uniform(0.1, 1.5), dice.choice((0.1, 0.6, 3.0)), (0, 0))
+    return plan.with_(
+        tasks=dice.choice((1, 2)), ttl_s=dice.choice((1.0, 10.0)), work_s=0.5, until_s=2.5, faults=(gone,)
+    )
+
+
+_Aims = tuple[Callable[[Plan, _Dice], Any], ...]
+
+_EVERYWHERE: _Aims = (_late_renewals, _a_stop_while_it_seals, _cancelled_at_each_step)
+_SINGLE: _Aims = (
+    _answers_slower_than_the_drift,
+    _a_long_way,
+    _a_crash,
+    _a_crash_of_waiters,
+    _newcomers_at_an_expiry,
+    _lost_wake_ups,
+    _a_herd,
+    _a_key_that_vanishes,
+    _data_that_are_lost,
+    _a_link_dies_silently,
+    _a_clock_that_goes_back,
+    _cancelled_at_each_step,
+)
+_QUORUM: _Aims = (
+    _answers_slower_than_the_drift,
+    _one_node_after_the_other_forgets,
+    _most_nodes_forget_a_grant_unseen,
+    _a_split_vote,
+    _a_crash,
+)
+_SENTINEL: _Aims = (_a_failover, _a_failover, _a_failover, _a_crash, _lost_wake_ups)
+_CLUSTER: _Aims = (_a_failover, _a_slot_that_moves, _a_slot_that_moves, _a_slot_without_an_owner, _a_herd)

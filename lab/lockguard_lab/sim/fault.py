@@ -1,0 +1,30 @@
+"""One thing that goes wrong in a schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Fault"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+        kind: what.
+        at: when, in seconds since the beginning, or since what it waits for.
+        lasts: for how long, in seconds.
+        where: numbers that choose a process and a server.
+        upon: what it waits for, empty for nothing: ``held`` (a body begins), ``granted`` (a server gave the
+            lock, and its answer is under way), ``waits`` (a server queued a caller). It befalls the process
+            that this happened to.
+        nth: at which time of these.
+    """
+
+    kind: str
+    at: float
+    lasts: float
+    where: tuple[int, int] = (0, 0)
+    upon: str = ""
+    nth: int = 1
