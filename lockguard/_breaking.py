@@ -97,11 +97,7 @@ async def break_lock(core: Core, resource: Resource, reason: str, grant: str | N
         _end_all(held_here)  # the command may have arrived
     gone = [vote for vote in done if not vote.kept]
     if core.fence is not None and gone and (broken := thrown_out(gone)).token > token:
-        # Redis's clock is, or was, ahead of the fence's: a grant that has not sealed yet still could.
-        ended = GrantId(broken.grant) if broken.grant else new_grant_id()
-        late = Grant(resource, ended, broken.token, broken.holder, reason, 0)
-        await core.fence.close(late, within=core.fence_within)
-        token = broken.token
+        token = await _break_late(core, resource, reason, grant, broken)
     if len(done) < majority(len(votes)):
         raise _too_few(core, resource, votes, done, token, outrun=outrun)
     _require_gone(resource, done, nodes=len(votes))
@@ -119,6 +115,33 @@ async def _break_grant(
     # No grant was seen: any that the fence knows may be a new one.
     seen = Grant(resource, GrantId(grant) if grant else new_grant_id(), token, "", "", 0)
     return await core.fence.break_grant(seen, reason=reason, within=core.fence_within)
+
+
+async def _break_late(
+    core: Core, resource: Resource, reason: str, grant: str | None, broken: Broken
+) -> Token:
+    """Break in the fence too what got in between the fence and the nodes, as their higher token tells.
+
+    Redis's clock may be ahead of the fence's: then a grant that has not sealed yet still could. Or the holder
+    was about to seal, found the fence ahead and got a higher token while the lock was still its own; it may
+    have sealed by now, and its lock may have run out before it was to be broken.
+
+    Returns:
+        The token up to which nothing is accepted.
+    """
+    assert core.fence is not None
+    if grant is not None or not isinstance(core.fence, ComparingFence):
+        ended = GrantId(grant or broken.grant or new_grant_id())
+        late = Grant(resource, ended, broken.token, broken.holder, reason, 0)
+        await core.fence.close(late, within=core.fence_within)
+        return broken.token
+    upto = Grant(resource, new_grant_id(), Token(broken.token + 1), "", reason, 0)
+    answer = await core.fence.break_grant(upto, reason=reason, within=core.fence_within)
+    if isinstance(answer, Outrun):  # a newer grant is left alone
+        return broken.token
+    # Or the next grant's token would be lower. A lock that somebody has by now is left as it is.
+    await core.locks.ask_all(lambda node: node.break_(resource, reason=reason, token=answer, grant=""))
+    return answer
 
 
 def _require_gone(resource: Resource, done: Sequence[Broken], *, nodes: int) -> None:

@@ -98,6 +98,7 @@ QUICK = (
     # one of each level that is long as a whole
     "benchmarks/test_calls.py::",
     "chaos/test_topology_quorum.py::test_it_works_with_two_of_five_gone",
+    "models/test_models.py::test_the_shortest_way",
     "packaging/test_distribution.py::test_the_wheel_holds_the_packages_whole",
     "race/test_race_scenarios.py::test_nothing_happens_under_the_guard[stress]",
 )

@@ -14,9 +14,9 @@ import asyncpg
 import pytest
 import redis
 
-from lockguard import ConfigurationError, LeaseLost, LockGuard
+from lockguard import ConfigurationError, LeaseLost, LockGuard, StaleToken
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._lease import Grant, Token, new_grant_id
+from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
 from lockguard_lab.servers import IndependentRedis, RedisServer
@@ -24,7 +24,9 @@ from tests.integration.fence_leases import APT, SOON, grant_of, lease_of
 from tests.integration.test_cli import lockguard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from lockguard import Lease
 
 
 @pytest.fixture
@@ -120,6 +122,78 @@ async def test_a_fence_that_cannot_compare_is_told_and_is_broken_without_a_grant
         with pytest.raises(ConfigurationError, match="no grant's id"):
             await guard.break_(APT, reason="x", grant="<script>")
         assert (await guard.break_(APT, reason="x")).grant == ""
+
+
+class _SealsLate(PostgresFence):
+    """Seals once the fence was broken, as a process that was paused between Redis and Postgres."""
+
+    def __init__(self, pool: asyncpg.Pool[Any]) -> None:
+        super().__init__(pool)
+        self.may_seal = asyncio.Event()
+
+    async def seal(self, grant: Grant, *, within: timedelta) -> Sealed | Outrun:
+        await self.may_seal.wait()
+        return await super().seal(grant, within=within)
+
+
+class _BreaksSlowly(PostgresFence):
+    """Lets ``meanwhile`` happen between the fence and Redis, as where the operator is paused there."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], meanwhile: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(pool)
+        self._meanwhile = meanwhile
+
+    async def break_(self, resource: Resource, *, reason: str, within: timedelta) -> Token:
+        token = await super().break_(resource, reason=reason, within=within)
+        await self._meanwhile()
+        return token
+
+    async def break_grant(self, grant: Grant, *, reason: str, within: timedelta) -> Token | Outrun:
+        answer = await super().break_grant(grant, reason=reason, within=within)
+        await self._meanwhile()
+        return answer
+
+
+@pytest.mark.parametrize("compared", [False, True], ids=["whoever has it", "the grant that was seen"])
+async def test_a_break_shuts_out_who_sealed_while_it_was_under_way_though_the_lock_has_run_out(
+    pool: asyncpg.Pool[Any], redis_url: str, compared: bool
+) -> None:
+    leases: asyncio.Queue[Lease] = asyncio.Queue()
+    accepted: list[Lease] = []
+    may_write, fence = asyncio.Event(), _SealsLate(pool)
+    client = redis.Redis.from_url(redis_url)
+    lock = f"lockguard:{{{APT}}}"
+
+    async def hold(guard: LockGuard) -> None:
+        async with guard.hold(APT) as lease:
+            leases.put_nowait(lease)
+            await may_write.wait()
+            async with fenced_transaction(pool, lease):
+                accepted.append(lease)
+
+    async def seals_and_loses_its_lock() -> None:
+        if not fence.may_seal.is_set():
+            fence.may_seal.set()
+            await leases.get()
+            client.delete(lock)
+
+    async with (
+        LockGuard.from_url(redis_url, fence=fence, observers=[]) as holder,
+        LockGuard.from_url(
+            redis_url, fence=_BreaksSlowly(pool, seals_and_loses_its_lock), observers=[]
+        ) as operator,
+    ):
+        holding = asyncio.create_task(hold(holder))
+        while not (grant := client.hget(lock, "grant")):
+            await asyncio.sleep(0.01)
+        expected = {"grant": str(grant, "ascii")} if compared else {}
+        await asyncio.wait_for(operator.break_(APT, reason="stuck", **expected), 10)
+        may_write.set()
+        with pytest.raises((LeaseLost, StaleToken)):
+            await asyncio.wait_for(holding, 10)
+        assert not accepted
+        async with asyncio.timeout(10), holder.hold(APT) as successor, fenced_transaction(pool, successor):
+            pass
 
 
 # From the command line

@@ -1,0 +1,146 @@
+"""``scripts/models``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._private_files import require_writable, write_private
+from lockguard_lab.models import spin
+from lockguard_lab.models.checks import CHECKS, MODELS, Check
+from lockguard_lab.models.spin import Told, Unusable
+
+__all__ = ["models"]
+
+_STORED = {
+    "exact": "every state",
+    "collapse": "every state, compressed",
+    "hash-compact": "64 bits of each state",
+    "bitstate": "3 bits of each state: not all are visited",
+}
+_COMMIT = ("git", "rev-parse", "HEAD")
+_HEAD = f"{'states':>12}  {'depth':>6}  {'MiB':>6}  {'s':>7}"
+
+
+@click.command(name="models")
+@click.argument("model", type=click.Choice(MODELS), required=False)
+@click.option("--long", is_flag=True, help="Also what takes hours, with its larger bounds.")
+@click.option("--only", metavar="TEXT", help="Only checks whose name has this in it.")
+@click.option("--trail", metavar="MISTAKE", help="Print the shortest way to what this mistake breaks.")
+@click.option(
+    "--memory", type=click.IntRange(256), default=6000, show_default=True, help="MiB for one verifier."
+)
+@click.option(
+    "--within", type=click.FloatRange(1), default=3600.0, show_default=True, help="Seconds for one search."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write what was found."
+)
+def models(
+    *,
+    model: str | None,
+    long: bool,
+    only: str | None,
+    trail: str | None,
+    memory: int,
+    within: float,
+    json_file: Path | None,
+) -> None:
+    """Check the models of spec/ with Spin, all or one, and that each planted mistake is convicted.
+
+    Nothing is written into the tree. Exit code 1 if a model breaks a law or a mistake does not break its own,
+    3 if Spin or a C compiler is not there.
+    """
+    require_writable(json_file)
+    if name := spin.missing():
+        click.echo(f"{name} is not there: apt-get install spin gcc libc6-dev", err=True)
+        raise SystemExit(3)
+    if trail is not None:
+        _show_trail(_named(trail, model), memory)
+        return
+    chosen = [
+        one
+        for one in CHECKS
+        if model in (None, one.model) and (long or not one.long) and (only is None or only in one.name)
+    ]
+    began, clock = datetime.now(UTC), SYSTEM_CLOCK.now()
+    click.echo(_HEAD)
+    told = [_run(one, memory, within) for one in chosen]
+    if json_file is not None:
+        facts = _facts(told, began=began, seconds=SYSTEM_CLOCK.now() - clock, memory=memory)
+        write_private(json_file, json.dumps(facts, indent=2) + "\n")
+    wrong = [one for one in told if not one.as_expected]
+    click.echo(
+        f"\n{sum(one.states for one in told):,} states; {len(told) - len(wrong)} of {len(told)} as expected"
+    )
+    raise SystemExit(1 if wrong else 0)
+
+
+def _run(what: Check, memory: int, within: float) -> Told:
+    try:
+        told = spin.check(what, memory_mib=memory, within_s=within)
+    except Unusable as unusable:
+        raise click.ClickException(str(unusable)) from unusable
+    row = f"{told.states:>12,}  {told.depth:>6,}  {told.memory_mib:>6,.0f}  {told.seconds:>7.1f}  "
+    expected = "" if told.as_expected else f"  <-- expected: {what.law or 'clean'}"
+    click.echo(f"{row}{what.model}: {what.name}: {told.verdict}{expected}")
+    return told
+
+
+def _named(name: str, model: str | None) -> Check:
+    wanted = name.lower().replace("_", " ")
+    for one in CHECKS:
+        if one.mistake and one.name == wanted and model in (None, one.model):
+            return one
+    known = ", ".join(one.name for one in CHECKS if one.mistake and model in (None, one.model))
+    raise click.BadParameter(f"{name!r} is no mistake; there are: {known}")
+
+
+def _show_trail(what: Check, memory: int) -> None:
+    told = spin.check(what, memory_mib=memory, trail=True)
+    for step in told.trail:
+        click.echo(step)
+    click.echo(f"\n{what.model} with {' '.join(what.defines)} {told.verdict}")
+    raise SystemExit(0 if told.as_expected else 1)
+
+
+def _facts(told: list[Told], *, began: datetime, seconds: float, memory: int) -> dict[str, Any]:
+    commit = subprocess.run(
+        _COMMIT, cwd=spin.SPEC, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "command": "scripts/models",
+        "commit": commit,
+        "began": began.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "seconds": round(seconds, 1),
+        "counts": {
+            "states": sum(one.states for one in told),
+            "clean": sum(not one.check.mistake and one.as_expected for one in told),
+            "mistakes_convicted": sum(one.check.mistake and one.as_expected for one in told),
+        },
+        "violations": [
+            f"{one.check.model}: {one.check.name}: {one.verdict}" for one in told if not one.as_expected
+        ],
+        "versions": {"spin": spin.version()},
+        "rows": [
+            {
+                "model": one.check.model,
+                "check": one.check.name,
+                "bounds": " ".join(one.check.defines),
+                "states": one.states,
+                "depth": one.depth,
+                "MiB": round(one.memory_mib),
+                "seconds": round(one.seconds, 1),
+                "verdict": one.verdict,
+                "kept": _STORED[one.check.store],
+            }
+            for one in told
+        ],
+        "notes": [f'A verifier may use {memory:,} MiB. "as far as it came": time or memory was over.'],
+    }
