@@ -1,0 +1,542 @@
+"""What a reply of a script means, and what becomes of commands and calls when a connection ends or lags.
+
+Sockets and servers are plain objects here: a test says which byte arrives when, and what was sent before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+import pytest
+
+from lockguard._lease import Grant, GrantId, Resource, Token
+from lockguard._namespace import NAMESPACE, Namespace
+from lockguard._nodes.address import Address
+from lockguard._nodes.connection import Connection
+from lockguard._nodes.member import MemberNode
+from lockguard._nodes.releases import KEPT_S, Releases
+from lockguard._nodes.scripted import (
+    closing_of,
+    keys_of,
+    parse_acquired,
+    parse_asked,
+    parse_broken,
+    parse_done,
+    parse_done_again,
+    parse_extended,
+    parse_membership,
+)
+from lockguard._nodes.standalone import StandaloneNode
+from lockguard._nodes.wire import PENDING_MAX, Cut, NotSent, Wire
+from lockguard._scripts import RELEASE
+from lockguard.ports import (
+    AcquireRequest,
+    Busy,
+    Done,
+    Extended,
+    Granted,
+    MaybeExecuted,
+    NotExecuted,
+    Quarantined,
+)
+
+APT = Resource("binance:APTUSDT")
+MINE = GrantId("a" * 32)
+NOSCRIPT = hiredis.ReplyError("NOSCRIPT No matching script")
+
+
+def request(**more: Any) -> AcquireRequest:
+    return AcquireRequest(APT, MINE, "h", "o", 9_000, **{"queue": True, **more})
+
+
+# --- what a reply means ---
+
+
+def test_only_a_grant_is_a_grant() -> None:
+    assert parse_acquired([1, b"7", 5, b"f 3"]) == Granted(Token(7), 5, "f 3")
+    assert parse_acquired([1, 7, 5, b""]) == Granted(Token(7), 5, "")
+    assert parse_acquired([3, 250]) == Quarantined(250)
+    busy = parse_acquired([0, b"h", b"o", b"7", 5, 900, b"11", 1, 3])
+    assert busy == Busy("h", "o", Token(7), 5, 900, ticket=11, requeued=True, ahead=3)
+    assert parse_acquired([0, b"", b"", b"0", 0, -2, b"0", 0]).retry_after_ms == 0  # type: ignore[union-attr]
+    full = parse_acquired([2, b"h", b"o", b"7", 5, 900])
+    assert isinstance(full, Busy)
+    assert full.queue_full
+    assert not busy.queue_full
+
+
+def test_a_renewal_is_held_wanted_or_refused() -> None:
+    assert [parse_extended(reply) for reply in (0, 1, 2)] == [
+        Extended(held=False),
+        Extended(held=True),
+        Extended(held=True, wanted=True),
+    ]
+
+
+def test_what_a_release_a_break_and_a_request_found() -> None:
+    assert [parse_done(reply).found for reply in (0, 1, 2)] == [False, True, False]
+    assert parse_done_again(0) == Done(found=False, repeated=True)
+    assert parse_asked([b"a", b"h", b"7", 0]).found
+    assert not parse_asked([b"b", b"h", b"7", 1]).found
+    assert not parse_asked([b"", b"", b"7", 0]).found
+    assert parse_broken([b"b", b"h", b"7", 1]).kept
+    assert not parse_broken([b"b", b"h", b"7", 0]).kept
+
+
+def test_a_node_of_another_run_is_known_and_no_member() -> None:
+    assert [
+        (one.known, one.member) for one in map(parse_membership, ([0, 0, 0, 0], [1, 0, 0, 0], [2, 5, 9, 3]))
+    ] == [
+        (False, False),
+        (True, False),
+        (True, True),
+    ]
+
+
+def test_at_least_goes_with_the_lock_delay() -> None:
+    assert closing_of(request(lock_delay_ms=5)) == 5
+    assert closing_of(request(lock_delay_ms=5, at_least_ms=9)) == "5 9"
+
+
+def test_two_namespaces_have_no_key_in_common() -> None:
+    ours, theirs = keys_of(NAMESPACE, APT), keys_of(Namespace("other"), APT)
+    assert not set(ours.acquire) & set(theirs.acquire)
+
+
+# --- one connection ---
+
+
+class Socket:
+    """The transport of a wire."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Line:
+    """A wire over such a socket, and what was told of it."""
+
+    def __init__(self, *, reply_timeout_s: float = 60.0, open_: bool = True) -> None:
+        self.ended: list[str] = []
+        self.doubted: list[Any] = []
+        self.replies: dict[str, Any] = {}
+        self.socket = Socket()
+        self.wire = Wire(
+            on_push=lambda _: None,
+            on_end=lambda _, cause: self.ended.append(cause),
+            on_doubt=self.doubted.append,
+            reply_timeout_s=reply_timeout_s,
+        )
+        if open_:
+            transport: Any = self.socket
+            self.wire.connection_made(transport)
+
+    def ask(self, name: str, *, lone: bool = False) -> None:
+        self.wire.send(lambda reply: self.replies.__setitem__(name, reply), "ECHO", name, lone=lone)
+
+
+async def test_replies_come_in_the_order_of_their_commands() -> None:
+    line = Line()
+    for name in ("a", "b", "c"):
+        line.ask(name)
+    await asyncio.sleep(0)
+    line.wire.data_received(b"+1\r\n+2\r\n")
+    assert line.replies == {"a": b"1", "b": b"2"}
+    line.wire.end("x")
+
+
+async def test_what_was_sent_is_cut_and_what_was_not_never_left() -> None:
+    line = Line()
+    line.ask("sent")
+    await asyncio.sleep(0)
+    line.ask("queued")
+    line.wire.connection_lost(None)
+    assert isinstance(line.replies["sent"], Cut)
+    assert isinstance(line.replies["queued"], NotSent)
+    line.ask("after")
+    assert isinstance(line.replies["after"], NotSent)
+    assert line.socket.aborted
+    assert len(line.ended) == 1
+
+
+async def test_a_reply_that_nobody_asked_for_ends_the_connection() -> None:
+    line = Line()
+    line.wire.data_received(b"+1\r\n")
+    assert "nobody asked" in line.ended[0]
+
+
+async def test_only_so_many_commands_may_be_unanswered() -> None:
+    line = Line()
+    for _ in range(PENDING_MAX):
+        line.wire._waiting.append(lambda _: None)
+    line.ask("one too many")
+    assert isinstance(line.replies["one too many"], NotSent)
+    line.wire.end("x")
+
+
+async def ended(line: Line) -> None:
+    async with asyncio.timeout(5):
+        while not line.ended:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_server_that_does_not_answer_is_doubted_and_then_left() -> None:
+    line = Line(reply_timeout_s=0.15)
+    line.wire.doubt_s = 0.05
+    await asyncio.sleep(0.2)  # idle for longer than a reply may take
+    line.ask("a")
+    await asyncio.sleep(0.02)  # less than makes it doubtful
+    assert (line.doubted, line.ended) == ([], [])
+    await ended(line)
+    assert len(line.doubted) == 1
+    assert isinstance(line.replies["a"], Cut)
+
+
+async def test_bytes_that_came_while_the_process_was_stopped_are_read_before_it_judges() -> None:
+    line = Line(reply_timeout_s=0.1)
+    line.ask("a")
+    line.wire._silent_since -= 60  # as after a minute in which nothing ran
+    line.wire._check_progress()
+    assert line.ended == []
+    line.wire.data_received(b"+1\r\n")
+    assert line.replies == {"a": b"1"}
+    line.wire.end("x")
+
+
+async def test_silence_that_a_command_asked_for_is_not_doubted() -> None:
+    line = Line(reply_timeout_s=0.05)
+    line.ask("WAIT")
+    line.wire.allow_silence(60)
+    line.wire._silent_since -= 1
+    for _ in range(3):
+        line.wire._check_progress()
+    assert line.ended == []
+    line.wire.end("x")
+
+
+# --- one server ---
+
+
+class Link:
+    """A connection that keeps what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, ...]] = []
+        self.ready = True
+        self.connected_before = True
+        self.comes_back = True
+        self.dropped: list[str] = []
+        self.address = Address.parse("redis://127.0.0.1:1/0")
+
+    def send_packed(self, on_reply: Any, command: bytes, *, lone: bool = False) -> None:
+        self.sent.append((on_reply, command))
+
+    def send(self, on_reply: Any, *command: Any, lone: bool = False) -> None:
+        self.sent.append((on_reply, *command))
+
+    def note_ttl(self, ttl_ms: int) -> None: ...
+
+    def allow_silence(self, seconds: float) -> None: ...
+
+    def drop(self, cause: str) -> None:
+        self.dropped.append(cause)
+
+    def words(self) -> list[str]:
+        """The first word of each command that was sent."""
+        return [
+            sent[1].split(b"\r\n")[2].decode() if isinstance(sent[1], bytes) else str(sent[1])
+            for sent in self.sent
+        ]
+
+
+def server(kind: type[Any] = StandaloneNode, **options: Any) -> tuple[Any, Link]:
+    node = kind(Address.parse("redis://127.0.0.1:1/0"), inbox="in", **options)
+    node._connection = link = Link()
+    return node, link
+
+
+def args_of(sent: tuple[Any, ...]) -> list[str]:
+    """The arguments of a packed call, behind the grant."""
+    words = sent[1].decode().split("\r\n")[2::2]
+    return list(words[words.index(str(MINE)) + 1 :])
+
+
+async def test_a_caller_that_does_not_wait_gives_no_inbox_and_one_that_does_gives_its_ticket() -> None:
+    node, link = server()
+    node.acquire(request(queue=False))
+    node.acquire(request(ticket=11))
+    assert args_of(link.sent[0])[3:5] == ["", "0"]
+    assert args_of(link.sent[1])[3:5] == ["in", "11"]
+
+
+async def test_a_release_tells_that_the_lease_was_lost_its_seal_and_at_least() -> None:
+    node, link = server()
+    node.release(APT, MINE, lost=True, seal="f 3", at_least_ms=9)
+    node.release(APT, MINE, lost=True, seal="f 3")
+    node.extend(APT, MINE, 9_000, seal="f 3")
+    assert args_of(link.sent[0]) == ["in", "1", "f 3", "9"]
+    assert args_of(link.sent[1]) == ["in", "1", "f 3"]
+    assert args_of(link.sent[2]) == ["9000", "f 3"]
+
+
+async def test_a_break_of_a_free_lock_names_no_grant_but_that_there_is_none() -> None:
+    node, link = server()
+    for grant in (None, "", str(MINE)):
+        node.break_(APT, reason="why", token=Token(0), grant=grant)
+    last = [sent[1].decode().split("\r\n")[2::2][-1] for sent in link.sent]
+    assert last == ["", "none", str(MINE)]
+
+
+async def test_a_script_that_the_server_forgot_is_sent_as_text_unless_nobody_waits() -> None:
+    node, link = server()
+    waited = node.acquire(request())
+    link.sent[0][0](NOSCRIPT)
+    assert link.words()[1:] == ["EVAL"]
+    cancelled = node.acquire(request())
+    cancelled.cancel()
+    link.sent[2][0](NOSCRIPT)
+    assert len(link.sent) == 3
+    released = node.release(APT, MINE)
+    released.cancel()
+    link.sent[3][0](NOSCRIPT)
+    assert link.words()[4:] == ["EVAL"]
+    assert not waited.done()
+
+
+async def test_a_lost_call_that_does_no_harm_is_sent_once_more_behind_the_releases() -> None:
+    node, link = server()
+    asked, given_up = node.acquire(request()), node.acquire(request())
+    broken = node.break_(APT, reason="", token=0)
+    released = node.release(APT, MINE)
+    for sent in list(link.sent):
+        sent[0](Cut("reset"))
+    given_up.cancel()
+    assert isinstance(await broken, MaybeExecuted)
+    assert isinstance(await released, MaybeExecuted)
+    woken: list[Any] = []
+    node.on_wake(woken.append)
+    before = len(link.sent)
+    node._connected(again=True)
+    assert [sent[1] for sent in link.sent[before:]] == ["EVALSHA", "EVAL"]
+    assert link.sent[before][2] == RELEASE.sha
+    assert woken == [None]
+    link.sent[-1][0](Cut("reset again"))
+    assert isinstance(await asked, MaybeExecuted)
+
+
+async def test_lost_calls_are_answered_when_the_server_stays_away() -> None:
+    node, link = server()
+    asked = node.acquire(request())
+    link.sent[0][0](Cut("reset"))
+    assert not asked.done()
+    node._give_up()
+    assert isinstance(await asked, MaybeExecuted)
+
+
+async def test_a_call_that_never_left_was_not_executed() -> None:
+    node, link = server()
+    asked = node.acquire(request())
+    link.sent[0][0](NotSent("not connected"))
+    assert isinstance(await asked, NotExecuted)
+
+
+async def test_a_server_that_is_the_master_no_more_is_left() -> None:
+    node, link = server()
+    node.acquire(request())
+    link.sent[0][0](hiredis.ReplyError("READONLY You can't write against a read only replica."))
+    assert link.dropped
+
+
+@pytest.mark.parametrize("reply", [[1], [1, b"x", 0, b""], 7, [0, b"h"], None])
+async def test_a_reply_that_cannot_be_read_is_unknown_and_raises_nothing(reply: Any) -> None:
+    node, link = server()
+    asked = node.acquire(request())
+    link.sent[0][0](reply)
+    assert isinstance(await asked, MaybeExecuted)
+
+
+@pytest.mark.parametrize(
+    ("have_it", "granted"), [(0, False), (1, False), (2, True), (hiredis.ReplyError("ERR"), False)]
+)
+async def test_a_grant_counts_once_enough_replicas_have_it(have_it: Any, granted: bool) -> None:
+    node, link = server(min_replicas=2)
+    asked = node.acquire(request())
+    link.sent[0][0]([1, 7, 5, b""])
+    await asyncio.sleep(0)
+    assert link.sent[1][1:] == ("WAIT", 2, 1_000)
+    assert not asked.done()
+    link.sent[1][0](have_it)
+    assert isinstance(await asked, Granted if granted else MaybeExecuted)
+
+
+async def test_one_of_several_servers_does_not_decide_alone() -> None:
+    from lockguard.errors import ConfigurationError
+
+    info = (
+        b"# Server\r\nredis_version:8.0.0\r\nredis_mode:standalone\r\nrun_id:"
+        + b"1" * 40
+        + b"\r\nrole:master\r\n"
+    )
+
+    class Answers:
+        open = True
+
+        def __init__(self) -> None:
+            self.replies = [info, b"3"]
+
+        def send(self, on_reply: Callable[[Any], None], *_: Any, **__: Any) -> None:
+            on_reply(self.replies.pop(0))
+
+    node, _ = server()
+    wire: Any = Answers()
+    with pytest.raises(ConfigurationError, match="one of the 3 servers"):
+        await node._examine(wire)
+
+
+# --- one of several servers ---
+
+
+def member() -> tuple[Any, Link, list[bool]]:
+    node, link = server(MemberNode, nodes=3)
+    told: list[bool] = []
+    node.on_admission_needed(lambda: told.append(True))
+    return node, link, told
+
+
+async def test_a_member_is_asked_with_the_proposal_and_says_when_it_has_to_be_admitted() -> None:
+    node, link, told = member()
+    answer = asyncio.get_running_loop().create_future()
+    node.acquire_into(request(), 77, answer)
+    assert args_of(link.sent[0])[7:] == ["77", "", "3"]
+    link.sent[0][0]([3, 500])
+    assert told == []
+    node.acquire_into(request(), 77, asyncio.get_running_loop().create_future())
+    link.sent[1][0]([3, 0])
+    assert told == [True]
+
+
+async def test_a_member_is_admitted_when_it_came_back_or_got_a_lease_back() -> None:
+    node, link, told = member()
+    node._connected(again=False)
+    assert told == []
+    node._connected(again=True)
+    assert told == [True]
+    granted = Grant(APT, MINE, Token(7), "h", "o", 9_000)
+    rejoining = node.rejoin(granted)
+    link.sent[-1][0](2)
+    assert (await rejoining).found
+    assert told == [True, True]
+    node.rejoin(granted)
+    link.sent[-1][0](1)
+    assert told == [True, True]
+
+
+async def test_a_look_at_a_member_admits_it_not() -> None:
+    node, link, _ = member()
+    node.membership()
+    assert link.sent[0][1].decode().split("\r\n")[2::2][-2:] == ["-1", "0"]
+
+
+async def test_a_copy_of_a_server_is_not_independent_of_it() -> None:
+    node, _, _ = member()
+    info = b"redis_version:8.0.0\r\nrun_id:" + b"1" * 40 + b"\r\nmaster_replid:" + b"2" * 40 + b"\r\n"
+    node._facts = type(node._facts).parse(info)
+    assert node.server_ids == {"1" * 40, "2" * 40}
+
+
+# --- connecting again ---
+
+
+def connection() -> tuple[Connection, list[str]]:
+    told: list[str] = []
+
+    async def nothing(wire: Any) -> None: ...
+
+    made = Connection(
+        Address.parse("redis://127.0.0.1:1/0"),
+        inbox="in",
+        on_message=lambda _: told.append("message"),
+        on_login=nothing,
+        on_connect=lambda *, again: told.append("again" if again else "first"),
+        on_refused=lambda: told.append("refused"),
+        on_wiped=lambda: told.append("wiped"),
+        connect_timeout_s=0.5,
+        reply_timeout_s=2.0,
+    )
+    return made, told
+
+
+async def test_a_message_and_a_wipe_are_told() -> None:
+    made, told = connection()
+    made._pushed([b"message", b"in", b"grant"])
+    made._pushed([b"invalidate", None])
+    assert told == ["message", "wiped"]
+
+
+async def test_a_lease_with_a_short_ttl_has_a_dead_connection_noticed_sooner() -> None:
+    made, _ = connection()
+    before = made._doubt_s
+    made.note_ttl(60_000)
+    assert made._doubt_s == before
+    made.note_ttl(600)
+    assert made._doubt_s == pytest.approx(0.12)
+    made.note_ttl(100)
+    assert made._doubt_s == pytest.approx(0.1)
+
+
+async def test_a_server_that_was_only_slow_gets_more_time_and_no_second_connection() -> None:
+    made, _ = connection()
+    line = Line(reply_timeout_s=2.0)
+    made._wire = line.wire
+    line.wire.doubt_s = 0.2
+    made._attempt = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
+    made._trusted(line.wire)
+    assert line.wire.doubt_s == pytest.approx(0.4)
+    await asyncio.wait([made._attempt])
+    assert made._attempt.cancelled()
+    line.wire.end("x")
+
+
+async def test_a_failed_attempt_to_come_back_is_told_and_a_caller_that_is_cancelled_ends_none() -> None:
+    made, told = connection()
+    asking = asyncio.create_task(made.connect())
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert made._attempt is not None
+    assert not made._attempt.cancelled()
+    coming = asyncio.create_task(made._come_back())
+    async with asyncio.timeout(5):
+        while "refused" not in told:
+            await asyncio.sleep(0.01)
+    coming.cancel()
+    await made.aclose()
+
+
+# --- releases that a failover may have lost ---
+
+
+async def test_only_releases_of_late_are_sent_to_where_their_lock_is_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    releases = Releases()
+    loop = asyncio.get_running_loop()
+    releases.note(("a", 1), ("old",), ())
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now + KEPT_S + 1)
+    releases.note(("a", 1), ("moved",), ())
+    releases.note(("b", 1), ("stayed",), ())
+    moved = releases.moved(lambda _: ("b", 1))
+    assert [release.keys for release in moved] == [("moved",)]
+    assert releases.moved(lambda _: ("b", 1)) == []
