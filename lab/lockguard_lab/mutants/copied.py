@@ -58,7 +58,7 @@ class Copied:
         target = self.directory / mutant.file
         sound = target.read_bytes()
         try:
-            target.write_text(mutant.source(self._top), "utf-8")
+            target.write_text(mutant.source(self.directory), "utf-8")
             # Python takes a compiled file by the second and the size: two mutants may have both in common.
             self._planted += 1
             at_ns = _PLANTED_AT_NS + self._planted * 1_000_000_000
