@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 
 ON_EACH_LOOP = (
+    "cancellation/",
     "chaos/test_topology_links.py",
     "contract/",
     "integration/test_cancellation.py",
@@ -95,6 +96,7 @@ QUICK = (
     "integration/test_ccxt_guarded.py::",
     "integration/test_positions_flow.py::",
     "sim/test_sim_store.py::",
+    "cancellation/test_explorer.py::",
     # one of each level that is long as a whole
     "benchmarks/test_calls.py::",
     "chaos/test_topology_quorum.py::test_it_works_with_two_of_five_gone",
@@ -165,6 +167,21 @@ def pytest_asyncio_loop_factories(
     if item.path.relative_to(TESTS).as_posix().startswith(ON_EACH_LOOP):
         factories["uvloop"] = _uvloop
     return factories
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much of what can be tried without end is tried."""
+    parser.addoption(
+        "--cancellation",
+        default="sample",
+        help="tests/cancellation: 'sample', 'all', or a piece of a row's name to try all points of that row",
+    )
+
+
+@pytest.fixture
+def cancellation(request: pytest.FixtureRequest) -> str:
+    """What ``--cancellation`` says."""
+    return str(request.config.getoption("--cancellation"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

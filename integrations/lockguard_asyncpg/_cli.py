@@ -25,6 +25,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.text import printable
 from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._connecting import CONNECT_S, connected, in_one_line, reason_of
+from lockguard_asyncpg._connection import whole
 from lockguard_asyncpg._dsn import arguments, shown
 from lockguard_asyncpg._errors import CONNECT_ERRORS, unreachable
 from lockguard_asyncpg._maintenance import count_prunable, prune_resources, shut_out_all
@@ -241,7 +242,7 @@ async def _rows(
     conn: asyncpg.Connection[Any], resource: str | None, limit: int, *, only_open: bool
 ) -> AsyncIterator[_Row]:
     query = "select * from lockguard.status($1) s where not $2 or s.is_open limit $3"
-    async with conn.transaction():
+    async with whole(conn):
         async for record in conn.cursor(query, resource, only_open, limit or None, prefetch=1000):
             yield _row(record)
 

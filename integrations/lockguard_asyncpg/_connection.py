@@ -35,7 +35,16 @@ else:
     _Connection, _PreparedStatement = asyncpg.Connection, PreparedStatement
     _PoolConnectionProxy = PoolConnectionProxy
 
-__all__ = ["FenceLayer", "FencedConnection", "add_layer", "create_pool", "end_loan", "fenced", "lend"]
+__all__ = [
+    "FenceLayer",
+    "FencedConnection",
+    "add_layer",
+    "create_pool",
+    "end_loan",
+    "fenced",
+    "lend",
+    "whole",
+]
 
 # Methods that run statements, and whether the first argument is the statement's text.
 _CARRIERS = {
@@ -234,6 +243,24 @@ class _Transaction(Transaction):
             if (said := ended(broken, current_leases())) is not None:
                 raise said from broken
             raise
+
+
+def whole(
+    conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
+    *,
+    isolation: Any = None,
+    readonly: bool = False,
+) -> Transaction:
+    """A transaction for statements of ours on a connection of the caller's, with nothing presented.
+
+    Cancelled at whatever await, it leaves the connection in no transaction, or closed. asyncpg's own leaves
+    it in one, with all locks, if BEGIN or the ROLLBACK that follows a cancel is cancelled.
+    """
+    con: Any = bare(conn)
+    if sees_all(con):
+        return con.transaction(isolation=isolation, readonly=readonly)  # type: ignore[no-any-return]
+    proxy: Any = TransactionProxy(con, tuple, limits=LIMITS)
+    return _Transaction(proxy, isolation, readonly, False)  # noqa: FBT003 - as asyncpg has it
 
 
 class _Proxy(_PoolConnectionProxy):

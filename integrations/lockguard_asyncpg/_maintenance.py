@@ -13,6 +13,7 @@ import asyncpg
 
 from lockguard._times import require_timedelta
 from lockguard.errors import ConfigurationError
+from lockguard_asyncpg._connection import whole
 from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ async def prune_resources(
         while await conn.fetchval(_RECORDS):  # records of writes of more than 36 hours ago go first
             pass
         while True:
-            async with conn.transaction(isolation="read_committed"):
+            async with whole(conn, isolation="read_committed"):
                 row = await conn.fetchrow(_PRUNE, older_than, last, _PART)
             if row is None or row["last"] is None:
                 return pruned

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.errors import ConfigurationError
+from lockguard_asyncpg._connection import whole
 from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
 from lockguard_asyncpg._integrity import damage
 from lockguard_asyncpg._schema import SCHEMA_VERSION, schema_version
@@ -226,7 +227,7 @@ async def protections(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) 
 async def _once(
     conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], query: str, table: str, *args: object
 ) -> Any:
-    async with conn.transaction():
+    async with whole(conn):
         await conn.execute(_LOCK_TIMEOUT)
         return await conn.fetchval(query, table, *args)
 

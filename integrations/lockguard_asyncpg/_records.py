@@ -10,6 +10,7 @@ import asyncpg
 
 from lockguard._records import AuditLine, FenceState, Refusal
 from lockguard.errors import ConfigurationError, FenceUnavailable
+from lockguard_asyncpg._connection import whole
 from lockguard_asyncpg._dsn import arguments, reason_of, shown
 from lockguard_asyncpg._errors import CONNECT_ERRORS, Meaning, meaning_of, set_up_error, unreachable
 
@@ -100,7 +101,7 @@ class FenceRecords:
         try:
             async with asyncio.timeout(_WITHIN_S):
                 # In a transaction, which a pooler sends to one server.
-                async with self._pool.acquire() as conn, conn.transaction(readonly=True):
+                async with self._pool.acquire() as conn, whole(conn, readonly=True):
                     return list(await conn.fetch(query, *args))
         except CONNECT_ERRORS as exc:
             if meaning_of(exc) is Meaning.CONFIGURATION:

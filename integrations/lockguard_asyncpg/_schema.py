@@ -8,6 +8,7 @@ import asyncpg
 
 from lockguard.errors import ConfigurationError
 from lockguard.text import printable
+from lockguard_asyncpg._connection import whole
 from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
 from lockguard_asyncpg._integrity import restore
 from lockguard_postgres._schema_sql import INSTALL_LOCK_KEY, POSTGRES_MIN, Installed, schema_sql, steps_sql
@@ -95,7 +96,7 @@ async def install(
         )
     try:
         # Whatever the default is: a snapshot from before the wait does not show what another installer did.
-        async with conn.transaction(isolation="read_committed"):
+        async with whole(conn, isolation="read_committed"):
             await conn.execute("select pg_advisory_xact_lock($1)", INSTALL_LOCK_KEY)
             before = await schema_version(conn)
             if before > SCHEMA_VERSION:
@@ -151,7 +152,7 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
     """
     await require_owner(conn)
     try:
-        async with conn.transaction(isolation="read_committed"):
+        async with whole(conn, isolation="read_committed"):
             await conn.execute("select pg_advisory_xact_lock($1)", INSTALL_LOCK_KEY)
             if await conn.fetchval("select to_regnamespace('lockguard')") is None:
                 return False

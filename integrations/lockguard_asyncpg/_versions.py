@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.errors import ConfigurationError
+from lockguard_asyncpg._connection import whole
 from lockguard_asyncpg._errors import VersionConflict
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ async def update_if_version(
             f"update_if_version({table!r}) needs columns in key and in values, and sets {column!r} itself"
         )
     try:
-        async with conn.transaction():  # rolls back if several rows were changed
+        async with whole(conn):  # rolls back if several rows were changed
             changed = await conn.fetch(
                 _update(table, key, values, column), *values.values(), *key.values(), version
             )

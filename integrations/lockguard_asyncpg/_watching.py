@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.errors import ConfigurationError
+from lockguard_asyncpg._connection import whole
 from lockguard_asyncpg._errors import Meaning, meaning_of, set_up_error
 from lockguard_postgres._in_force import unfenced
 from lockguard_postgres._watching import COLUMNS, TRIGGERS, WATCHES, WRITES, WatchedTable, watched_tables
@@ -43,7 +44,7 @@ async def watched(
     try:
         # Of one moment, and at a level at which a reader is in no writer's way.
         with unfenced():
-            async with conn.transaction(isolation="read_committed", readonly=True):
+            async with whole(conn, isolation="read_committed", readonly=True):
                 watches, *others = [await conn.fetch(q) for q in (WATCHES, WRITES, TRIGGERS, COLUMNS)]
                 numbers = {w["relation"]: w["relid"] for w in watches}
                 meant = {n: numbers.get(n) or await _number(conn, n) for n in tables}

@@ -15,6 +15,7 @@ import asyncpg
 
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import protect
+from lockguard_asyncpg._connection import whole
 from lockguard_positions._errors import MigrationRefused
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ async def protect_positions(
 
 async def _step(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any], target: int) -> int:
     """Apply or undo one step towards ``target``; returns the version after it."""
-    async with conn.transaction():
+    async with whole(conn):
         await conn.execute("select pg_advisory_xact_lock($1)", _LOCK_KEY)
         await conn.execute(VERSIONS)
         # Read again under the lock: another process may have been here.

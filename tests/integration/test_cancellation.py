@@ -1,4 +1,4 @@
-"""Cancelled, cut off or refused at any point: nothing is left behind (S7, S8, S12)."""
+"""Cut off or refused at any point: nothing is left behind (S7, S8, S12); cancelled: tests/cancellation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,6 @@ from lockguard_lab.servers import HOLD, FaultProxy, Flow, RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
-OURS = ("lockguard-connect", "lockguard-renewal")
-"""Tasks that belong to the guard and end with it."""
-
-
 class PacedFence:
     """A fence whose every call takes some turns of the event loop."""
 
@@ -45,79 +41,6 @@ class PacedFence:
 
 def leftovers(client):
     return [k for k in client.keys("*") if not k.endswith((":token", ":history"))]
-
-
-async def cancel_at_every_turn(make_body, settle):
-    """Cancel the body at its first turn of the loop, at its second ... until it is faster; count them."""
-    for turn in range(1000):
-        task = asyncio.create_task(make_body())
-        for _ in range(turn):
-            await asyncio.sleep(0)
-            if task.done():
-                break
-        if task.done():
-            await task
-            return turn
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await settle(turn)
-    raise AssertionError("the body never ended")
-
-
-@pytest.mark.parametrize("fence", [None, PacedFence()], ids=["no-fence", "fence"])
-async def test_cancel_at_every_await_of_a_free_lock_leaves_nothing(redis_url, fence):
-    client = redis.Redis.from_url(redis_url, decode_responses=True)
-    async with LockGuard.from_url(redis_url, fence=fence) as guard:
-
-        @guard.exclusive("{symbol}")
-        async def body(symbol):
-            for _ in range(3):
-                await asyncio.sleep(0)
-
-        async def settle(turn):
-            await guard.inspect(NAME)  # behind every release, on the same connection
-            assert leftovers(client) == [], f"cancelled at turn {turn}"
-            while guard._core._closing:
-                await asyncio.sleep(0)
-            assert fence is None or fence.sealed is None, f"cancelled at turn {turn}"
-            left = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-            assert [t for t in left if not t.get_name().startswith(OURS)] == []
-            assert len(guard._core.keeper) == 0
-            assert len(guard._core.queue) == 0
-
-        points = await cancel_at_every_turn(lambda: body(NAME), settle)
-    assert points > 6
-    client.close()
-
-
-async def test_cancel_at_every_await_of_a_wait_leaves_nothing(redis_url):
-    client = redis.Redis.from_url(redis_url, decode_responses=True)
-    async with LockGuard.from_url(redis_url) as holder, LockGuard.from_url(redis_url) as guard:
-        for turn in range(60):
-            async with holder.hold(NAME):
-                task = asyncio.create_task(_once(guard))
-                for _ in range(turn):
-                    await asyncio.sleep(0)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-                await guard.inspect(NAME)
-                assert leftovers(client) == [LOCK], f"cancelled at turn {turn}"
-                assert len(guard._core.queue) == 0
-            # Cancelled at its turn: woken by a release, on its way to take the lock.
-            async with holder.hold(NAME):
-                task = asyncio.create_task(_once(guard))
-                async with asyncio.timeout(5):
-                    while not client.zcard(f"{LOCK}:queue"):
-                        await asyncio.sleep(0)
-            for _ in range(turn):
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait([task])
-            await guard.inspect(NAME)
-            assert leftovers(client) == [], f"cancelled {turn} turns after the release"
-    client.close()
 
 
 async def test_a_reply_cut_at_any_byte_costs_no_token_and_leaves_nothing(redis_server, redis_url):

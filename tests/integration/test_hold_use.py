@@ -350,26 +350,6 @@ async def test_a_refusal_in_a_child_ends_the_parents_body(guard):
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_cancel_at_every_await_of_a_confirmation_leaves_nothing(guard):
-    async def body():
-        async with guard.hold(NAME) as lease:
-            confirming.set()
-            await lease.confirm()
-            await lease.confirm()
-
-    for turn in range(40):
-        confirming = asyncio.Event()
-        task = asyncio.create_task(body())
-        await confirming.wait()
-        for _ in range(turn):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled() or task.exception() is None
-        assert not await held(guard)
-        assert len(guard._core.keeper) == 0
-
-
 async def test_cancel_at_every_await_of_a_task_that_enters_for_another_leaves_nothing(fenced_guard, pool):
     for turn in range(30):
         stack = contextlib.AsyncExitStack()

@@ -13,6 +13,7 @@ import asyncpg
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.text import first_line
 from lockguard_asyncpg import SCHEMA_VERSION, Finding, findings, protections, schema_version
+from lockguard_asyncpg._connection import whole
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_asyncpg._integrity import functions_of_app
 from lockguard_asyncpg._protection import by_pgpool
@@ -189,7 +190,7 @@ class _Checks:
         """Why a bot could take no lease; what the trial writes is rolled back."""
         resource = f"lockguard-doctor:{secrets.token_hex(6)}"
         token, grant = int(SYSTEM_CLOCK.wall() * 1e6), uuid.uuid4()
-        transaction = self._conn.transaction(isolation="read_committed")
+        transaction = whole(self._conn, isolation="read_committed")
         await transaction.start()
         try:
             for call in (_SEAL, _CHECK, _CLOSE):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard.text import first_line
+from lockguard_asyncpg._connection import whole
 from lockguard_positions._errors import MigrationRefused
 from lockguard_positions._fit._steps import Phase
 from lockguard_postgres._in_force import unfenced
@@ -94,7 +95,7 @@ async def _patiently(conn: asyncpg.Connection[Any], step: Step) -> None:
 
 
 async def _once(conn: asyncpg.Connection[Any], step: Step) -> None:
-    async with conn.transaction():
+    async with whole(conn):
         await conn.execute(f"set local lock_timeout = {LOCK_WAIT_MS}")
         await conn.execute(step.sql)
 

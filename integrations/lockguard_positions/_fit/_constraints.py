@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from lockguard_asyncpg._connection import whole
 from lockguard_positions._fit._mapping import CORE, Names
 from lockguard_positions._fit._samples import sample_rows, textual
 from lockguard_positions._fit._steps import Finding, Kind, Phase, Step
@@ -78,7 +79,7 @@ async def refusing_checks(conn: Connection, table: Table, names: Names) -> tuple
         fits_all = f"coalesce(bool_and(coalesce(({expression})::boolean, true)), true)"
         query = f"select {fits_all} from ({rows}) as row"  # noqa: S608 - of the catalog, and of literals
         try:
-            async with conn.transaction():
+            async with whole(conn):
                 fits = await conn.fetchval(query)
         except asyncpg.PostgresError as exc:
             told = f"CHECK {check.name} could not be tried on a row of lockguard's ({exc.sqlstate})"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from lockguard_asyncpg._connection import whole
 from lockguard_positions._fit._mapping import Names
 from lockguard_positions._fit._samples import ours_of, sample_rows, textual
 from lockguard_positions._fit._steps import Finding, Kind
@@ -55,7 +56,7 @@ async def _keys(conn: Connection, table: Table, names: Names) -> AsyncIterator[F
             f" from ({sample_rows(table, names, ended=True)}) as row"
         )
         try:
-            async with conn.transaction():
+            async with whole(conn):
                 shared = await conn.fetchval(query)
         except asyncpg.PostgresError as exc:
             told = f"{index.shown} could not be tried on a row of lockguard's ({exc.sqlstate})"
@@ -132,7 +133,7 @@ async def _missing(conn: Connection, target: str, column: str, words: tuple[str,
         f" where not exists (select from {target} as t where t.{column}::text = w.word) order by w.place"
     )
     try:
-        async with conn.transaction():
+        async with whole(conn):
             return [row[0] for row in await conn.fetch(query, list(words))]
     except asyncpg.InsufficientPrivilegeError:
         return []

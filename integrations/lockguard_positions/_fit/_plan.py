@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lockguard_asyncpg._connection import whole
 from lockguard_positions._fit import _columns, _constraints, _data
 from lockguard_positions._fit._mapping import CORE, Names, read_mapping
 from lockguard_positions._fit._obstacles import obstacles
@@ -98,7 +99,7 @@ async def look_at(conn: asyncpg.Connection[Any], wishes: Wishes) -> Fit:
     Raises:
         ConfigurationError: the table, or an option, cannot be used at all.
     """
-    async with conn.transaction(isolation="repeatable_read", readonly=True):
+    async with whole(conn, isolation="repeatable_read", readonly=True):
         table = await read_table(conn, wishes.table)
         names = read_mapping(table, wishes.columns, wishes.statuses, wishes.exchange)
         content = await read_rows(conn, table, names)

@@ -11,6 +11,7 @@ import asyncpg
 from lockguard.errors import ConfigurationError
 from lockguard.text import printable
 from lockguard_asyncpg import Protection, protections
+from lockguard_asyncpg._connection import whole
 from lockguard_positions._rows import statement
 from lockguard_positions._schema import version
 
@@ -271,7 +272,7 @@ def _tuples(row: dict[str, Any], *names: str) -> dict[str, tuple[Any, ...]]:
 
 async def _named(conn: Connection, name: str) -> asyncpg.Record:
     try:
-        async with conn.transaction():  # a savepoint: what cannot be parsed as a name may still be one
+        async with whole(conn):  # a savepoint: what cannot be parsed as a name may still be one
             oid = await conn.fetchval("select to_regclass($1)::oid", name)
     except (asyncpg.InvalidNameError, asyncpg.PostgresSyntaxError, asyncpg.InsufficientPrivilegeError):
         oid = None
@@ -311,7 +312,7 @@ async def _surroundings(conn: Connection, oid: int) -> Surroundings:
 async def _protection(conn: Connection, oid: int) -> Protection | None:
     """The table's protection by the fence; ``None`` also for a role that may not see it."""
     try:
-        async with conn.transaction():
+        async with whole(conn):
             for each in await protections(conn):
                 if await conn.fetchval("select to_regclass($1)::oid", each.table) == oid:
                     return each
