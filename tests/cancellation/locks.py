@@ -230,7 +230,7 @@ async def asked_all(world: LockWorld) -> None:
 async def slept(_world: LockWorld) -> None:
     clock = FakeClock()
     async with asyncio.TaskGroup() as group:
-        group.create_task(clock.sleep(1))
+        group.create_task(clock.sleep(1))  # by the clock that it moves
         await clock.run_for(timedelta(seconds=2))
 
 

@@ -17,6 +17,8 @@ from lockguard_lab.servers import HOLD, FaultProxy, Flow, RedisServer
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
+
+
 class PacedFence:
     """A fence whose every call takes some turns of the event loop."""
 
