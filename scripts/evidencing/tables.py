@@ -18,6 +18,7 @@ __all__ = ["PAGES", "TABLES", "pages", "written"]
 
 PAGES = ROOT / "docs"
 NONE = "No run is recorded yet."
+_SIGNS = {"yes": "**yes**", "late": "late", "no": "no", "-": "-"}
 _PLACE = re.compile(r"<!-- evidence (\w+)(?: (\w+))? -->\n.*?<!-- end -->", re.DOTALL)
 _PROMISE = re.compile(r"\b[SLP]\d+\b")
 _GUARANTEE = re.compile(r"^\| \*\*([SLP]\d+)\*\* \| (.*?) \| (.*) \|$", re.MULTILINE)
@@ -179,6 +180,25 @@ def _by_promise(kind: str, runs: Runs) -> dict[str, int]:
     return found
 
 
+def _board(_: str, runs: Runs) -> str:
+    """The scoreboard: a line for each way to lock, a column for each case with a verdict."""
+    for run in _of("scoreboard", runs)[:1]:
+        cases = [case for case in dict.fromkeys(row["case"] for row in run.rows) if case != "alone"]
+        verdicts = {(row["way"], row["case"]): _SIGNS[row["verdict"]] for row in run.rows}
+        labels = {row["way"]: row["label"] for row in run.rows}
+        lines = [[label, *[verdicts.get((way, case), "") for case in cases]] for way, label in labels.items()]
+        return _table(("", *cases), lines)
+    return NONE
+
+
+def _case(case: str, runs: Runs) -> str:
+    """One case of the scoreboard: what each way did."""
+    for run in _of("scoreboard", runs)[:1]:
+        rows = [row for row in run.rows if row["case"] == case.replace("_", "-")]
+        return _table(("", "", ""), [[row["label"], _SIGNS[row["verdict"]], row["told"]] for row in rows])
+    return NONE
+
+
 TABLES: dict[str, Callable[[str, Runs], str]] = {
     "summary": _summary,
     "runs": _runs,
@@ -186,6 +206,8 @@ TABLES: dict[str, Callable[[str, Runs], str]] = {
     "rows": _rows,
     "about": _about,
     "promises": _promises,
+    "board": _board,
+    "case": _case,
 }
 """What writes each table, by its name in a page."""
 

@@ -22,6 +22,7 @@ WRITTEN = {
     "demo --picture": ["demo"],
     "logs analyze --export": ["logs", "analyze", "LOG"],
     "logs analyze --html": ["logs", "analyze", "LOG"],
+    "scoreboard --json": ["scoreboard"],
     "servers --env-file": ["servers"],
     "sim --json": ["sim"],
 }

@@ -19,6 +19,7 @@ from lockguard_lab.bench.holders.ways_redis import (
     AioredlockWay,
     CoredisWay,
     LockguardPool,
+    LockguardQuorum,
     LockguardToken,
     LockguardUnfenced,
     PotteryWay,
@@ -26,7 +27,7 @@ from lockguard_lab.bench.holders.ways_redis import (
     RedisPyWay,
 )
 
-__all__ = ["WAYS", "absent"]
+__all__ = ["EVERY", "WAYS", "absent"]
 
 WAYS: Mapping[str, type[Way]] = {
     way.name: way
@@ -48,7 +49,10 @@ WAYS: Mapping[str, type[Way]] = {
         EtcdRevision,
     )
 }
-"""All of them, by name, in the order of the tables."""
+"""Those of the tables of stopped holders, by name, in their order."""
+
+EVERY: Mapping[str, type[Way]] = {**WAYS, LockguardQuorum.name: LockguardQuorum}
+"""These, and those that need more servers than one of each."""
 
 _NOT_INSTALLED = "not installed: pip install 'lockguard[bench]'"
 

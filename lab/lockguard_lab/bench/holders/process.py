@@ -1,6 +1,7 @@
 """A process that holds or waits for a lock: each line of input is an instruction, each answer one line.
 
-The first line says who it is: ``{"way": NAME, "place": [REDIS, POSTGRES, ETCD], "ttl_s": N, "waiters": N}``.
+The first line says who it is:
+``{"way": NAME, "place": [REDIS, POSTGRES, ETCD, QUORUM], "ttl_s": N, "waiters": N}``.
 Then, one at a time:
 
 ``hold``, ``hold still``
@@ -25,7 +26,7 @@ from typing import Any
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._interrupt import run
-from lockguard_lab.bench.holders.choose import WAYS
+from lockguard_lab.bench.holders.choose import EVERY
 from lockguard_lab.bench.holders.ways import Place, Way
 from lockguard_lab.child_process import begin_as_child, open_input, say
 
@@ -127,7 +128,7 @@ async def _waiter(way: Way) -> None:
 async def _main() -> None:
     reader = await open_input()
     who = json.loads(await reader.readline())
-    async with WAYS[who["way"]](Place(*who["place"]), who["ttl_s"]) as way:
+    async with EVERY[who["way"]](Place.told(who["place"]), who["ttl_s"]) as way:
         say({"open": True})
         match (await reader.readline()).decode().strip():
             case "hold":

@@ -16,7 +16,7 @@ import asyncpg
 import psutil
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard_lab.bench.holders.choose import WAYS
+from lockguard_lab.bench.holders.choose import EVERY
 from lockguard_lab.bench.holders.results import Cut, Freed, Stopped, Told
 from lockguard_lab.bench.holders.ways import Place
 from lockguard_lab.child_process import Child
@@ -32,6 +32,8 @@ select pg_terminate_backend(pid) from pg_locks
    and pid in (select pid from pg_stat_activity where state like 'idle%')
 """
 _STEADY_LOOKS = 10
+_IN_LINE_S = 0.5
+"""After so long a caller waits, of whom no server can be asked in one way for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,26 @@ class Scenario:
                 waited.append(float(await entering) - began)
         return round(median(waited), 3)
 
+    async def waiter_killed_s(self) -> float:
+        """Seconds from a release until the second in line has the lock, when the first in line was killed."""
+        await self._begin()
+        async with self._child() as holder, self._child(waiters=1) as dying, self._child() as successor:
+            await holder.write("hold")
+            await holder.expect("holding")
+            await dying.write("wait")
+            await dying.expect("waiting")
+            await asyncio.sleep(_IN_LINE_S)
+            entering = await self._asks(successor)
+            await asyncio.sleep(_IN_LINE_S)
+            os.kill(dying.pid, signal.SIGKILL)
+            began = SYSTEM_CLOCK.now()
+            await holder.write(str(began))
+            await holder.write("go on")
+            return float(await entering) - began
+
     async def cut(self) -> Cut:
         """The holder's connections to the lock's server are forgotten by what lies between."""
-        server = WAYS[self.way].server
+        server = EVERY[self.way].server
         url = self.place.url(server)
         await self._begin()
         async with FaultProxy(_port(url)) as proxy:
@@ -122,7 +141,7 @@ class Scenario:
 
     async def freed(self) -> Freed | None:
         """Postgres ends the session of a stopped holder, as an operator does; ``None`` for other servers."""
-        if WAYS[self.way].server != "Postgres":
+        if EVERY[self.way].server != "Postgres":
             return None
         await self._begin()
         async with self._child() as holder, self._child() as successor:
@@ -144,7 +163,7 @@ class Scenario:
     async def waiting_connections(self, waiters: int) -> int:
         """Connections of a process to the lock's server while so many of its tasks wait."""
         await self._begin()
-        port = _port(self.place.url(WAYS[self.way].server))
+        port = _port(self.place.url(EVERY[self.way].server))
         async with self._child() as holder, self._child(waiters=waiters) as crowd:
             await holder.write("hold")
             await holder.expect("holding")
@@ -169,7 +188,7 @@ class Scenario:
             await child.tell(
                 {
                     "way": self.way,
-                    "place": [where.redis, where.postgres, where.etcd],
+                    "place": where.line(),
                     "ttl_s": self.ttl_s,
                     "waiters": waiters,
                 }

@@ -8,7 +8,7 @@ looking and writing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -39,11 +39,23 @@ class Place:
         redis: the URL of Redis.
         postgres: the URL of the database.
         etcd: the URL of etcd; empty if there is none.
+        quorum: the URLs of several Redis servers that decide together, where a way has them.
     """
 
     redis: str
     postgres: str
     etcd: str = ""
+    quorum: tuple[str, ...] = ()
+
+    @classmethod
+    def told(cls, line: Sequence[Any]) -> Place:
+        """What :meth:`line` wrote."""
+        redis, postgres, etcd, quorum = line
+        return cls(redis, postgres, etcd, tuple(quorum))
+
+    def line(self) -> list[Any]:
+        """As a child process is told it."""
+        return [self.redis, self.postgres, self.etcd, list(self.quorum)]
 
     def url(self, server: Server) -> str:
         """The URL of one of them."""

@@ -20,6 +20,7 @@ __all__ = [
     "AioredlockWay",
     "CoredisWay",
     "LockguardPool",
+    "LockguardQuorum",
     "LockguardToken",
     "LockguardUnfenced",
     "PotteryWay",
@@ -52,6 +53,19 @@ class LockguardUnfenced(_InRedis):
         """``guard.hold()``."""
         async with self._guard.hold(self.resource):
             yield plain_write(self.pool)
+
+
+class LockguardQuorum(LockguardUnfenced):
+    """lockguard's lease from a majority of several servers, without a fence."""
+
+    name = "lockguard-quorum"
+    label = "lockguard over three servers, without its fence"
+
+    async def open(self) -> None:
+        """A guard over all of them."""
+        self._guard = await self.stack.enter_async_context(
+            LockGuard.from_urls(self.place.quorum, ttl=timedelta(seconds=self.ttl_s), wait=_PATIENCE)
+        )
 
 
 class _Fenced(_InRedis):

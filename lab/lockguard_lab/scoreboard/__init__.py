@@ -1,0 +1,1 @@
+"""The same faults for lockguard and its peers: ``lockguard scoreboard``."""
