@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lockguard_lab.mutants.copied import Copied
 from lockguard_lab.mutants.judge import Result, read_results, write_results
 from lockguard_lab.mutants.mutant import Area, Mutant, load
-from lockguard_lab.mutants.page import page, scores
+from lockguard_lab.mutants.report import promises_in, report, scores
 
 AREA = Area("a", 0.5, (("one.py",), ("two.py",)), also=(("*.lua", ("two.py", "three.py")),))
 
@@ -77,7 +78,7 @@ def test_two_mutants_with_one_name_are_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_the_score_leaves_out_what_is_equivalent_and_the_page_names_what_survived(tmp_path: Path) -> None:
+def test_the_score_leaves_out_what_is_equivalent_and_what_survived_is_below_the_floor(tmp_path: Path) -> None:
     killed, survived = mutant("killed", new="1"), mutant("survived", new="2")
     same, not_run = mutant("same", new="3", equivalent="nobody can see that"), mutant("not run", new="4")
     results = [result(killed, "killed"), result(survived, "survived", ""), result(same, "equivalent", "")]
@@ -86,8 +87,20 @@ def test_the_score_leaves_out_what_is_equivalent_and_the_page_names_what_survive
     every = [killed, survived, same, not_run]
     (score,) = scores({"a": AREA}, every, found)
     assert (score.mutants, score.killed, score.share) == (4, 1, 0.5)
-    text = page({"a": AREA}, every, found)
-    assert "1 have not been run" in text
-    assert "| a | killed | `test_law` |" in text
-    assert "* a, `code.py`: survived\n" in text
-    assert "same: nobody can see that" in text
+    promises = promises_in("| **S1** | law | `test_law`, `test_more` |\n| **L2** | law | `test_law` |\n")
+    told = report({"a": AREA}, every, found, promises)
+    assert told["counts"] == {"mutants": 3, "killed": 1, "survived": 1, "equivalent": 1}
+    assert told["violations"] == []
+    assert told["rows"][0] == {
+        "area": "a",
+        "mistake": "killed",
+        "outcome": "killed",
+        "law": "S1 L2",
+        "by": "test_law",
+        "killed": True,
+        "seconds": 2.0,
+    }
+    strict = replace(AREA, floor=0.6)
+    assert report({"a": strict}, every, found, {})["violations"] == [
+        "a: 50.0% were killed, and its floor is 60%"
+    ]

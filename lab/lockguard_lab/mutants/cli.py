@@ -16,13 +16,13 @@ import click
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.mutants.judge import Judge, JudgeError, Result, read_results, write_results
 from lockguard_lab.mutants.mutant import Area, Mutant, load
-from lockguard_lab.mutants.page import page, scores
+from lockguard_lab.mutants.report import promises_in, report, scores
 
 __all__ = ["mutants"]
 
 _DATA = Path("tests/mutants")
-_RECORD = Path("docs/evidence/mutants.json")
-_PAGE = Path("docs/evidence/mutants.md")
+_RECORD = _DATA / "results.json"
+_PROMISES = Path("docs/explanation/guarantees.md")
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -34,11 +34,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--survivors", is_flag=True, help="Only what survived in the results of --state, or else on record."
 )
 @click.option("--list", "listed", is_flag=True, help="Only list them, and how each ended.")
-@click.option("--page", "write_page", is_flag=True, help=f"Only write {_PAGE} from {_RECORD}.")
 @click.option("--stages", type=click.IntRange(1), help="Only the first so many lists of tests of each area.")
 @click.option("--within", "within_s", type=float, help="Begin no mutant after this many seconds.")
 @click.option("--state", type=_FILE, help="Keep results here, and go on after those that are there.")
-@click.option("--json", "json_file", type=_FILE, help="Write the scores and the results.")
+@click.option("--json", "json_file", type=_FILE, help="Write the report that scripts/evidence reads.")
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where the copy is made.")
 def mutants(
     *,
@@ -47,7 +46,6 @@ def mutants(
     changed: bool,
     survivors: bool,
     listed: bool,
-    write_page: bool,
     stages: int | None,
     within_s: float | None,
     state: Path | None,
@@ -77,14 +75,11 @@ def mutants(
     if listed:
         _list(chosen, results or record)
         return
-    if write_page:
-        (top / _PAGE).write_text(page(known_areas, every, record), "utf-8")
-        return
     if stages is not None:
         known_areas = {name: replace(one, stages=one.stages[:stages]) for name, one in known_areas.items()}
     with _directory(directory) as made:
         found = _run(top, made, known_areas, chosen, results, record, state, within_s)
-    _report(known_areas, chosen, found, json_file)
+    _report(top, known_areas, chosen, found, json_file)
 
 
 def _run(
@@ -133,21 +128,22 @@ def _list(chosen: Iterable[Mutant], results: Mapping[str, Result]) -> None:
 
 
 def _report(
-    areas: Mapping[str, Area], chosen: Iterable[Mutant], found: Mapping[str, Result], json_file: Path | None
+    top: Path,
+    areas: Mapping[str, Area],
+    chosen: list[Mutant],
+    found: Mapping[str, Result],
+    json_file: Path | None,
 ) -> None:
-    told = scores(areas, chosen, found)
-    below = [score for score in told if score.share < areas[score.area].floor]
-    for score in told:
+    for score in scores(areas, chosen, found):
         click.echo(str(score))
     for result in found.values():
         if result.outcome == "survived":
             click.echo(f"survived: {result.area}: {result.name}")
+    facts = report(areas, chosen, found, promises_in((top / _PROMISES).read_text("utf-8")))
     if json_file is not None:
-        facts = {score.area: score.facts() for score in told}
         json_file.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    if below:
-        names = ", ".join(f"{score.area} {areas[score.area].floor:.0%}" for score in below)
-        raise SystemExit(f"fewer were killed than asked for: {names}")
+    if facts["violations"]:
+        raise SystemExit("\n".join(facts["violations"]))
 
 
 def _changed(top: Path) -> set[str]:
