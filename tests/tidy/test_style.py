@@ -183,7 +183,7 @@ def tracked_text_files() -> list[Path]:
 def test_a_decision_has_a_number_of_its_own() -> None:
     records = sorted((CHECKOUT / "docs/adr").glob("*.md"))
     numbers = [int(record.name[:4]) for record in records]
-    assert numbers == list(range(1, len(records) + 1))
+    assert len(set(numbers)) == len(numbers)  # a number may be given before its decision is written down
     for number, record in zip(numbers, records, strict=True):
         assert record.read_text(encoding="utf-8").startswith(f"# {number}. ")
 
