@@ -61,7 +61,8 @@ class ClusterMap:
         self._slots: list[Endpoint | None] = [None] * _SLOTS
         self._reading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        """What runs in the background, in the order in which it began."""
         self._refreshed: Callable[[], None] = lambda: None
 
     def on_refresh(self, callback: Callable[[], None]) -> None:
@@ -205,16 +206,16 @@ class ClusterMap:
         return self.shard_at((seed.host, seed.port))
 
     def _serving(self) -> list[StandaloneNode]:
-        return [self.shards[endpoint] for endpoint in set(self._slots) if endpoint is not None]
+        return [self.shards[endpoint] for endpoint in dict.fromkeys(self._slots) if endpoint is not None]
 
     def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"lockguard-connect-{self._name}")
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._disown)
         return task
 
     def _disown(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled():
             task.exception()  # retrieved, since no caller may be waiting for the task
 

@@ -110,13 +110,15 @@ async def first_of(candidates: Sequence[C], connect: Callable[[C], Awaitable[T]]
     """
     if len(candidates) == 1:
         return await connect(candidates[0])
-    untried, trying, faults = list(candidates), set[asyncio.Task[T]](), list[BaseException]()
+    untried, trying, faults = list(candidates), list[asyncio.Task[T]](), list[BaseException]()
     try:
         while untried or trying:
             if untried:
-                trying.add(asyncio.ensure_future(connect(untried.pop(0))))
+                trying.append(asyncio.ensure_future(connect(untried.pop(0))))
             patience_s = _STAGGER_S if untried else None
-            done, trying = await asyncio.wait(trying, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(trying, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            # In the candidates' order, not in that of a set: of two that are done the preferred one is used.
+            done, trying = [one for one in trying if one.done()], [one for one in trying if not one.done()]
             for attempt in done:
                 if (fault := attempt.exception()) is None:
                     return attempt.result()

@@ -30,8 +30,8 @@ def test_no_law_is_broken(topology: str) -> None:
 
 
 def test_one_seed_is_one_schedule_in_every_process() -> None:
-    code = "from lockguard_lab.sim.plan import Plan; from lockguard_lab.sim.run import run\n"
-    code += "print([run(Plan.of(seed)).trace_hash for seed in range(1, 9)])"
+    code = "from lockguard_lab.sim.plan import TOPOLOGIES, Plan; from lockguard_lab.sim.run import run\n"
+    code += "print([run(Plan.of(seed, one)).trace_hash for one in TOPOLOGIES for seed in range(1, 5)])"
     told = {
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],

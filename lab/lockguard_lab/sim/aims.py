@@ -100,13 +100,13 @@ def _a_crash(plan: Plan, dice: _Dice) -> Any:
 
 def _a_crash_of_waiters(plan: Plan, dice: _Dice) -> Any:
     """A process of several waiters is killed, and they are next."""
-    kill = Fault("kill process", dice.uniform(0.02, 0.2), 0.0, upon="waits")
+    kill = Fault("kill process", dice.uniform(0.15, 0.25), 0.0, upon="waits")
     return plan.with_(
         processes=3,
         tasks=dice.choice((3, 4, 6)),
         ttl_s=10.0,
-        least_work_s=dice.choice((0.3, 1.0, 3.0)),
-        work_s=3.0,
+        least_work_s=dice.choice((0.3, 0.8, 1.5)),
+        work_s=2.0,
         until_s=1.0,
         wait_s=30.0,
         waits=1.0,
@@ -162,6 +162,25 @@ def _a_herd(plan: Plan, dice: _Dice) -> Any:
         waits=1.0,
         wait_s=8.0,
         faults=stops,
+    )
+
+
+def _who_was_woken_does_not_come(plan: Plan, dice: _Dice) -> Any:
+    """A waiter is cancelled, killed or stopped when the lock is kept for it."""
+    kind = dice.choice(("cancel", "cancel", "kill process", "stop process"))
+    faults = tuple(
+        Fault(kind, dice.uniform(0.0, 0.004), dice.uniform(0.1, 1.5), upon="woken", nth=nth)
+        for nth in (1, 3, 4, 6)[: 1 if kind == "kill process" else 4]
+    )
+    return plan.with_(
+        processes=3,
+        tasks=dice.choice((1, 2)),
+        ttl_s=10.0,
+        work_s=dice.choice((0.01, 0.2)),
+        until_s=1.0,
+        wait_s=8.0,
+        waits=1.0,
+        faults=faults,
     )
 
 
@@ -333,6 +352,7 @@ _SINGLE: _Aims = (
     _newcomers_at_an_expiry,
     _lost_wake_ups,
     _a_herd,
+    _who_was_woken_does_not_come,
     _a_key_that_vanishes,
     _data_that_are_lost,
     _a_link_dies_silently,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lockguard_lab.sim.fault import Fault
 from lockguard_lab.sim.plan import Plan
@@ -72,16 +73,17 @@ class Faults:
                 process = processes[fault.where[0] % len(processes)]
                 world.at(fault.at, partial(self._befall, fault, process))
 
-    def happened(self, what: str, process: Process | None) -> None:
-        """What faults wait for has happened to a process."""
+    def happened(self, what: str, call: asyncio.Task[Any] | None) -> None:
+        """What faults wait for has happened to a call."""
+        process: Any = None if call is None else call.get_loop()
         if process not in self._processes:
             return
         self._times[what] += 1
         for fault in self._upon.get(what, ()):
             if fault.nth == self._times[what]:
-                self._world.after(fault.at, partial(self._befall, fault, process))
+                self._world.after(fault.at, partial(self._befall, fault, process, call))
 
-    def _befall(self, fault: Fault, process: Process) -> None:
+    def _befall(self, fault: Fault, process: Process, call: asyncio.Task[Any] | None = None) -> None:
         servers = self._servers.deciding
         server = servers[fault.where[1] % len(servers)]
         self._world.tell(f"{fault.kind}: {process.name}, {server.name}")
@@ -89,6 +91,10 @@ class Faults:
         if fault.kind == "failover" and self._plan.topology == "sentinel":
             lasts = min(lasts, _SENTINELS_TELL_S)  # the old primary is left, though it goes on
         self._judge.trouble_until = max(self._judge.trouble_until, self._world.now + lasts)
+        if fault.kind == "cancel" and call is not None:
+            if not process.dead:
+                call.cancel()
+            return
         _BEFALL[fault.kind](self, fault, process, server)
 
     def _later(self, fault: Fault, thing: object, name: str, value: object) -> None:

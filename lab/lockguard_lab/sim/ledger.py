@@ -67,7 +67,7 @@ class Ledger:
         happened: told of what faults wait for.
     """
 
-    def __init__(self, judge: Judge, happened: Callable[[str, Process | None], None]) -> None:
+    def __init__(self, judge: Judge, happened: Callable[[str, asyncio.Task[Any] | None], None]) -> None:
         self._judge = judge
         self._happened = happened
         self._orphans: dict[tuple[str, str], float] = {}
@@ -103,9 +103,9 @@ class Ledger:
         if script == "acquire":
             self._asked(server, lock, args, reply)
             if reply[0] == 1:
-                self._happened("granted", process_of(args[0].decode()))
+                self._happened("granted", _caller(args[0].decode()))
             elif reply[0] == 0 and reply[6] != b"0":
-                self._happened("waits", process_of(args[0].decode()))
+                self._happened("waits", _caller(args[0].decode()))
         if self._judge.plan.in_order and script in ("acquire", "release"):
             self._in_line(server, script, lock, args, reply)
         end_ms = server.store.ends_ms.get(lock)
@@ -166,7 +166,7 @@ class Ledger:
         self, server: RedisServer, script: str, lock: bytes, args: tuple[bytes, ...], reply: Any
     ) -> None:
         """Who has the lock next, and when."""
-        judge, now = self._judge, self._judge.world.now
+        now = self._judge.world.now
         reserved, until = self._reserved.get(lock, ("", 0.0))
         if until < now:
             self._missed.add(reserved)
@@ -182,20 +182,25 @@ class Ledger:
             self._came.setdefault(args[0].decode(), len(self._came))
             self._look_at_places(server, lock)
         elif reply[0] == 1 and reply[2]:
-            grant = args[0].decode()
             self._passed_on(now - self._freed.pop(lock, now), lock)
-            if reserved not in ("", grant) and now < until and self._alive(reserved):
-                judge.accuse(
-                    "L2: first come, first served", f"{grant[:8]} had what was kept for {reserved[:8]}"
-                )
-            for member, ticket in self._waiting(server, lock).items():
-                own = float(args[_TICKET]) or float("inf")
-                if ticket < own and member not in self._missed and self._alive(member):
-                    judge.accuse("L2: first come, first served", f"{grant[:8]} overtook {member[:8]}")
-                    break
+            self._had(server, lock, args, reserved if now < until else "")
         kept = server.store.do(b"GET", lock + b":next")
         left_s = server.store.do(b"PTTL", lock + b":next") / 1000
-        self._reserved[lock] = (kept.split(b" ")[0].decode(), now + left_s) if kept else ("", 0.0)
+        woken = kept.split(b" ")[0].decode() if kept else ""
+        self._reserved[lock] = (woken, now + left_s if kept else 0.0)
+        if woken not in ("", reserved):
+            self._happened("woken", _caller(woken))
+
+    def _had(self, server: RedisServer, lock: bytes, args: tuple[bytes, ...], reserved: str) -> None:
+        """A grant has a free lock: nobody else was to have it."""
+        accuse, grant = self._judge.accuse, args[0].decode()
+        if reserved not in ("", grant) and self._alive(reserved):
+            accuse("L2: first come, first served", f"{grant[:8]} had what was kept for {reserved[:8]}")
+        own = float(args[_TICKET]) or float("inf")
+        for member, ticket in self._waiting(server, lock).items():
+            if ticket < own and member not in self._missed and self._alive(member):
+                accuse("L2: first come, first served", f"{grant[:8]} overtook {member[:8]}")
+                return
 
     def _look_at_places(self, server: RedisServer, lock: bytes) -> None:
         """Whoever stands in the queue stands there in the order in which they came, also who is back."""

@@ -219,4 +219,4 @@ class Plan:
         return "\n".join((first, *more))
 
 
-_UPON = {"held": "began a body", "granted": "was given the lock", "waits": "was queued"}
+_UPON = {"held": "began a body", "granted": "was given the lock", "waits": "was queued", "woken": "was woken"}

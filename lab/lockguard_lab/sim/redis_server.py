@@ -315,7 +315,7 @@ class _Session:
         if server.master is not None and sha in server.scripts.known:
             raise ReplyError("READONLY You can't write against a read only replica.")
         try:
-            return server.scripts.run(sha, list(keys), list(args))
+            return server.scripts.run(sha, keys, args)
         finally:
             server.replicate(keys)
 

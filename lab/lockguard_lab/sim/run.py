@@ -286,7 +286,7 @@ class _Schedule:
                 body = Body(process, resource, lease, world.now)
                 judge.entered_in_time(process, called_at, "entered")
                 judge.entered(body)
-                self.faults.happened("held", process)
+                self.faults.happened("held", asyncio.current_task())
                 try:
                     await self._work(body, own)
                 finally:

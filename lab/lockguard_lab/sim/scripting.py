@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import lupa.lua51
@@ -44,6 +45,7 @@ return function(body, keys, argv, redis)
 end
 """
 
+_TABLES_MAX = 1000
 _NONE = (True, False)
 _AS_THEY_ARE = (bytes, int)
 
@@ -70,7 +72,7 @@ class Scripts:
         self.known.add(sha)
         return sha.encode()
 
-    def run(self, sha: str, keys: list[bytes], args: list[bytes]) -> Any:
+    def run(self, sha: str, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         """Run a script that is known.
 
         Raises:
@@ -81,7 +83,7 @@ class Scripts:
         lua = self._lua
         self._store.begin_script()
         try:
-            reply = lua.run(lua.bodies[sha], lua.table(*keys), lua.table(*args), self._redis)
+            reply = lua.run(lua.bodies[sha], lua.keys(keys), lua.table(*args), self._redis)
         finally:
             self._store.end_script()
         return _reply_of(reply)
@@ -101,10 +103,21 @@ class _Lua:
         self.runtime = _lupa.LuaRuntime(encoding=None, unpack_returned_tuples=True)
         self.bodies: dict[str, Any] = {}
         self._known: dict[bytes, str] = {}
+        self._tables: dict[tuple[bytes, ...], Any] = {}
         self._make: Any = self.runtime.execute(_MAKE)
         self.calls: Any = self.runtime.execute(_CALLS)
         self.run: Any = self.runtime.execute(_RUN)
         self.table: Any = self.runtime.eval(_TABLE)
+
+    def keys(self, keys: Sequence[bytes]) -> Any:
+        """KEYS, which no script changes."""
+        words = tuple(keys)
+        table = self._tables.get(words)
+        if table is None:
+            if len(self._tables) > _TABLES_MAX:
+                self._tables.clear()
+            table = self._tables[words] = self.table(*words)
+        return table
 
     def sha_of(self, source: bytes) -> str:
         """Compile a script, once."""
@@ -143,12 +156,18 @@ def _lua_of(lua: _Lua, reply: Any) -> Any:
     if isinstance(reply, Status):
         return lua.runtime.table_from({b"ok": bytes(reply)})
     if isinstance(reply, list):
-        return lua.table(*(_lua_of(lua, part) for part in reply))
+        parts = [
+            False if part is None else part if type(part) in _AS_THEY_ARE else _lua_of(lua, part)
+            for part in reply
+        ]
+        return lua.table(*parts)
     return reply
 
 
 def _reply_of(value: Any) -> Any:
     """What a script returned, as a reply."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     if _lupa.lua_type(value) == "table":
         if (refusal := value[b"err"]) is not None:
             raise ReplyError(refusal.decode(errors="replace"))

@@ -57,6 +57,7 @@ class Store:
     def __init__(self, clock_ms: Callable[[], float], publish: Publish) -> None:
         self._clock_ms = clock_ms
         self._deliver = publish
+        self._commands: dict[bytes, Callable[..., Any]] = {}
         self.values: dict[bytes, Any] = {}
         self.ends_ms: dict[bytes, float] = {}
         self._frozen_ms: float | None = None
@@ -100,9 +101,12 @@ class Store:
         Raises:
             ReplyError: as the server would.
         """
-        command = getattr(self, f"_{words[0].decode().lower()}", None)
+        command = self._commands.get(words[0])
         if command is None:
-            raise ReplyError(f"ERR unknown command '{words[0].decode(errors='replace')}'")
+            command = getattr(self, f"_{words[0].decode(errors='replace').lower()}", None)
+            if command is None or words[0].startswith(b"_"):
+                raise ReplyError(f"ERR unknown command '{words[0].decode(errors='replace')}'")
+            self._commands[words[0]] = command
         try:
             return command(*words[1:])
         except TypeError as error:
@@ -111,7 +115,8 @@ class Store:
     # Keys.
 
     def _value(self, key: bytes, kind: type) -> Any:
-        self._expire(key)
+        if key in self.ends_ms:
+            self._expire(key)
         value = self.values.get(key)
         if value is not None and type(value) is not kind:
             raise ReplyError(_WRONG)

@@ -183,8 +183,9 @@ class Process(asyncio.BaseEventLoop):
             heapq.heappop(timers)._scheduled = False
         if self.dead or not timers:
             return None
+        begun: float = self._begun
         when: float = timers[0]._when
-        return self.in_the_world(when) + 1e-9
+        return begun + (when - begun) / self._drift + 1e-9
 
     def turn(self) -> None:
         """One iteration: what arrived, then the timers that are due, then all that is ready by now."""
