@@ -210,9 +210,12 @@ def _data_that_are_lost(plan: Plan, dice: _Dice) -> Any:
 def _a_link_dies_silently(plan: Plan, dice: _Dice) -> Any:
     """A connection never answers again, under a holder; another one would."""
     ttl_s = dice.choice((1.0, 3.0))
-    dead = Fault("stall", dice.uniform(0.0, 0.5) * ttl_s, 60.0, upon="held")
+    first_s = dice.uniform(0.0, 0.4) * ttl_s
+    dead = [Fault("stall", first_s, 60.0, upon="held")]
+    if ttl_s > 1.0:  # and so does the next one, maybe with the renewal that was sent again
+        dead.append(Fault("stall", first_s + dice.uniform(0.1, 1.2), 60.0, upon="held"))
     return plan.with_(
-        processes=1, ttl_s=ttl_s, least_work_s=2 * ttl_s, work_s=3 * ttl_s, until_s=0.5, faults=(dead,)
+        processes=1, ttl_s=ttl_s, least_work_s=2 * ttl_s, work_s=3 * ttl_s, until_s=0.5, faults=tuple(dead)
     )
 
 
