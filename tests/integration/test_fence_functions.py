@@ -441,6 +441,15 @@ async def test_a_first_write_makes_its_seal_durable(fence: Fence) -> None:
 # --- what became of a write ---
 
 
+async def test_a_write_that_nobody_has_heard_of_is_barred_by_asking(fence: Fence) -> None:
+    grant = uuid4()
+    await fence.seal(fence.now, grant)
+    for sequence in (5, WRITER + 5):
+        assert await fence.resolve(fence.now, sequence) is False
+        assert await fence.refused(fence.now, grant, sequence) == "voided"
+        assert await fence.resolve(fence.now, sequence) is False
+
+
 @pytest.mark.parametrize("sequence", [5, WRITER + 5])
 async def test_a_write_is_known_to_have_committed_or_never_will(fence: Fence, sequence: int) -> None:
     grant = uuid4()
