@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 import click
 
@@ -15,12 +14,8 @@ from lockguard_asyncpg._connecting import reason_of
 from lockguard_asyncpg._dsn import checked, shown
 from lockguard_asyncpg._errors import DATABASE_ERRORS, unreachable
 from lockguard_lab.fence_race import RacePlan, Way, present_ways
-from lockguard_lab.fence_race.chaos.cli import DURATION, run_chaos
 from lockguard_lab.fence_race.series import Route, run_series
 from lockguard_lab.own_server import own_server
-
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 __all__ = ["race_command"]
 
@@ -42,7 +37,7 @@ __all__ = ["race_command"]
     default=12,
     show_default=True,
     type=click.IntRange(2, 200),
-    help="How many write at a time; not with --chaos.",
+    help="How many write at a time.",
 )
 @click.option("--seed", default=1, show_default=True, help="Of the holders' random choices.")
 @click.option(
@@ -51,13 +46,6 @@ __all__ = ["race_command"]
     help="Race on a Postgres of its own, and PgBouncer where it is installed.  [default without --url]",
 )
 @click.option("--pooler", is_flag=True, help="The URL is a pooler in transaction mode.")
-@click.option(
-    "--chaos",
-    is_flag=True,
-    help="Race processes on servers of their own: stopped, killed, robbed of their Redis, Postgres crashed.",
-)
-@click.option("--duration", type=DURATION, default="60s", show_default=True, help="Of --chaos: 90s, 30m, 2h.")
-@click.option("--processes", default=4, show_default=True, type=click.IntRange(2, 50), help="Of --chaos.")
 @click.option(
     "--planted", is_flag=True, help="Also run checks that look sound and are not: all must be seen."
 )
@@ -73,27 +61,18 @@ def race_command(
     embedded: bool,
     pooler: bool,
     planted: bool,
-    chaos: bool,
-    duration: timedelta,
-    processes: int,
 ) -> None:
     """Race against the fence: pauses, killed backends, lost replies.
 
     Starts servers of its own unless --url names a database; what the bot's own variables name is left alone.
     There it makes and drops a schema lockguard_race, and refuses one that it did not make.
 
-    Prints a line of JSON for each run, or with --chaos for each round, one for each way to write, also for
-    one that is absent, and one for all. Exit code 1 if a stale write got in, an operation was done twice or
-    lost, a body failed that has nothing to do with others, or a planted check was not seen.
+    Prints a line of JSON for each run, one for each way to write, also for one that is absent, and one for
+    all. Exit code 1 if a stale write got in, an operation was done twice or lost, a body failed that has
+    nothing to do with others, or a planted check was not seen.
+
+    Whole bots, on servers that fail, are tried by `lockguard chaos`.
     """
-    if chaos:
-        if url is not None or pooler or writes is not None or total is not None or ways:
-            raise click.UsageError(
-                "--chaos empties its Redis and kills backends: it runs on servers of its own, in all ways,"
-                " until --duration is over; leave --url, --pooler, --writes, --total and --way out"
-            )
-        sound = run_chaos(duration=duration, processes=processes, seed=seed, planted=planted)
-        raise SystemExit(0 if sound else 1)
     if writes is not None and total is not None:
         raise click.UsageError("give --writes or --total, not both")
     if embedded and url is not None:

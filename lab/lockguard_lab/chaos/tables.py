@@ -1,9 +1,8 @@
-"""Compares the journals of a round with its tables.
+"""Compares the history of a round with its tables.
 
-A journal is lines of JSON, each of one of these kinds. Times are by the clock of Postgres.
+Of the history (see :mod:`lockguard_lab.chaos.recording`) it reads the writes, and three kinds of lines more,
+whose times are by the clock of Postgres:
 
-``begin``   an operation is about to be tried: op, way, resource, token
-``end``     the outcome that its process was told
 ``read``    what was final for all tokens below ``token`` when it was read: after a seal, or after a break
 ``closed``  what was final for ``token`` itself, read after its lease was released; for a close that did not
             wait for the disk, ``lazy`` is the position of Postgres's log then, and ``at`` the time
@@ -17,7 +16,6 @@ that did not wait for the disk, and that the log does not reach.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -27,14 +25,13 @@ from lockguard_lab.fence_race.operate import End
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-    from lockguard_lab.fence_race.chaos.plan import RoundReport
+    from lockguard_lab.chaos.plan import RoundReport
 
-__all__ = ["BELOW", "OWN", "judge", "read_journals"]
+__all__ = ["BELOW", "BYPASS", "BYPASSES", "OWN", "judge", "read_tables"]
 
 BELOW = """
 select (select count(*) from lockguard_race.ledger where resource = $1 and token < $2) as updates,
@@ -44,11 +41,17 @@ select (select count(*) from lockguard_race.ledger where resource = $1 and token
 """
 OWN = BELOW.replace("token < $2", "token = $2")
 """The queries for what is final for tokens below the given one, and for the given one."""
-_LEDGER = """
+BYPASSES = "create table lockguard_race.bypass (resource text, token bigint, op bigint)"
+BYPASS = "insert into lockguard_race.bypass (resource, token, op) values ($1, $2, $3)"
+"""The table without a fence, whose stale writes the judge must see, and a write to it."""
+_TABLES = {
+    "ledger": """
 select resource, n, token, op, extract(epoch from at)::float8 as at from lockguard_race.ledger
 order by resource, n
-"""
-_ENTRIES = "select resource, token, op, extract(epoch from at)::float8 as at from lockguard_race.entry"
+""",
+    "entries": "select resource, token, op, extract(epoch from at)::float8 as at from lockguard_race.entry",
+    "bypasses": "select resource, token, op from lockguard_race.bypass",
+}
 _UNKNOWN = "?"
 
 
@@ -60,43 +63,35 @@ class _Row:
     at: float
 
 
-def read_journals(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """All lines of the journals; a last line that was cut short by a kill is left out."""
-    found = []
-    for path in paths:
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-    return found
-
-
-async def judge(
+async def read_tables(
     conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any],
-    journal: Sequence[dict[str, Any]],
-    report: RoundReport,
+) -> dict[str, list[dict[str, Any]]]:
+    """All rows of a round."""
+    return {name: [dict(row) for row in await conn.fetch(query)] for name, query in _TABLES.items()}
+
+
+def judge(
+    tables: dict[str, list[dict[str, Any]]], lines: Sequence[dict[str, Any]], report: RoundReport
 ) -> None:
     """Add what was done, and each broken law, to the report."""
-    ledger = await conn.fetch(_LEDGER)
-    tables = {
-        "updates": [_Row(r["resource"], r["token"], r["op"], r["at"]) for r in ledger],
-        "entries": [_Row(r["resource"], r["token"], r["op"], r["at"]) for r in await conn.fetch(_ENTRIES)],
+    judged = {
+        name: [_Row(row["resource"], row["token"], row["op"], row["at"]) for row in tables[table]]
+        for name, table in (("updates", "ledger"), ("entries", "entries"))
     }
-    judging = _Judge(journal, report)
+    judging = _Judge(lines, report)
     judging.count_ends()
-    judging.order(ledger)
-    for name, rows in tables.items():
+    judging.order(tables["ledger"])
+    for name, rows in judged.items():
         judging.what_was_final(name, rows)
-    judging.each_once_and_as_told(row.op for rows in tables.values() for row in rows)
+    judging.each_once_and_as_told(row.op for rows in judged.values() for row in rows)
 
 
 class _Judge:
     def __init__(self, journal: Sequence[dict[str, Any]], report: RoundReport) -> None:
         self._journal = journal
         self._report = report
-        self._begun = {line["begin"]: line for line in journal if "begin" in line}
-        self._ended = {line["end"]: End(line["how"]) for line in journal if "end" in line}
+        self._begun = {line["begin"]: line for line in journal if line.get("call") == "write"}
+        self._ended = {line["end"]: End(line["how"]) for line in journal if line.get("end") in self._begun}
         self._crashes = sorted((line["at"], line["crash"]) for line in journal if "crash" in line)
 
     def count_ends(self) -> None:
@@ -113,7 +108,7 @@ class _Judge:
         lost = sum(self._lost_at(line) < math.inf for line in self._journal if "closed" in line)
         self._report.counts["closes lost in a crash"] += lost
 
-    def order(self, ledger: Sequence[asyncpg.Record]) -> None:
+    def order(self, ledger: Sequence[dict[str, Any]]) -> None:
         """Check that in the counter's order no number is missing or duplicated, and tokens never go back."""
         last: dict[str, tuple[int, int]] = {}
         for row in ledger:

@@ -1,0 +1,221 @@
+"""What a run says: lines and a table for people, and a file of evidence."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import lockguard
+from lockguard._cli.tables import Table, console
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard_lab.chaos.plan import RoundReport, Tally
+from lockguard_lab.chaos.recovery import BOUNDS, Bound
+from lockguard_lab.chaos.selfcheck import CHECKS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Summary"]
+
+_FAILED = ("rounds that failed", "processes that failed")
+_GIT_S = 10
+_NOTE = (
+    "The seed decides which faults come when, and for how long; what the processes and servers are doing at"
+    " that moment depends on the machine."
+)
+
+
+@dataclass(slots=True)
+class Summary:
+    """All rounds of a run.
+
+    Attributes:
+        seed: the run's.
+        total: the sum of all rounds.
+        checked: for each self-check, whether it convicted, each time that it was tried.
+        by_topology: how many calls were made over each.
+        planted: for each planted check, its stale commits; empty if none was raced.
+        violations: a line for each violation that is told, with its round's seed first.
+        began: when the run began, in seconds since 1970.
+    """
+
+    seed: int
+    total: RoundReport = field(default_factory=RoundReport)
+    checked: dict[str, list[bool]] = field(default_factory=lambda: {check: [] for check in CHECKS})
+    by_topology: Counter[str] = field(default_factory=Counter)
+    planted: dict[str, int] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    rounds: int = 0
+    began: float = field(default_factory=SYSTEM_CLOCK.wall)
+
+    def add(
+        self, name: str, topology: str, seed: int, report: RoundReport, checked: Mapping[str, Sequence[bool]]
+    ) -> None:
+        """Add a round, and tell it in a line."""
+        self.rounds += 1
+        self.total.add(report)
+        self.by_topology[topology] += report.operations
+        for check, times in checked.items():
+            self.checked[check] += times
+        if not _sound(report):
+            self.violations += [f"{seed} {topology}: {line}" for line in report.told or ["see the counts"]]
+        click.echo(
+            f"{name}: {report.operations:,} operations, {sum(report.faults.values())} faults,"
+            f" {report.violations} violations"
+        )
+        for line in report.told:
+            click.echo(f"  {line}")
+
+    @property
+    def missed(self) -> list[str]:
+        """The self-checks that did not convict, or were never possible."""
+        missed = [check for check, times in self.checked.items() if not times or not all(times)]
+        # Whether somebody takes over before a write past the fence is left to the run: once is enough.
+        return [check for check in missed if not (check == CHECKS[-1] and any(self.checked[check]))]
+
+    @property
+    def sound(self) -> bool:
+        """Whether no law was broken, no round failed, and the judge saw what it must see."""
+        return _sound(self.total) and not self.missed and all(self.planted.values())
+
+    def show(self) -> None:
+        """Print what was done, what was found, and how long each recovery took."""
+        total, sums = self.total, Tally()
+        for tally in total.ways.values():
+            sums.add(tally)
+        table = Table("", "")
+        for topology, operations in self.by_topology.items():
+            table.add_row(f"operations, {topology}", f"{operations:,}")
+        table.add_row("operations", f"{total.operations:,}")
+        for call, count in sorted(_by_call(total.calls).items()):
+            table.add_row(f"  {call}", f"{count:,}")
+        table.add_row("rounds", f"{self.rounds:,}")
+        table.add_row("faults", f"{sum(total.faults.values()):,}")
+        for kind, count in sorted(total.faults.items()):
+            table.add_row(f"  {kind}", f"{count:,}")
+        table.add_row("waits judged for a lost wake-up", f"{total.counts['waits judged']:,}")
+        table.add_row("violations", f"{total.violations:,}")
+        for law, count in sorted({**_laws(sums), **total.broken}.items()):
+            table.add_row(f"  {law}", f"{count:,}")
+        for failed in (*_FAILED, "unknown outcomes not resolved"):
+            count = total.unresolved if failed not in _FAILED else total.counts[failed]
+            if count:
+                table.add_row(failed, f"{count:,}")
+        for check, times in self.checked.items():
+            told = f"convicted {sum(times)} of {len(times)} times" if times else "was not possible"
+            table.add_row(check, told)
+        for check, stale in self.planted.items():
+            table.add_row(f"planted: {check}", "convicted" if stale else "NOT convicted")
+        console().print(table)
+        if total.recovery_s:
+            console().print(_recovery_table(total.recovery_s))
+
+    def facts(self, command: str) -> dict[str, Any]:
+        """The evidence of the run, as JSON has it."""
+        total, sums = self.total, Tally()
+        for tally in total.ways.values():
+            sums.add(tally)
+        began = datetime.fromtimestamp(self.began, UTC)
+        counts: dict[str, float] = {
+            "operations": total.operations,
+            "rounds": self.rounds,
+            "faults": sum(total.faults.values()),
+            "violations": total.violations,
+            "unresolved": total.unresolved,
+            "waits judged": total.counts["waits judged"],
+            **{f"operations, {name}": count for name, count in self.by_topology.items()},
+            **asdict(sums),
+            **{name: total.counts[name] for name in _FAILED},
+            **{f"fault: {kind}": count for kind, count in sorted(total.faults.items())},
+            **{f"call: {call}": count for call, count in sorted(total.calls.items())},
+        }
+        return {
+            "command": command,
+            "commit": _commit(),
+            "began": began.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "seconds": round(SYSTEM_CLOCK.wall() - self.began, 1),
+            "seed": self.seed,
+            "seeds": [[self.seed, self.seed + max(0, self.rounds - 1)]],
+            "counts": counts,
+            "violations": self.violations,
+            "self_check": {
+                check: {"tried": len(times), "convicted": sum(times)} for check, times in self.checked.items()
+            },
+            "planted": self.planted,
+            "rows": [_row(kind, took) for kind, took in sorted(total.recovery_s.items())],
+            "notes": [_NOTE],
+        }
+
+
+def _sound(report: RoundReport) -> bool:
+    return (
+        not report.violations and not report.unresolved and not any(report.counts[name] for name in _FAILED)
+    )
+
+
+def _laws(sums: Tally) -> dict[str, int]:
+    return {
+        "stale commits": sums.stale_commits,
+        "duplicates": sums.duplicates,
+        "lost writes": sums.lost_writes,
+    }
+
+
+def _by_call(calls: Mapping[str, int]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for name, count in calls.items():
+        found[name.partition(" ")[0]] += count
+    return found
+
+
+def _row(kind: str, took: Sequence[float]) -> dict[str, Any]:
+    bound = BOUNDS.get(kind, Bound("", 0.0))
+    ordered = sorted(took)
+    return {
+        "recovery": kind,
+        "law": bound.law,
+        "times": len(ordered),
+        "p50_s": round(_at(ordered, 0.5), 3),
+        "p99_s": round(_at(ordered, 0.99), 3),
+        "max_s": round(ordered[-1], 3),
+        "bound_s": bound.seconds,
+    }
+
+
+def _at(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _recovery_table(recovery_s: Mapping[str, Sequence[float]]) -> Table:
+    table = Table("recovery", "law", "times", "p50", "p99", "max", "bound")
+    for kind, took in sorted(recovery_s.items()):
+        row = _row(kind, took)
+        table.add_row(
+            kind,
+            row["law"],
+            f"{row['times']:,}",
+            *(f"{row[name]:.2f} s" for name in ("p50_s", "p99_s", "max_s", "bound_s")),
+        )
+    return table
+
+
+def _commit() -> str:
+    """The commit that is tried; empty where the code is not in a repository."""
+    place = Path(lockguard.__file__).parent
+    try:
+        said = subprocess.run(
+            ("git", "-C", str(place), "rev-parse", "HEAD"),  # noqa: S607 - whichever git there is
+            capture_output=True,
+            text=True,
+            timeout=_GIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return said.stdout.strip() if said.returncode == 0 else ""

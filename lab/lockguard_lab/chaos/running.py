@@ -1,0 +1,173 @@
+"""One round: the tables, the processes, their disturbance, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from lockguard._lease import new_grant_id
+from lockguard._private_files import write_private
+from lockguard_asyncpg._attached import PostgresFence
+from lockguard_asyncpg._protection import protect
+from lockguard_lab.chaos.disturbing import Disturber
+from lockguard_lab.chaos.plan import ChaosPlan, ChaosWorkerSpec, RoundReport, planned
+from lockguard_lab.chaos.processes import BotProcess, why
+from lockguard_lab.chaos.recording import Recorder
+from lockguard_lab.chaos.stage import Links, urls_of
+from lockguard_lab.chaos.tables import BYPASSES, read_tables
+from lockguard_lab.chaos.verdict import judge_round
+from lockguard_lab.chaos.worker import guard_over
+from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lockguard_lab.servers import PostgresServer
+    from lockguard_lab.servers.topologies import Topology
+
+__all__ = ["run_round"]
+
+_QUIET_S = 20.0
+_RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
+_LEFT = "select count(*) from pg_stat_activity where application_name = $1"
+
+
+async def run_round(
+    plan: ChaosPlan,
+    *,
+    redis: Topology,
+    postgres: PostgresServer,
+    directory: Path,
+    database_url: str | None = None,
+    pooler: bool = False,
+) -> RoundReport:
+    """Disturb ``plan.processes`` bots for ``plan.length`` and judge the history and tables that they leave.
+
+    An interruption ends the disturbance; what was recorded until then is judged all the same.
+
+    Args:
+        plan: what to run.
+        redis: the round's own servers, of ``plan.topology``: they are emptied, stopped and restarted.
+        postgres: the round's own server with lockguard's schema: it may be killed and restarted.
+        directory: an empty directory, in which the history is left.
+        database_url: the URL by which the bots reach it, such as a pooler's; by default the direct one.
+        pooler: whether that is a pooler in transaction mode.
+
+    Raises:
+        ConfigurationError: a process does not start.
+    """
+    report, application = RoundReport(), f"lockguard-chaos-{new_grant_id()[:8]}"
+    resources = tuple(f"chaos:{plan.seed}:{number}" for number in range(plan.resources))
+    write_private(
+        directory / "round.json", json.dumps(asdict(plan), default=lambda span: span.total_seconds())
+    )
+    recorder = Recorder(str(directory / "conductor.jsonl"), 0)
+    async with AsyncExitStack() as stack:
+        stack.callback(recorder.close)
+        pool = await stack.enter_async_context(asyncpg.create_pool(postgres.url, min_size=0, max_size=4))
+        await _set_up(pool, resources, protects=plan.protects)
+        guard = await stack.enter_async_context(
+            guard_over(urls_of(redis), fence=PostgresFence(pool), ttl=plan.ttl)
+        )
+        bots = []
+        for number in range(1, plan.processes + 1):
+            links = await stack.enter_async_context(Links(redis, database_url or postgres.url))
+            journal = directory / f"process-{number}.jsonl"
+            spec = _spec(plan, links, journal, number, application, resources, pooler=pooler)
+            bots.append(BotProcess(f"process-{number}", journal, links, spec))
+        await asyncio.gather(*(stack.enter_async_context(bot) for bot in bots))
+        disturber = Disturber(
+            plan,
+            topology=redis,
+            postgres=postgres,
+            pool=pool,
+            guard=guard,
+            bots=bots,
+            resources=resources,
+            application=application,
+            recorder=recorder,
+            report=report,
+        )
+        interrupted = await _until_interrupted(disturber.disturb(planned(plan)))
+        finished = await asyncio.gather(*(asyncio.to_thread(bot.finish) for bot in bots))
+        for bot, orderly in zip(bots, finished, strict=True):
+            if not orderly:
+                report.counts["processes that failed"] += 1
+                report.tell(f"a process failed: {why(bot.log)}")
+        await _quiet(pool, application)
+        async with pool.acquire() as conn:
+            tables = await read_tables(conn)
+            await conn.execute(TEAR_DOWN)
+        write_private(directory / "tables.json", json.dumps(tables))
+    judge_round(directory, report)
+    if interrupted:
+        report.counts["interrupted"] += 1
+    return report
+
+
+async def _until_interrupted(work: Any) -> bool:
+    """Await ``work``; returns whether it was interrupted, which then counts as handled."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+        return True
+    return False
+
+
+def _spec(
+    plan: ChaosPlan,
+    links: Links,
+    journal: Path,
+    number: int,
+    application: str,
+    resources: tuple[str, ...],
+    *,
+    pooler: bool,
+) -> Callable[[], ChaosWorkerSpec]:
+    return lambda: ChaosWorkerSpec(
+        redis_urls=links.redis_urls,
+        address_map=links.address_map,
+        database_url=links.database_url,
+        pooler=pooler,
+        application=application,
+        journal=str(journal),
+        number=number,
+        seed=plan.seed,
+        tasks=plan.tasks,
+        resources=resources,
+        ways=plan.ways,
+        ttl_ms=round(plan.ttl.total_seconds() * 1_000),
+        blind=plan.blind,
+        stalls=plan.stalls,
+        bypasses=plan.bypasses,
+    )
+
+
+async def _set_up(pool: asyncpg.Pool[Any], resources: tuple[str, ...], *, protects: bool) -> None:
+    async with pool.acquire() as conn:
+        await conn.execute(SET_UP)
+        await conn.execute(BYPASSES)
+        await conn.executemany(_RESOURCE, [(resource,) for resource in resources])
+        if protects:
+            for table in PROTECTED_TABLES:
+                await protect(conn, table, resource="{resource}")
+
+
+async def _quiet(pool: asyncpg.Pool[Any], application: str) -> None:
+    """Wait until Postgres has ended the transactions of the killed processes."""
+    async with asyncio.timeout(_QUIET_S):
+        while await pool.fetchval(_LEFT, application):
+            # Idle connections of killed processes go at once; those of a pooler stay, in no transaction.
+            busy = await pool.fetchval(f"{_LEFT} and state <> 'idle'", application)
+            if not busy:
+                return
+            await asyncio.sleep(0.05)
