@@ -120,7 +120,7 @@ def test_each_child_of_the_lab_is_kept_by_the_same_code():
     unwatched = {name for name in run_as_main if "    begin_as_child()" not in sources[name]}
     assert unwatched == {
         "servers/warden.py",
-        "fence_race/chaos/worker.py",
+        "chaos/worker.py",
         "bench/listing.py",
         "one_account/__main__.py",
         "own_bot/__main__.py",

@@ -129,7 +129,7 @@ def test_a_missing_demo_extra_is_one_line(package):
         (["fence", "sql"], 0, ""),
         (["fence", "status", "--url", "postgresql://127.0.0.1:1/x"], 1, "cannot connect to 127.0.0.1:1/x"),
         (["fence", "race"], 2, "pip install 'lockguard[testing]'"),
-        (["fence", "race", "--chaos"], 2, "pip install 'lockguard[testing]'"),
+        (["chaos"], 2, "pip install 'lockguard[testing]'"),
         (["fence", "bench"], 2, "pip install 'lockguard[testing]'"),
         (["bot", "run", "--help"], 0, ""),
         (["positions", "diagnose", "--help"], 0, ""),

@@ -16,6 +16,7 @@ WRITTEN = {
     "bench --json": ["bench"],
     "fence load --json": ["fence", "load"],
     "bench --plot": ["bench"],
+    "chaos --json": ["chaos"],
     "race --json": ["race"],
     "race --logs": ["race"],
     "demo --json": ["demo"],
@@ -27,6 +28,7 @@ WRITTEN = {
     "sim --json": ["sim"],
 }
 OTHERS = {
+    "chaos --history",  # is a directory, and must be empty or new
     "exchange serve --tls",  # is read
     "positions cleanup --backup",  # is made before a row is touched, and must be new
 }

@@ -111,7 +111,6 @@ class Disturber:
         self._busy.add(what)
         number = next(self._numbers)
         self._recorder.note(fault=number, kind=fault.kind, target=name)
-        self._report.faults[fault.kind] += 1
         try:
             await make(fault)
         except (LockguardError, TimeoutError) as exc:  # a server that another fault keeps from answering
@@ -186,7 +185,7 @@ class Disturber:
             line = await break_and_read(self._guard, self._pool, resource)
         except (LockguardError, *DATABASE_ERRORS) as exc:
             self._recorder.end(number, "failed", why=type(exc).__name__)
-            self._report.faults["breaks that failed"] += 1
+            self._report.counts["breaks that failed"] += 1
         else:
             self._recorder.end(number, "ok", broken=line.pop("broken"))
             self._recorder.note(**line)
@@ -203,7 +202,7 @@ class Disturber:
             # The pool may still lend earlier connections that it has not yet seen break.
             while (row := await self._survived()) is None:  # noqa: ASYNC110 - Postgres does not tell
                 await asyncio.sleep(0.02)
-        self._recorder.note(crash=row["survived"], at=row["at"])
+        self._recorder.note(crash=int(row["survived"]), at=row["at"])
 
     async def _survived(self) -> asyncpg.Record | None:
         try:

@@ -33,15 +33,14 @@ class BotProcess(EmbeddedServer):
     It imports what this process does: with ``PYTHONPATH`` set to a changed copy of lockguard, that copy.
 
     Args:
-        name: its name in the history.
-        journal: the file of its history.
+        journal: the file of its history, by whose name it is called there.
         links: how it reaches the servers.
         spec: makes its instructions.
     """
 
-    def __init__(self, name: str, journal: Path, links: Links, spec: Callable[[], ChaosWorkerSpec]) -> None:
+    def __init__(self, journal: Path, links: Links, spec: Callable[[], ChaosWorkerSpec]) -> None:
         super().__init__(ServerBinary("Bot", "", Path(sys.executable), "this Python"), 0)
-        self.name = name
+        self.name = journal.stem
         self.journal = journal
         self.links = links
         self._spec = spec

@@ -11,7 +11,8 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
 
 from lockguard_lab.chaos.spans import Span, covered_s, overlaps, without
 
@@ -97,6 +98,10 @@ def judge(judged: Judged, grants: dict[str, Grant], report: RoundReport) -> None
             report.breach(
                 LOST_WAKE_UP, f"free from {free[0]:.3f} to {free[1]:.3f}, {took_s:.3f} s beside {waiter}"
             )
+
+
+_Recovery: TypeAlias = tuple[str, float, str]
+"""Its kind, how long it took in seconds, and what to tell of it."""
 
 
 class _Judge:
@@ -220,30 +225,35 @@ class _Judge:
 
     # Recoveries.
 
-    def recoveries(self) -> Iterator[tuple[str, float, str]]:
+    def recoveries(self) -> Iterator[_Recovery]:
         """The kind of each recovery, how long it took, and what to tell of it."""
         for fault in self._faults:
-            if fault.end == math.inf:
-                continue
-            if fault.kind == "process killed":
-                yield from self._holder_gone(fault, _KILLED)
-            elif fault.kind == "process stopped" and fault.end - fault.begin > self._ttl_s + _SLACK_S:
-                yield from self._holder_gone(fault, _STOPPED)
-            elif fault.kind in _LINKS:
-                yield from self._link_back(fault)
-            elif fault.kind == "Postgres crashed":
-                yield from self._postgres_back(fault)
-            elif fault.kind in _FAILOVERS:
-                yield from self._failed_over(fault)
-            if fault.kind in _WIPES and self._judged.alone:
-                yield from self._wiped(fault)
-            if fault.kind.startswith("server ") and self._judged.plan["topology"] == "single":
-                yield from self._server_back(fault)
+            if fault.end < math.inf:
+                yield from self._recoveries_from(fault)
         for resource, grants in self._grants.items():
             yield from self._handed_on(resource, grants)
         for call in self._history.made("break"):
             if call.how == "ok" and call.facts.get("broken"):
                 yield from self._broken(call)
+
+    def _recoveries_from(self, fault: FaultWindow) -> Iterator[_Recovery]:
+        match fault.kind:
+            case "process killed":
+                yield from self._holder_gone(fault, _KILLED)
+            case "process stopped" if fault.end - fault.begin > self._ttl_s + _SLACK_S:
+                yield from self._holder_gone(fault, _STOPPED)
+            case kind if kind in _LINKS:
+                yield from self._link_back(fault)
+            case "Postgres crashed":
+                yield from self._postgres_back(fault)
+            case kind if kind in _FAILOVERS:
+                yield from self._failed_over(fault)
+            case _:
+                pass
+        if fault.kind in _WIPES and self._judged.alone:
+            yield from self._wiped(fault)
+        if fault.kind.startswith("server ") and self._judged.plan["topology"] == "single":
+            yield from self._server_back(fault)
 
     def _next_in_line(self, resource: str, token: int, *, by: float) -> Grant | None:
         """The next grant above ``token``, if its holder waited for it since ``by``."""
@@ -260,7 +270,7 @@ class _Judge:
         between = [one for one in self._grants[resource] if token < one.token < heir.token]
         return not between and not any(overlaps(span, other) for other in others)
 
-    def _holder_gone(self, fault: FaultWindow, kind: str) -> Iterator[tuple[str, float, str]]:
+    def _holder_gone(self, fault: FaultWindow, kind: str) -> Iterator[_Recovery]:
         for resource, grants in self._grants.items():
             for grant in grants:
                 call = grant.acquire
@@ -287,7 +297,7 @@ class _Judge:
                     took = heir.acquire.end - fault.begin - self.stalled_s(heir.acquire.process, sealed)
                     yield _TAKEN_OVER, took, told
 
-    def _handed_on(self, resource: str, grants: list[Grant]) -> Iterator[tuple[str, float, str]]:
+    def _handed_on(self, resource: str, grants: list[Grant]) -> Iterator[_Recovery]:
         for grant in grants:
             if not grant.released:
                 continue
@@ -300,7 +310,7 @@ class _Judge:
                 took = span[1] - span[0] - self.stalled_s(heir.acquire.process, span)
                 yield _HANDED_ON, took, f"{heir.acquire} after {grant.release}"
 
-    def _broken(self, call: Call) -> Iterator[tuple[str, float, str]]:
+    def _broken(self, call: Call) -> Iterator[_Recovery]:
         for grant in self._grants[call.resource]:
             if grant.id != call.facts["broken"]:
                 continue
@@ -312,7 +322,7 @@ class _Judge:
                 took = span[1] - span[0] - self.stalled_s(heir.acquire.process, span)
                 yield _BROKEN, took, f"{heir.acquire} after {call}"
 
-    def _wiped(self, fault: FaultWindow) -> Iterator[tuple[str, float, str]]:
+    def _wiped(self, fault: FaultWindow) -> Iterator[_Recovery]:
         """How long holders went on to believe in what is gone; in a cluster only of those that noticed."""
         for grants in self._grants.values():
             for grant in grants:
@@ -326,7 +336,7 @@ class _Judge:
                 took = span[1] - span[0] - self.stalled_s(process, span)
                 yield _WIPED, took, f"{grant.acquire} after {fault.kind} until {fault.end:.3f}"
 
-    def _server_back(self, fault: FaultWindow) -> Iterator[tuple[str, float, str]]:
+    def _server_back(self, fault: FaultWindow) -> Iterator[_Recovery]:
         granted = [
             (_granted(grant.acquire), grant.acquire)
             for grants in self._grants.values()
@@ -351,7 +361,7 @@ class _Judge:
             if other is not fault and other.kind.startswith(("server ", *_FAILOVERS))
         ]
 
-    def _failed_over(self, fault: FaultWindow) -> Iterator[tuple[str, float, str]]:
+    def _failed_over(self, fault: FaultWindow) -> Iterator[_Recovery]:
         """The longest time without any grant, from the beginning of a failover until it was over for all."""
         until = fault.end + _SETTLES_S
         if until > self._history.over or any(
@@ -365,12 +375,10 @@ class _Judge:
             if fault.begin <= (at := _granted(grant.acquire)) <= until
         )
         edges = [fault.begin, *times, until]
-        longest, since = max(
-            (after - before, before) for before, after in zip(edges, edges[1:], strict=False)
-        )
+        longest, since = max((after - before, before) for before, after in pairwise(edges))
         yield _FAILOVER, longest, f"no grant for {longest:.3f} s from {since:.3f} on, at a {fault.kind}"
 
-    def _link_back(self, fault: FaultWindow) -> Iterator[tuple[str, float, str]]:
+    def _link_back(self, fault: FaultWindow) -> Iterator[_Recovery]:
         """The first answer that a process got after its links were back, to a call that does not wait."""
         answered = sorted(
             call.end
@@ -404,7 +412,7 @@ class _Judge:
                 f"the first answer to {fault.target} after {fault.kind} until {fault.end:.3f}",
             )
 
-    def _postgres_back(self, fault: FaultWindow) -> Iterator[tuple[str, float, str]]:
+    def _postgres_back(self, fault: FaultWindow) -> Iterator[_Recovery]:
         ends = [c.end for c in self._history.made("write") if c.how == "committed" and c.end >= fault.end]
         if ends:
             yield _POSTGRES_BACK, min(ends) - fault.end, ""

@@ -19,7 +19,7 @@ from lockguard_lab.chaos.recovery import BOUNDS, Bound
 from lockguard_lab.chaos.selfcheck import CHECKS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Summary"]
 
@@ -86,41 +86,41 @@ class Summary:
 
     def show(self) -> None:
         """Print what was done, what was found, and how long each recovery took."""
-        total, sums = self.total, Tally()
-        for tally in total.ways.values():
-            sums.add(tally)
         table = Table("", "")
-        for topology, operations in self.by_topology.items():
-            table.add_row(f"operations, {topology}", f"{operations:,}")
-        table.add_row("operations", f"{total.operations:,}")
-        for call, count in sorted(_by_call(total.calls).items()):
-            table.add_row(f"  {call}", f"{count:,}")
-        table.add_row("rounds", f"{self.rounds:,}")
-        table.add_row("faults", f"{sum(total.faults.values()):,}")
-        for kind, count in sorted(total.faults.items()):
-            table.add_row(f"  {kind}", f"{count:,}")
-        table.add_row("waits judged for a lost wake-up", f"{total.counts['waits judged']:,}")
-        table.add_row("violations", f"{total.violations:,}")
-        for law, count in sorted({**_laws(sums), **total.broken}.items()):
-            table.add_row(f"  {law}", f"{count:,}")
-        for failed in (*_FAILED, "unknown outcomes not resolved"):
-            count = total.unresolved if failed not in _FAILED else total.counts[failed]
-            if count:
-                table.add_row(failed, f"{count:,}")
-        for check, times in self.checked.items():
-            told = f"convicted {sum(times)} of {len(times)} times" if times else "was not possible"
-            table.add_row(check, told)
-        for check, stale in self.planted.items():
-            table.add_row(f"planted: {check}", "convicted" if stale else "NOT convicted")
+        for name, told in (*self._done(), *self._found()):
+            table.add_row(name, told if isinstance(told, str) else f"{told:,}")
         console().print(table)
-        if total.recovery_s:
-            console().print(_recovery_table(total.recovery_s))
+        if self.total.recovery_s:
+            console().print(_recovery_table(self.total.recovery_s))
+
+    def _done(self) -> Iterator[tuple[str, int | str]]:
+        total = self.total
+        yield from ((f"operations, {name}", count) for name, count in self.by_topology.items())
+        yield "operations", total.operations
+        yield from ((f"  {call}", count) for call, count in sorted(_by_call(total.calls).items()))
+        yield "rounds", self.rounds
+        yield "faults", sum(total.faults.values())
+        yield from ((f"  {kind}", count) for kind, count in sorted(total.faults.items()))
+        yield "waits judged for a lost wake-up", total.counts["waits judged"]
+
+    def _found(self) -> Iterator[tuple[str, int | str]]:
+        total = self.total
+        yield "violations", total.violations
+        laws = {**_laws(_sums(total)), **total.broken}
+        yield from ((f"  {law}", count) for law, count in sorted(laws.items()))
+        failed = {
+            **{name: total.counts[name] for name in _FAILED},
+            "unknown outcomes not resolved": total.unresolved,
+        }
+        yield from ((name, count) for name, count in failed.items() if count)
+        for check, times in self.checked.items():
+            yield check, f"convicted {sum(times)} of {len(times)} times" if times else "was not possible"
+        for check, stale in self.planted.items():
+            yield f"planted: {check}", "convicted" if stale else "NOT convicted"
 
     def facts(self, command: str) -> dict[str, Any]:
         """The evidence of the run, as JSON has it."""
-        total, sums = self.total, Tally()
-        for tally in total.ways.values():
-            sums.add(tally)
+        total, sums = self.total, _sums(self.total)
         began = datetime.fromtimestamp(self.began, UTC)
         counts: dict[str, float] = {
             "operations": total.operations,
@@ -157,6 +157,13 @@ def _sound(report: RoundReport) -> bool:
     return (
         not report.violations and not report.unresolved and not any(report.counts[name] for name in _FAILED)
     )
+
+
+def _sums(report: RoundReport) -> Tally:
+    sums = Tally()
+    for tally in report.ways.values():
+        sums.add(tally)
+    return sums
 
 
 def _laws(sums: Tally) -> dict[str, int]:

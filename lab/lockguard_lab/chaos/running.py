@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -25,7 +26,7 @@ from lockguard_lab.chaos.worker import guard_over
 from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lockguard_lab.servers import PostgresServer
@@ -79,8 +80,8 @@ async def run_round(
         for number in range(1, plan.processes + 1):
             links = await stack.enter_async_context(Links(redis, database_url or postgres.url))
             journal = directory / f"process-{number}.jsonl"
-            spec = _spec(plan, links, journal, number, application, resources, pooler=pooler)
-            bots.append(BotProcess(f"process-{number}", journal, links, spec))
+            spec = partial(_spec, plan, links, journal, number, application, resources, pooler=pooler)
+            bots.append(BotProcess(journal, links, spec))
         await asyncio.gather(*(stack.enter_async_context(bot) for bot in bots))
         disturber = Disturber(
             plan,
@@ -95,20 +96,30 @@ async def run_round(
             report=report,
         )
         interrupted = await _until_interrupted(disturber.disturb(planned(plan)))
-        finished = await asyncio.gather(*(asyncio.to_thread(bot.finish) for bot in bots))
-        for bot, orderly in zip(bots, finished, strict=True):
-            if not orderly:
-                report.counts["processes that failed"] += 1
-                report.tell(f"a process failed: {why(bot.log)}")
-        await _quiet(pool, application)
-        async with pool.acquire() as conn:
-            tables = await read_tables(conn)
-            await conn.execute(TEAR_DOWN)
-        write_private(directory / "tables.json", json.dumps(tables))
+        await _finish(bots, report)
+        await _keep_tables(pool, application, directory)
     judge_round(directory, report)
     if interrupted:
         report.counts["interrupted"] += 1
     return report
+
+
+async def _finish(bots: Sequence[BotProcess], report: RoundReport) -> None:
+    """Let the bots finish what they have begun."""
+    finished = await asyncio.gather(*(asyncio.to_thread(bot.finish) for bot in bots))
+    for bot, orderly in zip(bots, finished, strict=True):
+        if not orderly:
+            report.counts["processes that failed"] += 1
+            report.tell(f"a process failed: {why(bot.log)}")
+
+
+async def _keep_tables(pool: asyncpg.Pool[Any], application: str, directory: Path) -> None:
+    """Keep all rows beside the history, when nothing can be added to them any more."""
+    await _quiet(pool, application)
+    async with pool.acquire() as conn:
+        tables = await read_tables(conn)
+        await conn.execute(TEAR_DOWN)
+    write_private(directory / "tables.json", json.dumps(tables))
 
 
 async def _until_interrupted(work: Any) -> bool:
@@ -132,8 +143,8 @@ def _spec(
     resources: tuple[str, ...],
     *,
     pooler: bool,
-) -> Callable[[], ChaosWorkerSpec]:
-    return lambda: ChaosWorkerSpec(
+) -> ChaosWorkerSpec:
+    return ChaosWorkerSpec(
         redis_urls=links.redis_urls,
         address_map=links.address_map,
         database_url=links.database_url,

@@ -125,6 +125,7 @@ def judge_round(directory: Path, report: RoundReport) -> Judged:
     tables.judge(judged.tables, judged.history.lines, report)
     for call in judged.history.calls.values():
         report.calls[f"{call.call} {call.how or 'unanswered'}"] += 1
+    report.faults.update(fault.kind for fault in judged.history.faults.values())
     for line in judged.history.lines:
         report.counts.update(line.get("counts", {}))
     for what, operations in (("lock", lock_operations(judged)), ("fence", fence_operations(judged))):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.durations import Duration
 from lockguard._cli.mistake import Mistake
 from lockguard._cli.tables import Table, console
 from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError
 from lockguard_lab.fence_load.plan import TASKS, LoadPlan, LoadReport, Phase
-from lockguard_lab.fence_race.chaos.cli import DURATION
 from lockguard_lab.own_server import own_server
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_command"]
 
+_DURATION = Duration("duration", "smh", "give one such as 90s, 30m or 2h", least=timedelta(seconds=1))
 _CONNECTIONS_EACH = 2 * (TASKS + 1)
 
 
@@ -41,7 +43,7 @@ _CONNECTIONS_EACH = 2 * (TASKS + 1)
     type=click.IntRange(1, 1_000_000),
     help="How many resources they write under.",
 )
-@click.option("--duration", type=DURATION, default="60s", show_default=True, help="90s, 30m, 2h.")
+@click.option("--duration", type=_DURATION, default="60s", show_default=True, help="90s, 30m, 2h.")
 @click.option("--seed", default=1, show_default=True, help="Of the processes' random choices.")
 @click.option(
     "--history",

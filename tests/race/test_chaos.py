@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,22 +16,24 @@ import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import Token
-from lockguard_asyncpg import CommitUnknown, install
+from lockguard_asyncpg import CommitUnknown, PostgresFence, install
+from lockguard_lab.chaos import ChaosPlan, RoundReport
+from lockguard_lab.chaos.disturbing import break_and_read
+from lockguard_lab.chaos.running import run_round
+from lockguard_lab.chaos.tables import judge
+from lockguard_lab.chaos.worker import guard_over
 from lockguard_lab.fence_race import WAYS
-from lockguard_lab.fence_race.chaos import ChaosPlan, RoundReport
-from lockguard_lab.fence_race.chaos.history import judge
-from lockguard_lab.fence_race.chaos.running import break_and_read, run_round
 from lockguard_lab.fence_race.operate import operate
 from lockguard_lab.fence_race.plan import WriteAttempt
 from lockguard_lab.fence_race.running import SET_UP, TEAR_DOWN
-from lockguard_lab.servers import PostgresServer, RedisServer
+from lockguard_lab.servers import IndependentRedis, PostgresServer
 
 
 @pytest.fixture(scope="module")
-def own_redis() -> Iterator[RedisServer]:
+def own_redis() -> Iterator[IndependentRedis]:
     """It is emptied and restarted."""
-    with RedisServer() as server:
-        yield server
+    with IndependentRedis(1) as servers:
+        yield servers
 
 
 @pytest.fixture
@@ -42,10 +45,10 @@ async def fenced_server(postgres_server: PostgresServer) -> PostgresServer:
 
 
 async def test_nothing_stale_twice_or_lost_while_processes_are_stopped_killed_and_wiped(
-    own_redis: RedisServer, fenced_server: PostgresServer
+    own_redis: IndependentRedis, fenced_server: PostgresServer, tmp_path: Path
 ) -> None:
     plan = ChaosPlan(ways=tuple(way.name for way in WAYS), length=timedelta(seconds=5), protects=True)
-    report = await run_round(plan, redis=own_redis, postgres=fenced_server)
+    report = await run_round(plan, redis=own_redis, postgres=fenced_server, directory=tmp_path)
     assert report.violations == 0, report.told
     assert report.unresolved == 0, report.counts
     assert sum(report.faults.values()) >= 5
@@ -53,7 +56,7 @@ async def test_nothing_stale_twice_or_lost_while_processes_are_stopped_killed_an
 
 
 async def test_nothing_stale_twice_or_lost_while_postgres_is_killed_at_work_too(
-    own_redis: RedisServer,
+    own_redis: IndependentRedis, tmp_path: Path
 ) -> None:
     # Closes that nobody waits for reach the disk late, so that a crash loses some.
     with PostgresServer(max_connections=200, settings={"wal_writer_delay": "2s"}) as server:
@@ -61,7 +64,9 @@ async def test_nothing_stale_twice_or_lost_while_postgres_is_killed_at_work_too(
         await install(conn)
         await conn.close()
         plan = ChaosPlan(ways=tuple(way.name for way in WAYS), length=timedelta(seconds=8), crashes=True)
-        report = await run_round(replace(plan, protects=True), redis=own_redis, postgres=server)
+        report = await run_round(
+            replace(plan, protects=True), redis=own_redis, postgres=server, directory=tmp_path
+        )
     assert report.violations == 0, report.told
     assert report.unresolved == 0, report.counts
     assert report.counts["processes that failed"] == 0, report.told
@@ -70,7 +75,7 @@ async def test_nothing_stale_twice_or_lost_while_postgres_is_killed_at_work_too(
 
 
 async def test_a_crash_convicts_a_server_that_acknowledges_what_it_has_not_written(
-    own_redis: RedisServer,
+    own_redis: IndependentRedis, tmp_path: Path
 ) -> None:
     hasty = {"synchronous_commit": "off", "wal_writer_delay": "10s"}
     with PostgresServer(max_connections=200, settings=hasty) as server:
@@ -83,7 +88,7 @@ async def test_a_crash_convicts_a_server_that_acknowledges_what_it_has_not_writt
                 ways=("statement",), length=timedelta(seconds=4), seed=seed, crashes=True, stalls=0
             )
             try:
-                report = await run_round(plan, redis=own_redis, postgres=server)
+                report = await run_round(plan, redis=own_redis, postgres=server, directory=tmp_path)
             except asyncpg.UndefinedTableError:  # the tables of the race are lost as well
                 continue
             if any(tally.lost_writes for tally in report.ways.values()):
@@ -92,7 +97,7 @@ async def test_a_crash_convicts_a_server_that_acknowledges_what_it_has_not_writt
 
 
 async def test_processes_convict_a_check_that_is_made_once_per_connection(
-    own_redis: RedisServer, fenced_server: PostgresServer
+    own_redis: IndependentRedis, fenced_server: PostgresServer, tmp_path: Path
 ) -> None:
     for seed in range(1, 6):
         plan = ChaosPlan(
@@ -103,23 +108,24 @@ async def test_processes_convict_a_check_that_is_made_once_per_connection(
             blind=1.0,
             stalls=0.1,
         )
-        if (await run_round(plan, redis=own_redis, postgres=fenced_server)).stale_commits:
+        if (await run_round(plan, redis=own_redis, postgres=fenced_server, directory=tmp_path)).stale_commits:
             return
     pytest.fail("not one stale commit was seen")
 
 
 async def test_what_a_break_made_final_is_what_the_fence_says_also_while_redis_is_ahead_of_it(
-    own_redis: RedisServer, fenced_server: PostgresServer
+    own_redis: IndependentRedis, fenced_server: PostgresServer, tmp_path: Path
 ) -> None:
     # As a grant leaves it that came after the fence was broken, and has not been sealed.
     ahead = int(SYSTEM_CLOCK.wall() * 1_000_000) + 3_600_000_000
-    own_redis.command("SET", "lockguard:{chaos:ahead}:token", str(ahead))
+    own_redis.servers[0].command("SET", "lockguard:{chaos:ahead}:token", str(ahead))
     async with asyncpg.create_pool(fenced_server.url, min_size=0, max_size=3) as pool:
         await pool.execute(SET_UP)
-        line = await break_and_read(own_redis.url, pool, "chaos:ahead")
+        async with guard_over(tuple(own_redis.urls), fence=PostgresFence(pool)) as guard:
+            line = await break_and_read(guard, pool, "chaos:ahead")
         token = await pool.fetchval("select token from lockguard.status('chaos:ahead')")
         await pool.execute(TEAR_DOWN)
-    assert line == {"read": "chaos:ahead", "token": token, "updates": 0, "entries": 0}
+    assert line == {"read": "chaos:ahead", "token": token, "updates": 0, "entries": 0, "broken": ""}
     assert token == ahead  # the break raised the fence to what Redis remembers
 
 
@@ -155,35 +161,32 @@ async def test_an_outcome_is_looked_up_to_the_end_also_when_its_holder_is_cut(
 
 # The judge, on histories that break one law each.
 
-BEGUN = [{"begin": op, "way": "w", "resource": "r", "token": op, "x": 0} for op in (1, 2)]
+BEGUN = [{"begin": op, "call": "write", "way": "w", "resource": "r", "token": op} for op in (1, 2)]
 TOLD = [{"end": op, "how": "committed"} for op in (1, 2)]
+Tables = dict[str, list[dict[str, Any]]]
 
 
-class Tables:
+def rows(updates: list[tuple[int, int, int]], entries: list[tuple[int, int]]) -> Tables:
     """What the judge reads: (n, token, op) of updates, (token, op) of inserted rows."""
-
-    def __init__(self, updates: list[tuple[int, int, int]], entries: list[tuple[int, int]]) -> None:
-        self._ledger = [
+    return {
+        "ledger": [
             {"resource": "r", "n": n, "token": token, "op": op, "at": float(n)} for n, token, op in updates
-        ]
-        self._entries = [{"resource": "r", "token": token, "op": op, "at": 0.0} for token, op in entries]
-
-    async def fetch(self, query: str) -> list[dict[str, Any]]:
-        return self._ledger if "ledger" in query else self._entries
+        ],
+        "entries": [{"resource": "r", "token": token, "op": op, "at": 0.0} for token, op in entries],
+    }
 
 
-async def judged(tables: Tables, journal: list[dict[str, Any]]) -> RoundReport:
+def judged(tables: Tables, lines: list[dict[str, Any]]) -> RoundReport:
     report = RoundReport()
-    conn: Any = tables
-    await judge(conn, journal, report)
+    judge(tables, lines, report)
     return report
 
 
-async def test_a_sound_history_passes() -> None:
-    tables = Tables([(1, 1, 1), (2, 2, 2)], [])
+def test_a_sound_history_passes() -> None:
+    tables = rows([(1, 1, 1), (2, 2, 2)], [])
     read = {"read": "r", "token": 2, "updates": 1, "entries": 0}
     closed = {"closed": "r", "token": 1, "updates": 1, "entries": 0}
-    report = await judged(tables, [*BEGUN, *TOLD, read, closed])
+    report = judged(tables, [*BEGUN, *TOLD, read, closed])
     assert report.violations == 0, report.told
     assert report.ways["w"].committed == 2
 
@@ -191,37 +194,35 @@ async def test_a_sound_history_passes() -> None:
 @pytest.mark.parametrize(
     ("tables", "lines", "law"),
     [
-        pytest.param(Tables([(1, 2, 2), (2, 1, 1)], []), [], "stale_commits", id="tokens go back"),
-        pytest.param(Tables([(1, 1, 1), (3, 2, 2)], []), [], "stale_commits", id="a number is missing"),
+        pytest.param(rows([(1, 2, 2), (2, 1, 1)], []), [], "stale_commits", id="tokens go back"),
+        pytest.param(rows([(1, 1, 1), (3, 2, 2)], []), [], "stale_commits", id="a number is missing"),
         pytest.param(
-            Tables([(1, 1, 1), (2, 2, 2)], []),
+            rows([(1, 1, 1), (2, 2, 2)], []),
             [{"read": "r", "token": 2, "updates": 0, "entries": 0}],
             "stale_commits",
             id="an update after the successor's seal",
         ),
         pytest.param(
-            Tables([], [(1, 1), (2, 2)]),
+            rows([], [(1, 1), (2, 2)]),
             [{"read": "r", "token": 2, "updates": 0, "entries": 0}],
             "stale_commits",
             id="a row after the successor's seal",
         ),
         pytest.param(
-            Tables([(1, 1, 1), (2, 2, 2)], []),
+            rows([(1, 1, 1), (2, 2, 2)], []),
             [{"closed": "r", "token": 2, "updates": 0, "entries": 0}],
             "stale_commits",
             id="a write after its own close",
         ),
-        pytest.param(Tables([(1, 1, 1), (2, 2, 2)], [(1, 1)]), [], "duplicates", id="twice"),
-        pytest.param(Tables([(1, 1, 1)], []), [], "lost_writes", id="reported and not there"),
-        pytest.param(
-            Tables([(1, 1, 1), (2, 2, 2)], [(2, -2)]), [], "lost_writes", id="rolled back and there"
-        ),
+        pytest.param(rows([(1, 1, 1), (2, 2, 2)], [(1, 1)]), [], "duplicates", id="twice"),
+        pytest.param(rows([(1, 1, 1)], []), [], "lost_writes", id="reported and not there"),
+        pytest.param(rows([(1, 1, 1), (2, 2, 2)], [(2, -2)]), [], "lost_writes", id="rolled back and there"),
     ],
 )
-async def test_a_history_that_breaks_a_law_is_convicted(
+def test_a_history_that_breaks_a_law_is_convicted(
     tables: Tables, lines: list[dict[str, Any]], law: str
 ) -> None:
-    report = await judged(tables, [*BEGUN, *TOLD, *lines])
+    report = judged(tables, [*BEGUN, *TOLD, *lines])
     assert getattr(report.ways["w"], law) == 1, report
     assert report.violations == 1
 
@@ -240,16 +241,16 @@ async def test_a_history_that_breaks_a_law_is_convicted(
     ],
 )
 @pytest.mark.parametrize("lazy", [True, False])
-async def test_only_a_crash_that_lost_a_close_which_did_not_wait_lets_its_holder_write_again(
+def test_only_a_crash_that_lost_a_close_which_did_not_wait_lets_its_holder_write_again(
     lines: list[dict[str, Any]], convicted: int, lazy: bool
 ) -> None:
     closed = {"closed": "r", "token": 2, "updates": 0, "entries": 0}
     lazily = {"lazy": 100, "at": 1.0} if lazy else {}
-    tables = Tables([(1, 1, 1), (2, 2, 2)], [])  # the second at the time 2.0
-    report = await judged(tables, [*BEGUN, *TOLD, {**closed, **lazily}, *lines])
+    tables = rows([(1, 1, 1), (2, 2, 2)], [])  # the second at the time 2.0
+    report = judged(tables, [*BEGUN, *TOLD, {**closed, **lazily}, *lines])
     assert report.stale_commits == (convicted if lazy else 1), report.told
 
 
-async def test_what_was_refused_and_is_there_is_convicted() -> None:
-    report = await judged(Tables([(1, 1, 1)], []), [BEGUN[0], {"end": 1, "how": "refused"}])
+def test_what_was_refused_and_is_there_is_convicted() -> None:
+    report = judged(rows([(1, 1, 1)], []), [BEGUN[0], {"end": 1, "how": "refused"}])
     assert report.ways["w"].lost_writes == 1
