@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -163,8 +164,8 @@ def _run(
     summary = Summary(plan.seed)
     with ExitStack() as stack:
         if history is None:
-            temporary = tempfile.TemporaryDirectory(prefix="lockguard-chaos-", ignore_cleanup_errors=True)
-            directory = Path(stack.enter_context(temporary))
+            directory = Path(tempfile.mkdtemp(prefix="lockguard-chaos-"))
+            stack.callback(_drop, directory, summary)
         else:
             directory = _own_directory(history)
         connections = 30 * plan.processes + 40
@@ -181,6 +182,14 @@ def _run(
             _series(plan, topologies, tuple(routes), postgres, directory, duration, summary, planted=planted)
         )
     return summary
+
+
+def _drop(directory: Path, summary: Summary) -> None:
+    """Delete the history, unless it shows what happens perhaps once: another run goes another way."""
+    if summary.sound or not summary.rounds:
+        shutil.rmtree(directory, ignore_errors=True)
+    else:
+        click.echo(f"the history is kept in {directory}; judge it again: lockguard chaos --check {directory}")
 
 
 async def _install(conn: asyncpg.Connection[Any]) -> None:
@@ -209,9 +218,9 @@ async def _series(
     *,
     planted: bool,
 ) -> None:
+    from lockguard_lab.chaos.judged import read_round  # noqa: PLC0415 - an extra
     from lockguard_lab.chaos.selfcheck import self_check  # noqa: PLC0415 - an extra
     from lockguard_lab.chaos.series import convict_planted, rounds  # noqa: PLC0415 - an extra
-    from lockguard_lab.chaos.verdict import read_round  # noqa: PLC0415 - an extra
 
     async for round_ in rounds(
         plan, topologies, routes, postgres=postgres, duration=duration, directory=directory

@@ -19,9 +19,9 @@ from lockguard_lab.chaos.spans import Span, covered_s, overlaps, without
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lockguard_lab.chaos.judged import Grant, Judged
     from lockguard_lab.chaos.plan import RoundReport
     from lockguard_lab.chaos.recording import Call, FaultWindow, History
-    from lockguard_lab.chaos.verdict import Grant, Judged
 
 __all__ = ["BOUNDS", "LOST_WAKE_UP", "Bound", "bounds", "judge"]
 
@@ -185,11 +185,7 @@ class _Judge:
                 continue
             span = (fault.begin - _SLACK_S, min(fault.end, self._history.over) + late_s)
             for call in self._acquires[resource]:
-                if (
-                    call is not waiter
-                    and call.process == fault.target
-                    and overlaps(_open(call), span[:1] * 2)
-                ):
+                if call is not waiter and call.process == fault.target and call.begin <= span[0] <= call.end:
                     spans.append(span)
                     break
         # Who gave up or was cut may leave a reservation that nobody takes.
@@ -421,7 +417,3 @@ class _Judge:
 def _granted(call: Call) -> float:
     """When Redis had granted a lock, before it was sealed."""
     return float(max(call.begin, call.end - call.facts["sealed_ms"] / 1_000))
-
-
-def _open(call: Call) -> Span:
-    return call.begin, call.end

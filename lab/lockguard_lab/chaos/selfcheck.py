@@ -11,15 +11,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from lockguard_lab.chaos.judged import Grant, Judged, grants_of
 from lockguard_lab.chaos.recording import History
-from lockguard_lab.chaos.verdict import (
-    Grant,
-    Judged,
-    fence_operations,
-    grants_of,
-    lock_operations,
-    verdict_on,
-)
+from lockguard_lab.chaos.verdict import fence_operations, lock_operations, verdict_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

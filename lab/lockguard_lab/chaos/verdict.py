@@ -11,16 +11,15 @@ happened: this is the promise that depends on Postgres alone.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lockguard_lab.chaos import recovery, tables
+from lockguard_lab.chaos.judged import Grant, Judged, grants_of, read_round
 from lockguard_lab.chaos.linearizability import Operation, Verdict, check
 from lockguard_lab.chaos.models import Fence, FencedMutex
-from lockguard_lab.chaos.recording import Call, History
 from lockguard_lab.fence_race.operate import End
 
 if TYPE_CHECKING:
@@ -28,95 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lockguard_lab.chaos.plan import RoundReport
+    from lockguard_lab.chaos.recording import Call
 
-__all__ = ["Grant", "Judged", "fence_operations", "grants_of", "judge_round", "lock_operations", "read_round"]
+__all__ = ["fence_operations", "judge_round", "lock_operations", "verdict_on"]
 
 _INSTANT_S = 1e-6
 _LOSES_ALL = ("server flushed", "server restarted empty")
 _DOUBTFUL = ("failover ordered", "master killed", "server restarted with old data")
 _COMMITTED = End.COMMITTED.value
-
-
-@dataclass(slots=True)
-class Grant:
-    """What the history knows of one grant.
-
-    Attributes:
-        acquire: the call that obtained it.
-        release: the call that gave it back, if there was one.
-        deadline: until when its holder trusted it at least, as far as its process has noted.
-        lost: when its holder learned that it had ended; infinity if it did not.
-        reason: why it had ended.
-    """
-
-    acquire: Call
-    release: Call | None = None
-    deadline: float = math.inf
-    lost: float = math.inf
-    reason: str = ""
-
-    @property
-    def id(self) -> str:
-        """The grant's identity."""
-        return str(self.acquire.facts["grant"])
-
-    @property
-    def token(self) -> int:
-        """Its token."""
-        return int(self.acquire.facts["token"])
-
-    @property
-    def released(self) -> bool:
-        """Whether the lock was held when it was given back."""
-        return self.release is not None and self.release.how == "ok"
-
-    @property
-    def believed_until(self) -> float:
-        """When its holder stopped to trust it: it gave it back, was told of its end, or its time was over."""
-        begun = self.release.begin if self.release is not None else math.inf
-        return min(begun, self.deadline, self.lost)
-
-
-@dataclass(slots=True)
-class Judged:
-    """A round as it was read.
-
-    Attributes:
-        history: its history.
-        tables: the rows that it left.
-        plan: the facts of its plan.
-    """
-
-    history: History
-    tables: dict[str, list[dict[str, Any]]]
-    plan: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def resources(self) -> list[str]:
-        """What was locked."""
-        return sorted({call.resource for call in self.history.calls.values()})
-
-    @property
-    def ttl_s(self) -> float:
-        """The ttl of the leases, in seconds."""
-        return float(self.plan["ttl"])
-
-    @property
-    def alone(self) -> bool:
-        """Whether the loss of one server's data is the loss of a lock."""
-        return not str(self.plan["topology"]).startswith("quorum")
-
-
-def read_round(directory: Path) -> Judged:
-    """Read what a round left.
-
-    Raises:
-        OSError: a file cannot be read.
-        ValueError: a file is malformed.
-    """
-    plan = json.loads((directory / "round.json").read_text())
-    rows = json.loads((directory / "tables.json").read_text())
-    return Judged(History.read(sorted(directory.glob("*.jsonl"))), rows, plan)
 
 
 def judge_round(directory: Path, report: RoundReport) -> Judged:
@@ -141,28 +59,6 @@ def judge_round(directory: Path, report: RoundReport) -> Judged:
 def verdict_on(what: str, operations: Iterable[Operation]) -> Verdict:
     """The verdict on the operations of one resource's ``lock`` or ``fence``."""
     return check(operations, FencedMutex() if what == "lock" else Fence())
-
-
-def grants_of(history: History) -> dict[str, Grant]:
-    """All grants of a history, by their ids."""
-    grants = {
-        str(call.facts["grant"]): Grant(call, deadline=float(call.facts["deadline"]))
-        for call in history.made("acquire")
-        if call.how == "ok"
-    }
-    for call in history.made("release"):
-        grants[call.facts["grant"]].release = call
-    for call in history.made("confirm"):
-        if call.how == "ok":
-            grant = grants[call.facts["grant"]]
-            grant.deadline = max(grant.deadline, call.facts["deadline"])
-    for one, renewals in history.renewed.items():
-        if one in grants:
-            grants[one].deadline = max(grants[one].deadline, *(deadline for _, deadline in renewals))
-    for one, (at, reason) in history.lost.items():
-        if one in grants:
-            grants[one].lost, grants[one].reason = at, reason
-    return grants
 
 
 def lock_operations(judged: Judged) -> dict[str, list[Operation]]:
