@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import psutil
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
@@ -19,6 +24,8 @@ from lockguard._lease import Token
 from lockguard_asyncpg import CommitUnknown, PostgresFence, install
 from lockguard_lab.chaos import ChaosPlan, RoundReport
 from lockguard_lab.chaos.disturbing import break_and_read
+from lockguard_lab.chaos.plan import TOPOLOGIES
+from lockguard_lab.chaos.recording import lines_of
 from lockguard_lab.chaos.running import run_round
 from lockguard_lab.chaos.tables import judge
 from lockguard_lab.chaos.worker import guard_over
@@ -27,6 +34,7 @@ from lockguard_lab.fence_race.operate import operate
 from lockguard_lab.fence_race.plan import WriteAttempt
 from lockguard_lab.fence_race.running import SET_UP, TEAR_DOWN
 from lockguard_lab.servers import IndependentRedis, PostgresServer
+from lockguard_lab.servers.supervision import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +52,45 @@ async def fenced_server(postgres_server: PostgresServer) -> PostgresServer:
     return postgres_server
 
 
-async def test_nothing_stale_twice_or_lost_while_processes_are_stopped_killed_and_wiped(
-    own_redis: IndependentRedis, fenced_server: PostgresServer, tmp_path: Path
+@pytest.mark.slow
+def test_nothing_breaks_a_law_while_processes_and_servers_of_every_topology_are_disturbed(
+    tmp_path: Path,
 ) -> None:
-    plan = ChaosPlan(ways=tuple(way.name for way in WAYS), length=timedelta(seconds=5), protects=True)
-    report = await run_round(plan, redis=own_redis, postgres=fenced_server, directory=tmp_path)
-    assert report.violations == 0, report.told
-    assert report.unresolved == 0, report.counts
-    assert sum(report.faults.values()) >= 5
-    assert sum(tally.committed for tally in report.ways.values()) > 20
+    told = tmp_path / "told.json"
+    command = [*CHAOS, "--minutes", "0.34", "--seed", "3", "--json", str(told)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(told.read_text())
+    assert facts["violations"] == []
+    assert {name for name in facts["counts"] if name.startswith("operations, ")} == {
+        f"operations, {topology}" for topology in TOPOLOGIES
+    }
+    assert all(facts["counts"][f"operations, {topology}"] > 10 for topology in TOPOLOGIES)
+    assert facts["counts"]["faults"] > 10
+    assert all(checked["convicted"] for checked in facts["self_check"].values())
+
+
+def test_an_interruption_ends_all_processes_and_judges_what_was_recorded(tmp_path: Path) -> None:
+    history = tmp_path / "history"
+    command = [*CHAOS, "--topology", "single", "--minutes", "60", "--history", str(history)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        started = psutil.Process(running.pid)
+        assert wait_until(lambda: len(answers(history)) > 5, 120), "nothing was recorded"
+        processes = started.children(recursive=True)
+        running.send_signal(signal.SIGINT)
+        said, complained = running.communicate(timeout=120)
+    assert running.returncode == 130, said + complained
+    assert "round-0001-single" in said
+    assert "violations" in said
+    assert (history / "round-0001-single" / "tables.json").exists()
+    assert not psutil.wait_procs(processes, timeout=20)[1]
+
+
+CHAOS = [sys.executable, "-m", "lockguard", "chaos"]
+
+
+def answers(history: Path) -> list[dict[str, Any]]:
+    return [line for path in history.glob("*/process-*.jsonl") for line in lines_of(path) if "end" in line]
 
 
 async def test_nothing_stale_twice_or_lost_while_postgres_is_killed_at_work_too(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.chaos.plan import ChaosPlan, RoundReport
 from lockguard_lab.chaos.running import run_round
 from lockguard_lab.chaos.stage import servers_of
@@ -23,13 +21,13 @@ if TYPE_CHECKING:
 
     from lockguard_lab.fence_race.series import Route
     from lockguard_lab.servers import PostgresServer
-    from lockguard_lab.servers.topologies import Topology
 
 __all__ = ["Round", "convict_planted", "rounds"]
 
 _PLANTED_ROUNDS_MAX = 12
 _PLANTED_ROUND = timedelta(seconds=10)
-_ROUND_MIN = timedelta(seconds=2)
+_ROUND_MIN_S = 2.0
+_REST_S = 0.5
 _ROUNDS_EACH = 3
 _FAILED_MAX = 5
 
@@ -60,31 +58,24 @@ async def rounds(
     duration: timedelta,
     directory: Path,
 ) -> AsyncIterator[Round]:
-    """Run rounds of ``plan.length`` until ``duration`` is over; yields each when it is over.
+    """Run rounds of ``plan.length`` until they have disturbed for ``duration``; yields each when it is over.
 
     The topologies take turns, a few rounds each. The tables are protected in every second round, the routes
     take turns; Postgres crashes in two of three. An interrupted round is the last.
     """
-    number, failed = 0, 0
-    began = SYSTEM_CLOCK.now()
-    until = began + duration.total_seconds()
+    left_s, number, failed = duration.total_seconds(), 0, 0
     # So that each has its turn, also in a short run.
-    turn_s = min(_ROUNDS_EACH * plan.length.total_seconds(), duration.total_seconds() / len(topologies))
+    turn_s = min(_ROUNDS_EACH * plan.length.total_seconds(), left_s / len(topologies))
     for topology in itertools.cycle(topologies):
-        turn_until = min(until, SYSTEM_CLOCK.now() + turn_s)
-        async with AsyncExitStack() as stack:
-            servers = await stack.enter_async_context(servers_of(topology))
-            first = True
-            while True:
-                left = timedelta(seconds=turn_until - SYSTEM_CLOCK.now())
-                if left < _ROUND_MIN and (not first or number >= len(topologies)):
-                    break
-                first = False
-                length = min(plan.length, max(left, _ROUND_MIN))
-                tried, route = _round(plan, topology, routes, number, length)
-                place = directory / f"round-{number + 1:04}-{topology}"
-                place.mkdir(parents=True)
+        async with servers_of(topology) as servers:
+            turn_left_s = min(turn_s, left_s)
+            while turn_left_s > _REST_S:
+                length_s = min(plan.length.total_seconds(), max(turn_left_s, _ROUND_MIN_S))
+                turn_left_s, left_s = turn_left_s - length_s, left_s - length_s
+                tried, route = _round(plan, topology, routes, number, timedelta(seconds=length_s))
                 number += 1
+                place = directory / f"round-{number:04}-{topology}"
+                place.mkdir(parents=True)
                 try:
                     report = await run_round(
                         tried,
@@ -97,7 +88,7 @@ async def rounds(
                 except Exception as exc:
                     failed += 1
                     report = _failure(exc)
-                    await _mend(servers, postgres)
+                    await _mend(postgres)
                     if failed > _FAILED_MAX:
                         raise
                 tables = "protected" if tried.protects else "plain"
@@ -105,9 +96,9 @@ async def rounds(
                 yield Round(f"{place.name}, {route.name}, {tables} tables{crashes}", tried, place, report)
                 if report.counts["interrupted"]:
                     return
-                if failed and report.counts["rounds that failed"]:
+                if report.counts["rounds that failed"]:  # its servers may be in any state: take new ones
                     break
-        if SYSTEM_CLOCK.now() > until - _ROUND_MIN.total_seconds() and number >= len(topologies):
+        if left_s <= _REST_S:
             return
 
 
@@ -138,12 +129,10 @@ def _failure(exc: Exception) -> RoundReport:
     return report
 
 
-async def _mend(servers: Topology, postgres: PostgresServer) -> None:
-    """Bring back what a round that failed has left stopped or killed; the next turn has new servers."""
-    for server in (*servers.servers, postgres):
-        if not server.running:
-            await asyncio.to_thread(server.restart)
-        await asyncio.to_thread(server.resume)
+async def _mend(postgres: PostgresServer) -> None:
+    """Bring back the server that a round that failed may have left killed."""
+    if not postgres.running:
+        await asyncio.to_thread(postgres.restart)
 
 
 async def convict_planted(
