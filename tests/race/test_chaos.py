@@ -53,12 +53,13 @@ async def fenced_server(postgres_server: PostgresServer) -> PostgresServer:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_nothing_breaks_a_law_while_processes_and_servers_of_every_topology_are_disturbed(
     tmp_path: Path,
 ) -> None:
     told = tmp_path / "told.json"
-    command = [*CHAOS, "--minutes", "0.34", "--seed", "3", "--json", str(told)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [*CHAOS, "--minutes", "0.34", "--processes", "2", "--seed", "3", "--json", str(told)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=380, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(told.read_text())
     assert facts["violations"] == []
@@ -70,12 +71,13 @@ def test_nothing_breaks_a_law_while_processes_and_servers_of_every_topology_are_
     assert all(checked["convicted"] for checked in facts["self_check"].values())
 
 
+@pytest.mark.timeout(300)
 def test_an_interruption_ends_all_processes_and_judges_what_was_recorded(tmp_path: Path) -> None:
     history = tmp_path / "history"
     command = [*CHAOS, "--topology", "single", "--minutes", "60", "--history", str(history)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         started = psutil.Process(running.pid)
-        assert wait_until(lambda: len(answers(history)) > 5, 120), "nothing was recorded"
+        assert wait_until(lambda: faults(history) != [], 120), "nothing was disturbed"
         processes = started.children(recursive=True)
         running.send_signal(signal.SIGINT)
         said, complained = running.communicate(timeout=120)
@@ -89,8 +91,8 @@ def test_an_interruption_ends_all_processes_and_judges_what_was_recorded(tmp_pat
 CHAOS = [sys.executable, "-m", "lockguard", "chaos"]
 
 
-def answers(history: Path) -> list[dict[str, Any]]:
-    return [line for path in history.glob("*/process-*.jsonl") for line in lines_of(path) if "end" in line]
+def faults(history: Path) -> list[dict[str, Any]]:
+    return [line for path in history.glob("*/conductor.jsonl") for line in lines_of(path) if "fault" in line]
 
 
 async def test_nothing_stale_twice_or_lost_while_postgres_is_killed_at_work_too(

@@ -178,9 +178,23 @@ def _run(
             routes.append(Route("pooler", bouncer.url, pooler=True))
         click.echo(f"trying {Path(lockguard.__file__).parent} on {postgres!r}", err=True)
         connected(postgres.url, _install)
-        interrupt.run(
-            _series(plan, topologies, tuple(routes), postgres, directory, duration, summary, planted=planted)
-        )
+        try:
+            interrupt.run(
+                _series(
+                    plan,
+                    topologies,
+                    tuple(routes),
+                    postgres,
+                    directory,
+                    duration,
+                    summary,
+                    planted=planted,
+                )
+            )
+        except KeyboardInterrupt:  # between two rounds: those that are over are told
+            if not summary.rounds:
+                raise
+            summary.total.counts["interrupted"] += 1
     return summary
 
 
