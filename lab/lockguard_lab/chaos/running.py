@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,23 +66,20 @@ async def run_round(
     """
     report, application = RoundReport(), f"lockguard-chaos-{new_grant_id()[:8]}"
     resources = tuple(f"chaos:{plan.seed}:{number}" for number in range(plan.resources))
-    write_private(
-        directory / "round.json", json.dumps(asdict(plan), default=lambda span: span.total_seconds())
-    )
+    _keep(directory / "round.json", asdict(plan))
     recorder = Recorder(str(directory / "conductor.jsonl"), 0)
     async with AsyncExitStack() as stack:
         stack.callback(recorder.close)
         pool = await stack.enter_async_context(asyncpg.create_pool(postgres.url, min_size=0, max_size=4))
         await _set_up(pool, resources, protects=plan.protects)
-        guard = await stack.enter_async_context(
-            guard_over(urls_of(redis), fence=PostgresFence(pool), ttl=plan.ttl)
-        )
+        guard = guard_over(urls_of(redis), fence=PostgresFence(pool), ttl=plan.ttl)
+        await stack.enter_async_context(guard)
+        told = partial(_spec, plan, application=application, resources=resources, pooler=pooler)
         bots = []
         for number in range(1, plan.processes + 1):
             links = await stack.enter_async_context(Links(redis, database_url or postgres.url))
             journal = directory / f"process-{number}.jsonl"
-            spec = partial(_spec, plan, links, journal, number, application, resources, pooler=pooler)
-            bots.append(BotProcess(journal, links, spec))
+            bots.append(BotProcess(journal, links, partial(told, links, journal, number)))
         await asyncio.gather(*(stack.enter_async_context(bot) for bot in bots))
         disturber = Disturber(
             plan,
@@ -99,8 +97,7 @@ async def run_round(
         await _finish(bots, report)
         await _keep_tables(pool, application, directory)
     judge_round(directory, report)
-    if interrupted:
-        report.counts["interrupted"] += 1
+    report.counts["interrupted"] += interrupted
     return report
 
 
@@ -119,7 +116,11 @@ async def _keep_tables(pool: asyncpg.Pool[Any], application: str, directory: Pat
     async with pool.acquire() as conn:
         tables = await read_tables(conn)
         await conn.execute(TEAR_DOWN)
-    write_private(directory / "tables.json", json.dumps(tables))
+    _keep(directory / "tables.json", tables)
+
+
+def _keep(path: Path, facts: dict[str, Any]) -> None:
+    write_private(path, json.dumps(facts, default=timedelta.total_seconds))
 
 
 async def _until_interrupted(work: Any) -> bool:
@@ -139,9 +140,9 @@ def _spec(
     links: Links,
     journal: Path,
     number: int,
+    *,
     application: str,
     resources: tuple[str, ...],
-    *,
     pooler: bool,
 ) -> ChaosWorkerSpec:
     return ChaosWorkerSpec(
