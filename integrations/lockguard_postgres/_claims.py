@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from lockguard._context import current_leases
 from lockguard._lease import GrantId, Lease, Resource, Token
 from lockguard.errors import LeaseNotHeld
 from lockguard_postgres._errors import CommitUnknown
+from lockguard_postgres._in_force import leases_of_bodies
 from lockguard_postgres._literals import number, text, uuid
 from lockguard_postgres._unsealed import UNSEALED
 
@@ -78,9 +78,9 @@ def leases_for(lease: Lease | Sequence[Lease] | None) -> tuple[Lease, ...]:
     """The leases under which a transaction writes; by default those of all surrounding bodies.
 
     Raises:
-        LeaseNotHeld: there are none.
+        LeaseNotHeld: there are none; or one of those bodies was left before the task that was begun in it.
     """
-    leases = current_leases() if lease is None else (lease,) if isinstance(lease, Lease) else tuple(lease)
+    leases = leases_of_bodies() if lease is None else (lease,) if isinstance(lease, Lease) else tuple(lease)
     if not leases:
         raise LeaseNotHeld(
             "a fenced transaction needs a lease: open it inside `async with guard.hold(...)` or pass lease=",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lockguard._lease import Lease
 
-__all__ = ["is_unfenced", "leases_in_force", "unfenced"]
+__all__ = ["is_unfenced", "leases_in_force", "leases_of_bodies", "unfenced"]
 
 _unfenced: ContextVar[bool] = ContextVar("lockguard_unfenced", default=False)
 
@@ -44,8 +44,16 @@ def leases_in_force() -> tuple[Lease, ...]:
         LeaseNotHeld: the task has outlived its guarded body, or the task that entered the hold has ended; it
             must not pass for code that never had a lease.
     """
-    if is_unfenced():
-        return ()
+    return () if is_unfenced() else leases_of_bodies()
+
+
+def leases_of_bodies() -> tuple[Lease, ...]:
+    """The leases of all surrounding bodies.
+
+    Raises:
+        LeaseNotHeld: see :func:`leases_in_force`; a write under what is left of several leases would pass for
+            one under all of them.
+    """
     if (ended := outlived_lease()) is not None:
         raise LeaseNotHeld(
             f"this task began in the body of the lease on {ended.resource!r}, which was released:"

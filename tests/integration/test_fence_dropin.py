@@ -15,6 +15,7 @@ from lockguard_asyncpg import (
     NotCommitted,
     create_pool,
     fenced,
+    fenced_execute,
     fenced_transaction,
     install,
     unfenced,
@@ -322,6 +323,40 @@ async def test_a_task_that_outlives_the_body_cannot_write(pool: asyncpg.Pool[Any
     ended.set()
     with pytest.raises(LeaseNotHeld, match="await it inside the body"):
         await task
+    assert await rows(pool) == 0
+
+
+async def _plain_write(pool: asyncpg.Pool[Any]) -> None:
+    await pool.execute(INSERT)
+
+
+async def _fenced_write(pool: asyncpg.Pool[Any]) -> None:
+    await fenced_execute(pool, INSERT)
+
+
+async def _write_in_a_transaction(pool: asyncpg.Pool[Any]) -> None:
+    async with fenced_transaction(pool) as conn:
+        await conn.execute(INSERT)
+
+
+@pytest.mark.parametrize("write", [_plain_write, _fenced_write, _write_in_a_transaction])
+async def test_a_task_that_outlives_one_of_two_bodies_does_not_write_under_the_other_alone(
+    pool: asyncpg.Pool[Any], write: Callable[[asyncpg.Pool[Any]], Awaitable[None]]
+) -> None:
+    outer, inner, ended = await held(pool, 7, "a"), await held(pool, 7, "b"), asyncio.Event()
+
+    async def straggler() -> None:
+        await ended.wait()
+        await write(pool)
+
+    with under(outer):
+        with under(inner):
+            task = asyncio.create_task(straggler())
+            await asyncio.sleep(0)
+        inner.mark_released()
+        ended.set()
+        with pytest.raises(LeaseNotHeld, match="began in the body of the lease on 'b'"):
+            await task
     assert await rows(pool) == 0
 
 

@@ -12,6 +12,18 @@ from lockguard_lab.sim.world import Process, World
 __all__ = ["Link", "Network", "Peer"]
 
 
+class _Socket:
+    """What a driver sets options on."""
+
+    family = 0
+
+    def setsockopt(self, *_: object) -> None:
+        """Nothing depends on it here."""
+
+
+_SOCKET = _Socket()
+
+
 class Peer(Protocol):
     """The server's end of a connection."""
 
@@ -120,7 +132,7 @@ class Transport(asyncio.Transport):
         self._last = [0.0, 0.0]
         self._gone = [False, False]  # the server's end, the process's end
         self._stalled_until = 0.0
-        self._peer = server.accept(lambda data: self._send(1, data), self.reset, address)
+        self.peer = server.accept(lambda data: self._send(1, data), self.reset, address)
         network.open.append(self)
         process.transports.append(self)
 
@@ -151,9 +163,8 @@ class Transport(asyncio.Transport):
         return self._closed
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Nothing is known of it."""
-        del name
-        return default
+        """Nothing is known of it, but that it has a socket."""
+        return _SOCKET if name == "socket" else default
 
     # The network.
 
@@ -194,7 +205,7 @@ class Transport(asyncio.Transport):
 
     def _server_lost(self) -> None:
         self._gone[0] = True
-        self._peer.lost()
+        self.peer.lost()
 
     def _send(self, way: int, data: bytes) -> None:
         if self._gone[way]:
@@ -221,7 +232,7 @@ class Transport(asyncio.Transport):
         if self._gone[way]:
             return
         if way == 0:
-            self._peer.received(data)
+            self.peer.received(data)
         else:
             self.process.arrived.append((self._received, (data,)))
 

@@ -73,7 +73,7 @@ class Outcome:
 def run(plan: Plan) -> Outcome:
     """Run one schedule; the library's clock and dice are the schedule's meanwhile."""
     world = World(plan.seed)
-    with _in(world):
+    with in_world(world):
         return _Schedule(plan, world).run()
 
 
@@ -83,7 +83,7 @@ def violations(seed: int, topology: str | None) -> tuple[Violation, ...]:
 
 
 @contextlib.contextmanager
-def _in(world: World) -> Iterator[None]:
+def in_world(world: World) -> Iterator[None]:
     """Have everything that reads a clock or throws dice read and throw those of the schedule."""
     dice = random.Random(world.dice.random())  # noqa: S311 - a simulation, not a secret
     state, collecting = random.getstate(), gc.isenabled()

@@ -9,6 +9,7 @@ import heapq
 import itertools
 import math
 import random
+import sys
 from asyncio import events
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -205,7 +206,13 @@ class Process(asyncio.BaseEventLoop):
             most, stops_for_s = min(most, self._stops_within[0]), self._stops_within[1]
             self._stops_within = None
             self.stop_for(stops_for_s)
+        hooks = sys.get_asyncgen_hooks()
         events._set_running_loop(self)
+        # Generators that nobody finishes are closed in their own process, as asyncio does.
+        sys.set_asyncgen_hooks(
+            firstiter=self._asyncgen_firstiter_hook,  # type: ignore[attr-defined]
+            finalizer=self._asyncgen_finalizer_hook,  # type: ignore[attr-defined]
+        )
         self.world.running = self
         try:
             for _ in range(most):
@@ -214,6 +221,7 @@ class Process(asyncio.BaseEventLoop):
                     handle._run()
         finally:
             events._set_running_loop(None)
+            sys.set_asyncgen_hooks(*hooks)
             self.world.running = None
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:

@@ -1,0 +1,187 @@
+"""The laws of the fence, which every schedule is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lockguard.errors import LossReason
+from lockguard.events import Lost
+from lockguard_lab.sim.fenced.functions import Fence, fence_key
+from lockguard_lab.sim.judge import Body, Judge
+
+if TYPE_CHECKING:
+    from lockguard import Lease
+    from lockguard_lab.sim.fenced.database import Database, Transaction
+    from lockguard_lab.sim.world import Process
+
+__all__ = ["FenceJudge", "Op"]
+
+
+@dataclass(eq=False)
+class Op:
+    """One write that a body attempts.
+
+    Attributes:
+        name: what the database knows it by.
+        lease: the lease that it is made under.
+        begun: when.
+        committed: whether it has.
+        never: why it must never commit, once that is known.
+        reads: whether it writes what follows from what the body read.
+    """
+
+    name: str
+    lease: Lease
+    begun: float
+    committed: bool = False
+    never: str = ""
+
+
+@dataclass
+class FenceJudge(Judge):
+    """Watches one schedule."""
+
+    ops: dict[str, Op] = field(default_factory=dict)
+    left_at: dict[str, tuple[float, Process]] = field(default_factory=dict)
+    writes: int = 0
+    inside: dict[int, list[tuple[Body, object]]] = field(default_factory=dict)
+    database: Database | None = None
+
+    def begin(self, body: Body) -> Op:
+        """A write is about to be made."""
+        op = Op(f"{body.process.name}-{len(self.ops)}", body.lease, self.world.now)
+        self.ops[op.name] = op
+        return op
+
+    def row(self, resource: str) -> Fence | None:
+        """The fence's row of a resource."""
+        assert self.database is not None
+        row = self.database.latest(fence_key(resource))
+        assert row is None or isinstance(row, Fence)
+        return row
+
+    def is_in_force(self, lease: Lease) -> bool:
+        """Whether the fence accepts a lease."""
+        row = self.row(str(lease.resource))
+        return row == Fence(int(lease.token), str(lease.grant.id), is_open=True)
+
+    def entered(self, body: Body) -> None:
+        """A body begins: nothing older may commit any more."""
+        super().entered(body)
+        lease = body.lease
+        row = self.row(str(lease.resource))
+        if not self.plan.first and (row is None or row.token < lease.token):  # type: ignore[attr-defined]
+            current = row.token if row else None
+            self.accuse("S3: sealed before the body begins", f"{lease.resource}: {lease.token}, {current}")
+
+    def left(self, body: Body) -> None:
+        """A body is over."""
+        super().left(body)
+        self.is_left(body.process, str(body.lease.grant.id))
+
+    def is_left(self, process: Process, grant: str) -> None:
+        """From now on nothing that begins under a grant may be accepted, and it has to be closed."""
+        self.left_at[grant] = self.world.now, process
+
+    def committed(self, transaction: Transaction) -> None:
+        """A transaction has committed."""
+        for key in transaction.writes:
+            if key[0] != "op" or str(key[1]) not in self.ops:
+                continue
+            op = self.ops[str(key[1])]
+            lease, resource = op.lease, str(op.lease.resource)
+            row = self.row(resource)
+            self.world.tell(f"{op.name} of {resource} with {int(lease.token)} commits")
+            self.writes += 1
+            mine = row is not None and (row.token, row.grant) == (int(lease.token), str(lease.grant.id))
+            closes = fence_key(resource) in transaction.writes
+            if not mine or row is None or not (row.is_open or closes):
+                self.accuse(
+                    "S1: no stale write commits", f"{op.name} with {int(lease.token)}, in force: {row}"
+                )
+            if op.never:
+                self.accuse("S15: what is known to be lost never commits", f"{op.name}: {op.never}")
+            if op.committed:
+                self.accuse("S15: a write commits once", op.name)
+            left_at = self.left_at.get(str(lease.grant.id))
+            if left_at is not None and op.begun > left_at[0]:
+                self.accuse("S5: nothing that begins after the release is accepted", op.name)
+            op.committed = True
+            self._judge_value(op, transaction.writes[key])
+
+    def _judge_value(self, op: Op, written: object) -> None:
+        assert isinstance(written, tuple)
+        _, token, before, after, by = written
+        if before is not None and after != before + 1 and by != token:
+            told = f"{op.name} read {after - 1}, and wrote over {before}"
+            self.accuse("S3: the state that a holder reads is final", told)
+
+    def done(self, ops: list[Op]) -> None:
+        """A write was answered."""
+        for op in ops:
+            if not op.committed:
+                self.accuse("S15: a write that was answered is there", op.name)
+
+    def failed(self, ops: list[Op], error: BaseException) -> None:
+        """A write failed with an error that leaves no doubt."""
+        for op in ops:
+            if op.committed:
+                self.accuse("S15: a write that failed is not there", f"{op.name}: {error!r}")
+            op.never = f"it failed with {error!r}"
+
+    def undone(self, op: Op) -> None:
+        """A write was rolled back with its savepoint."""
+        op.never = "it was rolled back"
+
+    def resolved(self, op: Op, *, committed: bool) -> None:
+        """It was found out what became of a write."""
+        if committed != op.committed:
+            self.accuse("S15: the outcome of a lost answer is known", f"{op.name}: {committed}")
+        if not committed:
+            op.never = "it was found to be lost"
+
+    def stale(self, body: Body, error: BaseException) -> None:
+        """The fence refused a write of a body."""
+        lease = body.lease
+        self.world.tell(f"{body.process.name} is refused with {int(lease.token)}: {error}")
+        if str(lease.resource) != str(getattr(error, "resource", "")):
+            return  # an outer hold's
+        if self.is_in_force(lease):
+            self.accuse("S3: a holder may write", f"{body.process.name} with {int(lease.token)}: {error}")
+        if lease.loss is None:
+            self.accuse("S10: a refused write ends its lease", f"{lease.resource} with {int(lease.token)}")
+
+    @contextmanager
+    def called(self, group: int, argument: object, body: Body) -> Iterator[None]:
+        """A decorated function runs: none other may that was called with equal arguments."""
+        there = self.inside.setdefault(group, [])
+        for other, theirs in there:
+            if self.plan.excludes and self.believes(other) and self.believes(body):
+                self.accuse("S14: equal arguments lock one name", f"{argument!r} beside {theirs!r}")
+        there.append((body, argument))
+        try:
+            yield
+        finally:
+            there.remove((body, argument))
+
+    def lost(self, event: Lost) -> None:
+        """A guard says that a lease is over."""
+        super().lost(event)
+        if self.plan.latency_s and event.reason is not LossReason.ABANDONED:  # type: ignore[attr-defined]
+            told = f"{event.grant.resource}: {event.reason.value}"
+            self.accuse("L7: a link with a long round trip ends no lease", told)
+
+    def judge_what_is_left(self) -> None:
+        """When all is quiet: what was left is closed, and no transaction is open."""
+        assert self.database is not None
+        for session in self.database.sessions:
+            if session.transaction is not None:
+                self.accuse("S8: nothing is left behind", f"{session.name} is in a transaction")
+        ended = {grant for grant, (_, process) in self.left_at.items() if not process.dead}
+        for key in self.database.keys("fence"):
+            row = self.row(str(key[1]))
+            if row is not None and row.is_open and row.grant in ended:
+                self.accuse("S5: what was left is closed", f"{key[1]} is open for {row.token}")

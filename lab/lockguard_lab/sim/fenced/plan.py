@@ -1,0 +1,116 @@
+"""What a schedule of the fence consists of, drawn from its seed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from lockguard_lab.sim.plan import Fault
+
+__all__ = ["FencedPlan"]
+
+_GENTLE = (
+    "cancel",
+    "cut database",
+    "cut redis",
+    "slow database",
+    "hold database",
+    "kill session",
+    "freeze session",
+    "lose answers",
+    "stop process",
+)
+_HARSH = ("kill process", "crash database", "hold redis")
+_LOSING = ("wipe", "break")
+"""What makes two believe in one lock: then only the fence keeps the order of writes."""
+
+
+@dataclass(frozen=True)
+class FencedPlan:
+    """One schedule before it begins.
+
+    Attributes:
+        seed: its number.
+        processes: how many compete.
+        tasks: how many tasks of each process do.
+        resources: how many locks there are.
+        ttl_s: the ttl of every lease.
+        latency_s: what bytes take, each way, between all processes and the lock's server, once connected.
+        work_s: the longest body.
+        until_s: when no more holds are begun.
+        first: whether leases are sealed with their first write.
+        faults: what goes wrong.
+    """
+
+    seed: int
+    processes: int
+    tasks: int
+    resources: int
+    ttl_s: float
+    latency_s: float
+    work_s: float
+    until_s: float
+    first: bool
+    faults: tuple[Fault, ...] = ()
+
+    @classmethod
+    def of(cls, seed: int) -> FencedPlan:
+        """The plan of a seed."""
+        dice = random.Random(seed ^ 0xFE9CE)  # noqa: S311 - a simulation, not a secret
+        until_s = dice.choice((1.0, 2.0, 2.0, 4.0))
+        kinds = dice.choice(
+            (_GENTLE, _GENTLE + _HARSH, _LOSING, _GENTLE + 3 * _LOSING, _GENTLE + _HARSH + _LOSING)
+        )
+        ttl_s = dice.choice((1.0, 1.0, 3.0, 10.0))
+        # A steady link, near or far; a far one has no other faults, so that a lost lease is the link's.
+        far = dice.random() < 0.15
+        faults = [
+            Fault(
+                dice.choice(kinds),
+                dice.uniform(0, until_s),
+                dice.choice((0.02, 0.15, 0.6, 1.5, 3.0)) * dice.uniform(0.5, 1.5),
+                (dice.randrange(60), dice.randrange(60)),
+            )
+            for _ in range(0 if far else dice.choice((0, 1, 1, 2, 3, 5, 8)))
+        ]
+        return cls(
+            seed=seed,
+            processes=dice.choice((1, 2, 2, 3)),
+            tasks=dice.choice((1, 1, 2, 3)),
+            resources=dice.choice((1, 1, 2)),
+            ttl_s=ttl_s,
+            latency_s=min(0.9, dice.uniform(0.02, 0.11) * ttl_s) if far else 0.0,
+            work_s=2.0 * ttl_s if far else dice.choice((0.02, 0.1, 0.5, 0.5, 2.0)),
+            until_s=until_s,
+            first=not far and dice.random() < 0.15,
+            faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+        )
+
+    @property
+    def kinds(self) -> set[str]:
+        """What goes wrong."""
+        return {fault.kind for fault in self.faults}
+
+    @property
+    def excludes(self) -> bool:
+        """Whether mutual exclusion is promised."""
+        return not self.kinds & set(_LOSING)
+
+    @property
+    def loses_data(self) -> bool:
+        """Whether the server may forget a lock."""
+        return bool(self.kinds & set(_LOSING))
+
+    @property
+    def erodes(self) -> bool:
+        """As of a schedule of the lock; here nothing does."""
+        return False
+
+    def __str__(self) -> str:
+        first = (
+            f"seed {self.seed}: {self.processes} processes of {self.tasks} tasks, {self.resources} resources,"
+            f" ttl {self.ttl_s:g} s, latency {self.latency_s:.3f} s, bodies up to {self.work_s:g} s,"
+            f" {self.until_s:g} s{', sealed with the first write' if self.first else ''}"
+        )
+        faults = [f"  at {one.at:.4f} s for {one.lasts:.3f} s: {one.kind} {one.where}" for one in self.faults]
+        return "\n".join((first, *faults))
