@@ -64,7 +64,7 @@ def _separate(world: World) -> Iterator[None]:
     CLOSED.__init__()  # type: ignore[misc]
     with (
         mock.patch.object(Keeper, "end", end_in_own_process),
-        mock.patch.object(time, "monotonic", lambda: world.now),
+        mock.patch.object(time, "monotonic", lambda: world.now),  # noqa: PT008
         mock.patch.object(secrets, "randbelow", lambda _: next(numbers)),  # noqa: PT008
     ):
         _numbers.NUMBERS.begin()
