@@ -197,6 +197,7 @@ class Bot:
         """A hold that is entered by one task and left by another, which has an error of its own."""
         error = Own("the body's own")
         met: BaseException | None = None
+        entering: asyncio.Task[Lease] | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
                 entering = asyncio.create_task(stack.enter_async_context(self._hold(resource)))
@@ -208,7 +209,12 @@ class Bot:
             raise
         except BaseException as exc:  # noqa: BLE001 - judged
             met = exc
-        was_entered = entering.done() and not entering.cancelled() and entering.exception() is None
+        was_entered = (
+            entering is not None
+            and entering.done()
+            and not entering.cancelled()
+            and entering.exception() is None
+        )
         if met is not error and (was_entered or not isinstance(met, LockguardError)):
             self.judge.accuse("S11: the body's own error leaves", repr(met))
         await self._as_outside()

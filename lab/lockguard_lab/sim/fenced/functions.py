@@ -473,7 +473,8 @@ class _Statement:
                 return None
             yield Wait(_gate(resource), "alone")
         key = fence_key(resource)
-        row = self.locked(key)  # type: ignore[assignment]
+        held = self.locked(key)
+        row = held if isinstance(held, Fence) else None
         if row is None:
             self.write(key, Fence(token, grant, is_open=False))
         elif row.grant == grant and row.is_open:

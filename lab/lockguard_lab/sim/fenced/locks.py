@@ -68,11 +68,12 @@ class Locks:
         """Stand in line; ``granted`` is called once the lock is had, perhaps at once."""
         lock = self._locks.setdefault(key, _Lock())
         waiter = Waiter(owner, key, mode, granted)
-        mine = [theirs for other, theirs in lock.held if other is owner]
+        mine: list[Mode] = [theirs for other, theirs in lock.held if other is owner]
         place = len(lock.waiting)
         for number, ahead in enumerate(lock.waiting):
+            wanted: Mode = ahead.mode
             # Who holds what the one ahead waits for goes before it: behind it, both would wait for ever.
-            if any(_conflict(ahead.mode, theirs) for theirs in mine):
+            if any(_conflict(wanted, theirs) for theirs in mine):
                 place = number
                 break
         lock.waiting.insert(place, waiter)

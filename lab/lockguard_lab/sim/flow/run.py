@@ -26,7 +26,7 @@ from lockguard_lab.sim.judge import Violation
 from lockguard_lab.sim.network import Network
 from lockguard_lab.sim.postgres import Postgres
 from lockguard_lab.sim.redis_server import RedisServer
-from lockguard_lab.sim.run import _in
+from lockguard_lab.sim.run import in_world
 from lockguard_lab.sim.world import Stuck, World
 from lockguard_positions import AtomicPositionManager, Opened
 from lockguard_positions import _fenced_writes as writes
@@ -79,7 +79,7 @@ class FlowOutcome:
 def run(plan: FlowPlan) -> FlowOutcome:
     """Run one schedule; clocks, dice and the store's connections are the schedule's meanwhile."""
     world = World(plan.seed)
-    with _in(world), _in_the_model():
+    with in_world(world), _in_the_model():
         schedule = Schedule(plan, world)
         try:
             return schedule.run()
