@@ -16,8 +16,8 @@ from lockguard import LockGuard, current_lease
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg import PostgresFence, create_pool
 from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_lab.sim.fenced.judge import Body
 from lockguard_lab.sim.fenced.writes import last, write
-from lockguard_lab.sim.judge import Body
 
 if TYPE_CHECKING:
     from random import Random
@@ -269,7 +269,7 @@ class Bot:
 
     async def _body(self, resource: str, lease: Lease, *, closes: bool = False) -> None:
         plan, dice, judge = self.plan, self.dice, self.judge
-        body = Body(self.process, resource, lease, self.process.world.now)
+        body = Body(self.process, resource, lease)
         judge.entered(body)
         try:
             left_s = plan.work_s if plan.latency_s else dice.uniform(0, plan.work_s)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lockguard.errors import LossReason
+from lockguard.errors import LockguardError, LossReason
 from lockguard.events import Lost
 from lockguard_lab.sim.fenced.functions import Fence, fence_key
-from lockguard_lab.sim.judge import Body, Judge
+from lockguard_lab.sim.judge import Violation
 
 if TYPE_CHECKING:
     from lockguard import Lease
     from lockguard_lab.sim.fenced.database import Database, Transaction
-    from lockguard_lab.sim.world import Process
+    from lockguard_lab.sim.fenced.plan import FencedPlan
+    from lockguard_lab.sim.world import Process, World
 
-__all__ = ["FenceJudge", "Op"]
+__all__ = ["Body", "FenceJudge", "Op"]
+
+
+@dataclass(eq=False)
+class Body:
+    """One body that runs under a lease."""
+
+    process: Process
+    resource: str
+    lease: Lease
 
 
 @dataclass(eq=False)
@@ -41,14 +51,63 @@ class Op:
 
 
 @dataclass
-class FenceJudge(Judge):
+class FenceJudge:
     """Watches one schedule."""
 
+    world: World
+    plan: FencedPlan
+    violations: list[Violation] = field(default_factory=list)
+    bodies: list[Body] = field(default_factory=list)
+    held: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    keeps: Callable[[str, str], bool] = lambda *_: True
+    """Whether the server keeps a resource for a grant."""
     ops: dict[str, Op] = field(default_factory=dict)
     left_at: dict[str, tuple[float, Process]] = field(default_factory=dict)
     writes: int = 0
     inside: dict[int, list[tuple[Body, object]]] = field(default_factory=dict)
     database: Database | None = None
+
+    def accuse(self, law: str, told: str) -> None:
+        """A law was broken."""
+        self.violations.append(Violation(law, told))
+        self.world.tell(f"VIOLATION {law}: {told}")
+
+    def looked_at(self, body: Body) -> None:
+        """A body goes on after an await, or has just begun."""
+        late_s = body.process.time() - body.lease.deadline
+        if (late_s > 0 or body.lease.loss is not None) and body.process.went_on_at != self.world.now:
+            told = f"{body.process.name} goes on {late_s:.4f} s after its deadline, {body.lease.state.value}"
+            self.accuse("S10: the body of a lost lease is cut", told)
+        if not self.believes(body) or not self.plan.excludes:
+            return
+        if not self.keeps(body.resource, str(body.lease.grant.id)):
+            told = f"{body.process.name} believes in {body.resource}, which is not kept for it"
+            self.accuse("S1: a believed lease is held", told)
+        others = [other for other in self.bodies if other is not body and self._conflicts(body, other)]
+        if others:
+            both = ", ".join(f"{one.process.name} with {int(one.lease.token)}" for one in (body, *others))
+            self.accuse("S1: mutual exclusion", f"{body.resource} is believed to be held by {both}")
+
+    def _conflicts(self, body: Body, other: Body) -> bool:
+        return other.resource == body.resource and other.lease is not body.lease and self.believes(other)
+
+    @staticmethod
+    def believes(body: Body) -> bool:
+        """Whether a body's lease would pass a check in its own process now."""
+        return (
+            not body.process.dead
+            and body.lease.state.value in ("held", "unknown")
+            and body.process.time() < body.lease.deadline
+        )
+
+    def ended(self, who: str, error: BaseException | None) -> None:
+        """A call ended."""
+        name = type(error).__name__ if error is not None else "done"
+        self.outcomes[name] = self.outcomes.get(name, 0) + 1
+        self.world.tell(f"{who}: {name}")
+        if error is not None and not isinstance(error, LockguardError):
+            self.accuse("S12: the outcome of every call", f"{who} raised {error!r}")
 
     def begin(self, body: Body) -> Op:
         """A write is about to be made."""
@@ -70,16 +129,20 @@ class FenceJudge(Judge):
 
     def entered(self, body: Body) -> None:
         """A body begins: nothing older may commit any more."""
-        super().entered(body)
+        self.held += 1
+        self.bodies.append(body)
         lease = body.lease
+        self.world.tell(f"{body.process.name} holds {body.resource} with {int(lease.token)}")
+        self.looked_at(body)
         row = self.row(str(lease.resource))
-        if not self.plan.first and (row is None or row.token < lease.token):  # type: ignore[attr-defined]
+        if not self.plan.first and (row is None or row.token < lease.token):
             current = row.token if row else None
             self.accuse("S3: sealed before the body begins", f"{lease.resource}: {lease.token}, {current}")
 
     def left(self, body: Body) -> None:
         """A body is over."""
-        super().left(body)
+        self.bodies.remove(body)
+        self.world.tell(f"{body.process.name} leaves {body.resource} with {int(body.lease.token)}")
         self.is_left(body.process, str(body.lease.grant.id))
 
     def is_left(self, process: Process, grant: str) -> None:
@@ -169,9 +232,10 @@ class FenceJudge(Judge):
 
     def lost(self, event: Lost) -> None:
         """A guard says that a lease is over."""
-        super().lost(event)
-        if self.plan.latency_s and event.reason is not LossReason.ABANDONED:  # type: ignore[attr-defined]
-            told = f"{event.grant.resource}: {event.reason.value}"
+        grant = event.grant
+        self.world.tell(f"lost: {grant.resource} with {int(grant.token)}: {event.reason.value}")
+        if self.plan.latency_s and event.reason is not LossReason.ABANDONED:
+            told = f"{grant.resource}: {event.reason.value}"
             self.accuse("L7: a link with a long round trip ends no lease", told)
 
     def judge_what_is_left(self) -> None:

@@ -96,16 +96,6 @@ class FencedPlan:
         """Whether mutual exclusion is promised."""
         return not self.kinds & set(_LOSING)
 
-    @property
-    def loses_data(self) -> bool:
-        """Whether the server may forget a lock."""
-        return bool(self.kinds & set(_LOSING))
-
-    @property
-    def erodes(self) -> bool:
-        """As of a schedule of the lock; here nothing does."""
-        return False
-
     def __str__(self) -> str:
         first = (
             f"seed {self.seed}: {self.processes} processes of {self.tasks} tasks, {self.resources} resources,"

@@ -84,7 +84,7 @@ class _Hears:
 class _Schedule:
     def __init__(self, plan: FencedPlan, world: World) -> None:
         self.plan, self.world = plan, world
-        self.judge = FenceJudge(world, plan)  # type: ignore[arg-type]  # it has what a judge asks of a plan
+        self.judge = FenceJudge(world, plan)
         self.network = Network(world)
         self.redis = RedisServer(world, _REDIS, 0)
         self.database = PostgresServer(world, f"{_HOST}:{_PORT}")

@@ -13,8 +13,7 @@ from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, NotCommitt
 
 if TYPE_CHECKING:
     from lockguard_lab.sim.fenced.bot import Bot
-    from lockguard_lab.sim.fenced.judge import Op
-    from lockguard_lab.sim.judge import Body
+    from lockguard_lab.sim.fenced.judge import Body, Op
 
 __all__ = ["WAYS", "write"]
 

@@ -6,12 +6,18 @@ from lockguard_lab.sim.planted.fence import FENCE
 from lockguard_lab.sim.planted.flow import FLOW
 from lockguard_lab.sim.planted.lock import LOCK
 from lockguard_lab.sim.planted.mistake import Change, Conviction, Planted, convict
+from lockguard_lab.sim.planted.past import PAST
 from lockguard_lab.sim.planted.raced import RACED, Raced
 
 __all__ = ["LAYERS", "PLANTED", "Change", "Conviction", "Planted", "Raced", "convict"]
 
-LAYERS: dict[str, tuple[Planted | Raced, ...]] = {"lock": LOCK, "fence": (*FENCE, *RACED), "flow": FLOW}
+LAYERS: dict[str, tuple[Planted | Raced, ...]] = {
+    "lock": LOCK,
+    "fence": (*FENCE, *RACED),
+    "flow": FLOW,
+    "past": PAST,
+}
 """All mistakes, by the part of the product that they are in."""
 
-PLANTED: tuple[Planted, ...] = (*LOCK, *FENCE, *FLOW)
+PLANTED: tuple[Planted, ...] = (*LOCK, *FENCE, *FLOW, *PAST)
 """Those that replace something in the sources."""

@@ -19,6 +19,8 @@ __all__ = ["JUDGES", "Change", "Conviction", "Planted", "convict"]
 JUDGES = {
     "sim": "lockguard_lab.sim.run:violations",
     "flow": "lockguard_lab.sim.flow.run:violations",
+    "fenced": "lockguard_lab.sim.fenced.run:violations",
+    "sequences": "lockguard_lab.sim.fenced.sequences:violations",
 }
 """Who runs schedules, by name: ``module:function``. It is called with a seed, and a topology or ``None``, and
 returns the laws that were broken, each a ``Violation``."""

@@ -1,0 +1,400 @@
+"""Generated sequences of several sessions, on a real Postgres and on the model: the outcomes are the same.
+
+After each step both are looked at: what every session was answered, which one waits for a lock, and what is
+committed. So the model is what the schedules take it for, and a mistake in the fence's SQL is convicted by
+the first sequence that it changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import random
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from lockguard import _interrupt as interrupt
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard_asyncpg import install
+from lockguard_lab.servers import PostgresServer
+from lockguard_lab.sim.fenced.database import Database, PgError, Result, Session
+from lockguard_lab.sim.fenced.functions import Fence, account, execute, fence_key
+from lockguard_lab.sim.fenced.sql import split
+from lockguard_lab.sim.judge import Violation
+
+__all__ = ["differences", "run_sequences", "violations"]
+
+_SESSIONS, _GRANTS, _STEPS = 4, 4, 24
+_AHEAD_US = 365 * 86_400 * 1_000_000
+_NUMBERED = 1 << 62
+_SETTLE_S = 3.0
+_TABLES = """
+create table account (resource text primary key, version bigint, token bigint, op text);
+create table entry (resource text, token bigint, op text);
+"""
+_WAITING = "select pid from pg_locks where not granted and pid = any ($1::int[])"
+_IS_THERE = "select count(*) from pg_stat_activity where pid = $1"
+_STATE = "select token, grant_id, is_open from lockguard.status($1)"
+_servers: list[PostgresServer] = []
+
+
+@dataclass
+class _Time:
+    """The model's time, which the sequence moves."""
+
+    at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._due: list[tuple[float, Any]] = []
+
+    def now(self) -> float:
+        return self.at
+
+    def wall(self) -> float:
+        return SYSTEM_CLOCK.wall()
+
+    def after(self, seconds: float, action: Any) -> None:
+        self._due.append((self.at + seconds, action))
+
+    def move(self, seconds: float) -> None:
+        self.at += seconds
+        due = sorted((one for one in self._due if one[0] <= self.at), key=lambda one: one[0])
+        self._due = [one for one in self._due if one[0] > self.at]
+        for _, action in due:
+            action()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One statement of one session, or what befalls it."""
+
+    session: int
+    kind: str
+    text: str = ""
+
+
+class _Modelled:
+    """A session of the model, and what it was answered last."""
+
+    def __init__(self, database: Database) -> None:
+        self.session: Session = database.connect()
+        self.session.ended = lambda error: setattr(self, "answer", f"ended {error.state}")
+        self.answer = ""
+        self.is_pending = False
+
+    def send(self, text: str) -> None:
+        self.answer, self.is_pending = "", True
+        self._next(list(split(text)), "")
+
+    def _next(self, statements: list[str], answer: str) -> None:
+        session = self.session
+        if not statements:
+            if session.transaction is not None and session.transaction.implicit:
+                session.commit()
+            self.answer, self.is_pending = answer, False
+            return
+        if session.transaction is None:
+            session.transaction = session.database.begin(session, session.isolation, implicit=True)
+
+        def done(result: Result | PgError) -> None:
+            if isinstance(result, PgError):
+                self.answer, self.is_pending = result.state, False
+            else:
+                self._next(statements[1:], _told(statements[0], result))
+
+        session.run(execute(session, statements[0]), done)
+
+
+def _has_row(text: str) -> bool:
+    """Whether the sequence asks for the row, and not for the command tag only."""
+    return text.startswith(("select accepted", "select lockguard.break_", "select version"))
+
+
+def _told(text: str, result: Result) -> str:
+    return f"{result.tag} {[list(row) for row in result.rows]}" if _has_row(text) else result.tag
+
+
+class _Real:
+    """A session of the real server."""
+
+    def __init__(self, conn: asyncpg.Connection[Any]) -> None:
+        self.conn = conn
+        self.pid = conn.get_server_pid()
+        self.answer = ""
+        self.task: asyncio.Task[None] | None = None
+        self.kept: list[object] = []
+
+    @property
+    def is_pending(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    def send(self, text: str) -> None:
+        self.answer = ""
+        self.task = asyncio.create_task(self._send(text))
+
+    async def _send(self, text: str) -> None:
+        try:
+            if _has_row(text):
+                row = await self.conn.fetchrow(text)
+                assert row is not None, text
+                self.answer = f"SELECT 1 {[list(row.values())]}"
+            else:
+                self.answer = await self.conn.execute(text)
+        except asyncpg.PostgresError as error:
+            self.answer = str(error.sqlstate)
+        except (asyncpg.InterfaceError, OSError):
+            self.answer = "gone"
+
+    async def prepare(self) -> None:
+        """Parse a statement and send no Bind: the backend waits for its client in the middle of a message."""
+        try:
+            self.kept.append(await self.conn.prepare("select 1 as parsed"))
+        except asyncpg.PostgresError:
+            return  # in a transaction that has failed
+
+
+class _Sequence:
+    def __init__(self, seed: int, url: str) -> None:
+        self.dice = random.Random(seed)  # noqa: S311 - a simulation, not a secret
+        self.url = url
+        self.resource = f"sequence:{seed}"
+        self.base = int(SYSTEM_CLOCK.wall() * 1_000_000) + _AHEAD_US
+        self.grants = [UUID(int=self.dice.getrandbits(128)) for _ in range(_GRANTS)]
+        self.time = _Time()
+        self.database = Database(self.time)
+        self.model: list[_Modelled] = []
+        self.real: list[_Real] = []
+        self.steps: list[str] = []
+        self.numbers = [0] * _GRANTS
+        self.ops = 0
+
+    async def run(self) -> Violation | None:
+        look = await asyncpg.connect(self.url)
+        try:
+            await look.execute(f"insert into account values ('{self.resource}', 0, 0, '')")  # noqa: S608
+            for _ in range(_SESSIONS):
+                await self._connect()
+            for _ in range(_STEPS):
+                step = self._drawn()
+                self.steps.append(f"{step.session} {step.kind}")
+                await self._take(step)
+                if (found := await self._differs(look, step)) is not None:
+                    return found
+        finally:
+            for one in self.real:
+                one.conn.terminate()
+                if one.task is not None:
+                    await asyncio.wait([one.task])
+            await look.close()
+        return None
+
+    async def _connect(self) -> None:
+        conn = await asyncpg.connect(self.url, server_settings={"deadlock_timeout": "20ms"})
+        self.real.append(_Real(conn))
+        self.model.append(_Modelled(self.database))
+
+    # What is drawn
+
+    def _drawn(self) -> _Step:
+        free = [number for number, one in enumerate(self.model) if not one.is_pending]
+        if not free:
+            return _Step(self.dice.randrange(_SESSIONS), "kill")
+        session = self.dice.choice(free)
+        inside = self.model[session].session.status != "I"
+        kinds = _INSIDE if inside else _OUTSIDE
+        kind = self.dice.choice(kinds)
+        return _Step(session, kind, self._text(kind))
+
+    def _text(self, kind: str) -> str:
+        which = self.dice.randrange(_GRANTS)
+        if kind == "numbered check":
+            self.numbers[which] += self.dice.choice((0, 1, 1))
+        self.ops += 1
+        return _TEXTS[kind].format(
+            resource=self.resource,
+            token=self.base + which,
+            grant=self.grants[which],
+            number=_NUMBERED + (which << 20) + self.numbers[which],
+            which=which,
+            op=self.ops,
+        )
+
+    # What is done
+
+    async def _take(self, step: _Step) -> None:
+        model, real = self.model[step.session], self.real[step.session]
+        match step.kind:
+            case "kill" | "leave":
+                if real.conn.is_closed():
+                    real.answer = "gone"
+                elif step.kind == "leave":
+                    real.conn.terminate()
+                else:
+                    await self._terminate(real.pid)
+                model.session.close()
+                await self._again(step.session)
+            case "prepare":
+                await real.prepare()
+            case _:
+                real.send(step.text)
+                model.send(step.text)
+        self.time.move(1.0)
+        for number, one in enumerate(self.model):
+            if one.answer.startswith("ended"):
+                await self._again(number)
+
+    async def _terminate(self, pid: int) -> None:
+        conn = await asyncpg.connect(self.url)
+        try:
+            await conn.execute(f"select pg_terminate_backend({pid}, 1000)")
+        finally:
+            await conn.close()
+
+    async def _again(self, number: int) -> None:
+        """A new session in the place of one that has ended; the old one must be seen to end."""
+        real = self.real[number]
+        if real.task is not None:
+            await asyncio.wait([real.task], timeout=_SETTLE_S)
+        conn = await asyncpg.connect(self.url, server_settings={"deadlock_timeout": "20ms"})
+        async with asyncio.timeout(_SETTLE_S):
+            while await conn.fetchval(_IS_THERE, real.pid):  # noqa: ASYNC110 - the server does not tell
+                await asyncio.sleep(0.002)
+        real.conn.terminate()
+        self.real[number] = _Real(conn)
+        self.model[number] = _Modelled(self.database)
+
+    # What is seen
+
+    async def _differs(self, look: asyncpg.Connection[Any], step: _Step) -> Violation | None:
+        until = SYSTEM_CLOCK.now() + _SETTLE_S
+        while (told := await self._difference(look)) and SYSTEM_CLOCK.now() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.003)
+        if not told:
+            return None
+        return Violation(f"the fence's functions: {step.kind}", f"{told}; after {', '.join(self.steps)}")
+
+    async def _difference(self, look: asyncpg.Connection[Any]) -> str:
+        waiting = {row["pid"] for row in await look.fetch(_WAITING, [one.pid for one in self.real])}
+        for number, (model, real) in enumerate(zip(self.model, self.real, strict=True)):
+            expected = "waits" if model.is_pending else self._normal(model.answer)
+            found = "waits" if real.is_pending and real.pid in waiting else self._normal(real.answer)
+            if expected != found:
+                return f"session {number}: {found or 'nothing yet'}, and the model says {expected}"
+        row = await look.fetchrow(_STATE, self.resource)
+        known = self.database.latest(fence_key(self.resource))
+        there = "none" if row is None else self._row(row["token"], row["grant_id"], is_open=row["is_open"])
+        right = "none"
+        if isinstance(known, Fence):
+            right = self._row(known.token, known.grant, is_open=known.is_open)
+        if there != right:
+            return f"the fence has {there}, and the model says {right}"
+        version = await look.fetchval("select version from account where resource = $1", self.resource)
+        row_known = self.database.latest(account(self.resource))
+        expected_version = row_known[0] if isinstance(row_known, tuple) else 0
+        if version != expected_version:
+            return f"version {version}, and the model says {expected_version}"
+        return ""
+
+    def _row(self, token: int, grant: object, *, is_open: bool) -> str:
+        whose = str(grant).replace("-", "")
+        named = whose if whose in [one.hex for one in self.grants] else "a break"
+        return f"{token - self.base if token >= self.base else 'now'} {named[:7]} {is_open}"
+
+    def _normal(self, answer: str) -> str:
+        """Tokens count from the sequence's own; one that a break makes of the clock is now."""
+        words = []
+        for word in answer.replace("[[", "[[ ").replace("]]", " ]]").split():
+            bare = word.rstrip(",")
+            if bare.isdecimal() and len(bare) > 15:
+                words.append(str(int(bare) - self.base) if int(bare) >= self.base else "now")
+            else:
+                words.append(word)
+        return " ".join(words)
+
+
+_PAIR = "E'{resource}'::text,{token}::bigint,'{grant}'::uuid"
+_TEXTS = {
+    "seal": f"select accepted, token from lockguard.seal({_PAIR},E'h'::text,E'o'::text,60000)",  # noqa: S608
+    "check": f"select lockguard.check({_PAIR},null::bigint)",
+    "numbered check": f"select lockguard.check({_PAIR},{{number}}::bigint)",
+    "close": f"select lockguard.close({_PAIR},60000)",
+    "last check": f"select lockguard.check_last({_PAIR},null::bigint)",
+    "first check": f"select lockguard.check_first({_PAIR},E'h'::text,E'o'::text,null::bigint)",
+    "break": "select lockguard.break_(E'{resource}'::text,E'r'::text,60000)",
+    "evict": "select lockguard.evict(E'{resource}'::text,{token}::bigint)",
+    "resolve": "select where lockguard.resolve(E'{resource}'::text,{token}::bigint,{number}::bigint,60000)",
+    "write": (
+        "update account set version = version + 1, token = {which}, op = 'o{op}'"
+        " where resource = '{resource}'"
+    ),
+    "read": "select version from account where resource = '{resource}'",
+    "checked write": (
+        f"select lockguard.check({_PAIR},null::bigint);"  # noqa: S608
+        "insert into entry (resource, token, op) values ('r', {which}, 'o{op}')"
+    ),
+    "begin": "begin",
+    "begin repeatable read": "begin isolation level repeatable read",
+    "commit": "commit",
+    "rollback": "rollback",
+    "savepoint": "savepoint s",
+    "rollback to": "rollback to s",
+    "release": "release s",
+    "error": "select 1/0",
+    "kill": "",
+    "leave": "",
+    "prepare": "",
+}
+_OUTSIDE = (
+    *("seal",) * 5,
+    *("begin", "begin", "begin", "begin repeatable read"),
+    *("close", "break", "evict", "resolve", "last check", "first check", "checked write", "checked write"),
+    *("read", "kill"),
+)
+_INSIDE = (
+    *("check",) * 5,
+    *("numbered check", "numbered check", "write", "write", "read"),
+    *("commit", "commit", "commit", "rollback"),
+    *("savepoint", "rollback to", "release", "error"),
+    *("close", "last check", "prepare", "prepare", "kill", "leave"),
+)
+
+
+async def differences(url: str, seeds: range) -> dict[int, Violation]:
+    """Run sequences on a database with the fence's schema; what differed, by seed."""
+    found: dict[int, Violation] = {}
+    for seed in seeds:
+        try:
+            violation = await _Sequence(seed, url).run()
+        except TimeoutError:
+            violation = Violation("the fence's functions: an end", "a session that was ended is still there")
+        if violation is not None:
+            found[seed] = violation
+    return found
+
+
+def run_sequences(seeds: range) -> dict[int, Violation]:
+    """As :func:`differences`, on a server that ends with the process."""
+    if not _servers:
+        server = PostgresServer(max_connections=50).start()
+        atexit.register(server.stop)
+        interrupt.run(_prepare(server.url))
+        _servers.append(server)
+    return interrupt.run(differences(_servers[0].url, seeds))
+
+
+async def _prepare(url: str) -> None:
+    conn = await asyncpg.connect(url)
+    try:
+        await install(conn)
+        await conn.execute(_TABLES)
+    finally:
+        await conn.close()
+
+
+def violations(seed: int, topology: str | None) -> tuple[Violation, ...]:
+    """What differs in one sequence."""
+    del topology
+    return tuple(run_sequences(range(seed, seed + 1)).values())
