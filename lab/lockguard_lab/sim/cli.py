@@ -52,7 +52,7 @@ class _Seeds(click.ParamType[range]):
     type=click.Choice(LAYERS),
     default="lock",
     show_default=True,
-    help="What is simulated: the lock with its fence, or the flow of positions on an exchange.",
+    help="What is simulated: the lock, the fence in Postgres, or the flow of positions on an exchange.",
 )
 @click.option(
     "--topology", type=click.Choice(TOPOLOGIES), help="Only these servers; by default the seed chooses."
@@ -91,8 +91,8 @@ def sim(
     simulated. A failure names its seed, the law that it broke, and the fewest faults that still break it.
     Exit code 1 if any did.
 
-    With --planted, NAME is a part of a mistake's name, a pattern such as '*seal*', or a layer: lock, fence or
-    flow; without one, all are planted. Exit code 1 if one of them broke no law.
+    With --planted, NAME is a part of a mistake's name, a pattern such as '*seal*', or a layer: lock, fence,
+    flow or past; without one, all are planted. Exit code 1 if one of them broke no law.
     """
     if planted:
         if trace or topology:
@@ -100,7 +100,7 @@ def sim(
         require_writable(json_file)
         raise SystemExit(0 if run_planted(names, seeds or range(1, 3001), processes, json_file) else 1)
     if topology and layer != "lock":
-        raise Mistake("--topology chooses the servers of the lock; leave it out with --layer flow")
+        raise Mistake(f"--topology chooses the servers of the lock; leave it out with --layer {layer}")
     if names:
         raise Mistake(f"{names[0]!r} names a planted mistake: write --planted too")
     seeds = seeds or range(1, 201)

@@ -90,15 +90,28 @@ def _flow() -> Layer:
     )
 
 
+def _fence() -> Layer:
+    module = import_module("lockguard_lab.sim.fenced.run")  # it needs asyncpg, which the lock does not
+    return Layer(
+        lambda seed, _: module.FencedPlan.of(seed),
+        module.run_fenced,
+        {
+            "held": "bodies under a lease",
+            "commits": "writes committed",
+            "commands": "statements and commands",
+        },
+    )
+
+
 _LOCK = Layer(
     Plan.of, run, {"held": "bodies under a lease", "commits": "commits", "commands": "commands of Redis"}
 )
-LAYERS = ("lock", "flow")
+LAYERS = ("lock", "fence", "flow")
 
 
 def layer_of(name: str) -> Layer:
     """The layer of a name of :data:`LAYERS`."""
-    return _LOCK if name == "lock" else _flow()
+    return {"lock": lambda: _LOCK, "fence": _fence, "flow": _flow}[name]()
 
 
 def shrunk(layer: Layer, plan: PlanOf) -> tuple[PlanOf, OutcomeOf]:

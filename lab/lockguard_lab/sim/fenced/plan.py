@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lockguard_lab.sim.plan import Fault
 
@@ -39,6 +39,7 @@ class FencedPlan:
         work_s: the longest body.
         until_s: when no more holds are begun.
         first: whether leases are sealed with their first write.
+        foreign: whether the event loop is another than asyncio's, whose transports are none of its classes.
         faults: what goes wrong.
     """
 
@@ -51,6 +52,7 @@ class FencedPlan:
     work_s: float
     until_s: float
     first: bool
+    foreign: bool = False
     faults: tuple[Fault, ...] = ()
 
     @classmethod
@@ -83,6 +85,7 @@ class FencedPlan:
             work_s=2.0 * ttl_s if far else dice.choice((0.02, 0.1, 0.5, 0.5, 2.0)),
             until_s=until_s,
             first=not far and dice.random() < 0.15,
+            foreign=dice.random() < 0.2,
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
         )
 
@@ -96,11 +99,21 @@ class FencedPlan:
         """Whether mutual exclusion is promised."""
         return not self.kinds & set(_LOSING)
 
+    @property
+    def perils(self) -> tuple[Fault, ...]:
+        """What goes wrong, to shrink a failure."""
+        return self.faults
+
+    def without(self, *perils: Fault) -> FencedPlan:
+        """The same with less that goes wrong."""
+        return replace(self, faults=tuple(fault for fault in self.faults if fault not in perils))
+
     def __str__(self) -> str:
         first = (
             f"seed {self.seed}: {self.processes} processes of {self.tasks} tasks, {self.resources} resources,"
             f" ttl {self.ttl_s:g} s, latency {self.latency_s:.3f} s, bodies up to {self.work_s:g} s,"
             f" {self.until_s:g} s{', sealed with the first write' if self.first else ''}"
+            f"{', on a foreign loop' if self.foreign else ''}"
         )
         faults = [f"  at {one.at:.4f} s for {one.lasts:.3f} s: {one.kind} {one.where}" for one in self.faults]
         return "\n".join((first, *faults))

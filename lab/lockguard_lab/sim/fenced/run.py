@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -81,6 +81,29 @@ class _Hears:
             self._judge.lost(event)
 
 
+class _Foreign:
+    """A transport that is of no class of asyncio's."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class _Abroad:
+    """A protocol that is given such a transport."""
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+
+    def connection_made(self, transport: Any) -> None:
+        self._protocol.connection_made(_Foreign(transport))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol, name)
+
+
 class _Schedule:
     def __init__(self, plan: FencedPlan, world: World) -> None:
         self.plan, self.world = plan, world
@@ -101,7 +124,7 @@ class _Schedule:
 
     def _process(self, name: str) -> Process:
         process = Process(self.world, name)
-        process.connect = self.network.connect
+        process.connect = self._connect_abroad if self.plan.foreign else self.network.connect
         self.processes.append(process)
         self.bots[process] = Bot(
             process,
@@ -112,6 +135,19 @@ class _Schedule:
             observers=[_Hears(self.judge)],
         )
         return process
+
+    async def _connect_abroad(
+        self, process: Process, factory: Callable[[], Any], host: str, port: int
+    ) -> tuple[Any, Any]:
+        """Connect as another event loop does, such as uvloop: its transports are of no class of asyncio's."""
+        made: list[Any] = []
+
+        def wrapped() -> Any:
+            made.append(factory())
+            return _Abroad(made[0])
+
+        transport, _ = await self.network.connect(process, wrapped, host, port)
+        return _Foreign(transport), made[0]
 
     def _keeps(self, resource: str, grant: str) -> bool:
         held = self.redis.store.do(b"HGET", b"lockguard:{%b}" % resource.encode(), b"grant")

@@ -66,8 +66,10 @@ def chosen(names: tuple[str, ...]) -> list[tuple[str, Planted | Raced]]:
 
 
 def _fits(name: str, layer: str, planted: Planted | Raced) -> bool:
+    if name in LAYERS:
+        return name == layer
     pattern = name if any(sign in name for sign in "*?[") else f"*{name}*"
-    return name == layer or fnmatch.fnmatchcase(planted.name.lower(), pattern.lower())
+    return fnmatch.fnmatchcase(planted.name.lower(), pattern.lower())
 
 
 def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file: Path | None) -> bool:

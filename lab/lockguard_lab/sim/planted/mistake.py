@@ -28,6 +28,7 @@ returns the laws that were broken, each a ``Violation``."""
 _RUN = """
 import importlib, json, sys
 directory, packages, judge, first, last, topology = sys.argv[1:]
+sys.unraisablehook = lambda _: None  # coroutines of processes that never ended
 for package in packages.split():
     found = importlib.import_module(package).__file__
     assert found.startswith(directory), found

@@ -80,6 +80,14 @@ PAST: tuple[Planted, ...] = (
         law="S1",
     ),
     Planted(
+        "past: only asyncio's own transports are taken for connections",
+        _OURS,
+        "lockguard/_nodes/wire.py",
+        '        self._transport = cast("asyncio.Transport", transport)',
+        "        assert isinstance(transport, asyncio.Transport)\n        self._transport = transport",
+        judge="fenced",
+    ),
+    Planted(
         "past: writers in parallel starve a break",
         _OURS,
         f"{_SQL}0013_less_work.sql",
