@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -64,7 +63,7 @@ def _separate(world: World) -> Iterator[None]:
     CLOSED.__init__()  # type: ignore[misc]
     with (
         mock.patch.object(Keeper, "end", end_in_own_process),
-        mock.patch.object(time, "monotonic", lambda: world.now),  # noqa: PT008
+        mock.patch("time.monotonic", lambda: world.now),  # noqa: PT008
         mock.patch.object(secrets, "randbelow", lambda _: next(numbers)),  # noqa: PT008
     ):
         _numbers.NUMBERS.begin()
