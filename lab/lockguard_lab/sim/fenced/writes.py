@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lockguard.errors import FenceUnavailable, LeaseNotHeld, LockguardError, OutcomeUnknown, StaleToken
 from lockguard_asyncpg import fenced_execute, fenced_fetchval, fenced_transaction, resolve
 from lockguard_asyncpg._errors import DATABASE_ERRORS, CommitUnknown, NotCommitted, leaves_in_doubt
 
 if TYPE_CHECKING:
-    from lockguard_lab.sim.fenced.bot import Bot
-    from lockguard_lab.sim.fenced.judge import Body, Op
+    from random import Random
+
+    import asyncpg
+
+    from lockguard_lab.sim.fenced.judge import Body, FenceJudge, Op
 
 __all__ = ["WAYS", "write"]
 
@@ -26,11 +29,32 @@ _NOTE = "insert into entry (resource, token, op) values ($1::text, $2::bigint, $
 _ISOLATIONS = (None, None, "read_committed", "repeatable_read")
 
 
+class Writer(Protocol):
+    """Who writes: the bot of a process."""
+
+    dice: Random
+    judge: FenceJudge
+    pool: asyncpg.Pool[Any]
+    fenced: asyncpg.Pool[Any]
+
+    def tell(self, line: str) -> None:
+        """Record what happened."""
+        ...
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Begin a task beside the body."""
+        ...
+
+    async def kept_connection(self) -> Any:
+        """A connection that is kept between transactions."""
+        ...
+
+
 class _OfTheBot(Exception):
     """An error of the bot's own, which it handles itself."""
 
 
-async def write(bot: Bot, body: Body) -> None:
+async def write(bot: Writer, body: Body) -> None:
     """Write in some way; what became of it is held against what the database has."""
     way = bot.dice.choice(WAYS)
     ops: list[Op] = []
@@ -56,7 +80,7 @@ async def write(bot: Bot, body: Body) -> None:
         judge.done([op for op in ops if not op.never])
 
 
-async def _find_out(bot: Bot, ops: list[Op], unknown: CommitUnknown) -> None:
+async def _find_out(bot: Writer, ops: list[Op], unknown: CommitUnknown) -> None:
     bot.tell("an unknown outcome")
     with contextlib.suppress(FenceUnavailable, OutcomeUnknown, *DATABASE_ERRORS):
         committed = await resolve(bot.pool, unknown)
@@ -65,7 +89,7 @@ async def _find_out(bot: Bot, ops: list[Op], unknown: CommitUnknown) -> None:
                 bot.judge.resolved(op, committed=committed)
 
 
-def _begun(bot: Bot, body: Body, ops: list[Op]) -> tuple[str, int, str]:
+def _begun(bot: Writer, body: Body, ops: list[Op]) -> tuple[str, int, str]:
     op = bot.judge.begin(body)
     ops.append(op)
     return str(body.lease.resource), int(body.lease.token), op.name
@@ -75,11 +99,11 @@ class _InDoubt(Exception):
     """A transaction of the bot's own, whose outcome nobody tells it."""
 
 
-async def _pause(bot: Bot) -> None:
+async def _pause(bot: Writer) -> None:
     await asyncio.sleep(bot.dice.choice((0.0, 0.0, 0.002, 0.03, 0.3)))
 
 
-async def in_a_transaction(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def in_a_transaction(bot: Writer, body: Body, ops: list[Op]) -> None:
     """Read, decide, write."""
     isolation: Any = bot.dice.choice(_ISOLATIONS)
     async with fenced_transaction(bot.pool, isolation=isolation) as conn:
@@ -89,7 +113,7 @@ async def in_a_transaction(bot: Bot, body: Body, ops: list[Op]) -> None:
         await _pause(bot)
 
 
-async def read_before(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def read_before(bot: Writer, body: Body, ops: list[Op]) -> None:
     """Read under the lease, and write what follows in a statement of its own."""
     version = await bot.fenced.fetchval(_READ, str(body.lease.resource))
     await _pause(bot)
@@ -99,7 +123,7 @@ async def read_before(bot: Bot, body: Body, ops: list[Op]) -> None:
         await bot.fenced.execute(_SET, *_begun(bot, body, ops), version + 1)
 
 
-async def in_a_savepoint(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def in_a_savepoint(bot: Writer, body: Body, ops: list[Op]) -> None:
     """A part that may fail, in a savepoint whose error is handled; then another write."""
     async with fenced_transaction(bot.pool) as conn:
         if bot.dice.random() < 0.5:
@@ -109,7 +133,7 @@ async def in_a_savepoint(bot: Bot, body: Body, ops: list[Op]) -> None:
         await conn.execute(_BUMP, *_begun(bot, body, ops))
 
 
-async def in_a_transaction_of_the_bots_own(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def in_a_transaction_of_the_bots_own(bot: Writer, body: Body, ops: list[Op]) -> None:
     """The bot's own transaction on a connection that it keeps, with a fenced part in it."""
     conn = await bot.kept_connection()
     try:
@@ -126,7 +150,7 @@ async def in_a_transaction_of_the_bots_own(bot: Bot, body: Body, ops: list[Op]) 
         raise
 
 
-async def by_one_statement(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def by_one_statement(bot: Writer, body: Body, ops: list[Op]) -> None:
     """One statement."""
     if bot.dice.random() < 0.5:
         await fenced_execute(bot.pool, _BUMP, *_begun(bot, body, ops))
@@ -134,7 +158,7 @@ async def by_one_statement(bot: Bot, body: Body, ops: list[Op]) -> None:
         await fenced_fetchval(bot.pool, f"{_BUMP} returning version", *_begun(bot, body, ops))
 
 
-async def by_plain_code(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def by_plain_code(bot: Writer, body: Body, ops: list[Op]) -> None:
     """Code that was written without the fence, over a fenced pool."""
     if bot.dice.random() < 0.5:
         await bot.fenced.execute(_BUMP, *_begun(bot, body, ops))
@@ -148,7 +172,7 @@ async def by_plain_code(bot: Bot, body: Body, ops: list[Op]) -> None:
         await _pause(bot)
 
 
-async def with_an_error_swallowed(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def with_an_error_swallowed(bot: Writer, body: Body, ops: list[Op]) -> None:
     """A statement fails inside of a transaction, and nobody lets the error through."""
     try:
         async with fenced_transaction(bot.pool) as conn:
@@ -159,7 +183,7 @@ async def with_an_error_swallowed(bot: Bot, body: Body, ops: list[Op]) -> None:
         bot.judge.failed(ops, error)
 
 
-async def in_parallel(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def in_parallel(bot: Writer, body: Body, ops: list[Op]) -> None:
     """Several tasks of a body write at the same time."""
 
     async def one() -> None:
@@ -179,7 +203,7 @@ async def in_parallel(bot: Bot, body: Body, ops: list[Op]) -> None:
     await asyncio.gather(*(one() for _ in range(bot.dice.choice((2, 3)))), return_exceptions=True)
 
 
-async def left_to_a_task(bot: Bot, body: Body, ops: list[Op]) -> None:
+async def left_to_a_task(bot: Writer, body: Body, ops: list[Op]) -> None:
     """A task that is still writing when its body is left."""
 
     async def later() -> None:
@@ -196,7 +220,7 @@ async def left_to_a_task(bot: Bot, body: Body, ops: list[Op]) -> None:
     bot.begin(later())
 
 
-async def _undone(bot: Bot, body: Body, conn: Any, ops: list[Op]) -> None:
+async def _undone(bot: Writer, body: Body, conn: Any, ops: list[Op]) -> None:
     mine: list[Op] = []
     try:
         async with conn.transaction():
@@ -208,7 +232,7 @@ async def _undone(bot: Bot, body: Body, conn: Any, ops: list[Op]) -> None:
     ops += mine
 
 
-async def last(bot: Bot, body: Body) -> None:
+async def last(bot: Writer, body: Body) -> None:
     """The last write of a body, which closes its lease."""
     ops: list[Op] = []
     try:
@@ -222,7 +246,7 @@ async def last(bot: Bot, body: Body) -> None:
     bot.judge.done(ops)
 
 
-WAYS: tuple[Callable[[Bot, Body, list[Op]], Awaitable[None]], ...] = (
+WAYS: tuple[Callable[[Writer, Body, list[Op]], Awaitable[None]], ...] = (
     in_a_transaction,
     read_before,
     in_a_savepoint,
