@@ -6,6 +6,8 @@ answers that are lost. The row changes as the statements of the store change it.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
@@ -15,7 +17,7 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
 from lockguard_ccxt import Executed, Holding, Market, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
 from lockguard_ccxt._money import MarketRules
-from lockguard_positions import Alert, Moved, Pace, PositionStatus
+from lockguard_positions import Alert, AtomicPositionManager, Moved, Pace, PositionStatus
 from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions._flow import Flow
 from lockguard_positions._model import (
@@ -205,6 +207,23 @@ class FakeVenue:
 
     async def look(self, market: Market, quote: Any = None) -> tuple[Holding | None, Decimal | None]:
         return await self.holding(market), self.last_price
+
+    async def refresh_for(self, symbols: Any) -> None: ...
+
+    async def says_gone(self, exc: Exception) -> bool:
+        return False
+
+    def gone(self, symbol: str) -> bool:
+        return False
+
+    def market(self, symbol: str) -> Market:
+        return MARKET
+
+    def resource_of_row(self, symbol: str) -> str:
+        return f"binance:{symbol}"
+
+    def in_steps(self, market: Market, new: NewPosition, price: Decimal | None) -> NewPosition:
+        return new
 
     def ordered(self) -> list[str]:
         """What was sent that changes something, in order."""
@@ -451,3 +470,32 @@ class Desk:
         )
         progress = await self.flow.begin(new, number=9, attached=None, begun=lambda _: None)
         return await self.flow.drive(progress)
+
+
+class Guard:
+    """Gives the desk's lease to each hold; ``fails`` is raised in place of it for a resource."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.fails: dict[str, Exception] = {}
+        self.holds: list[tuple[str, str]] = []
+
+    @asynccontextmanager
+    async def hold(
+        self, resource: str, *, wait: Any = None, operation: str = "", on_busy: str = "wait"
+    ) -> AsyncIterator[Lease]:
+        self.holds.append((resource, on_busy))
+        if resource in self.fails:
+            raise self.fails[resource]
+        yield self._desk.lease
+
+
+def managed(desk: Desk) -> tuple[AtomicPositionManager, Guard]:
+    """A manager over the desk's row and exchange."""
+    guard = Guard(desk)
+    anything: Any = guard
+    pool: Any = type("Pool", (), {"acquire": None})()
+    manager = AtomicPositionManager(anything, pool, [], pace=PACE, observers=[])
+    inside: Any = manager
+    inside._venues, inside._store = {"binance": desk.venue}, desk.store
+    return manager, guard

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard.errors import ConfigurationError, LeaseNotHeld
+from lockguard.errors import ConfigurationError, LeaseNotHeld, LossReason, ResourceBusy, StaleToken
 from lockguard_ccxt import Executed, OrderState, Refusal, Step
-from lockguard_positions import Adopt, SyncAction
+from lockguard_positions import Adopt, AlreadyOpen, NotOpened, SyncAction
 from lockguard_positions._duplicates import Duplicates, divide
 from lockguard_positions._early import EarlyOrder
 from lockguard_positions._errors import ExchangeUnreadable
-from lockguard_positions._model import IntentOutcome, Progress
+from lockguard_positions._model import IntentOutcome, NewPosition, Progress
 from lockguard_positions._pace import StopDeadline
 from lockguard_positions._status import PositionStatus
 from lockguard_positions._stops import covers, is_own, only_follows, standing_stop
@@ -35,6 +35,7 @@ from tests.unit.positions_in_memory import (
     SHORT,
     Desk,
     held,
+    managed,
     order,
     own_stop,
     position,
@@ -888,6 +889,9 @@ def test_only_rows_that_make_up_the_rest_are_closed_and_nothing_where_it_does_no
     divided = divide(rows, held("14"), [])
     assert divided is not None
     assert ([one.id for one in divided.close], [one.id for one in divided.end]) == ([2], [3, 4])
+    larger_first = divide([row(1, "10"), row(2, "7"), row(3, "4")], held("14"), [])
+    assert larger_first is not None
+    assert [one.id for one in larger_first.close] == [3]
     assert divide(rows, held("15"), []) is None
     assert divide([row(1, "10"), row(2, "4", SHORT)], held("14"), []) is None
     assert divide(rows, held("3"), []) is None
@@ -919,3 +923,91 @@ async def test_a_stop_that_two_rows_share_stays_with_the_one_that_is_kept() -> N
     assert [one.action for one in done] == [SyncAction.ENDED]
     assert orders(desk) == NO_ORDER
     assert MARKET.name == "APTUSDT"
+
+
+# --- the manager ---
+
+
+async def opened(desk: Desk) -> Any:
+    manager, _ = managed(desk)
+    new = NewPosition(
+        *("binance", "APTUSDT", LONG, Decimal(10), Decimal(100), Decimal(2)), "s", market="APT/USDT:USDT"
+    )
+    inside: Any = manager
+    return await inside._open(desk.scope, new, NoQuote())
+
+
+async def test_what_the_exchange_holds_already_is_adopted_and_not_opened_beside() -> None:
+    desk = Desk()
+    desk.venue.holdings = [held()]
+    result = await opened(desk)
+    assert isinstance(result, AlreadyOpen)
+    assert "enter" not in orders(desk)
+    for adopt, passing in ((Adopt.OFF, False), (Adopt.STOP, True)):
+        desk = Desk()
+        desk.venue.holdings = [held()]
+        if adopt is Adopt.STOP:
+            desk.store.ended = position("closed", age_ms=5)
+        manager, _ = managed(desk)
+        inside: Any = manager
+        inside._adopt = adopt
+        new = NewPosition("binance", "APTUSDT", LONG, Decimal(10), Decimal(100), Decimal(2), "s")
+        result = await inside._open(desk.scope, new, NoQuote())
+        assert isinstance(result, NotOpened)
+        assert result.passing is passing
+        assert orders(desk) == NO_ORDER
+
+
+async def test_a_signal_that_meets_a_position_in_doubt_is_to_be_tried_again() -> None:
+    desk = Desk(position("pending_sl"))
+    desk.doubt(Step.STOP, trigger="98")
+    desk.venue.answers = [refused(Refusal.AUTHENTICATION)]
+    result = await opened(desk)
+    assert isinstance(result, NotOpened)
+    assert result.passing
+
+
+async def test_a_pass_waits_for_nobody_and_the_end_of_one_lease_ends_no_other_symbol() -> None:
+    desk = Desk(position())
+    desk.venue.waiting = [own_stop()]
+    desk.venue.holdings = [held()]
+    manager, guard = managed(desk)
+    guard.fails = {
+        "binance:BUSY": ResourceBusy("busy", resource="binance:BUSY", holder="h"),
+        "binance:LOST": desk.lease.lost_error(LossReason.REFUSED),
+        "binance:STALE": StaleToken("stale", resource="binance:STALE", presented=1, current=2),
+        "binance:ODD": KeyError("odd"),
+    }
+    inside: Any = manager
+    symbols = ("BUSY", "LOST", "STALE", "ODD", "APTUSDT")
+    outcomes = await inside._each(desk.venue, symbols, operation="sync")
+    assert [one.action for one in outcomes] == [
+        SyncAction.BUSY,
+        SyncAction.IN_DOUBT,
+        SyncAction.IN_DOUBT,
+        SyncAction.FAILED,
+        SyncAction.IN_STEP,
+    ]
+    assert {on_busy for _, on_busy in guard.holds} == {"raise"}
+
+
+async def test_a_person_s_close_is_carried_on_with_by_the_next_holder() -> None:
+    desk = Desk(position())
+    desk.venue.waiting = [own_stop()]
+    desk.venue.answers = [LOST]
+    manager, _ = managed(desk)
+    await manager.close_position("APTUSDT", "binance")
+    assert desk.venue.intent("close").asked
+    assert desk.row.exit_reason == "exit"
+
+
+async def test_an_exit_for_what_was_held_before_is_not_made_again_for_what_is_held_now() -> None:
+    desk = Desk(position(exit_reason="exit"))
+    desk.venue.waiting = [own_stop()]
+    desk.venue.holdings = [held("4")]
+    desk.doubt(Step.CLOSE, asked=True)
+    manager, _ = managed(desk)
+    row = await manager.close_position("APTUSDT", "binance")
+    assert row is not None
+    assert row.status.open
+    assert "close" not in orders(desk)
