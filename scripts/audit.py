@@ -1,7 +1,7 @@
 """Asks OSV, by pip-audit, whether a version that is pinned here has a known vulnerability.
 
-Exit codes: 0, none has; 1, one has; 2, a mistake of the caller's; 3, the database could not be asked about all
-of them, which is never a pass. Nothing is installed or built: the files name each version with its digests.
+Exit codes: 0, none has; 1, one has; 2, a mistake of the caller's; 3, the database could not be asked about
+all of them, which is never a pass. Nothing is installed or built: the files name each version with digests.
 """
 
 from __future__ import annotations
