@@ -15,6 +15,7 @@ import pytest
 from lockguard._lease import Grant, GrantId, Resource, Token
 from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address
+from lockguard._nodes.cluster import ClusterNode, seeds_of
 from lockguard._nodes.connection import Connection
 from lockguard._nodes.member import MemberNode
 from lockguard._nodes.releases import KEPT_S, Releases
@@ -29,6 +30,7 @@ from lockguard._nodes.scripted import (
     parse_extended,
     parse_membership,
 )
+from lockguard._nodes.sentinel import SentinelNode, SentinelUrl, _State
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard._nodes.wire import PENDING_MAX, Cut, NotSent, Wire
 from lockguard._scripts import RELEASE
@@ -540,3 +542,154 @@ async def test_only_releases_of_late_are_sent_to_where_their_lock_is_now(
     moved = releases.moved(lambda _: ("b", 1))
     assert [release.keys for release in moved] == [("moved",)]
     assert releases.moved(lambda _: ("b", 1)) == []
+
+
+# --- a service that Sentinels watch ---
+
+
+def sentinel(*states: Any) -> Any:
+    node = SentinelNode(SentinelUrl.parse("redis+sentinel://a:1,b:1,c:1/main"), inbox="in")
+
+    class Asked:
+        def __init__(self, state: Any) -> None:
+            self._state = state
+
+        def ask(self) -> asyncio.Future[Any]:
+            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            if self._state is not None:
+                future.set_result(self._state)
+            return future
+
+    anything: Any = node
+    anything._sentinels = [Asked(state) for state in states]
+    return anything
+
+
+async def test_the_best_informed_sentinel_is_believed_and_a_slow_one_not_waited_for() -> None:
+    old, new = _State(3, False, "old", 1), _State(4, False, "new", 2)
+    promoting = _State(4, True, "promoted", 3)
+    async with asyncio.timeout(5):
+        assert (await sentinel(old, new, None)._locate()).host == "new"
+        assert (await sentinel(new, old, promoting)._locate()).host == "promoted"
+        assert (await sentinel("no answer", old, None)._locate()).host == "old"
+
+
+async def test_a_release_that_the_old_master_answered_is_made_on_the_new_one() -> None:
+    node = sentinel()
+    node._connection = link = Link()
+    node._said_to = ("127.0.0.1", 9)
+    node.release(APT, MINE)
+    link.sent[0][0](1)
+    node._connected(again=True)
+    assert [sent[1:3] for sent in link.sent[1:]] == [("EVALSHA", RELEASE.sha)]
+
+
+# --- a cluster ---
+
+
+class Shard:
+    """One server of a cluster, which keeps what it was given."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.address = Address.parse(f"redis://{name}:1/0")
+        self.ready = True
+        self.calls: list[Any] = []
+        self.taken: list[bool] = []
+        self.heard: list[str] = []
+
+    def send_call(self, call: Any, *, lone: bool = False) -> None:
+        self.calls.append(call)
+
+    def take_over(self, call: Any, *, asking: bool = False) -> None:
+        call.node = self
+        self.calls.append(call)
+        self.taken.append(asking)
+
+    def listen(self, channel: str) -> None:
+        self.heard.append(channel)
+
+
+class Slots:
+    """A slot map of two servers; all slots are on the first."""
+
+    known = True
+    unreached = ""
+
+    def __init__(self) -> None:
+        self.first, self.second = Shard("first"), Shard("second")
+        self.refreshed = 0
+        self.owner = ("first", 1)
+
+    def shard_for(self, key: str) -> Shard:
+        return self.first
+
+    def shard_at(self, endpoint: Any) -> Shard:
+        return self.first if endpoint[0] == "first" else self.second
+
+    def endpoint_of(self, key: str) -> Any:
+        return self.owner
+
+    def endpoint_in(self, told: str, *, by: Any) -> Any:
+        return (told.partition(":")[0], 1)
+
+    def reach_soon(self, shard: Any) -> None: ...
+
+    def moved(self, slot: int, endpoint: Any) -> None: ...
+
+    def refresh_soon(self) -> None:
+        self.refreshed += 1
+
+
+def cluster() -> tuple[Any, Slots]:
+    node: Any = ClusterNode(seeds_of("redis+cluster://first:1"), inbox="in")
+    slots = Slots()
+    node._map = slots
+    return node, slots
+
+
+@pytest.mark.parametrize(("kind", "asking"), [("MOVED", False), ("ASK", True)])
+async def test_a_slot_that_moved_or_moves_is_followed_a_bounded_number_of_times(
+    kind: str, asking: bool
+) -> None:
+    node, slots = cluster()
+    node.acquire(request())
+    (call,) = slots.first.calls
+    fault = hiredis.ReplyError(f"{kind} 77 second:1")
+    for _ in range(3):
+        assert node._redirected(fault, call)
+    assert slots.second.taken[0] is asking
+    for _ in range(10):
+        node._redirected(fault, call)
+    assert len(slots.second.taken) < 8
+    for timer in (*node._waiting.values(), *node._bounds.values()):
+        timer.cancel()
+
+
+@pytest.mark.parametrize("fault", ["TRYAGAIN x", "CLUSTERDOWN x", "LOADING x", "MASTERDOWN x"])
+async def test_a_slot_without_an_owner_for_a_while_is_tried_again(fault: str) -> None:
+    node, slots = cluster()
+    asked = node.acquire(request())
+    assert node._redirected(hiredis.ReplyError(fault), slots.first.calls[0])
+    assert slots.refreshed == 1
+    assert not asked.done()
+    for timer in (*node._waiting.values(), *node._bounds.values()):
+        timer.cancel()
+
+
+async def test_a_waiter_in_a_cluster_listens_where_its_lock_is() -> None:
+    node, slots = cluster()
+    node.acquire(request())
+    slots.first.calls[0].decode([0, b"h", b"o", b"7", 5, 900, b"11", 0])
+    assert slots.first.heard == ["in:{binance:APTUSDT}"]
+
+
+async def test_a_release_that_a_former_master_answered_is_made_again_where_the_lock_is() -> None:
+    node, slots = cluster()
+    released = node.release(APT, MINE)
+    slots.owner = ("second", 1)
+    released.set_result(Done(found=True))
+    await asyncio.sleep(0)
+    assert [call.script for call in node._waiting] == [RELEASE]
+    for timer in node._waiting.values():
+        timer.cancel()
