@@ -402,7 +402,7 @@ class GuardedExchange:
             if found is not None:
                 outcome = Executed(found, found=True)
         if outcome is None:
-            outcome = await placer.place(plan, lease)
+            outcome = await placer.place(plan, lease, again=again)
         if self._told:
             self._tell(lease, step.value, client_id, outcome, placer.margin_ms, began)
         return outcome

@@ -84,7 +84,7 @@ class Sweeper:
         Raises:
             ExchangeUnreadable: the exchange did not answer.
         """
-        ours = await self._store.stop_ids(position)
+        ours, may_stand = await self._store.stops_of(position)
         gone = True
         # By the exchange's id too: a row from before intents has no other.
         waiting = [
@@ -96,6 +96,11 @@ class Sweeper:
         if placed is not None and placed.id not in {order.id for order in waiting}:
             # Lists lag: a stop that was placed a moment ago may not be listed yet.
             waiting.append(placed)
+        # Nor may one that a move has left, as the list did not show the new one yet.
+        known = {order.client_id for order in waiting}
+        for intent in may_stand:
+            if intent.client_id not in known and intent.age_ms < self._venue.in_doubt_ms:
+                waiting.append(self._venue.intended_stop(self._market, intent))
         for order in waiting:
             gone &= self._told_gone(await self._venue.cancel(order), order, position)
         return gone

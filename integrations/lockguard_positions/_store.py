@@ -122,8 +122,13 @@ class PositionStore(FencedWrites):
 
     async def stop_ids(self, position: Position) -> frozenset[str]:
         """The client order ids of all stops ever intended for a position."""
-        found = await self._rows("stop_ids", position.id)
-        return frozenset(row[0] for row in found)
+        return (await self.stops_of(position))[0]
+
+    async def stops_of(self, position: Position) -> tuple[frozenset[str], tuple[Intent, ...]]:
+        """As :meth:`stop_ids`, and the intents of those stops that were placed, or may have been."""
+        found = await self._rows("stops_of", position.id)
+        may_stand = tuple(rows.intent_of(row) for row in found if row["may_stand"])
+        return frozenset(row["client_id"] for row in found), may_stand
 
     async def _knows_markets(self) -> bool:
         """Whether the table has the column ``market`` (schema version 10); asked until it has."""

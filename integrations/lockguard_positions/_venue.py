@@ -240,13 +240,14 @@ class Venue:
         )
 
     async def close(self, market: Market, intent: Intent) -> Outcome:
-        """Close a position, reduce-only. The caller looks for an order that may have been sent before."""
+        """Close a position, reduce-only; an exit that may have been sent before is looked for first."""
         return await self._patiently(
             lambda: self._exchange.close_position(
                 market,
                 intent.side,
                 intent.amount,
                 intent=intent.number,
+                again=intent.sent_before,
             )
         )
 
@@ -326,6 +327,21 @@ class Venue:
             filled=Decimal(0),
             average=None,
             trigger=trigger,
+            reduce_only=True,
+        )
+
+    def intended_stop(self, market: Market, intent: Intent) -> PlacedOrder:
+        """The stop of an intent, as it was to be placed, without asking."""
+        return PlacedOrder(
+            id="",
+            client_id=intent.client_id,
+            symbol=market.symbol,
+            side=intent.side,
+            state=OrderState.ACCEPTED,
+            amount=intent.amount,
+            filled=Decimal(0),
+            average=None,
+            trigger=intent.trigger,
             reduce_only=True,
         )
 

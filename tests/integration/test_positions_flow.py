@@ -456,6 +456,19 @@ async def test_a_stop_that_the_lists_do_not_show_yet_is_taken_back_all_the_same(
     assert (record.position(APT), record.orphan_stops()) == (0, ())
 
 
+async def test_a_stop_that_a_move_left_behind_lagging_lists_goes_with_its_position(bot: Bot) -> None:
+    """The lists show neither the new stop, so that the move leaves the old one, nor the old one at the close."""
+    bot.client.options["recvWindow"] = 30_000  # ms, of which the time for late orders is made up
+    await bot.open()
+    bot.exchange.set_visibility(orders=timedelta(seconds=60))
+    assert (await bot.manager.move_stop(APT, "binance", "8.2")).action is SyncAction.STOP_MOVED
+    assert len(bot.exchange.record().open_stops(APT)) == 2
+    row = await bot.manager.close_position(APT, "binance")
+    assert row is not None
+    assert row.status is PositionStatus.CLOSED
+    assert bot.exchange.record().open_stops(APT) == ()
+
+
 async def test_an_exit_whose_answer_is_lost_closes_once(bot: Bot) -> None:
     await bot.open()
     bot.fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER, execution=Execution.FIRST)

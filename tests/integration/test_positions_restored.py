@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -194,3 +195,18 @@ async def test_a_second_request_to_close_orders_no_second_exit_beside_one_in_dou
     assert (bot.exchange.record().position(APT), bot.is_sound()) == (0, True)
     in_doubt = "select count(*) from monitoring.position_intents where settled_at is null"
     assert await bot.pool.fetchval(in_doubt) == 0
+
+
+async def test_an_exit_that_was_made_and_is_not_listed_yet_is_not_recorded_as_refused(bot: Bot) -> None:
+    """Its holder died after the exchange had carried it out; the copy of its successor finds nothing to close."""
+    await bot.open()
+    await leave_an_exit(bot, asked=True)
+    exit_id = await bot.pool.fetchval("select exit_client_id from monitoring.positions")
+    bot.exchange.set_visibility(orders=timedelta(milliseconds=250))
+    params = {"reduceOnly": True, "clientOrderId": exit_id}
+    order = await bot.client.create_order(APT, "market", "sell", 10, None, params)
+    await bot.manager.recover("binance")
+    (row,) = await bot.rows()
+    assert (row["status"], row["exit_order_id"]) == ("closed", order["id"])
+    settled = "select outcome from monitoring.position_intents where step = 'close'"
+    assert await bot.pool.fetchval(settled) == "executed"

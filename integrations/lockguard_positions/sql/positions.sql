@@ -92,8 +92,10 @@ select trigger_price from monitoring.position_intents
  where position_id = $1 and step = 'entry' and trigger_price is not null
  order by number desc limit 1
 
--- name: stop_ids
-select client_id from monitoring.position_intents where position_id = $1 and step = 'stop'
+-- name: stops_of
+select {intent_columns}, coalesce(outcome, 'executed') = 'executed' as may_stand
+  from monitoring.position_intents
+ where position_id = $1 and step = 'stop'
 
 -- name: insert_position
 insert into monitoring.positions

@@ -457,6 +457,10 @@ class Engine:
             if self._algos[open_id].now.symbol == symbol:
                 self._end_algo(self._algos[open_id].now, AlgoStatus.CANCELED, now_ms)
 
+    def drop_algo(self, algo_id: int, now_ms: int) -> None:
+        """End a waiting algo order of the exchange's own accord, although it was taken."""
+        self._end_algo(self._algos[algo_id].now, AlgoStatus.EXPIRED, now_ms)
+
     def expire_all(self, symbol: str, now_ms: int) -> None:
         """Expire the orders of a contract in both books, because it is no longer traded."""
         for order in list(self.open_orders()):

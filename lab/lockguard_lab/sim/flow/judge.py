@@ -31,9 +31,30 @@ __all__ = ["Book", "FlowJudge"]
 
 _OPEN = {status.value for status in OPEN}
 _ZERO = Decimal(0)
+_ROUNDED = Decimal("0.000001")
+"""An average has more digits than an answer shows."""
 _LATELY_S = 30.0
 """Within this a person's act may have crossed what a bot had read."""
 _CROWDED = ("-4118", "-2022")
+_DEADLINE_S = 10.6
+"""``Pace.stop_deadline``, and the way there."""
+_GRACE_S = 9.0
+"""A little less than ``Pace.grace``."""
+_HINDERS_ALERTS = {
+    *("kill", "cancel", "stop", "break", "cut redis", "wipe redis", "database down", "lose commit answers"),
+    *(
+        "slow database",
+        "maintenance",
+        "ban",
+        "slow exchange",
+        "fail reads",
+        "lag",
+        "clock",
+        "partial",
+        "drop",
+    ),
+}
+"""What may keep every bot from a position for a while; then there is another bound."""
 
 
 @dataclass
@@ -77,6 +98,7 @@ class FlowJudge:
     asked: set[str] = field(default_factory=set)
     by_hand: bool = False
     alerts: list[tuple[float, str]] = field(default_factory=list)
+    closed: dict[Any, float] = field(default_factory=dict)
     on_event: Callable[[str, Any], None] = lambda *_: None
     """Told of each event that a trouble may wait for, and of the process that it happens to."""
     on_request: Callable[[Request], None] = lambda _: None
@@ -110,6 +132,9 @@ class FlowJudge:
 
     def _sent(self, request: Request) -> None:
         """A request leaves its process."""
+        if self.world.now < self.closed.get(request.process, 0.0):
+            told = f"{request.process.name} sends {request.route.operation.value} during a ban"
+            self.accuse("P: a ban is obeyed", told)
         if request.step == "read":
             self.on_event("send read", request.process)
             return
@@ -170,6 +195,11 @@ class FlowJudge:
         code = str(reply.body.get("code", "")) if isinstance(reply.body, dict) and reply.status != 200 else ""
         if request.step != "read":
             self.world.tell(f"exchange: {request.client_id} {reply.status} {code} {reply.ending or ''}")
+        if reply.headers and "Retry-After" in reply.headers:
+            # It is known there once it has arrived.
+            until = self.world.now + int(reply.headers["Retry-After"]) - 1
+            known_s = self.exchange.delay_s[1] + 0.1
+            self.world.after(known_s, lambda: self.closed.update({request.process: until}))
         if code and "symbol" in request.params:
             book = self.book(request.params["symbol"])
             if request.step == "stop" and code in ("-2021", *map(str, FINAL_CODES)):
@@ -269,7 +299,17 @@ class FlowJudge:
                 self._was_bare(symbol, book)
             book.bare_since = None
         elif book.bare_since is None:
-            book.bare_since = self.world.now
+            book.bare_since = since = self.world.now
+            if book.entry and not self.plan.kinds & _HINDERS_ALERTS:
+                self.world.after(_DEADLINE_S, lambda: self._look_for_alert(symbol, since))
+
+    def _look_for_alert(self, symbol: str, since: float) -> None:
+        """A position has been without a stop for longer than it may be, unless somebody was told."""
+        book = self.book(symbol)
+        if book.bare_since != since or any(resource.endswith(symbol) for _, resource in self.alerts):
+            return
+        told = f"{symbol} has had none for {self.world.now - since:.1f} s"
+        self.accuse("P5: a position without a stop is an alert", told)
 
     def _was_bare(self, symbol: str, book: Book) -> None:
         assert book.bare_since is not None
@@ -283,7 +323,7 @@ class FlowJudge:
             book.person_at = self.world.now
         if algo.origin is Origin.API and not (algo.reduce_only or algo.close_position):
             self.accuse("P1: every exit is reduce-only", f"{algo.client_id} is not")
-        was_covered = book.qty and book.bare_since is None
+        was_covered = book.ours and book.bare_since is None
         self._look_at_stops(symbol)
         if algo.status is not AlgoStatus.CANCELED or self.by_hand or not was_covered or self.covered(symbol):
             return
@@ -303,6 +343,8 @@ class FlowJudge:
             )
             if before is not None and (before["token"] or 0) > token:
                 self.accuse("S3: no stale commit", f"row {after['id']}: {token} after {before['token']}")
+            if was is None and status == "entry_placed":
+                self._adopted(after)
             if was in _OPEN and status not in _OPEN:
                 self._ended(after)
             if was == "pending_entry" and status in ("entry_placed", "pending_sl"):
@@ -327,11 +369,38 @@ class FlowJudge:
             told = f"row {row['id']} is {row['status']}, and {book.qty} is held"
             self.accuse("P: a row ends when its position is gone", told)
 
-    def _entered(self, row: dict[str, Any]) -> None:
-        filled = sum((order.executed for order in self.orders_of(row["entry_client_id"])), _ZERO)
-        if filled != row["quantity"]:
-            told = f"row {row['id']} has {row['quantity']}, and {filled} was filled"
+        self._check_end(row)
+
+    def _check_end(self, row: dict[str, Any]) -> None:
+        """What a row says of its end is what happened."""
+        engine, symbol = self.exchange.desk.engine(), row["symbol"]
+        prices = {order.avg_price for order in engine.orders() if order.symbol == symbol and order.executed}
+        said = row["exit_price"]
+        if said is not None and not any(abs(said - price) < _ROUNDED for price in prices):
+            told = f"row {row['id']} ended at {row['exit_price']}, and nothing was filled there"
             self.accuse("P: rows tell the truth", told)
+        if row["exit_reason"] == "stop" and not any(
+            algo.order_id for algo in engine.algo_orders() if str(algo.id) == row["stop_order_id"]
+        ):
+            self.accuse("P: rows tell the truth", f"row {row['id']} ended by its stop, which has not fired")
+
+    def _adopted(self, row: dict[str, Any]) -> None:
+        """A row for what was found on the exchange: it is no echo of what has just ended."""
+        if self.book(row["symbol"]).qty:
+            return
+        for other in self.database.tables.positions.values():
+            if other["symbol"] == row["symbol"] and other["closed_at"] is not None:
+                age_s = (row["created_at"] - other["closed_at"]).total_seconds()
+                if age_s < _GRACE_S and other["status"] != "failed":
+                    told = f"row {row['id']} is the echo of row {other['id']}, ended {age_s:.1f} s before"
+                    self.accuse("P: rows tell the truth", told)
+
+    def _entered(self, row: dict[str, Any]) -> None:
+        orders = self.orders_of(row["entry_client_id"])
+        true = {(str(one.id), one.executed, round(one.avg_price, 6)) for one in orders if one.executed}
+        said = (row["entry_order_id"], row["quantity"], round(row["entry_price"], 6))
+        if said not in true:
+            self.accuse("P: rows tell the truth", f"row {row['id']} says {said}, and the exchange {true}")
 
     def _active(self, row: dict[str, Any]) -> None:
         algos = [

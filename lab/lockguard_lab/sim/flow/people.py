@@ -37,6 +37,8 @@ class Person:
                     self._close(symbol)
                 case "person moves the stop":
                     self._move(symbol, number)
+                case "person takes profit":
+                    self._take_profit(symbol)
                 case "person cancels the stop":
                     for stop in self._judge.stops(symbol):
                         byhand.cancel(self._desk, stop.id)
@@ -64,6 +66,17 @@ class Person:
         held = self._desk.engine().account.position(symbol).qty
         if held:
             self._order(symbol, Side.SELL if held > 0 else Side.BUY, abs(held))
+
+    def _take_profit(self, symbol: str) -> None:
+        held = self._desk.engine().account.position(symbol).qty
+        if held:
+            spec, price = self._desk.venue.markets[symbol], self._desk.venue.prices[symbol]
+            trigger = price * Decimal("1.04" if held > 0 else "0.96") // spec.tick * spec.tick
+            side = Side.SELL if held > 0 else Side.BUY
+            byhand.stop(
+                self._desk,
+                HandStop(symbol, side, trigger, qty=abs(held), take_profit=True, client_id=self._name()),
+            )
 
     def _move(self, symbol: str, number: int) -> None:
         held = self._desk.engine().account.position(symbol).qty

@@ -28,7 +28,10 @@ _EXCHANGE = (
     "lag",
 )
 _STATES = ("maintenance", "ban", "deny", "clock", "slow exchange")
-_PEOPLE = ("person trades", "person closes", "person moves the stop", "person cancels the stop", "price")
+_PEOPLE = (
+    *("person trades", "person closes", "person moves the stop", "person cancels the stop"),
+    *("person takes profit", "price", "price"),
+)
 _PROCESSES = ("kill", "cancel", "cancel", "stop")
 _SERVERS = ("database down", "lose commit answers", "slow database", "cut redis", "break", "wipe redis")
 
@@ -158,7 +161,7 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
         case "lose":
             late = dice.choice(("never", "first", "first", "late"))
             detail = (dice.choice(_STEPS), dice.choice(_LOST), late)
-            return Trouble(kind, at, dice.uniform(0.5, 6.0), detail=detail, number=dice.choice((1, 1, 2, 3)))
+            return Trouble(kind, at, dice.uniform(0.5, 9.0), detail=detail, number=dice.choice((1, 1, 2, 3)))
         case "refuse passing":
             detail = (dice.choice(_STEPS), str(dice.choice(PASSING_CODES)))
             return Trouble(kind, at, detail=detail, number=dice.choice((1, 1, 2, 5, 20)))

@@ -220,7 +220,7 @@ class Schedule:
             if isinstance(report, BaseException):
                 raise report
             outcomes = report.outcomes
-            allowed = {"mismatch"} if self.plan.has_people else set()
+            allowed = {"mismatch", "unprotected"} if self.plan.has_people else set()
             if all(one.action.settled or one.action.value in allowed for one in outcomes):
                 return
             await asyncio.sleep(4.0)

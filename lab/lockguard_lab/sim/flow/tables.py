@@ -194,9 +194,9 @@ class Tables:
         ]
         return [Row(trigger_price=max(rows, key=lambda row: row["number"])["trigger_price"])] if rows else []
 
-    def _stop_ids(self, position_id: int) -> list[Row]:
+    def _stops_of(self, position_id: int) -> list[Row]:
         return [
-            Row(client_id=row["client_id"])
+            Row(self._intent_shown(row) | {"may_stand": row["outcome"] in (None, "executed")})
             for row in self.intents.values()
             if (row["position_id"], row["step"]) == (position_id, "stop")
         ]

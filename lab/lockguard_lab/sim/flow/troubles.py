@@ -194,6 +194,13 @@ class Troubles:
         postgres.delay_s = (0.05, 0.05 + min(trouble.lasts, 1.0))
         self._later(trouble.lasts, lambda: setattr(postgres, "delay_s", _GOOD_DATABASE_S))
 
+    def _drop(self, _: Trouble, __: Bot) -> None:
+        """The exchange drops a stop that it has taken."""
+        engine = self._desk.engine()
+        ours = [algo for algo in engine.open_algo_orders() if algo.client_id.startswith("lgs-")]
+        if ours:
+            engine.drop_algo(ours[-1].id, self._desk.now_ms)
+
     def _act(self, trouble: Trouble, _: Bot) -> None:
         self._person.act(trouble.kind, self._symbol(trouble), trouble.number)
 
@@ -206,6 +213,7 @@ _BEFALL: dict[str, Callable[[Troubles, Trouble, Bot], None]] = {
     "cut redis": Troubles._cut,
     "database down": Troubles._down,
     "deny": Troubles._deny,
+    "drop": Troubles._drop,
     "fail reads": Troubles._hit,
     "kill": Troubles._kill,
     "lag": Troubles._lag,
@@ -216,6 +224,7 @@ _BEFALL: dict[str, Callable[[Troubles, Trouble, Bot], None]] = {
     "person cancels the stop": Troubles._act,
     "person closes": Troubles._act,
     "person moves the stop": Troubles._act,
+    "person takes profit": Troubles._act,
     "person trades": Troubles._act,
     "price": Troubles._price,
     "refuse final": Troubles._hit,
