@@ -98,9 +98,11 @@ class Sweeper:
             waiting.append(placed)
         # Nor may one that a move has left, as the list did not show the new one yet.
         known = {order.client_id for order in waiting}
-        for intent in may_stand:
-            if intent.client_id not in known and intent.age_ms < self._venue.in_doubt_ms:
-                waiting.append(self._venue.intended_stop(self._market, intent))
+        waiting += [
+            self._venue.intended_stop(self._market, intent)
+            for intent in may_stand
+            if intent.client_id not in known and intent.age_ms < self._venue.in_doubt_ms
+        ]
         for order in waiting:
             gone &= self._told_gone(await self._venue.cancel(order), order, position)
         return gone

@@ -457,7 +457,7 @@ async def test_a_stop_that_the_lists_do_not_show_yet_is_taken_back_all_the_same(
 
 
 async def test_a_stop_that_a_move_left_behind_lagging_lists_goes_with_its_position(bot: Bot) -> None:
-    """The lists show neither the new stop, so that the move leaves the old one, nor the old one at the close."""
+    """No list shows the new stop, so that the move leaves the old one, nor the old one at the close."""
     bot.client.options["recvWindow"] = 30_000  # ms, of which the time for late orders is made up
     await bot.open()
     bot.exchange.set_visibility(orders=timedelta(seconds=60))

@@ -198,7 +198,7 @@ async def test_a_second_request_to_close_orders_no_second_exit_beside_one_in_dou
 
 
 async def test_an_exit_that_was_made_and_is_not_listed_yet_is_not_recorded_as_refused(bot: Bot) -> None:
-    """Its holder died after the exchange had carried it out; the copy of its successor finds nothing to close."""
+    """Its holder died after the exchange had carried it out; its successor finds nothing to close."""
     await bot.open()
     await leave_an_exit(bot, asked=True)
     exit_id = await bot.pool.fetchval("select exit_client_id from monitoring.positions")

@@ -31,7 +31,8 @@ class Database:
         tables: what is committed.
         up: whether it takes connections and answers.
         answers_lost: how likely the answer to a commit is lost.
-        on_commit: called with the rows of positions before and after each commit, and the token of the write.
+        on_commit: called with the rows of positions before and after each commit, the token of the write, and
+            its process.
     """
 
     def __init__(self, postgres: Postgres) -> None:
@@ -40,7 +41,7 @@ class Database:
         self.up = True
         self.answers_lost = 0.0
         self.statements = 0
-        self.on_commit: Callable[[Moved, int], None] = lambda *_: None
+        self.on_commit: Callable[[Moved, int, Process], None] = lambda *_: None
         self.committed: set[int] = set()
         self._numbers = 0
 
@@ -48,9 +49,9 @@ class Database:
         """What a process has in place of an asyncpg pool."""
         return Pool(self, process)
 
-    def commit(self, changed: Tables, token: int) -> None:
+    def commit(self, changed: Tables, token: int, process: Process) -> None:
         """Take over the changes of a transaction."""
-        self.on_commit(self.tables.commit(changed), token)
+        self.on_commit(self.tables.commit(changed), token, process)
 
     def next_number(self) -> int:
         """The number of a write."""
@@ -177,7 +178,7 @@ class _Session:
 
     def commit(self, number: int) -> None:
         """Make its changes everybody's."""
-        self._database.commit(self.tables, self.token)
+        self._database.commit(self.tables, self.token, self._process)
         self._database.committed.add(number)
         self.abort("committed")
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lockguard_lab.sim.flow.database import Database, Moved
     from lockguard_lab.sim.flow.plan import FlowPlan
     from lockguard_lab.sim.flow.wire import Request, SimExchange
-    from lockguard_lab.sim.world import World
+    from lockguard_lab.sim.world import Process, World
     from lockguard_positions import Position
 
 __all__ = ["Book", "FlowJudge"]
@@ -306,6 +306,8 @@ class FlowJudge:
     def _look_for_alert(self, symbol: str, since: float) -> None:
         """A position has been without a stop for longer than it may be, unless somebody was told."""
         book = self.book(symbol)
+        if self.lately(book, 2 * _DEADLINE_S):  # what a person does is found out by the next pass
+            return
         if book.bare_since != since or any(resource.endswith(symbol) for _, resource in self.alerts):
             return
         told = f"{symbol} has had none for {self.world.now - since:.1f} s"
@@ -333,7 +335,7 @@ class FlowJudge:
 
     # --- the rows ---
 
-    def _committed(self, moved: Moved, token: int) -> None:
+    def _committed(self, moved: Moved, token: int, process: Process) -> None:
         for before, after in moved:
             status = after["status"]
             was = None if before is None else before["status"]
@@ -351,7 +353,7 @@ class FlowJudge:
                 self._entered(after)
             if was != "active" and status == "active":
                 self._active(after)
-        self.on_event("commit", self.world.running)
+        self.on_event("commit", process)
 
     def orders_of(self, client_id: str | None) -> list[Order]:
         """The exchange's ordinary orders of a client id."""

@@ -32,8 +32,9 @@ _PEOPLE = (
     *("person trades", "person closes", "person moves the stop", "person cancels the stop"),
     *("person takes profit", "price", "price"),
 )
-_PROCESSES = ("kill", "cancel", "cancel", "stop")
+_PROCESSES = ("kill", "cancel", "cancel", "stop", "stop")
 _SERVERS = ("database down", "lose commit answers", "slow database", "cut redis", "break", "wipe redis")
+_ALL = _EXCHANGE + _STATES + _PEOPLE + _PROCESSES + _SERVERS
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,12 @@ class FlowPlan:
     troubles: tuple[Trouble, ...] = field(default=())
 
     @classmethod
-    def of(cls, seed: int) -> FlowPlan:
-        """The plan of a seed."""
+    def of(cls, seed: int, theme: str | None = None) -> FlowPlan:
+        """The plan of a seed; ``theme`` is the beginning of what goes wrong first, or several
+        with a plus between them."""
         dice = random.Random(seed ^ 0xF10)  # noqa: S311 - a simulation, not a secret
         until_s = dice.choice((8.0, 15.0, 15.0, 30.0))
-        kinds = dice.choice(
+        kinds: tuple[str, ...] = dice.choice(
             (
                 _EXCHANGE,
                 _EXCHANGE + _STATES,
@@ -103,10 +105,13 @@ class FlowPlan:
                 _EXCHANGE + _PROCESSES,
                 _PROCESSES + _SERVERS,
                 _PEOPLE,
-                _EXCHANGE + _STATES + _PEOPLE + _PROCESSES + _SERVERS,
+                _ALL,
             )
         )
         troubles = [_trouble(dice, kinds, until_s) for _ in range(dice.choice((0, 1, 1, 2, 2, 3, 5)))]
+        for first in theme.split("+") if theme else ():
+            kinds = tuple(sorted(kind for kind in set(_ALL) if kind.startswith(first)))
+            troubles = [_trouble(dice, kinds, until_s) for _ in range(2)] + troubles[:3]
         return cls(
             seed=seed,
             processes=dice.choice((1, 1, 2, 2, 3)),
@@ -180,7 +185,7 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
         case "kill" | "cancel" | "stop" | "break" | "cut redis":
             on = dice.choice(("", *_EVENTS))
             lasts = dice.choice((0.3, 2.0, 6.0, 15.0)) * dice.uniform(0.5, 1.5)
-            return Trouble(kind, at, lasts, on, dice.choice((0, 0, 1, 2, 3, 5, 8)), number=number)
+            return Trouble(kind, at, lasts, on, dice.choice((0, 1, 1, 2, 2, 3, 5, 8)), number=number)
         case (
             "person trades" | "person closes" | "person moves the stop" | "person cancels the stop" | "price"
         ):

@@ -89,9 +89,8 @@ def run(plan: FlowPlan) -> FlowOutcome:
 
 
 def violations(seed: int, topology: str | None = None) -> tuple[Violation, ...]:
-    """The laws that the schedule of a seed breaks."""
-    del topology
-    return run(FlowPlan.of(seed)).violations
+    """The laws that the schedule of a seed breaks; a topology is the theme of its troubles here."""
+    return run(FlowPlan.of(seed, topology)).violations
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -70,7 +71,7 @@ class Tables:
         self._now = now
         self.positions: dict[int, dict[str, Any]] = {}
         self.intents: dict[tuple[str, str, int], dict[str, Any]] = {}
-        self._ids = iter(range(1, 1_000_000))
+        self._ids = itertools.count(1)
         self._touched: set[Any] = set()
 
     # --- transactions ---
@@ -224,9 +225,9 @@ class Tables:
         values = dict(zip(names, args, strict=False))  # the statement with an intent has one more
         row: dict[str, Any] = dict.fromkeys((*_COLUMNS, "intent", "exit_client_id")) | values
         status = row["status"]
+        row["id"] = next(self._ids)  # also of a row that is refused
         if PositionStatus(status) not in INITIAL:
             raise IllegalChange(f"a position cannot begin as {status}")
-        row["id"] = next(self._ids)
         row["created_at"] = self._time()
         row["opened_at"] = self._time() if status == "entry_placed" else None
         row["closed_at"] = self._time() if status == "failed" else None
@@ -410,8 +411,6 @@ class Tables:
         return self._change(position_id, status, exit_client_id=None, exit_reason=None, token=token)
 
     def _reduce(self, position_id: int, status: str, quantity: Decimal, token: int) -> list[Row]:
-        if quantity <= 0:
-            raise asyncpg.CheckViolationError("positions_quantity")
         return self._change(position_id, status, quantity=quantity, token=token)
 
     def _expect_close(
@@ -528,6 +527,8 @@ class Tables:
     # Inside.
 
     def _put(self, row: dict[str, Any]) -> None:
+        if row["quantity"] <= 0:
+            raise asyncpg.CheckViolationError("positions_quantity")
         if row["status"] in _OPEN:
             for other in self.positions.values():
                 same = (other["exchange"], other["symbol"]) == (row["exchange"], row["symbol"])

@@ -61,7 +61,7 @@ class Troubles:
         for trouble in [one for one in self._armed if one.on == name]:
             self._armed.remove(trouble)
             befall = partial(self._befall, trouble, process)
-            if isinstance(process, BotProcess) and process is self._world.running:
+            if isinstance(process, BotProcess):
                 process.in_turns(trouble.turns, befall)
             else:
                 self._world.after(0.002 * trouble.turns, befall)

@@ -84,7 +84,8 @@ class Planted:
         old: the text that is replaced; it occurs once.
         new: what replaces it.
         law: the beginning of the law that it breaks; empty where any is as likely.
-        topology: the servers on which it shows; empty where the seed may choose.
+        topology: the servers on which it shows, or, in the flow, what goes wrong when it shows; empty where
+            the seed may choose.
         quick: whether 120 schedules convict it, so that every change is held to that.
         judge: who convicts it: a name in ``JUDGES``.
         more: further replacements that belong to the same mistake.
