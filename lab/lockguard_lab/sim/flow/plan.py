@@ -93,8 +93,12 @@ class FlowPlan:
 
     @classmethod
     def of(cls, seed: int, theme: str | None = None) -> FlowPlan:
-        """The plan of a seed; ``theme`` is the beginning of what goes wrong first, or several
-        with a plus between them."""
+        """The plan of a seed.
+
+        Args:
+            seed: its number.
+            theme: the beginning of the names of what goes wrong first; several with a plus between them.
+        """
         dice = random.Random(seed ^ 0xF10)  # noqa: S311 - a simulation, not a secret
         until_s = dice.choice((8.0, 15.0, 15.0, 30.0))
         kinds: tuple[str, ...] = dice.choice(
