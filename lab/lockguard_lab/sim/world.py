@@ -80,8 +80,10 @@ class World:
             now = self.now
             if now >= latest:
                 raise Stuck(f"not over at {latest:g} s")
-            while due and due[0][0] <= now:
-                heapq.heappop(due)[2]()
+            if due and due[0][0] <= now:
+                while due and due[0][0] <= now:
+                    heapq.heappop(due)[2]()
+                continue  # which may be what is waited for
             able = [process for process in processes if process.able]
             if not able:
                 self._pass()
