@@ -402,7 +402,7 @@ class GuardedExchange:
             if found is not None:
                 outcome = Executed(found, found=True)
         if outcome is None:
-            outcome = await placer.place(plan, lease, again=again)
+            outcome = await placer.place(plan, lease)
         if self._told:
             self._tell(lease, step.value, client_id, outcome, placer.margin_ms, began)
         return outcome
@@ -443,7 +443,7 @@ class GuardedExchange:
     # --- looking ---
 
     async def find_order(
-        self, symbol: str | Market, client_id: str, *, conditional: bool = False
+        self, symbol: str | Market, client_id: str, *, conditional: bool = False, patiently: bool = False
     ) -> PlacedOrder | None:
         """An order by its client order id, in every book; ``None`` when the exchange does not know it.
 
@@ -453,10 +453,17 @@ class GuardedExchange:
             symbol: in any spelling.
             client_id: the client order id.
             conditional: whether to ask the book of conditional orders first.
+            patiently: whether to look for ``Patience.search``, as the exchange's reads may lag; looks that
+                fail are then only repeated.
 
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries.
         """
+        if patiently:
+            patience = self._patience.search
+            return await self._placer().search(
+                self.unified(symbol), client_id, conditional=conditional, patience=patience
+            )
         return await self._placer().find(self.unified(symbol), client_id, conditional=conditional)
 
     async def open_orders(

@@ -105,13 +105,8 @@ class Placer:
         self._clock = clock
         self.margin_ms: float | None = None
 
-    async def place(self, plan: Plan, lease: Lease, *, again: bool = False) -> Outcome:
+    async def place(self, plan: Plan, lease: Lease) -> Outcome:
         """Place an order under a lease, and return what became of it.
-
-        Args:
-            plan: the order.
-            lease: on its market.
-            again: whether an earlier holder may have sent it.
 
         Raises:
             LeaseLost: the lease ended before the order was sent.
@@ -123,9 +118,7 @@ class Placer:
                 case Executed():
                     return await self._confirmed(plan, outcome)
                 case Refused():
-                    # An earlier copy may be why this one was refused, and the exchange's reads may lag.
-                    first = number == 1 and not (again and outcome.final)
-                    return await self._after_refusal(plan, outcome, first=first)
+                    return await self._after_refusal(plan, outcome, first=number == 1)
                 case Unknown():
                     if not self._may_send_again(plan):
                         return outcome

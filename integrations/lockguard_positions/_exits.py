@@ -71,7 +71,13 @@ class Exits:
         if isinstance(outcome, Refused) and outcome.refusal in _MAY_BE_GONE:
             held = await self._venue.holding(self._market)
             if held is None or held.side != position.side.entry:
-                return await self._has_closed(position, intent, None)
+                if not intent.sent_before:
+                    return await self._has_closed(position, intent, None)
+                # The copy that an earlier holder sent may be why nothing is left, and not be listed yet.
+                sent = await self._venue.find(self._market, intent, patiently=True)
+                if sent is None or not sent.filled:
+                    return await self._has_closed(position, intent, None)
+                return await self._exit_taken(position, intent, sent)
             if not intent.sent_before:  # else each pass would cancel its stop in vain
                 position, outcome = await self._without_stop_in_the_way(position, intent, outcome)
         return await self._became(position, intent, outcome)

@@ -240,14 +240,13 @@ class Venue:
         )
 
     async def close(self, market: Market, intent: Intent) -> Outcome:
-        """Close a position, reduce-only; an exit that may have been sent before is looked for first."""
+        """Close a position, reduce-only. The caller looks for an order that may have been sent before."""
         return await self._patiently(
             lambda: self._exchange.close_position(
                 market,
                 intent.side,
                 intent.amount,
                 intent=intent.number,
-                again=intent.sent_before,
             )
         )
 
@@ -273,8 +272,13 @@ class Venue:
 
     # --- looking ---
 
-    async def find(self, market: Market, intent: Intent) -> PlacedOrder | None:
+    async def find(self, market: Market, intent: Intent, *, patiently: bool = False) -> PlacedOrder | None:
         """The order of an intent; ``None`` while the exchange does not show it.
+
+        Args:
+            market: its market.
+            intent: the intent.
+            patiently: look for as long as the exchange's reads may lag.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
@@ -284,6 +288,7 @@ class Venue:
                 market,
                 intent.client_id,
                 conditional=intent.step is Step.STOP,
+                patiently=patiently,
             )
 
     async def find_stop(self, market: Market, position: Position) -> PlacedOrder | None:

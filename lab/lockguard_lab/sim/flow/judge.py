@@ -382,7 +382,9 @@ class FlowJudge:
             told = f"row {row['id']} ended at {row['exit_price']}, and nothing was filled there"
             self.accuse("P: rows tell the truth", told)
         if row["exit_reason"] == "stop" and not any(
-            algo.order_id for algo in engine.algo_orders() if str(algo.id) == row["stop_order_id"]
+            algo.order_id
+            for algo in engine.algo_orders()
+            if str(algo.id) == row["stop_order_id"] or algo.client_id == row["stop_client_id"]
         ):
             self.accuse("P: rows tell the truth", f"row {row['id']} ended by its stop, which has not fired")
 

@@ -26,6 +26,7 @@ _EXCHANGE = (
     "fail reads",
     "partial",
     "lag",
+    "drop",
 )
 _STATES = ("maintenance", "ban", "deny", "clock", "slow exchange")
 _PEOPLE = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lockguard_positions._status import OPEN
@@ -38,7 +39,9 @@ def judge_rest(judge: FlowJudge) -> None:
 def _judge_symbol(judge: FlowJudge, symbol: str, row: dict[str, Any] | None) -> None:
     book = judge.book(symbol)
     waiting = [one for one in judge.exchange.desk.engine().open_algo_orders() if one.symbol == symbol]
-    ours = [algo for algo in waiting if algo.client_id.startswith("lgs-")]
+    # A copy that was sent before, and arrives when its name is free again, is told of and left to a person.
+    names = Counter(algo.client_id for algo in judge.exchange.desk.engine().algo_orders())
+    ours = [algo for algo in waiting if algo.client_id.startswith("lgs-") and names[algo.client_id] == 1]
     if len(ours) > 1:
         judge.accuse("P: one stop for one position", f"{len(ours)} of ours wait for {symbol}")
     if row is not None:

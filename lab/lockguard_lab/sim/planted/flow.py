@@ -381,9 +381,9 @@ FLOW: tuple[Planted, ...] = (
         theme="kill",
         more=(
             Change(
-                f"{_POSITIONS}/_venue.py",
-                "                again=intent.sent_before,\n            )\n        )\n\n    async def cancel",
-                "            )\n        )\n\n    async def cancel",
+                f"{_POSITIONS}/_exits.py",
+                "                sent = await self._venue.find(self._market, intent, patiently=True)\n",
+                "                sent = None\n",
             ),
         ),
     ),
