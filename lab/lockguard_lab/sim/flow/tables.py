@@ -72,7 +72,8 @@ class Tables:
         self.positions: dict[int, dict[str, Any]] = {}
         self.intents: dict[tuple[str, str, int], dict[str, Any]] = {}
         self._ids = itertools.count(1)
-        self._touched: set[Any] = set()
+        self._touched: set[int] = set()
+        self._settled: set[tuple[str, str, int]] = set()
 
     # --- transactions ---
 
@@ -85,12 +86,11 @@ class Tables:
     def commit(self, changed: Tables) -> list[tuple[dict[str, Any] | None, dict[str, Any]]]:
         """Take over what a copy has changed; returns the rows of positions before and after."""
         moved = []
-        for key in sorted(changed._touched, key=str):
-            if isinstance(key, int):
-                moved.append((self.positions.get(key), changed.positions[key]))
-                self.positions[key] = changed.positions[key]
-            else:
-                self.intents[key] = changed.intents[key]
+        for number in sorted(changed._touched):
+            moved.append((self.positions.get(number), changed.positions[number]))
+            self.positions[number] = changed.positions[number]
+        for key in sorted(changed._settled):
+            self.intents[key] = changed.intents[key]
         return moved
 
     # --- statements ---
@@ -489,7 +489,7 @@ class Tables:
             "order_id": order_id,
             "details": details,
         }
-        self._touched.add(key)
+        self._settled.add(key)
         return True
 
     def _intend(
@@ -522,7 +522,7 @@ class Tables:
             "order_id": None,
             "details": details,
         }
-        self._touched.add(key)
+        self._settled.add(key)
 
     # Inside.
 
