@@ -21,7 +21,7 @@ from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg._connecting import connected
 from lockguard_asyncpg._schema import install
-from lockguard_lab.chaos.plan import TOPOLOGIES, ChaosPlan, RoundReport
+from lockguard_lab.chaos.plan import TOPOLOGIES, ChaosPlan, RoundReport, digest
 
 if TYPE_CHECKING:
     import asyncpg
@@ -33,6 +33,7 @@ __all__ = ["chaos"]
 # A kill may come in the middle of a page, and a commit that is not waited for reaches the disk late.
 _SETTINGS = {"full_page_writes": "on", "wal_writer_delay": "2s"}
 _ALL = "all"
+_ROUND = timedelta(seconds=40)
 
 
 @click.command(name="chaos")
@@ -100,7 +101,7 @@ def chaos(
             summary = _check(check)
         else:
             summary = _run(
-                ChaosPlan(ways=(), processes=processes, seed=seed),
+                ChaosPlan(ways=(), length=_ROUND, processes=processes, seed=seed),
                 TOPOLOGIES if topology == _ALL else (topology,),
                 timedelta(minutes=minutes),
                 history=history,
@@ -241,6 +242,7 @@ async def _series(
     ):
         report = round_.report
         checked = {} if report.counts["rounds that failed"] else self_check(read_round(round_.place))
+        summary.plans[str(round_.plan.seed)] = digest(round_.plan)
         summary.add(round_.name, round_.plan.topology, round_.plan.seed, report, checked)
     if planted and not summary.total.counts["interrupted"]:
         summary.planted, _ = await convict_planted(plan, postgres=postgres, directory=directory)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-__all__ = ["TOPOLOGIES", "ChaosPlan", "ChaosWorkerSpec", "PlannedFault", "RoundReport", "Tally", "planned"]
+__all__ = [
+    "TOPOLOGIES",
+    "ChaosPlan",
+    "ChaosWorkerSpec",
+    "PlannedFault",
+    "RoundReport",
+    "Tally",
+    "digest",
+    "planned",
+]
 
 TOPOLOGIES = ("single", "quorum-3", "quorum-5", "sentinel", "cluster")
 _TOLD_MAX = 10
-_GAP_S = (0.2, 1.0)
+_GAP_S = (0.3, 1.8)
 _CALM_S = (2.5, 4.0)
-_CALM_SHARE = 0.12
+_CALM_SHARE = 0.15
 
 _OF_PROCESSES = {
     "process stopped": 8,
@@ -161,6 +171,11 @@ def planned(plan: ChaosPlan) -> tuple[PlannedFault, ...]:
         (kind,) = rng.choices(list(weights), list(weights.values()))
         length_s = ttl_s * rng.uniform(*_LENGTHS_TTL[kind]) if kind in _LENGTHS_TTL else 0.0
         faults.append(PlannedFault(at_s, kind, rng.randrange(1_000_000), length_s))
+
+
+def digest(plan: ChaosPlan) -> str:
+    """What stands for the faults of a plan: equal if they are."""
+    return hashlib.sha256(repr(planned(plan)).encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)

@@ -52,8 +52,8 @@ class Recorder:
         self._pid = os.getpid()
 
     def note(self, **facts: Any) -> None:
-        """Write a line; once written it survives the process."""
-        facts["t"] = round(SYSTEM_CLOCK.now(), 6)
+        """Write a line, of now unless ``t`` is given; once written it survives the process."""
+        facts.setdefault("t", round(SYSTEM_CLOCK.now(), 6))
         os.write(self._file, json.dumps(facts).encode() + b"\n")
 
     def begin(self, call: str, resource: str, **facts: Any) -> int:

@@ -44,6 +44,8 @@ _FAILS_OVER_S = 6.0
 _FENCE_WITHIN_S = 5.0
 _SETTLES_S = 2.0
 _LINKS = ("link cut", "answers lost", "link delayed", "link reset")
+_MAYBE_GRANTED = ("failed", "cancelled")
+"""An acquisition that ended so may have been granted, and not sealed."""
 _WIPES = ("server flushed", "server restarted empty")
 _FAILOVERS = ("failover ordered", "master killed")
 
@@ -128,7 +130,7 @@ class _Judge:
         return [
             (fault.begin, fault.end + _SETTLES_S)
             for fault in self._faults
-            if fault.kind.startswith(("server ", *_FAILOVERS))
+            if fault.kind.startswith(("server ", "failover ", "master "))
         ]
 
     def _disturbed(self, process: str, *, besides: FaultWindow | None = None) -> list[Span]:
@@ -141,7 +143,7 @@ class _Judge:
         servers = [
             (fault.begin, fault.end + _SETTLES_S)
             for fault in self._faults
-            if fault.kind.startswith(("server ", *_FAILOVERS)) and fault is not besides
+            if fault.kind.startswith(("server ", "failover ", "master ")) and fault is not besides
         ]
         return [*own, *servers]
 
@@ -173,7 +175,7 @@ class _Judge:
         return [
             (max(call.begin, call.end - _FENCE_WITHIN_S - 1), call.end + late_s)
             for call in self._acquires[resource]
-            if call.how == "failed"
+            if call.how in _MAYBE_GRANTED
         ]
 
     def _others_in_line(self, resource: str, waiter: Call | None) -> list[Span]:
@@ -191,10 +193,19 @@ class _Judge:
         # Who gave up or was cut may leave a reservation that nobody takes.
         return spans
 
-    def _end(self, call: Call) -> float:
-        """When a call ended: with its answer, or with its process."""
-        if call.end < math.inf:
-            return call.end
+    def _waited_until(self, call: Call) -> float:
+        """Until when a caller waited for the lock; what may have been the time of its seal is left out."""
+        if call.how == "ok":
+            return _granted(call)
+        if call.how == "busy":  # for another reason than that its patience had ended, it was granted before
+            patient = call.end - call.begin >= call.facts["wait"] - _SLACK_S
+            return call.end if patient else call.begin
+        if call.how:
+            return call.end - _FENCE_WITHIN_S - 1
+        return self._process_ended(call) - _FENCE_WITHIN_S - 1
+
+    def _process_ended(self, call: Call) -> float:
+        """When the process of a call that was not answered was killed."""
         ends = [
             fault.begin
             for fault in self._faults
@@ -211,8 +222,8 @@ class _Judge:
             for call in calls:
                 if not call.facts["wait"]:
                     continue
-                until = _granted(call) if call.how == "ok" else self._end(call)
-                if call.how == "failed" or until <= call.begin:
+                until = self._waited_until(call)
+                if until <= call.begin:
                     continue
                 disturbed = [*self._disturbed(call.process), *self._others_in_line(resource, call)]
                 free = without((call.begin, until), [*held, *disturbed])
@@ -354,7 +365,7 @@ class _Judge:
         return [
             (other.begin, other.end + _SETTLES_S)
             for other in self._faults
-            if other is not fault and other.kind.startswith(("server ", *_FAILOVERS))
+            if other is not fault and other.kind.startswith(("server ", "failover ", "master "))
         ]
 
     def _failed_over(self, fault: FaultWindow) -> Iterator[_Recovery]:

@@ -42,6 +42,8 @@ class Summary:
         by_topology: how many calls were made over each.
         planted: for each planted check, its stale commits; empty if none was raced.
         violations: a line for each violation that is told, with its round's seed first.
+        plans: for each round's seed, what stands for its faults.
+        rounds: how many there were.
         began: when the run began, in seconds since 1970.
     """
 
@@ -51,6 +53,7 @@ class Summary:
     by_topology: Counter[str] = field(default_factory=Counter)
     planted: dict[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
+    plans: dict[str, str] = field(default_factory=dict)
     rounds: int = 0
     began: float = field(default_factory=SYSTEM_CLOCK.wall)
 
@@ -95,6 +98,12 @@ class Summary:
         console().print(table)
         if self.total.recovery_s:
             console().print(_recovery_table(self.total.recovery_s))
+
+    def _sample(self) -> list[dict[str, Any]]:
+        """A short run from the same seed: its faults are planned as those of the first round were."""
+        topology = next(iter(self.by_topology), "")
+        command = f"lockguard chaos --minutes 0.2 --topology {topology} --seed {self.seed}"
+        return [{"command": command, "tells": {"violations": []}}] if topology else []
 
     def _done(self) -> Iterator[tuple[str, int | str]]:
         total = self.total
@@ -151,6 +160,8 @@ class Summary:
                 check: {"tried": len(times), "convicted": sum(times)} for check, times in self.checked.items()
             },
             "planted": self.planted,
+            "plans": self.plans,
+            "sample": self._sample(),
             "rows": [_row(kind, took) for kind, took in sorted(total.recovery_s.items())],
             "notes": [_NOTE],
         }

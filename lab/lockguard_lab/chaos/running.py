@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import new_grant_id
 from lockguard._private_files import write_private
 from lockguard_asyncpg._attached import PostgresFence
@@ -20,7 +21,7 @@ from lockguard_lab.chaos.disturbing import Disturber
 from lockguard_lab.chaos.plan import ChaosPlan, ChaosWorkerSpec, RoundReport, planned
 from lockguard_lab.chaos.processes import BotProcess, why
 from lockguard_lab.chaos.recording import Recorder
-from lockguard_lab.chaos.stage import Links, urls_of
+from lockguard_lab.chaos.stage import Links, failovers_of, urls_of
 from lockguard_lab.chaos.tables import BYPASSES, read_tables
 from lockguard_lab.chaos.verdict import judge_round
 from lockguard_lab.chaos.worker import guard_over
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["run_round"]
 
 _QUIET_S = 20.0
+_FAILOVERS_FROM = 10**6
+_NOTICED_S = 4.0  # Sentinels take one second and the cluster two before they begin to agree
 _RESOURCE = "insert into lockguard_race.state (resource, n) values ($1, 0)"
 _LEFT = "select count(*) from pg_stat_activity where application_name = $1"
 
@@ -64,7 +67,7 @@ async def run_round(
     Raises:
         ConfigurationError: a process does not start.
     """
-    report, application = RoundReport(), f"lockguard-chaos-{new_grant_id()[:8]}"
+    began, report, application = SYSTEM_CLOCK.wall(), RoundReport(), f"lockguard-chaos-{new_grant_id()[:8]}"
     resources = tuple(f"chaos:{plan.seed}:{number}" for number in range(plan.resources))
     _keep(directory / "round.json", asdict(plan))
     recorder = Recorder(str(directory / "conductor.jsonl"), 0)
@@ -95,6 +98,7 @@ async def run_round(
         )
         interrupted = await _until_interrupted(disturber.disturb(planned(plan)))
         await _finish(bots, report)
+        _note_failovers(redis, recorder, since=began)
         await _keep_tables(pool, application, directory)
     judge_round(directory, report)
     report.counts["interrupted"] += interrupted
@@ -108,6 +112,15 @@ async def _finish(bots: Sequence[BotProcess], report: RoundReport) -> None:
         if not orderly:
             report.counts["processes that failed"] += 1
             report.tell(f"a process failed: {why(bot.log)}")
+
+
+def _note_failovers(redis: Topology, recorder: Recorder, *, since: float) -> None:
+    """Note each failover that the servers' logs tell, from when the master may have been out of touch."""
+    began_s = SYSTEM_CLOCK.wall() - SYSTEM_CLOCK.now()
+    seen = [at for at in failovers_of(redis) if at >= since]
+    for number, at in enumerate(seen, _FAILOVERS_FROM):
+        recorder.note(fault=number, kind="failover seen", target="", t=at - began_s - _NOTICED_S)
+        recorder.note(healed=number, t=at - began_s)
 
 
 async def _keep_tables(pool: asyncpg.Pool[Any], application: str, directory: Path) -> None:

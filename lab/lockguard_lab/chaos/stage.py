@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AsyncExitStack
+from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 from lockguard_lab.servers.fault_proxy import FaultProxy
@@ -13,10 +14,14 @@ from lockguard_lab.servers.topologies import ClusterRedis, IndependentRedis, Sen
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from lockguard_lab.servers.embedded import EmbeddedServer
     from lockguard_lab.servers.topologies import Topology
 
-__all__ = ["Links", "servers_of", "urls_of"]
+__all__ = ["Links", "failovers_of", "servers_of", "urls_of"]
 
+_PROMOTED = re.compile(
+    r"(\d\d \w{3} \d{4} \d\d:\d\d:\d\d\.\d{3}) [^ ] (?:\+switch-master|Failover election won)"
+)
 _PORT = re.compile(r"(?<=127\.0\.0\.1:)\d+")
 
 
@@ -42,6 +47,22 @@ def urls_of(topology: Topology) -> tuple[str, ...]:
         return tuple(topology.urls)
     assert isinstance(topology, SentinelRedis | ClusterRedis)
     return (topology.url,)
+
+
+def failovers_of(topology: Topology) -> list[float]:
+    """When replicas became masters, ordered or not, as the servers' logs say; in seconds since 1970.
+
+    On a busy machine a server may seem dead to the others, which then act without being told to.
+    """
+    servers: list[EmbeddedServer] = [*topology.servers]
+    if isinstance(topology, SentinelRedis):
+        servers += topology.sentinels
+    said = "".join(server.log for server in servers)
+    return sorted({_local(found[1]).timestamp() for found in _PROMOTED.finditer(said)})
+
+
+def _local(at: str) -> datetime:
+    return datetime.strptime(at, "%d %b %Y %H:%M:%S.%f").astimezone()
 
 
 class Links:

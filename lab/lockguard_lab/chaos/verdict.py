@@ -33,7 +33,8 @@ __all__ = ["fence_operations", "judge_round", "lock_operations", "verdict_on"]
 
 _INSTANT_S = 1e-6
 _LOSES_ALL = ("server flushed", "server restarted empty")
-_DOUBTFUL = ("failover ordered", "master killed", "server restarted with old data")
+_SEEN = "failover seen"
+_DOUBTFUL = ("failover ordered", _SEEN, "master killed", "server restarted with old data")
 _COMMITTED = End.COMMITTED.value
 
 
@@ -43,7 +44,9 @@ def judge_round(directory: Path, report: RoundReport) -> Judged:
     tables.judge(judged.tables, judged.history.lines, report)
     for call in judged.history.calls.values():
         report.calls[f"{call.call} {call.how or 'unanswered'}"] += 1
-    report.faults.update(fault.kind for fault in judged.history.faults.values())
+    faults = [fault.kind for fault in judged.history.faults.values()]
+    report.faults.update(kind for kind in faults if kind != _SEEN)
+    report.counts["failovers seen"] += faults.count(_SEEN)
     for line in judged.history.lines:
         report.counts.update(line.get("counts", {}))
     for what, operations in (("lock", lock_operations(judged)), ("fence", fence_operations(judged))):

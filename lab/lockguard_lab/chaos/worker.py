@@ -83,6 +83,8 @@ class _Bot:
         # The ways, by whether the seal travels with the first write.
         self._ways = {travels: [way for way in ways if way.travels is travels] for travels in (False, True)}
         self._late: set[asyncio.Task[Any]] = set()
+        self._asking: set[asyncio.Task[Any]] = set()
+        """The tasks that wait for a lease."""
         # Every second process releases leases without waiting for the disk.
         self._lazy = told.number % 2 == 1
         self._not_closed: set[GrantId] = set()
@@ -153,6 +155,12 @@ class _Bot:
             beating.cancel()
         self._recorder.note(counts=dict(self.counts))
 
+    def stop(self) -> None:
+        """Have it end: nobody waits any more, and what was begun under a lease is completed."""
+        self.stopping.set()
+        for task in self._asking:
+            task.cancel()
+
     async def _take_leases(self) -> None:
         while not self.stopping.is_set():
             try:
@@ -197,10 +205,13 @@ class _Bot:
             operation="chaos",
         )
         asking = self._recorder.begin("acquire", resource, wait=wait_s, travels=travels)
-        lease: Lease | None = None
+        task, lease = asyncio.current_task(), None
+        assert task is not None
         sound, releasing = False, 0
+        self._asking.add(task)
         try:
             async with hold as lease:
+                self._asking.discard(task)
                 grant = lease.grant.id
                 self._leases[grant] = lease
                 self._recorder.end(
@@ -217,6 +228,12 @@ class _Bot:
                 finally:
                     releasing = self._recorder.begin("release", resource, grant=grant, token=lease.token)
                     left = SYSTEM_CLOCK.wall()
+        except asyncio.CancelledError:
+            if task not in self._asking or not self.stopping.is_set():
+                raise
+            task.uncancel()
+            self._recorder.end(asking, "cancelled")
+            return
         except (LockguardError, *DATABASE_ERRORS) as exc:
             if lease is None:
                 how = "busy" if isinstance(exc, ResourceBusy) else "failed"
@@ -224,6 +241,8 @@ class _Bot:
             else:
                 self._note_release(releasing, lease, "lost" if isinstance(exc, LeaseLost) else "")
             raise
+        finally:
+            self._asking.discard(task)
         self._note_release(releasing, lease)
         if grant in self._not_closed:
             return
@@ -389,7 +408,7 @@ async def _lent(kept: KeptConnection, pool: asyncpg.Pool[Any]) -> AsyncIterator[
 async def main(told: ChaosWorkerSpec) -> None:
     """Run until SIGTERM."""
     bot = _Bot(told)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, bot.stopping.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, bot.stop)
     await bot.run()
 
 
