@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from lockguard_lab.chaos.spans import Span, covered_s, overlaps, without
+from lockguard_lab.chaos.calm import ASKS_AGAIN_S, LINKS, OF_SERVERS, SETTLES_S, SLACK_S, Calm, granted_at
+from lockguard_lab.chaos.spans import Span, overlaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lockguard_lab.chaos.judged import Grant, Judged
     from lockguard_lab.chaos.plan import RoundReport
-    from lockguard_lab.chaos.recording import Call, FaultWindow, History
+    from lockguard_lab.chaos.recording import Call, FaultWindow
 
 __all__ = ["BOUNDS", "LOST_WAKE_UP", "Bound", "bounds", "judge"]
 
@@ -37,15 +37,8 @@ _FAILOVER = "failover: without a grant"
 _LINK_BACK = "link back: an answer"
 _POSTGRES_BACK = "Postgres back: a commit"
 
-_SLACK_S = 0.25
-_ASKS_AGAIN_S = 1.0
 _RECONNECTS_S = 1.5
 _FAILS_OVER_S = 6.0
-_FENCE_WITHIN_S = 5.0
-_SETTLES_S = 2.0
-_LINKS = ("link cut", "answers lost", "link delayed", "link reset")
-_MAYBE_GRANTED = ("failed", "cancelled")
-"""An acquisition that ended so may have been granted, and not sealed."""
 _WIPES = ("server flushed", "server restarted empty")
 _FAILOVERS = ("failover ordered", "master killed")
 
@@ -66,15 +59,15 @@ class Bound:
 def bounds(ttl_s: float) -> dict[str, Bound]:
     """The bound of each kind of recovery, at a ttl of so many seconds."""
     return {
-        _KILLED: Bound("L1", ttl_s + _SLACK_S),
-        _STOPPED: Bound("L1", ttl_s + _SLACK_S),
+        _KILLED: Bound("L1", ttl_s + SLACK_S),
+        _STOPPED: Bound("L1", ttl_s + SLACK_S),
         _TAKEN_OVER: Bound("L6", ttl_s + 1),
-        _BROKEN: Bound("L4", _ASKS_AGAIN_S + _SLACK_S),
-        _HANDED_ON: Bound("L4", _ASKS_AGAIN_S + _SLACK_S),
-        _WIPED: Bound("L4", _RECONNECTS_S + _SLACK_S),
-        _SERVER_BACK: Bound("L5", _RECONNECTS_S + _SLACK_S),
+        _BROKEN: Bound("L4", ASKS_AGAIN_S + SLACK_S),
+        _HANDED_ON: Bound("L4", ASKS_AGAIN_S + SLACK_S),
+        _WIPED: Bound("L4", _RECONNECTS_S + SLACK_S),
+        _SERVER_BACK: Bound("L5", _RECONNECTS_S + SLACK_S),
         _FAILOVER: Bound("L5", _FAILS_OVER_S),
-        _LINK_BACK: Bound("L5", _RECONNECTS_S + _SLACK_S),
+        _LINK_BACK: Bound("L5", _RECONNECTS_S + SLACK_S),
         _POSTGRES_BACK: Bound("", 0.0),
     }
 
@@ -85,18 +78,18 @@ BOUNDS = bounds(1.0)
 
 def judge(judged: Judged, grants: dict[str, Grant], report: RoundReport) -> None:
     """Add each recovery to the report, and a violation for each that took longer than is stated."""
-    judging = _Judge(judged, grants)
-    for kind, took_s, told in judging.recoveries():
+    calm = Calm(judged, grants)
+    for kind, took_s, told in _Recoveries(calm).all():
         report.recovery_s.setdefault(kind, []).append(took_s)
         bound = bounds(judged.ttl_s)[kind]
         if bound.seconds and took_s > bound.seconds:
             report.breach(
                 f"{bound.law}, {kind}", f"{took_s:.3f} s where {bound.seconds:g} s are stated; {told}"
             )
-    for waiter, free in judging.free_beside_waiters():
+    for waiter, free in calm.free_beside_waiters():
         report.counts["waits judged"] += 1
-        took_s = free[1] - free[0] - judging.stalled_s(waiter.process, free)
-        if took_s > _ASKS_AGAIN_S + _SLACK_S:
+        took_s = free[1] - free[0] - calm.stalled_s(waiter.process, free)
+        if took_s > ASKS_AGAIN_S + SLACK_S:
             report.breach(
                 LOST_WAKE_UP, f"free from {free[0]:.3f} to {free[1]:.3f}, {took_s:.3f} s beside {waiter}"
             )
@@ -106,140 +99,18 @@ _Recovery: TypeAlias = tuple[str, float, str]
 """Its kind, how long it took in seconds, and what to tell of it."""
 
 
-class _Judge:
-    def __init__(self, judged: Judged, grants: dict[str, Grant]) -> None:
-        self._judged = judged
-        self._history: History = judged.history
-        self._ttl_s = judged.ttl_s
-        self._faults = list(self._history.faults.values())
-        self._grants: dict[str, list[Grant]] = defaultdict(list)
-        for grant in sorted(grants.values(), key=lambda grant: grant.token):
-            self._grants[grant.acquire.resource].append(grant)
-        self._acquires: dict[str, list[Call]] = defaultdict(list)
-        for call in self._history.made("acquire"):
-            self._acquires[call.resource].append(call)
+class _Recoveries:
+    def __init__(self, calm: Calm) -> None:
+        self._calm = calm
 
-    # What others have done meanwhile.
-
-    def stalled_s(self, process: str, span: Span) -> float:
-        """For how much of a span the machine did not run a process, or the one that makes the faults."""
-        stalled = [*self._history.stalled.get(process, ()), *self._history.stalled.get("conductor", ())]
-        return covered_s(span, stalled)
-
-    def _servers_disturbed(self) -> list[Span]:
-        return [
-            (fault.begin, fault.end + _SETTLES_S)
-            for fault in self._faults
-            if fault.kind.startswith(("server ", "failover ", "master "))
-        ]
-
-    def _disturbed(self, process: str, *, besides: FaultWindow | None = None) -> list[Span]:
-        """When the servers, the links of a process or the process itself were disturbed."""
-        own = [
-            (fault.begin, fault.end + (_SETTLES_S if fault.kind in _LINKS else _SLACK_S))
-            for fault in self._faults
-            if fault.target == process and fault is not besides and not fault.kind.endswith("Postgres lost")
-        ]
-        servers = [
-            (fault.begin, fault.end + _SETTLES_S)
-            for fault in self._faults
-            if fault.kind.startswith(("server ", "failover ", "master ")) and fault is not besides
-        ]
-        return [*own, *servers]
-
-    def _calm(self, span: Span, process: str, *, besides: FaultWindow | None = None) -> bool:
-        return not any(overlaps(span, each) for each in self._disturbed(process, besides=besides))
-
-    def _postgres_calm(self, span: Span, *processes: str) -> bool:
-        return not any(
-            overlaps(span, (fault.begin, fault.end + _SETTLES_S))
-            for fault in self._faults
-            if "Postgres" in fault.kind and (fault.target in processes or fault.kind == "Postgres crashed")
-        )
-
-    def _maybe_held(self, resource: str) -> list[Span]:
-        """When somebody held the lock, or may have."""
-        late_s = self._ttl_s + _SLACK_S
-        spans: list[Span] = []
-        for grant in self._grants[resource]:
-            granted = _granted(grant.acquire)
-            if grant.released:
-                assert grant.release is not None
-                spans.append((granted, grant.release.end))
-            else:
-                spans.append((granted, max(granted, grant.believed_until) + late_s))
-        return [*spans, *self._failed(resource, late_s)]
-
-    def _failed(self, resource: str, late_s: float) -> list[Span]:
-        """When a lock may have been granted and not sealed, and for ``late_s`` after that."""
-        return [
-            (max(call.begin, call.end - _FENCE_WITHIN_S - 1), call.end + late_s)
-            for call in self._acquires[resource]
-            if call.how in _MAYBE_GRANTED
-        ]
-
-    def _others_in_line(self, resource: str, waiter: Call | None) -> list[Span]:
-        """When another waiter may have been dead at the head, or may have been granted the lock unawares."""
-        late_s = self._ttl_s + _ASKS_AGAIN_S + _SLACK_S
-        spans: list[Span] = []
-        for fault in self._faults:
-            if not fault.target.startswith("process-"):
-                continue
-            span = (fault.begin - _SLACK_S, min(fault.end, self._history.over) + late_s)
-            for call in self._acquires[resource]:
-                if call is not waiter and call.process == fault.target and call.begin <= span[0] <= call.end:
-                    spans.append(span)
-                    break
-        # Who gave up or was cut may leave a reservation that nobody takes.
-        return spans
-
-    def _waited_until(self, call: Call) -> float:
-        """Until when a caller waited for the lock; what may have been the time of its seal is left out."""
-        if call.how == "ok":
-            return _granted(call)
-        if call.how == "busy":  # for another reason than that its patience had ended, it was granted before
-            patient = call.end - call.begin >= call.facts["wait"] - _SLACK_S
-            return call.end if patient else call.begin
-        if call.how:
-            return call.end - _FENCE_WITHIN_S - 1
-        return self._process_ended(call) - _FENCE_WITHIN_S - 1
-
-    def _process_ended(self, call: Call) -> float:
-        """When the process of a call that was not answered was killed."""
-        ends = [
-            fault.begin
-            for fault in self._faults
-            if fault.target == call.process and fault.kind == "process killed"
-        ]
-        return min((end for end in ends if end >= call.begin), default=call.begin)
-
-    # Waiters.
-
-    def free_beside_waiters(self) -> Iterator[tuple[Call, Span]]:
-        """For each waiter the longest time for which the lock was certainly free beside it."""
-        for resource, calls in self._acquires.items():
-            held = self._maybe_held(resource)
-            for call in calls:
-                if not call.facts["wait"]:
-                    continue
-                until = self._waited_until(call)
-                if until <= call.begin:
-                    continue
-                disturbed = [*self._disturbed(call.process), *self._others_in_line(resource, call)]
-                free = without((call.begin, until), [*held, *disturbed])
-                if free:
-                    yield call, max(free, key=lambda span: span[1] - span[0])
-
-    # Recoveries.
-
-    def recoveries(self) -> Iterator[_Recovery]:
+    def all(self) -> Iterator[_Recovery]:
         """The kind of each recovery, how long it took, and what to tell of it."""
-        for fault in self._faults:
+        for fault in self._calm.faults:
             if fault.end < math.inf:
                 yield from self._recoveries_from(fault)
-        for resource, grants in self._grants.items():
+        for resource, grants in self._calm.grants.items():
             yield from self._handed_on(resource, grants)
-        for call in self._history.made("break"):
+        for call in self._calm.history.made("break"):
             if call.how == "ok" and call.facts.get("broken"):
                 yield from self._broken(call)
 
@@ -247,9 +118,9 @@ class _Judge:
         match fault.kind:
             case "process killed":
                 yield from self._holder_gone(fault, _KILLED)
-            case "process stopped" if fault.end - fault.begin > self._ttl_s + _SLACK_S:
+            case "process stopped" if fault.end - fault.begin > self._calm.ttl_s + SLACK_S:
                 yield from self._holder_gone(fault, _STOPPED)
-            case kind if kind in _LINKS:
+            case kind if kind in LINKS:
                 yield from self._link_back(fault)
             case "Postgres crashed":
                 yield from self._postgres_back(fault)
@@ -257,14 +128,14 @@ class _Judge:
                 yield from self._failed_over(fault)
             case _:
                 pass
-        if fault.kind in _WIPES and self._judged.alone:
+        if fault.kind in _WIPES and self._calm.judged.alone:
             yield from self._wiped(fault)
-        if fault.kind.startswith("server ") and self._judged.plan["topology"] == "single":
+        if fault.kind.startswith("server ") and self._calm.judged.plan["topology"] == "single":
             yield from self._server_back(fault)
 
     def _next_in_line(self, resource: str, token: int, *, by: float) -> Grant | None:
         """The next grant above ``token``, if its holder waited for it since ``by``."""
-        grants = self._grants[resource]
+        grants = self._calm.grants[resource]
         at = bisect_left(grants, token + 1, key=lambda grant: grant.token)
         if at == len(grants) or grants[at].acquire.begin > by:
             return None
@@ -272,36 +143,36 @@ class _Judge:
 
     def _clear(self, span: Span, resource: str, token: int, heir: Grant) -> bool:
         """Whether nobody but the heir can have had the lock or the first place meanwhile."""
-        others = self._failed(resource, self._ttl_s)
-        others += self._others_in_line(resource, heir.acquire)
-        between = [one for one in self._grants[resource] if token < one.token < heir.token]
+        others = self._calm.failed(resource, self._calm.ttl_s)
+        others += self._calm.others_in_line(resource, heir.acquire)
+        between = [one for one in self._calm.grants[resource] if token < one.token < heir.token]
         return not between and not any(overlaps(span, other) for other in others)
 
     def _holder_gone(self, fault: FaultWindow, kind: str) -> Iterator[_Recovery]:
-        for resource, grants in self._grants.items():
+        for resource, grants in self._calm.grants.items():
             for grant in grants:
                 call = grant.acquire
                 if call.process != fault.target or call.end > fault.begin:
                     continue
                 if min(grant.believed_until, grant.lost) < fault.begin or grant.deadline < fault.begin:
                     continue
-                heir = self._next_in_line(resource, grant.token, by=fault.begin + self._ttl_s / 2)
+                heir = self._next_in_line(resource, grant.token, by=fault.begin + self._calm.ttl_s / 2)
                 if heir is None or heir.acquire.process == fault.target:
                     continue
-                granted = _granted(heir.acquire)
+                granted = granted_at(heir.acquire)
                 span = (fault.begin, granted)
-                before = (fault.begin - self._ttl_s, granted)  # its renewals may have been disturbed
-                if not self._calm(before, heir.acquire.process) or not self._calm(
+                before = (fault.begin - self._calm.ttl_s, granted)  # its renewals may have been disturbed
+                if not self._calm.calm(before, heir.acquire.process) or not self._calm.calm(
                     before, fault.target, besides=fault
                 ):
                     continue
                 if granted < fault.begin or not self._clear(span, resource, grant.token, heir):
                     continue
                 told = f"{heir.acquire} after {fault.kind} at {fault.begin:.3f}"
-                yield kind, granted - fault.begin - self.stalled_s(heir.acquire.process, span), told
+                yield kind, granted - fault.begin - self._calm.stalled_s(heir.acquire.process, span), told
                 sealed = (fault.begin, heir.acquire.end)
-                if kind is _STOPPED and self._postgres_calm(sealed, heir.acquire.process):
-                    took = heir.acquire.end - fault.begin - self.stalled_s(heir.acquire.process, sealed)
+                if kind is _STOPPED and self._calm.postgres_calm(sealed, heir.acquire.process):
+                    took = heir.acquire.end - fault.begin - self._calm.stalled_s(heir.acquire.process, sealed)
                     yield _TAKEN_OVER, took, told
 
     def _handed_on(self, resource: str, grants: list[Grant]) -> Iterator[_Recovery]:
@@ -312,41 +183,43 @@ class _Judge:
             heir = self._next_in_line(resource, grant.token, by=grant.release.begin)
             if heir is None:
                 continue
-            span = (grant.release.end, max(grant.release.end, _granted(heir.acquire)))
-            if self._calm(span, heir.acquire.process) and self._clear(span, resource, grant.token, heir):
-                took = span[1] - span[0] - self.stalled_s(heir.acquire.process, span)
+            span = (grant.release.end, max(grant.release.end, granted_at(heir.acquire)))
+            if self._calm.calm(span, heir.acquire.process) and self._clear(span, resource, grant.token, heir):
+                took = span[1] - span[0] - self._calm.stalled_s(heir.acquire.process, span)
                 yield _HANDED_ON, took, f"{heir.acquire} after {grant.release}"
 
     def _broken(self, call: Call) -> Iterator[_Recovery]:
-        for grant in self._grants[call.resource]:
+        for grant in self._calm.grants[call.resource]:
             if grant.id != call.facts["broken"]:
                 continue
             heir = self._next_in_line(call.resource, grant.token, by=call.begin)
             if heir is None:
                 continue
-            span = (call.end, max(call.end, _granted(heir.acquire)))
-            if self._calm(span, heir.acquire.process) and self._clear(span, call.resource, grant.token, heir):
-                took = span[1] - span[0] - self.stalled_s(heir.acquire.process, span)
+            span = (call.end, max(call.end, granted_at(heir.acquire)))
+            if self._calm.calm(span, heir.acquire.process) and self._clear(
+                span, call.resource, grant.token, heir
+            ):
+                took = span[1] - span[0] - self._calm.stalled_s(heir.acquire.process, span)
                 yield _BROKEN, took, f"{heir.acquire} after {call}"
 
     def _wiped(self, fault: FaultWindow) -> Iterator[_Recovery]:
         """How long holders went on to believe in what is gone; in a cluster only of those that noticed."""
-        for grants in self._grants.values():
+        for grants in self._calm.grants.values():
             for grant in grants:
                 if grant.acquire.end > fault.begin or grant.believed_until <= fault.end:
                     continue
-                if grant.lost == math.inf and self._judged.plan["topology"] == "cluster":
+                if grant.lost == math.inf and self._calm.judged.plan["topology"] == "cluster":
                     continue
                 process, span = grant.acquire.process, (fault.end, grant.believed_until)
-                if not self._calm((fault.begin, span[1]), process, besides=fault):
+                if not self._calm.calm((fault.begin, span[1]), process, besides=fault):
                     continue
-                took = span[1] - span[0] - self.stalled_s(process, span)
+                took = span[1] - span[0] - self._calm.stalled_s(process, span)
                 yield _WIPED, took, f"{grant.acquire} after {fault.kind} until {fault.end:.3f}"
 
     def _server_back(self, fault: FaultWindow) -> Iterator[_Recovery]:
         granted = [
-            (_granted(grant.acquire), grant.acquire)
-            for grants in self._grants.values()
+            (granted_at(grant.acquire), grant.acquire)
+            for grants in self._calm.grants.values()
             for grant in grants
             if grant.acquire.end >= fault.end
         ]
@@ -357,29 +230,29 @@ class _Judge:
         if not any(overlaps(span, each) for each in self._servers_but(fault)):
             yield (
                 _SERVER_BACK,
-                span[1] - span[0] - self.stalled_s(call.process, span),
+                span[1] - span[0] - self._calm.stalled_s(call.process, span),
                 f"{call} after {fault.kind}",
             )
 
     def _servers_but(self, fault: FaultWindow) -> list[Span]:
         return [
-            (other.begin, other.end + _SETTLES_S)
-            for other in self._faults
-            if other is not fault and other.kind.startswith(("server ", "failover ", "master "))
+            (other.begin, other.end + SETTLES_S)
+            for other in self._calm.faults
+            if other is not fault and other.kind.startswith(OF_SERVERS)
         ]
 
     def _failed_over(self, fault: FaultWindow) -> Iterator[_Recovery]:
         """The longest time without any grant, from the beginning of a failover until it was over for all."""
-        until = fault.end + _SETTLES_S
-        if until > self._history.over or any(
+        until = fault.end + SETTLES_S
+        if until > self._calm.history.over or any(
             overlaps((fault.begin, until), o) for o in self._servers_but(fault)
         ):
             return
         times = sorted(
             at
-            for grants in self._grants.values()
+            for grants in self._calm.grants.values()
             for grant in grants
-            if fault.begin <= (at := _granted(grant.acquire)) <= until
+            if fault.begin <= (at := granted_at(grant.acquire)) <= until
         )
         edges = [fault.begin, *times, until]
         longest, since = max((after - before, before) for before, after in pairwise(edges))
@@ -389,7 +262,7 @@ class _Judge:
         """The first answer that a process got after its links were back, to a call that does not wait."""
         answered = sorted(
             call.end
-            for call in self._history.calls.values()
+            for call in self._calm.history.calls.values()
             if call.process == fault.target
             and call.begin >= fault.end
             and (
@@ -402,7 +275,7 @@ class _Judge:
         )
         asked = [
             call.begin
-            for call in self._history.calls.values()
+            for call in self._calm.history.calls.values()
             if call.process == fault.target
             and call.begin >= fault.end
             and call.call == "acquire"
@@ -411,8 +284,8 @@ class _Judge:
         if not answered or not asked:
             return
         span = (fault.end, answered[0])
-        if min(asked) < fault.end + _SLACK_S and self._calm(span, fault.target, besides=fault):
-            took = span[1] - span[0] - self.stalled_s(fault.target, span)
+        if min(asked) < fault.end + SLACK_S and self._calm.calm(span, fault.target, besides=fault):
+            took = span[1] - span[0] - self._calm.stalled_s(fault.target, span)
             yield (
                 _LINK_BACK,
                 took,
@@ -420,11 +293,8 @@ class _Judge:
             )
 
     def _postgres_back(self, fault: FaultWindow) -> Iterator[_Recovery]:
-        ends = [c.end for c in self._history.made("write") if c.how == "committed" and c.end >= fault.end]
+        ends = [
+            c.end for c in self._calm.history.made("write") if c.how == "committed" and c.end >= fault.end
+        ]
         if ends:
             yield _POSTGRES_BACK, min(ends) - fault.end, ""
-
-
-def _granted(call: Call) -> float:
-    """When Redis had granted a lock, before it was sealed."""
-    return float(max(call.begin, call.end - call.facts["sealed_ms"] / 1_000))

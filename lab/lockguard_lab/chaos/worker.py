@@ -19,13 +19,13 @@ import asyncpg
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._guard import LockGuard
-from lockguard._lease import GrantId, Lease
+from lockguard._lease import Lease
 from lockguard.errors import LeaseLost, LockguardError, LossReason, ResourceBusy
-from lockguard.events import Acquired, Event, FenceCloseFailed, Lost, Released, Renewed
 from lockguard.observe._log import LogObserver
 from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._connection import fenced
 from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_lab.chaos.lease_notes import LeaseNotes
 from lockguard_lab.chaos.plan import ChaosWorkerSpec
 from lockguard_lab.chaos.recording import Recorder
 from lockguard_lab.chaos.tables import BELOW, BYPASS, OWN
@@ -78,6 +78,7 @@ class _Bot:
         self._ttl_s = told.ttl_ms / 1_000
         self._rng = random.Random(f"{told.seed}:{told.number}:{SYSTEM_CLOCK.wall()}")  # noqa: S311 - no secret
         self._recorder = Recorder(told.journal, told.number)
+        self.counts = Counter[str]()
         known = {way.name: way for way in (*WAYS, *WEAK_CHECKS)}
         ways = [known[name] for name in told.ways]
         # The ways, by whether the seal travels with the first write.
@@ -87,29 +88,8 @@ class _Bot:
         """The tasks that wait for a lease."""
         # Every second process releases leases without waiting for the disk.
         self._lazy = told.number % 2 == 1
-        self._not_closed: set[GrantId] = set()
-        self._leases: dict[GrantId, Lease] = {}
-        self._sealed_ms: dict[GrantId, float] = {}
-        self._found: dict[GrantId, bool | None] = {}
-        self.counts = Counter[str]()
+        self._notes = LeaseNotes(self._recorder, self.counts, lazy=self._lazy)
         self.stopping = asyncio.Event()
-
-    def on(self, event: Event) -> None:
-        """Record what becomes of leases. A close that failed, as without Postgres, makes nothing final."""
-        match event:
-            case FenceCloseFailed(grant):
-                self.counts["closes that failed"] += 1
-                self._not_closed.add(grant.id)
-            case Acquired(grant, sealed_ms=sealed_ms):
-                self._sealed_ms[grant.id] = sealed_ms
-            case Renewed(grant) if grant.id in self._leases:
-                self._recorder.note(renewed=grant.id, deadline=self._leases[grant.id].deadline)
-            case Lost(grant, reason):
-                self._recorder.note(lost=grant.id, reason=reason.value)
-            case Released(grant, found=found):
-                self._found[grant.id] = found
-            case _:
-                pass
 
     async def run(self) -> None:
         """Run until told to stop and all that was begun is over."""
@@ -139,7 +119,7 @@ class _Bot:
                         self._told.address_map,
                         ttl=timedelta(seconds=self._ttl_s),
                         fence=fence,
-                        observers=[LogObserver(), self],
+                        observers=[LogObserver(), self._notes],
                     )
                 )
                 for travels, fence in fences.items()
@@ -212,21 +192,12 @@ class _Bot:
         try:
             async with hold as lease:
                 self._asking.discard(task)
-                grant = lease.grant.id
-                self._leases[grant] = lease
-                self._recorder.end(
-                    asking,
-                    "ok",
-                    token=lease.token,
-                    grant=grant,
-                    deadline=lease.deadline,
-                    sealed_ms=self._sealed_ms.pop(grant, 0.0),
-                )
+                self._notes.granted(asking, lease)
                 blind = Lease(lease.grant, deadline=SYSTEM_CLOCK.now() + 3_600, clock=SYSTEM_CLOCK)
                 try:
                     sound = await self._body(lease, blind, travels=travels)
                 finally:
-                    releasing = self._recorder.begin("release", resource, grant=grant, token=lease.token)
+                    releasing = self._notes.releasing(lease)
                     left = SYSTEM_CLOCK.wall()
         except asyncio.CancelledError:
             if task not in self._asking or not self.stopping.is_set():
@@ -239,12 +210,11 @@ class _Bot:
                 how = "busy" if isinstance(exc, ResourceBusy) else "failed"
                 self._recorder.end(asking, how, why=type(exc).__name__)
             else:
-                self._note_release(releasing, lease, "lost" if isinstance(exc, LeaseLost) else "")
+                self._notes.released(releasing, lease, "lost" if isinstance(exc, LeaseLost) else "")
             raise
         finally:
             self._asking.discard(task)
-        self._note_release(releasing, lease)
-        if grant in self._not_closed:
+        if not self._notes.released(releasing, lease):
             return
         # Released without an error: the fence has closed the grant. A lazy close may not be on the disk yet.
         seen = await self._look(OWN, lease)
@@ -255,18 +225,6 @@ class _Bot:
             await self._blindly(blind, self._ways[travels])
         if self._rng.random() < self._told.bypasses:
             self._later(self._bypass(lease))
-
-    def _note_release(self, releasing: int, lease: Lease, how: str = "") -> None:
-        grant = lease.grant.id
-        del self._leases[grant]
-        found = self._found.pop(grant, None)
-        hows: dict[bool | None, str] = {True: "ok", False: "gone", None: "unknown"}
-        self._recorder.end(
-            releasing,
-            how or hows[found],
-            shut=not how and grant not in self._not_closed,
-            lazy=self._lazy,
-        )
 
     async def _body(self, lease: Lease, blind: Lease, *, travels: bool) -> bool:
         """Write under the lease, some writes blindly; returns whether all committed."""
