@@ -31,6 +31,11 @@ class Check:
     long: bool = False
 
     @property
+    def heavy(self) -> bool:
+        """Whether it runs for seconds, so that optimizing it pays."""
+        return self.model == "redlock" and bool({"LOSSES=1", "DRIFT"} & {*self.defines})
+
+    @property
     def mistake(self) -> bool:
         """Whether it has to fail."""
         return bool(self.law)
@@ -44,10 +49,11 @@ def _clean(model: str, name: str, *bounds: str, store: str = "exact", long: bool
     return Check(model, name, bounds, store=store, long=long)
 
 
-_LOCK = "lock_and_fence"
+_LOCK, _QUEUE, _REDLOCK = "lock_and_fence", "queue", "redlock"
 _TWO = "GRANTS=2"
 _NO_LOSS = "LOSSES=0"
 _NO_FAULT = "FAULTS=0"
+_ONCE = "RENEWALS=0"
 
 CHECKS: tuple[Check, ...] = (
     _clean(_LOCK, "two grants", _TWO, _NO_FAULT),
@@ -82,6 +88,53 @@ CHECKS: tuple[Check, ...] = (
     _clean(_LOCK, "three grants and a break", "GRANTS=3", _NO_LOSS, "BREAK", store="hash-compact", long=True),
     _clean(
         _LOCK, "two grants, two losses, two faults", _TWO, "LOSSES=2", "FAULTS=2", store="collapse", long=True
+    ),
+    _clean(_QUEUE, "three waiters"),
+    _clean(_QUEUE, "three waiters, a lost wake-up", "LOST=1"),
+    _clean(_QUEUE, "three waiters, a process dies", "DEAD=1"),
+    _mistake(_QUEUE, "WAKE_NOT_PASSED_ON", "L2"),
+    _mistake(_QUEUE, "NO_WAKE", "L2"),
+    _mistake(_QUEUE, "DEAD_NOT_SKIPPED", "L3", "DEAD=1"),
+    _mistake(_QUEUE, "NO_POLL", "L3, L4", "LOST=1"),
+    _mistake(_QUEUE, "QUEUE_NOT_ASKED", "L2", "DEAD=1", "OF_ONE=1"),
+    _mistake(_QUEUE, "RESERVATION_NOT_HEEDED", "L2"),
+    _mistake(_QUEUE, "GIVING_UP_IS_SILENCE", "L2"),
+    _mistake(_QUEUE, "PLACE_NOT_REMOVED", "S8"),
+    _mistake(_QUEUE, "RELEASE_OVERTAKES", "S8"),
+    _mistake(_QUEUE, "SIGN_OF_LIFE_NOT_KEPT", "L2"),
+    _clean(_QUEUE, "four waiters, a lost wake-up", "WAITERS=4", "LOST=1", store="hash-compact", long=True),
+    _clean(
+        _QUEUE,
+        "four waiters, a lost wake-up, a process dies",
+        "WAITERS=4",
+        "OF_ONE=3",
+        "LOST=1",
+        "DEAD=1",
+        store="hash-compact",
+        long=True,
+    ),
+    _clean(_REDLOCK, "two grants, no renewals", _ONCE),
+    _mistake(_REDLOCK, "NO_QUARANTINE", "S1", _ONCE, "LOSSES=1"),
+    _mistake(_REDLOCK, "HALF_DECIDES", "S1", _ONCE),
+    _mistake(_REDLOCK, "MINORITY_KEPT", "S8", _ONCE),
+    _mistake(_REDLOCK, "QUARANTINE_BY_OWN_TTL", "S1", _ONCE, "LOSSES=1"),
+    _mistake(_REDLOCK, "DEADLINE_FROM_THE_ANSWER", "S1", _ONCE),
+    _mistake(_REDLOCK, "NO_ALLOWANCE", "S1", _ONCE, "DRIFT"),
+    _mistake(_REDLOCK, "SILENCE_IS_CONSENT", "S1", _ONCE),
+    _clean(_REDLOCK, "two grants that renew", store="collapse", long=True),
+    _clean(
+        _REDLOCK,
+        "a node forgets, clocks drift, none renews",
+        _ONCE,
+        "LOSSES=1",
+        "DRIFT",
+        "APART",
+        store="hash-compact",
+        long=True,
+    ),
+    _clean(_REDLOCK, "two nodes forget in turn", "LOSSES=2", store="hash-compact", long=True),
+    _clean(
+        _REDLOCK, "five nodes, a minority forgets", "NODES=5", _ONCE, "LOSSES=2", store="bitstate", long=True
     ),
 )
 """All checks, the short ones first within each model."""

@@ -126,13 +126,13 @@ def check(
     short = what.mistake or not what.long
     # A verifier that runs for a moment takes longer to optimize than to run.
     flags = [
-        "-O0" if what.mistake else "-O1" if short else "-O2",
+        "-O0" if what.mistake and not what.heavy else "-O1" if short else "-O2",
         f"-DMEMLIM={memory_mib}",
         *_STORES[what.store],
     ]
-    flags.append("-DREACH" if trail else "-DNOFAIR")
+    flags.append("-DBFS" if what.mistake else "-DNOFAIR")  # the shortest way to what it breaks
     table = _BITSTATE_TABLE if what.store == "bitstate" else _SHORT_TABLE if short else _LONG_TABLE
-    run = ["./pan", f"-m{_DEPTH}", f"-w{table}", *(["-i"] if trail else [])]
+    run = ["./pan", f"-m{_DEPTH}", f"-w{table}"]
     with verifier(what.model, what.defines, flags=["-DSAFETY", *flags], spec=spec) as directory:
         began = SYSTEM_CLOCK.now()
         text = _bounded(run, directory, within_s)
@@ -209,12 +209,14 @@ def _actions(what: Check, directory: Path) -> list[str]:
     lines = (directory / f"{what.model}.pml").read_text("utf-8").splitlines()
     parts = [(at, found) for at, line in enumerate(lines, 1) if (found := _PART.match(line))]
     first: dict[str, int] = {}
+    for _, pid, name, _, _ in _STEP.findall(told):
+        first[name] = min(int(pid), first.get(name, int(pid)))
     steps, before = [], ""
     for number, pid, name, line, text in _STEP.findall(told):
         if number == before:
             continue
         before = number
-        one = int(pid) - first.setdefault(name, int(pid)) + 1
+        one = int(pid) - first[name] + 1
         part = next((found for at, found in reversed(parts) if at <= int(line)), None)
         steps.append(f"{name} {one}: {part[2] if part and part[1] else text}")
     return steps
