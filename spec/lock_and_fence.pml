@@ -1,13 +1,13 @@
 /* One resource: its lock in Redis, its fence in Postgres, and grants that acquire, seal, write and end.
  *
- * README.md says which code each action stands for, and what is left out. A grant lives once: a process that
+ * docs/explanation/models.md says which code each action stands for, and what is left out. A grant lives once: a process that
  * acquires again is another grant. Any grant may be paused for any time between two actions, so a lock expires
  * whenever its holder is not looking, and what was sent arrives late.
  *
  *   GRANTS n     how many grants                     LOSSES n   how often Redis loses data, or gets old data back
  *   FIRST_WRITE  seal_with_first_write=True          FAULTS n   how many answers are lost and closes fail
  *   CALM         only answers are lost: every body must run
- *   BREAK        an operator breaks the lock once    REPLAY     takes traces instead, see replay.h
+ *   BREAK        an operator breaks the lock once    REPLAY     takes a trace of the simulator instead
  *
  * Mistakes that must be convicted: NO_FENCE, HIGHEST_WITHOUT_SEAL, CHECK_OUTSIDE, UNSEALED_WRITE, NUMBER_ONLY,
  * NO_CLOSE, NO_LINE, SETTLE_ANYBODY, RELEASE_ANYBODY, RENEW_ANYBODY, RENEW_REVIVES, NOT_REPEATABLE,

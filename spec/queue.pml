@@ -1,12 +1,12 @@
 /* The waiting queue of one resource on one server: places, wake-ups, reservations, dead waiters.
  *
- * README.md says which code each action stands for, and what is left out. A waiter lives once; waiters of one
+ * docs/explanation/models.md says which code each action stands for, and what is left out. A waiter lives once; waiters of one
  * process share its inbox. Time goes by in ticks of half a second; between two ticks whatever is due is done, in
  * any order.
  *
  *   WAITERS n    how many                            LOST n   how many wake-ups are lost
  *   OF_ONE n     how many of them are the first      DEAD n   how many processes die
- *                process's; the others have one each          REPLAY   takes traces instead, see replay.h
+ *                process's; the others have one each          REPLAY   takes a trace of the simulator instead
  *
  * Mistakes that must be convicted: WAKE_NOT_PASSED_ON, NO_WAKE, DEAD_NOT_SKIPPED, NO_POLL, QUEUE_NOT_ASKED,
  * RESERVATION_NOT_HEEDED, GIVING_UP_IS_SILENCE, PLACE_NOT_REMOVED, RELEASE_OVERTAKES, SIGN_OF_LIFE_NOT_KEPT.

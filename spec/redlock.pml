@@ -1,6 +1,6 @@
 /* Several independent nodes keep one lock; a majority decides. Nodes lose their data one after another.
  *
- * README.md says which code each action stands for, and what is left out. Time goes by in ticks. A grant asks the
+ * docs/explanation/models.md says which code each action stands for, and what is left out. Time goes by in ticks. A grant asks the
  * nodes, in any order, undoes what it did not win, renews, loses its lease at its deadline, and ends; it lives once.
  *
  *   NODES 3 or 5   GRANTS n  how many; the first has the longer ttl    LOSSES n  how often a node forgets, or restarts
