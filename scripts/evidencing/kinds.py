@@ -37,14 +37,21 @@ KINDS = {
     "sim": Kind(
         "Simulated schedules of the lock",
         "lockguard sim",
-        (*_LOCK, *_SIM, "!lab/lockguard_lab/sim/flow"),
+        (*_LOCK, *_SIM, "!lab/lockguard_lab/sim/flow", "!lab/lockguard_lab/sim/fenced"),
+        ("schedules", "schedules"),
+        seeds_at_once=200,
+    ),
+    "fence": Kind(
+        "Simulated schedules of the fence",
+        "lockguard sim --layer fence",
+        (*_PRODUCT, *_SIM, "!lab/lockguard_lab/sim/flow"),
         ("schedules", "schedules"),
         seeds_at_once=200,
     ),
     "flow": Kind(
         "Simulated schedules of positions",
         "lockguard sim --layer flow",
-        (*_PRODUCT, *_SIM, "lab/lockguard_lab/exchange"),
+        (*_PRODUCT, *_SIM, "!lab/lockguard_lab/sim/fenced", "lab/lockguard_lab/exchange"),
         ("schedules", "schedules"),
         seeds_at_once=100,
     ),
@@ -58,12 +65,15 @@ KINDS = {
     "chaos": Kind(
         "Recorded chaos on real servers",
         "lockguard chaos",
-        (*_PRODUCT, "lab/lockguard_lab"),
+        (*_PRODUCT, *(f"lab/lockguard_lab/{part}" for part in ("chaos", "fence_race", "servers"))),
         ("operations", "operations"),
     ),
-    "models": Kind("Models", "scripts/models", ("spec",), ("states", "states")),
+    "models": Kind("Models", "scripts/models", ("spec", "lab/lockguard_lab/models"), ("states", "states")),
     "mutants": Kind(
-        "Mutants", "scripts/mutants", (*_PRODUCT, "tests", "scripts/mutants"), ("mutants", "mutants")
+        "Mutants",
+        "scripts/mutants",
+        (*_PRODUCT, "tests", "lab/lockguard_lab/mutants"),
+        ("mutants", "mutants"),
     ),
     "scoreboard": Kind(
         "Scoreboard",

@@ -146,7 +146,7 @@ def _promises(_: str, runs: Runs) -> str:
     }
     tried = {
         kind: sum(run.counts.get(KINDS[kind].counted[0], 0) for run in (_groups(kind, runs) or [[]])[0])
-        for kind in ("sim", "flow", "chaos")
+        for kind in ("sim", "fence", "flow", "chaos")
     }
     convicted = {kind: _by_promise(kind, runs) for kind in ("planted", "mutants")}
     rows = []
@@ -182,21 +182,31 @@ def _by_promise(kind: str, runs: Runs) -> dict[str, int]:
 
 def _board(_: str, runs: Runs) -> str:
     """The scoreboard: a line for each way to lock, a column for each case with a verdict."""
-    for run in _of("scoreboard", runs)[:1]:
-        cases = [case for case in dict.fromkeys(row["case"] for row in run.rows) if case != "alone"]
-        verdicts = {(row["way"], row["case"]): _SIGNS[row["verdict"]] for row in run.rows}
-        labels = {row["way"]: row["label"] for row in run.rows}
-        lines = [[label, *[verdicts.get((way, case), "") for case in cases]] for way, label in labels.items()]
-        return _table(("", *cases), lines)
-    return NONE
+    cells = _cells(runs)
+    if not cells:
+        return NONE
+    cases = [case for case in dict.fromkeys(case for _, case in cells) if case != "alone"]
+    labels = {way: row["label"] for (way, _), row in cells.items()}
+    lines = [
+        [label, *[_SIGNS[cells[way, case]["verdict"]] if (way, case) in cells else "" for case in cases]]
+        for way, label in labels.items()
+    ]
+    return _table(("", *cases), lines)
 
 
 def _case(case: str, runs: Runs) -> str:
     """One case of the scoreboard: what each way did."""
-    for run in _of("scoreboard", runs)[:1]:
-        rows = [row for row in run.rows if row["case"] == case.replace("_", "-")]
-        return _table(("", "", ""), [[row["label"], _SIGNS[row["verdict"]], row["told"]] for row in rows])
-    return NONE
+    rows = [row for (_, tried), row in _cells(runs).items() if tried == case.replace("_", "-")]
+    lines = [[row["label"], _SIGNS[row["verdict"]], row["told"]] for row in rows]
+    return _table(("", "", ""), lines) if rows else NONE
+
+
+def _cells(runs: Runs) -> dict[tuple[str, str], dict[str, Any]]:
+    """What was found of each way and case by the runs of the newest code, of which each may have tried some ways."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in reversed((_groups("scoreboard", runs) or [[]])[0]):
+        found |= {(row["way"], row["case"]): row for row in run.rows}
+    return found
 
 
 TABLES: dict[str, Callable[[str, Runs], str]] = {
