@@ -134,8 +134,10 @@ class FakeVenue:
     name: str = "binance"
     in_doubt_ms: int = DOUBT_MS
     placed_stop: Any = None
+    intended_stop: Any = None
 
     def __post_init__(self) -> None:
+        self.intended_stop = lambda market, intent: Venue.intended_stop(self, market, intent)  # type: ignore[arg-type]
         self.placed_stop = lambda market, row: Venue.placed_stop(self, market, row)  # type: ignore[arg-type]
 
     def prepare(self, ask: Any, intent: Intent) -> None:
@@ -182,7 +184,7 @@ class FakeVenue:
         if self.unreadable:
             raise ExchangeUnreadable("it does not answer")
 
-    async def find(self, market: Market, intent: Intent) -> PlacedOrder | None:
+    async def find(self, market: Market, intent: Intent, *, patiently: bool = False) -> PlacedOrder | None:
         self._look()
         self.sent.append(("find", intent.client_id))
         return self.orders.get(intent.client_id)
@@ -244,6 +246,8 @@ class FakeStore:
     doubts: list[Intent] = field(default_factory=list)
     settled: list[tuple[str, IntentOutcome]] = field(default_factory=list)
     stops: set[str] = field(default_factory=lambda: {"lgs-1"})
+    may_stand: list[Intent] = field(default_factory=list)
+    """The intents of stops that the lists may not show."""
     attached: Decimal | None = None
     ended: Position | None = None
     others: list[Position] = field(default_factory=list)
@@ -394,6 +398,9 @@ class FakeStore:
 
     async def stop_ids(self, row: Position) -> frozenset[str]:
         return frozenset(self.stops)
+
+    async def stops_of(self, row: Position) -> tuple[frozenset[str], tuple[Intent, ...]]:
+        return frozenset(self.stops), tuple(self.may_stand)
 
     async def attached_stop(self, row: Position) -> Decimal | None:
         return self.attached

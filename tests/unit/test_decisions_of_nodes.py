@@ -538,6 +538,14 @@ def test_a_renewal_neither_shortens_a_lease_nor_brings_it_back() -> None:
         released.ensure()
 
 
+def test_no_forked_process_trusts_the_lease_of_its_parent() -> None:
+    lease = leased(FakeClock())
+    lease._process = -1  # as a child sees it
+    assert lease.loss is LossReason.FORKED
+    with pytest.raises(LeaseLost):
+        lease.ensure()
+
+
 def test_only_a_refusal_of_this_lease_ends_it() -> None:
     lease = leased(FakeClock())
     for resource, presented in ((str(APT), 6), ("binance:OTHER", 7)):
@@ -771,12 +779,15 @@ async def test_only_the_first_of_a_process_asks_by_itself_and_the_next_follows_i
     asked = len(line.tickets)
     clock.advance(timedelta(seconds=1))
     await until(lambda: len(line.tickets) == asked + 1)
+    await turns()
+    assert len(line.tickets) == asked + 1
     line.answers = [WON]
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
     assert line.released == [MINE]
     await turns()
+    assert len(line.tickets) == asked + 1  # it rests anew, as the first of its process now
     clock.advance(timedelta(seconds=1))
     async with asyncio.timeout(5):
         assert await second is WON

@@ -50,7 +50,9 @@ class Exchange:
     async def cancel(self, placed: Any) -> Any:
         return await self._next("cancel", placed.id)
 
-    async def find_order(self, market: Any, client_id: str, *, conditional: bool) -> Any:
+    async def find_order(
+        self, market: Any, client_id: str, *, conditional: bool, patiently: bool = False
+    ) -> Any:
         self.asked.append(("find", (client_id, conditional)))
         found = self.orders.get((client_id, conditional))
         return found.pop(0) if isinstance(found, list) and len(found) > 1 else found[0] if found else None
