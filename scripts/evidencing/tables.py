@@ -202,7 +202,7 @@ def _case(case: str, runs: Runs) -> str:
 
 
 def _cells(runs: Runs) -> dict[tuple[str, str], dict[str, Any]]:
-    """What was found of each way and case by the runs of the newest code, of which each may have tried some ways."""
+    """What was found of each way and case on the newest code, of which each run may have tried some ways."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for run in reversed((_groups("scoreboard", runs) or [[]])[0]):
         found |= {(row["way"], row["case"]): row for row in run.rows}
