@@ -71,14 +71,13 @@ def mutants(
     if survivors:
         before = results if state else record
         chosen = [one for one in chosen if one.digest in before and before[one.digest].outcome == "survived"]
-        results = {digest: one for digest, one in results.items() if one.outcome != "survived"}
     if listed:
         _list(chosen, results or record)
         return
     if stages is not None:
         known_areas = {name: replace(one, stages=one.stages[:stages]) for name, one in known_areas.items()}
     with _directory(directory) as made:
-        found = _run(top, made, known_areas, chosen, results, record, state, within_s)
+        found = _run(top, made, known_areas, chosen, results, record, state, within_s, again=survivors)
     _report(top, known_areas, chosen, found, json_file)
 
 
@@ -91,21 +90,21 @@ def _run(
     record: Mapping[str, Result],
     state: Path | None,
     within_s: float | None,
+    *,
+    again: bool,
 ) -> dict[str, Result]:
     began = SYSTEM_CLOCK.now()
     known = {**record, **results}
     with Judge(top, directory, areas=areas, mutants=chosen, known=known) as judge:
         for number, mutant in enumerate(chosen, 1):
-            if mutant.digest in results and (results[mutant.digest].outcome == "equivalent") == bool(
-                mutant.equivalent
-            ):
+            if not again and _is_judged(mutant, results):
                 continue
             if within_s is not None and SYSTEM_CLOCK.now() - began >= within_s:
                 click.echo(f"{len(chosen) - number + 1} were not begun within {within_s:g} s")
                 break
             try:
                 result = judge.judge(mutant)
-            except JudgeError as exc:
+            except (JudgeError, ValueError) as exc:
                 click.echo(f"{number}/{len(chosen)} not judged: {exc}")
                 continue
             results[mutant.digest] = result
@@ -113,6 +112,11 @@ def _run(
                 write_results(state, results.values())
             click.echo(f"{number}/{len(chosen)} {_told(mutant, result)}")
     return {one.digest: results[one.digest] for one in chosen if one.digest in results}
+
+
+def _is_judged(mutant: Mutant, results: Mapping[str, Result]) -> bool:
+    result = results.get(mutant.digest)
+    return result is not None and (result.outcome == "equivalent") == bool(mutant.equivalent)
 
 
 def _told(mutant: Mutant, result: Result | None) -> str:
