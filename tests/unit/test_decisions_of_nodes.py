@@ -626,6 +626,23 @@ async def test_a_renewal_without_an_answer_is_sent_again_and_ends_nothing() -> N
     keeper.close()
 
 
+async def test_a_body_is_told_at_the_deadline_itself_however_many_renewals_are_unanswered() -> None:
+    keeper, _locks, clock, _ = keeping()
+    lost: list[LossReason] = []
+    lease = Lease(grant(), deadline=clock.now() + trusted_s(TTL_MS), clock=clock)
+    keeper.keep(lease, lost.append)
+    while lease.deadline - clock.now() > 1:
+        clock.advance(timedelta(seconds=1))
+        await turns()
+    clock.advance(timedelta(seconds=lease.deadline - clock.now() - 0.001))
+    await turns()
+    assert lost == []
+    clock.advance(timedelta(milliseconds=2))
+    await until(lambda: lost)
+    assert lost == [LossReason.EXPIRED]
+    assert clock.now() < lease.deadline + 0.01
+
+
 async def test_a_refusal_ends_the_lease_and_tells_its_body() -> None:
     keeper, locks, clock, _ = keeping()
     lost: list[LossReason] = []
@@ -726,7 +743,7 @@ def contended(ticket: int = 5, **more: Any) -> Contended:
 WON = Won(Token(9), math.inf)
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.001)
