@@ -100,14 +100,17 @@ def _a_crash(plan: Plan, dice: _Dice) -> Any:
 
 def _a_crash_of_waiters(plan: Plan, dice: _Dice) -> Any:
     """A process of several waiters is killed, and they are next."""
-    kill = Fault("kill process", dice.uniform(0.15, 0.25), 0.0, upon="waits")
+    tasks = dice.choice((2, 3, 4))
+    # The first process has the lock and the first places, the second those behind them.
+    kill = Fault("kill process", dice.uniform(0.1, 0.2), 0.0, upon="waits", nth=tasks)
     return plan.with_(
         processes=3,
-        tasks=dice.choice((3, 4, 6)),
+        tasks=tasks,
+        one_after_the_other_s=0.08,
         ttl_s=10.0,
-        least_work_s=dice.choice((0.3, 0.8, 1.5)),
-        work_s=2.0,
-        until_s=1.0,
+        least_work_s=0.1,
+        work_s=0.25,
+        until_s=0.6,
         wait_s=30.0,
         waits=1.0,
         faults=(kill,),
@@ -283,6 +286,16 @@ def _most_nodes_forget_a_grant_unseen(plan: Plan, dice: _Dice) -> Any:
     )
 
 
+def _a_far_node_that_forgets(plan: Plan, dice: _Dice) -> Any:
+    """A node is far away and forgets; what it says of that arrives when the body is over."""
+    node = dice.randrange(plan.nodes)
+    far = [Fault("slow link", 0.0, dice.uniform(0.5, 1.5), (process, node)) for process in range(2)]
+    gone = [Fault("wipe", dice.uniform(0.0, 1.2), 0.0, (0, node), upon="held", nth=nth) for nth in (1, 2, 3)]
+    return plan.with_(
+        ttl_s=3.0, least_work_s=0.4, work_s=1.6, until_s=3.0, wait_s=8.0, waits=1.0, faults=(*far, *gone)
+    )
+
+
 def _a_split_vote(plan: Plan, dice: _Dice) -> Any:
     """Each process reaches some nodes late, so that none has a majority at once."""
     faults = tuple(
@@ -366,6 +379,7 @@ _QUORUM: _Aims = (
     _answers_slower_than_the_drift,
     _one_node_after_the_other_forgets,
     _most_nodes_forget_a_grant_unseen,
+    _a_far_node_that_forgets,
     _a_split_vote,
     _a_crash,
 )

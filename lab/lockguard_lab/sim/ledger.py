@@ -23,10 +23,6 @@ _NAMES = {script.sha.encode(): script.name for script in SCRIPTS}
 _SOURCES = {script.source.encode(): script.name for script in SCRIPTS}
 _callers: dict[str, weakref.ref[asyncio.Task[Any]]] = {}
 
-_ORPHAN_S = 4.0
-"""A connection that does not answer is given up after two seconds, and another is made within one."""
-
-_AT_ONCE_S = 0.2
 _HAND_OVER_S = 0.1
 _RESERVED_S = 0.55
 _ASKS_S = 0.9
@@ -254,7 +250,7 @@ class Ledger:
 
     def _look_for_orphans(self, servers: Servers) -> None:
         judge, seen = self._judge, []
-        now, most_s = judge.world.now, _ORPHAN_S if judge.plan.faults else _AT_ONCE_S
+        now, most_s = judge.world.now, judge.plan.orphan_s
         for server in servers.all:
             for key in [key for key in server.store.values if servers.responsible(server, key)]:
                 if key.endswith(b"}"):

@@ -45,6 +45,10 @@ LOSING = (
 _FOUND_OUT_S = 3.0
 """A process finds out about a dead connection within two seconds, and makes another within one."""
 
+_AT_ONCE_S = 0.2
+_GIVEN_UP_S = 4.0
+"""A connection that does not answer is given up after two seconds, and another is made within one."""
+
 _MISJUDGED = frozenset({"server clock ahead", "server clock back", "break", "delete key", "failover"})
 """What a quorum cannot survive either: a node gives its vote though it has forgotten."""
 
@@ -73,6 +77,7 @@ class Plan:
         waits: the share of calls that wait at all.
         pollers: how many callers of one more process ask again and again without waiting.
         cancelled_by: a call is cancelled at one of so many first steps; 0 for none.
+        one_after_the_other_s: how much later than the last one each process begins; 0: in any order.
         drifts: whether the clocks of the processes run up to 1 % slower or faster.
     """
 
@@ -92,6 +97,7 @@ class Plan:
     waits: float = 0.75
     pollers: int = 0
     cancelled_by: int = 0
+    one_after_the_other_s: float = 0.0
     drifts: bool = False
 
     @classmethod
@@ -167,7 +173,13 @@ class Plan:
     @property
     def passes(self) -> bool:
         """Whether processes get over all that goes wrong within seconds."""
-        return self.kinds <= {*PASSING, "move slot", "no owner", "failover"}
+        return self.kinds <= {*PASSING, "move slot", "no owner", "failover", "slow link", "wipe"}
+
+    @property
+    def orphan_s(self) -> float:
+        """How long a lock or a place may be left whose caller is gone."""
+        at_once = self.kinds <= {"slow link", "wipe"}
+        return (_AT_ONCE_S if at_once else _GIVEN_UP_S) + 4 * self.trip_s * ("slow link" in self.kinds)
 
     @property
     def calm(self) -> bool:

@@ -248,7 +248,11 @@ class _Schedule:
 
     async def _client(self, process: Process, name: str) -> None:
         plan, dice = self.plan, self.world.dice
-        await asyncio.sleep(dice.uniform(0, min(0.2, plan.until_s / 4)))
+        if plan.one_after_the_other_s:
+            after_s = self.processes.index(process) + dice.uniform(0, 0.5)
+            await asyncio.sleep(plan.one_after_the_other_s * after_s)
+        else:
+            await asyncio.sleep(dice.uniform(0, min(0.2, plan.until_s / 4)))
         while self.world.now < plan.until_s:
             resource = f"binance:{dice.choice('ABCDEFG'[: plan.resources])}"
             work: Any = self._hold(process, resource, waits=dice.random() < plan.waits)
