@@ -63,7 +63,6 @@ class Scripts:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lua = _lua()
-        self._redis = self._lua.calls(self._call, lambda text: hashlib.sha1(text).hexdigest().encode())  # noqa: S324
         self.known: set[str] = set()
 
     def load(self, source: bytes) -> bytes:
@@ -81,14 +80,17 @@ class Scripts:
         if sha not in self.known:
             raise ReplyError("NOSCRIPT No matching script. Please use EVAL.")
         lua = self._lua
+        lua.running = self
         self._store.begin_script()
         try:
-            reply = lua.run(lua.bodies[sha], lua.keys(keys), lua.table(*args), self._redis)
+            reply = lua.run(lua.bodies[sha], lua.keys(keys), lua.table(*args), lua.redis)
         finally:
             self._store.end_script()
+            lua.running = None
         return _reply_of(reply)
 
-    def _call(self, *words: Any) -> Any:
+    def call(self, *words: Any) -> Any:
+        """``redis.call`` of the script that runs: whether it succeeded, and its reply or its error."""
         try:
             reply = self._store.do(*[word if type(word) is bytes else _word(word) for word in words])
             if reply is None:
@@ -105,9 +107,16 @@ class _Lua:
         self._known: dict[bytes, str] = {}
         self._tables: dict[tuple[bytes, ...], Any] = {}
         self._make: Any = self.runtime.execute(_MAKE)
-        self.calls: Any = self.runtime.execute(_CALLS)
+        calls: Any = self.runtime.execute(_CALLS)
+        # One for all servers: what Lua refers to is kept until Lua collects it, and a server keeps a world.
+        self.redis: Any = calls(self._call, lambda text: hashlib.sha1(text).hexdigest().encode())  # noqa: S324
+        self.running: Scripts | None = None
         self.run: Any = self.runtime.execute(_RUN)
         self.table: Any = self.runtime.eval(_TABLE)
+
+    def _call(self, *words: Any) -> Any:
+        assert self.running is not None
+        return self.running.call(*words)
 
     def keys(self, keys: Sequence[bytes]) -> Any:
         """KEYS, which no script changes."""
