@@ -175,9 +175,10 @@ class _Schedule:
             "fence_within": timedelta(seconds=2),
             "observers": [_Hears(self.judge)],
         }
-        if len(urls) == 1:
-            return LockGuard.from_url(urls[0], **settings)
-        return LockGuard.from_urls(urls, **settings)
+        one = len(urls) == 1
+        guard = LockGuard.from_url(urls[0], **settings) if one else LockGuard.from_urls(urls, **settings)
+        process.on_burial.append(lambda: guard._core.abandon())
+        return guard
 
     def run(self) -> Outcome:
         plan, world = self.plan, self.world

@@ -132,6 +132,8 @@ class Process(asyncio.BaseEventLoop):
         self.set_exception_handler(self._failed)
         self.faults: list[str] = []
         self.tasks: list[asyncio.Task[Any]] = []
+        self.on_burial: list[Callable[[], None]] = []
+        """What lets go of what would warn that it was not closed."""
         self._stops_within: tuple[int, float] | None = None
         world.processes.append(self)
 
@@ -276,13 +278,24 @@ class Process(asyncio.BaseEventLoop):
         self.dead = True
         events._set_running_loop(self)
         try:
-            for task in self.unfinished():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio itself does in gather()
-                with contextlib.suppress(BaseException):  # what its clean-up meets in a process that is gone
-                    task.get_coro().close()
+            for transport in list(self.transports):  # or streams over them would warn when they are collected
+                transport.die()
+            buried: set[int] = set()
+            # What is closed may begin tasks as it ends.
+            while left := [task for task in self.unfinished() if id(task) not in buried]:
+                for task in left:
+                    buried.add(id(task))
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio itself in gather()
+                    with contextlib.suppress(
+                        BaseException
+                    ):  # what its clean-up meets in a process that is gone
+                        task.get_coro().close()
         finally:
             events._set_running_loop(None)
         self._ready.clear()  # type: ignore[attr-defined]
         self._scheduled.clear()  # type: ignore[attr-defined]
         with contextlib.suppress(Exception):
             self.close()
+        for give_up in self.on_burial:
+            with contextlib.suppress(Exception):
+                give_up()
