@@ -35,9 +35,13 @@ _TABLES = """
 create table account (resource text primary key, version bigint, token bigint, op text);
 create table entry (resource text, token bigint, op text);
 """
-_WAITING = "select pid from pg_locks where not granted and pid = any ($1::int[])"
+_SEEN = """
+select (select string_agg(pid::text, ',') from pg_locks
+         where not granted and pid::text = any (string_to_array($2, ','))) as waiting,
+       s.token, s.grant_id, s.is_open, a.version
+  from account a left join lockguard.status($1) s on true where a.resource = $1
+"""
 _IS_THERE = "select count(*) from pg_stat_activity where pid = $1"
-_STATE = "select token, grant_id, is_open from lockguard.status($1)"
 _servers: list[PostgresServer] = []
 
 
@@ -277,25 +281,27 @@ class _Sequence:
         return Violation(f"the fence's functions: {step.kind}", f"{told}; after {', '.join(self.steps)}")
 
     async def _difference(self, look: asyncpg.Connection[Any]) -> str:
-        waiting = {row["pid"] for row in await look.fetch(_WAITING, [one.pid for one in self.real])}
+        seen = await look.fetchrow(_SEEN, self.resource, ",".join(str(one.pid) for one in self.real))
+        assert seen is not None, "its account was made when it began"
+        waiting = {int(pid) for pid in (seen["waiting"] or "").split(",") if pid}
         for number, (model, real) in enumerate(zip(self.model, self.real, strict=True)):
             expected = "waits" if model.is_pending else self._normal(model.answer)
             found = "waits" if real.is_pending and real.pid in waiting else self._normal(real.answer)
             if expected != found:
                 return f"session {number}: {found or 'nothing yet'}, and the model says {expected}"
-        row = await look.fetchrow(_STATE, self.resource)
         known = self.database.latest(fence_key(self.resource))
-        there = "none" if row is None else self._row(row["token"], row["grant_id"], is_open=row["is_open"])
+        there = "none"
+        if seen["token"] is not None:
+            there = self._row(seen["token"], seen["grant_id"], is_open=seen["is_open"])
         right = "none"
         if isinstance(known, Fence):
             right = self._row(known.token, known.grant, is_open=known.is_open)
         if there != right:
             return f"the fence has {there}, and the model says {right}"
-        version = await look.fetchval("select version from account where resource = $1", self.resource)
         row_known = self.database.latest(account(self.resource))
         expected_version = row_known[0] if isinstance(row_known, tuple) else 0
-        if version != expected_version:
-            return f"version {version}, and the model says {expected_version}"
+        if seen["version"] != expected_version:
+            return f"version {seen['version']}, and the model says {expected_version}"
         return ""
 
     def _row(self, token: int, grant: object, *, is_open: bool) -> str:
