@@ -382,6 +382,12 @@ class Session:
             transaction.idle_ms / 1000, lambda: self.terminate(error) if self._turn == turn else None
         )
 
+    def parsed(self) -> None:
+        """A statement was parsed, for which Postgres needs a snapshot."""
+        transaction = self.transaction
+        if transaction is not None and not transaction.failed and transaction.snapshot is None:
+            transaction.snapshot = self.database.commits
+
     def cancel(self) -> None:
         """Stop the statement, as a cancel request does."""
         if self._steps is not None and self._waiter is not None:

@@ -27,7 +27,7 @@ from lockguard_lab.sim.judge import Violation
 
 __all__ = ["differences", "run_sequences", "violations"]
 
-_SESSIONS, _GRANTS, _STEPS = 4, 4, 24
+_SESSIONS, _GRANTS, _STEPS = 4, 10, 24
 _AHEAD_US = 365 * 86_400 * 1_000_000
 _NUMBERED = 1 << 62
 _SETTLE_S = 3.0
@@ -212,8 +212,14 @@ class _Sequence:
         kind = self.dice.choice(kinds)
         return _Step(session, kind, self._text(kind))
 
+    def _near(self) -> int:
+        """A grant: mostly the one in force, or one that comes soon after or was before it."""
+        row = self.database.latest(fence_key(self.resource))
+        known = row.token - self.base if isinstance(row, Fence) and row.token >= self.base else -1
+        return min(max(known + self.dice.choice((-1, 0, 0, 0, 0, 1, 1, 2)), 0), _GRANTS - 1)
+
     def _text(self, kind: str) -> str:
-        which = self.dice.randrange(_GRANTS)
+        which = self._near()
         if kind == "numbered check":
             self.numbers[which] += self.dice.choice((0, 1, 1))
         self.ops += 1
@@ -242,6 +248,7 @@ class _Sequence:
                 await self._again(step.session)
             case "prepare":
                 await real.prepare()
+                model.session.parsed()
             case _:
                 real.send(step.text)
                 model.send(step.text)

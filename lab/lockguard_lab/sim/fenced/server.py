@@ -186,6 +186,8 @@ class _Backend:
             case "P":
                 name, _, rest = body.partition(b"\0")
                 self._texts[name] = rest.partition(b"\0")[0].decode()
+                assert self.session is not None
+                self.session.parsed()
                 self._send("1")
             case "D":
                 self._describe(self._texts[body[1:].rstrip(b"\0")])
