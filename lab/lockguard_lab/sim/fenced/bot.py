@@ -17,7 +17,7 @@ from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg import PostgresFence, create_pool
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_lab.sim.fenced.judge import Body
-from lockguard_lab.sim.fenced.writes import last, write
+from lockguard_lab.sim.fenced.writes import in_an_earlier_transaction, last, write
 
 if TYPE_CHECKING:
     from random import Random
@@ -168,6 +168,28 @@ class Bot:
         async with self._hold(resource) as lease:
             await self._body(resource, lease, closes=self.dice.random() < 0.15)
 
+    async def begun_before(self, resource: str) -> None:
+        """A transaction that is open already when the lease is had."""
+        async with self.fenced.acquire() as conn:
+            transaction = conn.transaction()
+            try:
+                await transaction.start()
+                await self._begun_before(resource, conn, transaction)
+            except BaseException:
+                conn.terminate()  # it was not committed, and nobody else may go on in it
+                raise
+
+    async def _begun_before(self, resource: str, conn: Any, transaction: Any) -> None:
+        await conn.execute("select 1")
+        async with self._hold(resource) as lease:
+            body = Body(self.process, resource, lease)
+            self.judge.entered(body)
+            try:
+                await in_an_earlier_transaction(self, body, conn)
+                await transaction.commit()
+            finally:
+                self.judge.left(body)
+
     async def nested(self, resource: str) -> None:
         """A hold in a hold, of the same resource or of another."""
         other = f"binance:{self.dice.choice('BC')}"
@@ -300,6 +322,7 @@ _SHAPES = (
     Bot.plainly,
     Bot.plainly,
     Bot.plainly,
+    Bot.begun_before,
     Bot.nested,
     Bot.kept_like_a_lock,
     Bot.left_by_another,

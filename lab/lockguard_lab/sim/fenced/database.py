@@ -383,7 +383,9 @@ class Session:
         )
 
     def parsed(self) -> None:
-        """A statement was parsed, for which Postgres needs a snapshot."""
+        """A statement was parsed: Postgres takes a snapshot for it, and is not idle until it is run."""
+        self._turn += 0 if self.busy else 1
+        self.changed_at = self.database.clock.now()
         transaction = self.transaction
         if transaction is not None and not transaction.failed and transaction.snapshot is None:
             transaction.snapshot = self.database.commits

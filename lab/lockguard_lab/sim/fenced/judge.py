@@ -182,6 +182,12 @@ class FenceJudge:
             told = f"{op.name} read {after - 1}, and wrote over {before}"
             self.accuse("S3: the state that a holder reads is final", told)
 
+    def committed_under(self, body: Body, loss: LossReason | None) -> None:
+        """A transaction was committed whose lease had ended, or not, when its body was over."""
+        if loss is not None:
+            told = f"{body.lease.resource} with {int(body.lease.token)}: {loss.value}"
+            self.accuse("S5: nothing is committed under a lease that is known to be lost", told)
+
     def done(self, ops: list[Op]) -> None:
         """A write was answered."""
         for op in ops:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lockguard_lab.sim.fenced.judge import Body, FenceJudge, Op
 
-__all__ = ["WAYS", "write"]
+__all__ = ["WAYS", "Writer", "in_an_earlier_transaction", "last", "write"]
 
 _READ = "select version from account where resource = $1::text"
 _BUMP = (
@@ -111,6 +111,8 @@ async def in_a_transaction(bot: Writer, body: Body, ops: list[Op]) -> None:
         await _pause(bot)
         await conn.execute(_SET, *_begun(bot, body, ops), version + 1)
         await _pause(bot)
+        loss = body.lease.loss
+    bot.judge.committed_under(body, loss)
 
 
 async def read_before(bot: Writer, body: Body, ops: list[Op]) -> None:
@@ -170,6 +172,8 @@ async def by_plain_code(bot: Writer, body: Body, ops: list[Op]) -> None:
         await _pause(bot)
         await conn.execute(_BUMP, *_begun(bot, body, ops))
         await _pause(bot)
+        loss = body.lease.loss
+    bot.judge.committed_under(body, loss)
 
 
 async def with_an_error_swallowed(bot: Writer, body: Body, ops: list[Op]) -> None:
@@ -230,6 +234,16 @@ async def _undone(bot: Writer, body: Body, conn: Any, ops: list[Op]) -> None:
     except _OfTheBot:
         bot.judge.undone(mine[0])
     ops += mine
+
+
+async def in_an_earlier_transaction(bot: Writer, body: Body, conn: Any) -> None:
+    """Writes in a transaction that was begun before the lease; the caller commits it."""
+    ops: list[Op] = []
+    if bot.dice.random() < 0.7:
+        await _undone(bot, body, conn, ops)
+    await _pause(bot)
+    await conn.execute(_NOTE, *_begun(bot, body, ops))
+    await _pause(bot)
 
 
 async def last(bot: Writer, body: Body) -> None:

@@ -235,7 +235,7 @@ _IN_PYTHON = (
         "S15",
     ),
     _in_python(
-        "a session that was ended at COMMIT is an answer",
+        "a connection that broke at COMMIT is an answer",
         _OURS,
         "lockguard_postgres/_errors.py",
         "        return self.meaning_of(exc) is Meaning.LOST or isinstance(exc, TimeoutError)",
