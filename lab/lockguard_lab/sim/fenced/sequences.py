@@ -216,7 +216,7 @@ class _Sequence:
         """A grant: mostly the one in force, or one that comes soon after or was before it."""
         row = self.database.latest(fence_key(self.resource))
         known = row.token - self.base if isinstance(row, Fence) and row.token >= self.base else -1
-        return min(max(known + self.dice.choice((-1, 0, 0, 0, 0, 1, 1, 2)), 0), _GRANTS - 1)
+        return min(max(known + self.dice.choice((-1, -1, 0, 0, 0, 0, 0, 1, 1, 2)), 0), _GRANTS - 1)
 
     def _text(self, kind: str) -> str:
         which = self._near()
@@ -348,6 +348,7 @@ _TEXTS = {
         f"select lockguard.check({_PAIR},null::bigint);"  # noqa: S608
         "insert into entry (resource, token, op) values ('r', {which}, 'o{op}')"
     ),
+    "begin with a check": f"begin;select lockguard.check({_PAIR},null::bigint)",
     "begin": "begin",
     "begin repeatable read": "begin isolation level repeatable read",
     "commit": "commit",
@@ -362,7 +363,7 @@ _TEXTS = {
 }
 _OUTSIDE = (
     *("seal",) * 5,
-    *("begin", "begin", "begin", "begin repeatable read"),
+    *("begin with a check", "begin with a check", "begin with a check", "begin", "begin repeatable read"),
     *("close", "break", "evict", "resolve", "last check", "first check", "checked write", "checked write"),
     *("read", "kill"),
 )
