@@ -213,10 +213,11 @@ async def wake_up(trial: Trial) -> Found:
             await asyncio.sleep(0.3)
         began = SYSTEM_CLOCK.now()
         await waiter.entered(trial.bound_s)
-        entered_at, error = waiter.entered_at, waiter.told
+        entered_at, error = waiter.entered_at, waiter.error
         await waiter.over()
         if entered_at is None:
-            return trial.found("wake-up", "no", f"the waiter gets {error}")
+            told = f"gets {type(error).__name__}" if error else f"has it not in {seconds(trial.bound_s)}"
+            return trial.found("wake-up", "no", f"the waiter {told}")
         took_s = max(entered_at - began, 0.0)
         verdict: Verdict = "yes" if took_s <= 2 * _SOON_S else "late"
         return trial.found("wake-up", verdict, f"the waiter has it after {seconds(took_s)}", took_s)

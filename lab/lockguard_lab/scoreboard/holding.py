@@ -125,7 +125,7 @@ async def cut_off(proxies: list[FaultProxy]) -> AsyncIterator[None]:
         yield
     finally:
         for proxy in proxies:
-            proxy.heal()
+            await proxy.start()
 
 
 async def free_after_s(way: Way, bound_s: float) -> float | None:
