@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lockguard._context import current_leases
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_lab.exchange.faults import Operation
 from lockguard_lab.exchange.model import AlgoChange, AlgoStatus, OrderChange, Origin, Side
 from lockguard_lab.sim.flow.plan import FINAL_CODES
 from lockguard_lab.sim.judge import Violation
@@ -70,7 +71,7 @@ class Book:
         bare_since: since when the position has no stop; ``None`` while it has.
         final: whether a stop of it was refused for good.
         crowded_at: when an exit of it was refused because of its stops.
-        told_bare: whether the time without a stop was judged.
+        dropped_at: when the exchange dropped a stop of it, of its own accord.
     """
 
     qty: Decimal = _ZERO
@@ -81,7 +82,7 @@ class Book:
     bare_since: float | None = None
     final: bool = False
     crowded_at: float = -1e9
-    told_bare: bool = False
+    dropped_at: float = -1e9
 
 
 @dataclass
@@ -99,6 +100,8 @@ class FlowJudge:
     by_hand: bool = False
     alerts: list[tuple[float, str]] = field(default_factory=list)
     closed: dict[Any, float] = field(default_factory=dict)
+    read_at: dict[Any, float] = field(default_factory=dict)
+    acting: Any = None
     on_event: Callable[[str, Any], None] = lambda *_: None
     """Told of each event that a trouble may wait for, and of the process that it happens to."""
     on_request: Callable[[Request], None] = lambda _: None
@@ -173,6 +176,7 @@ class FlowJudge:
 
     def _arrived(self, request: Request) -> None:
         """A request reaches the exchange."""
+        self.acting = request.process
         self._check_exit(request)
         self.on_request(request)
 
@@ -195,6 +199,8 @@ class FlowJudge:
         code = str(reply.body.get("code", "")) if isinstance(reply.body, dict) and reply.status != 200 else ""
         if request.step != "read":
             self.world.tell(f"exchange: {request.client_id} {reply.status} {code} {reply.ending or ''}")
+        if request.route.operation in (Operation.OPEN_ALGOS, Operation.GET_ALGO):
+            self.read_at[request.process] = self.world.now - self.exchange.desk.visibility.orders_ms / 1000
         if reply.headers and "Retry-After" in reply.headers:
             # It is known there once it has arrived.
             until = self.world.now + int(reply.headers["Retry-After"]) - 1
@@ -264,6 +270,8 @@ class FlowJudge:
         book.ours += fill.opened
 
     def _by_an_exit(self, order: Order, fill: Fill, book: Book, before: Decimal) -> None:
+        if not order.reduce_only:
+            self.accuse("P1: every exit is reduce-only", f"{order.client_id} is not")
         if fill.opened:
             self.accuse("P1: an exit opens nothing", f"{order.client_id} turned {before} into {book.qty}")
         intent = self._intent(order.client_id)
@@ -325,11 +333,14 @@ class FlowJudge:
             book.person_at = self.world.now
         if algo.origin is Origin.API and not (algo.reduce_only or algo.close_position):
             self.accuse("P1: every exit is reduce-only", f"{algo.client_id} is not")
+        if algo.status is AlgoStatus.EXPIRED:
+            book.dropped_at = self.world.now
         was_covered = book.ours and book.bare_since is None
         self._look_at_stops(symbol)
         if algo.status is not AlgoStatus.CANCELED or self.by_hand or not was_covered or self.covered(symbol):
             return
-        if not self.lately(book, 12.0) and self.world.now - book.crowded_at > 15.0:
+        known = book.dropped_at < self.read_at.get(self.acting, self.world.now)
+        if known and not self.lately(book, 12.0) and self.world.now - book.crowded_at > 15.0:
             told = f"{algo.client_id} of {symbol} is taken back, and {book.qty} has no other"
             self.accuse("P3: a position keeps its stop", told)
 

@@ -38,7 +38,6 @@ FLOW: tuple[Planted, ...] = (
         '        """The parameters of a stop; ``stopLossPrice`` makes ccxt use the algo order API."""\n'
         '        return {"stopLossPrice": trigger, "clientOrderId": client_id}',
         "P1",
-        quick=True,
     ),
     _flow(
         "an exit that is not reduce-only",
@@ -55,7 +54,6 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_model.py",
         'return "sell" if self is PositionSide.LONG else "buy"',
         'return "buy" if self is PositionSide.LONG else "sell"',
-        quick=True,
     ),
     _flow(
         "an entry of unknown outcome is sent again",
@@ -72,7 +70,6 @@ FLOW: tuple[Planted, ...] = (
         "client_id = client_order_id(market.resource, intent, Step.ENTRY)",
         "client_id = client_order_id(market.resource, intent + 1, Step.ENTRY)",
         "S13",
-        quick=True,
     ),
     _flow(
         "the order is sent before its intent is committed",
@@ -121,7 +118,6 @@ FLOW: tuple[Planted, ...] = (
         "    if isinstance(exc, errors.OperationFailed) or not isinstance(exc, errors.ExchangeError):\n"
         "        return Refusal.OVERLOADED",
         theme="lose",
-        quick=True,
     ),
     _flow(
         "a look that fails finds nothing",
@@ -170,7 +166,6 @@ FLOW: tuple[Planted, ...] = (
         "            return await self._out(position, why)",
         "P2",
         theme="refuse passing",
-        quick=True,
     ),
     _flow(
         "a stop that would trigger at once is tried again",
@@ -217,7 +212,6 @@ FLOW: tuple[Planted, ...] = (
         "        return await self._record_entry(position, intent, order.id, order.average, order.filled)",
         "        return await self._record_entry(position, intent, order.id, order.average, order.amount)",
         "P: rows tell the truth",
-        quick=True,
     ),
     _flow(
         "the price of the signal stays the price of the entry",
@@ -226,7 +220,6 @@ FLOW: tuple[Planted, ...] = (
         "        return await self._record_entry(position, intent, order.id, order.average, order.filled)",
         "        return await self._record_entry(position, intent, order.id, None, order.filled)",
         "P: rows tell the truth",
-        quick=True,
     ),
     _flow(
         "an entry that rests is left in the book",
@@ -251,7 +244,6 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_model.py",
         "return entry_price * (1 - share if side is PositionSide.LONG else 1 + share)",
         "return entry_price * (1 + share if side is PositionSide.LONG else 1 - share)",
-        quick=True,
     ),
     # --- the stop, and its moves ---
     _flow(
@@ -336,7 +328,6 @@ FLOW: tuple[Planted, ...] = (
         "        if not sent:\n            await self._sweeper.sweep(position)\n"
         "        outcome = Executed(sent, found=True) if sent else await",
         "P3",
-        quick=True,
     ),
     _flow(
         "a position that is closed leaves its stop",
@@ -344,7 +335,6 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_exits.py",
         "        if not await self._sweeper.sweep(position):\n            return None\n        was_active",
         "        was_active",
-        quick=True,
     ),
     _flow(
         "a refused cancel counts as done",
@@ -467,7 +457,6 @@ FLOW: tuple[Planted, ...] = (
         '        settled = (statement("settle_placed_stop"),)',
         "        settled = ()",
         "P: no intent",
-        quick=True,
     ),
     # --- what is told ---
     _flow(
