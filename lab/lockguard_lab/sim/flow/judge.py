@@ -36,6 +36,7 @@ _ROUNDED = Decimal("0.000001")
 """An average has more digits than an answer shows."""
 _LATELY_S = 30.0
 """Within this a person's act may have crossed what a bot had read."""
+_READS = ("read", "look")
 _CROWDED = ("-4118", "-2022")
 _DEADLINE_S = 10.6
 """``Pace.stop_deadline``, and the way there."""
@@ -138,7 +139,7 @@ class FlowJudge:
         if self.world.now < self.closed.get(request.process, 0.0):
             told = f"{request.process.name} sends {request.route.operation.value} during a ban"
             self.accuse("P: a ban is obeyed", told)
-        if request.step == "read":
+        if request.step in _READS:
             self.on_event("send read", request.process)
             return
         symbol = request.params.get("symbol", "")
@@ -197,7 +198,7 @@ class FlowJudge:
     def _replied(self, request: Request, reply: Reply) -> None:
         """The exchange has answered a request."""
         code = str(reply.body.get("code", "")) if isinstance(reply.body, dict) and reply.status != 200 else ""
-        if request.step != "read":
+        if request.step not in _READS:
             self.world.tell(f"exchange: {request.client_id} {reply.status} {code} {reply.ending or ''}")
         if request.route.operation in (Operation.OPEN_ALGOS, Operation.GET_ALGO):
             self.read_at[request.process] = self.world.now - self.exchange.desk.visibility.orders_ms / 1000
@@ -212,7 +213,7 @@ class FlowJudge:
                 book.final = True
             if request.step == "close" and code in _CROWDED:
                 book.crowded_at = self.world.now
-        self.on_event(f"reply {request.step}", request.process)
+        self.on_event("reply read" if request.step in _READS else f"reply {request.step}", request.process)
 
     # --- the exchange's record ---
 

@@ -98,7 +98,8 @@ class FlowPlan:
 
         Args:
             seed: its number.
-            theme: the beginning of the names of what goes wrong first; several with a plus between them.
+            theme: what goes wrong first, such as ``lose entry`` or ``kill on reply stop``; several are
+                written with a plus between them.
         """
         dice = random.Random(seed ^ 0xF10)  # noqa: S311 - a simulation, not a secret
         until_s = dice.choice((8.0, 15.0, 15.0, 30.0))
@@ -115,8 +116,7 @@ class FlowPlan:
         )
         troubles = [_trouble(dice, kinds, until_s) for _ in range(dice.choice((0, 1, 1, 2, 2, 3, 5)))]
         for first in theme.split("+") if theme else ():
-            kinds = tuple(sorted(kind for kind in set(_ALL) if kind.startswith(first)))
-            troubles = [_trouble(dice, kinds, until_s) for _ in range(2)] + troubles[:3]
+            troubles = _some(dice, first, until_s) + troubles[:3]
         return cls(
             seed=seed,
             processes=dice.choice((1, 1, 2, 2, 3)),
@@ -162,6 +162,16 @@ class FlowPlan:
         return "\n".join((first, *(f"  {one}" for one in self.troubles)))
 
 
+def _some(dice: random.Random, first: str, until_s: float) -> list[Trouble]:
+    """Two troubles whose name, details and event begin as ``first`` says."""
+    found: list[Trouble] = []
+    while len(found) < 2:
+        drawn = _trouble(dice, tuple(kind for kind in _ALL if first.startswith(kind.split()[0])), until_s)
+        if " ".join((drawn.kind, *drawn.detail, "on", drawn.on)).startswith(first):
+            found.append(drawn)
+    return found
+
+
 def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Trouble:
     kind = dice.choice(kinds)
     at = dice.uniform(0.0, until_s * 0.9)
@@ -179,8 +189,9 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
             detail = (dice.choice(("entry", "stop", "stop", "close")), str(dice.choice(FINAL_CODES)))
             return Trouble(kind, at, detail=detail, number=dice.choice((1, 1, 3)))
         case "fail reads":
-            detail = ("read", dice.choice(_LOST), "never")
-            return Trouble(kind, at, dice.uniform(0.5, 3.0), detail=detail, number=dice.choice((1, 3, 6, 12)))
+            detail = (dice.choice(("read", "look")), dice.choice(_LOST), "never")
+            number = dice.choice((1, 3, 6, 12, 60))
+            return Trouble(kind, at, dice.uniform(0.5, 3.0), detail=detail, number=number)
         case "partial":
             detail = (dice.choice(("entry", "entry", "close")), dice.choice(("expires", "rests")))
             return Trouble(kind, at, detail=detail, number=dice.choice((0, 30, 50, 99)))

@@ -51,8 +51,10 @@ class Request:
 
     @property
     def step(self) -> str:
-        """What it is for: ``entry``, ``stop``, ``close``, ``cancel`` or ``read``."""
+        """What it is for: ``entry``, ``stop``, ``close``, ``cancel``, ``look`` for one order, or ``read``."""
         operation = self.route.operation
+        if operation in (Operation.GET_ORDER, Operation.GET_ALGO):
+            return "look"
         if operation in (Operation.CANCEL_ORDER, Operation.CANCEL_ALGO):
             return "cancel"
         if operation not in (Operation.CREATE_ORDER, Operation.CREATE_ALGO):

@@ -46,7 +46,6 @@ FLOW: tuple[Planted, ...] = (
         'params = {"reduceOnly": True, "clientOrderId": client_id}',
         'params = {"clientOrderId": client_id}',
         "P1",
-        theme="lose+kill",
     ),
     _flow(
         "the side of an exit is that of its entry",
@@ -61,7 +60,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_CCXT}/_placing.py",
         "return plan.step is not Step.ENTRY or self._venue.ids_unique_for_good",
         "return True",
-        theme="lose",
+        theme="lose entry disconnect late",
     ),
     _flow(
         "a client order id of the attempt",
@@ -89,7 +88,7 @@ FLOW: tuple[Planted, ...] = (
         "            lease.ensure(self.needed)",
         "            pass",
         "S13",
-        theme="stop",
+        theme="stop on reply+refuse passing stop",
     ),
     _flow(
         "a ban is not obeyed",
@@ -107,7 +106,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_CCXT}/_classify.py",
         "    if type(exc) is errors.ExchangeError and code is None:\n        return None",
         "    if type(exc) is errors.ExchangeError and code is None:\n        return Refusal.UNRECOGNISED",
-        theme="lose",
+        theme="lose entry truncated first",
     ),
     _flow(
         "a lost answer is a refusal",
@@ -117,7 +116,7 @@ FLOW: tuple[Planted, ...] = (
         "        return None",
         "    if isinstance(exc, errors.OperationFailed) or not isinstance(exc, errors.ExchangeError):\n"
         "        return Refusal.OVERLOADED",
-        theme="lose",
+        theme="lose entry disconnect first",
     ),
     _flow(
         "a look that fails finds nothing",
@@ -127,7 +126,7 @@ FLOW: tuple[Planted, ...] = (
         "            except ccxt_errors().OrderNotFound:",
         "                order = await exchange.fetch_order(None, symbol, params)\n"
         "            except ccxt_errors().BaseError:",
-        theme="lose+fail reads",
+        theme="lose entry disconnect first+fail reads look",
     ),
     _flow(
         "a read that fails is flat",
@@ -136,7 +135,7 @@ FLOW: tuple[Planted, ...] = (
         "        with _translated():\n            return await self._exchange.holding(market)",
         "        try:\n            return await self._exchange.holding(market)\n"
         "        except _exchange_errors():\n            return None",
-        theme="fail reads",
+        theme="fail reads read",
     ),
     _flow(
         "a denied key is a reason to sell",
@@ -145,7 +144,7 @@ FLOW: tuple[Planted, ...] = (
         "            case Refused(refusal=Refusal.INVALID):",
         "            case Refused(refusal=Refusal.INVALID | Refusal.AUTHENTICATION):",
         "P2",
-        theme="refuse passing",
+        theme="refuse passing stop -2015",
     ),
     _flow(
         "a refusal of no known meaning is a reason to sell",
@@ -154,7 +153,7 @@ FLOW: tuple[Planted, ...] = (
         "            case Refused(refusal=Refusal.INVALID):",
         "            case Refused(refusal=Refusal.INVALID | Refusal.UNRECOGNISED):",
         "P2",
-        theme="refuse passing",
+        theme="refuse passing stop -9999",
     ),
     _flow(
         "a stop that cannot be placed in time is a reason to sell",
@@ -165,7 +164,7 @@ FLOW: tuple[Planted, ...] = (
         "        if not at_once or self._unstopped.over or self._venue.closed:\n"
         "            return await self._out(position, why)",
         "P2",
-        theme="refuse passing",
+        theme="refuse passing stop",
     ),
     _flow(
         "a stop that would trigger at once is tried again",
@@ -175,7 +174,7 @@ FLOW: tuple[Planted, ...] = (
         "                return await self._out(position, _BEYOND)",
         "                await self._settled(position, intent, outcome)\n"
         "                return await self._again(position, _BEYOND)",
-        theme="price",
+        theme="price on reply entry",
     ),
     # --- the entry ---
     _flow(
@@ -185,7 +184,7 @@ FLOW: tuple[Planted, ...] = (
         "        if age_ms < self._venue.in_doubt_ms:\n            return None\n"
         "        # A position that is held",
         "        # A position that is held",
-        theme="lose",
+        theme="lose entry disconnect late",
     ),
     _flow(
         "an order in doubt may not arrive late",
@@ -193,7 +192,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_CCXT}/_guarded.py",
         "return venue_of(self._exchange).window + _CLOCK_AHEAD + self._patience.search",
         "return _CLOCK_AHEAD",
-        theme="lose",
+        theme="lose entry disconnect late",
     ),
     _flow(
         "a successor sends the entry again",
@@ -203,7 +202,7 @@ FLOW: tuple[Planted, ...] = (
         "            if order is None:\n                return await self._judge_missing_entry",
         "        if False:\n            order = await self._venue.find(self._market, intent)\n"
         "            if order is None:\n                return await self._judge_missing_entry",
-        theme="kill",
+        theme="kill on send entry",
     ),
     _flow(
         "the row has what was asked for, not what was filled",
@@ -227,7 +226,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_venue.py",
         "        if order.live:\n            await self.cancel(order)\n",
         "        if order.live:\n",
-        theme="partial",
+        theme="partial entry rests",
     ),
     _flow(
         "an open does not look at the exchange",
@@ -285,7 +284,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_survey.py",
         "        and not left\n",
         "",
-        theme="kill+lag",
+        theme="lag orders",
     ),
     _flow(
         "lists show every stop at once",
@@ -293,7 +292,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_stops.py",
         "            if intent.client_id not in known and intent.age_ms < self._venue.in_doubt_ms",
         "            if False",
-        theme="lag",
+        theme="lag orders",
     ),
     _flow(
         "a stop that no list shows was not placed",
@@ -301,7 +300,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_stops.py",
         "                if intent.age_ms >= self._venue.in_doubt_ms:",
         "                if True:",
-        theme="lose",
+        theme="lose stop disconnect late",
     ),
     _flow(
         "a take-profit is taken for a stop",
@@ -309,7 +308,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_stops.py",
         "s.live and s.reduce_only and s.side == side and not s.takes_profit",
         "s.live and s.reduce_only and s.side == side",
-        theme="person takes",
+        theme="person takes profit+person cancels the stop",
     ),
     _flow(
         "a missing stop is not replaced",
@@ -342,7 +341,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_stops.py",
         "isinstance(outcome, Refused) and outcome.refusal is Refusal.NOT_FOUND\n    )",
         "isinstance(outcome, Refused)\n    )",
-        theme="refuse passing",
+        theme="refuse passing cancel",
     ),
     _flow(
         "a stop that is not found stays for ever",
@@ -360,7 +359,7 @@ FLOW: tuple[Planted, ...] = (
         "            return await self._partly_closed(position, intent, order)\n",
         "",
         "P",
-        theme="partial",
+        theme="partial close expires",
     ),
     _flow(
         "a successor does not look for the exit that was sent",
@@ -368,7 +367,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_flow.py",
         "        sent = await self._venue.find(self._market, intent) if intent.sent_before else None",
         "        sent = None",
-        theme="kill",
+        theme="kill on reply close",
         more=(
             Change(
                 f"{_POSITIONS}/_exits.py",
@@ -383,7 +382,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_survey.py",
         "        and row.exit_reason is None\n        and row.side",
         "        and row.side",
-        theme="lose",
+        theme="refuse passing close",
     ),
     _flow(
         "what a person asked for is forgotten",
@@ -401,7 +400,7 @@ FLOW: tuple[Planted, ...] = (
         "        return await self.intend_close(position, why)",
         "        return await self.intend_close(position, why, asked=True)",
         "P1",
-        theme="refuse final",
+        theme="refuse final stop",
     ),
     _flow(
         "a position is ours though a person had a hand in it",
@@ -410,7 +409,7 @@ FLOW: tuple[Planted, ...] = (
         "            if held is None or not self._exits.is_ours(position, held):",
         "            if held is None:",
         "P1",
-        theme="person trades+refuse final",
+        theme="person trades+refuse final stop",
     ),
     _flow(
         "a second exit beside one in doubt",
@@ -418,7 +417,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_manager.py",
         "            if row.exit_reason is not None and await self._store.in_doubt(row, Step.CLOSE):",
         "            if False:",
-        theme="refuse passing",
+        theme="refuse passing close",
     ),
     # --- a pass ---
     _flow(
@@ -427,7 +426,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_reconcile.py",
         "        if not fired and row.age_ms < self._grace_ms:",
         "        if False:",
-        theme="lag",
+        theme="lag positions",
     ),
     _flow(
         "the echo of what has just ended is adopted",
@@ -436,7 +435,7 @@ FLOW: tuple[Planted, ...] = (
         "        if last is not None and last.age_ms < self._grace_ms:\n"
         '            return self._outcome(SyncAction.SETTLING, last.id, f"ended {last.age_ms} ms ago")\n',
         "",
-        theme="lag",
+        theme="lag positions",
     ),
     _flow(
         "a position that vanished leaves its stop",
@@ -466,7 +465,7 @@ FLOW: tuple[Planted, ...] = (
         "        left_s = max(0.0, self._deadline_s - already_ms / 1000)",
         "        left_s = 1e6",
         "P5",
-        theme="refuse passing",
+        theme="refuse passing stop",
         more=(
             Change(
                 f"{_POSITIONS}/_flow.py",
