@@ -82,6 +82,7 @@ class Bot:
             fence=Fence(scene.postgres, self.process),
             fence_within=timedelta(seconds=2),
         )
+        self.process.on_burial.append(self.guard._core.abandon)
         self.manager: AtomicPositionManager | None = None
         self.client = self._connected()
         self.life = self.process.start(self._live(), f"{name} lives")
