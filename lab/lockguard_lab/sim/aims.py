@@ -318,9 +318,10 @@ def _a_failover(plan: Plan, dice: _Dice) -> Any:
     first = Fault(
         "failover", dice.uniform(0.1, 1.0), dice.choice((0.0, 0.5, 2.0, 30.0)), (0, dice.randrange(9))
     )
-    upon = dice.choice(("", "granted", "held"))
+    upon = dice.choice(("", "granted", "held", "released", "released"))
     if upon:
-        first = Fault("failover", dice.uniform(0.0, 0.05), dice.choice((0.0, 0.5, 2.0)), upon=upon)
+        after_s = dice.choice((0.0, dice.uniform(0.0, 0.05)))
+        first = Fault("failover", after_s, dice.choice((0.0, 0.5, 2.0)), upon=upon)
     return plan.with_(
         processes=dice.choice((2, 3)),
         tasks=dice.choice((1, 2)),

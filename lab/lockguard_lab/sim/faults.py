@@ -188,7 +188,7 @@ class Faults:
         self._world.after(late_s, lambda: server.crash(fault.lasts, kept))
 
     def _fail_over(self, fault: Fault, *_: object) -> None:
-        self._servers.fail_over(fault.where[1], goes_on_s=fault.lasts)
+        self._servers.fail_over(self._resource(fault), goes_on_s=fault.lasts)
 
     def _move_slot(self, fault: Fault, *_: object) -> None:
         self._servers.move_slot(self._resource(fault), fault.where[1], takes_s=fault.lasts)

@@ -102,6 +102,8 @@ class Ledger:
                 self._happened("granted", _caller(args[0].decode()))
             elif reply[0] == 0 and reply[6] != b"0":
                 self._happened("waits", _caller(args[0].decode()))
+        elif script == "release" and reply == 1:
+            self._happened("released", _caller(args[0].decode()))
         if self._judge.plan.in_order and script in ("acquire", "release"):
             self._in_line(server, script, lock, args, reply)
         end_ms = server.store.ends_ms.get(lock)

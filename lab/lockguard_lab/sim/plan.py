@@ -231,4 +231,10 @@ class Plan:
         return "\n".join((first, *more))
 
 
-_UPON = {"held": "began a body", "granted": "was given the lock", "waits": "was queued", "woken": "was woken"}
+_UPON = {
+    "held": "began a body",
+    "granted": "was given the lock",
+    "waits": "was queued",
+    "woken": "was woken",
+    "released": "gave it back",
+}

@@ -177,7 +177,11 @@ class _Schedule:
         }
         one = len(urls) == 1
         guard = LockGuard.from_url(urls[0], **settings) if one else LockGuard.from_urls(urls, **settings)
-        process.on_burial.append(lambda: guard._core.abandon())
+
+        def abandon() -> None:
+            guard._core.abandon()  # of the loop that it was used in last
+
+        process.on_burial.append(abandon)
         return guard
 
     def run(self) -> Outcome:

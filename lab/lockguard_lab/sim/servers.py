@@ -97,12 +97,11 @@ class Servers:
 
     # What befalls them together.
 
-    def fail_over(self, number: int, *, goes_on_s: float) -> None:
-        """A replica of one of the primaries takes over, without the last writes."""
-        masters = [server for server in self.all if server.replica is not None]
-        if not masters:
+    def fail_over(self, resource: str, *, goes_on_s: float) -> None:
+        """The replica of the primary that has a resource takes over, without the last writes."""
+        master = self.primary if self.cluster is None else self.cluster.owner(_slot(resource))
+        if master is None or master.replica is None:
             return
-        master = masters[number % len(masters)]
         if self.topology == "sentinel" and goes_on_s == 0.0 and self._world.dice.random() < 0.5:
             master.end_sessions()
 
