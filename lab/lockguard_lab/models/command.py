@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard._private_files import require_writable, write_private
 from lockguard_lab.models import spin
 from lockguard_lab.models.checks import CHECKS, MODELS, Check
+from lockguard_lab.models.recording import record
 from lockguard_lab.models.spin import Told, Unusable
+from lockguard_lab.models.traces import take, taker
+from lockguard_lab.sim.plan import Plan
 
 __all__ = ["models"]
 
@@ -25,14 +30,18 @@ _STORED = {
     "bitstate": "3 bits of each state: not all are visited",
 }
 _COMMIT = ("git", "rev-parse", "HEAD")
+_AT_ONCE = 50
 _HEAD = f"{'states':>12}  {'depth':>6}  {'MiB':>6}  {'s':>7}"
 
 
 @click.command(name="models")
 @click.argument("model", type=click.Choice(MODELS), required=False)
-@click.option("--long", is_flag=True, help="Also what takes hours, with its larger bounds.")
+@click.option("--long", is_flag=True, help="The larger bounds instead, for minutes or hours.")
 @click.option("--only", metavar="TEXT", help="Only checks whose name has this in it.")
 @click.option("--trail", metavar="MISTAKE", help="Print the shortest way to what this mistake breaks.")
+@click.option(
+    "--traces", metavar="A..B", help="Take what these schedules of `lockguard sim` did through the model."
+)
 @click.option(
     "--memory", type=click.IntRange(256), default=6000, show_default=True, help="MiB for one verifier."
 )
@@ -48,6 +57,7 @@ def models(
     long: bool,
     only: str | None,
     trail: str | None,
+    traces: str | None,
     memory: int,
     within: float,
     json_file: Path | None,
@@ -61,13 +71,16 @@ def models(
     if name := spin.missing():
         click.echo(f"{name} is not there: apt-get install spin gcc libc6-dev", err=True)
         raise SystemExit(3)
+    if traces is not None:
+        _take_traces(_seeds(traces), json_file)
+        return
     if trail is not None:
         _show_trail(_named(trail, model), memory)
         return
     chosen = [
         one
         for one in CHECKS
-        if model in (None, one.model) and (long or not one.long) and (only is None or only in one.name)
+        if model in (None, one.model) and long == one.long and (only is None or only in one.name)
     ]
     began, clock = datetime.now(UTC), SYSTEM_CLOCK.now()
     click.echo(_HEAD)
@@ -110,12 +123,39 @@ def _show_trail(what: Check, memory: int) -> None:
     raise SystemExit(0 if told.as_expected else 1)
 
 
+def _seeds(text: str) -> range:
+    found = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if last < first:
+        raise click.BadParameter(f"{text!r} is no range of seeds; write 1..1000, or 7 for one")
+    return range(first, last + 1)
+
+
+def _take_traces(seeds: range, json_file: Path | None) -> None:
+    count, steps, refused = 0, 0, []
+    with taker() as directory:
+        for at in range(0, len(seeds), _AT_ONCE):
+            traces = [one for seed in seeds[at : at + _AT_ONCE] for one in record(Plan.of(seed, "single"))]
+            for taken in take(traces, directory):
+                count, steps = count + 1, steps + taken.reached
+                if not taken.accepted:
+                    refused.append(str(taken))
+                    click.echo(str(taken))
+    click.echo(
+        f"{len(seeds):,} schedules, {count:,} traces, {steps:,} steps taken, {len(refused):,} traces refused"
+    )
+    if json_file is not None:
+        facts = {"schedules": len(seeds), "traces": count, "steps": steps, "refused": refused}
+        write_private(json_file, json.dumps(facts, indent=2) + "\n")
+    raise SystemExit(1 if refused else 0)
+
+
 def _facts(told: list[Told], *, began: datetime, seconds: float, memory: int) -> dict[str, Any]:
     commit = subprocess.run(
         _COMMIT, cwd=spin.SPEC, capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
-        "command": "scripts/models",
+        "command": " ".join(["scripts/models", *sys.argv[1:]]),
         "commit": commit,
         "began": began.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "seconds": round(seconds, 1),

@@ -91,7 +91,12 @@ def version() -> str:
 
 @contextmanager
 def verifier(
-    model: str, defines: Sequence[str], *, flags: Sequence[str] = (), spec: Path = SPEC
+    model: str,
+    defines: Sequence[str],
+    *,
+    flags: Sequence[str] = (),
+    beside: Sequence[Path] = (),
+    spec: Path = SPEC,
 ) -> Iterator[Path]:
     """A directory, removed afterwards, with the compiled verifier ``pan`` of a model.
 
@@ -100,9 +105,8 @@ def verifier(
     """
     with tempfile.TemporaryDirectory(prefix="lockguard-models-") as name:
         directory = Path(name)
-        for file in spec.iterdir():
-            if file.suffix in (".pml", ".h"):
-                shutil.copy(file, directory)
+        for file in (spec / f"{model}.pml", *beside):
+            shutil.copy(file, directory)
         _do(["spin", *(f"-D{one}" for one in defines), "-a", f"{model}.pml"], directory)
         _do(["gcc", "-w", *flags, "-o", "pan", "pan.c"], directory)
         yield directory
@@ -126,7 +130,7 @@ def check(
     short = what.mistake or not what.long
     # A verifier that runs for a moment takes longer to optimize than to run.
     flags = [
-        "-O0" if what.mistake and not what.heavy else "-O1" if short else "-O2",
+        "-O0" if what.mistake and not what.heavy else "-O1" if short else "-O3",
         f"-DMEMLIM={memory_mib}",
         *_STORES[what.store],
     ]

@@ -54,6 +54,7 @@ class Postgres:
     Attributes:
         commits: every committed write, in order.
         sealed: every grant that was sealed, in order.
+        told: is told of each step: the resource, what was done, by which grant, with which token.
     """
 
     def __init__(self, world: World) -> None:
@@ -63,6 +64,7 @@ class Postgres:
         self.sealed: list[tuple[str, int, str]] = []
         self.delay_s = (0.0003, 0.003)
         self.answers_lost = 0.0
+        self.told: Callable[[str, str, str, int], None] = lambda *_: None
         self._open: list[Transaction] = []
 
     def row(self, resource: str) -> _Row:
@@ -99,6 +101,10 @@ class Postgres:
         """A transaction is over."""
         if transaction in self._open:
             self._open.remove(transaction)
+            committed = transaction.committed
+            self.told(
+                transaction.resource, "COMMIT" if committed else "ABORT", transaction.grant, transaction.token
+            )
 
     def evict(self, resource: str, below: int) -> None:
         """End the sessions that hold the row under an older lease, as a seal does whose grace is over."""
@@ -133,6 +139,7 @@ class Transaction:
         self.resource, self.token, self.grant = resource, token, grant
         self._postgres, self._process = postgres, process
         self._over = ""
+        self.committed = False
         postgres_process_watch(process, self)
 
     async def present(self) -> None:
@@ -156,10 +163,12 @@ class Transaction:
             self._postgres.unlock(self.resource, self)
             answer(CommitLost(self._over))
         elif (row.token, row.grant) != (self.token, self.grant) or row.closed:
+            self._postgres.told(self.resource, "REFUSED", self.grant, self.token)
             self.abort("stale")
             answer(Stale(f"presented {self.token}, current {row.token}"))
         else:
             self._postgres.opened(self)
+            self._postgres.told(self.resource, "PRESENT", self.grant, self.token)
             answer(None)
 
     async def commit(self) -> None:
@@ -176,6 +185,7 @@ class Transaction:
                 return
             now = self._postgres.world.now
             self._postgres.commits.append(Commit(self.resource, self.token, self.grant, now))
+            self.committed = True
             self.abort("committed")
             answer(CommitLost("no answer") if lost else None)
 
@@ -224,14 +234,17 @@ class Fence:
                     row.token, row.grant, row.closed = int(grant.token), str(grant.id), False
                     if not known:
                         postgres.sealed.append((resource, int(grant.token), str(grant.id)))
+                    postgres.told(resource, "SEALED", str(grant.id), row.token)
                     answer(Sealed(grant.token, f"sim {int(grant.token)}"))
                 else:
+                    postgres.told(resource, "OUTRUN", str(grant.id), row.token)
                     answer(Outrun(Token(row.token)))
                 postgres.unlock(resource, owner)
 
             postgres.lock(resource, owner, have)
             world.after(self._grace_s, lambda: postgres.evict(resource, int(grant.token)))
 
+        postgres.told(resource, "SEAL_SENT", str(grant.id), int(grant.token))
         sealed: Sealed | Outrun = await self._bounded(
             postgres.trip(self._process, work), within, grant.resource
         )
@@ -250,6 +263,7 @@ class Fence:
                 elif grant.token > row.token:
                     # A seal that comes later must be refused.
                     row.token, row.grant, row.closed = int(grant.token), str(grant.id), True
+                postgres.told(resource, "CLOSE", str(grant.id), int(grant.token))
                 answer(None)
                 postgres.unlock(resource, owner)
 
@@ -267,6 +281,7 @@ class Fence:
             def have() -> None:
                 row = postgres.row(name)
                 row.token, row.grant, row.closed = row.token + 1, "", True
+                postgres.told(name, "BREAK_FENCE", "", row.token)
                 answer(Token(row.token))
                 postgres.unlock(name, owner)
 
