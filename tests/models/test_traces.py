@@ -1,4 +1,4 @@
-"""What simulated schedules did, the model of the lock and its fence can do; what must never happen it cannot."""
+"""The model of the lock and its fence can do what simulated schedules did, and not what must never happen."""
 
 from __future__ import annotations
 
