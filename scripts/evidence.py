@@ -34,6 +34,7 @@ from evidencing.runs import (
     without_seeds,
 )
 
+_SAMPLED = {"planted": sample.of_planted, "models": sample.of_models}
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _FULL_S, _QUICK_S = 45.0, 12.0
 
@@ -138,8 +139,8 @@ def _once(kind: str, command: str) -> int:
         raise Unusable(f"the sources of {kind} changed while it ran")
     if "traces" in report:
         report["sample"] = sample.of_sim(without_seeds(command), report)
-    if kind == "planted" and "sample" not in report:
-        report["sample"] = sample.of_planted(report)
+    if kind in _SAMPLED and "sample" not in report:
+        report["sample"] = _SAMPLED[kind](report)
     run = Run.of(
         kind,
         report,

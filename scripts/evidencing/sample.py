@@ -16,7 +16,7 @@ from evidencing.kinds import KINDS
 from evidencing.runs import ROOT, Run
 from evidencing.sources import digest
 
-__all__ = ["argv", "differs", "of_planted", "of_sim", "repeat"]
+__all__ = ["argv", "differs", "of_models", "of_planted", "of_sim", "repeat"]
 
 AT_MOST = 3
 """Samples of one run."""
@@ -40,6 +40,19 @@ def of_sim(command: str, report: dict[str, Any]) -> list[dict[str, Any]]:
         for seed, trace in list(report.get("traces", {}).items())[:AT_MOST]
         if str(seed) not in dict(report["violations"] or {})
     ]
+
+
+def of_models(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sample of models: the check that took least, which a part of its name finds alone."""
+    for row in sorted(report["rows"], key=lambda row: float(row["seconds"])):
+        alike = [
+            one for one in report["rows"] if one["model"] == row["model"] and row["check"] in one["check"]
+        ]
+        if len(alike) == 1:
+            command = f"scripts/models {row['model']} --only {shlex.quote(row['check'])}"
+            exactly = {"rows": [{"states": row["states"], "verdict": row["verdict"]}]}
+            return [{"command": command, "tells": {"violations": []}, "exactly": exactly}]
+    return []
 
 
 def of_planted(report: dict[str, Any]) -> list[dict[str, Any]]:

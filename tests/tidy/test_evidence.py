@@ -164,3 +164,34 @@ def test_what_is_left_out_of_a_digest_does_not_count(tmp_path):
     assert sources.digest(tmp_path, ["kept", "!kept/planted"]) == before
     (tmp_path / "kept/planted_not.py").write_text("TWO = 2\n", "utf-8")
     assert sources.digest(tmp_path, ["kept", "!kept/planted"]) != before
+
+
+def test_the_sample_is_what_was_convicted_or_checked_soonest_and_is_found_by_its_name():
+    rows = [
+        {
+            "name": "a quorum of half",
+            "layer": "lock",
+            "law": "S1",
+            "seed": 4,
+            "seconds": 2.5,
+            "convicted": True,
+        },
+        {"name": "a quorum", "layer": "lock", "law": "S1", "seed": 9, "seconds": 1.0, "convicted": True},
+        {"name": "no seal", "layer": "fence", "law": "", "seed": None, "seconds": 0.1, "convicted": False},
+    ]
+    assert sample.of_planted({"rows": rows}) == []  # its name is a part of another's, and so finds both
+    (one,) = sample.of_planted({"rows": rows[:1]})
+    assert one["command"] == "lockguard sim --planted 'a quorum of half'"
+    assert one["exactly"] == {"rows": [{"seed": 4, "law": "S1"}]}
+    checks = [
+        {"model": "queue", "check": "clean", "states": 10, "verdict": "clean", "seconds": 0.1},
+        {"model": "queue", "check": "clean, two", "states": 99, "verdict": "clean", "seconds": 0.2},
+    ]
+    (one,) = sample.of_models({"rows": checks})
+    assert one["command"] == "scripts/models queue --only 'clean, two'"
+    assert one["exactly"] == {"rows": [{"states": 99, "verdict": "clean"}]}
+
+
+def test_a_seed_that_broke_a_law_is_no_sample():
+    report = {"traces": {"1": "aa", "2": "bb"}, "violations": {"1": ["S1"]}}
+    assert [one["command"] for one in sample.of_sim("lockguard sim", report)] == ["lockguard sim --seeds 2"]
