@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from evidencing.runs import ROOT, Run
 from evidencing.sources import digest
 
 __all__ = ["argv", "differs", "of_models", "of_planted", "of_sim", "repeat"]
+
+STANDING = ROOT / "docs/evidence/samples.json"
+"""Samples that belong to no run: a history is judged again, a mistake is planted, schedules are run."""
 
 AT_MOST = 3
 """Samples of one run."""
@@ -73,45 +76,55 @@ def of_planted(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def repeat(runs: list[Run], *, budget_s: float, each: int = AT_MOST) -> Iterator[tuple[str, list[str]]]:
-    """Run samples of the newest run of each kind; yields what was run and how it differs.
+    """Run the standing samples and those of each kind's newest run; yields what was run and how it differs.
 
     Where the sources have changed since, only what is recorded under ``tells`` is compared: an outcome, such
     as that no law is broken. What is under ``exactly``, such as a hash of what happened, holds for that code.
 
     Args:
         runs: the newest first.
-        budget_s: nothing is begun after so many seconds.
+        budget_s: of the processor, as another's work costs wall time; nothing is begun after so many.
         each: how many samples of a run.
     """
-    ends = time.monotonic() + budget_s
+    ends = _spent_s() + budget_s
     newest: dict[str, Run] = {}
     for run in runs:
         if run.sample:
             newest.setdefault(run.kind, run)
+    chosen = [(one, False) for one in json.loads(STANDING.read_text("utf-8"))]
     for kind, run in newest.items():
         same = digest(ROOT, KINDS[kind].sources) == run.sources
-        for sample in run.sample[:each]:
-            if time.monotonic() > ends:
-                yield f"{sample['command']}: not run, the time is up", []
-                continue
-            wanted = [sample.get("tells", {}), *([sample.get("exactly", {})] if same else [])]
-            with tempfile.TemporaryDirectory(prefix="lockguard-evidence.") as folder:
-                file = Path(folder) / "report.json"
-                done = subprocess.run(
-                    [*argv(sample["command"]), "--json", str(file)],
-                    cwd=ROOT,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    check=False,
-                )
-                told = json.loads(file.read_text("utf-8")) if file.exists() else None
-            compared = "as recorded" if same else "its outcome, as the sources have changed since"
-            if told is None:
-                yield sample["command"], [f"it wrote nothing: {done.stdout.strip()[-300:]}"]
-            else:
-                wrong = [line for one in wanted for line in differs(one, told)]
-                yield f"{sample['command']}: {compared}", wrong
+        chosen += [(one, same) for one in run.sample[:each]]
+    for one, same in chosen:
+        if _spent_s() > ends:
+            yield f"{one['command']}: not run, the time is up", []
+        else:
+            yield _again(one, same=same)
+
+
+def _spent_s() -> float:
+    """Seconds of the processor that the commands run so far have taken."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _again(sample: dict[str, Any], *, same: bool) -> tuple[str, list[str]]:
+    wanted = [sample.get("tells", {}), *([sample.get("exactly", {})] if same else [])]
+    with tempfile.TemporaryDirectory(prefix="lockguard-evidence.") as folder:
+        file = Path(folder) / "report.json"
+        done = subprocess.run(
+            [*argv(sample["command"]), "--json", str(file)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        told = json.loads(file.read_text("utf-8")) if file.exists() else None
+    if told is None:
+        return sample["command"], [f"it wrote nothing: {done.stdout.strip()[-300:]}"]
+    compared = "as recorded" if same else "its outcome"
+    return f"{sample['command']}: {compared}", [line for one in wanted for line in differs(one, told)]
 
 
 def differs(wanted: Any, told: Any, where: str = "") -> list[str]:
