@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_ccxt._classify import ccxt_errors
+from lockguard_ccxt._loading import SharedLoading
 from lockguard_ccxt._masking import masked
-from lockguard_ccxt._prepared import sends_only_by_fetch, word
+from lockguard_ccxt._prepared import sends_only_by_fetch, wait_for_nothing, word
 from lockguard_ccxt._verbs import changes
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
             raise
 
     exchange.fetch = gate.fetch = fetch
+    exchange.load_markets = SharedLoading(exchange, (lambda: _current.set(None), wait_for_nothing))
     gate.listen()
     if callable(getattr(exchange, "client", None)):
         _guard_websockets(exchange, gate)

@@ -23,7 +23,7 @@ from lockguard._clock import SYSTEM_CLOCK
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Prepared", "sends_only_by_fetch", "word"]
+__all__ = ["Prepared", "sends_only_by_fetch", "wait_for_nothing", "word"]
 
 T = TypeVar("T")
 
@@ -91,6 +91,11 @@ async def word() -> None:
     waits_for = _waits_for.get()
     if waits_for is not None:
         await waits_for  # a call that was dropped ends here
+
+
+def wait_for_nothing() -> None:
+    """Have requests of the running context leave at once, also within a call that was begun early."""
+    _waits_for.set(None)
 
 
 def sends_only_by_fetch(exchange: Any) -> bool:

@@ -399,9 +399,11 @@ class Venue:
         try:
             yield Quote(answer, SYSTEM_CLOCK.now(), held)
         finally:
-            await give_up(answer)
-            if held is not None:
-                await held.drop()
+            try:
+                await give_up(answer)
+            finally:  # also if it is cancelled meanwhile: a prepared read would wait for its word for ever
+                if held is not None:
+                    await held.drop()
 
     async def look(self, market: Market, quote: Quote | None = None) -> tuple[Holding | None, Decimal | None]:
         """What the exchange holds in a market and, requested at the same time, the market's last price.

@@ -301,7 +301,9 @@ def complaints() -> Iterator[list[str]]:
     sys.unraisablehook = lambda said: told.append(f"{said.err_msg} {said.object!r}: {said.exc_value!r}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a coroutine that was never awaited is told to the hook
+            warnings.simplefilter("ignore")
+            for told_to_the_hook in (RuntimeWarning, ResourceWarning):  # never awaited, never closed
+                warnings.simplefilter("error", told_to_the_hook)
             yield told
             gc.collect()
     finally:

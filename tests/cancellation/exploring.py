@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from lockguard_lab.cancellation import How, Point, cancelled_at, complaints, points_of
 from tests.cancellation.worlds import Row, World, until_empty
@@ -61,10 +63,15 @@ def _until_it_ends(report: Report) -> Iterator[Point]:
                 break
 
 
+async def _awaited(work: Awaitable[Any]) -> None:
+    await work
+
+
 async def _attempt(world: World, row: Row, point: Point | None, report: Report) -> int:
     at = f"{row}, {point or 'not cancelled'}"
     if row.before is not None:
         await row.before(world)
+    beside = None if row.beside is None else asyncio.create_task(_awaited(row.beside(world)))
     outcome = await cancelled_at(lambda: row.call(world), point)
     report.struck += bool(outcome.struck)
     report.ended[f"{outcome.ended}{', struck' if outcome.struck else ''}"] += 1
@@ -75,6 +82,11 @@ async def _attempt(world: World, row: Row, point: Point | None, report: Report) 
     )
     if swallowed and not row.finishes:
         report.faults.append(f"{at}: the cancel was swallowed")
+
+    if beside is not None:
+        (met,) = await asyncio.gather(beside, return_exceptions=True)
+        if isinstance(met, BaseException):
+            report.faults.append(f"{at}: what went on beside it raised {met!r}")
 
     async def look() -> list[str]:
         return [*world.strange_tasks(), *await world.left()]

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncpg
 from sqlalchemy import text
@@ -39,7 +39,7 @@ from lockguard_asyncpg.sqlalchemy import fenced_engine
 from lockguard_lab.fence_race.running import NOISE_OF_CONNECTING, NOISE_OF_COPY
 from lockguard_postgres.testing import MemoryFence
 from tests.cancellation.locks import LockWorld
-from tests.cancellation.worlds import Row, World
+from tests.cancellation.worlds import Row, World, for_a_day
 from tests.integration.fence_leases import SOON, grant_of, held, lease_of, under, unknown
 
 __all__ = ["AsyncpgWorld", "MemoryWorld", "PostgresWorld", "SQLAlchemyWorld", "SchemaWorld"]
@@ -75,6 +75,7 @@ class PostgresWorld(LockWorld):
 
     needs = frozenset({"database_url"})
     noise = (NOISE_OF_COPY, NOISE_OF_CONNECTING)
+    open_for_rows: ClassVar[tuple[Resource, ...]] = (STANDING, PASSING)
 
     async def begin(self, stack: AsyncExitStack) -> None:
         self.look = await asyncpg.connect(
@@ -97,10 +98,10 @@ class PostgresWorld(LockWorld):
             asyncpg.create_pool(self.servers.database_url, min_size=2, max_size=2, **options)
         )
         self.fence: Any = await stack.enter_async_context(PostgresFence(self.plain))
-        self.lease = await held(self.plain, 7, STANDING)
+        self.lease = for_a_day((await held(self.plain, 7, STANDING)).grant)
 
     async def left(self) -> list[str]:
-        busy = [row[0] for row in await self.look.fetch(_BUSY, [STANDING, PASSING])]
+        busy = [row[0] for row in await self.look.fetch(_BUSY, list(self.open_for_rows))]
         return [*await super().left(), *busy, *self.lent()]
 
     def lent(self) -> list[str]:

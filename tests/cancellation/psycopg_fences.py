@@ -119,5 +119,6 @@ PsycopgWorld.rows = (
     Row(
         tuple(f"lockguard_psycopg.PsycopgFence.{name}" for name in ("__aenter__", "__aexit__", "aclose")),
         in_a_fence,
+        finishes="asyncio.wait_for of Python 3.11, with which psycopg's pool waits, loses a late cancel",
     ),
 )

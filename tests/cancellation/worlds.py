@@ -9,7 +9,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-__all__ = ["PATIENCE_S", "Row", "Servers", "World", "until_empty"]
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease
+
+__all__ = ["PATIENCE_S", "Row", "Servers", "World", "for_a_day", "until_empty"]
 
 PATIENCE_S = 5.0
 """How long what is under way when a call ends may take to go, in seconds."""
@@ -39,6 +42,8 @@ class Row:
         call: calls it, in its world.
         before: makes what the call needs, before each attempt.
         judge: tells what the call has left behind, beyond what its world looks for.
+        beside: something else that goes on meanwhile, which must end well whatever becomes of the call.
+        thorough: whether an attempt takes so long that a sample has only a few of its points.
         finishes: why it may end without the cancel: what it does is done whole, and a cancel of it is the
             next await's; empty if it may not.
     """
@@ -47,6 +52,8 @@ class Row:
     call: Callable[[Any], Awaitable[Any]]
     before: Callable[[Any], Awaitable[Any]] | None = None
     judge: Callable[[Any], Awaitable[list[str]]] | None = None
+    beside: Callable[[Any], Awaitable[Any]] | None = None
+    thorough: bool = False
     finishes: str = ""
     name: str = ""
 
@@ -91,6 +98,11 @@ class World(ABC):
             for task in tasks
             if not task.get_name().startswith(self.background)
         ]
+
+
+def for_a_day(grant: Grant) -> Lease:
+    """A lease that no run outlasts."""
+    return Lease(grant, deadline=SYSTEM_CLOCK.now() + 86_400, clock=SYSTEM_CLOCK)
 
 
 async def until_empty(look: Callable[[], Awaitable[list[str]]]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +11,7 @@ from lockguard.errors import ConfigurationError
 from lockguard_lab.servers import ports, scratch, supervision
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
@@ -48,20 +48,39 @@ class Startable(ABC):
         self.stop()
 
     async def __aenter__(self) -> Self:
-        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
         try:
-            return await asyncio.shield(starting)
+            await _to_its_end(self.start)
         except asyncio.CancelledError:
-            # The thread cannot be cancelled: a server that came up after all would never be stopped.
-            with contextlib.suppress(ConfigurationError):
-                await starting
-            await asyncio.to_thread(self.stop)
+            # Whoever was cancelled here never comes to the end of the block.
+            await _to_its_end(self.stop)
             raise
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.to_thread(self.stop)
+        await _to_its_end(self.stop)
+
+
+async def _to_its_end(work: Callable[[], object]) -> None:
+    """Run ``work`` in a thread, which cannot be cancelled, and be cancelled only when it has ended.
+
+    However often the caller is cancelled meanwhile: a server that came up after all would never be stopped.
+
+    Raises:
+        asyncio.CancelledError: the caller was cancelled, whatever became of ``work``.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        running.exception()
+        raise cancelled
+    running.result()
 
 
 class EmbeddedServer(Startable):

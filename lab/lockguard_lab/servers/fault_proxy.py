@@ -272,10 +272,17 @@ class FaultProxy:
         if self._listener is not None:
             return self
         try:
-            self._listener = await asyncio.start_server(self._accept, LOOPBACK, self._port)
+            listener = await asyncio.start_server(self._accept, LOOPBACK, self._port, start_serving=False)
         except OSError as error:
             raise ConfigurationError(f"port {self._port} on {LOOPBACK} cannot be used: {error}") from error
-        self._port = self._listener.sockets[0].getsockname()[1]
+        self._listener = listener
+        try:
+            # asyncio listens and then waits for a turn: cancelled there, it would go on listening for nobody.
+            await listener.start_serving()
+        except BaseException:
+            self.refuse()
+            raise
+        self._port = listener.sockets[0].getsockname()[1]
         return self
 
     async def stop(self) -> None:
