@@ -179,6 +179,7 @@ StoreWorld.rows = (
     row("in_doubt", moving, lambda w: w.store.in_doubt(w.position)),
     row("attached_stop", active, lambda w: w.store.attached_stop(w.position)),
     row("stop_ids", active, lambda w: w.store.stop_ids(w.position)),
+    row("stops_of", active, lambda w: w.store.stops_of(w.position)),
     row("open_on", active, lambda w: w.store.open_on("binance")),
     row("symbols_with_loose_stops", active, lambda w: w.store.symbols_with_loose_stops("binance")),
     *(
