@@ -7,7 +7,8 @@ or never.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ import pytest
 from ccxt.base import errors as ccxt
 
 from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import LeaseScope, enter_scope, exit_scope
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard.errors import ConfigurationError, LeaseLost
-from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
+from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld
+from lockguard_ccxt import Executed, GuardedExchange, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
 from lockguard_ccxt._gate import Gate, attempt, install
 from lockguard_ccxt._ids import client_order_id
 from lockguard_ccxt._money import MarketRules, decimal_of, steps_of
@@ -33,6 +35,7 @@ from lockguard_ccxt._venues import (
     parse_holdings,
     parse_order,
 )
+from tests.unit.positions_in_memory import MARKET
 
 MS = timedelta(milliseconds=1)
 NAME, SYMBOL = "lgs-1", "APT/USDT:USDT"
@@ -521,3 +524,153 @@ def test_each_step_of_each_intent_of_each_resource_has_a_name_of_its_own() -> No
     assert len(names) == 2 * 2 * len(Step)
     digests = {name.rpartition("-")[2] for name in names}
     assert len(digests) == len(names)
+
+
+# --- a guarded exchange ---
+
+
+class Futures(Venue):
+    """A futures exchange of ccxt that takes every order, and keeps what it was asked."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+        self.has = {"fetchPositionMode": True}
+        self.apiKey = "k"
+        self.timeout = 10_000
+        self.hedged = False
+        self.ordered: list[Any] = []
+        self.pages: list[list[dict[str, Any]]] = [[]]
+        self.loads = 0
+
+    async def fetch2(self, *_: Any) -> None: ...
+
+    async def load_markets(self, reload: bool = False) -> None:
+        self.loads += 1
+
+    async def fetch_position_mode(self) -> Any:
+        return {"hedged": self.hedged}
+
+    async def create_order(self, *order: Any) -> Any:
+        await self.fetch("https://x/fapi/v1/order", "POST")
+        self.ordered.append(order)
+        return answer("closed", filled=order[3], side=order[2], clientOrderId=order[5].get("clientOrderId"))
+
+    async def close_all_positions(self) -> None: ...
+
+    async def fetch_order(self, *_: Any) -> Any:
+        raise ccxt.OrderNotFound("x")
+
+    async def fetch_open_orders(self, symbol: Any, since: Any, limit: Any, params: Any) -> Any:
+        return self.pages[int(params.get("cursor", 0))] if not params.get("trigger") else []
+
+
+def guarded(**options: Any) -> tuple[Any, Futures]:
+    exchange = Futures(**options)
+    return GuardedExchange(exchange, patience=PATIENCE), exchange
+
+
+@contextmanager
+def holding(*names: str) -> Iterator[None]:
+    """As in the bodies of holds on these symbols."""
+    task = asyncio.current_task()
+    assert task is not None
+    marks = []
+    for name in names:
+        granted = Grant(Resource(f"binance:{name}"), new_grant_id(), Token(5), "h", "open", 60_000)
+        held = Lease(granted, deadline=SYSTEM_CLOCK.now() + 60, clock=SYSTEM_CLOCK)
+        marks.append(enter_scope(LeaseScope(held, task, object())))
+    try:
+        yield
+    finally:
+        for mark in reversed(marks):
+            exit_scope(mark)
+
+
+async def test_an_account_in_hedge_mode_and_blind_repetitions_are_refused() -> None:
+    made, exchange = guarded()
+    await made.load()
+    exchange.hedged = True
+    with pytest.raises(ConfigurationError, match="hedge mode"):
+        await made.load()
+    with pytest.raises(ConfigurationError, match="maxRetriesOnFailure"):
+        guarded(maxRetriesOnFailure=3)
+
+
+async def test_an_exit_only_reduces_and_has_a_name_of_its_own_and_whole_steps() -> None:
+    made, exchange = guarded()
+    with holding("APTUSDT"):
+        await made.close_position(MARKET, "sell", Decimal("9.99"), intent=7)
+        await made.place_entry(MARKET, "buy", Decimal("9.99"), intent=7)
+    (_, _, side, amount, _, params), (*_, entry) = exchange.ordered
+    assert (side, Decimal(amount), params["reduceOnly"]) == ("sell", Decimal("9.9"), True)
+    assert params["clientOrderId"].startswith("lgc-")
+    assert entry["clientOrderId"].startswith("lge-")
+    assert "reduceOnly" not in entry
+
+
+async def test_an_order_needs_the_lease_of_its_own_symbol() -> None:
+    made, exchange = guarded()
+    with holding("BTCUSDT"), pytest.raises(LeaseNotHeld):
+        await made.close_position(MARKET, "sell", Decimal(9), intent=7)
+    assert exchange.ordered == []
+    with holding("APTUSDT", "BTCUSDT"):
+        await made.close_position(MARKET, "sell", Decimal(9), intent=7)
+
+
+async def test_an_intent_that_may_have_been_sent_is_looked_for_before_it_is_sent() -> None:
+    made, exchange = guarded()
+
+    async def there(*_: Any) -> Any:
+        return answer("open", clientOrderId="x")
+
+    with holding("APTUSDT"):
+        exchange.fetch_order = there  # type: ignore[method-assign]
+        outcome = await made.place_stop(MARKET, "sell", Decimal(9), trigger=Decimal(98), intent=7, again=True)
+    assert isinstance(outcome, Executed)
+    assert outcome.found
+    assert exchange.ordered == []
+
+
+async def test_an_order_is_in_doubt_for_its_window_a_clock_s_tolerance_and_the_lag_of_reads() -> None:
+    made, _ = guarded()
+    assert made.in_doubt_for > timedelta(seconds=10) + PATIENCE.search
+
+
+async def test_a_call_past_the_intents_needs_a_name_and_one_that_closes_all_is_refused() -> None:
+    made, exchange = guarded()
+    with holding("APTUSDT"):
+        with pytest.raises(ConfigurationError, match="client order id"):
+            await made.create_order(SYMBOL, "market", "buy", 1)
+        with pytest.raises(ConfigurationError, match="names no market"):
+            await made.close_all_positions()
+    with pytest.raises((LeaseNotHeld, ConfigurationError)):
+        await made.create_order(SYMBOL, "market", "buy", 1, None, {"clientOrderId": "x"})
+    assert exchange.ordered == []
+
+
+async def test_every_page_of_the_open_orders_is_read_and_only_what_is_open_is_told() -> None:
+    made, exchange = guarded()
+    exchange.pages = [
+        [{**answer(), "id": "1", "info": {"nextPageCursor": "1"}}],
+        [{**answer("closed"), "id": "2"}, {**answer(), "id": "3"}],
+    ]
+    assert [one.id for one in await made.open_orders(MARKET)] == ["1", "3"]
+
+
+async def test_markets_are_not_loaded_anew_with_each_unknown_name() -> None:
+    made, exchange = guarded()
+    await made.load()
+    assert not await made.refresh()
+    assert exchange.loads == 1
+
+
+async def test_a_call_is_begun_early_only_where_it_can_send_by_the_gate_alone() -> None:
+    class Other(GuardedExchange):
+        """A paper account, say."""
+
+    made = Other(Futures(), patience=PATIENCE)
+
+    async def call() -> None: ...
+
+    assert made.prepare(call, name="x") is None
