@@ -36,7 +36,13 @@ _ROUNDED = Decimal("0.000001")
 """An average has more digits than an answer shows."""
 _LATELY_S = 30.0
 """Within this a person's act may have crossed what a bot had read."""
-_READS = ("read", "look")
+_AT_ONCE_S = 3.0
+_DELAYS_ORDERS = {
+    *("lose", "refuse passing", "fail reads", "lag", "maintenance", "ban", "deny", "clock", "slow exchange"),
+    *("stop", "database down", "lose commit answers", "slow database", "cut redis", "partial", "kill"),
+}
+"""What may come between a bot's last look and its order, or has an order filled later."""
+_READS = ("read", "look", "hold")
 _CROWDED = ("-4118", "-2022")
 _DEADLINE_S = 10.6
 """``Pace.stop_deadline``, and the way there."""
@@ -127,6 +133,11 @@ class FlowJudge:
     def lately(self, book: Book, within_s: float = _LATELY_S) -> bool:
         """Whether a person did something there a moment ago."""
         return self.world.now - book.person_at < within_s
+
+    @property
+    def crossing_s(self) -> float:
+        """For how long an order may be on its way since its bot has looked at what is held."""
+        return _LATELY_S if self.plan.kinds & _DELAYS_ORDERS else _AT_ONCE_S
 
     # --- requests ---
 
@@ -257,7 +268,7 @@ class FlowJudge:
         book.ours = min(book.ours, abs(book.qty))
 
     def _by_an_entry(self, order: Order, fill: Fill, book: Book, before: Decimal) -> None:
-        if before and book.entry != order.client_id and not self.lately(book):
+        if before and book.entry != order.client_id and not self.lately(book, self.crossing_s):
             whose = book.entry or "a person"
             if fill.opened and book.entry:
                 told = f"{order.client_id} adds to {before} of {whose}"
@@ -277,7 +288,7 @@ class FlowJudge:
             self.accuse("P1: an exit opens nothing", f"{order.client_id} turned {before} into {book.qty}")
         intent = self._intent(order.client_id)
         judged = order.algo_id is None and intent is not None and intent["details"] != ASKED
-        if judged and fill.qty > book.ours and not self.lately(book):
+        if judged and fill.qty > book.ours and not self.lately(book, self.crossing_s):
             told = f"{order.client_id} sold {fill.qty}, of which {book.ours} was ours"
             self.accuse("P1: no order reduces what is not ours", told)
         book.ours = max(_ZERO, book.ours - fill.qty)

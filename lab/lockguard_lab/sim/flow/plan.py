@@ -33,6 +33,8 @@ _PEOPLE = (
     *("person trades", "person closes", "person moves the stop", "person cancels the stop"),
     *("person takes profit", "price", "price"),
 )
+_BY_HAND = tuple(kind for kind in _PEOPLE if kind.startswith("person"))
+_AT_EVENTS = {"drop": ("reply stop",), "price": ("", "reply entry", *_EVENTS)}
 _PROCESSES = ("kill", "cancel", "cancel", "stop", "stop")
 _SERVERS = ("database down", "lose commit answers", "slow database", "cut redis", "break", "wipe redis")
 _ALL = _EXCHANGE + _STATES + _PEOPLE + _PROCESSES + _SERVERS
@@ -163,11 +165,11 @@ class FlowPlan:
 
 
 def _some(dice: random.Random, first: str, until_s: float) -> list[Trouble]:
-    """Two troubles whose name, details and event begin as ``first`` says."""
+    """Some troubles whose name, details and event begin as ``first`` says."""
     found: list[Trouble] = []
-    while len(found) < 2:
+    while len(found) < 3:
         drawn = _trouble(dice, tuple(kind for kind in _ALL if first.startswith(kind.split()[0])), until_s)
-        if " ".join((drawn.kind, *drawn.detail, "on", drawn.on)).startswith(first):
+        if " ".join((drawn.kind, *drawn.detail, "on", drawn.on, "after", str(drawn.turns))).startswith(first):
             found.append(drawn)
     return found
 
@@ -189,8 +191,8 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
             detail = (dice.choice(("entry", "stop", "stop", "close")), str(dice.choice(FINAL_CODES)))
             return Trouble(kind, at, detail=detail, number=dice.choice((1, 1, 3)))
         case "fail reads":
-            detail = (dice.choice(("read", "look")), dice.choice(_LOST), "never")
-            number = dice.choice((1, 3, 6, 12, 60))
+            detail = (dice.choice(("read", "look", "hold")), dice.choice(_LOST), "never")
+            number = dice.choice((1, 3, 6, 12, 60, 400))
             return Trouble(kind, at, dice.uniform(0.5, 3.0), detail=detail, number=number)
         case "partial":
             detail = (dice.choice(("entry", "entry", "close")), dice.choice(("expires", "rests")))
@@ -202,11 +204,9 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
             on = dice.choice(("", *_EVENTS))
             lasts = dice.choice((0.3, 2.0, 6.0, 15.0)) * dice.uniform(0.5, 1.5)
             return Trouble(kind, at, lasts, on, dice.choice((0, 1, 1, 2, 2, 3, 5, 8)), number=number)
-        case (
-            "person trades" | "person closes" | "person moves the stop" | "person cancels the stop" | "price"
-        ):
-            on = dice.choice(("", "", *_EVENTS))
-            return Trouble(kind, at, 0.0, on, dice.choice((0, 1, 3)), number=number)
+        case _ if kind in ("drop", "price", *_BY_HAND):
+            on = dice.choice(_AT_EVENTS.get(kind, ("", "", *_EVENTS)))
+            return Trouble(kind, at, 0.0, on, dice.choice((0, 1, 2, 4)), number=number)
         case _:
             lasts = dice.choice((0.5, 2.0, 6.0, 15.0)) * dice.uniform(0.5, 1.5)
             return Trouble(kind, at, lasts, number=number)

@@ -158,7 +158,10 @@ class Troubles:
         self._later(trouble.lasts, again)
 
     def _stop(self, trouble: Trouble, bot: Bot) -> None:
-        bot.process.stop_for(trouble.lasts)
+        if trouble.number % 3:
+            bot.process.stop_for(trouble.lasts)
+        else:  # in the middle of a turn
+            bot.process.stop_within(trouble.number % 4, trouble.lasts)
 
     def _cancel(self, _: Trouble, bot: Bot) -> None:
         if bot.calls:

@@ -51,10 +51,15 @@ class Request:
 
     @property
     def step(self) -> str:
-        """What it is for: ``entry``, ``stop``, ``close``, ``cancel``, ``look`` for one order, or ``read``."""
+        """What it is for: ``entry``, ``stop``, ``close``, ``cancel``, ``look``, ``hold`` or ``read``.
+
+        A look is for one order, and what is held is asked for by itself too.
+        """
         operation = self.route.operation
         if operation in (Operation.GET_ORDER, Operation.GET_ALGO):
             return "look"
+        if operation is Operation.POSITIONS:
+            return "hold"
         if operation in (Operation.CANCEL_ORDER, Operation.CANCEL_ALGO):
             return "cancel"
         if operation not in (Operation.CREATE_ORDER, Operation.CREATE_ALGO):

@@ -88,7 +88,7 @@ FLOW: tuple[Planted, ...] = (
         "            lease.ensure(self.needed)",
         "            pass",
         "S13",
-        theme="stop on reply+refuse passing stop",
+        theme="stop on reply read after 0",
     ),
     _flow(
         "a ban is not obeyed",
@@ -135,7 +135,7 @@ FLOW: tuple[Planted, ...] = (
         "        with _translated():\n            return await self._exchange.holding(market)",
         "        try:\n            return await self._exchange.holding(market)\n"
         "        except _exchange_errors():\n            return None",
-        theme="fail reads read",
+        theme="fail reads hold",
     ),
     _flow(
         "a denied key is a reason to sell",
