@@ -22,7 +22,7 @@ def judge_rest(judge: FlowJudge) -> None:
     open_rows = {row["symbol"]: row for row in tables.positions.values() if row["status"] in _OPEN}
     for symbol in judge.exchange.desk.venue.markets:
         _judge_symbol(judge, symbol, open_rows.get(symbol))
-    orders = list(engine.orders())
+    orders, names = list(engine.orders()), Counter(algo.client_id for algo in engine.algo_orders())
     for row in tables.intents.values():
         found = [order for order in orders if order.client_id == row["client_id"] and order.algo_id is None]
         if row["settled_at"] is None:
@@ -30,6 +30,8 @@ def judge_rest(judge: FlowJudge) -> None:
         elif row["outcome"] in ("refused", "absent") and any(order.executed for order in found):
             told = f"{row['client_id']} is {row['outcome']}, and was executed"
             judge.accuse("P: rows tell the truth", told)
+        elif row["outcome"] in ("refused", "absent") and names[row["client_id"]]:
+            judge.accuse("P: rows tell the truth", f"{row['client_id']} is {row['outcome']}, and was placed")
         elif row["outcome"] == "executed" and row["step"] != "stop" and not found:
             judge.accuse("P: rows tell the truth", f"{row['client_id']} is executed, and never was placed")
         if len(found) > 1:

@@ -126,7 +126,7 @@ FLOW: tuple[Planted, ...] = (
         "            except ccxt_errors().OrderNotFound:",
         "                order = await exchange.fetch_order(None, symbol, params)\n"
         "            except ccxt_errors().BaseError:",
-        theme="lose entry disconnect first+fail reads look",
+        theme="lose close disconnect first+fail reads look",
     ),
     _flow(
         "a read that fails is flat",
