@@ -39,6 +39,7 @@ _QUIET_S = 8.0
 
 _QUARANTINE_S = 40.0
 _LOOK_S = 0.25
+_FAILS_WHEN_CUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,9 @@ class _Schedule:
                 process.call_later(cancel_after, call.cancel)
             await asyncio.wait([call])
             error = None if call.cancelled() else call.exception()
+            outside = cancel_after is not None or isinstance(work, CancelledAtStep) or "cancel" in plan.kinds
+            if call.cancelled() and not outside:
+                self.judge.accuse("S10: the caller sees the loss", f"{name} was cancelled by nobody else")
             self.judge.ended(f"{process.name} {resource}", error)
             await asyncio.sleep(dice.choice((0.0, 0.001, dice.uniform(0, 0.3))))
 
@@ -298,6 +302,11 @@ class _Schedule:
                 self.faults.happened("held", asyncio.current_task())
                 try:
                     await self._work(body, own)
+                except asyncio.CancelledError:
+                    if world.dice.random() < _FAILS_WHEN_CUT:  # what it does as it is cut fails
+                        body.failed = True
+                        raise own from None
+                    raise
                 finally:
                     ended_at, loss = world.now, lease.loss
             raised = False

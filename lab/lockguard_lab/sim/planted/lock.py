@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lockguard_lab.sim.planted.mistake import Planted
+from lockguard_lab.sim.planted.mistake import Change, Planted
 
 __all__ = ["LOCK"]
 
@@ -72,7 +72,7 @@ LOCK = (
         "lockguard/lua/wake.lua",
         "<= SILENT_MS",
         "<= 1e15",
-        law="L3",
+        law="L",
         topology="single",
     ),
     Planted(
@@ -507,5 +507,39 @@ LOCK = (
         "        if self._closed or call.script is RELEASE:",
         law="S8",
         topology="cluster",
+    ),
+    Planted(
+        "an error in answer to a renewal counts as a yes",
+        "watchdogs that only look for exceptions",
+        "lockguard/_quorum.py",
+        "    held = [vote for vote in extended if vote.held]",
+        "    held = [vote for vote in votes if vote is not None and getattr(vote, 'held', True)]",
+        law="S",
+        topology="single",
+        more=(
+            Change(
+                "lockguard/_quorum.py",
+                "wanted=any(vote.wanted for vote in held)",
+                "wanted=any(getattr(vote, 'wanted', False) for vote in held)",
+            ),
+        ),
+    ),
+    Planted(
+        "the loss of a lease is not told",
+        "peers that log it",
+        "lockguard/_hold.py",
+        "        if exc is None or cut_only:\n            raise lease.lost_error(loss) from exc",
+        "        if exc is None or cut_only:\n            return",
+        law="S10",
+        topology="single",
+    ),
+    Planted(
+        "a lock error takes the place of the body's own",
+        "context managers that raise in their exit",
+        "lockguard/_hold.py",
+        "        exc.add_note(str(lease.lost_error(loss)))",
+        "        raise lease.lost_error(loss) from exc",
+        law="S11",
+        topology="single",
     ),
 )
