@@ -189,7 +189,8 @@ async def wiped(trial: Trial) -> Found:
             return trial.found("wiped", "no", f"two hold it at once; the first one's write {late}", None)
         told = "keeps it" if alone_s is None else f"is cut after {seconds(max(alone_s, 0.0))}"
         then = "the next gets in" if got_in else f"nobody gets in for {trial.ttl_s + 1} s"
-        return trial.found("wiped", "yes" if got_in else "late", f"the holder {told}; {then}", alone_s)
+        verdict: Verdict = "late" if not got_in and alone_s is not None else "yes"
+        return trial.found("wiped", verdict, f"the holder {told}; {then}", alone_s)
 
 
 async def waiter_killed(trial: Trial) -> Found:
