@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import LockguardError, NodeError
 from lockguard_asyncpg._errors import DATABASE_ERRORS
+from lockguard_lab.chaos.recording import beat
 from lockguard_lab.chaos.tables import BELOW
 from lockguard_lab.fence_race.running import kill_one
 from lockguard_lab.servers.fault_proxy import DROP, Flow
@@ -96,11 +97,15 @@ class Disturber:
     async def disturb(self, faults: Sequence[PlannedFault]) -> None:
         """Make each fault in its time; those of one server, process or link do not overlap."""
         began = SYSTEM_CLOCK.now()
-        async with asyncio.TaskGroup() as beside:
-            for fault in faults:
-                await asyncio.sleep(max(0.0, began + fault.at_s - SYSTEM_CLOCK.now()))
-                beside.create_task(self._make(fault))
-            await asyncio.sleep(max(0.0, began + self._plan.length.total_seconds() - SYSTEM_CLOCK.now()))
+        beating = asyncio.create_task(beat(self._recorder))
+        try:
+            async with asyncio.TaskGroup() as beside:
+                for fault in faults:
+                    await asyncio.sleep(max(0.0, began + fault.at_s - SYSTEM_CLOCK.now()))
+                    beside.create_task(self._make(fault))
+                await asyncio.sleep(max(0.0, began + self._plan.length.total_seconds() - SYSTEM_CLOCK.now()))
+        finally:
+            beating.cancel()
 
     async def _make(self, fault: PlannedFault) -> None:
         """Make a fault, unless what it is about is disturbed already."""

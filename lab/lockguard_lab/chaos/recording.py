@@ -20,6 +20,7 @@ fence that the judge must see. A call without an ``end`` was not answered, as wh
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import math
@@ -31,9 +32,11 @@ from typing import Any
 
 from lockguard._clock import SYSTEM_CLOCK
 
-__all__ = ["Call", "FaultWindow", "History", "Recorder", "lines_of"]
+__all__ = ["Call", "FaultWindow", "History", "Recorder", "beat", "lines_of"]
 
 _NUMBERS_EACH = 10**13
+_BEAT_S = 0.02
+_LATE_BEAT_S = 0.04
 
 
 class Recorder:
@@ -69,6 +72,17 @@ class Recorder:
     def close(self) -> None:
         """Write no more."""
         os.close(self._file)
+
+
+async def beat(recorder: Recorder) -> None:
+    """Note each time that this process did not run for a while, whoever kept it from it."""
+    last = SYSTEM_CLOCK.now()
+    while True:
+        await asyncio.sleep(_BEAT_S)
+        now = SYSTEM_CLOCK.now()
+        if (late := now - last - _BEAT_S) > _LATE_BEAT_S:
+            recorder.note(stalled=round(late + _BEAT_S, 6))
+        last = now
 
 
 @dataclass(slots=True)

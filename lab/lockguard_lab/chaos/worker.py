@@ -27,7 +27,7 @@ from lockguard_asyncpg._connection import fenced
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_lab.chaos.lease_notes import LeaseNotes
 from lockguard_lab.chaos.plan import ChaosWorkerSpec
-from lockguard_lab.chaos.recording import Recorder
+from lockguard_lab.chaos.recording import Recorder, beat
 from lockguard_lab.chaos.tables import BELOW, BYPASS, OWN
 from lockguard_lab.fence_race import ISOLATIONS
 from lockguard_lab.fence_race.kept_connection import KeptConnection
@@ -56,8 +56,6 @@ _PATIENT_SHARE = 0.8
 _WAITS_TTL = (2, 2, 5, 10)
 _LONG_SHARE = 0.1
 _CONFIRM_SHARE = 0.6
-_BEAT_S = 0.02
-_LATE_BEAT_S = 0.04
 _ALONE = True  # a statement without a transaction is one of the ways to write
 
 
@@ -126,7 +124,7 @@ class _Bot:
             }
             sys.stderr.write(f"{READY}\n")
             sys.stderr.flush()
-            beating = asyncio.create_task(self._beat())
+            beating = asyncio.create_task(beat(self._recorder))
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(self._told.tasks):
                     tasks.create_task(self._take_leases())
@@ -148,16 +146,6 @@ class _Bot:
             except (LockguardError, *DATABASE_ERRORS) as exc:
                 self.counts[type(exc).__name__] += 1
                 await asyncio.sleep(0.02)
-
-    async def _beat(self) -> None:
-        """Note when this process did not run for a while, whoever kept it from it."""
-        last = SYSTEM_CLOCK.now()
-        while True:
-            await asyncio.sleep(_BEAT_S)
-            now = SYSTEM_CLOCK.now()
-            if (late := now - last - _BEAT_S) > _LATE_BEAT_S:
-                self._recorder.note(stalled=round(late + _BEAT_S, 6))
-            last = now
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"server_settings": {"application_name": self._told.application}}
