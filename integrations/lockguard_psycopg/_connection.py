@@ -45,12 +45,14 @@ class FencedConnection(FenceLayer, psycopg.Connection[Row]):
             """As psycopg's, with the fence's part around the operation."""
             for lease in self._unsealed(gen):
                 _seal_elsewhere(lease)
+            if self._is_done(gen):
+                return gen.close()
             return super().wait(self._guarded(gen), *args, **options)
 
         @contextmanager
         def transaction(self, *args: Any, **options: Any) -> Iterator[Any]:
             """As psycopg's; presents the lease together with BEGIN."""
-            depth, entered = self._num_transactions, False
+            depth, entered, commits = self._num_transactions, False, self._commits
             try:
                 with super().transaction(*args, **options) as made:
                     entered = True
@@ -59,7 +61,7 @@ class FencedConnection(FenceLayer, psycopg.Connection[Row]):
                 if not entered:
                     self._num_transactions = depth  # or the refused one would count as open
                 raise
-            _require_connected(self)
+            _require_connected(self, commits)
 
 
 class AsyncFencedConnection(FenceLayer, psycopg.AsyncConnection[Row]):
@@ -74,6 +76,8 @@ class AsyncFencedConnection(FenceLayer, psycopg.AsyncConnection[Row]):
             """As psycopg's, with the fence's part around the operation."""
             if unsealed := self._unsealed(gen):
                 await seal_now(unsealed)
+            if self._is_done(gen):
+                return gen.close()
             pipeline, level = self._pipeline, self._pipeline and self._pipeline.level
             try:
                 return await super().wait(self._guarded(gen), *args, **options)
@@ -88,7 +92,7 @@ class AsyncFencedConnection(FenceLayer, psycopg.AsyncConnection[Row]):
         @asynccontextmanager
         async def transaction(self, *args: Any, **options: Any) -> AsyncIterator[Any]:
             """As psycopg's; presents the lease together with BEGIN."""
-            depth, entered = self._num_transactions, False
+            depth, entered, commits = self._num_transactions, False, self._commits
             try:
                 async with super().transaction(*args, **options) as made:
                     entered = True
@@ -97,16 +101,21 @@ class AsyncFencedConnection(FenceLayer, psycopg.AsyncConnection[Row]):
                 if not entered:
                     self._num_transactions = depth  # or the refused one would count as open
                 raise
-            _require_connected(self)
+            _require_connected(self, commits)
 
 
-def _require_connected(con: Any) -> None:
+def _require_connected(con: Any, commits: int) -> None:
     """Refuse to pass for a commit what psycopg leaves silently: a block whose connection was lost in it.
+
+    Args:
+        con: the connection.
+        commits: how many of its commits had been answered when the block began. One more is the block's own:
+            it is done, and must not be done again because the connection was lost behind the answer.
 
     Raises:
         NotCommitted: it was.
     """
-    if con.pgconn.status == ConnStatus.BAD:
+    if con.pgconn.status == ConnStatus.BAD and con._commits == commits:
         raise NotCommitted("the connection was lost before COMMIT was sent: nothing was committed")
 
 

@@ -81,6 +81,8 @@ class FenceLayer:
         """Whether the next BEGIN presents nothing, because what follows has to come before any query."""
         self._answered = False
         """Whether a COMMIT in a pipeline was answered, and nothing was sent since."""
+        self._commits = 0
+        """How many commits were answered."""
         self._in_doubt: Presentation | None = None
         """What is presented by the transaction whose COMMIT is under way."""
         self._swallowed: BaseException | None = None
@@ -277,6 +279,7 @@ class FenceLayer:
         tx = self._presented
         if not tx.leases:
             yield from sent()
+            self._commits += not self._pipeline  # there it is not answered yet
             return
         yield from self._before_commit()
         failed, refusal = self.pgconn.transaction_status == _IN_ERROR, tx.refusal
@@ -293,6 +296,7 @@ class FenceLayer:
     def _committed(self) -> None:
         numbers, self._in_doubt = self._presented.numbers_taken(), None
         self._answered = bool(self._pipeline)
+        self._commits += 1
         self._presented.clear()
         NUMBERS.give_back(numbers)
 
@@ -336,6 +340,17 @@ class FenceLayer:
             if swallowed is not None:
                 raise swallowed
         return result
+
+    def _is_done(self, operation: Generator[Any, Any, Any]) -> bool:
+        """Whether it ends a pipeline whose work is committed, on a connection that was lost since.
+
+        psycopg would raise before it comes to :meth:`_guarded`: the end must not look like a failure there.
+        """
+        return (
+            self._answered
+            and self.pgconn.status == ConnStatus.BAD
+            and isinstance(_owner(operation), psycopg.Pipeline | psycopg.AsyncPipeline)
+        )
 
     def _what_ended(self, exc: Exception) -> Generator[Any, Any, LockguardError | None]:
         """Bring the connection in order after ``exc``; returns the error to raise in its place, if any."""

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -532,6 +532,42 @@ async def test_a_connection_that_is_lost_after_commit_does_not_make_the_end_of_a
                 await killer.execute("select pg_terminate_backend(%s, 5000)", [conn.info.backend_pid])
         assert await count(killer) == 1
         await conn.close()
+
+
+class _LostAtCommit:
+    """The connection is lost right behind the answer to COMMIT."""
+
+    def _committed(self) -> None:
+        super()._committed()  # type: ignore[misc]
+        self.pgconn.finish()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+async def test_a_commit_that_was_answered_is_not_told_as_none_when_its_connection_is_lost_behind_the_answer(
+    fence: PsycopgFence, installed: str, pipelined: bool
+) -> None:
+    """Who is told that nothing was committed does the work twice."""
+
+    class Lost(_LostAtCommit, AsyncFencedConnection[Any]):
+        pass
+
+    class SyncLost(_LostAtCommit, FencedConnection[Any]):
+        pass
+
+    with under(await held(fence)):
+        conn = await Lost.connect(installed)
+        async with AsyncExitStack() as stack:
+            if pipelined:
+                await stack.enter_async_context(conn.pipeline())
+            async with conn.transaction():
+                await conn.execute(INSERT, [1])
+        with SyncLost.connect(installed) as sync, ExitStack() as sync_stack:
+            if pipelined:
+                sync_stack.enter_context(sync.pipeline())
+            with sync.transaction():
+                sync.execute(INSERT, [2])
+    async with connected(installed) as other:
+        assert await count(other) == 2
 
 
 # Round trips

@@ -90,7 +90,8 @@ class Calm:
         return not any(
             overlaps(span, (fault.begin, fault.end + SETTLES_S))
             for fault in self.faults
-            if "Postgres" in fault.kind and (fault.target in processes or fault.kind == "Postgres crashed")
+            if fault.kind in ("Postgres crashed", "backend ended")
+            or ("Postgres" in fault.kind and fault.target in processes)
         )
 
     def maybe_held(self, resource: str) -> list[Span]:

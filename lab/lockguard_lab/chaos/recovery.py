@@ -40,6 +40,7 @@ _POSTGRES_BACK = "Postgres back: a commit"
 _RECONNECTS_S = 1.5
 _FAILS_OVER_S = 6.0
 _WIPES = ("server flushed", "server restarted empty")
+_SEEN = "failover seen"  # also of those that were ordered
 _FAILOVERS = ("failover ordered", "master killed")
 
 
@@ -161,10 +162,9 @@ class _Recoveries:
                     continue
                 granted = granted_at(heir.acquire)
                 span = (fault.begin, granted)
-                before = (fault.begin - self._calm.ttl_s, granted)  # its renewals may have been disturbed
-                if not self._calm.calm(before, heir.acquire.process) or not self._calm.calm(
-                    before, fault.target, besides=fault
-                ):
+                # A renewal that its cut link still kept might arrive after its death.
+                calm = self._calm.calm(span, fault.target, besides=fault)
+                if not calm or not self._calm.calm(span, heir.acquire.process):
                     continue
                 if granted < fault.begin or not self._clear(span, resource, grant.token, heir):
                     continue
@@ -227,7 +227,8 @@ class _Recoveries:
             return
         at, call = min(granted, key=lambda pair: pair[0])
         span = (fault.end, max(fault.end, at))
-        if not any(overlaps(span, each) for each in self._servers_but(fault)):
+        alone = not any(overlaps(span, each) for each in self._servers_but(fault))
+        if alone and self._calm.postgres_calm(span):
             yield (
                 _SERVER_BACK,
                 span[1] - span[0] - self._calm.stalled_s(call.process, span),
@@ -238,15 +239,15 @@ class _Recoveries:
         return [
             (other.begin, other.end + SETTLES_S)
             for other in self._calm.faults
-            if other is not fault and other.kind.startswith(OF_SERVERS)
+            if other is not fault and other.kind != _SEEN and other.kind.startswith(OF_SERVERS)
         ]
 
     def _failed_over(self, fault: FaultWindow) -> Iterator[_Recovery]:
         """The longest time without any grant, from the beginning of a failover until it was over for all."""
         until = fault.end + SETTLES_S
-        if until > self._calm.history.over or any(
-            overlaps((fault.begin, until), o) for o in self._servers_but(fault)
-        ):
+        span = (fault.begin, until)
+        alone = not any(overlaps(span, each) for each in self._servers_but(fault))
+        if until > self._calm.history.over or not alone or not self._calm.postgres_calm(span):
             return
         times = sorted(
             at
@@ -255,7 +256,9 @@ class _Recoveries:
             if fault.begin <= (at := granted_at(grant.acquire)) <= until
         )
         edges = [fault.begin, *times, until]
-        longest, since = max((after - before, before) for before, after in pairwise(edges))
+        gaps = [(after - before, before, after) for before, after in pairwise(edges)]
+        longest, since, again = max(gaps)
+        longest -= self._calm.stalled_s("conductor", (since, again))
         yield _FAILOVER, longest, f"no grant for {longest:.3f} s from {since:.3f} on, at a {fault.kind}"
 
     def _link_back(self, fault: FaultWindow) -> Iterator[_Recovery]:
@@ -284,7 +287,8 @@ class _Recoveries:
         if not answered or not asked:
             return
         span = (fault.end, answered[0])
-        if min(asked) < fault.end + SLACK_S and self._calm.calm(span, fault.target, besides=fault):
+        calm = self._calm.calm(span, fault.target, besides=fault)
+        if min(asked) < fault.end + SLACK_S and calm and self._calm.postgres_calm(span, fault.target):
             took = span[1] - span[0] - self._calm.stalled_s(fault.target, span)
             yield (
                 _LINK_BACK,
