@@ -65,6 +65,7 @@ class FenceJudge:
     ops: dict[str, Op] = field(default_factory=dict)
     left_at: dict[str, tuple[float, Process]] = field(default_factory=dict)
     writes: int = 0
+    were_in_force: set[str] = field(default_factory=set)
     inside: dict[int, list[tuple[Body, object]]] = field(default_factory=dict)
     database: Database | None = None
 
@@ -135,7 +136,7 @@ class FenceJudge:
         self.world.tell(f"{body.process.name} holds {body.resource} with {int(lease.token)}")
         self.looked_at(body)
         row = self.row(str(lease.resource))
-        if not self.plan.first and (row is None or row.token < lease.token):
+        if not self.plan.first and str(lease.grant.id) not in self.were_in_force:
             current = row.token if row else None
             self.accuse("S3: sealed before the body begins", f"{lease.resource}: {lease.token}, {current}")
 
@@ -151,7 +152,9 @@ class FenceJudge:
 
     def committed(self, transaction: Transaction) -> None:
         """A transaction has committed."""
-        for key in transaction.writes:
+        for key, value in transaction.writes.items():
+            if isinstance(value, Fence):
+                self.were_in_force.add(value.grant)
             if key[0] != "op" or str(key[1]) not in self.ops:
                 continue
             op = self.ops[str(key[1])]

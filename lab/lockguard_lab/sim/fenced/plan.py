@@ -21,8 +21,11 @@ _GENTLE = (
     "stop process",
 )
 _HARSH = ("kill process", "crash database", "hold redis")
-_LOSING = ("wipe", "break")
+_LOSING = ("wipe", "break", "lose grant", "lose grant")
 """What makes two believe in one lock: then only the fence keeps the order of writes."""
+
+
+_SUPERSEDED = 0.3
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class FencedPlan:
             )
             for _ in range(0 if far else dice.choice((0, 1, 1, 2, 3, 5, 8)))
         ]
+        if not far and dice.random() < _SUPERSEDED:
+            return _superseded(seed, dice)
         return cls(
             seed=seed,
             processes=dice.choice((1, 2, 2, 3)),
@@ -97,7 +102,7 @@ class FencedPlan:
     @property
     def excludes(self) -> bool:
         """Whether mutual exclusion is promised."""
-        return not self.kinds & set(_LOSING)
+        return not self.kinds & {*_LOSING}
 
     @property
     def perils(self) -> tuple[Fault, ...]:
@@ -117,3 +122,29 @@ class FencedPlan:
         )
         faults = [f"  at {one.at:.4f} s for {one.lasts:.3f} s: {one.kind} {one.where}" for one in self.faults]
         return "\n".join((first, *faults))
+
+
+def _superseded(seed: int, dice: random.Random) -> FencedPlan:
+    """Holders that are superseded again and again, and learn of it only by their next renewal or write."""
+    kinds = (*("lose grant",) * 4, "break", "stop process", "lose answers", "kill session")
+    faults = [
+        Fault(
+            dice.choice(kinds),
+            dice.uniform(0.1, 3.0),
+            dice.choice((0.1, 0.5, 1.5)),
+            (dice.randrange(60), dice.randrange(60)),
+        )
+        for _ in range(dice.choice((4, 8, 12)))
+    ]
+    return FencedPlan(
+        seed=seed,
+        processes=dice.choice((2, 3)),
+        tasks=1,
+        resources=1,
+        ttl_s=dice.choice((3.0, 10.0)),
+        latency_s=0.0,
+        work_s=dice.choice((0.5, 1.0, 2.0)),
+        until_s=3.0,
+        first=dice.random() < 0.2,
+        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+    )

@@ -233,7 +233,7 @@ class _Schedule:
                 self.database.freeze_one(fault.lasts)
             case "crash":
                 self.database.crash(fault.lasts)
-            case "lose":
+            case "lose" if kind == "lose answers":
                 self._later(fault, self.database, "lose_answers", 0.0)
                 self.database.lose_answers = 0.5
             case "cancel":
@@ -242,6 +242,9 @@ class _Schedule:
                     world.dice.choice(calls).cancel()
             case "wipe":
                 self.redis.wipe()
+            case "lose" if kind == "lose grant":
+                # As after a failover that lost it: nobody is told.
+                self.redis.store.do(b"DEL", b"lockguard:{binance:A}")
             case "break":
                 if not process.dead:
                     self._start(process, self._break(process), "operator")

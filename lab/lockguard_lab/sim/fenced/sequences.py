@@ -173,6 +173,7 @@ class _Sequence:
         self.real: list[_Real] = []
         self.steps: list[str] = []
         self.numbers = [0] * _GRANTS
+        self.numbered = 0
         self.ops = 0
 
     async def run(self) -> Violation | None:
@@ -220,8 +221,11 @@ class _Sequence:
 
     def _text(self, kind: str) -> str:
         which = self._near()
-        if kind == "numbered check":
+        if kind in ("numbered check", "begin with a number"):
             self.numbers[which] += self.dice.choice((0, 1, 1))
+            self.numbered = which
+        elif kind == "resolve" and self.dice.random() < 0.7:
+            which = self.numbered
         self.ops += 1
         return _TEXTS[kind].format(
             resource=self.resource,
@@ -349,6 +353,7 @@ _TEXTS = {
         "insert into entry (resource, token, op) values ('r', {which}, 'o{op}')"
     ),
     "begin with a check": f"begin;select lockguard.check({_PAIR},null::bigint)",
+    "begin with a number": f"begin;select lockguard.check({_PAIR},{{number}}::bigint)",
     "begin": "begin",
     "begin repeatable read": "begin isolation level repeatable read",
     "commit": "commit",
@@ -363,8 +368,19 @@ _TEXTS = {
 }
 _OUTSIDE = (
     *("seal",) * 5,
-    *("begin with a check", "begin with a check", "begin with a check", "begin", "begin repeatable read"),
-    *("close", "break", "evict", "resolve", "last check", "first check", "checked write", "checked write"),
+    *("begin with a check", "begin with a check", "begin with a number", "begin with a number"),
+    *("begin", "begin repeatable read"),
+    *(
+        "close",
+        "break",
+        "evict",
+        "resolve",
+        "resolve",
+        "last check",
+        "first check",
+        "checked write",
+        "checked write",
+    ),
     *("read", "kill"),
 )
 _INSIDE = (

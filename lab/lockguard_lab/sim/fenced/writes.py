@@ -109,7 +109,12 @@ async def in_a_transaction(bot: Writer, body: Body, ops: list[Op]) -> None:
     async with fenced_transaction(bot.pool, isolation=isolation) as conn:
         version = await conn.fetchval(_READ, str(body.lease.resource))
         await _pause(bot)
-        await conn.execute(_SET, *_begun(bot, body, ops), version + 1)
+        if bot.dice.random() < 0.3:
+            statement = await conn.prepare(_SET)
+            await _pause(bot)
+            await statement.fetch(*_begun(bot, body, ops), version + 1)
+        else:
+            await conn.execute(_SET, *_begun(bot, body, ops), version + 1)
         await _pause(bot)
         loss = body.lease.loss
     bot.judge.committed_under(body, loss)
