@@ -27,7 +27,7 @@ SOON = (
 
 def test_no_law_is_broken_by_the_fence() -> None:
     broken = {}
-    for seed in range(1, 26):
+    for seed in range(1, 13):
         outcome = run_fenced(FencedPlan.of(seed))
         if outcome.violations:
             broken[seed] = [str(violation) for violation in outcome.violations]

@@ -172,13 +172,6 @@ _IN_SQL = (
         "        return false;\n      end if;\n      if noted.sequence",
     ),
     _in_sql(
-        "an older snapshot passes for no seal at all",
-        _OURS,
-        "0009_long_gone.sql",
-        "  if current_setting('transaction_isolation') not in ('repeatable read', 'serializable') then\n    return;",
-        "  if true then\n    return;",
-    ),
-    _in_sql(
         "who is evicted may be the successor",
         _OURS,
         "0004_nobody_stays.sql",
@@ -195,20 +188,6 @@ _IN_PYTHON = (
         "        if not leases or tx.read_only:\n            return await self._send(query)",
         "        if not leases or tx.read_only or not outermost:\n            return await self._send(query)",
         "S1",
-    ),
-    _in_python(
-        "what a rollback to a savepoint undid is not presented again",
-        "frameworks that retry inside a savepoint",
-        "lockguard_postgres/_presented.py",
-        "        self.claims.clear()\n        if self.presentation is not None and not self._begun_with:",
-        "        if self.presentation is not None and not self._begun_with:",
-    ),
-    _in_python(
-        "COMMIT is sent although the lease has ended",
-        _CHECK_THEN_ACT,
-        _STATE,
-        "            for lease in leases:\n                lease.ensure()\n        except LockguardError as exc:",
-        "            pass\n        except LockguardError as exc:",
     ),
     _in_python(
         "a lost COMMIT is called lost",
@@ -287,13 +266,6 @@ _IN_PYTHON = (
         'closing="",',
     ),
     _in_python(
-        "nobody ends the sessions of a stopped holder",
-        "fences that wait for ever",
-        "lockguard_postgres/_fence.py",
-        "        timer = asyncio.get_running_loop().call_later(self._grace_s, help_out)",
-        "        timer = asyncio.get_running_loop().call_later(3600, help_out)",
-    ),
-    _in_python(
         "a seal that was outrun passes for one",
         _MONOTONE,
         "lockguard_postgres/_fence.py",
@@ -314,13 +286,6 @@ _IN_PYTHON = (
         "lockguard_asyncpg/_pipelining.py",
         '        for kind, body in ((b"P", parse), (b"B", bytes(8)), (b"E", bytes(5)))',
         '        for kind, body in ((b"P", parse), (b"B", bytes(8)), (b"E", bytes(5)), (b"S", b""))',
-    ),
-    _in_python(
-        "a connection goes back to its pool inside a transaction",
-        "pools after a cancel",
-        _STATE,
-        "    except asyncio.CancelledError:\n        con.terminate()\n        raise",
-        "    except asyncio.CancelledError:\n        raise",
     ),
     _in_python(
         "what one of two bodies released is written under the other",
