@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import secrets
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -41,7 +44,12 @@ def run_fenced(plan: FencedPlan) -> Outcome:
     """Run one schedule."""
     world = World(plan.seed)
     with in_world(world), _separate(world):
-        return _Schedule(plan, world).run()
+        outcome = _Schedule(plan, world).run()
+    # Connections of processes that were killed complain when they are thrown away: now, and to nobody.
+    with mock.patch.object(sys, "unraisablehook"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+    return outcome
 
 
 def violations(seed: int, topology: str | None) -> tuple[Violation, ...]:
