@@ -23,7 +23,7 @@ SHORT = [one for one in CHECKS if not one.long]
 
 @pytest.mark.parametrize("check", SHORT, ids=lambda one: f"{one.model}: {one.name}")
 def test_a_model_breaks_no_law_and_each_mistake_breaks_its_own(check: Check) -> None:
-    told = spin.check(check, memory_mib=1000)
+    told = spin.check(check, memory_mib=2000)
     assert told.as_expected, f"{told.verdict}; expected: {check.law or 'clean'}"
     assert told.complete or check.mistake, "not all states were visited"
 
@@ -47,7 +47,7 @@ def test_every_mistake_that_a_model_names_is_checked() -> None:
 def test_the_shortest_way_to_a_broken_law_is_told() -> None:
     done = CliRunner().invoke(models, ["--trail", "no fence"])
     assert done.exit_code == 0, done.output
-    assert re.search(r"grant 2: enter\n(grant \d: .*\n)*grant 1: commit\n\n", done.output)
+    assert re.search(r"grant (\d): enter\n(.*\n)*grant (?!\1)\d: commit\n\n", done.output)
     assert "breaks S1, S3: no stale commit" in done.output
 
 

@@ -95,3 +95,12 @@ def test_a_stale_write_in_what_the_simulator_did_is_refused(directory: Path) -> 
     false = replace(trace, steps=[*trace.steps[:after], Step(Do.PRESENT, first.grant, token)])
     (taken,) = take([false], directory)
     assert taken.reached == after, str(taken)
+
+
+def test_the_close_of_who_never_sealed_leaves_who_is_in_force_alone(directory: Path) -> None:
+    begun = _two_holders().steps[:4]
+    begun += [Step(Do.EXPIRE, A), Step(Do.ACQUIRE, B, 20), Step(Do.RELEASE, B, 0, 1), Step(Do.CLOSE, B, 20)]
+    writes, refused = Step(Do.PRESENT, A, 10), Step(Do.REFUSED, A, 10)
+    true, false = take([Trace(0, "x", [*begun, writes]), Trace(0, "x", [*begun, refused])], directory)
+    assert true.accepted, str(true)
+    assert false.reached == len(begun), str(false)

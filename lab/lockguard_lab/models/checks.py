@@ -41,8 +41,8 @@ class Check:
         return bool(self.law)
 
 
-def _mistake(model: str, define: str, law: str, *bounds: str) -> Check:
-    return Check(model, define.lower().replace("_", " "), (define, *bounds), law)
+def _mistake(model: str, define: str, law: str, *bounds: str, long: bool = False) -> Check:
+    return Check(model, define.lower().replace("_", " "), (define, *bounds), law, long=long)
 
 
 def _clean(model: str, name: str, *bounds: str, store: str = "exact", long: bool = False) -> Check:
@@ -117,7 +117,7 @@ CHECKS: tuple[Check, ...] = (
     _mistake(_REDLOCK, "NO_QUARANTINE", "S1", _ONCE, "LOSSES=1"),
     _mistake(_REDLOCK, "HALF_DECIDES", "S1", _ONCE),
     _mistake(_REDLOCK, "MINORITY_KEPT", "S8", _ONCE),
-    _mistake(_REDLOCK, "QUARANTINE_BY_OWN_TTL", "S1", _ONCE, "LOSSES=1"),
+    _mistake(_REDLOCK, "QUARANTINE_BY_OWN_TTL", "S1", _ONCE, "LOSSES=1", long=True),
     _mistake(_REDLOCK, "DEADLINE_FROM_THE_ANSWER", "S1", _ONCE),
     _mistake(_REDLOCK, "NO_ALLOWANCE", "S1", _ONCE, "DRIFT"),
     _mistake(_REDLOCK, "SILENCE_IS_CONSENT", "S1", _ONCE),

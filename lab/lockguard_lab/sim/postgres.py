@@ -230,7 +230,7 @@ class Fence:
             def have() -> None:
                 row = postgres.row(resource)
                 known = (row.token, row.grant) == (grant.token, grant.id) and not row.closed
-                if known or grant.token > row.token:
+                if known or (grant.token > row.token and row.grant != grant.id):
                     row.token, row.grant, row.closed = int(grant.token), str(grant.id), False
                     if not known:
                         postgres.sealed.append((resource, int(grant.token), str(grant.id)))
@@ -260,8 +260,8 @@ class Fence:
                 row = postgres.row(resource)
                 if row.grant == grant.id:
                     row.closed = True
-                elif grant.token > row.token:
-                    # A seal that comes later must be refused.
+                elif grant.token > row.token and row.closed:
+                    # A seal that comes later must be refused. An open row may be the rightful holder's.
                     row.token, row.grant, row.closed = int(grant.token), str(grant.id), True
                 postgres.told(resource, "CLOSE", str(grant.id), int(grant.token))
                 answer(None)
