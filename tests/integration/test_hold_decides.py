@@ -12,6 +12,7 @@ import redis
 
 from lockguard import ConfigurationError, LeaseLost, LockGuard, LossReason, ResourceBusy, SelfDeadlock
 from lockguard._lease import Grant, Resource, Token
+from lockguard._locks import Found
 from lockguard.errors import FenceUnavailable
 from lockguard.events import Lost, NotAcquired, Released, Unwound
 from lockguard.ports import Outrun, Sealed
@@ -256,7 +257,8 @@ async def test_a_body_whose_lease_is_lost_is_cancelled_and_its_caller_sees_the_l
     await until(lambda: len(desk.fence.closed()) == 1)
 
 
-async def test_a_cancel_from_outside_stays_one_whichever_came_first(desk: Desk) -> None:
+@pytest.mark.parametrize("busy", [True, False])
+async def test_a_cancel_from_outside_stays_one_whichever_came_first(desk: Desk, busy: bool) -> None:
     for first in ("outside", "loss"):
         desk.client.delete(LOCK)
         entered = asyncio.Event()
@@ -264,6 +266,8 @@ async def test_a_cancel_from_outside_stays_one_whichever_came_first(desk: Desk) 
         async def body(entered: asyncio.Event = entered) -> None:
             async with desk.guard.hold(NAME):
                 entered.set()
+                while busy:  # a task that waits for nothing when it is cancelled
+                    await asyncio.sleep(0)
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(body())
@@ -315,3 +319,24 @@ async def test_a_lock_that_ran_out_before_its_release_is_not_one_that_was_taken(
                 await asyncio.Event().wait()
         assert caught.value.reason is LossReason.MAX_HOLD
     desk.client.close()
+
+
+async def test_a_lock_that_ran_out_while_its_release_was_under_way_is_no_loss(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: Any = desk.guard
+    async with desk.guard.hold(NAME) as lease:
+        locks = inside._binding.core.locks
+
+        def release(*_: Any, **__: Any) -> Any:
+            async def late() -> Found:
+                lease._deadline = 0.0  # the answer came after it
+                return Found.NO
+
+            return late
+
+        monkeypatch.setattr(locks, "release", release)
+    assert desk.watch.of(Lost) == []
+    assert [event.found for event in desk.watch.of(Released)] == [False]
+    monkeypatch.undo()
+    desk.client.delete(LOCK)
