@@ -146,7 +146,7 @@ class _Session:
     def __init__(self, database: Database, process: Process, lease: Lease) -> None:
         self.resource, self.token, self.grant = str(lease.resource), int(lease.token), str(lease.grant.id)
         self.tables = Tables(lambda: 0)
-        self.over = ""
+        self.over, self.committed = "", False
         self._database, self._process = database, process
 
     def die(self) -> None:
@@ -180,6 +180,7 @@ class _Session:
         """Make its changes everybody's."""
         self._database.commit(self.tables, self.token, self._process)
         self._database.committed.add(number)
+        self.committed = True
         self.abort("committed")
 
     def abort(self, why: str) -> None:
