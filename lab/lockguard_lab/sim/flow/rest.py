@@ -59,6 +59,11 @@ def _judge_row(judge: FlowJudge, book: Book, row: dict[str, Any], waiting: list[
     if not book.qty:
         judge.accuse("P: rows tell the truth", f"{said}, and {row['symbol']} is flat")
         return
+    if row["status"] != "active" and book.touched and not book.ours:
+        # A person's position whose price is beyond a stop: it is told of, and left to the person.
+        if not any(resource.endswith(row["symbol"]) for _, resource in judge.alerts):
+            judge.accuse("P5: a position without a stop is an alert", said)
+        return
     if not judge.stops(row["symbol"]):
         judge.accuse("P: no position stays without a stop", f"{book.qty} {row['symbol']} has none")
     amount = abs(book.qty) if not book.touched else row["quantity"]
