@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import redis
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TESTS = Path(__file__).parent
+
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=100, deadline=None, database=None)
+hypothesis.settings.register_profile("long", max_examples=20_000, deadline=None, database=None)
+hypothesis.settings.load_profile("ci")  # --hypothesis-profile=long for hours instead of seconds
 
 ON_EACH_LOOP = (
     "cancellation/",
@@ -97,6 +102,7 @@ QUICK = (
     "integration/test_positions_flow.py::",
     "sim/test_sim_store.py::",
     "cancellation/test_explorer.py::",
+    "fuzz/test_fuzz_replies.py::",
     # one of each level that is long as a whole
     "benchmarks/test_calls.py::",
     "chaos/test_topology_quorum.py::test_it_works_with_two_of_five_gone",

@@ -380,7 +380,7 @@ class Connection:
         elif message[0] in {b"message", b"smessage"}:
             self._on_message(message[2])
         elif message[0] == b"sunsubscribe" and self._channels is not None and message[1] is not None:
-            self._channels.forget(message[1].decode())
+            self._channels.forget(message[1].decode(errors="replace"))
         elif message[0] == b"invalidate":
             self._on_wiped()
         elif message[0] == b"subscribe" and subscribed is not None and not subscribed.done():

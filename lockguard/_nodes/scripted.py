@@ -29,6 +29,7 @@ from lockguard.ports import (
 from lockguard.text import decoded, printable
 
 __all__ = [
+    "UNREADABLE",
     "ScriptedNode",
     "closing_of",
     "keys_of",
@@ -251,15 +252,25 @@ def closing_of(request: AcquireRequest) -> str | int:
 # What each script's reply means.
 
 _FOUND, _NOT_FOUND = Done(found=True), Done(found=False)
+_TOKEN_END = 2**63
+"""As Postgres has numbers."""
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What decoding a reply raises that no script of ours has given."""
 
 
 def parse_acquired(reply: list[Any]) -> AcquireVote:
     """Decode a reply of acquire.lua."""
-    if reply[0] == 1:
-        seal = reply[3].decode("ascii", "replace") if reply[3] else ""
-        return Granted(Token(int(reply[1])), int(reply[2]), seal)
-    if reply[0] == 3:
-        return Quarantined(quarantine_ms=reply[1])
+    # Compared by type: a text that begins with the right byte, or RESP3's true, is no answer of the script's.
+    kind = reply[0] if type(reply) is list else None
+    if type(kind) is not int or not 0 <= kind <= 3:
+        raise _not_of_the_script(reply)
+    if kind == 1:
+        token, seal = int(reply[1]), reply[3].decode("ascii", "replace") if reply[3] else ""
+        if not 0 < token < _TOKEN_END:
+            raise _not_of_the_script(reply)
+        return Granted(Token(token), int(reply[2]), seal)
+    if kind == 3:
+        return Quarantined(quarantine_ms=int(reply[1]))
     _, holder, operation, token, age_ms, retry_after_ms, *place = reply
     ticket, requeued = (int(place[0]), bool(place[1])) if place else (0, False)
     ahead = place[2] if len(place) > 2 else None
@@ -267,28 +278,40 @@ def parse_acquired(reply: list[Any]) -> AcquireVote:
         holder=decoded(holder),
         operation=decoded(operation),
         token=Token(int(token)),
-        age_ms=age_ms,
-        retry_after_ms=max(0, retry_after_ms),
+        age_ms=int(age_ms),
+        retry_after_ms=max(0, int(retry_after_ms)),
         ticket=ticket,
         requeued=requeued,
-        queue_full=reply[0] == 2,
-        ahead=ahead,
+        queue_full=kind == 2,
+        ahead=None if ahead is None else int(ahead),
     )
+
+
+def _not_of_the_script(reply: object) -> ValueError:
+    return ValueError(f"no reply of this script: {type(reply).__name__}")
+
+
+def _one_of(reply: object, last: int) -> int:
+    """A reply that is a whole number from 0 to ``last``: nothing else says that a lock is held."""
+    if type(reply) is not int or not 0 <= reply <= last:
+        raise _not_of_the_script(reply)
+    return reply
 
 
 def parse_done(reply: int) -> Done:
     """Decode a reply of settle.lua, release.lua or rejoin.lua."""
-    return _FOUND if reply == 1 else _NOT_FOUND
+    return _FOUND if _one_of(reply, 2) == 1 else _NOT_FOUND  # 2: rejoin.lua has a node that may not vote yet
 
 
 def parse_done_again(reply: int) -> Done:
     """Decode a reply of release.lua that was sent a second time."""
-    return Done(found=reply == 1, repeated=True)
+    return Done(found=_one_of(reply, 1) == 1, repeated=True)
 
 
 def parse_extended(reply: int) -> Extended:
     """Decode a reply of extend.lua."""
-    return Extended(held=reply != 0, wanted=reply == 2)
+    told = _one_of(reply, 2)
+    return Extended(held=told != 0, wanted=told == 2)
 
 
 def parse_asked(reply: list[Any]) -> Done:

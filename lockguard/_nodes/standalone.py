@@ -16,7 +16,7 @@ from lockguard._nodes.address import Address
 from lockguard._nodes.connection import Connection
 from lockguard._nodes.login import ServerFacts, ask_all, require
 from lockguard._nodes.scanning import scan
-from lockguard._nodes.scripted import ScriptedNode, not_connected, reason_of
+from lockguard._nodes.scripted import UNREADABLE, ScriptedNode, not_connected, reason_of
 from lockguard._nodes.wire import Cut, NotSent, Reply, Wire
 from lockguard._scripts import ACQUIRE, EXTEND, HISTORY, INSPECT, RELEASE, SETTLE, Script
 from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
@@ -140,7 +140,7 @@ class StandaloneNode(ScriptedNode):
         self._connection = Connection(
             address,
             inbox=inbox,
-            on_message=lambda payload: self._wake(GrantId(payload.decode())),
+            on_message=lambda payload: self._wake(GrantId(payload.decode(errors="replace"))),
             on_login=self._examine,
             on_connect=self._connected,
             on_refused=self._give_up,
@@ -250,7 +250,7 @@ class StandaloneNode(ScriptedNode):
         if not isinstance(reply, Exception):
             try:
                 vote = call.decode(reply)  # even if no caller waits: the node learns from it
-            except (ValueError, TypeError, IndexError) as exc:  # a foreign client wrote to our keys
+            except UNREADABLE as exc:  # a foreign client wrote to our keys, or it is no Redis
                 text = f"{self.name}: {call.script.name}: unreadable reply {reply!r:.200}: {exc}"
                 vote = MaybeExecuted(NodeUnknown(text, node=self.name))
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):

@@ -268,6 +268,8 @@ class Wire(asyncio.Protocol):
                     return
         except hiredis.ProtocolError as exc:
             self.end(f"not the Redis protocol: {exc}")
+        except Exception as exc:  # noqa: BLE001 - of a message of no known form: the event loop would log it
+            self.end(f"a message that cannot be read: {type(exc).__name__}")
         if self._waiting:  # otherwise the silence is measured from the next command
             self._silent_since = SYSTEM_CLOCK.now()
 
