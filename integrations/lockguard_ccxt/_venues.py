@@ -337,12 +337,16 @@ def parse_holdings(positions: Iterable[Mapping[str, Any]]) -> tuple[Holding, ...
     Raises:
         ConfigurationError: one of them, flat or not, is a leg of hedge mode: an order that names no leg would
             be refused, or reduce the other leg.
+        ccxt.BadResponse: the amount of one is not a number.
     """
     held = []
     for position in positions:
         if _is_leg(position.get("info") or {}):
             raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the position in {position['symbol']}"))
-        amount = decimal_of(position.get("contracts"))
+        given = position.get("contracts")
+        amount = decimal_of(given)
+        if amount is None and given not in (None, ""):  # not "flat", which would end the position's row
+            raise ccxt_errors().BadResponse(f"the amount of {position.get('symbol')} cannot be read")
         if amount:
             side: Side = "sell" if position.get("side") == "short" else "buy"
             held.append(
