@@ -75,7 +75,7 @@ def _fits(name: str, layer: str, planted: Planted | Raced) -> bool:
 def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file: Path | None) -> bool:
     """Plant each mistake, show a table, and write it as JSON; returns whether all were convicted."""
     mistakes = chosen(names)
-    began, wall = SYSTEM_CLOCK.now(), SYSTEM_CLOCK.wall()
+    began, wall, commit = SYSTEM_CLOCK.now(), SYSTEM_CLOCK.wall(), _commit()
     with ThreadPoolExecutor(processes) as pool:
         searches = [pool.submit(_search, layer, planted, seeds) for layer, planted in mistakes]
         found: list[_Found] = []
@@ -86,7 +86,7 @@ def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file:
     if json_file is not None:
         facts = {
             "command": _command(names, seeds),
-            "commit": _commit(),
+            "commit": commit,
             "began": _date(wall),
             "seconds": round(SYSTEM_CLOCK.now() - began, 1),
             "seeds": [seeds[0], seeds[-1]],
@@ -149,4 +149,4 @@ def _commit() -> str:
 
 
 def _date(wall: float) -> str:
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
