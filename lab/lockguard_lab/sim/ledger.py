@@ -170,12 +170,10 @@ class Ledger:
             self._missed.add(reserved)
         if script == "release":
             left_it = args[0].decode() == reserved and now < until
-            if (reply == 1 or left_it) and (
-                self._waiting(server, lock) or server.store.do(b"EXISTS", lock + b":next")
-            ):
+            if not (self._waiting(server, lock) or server.store.do(b"EXISTS", lock + b":next")):
+                self._freed.pop(lock, None)  # nobody is left who could have it
+            elif reply == 1 or left_it:
                 self._freed.setdefault(lock, now)
-            elif reply == 1:
-                self._freed.pop(lock, None)
         elif reply[0] == 0 and reply[6] != b"0":
             self._came.setdefault(args[0].decode(), len(self._came))
             self._look_at_places(server, lock)

@@ -405,6 +405,13 @@ LOCK = (
         "                    kept.due_at = now + 1e9",
         law="L",
         topology="single",
+        more=(  # or the connection would send it again
+            Change(
+                "lockguard/_nodes/standalone.py",
+                "SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT, HISTORY)",
+                "SAME_AGAIN = (ACQUIRE, SETTLE, INSPECT, HISTORY)",
+            ),
+        ),
     ),
     Planted(
         "scripts that the server forgot are not sent again",
@@ -412,7 +419,6 @@ LOCK = (
         "lockguard/_nodes/standalone.py",
         'str(reply).startswith("NOSCRIPT"):\n            # Not executed',
         'str(reply).startswith("NO SCRIPT"):\n            # Not executed',
-        law="L",
         topology="single",
     ),
     Planted(
