@@ -325,7 +325,7 @@ def _a_failover(plan: Plan, dice: _Dice) -> Any:
     return plan.with_(
         processes=dice.choice((2, 3)),
         tasks=dice.choice((1, 2)),
-        ttl_s=dice.choice((1.0, 3.0, 10.0)),
+        ttl_s=10.0 if upon == "released" else dice.choice((1.0, 3.0, 10.0)),
         work_s=dice.choice((0.05, 0.5, 4.0)),
         until_s=3.0,
         wait_s=6.0,
@@ -385,4 +385,11 @@ _QUORUM: _Aims = (
     _a_crash,
 )
 _SENTINEL: _Aims = (_a_failover, _a_failover, _a_failover, _a_crash, _lost_wake_ups)
-_CLUSTER: _Aims = (_a_failover, _a_slot_that_moves, _a_slot_that_moves, _a_slot_without_an_owner, _a_herd)
+_CLUSTER: _Aims = (
+    _a_failover,
+    _a_failover,
+    _a_slot_that_moves,
+    _a_slot_that_moves,
+    _a_slot_without_an_owner,
+    _a_herd,
+)

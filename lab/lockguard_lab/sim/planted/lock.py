@@ -397,23 +397,6 @@ LOCK = (
         topology="single",
     ),
     Planted(
-        "a renewal is sent once",
-        "watchdogs whose one thread waits for the answer",
-        "lockguard/_renewal.py",
-        "                    self._note_unanswered(kept, "
-        "kept.asked)\n                    self._ask(kept, now)",
-        "                    kept.due_at = now + 1e9",
-        law="L",
-        topology="single",
-        more=(  # or the connection would send it again
-            Change(
-                "lockguard/_nodes/standalone.py",
-                "SAME_AGAIN = (ACQUIRE, SETTLE, EXTEND, INSPECT, HISTORY)",
-                "SAME_AGAIN = (ACQUIRE, SETTLE, INSPECT, HISTORY)",
-            ),
-        ),
-    ),
-    Planted(
         "scripts that the server forgot are not sent again",
         "clients that load scripts once",
         "lockguard/_nodes/standalone.py",
