@@ -20,7 +20,7 @@ __all__ = ["LOCK_ROWS", "LockWorld", "QuorumWorld"]
 NAME = "binance:APTUSDT"
 OTHER = "binance:BTCUSDT"
 KEPT = (":token", ":history", ":member", ":seal")
-SHORT = timedelta(milliseconds=200)
+SHORT = timedelta(seconds=2)
 
 
 class LockWorld(World):

@@ -241,6 +241,7 @@ class FlowWorld(World):
         await migrate(self.look)
         exchange = await stack.enter_async_context(LocalExchange(symbols=[APT]))
         self.bot = await make_bot(stack, self.servers.redis_url, self.servers.database_url, exchange)
+        self.bot.client.timeout = 5000  # ms: a busy machine is no fault
         self.guarded = GuardedExchange(self.bot.client)
 
     def strange_tasks(self) -> list[str]:
