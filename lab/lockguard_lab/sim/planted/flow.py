@@ -300,7 +300,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_stops.py",
         "                if intent.age_ms >= self._venue.in_doubt_ms:",
         "                if True:",
-        theme="cancel on send stop+lose stop disconnect late",
+        theme="kill on send stop after 0+lose stop disconnect late",
     ),
     _flow(
         "a take-profit is taken for a stop",
