@@ -293,6 +293,8 @@ class Venue:
     async def load_time_difference(self) -> None:
         self.measured += 1
 
+    async def load_markets(self, *_: Any, **__: Any) -> None: ...
+
 
 def closed_s(gate: Gate) -> float:
     return gate.closed_for.total_seconds()
@@ -536,6 +538,7 @@ class Futures(Venue):
         super().__init__()
         self.options = options
         self.has = {"fetchPositionMode": True}
+        self.markets = None
         self.apiKey = "k"
         self.timeout = 10_000
         self.hedged = False
@@ -545,7 +548,7 @@ class Futures(Venue):
 
     async def fetch2(self, *_: Any) -> None: ...
 
-    async def load_markets(self, reload: bool = False) -> None:
+    async def load_markets(self, *_: Any, **__: Any) -> None:
         self.loads += 1
 
     async def fetch_position_mode(self) -> Any:
