@@ -19,9 +19,11 @@ Who notices. A caller that finds the lock free on such a node; a guard whose con
 holder that puts its lease back there. Without the last two, a lease that is held for long would hide that one
 node after another has to be admitted, until too few members could report the longest ttl.
 
-The beginning. New nodes cannot be told from nodes that lost everything. When all nodes answer, and none knows
-of any lease, they are admitted at once. So a simultaneous loss of all nodes' data is taken for a new set-up:
-only the fence protects against that.
+The beginning. New nodes cannot be told from nodes that lost everything. When all nodes answer, and none is a
+member or knows of any lease, they are admitted at once. So a simultaneous loss of all nodes' data is taken for a
+new set-up: only the fence protects against that. A node beside members is never taken for new, though none of
+them has granted anything yet: it may have forgotten its vote for a lease that they are about to be asked for,
+and nothing is known of that lease's ttl.
 """
 
 from __future__ import annotations
@@ -240,9 +242,10 @@ def quarantine_for(found: Sequence[Membership | None], *, ttl_max_ms: int) -> Qu
     """
     told = [membership for membership in found if membership is not None]
     granted_max_ms = max((membership.ttl_max_ms for membership in told), default=0)
-    if len(told) == len(found) and granted_max_ms == 0:
+    members = sum(membership.member for membership in told)
+    if len(told) == len(found) and members == 0 and granted_max_ms == 0:
         return Quarantine(lasts_ms=0, ttl_max_ms=0)
     longest_ms = max(granted_max_ms, ttl_max_ms)
-    if sum(membership.member for membership in told) < majority(len(found)):
+    if members < majority(len(found)) or granted_max_ms == 0:
         longest_ms = max(longest_ms, QUARANTINE_UNKNOWN_MS)
     return Quarantine(longest_ms, longest_ms)

@@ -8,7 +8,7 @@
  *   RENEWALS 0     nobody renews
  *
  * Mistakes that must be convicted: NO_QUARANTINE, HALF_DECIDES, MINORITY_KEPT, QUARANTINE_BY_OWN_TTL,
- * DEADLINE_FROM_THE_ANSWER, NO_ALLOWANCE, SILENCE_IS_CONSENT.
+ * NEW_BESIDE_MEMBERS, DEADLINE_FROM_THE_ANSWER, NO_ALLOWANCE, SILENCE_IS_CONSENT.
  */
 
 #ifndef NODES
@@ -71,7 +71,7 @@ bit refused[MAIL]; /* it told that it does not keep the lease */
 byte losses;
 byte hazy[NS], hazies; /* how long what a node forgot may be alive yet, and of how many nodes it may */
 bit is_alone, is_clean;
-byte n, told, members, most;
+byte n, told, members, most, known;
 
 inline others_trust(g) {
   for (n : 1 .. GRANTS) {
@@ -208,17 +208,26 @@ inline admit(g, m, apart) { d_step {
   }
   n = 0;
   if
-  :: told == NODES && most == 0 -> skip /* new nodes: no quarantine */
+#ifdef NEW_BESIDE_MEMBERS
+  :: told == NODES && most == 0 -> skip
+#else
+  :: told == NODES && members == 0 && most == 0 -> skip /* new nodes: no quarantine */
+#endif
   :: else ->
 #ifdef QUARANTINE_BY_OWN_TTL
     most = TTL(g);
 #else
+    known = most;
     most = (st[g] != IDLE && TTL(g) > most -> TTL(g) : most); /* a guard knows what it has asked for */
+#ifdef NEW_BESIDE_MEMBERS
     most = (members < MAJORITY && UNKNOWN > most -> UNKNOWN : most)
+#else
+    most = ((members < MAJORITY || known == 0) && UNKNOWN > most -> UNKNOWN : most)
+#endif
 #endif
   fi;
   member[m] = 1; quiet[m] = most; longest[m] = (longest[m] > most -> longest[m] : most);
-  told = 0; members = 0; most = 0
+  told = 0; members = 0; most = 0; known = 0
 } }
 
 /* A node loses all its data, or comes back as another process with data that may be too old. At most a minority at a

@@ -13,7 +13,7 @@ import pytest
 
 from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._membership import Quarantine, quarantine_for
+from lockguard._membership import QUARANTINE_UNKNOWN_MS, Quarantine, quarantine_for
 from lockguard._namespace import NAMESPACE
 from lockguard._nodes.login import ServerFacts, require
 from lockguard._nodes.named import require_all_named
@@ -240,6 +240,18 @@ async def test_new_nodes_vote_at_once_and_a_new_one_beside_old_ones_does_not(ser
         assert int(ask(servers[0], "HGET", "lockguard:member", "ttl_max_ms")) == 1000
 
 
+async def test_a_node_that_forgot_beside_members_that_granted_nothing_gives_no_vote(servers):
+    """It may have voted for a lease that the others are about to be asked for (spec/redlock.pml)."""
+    async with guard_over(servers, observers=[]) as guard:
+        await once(guard)
+        for server in servers:
+            ask(server, "HSET", "lockguard:member", "ttl_max_ms", 0)
+        await asyncio.to_thread(servers[0].restart, keep_data=False)
+        await until(lambda: ask(servers[0], "EXISTS", "lockguard:member"))
+        assert int(ask(servers[0], "HGET", "lockguard:member", "ttl_max_ms")) == QUARANTINE_UNKNOWN_MS
+        assert int(ask(servers[0], "HGET", "lockguard:member", "quiet_until_ms")) > 0
+
+
 async def test_one_server_of_a_quorum_named_alone_grants_nothing(servers):
     """A lock that it would grant by itself may be held on the others."""
     async with guard_over(servers) as guard:
@@ -267,6 +279,8 @@ def test_how_long_a_quarantine_lasts():
     new = Membership(known=False, member=False, quarantine_ms=0, ttl_max_ms=0)
     old = Membership(known=True, member=True, quarantine_ms=0, ttl_max_ms=7_000)
     assert quarantine_for([new] * 5, ttl_max_ms=10_000) == Quarantine(0, 0)
+    idle = Membership(known=True, member=True, quarantine_ms=0, ttl_max_ms=0)
+    assert quarantine_for([new, idle, idle, idle, idle], ttl_max_ms=1_000) == Quarantine(30_000, 30_000)
     assert quarantine_for([new, old, old, old, old], ttl_max_ms=1_000) == Quarantine(7_000, 7_000)
     assert quarantine_for([new, old, old, old, None], ttl_max_ms=10_000) == Quarantine(10_000, 10_000)
     assert quarantine_for([new, new, new, old, old], ttl_max_ms=1_000) == Quarantine(30_000, 30_000)

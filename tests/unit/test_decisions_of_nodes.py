@@ -15,7 +15,7 @@ import pytest
 
 from lockguard._lease import Grant, GrantId, Lease, LeaseState, Resource, Token
 from lockguard._locks import Contended, Found, NoQuorum, Won
-from lockguard._membership import Members, quarantine_for
+from lockguard._membership import QUARANTINE_UNKNOWN_MS, Members, quarantine_for
 from lockguard._quorum import Renewal, drift_ms, found, majority, tally, trusted_s
 from lockguard._renewal import Keeper
 from lockguard._single_node import SingleNode
@@ -419,7 +419,8 @@ def member(*, member: bool = True, ttl_max_ms: int = 0) -> Membership:
         ([member(member=False)] * 3, 30_000, 0),
         ([member(ttl_max_ms=9_000), member(ttl_max_ms=9_000), member(member=False)], 3_000, 9_000),
         ([member(ttl_max_ms=3_000), member(ttl_max_ms=3_000), member(member=False)], 9_000, 9_000),
-        ([member(), member(), None], 9_000, 9_000),
+        ([member(), member(), None], 9_000, QUARANTINE_UNKNOWN_MS),
+        ([member(), member(), member(member=False)], 60_000, 60_000),
     ],
 )
 def test_a_node_that_may_have_forgotten_keeps_silent_for_the_longest_lease(
@@ -429,8 +430,6 @@ def test_a_node_that_may_have_forgotten_keeps_silent_for_the_longest_lease(
 
 
 def test_where_most_have_forgotten_nobody_knows_the_longest_lease() -> None:
-    from lockguard._membership import QUARANTINE_UNKNOWN_MS
-
     told = [member(ttl_max_ms=3_000), member(member=False), member(member=False)]
     assert quarantine_for(told, ttl_max_ms=3_000).lasts_ms == QUARANTINE_UNKNOWN_MS
 

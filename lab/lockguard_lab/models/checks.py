@@ -117,6 +117,7 @@ CHECKS: tuple[Check, ...] = (
     _mistake(_REDLOCK, "NO_QUARANTINE", "S1", _ONCE, "LOSSES=1"),
     _mistake(_REDLOCK, "HALF_DECIDES", "S1", _ONCE),
     _mistake(_REDLOCK, "MINORITY_KEPT", "S8", _ONCE),
+    _mistake(_REDLOCK, "NEW_BESIDE_MEMBERS", "S1", _ONCE, "LOSSES=1", long=True),
     _mistake(_REDLOCK, "QUARANTINE_BY_OWN_TTL", "S1", _ONCE, "LOSSES=1", long=True),
     _mistake(_REDLOCK, "DEADLINE_FROM_THE_ANSWER", "S1", _ONCE),
     _mistake(_REDLOCK, "NO_ALLOWANCE", "S1", _ONCE, "DRIFT"),
