@@ -1,4 +1,4 @@
-"""A sample of mutants is noticed, each by the test that states its law; all of them are ``scripts/mutants``."""
+"""A sample of mutants is noticed, each by the test that states its law (all: ``scripts/mutants``)."""
 
 from __future__ import annotations
 
