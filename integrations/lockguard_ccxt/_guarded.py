@@ -7,23 +7,22 @@ import inspect
 import logging
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial, wraps
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lockguard._clock import SYSTEM_CLOCK
-from lockguard._context import current_leases
 from lockguard._lease import parse_resource
-from lockguard.errors import ConfigurationError, LeaseNotHeld
+from lockguard.errors import ConfigurationError
 from lockguard.text import kind_of
 from lockguard_ccxt import _proxy as proxy
-from lockguard_ccxt._classify import ccxt_errors
-from lockguard_ccxt._gate import attempt, install
+from lockguard_ccxt._gate import install
 from lockguard_ccxt._ids import Step, client_order_id
 from lockguard_ccxt._keys import account_name, unified_symbol
 from lockguard_ccxt._markets import Listing, Market, listing_of, short_name
 from lockguard_ccxt._money import MarketRules
 from lockguard_ccxt._outcome import Executed, OrderAnswered, Outcome, PlacedOrder, Side, result_of
+from lockguard_ccxt._own_calls import lease_on, under_lease
 from lockguard_ccxt._placing import PATIENCE, Patience, Placer, Plan
 from lockguard_ccxt._prepared import Prepared
 from lockguard_ccxt._venues import (
@@ -394,7 +393,7 @@ class GuardedExchange:
         again: bool,
     ) -> Outcome:
         plan = Plan(step, market.symbol, side, market.rules.amount(amount), client_id, params)
-        lease = self._lease_on(market.resource)
+        lease = lease_on(market.resource)
         placer, began = self._placer(), self._clock.now()
         outcome: Outcome | None = None
         if again:
@@ -434,7 +433,7 @@ class GuardedExchange:
             LeaseNotHeld: there is no lease on the resource.
         """
         placer, began = self._placer(), self._clock.now()
-        lease = self._lease_on(self.resource(order.symbol))
+        lease = lease_on(self.resource(order.symbol))
         outcome = await placer.cancel(order, lease)
         if self._told:
             self._tell(lease, "cancel", order.client_id, outcome, placer.margin_ms, began)
@@ -521,41 +520,9 @@ class GuardedExchange:
             raise AttributeError(name)
         value = getattr(self._exchange, name)
         if proxy.is_write(name, value):
-            return self._guarded(name, value)
+            needed = self._patience.needed
+            return under_lease(name, value, self._exchange, self.resource, account=self._name, needed=needed)
         return value
-
-    def _guarded(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        signature = inspect.signature(call)
-
-        @wraps(call)
-        async def guarded(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            if proxy.only_reads(name, bound):
-                return await call(*args, **kwargs)
-            if proxy.is_order_call(name) and not proxy.has_client_id(bound):
-                raise ConfigurationError(
-                    f"{name} without a client order id: its order could not be found again if the answer were"
-                    " lost; pass params={'clientOrderId': client_order_id(...)}"
-                )
-            if proxy.closes_all(name):
-                raise ConfigurationError(
-                    f"{name} names no market, and may close positions that somebody else holds; close each"
-                    " with close_position()"
-                )
-            leases = [self._lease_on(self.resource(symbol)) for symbol in proxy.symbols_of(bound)]
-            lease, *others = leases or [self._any_lease(name)]
-            with attempt(lease, self._patience.needed, *others):
-                left = min(one.remaining for one in (lease, *others)).total_seconds()
-                seconds = min(float(self._exchange.timeout) / 1000, left)
-                try:
-                    async with asyncio.timeout(seconds):
-                        return await call(*args, **kwargs)
-                except TimeoutError as exc:
-                    raise ccxt_errors().RequestTimeout(
-                        f"{self._exchange.id} {name} got no answer in {seconds:.3f} s; its outcome is unknown"
-                    ) from exc
-
-        return guarded
 
     # --- inside ---
 
@@ -579,21 +546,6 @@ class GuardedExchange:
 
     def _placer(self) -> Placer:
         return Placer(self._exchange, venue_of(self._exchange), self._patience, self._clock)
-
-    def _lease_on(self, resource: Resource) -> Lease:
-        for lease in reversed(current_leases()):
-            if lease.resource == resource:
-                return lease
-        raise LeaseNotHeld(
-            f"no lease on {resource!r} is held here; enter guard.hold({str(resource)!r}) first",
-            resource=resource,
-        )
-
-    def _any_lease(self, name: str) -> Lease:
-        leases = current_leases()
-        if not leases:
-            raise LeaseNotHeld(f"{name} needs a lease, and none is held here", resource=self.name)
-        return leases[-1]
 
 
 def _plain(number: Decimal) -> str:
