@@ -1,13 +1,15 @@
 """Asks OSV, by pip-audit, whether a version that is pinned here has a known vulnerability.
 
 Exit codes: 0, none has; 1, one has; 2, a mistake of the caller's; 3, the database could not be asked about
-all of them, which is never a pass. Nothing is installed or built: the files name each version with digests.
+all of them, which is never a pass; 130, interrupted, which is none either. Nothing is installed or built: the
+files name each version with digests.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,8 @@ PINNED = ("requirements/dev.txt", "requirements/demo.txt")
 """What is installed here. lowest.txt has the oldest versions that work, which only a test installs."""
 
 OSV = "https://api.osv.dev/v1/query"
-VULNERABLE, OUT_OF_REACH = 1, 3
+VULNERABLE, OUT_OF_REACH, INTERRUPTED = 1, 3, 130
+_INVALID = re.compile(r"requirement file \S+ contains (.+)")
 
 
 def main() -> int:
@@ -38,7 +41,15 @@ def main() -> int:
     files = arguments.files or [ROOT / name for name in PINNED]
     if missing := [file for file in files if not file.is_file()]:
         parser.error(f"{missing[0]} is no file")
-    ends = [audit(file, arguments.url, arguments.timeout) for file in files]
+    if arguments.timeout < 1:
+        parser.error(f"--timeout {arguments.timeout}: at least a second")
+    if not arguments.url.startswith(("http://", "https://")):
+        parser.error(f"--url {arguments.url!r} begins neither with https:// nor with http://")
+    try:
+        ends = [audit(file, arguments.url, arguments.timeout) for file in files]
+    except KeyboardInterrupt:
+        print("scripts/audit: NOT AUDITED: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return VULNERABLE if VULNERABLE in ends else max(ends)
 
 
@@ -59,6 +70,9 @@ def audit(file: Path, url: str, timeout_s: int) -> int:
         )
         answer = _json(told)
     if answer is None:
+        if invalid := _INVALID.search(done.stdout):
+            print(f"{file.name}: NOT AUDITED: it names no versions: {invalid[1][:200]}", file=sys.stderr)
+            return OUT_OF_REACH
         last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
         print(f"{file.name}: NOT AUDITED: {url} could not be asked: {last[:200]}", file=sys.stderr)
         return OUT_OF_REACH

@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import shlex
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evidencing import sample, sources, tables
+from evidencing import running, sample, sources, tables, track_record
+from evidencing.claims import claimed
 from evidencing.kinds import KINDS
 from evidencing.runs import (
     ROOT,
@@ -29,6 +30,7 @@ from evidencing.runs import (
     load,
     machine,
     ranges_without,
+    replace,
     save,
     versions,
     without_seeds,
@@ -66,8 +68,13 @@ def main() -> int:
     add.add_argument("--began", help="as 2026-11-30T12:00:00Z, if the file does not tell")
     add.add_argument("--seconds", type=float, help="how long it took, if the file does not tell")
     arguments, further = parser.parse_known_args()
+    if arguments.quick and not arguments.check:
+        parser.error("--quick goes with --check")
+    if arguments.check and arguments.order:
+        parser.error(f"--check or {arguments.order}, not both")
     if further and arguments.order != "run":
         parser.error(f"unknown: {' '.join(further)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its child's servers are stopped then too
     try:
         if arguments.order == "run":
             return _run(
@@ -88,7 +95,8 @@ def _write() -> int:
     runs = list(load().values())
     for page in tables.pages():
         text = page.read_text("utf-8")
-        page.write_text(tables.written(text, runs), "utf-8")
+        if (new := tables.written(text, runs)) != text:
+            replace(page, new)
     return 0
 
 
@@ -97,28 +105,43 @@ def _run(kind: str, seeds: str | None, lasts: str | None, further: list[str]) ->
     _refuse_changes(kind)
     command = shlex.join([*about.command.split(), *further])
     if not about.seeds_at_once:
+        if lasts:
+            raise Unusable(f"{kind} is run once, and has no sittings: --for is for those with seeds")
         return _once(kind, command + (f" --seeds {seeds}" if seeds else ""))
     found = re.fullmatch(r"(\d+)\.\.(\d+)", seeds or "")
-    if not found:
-        raise Unusable(f"{kind} needs its seeds: --seeds 1..300000")
+    if not found or int(found[1]) > int(found[2]):
+        raise Unusable(f"{kind} needs its seeds, the first and the last: --seeds 1..300000")
+    wanted = int(found[1]), int(found[2])
     ends = time.monotonic() + (_seconds(lasts) if lasts else float("inf"))
     failed = 0
-    probe = Run(kind, command, [], sources.digest(ROOT, about.sources), "", 0, {}, [], machine(), {})
-    # Versions that the command itself will tell are not known yet.
-    had = [
-        one
-        for run in load().values()
-        if run.sources == probe.sources and run.kind == kind and run.machine == probe.machine
-        if without_seeds(run.command) == without_seeds(command) and versions().items() <= run.versions.items()
-        for one in run.seeds
-    ]
-    for first, last in ranges_without((int(found[1]), int(found[2])), had):
+    digest = sources.digest(ROOT, about.sources)
+    left = ranges_without(wanted, _recorded(kind, command, digest))
+    if not left:
+        print(f"{command}: all seeds of {seeds} are recorded")
+    for first, last in left:
         for begin in range(first, last + 1, about.seeds_at_once):
             if time.monotonic() > ends:
                 return 1 if failed else 0
             end = min(begin + about.seeds_at_once - 1, last)
-            failed += _once(kind, f"{command} --seeds {begin}..{end}")
+            with claimed(RUNS, without_seeds(command), begin, end) as mine:
+                if not mine:
+                    print(f"{command}: seeds {begin}..{end} are being run by another process", flush=True)
+                    continue
+                for one, other in ranges_without((begin, end), _recorded(kind, command, digest)):
+                    failed += _once(kind, f"{command} --seeds {one}..{other}")
     return 1 if failed else 0
+
+
+def _recorded(kind: str, command: str, digest: str) -> list[list[int]]:
+    """The seeds that sittings of this code, machine and command have run."""
+    here, programs = machine(), versions().items()  # what the command itself will tell is not known yet
+    return [
+        one
+        for run in load().values()
+        if run.sources == digest and run.kind == kind and run.machine == here
+        if without_seeds(run.command) == without_seeds(command) and programs <= run.versions.items()
+        for one in run.seeds
+    ]
 
 
 def _once(kind: str, command: str) -> int:
@@ -129,10 +152,12 @@ def _once(kind: str, command: str) -> int:
     began, clock = datetime.now(UTC), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lockguard-evidence.") as folder:
         file = Path(folder) / "report.json"
-        done = subprocess.run([*sample.argv(command), "--json", str(file)], cwd=ROOT, check=False)
+        status = running.run([*sample.argv(command), "--json", str(file)], cwd=ROOT)
         if not file.exists():
-            raise Unusable(f"{command} ended with {done.returncode} and wrote nothing")
-        report = json.loads(file.read_text("utf-8"))
+            raise Unusable(f"{command} ended with {status} and wrote nothing")
+        if status not in (0, 1):  # 1 tells of violations
+            raise Unusable(f"{command} ended with {status}, which is not the end of a run")
+        report = _json(file)
     took_s = time.monotonic() - clock
     _refuse_changes(kind)  # whoever edits while it runs has tried neither the one code nor the other
     if sources.digest(ROOT, about.sources) != digest:
@@ -161,7 +186,7 @@ def _once(kind: str, command: str) -> int:
 def _add(arguments: Any) -> int:
     kind = arguments.kind
     _refuse_changes(kind)
-    report = json.loads(arguments.file.read_text("utf-8"))
+    report = _json(arguments.file)
     began, seconds = arguments.began or report.get("began"), arguments.seconds or report.get("seconds")
     if not began or seconds is None:
         raise Unusable(
@@ -181,6 +206,16 @@ def _add(arguments: Any) -> int:
     return 0
 
 
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as failed:
+        raise Unusable(f"{file} is no report of a run: {failed}") from None
+    if not isinstance(report, dict):
+        raise Unusable(f"{file} is no report of a run: its JSON is no object")
+    return report
+
+
 def _check(*, quick: bool) -> int:
     found = load()
     runs = list(found.values())
@@ -191,6 +226,8 @@ def _check(*, quick: bool) -> int:
             wrong.append(f"{page.relative_to(ROOT)} is not what the runs tell: run scripts/evidence")
     if not quick:
         wrong += _wrong_commits(found.items())
+        for line in _not_in_the_history(found.items()):
+            print(f"not compared: {line}")
     print(f"{len(runs)} runs, {len(tables.pages())} pages")
     for what, differences in sample.repeat(
         runs, budget_s=_QUICK_S if quick else _FULL_S, each=1 if quick else 3
@@ -215,11 +252,29 @@ def _wrong_commits(found: Iterable[tuple[Path, Run]]) -> list[str]:
             continue
         seen.add(run.kind)
         commit = run.commits[-1]
-        if not sources.exists(ROOT, commit):
-            wrong.append(f"{path.name}: commit {commit[:7]} is not in the history")
-        elif (has := sources.digest_at(ROOT, commit, KINDS[run.kind].sources)) != run.sources:
+        if (
+            sources.exists(ROOT, commit)
+            and (has := sources.digest_at(ROOT, commit, KINDS[run.kind].sources)) != run.sources
+        ):
             wrong.append(f"{path.name}: commit {commit[:7]} has sources {has}, not {run.sources}")
     return wrong
+
+
+def _not_in_the_history(found: Iterable[tuple[Path, Run]]) -> list[str]:
+    """Commits that are named and not there: a history that was rewritten, such as by a rebase, has other ids.
+
+    That is no fault of the evidence: the digest tells what was tried, and is computed from the files here.
+    """
+    if sources.is_shallow(ROOT):
+        return ["commits, as the history here is cut off or not there"]
+    told = []
+    for path, run in found:
+        if lacking := [commit[:7] for commit in run.commits if not sources.exists(ROOT, commit)]:
+            same = sources.digest(ROOT, KINDS[run.kind].sources) == run.sources
+            here = "; the files here are those that it tried" if same else ""
+            told.append(f"{path.name}: commit {', '.join(lacking)} is not in the history{here}")
+    fixes = track_record.not_in_the_history(ROOT)
+    return told + [f"{track_record.PAGE}: commit {one} is not in the history" for one in fixes]
 
 
 def _refuse_changes(kind: str) -> None:

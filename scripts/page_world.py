@@ -262,5 +262,7 @@ class Page:
 
     def _run_acl(self, block: Block) -> None:
         with redis.Redis.from_url(self._these.redis.url) as client:
-            for command in re.split(r"\n(?! )", block.text.strip()):
+            for (
+                command
+            ) in block.text.strip().splitlines():  # redis-cli takes each line that is pasted for one
                 client.execute_command(*command.split())

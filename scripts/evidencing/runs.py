@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from evidencing.claims import alone
 from evidencing.kinds import KINDS
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "load",
     "machine",
     "ranges_without",
+    "replace",
     "save",
     "versions",
     "without_seeds",
@@ -32,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "docs/evidence/runs"
 _BEGAN = "%Y-%m-%dT%H:%M:%SZ"
 _MACHINE = {"cores", "model", "memory_gib"}
+_LISTS = ("seeds", "rows", "sample", "notes")
 
 
 class Unusable(Exception):
@@ -81,20 +85,24 @@ class Run:
         Raises:
             Unusable: the report lacks its counts.
         """
+        if not isinstance(report, Mapping):
+            raise Unusable(f"{kind}: the command's JSON is no object")
         report = _counted(kind, report)
         if not isinstance(report.get("counts"), dict) or "violations" not in report:
             raise Unusable(f"{kind}: the command's JSON needs `counts` (an object) and `violations` (a list)")
+        if unfit := [name for name in _LISTS if not isinstance(report.get(name, []), list)]:
+            raise Unusable(f"{kind}: the command's JSON has no list as `{unfit[0]}`")
+        if not isinstance(report["violations"], list | dict):
+            raise Unusable(f"{kind}: the command's JSON has neither a list nor an object as `violations`")
         seeds = report.get("seeds", [])
         return cls(
             kind=kind,
             **about,
-            counts={
-                name: value for name, value in report["counts"].items() if isinstance(value, int | float)
-            },
+            counts={name: value for name, value in report["counts"].items() if _is_number(value)},
             violations=_lines(report["violations"]),
             machine=machine(),
             versions=versions() | dict(report.get("versions", {})),
-            seeds=[list(seeds)] if seeds and isinstance(seeds[0], int) else [list(one) for one in seeds],
+            seeds=[seeds] if seeds and isinstance(seeds[0], int) else seeds,
             rows=list(report.get("rows", [])),
             sample=list(report.get("sample", [])),
             notes=list(report.get("notes", [])),
@@ -121,7 +129,8 @@ class Run:
 
     def faults(self) -> list[str]:
         """What is wrong with it as a file."""
-        wrong = [] if self.kind in KINDS else [f"kind {self.kind!r} is not known"]
+        if wrong := self._misshapen():
+            return wrong
         if set(self.machine) != _MACHINE:
             wrong.append(f"machine has {sorted(self.machine)}; only {sorted(_MACHINE)} may be told")
         if not self.commits or not all(re.fullmatch("[0-9a-f]{40}", commit) for commit in self.commits):
@@ -137,6 +146,20 @@ class Run:
             wrong.append("seeds are not ranges in order")
         if any(one[0] <= before[1] for before, one in zip(self.seeds, self.seeds[1:], strict=False)):
             wrong.append("seeds are counted twice")
+        return wrong
+
+    def _misshapen(self) -> list[str]:
+        """What is no run at all, so that nothing else can be asked of it."""
+        wrong = [] if self.kind in KINDS else [f"kind {self.kind!r} is not known"]
+        if not all(isinstance(row, dict) for row in self.rows):
+            wrong.append("a row is no object")
+        if not isinstance(self.seeds, list) or not all(
+            isinstance(one, list) and len(one) == 2 and all(isinstance(seed, int) for seed in one)
+            for one in self.seeds
+        ):
+            wrong.append("seeds are no ranges such as [[1, 200]]")
+        if not _is_number(self.seconds) or self.seconds < 0:
+            wrong.append(f"seconds are {self.seconds!r}")
         return wrong
 
     @property
@@ -164,21 +187,43 @@ def load(folder: Path = RUNS) -> dict[Path, Run]:
 
 
 def save(run: Run, folder: Path = RUNS) -> Path:
-    """Keep a run: as a further sitting of one that is there, if its kind is collected so, or by itself."""
+    """Keep a run: as a further sitting of one that is there, if its kind is collected so, or by itself.
+
+    Raises:
+        Unusable: it is no run, or one that is kept already.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path, kept = folder / run.file_name, run
-    if KINDS[run.kind].seeds_at_once:
-        for there, before in load(folder).items():
+    if wrong := run.faults():
+        raise Unusable(f"{path.name}: {'; '.join(wrong)}")
+    collected = KINDS[run.kind].seeds_at_once > 0
+    if collected and not run.seeds:
+        raise Unusable(f"{run.kind}: the command's JSON needs `seeds`, so that none is counted twice")
+    with alone(folder):
+        for there, before in load(folder).items() if collected else ():
             if run.continues(before):
                 before.add(run)
                 path, kept = there, before
                 break
-    if wrong := kept.faults():
-        raise Unusable(f"{path.name}: {'; '.join(wrong)}")
-    partial = path.with_suffix(".new")
-    partial.write_text(json.dumps(asdict(kept), indent=1) + "\n", "utf-8")
-    partial.replace(path)  # an interrupted sitting leaves the ones before
+        else:
+            if path.exists():
+                raise Unusable(
+                    f"{path.name} is there already: of one second and one code a single run is kept"
+                )
+        if wrong := kept.faults():
+            raise Unusable(f"{path.name}: {'; '.join(wrong)}")
+        replace(path, json.dumps(asdict(kept), indent=1) + "\n")
     return path
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file at once: whoever is killed meanwhile leaves the one of before."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def machine() -> dict[str, Any]:
@@ -231,11 +276,17 @@ def _joined(ranges: list[list[int]]) -> list[list[int]]:
 def _counted(kind: str, report: Mapping[str, Any]) -> Mapping[str, Any]:
     """A report that has rows of what had to be convicted, and counts nothing, with its counts."""
     rows = report.get("rows")
-    if "counts" in report or not rows or "convicted" not in rows[0]:
+    if "counts" in report or not isinstance(rows, list) or not rows:
+        return report
+    if not all(isinstance(row, dict) and {"convicted", "name"} <= row.keys() for row in rows):
         return report
     missed = [f"not convicted: {row['name']}" for row in rows if not row["convicted"]]
     counts = {KINDS[kind].counted[0]: len(rows), "convicted": len(rows) - len(missed)}
     return {**report, "counts": counts, "violations": missed}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def without_seeds(command: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evidencing.kinds import KINDS
+from evidencing.running import run
 from evidencing.runs import ROOT, Run
 from evidencing.sources import digest
 
@@ -20,6 +21,9 @@ __all__ = ["argv", "differs", "of_models", "of_planted", "of_sim", "repeat"]
 
 STANDING = ROOT / "docs/evidence/samples.json"
 """Samples that belong to no run: a history is judged again, a mistake is planted, schedules are run."""
+
+HANGS_S = 600.0
+"""Seconds after which a sample counts as one that never ends."""
 
 AT_MOST = 3
 """Samples of one run."""
@@ -88,13 +92,13 @@ def repeat(runs: list[Run], *, budget_s: float, each: int = AT_MOST) -> Iterator
     """
     ends = _spent_s() + budget_s
     newest: dict[str, Run] = {}
-    for run in runs:
-        if run.sample:
-            newest.setdefault(run.kind, run)
+    for recorded in runs:
+        if recorded.sample:
+            newest.setdefault(recorded.kind, recorded)
     chosen = [(one, False) for one in json.loads(STANDING.read_text("utf-8"))]
-    for kind, run in newest.items():
-        same = digest(ROOT, KINDS[kind].sources) == run.sources
-        chosen += [(one, same) for one in run.sample[:each]]
+    for kind, recorded in newest.items():
+        same = digest(ROOT, KINDS[kind].sources) == recorded.sources
+        chosen += [(one, same) for one in recorded.sample[:each]]
     for one, same in chosen:
         if _spent_s() > ends:
             yield f"{one['command']}: not run, the time is up", []
@@ -112,17 +116,16 @@ def _again(sample: dict[str, Any], *, same: bool) -> tuple[str, list[str]]:
     wanted = [sample.get("tells", {}), *([sample.get("exactly", {})] if same else [])]
     with tempfile.TemporaryDirectory(prefix="lockguard-evidence.") as folder:
         file = Path(folder) / "report.json"
-        done = subprocess.run(
-            [*argv(sample["command"]), "--json", str(file)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        told = json.loads(file.read_text("utf-8")) if file.exists() else None
-    if told is None:
-        return sample["command"], [f"it wrote nothing: {done.stdout.strip()[-300:]}"]
+        command = [*argv(sample["command"]), "--json", str(file)]
+        with (Path(folder) / "output").open("w+", encoding="utf-8") as output:
+            try:
+                run(command, cwd=ROOT, output=output, at_most_s=HANGS_S)
+                told = json.loads(file.read_text("utf-8"))
+            except subprocess.TimeoutExpired:
+                return sample["command"], [f"it was not over in {HANGS_S:g} s"]
+            except (OSError, ValueError) as failed:
+                output.seek(0)
+                return sample["command"], [f"it wrote nothing: {output.read().strip()[-300:] or failed}"]
     compared = "as recorded" if same else "its outcome"
     return f"{sample['command']}: {compared}", [line for one in wanted for line in differs(one, told)]
 

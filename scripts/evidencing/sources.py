@@ -14,6 +14,8 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from evidencing.runs import Unusable
+
 __all__ = ["changed", "digest", "digest_at", "exists", "is_shallow", "published"]
 
 KEPT = (".py", ".lua", ".sql", ".pml", ".c", ".json", ".toml")
@@ -54,8 +56,17 @@ def digest_at(root: Path, commit: str, paths: Iterable[str]) -> str:
 
 
 def changed(root: Path, paths: Iterable[str]) -> list[str]:
-    """The files below ``paths`` that differ from the last commit, or are not in it."""
+    """The files below ``paths`` that differ from the last commit, or are not in it.
+
+    Raises:
+        Unusable: there is no history that could tell.
+    """
     paths = tuple(paths)
+    top = Path(_git(root, "rev-parse", "--show-toplevel").decode().rstrip("\n"))
+    if top.resolve() != root.resolve():
+        raise Unusable(
+            f"a run names the commit that it tried, and {root} is no clone, but lies in one: {top}"
+        )
     told = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *_wanted(paths)).decode()
     names = [line[3:].strip('"') for line in told.splitlines()]
     return [name for name in names if Path(name).suffix in KEPT and _counts(name, paths)]
@@ -66,8 +77,8 @@ def published(root: Path, paths: Iterable[str], wanted: str) -> str:
 
     What is not published yet gets another id when it is rebased, and nobody has the commit that a run named.
     """
-    asked = ("git", "-C", str(root), "merge-base", "HEAD", "origin/main")
-    shared = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    asked = _asked(root, "merge-base", "HEAD", "origin/main")
+    shared = asked.stdout.decode().strip() if asked else ""
     if shared and digest_at(root, shared, paths) == wanted:
         return shared
     return _git(root, "rev-parse", "HEAD").decode().strip()
@@ -75,14 +86,16 @@ def published(root: Path, paths: Iterable[str], wanted: str) -> str:
 
 def exists(root: Path, commit: str) -> bool:
     """Whether the history here has a commit."""
-    asked = ("git", "-C", str(root), "cat-file", "-e", f"{commit}^{{commit}}")
-    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    asked = _asked(root, "cat-file", "-e", f"{commit}^{{commit}}")
+    return asked is not None and asked.returncode == 0
 
 
 def is_shallow(root: Path) -> bool:
     """Whether the history here is cut off, or not there at all."""
-    asked = ("git", "-C", str(root), "rev-parse", "--is-shallow-repository")
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() != "false"
+    asked = _asked(root, "rev-parse", "--is-shallow-repository", "--show-toplevel")
+    told = asked.stdout.decode().splitlines() if asked and asked.returncode == 0 else []
+    # A source archive may lie inside of a repository of somebody else's, whose history says nothing of it.
+    return len(told) != 2 or told[0] != "false" or Path(told[1]).resolve() != root.resolve()
 
 
 def _wanted(paths: Iterable[str]) -> list[str]:
@@ -97,8 +110,22 @@ def _below(name: str, path: str) -> bool:
     return name == path or name.startswith(f"{path}/")
 
 
+def _asked(root: Path, *words: str) -> subprocess.CompletedProcess[bytes] | None:
+    """What git answers; ``None`` where there is no git."""
+    try:
+        return subprocess.run(("git", "-C", str(root), *words), capture_output=True, check=False)
+    except FileNotFoundError:
+        return None
+
+
 def _git(root: Path, *words: str) -> bytes:
-    return subprocess.run(("git", "-C", str(root), *words), capture_output=True, check=True).stdout
+    asked = _asked(root, *words)
+    if asked is None:
+        raise Unusable("git is not installed, and a run names the commit that it tried")
+    if asked.returncode:
+        told = asked.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise Unusable(f"a run names the commit that it tried, and git cannot tell it: {told[0]}")
+    return asked.stdout
 
 
 def _of(files: Mapping[str, bytes]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from lockguard_lab.bench.holders.measure import set_up
 from lockguard_lab.bench.holders.ways import Place
+from lockguard_lab.scoreboard import measure
 from lockguard_lab.scoreboard.cases import CASES, Trial
 from lockguard_lab.scoreboard.cli import scoreboard
 from lockguard_lab.scoreboard.found import Found
@@ -49,3 +52,55 @@ def test_what_is_not_on_the_board_is_refused_by_name():
         done = CliRunner().invoke(scoreboard, [option, "unknown"])
         assert done.exit_code == 2
         assert all(name in done.output for name in names)
+
+
+class _Nothing:
+    """In place of a server, for a case that asks none."""
+
+    url = version = ""
+
+    def __init__(self, **_):
+        self.binary = self
+
+    product = "Valkey"
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        return None
+
+    def create_database(self, _):
+        return ""
+
+
+async def test_a_case_that_fails_or_an_interrupt_loses_none_of_what_was_found(monkeypatch):
+    trying = asyncio.Event()
+
+    async def fine(trial):
+        return trial.found("fine", "yes", "it holds")
+
+    async def fails(_):
+        raise RuntimeError("a peer's own")
+
+    async def lasts(_):
+        trying.set()
+        await asyncio.Event().wait()
+
+    async def set_up_nothing(_):
+        return None
+
+    cases = {"fine": fine, "fails": fails, "lasts": lasts}
+    monkeypatch.setattr(measure, "CASES", {name: SimpleNamespace(run=run) for name, run in cases.items()})
+    monkeypatch.setattr(measure, "RedisServer", _Nothing)
+    monkeypatch.setattr(measure, "PostgresServer", _Nothing)
+    monkeypatch.setattr(measure, "set_up", set_up_nothing)
+    task = asyncio.create_task(measure.measure(["lockguard-no-fence"], list(cases), progress=lambda _: None))
+    await trying.wait()
+    task.cancel()
+    board = await task
+    assert [(one.case, one.verdict, one.told) for one in board.cells] == [
+        ("fine", "yes", "it holds"),
+        ("fails", "-", "not tried: RuntimeError: a peer's own"),
+    ]
+    assert board.to_json()["notes"][-1] == "Interrupted at lockguard-no-fence: lasts: all that follows lacks."

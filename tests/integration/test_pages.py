@@ -75,6 +75,7 @@ def test_each_block_is_run_or_says_why_not():
         ("```\nwhat is this\n```", "no language"),
         ("<!-- run by test_nothing -->\n```text\nPING\n```", "there is no test test_nothing"),
         ("<!-- run by redis-cli -->\n```text\nNO SUCH\n```", "unknown command"),
+        ("<!-- run by redis-cli -->\n```text\nACL SETUSER x on\n  +get\n```", "unknown command"),
     ],
 )
 def test_a_block_that_is_wrong_fails_its_page(text, says, servers):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -85,3 +87,27 @@ def test_what_could_not_be_asked_is_said_in_one_line_and_is_no_pass(osv, tmp_pat
     done = audited(tmp_path / "pinned.txt", text, url)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
     assert done.stderr.startswith("pinned.txt: NOT AUDITED")
+
+
+def test_a_question_that_nobody_can_answer_is_a_mistake_and_not_an_audit(tmp_path, osv):
+    told = audited(tmp_path / "page.md", "# A page\n\n**No versions.**\n", osv)
+    assert (told.returncode, told.stdout) == (3, "")
+    assert "page.md: NOT AUDITED: it names no versions: invalid specifier at line 3" in told.stderr
+    for options, says in ((("--timeout", "0"), "at least a second"), (("--url", "osv"), "begins neither")):
+        done = subprocess.run([sys.executable, AUDIT, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert says in done.stderr
+
+
+def test_an_interrupted_audit_says_that_it_is_none(tmp_path):
+    (file := tmp_path / "pinned.txt").write_text(PINNED, "utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        asked = [sys.executable, AUDIT, "--url", url, "--timeout", "60", file]
+        with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as audit:
+            silent.settimeout(60)
+            connection, _ = silent.accept()
+            with connection:
+                os.killpg(audit.pid, signal.SIGINT)
+                assert audit.communicate(timeout=60)[1] == "scripts/audit: NOT AUDITED: interrupted\n"
+                assert audit.returncode == 130

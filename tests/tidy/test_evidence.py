@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,14 +18,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from evidencing import runs, sample, sources, tables  # noqa: E402
-
-TRACK_RECORD = ROOT / "docs/evidence/track-record.md"
-ROW = re.compile(r"^\| (\d{4}-\d\d-\d\d) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
-
-
-def rows():
-    return [found.groups() for found in ROW.finditer(TRACK_RECORD.read_text("utf-8"))]
+import evidence  # noqa: E402
+from evidencing import running, runs, sample, sources, tables, track_record  # noqa: E402
+from evidencing.claims import claimed  # noqa: E402
 
 
 def test_the_pages_are_what_the_runs_tell():
@@ -44,22 +44,27 @@ def test_each_promise_has_what_holds_it():
 
 
 def test_every_row_of_the_track_record_is_one():
-    lines = TRACK_RECORD.read_text("utf-8").partition("|---|---|---|---|---|---|\n")[2].strip().splitlines()
-    assert [line for line in lines if not ROW.fullmatch(line)] == []
+    lines = (
+        (ROOT / track_record.PAGE)
+        .read_text("utf-8")
+        .partition("|---|---|---|---|---|---|\n")[2]
+        .strip()
+        .splitlines()
+    )
+    assert [line for line in lines if not track_record.ROW.fullmatch(line)] == []
 
 
 def test_every_fault_found_has_a_fix_and_a_test():
     changes = " ".join((ROOT / "CHANGELOG.md").read_text("utf-8").split())
-    shallow = sources.is_shallow(ROOT)
-    for _, found_by, broke, told, fix, tests in rows():
+    for _, found_by, broke, told, fix, tests in track_record.rows(ROOT):
         assert found_by, told
         assert re.search(r"`test_\w+`", tests), told
         assert broke == "-" or re.fullmatch(r"[SLP]\d+(, [SLP]\d+)*", broke), f"{told}: broke {broke!r}"
         if quoted := re.fullmatch('"(.+)"', fix):
             assert quoted[1] in changes, f"{told}: CHANGELOG.md does not say {fix}"
         else:
+            # Whether the history has it is told by --check: one that was rewritten has other ids for all.
             assert re.fullmatch("[0-9a-f]{7,40}", fix), f"{told}: {fix!r} is neither a commit nor quoted"
-            assert shallow or sources.exists(ROOT, fix), f"{told}: no commit {fix}"
 
 
 def a_run(**given):
@@ -122,12 +127,18 @@ def test_the_digest_follows_the_code_and_not_its_comments(tmp_path):
     assert digest("ONE = (1, 2)\n\n\nasync def told():\n    return ONE\n") != before
 
 
-def test_a_commit_has_the_digest_of_its_checkout(tmp_path):
-    def git(*words):
-        subprocess.run(
-            ("git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words), check=True
-        )
+def in_git(folder):
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
 
+    def git(*words):
+        subprocess.run(("git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b", *words), check=True)
+
+    return git
+
+
+def test_a_commit_has_the_digest_of_its_checkout(tmp_path):
+    git = in_git(tmp_path)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/one.py").write_text("ONE = 1\n", "utf-8")
     git("init", "-q")
@@ -195,3 +206,148 @@ def test_the_sample_is_what_was_convicted_or_checked_soonest_and_is_found_by_its
 def test_a_seed_that_broke_a_law_is_no_sample():
     report = {"traces": {"1": "aa", "2": "bb"}, "violations": {"1": ["S1"]}}
     assert [one["command"] for one in sample.of_sim("lockguard sim", report)] == ["lockguard sim --seeds 2"]
+
+
+def test_a_history_that_was_rewritten_is_told_and_is_no_fault(tmp_path, monkeypatch, capsys):
+    git = in_git(tmp_path)
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "One")
+    page = tmp_path / track_record.PAGE
+    page.parent.mkdir(parents=True)
+    page.write_text(f"| 2026-11-30 | case | S1 | It was lost. | {'b' * 7} | `test_it` |\n", "utf-8")
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    runs.save(a_run(), kept := tmp_path / "runs")
+    assert evidence._wrong_commits(runs.load(kept).items()) == []
+    told = " ".join(evidence._not_in_the_history(runs.load(kept).items()))
+    assert "aaaaaaa is not in the history" in told
+    assert "bbbbbbb is not in the history" in told
+
+
+def test_an_archive_inside_of_another_repository_does_not_take_its_history_for_its_own(tmp_path):
+    git = in_git(tmp_path)
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "One")
+    (unpacked := tmp_path / "lockguard").mkdir()
+    assert (sources.is_shallow(tmp_path), sources.is_shallow(unpacked)) == (False, True)
+    with pytest.raises(runs.Unusable, match="is no clone"):
+        sources.changed(unpacked, ["kept"])
+
+
+def test_without_git_and_without_a_history_nothing_is_compared_and_nothing_recorded(tmp_path, monkeypatch):
+    for path in (os.environ["PATH"], ""):
+        monkeypatch.setenv("PATH", path)
+        assert sources.is_shallow(tmp_path)
+        assert not sources.exists(tmp_path, "a" * 40)
+        with pytest.raises(runs.Unusable, match="names the commit"):
+            sources.changed(tmp_path, ["kept"])
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        [],
+        {"counts": {"states": 1}, "violations": 7},
+        {"counts": {"states": 1}, "violations": [], "seeds": 5},
+        {"counts": {"states": 1}, "violations": [], "seeds": [[5]]},
+        {"counts": {"states": 1}, "violations": [], "rows": [1]},
+        {"violations": [], "rows": [{"convicted": True}]},
+    ],
+)
+def test_a_file_that_is_no_report_is_refused_in_words(tmp_path, report):
+    with pytest.raises(runs.Unusable):
+        runs.save(
+            runs.Run.of(
+                "models",
+                report,
+                command="c",
+                commits=["a" * 40],
+                sources="5eed" * 4,
+                began="2026-11-30T12:00:00Z",
+                seconds=1,
+            ),
+            tmp_path,
+        )
+    assert runs.load(tmp_path) == {}
+
+
+def test_a_run_that_is_kept_is_not_overwritten_by_another_of_its_second(tmp_path):
+    runs.save(a_run(kind="models", seeds=[], violations=["it broke"]), tmp_path)
+    with pytest.raises(runs.Unusable, match="is there already"):
+        runs.save(a_run(kind="models", seeds=[]), tmp_path)
+    (kept,) = runs.load(tmp_path).values()
+    assert kept.violations == ["it broke"]
+
+
+def test_sittings_that_end_at_once_are_all_kept(tmp_path):
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:3]\n"
+        "from pathlib import Path; from test_evidence import a_run, runs\n"
+        "for seed in range(int(sys.argv[4]), 40, 2):\n"
+        "    runs.save(a_run(seeds=[[seed, seed]], counts={'schedules': 1}), Path(sys.argv[3]))"
+    )
+    arguments = (sys.executable, "-c", code, ROOT / "scripts", Path(__file__).parent, tmp_path)
+    both = [subprocess.Popen((*arguments, str(one))) for one in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    (kept,) = runs.load(tmp_path).values()
+    assert (kept.counts, kept.seeds) == ({"schedules": 40}, [[0, 39]])
+
+
+def test_seeds_that_another_process_runs_are_left_to_it(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from evidencing.claims import claimed\n"
+        "with claimed(Path(sys.argv[2]), 'c', *map(int, sys.argv[3:])) as mine: print(mine)"
+    )
+
+    def another(first, last):
+        asked = (sys.executable, "-c", code, ROOT / "scripts", tmp_path, str(first), str(last))
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+    with claimed(tmp_path, "c", 1, 200) as mine:
+        assert mine
+        assert (another(200, 400), another(201, 400)) == ("False", "True")
+    assert another(1, 200) == "True"
+
+
+def test_an_interrupted_command_has_the_time_to_stop_its_servers(tmp_path):
+    """Half a second, more than the quarter that subprocess.run gives after Ctrl-C."""
+    child = (
+        "import pathlib, sys, time\n"
+        "try:\n    pathlib.Path(sys.argv[1]).touch(); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(0.5); pathlib.Path(sys.argv[2]).touch()"
+    )
+    began, stopped = tmp_path / "began", tmp_path / "stopped"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.0, 0)
+        with pytest.raises(KeyboardInterrupt):
+            running.run([sys.executable, "-c", child, str(began), str(stopped)], cwd=tmp_path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stopped.exists() or not began.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child that its parent has ended")
+def test_a_command_does_not_outlive_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from evidencing import running\n"
+        "running.run(['sh', '-c', 'echo $$ > pid.new; mv pid.new pid; exec sleep 60'], cwd=Path(sys.argv[2]))"
+    )
+    parent = subprocess.Popen((sys.executable, "-c", code, ROOT / "scripts", tmp_path))
+    ends = time.monotonic() + 60
+    while not (tmp_path / "pid").exists():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    pid = int((tmp_path / "pid").read_text())
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < ends
+            time.sleep(0.02)

@@ -9,7 +9,7 @@ import click
 
 from lockguard._cli import tables
 from lockguard._cli.tables import console
-from lockguard._interrupt import run
+from lockguard._interrupt import interrupted, run
 from lockguard._private_files import require_writable, write_private
 from lockguard_lab.scoreboard.cases import CASES
 from lockguard_lab.scoreboard.measure import WAYS, Board, measure
@@ -37,7 +37,8 @@ __all__ = ["scoreboard"]
 def scoreboard(*, ways: tuple[str, ...], cases: tuple[str, ...], rounds: int, json_file: Path | None) -> None:
     """Do the same faults to lockguard and to other ways to lock, on real servers, and tell what came of each.
 
-    All ways and cases take some twenty minutes. What is not installed is left out and named.
+    All ways and cases take some twenty minutes. What is not installed is left out and named. Ctrl-C ends it
+    with what was found so far. The exit code is 1 if lockguard itself breaks what it promises.
     """
     require_writable(json_file)
     with console().status("starting servers") as status:
@@ -52,6 +53,10 @@ def scoreboard(*, ways: tuple[str, ...], cases: tuple[str, ...], rounds: int, js
     if json_file is not None:
         write_private(json_file, json.dumps(board.to_json(), indent=2) + "\n")
     _show(board)
+    if board.interrupted_at:
+        click.echo(f"interrupted at {board.interrupted_at}: all that follows was not tried", err=True)
+        raise SystemExit(interrupted())
+    raise SystemExit(1 if board.to_json()["violations"] else 0)
 
 
 def _show(board: Board) -> None:

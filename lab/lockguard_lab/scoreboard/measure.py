@@ -55,12 +55,14 @@ class Board:
         versions: of the servers and the peers.
         left_out: what could not be tried, each with the reason.
         ttl_s: of each lock that has one.
+        interrupted_at: what was being tried when the run was interrupted; empty if it came to its end.
     """
 
     cells: list[Found]
     versions: Mapping[str, str]
     left_out: Mapping[str, str]
     ttl_s: int
+    interrupted_at: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As ``scripts/evidence`` keeps it; nothing that a peer does is a violation of a promise of ours."""
@@ -80,6 +82,11 @@ class Board:
             "notes": [
                 f"Locks with a ttl have {self.ttl_s} s.",
                 *(f"Left out: {name}: {why}." for name, why in self.left_out.items()),
+                *(
+                    [f"Interrupted at {self.interrupted_at}: all that follows lacks."]
+                    if self.interrupted_at
+                    else []
+                ),
             ],
         }
 
@@ -119,17 +126,23 @@ async def measure(
             quorum = [(await stack.enter_async_context(RedisServer())).url for _ in range(3)]
         place = Place(redis.url, postgres.create_database("scoreboard"), "", tuple(quorum))
         await set_up(place)
-        for name in present:
-            async with AsyncExitStack() as own:
-                where = place
-                if EVERY[name].server == "etcd":  # waiters of the way before may still stand in its line
-                    etcd = await own.enter_async_context(EtcdServer())
-                    versions["etcd"], where = etcd.version, place.at("etcd", etcd.url)
-                for case in cases:
-                    progress(f"{name}: {case}")
-                    cells.append(await _one(Trial(name, where, ttl_s, rounds), case))
+        at = ""
+        try:
+            for name in present:
+                async with AsyncExitStack() as own:
+                    where = place
+                    if EVERY[name].server == "etcd":  # waiters of the way before may still stand in its line
+                        etcd = await own.enter_async_context(EtcdServer())
+                        versions["etcd"], where = etcd.version, place.at("etcd", etcd.url)
+                    for case in cases:
+                        at = f"{name}: {case}"
+                        progress(at)
+                        cells.append(await _one(Trial(name, where, ttl_s, rounds), case))
+            at = ""
+        except asyncio.CancelledError:  # Ctrl-C: what was found took minutes, and is told
+            pass
     versions |= {name: installed_version(name) for name in _PACKAGES if name in present}
-    return Board(cells, versions, left_out | NEVER, ttl_s)
+    return Board(cells, versions, left_out | NEVER, ttl_s, interrupted_at=at)
 
 
 async def _one(trial: Trial, case: str) -> Found:
@@ -140,3 +153,5 @@ async def _one(trial: Trial, case: str) -> Found:
         return trial.found(case, "no", f"not over in {_CASE_S:g} s")
     except ConfigurationError as failed:  # the other cells took minutes, and are not lost for it
         return trial.found(case, "-", f"not tried: {failed}")
+    except Exception as failed:  # noqa: BLE001 - the same, whatever a peer or a server raises
+        return trial.found(case, "-", f"not tried: {type(failed).__name__}: {failed}")
