@@ -25,6 +25,7 @@ COMMANDS = "lockguard.commands"
 
 _BROUGHT_BY = {
     "bench": "bench",
+    "chaos": "testing,postgres",
     "demo": "demo",
     "exchange": "testing,ccxt",
     "load": "testing",

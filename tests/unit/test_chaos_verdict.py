@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import json
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +19,15 @@ from click.testing import CliRunner, Result
 
 from lockguard._cli import app
 from lockguard._clock import SystemClock
-from lockguard_lab.chaos import ChaosPlan, RoundReport
+from lockguard_lab.chaos import ChaosPlan, RoundReport, series
 from lockguard_lab.chaos.judged import read_round
 from lockguard_lab.chaos.plan import TOPOLOGIES, planned
 from lockguard_lab.chaos.recording import History, Recorder
+from lockguard_lab.chaos.running import to_the_end
 from lockguard_lab.chaos.selfcheck import DOUBLE_GRANT, PAST_THE_FENCE, STALE_WRITE, self_check
 from lockguard_lab.chaos.spans import covered_s, without
 from lockguard_lab.chaos.verdict import judge_round
+from lockguard_lab.fence_race.planted import WEAK_CHECKS
 
 Line = dict[str, Any]
 
@@ -33,8 +39,9 @@ class Record:
         self.directory = directory
         self._numbers = iter(range(1, 10_000))
         self.rows: dict[str, list[Line]] = {"ledger": [], "entries": [], "bypasses": []}
-        plan = asdict(ChaosPlan(ways=(), topology=topology)) | {"length": 20.0, "ttl": 1.0}
+        plan = asdict(ChaosPlan(ways=(), topology=topology)) | {"length": 20.0, "ttl": 1.0, "processes": 0}
         (directory / "round.json").write_text(json.dumps(plan))
+        (directory / "conductor.jsonl").touch()
 
     def line(self, process: str, at: float, **facts: Any) -> None:
         with (self.directory / f"{process}.jsonl").open("a") as file:
@@ -291,6 +298,15 @@ def test_each_line_is_written_at_once_and_one_that_was_cut_short_is_left_out(tmp
     assert call.begin <= call.end < math.inf
 
 
+def test_a_restarted_process_does_not_go_on_in_the_line_that_its_kill_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "process-1.jsonl"
+    path.write_bytes(b'{"begin": 1, "call": "acq')
+    recorder = Recorder(str(path), 1)
+    number = recorder.begin("acquire", "r", wait=1)
+    recorder.close()
+    assert [*History.read([path]).calls] == [number]
+
+
 def test_a_restarted_process_begins_with_numbers_that_were_never_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,12 +376,13 @@ def test_a_record_is_judged_again(record: Record, run: Callable[..., Result], tm
         (("--check", "{}"), "has no round"),
         (("--check", "{}/none"), "does not exist"),
         (("--check", "{}", "--seed", "1"), "leave --seed out"),
-        (("--check", "{}/broken"), "cannot be judged: JSONDecodeError"),
+        (("--check", "{}/broken"), "cannot be judged: round.json is damaged: it is no JSON"),
         (("--history", "{}"), "is not empty: name another directory"),
         (("--history", "{}/file"), "is a file"),
         (("--history", "{}/file/below"), "cannot be used: not a directory"),
         (("--topology", "ring"), "'ring' is not one of"),
         (("--minutes", "0"), "0"),
+        (("--minutes", "nan"), "nan is no length of time"),
         (("--seed", "-1"), "-1 is not in the range"),
         (("--processes", "1"), "1 is not in the range"),
     ],
@@ -381,3 +398,114 @@ def test_bad_input_is_one_line(
     assert done.exit_code == 2, done.output
     assert says in done.output.replace("\n", " ")
     assert "Traceback" not in done.output
+
+
+def test_the_record_of_a_killed_run_is_judged_but_for_the_round_that_was_not_over(
+    tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    for number in (1, 2):
+        (tmp_path / f"round-{number}").mkdir()
+        record = Record(tmp_path / f"round-{number}")
+        record.grant("process-1", 1, 0, 0.1, released=1)
+        record.judge()
+    (tmp_path / "round-2" / "tables.json").unlink()
+    done = run("--check", tmp_path)
+    assert done.exit_code == 1, done.output
+    assert "round-1: 2 operations, 0 faults, 0 violations" in done.output
+    assert "its run was killed, or failed, before the round was over" in done.output.replace("\n", " ")
+    assert "rounds that could not be judged" in done.output
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("process-1.jsonl", b"\xff\x00\n{\n[]\n", "process-1.jsonl has 3 lines that cannot be read"),
+        ("process-1.jsonl", b"[" * 50_000 + b"\n{\n", "process-1.jsonl has 2 lines that cannot be read"),
+        ("process-1.jsonl", b'{"end": 1, "how": "ok", "t": 1}\n' * 2, "2 lines that cannot be read"),
+        ("process-1.jsonl", b"", "no process noted write 3, which is in the tables"),
+        ("process-1.jsonl", None, "process-1.jsonl is missing"),
+        ("conductor.jsonl", None, "conductor.jsonl is missing"),
+        ("process-1.jsonl", b'{"counts": 5}\n', "no process noted write 3"),
+        ("process-2.jsonl", b'{"counts": 5}\n', "is damaged or of another version (TypeError"),
+        ("tables.json", b"\xff", "tables.json is damaged: it is no JSON"),
+        ("tables.json", b"[" * 50_000, "tables.json is damaged: it is no JSON"),
+        ("tables.json", b"[]", "tables.json is damaged: it is no object"),
+        ("tables.json", b"{}", "tables.json is damaged or of another version"),
+        ("round.json", b"", "round.json is damaged: it is no JSON"),
+        ("round.json", b"{}", "round.json is damaged or of another version: ttl None"),
+        ("round.json", b'{"format": 2}', "it is of another version: format 2, not 1"),
+        ("round.json", b'{"ttl": 1.0, "topology": "ring"}', "topology 'ring'"),
+        ("round.json", b'{"ttl": 1.0, "topology": "single", "seed": Infinity}', "no seed"),
+    ],
+)
+def test_a_record_that_is_not_whole_is_refused_and_not_held_against_the_lock(
+    record: Record, run: Callable[..., Result], file: str, content: bytes | None, says: str
+) -> None:
+    record.grant("process-1", 1, 0, 0.1, released=1)
+    record.write("process-1", 1, 0.2, 0.3)
+    plan = record.directory / "round.json"
+    plan.write_text(plan.read_text().replace('"processes": 0', '"processes": 1'))
+    assert record.judge().violations == 0
+    if content is None:
+        (record.directory / file).unlink()
+    else:
+        (record.directory / file).write_bytes(content)
+    done = run("--check", record.directory)
+    assert done.exit_code == 2, done.output
+    assert says in done.output.replace("\n", " ")
+    assert "Traceback" not in done.output
+
+
+# An interruption.
+
+
+async def test_an_interruption_while_a_round_winds_up_loses_nothing_of_it() -> None:
+    steps: list[str] = []
+
+    async def wind_up() -> None:
+        for step in ("finished", "tables", "closed"):
+            await asyncio.sleep(0.01)  # an interruption comes meanwhile
+            steps.append(step)
+
+    ending = asyncio.create_task(to_the_end(wind_up()))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        ending.cancel()
+        await asyncio.sleep(0.002)  # it arrives before the step is over
+    assert await ending
+    assert steps == ["finished", "tables", "closed"]
+    assert not await to_the_end(wind_up())
+
+
+@pytest.mark.parametrize("how", ["interrupted", "failed"])
+async def test_the_first_planted_round_that_is_interrupted_or_fails_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    first = WEAK_CHECKS[0].name
+    tried: list[Path] = []
+
+    @contextlib.asynccontextmanager
+    async def no_servers(_: str) -> AsyncIterator[None]:
+        yield
+
+    async def run_round(_: ChaosPlan, *, directory: Path, **__: Any) -> RoundReport:
+        tried.append(directory)
+        if how == "failed":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        report = RoundReport()
+        report.of(first).stale_commits, report.counts["interrupted"] = 1, 1
+        return report
+
+    monkeypatch.setattr(series, "servers_of", no_servers)
+    monkeypatch.setattr(series, "run_round", run_round)
+    postgres: Any = SimpleNamespace(running=True)
+    seen, ended = await series.convict_planted(ChaosPlan(ways=()), postgres=postgres, directory=tmp_path)
+    assert tried == [tmp_path / "planted-1"]
+    assert not tried[0].exists()
+    if how == "interrupted":
+        assert seen == {first: 1}  # of the others nothing is known
+        assert ended.counts == {"interrupted": 1}
+    else:
+        assert not any(seen.values())
+        assert ended.counts == {"rounds that failed": 1}
+        assert "No space left on device" in ended.told[0]

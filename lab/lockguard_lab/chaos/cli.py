@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +96,8 @@ def chaos(
     """
     if check is not None:
         _require_alone(context)
+    if math.isnan(minutes):
+        raise click.BadParameter("nan is no length of time", param_hint="'--minutes'")
     require_writable(json_file)
     command = shlex.join(["lockguard", *sys.argv[1:]])
     try:
@@ -109,9 +113,9 @@ def chaos(
             )
     except ConfigurationError as exc:
         raise Mistake(str(exc)) from exc
-    summary.show()
     if summary.missed:
         click.echo(f"the judge did not convict {', nor '.join(summary.missed)}", err=True)
+    summary.show()
     if json_file is not None:
         write_private(json_file, json.dumps(summary.facts(command), indent=2) + "\n")
     if summary.sound and summary.total.counts["interrupted"]:
@@ -126,23 +130,32 @@ def _require_alone(context: click.Context) -> None:
 
 
 def _check(directory: Path) -> Summary:
-    from lockguard_lab.chaos.report import Summary  # noqa: PLC0415 - with what it imports, an extra
+    from lockguard_lab.chaos.report import UNJUDGED, Summary  # noqa: PLC0415 - with what it imports, an extra
     from lockguard_lab.chaos.selfcheck import self_check  # noqa: PLC0415
     from lockguard_lab.chaos.verdict import judge_round  # noqa: PLC0415
 
     found = sorted(plan.parent for plan in directory.glob("**/round.json"))
     if not found:
         raise Mistake(f"{directory} has no round: give what --history of an earlier run named")
-    summary = Summary(0)
+    summary, whole = Summary(0), 0
     for place in found:
-        report = RoundReport()
+        report, checked, seed, topology = RoundReport(), {}, 0, "unknown"
         try:
             judged = judge_round(place, report)
-        except (OSError, ValueError, LookupError, TypeError) as exc:
-            raise Mistake(f"{place} cannot be judged: {type(exc).__name__}: {exc}") from exc
-        seed, topology = int(judged.plan["seed"]), str(judged.plan["topology"])
+            checked = self_check(judged)
+            seed, topology = judged.plan["seed"], judged.plan["topology"]
+            whole += 1
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError) as exc:
+            why = str(exc) if type(exc) is ValueError else f"it is damaged or of another version ({exc!r})"
+            report = RoundReport()
+            report.counts[UNJUDGED] += 1
+            report.tell(f"{place} cannot be judged: {why}")
+            if len(found) == 1:
+                raise Mistake(report.told[0]) from exc
         summary.seed = summary.seed or seed
-        summary.add(place.name, topology, seed, report, self_check(judged))
+        summary.add(place.name, topology, seed, report, checked)
+    if not whole:
+        raise Mistake(f"{directory}: none of its {len(found)} rounds can be judged")
     return summary
 
 
@@ -166,7 +179,7 @@ def _run(
     with ExitStack() as stack:
         if history is None:
             directory = Path(tempfile.mkdtemp(prefix="lockguard-chaos-"))
-            stack.callback(_drop, directory, summary)
+            stack.push(partial(_drop, directory, summary))
         else:
             directory = _own_directory(history)
         connections = 30 * plan.processes + 40
@@ -199,12 +212,14 @@ def _run(
     return summary
 
 
-def _drop(directory: Path, summary: Summary) -> None:
+def _drop(directory: Path, summary: Summary, failed: type[BaseException] | None, *_: object) -> None:
     """Delete the history, unless it shows what happens perhaps once: another run goes another way."""
     if summary.sound or not summary.rounds:
         shutil.rmtree(directory, ignore_errors=True)
-    else:
-        click.echo(f"the history is kept in {directory}; judge it again: lockguard chaos --check {directory}")
+        return
+    summary.kept = directory
+    if failed is not None:  # nobody will show the summary
+        summary.tell_kept()
 
 
 async def _install(conn: asyncpg.Connection[Any]) -> None:
@@ -245,4 +260,8 @@ async def _series(
         summary.plans[str(round_.plan.seed)] = digest(round_.plan)
         summary.add(round_.name, round_.plan.topology, round_.plan.seed, report, checked)
     if planted and not summary.total.counts["interrupted"]:
-        summary.planted, _ = await convict_planted(plan, postgres=postgres, directory=directory)
+        summary.planted, ended = await convict_planted(plan, postgres=postgres, directory=directory)
+        summary.total.add(ended)
+        summary.violations += [f"{plan.seed} planted: {line}" for line in ended.told]
+        for line in ended.told:
+            click.echo(f"planted: {line}")

@@ -25,6 +25,7 @@ import itertools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,10 @@ class Recorder:
     """
 
     def __init__(self, path: str, number: int) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":  # a kill cut the last line short
+            os.write(self._file, b"\n")
         # A restarted process begins with numbers that were never used.
         first = number * _NUMBERS_EACH + int(SYSTEM_CLOCK.wall() * 1_000) % 10**9 * 10**4
         self._numbers = itertools.count(first)
@@ -143,6 +147,7 @@ class History:
         stalled: for each process, the spans of time in which it did not run.
         faults: all faults, by number.
         lines: all lines, as they are.
+        unreadable: for each process, how many lines are not whole, or answer a call that is not there.
     """
 
     calls: dict[int, Call] = field(default_factory=dict)
@@ -151,13 +156,15 @@ class History:
     stalled: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     faults: dict[int, FaultWindow] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def read(cls, paths: Iterable[Path]) -> History:
         """Put the files together."""
         history = cls()
         for path in paths:
-            for line in lines_of(path):
+            lines, history.unreadable[path.stem] = _parsed(path)
+            for line in lines:
                 history.add(path.stem, line)
         return history
 
@@ -181,6 +188,8 @@ class History:
                 self.faults[number] = FaultWindow(kind, target, at)
             case {"healed": number, "t": at} if number in self.faults:
                 self.faults[number].end = at
+            case {"end": _} | {"healed": _}:
+                self.unreadable[process] += 1  # what it answers is gone
 
     def made(self, call: str) -> Iterator[Call]:
         """All calls of a kind."""
@@ -198,12 +207,19 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     Raises:
         OSError: the file cannot be read.
     """
-    found = []
-    for text in path.read_bytes().splitlines():
+    return _parsed(path)[0]
+
+
+def _parsed(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a file, and how many more there are that cannot be read."""
+    found, unreadable = [], 0
+    for text in path.read_bytes().split(b"\n"):
         try:
-            line = json.loads(text)
-        except ValueError:
-            continue
+            line = json.loads(text) if text else {}
+        except (ValueError, RecursionError):
+            line = None
         if isinstance(line, dict):
-            found.append(line)
-    return found
+            found += [line] if line else []
+        else:
+            unreadable += 1
+    return found, unreadable

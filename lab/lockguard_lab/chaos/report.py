@@ -21,9 +21,10 @@ from lockguard_lab.chaos.selfcheck import CHECKS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Summary"]
+__all__ = ["UNJUDGED", "Summary"]
 
-_FAILED = ("rounds that failed", "processes that failed")
+UNJUDGED = "rounds that could not be judged"
+_FAILED = ("rounds that failed", "processes that failed", UNJUDGED)
 _GIT_S = 10
 _NOTE = (
     "The seed decides which faults come when, and for how long; what the processes and servers are doing at"
@@ -44,6 +45,7 @@ class Summary:
         violations: a line for each violation that is told, with its round's seed first.
         plans: for each round's seed, what stands for its faults.
         rounds: how many there were.
+        kept: where the record of a run that found something is kept; ``None`` if its user named a place.
         began: when the run began, in seconds since 1970.
     """
 
@@ -55,6 +57,7 @@ class Summary:
     violations: list[str] = field(default_factory=list)
     plans: dict[str, str] = field(default_factory=dict)
     rounds: int = 0
+    kept: Path | None = None
     began: float = field(default_factory=SYSTEM_CLOCK.wall)
 
     def add(
@@ -98,6 +101,14 @@ class Summary:
         console().print(table)
         if self.total.recovery_s:
             console().print(_recovery_table(self.total.recovery_s))
+        self.tell_kept()
+
+    def tell_kept(self) -> None:
+        """Say where the record is, if it was kept unasked."""
+        if self.kept is not None:
+            click.echo(
+                f"the history is kept in {self.kept}; judge it again: lockguard chaos --check {self.kept}"
+            )
 
     def _sample(self) -> list[dict[str, Any]]:
         """A short run from the same seed: its faults are planned as those of the first round were."""

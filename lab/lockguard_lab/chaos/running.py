@@ -18,6 +18,7 @@ from lockguard._private_files import write_private
 from lockguard_asyncpg._attached import PostgresFence
 from lockguard_asyncpg._protection import protect
 from lockguard_lab.chaos.disturbing import Disturber
+from lockguard_lab.chaos.judged import FORMAT
 from lockguard_lab.chaos.plan import ChaosPlan, ChaosWorkerSpec, RoundReport, planned
 from lockguard_lab.chaos.processes import BotProcess, why
 from lockguard_lab.chaos.recording import Recorder
@@ -28,13 +29,13 @@ from lockguard_lab.chaos.worker import guard_over
 from lockguard_lab.fence_race.running import PROTECTED_TABLES, SET_UP, TEAR_DOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from pathlib import Path
 
     from lockguard_lab.servers import PostgresServer
     from lockguard_lab.servers.topologies import Topology
 
-__all__ = ["run_round"]
+__all__ = ["run_round", "to_the_end"]
 
 _QUIET_S = 20.0
 _FAILOVERS_FROM = 10**6
@@ -69,7 +70,7 @@ async def run_round(
     """
     began, report, application = SYSTEM_CLOCK.wall(), RoundReport(), f"lockguard-chaos-{new_grant_id()[:8]}"
     resources = tuple(f"chaos:{plan.seed}:{number}" for number in range(plan.resources))
-    _keep(directory / "round.json", asdict(plan))
+    _keep(directory / "round.json", {"format": FORMAT, **asdict(plan)})
     recorder = Recorder(str(directory / "conductor.jsonl"), 0)
     async with AsyncExitStack() as stack:
         stack.callback(recorder.close)
@@ -97,12 +98,34 @@ async def run_round(
             report=report,
         )
         interrupted = await _until_interrupted(disturber.disturb(planned(plan)))
-        await _finish(bots, report)
-        _note_failovers(redis, recorder, since=began)
-        await _keep_tables(pool, application, directory)
+        noted = partial(_note_failovers, redis, recorder, since=began)
+        kept = partial(_keep_tables, pool, application, directory)
+        interrupted |= await to_the_end(_wind_up(stack.pop_all(), bots, report, noted, kept))
     judge_round(directory, report)
     report.counts["interrupted"] += interrupted
     return report
+
+
+async def _wind_up(
+    stack: AsyncExitStack,
+    bots: Sequence[BotProcess],
+    report: RoundReport,
+    note_failovers: Callable[[], None],
+    keep_tables: Callable[[], Awaitable[None]],
+) -> None:
+    async with stack:
+        await _finish(bots, report)
+        note_failovers()
+        await keep_tables()
+
+
+async def to_the_end(work: Coroutine[Any, Any, None]) -> bool:
+    """Await all of ``work``, also if interrupted; returns whether it was, which then counts as handled."""
+    ending, interrupted = asyncio.create_task(work), False
+    while not ending.done():
+        interrupted |= await _until_interrupted(asyncio.wait([ending]))
+    ending.result()
+    return interrupted
 
 
 async def _finish(bots: Sequence[BotProcess], report: RoundReport) -> None:

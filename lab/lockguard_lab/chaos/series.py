@@ -61,7 +61,8 @@ async def rounds(
     """Run rounds of ``plan.length`` until they have disturbed for ``duration``; yields each when it is over.
 
     The topologies take turns, a few rounds each. The tables are protected in every second round, the routes
-    take turns; Postgres crashes in two of three. An interrupted round is the last.
+    take turns; Postgres crashes in two of three. The last round is one that was interrupted, or the sixth
+    that failed.
     """
     left_s, number, failed = duration.total_seconds(), 0, 0
     # So that each has its turn, also in a short run.
@@ -85,16 +86,14 @@ async def rounds(
                         database_url=route.url,
                         pooler=route.pooler,
                     )
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - told in the report
                     failed += 1
                     report = _failure(exc)
                     await _mend(postgres)
-                    if failed > _FAILED_MAX:
-                        raise
                 tables = "protected" if tried.protects else "plain"
                 crashes = ", crashes" if tried.crashes else ""
                 yield Round(f"{place.name}, {route.name}, {tables} tables{crashes}", tried, place, report)
-                if report.counts["interrupted"]:
+                if report.counts["interrupted"] or failed > _FAILED_MAX:
                     return
                 if report.counts["rounds that failed"]:  # its servers may be in any state: take new ones
                     break
@@ -137,8 +136,12 @@ async def _mend(postgres: PostgresServer) -> None:
 
 async def convict_planted(
     plan: ChaosPlan, *, postgres: PostgresServer, directory: Path
-) -> tuple[dict[str, int], int]:
-    """Run rounds until each planted check commits stale; returns its stale commits, and the rounds."""
+) -> tuple[dict[str, int], RoundReport]:
+    """Run rounds until each planted check commits stale, or one is interrupted or fails.
+
+    Returns:
+        The stale commits of each check; and what kept the rounds from their end, in counts and words.
+    """
     seen = {way.name: 0 for way in WEAK_CHECKS}
     async with servers_of("single") as servers:
         for number in range(1, _PLANTED_ROUNDS_MAX + 1):
@@ -153,10 +156,18 @@ async def convict_planted(
             )
             place = directory / f"planted-{number}"
             place.mkdir(parents=True)
-            report = await run_round(tried, redis=servers, postgres=postgres, directory=place)
-            shutil.rmtree(place)
+            try:
+                report = await run_round(tried, redis=servers, postgres=postgres, directory=place)
+            except Exception as exc:  # noqa: BLE001 - told in the report
+                return seen, _failure(exc)
+            finally:
+                shutil.rmtree(place)  # --check would hold its stale writes against lockguard
             for name in tried.ways:
                 seen[name] += report.of(name).stale_commits
+            if report.counts["interrupted"]:
+                ended = RoundReport()
+                ended.counts["interrupted"] += 1
+                return {name: stale for name, stale in seen.items() if stale}, ended
             if all(seen.values()):
-                return seen, number
-    return seen, _PLANTED_ROUNDS_MAX
+                break
+    return seen, RoundReport()
