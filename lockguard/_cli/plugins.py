@@ -30,6 +30,7 @@ _BROUGHT_BY = {
     "exchange": "testing,ccxt",
     "load": "testing",
     "race": "demo",
+    "scoreboard": "bench",
     "servers": "testing",
 }
 """The extras that bring a command which is not installed: the documentation names all commands."""

@@ -18,8 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lockguard._cli import app
+from lockguard._cli.mistake import Mistake
 from lockguard._clock import SystemClock
 from lockguard_lab.chaos import ChaosPlan, RoundReport, series
+from lockguard_lab.chaos.cli import own_directory
 from lockguard_lab.chaos.judged import read_round
 from lockguard_lab.chaos.plan import TOPOLOGIES, planned
 from lockguard_lab.chaos.recording import History, Recorder
@@ -509,3 +511,20 @@ async def test_the_first_planted_round_that_is_interrupted_or_fails_is_the_last(
         assert not any(seen.values())
         assert ended.counts == {"rounds that failed": 1}
         assert "No space left on device" in ended.told[0]
+
+
+def test_of_two_runs_at_once_one_gets_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(()))  # each looked before the other had begun
+    assert own_directory(tmp_path / "history") == tmp_path / "history"
+    with pytest.raises(Mistake, match="is not empty: name another directory"):
+        own_directory(tmp_path / "history")
+
+
+def test_where_the_lab_is_not_installed_the_command_says_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result]
+) -> None:
+    monkeypatch.setattr("lockguard._cli.plugins.contributed", lambda _: {})
+    done = run("--minutes", "1")
+    assert done.exit_code == 2
+    says = "'chaos' is not installed; pip install 'lockguard[testing,postgres]'"
+    assert says in done.output.replace("\n", " ")

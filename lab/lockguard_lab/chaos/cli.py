@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from lockguard_lab.chaos.report import Summary
 
-__all__ = ["chaos"]
+__all__ = ["chaos", "own_directory"]
 
 # A kill may come in the middle of a page, and a commit that is not waited for reaches the disk late.
 _SETTINGS = {"full_page_writes": "on", "wal_writer_delay": "2s"}
@@ -181,7 +182,7 @@ def _run(
             directory = Path(tempfile.mkdtemp(prefix="lockguard-chaos-"))
             stack.push(partial(_drop, directory, summary))
         else:
-            directory = _own_directory(history)
+            directory = own_directory(history)
         connections = 30 * plan.processes + 40
         postgres = stack.enter_context(PostgresServer(max_connections=connections, settings=_SETTINGS))
         routes = [Route("direct", postgres.url, pooler=False)]
@@ -226,10 +227,19 @@ async def _install(conn: asyncpg.Connection[Any]) -> None:
     await install(conn)
 
 
-def _own_directory(path: Path) -> Path:
+def own_directory(path: Path) -> Path:
+    """Make the directory of a run's history, for this run alone.
+
+    Raises:
+        Mistake: it is not empty, or cannot be used.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         taken = any(path.iterdir())
+        if not taken:  # of two runs at once that find it empty, one gets it
+            os.close(os.open(path / "run", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        taken = True
     except OSError as exc:
         raise Mistake(f"--history {path} cannot be used: {(exc.strerror or str(exc)).lower()}") from exc
     if taken:

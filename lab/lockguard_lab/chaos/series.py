@@ -76,8 +76,8 @@ async def rounds(
                 tried, route = _round(plan, topology, routes, number, timedelta(seconds=length_s))
                 number += 1
                 place = directory / f"round-{number:04}-{topology}"
-                place.mkdir(parents=True)
                 try:
+                    place.mkdir(parents=True)
                     report = await run_round(
                         tried,
                         redis=servers,
@@ -155,13 +155,14 @@ async def convict_planted(
                 stalls=0.15,
             )
             place = directory / f"planted-{number}"
-            place.mkdir(parents=True)
             try:
+                place.mkdir(parents=True)
                 report = await run_round(tried, redis=servers, postgres=postgres, directory=place)
             except Exception as exc:  # noqa: BLE001 - told in the report
                 return seen, _failure(exc)
             finally:
-                shutil.rmtree(place)  # --check would hold its stale writes against lockguard
+                # --check would hold its stale writes against lockguard.
+                shutil.rmtree(place, ignore_errors=True)
             for name in tried.ways:
                 seen[name] += report.of(name).stale_commits
             if report.counts["interrupted"]:
