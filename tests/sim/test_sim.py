@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -102,3 +105,59 @@ def test_the_command_tells_what_it_ran(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "schedules that broke a law" in done.output
     assert '"schedules": 3' in file.read_text()
+
+
+def test_an_interrupted_run_ends_at_once_with_its_processes_and_tells_what_it_found() -> None:
+    seeds = ["--seeds", "1..999999999999", "--topology", "single", "--processes", "2"]
+    command = [sys.executable, "-m", "lockguard", "sim", *seeds]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        children = _when(lambda: psutil.Process(running.pid).children(recursive=True), at_least=2)
+        # So that each has some of its schedules behind it.
+        _when(lambda: [one for one in children if sum(one.cpu_times()[:2]) > 2.5], at_least=2)
+        running.terminate()
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "schedules that broke a law" in out
+    assert err.split("\n")[-2:] == ["lockguard: interrupted", ""]
+    assert not [one for one in children if one.is_running()]
+
+
+def test_an_interrupted_search_for_mistakes_ends_at_once_with_its_processes() -> None:
+    command = [sys.executable, "-m", "lockguard", "sim", "--planted", "lock", "--processes", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        children = _when(lambda: psutil.Process(running.pid).children(recursive=True), at_least=2)
+        running.terminate()
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err.split("\n")[-2:] == ["lockguard: interrupted", ""]
+    assert not [one for one in children if one.is_running()]
+
+
+def test_no_process_outlives_a_killed_run() -> None:
+    command = [sys.executable, "-m", "lockguard", "sim", "--seeds", "1..100000", "--processes", "2"]
+    with subprocess.Popen(command) as running:
+        children = _when(lambda: psutil.Process(running.pid).children(recursive=True), at_least=2)
+        _when(lambda: [one for one in children if one.num_threads() > 1], at_least=2)
+        running.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
+def _when(look: Callable[[], list[psutil.Process]], *, at_least: int) -> list[psutil.Process]:
+    latest = time.monotonic() + 60
+    while len(found := look()) < at_least:
+        assert time.monotonic() < latest, f"{found} is fewer than {at_least}"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_mistake_without_a_name_is_none() -> None:
+    done = CliRunner().invoke(sim, ["--planted", ""])
+    assert done.exit_code == 2
+    assert "write a part of its name" in done.output
+
+
+def test_a_name_that_is_almost_one_is_answered_with_it() -> None:
+    done = CliRunner().invoke(sim, ["--planted", "a qorum of hlf"])
+    assert done.exit_code == 2
+    assert "did you mean 'a quorum of half'" in done.output

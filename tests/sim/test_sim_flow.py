@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from lockguard_lab.sim.cli import sim
 from lockguard_lab.sim.flow.plan import FlowPlan
 from lockguard_lab.sim.flow.run import run
+from lockguard_lab.sim.planted import PLANTED, convict
 
 pytestmark = pytest.mark.no_cover
 
@@ -55,3 +56,12 @@ def test_the_command_runs_the_flow(tmp_path: Path) -> None:
 def test_the_servers_of_the_flow_cannot_be_chosen() -> None:
     done = CliRunner().invoke(sim, ["--layer", "flow", "--topology", "single"])
     assert done.exit_code != 0
+
+
+def test_a_first_stop_that_never_comes_is_an_alert_of_its_own_position(tmp_path: Path) -> None:
+    """Neither an alert on an earlier position counts, nor is the first stop left unwatched."""
+    name = "nobody is told of a position without a stop"
+    planted = next(one for one in PLANTED if one.name == name)
+    found = convict(planted, tmp_path, seeds=range(15, 21))
+    assert found is not None, "no schedule of six broke a law"
+    assert found.law.startswith("P5")

@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ from lockguard._private_files import require_writable, write_private
 from lockguard_lab.sim.layers import LAYERS, Layer, OutcomeOf, PlanOf, layer_of, shrunk
 from lockguard_lab.sim.plan import TOPOLOGIES
 from lockguard_lab.sim.planted.command import run_planted
+from lockguard_lab.sim.workers import results
 
 __all__ = ["sim"]
 
 _RANGE = re.compile(r"(\d{1,12})(?:\.\.(\d{1,12}))?")
 _AT_ONCE = 50
+"""Fewer are not worth another process."""
+_PART = 10
 _TRACES_TOLD = 3
+_FAILURES_SHOWN = 3
+_LISTED = 20
 
 
 class _Seeds(click.ParamType[range]):
@@ -107,35 +113,81 @@ def sim(
     if trace and len(seeds) > 1:
         raise Mistake("--trace shows one schedule; name it: --seeds 7")
     require_writable(json_file)
+    failed = _run_and_tell(layer, seeds, topology, processes, json_file, trace=trace)
+    raise SystemExit(1 if failed else 0)
+
+
+def _run_and_tell(
+    layer: str,
+    seeds: range,
+    topology: str | None,
+    processes: int,
+    json_file: Path | None,
+    *,
+    trace: bool,
+) -> list[int]:
+    """Run the schedules, and tell what was found; returns the seeds that broke a law.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; what was found until then is told.
+    """
     began = SYSTEM_CLOCK.now()
     simulated = layer_of(layer)
-    outcomes = _run_all(layer, seeds, topology, processes)
-    failed = {seed: outcome for seed, outcome in outcomes.items() if outcome.violations}
+    outcomes: dict[int, OutcomeOf] = {}
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        _run_all(outcomes, layer, seeds, topology, processes, trace=trace)
+    except KeyboardInterrupt as exc:
+        if not outcomes:
+            raise
+        interrupted = exc
+    failed = sorted(seed for seed, outcome in outcomes.items() if outcome.violations)
     took_s = SYSTEM_CLOCK.now() - began
     if trace:
         click.echo(f"{simulated.plan(seeds[0], topology)}\n" + "\n".join(outcomes[seeds[0]].lines))
     _show(simulated, outcomes, took_s, processes)
-    for seed in sorted(failed)[:3]:
-        _show_failure(simulated, simulated.plan(seed, topology))
     if json_file is not None:
-        facts = _facts(simulated, seeds, outcomes, took_s, processes)
+        facts = _facts(simulated, outcomes, took_s, processes)
         write_private(json_file, json.dumps(facts, indent=2) + "\n")
-    raise SystemExit(1 if failed else 0)
+    if failed:
+        click.echo(f"seeds that broke a law: {_listed(failed)}")
+    if interrupted is not None:
+        raise interrupted
+    for seed in failed[:_FAILURES_SHOWN]:
+        _show_failure(simulated, simulated.plan(seed, topology))
+        servers = f" --topology {topology}" if topology else ""
+        click.echo(f"all that happened: lockguard sim --layer {layer}{servers} --seeds {seed} --trace")
+    return failed
 
 
-def _run_all(layer: str, seeds: range, topology: str | None, processes: int) -> dict[int, OutcomeOf]:
+def _run_all(
+    found: dict[int, OutcomeOf],
+    layer: str,
+    seeds: range,
+    topology: str | None,
+    processes: int,
+    *,
+    trace: bool,
+) -> None:
+    """Run the schedules; ``found`` has the outcome of each that is over."""
     if processes == 1 or len(seeds) < _AT_ONCE:
         simulated = layer_of(layer)
-        return {seed: simulated.run(simulated.plan(seed, topology)) for seed in seeds}
-    parts = [seeds[at : at + _AT_ONCE] for at in range(0, len(seeds), _AT_ONCE)]
-    found: dict[int, OutcomeOf] = {}
-    with ProcessPoolExecutor(processes) as pool:
-        for part in pool.map(_run_part, [layer] * len(parts), parts, [topology] * len(parts)):
+        for seed in seeds:
+            outcome = simulated.run(simulated.plan(seed, topology))
+            found[seed] = outcome if trace else outcome.without_lines()
+        return
+    parts = (seeds[at : at + _PART] for at in range(0, len(seeds), _PART))
+    with closing(results(partial(_run_part, layer, topology), parts, processes)) as done:
+        for part in done:
             found |= part
-    return found
 
 
-def _run_part(layer: str, seeds: range, topology: str | None) -> dict[int, OutcomeOf]:
+def _listed(seeds: list[int]) -> str:
+    more = f", and {len(seeds) - _LISTED:,} more" if len(seeds) > _LISTED else ""
+    return ", ".join(map(str, seeds[:_LISTED])) + more
+
+
+def _run_part(layer: str, topology: str | None, seeds: range) -> dict[int, OutcomeOf]:
     simulated = layer_of(layer)
     return {seed: simulated.run(simulated.plan(seed, topology)).without_lines() for seed in seeds}
 
@@ -165,11 +217,9 @@ def _show_failure(layer: Layer, plan: PlanOf) -> None:
         click.echo(f"  {violation}")
 
 
-def _facts(
-    layer: Layer, seeds: range, outcomes: dict[int, OutcomeOf], took_s: float, processes: int
-) -> dict[str, Any]:
+def _facts(layer: Layer, outcomes: dict[int, OutcomeOf], took_s: float, processes: int) -> dict[str, Any]:
     return {
-        "seeds": [seeds[0], seeds[-1]],
+        "seeds": [min(outcomes), max(outcomes)],
         "took_s": took_s,
         "counts": {
             "schedules": len(outcomes),
@@ -177,7 +227,7 @@ def _facts(
             "virtual_s": round(sum(one.virtual_s for one in outcomes.values()), 1),
             **{name: sum(getattr(one, name) for one in outcomes.values()) for name in layer.counts},
         },
-        "traces": {str(seed): outcomes[seed].trace_hash for seed in seeds[:_TRACES_TOLD]},
+        "traces": {str(seed): outcomes[seed].trace_hash for seed in sorted(outcomes)[:_TRACES_TOLD]},
         "violations": {
             str(seed): [str(violation) for violation in one.violations]
             for seed, one in sorted(outcomes.items())

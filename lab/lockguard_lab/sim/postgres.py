@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from lockguard._lease import Grant, Resource, Token
 from lockguard.errors import FenceUnavailable
 from lockguard.ports import Outrun, Sealed
 from lockguard_lab.sim.world import Process, World
 
-__all__ = ["Commit", "CommitLost", "Fence", "Postgres", "Stale", "Transaction"]
+__all__ = ["Commit", "CommitLost", "Fence", "Postgres", "Session", "Stale", "Transaction"]
 
 
 class Stale(Exception):
@@ -48,6 +48,19 @@ class _Row:
     waiting: deque[Callable[[], None]] = field(default_factory=deque)
 
 
+class Session(Protocol):
+    """What the database knows of a transaction that holds a row."""
+
+    resource: str
+    token: int
+    grant: str
+    committed: bool
+
+    def abort(self, why: str) -> None:
+        """End it; nothing more of it is executed."""
+        ...
+
+
 class Postgres:
     """The database.
 
@@ -65,7 +78,7 @@ class Postgres:
         self.delay_s = (0.0003, 0.003)
         self.answers_lost = 0.0
         self.told: Callable[[str, str, str, int], None] = lambda *_: None
-        self._open: list[Transaction] = []
+        self._open: list[Session] = []
 
     def row(self, resource: str) -> _Row:
         """The fence's row of a resource."""
@@ -93,11 +106,11 @@ class Postgres:
             if row.waiting:
                 row.waiting.popleft()()
 
-    def opened(self, transaction: Transaction) -> None:
+    def opened(self, transaction: Session) -> None:
         """A transaction has the lock of its row."""
         self._open.append(transaction)
 
-    def ended(self, transaction: Transaction) -> None:
+    def ended(self, transaction: Session) -> None:
         """A transaction is over."""
         if transaction in self._open:
             self._open.remove(transaction)

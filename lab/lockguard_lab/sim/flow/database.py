@@ -169,7 +169,7 @@ class _Session:
                 stale = StaleToken(said, resource=self.resource, presented=self.token, current=row.token)
                 then(stale)
             else:
-                postgres.opened(self)  # type: ignore[arg-type]  # what it needs of a transaction
+                postgres.opened(self)
                 self.tables = self._database.tables.begin()
                 self._process.transports.append(self)
                 then(None)
@@ -187,7 +187,7 @@ class _Session:
         """End it; nothing more of it is executed."""
         if not self.over:
             self.over = why
-            self._database.postgres.ended(self)  # type: ignore[arg-type]
+            self._database.postgres.ended(self)
             self._database.postgres.unlock(self.resource, self)
             if self in self._process.transports:
                 self._process.transports.remove(self)

@@ -79,6 +79,7 @@ class Book:
         final: whether a stop of it was refused for good.
         crowded_at: when an exit of it was refused because of its stops.
         dropped_at: when the exchange dropped a stop of it, of its own accord.
+        opened_at: when it was opened, or turned round.
     """
 
     qty: Decimal = _ZERO
@@ -90,6 +91,7 @@ class Book:
     final: bool = False
     crowded_at: float = -1e9
     dropped_at: float = -1e9
+    opened_at: float = -1e9
 
 
 @dataclass
@@ -249,6 +251,8 @@ class FlowJudge:
             f"exchange: {order.origin.value} {order.client_id} {order.side.value} {fill.qty} {symbol} at"
             f" {fill.price}; held {book.qty}"
         )
+        if before * book.qty <= 0:
+            book.opened_at = now
         if order.origin is Origin.PERSON:
             self._by_a_person(book, before)
         elif order.client_id.startswith("lge-"):
@@ -258,7 +262,7 @@ class FlowJudge:
         if not book.qty:
             self.books[symbol] = Book(person_at=book.person_at)
         elif before * book.qty <= 0 and order.origin is Origin.API and book.entry == order.client_id:
-            book.bare_since = now
+            book.bare_since = None  # what it is without begins anew, and is looked at
         self._look_at_stops(symbol)
 
     def _by_a_person(self, book: Book, before: Decimal) -> None:
@@ -328,10 +332,15 @@ class FlowJudge:
         book = self.book(symbol)
         if self.lately(book, 2 * _DEADLINE_S):  # what a person does is found out by the next pass
             return
-        if book.bare_since != since or any(resource.endswith(symbol) for _, resource in self.alerts):
+        if book.bare_since != since or self.told_of(symbol):
             return
         told = f"{symbol} has had none for {self.world.now - since:.1f} s"
         self.accuse("P5: a position without a stop is an alert", told)
+
+    def told_of(self, symbol: str) -> bool:
+        """Whether there was an alert on the position that is held; one on an earlier position is none."""
+        opened_at = self.book(symbol).opened_at
+        return any(at >= opened_at and resource.endswith(symbol) for at, resource in self.alerts)
 
     def _was_bare(self, symbol: str, book: Book) -> None:
         assert book.bare_since is not None

@@ -61,7 +61,7 @@ def _judge_row(judge: FlowJudge, book: Book, row: dict[str, Any], waiting: list[
         return
     if row["status"] != "active" and book.touched and not book.ours:
         # A person's position whose price is beyond a stop: it is told of, and left to the person.
-        if not any(resource.endswith(row["symbol"]) for _, resource in judge.alerts):
+        if not judge.told_of(row["symbol"]):
             judge.accuse("P5: a position without a stop is an alert", said)
         return
     if not judge.stops(row["symbol"]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import json
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,7 +59,7 @@ def chosen(names: tuple[str, ...]) -> list[tuple[str, Planted | Raced]]:
     known = [(layer, planted) for layer, catalogue in LAYERS.items() for planted in catalogue]
     for name in names:
         if not any(_fits(name, layer, planted) for layer, planted in known):
-            raise Mistake(f"no planted mistake is called {name!r}; `lockguard sim --planted` shows all")
+            raise Mistake(f"no planted mistake is called {name!r}{_close_to(name)}")
     return [
         (layer, planted)
         for layer, planted in known
@@ -65,23 +67,62 @@ def chosen(names: tuple[str, ...]) -> list[tuple[str, Planted | Raced]]:
     ]
 
 
+def _close_to(name: str) -> str:
+    """Names that the user may have meant, for the end of a sentence."""
+    names = [*LAYERS, *(planted.name for catalogue in LAYERS.values() for planted in catalogue)]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return "; write a part of its name, such as 'quorum', or a layer: " + ", ".join(LAYERS)
+
+
 def _fits(name: str, layer: str, planted: Planted | Raced) -> bool:
     if name in LAYERS:
         return name == layer
+    if not name:  # a variable of a script that was not set would plant all of them
+        return False
     pattern = name if any(sign in name for sign in "*?[") else f"*{name}*"
     return fnmatch.fnmatchcase(planted.name.lower(), pattern.lower())
 
 
+class _Children:
+    """The processes that run schedules, to be killed when the command is interrupted."""
+
+    def __init__(self) -> None:
+        self._lock, self._over = threading.Lock(), False
+        self._all: list[subprocess.Popen[bytes]] = []
+
+    def add(self, child: subprocess.Popen[bytes]) -> None:
+        """Keep one; it is killed at once if all were."""
+        with self._lock:
+            self._all.append(child)
+            if self._over:
+                child.kill()
+
+    def kill(self) -> None:
+        """Kill all, and each that begins from now on."""
+        with self._lock:
+            self._over = True
+            for child in self._all:
+                child.kill()
+
+
 def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file: Path | None) -> bool:
-    """Plant each mistake, show a table, and write it as JSON; returns whether all were convicted."""
+    """Plant each mistake, show a table, and write it as JSON; returns whether all were convicted.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; what was found until then is shown and written.
+    """
     mistakes = chosen(names)
     began, wall, commit = SYSTEM_CLOCK.now(), SYSTEM_CLOCK.wall(), _commit()
-    with ThreadPoolExecutor(processes) as pool:
-        searches = [pool.submit(_search, layer, planted, seeds) for layer, planted in mistakes]
-        found: list[_Found] = []
-        for search in searches:
-            found.append(search.result())
-            _tell(found[-1], len(found), len(searches))
+    found: list[_Found] = []
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        _search_all(found, mistakes, seeds, processes)
+    except KeyboardInterrupt as exc:
+        if not found:
+            raise
+        interrupted = exc
     _show(found)
     if json_file is not None:
         facts = {
@@ -93,16 +134,36 @@ def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file:
             "rows": [one.facts() for one in found],
         }
         write_private(json_file, json.dumps(facts, indent=2) + "\n")
+    if interrupted is not None:
+        click.echo(f"{len(mistakes) - len(found)} of {len(mistakes)} were not searched to the end")
+        raise interrupted
     return all(one.conviction for one in found)
 
 
-def _search(layer: str, planted: Planted | Raced, seeds: range) -> _Found:
+def _search_all(
+    found: list[_Found], mistakes: list[tuple[str, Planted | Raced]], seeds: range, processes: int
+) -> None:
+    children = _Children()
+    with ThreadPoolExecutor(processes) as pool:
+        searches = [pool.submit(_search, layer, planted, seeds, children) for layer, planted in mistakes]
+        try:
+            for search in searches:
+                found.append(search.result())
+                _tell(found[-1], len(found), len(searches))
+        except BaseException:
+            for search in searches:
+                search.cancel()
+            children.kill()
+            raise
+
+
+def _search(layer: str, planted: Planted | Raced, seeds: range, children: _Children) -> _Found:
     began = SYSTEM_CLOCK.now()
     with TemporaryDirectory(prefix="lockguard-planted-") as directory:
         if isinstance(planted, Raced):
             conviction = convict_raced(planted)
         else:
-            conviction = convict(planted, Path(directory), seeds=seeds)
+            conviction = convict(planted, Path(directory), seeds=seeds, begun=children.add)
     return _Found(layer, planted, conviction, SYSTEM_CLOCK.now() - began)
 
 

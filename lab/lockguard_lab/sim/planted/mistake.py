@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +27,8 @@ JUDGES = {
 returns the laws that were broken, each a ``Violation``."""
 
 _RUN = """
-import importlib, json, sys
+import importlib, json, os, sys, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()  # ends with its parent
 directory, packages, judge, first, last, topology = sys.argv[1:]
 sys.unraisablehook = lambda _: None  # coroutines of processes that never ended
 for package in packages.split():
@@ -129,8 +131,24 @@ class Conviction(Violation):
     seconds: float = 0.0
 
 
-def convict(planted: Planted, directory: Path, *, seeds: range) -> Conviction | None:
-    """Plant a mistake in copies of its packages in ``directory``; run schedules until one breaks a law."""
+def convict(
+    planted: Planted,
+    directory: Path,
+    *,
+    seeds: range,
+    begun: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
+) -> Conviction | None:
+    """Plant a mistake in copies of its packages in ``directory``; run schedules until one breaks a law.
+
+    Args:
+        planted: the mistake.
+        directory: where the copies go.
+        seeds: which schedules.
+        begun: told of the process that runs them, so that it can be killed from another thread.
+
+    Raises:
+        subprocess.CalledProcessError: it was killed, or has failed.
+    """
     sources = planted.sources()
     packages = sorted({change.package for change in planted.changes})
     for package in packages:
@@ -139,14 +157,26 @@ def convict(planted: Planted, directory: Path, *, seeds: range) -> Conviction | 
         (directory / file).write_text(text, "utf-8")
     given = [str(directory), " ".join(packages), JUDGES[planted.judge], str(seeds[0]), str(seeds[-1] + 1)]
     began = SYSTEM_CLOCK.now()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _RUN, *given, planted.topology],
+    command = [sys.executable, "-W", "ignore", "-c", _RUN, *given, planted.topology]
+    with subprocess.Popen(
+        command,
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(directory)},
+        stdin=subprocess.PIPE,  # open as long as this process lives
         stdout=subprocess.PIPE,
-        check=True,
-    )
-    if not done.stdout:
+        process_group=0,  # Ctrl-C in the terminal reaches the parent alone
+    ) as child:
+        begun(child)
+        try:
+            assert child.stdout is not None
+            written = child.stdout.read()
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    if not written:
         return None
-    seed, law, told = json.loads(done.stdout)
+    seed, law, told = json.loads(written)
     return Conviction(law, told, seed, SYSTEM_CLOCK.now() - began)
