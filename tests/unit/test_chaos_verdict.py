@@ -528,3 +528,18 @@ def test_where_the_lab_is_not_installed_the_command_says_what_brings_it(
     assert done.exit_code == 2
     says = "'chaos' is not installed; pip install 'lockguard[testing,postgres]'"
     assert says in done.output.replace("\n", " ")
+
+
+def test_the_judge_is_not_blamed_where_all_that_it_could_try_broke_the_law_already(
+    record: Record, run: Callable[..., Result]
+) -> None:
+    record.grant("process-1", 1, 0, 0.1, released=3)
+    record.grant("process-2", 2, 0.5, 1.1, released=2)
+    number = record.call("process-1", "bypass", 4.2, 4.3, "committed", token=1)
+    record.rows["bypasses"].append({"resource": "r", "token": 1, "op": number})
+    record.judge()
+    done = run("--check", record.directory)
+    assert done.exit_code == 1
+    assert "linearizability of the lock" in done.output
+    assert "was not possible" in done.output
+    assert "did not convict" not in done.output
