@@ -161,3 +161,19 @@ def test_a_name_that_is_almost_one_is_answered_with_it() -> None:
     done = CliRunner().invoke(sim, ["--planted", "a qorum of hlf"])
     assert done.exit_code == 2
     assert "did you mean 'a quorum of half'" in done.output
+
+
+@pytest.mark.parametrize(("layer", "extra"), [("fence", "postgres"), ("flow", "positions")])
+def test_a_package_that_a_layer_lacks_is_one_line(layer: str, extra: str, tmp_path: Path) -> None:
+    (tmp_path / "asyncpg.py").write_text("raise ModuleNotFoundError('gone', name='asyncpg')")
+    done = subprocess.run(
+        [sys.executable, "-m", "lockguard", "sim", "--layer", layer, "--seeds", "1"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = (
+        f"--layer {layer} needs packages that are not installed (asyncpg); pip install 'lockguard[{extra}]'"
+    )
+    assert (done.returncode, done.stderr) == (2, f"lockguard: {told}\n")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from lockguard._cli.mistake import Mistake
 from lockguard_lab.sim.plan import Plan
 from lockguard_lab.sim.run import run
 
@@ -109,9 +110,23 @@ _LOCK = Layer(
 LAYERS = ("lock", "fence", "flow")
 
 
+_EXTRAS = {"fence": "postgres", "flow": "positions"}
+
+
 def layer_of(name: str) -> Layer:
-    """The layer of a name of :data:`LAYERS`."""
-    return {"lock": lambda: _LOCK, "fence": _fence, "flow": _flow}[name]()
+    """The layer of a name of :data:`LAYERS`.
+
+    Raises:
+        Mistake: a package that it needs is not installed.
+    """
+    try:
+        return {"lock": lambda: _LOCK, "fence": _fence, "flow": _flow}[name]()
+    except ImportError as exc:
+        if "pip install" in str(exc):
+            raise
+        missing = exc.name or str(exc)
+        remedy = f"pip install 'lockguard[{_EXTRAS[name]}]'"
+        raise Mistake(f"--layer {name} needs packages that are not installed ({missing}); {remedy}") from exc
 
 
 def shrunk(layer: Layer, plan: PlanOf) -> tuple[PlanOf, OutcomeOf]:
