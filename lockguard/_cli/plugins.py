@@ -32,6 +32,7 @@ _BROUGHT_BY = {
     "race": "demo",
     "scoreboard": "bench",
     "servers": "testing",
+    "sim": "testing",
 }
 """The extras that bring a command which is not installed: the documentation names all commands."""
 
@@ -129,7 +130,10 @@ def _why(point: EntryPoint, exc: Exception) -> str:
     text = str(exc)
     if point.extras:
         missing = getattr(exc, "name", None) or text.partition(";")[0]
-        remedy = f"pip install 'lockguard[{point.extras[0]}]'"
+        brought_by = _BROUGHT_BY.get(
+            point.name, point.extras[0]
+        )  # an extra of lockguard, whosever its own is
+        remedy = f"pip install 'lockguard[{brought_by}]'"
         return f"{name} needs packages that are not installed ({missing}); {remedy}"
     return f"{name}: {text}" if "pip install" in text else f"{name} cannot be loaded: {text}"
 

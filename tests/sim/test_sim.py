@@ -177,3 +177,16 @@ def test_a_package_that_a_layer_lacks_is_one_line(layer: str, extra: str, tmp_pa
         f"--layer {layer} needs packages that are not installed (asyncpg); pip install 'lockguard[{extra}]'"
     )
     assert (done.returncode, done.stderr) == (2, f"lockguard: {told}\n")
+
+
+def test_the_extra_that_brings_the_simulator_is_one_of_lockguard(tmp_path: Path) -> None:
+    (tmp_path / "lupa.py").write_text("raise ModuleNotFoundError('gone', name='lupa')")
+    done = subprocess.run(
+        [sys.executable, "-m", "lockguard", "sim", "--seeds", "1"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = "'lockguard sim' needs packages that are not installed (lupa); pip install 'lockguard[testing]'"
+    assert (done.returncode, done.stderr) == (2, f"lockguard: {told}\n")
