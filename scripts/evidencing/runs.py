@@ -196,6 +196,9 @@ def save(run: Run, folder: Path = RUNS) -> Path:
     path, kept = folder / run.file_name, run
     if wrong := run.faults():
         raise Unusable(f"{path.name}: {'; '.join(wrong)}")
+    counted = KINDS[run.kind].counted[0]
+    if not run.counts.get(counted):
+        raise Unusable(f"{run.kind}: nothing was tried: `counts` has no `{counted}`")
     collected = KINDS[run.kind].seeds_at_once > 0
     if collected and not run.seeds:
         raise Unusable(f"{run.kind}: the command's JSON needs `seeds`, so that none is counted twice")

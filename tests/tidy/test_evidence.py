@@ -271,9 +271,9 @@ def test_a_file_that_is_no_report_is_refused_in_words(tmp_path, report):
 
 
 def test_a_run_that_is_kept_is_not_overwritten_by_another_of_its_second(tmp_path):
-    runs.save(a_run(kind="models", seeds=[], violations=["it broke"]), tmp_path)
+    runs.save(a_run(kind="models", seeds=[], counts={"states": 1}, violations=["it broke"]), tmp_path)
     with pytest.raises(runs.Unusable, match="is there already"):
-        runs.save(a_run(kind="models", seeds=[]), tmp_path)
+        runs.save(a_run(kind="models", seeds=[], counts={"states": 1}), tmp_path)
     (kept,) = runs.load(tmp_path).values()
     assert kept.violations == ["it broke"]
 
@@ -351,3 +351,8 @@ def test_a_command_does_not_outlive_a_parent_that_is_killed(tmp_path):
         while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
             assert time.monotonic() < ends
             time.sleep(0.02)
+
+
+def test_a_run_that_tried_nothing_is_no_evidence(tmp_path):
+    with pytest.raises(runs.Unusable, match="nothing was tried"):
+        runs.save(a_run(kind="models", seeds=[], counts={"states": 0}), tmp_path)
