@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["TEXT_CHARACTERS_MAX", "decoded", "first_line", "kind_of", "one_word", "printable", "remark"]
+__all__ = [
+    "TEXT_CHARACTERS_MAX",
+    "decoded",
+    "first_line",
+    "hidden",
+    "kind_of",
+    "one_word",
+    "printable",
+    "remark",
+]
 
 TEXT_CHARACTERS_MAX = 200
 """The longest holder, operation or reason, in characters."""
+
+_SECRET_CHARACTERS_MIN = 4
+_PIECE_CHARACTERS = 8
 
 
 def kind_of(value: object) -> str:
@@ -67,6 +79,28 @@ def remark(text: str, name: str) -> str:
 def first_line(exc: BaseException) -> str:
     """The first line of an error's text, or the name of its type if that is empty."""
     return str(exc).partition("\n")[0] or type(exc).__name__
+
+
+def hidden(text: str, *secrets: str | None) -> str:
+    """The text with secrets replaced by ``***``, also pieces of them, as where something has cut it.
+
+    Args:
+        text: what a server or a library said, which may quote what it was sent.
+        secrets: each from 4 characters up; pieces of one count from 8 characters up.
+    """
+    covered: set[int] = set()
+    for secret in secrets:
+        if not secret or len(secret) < _SECRET_CHARACTERS_MIN:
+            continue
+        size = min(len(secret), _PIECE_CHARACTERS)
+        for piece in {secret[start : start + size] for start in range(len(secret) - size + 1)}:
+            start = text.find(piece)
+            while start >= 0:
+                covered.update(range(start, start + size))
+                start = text.find(piece, start + 1)
+    return "".join(
+        char if at not in covered else "" if at - 1 in covered else "***" for at, char in enumerate(text)
+    )
 
 
 def decoded(text: bytes) -> str:

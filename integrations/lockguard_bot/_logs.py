@@ -10,49 +10,66 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
+from lockguard._settings import Settings
+from lockguard.errors import ConfigurationError
 from lockguard_ccxt._masking import MASK, masked
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["log_to_output", "secrets_of_environment"]
+__all__ = ["known_secrets", "log_to_output"]
 
 _LOGGER = "lockguard"
 _OF_EVENTS = "lockguard_"
 """The beginning of the names under which observers give the facts of an event to a record."""
 _SECRET_CHARS_MIN = 6
 _FIELDS_CHARS_MAX = 65_536
+_SECRET_OPTION = re.compile("pass|token|key|secret", re.IGNORECASE)
 _WITH_SECRETS = ("_KEY", "_SECRET", "_PASSWORD", "_TOKEN", "_PASSPHRASE", "_TWOFA")
 _Raised: TypeAlias = "tuple[type[BaseException], BaseException, TracebackType | None]"
 
 
-def secrets_of_environment() -> tuple[str, ...]:
-    """The secrets in ``LOCKGUARD_*`` variables: keys, passwords and those in URLs; the longest first."""
-    found: set[str] = set()
+def known_secrets() -> tuple[str, ...]:
+    """The secrets that this process was given: keys, passwords, and those in URLs; the longest first.
+
+    They are looked for in ``LOCKGUARD_*`` variables, ``PGPASSWORD``, the arguments and ``lockguard.toml``.
+    """
+    found: set[str] = {os.environ.get("PGPASSWORD", "")}
     for name, value in os.environ.items():
         if not name.startswith("LOCKGUARD_"):
             continue
         if name.endswith(_WITH_SECRETS):
             found.add(value)
         for url in value.split():
-            if "://" in url:
-                found.update(_password_of(url))
+            found.update(_secrets_of(url))
+    for argument in sys.argv[1:]:
+        found.update(_secrets_of(argument))
+    with suppress(ConfigurationError):  # told by whoever needs the setting
+        settings = Settings.read()
+        for url in (*settings.redis, settings.database or ""):
+            found.update(_secrets_of(url))
     return tuple(sorted((text for text in found if len(text) >= _SECRET_CHARS_MIN), key=len, reverse=True))
 
 
-def _password_of(url: str) -> set[str]:
+def _secrets_of(url: str) -> set[str]:
     try:
-        password = urlsplit(url).password
+        parts = urlsplit(url)
+        password = parts.password or ""
     except ValueError:
         return set()
-    return {password, unquote(password)} if password else set()
+    if not parts.scheme or "://" not in url:
+        return set()
+    options = {value for name, value in parse_qsl(parts.query) if _SECRET_OPTION.search(name)}
+    return {password, unquote(password), *options}
 
 
 class _Masking(logging.Formatter):
@@ -95,7 +112,14 @@ class _JsonLines(_Masking):
         return json.dumps({name: self._clean(value) for name, value in line.items()}, default=str)
 
     def _clean(self, value: object) -> object:
-        return self._masked(value[:_FIELDS_CHARS_MAX]) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return self._masked(value[:_FIELDS_CHARS_MAX])
+        if isinstance(value, dict):
+            return {str(name): self._clean(each) for name, each in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._clean(each) for each in value]
+        # What is no JSON is written as text, see default= above.
+        return value if isinstance(value, bool | int | float | None) else self._masked(str(value))
 
 
 def _message_of(record: logging.LogRecord) -> str:
@@ -107,7 +131,7 @@ def _message_of(record: logging.LogRecord) -> str:
 
 def log_to_output(*, as_json: bool) -> None:
     """Log to the standard output: lockguard's records from INFO up, all others from WARNING up."""
-    secrets = secrets_of_environment()
+    secrets = known_secrets()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         _JsonLines(secrets) if as_json else _Masking(secrets, "%(asctime)s %(levelname)s %(message)s")

@@ -108,7 +108,13 @@ def ccxt_settings(url: str) -> dict[str, Any]:
     address: SplitResult | None = None
     try:
         address = urlsplit(url)
-        secure = address.scheme == "https" and bool(address.hostname) and (address.port or 1) > 0
+        # The settings are printed: a user and password would be printed with them.
+        secure = (
+            address.scheme == "https"
+            and bool(address.hostname)
+            and (address.port or 1) > 0
+            and "@" not in address.netloc
+        )
     except ValueError:
         secure = False
     if address is None or not secure:  # not echoed: it may contain a password
@@ -142,9 +148,9 @@ def point_at(exchange: Any, url: str) -> None:
     if not name.startswith("binance"):
         raise ConfigurationError(f"{name!r} cannot talk to the local exchange; it speaks Binance's API only")
     base = url.rstrip("/")
-    if urlsplit(base).scheme not in {"http", "https"}:
+    if base.partition("://")[0].lower() not in {"http", "https"}:  # not echoed: it may contain a password
         raise ConfigurationError(
-            f"{url!r} is not a URL of a local exchange; it looks like http://127.0.0.1:8080"
+            "what was given is not a URL of a local exchange; it looks like http://127.0.0.1:8080"
         )
     exchange.urls["api"] = {
         name: base + urlsplit(old).path

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_ccxt._loading import SharedLoading
-from lockguard_ccxt._masking import masked
+from lockguard_ccxt._masking import mask_error, mask_log
 from lockguard_ccxt._prepared import sends_only_by_fetch, wait_for_nothing, word
 from lockguard_ccxt._verbs import changes
 
@@ -232,13 +232,13 @@ def install(exchange: Any, clock: Clock = SYSTEM_CLOCK) -> Gate:
         except Exception as exc:
             if running is not None and isinstance(exc, ccxt_errors().OperationFailed):
                 running.unanswered[request] = exc
-            # ccxt's message has the request's whole URL, and with it the signature.
-            exc.args = tuple(masked(arg) if isinstance(arg, str) else arg for arg in exc.args)
+            mask_error(exc, exchange)
             if isinstance(exc, ccxt_errors().InvalidNonce):
                 await gate.resync()
             raise
 
     exchange.fetch = gate.fetch = fetch
+    mask_log(exchange)
     exchange.load_markets = SharedLoading(exchange, (lambda: _current.set(None), wait_for_nothing))
     gate.listen()
     if callable(getattr(exchange, "client", None)):

@@ -66,6 +66,8 @@ def account_label(text: str) -> str:
         raise ConfigurationError(f"account label is {kind_of(text)}; give a text, such as 'scalper'")
     if not _LABEL.fullmatch(text):
         shown = repr(text) if len(text) <= _LABEL_CHARS_MAX else f"{text[:_LABEL_CHARS_MAX]!r}..."
+        if "://" in text or "@" in text:
+            shown = "(not shown, as it may be a URL)"
         raise ConfigurationError(
             f"account label {shown} cannot be part of a name; write 1 to {_LABEL_CHARS_MAX} of a-z, 0-9, -"
             " and _, such as 'scalper'"

@@ -36,7 +36,7 @@ from lockguard_ccxt._classify import ccxt_errors
 from lockguard_ccxt._gate import Gate
 from lockguard_ccxt._keys import account_name, unified_symbol
 from lockguard_ccxt._markets import short_name
-from lockguard_ccxt._masking import masked
+from lockguard_ccxt._masking import mask_error, mask_log
 from lockguard_ccxt._sync_wire import check_before_bytes
 from lockguard_ccxt._verbs import changes
 
@@ -294,8 +294,7 @@ class OrderGate:
             try:
                 return send(url, method, headers, body)
             except ccxt_errors().BaseError as exc:
-                # ccxt's message has the request's whole URL, and with it the signature.
-                exc.args = tuple(masked(arg) if isinstance(arg, str) else arg for arg in exc.args)
+                mask_error(exc, self._exchange)
                 if writing is not None and writing.left and isinstance(exc, ccxt_errors().OperationFailed):
                     writing.sending.unanswered[_path(url, method)] = exc
                 raise
@@ -358,6 +357,7 @@ def gate_orders(
             of it.
     """
     _require_synchronous(exchange)
+    mask_log(exchange)
     _require_guard(guard)
     require_timedelta("needed", needed)
     name = account_name(exchange, account)

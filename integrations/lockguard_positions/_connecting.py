@@ -143,7 +143,7 @@ async def connect_exchange(
         except ccxt_errors().AuthenticationError as exc:
             raise credentials_told(guarded.name, exc) from exc
         except ccxt_errors().BaseError as exc:
-            told = f"exchange {settings.name} does not answer: {type(exc).__name__}"
+            told = f"exchange {settings.shown} does not answer: {type(exc).__name__}"
             passes = isinstance(exc, ccxt_errors().NetworkError)
             raise (ServerUnreachable if passes else ConfigurationError)(told) from exc
         yield guarded

@@ -18,6 +18,7 @@ from lockguard.errors import ConfigurationError
 from lockguard.text import first_line
 from lockguard_ccxt._by_url import LOCAL_API_KEY, LOCAL_SECRET, connect
 from lockguard_ccxt._keys import account_label
+from lockguard_ccxt._masking import mask_log, masked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,9 +78,14 @@ class ExchangeSettings:
         options: ccxt's options by name; those of an inner table as ``fetchPositions.method``.
     """
 
-    name: str | None
+    name: str | None = field(repr=False)
     account: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The name for messages, without the user and password of a URL."""
+        return masked(self.name or "")
 
     @property
     def leverage(self) -> int | None:
@@ -166,6 +172,7 @@ def make_client(settings: ExchangeSettings) -> Any:
             "no exchange; give --exchange (a local one's URL, or ccxt's name) or set LOCKGUARD_EXCHANGE_URL"
         )
     client = _local(name) if "://" in name else _real(name)
+    mask_log(client)
     for key, value in settings.options.items():
         if key not in _OWN:
             _apply(client, key, value)
@@ -197,8 +204,8 @@ def _value(text: str) -> Any:
 def _local(url: str) -> Any:
     try:
         _ = urlsplit(url).port
-    except ValueError as exc:
-        raise ConfigurationError(f"exchange {url!r} is no URL: {exc}; write http://host:port") from exc
+    except ValueError:  # neither it nor the error is shown: both may quote a password
+        raise ConfigurationError("what was given as the exchange is no URL; write http://host:port") from None
     return connect(
         url,
         api_key=os.environ.get(f"{_PREFIX}API_KEY") or LOCAL_API_KEY,

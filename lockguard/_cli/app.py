@@ -27,6 +27,7 @@ from lockguard._cli.ls import ls
 from lockguard._cli.plugins import COMMANDS, OpenGroup
 from lockguard._cli.run import run as run_command
 from lockguard._cli.show import inspect, show
+from lockguard._cli.unseen import unseen
 from lockguard._interrupt import interrupted
 from lockguard._private_files import is_of_the_output
 from lockguard.errors import ConfigurationError, LockguardError
@@ -68,13 +69,13 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = lockguard.main(list(arguments), prog_name="lockguard", standalone_mode=False)
     except click.ClickException as exc:
-        return _refuse(exc)
+        return _refuse(exc, arguments)
     except (KeyboardInterrupt, click.Abort):
         return interrupted()
     except ConfigurationError as exc:
-        return _complain(str(exc), _MISTAKE)
+        return _complain(unseen(str(exc), arguments), _MISTAKE)
     except LockguardError as exc:
-        return _complain(str(exc), _FAILED)
+        return _complain(unseen(str(exc), arguments), _FAILED)
     except OSError as exc:
         if not is_of_the_output(exc):  # errors of our own files name the file
             raise
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     except ImportError as exc:
         if "pip install" not in str(exc):
             raise
-        return _complain(str(exc), _MISTAKE)
+        return _complain(unseen(str(exc), arguments), _MISTAKE)
     return code if isinstance(code, int) else 0
 
 
@@ -93,7 +94,7 @@ def _escape_what_the_terminal_lacks() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _refuse(exc: click.ClickException) -> int:
+def _refuse(exc: click.ClickException, arguments: Sequence[str]) -> int:
     if type(exc).__name__ == "NoArgsIsHelpError":  # its text is the help; click 8.2 and newer
         exc.show()
         return exc.exit_code
@@ -102,7 +103,7 @@ def _refuse(exc: click.ClickException) -> int:
     told = exc.format_message()
     if isinstance(exc, click.BadParameter):
         told = _MAY_BE_A_URL.sub(": what was given (not shown, as it may be a URL)", told)
-    return _complain(told.rstrip(".") + hint, exc.exit_code)
+    return _complain(unseen(told, arguments).rstrip(".") + hint, exc.exit_code)
 
 
 def _complain(text: str, code: int) -> int:

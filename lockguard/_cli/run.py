@@ -18,6 +18,7 @@ from lockguard import _interrupt as interrupt
 from lockguard._cli.command import Command, Outcome
 from lockguard._cli.durations import Duration
 from lockguard._cli.servers import Servers, with_servers
+from lockguard._cli.unseen import unseen
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import parse_resource
 from lockguard._times import checked_at_least, checked_ttl, checked_wait
@@ -154,7 +155,7 @@ def _not_run(exc: Exception, name: str) -> int:
     if isinstance(exc, click.ClickException) and exc.exit_code == 1:  # the fence's
         return _told(exc.format_message(), _FAILED)
     if isinstance(exc, OSError) and exc.errno in _SHORT_OF:
-        return _told(f"{printable(name)} cannot be executed: {exc.strerror}", _NOT_EXECUTABLE)
+        return _told(f"{_shown(name)} cannot be executed: {exc.strerror}", _NOT_EXECUTABLE)
     raise exc
 
 
@@ -263,15 +264,20 @@ def _unexecutable(name: str) -> int | None:
     if shutil.which(name) is not None:
         return None
     if os.path.dirname(name) and os.path.exists(name):
-        return _told(f"{printable(name)} cannot be executed", _NOT_EXECUTABLE)
-    return _told(f"{printable(name)} was not found", _NOT_FOUND)
+        return _told(f"{_shown(name)} cannot be executed", _NOT_EXECUTABLE)
+    return _told(f"{_shown(name)} was not found", _NOT_FOUND)
+
+
+def _shown(name: str) -> str:
+    """A command's name for messages; a URL in its place may have a password."""
+    return printable(unseen(name, [name]))
 
 
 def _code(outcome: Outcome, resource: str, name: str) -> int:
     """The exit code for a command whose lease was not lost, as far as the lock knows."""
     if outcome.errno:
         code = _NOT_FOUND if outcome.errno == errno.ENOENT else _NOT_EXECUTABLE
-        return _told(f"{printable(name)} cannot be executed: {os.strerror(outcome.errno)}", code)
+        return _told(f"{_shown(name)} cannot be executed: {os.strerror(outcome.errno)}", code)
     if outcome.why:
         told = f"the lease on {printable(resource)!r} could not be renewed in time"
         return _told(f"{_ended(outcome)}: {told}", _LOST)

@@ -71,7 +71,7 @@ class Credentials:
         self._is_async = inspect.iscoroutinefunction(fetch) or inspect.iscoroutinefunction(
             getattr(type(fetch), "__call__", None)  # noqa: B004 - not whether it can be called
         )
-        self._answer: asyncio.Future[Any] | None = None
+        self._answer: asyncio.Future[_Fetched] | None = None
         self._hung_at = 0.0
         """When the call that is under way counts as one that never ends, on its loop's clock."""
 
@@ -108,21 +108,27 @@ class Credentials:
             self._answer = _call(self._fetch, loop)
             self._hung_at = loop.time() + _HUNG_S
         assert self._answer is not None
-        return await asyncio.shield(self._answer)
+        return (await asyncio.shield(self._answer)).get()
 
 
-def _call(fetch: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-    answer: asyncio.Future[Any] = loop.create_future()
-    # Retrieved, since no caller may still be waiting.
-    answer.add_done_callback(lambda _: answer.cancelled() or answer.exception())
+class _Fetched:
+    """What a call gave or raised, without a repr of its own: asyncio's debug mode logs those of results."""
 
-    def tell(found: Any, fault: Exception | None) -> None:
-        if answer.done():
-            return
-        if fault is None:
-            answer.set_result(found)
-        else:
-            answer.set_exception(fault)
+    def __init__(self, found: Any, fault: Exception | None) -> None:
+        self._found, self._fault = found, fault
+
+    def get(self) -> Any:
+        if self._fault is not None:
+            raise self._fault
+        return self._found
+
+
+def _call(fetch: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> asyncio.Future[_Fetched]:
+    answer: asyncio.Future[_Fetched] = loop.create_future()
+
+    def tell(fetched: _Fetched) -> None:
+        if not answer.done():
+            answer.set_result(fetched)
 
     def work() -> None:
         found: Any = None
@@ -136,7 +142,7 @@ def _call(fetch: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> asyncio.
         except BaseException as exc:  # noqa: BLE001 - SystemExit of a thread ends nothing
             fault = _EndedItsThreadError(type(exc).__name__)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(tell, found, fault)
+            loop.call_soon_threadsafe(tell, _Fetched(found, fault))
 
     threading.Thread(target=work, name="lockguard-credentials", daemon=True).start()
     return answer

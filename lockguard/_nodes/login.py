@@ -17,6 +17,7 @@ from lockguard._nodes.address import Address
 from lockguard._nodes.wire import Reply, Wire
 from lockguard._scripts import SCRIPTS
 from lockguard.errors import ConfigurationError, NodeRefused
+from lockguard.text import hidden
 
 __all__ = ["Identity", "LogIn", "ServerFacts", "ask", "ask_all", "require"]
 
@@ -147,7 +148,8 @@ class LogIn:
         """
         if not isinstance(reply, Exception):
             return
-        text, name = str(reply), self.address.name
+        # A server that does not know AUTH quotes its arguments, and old ones, and proxies, do so with HELLO.
+        text, name = hidden(str(reply), self.address.password), self.address.name
         if text.startswith(_NOT_READY):
             raise NodeRefused(f"Redis at {name} is not ready: {text}", node=name)
         if text.startswith("WRONGPASS") and self.address.credentials is not None:

@@ -34,6 +34,7 @@ from lockguard._nodes.standalone import Call, StandaloneNode
 from lockguard._nodes.wire import Reply
 from lockguard._scripts import RELEASE
 from lockguard.errors import ConfigurationError, NodeRefused
+from lockguard.text import hidden
 
 __all__ = ["SentinelNode", "SentinelUrl"]
 
@@ -317,12 +318,17 @@ class _Sentinel:
                 self._found = True
                 return state
         except ResponseError as exc:
-            return _NO_SENTINEL if str(exc).startswith("unknown command") else str(exc)
+            return _NO_SENTINEL if str(exc).startswith("unknown command") else self._said(exc)
         except TimeoutError:
             return f"no answer within {_GIVE_UP_S:g} s"
-        except (RedisError, OSError, KeyError, ValueError) as exc:
+        except (RedisError, OSError, LookupError, ValueError, AttributeError, TypeError) as exc:
+            # The last two are redis-py's about an answer that is none of a Sentinel.
             ended = self._endpoint.url.startswith("rediss") and ("reset" in str(exc) or "closed" in str(exc))
-            return f"{exc}, {AS_WITHOUT_CERTIFICATE}" if ended else str(exc)
+            return f"{self._said(exc)}, {AS_WITHOUT_CERTIFICATE}" if ended else self._said(exc)
+
+    def _said(self, exc: Exception) -> str:
+        """What a Sentinel said, without the password, which one that refuses its log-in may quote."""
+        return hidden(str(exc), self._client.connection_pool.connection_kwargs.get("password"))
 
     async def _state(self) -> _State:
         facts: dict[str, Any] = dict(await self._client.sentinel_master(self._service))  # type: ignore[arg-type]

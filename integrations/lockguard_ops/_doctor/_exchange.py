@@ -72,7 +72,7 @@ def _tell_failure(exc: Exception, settings: ExchangeSettings, server: str, repor
         )
         report.add("exchange.keys", Severity.ERROR, server, told, remedy)
     else:
-        remedy = advice(f"see the status page of {settings.name}, and whether this machine reaches it")
+        remedy = advice(f"see the status page of {settings.shown}, and whether this machine reaches it")
         report.add("exchange.unreachable", Severity.ERROR, server, told, remedy, unread=True)
 
 
