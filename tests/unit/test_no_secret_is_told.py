@@ -193,8 +193,6 @@ CASES: dict[str, tuple[str, ...]] = {
     "inspect": ("x:y",),
     "logs analyze": (f"redis://:{RAW}@h/0",),
     "ls": (),
-    "models": HELP,
-    "mutants": HELP,
     "positions cleanup": (),
     "positions close": ("BTCUSDT",),
     "positions diagnose": (),
@@ -258,7 +256,7 @@ def nothing_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_every_command_has_a_case() -> None:
     installed = set(commands())
     assert installed <= set(CASES), "say how a new command is run here"
-    assert set(CASES) - installed <= {"chaos", "models", "mutants", "scoreboard"}  # of newer entry points
+    assert set(CASES) - installed <= {"chaos", "scoreboard"}  # of newer entry points
 
 
 @pytest.mark.parametrize("place", ["environment", "file"])
