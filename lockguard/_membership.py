@@ -19,11 +19,11 @@ Who notices. A caller that finds the lock free on such a node; a guard whose con
 holder that puts its lease back there. Without the last two, a lease that is held for long would hide that one
 node after another has to be admitted, until too few members could report the longest ttl.
 
-The beginning. New nodes cannot be told from nodes that lost everything. When all nodes answer, and none is a
-member or knows of any lease, they are admitted at once. So a simultaneous loss of all nodes' data is taken for
-a new set-up: only the fence protects against that. A node beside members is never taken for new, though none of
-them has granted anything yet: it may have forgotten its vote for a lease that they are about to be asked for,
-and nothing is known of that lease's ttl.
+The beginning. New nodes cannot be told from nodes that lost everything. When all nodes answer, and none
+is a member or knows of any lease, they are admitted at once. So a simultaneous loss of all nodes' data is
+taken for a new set-up: only the fence protects against that. A node beside members is never taken for
+new, though none of them has granted anything yet: it may have forgotten its vote for a lease that they
+are about to be asked for, and nothing is known of that lease's ttl.
 """
 
 from __future__ import annotations
