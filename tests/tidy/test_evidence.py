@@ -201,6 +201,7 @@ def test_the_sample_is_what_was_convicted_or_checked_soonest_and_is_found_by_its
     (one,) = sample.of_models({"rows": checks})
     assert one["command"] == "scripts/models queue --only 'clean, two'"
     assert one["exactly"] == {"rows": [{"states": 99, "verdict": "clean"}]}
+    assert sample.of_models({"command": "scripts/models --long", "rows": checks}) == []
 
 
 def test_a_seed_that_broke_a_law_is_no_sample():
