@@ -180,10 +180,10 @@ def tracked_text_files() -> list[Path]:
     return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:1024]]
 
 
-def test_a_decision_has_a_number_of_its_own() -> None:
+def test_decisions_are_numbered_one_by_one() -> None:
     records = sorted((CHECKOUT / "docs/adr").glob("*.md"))
     numbers = [int(record.name[:4]) for record in records]
-    assert len(set(numbers)) == len(numbers)  # a number may be given before its decision is written down
+    assert numbers == list(range(1, len(records) + 1))
     for number, record in zip(numbers, records, strict=True):
         assert record.read_text(encoding="utf-8").startswith(f"# {number}. ")
 
