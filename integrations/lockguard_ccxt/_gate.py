@@ -22,6 +22,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lockguard._clock import SYSTEM_CLOCK
+from lockguard._context import current_leases
+from lockguard.errors import LeaseNotHeld
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_ccxt._loading import SharedLoading
 from lockguard_ccxt._masking import mask_error, mask_log
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from lockguard._clock import Clock
-    from lockguard._lease import Lease
+    from lockguard._lease import Lease, Resource
 
-__all__ = ["Attempt", "Gate", "attempt", "install"]
+__all__ = ["Attempt", "Gate", "any_lease", "attempt", "install", "lease_on"]
 
 _LOG = logging.getLogger("lockguard.ccxt")
 _INSTALLED = "_lockguard_gate"
@@ -269,3 +271,30 @@ def _guard_websockets(exchange: Any, gate: Gate) -> None:
         return found
 
     exchange.client = client
+
+
+def lease_on(resource: Resource) -> Lease:
+    """The innermost lease on a resource that is held here.
+
+    Raises:
+        LeaseNotHeld: there is none.
+    """
+    for lease in reversed(current_leases()):
+        if lease.resource == resource:
+            return lease
+    raise LeaseNotHeld(
+        f"no lease on {resource!r} is held here; enter guard.hold({str(resource)!r}) first",
+        resource=resource,
+    )
+
+
+def any_lease(name: str, account: str) -> Lease:
+    """The innermost lease that is held here.
+
+    Raises:
+        LeaseNotHeld: there is none.
+    """
+    leases = current_leases()
+    if not leases:
+        raise LeaseNotHeld(f"{name} needs a lease, and none is held here", resource=account)
+    return leases[-1]

@@ -16,13 +16,13 @@ from lockguard._lease import parse_resource
 from lockguard.errors import ConfigurationError
 from lockguard.text import kind_of
 from lockguard_ccxt import _proxy as proxy
-from lockguard_ccxt._gate import install
+from lockguard_ccxt._gate import install, lease_on
 from lockguard_ccxt._ids import Step, client_order_id
 from lockguard_ccxt._keys import account_name, unified_symbol
 from lockguard_ccxt._markets import Listing, Market, listing_of, short_name
 from lockguard_ccxt._money import MarketRules
 from lockguard_ccxt._outcome import Executed, OrderAnswered, Outcome, PlacedOrder, Side, result_of
-from lockguard_ccxt._own_calls import lease_on, under_lease
+from lockguard_ccxt._own_calls import under_lease
 from lockguard_ccxt._placing import PATIENCE, Patience, Placer, Plan
 from lockguard_ccxt._prepared import Prepared
 from lockguard_ccxt._venues import (

@@ -7,19 +7,18 @@ import inspect
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from lockguard._context import current_leases
-from lockguard.errors import ConfigurationError, LeaseNotHeld
+from lockguard.errors import ConfigurationError
 from lockguard_ccxt import _proxy as proxy
 from lockguard_ccxt._classify import ccxt_errors
-from lockguard_ccxt._gate import attempt
+from lockguard_ccxt._gate import any_lease, attempt, lease_on
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import timedelta
 
-    from lockguard._lease import Lease, Resource
+    from lockguard._lease import Resource
 
-__all__ = ["lease_on", "under_lease"]
+__all__ = ["under_lease"]
 
 
 def under_lease(
@@ -59,7 +58,7 @@ def under_lease(
                 " with close_position()"
             )
         leases = [lease_on(resource_of(symbol)) for symbol in proxy.symbols_of(bound)]
-        lease, *others = leases or [_any_lease(name, account)]
+        lease, *others = leases or [any_lease(name, account)]
         with attempt(lease, needed, *others):
             left = min(one.remaining for one in (lease, *others)).total_seconds()
             seconds = min(float(exchange.timeout) / 1000, left)
@@ -72,25 +71,3 @@ def under_lease(
                 ) from exc
 
     return guarded
-
-
-def lease_on(resource: Resource) -> Lease:
-    """The innermost lease on a resource that is held here.
-
-    Raises:
-        LeaseNotHeld: there is none.
-    """
-    for lease in reversed(current_leases()):
-        if lease.resource == resource:
-            return lease
-    raise LeaseNotHeld(
-        f"no lease on {resource!r} is held here; enter guard.hold({str(resource)!r}) first",
-        resource=resource,
-    )
-
-
-def _any_lease(name: str, account: str) -> Lease:
-    leases = current_leases()
-    if not leases:
-        raise LeaseNotHeld(f"{name} needs a lease, and none is held here", resource=account)
-    return leases[-1]

@@ -300,7 +300,9 @@ def _one_of(reply: object, last: int) -> int:
 
 def parse_done(reply: int) -> Done:
     """Decode a reply of settle.lua, release.lua or rejoin.lua."""
-    return _FOUND if _one_of(reply, 2) == 1 else _NOT_FOUND  # 2: rejoin.lua has a node that may not vote yet
+    if type(reply) is int and 0 <= reply <= 2:  # 2: rejoin.lua has a node that may not vote yet
+        return _FOUND if reply == 1 else _NOT_FOUND
+    raise _not_of_the_script(reply)
 
 
 def parse_done_again(reply: int) -> Done:

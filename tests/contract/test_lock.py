@@ -538,7 +538,7 @@ async def _entered_at(guard, **facts: object) -> float:
 
 @pytest.mark.parametrize("ends", ["at once", "with an error", "late", "lost", "closed", "dead"])
 async def test_at_least_keeps_the_resource_closed_however_the_body_ends(new_guard, ends):
-    guard, other = new_guard(ttl=timedelta(milliseconds=300)), new_guard()
+    guard, other = new_guard(ttl=timedelta(seconds=1)), new_guard()
     if ends == "dead":
         await locks_of(guard).connect()
         assert isinstance(await locks_of(guard).acquire(wish(ttl_ms=600, at_least_ms=60_000)), Won)
@@ -548,7 +548,7 @@ async def test_at_least_keeps_the_resource_closed_however_the_body_ends(new_guar
                 if ends == "with an error":
                     raise ZeroDivisionError
                 if ends == "late":
-                    await asyncio.sleep(0.6)  # beyond several renewals
+                    await asyncio.sleep(1.5)  # beyond several renewals
                 if ends == "lost":
                     lease.end(LossReason.FENCED)
                     await asyncio.Event().wait()

@@ -114,14 +114,16 @@ def test_each_child_of_the_lab_is_kept_by_the_same_code():
     sources = {str(path.relative_to(root)): path.read_text() for path in root.rglob("*.py")}
     starts = {name for name, text in sources.items() if "create_subprocess_exec" in text}
     assert starts == {"child_process.py"}
-    # Those of the chaos race are kept by the warden, as servers are; races of two bots and a benchmark are
-    # run by hand.
+    # Those of the chaos race are kept by the warden, as servers are; races of two bots, a benchmark, the
+    # models and the mutants are run by hand.
     run_as_main = {name for name, text in sources.items() if re.search(r"^if __name__", text, re.MULTILINE)}
     unwatched = {name for name in run_as_main if "    begin_as_child()" not in sources[name]}
     assert unwatched == {
         "servers/warden.py",
         "chaos/worker.py",
         "bench/listing.py",
+        "models/__main__.py",
+        "mutants/cli.py",
         "one_account/__main__.py",
         "own_bot/__main__.py",
     }

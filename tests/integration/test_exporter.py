@@ -150,7 +150,7 @@ async def test_the_rights_of_a_viewer_as_the_page_prints_them_are_enough(
     redis_url, database_url, owner, role
 ):
     await given(owner, "watcher", role)
-    acl = re.search(r"^ACL (SETUSER viewer .*\n.*)$", PAGE, re.MULTILINE)[1].split()
+    acl = re.search(r"^ACL (SETUSER viewer .*)$", PAGE, re.MULTILINE)[1].split()
     async with (
         redis.asyncio.Redis.from_url(redis_url) as client,
         asyncpg.create_pool(database_url) as pool,

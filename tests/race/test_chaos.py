@@ -166,7 +166,7 @@ async def test_what_a_break_made_final_is_what_the_fence_says_also_while_redis_i
         token = await pool.fetchval("select token from lockguard.status('chaos:ahead')")
         await pool.execute(TEAR_DOWN)
     assert line == {"read": "chaos:ahead", "token": token, "updates": 0, "entries": 0, "broken": ""}
-    assert token == ahead  # the break raised the fence to what Redis remembers
+    assert token > ahead  # the break raised the fence beyond what Redis remembers
 
 
 async def test_an_outcome_is_looked_up_to_the_end_also_when_its_holder_is_cut(

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from lockguard_lab.child_process import begin_as_child
 from lockguard_lab.servers import PostgresServer, RedisServer
 
 _IMPORTED = (
@@ -182,4 +183,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin_as_child()
     main()
