@@ -33,8 +33,8 @@ class AtOnce:
 async def calls(cycle: Callable[[], Any]) -> float:
     """Python functions entered and gone on with in one cycle, those of the event loop among them.
 
-    The least of many batches: a timer that fires meanwhile, or an answer that a busy machine gives in two parts, is
-    nobody's cycle.
+    The least of many batches: a timer that fires meanwhile, or an answer that comes in two parts on a busy
+    machine, is nobody's cycle.
     """
     counted, batches = 0, []
 
