@@ -32,6 +32,12 @@ def test_no_law_is_broken(topology: str) -> None:
     assert not broken
 
 
+@pytest.mark.parametrize("seed", [344, 2222, 6289, 7986])
+def test_no_schedule_breaks_a_law_again(seed: int) -> None:
+    """A release that woke itself (344, 7986); a wipe with the clock set back; two slow databases."""
+    assert not run(Plan.of(seed)).violations
+
+
 def test_one_seed_is_one_schedule_in_every_process() -> None:
     code = "from lockguard_lab.sim.plan import TOPOLOGIES, Plan; from lockguard_lab.sim.run import run\n"
     code += "print([run(Plan.of(seed, one)).trace_hash for one in TOPOLOGIES for seed in range(1, 5)])"

@@ -66,6 +66,8 @@ class Faults:
         self._cancel_one, self._operate = cancel, operate
         self._upon: dict[str, list[Fault]] = {}
         self._times: Counter[str] = Counter()
+        self._usual: dict[tuple[int, str], object] = {}
+        self._under_way: Counter[tuple[int, str]] = Counter()
         for fault in plan.faults:
             if fault.upon:
                 self._upon.setdefault(fault.upon, []).append(fault)
@@ -97,9 +99,19 @@ class Faults:
             return
         _BEFALL[fault.kind](self, fault, process, server)
 
-    def _later(self, fault: Fault, thing: object, name: str, value: object) -> None:
-        """Give a thing an attribute back when the fault is over."""
-        self._world.after(fault.lasts, lambda: setattr(thing, name, value))
+    def _meanwhile(self, fault: Fault, thing: object, name: str, value: object) -> None:
+        """Change an attribute of a thing until the fault is over: of those that overlap, the last."""
+        key = (id(thing), name)
+        self._usual.setdefault(key, getattr(thing, name))
+        self._under_way[key] += 1
+        setattr(thing, name, value)
+
+        def over() -> None:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                setattr(thing, name, self._usual[key])
+
+        self._world.after(fault.lasts, over)
 
     def _resource(self, fault: Fault) -> str:
         return f"binance:{'ABCDEFG'[fault.where[0] % self._plan.resources]}"
@@ -115,9 +127,11 @@ class Faults:
 
     def _slow_link(self, fault: Fault, process: Process, server: RedisServer) -> None:
         link = self._network.link(process.name, server.name)
-        if not self._plan.aim:
-            self._later(fault, link, "delay_s", link.delay_s)
-        link.delay_s = (0.02, 0.02 + fault.lasts / 5)
+        delay_s = (0.02, 0.02 + fault.lasts / 5)
+        if self._plan.aim:
+            link.delay_s = delay_s
+        else:
+            self._meanwhile(fault, link, "delay_s", delay_s)
 
     def _long_way(self, _: Fault, process: Process, server: RedisServer) -> None:
         ttl_s = self._plan.ttl_s
@@ -125,8 +139,8 @@ class Faults:
 
     def _hold_back(self, fault: Fault, process: Process, server: RedisServer) -> None:
         link = self._network.link(process.name, server.name)
-        self._later(fault, link, "held", (False, False))
-        link.held = (fault.kind != "hold replies", fault.kind != "hold requests")
+        held = (fault.kind != "hold replies", fault.kind != "hold requests")
+        self._meanwhile(fault, link, "held", held)
 
     # The processes.
 
@@ -150,12 +164,10 @@ class Faults:
     # The database.
 
     def _slow_database(self, fault: Fault, *_: object) -> None:
-        self._later(fault, self._postgres, "delay_s", self._postgres.delay_s)
-        self._postgres.delay_s = (0.05, 0.05 + fault.lasts)
+        self._meanwhile(fault, self._postgres, "delay_s", (0.05, 0.05 + fault.lasts))
 
     def _lose_answers(self, fault: Fault, *_: object) -> None:
-        self._later(fault, self._postgres, "answers_lost", 0.0)
-        self._postgres.answers_lost = 0.5
+        self._meanwhile(fault, self._postgres, "answers_lost", 0.5)
 
     # The servers.
 
@@ -172,8 +184,7 @@ class Faults:
         server.scripts.known.clear()
 
     def _refuse(self, fault: Fault, _: Process, server: RedisServer) -> None:
-        self._later(fault, server, "refuses", "")
-        server.refuses = self._world.dice.choice(_REFUSALS)
+        self._meanwhile(fault, server, "refuses", self._world.dice.choice(_REFUSALS))
 
     def _mute(self, fault: Fault, _: Process, server: RedisServer) -> None:
         self._world.after(fault.lasts, server.heard_again)
