@@ -37,6 +37,12 @@ if held then
   if ARGV[4] ~= '' then
     redis.pcall('SET', KEYS[7], ARGV[4], 'PX', SEAL_TTL_MS)
   end
+  local queued = redis.call('EXISTS', KEYS[2]) == 1
+  if queued then
+    -- Where the holder was given its lease again (rejoin.lua), its place is still there, and would be woken next.
+    redis.pcall('ZREM', KEYS[2], grant .. ' ' .. ARGV[2])
+    redis.pcall('HDEL', KEYS[8], grant)
+  end
   if closed_ms > 0 then
     redis.call('DEL', KEYS[1])
     if redis.call('PEXPIRE', KEYS[5], closed_ms) == 0 then -- a node that was given the lease again has none
@@ -44,7 +50,7 @@ if held then
     end
     return 1
   end
-  if redis.call('EXISTS', KEYS[2]) == 0 then
+  if not queued then
     redis.call('DEL', KEYS[1], KEYS[3], KEYS[5], KEYS[8]) -- the usual case: no waiters
     return 1
   end

@@ -691,6 +691,27 @@ def test_a_node_that_has_no_tenure_is_closed_all_the_same(server: Server) -> Non
     assert 80_000 < server.client.pttl(TENURE) <= 90_000
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_release_does_not_wake_the_grant_that_it_releases(server: Server, lost: int) -> None:
+    """A node that had it queued and is given the lease of others (rejoin.lua) has its place still."""
+    server.acquire(C)
+    server.queue(A)
+    server.queue(B, inbox="in:2")
+    server.client.delete(LOCK)
+    server.rejoin(A, server.now_us)
+    server.release(A, inbox="in:1", lost=lost)
+    assert server.reserved_for() == B
+
+
+def test_a_release_leaves_nothing_of_a_place_of_its_own(server: Server) -> None:
+    server.acquire(C)
+    server.queue(A)
+    server.client.delete(LOCK)
+    server.rejoin(A, server.now_us)
+    server.release(A, inbox="in:1")
+    assert not server.client.exists(LOCK, QUEUE, INBOXES, WAITING, NEXT)
+
+
 def test_a_waiter_that_gives_up_leaves_nothing(server: Server) -> None:
     server.acquire(A)
     server.queue(B)
