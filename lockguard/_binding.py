@@ -104,9 +104,11 @@ class Binding:
         """Close the guard. In another loop than its own there is nothing to close, once its own has ended.
 
         Raises:
-            ConfigurationError: it is in use in another event loop.
+            ConfigurationError: no task of asyncio runs, or it is in use in another event loop.
         """
         core = self.core
+        if core.loop is None and note_task() is None:  # as under trio, which would end it half way
+            raise _no_task()
         if core.loop is None or core.in_own_loop:
             self._closed = True
             await core.aclose()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockguard._lease import Grant, GrantId, Resource, Token, new_grant_id
 from lockguard._looking import unasked
-from lockguard._quorum import majority, may_be_most, thrown_out, vote_of
+from lockguard._quorum import below_next, majority, may_be_most, thrown_out, vote_of
 from lockguard._renewal import end_here
 from lockguard.errors import ChangedHands, ConfigurationError, LossReason, QuorumUnavailable
 from lockguard.ports import Broken, ComparingFence, Inspection, NotExecuted, NoVote, Outrun
@@ -84,9 +84,11 @@ async def break_lock(core: Core, resource: Resource, reason: str, grant: str | N
         outrun, token = isinstance(answer, Outrun), answer.current if isinstance(answer, Outrun) else answer
         _end_all(held_here)  # in any case the fence accepts nothing of it any more
     expected = {} if grant is None else {"grant": grant}  # a node of the user's own may not know it
+    # A holder that meanwhile found the fence ahead may have sealed the next token: above that too.
+    floor = token if core.fence is None else Token(token + 2)
 
     def ask(node: LockNode) -> Future[Broken | NoVote]:
-        asked = node.break_(resource, reason=reason, token=token, **expected)
+        asked = node.break_(resource, reason=reason, token=floor, **expected)
         # On each answer, however late and whatever the others say: it may name a lease of this process.
         asked.add_done_callback(_end_broken)
         return asked
@@ -96,8 +98,8 @@ async def break_lock(core: Core, resource: Resource, reason: str, grant: str | N
     if not all(isinstance(vote, Broken | NotExecuted) for vote in votes):
         _end_all(held_here)  # the command may have arrived
     gone = [vote for vote in done if not vote.kept]
-    if core.fence is not None and gone and (broken := thrown_out(gone)).token > token:
-        token = await _break_late(core, resource, reason, grant, broken)
+    if core.fence is not None and gone:
+        token = await _break_late(core, resource, reason, grant, gone, nodes=len(votes))
     if len(done) < majority(len(votes)):
         raise _too_few(core, resource, votes, done, token, outrun=outrun)
     _require_gone(resource, done, nodes=len(votes))
@@ -118,27 +120,36 @@ async def _break_grant(
 
 
 async def _break_late(
-    core: Core, resource: Resource, reason: str, grant: str | None, broken: Broken
+    core: Core, resource: Resource, reason: str, grant: str | None, gone: Sequence[Broken], *, nodes: int
 ) -> Token:
-    """Break in the fence too what got in between the fence and the nodes, as their higher token tells.
+    """Break in the fence too what got in between the fence and the nodes, and no newer grant.
 
     Redis's clock may be ahead of the fence's: then a grant that has not sealed yet still could. Or the holder
     was about to seal, found the fence ahead and got a higher token while the lock was still its own; it may
-    have sealed by now, and its lock may have run out before it was to be broken.
+    have sealed by now, and its lock may have run out before it was to be broken. What the nodes know of the
+    lock tells neither, as they may have lost their data; their time does.
 
     Returns:
         The token up to which nothing is accepted.
     """
     assert core.fence is not None
-    if grant is not None or not isinstance(core.fence, ComparingFence):
-        ended = GrantId(grant or broken.grant or new_grant_id())
-        late = Grant(resource, ended, broken.token, broken.holder, reason, 0)
-        await core.fence.close(late, within=core.fence_within)
-        return broken.token
-    upto = Grant(resource, new_grant_id(), Token(broken.token + 1), "", reason, 0)
+    broken = thrown_out(gone)
+    # What a minority shows may be a newer grant, which has the lock on the others.
+    seen = broken.grant if sum(vote.grant == broken.grant for vote in gone) >= majority(nodes) else ""
+    ended = GrantId(grant or seen or new_grant_id())
+    late = Grant(resource, ended, broken.token, broken.holder, reason, 0)
+    # Up to the highest floor of any node, which nobody has for a token: a newer grant that has sealed is left
+    # alone, and one that has not has a higher token, or settles one where a node's clock is ahead.
+    await core.fence.close(late, within=core.fence_within)
+    bound = below_next(gone, nodes=nodes)
+    if grant is not None or not isinstance(core.fence, ComparingFence) or bound == 0:
+        return late.token
+    # Who has sealed is thrown out only below what a newer grant can have: where the nodes' clocks are apart,
+    # its token may be lower than that of a node which it did not need.
+    upto = Grant(resource, new_grant_id(), bound, "", reason, 0)
     answer = await core.fence.break_grant(upto, reason=reason, within=core.fence_within)
-    if isinstance(answer, Outrun):  # a newer grant is left alone
-        return broken.token
+    if isinstance(answer, Outrun):
+        return bound
     # Or the next grant's token would be lower. A lock that somebody has by now is left as it is.
     await core.locks.ask_all(lambda node: node.break_(resource, reason=reason, token=answer, grant=""))
     return answer
@@ -177,7 +188,7 @@ def _too_few(
     if core.fence is None:
         told = (
             f"{resource} may still be held: {len(done)} of {len(votes)} servers did what a"
-            f" majority has to do; break it again when they answer ({why})"
+            f" majority has to do ({why}); break it again when that is mended"
         )
     elif outrun:
         told = (
@@ -187,7 +198,7 @@ def _too_few(
     else:
         told = (
             f"{resource} was broken in the fence only: Postgres accepts nothing below token {token} for"
-            f" it; break it again when Redis answers, or its lock stays until its lease ends ({why})"
+            f" it, and its lock stays until its lease ends ({why}); break it again when that is mended"
         )
     return QuorumUnavailable(told, resource=resource, votes=why.votes)
 

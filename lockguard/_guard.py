@@ -488,9 +488,9 @@ class LockGuard:
         """End a holder's lease by force: its writes are refused from now on, then the lock is freed.
 
         A body of this process that holds it is cut at once, with ``LossReason.BROKEN``. A body of another
-        process learns of it when its next write is refused, or with its next renewal. The first waiter is
-        woken; with ``lock_delay`` the resource first stays closed for that time, because what the holder had
-        sent may still be in flight.
+        process learns of it within a second, or when its next write is refused. The first waiter is woken;
+        with ``lock_delay`` the resource first stays closed for that time, because what the holder had sent
+        may still be in flight.
 
         With ``grant`` a lock that has changed hands since is left as it is. Each server, and the fence,
         compares and breaks in one step.
@@ -527,7 +527,7 @@ class LockGuard:
         return breaking.result()
 
     async def request_handover(self, resource: str, *, reason: str, grant: str | None = None) -> bool:
-        """Request a hand-over: the holder's ``lease.wanted`` turns true with its next renewal.
+        """Request a hand-over: the holder's ``lease.wanted`` turns true within a second.
 
         Args:
             resource: what is wanted.

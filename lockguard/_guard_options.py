@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict
 
 from lockguard._clock import Clock
 from lockguard._namespace import NAMESPACE, parse_namespace
@@ -92,7 +92,7 @@ def require_known(options: Mapping[str, object]) -> None:
     Raises:
         ConfigurationError: it lacks one; the nearest one is named.
     """
-    known = list(get_type_hints(ServerOptions))
+    known = list(ServerOptions.__annotations__)
     for option in options:
         if option not in known:
             near = get_close_matches(option, known, 1)

@@ -332,11 +332,11 @@ class Lease:
     async def confirm(self, *, within: timedelta = timedelta(seconds=1)) -> None:
         """Ask the servers now; return only if they say that this lease still holds the lock.
 
-        :meth:`ensure` trusts the last renewal, which may be a third of the ttl old; a server that lost its
-        data since, or an operator, may have let another holder in. Call this before an order that must not
-        be late or sent twice, and then :meth:`ensure` with the time that the order may take. It costs one
-        round trip, and renews the lease. A ``PostgresFence`` is asked at the same time, which takes one
-        connection of its pool: a lease that the fence would refuse ends.
+        :meth:`ensure` trusts what the servers said last, which may be a second old, or older where they do
+        not answer; a server that lost its data since, or an operator, may have let another holder in. Call
+        this before an order that must not be late or sent twice, and then :meth:`ensure` with the time that
+        the order may take. It costs one round trip, and renews the lease. A ``PostgresFence`` is asked at
+        the same time, which takes one connection of its pool: a lease that the fence would refuse ends.
 
         Args:
             within: how long the servers may take.
@@ -435,13 +435,16 @@ class Lease:
         if token != self.grant.token or seal:
             self.grant = replace(self.grant, token=token, seal=seal or self.grant.seal)
 
-    def mark_renewed(self, deadline: float, *, wanted: bool) -> None:
+    def mark_renewed(self, deadline: float) -> None:
         """Note a granted renewal. It never revives a lease that has ended (S6)."""
         if self._released or self.loss is not None:
             return
         self._deadline = max(self._deadline, deadline)
         self._unanswered = False
-        self._wanted = self._wanted or wanted
+
+    def mark_wanted(self) -> None:
+        """Note that a hand-over was requested."""
+        self._wanted = True
 
     def mark_unanswered(self) -> None:
         """Note that a renewal was not answered; the deadline stands (L7)."""

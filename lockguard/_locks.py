@@ -160,6 +160,13 @@ class Locks(Protocol):
         """
         ...
 
+    def check(self, grant: Grant) -> list[Future[Extended | NoVote]]:
+        """Ask every node whether the grant holds its lock there; changes nothing.
+
+        The answers are counted as those to :meth:`extend`.
+        """
+        ...
+
     def release(
         self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0
     ) -> Releasing:

@@ -8,12 +8,21 @@ How it is known. Each node keeps a small hash (``admit.lua``) with the id of the
 was admitted. A node without the hash has lost its data, by a restart or by FLUSHALL. One whose hash names
 another process was restarted with old data, which may lack the last second before its end. Neither clocks nor
 uptimes decide this. A connection does not outlive the server process, so the id that was read at log-in is
-true for every command on it.
+true for every command on it. A caller whose user may not run INFO has no id to compare: it goes by
+the hash alone, and so takes a node that was restarted with old data for a member. It neither reports a
+restart nor changes the id that is recorded. A node that it admitted has no id, and is no member for callers
+that have one until one of them has admitted it.
 
 How long its quarantine lasts. Each node also keeps the longest ttl that it ever granted. A lease that the
 node may have forgotten was granted by a majority; a majority of members has a node in common with it, so the
 longest ttl that they report bounds it. A node that is admitted takes that figure over, since it may be asked
 next.
+
+What is granted while an admission is under way. The node in common may grant the lease after it has reported,
+with a vote from before the loss to go with it. So nodes are asked twice: first who has lost its data, then
+what the others know, since an answer from before a loss does not bound it. The second question has an id,
+made once the losses are known, which it leaves on the nodes and which they tell with each grant: see
+:func:`together`.
 
 Who notices. A caller that finds the lock free on such a node; a guard whose connection comes back; and a
 holder that puts its lease back there. Without the last two, a lease that is held for long would hide that one
@@ -32,15 +41,16 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lockguard._quorum import majority
+from lockguard._quorum import majority, vote_of
 from lockguard.errors import ConfigurationError, NodeError
 from lockguard.ports import LockNode, Membership, NoVote, QuorumNode
 
-__all__ = ["QUARANTINE_UNKNOWN_MS", "Members", "Quarantine", "quarantine_for"]
+__all__ = ["QUARANTINE_UNKNOWN_MS", "Members", "Quarantine", "quarantine_for", "together"]
 
 _LOG = logging.getLogger("lockguard")
 
@@ -192,13 +202,20 @@ class Members:
     async def _admit(self) -> None:
         # A node that is still connecting would count as one that does not answer.
         await self._all_tried()
-        found = await self._answers([node.membership() for node in self.nodes])
+        answers = await self._answers(dict.fromkeys(self.nodes), os.urandom(8).hex())
+        lost = {node: one.loss for node, one in answers.items() if not one.member}
+        if not lost:
+            return
+        # Asked again: what a node said before another one's loss was known may be older than that loss.
+        # With an id from after all these losses: no vote from before them, and no caller, can have it.
+        admission = os.urandom(8).hex()
+        told = await self._answers({node: one.admission for node, one in answers.items()}, admission)
         newcomers = [
             node
-            for node, membership in zip(self.nodes, found, strict=True)
-            if membership is not None and not membership.member
+            for node, membership in told.items()
+            if not membership.member and membership.loss == lost.get(node)
         ]
-        quarantine = quarantine_for(found, ttl_max_ms=self._ttl_max_ms)
+        quarantine = quarantine_for([told.get(node) for node in self.nodes], ttl_max_ms=self._ttl_max_ms)
         for node in newcomers:
             if quarantine.lasts_ms:
                 _LOG.warning(
@@ -206,18 +223,48 @@ class Members:
                     node.name,
                     quarantine.lasts_ms / 1000,
                 )
-        await self._answers(
+        await _all_within(
             [
-                node.admit(quarantine_ms=quarantine.lasts_ms, ttl_max_ms=quarantine.ttl_max_ms)
+                node.admit(
+                    quarantine_ms=quarantine.lasts_ms,
+                    ttl_max_ms=quarantine.ttl_max_ms,
+                    admission=admission,
+                    loss=lost[node],
+                )
                 for node in newcomers
             ]
         )
 
-    async def _answers(self, asked: Sequence[asyncio.Future[Membership | NoVote]]) -> list[Membership | None]:
-        if asked:
-            await asyncio.wait(asked, timeout=_ANSWER_S)
-        votes = [future.result() if future.done() else None for future in asked]
-        return [vote if isinstance(vote, Membership) else None for vote in votes]
+    async def _answers(
+        self, after: Mapping[QuorumNode, str | None], admission: str
+    ) -> dict[QuorumNode, Membership]:
+        """What those of the nodes that answer in time know; ``after``: the admission that each told first."""
+        votes = await _all_within(
+            [node.membership(admission=admission, after=last) for node, last in after.items()]
+        )
+        return {node: vote for node, vote in zip(after, votes, strict=True) if isinstance(vote, Membership)}
+
+
+async def _all_within(
+    asked: Sequence[asyncio.Future[Membership | NoVote]],
+) -> list[Membership | NoVote | None]:
+    if asked:
+        await asyncio.wait(asked, timeout=_ANSWER_S)
+    return [vote_of(future) for future in asked]
+
+
+def together(told: Mapping[int, str], known: Mapping[int, str]) -> bool:
+    """Whether the grants of one round count together: whether no admission came between them.
+
+    An admission leaves an id on a node that no node had before. A grant that comes after it has this id, and
+    one from before the loss that it admits has not. So either all have the same id, or each has the one that
+    its node was known to have before it was asked.
+
+    Args:
+        told: by node, the id that it told with its grant.
+        known: by node, the id that it had told before the round began.
+    """
+    return len(set(told.values())) == 1 or all(known.get(node) == one for node, one in told.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from lockguard._lease import Resource, parse_resource
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard.text import kind_of
+from lockguard.text import kind_of, printable
 
 __all__ = [
     "Key",
@@ -45,6 +45,7 @@ _ACCEPTED = "a str, an int, a UUID, or an Enum of these"
 _ENUMS_MAX = 4
 """The limit for members whose values are members: one with a ``value`` property may be its own value."""
 _FORMATTER = string.Formatter()
+_SHOWN_CHARACTERS_MAX = 80
 
 
 def argument_text(value: object, of: str) -> str:
@@ -96,6 +97,20 @@ def _has_no_text(value: object, plain: object, of: str) -> str:
     )
 
 
+def _names(signature: inspect.Signature) -> inspect.Signature:
+    """The parameters' names only: a default may be a password, or have a repr of many lines."""
+    bare = [
+        each.replace(default=inspect.Parameter.empty, annotation=inspect.Parameter.empty)
+        for each in signature.parameters.values()
+    ]
+    return inspect.Signature(bare)
+
+
+def _shown(text: str, how: Callable[[str], str] = repr) -> str:
+    """A text in one line, cut where it is longer than any that works."""
+    return how(text) if len(text) <= _SHOWN_CHARACTERS_MAX else f"{how(text[:_SHOWN_CHARACTERS_MAX])}..."
+
+
 def called(function: Callable[..., Any]) -> str:
     """The name of a function, a partial or a callable object."""
     while isinstance(function, functools.partial):
@@ -116,7 +131,7 @@ def compile_key(key: Key, function: Callable[..., Any]) -> Callable[[inspect.Bou
 def _template(template: str, function: Callable[..., Any]) -> Callable[[inspect.BoundArguments], Resource]:
     signature = inspect.signature(function)
     name = called(function)
-    where = f"the key template {template!r} of {name}{signature}"
+    where = f"the key template {_shown(template)} of {name}{_names(signature)}"
     try:
         parts = list(_FORMATTER.parse(template))
     except ValueError as exc:
@@ -130,10 +145,12 @@ def _template(template: str, function: Callable[..., Any]) -> Callable[[inspect.
     for _, field, spec, conversion in parts:
         if spec or conversion:
             raise ConfigurationError(
-                f"{where} formats {field!r}; write {{{field}}}, or make the text with key=lambda ...: ..."
+                f"{where} formats {_shown(str(field))}; write {{{_shown(str(field), printable)}}}, or"
+                " make the text with key=lambda ...: ..."
             )
         if field is not None:
             _require_parameter(field, signature, where)
+            _require_path(field, where)
     try:
         parse_resource("".join(literal if field is None else f"{literal}x" for literal, field in fields))
     except ConfigurationError as exc:
@@ -157,9 +174,30 @@ def _require_parameter(field: str, signature: inspect.Signature, where: str) -> 
         return
     known = ", ".join(parameters) or "none"
     for parameter in parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD and name:
+        if parameter.kind is parameter.VAR_KEYWORD and name.isidentifier():
             known += f"; write {{{parameter.name}[{name}]}} for one of its keyword arguments"
-    raise ConfigurationError(f"{where} names {name!r}, which is no parameter; there are: {known}")
+    raise ConfigurationError(f"{where} names {_shown(name)}, which is no parameter; there are: {known}")
+
+
+def _require_path(field: str, where: str) -> None:
+    """Check what follows the parameter's name, such as ``.exchange`` or ``[0]``, before the first call."""
+    try:
+        _FORMATTER.get_field(field, (), _Anything())
+    except ValueError as exc:
+        told = f"{where} has {_shown(field)}, which is malformed: {exc}"
+        raise ConfigurationError(
+            f"{told}; write for example '{{request.symbol}}' or '{{request[0]}}'"
+        ) from None
+
+
+class _Anything(dict[str, Any]):
+    """Has every item and every attribute, each of which has them too."""
+
+    def __getitem__(self, key: object) -> Any:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return self
 
 
 def _field(field: str, call: inspect.BoundArguments, name: str) -> object:
@@ -198,9 +236,10 @@ def _require_fit(key: Callable[..., Any], taken: inspect.Signature, name: str) -
     try:
         gets.bind(*positional, **keywords)
     except TypeError as exc:
+        takes = ", ".join([p.name for p in positional] + list(keywords))
         raise ConfigurationError(
-            f"the key of {name}{taken} gets what the function gets, but it takes {gets} ({exc});"
-            f" write key=lambda {', '.join([p.name for p in positional] + [f'{k}' for k in keywords])}: ..."
+            f"the key of {name}{_names(taken)} gets what the function gets, but it takes {_names(gets)}"
+            f" ({exc}); write key=lambda {takes}: ..."
         ) from None
 
 

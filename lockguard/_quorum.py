@@ -12,6 +12,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
+from lockguard._lease import Token
 from lockguard.ports import (
     Broken,
     Busy,
@@ -34,6 +35,7 @@ __all__ = [
     "DRIFT_SHARE",
     "Extension",
     "Renewal",
+    "below_next",
     "described",
     "drift_ms",
     "found",
@@ -93,12 +95,14 @@ class Extension:
         renewal: the outcome.
         deadline: where it was renewed, the instant on the clock, in seconds, until which it may be trusted.
         wanted: where it was renewed, whether a hand-over was requested.
+        noes: where it was renewed, how many nodes say that this grant does not hold the lock there.
         cause: where it was not answered, what the nodes said, for display.
     """
 
     renewal: Renewal
     deadline: float = 0.0
     wanted: bool = False
+    noes: int = 0
     cause: str = ""
 
 
@@ -108,8 +112,9 @@ def tally(asked: Sequence[Future[Extended | NoVote]], *, sent_at: float, ttl_ms:
     extended = [vote for vote in votes if isinstance(vote, Extended)]
     held = [vote for vote in extended if vote.held]
     if len(held) >= quorum:
+        noes = len(extended) - len(held)
         return Extension(
-            Renewal.RENEWED, sent_at + trusted_s(ttl_ms), wanted=any(vote.wanted for vote in held)
+            Renewal.RENEWED, sent_at + trusted_s(ttl_ms), wanted=any(vote.wanted for vote in held), noes=noes
         )
     if len(asked) - (len(extended) - len(held)) < quorum:
         return Extension(Renewal.REFUSED)
@@ -180,9 +185,22 @@ def thrown_out(broken: Sequence[Broken]) -> Broken:
     return replace(told, token=max(each.token for each in broken))
 
 
+def below_next(broken: Sequence[Broken], *, nodes: int) -> Token:
+    """The token that any grant made after these answers to a break is above.
+
+    It needs a majority, so its token is above the floor of one that answered at least, whichever these are;
+    0 if it needs none of them. A grant that had settled its token before, on a majority, has a lower one.
+    """
+    floors = sorted(each.token for each in broken)
+    unknown = nodes - len(floors)
+    return Token(floors[majority(nodes) - unknown - 1]) if majority(nodes) > unknown else Token(0)
+
+
 def vote_of(future: Future[T]) -> T | None:
-    """The vote that ``future`` holds, or ``None`` while it has none."""
-    return future.result() if future.done() and not future.cancelled() else None
+    """The vote that ``future`` holds, or ``None`` while it has none, and for one that failed."""
+    if not future.done() or future.cancelled() or future.exception() is not None:
+        return None
+    return future.result()
 
 
 def described(vote: object) -> str:

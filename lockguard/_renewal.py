@@ -13,6 +13,17 @@ granted: then the refusal shows an earlier state of the node.
 When a connection comes back, or a server says that its data are gone, all leases are renewed at once: what
 the server forgot is known one round trip later, and not at the next renewal.
 
+That a lock key has vanished by itself, by DEL or eviction, is told by no server. So between two renewals that
+are farther apart, the servers are asked every 0.8 s whether the locks are still held (L4): for all leases of
+the guard together, in one round trip, by a read that moves no expiry and reaches no replica. Only a refusal
+means anything to the lease: whatever else comes of a check, the deadline stands. It tells as well that
+another process has asked for a hand-over. A lease that ends sooner costs none.
+
+Where a check shows that a minority of several nodes does not hold the lock, the next renewal is due at once,
+as it gives the lock back there: the loss of one more node would end the lease. Such a lease may be a new one
+whose last vote a rival had. While that does not help, each early renewal waits twice as long as the one
+before, until there are only the regular ones. Each check that finds the lock on all nodes takes a tenth off.
+
 The end of a lease depends on no reply. Its deadline lies before the instant at which the server drops the key
 (S10); when it passes without having been moved, the lease is lost. So a hung or unreachable Redis, or a
 renewal that hangs, delays nothing. A timer of the event loop does not run while the machine is suspended or
@@ -35,7 +46,7 @@ from functools import partial
 from lockguard._clock import Clock, Timer, timers_of
 from lockguard._lease import RENEWED_AGAIN_AFTER, RENEWED_AT, Grant, GrantId, Lease, Resource, Token
 from lockguard._locks import Locks
-from lockguard._quorum import Extension, Renewal, tally
+from lockguard._quorum import Extension, Renewal, tally, trusted_s
 from lockguard.errors import ConfigurationError, FenceUnavailable, LossReason
 from lockguard.events import Event, Lost, RenewalUnanswered, Renewed, StaleWrite
 from lockguard.ports import AnsweringFence, Extended, NoVote
@@ -57,17 +68,21 @@ def _forget_the_parents() -> None:
 
 os.register_at_fork(after_in_child=_forget_the_parents)
 
+_CHECKED_EVERY_S = 0.8
+"""Seconds between two questions about a lock: with the trip, a loss is noticed within a second (L4)."""
+
 _TOGETHER = 1 / 12
 """Leases that would be due within this share of their ttl are renewed along with the first one."""
 
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """One renewal that was sent, and the votes on it."""
+    """One renewal or check that was sent, and the votes on it."""
 
     kept: _Kept
     sent_at: float
     votes: list[asyncio.Future[Extended | NoVote]]
+    renews: bool = True
     decided: bool = False
 
 
@@ -76,11 +91,15 @@ class _Kept:
     lease: Lease
     on_lost: Callable[[LossReason], None]
     due_at: float
+    check_at: float
+    """When the servers are asked whether the lock is still held, unless a renewal asks them before."""
     slack_s: float
     asked: _Asked | None = None
     """The latest renewal, until it is decided."""
     sent_at: float = -math.inf
     """When the latest renewal was sent."""
+    mend_s: float = _CHECKED_EVERY_S
+    """How long after the latest renewal one may be sent early, for a node on which the lock is missing."""
     proven_at: float = -math.inf
     """When the latest granted renewal was sent."""
     changed: asyncio.Future[None] | None = None
@@ -145,8 +164,9 @@ class Keeper:
         deadline = lease.keep_by(self, until=until)
         # Counted from when the request was sent: behind a slow link half of the ttl may be over.
         due_at = max(now, min(now, deadline - ttl_s) + ttl_s * RENEWED_AT)
-        self._kept[grant.id] = _Kept(lease, on_lost, due_at, ttl_s * _TOGETHER)
-        if (first := min(due_at, deadline, until)) < self._timer_at:
+        check_at = min(now, deadline - trusted_s(grant.ttl_ms)) + _CHECKED_EVERY_S
+        self._kept[grant.id] = _Kept(lease, on_lost, due_at, check_at, ttl_s * _TOGETHER)
+        if (first := min(due_at, check_at, deadline, until)) < self._timer_at:
             self._look_by(first, now)
         return now
 
@@ -264,11 +284,13 @@ class Keeper:
                 self._lose(kept, reason)
         if any(kept.due_at <= now for kept in self._kept.values()):
             self._renew_due(now)
+        if any(kept.check_at <= now for kept in self._kept.values()):
+            self._check_due(now)
         self._look_again()
 
     def _look_again(self) -> None:
         if self._kept:
-            first = min(min(kept.lease.deadline, kept.due_at) for kept in self._kept.values())
+            first = min(min(kept.lease.deadline, kept.due_at, kept.check_at) for kept in self._kept.values())
             self._look_by(first, self._clock.now())
 
     def cut(self, lease: Lease, reason: LossReason) -> None:
@@ -313,7 +335,17 @@ class Keeper:
         grant = kept.lease.grant
         kept.sent_at = now
         kept.due_at = now + grant.ttl_ms / 1000 * RENEWED_AGAIN_AFTER
-        asked = kept.asked = _Asked(kept, now, self._locks.extend(grant))
+        kept.asked = _Asked(kept, now, self._locks.extend(grant))
+        self._expect(kept.asked)
+
+    def _check_due(self, now: float) -> None:
+        """Ask about each lock that is due within half of the time, so that soon all are due together."""
+        for kept in list(self._kept.values()):
+            if kept.check_at - _CHECKED_EVERY_S / 2 <= now:
+                self._expect(_Asked(kept, now, self._locks.check(kept.lease.grant), renews=False))
+
+    def _expect(self, asked: _Asked) -> None:
+        asked.kept.check_at = asked.sent_at + _CHECKED_EVERY_S
         for future in asked.votes:
             # Each vote as it comes: one hung node of several must not hold up what the others have decided.
             future.add_done_callback(partial(self._count, asked))
@@ -322,9 +354,15 @@ class Keeper:
         """Act on the votes once they decide, however late that is."""
         kept = asked.kept
         grant = kept.lease.grant
-        if asked.decided or self._kept.get(grant.id) is not kept:
+        if self._kept.get(grant.id) is not kept or (asked.decided and asked.renews):
             return
         extension = tally(asked.votes, sent_at=asked.sent_at, ttl_ms=grant.ttl_ms)
+        if extension.wanted:
+            kept.lease.mark_wanted()
+        if not asked.renews and extension.renewal is Renewal.RENEWED:
+            self._mend(kept, asked, absent=extension.noes)
+        if asked.decided:
+            return
         unanswered = extension.renewal is Renewal.UNANSWERED
         if unanswered and not all(vote.done() for vote in asked.votes):
             return
@@ -333,7 +371,7 @@ class Keeper:
         if latest:
             kept.asked = None
         match extension.renewal:
-            case Renewal.RENEWED:
+            case Renewal.RENEWED if asked.renews:
                 self._renewed(kept, asked.sent_at, extension)
             case Renewal.REFUSED if asked.sent_at > kept.proven_at:
                 self._lose(kept, LossReason.REFUSED)
@@ -343,11 +381,24 @@ class Keeper:
                 pass
         kept.notify()
 
+    def _mend(self, kept: _Kept, asked: _Asked, *, absent: int) -> None:
+        """Have the lease renewed early if a check showed that a minority does not hold the lock."""
+        now = self._clock.now()
+        if kept.asked is not None or asked.sent_at <= kept.sent_at:
+            return  # a renewal has given it back since, or is about to
+        if not absent:
+            if all(vote.done() for vote in asked.votes):
+                kept.mend_s = max(_CHECKED_EVERY_S, kept.mend_s * 0.9)
+        elif (due_at := max(now, kept.sent_at + kept.mend_s)) < kept.due_at:
+            kept.due_at = due_at
+            kept.mend_s *= 2
+            self._look_by(due_at, now)
+
     def _renewed(self, kept: _Kept, sent_at: float, extension: Extension) -> None:
         if kept.lease.loss is not None:  # too late; the timer reports the loss
             return
         ttl_s = kept.lease.grant.ttl_ms / 1000
-        kept.lease.mark_renewed(extension.deadline, wanted=extension.wanted)
+        kept.lease.mark_renewed(extension.deadline)
         kept.proven_at = max(kept.proven_at, sent_at)
         # While a later renewal is in flight, the next one waits as a repetition would.
         kept.due_at = max(sent_at + ttl_s * RENEWED_AT, kept.sent_at + ttl_s * RENEWED_AGAIN_AFTER)

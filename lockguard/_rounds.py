@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from lockguard._asking import Asked
 from lockguard._lease import Resource
 from lockguard._quorum import described, majority
 from lockguard.ports import LockNode
@@ -41,6 +42,7 @@ class Rounds:
 
     def __init__(self, nodes: Sequence[LockNode], *, patience_s: float) -> None:
         self.nodes = tuple(nodes)
+        self._asked = [Asked(node) for node in self.nodes]
         self.quorum = majority(len(self.nodes))
         self.silent: set[int] = set()
         """The indexes of nodes that did not answer in time and have not caught up yet."""
@@ -95,7 +97,7 @@ class Rounds:
         for index in set(indexes) - self.silent:
             self.silent.add(index)
             # The answer to this comes behind all that the node owes, or when the connection ends.
-            self.nodes[index].inspect(_PROBE).add_done_callback(partial(self._listen_again, index))
+            self._asked[index].inspect(_PROBE).add_done_callback(partial(self._listen_again, index))
 
     def _listen_again(self, index: int, _: object) -> None:
         self.silent.discard(index)

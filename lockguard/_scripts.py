@@ -14,6 +14,7 @@ __all__ = [
     "ACQUIRE",
     "ADMIT",
     "BREAK",
+    "CHECK",
     "EXTEND",
     "HISTORY",
     "INSPECT",
@@ -54,6 +55,7 @@ _WAKE = _text_of("wake")
 ACQUIRE = _load("acquire")
 ADMIT = _load("admit")
 BREAK = _load("break")
+CHECK = _load("check")
 EXTEND = _load("extend")
 HISTORY = _load("history")
 INSPECT = _load("inspect")
@@ -61,4 +63,4 @@ REJOIN = _load("rejoin")
 RELEASE = _load("release")
 SETTLE = _load("settle")
 
-SCRIPTS = (ACQUIRE, ADMIT, BREAK, EXTEND, HISTORY, INSPECT, REJOIN, RELEASE, SETTLE)
+SCRIPTS = (ACQUIRE, ADMIT, BREAK, CHECK, EXTEND, HISTORY, INSPECT, REJOIN, RELEASE, SETTLE)

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from lockguard._namespace import NAMESPACE, Namespace, parse_namespace
 from lockguard.errors import ConfigurationError
-from lockguard.text import kind_of
+from lockguard.text import kind_of, printable
 
 __all__ = ["NO_REDIS", "Settings"]
 
@@ -34,6 +34,8 @@ _ADDRESS_MAP = (
     " 10.0.0.5:6379=localhost:7001 in the environment, apart by blanks"
 )
 
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_PATH_SHOWN_MAX = 200
 _PLACE = re.compile(r"\(at .*\)$")
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
 _UNITS = {
@@ -216,9 +218,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def _from_file(environ: Mapping[str, str], directory: Path | None) -> dict[str, Any]:
     named = environ.get("LOCKGUARD_CONFIG", "")
     if named:
-        path, table = Path(named), _table(Path(named))
+        path, table = Path(named), _table(Path(named), "LOCKGUARD_CONFIG: ")
         if table is None:
-            raise ConfigurationError(f"LOCKGUARD_CONFIG: {named} has no table [tool.lockguard]")
+            raise ConfigurationError(f"LOCKGUARD_CONFIG: {_shown(path)} has no table [tool.lockguard]")
     else:
         try:
             path, table = next(_tables(directory or Path.cwd()), (Path(), {}))
@@ -233,15 +235,24 @@ def _from_file(environ: Mapping[str, str], directory: Path | None) -> dict[str, 
         if name not in _READERS:
             near = get_close_matches(name, _READERS, 1)
             meant = f"did you mean {near[0]}?" if near else f"there are: {', '.join(_READERS)}"
-            raise ConfigurationError(f"{path}: {key!r} is no setting of lockguard; {meant}")
-        found[name] = _READERS[name](f"{path}: {key}", value)
+            shown = repr(key) if _KEY.fullmatch(key) else "what stands before an '='"
+            raise ConfigurationError(f"{_shown(path)}: {shown} is no setting of lockguard; {meant}")
+        found[name] = _READERS[name](f"{_shown(path)}: {key}", value)
     return found
+
+
+def _shown(path: Path) -> str:
+    """A path in one line; what looks like a URL, which was meant for another setting, may have a password."""
+    text = str(path)
+    if ":/" in text or "@" in text:
+        return "the file (not shown, as it may be a URL)"
+    return printable(text) if len(text) <= _PATH_SHOWN_MAX else f"{printable(text[:_PATH_SHOWN_MAX])}..."
 
 
 def _tables(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for place in (directory, *directory.parents):
         for path in (place / "lockguard.toml", place / "pyproject.toml"):
-            if path.is_file() and (table := _table(path)) is not None:
+            if path.is_file() and (table := _table(path, "")) is not None:
                 _require_own(path)
                 yield path, table
 
@@ -255,23 +266,32 @@ def _require_own(path: Path) -> None:
         )
 
 
-def _table(path: Path) -> dict[str, Any] | None:
-    """The file's settings; ``None`` for a ``pyproject.toml`` without the table."""
+def _table(path: Path, where: str) -> dict[str, Any] | None:
+    """The file's settings; ``None`` for a ``pyproject.toml`` without the table.
+
+    Args:
+        path: the file.
+        where: what named it, for errors.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is no TOML.
+    """
+    shown = f"{where}{_shown(path)}"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
+        raise ConfigurationError(f"{shown} cannot be read: {exc.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} cannot be read: it is not UTF-8") from None
+        raise ConfigurationError(f"{shown} cannot be read: it is not UTF-8") from None
     except tomllib.TOMLDecodeError as exc:
-        where = _PLACE.search(str(exc))
-        raise ConfigurationError(f"{path} is not TOML {where[0] if where else ''}".rstrip()) from None
+        place = _PLACE.search(str(exc))
+        raise ConfigurationError(f"{shown} is not TOML {place[0] if place else ''}".rstrip()) from None
     if path.name != "pyproject.toml":
         return content
     tool = content.get("tool", {})
     table = tool.get("lockguard") if isinstance(tool, dict) else None
     if table is not None and not isinstance(table, dict):
         raise ConfigurationError(
-            f"{path}: tool.lockguard is {kind_of(table)}; write a table [tool.lockguard]"
+            f"{shown}: tool.lockguard is {kind_of(table)}; write a table [tool.lockguard]"
         )
     return table

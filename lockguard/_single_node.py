@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lockguard._asking import Asked
 from lockguard._awaiting import AnswerBounds
 from lockguard._clock import timers_of
 from lockguard._locks import ANSWER_MIN_S, Acquisition, Contended, Found, NoQuorum, Won, close_nodes
@@ -52,6 +53,7 @@ class SingleNode:
     def __init__(self, node: LockNode, *, clock: Clock) -> None:
         self.nodes = (node,)
         self._node = node
+        self._asked = Asked(node)
         self._clock = clock
         self._bounds = AnswerBounds(ANSWER_S, self._give_up, timers_of(clock))
 
@@ -96,7 +98,11 @@ class SingleNode:
 
     def extend(self, grant: Grant) -> list[Future[Extended | NoVote]]:
         """Send a renewal; returns the node's one future."""
-        return [self._node.extend(grant.resource, grant.id, grant.ttl_ms, seal=grant.seal)]
+        return [self._asked.extend(grant)]
+
+    def check(self, grant: Grant) -> list[Future[Extended | NoVote]]:
+        """Ask whether the grant holds its lock; returns the node's one future."""
+        return [self._asked.check(grant)]
 
     def release(
         self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0

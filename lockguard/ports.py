@@ -23,6 +23,7 @@ __all__ = [
     "AnsweringFence",
     "Broken",
     "Busy",
+    "CheckableNode",
     "ComparingFence",
     "Done",
     "Extended",
@@ -86,11 +87,13 @@ class Granted:
         token: the token that the node gave.
         server_us: the node's clock then, in microseconds since 1970; 0 if this grant held the lock already.
         seal: what the node remembers of the resource's last seal, see :class:`Sealed`; empty for nothing.
+        admission: of one of several nodes, the id of the last admission that asked it; empty for none.
     """
 
     token: Token
     server_us: int = 0
     seal: str = ""
+    admission: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,7 @@ class Busy:
         requeued: the caller had a ticket and was not in the queue: it had been dropped, or the server's
             data are gone, so the places of its process's other waiters are gone too.
         queue_full: the queue is at its cap.
-        ahead: how many waiters are ahead of this caller in the queue; ``None``: it was not queued, or several
-            nodes decide.
+        ahead: how many waiters are ahead of it in the queue; ``None``: not queued, or several nodes decide.
     """
 
     holder: str
@@ -161,10 +163,12 @@ class Membership:
 
     Attributes:
         known: whether it was ever admitted, as far as it knows.
-        member: whether it was admitted in the present run of its server.
+        member: whether it was admitted in the present run of its server, or in any if the asker has none.
         quarantine_ms: how long it does not vote yet.
         ttl_max_ms: the longest lease that it granted or may have forgotten, as far as it knows.
         nodes: how many nodes decided together when it was last asked for a free lock; 0 if it was not told.
+        loss: while it is no member, the id of what it has lost or never had; empty before an admission asks.
+        admission: of a member, the id of the last admission that asked it; empty for none.
     """
 
     known: bool
@@ -172,11 +176,13 @@ class Membership:
     quarantine_ms: int
     ttl_max_ms: int
     nodes: int = 0
+    loss: str = ""
+    admission: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Extended:
-    """The answer to a renewal.
+    """The answer to a renewal, or to a check.
 
     Attributes:
         held: whether this grant holds the lock on this node.
@@ -207,7 +213,7 @@ class Broken:
     Attributes:
         grant: the grant that was thrown out, empty if the lock was free.
         holder: the holder of that grant.
-        token: the token floor after the break.
+        token: the token floor after the break, which no grant has.
         kept: whether another grant than the expected one holds the lock: ``grant`` and ``holder`` are of that
             one, and nothing was changed.
     """
@@ -357,8 +363,8 @@ class LockNode(Protocol):
     ) -> Future[Broken | NoVote]:
         """Remove the holder's grant from the lock; raise the token floor to at least ``token``.
 
-        With ``grant`` only that grant, and with an empty one none: a lock of another grant is left as it is.
-        The comparison and the removal are one step.
+        The floor is then above every token that the node has given. With ``grant`` only that one is removed,
+        and with an empty one none: another grant's lock is left. Comparison and removal are one step.
         """
         ...
 
@@ -398,6 +404,15 @@ class ReadableNode(LockNode, Protocol):
 
     def history(self, resource: Resource, limit: int) -> Future[tuple[str, ...] | NoVote]:
         """Read the newest ``limit`` lines of a resource's history, newest first."""
+        ...
+
+
+@runtime_checkable
+class CheckableNode(LockNode, Protocol):
+    """A node that a holder can ask whether it still has its lock; any other is sent a renewal instead."""
+
+    def still_holds(self, resource: Resource, grant: GrantId) -> Future[Extended | NoVote]:
+        """Whether this grant holds the lock; changes nothing."""
         ...
 
 
@@ -446,12 +461,20 @@ class QuorumNode(LockNode, Protocol):
     ) -> None:
         """Like :meth:`release`, with the vote to ``answer``."""
 
-    def membership(self) -> Future[Membership | NoVote]:
-        """Ask whether the node may vote."""
+    def membership(self, *, admission: str = "", after: str | None = None) -> Future[Membership | NoVote]:
+        """Ask whether the node may vote; with ``admission`` a node that is no member gives its loss an id.
+
+        With ``after``, which it told first, a member tells ``admission`` with its grants; or one of its own.
+        """
         ...
 
-    def admit(self, *, quarantine_ms: int, ttl_max_ms: int) -> Future[Membership | NoVote]:
-        """Let the node vote after ``quarantine_ms``, unless it is admitted already; gives what was before."""
+    def admit(
+        self, *, quarantine_ms: int, ttl_max_ms: int, admission: str, loss: str
+    ) -> Future[Membership | NoVote]:
+        """Let the node vote after ``quarantine_ms``; gives what was before.
+
+        Not if it is admitted already, nor if it has lost its data once more since it told ``loss``.
+        """
         ...
 
     def rejoin(self, grant: Grant) -> Future[Done | NoVote]:

@@ -18,6 +18,8 @@ What each rule prevents:
   common with this one, so the next token is higher.
 * A node that may have forgotten a lock gives no vote until that lock has ended (``_membership.py``); a holder
   that has just renewed on a majority puts its lease back on the others.
+* Votes from before and after an admission do not count together: the nodes are asked again. The admission did
+  not know of a lease that a node had still to grant.
 * A node that did not answer in time is not waited for again until it has caught up.
 
 A lease relies on a majority of clocks that may be wrong, and on servers that may lose their data. What makes
@@ -34,6 +36,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from lockguard._asking import AskedOfSeveral
 from lockguard._locks import (
     ANSWER_MIN_S,
     Acquisition,
@@ -44,7 +47,7 @@ from lockguard._locks import (
     Won,
     close_nodes,
 )
-from lockguard._membership import Members
+from lockguard._membership import Members, together
 from lockguard._quorum import found, majority, trusted_s, vote_of
 from lockguard._rounds import Round, Rounds
 from lockguard.ports import (
@@ -96,12 +99,15 @@ class Redlock:
         self._members = Members(nodes)
         self.nodes = self._members.nodes
         """The nodes, in the order in which they were given."""
+        self._asked = [AskedOfSeveral(node) for node in self.nodes]
         self._clock = clock
         self._quorum = majority(len(self.nodes))
         self._node_timeout_s = node_timeout_s
         self._rounds = Rounds(self.nodes, patience_s=node_timeout_s)
         self._proposals = Proposals(clock, quorum=self._quorum)
         self._renewing: dict[GrantId, list[Future[Extended | NoVote]]] = {}
+        self._rejoining: dict[GrantId, set[Future[Done | NoVote]]] = {}
+        self._admissions: dict[int, str] = {}
 
     @property
     def ready(self) -> bool:
@@ -160,15 +166,23 @@ class Redlock:
         return outcome
 
     async def _ask(self, request: AcquireRequest) -> Acquisition:
-        sent_at = self._clock.now()
-        proposal = self._proposals.next()
-        round_ = self._rounds.begin(_is_granted)
-        for index, node in enumerate(self.nodes):
-            node.acquire_into(request, proposal, round_.slot(index))
-        # A vote after this does not count, nor is its command sent again (NOSCRIPT), behind its own undo.
-        await round_.wait()
-        votes = round_.votes
-        if round_.won:
+        left = len(self.nodes)  # each time the admission of one more node is known at least
+        while True:
+            left -= 1
+            sent_at, known = self._clock.now(), self._admissions.copy()
+            proposal = self._proposals.next()
+            round_ = self._rounds.begin(_is_granted)
+            for index, node in enumerate(self.nodes):
+                node.acquire_into(request, proposal, round_.slot(index))
+            # A vote after this does not count, nor is its command sent again (NOSCRIPT), behind its own undo.
+            await round_.wait()
+            votes = round_.votes
+            last = {index: vote.admission for index, vote in enumerate(votes) if isinstance(vote, Granted)}
+            self._admissions.update(last)
+            won = round_.won and together(last, known)
+            if won or not round_.won or not left:
+                break
+        if won:
             tokens = [vote.token for vote in votes if isinstance(vote, Granted)]
             self._proposals.note(votes, sent_at=sent_at)
             token = max(tokens, key=tokens.count)
@@ -208,10 +222,10 @@ class Redlock:
         Nodes that lost the lease get it back as soon as a majority has renewed it, unless it was released
         meanwhile: then nothing would remove it again.
         """
-        asked = [node.extend(grant.resource, grant.id, grant.ttl_ms, seal=grant.seal) for node in self.nodes]
+        asked = [node.extend(grant) for node in self._asked]
         self._renewing[grant.id] = asked
         proven_until = self._clock.now() + trusted_s(grant.ttl_ms)
-        wanting = dict(zip(asked, self.nodes, strict=True))
+        wanting = dict(zip(asked, self._asked, strict=True))
 
         def answered(_: object) -> None:
             held = sum(isinstance(vote := vote_of(future), Extended) and vote.held for future in asked)
@@ -220,18 +234,26 @@ class Redlock:
                 return
             for future in [future for future in wanting if future.done()]:
                 node = wanting.pop(future)
-                if isinstance(vote := future.result(), Extended) and not vote.held:
-                    node.rejoin(grant)
+                if isinstance(vote := vote_of(future), Extended) and not vote.held:
+                    rejoins = self._rejoining.setdefault(grant.id, set())
+                    rejoins.add(asked_again := node.rejoin(grant))
+                    asked_again.add_done_callback(rejoins.discard)
 
         for future in asked:
             future.add_done_callback(answered)
         return asked
+
+    def check(self, grant: Grant) -> list[Future[Extended | NoVote]]:
+        """Ask every node whether the grant holds its lock there. A renewal mends what a minority lost."""
+        return [node.check(grant) for node in self._asked]
 
     def release(
         self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0
     ) -> Releasing:
         """Remove the grant from every node, see :meth:`Locks.release`."""
         self._renewing.pop(grant, None)
+        for rejoin in tuple(self._rejoining.pop(grant, ())):
+            rejoin.cancel()  # or it might be sent again (NOSCRIPT, another connection) behind the release
         round_: Round[Done | NoVote] = self._rounds.begin(found)
         # A node of the user's own may have been written before there was an ``at_least``.
         closing = {"at_least_ms": at_least_ms} if at_least_ms else {}

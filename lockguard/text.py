@@ -30,7 +30,7 @@ def kind_of(value: object) -> str:
     """A value's type with its article, for an error that must not show the value itself."""
     if value is None:
         return "None"
-    name = type(value).__name__
+    name = printable(type(value).__name__)
     return f"an {name}" if name[:1].lower() in ("a", "e", "i", "o") else f"a {name}"
 
 

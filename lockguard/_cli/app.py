@@ -31,6 +31,7 @@ from lockguard._cli.unseen import unseen
 from lockguard._interrupt import interrupted
 from lockguard._private_files import is_of_the_output
 from lockguard.errors import ConfigurationError, LockguardError
+from lockguard.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,5 +108,6 @@ def _refuse(exc: click.ClickException, arguments: Sequence[str]) -> int:
 
 
 def _complain(text: str, code: int) -> int:
-    click.echo(f"lockguard: {' '.join(text.split())}", err=True)  # also without a standard error
+    # Also without a standard error; and what a server said can neither begin a line nor control the terminal.
+    click.echo(f"lockguard: {printable(' '.join(text.split()))}", err=True)
     return code

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["ask", "break_", "signed"]
 
 _POLL_S = 0.1
+_TOLD_MS = 1_000
+"""A holder asks so often at least what became of its lock."""
 _LEFT_OPEN = "it was left open, or is of a lock in another namespace or on other servers"
 _ENDS = 20
 """How many lines of the history are searched for the end of a grant that has just ended."""
@@ -84,8 +86,8 @@ class _Seen:
 def ask(resource: str, reason: str, servers: Servers, patience: timedelta | None) -> None:
     """Ask the holder of a lock to end when it can.
 
-    The holder's lease.wanted turns true with its next renewal, at most a third of its ttl later; whether it
-    heeds that is the holder's affair. Asking again changes at most the reason.
+    The holder's lease.wanted turns true within a second, if the servers answer; whether it heeds that is the
+    holder's affair. Asking again changes at most the reason.
 
     Exit code 1: with --wait, it has not ended in that time. 0: it has, in whichever way the output tells.
     """
@@ -105,9 +107,8 @@ async def _ask(resource: str, reason: str, servers: Servers, patience: timedelta
             click.echo(f"{resource} is free: there is no holder to ask")
             return
         told = _named(found.holder, found.operation)
-        click.echo(
-            f"{told} was asked to hand {resource} over; it learns of it within {span(found.ttl_ms // 3)}"
-        )
+        within = span(min(found.ttl_ms // 3, _TOLD_MS))
+        click.echo(f"{told} was asked to hand {resource} over; it learns of it within {within}")
         if patience is not None:
             await _wait(guard, found, patience)
 
@@ -165,9 +166,9 @@ def break_(
 ) -> None:
     """Take a lock from its holder by force, in the fence and on all its servers.
 
-    The fence first: from then on Postgres refuses what the holder writes. Its body learns of the break with
-    its next renewal, at most a third of its ttl later, and ends. Where the fence has a holder and Redis has
-    none, as after a loss of its data, the fence is broken all the same.
+    The fence first: from then on Postgres refuses what the holder writes. Its body learns of the break
+    within a second, or ends at its deadline if it cannot reach Redis. Where the fence has a holder and Redis
+    has none, as after a loss of its data, the fence is broken all the same.
 
     What was shown is what is broken: a lock that has changed hands since is left as it is.
 
@@ -298,5 +299,5 @@ def _tell(resource: str, broken: Broken, now: Inspection | None, seen: _Seen, *,
     click.echo(
         f"Postgres accepts nothing below token {broken.token} for it"
         if has_fence
-        else f"There is no fence: {who} holder can go on writing until its next renewal"
+        else f"There is no fence: {who} holder can go on writing for up to a second"
     )

@@ -12,6 +12,7 @@ import click
 
 from lockguard import _interrupt as interrupt
 from lockguard._cli.durations import Duration
+from lockguard._cli.numbers import WholeNumber
 from lockguard._cli.servers import Servers, with_servers
 from lockguard._cli.tables import Table, console
 from lockguard._cli.told import Told, read
@@ -41,7 +42,7 @@ _TELL_OFFSET = timedelta(seconds=1)
 )
 @click.option(
     "--limit",
-    type=click.IntRange(1, _LIMIT_MAX),
+    type=WholeNumber(1, _LIMIT_MAX),
     default=_LIMIT,
     help=f"At most so many lines, the newest.  [default: {_LIMIT}]",
 )

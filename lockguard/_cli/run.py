@@ -17,6 +17,7 @@ import click
 from lockguard import _interrupt as interrupt
 from lockguard._cli.command import Command, Outcome
 from lockguard._cli.durations import Duration
+from lockguard._cli.numbers import WholeNumber
 from lockguard._cli.servers import Servers, with_servers
 from lockguard._cli.unseen import unseen
 from lockguard._clock import SYSTEM_CLOCK
@@ -83,7 +84,7 @@ class _BehindDashes(click.Command):
 )
 @click.option(
     "--busy-code",
-    type=click.IntRange(0, 255),
+    type=WholeNumber(0, 255),
     help="The exit code while the resource is busy; by default 0 with --skip and 124 without.",
 )
 @with_servers
@@ -182,7 +183,8 @@ async def _run(
         if name is not None:
             options["name"] = name
         guard = servers.guard(**options)
-        stop_within_s = _stop_within_s(stop_within, ttl or guard._ttl)
+        max_hold_s = guard._core.max_hold_s
+        stop_within_s = _stop_within_s(stop_within, ttl or guard._ttl, max_hold_s)
         command = renewals.command = stack.enter_context(Command(words))
         await stack.enter_async_context(guard)
         await _require_other(resource, guard)
@@ -200,9 +202,10 @@ async def _run(
                 outcome = await command.run(
                     _environment(lease, stop_within_s),
                     deadline=lease.deadline,
-                    stop_within_s=max(short_s, stop_within_s),
+                    stop_within_s=stop_within_s,
                     short_s=short_s,
                 )
+                too_long = lease.deadline < lease.kept_until  # it could have been renewed
         except ResourceBusy as busy:
             if skip and not sys.stderr.isatty():  # a job that is skipped each minute must not send mail
                 return busy_code
@@ -211,6 +214,9 @@ async def _run(
             if renewals.lease is None:  # before the command was started
                 return _told(str(lost), _FAILED)
             return _told(f"{_ended(outcome)}: {lost}", _LOST)
+    if outcome.why == "deadline" and too_long:
+        told = f"it may hold {printable(resource)!r} for {max_hold_s:g} s and no longer (max_hold)"
+        return _told(f"{_ended(outcome)}: {told}; give a longer max_hold if it needs more", _LOST)
     return _code(outcome, resource, program)
 
 
@@ -238,15 +244,22 @@ class _Renewals:
             self.command.until(self.lease.deadline)
 
 
-def _stop_within_s(given: timedelta | None, ttl: timedelta) -> float:
-    if given is None:
-        return ttl.total_seconds() / 3
-    if given > ttl / 2:
+def _stop_within_s(given: timedelta | None, ttl: timedelta, max_hold_s: float) -> float:
+    """How long before the deadline the command gets TERM: not at its start, and not before a renewal."""
+    if given is not None and given > ttl / 2:
         raise ConfigurationError(
             f"--stop-within {given.total_seconds():g}s cannot work with a ttl of {ttl.total_seconds():g} s: a"
             f" renewal would come too late; give at most half of the ttl, or a longer --ttl"
         )
-    return given.total_seconds()
+    ttl_s = ttl.total_seconds()
+    stop_within_s = ttl_s / 3 if given is None else max(ttl_s * _SHORT, given.total_seconds())
+    if max_hold_s <= stop_within_s:
+        raise ConfigurationError(
+            f"max_hold={max_hold_s:g} s cannot work with --stop-within {stop_within_s:.3g} s: the command"
+            " would get TERM at its start; give a shorter --stop-within (or --ttl, a third of which it is by"
+            " default), or a longer LOCKGUARD_MAX_HOLD"
+        )
+    return stop_within_s
 
 
 def _environment(lease: Lease, stop_within_s: float) -> dict[str, str]:

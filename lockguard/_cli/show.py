@@ -11,6 +11,7 @@ import click
 
 from lockguard import _interrupt as interrupt
 from lockguard._cli.durations import span
+from lockguard._cli.numbers import WholeNumber
 from lockguard._cli.seen import UNREAD, Seen, split_holder, with_fence
 from lockguard._cli.servers import Servers, with_servers
 from lockguard._cli.tables import Table, console
@@ -47,7 +48,7 @@ class _Story:
 
 _lines_option = click.option(
     "--lines",
-    type=click.IntRange(0, 22_000),
+    type=WholeNumber(0, 22_000),
     default=5,
     metavar="N",
     help="How many entries of its history to show.  [default: 5]",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lockguard._nodes.address import Address, split_url
 from lockguard._nodes.cluster import ClusterNode, seeds_of
@@ -97,7 +97,7 @@ def listed_urls(urls: object, *, warn: bool = False) -> list[str]:
         warn: whether to warn the caller's caller if their number is even.
 
     Raises:
-        ConfigurationError: it is something else, or empty.
+        ConfigurationError: it is something else, or empty, or one of several has no scheme.
     """
     # The value is not shown: it is a URL and may contain a password.
     if isinstance(urls, str | bytes):
@@ -107,6 +107,7 @@ def listed_urls(urls: object, *, warn: bool = False) -> list[str]:
     listed = list(urls)
     if not listed:
         raise ConfigurationError("from_urls takes a list of Redis URLs; got an empty one")
+    _require_schemes(listed)
     if warn and len(listed) > 1 and len(listed) % 2 == 0:
         warnings.warn(
             f"{len(listed)} nodes survive the loss of no more than {len(listed) - 1} would:"
@@ -114,6 +115,16 @@ def listed_urls(urls: object, *, warn: bool = False) -> list[str]:
             stacklevel=3,
         )
     return listed
+
+
+def _require_schemes(listed: Sequence[object]) -> None:
+    """Refuse what a blank in a password makes of a URL, before its first half is judged as one."""
+    for number, url in enumerate(listed, 1):
+        if len(listed) > 1 and isinstance(url, str) and url.strip() and "://" not in url:
+            raise ConfigurationError(
+                f"URL {number} of {len(listed)} has no scheme; write redis://host:port. Blanks stand between"
+                " URLs: one in a user or password is written %20"
+            )
 
 
 def _independent(url: str, which: str) -> Address:

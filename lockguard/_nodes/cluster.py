@@ -18,6 +18,9 @@ route one behind the other, and the command drops out once its caller is gone.
 Releases that a shard lost with its connection are sent to the shard that serves the slot by then. A release
 still in flight is not sent a second time meanwhile: the later of the two would find the lock gone, and the
 holder would be told that another process had taken it.
+
+The map is read again whenever a connection has to be made anew, also while nobody asks for anything: a
+replica that has taken over may lack the last release of a process that is idle since.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from lockguard._nodes.releases import Endpoint, Releases
 from lockguard._nodes.scripted import ScriptedNode, parse_done_again
 from lockguard._nodes.standalone import SAME_AGAIN, Call, StandaloneNode
 from lockguard._nodes.wire import Cut, NotSent
-from lockguard._scripts import ACQUIRE, RELEASE, Script
+from lockguard._scripts import ACQUIRE, CHECK, RELEASE, Script
 from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
 from lockguard.ports import Busy, MaybeExecuted, NotExecuted
 
@@ -112,6 +115,8 @@ class ClusterNode(ScriptedNode):
         self._waiting: dict[Call, asyncio.TimerHandle] = {}
         self._bounds: dict[Call, asyncio.TimerHandle] = {}
         self._releasing: set[asyncio.Future[Any]] = set()
+        """The releases that are neither made nor given up; their callers may wait no longer."""
+        self._all_released = asyncio.Event()
         self._closed = False
 
     @property
@@ -140,7 +145,8 @@ class ClusterNode(ScriptedNode):
         with suppress(TimeoutError):
             async with asyncio.timeout(self._reply_timeout_s):
                 while self._releasing:
-                    await asyncio.wait(list(self._releasing))
+                    self._all_released.clear()
+                    await self._all_released.wait()
         waiting, self._waiting = self._waiting, {}
         for call, timer in waiting.items():
             timer.cancel()
@@ -199,7 +205,6 @@ class ClusterNode(ScriptedNode):
             decode = partial(self._acquired, decode, keys[0], str(args[_INBOX]))
         call = self._call(shard, script, decode, keys, args)
         if script is RELEASE:
-            self._releasing.add(call.future)
             call.future.add_done_callback(partial(self._released, call))
         shard.send_call(call, lone=lone)
         asked: asyncio.Future[Any] = call.future
@@ -213,7 +218,6 @@ class ClusterNode(ScriptedNode):
 
     def _released(self, call: Call, _: object) -> None:
         """Remember a completed release, so that it can be sent again to the resource's next shard."""
-        self._releasing.discard(call.future)
         if self._closed:
             return
         said_to = call.node.address.host, call.node.address.port
@@ -221,6 +225,22 @@ class ClusterNode(ScriptedNode):
         self._releases.note(serves, call.keys, call.args)
         if serves != said_to:  # answered by the former master
             self._release_again(serves, call.keys, call.args)
+
+    def _made(self, future: asyncio.Future[Any], decode: Callable[[Any], T], reply: Any) -> T:
+        """Decode the answer to a release: it is made."""
+        future.add_done_callback(self._release_is_over)
+        return decode(reply)
+
+    def _failed(self, fault: Exception, call: Call) -> bool:
+        sent_again = self._redirected(fault, call)
+        if call.script is RELEASE and not sent_again:
+            call.future.add_done_callback(self._release_is_over)
+        return sent_again
+
+    def _release_is_over(self, future: asyncio.Future[Any]) -> None:
+        self._releasing.discard(future)
+        if not self._releasing:
+            self._all_released.set()
 
     def _inbox_of(self, resource: Resource) -> str:
         # In the resource's slot, so that the script that wakes a waiter can publish on its own shard only.
@@ -232,14 +252,23 @@ class ClusterNode(ScriptedNode):
             inbox=self._inbox,
             namespace=self._namespace,
             mode="cluster",
-            redirect=self._redirected,
+            redirect=self._failed,
+            locate=partial(self._located, address),
             connect_timeout_s=self._connect_timeout_s,
             reply_timeout_s=self._reply_timeout_s,
         )
         shard.on_wake(self._woken)
         return shard
 
+    async def _located(self, address: Address) -> Address:
+        if not self._closed:  # the map is closed first, and begins nothing that nobody would end
+            self._map.refresh_soon()  # what has to be connected again may serve nothing any more
+        return address
+
     def _woken(self, grant: GrantId | None) -> None:
+        if grant is None and not self._closed:
+            # A shard is back, or was emptied, as a master is that becomes a replica.
+            self._map.refresh_soon(heard=True)
         self._wake(grant)
 
     def _redirected(self, fault: Exception, call: Call) -> bool:
@@ -251,7 +280,7 @@ class ClusterNode(ScriptedNode):
             if isinstance(fault, Cut) and call.script not in (*SAME_AGAIN, RELEASE):
                 return False
             if isinstance(fault, Cut) and call.script is RELEASE:
-                call.decode = parse_done_again
+                call.decode = partial(self._made, call.future, parse_done_again)
             return self._try_again(call, fault, _TRY_AGAIN_S)
         if not isinstance(fault, hiredis.ReplyError):
             return False
@@ -282,6 +311,8 @@ class ClusterNode(ScriptedNode):
         return True
 
     def _try_again(self, call: Call, fault: Exception, after_s: float) -> bool:
+        if call.script is CHECK:
+            return False  # the next one comes by itself; thousands, tried again, would keep the loop busy
         if call.future.done() and call.script is not RELEASE:
             return True
         now, loop = SYSTEM_CLOCK.now(), asyncio.get_running_loop()
@@ -329,4 +360,7 @@ class ClusterNode(ScriptedNode):
         args: tuple[str | int, ...],
     ) -> Call:
         future = self._loop.create_future()
+        if script is RELEASE:
+            self._releasing.add(future)
+            decode = partial(self._made, future, decode)
         return Call(shard, script, decode, keys, args, future, began_at=SYSTEM_CLOCK.now())

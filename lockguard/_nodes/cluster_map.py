@@ -61,12 +61,14 @@ class ClusterMap:
         self._slots: list[Endpoint | None] = [None] * _SLOTS
         self._reading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._once_more = False
+        """Whether something was heard that the reading under way, or just done, may have missed."""
         self._tasks: dict[asyncio.Task[None], None] = {}
         """What runs in the background, in the order in which it began."""
         self._refreshed: Callable[[], None] = lambda: None
 
     def on_refresh(self, callback: Callable[[], None]) -> None:
-        """Register ``callback()`` to be called after each attempt to read the map again."""
+        """Register ``callback()`` to be called after each reading, and each attempt in the background."""
         self._refreshed = callback
 
     def endpoint_of(self, key: str) -> Endpoint | None:
@@ -93,7 +95,7 @@ class ClusterMap:
     def moved(self, slot: int, endpoint: Endpoint) -> None:
         """Note that a server named ``endpoint`` as the owner of ``slot``."""
         self._slots[slot] = endpoint
-        self.refresh_soon()
+        self.refresh_soon(heard=True)
 
     def endpoint_in(self, text: str, *, by: StandaloneNode) -> Endpoint | None:
         """Where to reach the server that a redirection names; ``None`` if it names none."""
@@ -134,12 +136,23 @@ class ClusterMap:
             ConfigurationError: a server refused the log-in, or is not part of a cluster.
         """
         await first_of(self._to_ask(), self._read)
+        self._refreshed()
         return {endpoint for endpoint in self._slots if endpoint is not None}
 
-    def refresh_soon(self) -> None:
-        """Read the map again in the background, unless that is in progress or was done just now."""
-        if self.known and (self._refreshing is None or self._refreshing.done()):
+    def refresh_soon(self, *, heard: bool = False) -> None:
+        """Read the map again in the background, unless that is in progress or was done just now.
+
+        Args:
+            heard: whether something was heard that a reading of just now may have missed: then it is read
+                once more a moment later. Nobody may ask for anything after that, and a release that a
+                failover lost would not be made again.
+        """
+        if not self.known:
+            return
+        if self._refreshing is None or self._refreshing.done():
             self._refreshing = self._own(self._refresh())
+        elif heard:
+            self._once_more = True
 
     def reach_soon(self, shard: StandaloneNode) -> None:
         """Try once to connect to a shard in the background; the next call that needs it tries again."""
@@ -167,26 +180,33 @@ class ClusterMap:
         return [*ready, *(shard for seed in self._seeds if (shard := self._shard_of(seed)) not in ready)]
 
     async def _refresh(self) -> None:
-        try:
-            await first_of(self._to_ask(), self._read)
-        except (NodeError, ConfigurationError):
-            pass
-        else:
-            self._forget_the_gone()
-        for shard in self._serving():
-            self.reach_soon(shard)
-        self._refreshed()
-        await asyncio.sleep(_REFRESH_S)  # limits how often the map is read
+        self._once_more = True
+        while self._once_more:
+            self._once_more = False
+            try:
+                await first_of(self._to_ask(), self._read)
+            except (NodeError, ConfigurationError):
+                pass
+            else:
+                self._forget_the_gone()
+            for shard in self._serving():
+                self.reach_soon(shard)
+            self._refreshed()
+            await asyncio.sleep(_REFRESH_S)  # limits how often the map is read
 
     async def _read(self, shard: StandaloneNode) -> None:
         """Read the slot map from one server.
 
         Raises:
             NodeRefused: the server did not return a map.
-            ConfigurationError: the server refused the log-in, or is not part of a cluster.
+            ConfigurationError: the server refused the log-in or the map, or is not part of a cluster.
         """
         await shard.connect()
         reply = await shard.ask("CLUSTER", "SLOTS")
+        if isinstance(reply, Exception) and str(reply).startswith("NOPERM"):
+            raise ConfigurationError(
+                f"{shard.name} refused the map of its cluster: {reply}; give its ACL user +cluster|slots"
+            )
         if isinstance(reply, Exception) or not reply:
             raise NodeRefused(f"{shard.name} told no map of its cluster: {reply}", node=shard.name)
         for first, last, owner, *_ in reply:

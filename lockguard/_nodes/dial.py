@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 
 from lockguard.errors import ConfigurationError
 
-__all__ = ["Resolver", "close_abandoned", "first_of", "keep_alive"]
+__all__ = ["STAGGER_S", "Resolver", "close_abandoned", "first_of", "keep_alive"]
 
 C = TypeVar("C")
 T = TypeVar("T")
 
-_STAGGER_S = 0.25
+STAGGER_S = 0.25
 
 _IDLE_S = 15
 _PROBE_S = 5
@@ -115,7 +115,7 @@ async def first_of(candidates: Sequence[C], connect: Callable[[C], Awaitable[T]]
         while untried or trying:
             if untried:
                 trying.append(asyncio.ensure_future(connect(untried.pop(0))))
-            patience_s = _STAGGER_S if untried else None
+            patience_s = STAGGER_S if untried else None
             await asyncio.wait(trying, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
             # In the candidates' order, not in that of a set: of two that are done the preferred one is used.
             done, trying = [one for one in trying if one.done()], [one for one in trying if not one.done()]

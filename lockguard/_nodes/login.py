@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import hiredis
 
 from lockguard._nodes.address import Address
+from lockguard._nodes.remedies import no_right
 from lockguard._nodes.wire import Reply, Wire
 from lockguard._scripts import SCRIPTS
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.text import hidden
 
-__all__ = ["Identity", "LogIn", "ServerFacts", "ask", "ask_all", "require"]
+__all__ = ["NOT_READY", "Identity", "LogIn", "ServerFacts", "ask", "ask_all", "require"]
 
 _LOG = logging.getLogger("lockguard")
 
@@ -28,7 +29,8 @@ CLIENT_NAME = "lockguard"
 VERSION_MIN = (6, 2)
 """The first version with CLIENT INFO; the scripts need only 5.0."""
 
-_NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "ERR max number of clients")
+NOT_READY = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "ERR max number of clients")
+"""How a server refuses what it would not refuse at another moment."""
 _NO_RESP3 = ("NOPROTO", "ERR unknown command")
 
 
@@ -68,13 +70,13 @@ class LogIn:
         replies: list[Reply] = []
         if protocol == 3:
             words = ["HELLO", "3", *(() if password is None else ("AUTH", user or "default", password))]
-            replies = await ask_all(wire, (*words, "SETNAME", CLIENT_NAME), *select)
+            replies = await _answers(wire, (*words, "SETNAME", CLIENT_NAME), *select)
             if isinstance(replies[0], Exception) and str(replies[0]).startswith(_NO_RESP3):
                 protocol = 2
         if protocol == 2:
             auth = [] if password is None else [("AUTH", *((user, password) if user else (password,)))]
-            replies = await ask_all(wire, *auth, ("CLIENT", "SETNAME", CLIENT_NAME), *select)
-        for reply in replies:
+            replies = await _answers(wire, *auth, ("CLIENT", "SETNAME", CLIENT_NAME), *select)
+        for reply in replies:  # in their order: a server that refuses the first may close before the next
             self.accept(reply)
         return protocol
 
@@ -95,17 +97,20 @@ class LogIn:
         """
         wire.send(lambda _: None, "CLIENT", "TRACKING", "ON", "OPTIN")
 
-    def kill_predecessor(
-        self, wire: Wire, previous: Identity | None, known: Callable[[Identity | None], None]
-    ) -> None:
-        """Kill the previous connection, if the server allows that, and ask for the identity of this one.
+    def kill(self, wire: Wire, *connections: Identity) -> None:
+        """Kill connections of before, if the server allows that.
 
-        As ``connection.py`` explains, commands left on the old connection could be executed after ours.
-        ``known`` is called once with the new identity, or ``None`` if the server does not tell it. It is not
-        called if the connection ends first: the previous connection then still has to be killed.
+        As ``connection.py`` explains, commands left on an old connection could be executed after ours.
         """
-        if previous is not None:
+        for previous in connections:
             wire.send(lambda _: None, "CLIENT", "KILL", "ID", previous.id, "ADDR", previous.addr)
+
+    def identify(self, wire: Wire, known: Callable[[Identity | None], None]) -> None:
+        """Ask for the identity of this connection.
+
+        ``known`` is called once with it, or ``None`` if the server does not tell it. If the connection ends
+        first, or the server is not ready, it is not: those that were to be killed before still have to be.
+        """
 
         def told(info: Reply) -> None:
             if isinstance(info, bytes):
@@ -113,7 +118,7 @@ class LogIn:
                     part.split("=", 1) for part in info.decode(errors="replace").split() if "=" in part
                 )
                 known(Identity(facts["id"], facts["addr"]) if "id" in facts and "addr" in facts else None)
-            elif isinstance(info, hiredis.ReplyError):
+            elif isinstance(info, hiredis.ReplyError) and not str(info).startswith(NOT_READY):
                 known(None)
 
         wire.send(told, "CLIENT", "INFO")
@@ -124,12 +129,14 @@ class LogIn:
         Raises:
             NodeRefused: the server is not ready.
             ConfigurationError: the server refused the subscription.
+            ConnectionError: the connection ended.
         """
         wire.send_unanswered("SUBSCRIBE", self.inbox)
         if protocol == 3:
             # A confirmation is a push and answers no command; a refusal is a reply, taken for the PING's.
             answer = await ask(wire, "PING")
-            if not done.done():
+            # Behind a refusal the PING's own reply is one too many, and ends the connection and ``done``.
+            if not done.done() or done.exception() is not None:
                 self.accept(
                     answer if isinstance(answer, Exception) else hiredis.ReplyError("NOPERM SUBSCRIBE")
                 )
@@ -145,12 +152,15 @@ class LogIn:
         Raises:
             NodeRefused: the server is not ready, or refused credentials that are fetched anew.
             ConfigurationError: the server refused the log-in.
+            ConnectionError: the connection ended before the reply.
         """
         if not isinstance(reply, Exception):
             return
+        if not isinstance(reply, hiredis.ReplyError):
+            raise ConnectionError(str(reply))
         # A server that does not know AUTH quotes its arguments, and old ones, and proxies, do so with HELLO.
         text, name = hidden(str(reply), self.address.password), self.address.name
-        if text.startswith(_NOT_READY):
+        if text.startswith(NOT_READY):
             raise NodeRefused(f"Redis at {name} is not ready: {text}", node=name)
         if text.startswith("WRONGPASS") and self.address.credentials is not None:
             # They may have been changed since they were fetched, and are fetched anew for the next attempt.
@@ -159,8 +169,8 @@ class LogIn:
                 node=name,
             )
         remedy = "check the user, the password and the database number in the URL"
-        if text.startswith("NOPERM"):
-            remedy = "give its ACL user the commands that the documentation lists"
+        if no_right(text):
+            remedy = "give its ACL user the commands that docs/howto/least-privilege.md lists"
             if self.inbox:  # the user of another namespace is the usual case
                 namespace = self.inbox.partition(":inbox:")[0]
                 remedy += (
@@ -184,6 +194,15 @@ async def ask_all(wire: Wire, *commands: Sequence[str | bytes | int]) -> list[Re
     Raises:
         ConnectionError: the connection ended.
     """
+    replies = await _answers(wire, *commands)
+    for reply in replies:
+        if isinstance(reply, Exception) and not isinstance(reply, hiredis.ReplyError):
+            raise ConnectionError(str(reply))
+    return replies
+
+
+async def _answers(wire: Wire, *commands: Sequence[str | bytes | int]) -> list[Reply]:
+    """As :func:`ask_all`, but with an exception for each reply that a connection that ended still owed."""
     replies: list[Reply] = []
     last: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -195,9 +214,6 @@ async def ask_all(wire: Wire, *commands: Sequence[str | bytes | int]) -> list[Re
     for command in commands:
         wire.send(take, *command)
     await last
-    for reply in replies:
-        if isinstance(reply, Exception) and not isinstance(reply, hiredis.ReplyError):
-            raise ConnectionError(str(reply))
     return replies
 
 

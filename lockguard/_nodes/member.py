@@ -17,13 +17,16 @@ from lockguard._nodes.scripted import (
     parse_done,
     parse_membership,
 )
-from lockguard._nodes.standalone import StandaloneNode
+from lockguard._nodes.standalone import Call, StandaloneNode
 from lockguard._scripts import ACQUIRE, ADMIT, REJOIN, RELEASE
 from lockguard.ports import AcquireRequest, AcquireVote, Answer, Done, Membership, NoVote, Quarantined
 
 __all__ = ["MemberNode"]
 
 _LOOK = -1
+_ASK = -2
+_RUN = 9
+"""The index of ``run`` among the arguments of acquire.lua."""
 
 
 class MemberNode(StandaloneNode):
@@ -121,15 +124,25 @@ class MemberNode(StandaloneNode):
         args = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms, self._facts.run_id)
         return self._run(REJOIN, self._rejoined, keys, *args)
 
-    def membership(self) -> asyncio.Future[Membership | NoVote]:
+    def membership(
+        self, *, admission: str = "", after: str | None = None
+    ) -> asyncio.Future[Membership | NoVote]:
         """Run admit.lua without admitting the node."""
-        return self._run(ADMIT, parse_membership, (self._member,), self._facts.run_id, _LOOK, 0)
+        args = (self._facts.run_id, _LOOK if after is None else _ASK, 0, admission, after or "", self.name)
+        return self._run(ADMIT, parse_membership, (self._member,), *args)
 
-    def admit(self, *, quarantine_ms: int, ttl_max_ms: int) -> asyncio.Future[Membership | NoVote]:
-        """Run admit.lua to admit the node, unless it is a member."""
-        return self._run(
-            ADMIT, parse_membership, (self._member,), self._facts.run_id, quarantine_ms, ttl_max_ms
-        )
+    def admit(
+        self, *, quarantine_ms: int, ttl_max_ms: int, admission: str, loss: str
+    ) -> asyncio.Future[Membership | NoVote]:
+        """Run admit.lua to admit the node, unless it is a member or has had another loss."""
+        args = (self._facts.run_id, quarantine_ms, ttl_max_ms, admission, loss, self.name)
+        return self._run(ADMIT, parse_membership, (self._member,), *args)
+
+    def _send_text(self, call: Call) -> None:
+        if call.script is ACQUIRE:
+            # A server that restarted with older data would vote if it were told its id of before.
+            call.args = (*call.args[:_RUN], self._facts.run_id, *call.args[_RUN + 1 :])
+        super()._send_text(call)
 
     def _connected(self, *, again: bool) -> None:
         super()._connected(again=again)

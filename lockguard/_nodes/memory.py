@@ -285,7 +285,8 @@ class MemoryNode(ScriptedNode):
                 raise RedisError("the guard is closed")
             vote = decode(self._store.run(script, keys, args))
         except RedisError as exc:
-            return NotExecuted(NodeRefused(f"{self.name}: {reason_of(script, keys, exc)}", node=self.name))
+            told = f"{self.name}: {reason_of(script, keys, args, exc)}"
+            return NotExecuted(NodeRefused(told, node=self.name))
         if self._store.loses_answer(script):
             told = f"{self.name}: {script.name}: the answer was lost: a test said store.lose_answers()"
             return MaybeExecuted(NodeUnknown(told, node=self.name))

@@ -13,6 +13,7 @@ from typing import Any
 
 from lockguard._lease import Resource, parse_resource
 from lockguard._namespace import Namespace
+from lockguard._nodes.remedies import with_rights
 from lockguard._nodes.scripted import not_connected
 from lockguard._nodes.wire import Cut, NotSent
 from lockguard.errors import ConfigurationError, NodeRefused, NodeUnknown
@@ -52,8 +53,9 @@ async def scan(
         if isinstance(reply, Exception):
             if isinstance(reply, Cut):
                 raise NodeUnknown(f"{name}: SCAN: {reply}", node=name)
-            told = not_connected(name, reply) if isinstance(reply, NotSent) else f"{name}: SCAN: {reply}"
-            raise NodeRefused(told, node=name)
+            if isinstance(reply, NotSent):
+                raise NodeRefused(not_connected(name, reply), node=name)
+            raise NodeRefused(f"{name}: {with_rights('SCAN', str(reply), 'a viewer')}", node=name)
         cursor = int(reply[0])
         found = []
         for key in reply[1]:

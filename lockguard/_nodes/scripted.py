@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from lockguard._lease import GrantId, Resource, Token
 from lockguard._namespace import Namespace
-from lockguard._scripts import ACQUIRE, BREAK, EXTEND, HISTORY, INSPECT, RELEASE, SETTLE, Script
+from lockguard._nodes.remedies import or_check, with_rights
+from lockguard._scripts import ACQUIRE, BREAK, CHECK, EXTEND, HISTORY, INSPECT, RELEASE, SETTLE, Script
 from lockguard.ports import (
     AcquireRequest,
     AcquireVote,
@@ -45,6 +46,7 @@ T = TypeVar("T")
 
 _WAITERS_SHOWN_MAX = 1000
 _NO_GRANT = "none"
+_ASK = "ask"
 
 
 class ScriptedNode(ABC):
@@ -143,6 +145,11 @@ class ScriptedNode(ABC):
         keys = keys_of(self._namespace, resource).extend
         return self._run(EXTEND, parse_extended, keys, grant, ttl_ms, seal)
 
+    def still_holds(self, resource: Resource, grant: GrantId) -> asyncio.Future[Extended | NoVote]:
+        """Run check.lua."""
+        # Not "lone", as above.
+        return self._run(CHECK, parse_extended, keys_of(self._namespace, resource).check, grant)
+
     def release(
         self, resource: Resource, grant: GrantId, *, lost: bool = False, seal: str = "", at_least_ms: int = 0
     ) -> asyncio.Future[Done | NoVote]:
@@ -168,7 +175,7 @@ class ScriptedNode(ABC):
         self, resource: Resource, *, reason: str, grant: str | None = None
     ) -> asyncio.Future[Done | NoVote]:
         """Run break.lua to ask the holder for a hand-over."""
-        return self._break(parse_asked, resource, "ask", reason, 0, _expected(grant))
+        return self._break(parse_asked, resource, _ASK, reason, 0, _expected(grant))
 
     def inspect(self, resource: Resource) -> asyncio.Future[Inspection | NoVote]:
         """Run inspect.lua."""
@@ -194,11 +201,17 @@ def _expected(grant: str | None) -> str:
 
 def not_connected(name: str, fault: Exception) -> str:
     """That a server is not connected, and what to do, in one line."""
-    return f"Redis at {name} is not connected ({fault}); check the URL and that the server runs"
+    cause = str(fault)
+    remedy = or_check(cause).removeprefix(cause)  # a refusal has its own
+    return f"Redis at {name} is not connected ({cause}){remedy}"
 
 
-def reason_of(script: Script, keys: tuple[str, ...], fault: Exception) -> str:
-    """Why a server refused a script, in one line."""
+_BY_OTHERS = {BREAK: "an operator", INSPECT: "a viewer", HISTORY: "a viewer"}
+"""Who runs a script that is for others than bots too."""
+
+
+def reason_of(script: Script, keys: tuple[str, ...], args: tuple[str | int, ...], fault: Exception) -> str:
+    """Why a server refused a script that was sent with these keys and arguments, in one line."""
     told = str(fault)
     if "WRONGTYPE" in told:  # Redis does not say which
         told = (
@@ -206,7 +219,8 @@ def reason_of(script: Script, keys: tuple[str, ...], fault: Exception) -> str:
             f" TYPE of {printable(keys[0])} and {printable(keys[0])}:*, and delete what differs from"
             " docs/reference/redis-keys.md"
         )
-    return f"{script.name}: {told}"
+    asked = _ASK if script is BREAK and args[:1] == (_ASK,) else script.name
+    return with_rights(asked, told, _BY_OTHERS.get(script, "a bot"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +230,7 @@ class Keys:
     acquire: tuple[str, ...]
     settle: tuple[str, ...]
     extend: tuple[str, ...]
+    check: tuple[str, ...]
     release: tuple[str, ...]
     break_: tuple[str, ...]
     inspect: tuple[str, ...]
@@ -234,6 +249,7 @@ def keys_of(namespace: Namespace, resource: Resource) -> Keys:
         acquire=(lock, floor, queue, inboxes, following, tenure, history, seal, waiting),
         settle=(lock, floor),
         extend=(lock, tenure, seal),
+        check=(lock,),
         release=(lock, queue, inboxes, following, tenure, history, seal, waiting),
         break_=(lock, floor, tenure, history, queue, inboxes, following, waiting),
         inspect=(lock, floor, queue, inboxes, tenure, waiting),
@@ -268,7 +284,8 @@ def parse_acquired(reply: list[Any]) -> AcquireVote:
         token, seal = int(reply[1]), reply[3].decode("ascii", "replace") if reply[3] else ""
         if not 0 < token < _TOKEN_END:
             raise _not_of_the_script(reply)
-        return Granted(Token(token), int(reply[2]), seal)
+        admission = reply[4].decode("ascii", "replace") if reply[4] else ""
+        return Granted(Token(token), int(reply[2]), seal, admission)
     if kind == 3:
         return Quarantined(quarantine_ms=int(reply[1]))
     _, holder, operation, token, age_ms, retry_after_ms, *place = reply
@@ -311,7 +328,7 @@ def parse_done_again(reply: int) -> Done:
 
 
 def parse_extended(reply: int) -> Extended:
-    """Decode a reply of extend.lua."""
+    """Decode a reply of extend.lua or check.lua."""
     told = _one_of(reply, 2)
     return Extended(held=told != 0, wanted=told == 2)
 
@@ -358,9 +375,15 @@ def parse_lines(reply: list[bytes]) -> tuple[str, ...]:
     return tuple(decoded(line) for line in reply)
 
 
-def parse_membership(reply: list[int]) -> Membership:
+def parse_membership(reply: list[Any]) -> Membership:
     """Decode a reply of admit.lua."""
-    state, quarantine_ms, ttl_max_ms, nodes = reply
+    state, quarantine_ms, ttl_max_ms, nodes, loss, admission = reply
     return Membership(
-        known=state > 0, member=state == 2, quarantine_ms=quarantine_ms, ttl_max_ms=ttl_max_ms, nodes=nodes
+        known=state > 0,
+        member=state == 2,
+        quarantine_ms=quarantine_ms,
+        ttl_max_ms=ttl_max_ms,
+        nodes=nodes,
+        loss=decoded(loss),
+        admission=decoded(admission),
     )

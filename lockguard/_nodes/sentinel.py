@@ -21,8 +21,9 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address, split_url
 from lockguard._nodes.address_map import AddressMap
@@ -39,10 +40,16 @@ from lockguard.text import hidden
 __all__ = ["SentinelNode", "SentinelUrl"]
 
 _WATCH_S = 0.25
+_DOUBT_S = 0.25
 _ANSWER_S = 0.5
 _GIVE_UP_S = 5.0
 _SENTINEL_PORT = 26_379
 _NO_SENTINEL = "is no Sentinel"
+_LOG_IN = (
+    "give the Sentinels' own user and password as ?sentinel_username= and &sentinel_password= of the URL,"
+    " or none if they have none"
+)
+_RIGHTS = "give their user +sentinel|master and +sentinel|get-master-addr-by-name"
 _PORT = re.compile(r":\d+$")
 _CREDENTIALS = ("username", "password")
 
@@ -160,10 +167,8 @@ class SentinelNode(StandaloneNode):
         self._sentinels: list[_Sentinel] = []
         self._watcher: asyncio.Task[None] | None = None
 
-    @property
-    def name(self) -> str:
-        """The service and its last known master, for messages; contains no credentials."""
-        address = self._connection.address
+    def _name_at(self, address: Address) -> str:
+        # The service, and its last known master.
         where = "not found yet" if address is self._url.master else address.name
         return f"{self._url.service} ({where})"
 
@@ -172,7 +177,7 @@ class SentinelNode(StandaloneNode):
 
         Raises:
             NodeRefused: no master was found, or it cannot be reached.
-            ConfigurationError: the master refused the log-in, or the URL names no Sentinels.
+            ConfigurationError: the master or the Sentinels refused the log-in, or the URL names no Sentinels.
         """
         if self._watcher is None:
             self._sentinels = [_Sentinel(endpoint, self._url.service) for endpoint in self._url.sentinels]
@@ -218,15 +223,15 @@ class SentinelNode(StandaloneNode):
                 continue
             with contextlib.suppress(NodeRefused, ConfigurationError):
                 found = await self._locate()
-                if found != self._connection.address:
-                    self.drop(f"the master of {self._url.service} is now {found.name}")
+                cause = f"the master of {self._url.service} is now {found.name}"
+                self._connection.drop(cause, unless_to=found)
 
     async def _locate(self) -> Address:
         """The master's address, as reported by the best-informed Sentinel.
 
         Raises:
             NodeRefused: no Sentinel knows the master.
-            ConfigurationError: none of the servers is a Sentinel.
+            ConfigurationError: none of the servers is a Sentinel, or all that answered refused to tell.
         """
         states = await self._states()
         known = [state for state in states if isinstance(state, _State)]
@@ -237,16 +242,22 @@ class SentinelNode(StandaloneNode):
                 " or redis+cluster:// for what it is"
             )
         if not known:
-            told = "; ".join(
+            told = ", ".join(
                 f"{endpoint.name}: {state}"
                 for endpoint, state in zip(self._url.sentinels, states, strict=True)
             )
+            answers = [state for state in states if not isinstance(state, _Silence)]
+            remedies = dict.fromkeys(state.remedy for state in answers if isinstance(state, _Refusal))
+            if answers and all(isinstance(state, _Refusal) for state in answers):
+                raise ConfigurationError(
+                    f"no Sentinel of {self._url.service!r} lets lockguard ask: {told}; {', '.join(remedies)}"
+                )
             raise NodeRefused(f"no Sentinel knows {self._url.service!r}: {told}", node=self._url.service)
         latest = max(known, key=lambda state: (state.epoch, state.promoting))
         host, port = self._url.address_map(latest.host, latest.port)
         return replace(self._url.master, host=host, port=port)
 
-    async def _states(self) -> list[_State | str]:
+    async def _states(self) -> list[_State | _Refusal | str]:
         """Each Sentinel's state, or why there is none within half a second.
 
         A slower question is not cancelled. Otherwise a Sentinel whose connection takes longer, because it is
@@ -254,7 +265,25 @@ class SentinelNode(StandaloneNode):
         """
         asked = [sentinel.ask() for sentinel in self._sentinels]
         await asyncio.wait(asked, timeout=_ANSWER_S)
+        # One that is only slow agrees to nothing, such as that the log-in is a mistake.
         return [task.result() if task.done() else f"no answer within {_ANSWER_S:g} s" for task in asked]
+
+
+class _Silence(str):
+    """Why a Sentinel that cannot be asked gives no answer."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A Sentinel's answer that it tells this user nothing."""
+
+    said: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return self.said
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +313,10 @@ class _Sentinel:
         self._client = Redis.from_url(endpoint.url, decode_responses=True, retry=Retry(NoBackoff(), 0))
         self._resolver = Resolver()
         self._found = False
-        self._asking: asyncio.Task[_State | str] | None = None
+        self._patience_s = _DOUBT_S  # longer for one that is far away, which is not dead
+        self._asking: asyncio.Task[_State | _Refusal | str] | None = None
 
-    def ask(self) -> asyncio.Task[_State | str]:
+    def ask(self) -> asyncio.Task[_State | _Refusal | str]:
         """A task for the Sentinel's state, or why there is none; an unanswered question is not repeated."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask(), name="lockguard-connect-ask")
@@ -307,24 +337,37 @@ class _Sentinel:
                 close_abandoned(writer.transport)
             connection._writer = connection._reader = None  # or it would warn that it was not closed
 
-    async def _ask(self) -> _State | str:
+    async def _ask(self) -> _State | _Refusal | str:
         try:
             async with asyncio.timeout(_GIVE_UP_S):
                 if not self._found:
                     # The client resolves the name too, in a thread of the process's shared pool. If the
                     # resolver hung, each question would block one more thread: so wait for the name first.
                     await self._resolver.addresses(self._endpoint.host, self._endpoint.port)
-                self._found, state = False, await self._state()
+                self._found, asked_at = False, SYSTEM_CLOCK.now()
+                try:
+                    async with asyncio.timeout(self._patience_s):
+                        state = await self._state()
+                except TimeoutError:
+                    # The connection may have died silently. redis-py has closed it, and makes another.
+                    self._patience_s, asked_at = min(2 * self._patience_s, _GIVE_UP_S), SYSTEM_CLOCK.now()
+                    state = await self._state()
+                self._patience_s = max(_DOUBT_S, 2 * (SYSTEM_CLOCK.now() - asked_at))
                 self._found = True
                 return state
+        except AuthenticationError as exc:  # a ConnectionError to redis-py
+            return _Refusal(self._said(exc), _LOG_IN)
+        except NoPermissionError as exc:
+            return _Refusal(self._said(exc), _RIGHTS)
         except ResponseError as exc:
             return _NO_SENTINEL if str(exc).startswith("unknown command") else self._said(exc)
         except TimeoutError:
-            return f"no answer within {_GIVE_UP_S:g} s"
+            return _Silence(f"no answer within {_GIVE_UP_S:g} s")
         except (RedisError, OSError, LookupError, ValueError, AttributeError, TypeError) as exc:
             # The last two are redis-py's about an answer that is none of a Sentinel.
             ended = self._endpoint.url.startswith("rediss") and ("reset" in str(exc) or "closed" in str(exc))
-            return f"{self._said(exc)}, {AS_WITHOUT_CERTIFICATE}" if ended else self._said(exc)
+            said = self._said(exc)
+            return _Silence(f"{said}, {AS_WITHOUT_CERTIFICATE}" if ended else said)
 
     def _said(self, exc: Exception) -> str:
         """What a Sentinel said, without the password, which one that refuses its log-in may quote."""

@@ -14,7 +14,8 @@ from lockguard._lease import GrantId, Resource
 from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address
 from lockguard._nodes.connection import Connection
-from lockguard._nodes.login import ServerFacts, ask_all, require
+from lockguard._nodes.login import NOT_READY, ServerFacts, ask_all, require
+from lockguard._nodes.remedies import with_rights
 from lockguard._nodes.scanning import scan
 from lockguard._nodes.scripted import UNREADABLE, ScriptedNode, not_connected, reason_of
 from lockguard._nodes.wire import Cut, NotSent, Reply, Wire
@@ -154,7 +155,10 @@ class StandaloneNode(ScriptedNode):
     @property
     def name(self) -> str:
         """Host, port and database for messages; contains no credentials."""
-        return self._connection.address.name
+        return self._name_at(self._connection.address)
+
+    def _name_at(self, address: Address) -> str:
+        return address.name
 
     @property
     def address(self) -> Address:
@@ -177,8 +181,8 @@ class StandaloneNode(ScriptedNode):
             await self._connection.connect()
 
     async def aclose(self) -> None:
-        """Send what is queued, then close the connection."""
-        await self._connection.aclose()
+        """Send what is queued, and the releases that are owed, then close the connection."""
+        await self._connection.aclose(owes=lambda: self._owed_releases)
         self._give_up()
 
     def abandon(self) -> None:
@@ -300,7 +304,9 @@ class StandaloneNode(ScriptedNode):
                 future.set_result(asked.result())
                 return
             told = (
-                f"only {reply} of {self._min_replicas} replicas have it" if isinstance(reply, int) else reply
+                f"only {reply} of {self._min_replicas} replicas have it"
+                if isinstance(reply, int)
+                else with_rights("WAIT", str(reply), "a bot that has min_replicas")
             )
             text = f"{self.name}: granted, but not replicated: {told}"
             future.set_result(MaybeExecuted(NodeUnknown(text, node=self.name)))
@@ -325,7 +331,7 @@ class StandaloneNode(ScriptedNode):
 
     def _no_vote(self, call: Call, fault: Exception) -> NoVote:
         """The vote for a failed call: an error is never a yes (S12)."""
-        text = f"{self.name}: {reason_of(call.script, call.keys, fault)}"
+        text = f"{self.name}: {reason_of(call.script, call.keys, call.args, fault)}"
         if call.script is RELEASE and isinstance(fault, Cut | NotSent) and self._connection.connected_before:
             self._owed_releases.append((call.script.sha, len(call.keys), *call.keys, *call.args))
         if isinstance(fault, Cut):
@@ -375,18 +381,34 @@ class StandaloneNode(ScriptedNode):
 
         return answered
 
-    async def _examine(self, wire: Wire) -> None:
+    async def _examine(self, wire: Wire, address: Address) -> Callable[[], None]:
         member = f"{self._namespace}:member"
         info, nodes = await ask_all(wire, ("INFO",), ("HGET", member, "nodes"))
-        self._facts = ServerFacts.parse(info)
-        require(self._facts, name=self.name, mode=self._mode)
+        # In a cluster the second key means nothing, and its slot may be without an owner.
+        for reply, passes in ((info, NOT_READY), (nodes, ("LOADING", "BUSY"))):
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith(passes):
+                # On this connection nobody would ask again in which run the server is, and whether it is one
+                # of several that decide together.
+                name = self._name_at(address)
+                raise NodeRefused(f"Redis at {name} is not ready: {reply}", node=name)
+        facts = ServerFacts.parse(info)
+        if not self.ready:  # also of a server that is refused: they tell that it replicates another
+            self._facts = facts
+        require(facts, name=self._name_at(address), mode=self._mode)
         if self._alone and isinstance(nodes, bytes) and nodes.isdigit() and int(nodes) > 1:
             # A lock that this server grants by itself may be held on the others.
             raise ConfigurationError(
-                f"Redis at {self.name} is one of the {int(nodes)} servers that decide together, and only it"
-                " is named: name all, with --redis several times, apart by blanks in LOCKGUARD_REDIS_URL, or"
-                f" with LockGuard.from_urls() (where it decides alone by now: DEL {member} on it)"
+                f"Redis at {self._name_at(address)} is one of the {int(nodes)} servers that decide together,"
+                " and only it is named: name all, with --redis several times, apart by blanks in"
+                " LOCKGUARD_REDIS_URL, or with LockGuard.from_urls() (where it decides alone by now: DEL"
+                f" {member} on it)"
             )
+
+        def keep() -> None:
+            # Once more: another connection that was being made may have reached a server that restarted.
+            self._facts = facts
+
+        return keep
 
 
 @lru_cache(maxsize=8192)

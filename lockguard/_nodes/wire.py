@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
@@ -23,6 +24,7 @@ import hiredis
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._nodes.dial import close_abandoned
+from lockguard.text import printable
 
 __all__ = ["Cut", "NotSent", "OnReply", "Reply", "Wire"]
 
@@ -35,6 +37,13 @@ OnReply: TypeAlias = Callable[[Reply], None]
 PENDING_MAX = 100_000
 _NO_MORE = object()
 _LAST_LOOK_S = 0.01
+_PATIENT_S = 30.0
+REPLY_BYTES_MAX = 64 * 1024 * 1024
+"""The longest reply; what is longer comes from no server of locks."""
+_ERROR_CHARACTERS_MAX = 400
+_HEADER_BYTES_MAX = 12
+_TOO_MANY = re.compile(rb"\n[*~>%|][0-9]{7}")
+"""The header of a collection with a million members or more, for which hiredis takes memory at once."""
 
 
 class Cut(Exception):
@@ -43,6 +52,11 @@ class Cut(Exception):
 
 class NotSent(Exception):
     """The command never left this process."""
+
+
+def _error_reply(text: str) -> hiredis.ReplyError:
+    """An error reply. Any server can send any, and none may control a terminal or fill a log."""
+    return hiredis.ReplyError(printable(text[:_ERROR_CHARACTERS_MAX]))
 
 
 class Wire(asyncio.Protocol):
@@ -76,7 +90,10 @@ class Wire(asyncio.Protocol):
         self._listens = listens
         self._reply_timeout_s = reply_timeout_s
         self._doubt_s = math.inf
-        self._reader = hiredis.Reader(notEnoughData=_NO_MORE)
+        self._patience_s, self._patient_until = 0.0, 0.0
+        self._reader = hiredis.Reader(notEnoughData=_NO_MORE, replyError=_error_reply)
+        self._begun_bytes = 0  # of a reply that is not complete
+        self._tail = b"\n"  # the last bytes that came, as a header may be cut anywhere
         self._transport: asyncio.Transport | None = None
         self.open = False
         """Whether commands can be sent."""
@@ -84,6 +101,7 @@ class Wire(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._unsent_commands = 0
         self._flush_due = False
+        self._asked = False
         self._watch: asyncio.TimerHandle | None = None
         self._silent_since = 0.0  # not the loop's time, which uvloop does not advance during a callback
         self._allowed_until = 0.0
@@ -99,16 +117,35 @@ class Wire(asyncio.Protocol):
         return len(self._waiting)
 
     @property
+    def doubted(self) -> bool:
+        """Whether replies have been outstanding for too long, and no byte has arrived since."""
+        return self._doubted
+
+    @property
     def doubt_s(self) -> float:
         """How long, in seconds, an outstanding reply may stay away before the connection is doubted."""
+        if SYSTEM_CLOCK.now() < self._patient_until:
+            return max(self._doubt_s, self._patience_s)
         return self._doubt_s
 
     @doubt_s.setter
     def doubt_s(self, seconds: float) -> None:
         sooner, self._doubt_s = seconds < self._doubt_s, seconds
+        self._patient_until = 0.0
         if sooner and self._watch is not None:
-            self._watch.cancel()
             self._look_in(seconds)
+
+    def be_patient(self) -> None:
+        """Double :attr:`doubt_s` for 30 s, up to the time limit for replies: the server is only slow.
+
+        No longer than that: a few slow replies would otherwise delay the detection of a dead connection for
+        the rest of its life.
+        """
+        self._patience_s = min(2 * self.doubt_s, self._reply_timeout_s)
+        self._patient_until = SYSTEM_CLOCK.now() + _PATIENT_S
+        if self._watch is not None:  # set for when a doubted connection is ended
+            self._last_look = False
+            self._look_in(self._patience_s)
 
     def allow_silence(self, seconds: float) -> None:
         """Do not doubt or end the connection for ``seconds``: the last command makes the server wait."""
@@ -187,6 +224,7 @@ class Wire(asyncio.Protocol):
             data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
             self._unsent.clear()
             self._unsent_commands = 0
+            self._asked = True
             self._transport.write(data)
 
     def end(self, cause: str) -> None:
@@ -218,7 +256,7 @@ class Wire(asyncio.Protocol):
         if not self._waiting:
             return
         silent_s = SYSTEM_CLOCK.now() - max(self._silent_since, self._allowed_until)
-        doubt_s = math.inf if self._doubted else self._doubt_s
+        doubt_s = math.inf if self._doubted else self.doubt_s
         left_s = min(doubt_s, self._reply_timeout_s) - silent_s
         if left_s > 0:
             self._last_look = False
@@ -236,12 +274,14 @@ class Wire(asyncio.Protocol):
         self._look_in(left_s)
 
     def _look_in(self, seconds: float) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         self._watch = self._loop.call_later(seconds, self._check_progress)
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start to use the transport."""
+        """Start to use the transport, or TLS over the one of before."""
         # A cast, not a check: other loops' transports, such as uvloop's, have no common base class.
         self._transport = cast("asyncio.Transport", transport)
         self.open = self._ended is None
@@ -254,9 +294,17 @@ class Wire(asyncio.Protocol):
             self._doubted = False
             self._on_trust(self)
         reader = self._reader
+        # Before any memory is taken for it; not by a call of its own, as each reply comes this way.
+        seen = self._tail + data
+        self._begun_bytes += len(data)
+        self._tail = seen[-_HEADER_BYTES_MAX:]
+        if self._begun_bytes > REPLY_BYTES_MAX or _TOO_MANY.search(seen):
+            self.end("a reply that is too long: this is no server of locks")
+            return
         try:
             reader.feed(data)
             while self.open and (reply := reader.gets()) is not _NO_MORE:
+                self._begun_bytes = 0
                 if isinstance(reply, hiredis.PushNotification):
                     self._on_push(reply)
                 elif self._waiting:
@@ -264,7 +312,7 @@ class Wire(asyncio.Protocol):
                 elif self._listens:
                     self._on_push(reply)
                 else:
-                    self.end("a reply came that nobody asked for")
+                    self.end(self._of_unasked(reply))
                     return
         except hiredis.ProtocolError as exc:
             self.end(f"not the Redis protocol: {exc}")
@@ -272,6 +320,11 @@ class Wire(asyncio.Protocol):
             self.end(f"a message that cannot be read: {type(exc).__name__}")
         if self._waiting:  # otherwise the silence is measured from the next command
             self._silent_since = SYSTEM_CLOCK.now()
+
+    def _of_unasked(self, reply: Reply) -> str:
+        if isinstance(reply, hiredis.ReplyError) and not self._asked:
+            return f"the server refuses it: {reply}"  # one with too many clients says so first, and closes
+        return "a reply came that nobody asked for"
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the wire: the peer or the network closed the connection."""

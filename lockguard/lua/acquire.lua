@@ -21,11 +21,11 @@
 --                   a grant that is not released, and from the grant on however it ends
 -- ARGV[8] history   the number of grants to keep in the history; 0 deletes it
 -- ARGV[9] proposal  the token or ticket that all nodes are asked to give, so that they agree; 0 for none
--- ARGV[10] run      with KEYS[10]: the server process that the caller is connected to
+-- ARGV[10] run      with KEYS[10]: the server process that the caller is connected to; "" if it may not know (admit.lua)
 -- ARGV[11] nodes    with KEYS[10]: how many decide together; stored, to tell a user who names too few
 --
 -- Returns
---   {1, token, now_us, seal}                                              granted
+--   {1, token, now_us, seal, admission}     granted; admission: with KEYS[10], the last one that asked, see admit.lua
 --   {0, holder, operation, token, age_ms, retry_after_ms, ticket, requeued, ahead} busy; ticket 0: not queued
 --   {2, holder, operation, token, age_ms, retry_after_ms}                 busy, and the queue is full
 --   {3, quarantine_ms}      free, but this node may have lost data: no vote yet. 0: not admitted yet
@@ -53,6 +53,8 @@ local function sane(text)
   local token = tonumber(text or 0) or 0
   return token >= 0 and token < now_us + AHEAD_US and math.floor(token) or 0
 end
+
+local admission = ''
 
 local function grant_it()
   local known = { redis.call('GET', KEYS[2]), redis.call('GET', KEYS[8]) }
@@ -88,7 +90,7 @@ local function grant_it()
     end
     redis.pcall('PEXPIRE', KEYS[7], FLOOR_TTL_MS)
   end
-  return {1, token, now_us, known[2] or ''}
+  return {1, token, now_us, known[2] or '', admission}
 end
 
 -- Say who waits. Not for a user whose rights were listed before these commands were used: it could not remove
@@ -161,15 +163,16 @@ if not untouched then
 end
 if held[1] == grant then
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
-  return {1, held[4], 0, redis.call('GET', KEYS[8]) or ''}
+  admission = KEYS[10] and redis.call('HGET', KEYS[10], 'admission') or ''
+  return {1, held[4], 0, redis.call('GET', KEYS[8]) or '', admission}
 end
 if held[1] then
   return busy(held, left_ms(KEYS[1], tonumber(held[6])))
 end
 
 if KEYS[10] then
-  local standing = redis.call('HMGET', KEYS[10], 'run', 'quiet_until_ms', 'ttl_max_ms', 'nodes')
-  if standing[1] ~= ARGV[10] then
+  local standing = redis.call('HMGET', KEYS[10], 'run', 'quiet_until_ms', 'ttl_max_ms', 'nodes', 'admission')
+  if not standing[1] or ARGV[10] ~= '' and standing[1] ~= ARGV[10] then
     return {3, 0}
   end
   local quarantine_ms, longest_ms = tonumber(standing[2]) - now_ms, tonumber(standing[3])
@@ -189,6 +192,7 @@ if KEYS[10] then
   if standing[4] ~= ARGV[11] then
     redis.call('HSET', KEYS[10], 'nodes', ARGV[11])
   end
+  admission = standing[5] or ''
 end
 
 if untouched then

@@ -1,4 +1,5 @@
 -- Renew a lease that is held; never revive one that has ended (S6). PEXPIRE works on a full server.
+-- A lock that something else overwrote with a value of another type is held by nobody.
 --
 -- KEYS[1] lock  KEYS[2] tenure  KEYS[3] seal   (as in acquire.lua)
 --
@@ -13,7 +14,10 @@
 
 local SEAL_TTL_MS = 604800000
 
-local held = redis.call('HMGET', KEYS[1], 'grant', 'wanted')
+local held = redis.pcall('HMGET', KEYS[1], 'grant', 'wanted')
+if held.err then
+  return string.find(tostring(held.err), 'WRONGTYPE', 1, true) and 0 or held
+end
 if held[1] ~= ARGV[1] then
   return 0
 end

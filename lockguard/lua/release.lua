@@ -37,20 +37,29 @@ if held then
   if ARGV[4] ~= '' then
     redis.pcall('SET', KEYS[7], ARGV[4], 'PX', SEAL_TTL_MS)
   end
-  local queued = redis.call('EXISTS', KEYS[2]) == 1
-  if queued then
-    -- Where the holder was given its lease again (rejoin.lua), its place is still there, and would be woken next.
+  local waited_for = redis.call('EXISTS', KEYS[2], KEYS[4]) > 0
+  if waited_for then
+    -- Where the holder was given its lease again (rejoin.lua), its place or its reservation may still be there: it
+    -- would be woken next, or the lock kept for it.
     redis.pcall('ZREM', KEYS[2], grant .. ' ' .. ARGV[2])
     redis.pcall('HDEL', KEYS[8], grant)
+    local reserved = redis.pcall('GET', KEYS[4])
+    if type(reserved) == 'string' and string.sub(reserved, 1, #grant + 1) == grant .. ' ' then
+      redis.call('DEL', KEYS[4])
+    end
   end
   if closed_ms > 0 then
-    redis.call('DEL', KEYS[1])
+    if waited_for then
+      redis.call('DEL', KEYS[1])
+    else
+      redis.call('DEL', KEYS[1], KEYS[3], KEYS[8]) -- nobody waits: what is known of waiters goes too
+    end
     if redis.call('PEXPIRE', KEYS[5], closed_ms) == 0 then -- a node that was given the lease again has none
       redis.pcall('SET', KEYS[5], '0 ' .. at_least, 'PX', closed_ms)
     end
     return 1
   end
-  if not queued then
+  if not waited_for then
     redis.call('DEL', KEYS[1], KEYS[3], KEYS[5], KEYS[8]) -- the usual case: no waiters
     return 1
   end
