@@ -31,11 +31,12 @@ from lockguard_ccxt._outcome import (
 )
 from lockguard_ccxt._placing import Patience
 from lockguard_ccxt._sync_gate import OrderGate, gate_orders
-from lockguard_ccxt._venues import Holding
+from lockguard_ccxt._venues import Fill, Holding
 
 __all__ = [
     "Doubt",
     "Executed",
+    "Fill",
     "GuardedExchange",
     "Holding",
     "Market",

@@ -66,9 +66,8 @@ _CODES: Mapping[Refusal, tuple[str, ...]] = {
     Refusal.REDUCE_ONLY: ("-2022", "110017"),
     Refusal.NOT_FOUND: ("-2011", "-2013", "110001", "34040"),
     # The market's own rules that a reduce-only order can break. Nothing else belongs here: only for these
-    # is it known that the same order will not be taken tomorrow either.
+    # is it known that the same order will not be taken tomorrow either. Not -1013: it stands for any filter.
     Refusal.INVALID: (
-        "-1013",  # a filter of the market
         "-1111",  # more digits than the market has
         "-4001",  # price below zero
         "-4002",  # price above the largest
@@ -79,10 +78,13 @@ _CODES: Mapping[Refusal, tuple[str, ...]] = {
         "-4007",  # trigger above the largest
         "-4013",  # price below the smallest
         "-4014",  # price off the tick
-        "-4016",  # price above the band
         "-4023",  # amount off the step
+    ),
+    # Rules whose bound moves with the price: in a crash the band of the book is passed for seconds.
+    Refusal.PRICE: (
+        "-4016",  # price above the band
         "-4024",  # price below the band
-        "-4131",  # price outside the band of the book
+        "-4131",  # the best price is outside the band
         "-4164",  # worth less than the smallest order
         "110003",  # Bybit: price out of range
         "110094",  # Bybit: worth less than the smallest order

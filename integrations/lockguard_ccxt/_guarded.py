@@ -18,20 +18,24 @@ from lockguard.text import kind_of
 from lockguard_ccxt import _proxy as proxy
 from lockguard_ccxt._gate import install, lease_on
 from lockguard_ccxt._ids import Step, client_order_id
-from lockguard_ccxt._keys import account_name, unified_symbol
-from lockguard_ccxt._markets import Listing, Market, listing_of, short_name
+from lockguard_ccxt._keys import account_name, lock_name, unified_symbol
+from lockguard_ccxt._markets import Listing, Market, listing_of
 from lockguard_ccxt._money import MarketRules
 from lockguard_ccxt._outcome import Executed, OrderAnswered, Outcome, PlacedOrder, Side, result_of
 from lockguard_ccxt._own_calls import under_lease
 from lockguard_ccxt._placing import PATIENCE, Patience, Placer, Plan
 from lockguard_ccxt._prepared import Prepared
 from lockguard_ccxt._venues import (
+    FILLS_MAX,
     IN_HEDGE_MODE,
+    Fill,
     Holding,
     every_order,
     every_position,
+    fills_of_one,
     next_page,
     orders_of_one,
+    parse_fills,
     parse_holdings,
     parse_order,
     venue_of,
@@ -52,6 +56,8 @@ _LOG = logging.getLogger("lockguard.ccxt")
 _CLOCK_AHEAD = timedelta(seconds=1)
 _REFRESH_S_MIN = 5.0
 _REFRESH_PAUSE_S = 1.0
+_FILLS_KEPT_MS = 6.5 * 24 * 3600 * 1000
+"""Both exchanges list the fills of seven days. An older one could be the last that is shown."""
 _PREPARED = frozenset({"place_entry", "place_stop", "holding", "holdings"})
 
 
@@ -235,10 +241,11 @@ class GuardedExchange:
         """The resource that guards positions in ``symbol``.
 
         Raises:
-            ConfigurationError: there is no such market.
+            ConfigurationError: there is no such market, or the markets are not loaded and ``symbol`` is not
+                the unified symbol of a contract, such as ``BTC/USDT:USDT``.
         """
-        if isinstance(symbol, str) and listing_of(self._exchange) is None:
-            return parse_resource(f"{self.name}:{short_name(unified_symbol(self._exchange, symbol))}")
+        if isinstance(symbol, str):
+            return parse_resource(f"{self.name}:{lock_name(self._exchange, symbol)}")
         return self.market(symbol).resource
 
     def unified(self, symbol: str | Market) -> str:
@@ -302,7 +309,8 @@ class GuardedExchange:
         stop = None if stop_price is None else _plain(market.rules.price(stop_price))
         client_id = client_order_id(market.resource, intent, Step.ENTRY)
         params = venue_of(self._exchange).entry_params(stop, client_id)
-        return await self._place(Step.ENTRY, market, side, amount, client_id, params, again=again)
+        plan = Plan(Step.ENTRY, market.symbol, side, amount, client_id, params)
+        return await self._place(market, plan, again=again)
 
     async def place_stop(
         self,
@@ -336,10 +344,18 @@ class GuardedExchange:
         price = _plain(market.rules.price(trigger))
         client_id = client_order_id(market.resource, intent, Step.STOP)
         params = venue_of(self._exchange).stop_params(price, client_id)
-        return await self._place(Step.STOP, market, side, amount, client_id, params, again=again)
+        plan = Plan(Step.STOP, market.symbol, side, amount, client_id, params)
+        return await self._place(market, plan, again=again)
 
     async def close_position(
-        self, symbol: str | Market, side: Side, amount: Decimal, *, intent: int, again: bool = False
+        self,
+        symbol: str | Market,
+        side: Side,
+        amount: Decimal,
+        *,
+        intent: int,
+        again: bool = False,
+        once: bool = False,
     ) -> Outcome:
         """Reduce or close a position with a reduce-only market order; it never opens the other side.
 
@@ -352,6 +368,8 @@ class GuardedExchange:
             intent: the intent's number.
             again: whether this intent may have been sent before; then its order is looked for first. An order
                 that is found may have ended meanwhile: see its ``state``.
+            once: whether it is not sent again if its answer is lost, also where ids are unique forever: the
+                search in between takes seconds, in which the position may become another one.
 
         Raises:
             LeaseLost: the lease on the resource ended before the order was sent.
@@ -361,7 +379,8 @@ class GuardedExchange:
         market = self.market(symbol)
         client_id = client_order_id(market.resource, intent, Step.CLOSE)
         params = {"reduceOnly": True, "clientOrderId": client_id}
-        return await self._place(Step.CLOSE, market, side, amount, client_id, params, again=again)
+        plan = Plan(Step.CLOSE, market.symbol, side, amount, client_id, params, once)
+        return await self._place(market, plan, again=again)
 
     def prepare(
         self, call: Callable[[], Coroutine[Any, Any, T]], *, name: str, after_s: float = 0.0
@@ -381,29 +400,19 @@ class GuardedExchange:
         plain = plain and _WHAT_IS_PREPARED(GuardedExchange) == _AS_WRITTEN
         return Prepared(call, name=name, after_s=after_s) if plain and self._gate.is_last else None
 
-    async def _place(
-        self,
-        step: Step,
-        market: Market,
-        side: Side,
-        amount: Decimal,
-        client_id: str,
-        params: dict[str, Any],
-        *,
-        again: bool,
-    ) -> Outcome:
-        plan = Plan(step, market.symbol, side, market.rules.amount(amount), client_id, params)
+    async def _place(self, market: Market, plan: Plan, *, again: bool) -> Outcome:
+        plan = replace(plan, amount=market.rules.amount(plan.amount))
         lease = lease_on(market.resource)
         placer, began = self._placer(), self._clock.now()
         outcome: Outcome | None = None
         if again:
-            found = await placer.find(plan.symbol, client_id, conditional=plan.conditional)
+            found = await placer.find(plan.symbol, plan.client_id, conditional=plan.conditional)
             if found is not None:
                 outcome = Executed(found, found=True)
         if outcome is None:
             outcome = await placer.place(plan, lease)
         if self._told:
-            self._tell(lease, step.value, client_id, outcome, placer.margin_ms, began)
+            self._tell(lease, plan.step.value, plan.client_id, outcome, placer.margin_ms, began)
         return outcome
 
     def _tell(
@@ -453,17 +462,17 @@ class GuardedExchange:
             client_id: the client order id.
             conditional: whether to ask the book of conditional orders first.
             patiently: whether to look for ``Patience.search``, as the exchange's reads may lag; looks that
-                fail are then only repeated.
+                fail are then only repeated, and where none finds it, one more has to be answered.
 
         Raises:
             ccxt.OperationFailed: the exchange did not answer, after retries.
         """
+        placer, named = self._placer(), (self.unified(symbol), client_id)
         if patiently:
-            patience = self._patience.search
-            return await self._placer().search(
-                self.unified(symbol), client_id, conditional=conditional, patience=patience
-            )
-        return await self._placer().find(self.unified(symbol), client_id, conditional=conditional)
+            found = await placer.search(*named, conditional=conditional, patience=self._patience.search)
+            if found is not None:
+                return found
+        return await placer.find(*named, conditional=conditional)
 
     async def open_orders(
         self, symbol: str | Market | None = None, *, conditional_only: bool = False
@@ -495,16 +504,17 @@ class GuardedExchange:
         return tuple(order for order in found.values() if order.live)
 
     async def holdings(self, symbols: Sequence[str | Market] | None = None) -> tuple[Holding, ...]:
-        """The open positions of some symbols, or of all.
+        """The open positions of some symbols, or of all: there, a leg of hedge mode at Bybit stands for both.
 
         Raises:
+            ConfigurationError: the account, or one of ``symbols``, is in hedge mode.
             ccxt.OperationFailed: the exchange did not answer, after retries. A failed read is not "flat".
         """
         wanted = None if symbols is None else [self.unified(symbol) for symbol in symbols]
         found: dict[str, Holding] = {}
         for question in ({},) if wanted else every_position(self._exchange):
             listed = await self._pages(partial(self._exchange.fetch_positions, wanted), question)
-            for held in parse_holdings(listed):
+            for held in parse_holdings(listed, of_all=wanted is None):
                 found[held.symbol] = held
         return tuple(found.values())
 
@@ -512,6 +522,35 @@ class GuardedExchange:
         """The open position in a symbol; ``None`` when it is flat."""
         wanted = self.unified(symbol)
         return next((held for held in await self.holdings([symbol]) if held.symbol == wanted), None)
+
+    async def fills_since(self, symbol: str | Market, order_id: str) -> tuple[Fill, ...] | None:
+        """The account's fills in a symbol from the first one of an order on, by their milliseconds.
+
+        Args:
+            symbol: in any spelling.
+            order_id: the exchange's id of the order.
+
+        Returns:
+            The fills; ``None`` if the exchange does not certainly show all of them: no fill of the order is
+            listed yet, its first one is older than six and a half days, or there are a thousand since, which
+            is as many as are read.
+
+        Raises:
+            ccxt.OperationFailed: the exchange did not answer, after retries.
+        """
+        wanted = self.unified(symbol)
+        fetch, page = self._exchange.fetch_my_trades, fills_of_one(self._exchange)
+        asked = {**page, "orderId": order_id}
+        listed = await self._pages(partial(fetch, wanted, None, None), asked, at_most=FILLS_MAX)
+        of_order = [fill for fill in parse_fills(listed) if fill.order_id == order_id]
+        if not of_order or len(listed) >= FILLS_MAX:  # the first one may be on a page that was not read
+            return None
+        if self._exchange.milliseconds() - (first_ms := of_order[0].at_ms) > _FILLS_KEPT_MS:
+            return None
+        listed = await self._pages(partial(fetch, wanted, first_ms, None), page, at_most=FILLS_MAX)
+        since = parse_fills(listed)
+        shown = any(fill.order_id == order_id for fill in since)
+        return since if shown and len(listed) < FILLS_MAX else None
 
     # --- everything else is the exchange's own ---
 
@@ -527,12 +566,16 @@ class GuardedExchange:
     # --- inside ---
 
     async def _pages(
-        self, ask: Callable[[dict[str, Any]], Awaitable[Any]], question: dict[str, Any]
+        self,
+        ask: Callable[[dict[str, Any]], Awaitable[Any]],
+        question: dict[str, Any],
+        *,
+        at_most: int | None = None,
     ) -> list[Any]:
-        """Read all pages of a list."""
+        """Read all pages of a list; of one that grows with time, none after ``at_most`` entries."""
         found: list[Any] = []
         params: dict[str, Any] | None = question
-        while params is not None:
+        while params is not None and (at_most is None or len(found) < at_most):
             page = await self._placer().read(partial(ask, dict(params)))
             found += page
             params = next_page(params, page)

@@ -28,6 +28,8 @@ __all__ = [
     "account_label",
     "account_name",
     "could_be_listed",
+    "lock_name",
+    "reads_alike",
     "resource_key",
     "resource_keys",
     "unified_symbol",
@@ -84,9 +86,15 @@ def resource_key(exchange: Any, market: str | Mapping[str, Any]) -> Resource:
         market: a unified symbol, an exchange's own name, or a ccxt market.
 
     Raises:
-        ConfigurationError: the name does not stand for exactly one market.
+        ConfigurationError: the name does not stand for exactly one market, or would be read as another one
+            where no markets are loaded.
     """
-    symbol = unified_symbol(exchange, market) if isinstance(market, str) else str(market["symbol"])
+    if isinstance(market, str):
+        symbol = unified_symbol(exchange, market)
+        if not isinstance(exchange, str):
+            _require_one_meaning(exchange.id, market.strip(), symbol)
+    else:
+        symbol = str(market["symbol"])
     return parse_resource(f"{venue_name(exchange)}:{short_name(symbol)}")
 
 
@@ -156,24 +164,44 @@ def _exact_name(exchange: Any, text: str) -> str:
             )
         market = listing.only(plain)
         symbol, kind = market.symbol, market.kind
+        _require_one_meaning(exchange.id, plain, symbol)
     if plain is not text and (kind or _kind_of(symbol)) != "swap":
         raise ConfigurationError(f"{text[:_SHOWN_CHARS]!r} means a perpetual, and {symbol} is none")
     return short_name(symbol)
+
+
+def _require_one_meaning(exchange_id: str, text: str, symbol: str) -> None:
+    """Refuse the name of a market that is read as another one where no markets are at hand.
+
+    An exchange may name a coin otherwise than ccxt does: Bitmex's ``XBTUSDT`` is ``BTC/USDT:USDT``. A process
+    that knows the exchange by its id only would lock ``bitmex:XBTUSDT``, beside the one that has the markets.
+    """
+    try:
+        read = _read_exactly(text)
+    except ConfigurationError:
+        return
+    if short_name(read) != short_name(symbol):
+        raise ConfigurationError(
+            f"{exchange_id}: {text[:_SHOWN_CHARS]!r} is its name of {symbol}, and reads as {read} where no"
+            f" markets are loaded; write {symbol}"
+        )
 
 
 def _read_exactly(text: str) -> str:
     """The unified symbol that a text says, where no markets tell which one is meant.
 
     Its name has to be read as the same symbol again: ``AB/USD:USD`` would have that of ``A/BUSD:BUSD``. And
-    what is written in both cases may be a market that is listed so, as Hyperliquid's ``kPEPE/USDC:USDC``.
+    what is written in both cases may be a market that is listed so, as Hyperliquid's ``kPEPE/USDC:USDC`` or
+    Bitget's ``omni/USDT:USDT``.
     """
-    base = text.partition("/")[0]
     symbol = _read_symbol(text)
-    if (
-        not text.isascii()
-        or base not in (base.lower(), base.upper())
-        or _read_symbol(short_name(symbol)) != symbol
-    ):
+    if not text.isascii() or text not in (text.lower(), text.upper()):
+        raise _unread(text)
+    try:
+        again = _read_symbol(short_name(symbol))
+    except ConfigurationError:
+        again = ""
+    if again != symbol:
         raise _unread(text)
     return symbol
 
@@ -184,9 +212,39 @@ def _kind_of(symbol: str) -> str:
 
 
 def unified_symbol(exchange: Any, name: str) -> str:
-    """The unified symbol of a market in any spelling; takes and raises the same as :func:`resource_key`."""
+    """The unified symbol of a market in any spelling; takes what :func:`resource_key` takes.
+
+    Raises:
+        ConfigurationError: the name does not stand for exactly one market.
+    """
     listing = listing_of(exchange)
     return _read_exactly(name.strip()) if listing is None else listing.market(name).symbol
+
+
+def lock_name(exchange: Any, name: str) -> str:
+    """The name in locks of a market, by a name of which the meaning does not change when markets are loaded.
+
+    An exchange's own name is read by its form while there are no markets, and by them afterwards: ``XBTUSDT``
+    would be two locks in one process. So would ``BTCUSDT`` on the day when a perpetual is listed beside spot.
+
+    Raises:
+        ConfigurationError: the name does not stand for exactly one market, or only the markets tell which one
+            and they are not loaded.
+    """
+    symbol = unified_symbol(exchange, name)
+    if listing_of(exchange) is None and not reads_alike(name):
+        raise ConfigurationError(
+            f"{exchange.id}: only its markets tell what {name[:_SHOWN_CHARS]!r} is; load them first, or write"
+            " the unified symbol of a contract, such as BTC/USDT:USDT"
+        )
+    if ":" not in symbol:
+        _require_one_meaning(exchange.id, name, symbol)
+    return short_name(symbol)
+
+
+def reads_alike(name: str) -> bool:
+    """Whether a name is the unified symbol of a contract, which is the same with and without markets."""
+    return ":" in name and _UNIFIED.match(name.strip()) is not None
 
 
 def could_be_listed(name: str) -> bool:

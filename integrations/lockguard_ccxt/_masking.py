@@ -30,7 +30,7 @@ _ASSIGNED = re.compile(
 )
 _OF_THE_ACCOUNT = ("apiKey", "secret", "password", "twofa", "privateKey", "token")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")
-_LOG_IN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]*@")
+_LOG_IN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/\"]*@")
 
 
 def masked(text: str) -> str:

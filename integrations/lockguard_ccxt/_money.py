@@ -75,6 +75,22 @@ class MarketRules:
             )
         return rounded
 
+    def reduction(self, held: Decimal) -> Decimal | None:
+        """How much of ``held`` one order that only reduces can close; ``None`` if no order can.
+
+        More than the largest order is closed by several, none of which leaves less than the smallest. What
+        the order is worth is no limit: exchanges exempt orders that only reduce.
+        """
+        smallest = max(self.amount_min, self.amount_step)
+        whole = held - held % self.amount_step
+        if whole < smallest:
+            return None
+        if self.amount_max is None or whole <= self.amount_max:
+            return whole
+        part = min(self.amount_max, whole - smallest)
+        part -= part % self.amount_step
+        return part if part >= smallest else None
+
     def price(self, wanted: Decimal) -> Decimal:
         """``wanted`` rounded to the nearest tick.
 

@@ -69,9 +69,11 @@ class PlacedOrder:
         average: the average price of the fill; ``None`` when nothing is filled.
         trigger: the price at which the order triggers; ``None`` for an ordinary order.
         reduce_only: whether the order can only reduce a position.
-        takes_profit: whether it waits for a better price than now, and so protects nothing.
+        takes_profit: whether it waits for a better price than now, and so protects nothing: a take-profit, or
+            a stop whose limit lies on the wrong side of its trigger.
         closes_all: whether it closes all that is held, regardless of ``amount``.
         attached: whether it is a stop of the position itself, such as one that an entry at Bybit carries.
+        filling: whether it is a stop that has triggered and may still be filled further.
     """
 
     id: str
@@ -87,6 +89,7 @@ class PlacedOrder:
     takes_profit: bool = False
     closes_all: bool = False
     attached: bool = False
+    filling: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -115,6 +118,8 @@ class Refusal(StrEnum):
     """The exchange took the order, which then ended with nothing filled."""
 
     # About the account, the exchange or the moment; the same order may be taken later:
+    PRICE = "not at the price of now"
+    """The price of the moment does not permit it: its band is passed, or the order is worth too little."""
     RATE_LIMITED = "too many requests"
     """Too many requests were sent."""
     BANNED = "calls are closed for a while"
@@ -141,7 +146,7 @@ class Refusal(StrEnum):
     """The request never left this machine."""
 
 
-_PASSING = frozenset({Refusal.RATE_LIMITED, Refusal.BANNED, Refusal.OVERLOADED, Refusal.CLOCK})
+_PASSING = frozenset({Refusal.PRICE, Refusal.RATE_LIMITED, Refusal.BANNED, Refusal.OVERLOADED, Refusal.CLOCK})
 _FINAL = frozenset(
     {
         Refusal.WOULD_TRIGGER,
@@ -161,10 +166,12 @@ class Executed:
         order: the order as the exchange knows it.
         found: ``True`` when the answer was lost, or another attempt had placed it, and the order was found
             by its client id.
+        copied: whether another copy, sent before under the same id, got no answer and may still arrive.
     """
 
     order: PlacedOrder
     found: bool = False
+    copied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +183,14 @@ class Refused:
         code: the exchange's own code; ``None`` when there was none.
         message: a text for display.
         client_id: the client order id of the order.
+        copied: whether another copy, sent before under the same id, got no answer and may still arrive.
     """
 
     refusal: Refusal
     code: str | None
     message: str
     client_id: str
+    copied: bool = False
 
     @property
     def passing(self) -> bool:

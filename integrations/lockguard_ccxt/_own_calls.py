@@ -7,16 +7,18 @@ import inspect
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from lockguard._context import current_leases
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import _proxy as proxy
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_ccxt._gate import any_lease, attempt, lease_on
+from lockguard_ccxt._markets import listing_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import timedelta
 
-    from lockguard._lease import Resource
+    from lockguard._lease import Lease, Resource
 
 __all__ = ["under_lease"]
 
@@ -57,8 +59,7 @@ def under_lease(
                 f"{name} names no market, and may close positions that somebody else holds; close each"
                 " with close_position()"
             )
-        leases = [lease_on(resource_of(symbol)) for symbol in proxy.symbols_of(bound)]
-        lease, *others = leases or [any_lease(name, account)]
+        lease, *others = await _leases(bound, resource_of, exchange, name, account, needed)
         with attempt(lease, needed, *others):
             left = min(one.remaining for one in (lease, *others)).total_seconds()
             seconds = min(float(exchange.timeout) / 1000, left)
@@ -71,3 +72,31 @@ def under_lease(
                 ) from exc
 
     return guarded
+
+
+async def _leases(
+    bound: inspect.BoundArguments,
+    resource_of: Callable[[str], Resource],
+    exchange: Any,
+    name: str,
+    account: str,
+    needed: timedelta,
+) -> list[Lease]:
+    """The leases on a call's markets; if only the markets tell which, loads them, as ccxt does anyway."""
+    symbols = proxy.symbols_of(bound)
+    try:
+        return [lease_on(resource_of(symbol)) for symbol in symbols] or [any_lease(name, account)]
+    except ConfigurationError:
+        _refuse_if_lost(account, needed)
+        if listing_of(exchange) is not None:
+            raise
+    any_lease(name, account)
+    await exchange.load_markets()
+    return [lease_on(resource_of(symbol)) for symbol in symbols]
+
+
+def _refuse_if_lost(account: str, needed: timedelta) -> None:
+    """Tell of a lost lease, and send nothing under it, before it is known which lease a name means."""
+    for lease in current_leases():
+        if str(lease.resource).startswith(f"{account}:"):
+            lease.ensure(needed)

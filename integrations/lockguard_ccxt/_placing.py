@@ -4,12 +4,12 @@ Send the order; if the outcome is unknown, look for it by its client order id in
 only where a second copy cannot do harm, send it again *under the same id*:
 
 - a stop may be sent again after one look: while its first copy is open, the exchange refuses the second
-  because of its id;
-- a closing order may be sent again after the whole search: it is reduce-only, so a second copy finds nothing
-  to reduce;
-- an entry is sent again only where ids stay unique forever. On Binance the id of a filled order may be used
-  again, so a second entry would double the position. There the outcome stays unknown, and the caller or the
-  next holder looks again later.
+  because of its id. Once that one has ended, a late copy stands again: so the outcome says that one may
+  arrive, and the caller ends nothing before that is over;
+- an entry or a closing order is sent again only where ids stay unique forever. On Binance the id of a filled
+  order may be used again: a second entry would double the position, and of two closing orders the late one
+  would reduce what was opened after the other. There the outcome stays unknown, and the caller or the next
+  holder looks again later.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from lockguard.errors import LockguardError
 from lockguard_ccxt._classify import Doubt, Verdict, ccxt_errors, classify
 from lockguard_ccxt._gate import attempt
 from lockguard_ccxt._ids import Step
+from lockguard_ccxt._money import decimal_of
 from lockguard_ccxt._outcome import (
     Executed,
     OrderState,
@@ -35,10 +36,10 @@ from lockguard_ccxt._outcome import (
     Side,
     Unknown,
 )
-from lockguard_ccxt._venues import UNREAD, parse_order
+from lockguard_ccxt._venues import IN_HEDGE_MODE, UNREAD, parse_order
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from decimal import Decimal
 
     from lockguard._clock import Clock
@@ -83,6 +84,7 @@ class Plan:
     amount: Decimal
     client_id: str
     params: dict[str, Any]
+    once: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -116,9 +118,10 @@ class Placer:
             outcome = await self._send(plan, lease, first=number == 1)
             match outcome:
                 case Executed():
-                    return await self._confirmed(plan, outcome)
+                    # Answered or found, it is one of the copies; each of the others may still arrive.
+                    return await self._confirmed(plan, replace(outcome, copied=number > 1))
                 case Refused():
-                    return await self._after_refusal(plan, outcome, first=number == 1)
+                    return await self._after_refusal(plan, outcome, lost=number - 1)
                 case Unknown():
                     if not self._may_send_again(plan):
                         return outcome
@@ -127,7 +130,7 @@ class Placer:
         return outcome
 
     def _may_send_again(self, plan: Plan) -> bool:
-        return plan.step is not Step.ENTRY or self._venue.ids_unique_for_good
+        return not plan.once and (plan.step is Step.STOP or self._venue.ids_unique_for_good)
 
     async def _send(self, plan: Plan, lease: Lease, *, first: bool) -> Outcome:
         order, verdict, message = await self._ask(
@@ -143,7 +146,8 @@ class Placer:
             lease,
         )
         if order is not None:
-            return _judged(plan, parse_order(order))
+            return _judged(plan, _taken(plan, order))
+        message = _with_remedy(verdict.refusal, message)
         if verdict.doubt is Doubt.NONE and verdict.refusal is not None:
             return Refused(verdict.refusal, verdict.code, message, plan.client_id)
         one_look = plan.step is Step.STOP and verdict.doubt is Doubt.OPEN and first
@@ -193,17 +197,25 @@ class Placer:
         )
         return outcome if found is None else _judged(plan, found)
 
-    async def _after_refusal(self, plan: Plan, refused: Refused, *, first: bool) -> Outcome:
-        """Judge a refusal: a second copy may have been refused because the first one was executed."""
-        if first:
+    async def _after_refusal(self, plan: Plan, refused: Refused, *, lost: int) -> Outcome:
+        """Judge a refusal: a second copy may have been refused because the first one was executed.
+
+        Args:
+            plan: the order.
+            refused: the answer to its latest copy.
+            lost: how many copies were sent before that one, without an answer.
+        """
+        if not lost:
             return refused
         found = await self.search(
             plan.symbol, plan.client_id, conditional=plan.conditional, patience=self._patience.search
         )
         if found is not None:
-            return Executed(found, found=True)
+            return Executed(found, found=True, copied=lost > 1)
         # A refusal that is not about the order says nothing about the first copy, which may be in flight.
-        return refused if refused.final else Unknown(plan.client_id, refused.message, self._patience.search)
+        if refused.final:
+            return replace(refused, copied=True)
+        return Unknown(plan.client_id, refused.message, self._patience.search)
 
     # --- looking ---
 
@@ -266,18 +278,44 @@ class Placer:
         return Unknown(order.client_id, message, _NONE)
 
     async def _cancel_refused(self, order: PlacedOrder, verdict: Verdict, message: str) -> Outcome:
-        """Judge a refused cancel: an order not found may have been cancelled by an unanswered request."""
+        """Judge a refused cancel: an order not found may have been cancelled by an unanswered request.
+
+        Or it has just fired, which the exchange's reads do not show yet: what is left of it could be filled.
+        """
         if verdict.refusal is Refusal.NOT_FOUND and order.client_id:
             found = await self.find(order.symbol, order.client_id, conditional=order.conditional)
             if found is not None and found.state is OrderState.CANCELED:
                 return Executed(found, found=True)
+            if found is not None and (found.live or found.filling):
+                return Unknown(order.client_id, f"{message}, and it is shown as {found.state.value}", _NONE)
         return Refused(verdict.refusal or Refusal.INVALID, verdict.code, message, order.client_id)
+
+
+def _with_remedy(refusal: Refusal | None, message: str) -> str:
+    """A refusal's message, with what to do if the account was switched over since the markets were loaded."""
+    mode = refusal is Refusal.POSITION_MODE
+    return f"{message}; {IN_HEDGE_MODE.format(what='the account')}" if mode else message
 
 
 def told(exc: BaseException) -> str:
     """The text of an error without the signed query of the request's URL, at most 300 characters."""
     text = _QUERY.sub("?...", str(exc)) or type(exc).__name__
     return text if len(text) <= _MESSAGE_CHARS_MAX else f"{text[:_MESSAGE_CHARS_MAX]}..."
+
+
+def _taken(plan: Plan, answer: Mapping[str, Any]) -> PlacedOrder:
+    """The order of an answer, as it was asked for where the answer does not say: Bybit's gives the ids only.
+
+    Otherwise a stop for all of a long position would be taken for an order that buys nothing.
+    """
+    order = parse_order(answer)
+    return replace(
+        order,
+        side=order.side if answer.get("side") else plan.side,
+        amount=order.amount or plan.amount,
+        trigger=order.trigger or decimal_of(plan.params.get("stopLossPrice")),
+        reduce_only=order.reduce_only or bool(plan.params.get("reduceOnly")),
+    )
 
 
 def _judged(plan: Plan, order: PlacedOrder) -> Outcome:

@@ -34,8 +34,8 @@ from lockguard.text import kind_of
 from lockguard_ccxt import _proxy as proxy
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_ccxt._gate import Gate
-from lockguard_ccxt._keys import account_name, unified_symbol
-from lockguard_ccxt._markets import short_name
+from lockguard_ccxt._keys import account_name, lock_name, reads_alike, unified_symbol
+from lockguard_ccxt._markets import listing_of, short_name
 from lockguard_ccxt._masking import mask_error, mask_log
 from lockguard_ccxt._sync_wire import check_before_bytes
 from lockguard_ccxt._verbs import changes
@@ -151,9 +151,10 @@ class OrderGate:
         """The resource to lock for positions in ``symbol``, in any spelling.
 
         Raises:
-            ConfigurationError: there is no such market, or the markets are not loaded and are needed.
+            ConfigurationError: there is no such market, or the markets are not loaded and ``symbol`` is not
+                the unified symbol of a contract, such as ``BTC/USDT:USDT``.
         """
-        return parse_resource(f"{self.name}:{short_name(unified_symbol(self._exchange, symbol))}")
+        return parse_resource(f"{self.name}:{lock_name(self._exchange, symbol)}")
 
     # --- inside ---
 
@@ -213,16 +214,28 @@ class OrderGate:
         finally:
             _call.reset(token)
 
+    def _check_all(self) -> None:
+        """Tell of a lost lease, and send nothing under it, before it is known which lease a name means."""
+        _Sending(tuple(self._all()), self._needed).check()
+
+    def _guards(self, symbol: str) -> Resource:
+        """The resource of an order's market; if only the markets tell, loads them, as ccxt does anyway."""
+        if listing_of(self._exchange) is None and not reads_alike(symbol):
+            self._check_all()
+            self._exchange.load_markets()
+        return parse_resource(f"{self.name}:{short_name(unified_symbol(self._exchange, symbol))}")
+
     def _leases(self, name: str, asked: list[proxy.Asked]) -> Iterator[Lease]:
         held = {lease.resource: lease for lease in self._held() if not lease.given_back}
         for order in asked:
-            opens = self._may_open(order)
             try:
-                resource = None if order.symbol is None else self.resource(order.symbol)
+                resource = None if order.symbol is None else self._guards(order.symbol)
             except ConfigurationError as exc:
-                if opens:
+                if self._may_open(order):
+                    self._check_all()
                     raise _not_sent(exc) from exc
                 continue
+            opens = self._may_open(order)
             lease = None if resource is None else held.get(resource)
             if lease is not None:
                 yield lease

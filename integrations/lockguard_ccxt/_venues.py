@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
+    "FILLS_MAX",
     "IN_HEDGE_MODE",
     "UNREAD",
     "Binance",
     "Bybit",
+    "Fill",
     "Holding",
     "Venue",
     "every_order",
     "every_position",
+    "fills_of_one",
     "next_page",
     "orders_of_one",
+    "parse_fills",
     "parse_holdings",
     "parse_order",
     "venue_of",
@@ -44,7 +48,10 @@ _ZERO = Decimal(0)
 _LINEAR = {"type": "swap", "subType": "linear"}
 _BYBIT_POSITIONS_MAX = 200
 _BYBIT_ORDERS_MAX = 50
+_BYBIT_FILLS_MAX = 100
 """How many Bybit returns per page."""
+FILLS_MAX = 1_000
+"""How many fills Binance lists at most; a list that is full may be cut off."""
 _HISTORY_PAUSES_S = (0.0, 0.25, 0.5)
 _STATES = {
     "open": OrderState.OPEN,
@@ -132,24 +139,39 @@ class Binance:
         return None
 
     async def cancel(self, exchange: Any, order: PlacedOrder) -> Mapping[str, Any]:
-        """Cancel an order; a stop is only found with the parameter ``trigger``."""
+        """Cancel an order; a stop is only found with the parameter ``trigger``, and its rest without."""
         by_name = {"clientOrderId": order.client_id} if order.client_id else {}
         params = {**by_name, **({"trigger": True} if order.conditional else {})}
-        answer: Mapping[str, Any] = await exchange.cancel_order(order.id or None, order.symbol, params)
+        answer: Mapping[str, Any]
+        try:
+            answer = await exchange.cancel_order(order.id or None, order.symbol, params)
+        except ccxt_errors().OrderNotFound:
+            if not order.conditional:
+                raise
+            # A stop that has fired is no longer in that book, but what is left of it may still be filled.
+            became = _became(await exchange.fetch_order(order.id or None, order.symbol, params))
+            if became is None:
+                raise
+            answer = await exchange.cancel_order(became, order.symbol)
         return answer
+
+
+def _became(stop: Mapping[str, Any]) -> str | None:
+    """The id of the ordinary order that a stop has become; ``None`` if it has not fired."""
+    became = (stop.get("info") or {}).get("actualOrderId")
+    return str(became) if became else None
 
 
 async def _with_fill(exchange: Any, symbol: str, order: Mapping[str, Any]) -> PlacedOrder:
     """Add the fill to a fired stop: it has become an ordinary order, which has the fill."""
-    parsed = parse_order(order)
-    became = (order.get("info") or {}).get("actualOrderId")
-    if not parsed.conditional or not became:
+    parsed, became = parse_order(order), _became(order)
+    if not parsed.conditional or became is None:
         return parsed
     try:
-        filled = parse_order(await exchange.fetch_order(str(became), symbol))
+        filled = parse_order(await exchange.fetch_order(became, symbol))
     except ccxt_errors().OrderNotFound:
         return parsed
-    return replace(parsed, filled=filled.filled, average=filled.average)
+    return replace(parsed, filled=filled.filled, average=filled.average, filling=filled.live)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +249,11 @@ def orders_of_one(exchange: Any) -> dict[str, Any]:
     return {"limit": _BYBIT_ORDERS_MAX} if venue_name(exchange) == "bybit" else {}
 
 
+def fills_of_one(exchange: Any) -> dict[str, Any]:
+    """The parameters that list as many fills of one symbol as one request can."""
+    return {"limit": _BYBIT_FILLS_MAX if venue_name(exchange) == "bybit" else FILLS_MAX}
+
+
 def next_page(asked: Mapping[str, Any], page: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The parameters of the request for the next page; ``None`` after the last one.
 
@@ -251,17 +278,19 @@ def venue_of(exchange: Any) -> Venue:
     Raises:
         ConfigurationError: orders by intent are not supported for this exchange.
     """
+    venue: Binance | Bybit
     match venue_name(exchange):
         case "binance":
-            window_ms = exchange.options.get("recvWindow")
-            return Binance(window=timedelta(milliseconds=window_ms)) if window_ms else Binance()
+            venue = Binance()
         case "bybit":
-            return Bybit()
+            venue = Bybit()
         case other:
             raise ConfigurationError(
                 f"placing orders by intent is known for binance and bybit, not for {other!r};"
                 " use the exchange's own calls through the guard instead"
             )
+    window_ms = decimal_of(exchange.options.get("recvWindow"))  # ccxt signs each request with it
+    return replace(venue, window=timedelta(milliseconds=float(window_ms))) if window_ms else venue
 
 
 def parse_order(order: Mapping[str, Any]) -> PlacedOrder:
@@ -270,27 +299,40 @@ def parse_order(order: Mapping[str, Any]) -> PlacedOrder:
     filled = decimal_of(order.get("filled")) or _ZERO
     average = decimal_of(order.get("average"))
     info = order.get("info") or {}
-    closes_all = any(str(info.get(name)).lower() == "true" for name in ("closePosition", "closeOnTrigger"))
+    closes_position, closes_only = (
+        str(info.get(name)).lower() == "true" for name in ("closePosition", "closeOnTrigger")
+    )
+    amount = decimal_of(order.get("amount")) or _ZERO
+    attached = info.get("stopOrderType") == "StopLoss" and not info.get("orderLinkId")
     return PlacedOrder(
         id=str(order.get("id") or ""),
         client_id=str(order.get("clientOrderId") or ""),
         symbol=str(order.get("symbol") or ""),
         side=side,
         state=_STATES.get(str(order.get("status")), OrderState.ACCEPTED),
-        amount=decimal_of(order.get("amount")) or _ZERO,
+        amount=amount,
         filled=filled,
         average=average if average and filled else None,
         trigger=decimal_of(order.get("triggerPrice")),
-        reduce_only=bool(order.get("reduceOnly")) or closes_all,
+        reduce_only=bool(order.get("reduceOnly")) or closes_position or closes_only,
         takes_profit=_takes_profit(order),
-        closes_all=closes_all,
-        attached=info.get("stopOrderType") == "StopLoss" and not info.get("orderLinkId"),
+        # Bybit sets closeOnTrigger also on stops for a part ("PartialStopLoss"): those close their amount.
+        closes_all=closes_position or (closes_only and (attached or not amount)),
+        attached=attached,
     )
 
 
 def _takes_profit(order: Mapping[str, Any]) -> bool:
-    """Whether a conditional order waits for a better price than now, and so protects nothing."""
+    """Whether a conditional order waits for a better price than now, and so protects nothing.
+
+    So does a stop with a limit on the wrong side of its trigger: it triggers, and then waits for that price.
+    """
     info = order.get("info") or {}
+    limit, trigger = decimal_of(order.get("price")), decimal_of(order.get("triggerPrice"))
+    if limit and trigger and order.get("type") != "market":
+        beyond = limit <= trigger if order.get("side") == "sell" else limit >= trigger
+        if not beyond:
+            return True
     kind = f"{info.get('orderType')} {info.get('origType')} {info.get('stopOrderType')}".upper()
     if "PROFIT" in kind:
         return True
@@ -307,17 +349,52 @@ class Holding:
         side: ``buy`` when it is long, ``sell`` when it is short.
         amount: above zero.
         entry_price: the average price; ``None`` when the exchange does not give it.
+        leg: whether it is the long or the short leg of a contract in hedge mode, where nothing is ordered.
     """
 
     symbol: str
     side: Side
     amount: Decimal
     entry_price: Decimal | None
+    leg: bool = False
 
     @property
     def closing_side(self) -> Side:
         """The side of an order that reduces it."""
         return opposite(self.side)
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """A fill of one order.
+
+    Attributes:
+        order_id: the exchange's id of the order.
+        side: the order's own side.
+        amount: above zero.
+        at_ms: on the exchange's clock, in milliseconds since 1970.
+    """
+
+    order_id: str
+    side: Side
+    amount: Decimal
+    at_ms: int
+
+
+def parse_fills(trades: Iterable[Mapping[str, Any]]) -> tuple[Fill, ...]:
+    """Parse ccxt's trades of the account; by their milliseconds, as pages come the latest first.
+
+    Raises:
+        ccxt.BadResponse: the order, the amount or the time of one cannot be read.
+    """
+    fills = []
+    for trade in trades:
+        order_id, amount, at_ms = trade.get("order"), decimal_of(trade.get("amount")), trade.get("timestamp")
+        if not order_id or not amount or at_ms is None:  # left out, it would hide who has traded
+            raise ccxt_errors().BadResponse(f"a fill of {trade.get('symbol')} cannot be read")
+        side: Side = "sell" if trade.get("side") == "sell" else "buy"
+        fills.append(Fill(str(order_id), side, amount, int(at_ms)))
+    return tuple(sorted(fills, key=lambda fill: fill.at_ms))
 
 
 IN_HEDGE_MODE = (
@@ -331,8 +408,13 @@ def _is_leg(info: Mapping[str, Any]) -> bool:
     return info.get("positionSide") in {"LONG", "SHORT"} or str(info.get("positionIdx") or "0") in {"1", "2"}
 
 
-def parse_holdings(positions: Iterable[Mapping[str, Any]]) -> tuple[Holding, ...]:
+def parse_holdings(positions: Iterable[Mapping[str, Any]], *, of_all: bool = False) -> tuple[Holding, ...]:
     """Parse ccxt's positions, leaving out the flat ones.
+
+    Args:
+        positions: ccxt's.
+        of_all: whether they are those of all contracts. A leg of one that has a mode of its own, as at Bybit,
+            is then marked: it must not hide the others.
 
     Raises:
         ConfigurationError: one of them, flat or not, is a leg of hedge mode: an order that names no leg would
@@ -341,15 +423,17 @@ def parse_holdings(positions: Iterable[Mapping[str, Any]]) -> tuple[Holding, ...
     """
     held = []
     for position in positions:
+        leg = False
         if _is_leg(position.get("info") or {}):
-            raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the position in {position['symbol']}"))
+            leg = "positionIdx" in position["info"]
+            if not (leg and of_all):
+                raise ConfigurationError(IN_HEDGE_MODE.format(what=f"the position in {position['symbol']}"))
         given = position.get("contracts")
         amount = decimal_of(given)
         if amount is None and given not in (None, ""):  # not "flat", which would end the position's row
             raise ccxt_errors().BadResponse(f"the amount of {position.get('symbol')} cannot be read")
         if amount:
             side: Side = "sell" if position.get("side") == "short" else "buy"
-            held.append(
-                Holding(str(position["symbol"]), side, abs(amount), decimal_of(position.get("entryPrice")))
-            )
+            price = decimal_of(position.get("entryPrice"))
+            held.append(Holding(str(position["symbol"]), side, abs(amount), price, leg))
     return tuple(held)

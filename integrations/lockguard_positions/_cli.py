@@ -25,11 +25,14 @@ except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.numbers import WholeNumber
 from lockguard._private_files import is_of_the_output
 from lockguard.errors import ConfigurationError
 from lockguard.text import first_line
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_ccxt import UnknownMarket
+from lockguard_ccxt._markets import short_name
+from lockguard_positions._account import foreign, never_had
 from lockguard_positions._backup import RowBackup
 from lockguard_positions._connecting import (
     Urls,
@@ -40,9 +43,11 @@ from lockguard_positions._connecting import (
 )
 from lockguard_positions._diagnosis import Diagnosis, FindingKind, diagnose
 from lockguard_positions._fit._command import fit
-from lockguard_positions._model import Adopt, SyncAction, SyncOutcome
+from lockguard_positions._model import Adopt, SyncAction, SyncOutcome, worded
 from lockguard_positions._options import exchange_options, older_than_option, with_urls
+from lockguard_positions._pace import Pace
 from lockguard_positions._schema import migrate, protect_positions
+from lockguard_positions._venue import Venue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -323,25 +328,38 @@ def close(*, symbol: str, urls: Urls, confirm: bool, dry_run: bool, as_json: boo
 
 async def _close(urls: Urls, symbol: str, *, confirm: bool) -> tuple[dict[str, Any], bool]:
     async with connect_manager(urls) as (manager, exchange, _):
+        unknown: UnknownMarket | None = None
         try:
-            name = exchange.market(symbol).name
+            name = exchange.market(worded(symbol, name="symbol")).name
             what = "takes its stop back and closes it with a reduce-only market order"
-        except UnknownMarket:
-            name, what = symbol, "ends the row without an order, as the exchange lists no such market"
+        except UnknownMarket as exc:
+            name, unknown = short_name(symbol), exc
+            what = "ends the row without an order, as the exchange lists no such market"
         row = await manager.store.open_of(exchange.name, name)
+        if row is None and unknown is not None and not await manager.store.loose_stops(exchange.name, name):
+            raise unknown  # as the manager does: a mistyped name must not look like a position that is closed
         resource = f"{exchange.name}:{name}"
         if confirm:
             row = await manager.close_position(name, exchange.name, reason="closed by hand")
+        elif row is not None and unknown is None:
+            venue = Venue(exchange, Pace())
+            if await never_had(venue, exchange.market(row.traded_as), row):
+                raise foreign(venue, row)
+        others = await manager.store.open_under_other_labels(exchange.name, name) if row is None else ()
         if row is None:
             told = f"{resource} has no open position."
+            if others:  # a mistyped label must not look like a position that is closed
+                rows = ", ".join(f"position {other.id} of {other.exchange}" for other in others)
+                told = f"{resource} has no open position, but other labels have: {rows}."
         elif confirm:
-            told = f"{resource} position {row.id}: {row.status.value} ({row.exit_reason})."
+            why = (row.error_details if row.status.open else None) or row.exit_reason
+            told = f"{resource} position {row.id}: {row.status.value} ({why})."
         else:
             told = (
                 f"{resource} position {row.id}: {row.side.value} {row.quantity}, {row.status.value};"
                 f" --confirm {what}."
             )
-        left = row is not None and row.status.open
+        left = bool(others) if row is None else row.status.open
         status = None if row is None else row.status.value
         return {"confirmed": confirm, "resource": resource, "status": status, "told": told}, left
 
@@ -353,7 +371,7 @@ async def _close(urls: Urls, symbol: str, *, confirm: bool) -> tuple[dict[str, A
 @click.option(
     "--database", envvar="LOCKGUARD_DATABASE_URL", metavar="URL", help="[env: LOCKGUARD_DATABASE_URL]"
 )
-@click.option("--to", type=int, help="The version.  [default: the latest]")
+@click.option("--to", type=WholeNumber(), help="The version.  [default: the latest]")
 @click.option(
     "--protect",
     is_flag=True,

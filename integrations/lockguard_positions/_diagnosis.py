@@ -14,13 +14,15 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from lockguard_ccxt._venues import IN_HEDGE_MODE
+from lockguard_positions._account import NEVER_HAD, never_had
 from lockguard_positions._duplicates import divide
 from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._model import Adopt, Position, PositionSide, stop_price_of
 from lockguard_positions._pace import Pace
 from lockguard_positions._rows import position_of, statement
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._stops import is_own, named, standing_stop
+from lockguard_positions._stops import is_own, named, short_by, standing_stop
 from lockguard_positions._venue import Venue
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class FindingKind(StrEnum):
     DUPLICATE = "duplicate"
     """A symbol has more than one open row."""
     WITHOUT_STOP = "without_stop"
-    """The exchange holds a position without its stop."""
+    """The exchange holds a position without its stop, or with stops that cover only a part of it."""
     ORPHANED_ROW = "orphaned_row"
     """A row is open and the exchange holds no position."""
     ORPHANED_POSITION = "orphaned_position"
@@ -78,6 +80,10 @@ _REMEDIES = {
     FindingKind.NO_MARKET: "tell; 'lockguard positions close' ends the row",
     FindingKind.UNREADABLE: "nothing, until it answers",
 }
+
+
+_OF_THE_TABLE = frozenset({FindingKind.INCOMPLETE, FindingKind.DUPLICATE})
+"""What is wrong with rows whatever the exchange holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +194,10 @@ async def diagnose(
                 changing.append(symbol)
                 continue
             found = judge.symbol(symbol, after[symbol], side)
+            ours = True
             if found and venue is not None and side is not None and symbol not in side.gone:
+                found, ours = await _of_this_account(venue, found, after[symbol])
+            if found and ours and venue is not None and side is not None and symbol not in side.gone:
                 orders = _planned_orders(
                     venue,
                     after[symbol],
@@ -280,6 +289,27 @@ async def _look(venue: Venue, before: Mapping[str, tuple[Position, ...]]) -> _Ex
     return _Exchange(held, dict(stops), gone)
 
 
+async def _of_this_account(
+    venue: Venue, found: list[Finding], rows: Sequence[Position]
+) -> tuple[list[Finding], bool]:
+    """The findings of a symbol, and whether the account is that of its rows: else they may well be right.
+
+    What another account holds says nothing about the rows, and no order is sent for them there.
+    """
+    try:
+        strangers = {row.id for row in rows if await never_had(venue, venue.market(row.traded_as), row)}
+    except ExchangeUnreadable as exc:
+        unread = (FindingKind.UNREADABLE, str(exc))
+    else:
+        if not strangers:
+            return found, True
+        unread = (FindingKind.MISMATCH, NEVER_HAD)
+    of_table = [one for one in found if one.kind in _OF_THE_TABLE]
+    compared = next((one for one in found if one.kind not in _OF_THE_TABLE), found[0])
+    kind, details = unread
+    return [*of_table, replace(compared, kind=kind, details=details)], False
+
+
 def _state(rows: Iterable[Position]) -> list[tuple[int, str, str | None]]:
     return [(row.id, row.status.value, row.exit_reason) for row in rows]
 
@@ -310,6 +340,9 @@ class _Judge:
         held, stops = side.held.get(symbol), side.stops.get(symbol, ())
         if held is None:
             return found + self._flat(symbol, rows, stops)
+        if held.leg:
+            what = IN_HEDGE_MODE.format(what="its position")
+            return [*found, self._found(FindingKind.MISMATCH, symbol, rows, what)]
         if not rows:
             what = f"{PositionSide.read(held.side).value} {held.amount} has no row"
             found.append(self._found(FindingKind.ORPHANED_POSITION, symbol, (), what))
@@ -345,6 +378,9 @@ class _Judge:
         if not (theirs if rows else guarding):
             other = f"; another order waits for {guarding[0].trigger}" if guarding else ""
             found.append(self._found(FindingKind.WITHOUT_STOP, symbol, rows, f"its stop is not there{other}"))
+        elif len(rows) <= 1 and (rest := short_by(stops, held.closing_side, held.amount, *rows)):
+            what = f"its stops cover only {held.amount - rest} of {held.amount}"
+            found.append(self._found(FindingKind.WITHOUT_STOP, symbol, rows, what))
         if len(rows) == 1:
             (row,) = rows
             way = PositionSide.read(held.side)
@@ -388,6 +424,8 @@ def _planned_orders(
         adopt: what is done about a position without a row.
         stop_loss_percent: how far from its entry price, in percent, the stop of such a position goes.
     """
+    if held is not None and held.leg:
+        return ()  # a clean-up refuses it
     waiting = [stop for stop in stops if stop.reduce_only]
     if len(rows) > 1:
         division = divide(rows, held, waiting)

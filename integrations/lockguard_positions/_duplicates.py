@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from lockguard_ccxt import Step
+from lockguard_positions._account import check_account
 from lockguard_positions._model import IntentOutcome, Position, PositionSide, SyncAction, SyncOutcome
 from lockguard_positions._status import PositionStatus
 from lockguard_positions._stops import is_own
@@ -106,7 +107,9 @@ class Duplicates:
             return ()
         young = [row for row in rows if await self._in_doubt(row)]
         if young:
-            return (SyncOutcome(symbol, SyncAction.IN_DOUBT, young[0].id, "its entry may still arrive"),)
+            return (SyncOutcome(symbol, SyncAction.IN_DOUBT, young[0].id, "its order may still arrive"),)
+        for row in rows:
+            await check_account(self._scope, row)
         waiting = await self._venue.waiting_stops(market)
         held = await self._venue.holding(market)
         division = divide(rows, held, waiting)
@@ -121,20 +124,22 @@ class Duplicates:
         return (*ended, *closed)
 
     async def _in_doubt(self, row: Position) -> bool:
-        intent = await self._store.in_doubt(row, Step.ENTRY)
-        return intent is not None and intent.age_ms < self._venue.in_doubt_ms
+        intent = await self._store.in_doubt(row, Step.ENTRY, Step.CLOSE)
+        return intent is not None and intent.may_arrive(self._venue.in_doubt_ms)
 
     async def _end(self, row: Position, keep: Position, reason: str) -> SyncOutcome:
         shared = row.stop_order_id is not None and row.stop_order_id == keep.stop_order_id
         if not await self._flow.sweeper.sweep(replace(row, stop_order_id=None) if shared else row):
             return SyncOutcome(row.symbol, SyncAction.IN_DOUBT, row.id, "its stop may still be waiting")
         before_entry = row.status is PositionStatus.PENDING_ENTRY
+        intent = await self._store.in_doubt(row, Step.ENTRY, Step.CLOSE)
+        in_part = intent is not None and intent.step is Step.ENTRY and not before_entry
         ended = await self._store.finish(
             self._scope.lease,
             row,
             PositionStatus.ROLLED_BACK if before_entry else PositionStatus.CLOSED,
-            intent=await self._store.in_doubt(row, Step.ENTRY, Step.CLOSE),
-            outcome=IntentOutcome.ABSENT,
+            intent=intent,
+            outcome=IntentOutcome.EXECUTED if in_part else IntentOutcome.ABSENT,
             reason=reason,
         )
         self._scope.moved(ended, row)

@@ -169,27 +169,27 @@ class LogPositions:
             case Moved(position, before, operation):
                 _LOG.info(
                     "%s:%s position %d: %s -> %s token=%s during %s",
-                    position.exchange,
-                    position.symbol,
+                    printable(position.exchange),
+                    printable(position.symbol),
                     position.id,
                     "new" if before is None else before.value,
                     position.status.value,
                     position.token,
-                    operation,
+                    printable(operation),
                     extra=facts_of(event, **_facts_of(position)),
                 )
             case Alert(resource, position_id, message):
                 _LOG.error(
                     "%s position %s: %s",
-                    resource,
+                    printable(resource),
                     position_id,
-                    message,
+                    printable(message),
                     extra=facts_of(event, over=event.over),
                 )
             case WriteRefused(resource, presented, current):
                 _LOG.warning(
                     "%s: a write was refused, presented token=%s, current token=%s",
-                    resource,
+                    printable(resource),
                     presented,
                     current,
                     extra=facts_of(event),
@@ -200,8 +200,8 @@ class LogPositions:
                 count = None if rows is None else len(rows)
                 _LOG.debug(
                     "%s: a %s over %d symbols took %.0f ms",
-                    exchange,
-                    kind,
+                    printable(exchange),
+                    printable(kind),
                     len(outcomes),
                     took_ms,
                     extra=facts_of(event, outcomes=len(outcomes), rows=count),
@@ -217,7 +217,9 @@ class LogPositions:
             what, became = "a commit whose reply was lost", "not known still"
             if event.committed is not None:
                 became = "committed" if event.committed else "not committed"
-        _LOG.info("%s: %s, which was in doubt: %s", event.resource, what, became, extra=facts_of(event))
+        _LOG.info(
+            "%s: %s, which was in doubt: %s", printable(event.resource), what, became, extra=facts_of(event)
+        )
 
 
 def _level_of(event: PositionEvent) -> int:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lockguard.errors import ConfigurationError
-from lockguard.text import first_line
+from lockguard.text import first_line, printable
 from lockguard_ccxt._by_url import LOCAL_API_KEY, LOCAL_SECRET, connect
 from lockguard_ccxt._keys import account_label
-from lockguard_ccxt._masking import mask_log, masked
+from lockguard_ccxt._masking import mask_log
+from lockguard_positions._ccxt_options import check_as_default, check_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ExchangeSettings", "credentials_told", "make_client", "read_options"]
 
 _PREFIX = "LOCKGUARD_EXCHANGE_"
+_PEM = "-----BEGIN "
 _CREDENTIALS = {
     "apiKey": "API_KEY",
     "secret": "SECRET",
@@ -64,8 +66,8 @@ _REFUSED = {
     "verbose": "ccxt would print signed requests",
     "hedgeMode": "one position a symbol is kept; use the one-way mode",
 }
-_OWN = {"demo": bool, "sandbox": bool, "leverage": int}
-_LEVERAGE_MAX = 200
+_OWN = frozenset({"demo", "sandbox", "leverage"})
+_SHOWN_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,13 @@ class ExchangeSettings:
 
     @property
     def shown(self) -> str:
-        """The name for messages, without the user and password of a URL."""
-        return masked(self.name or "")
+        """The name for messages, without the user, password and path of a URL."""
+        if "://" not in (self.name or ""):
+            return printable((self.name or "")[:_SHOWN_CHARS])
+        try:
+            return _local_place(self.name or "")
+        except ConfigurationError:
+            return "given by a URL"
 
     @property
     def leverage(self) -> int | None:
@@ -133,7 +140,7 @@ def _of_environment() -> dict[str, Any]:
         return {}
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ConfigurationError(
@@ -151,13 +158,9 @@ def _check(key: str, value: Any) -> None:
         )
     if root in _REFUSED:
         raise ConfigurationError(f"option {root} is not to be set: {_REFUSED[root]}")
-    kind = _OWN.get(key)
-    if kind is not None and type(value) is not kind:
-        raise ConfigurationError(
-            f"option {key} must be {'true or false' if kind is bool else 'a whole number'}"
-        )
-    if key == "leverage" and not 1 <= value <= _LEVERAGE_MAX:
-        raise ConfigurationError(f"option leverage={value} must be from 1 to {_LEVERAGE_MAX}")
+    if root != key and (root in _ATTRIBUTES or root in _OWN):
+        raise ConfigurationError(f"option {root} has no inner table; write {root}=value")
+    check_value(key, value)
 
 
 def make_client(settings: ExchangeSettings) -> Any:
@@ -197,19 +200,59 @@ def credentials_told(exchange: str, exc: BaseException) -> ConfigurationError:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _local(url: str) -> Any:
+def _local_place(url: str) -> str:
+    """Scheme, host and port of a local exchange's URL.
+
+    Raises:
+        ConfigurationError: it cannot be read in exactly one way: a raw ``/`` in a password would make pieces
+            of it port and path. No part of it is shown.
+    """
+    place = ""
     try:
-        _ = urlsplit(url).port
-    except ValueError:  # neither it nor the error is shown: both may quote a password
-        raise ConfigurationError("what was given as the exchange is no URL; write http://host:port") from None
+        parts = urlsplit(url)
+        port = "" if parts.port is None else f":{parts.port}"
+        login, _, _ = parts.netloc.rpartition("@")
+        if url.isprintable() and "@" not in f"{login}{parts.path}{parts.query}{parts.fragment}":
+            host = parts.hostname or ""
+            place = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}" if host else ""
+    except ValueError:  # its text may quote a password
+        place = ""
+    if not place:
+        raise ConfigurationError(
+            "what was given as the exchange is no URL (it is not shown, as it may contain a password);"
+            " write http://host:port; in a password %2F for '/', %3F for '?', %23 for '#' and %40 for '@'"
+        )
+    return place
+
+
+def _credential(name: str) -> str | None:
+    """A credential from the environment; ``None`` if it is not set.
+
+    Raises:
+        ConfigurationError: it has what no credential has, such as the end of a line of a Windows file. ccxt
+            would put it into a header, and fail at the first request. Nothing of it is shown.
+    """
+    value = os.environ.get(f"{_PREFIX}{name}")
+    if value is None or _PEM in value:  # a private key in several lines
+        return value
+    if not (value.isascii() and value.isprintable()) or value != value.strip():
+        raise ConfigurationError(
+            f"{_PREFIX}{name} has a space or a line end at one of its ends, or a character that no credential"
+            " has; write it anew, and end the lines of a file of variables with LF, not CR LF"
+        )
+    return value
+
+
+def _local(url: str) -> Any:
+    _local_place(url)
     return connect(
         url,
-        api_key=os.environ.get(f"{_PREFIX}API_KEY") or LOCAL_API_KEY,
-        secret=os.environ.get(f"{_PREFIX}SECRET") or LOCAL_SECRET,
+        api_key=_credential("API_KEY") or LOCAL_API_KEY,
+        secret=_credential("SECRET") or LOCAL_SECRET,
     )
 
 
@@ -220,10 +263,12 @@ def _real(name: str) -> Any:
     if not isinstance(factory, type) or not issubclass(factory, base) or factory is base:
         close = get_close_matches(name.lower(), getattr(ccxt, "exchanges", ()), n=1)
         meant = f"; if you mean {close[0]}, write that" if close else ""
+        # What is no word may be a URL without its scheme, and have a password.
+        shown = f"exchange {name[:_SHOWN_CHARS]!r}" if name.isidentifier() else "exchange of that name"
         raise ConfigurationError(
-            f"ccxt has no exchange {name[:40]!r}; write binanceusdm, bybit, or the URL of a local one{meant}"
+            f"ccxt has no {shown}; write binanceusdm, bybit, or the URL of a local one{meant}"
         )
-    given = {key: os.environ.get(f"{_PREFIX}{name}") for key, name in _CREDENTIALS.items()}
+    given = {key: _credential(name) for key, name in _CREDENTIALS.items()}
     client = factory({**{k: v for k, v in given.items() if v}, "enableRateLimit": True})
     needed = [key for key, is_needed in client.requiredCredentials.items() if is_needed]
     missing = [f"{_PREFIX}{_CREDENTIALS[key]}" for key in needed if key in _CREDENTIALS and not given[key]]
@@ -241,12 +286,16 @@ def _apply(client: Any, key: str, value: Any) -> None:
         known = sorted({*client.options, *_OPTIONS, *_ATTRIBUTES, *_OWN})
         close = get_close_matches(root, known, n=1, cutoff=0.5)
         meant = f"write {close[0]} if you mean that" if close else "its options are in ccxt's documentation"
-        raise ConfigurationError(f"{client.id} has no option {root[:40]!r}; {meant}")
+        raise ConfigurationError(f"{client.id} has no option {root[:_SHOWN_CHARS]!r}; {meant}")
+    table = client.options.get(root)
     if not inner:
+        check_as_default(client.id, root, value, table)
         client.options[root] = value
         return
-    table = client.options.get(root)
-    client.options[root] = {**(table if isinstance(table, dict) else {}), inner: value}
+    if table is not None and not isinstance(table, dict):
+        raise ConfigurationError(f"option {root} has no inner table; write {root}=value")
+    check_as_default(client.id, key, value, (table or {}).get(inner))
+    client.options[root] = {**(table or {}), inner: value}
 
 
 def _switch(client: Any, option: str, method: str) -> None:

@@ -14,16 +14,18 @@ a person asks for it. Every exit is reduce-only. ``LeaseLost`` and ``StaleToken`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, assert_never
 
-from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
+from lockguard_ccxt import Executed, PlacedOrder, Refusal, Refused, Step, Unknown
+from lockguard_positions._account import check_account
 from lockguard_positions._early import EarlyOrder
 from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions._exits import Exits
+from lockguard_positions._fired import less_a_new_one, less_its_stop
 from lockguard_positions._model import (
     Intent,
     IntentOutcome,
@@ -33,10 +35,14 @@ from lockguard_positions._model import (
     Progress,
     stop_price_of,
 )
+from lockguard_positions._ownership import Whose
 from lockguard_positions._pace import StopDeadline
-from lockguard_positions._rows import WITHDRAWN, intent_to_enter, stop_intent
+from lockguard_positions._rest import EntryRest
+from lockguard_positions._rows import intent_to_enter, stop_intent
+from lockguard_positions._stage import Stage, Taken
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._stops import Sweeper, covers, is_own, standing_stop
+from lockguard_positions._stops import Sweeper, filled_in_part, standing_stop
+from lockguard_positions._venue import too_small
 
 if TYPE_CHECKING:
     from lockguard_positions._scope import SymbolScope
@@ -51,34 +57,10 @@ _LATER = frozenset(
 )
 """Refusals of an entry that say nothing about the entry itself: they pass."""
 _STEPS_MAX = 200
+_WITHOUT_STOP = frozenset({PositionStatus.ENTRY_PLACED, PositionStatus.PENDING_SL})
 _GONE = "gone from the exchange before its stop was placed"
 _BEYOND = "the price is beyond the stop already"
 _NEVER_SENT = Refused(Refusal.NOT_SENT, None, "never placed", "")
-
-
-_Step: TypeAlias = Coroutine[Any, Any, Progress | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """The next step for a row in one status.
-
-    Attributes:
-        intents: the steps whose order may be in doubt when a holder has left the row in this status.
-        begin: the step without an intent; ``None`` where the row is as it should be.
-        go_on: the step with an intent, new or found; ``None`` where this status has none.
-        told: the text of both for the reference.
-    """
-
-    intents: tuple[Step, ...]
-    begin: Callable[[Flow, Position], _Step] | None
-    go_on: Callable[[Flow, Position, Intent], _Step] | None
-    told: str
-
-    @property
-    def rests(self) -> bool:
-        """Whether a row in this status, with no order in doubt, needs no further step."""
-        return self.begin is None
 
 
 class Flow:
@@ -93,10 +75,15 @@ class Flow:
         self._store, self._venue = scope.store, scope.venue
         self._lease, self._market = scope.lease, scope.market
         self._unstopped = StopDeadline(scope.pace.stop_deadline, scope.clock)
+        self._already_ms = 0  # for how long the position may have been without a stop before it was looked at
         self._bought: set[int] = set()  # ids of the positions entered under this lease
         self._early = EarlyOrder(scope.venue)
         self.sweeper = Sweeper(scope)
-        self._exits = Exits(scope, self.sweeper, self._put_back)
+        self.rest = EntryRest(scope, self._with_its_stop)
+
+    @cached_property
+    def _exits(self) -> Exits:
+        return Exits(self._scope, self.sweeper, self.rest, self._put_back, self._without_stop)
 
     # --- the loop ---
 
@@ -122,13 +109,15 @@ class Flow:
         if number is not None:
             entering = intent_to_enter(self._lease, new, number, attached)
             planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
+            renew = partial(self._store.renew_intent, self._lease, new, entering)
             self._early.make_ready(
-                entering, partial(self._venue.enter, self._market, entering, planned), planned
+                entering, partial(self._venue.enter, self._market, entering, planned, renew), planned
             )
         try:
             progress = await self._store.begin(
                 self._lease, new, number=number, attached=attached, then=self._early.send
             )
+            self._venue.own_rows.shown(progress.position)
             begun(progress.position)
         except BaseException:
             await self._early.drop()
@@ -141,10 +130,12 @@ class Flow:
         intent = await self._store.in_doubt(position, Step.CLOSE)
         if intent is None and steps:
             intent = await self._store.in_doubt(position, *steps)
-        if position.status is PositionStatus.ENTRY_PLACED:
-            self._without_stop(position, already_ms=position.age_ms)
-        elif position.status is PositionStatus.PENDING_SL:
-            self._without_stop(position, already_ms=0 if intent is None else intent.age_ms)
+        if position.status is not PositionStatus.PENDING_ENTRY:
+            await self.rest.look_up(position)
+        # An intent's age would begin anew with each order that is sent for it.
+        self._already_ms = position.age_ms if position.status in _WITHOUT_STOP else 0
+        if position.status in _WITHOUT_STOP and intent is not None and not intent.unsent:
+            self._without_stop(position)
         return await self.drive(Progress(position, intent))
 
     async def drive(self, progress: Progress) -> Position:
@@ -155,20 +146,24 @@ class Flow:
             StaleToken: the same, detected by Postgres.
             ExchangeUnreadable: the exchange did not answer; nothing was decided.
         """
+        self.rest.begin()
         try:
             for _ in range(_STEPS_MAX):
                 self._lease.ensure()
-                position, intent = progress.position, progress.intent
-                step = self._next(position, intent)
+                if progress.position not in self._venue.own_rows:  # no step is for another account
+                    await check_account(self._scope, progress.position)
+                step = self._next(progress.position, progress.intent)
                 moved = None if step is None else await step
                 if moved is None:
-                    return position
+                    return progress.position
                 progress = moved
-        except ExchangeUnreadable as exc:
-            if self._unstopped.running:
-                self._scope.alert(
-                    progress.position, f"it may be without a stop, and that cannot be looked at: {exc}"
-                )
+        except BaseException as exc:
+            # By the table an active row has its stop, so nobody else tells of one that made room for an exit.
+            bare, now = self._unstopped.running, progress.position.status
+            unread = isinstance(exc, ExchangeUnreadable) and (bare or now in _WITHOUT_STOP)
+            if unread or (bare and now is PositionStatus.ACTIVE):
+                why = "it may be without a stop, and that cannot be looked at: " + (str(exc) or repr(exc))
+                self._scope.alert(progress.position, why)
             raise
         finally:
             unstopped = self._unstopped.running
@@ -178,7 +173,7 @@ class Flow:
         self._scope.alert(progress.position, f"without a stop: {why}" if unstopped else why)
         return progress.position
 
-    def _next(self, position: Position, intent: Intent | None) -> _Step | None:
+    def _next(self, position: Position, intent: Intent | None) -> Taken | None:
         """The next step, which returns ``None`` if an order stays in doubt; ``None`` if no step is left."""
         stage = STAGES.get(position.status)
         if stage is None:
@@ -187,42 +182,58 @@ class Flow:
             return self._close(position, intent)
         if intent is not None and stage.go_on is not None:
             return stage.go_on(self, position, intent)
+        if self.rest.due(position):
+            return self.rest.catch_up(position)
         return None if stage.begin is None else stage.begin(self, position)
 
     # --- the entry ---
 
     async def _enter(self, position: Position, intent: Intent) -> Progress | None:
+        sent_at = self._scope.clock.now() - (position.age_ms / 1000 if intent.sent_before else 0)
         if intent.sent_before:
             order = await self._venue.find(self._market, intent)
             if order is None:
                 return await self._judge_missing_entry(position, intent)
-            return await self._entered(position, intent, order)
+            return await self._entered(position, intent, order, sent_at)
+        renew = partial(self._store.renew_intent, self._lease, position, intent)
         outcome = await self._early.placed(
-            intent, partial(self._venue.enter, self._market, intent, position.planned_stop)
+            intent, partial(self._venue.enter, self._market, intent, position.planned_stop, renew)
         )
         match outcome:
             case Executed(order=order):
                 self._bought.add(position.id)
-                return await self._entered(position, intent, order)
-            case Refused():
+                return await self._entered(position, intent, order, sent_at)
+            case Refused(copied=False):
                 why = f"entry refused: {outcome.message}"
                 return await self._not_entered(position, intent, why, passing=outcome.refusal in _LATER)
-            case Unknown():
+            case Unknown() | Refused():  # another copy of one that was refused may still arrive
+                await self._store.renew_intent(self._lease, position, intent)
                 await self._store.note_error(self._lease, position, f"entry in doubt: {outcome.message}")
                 self._scope.alert(position, f"the entry {intent.client_id} is in doubt: {outcome.message}")
                 return None
             case _:
                 assert_never(outcome)
 
-    async def _entered(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
-        order = await self._venue.done(self._market, intent, order)
+    async def _entered(
+        self, position: Position, intent: Intent, order: PlacedOrder, sent_at: float
+    ) -> Progress | None:
+        self._venue.own_rows.shown(position)
+        # The answer may be late or lost: the position may be as old as the order is. Before its first fill
+        # its time has not begun, whatever a row that ended before under this lease has left here.
+        self._already_ms = round((self._scope.clock.now() - sent_at) * 1000) if order.filled else 0
+        order = await self._venue.done(self._market, intent, order, partial(self._without_stop, position))
         if not order.filled:
             if order.live:
-                self._scope.alert(
-                    position, f"the entry {intent.client_id} is neither filled nor can it be taken back"
-                )
+                why = f"the entry {intent.client_id} is neither filled nor can it be taken back"
+                self._scope.alert(position, why)
                 return None
             return await self._not_entered(position, intent, f"the entry ended as {order.state.value}")
+        if order.live:
+            why = f"the entry {intent.client_id} has filled {order.filled} of {order.amount}"
+            self._scope.alert(position, f"{why}, and what is left cannot be taken back now")
+            self.rest.rests(position, intent, order)
+        else:
+            self.rest.none_of(position)
         return await self._record_entry(position, intent, order.id, order.average, order.filled)
 
     async def _judge_missing_entry(self, position: Position, intent: Intent | None = None) -> Progress | None:
@@ -251,14 +262,14 @@ class Flow:
     ) -> Progress:
         """Record the fill together with the intent of its stop: the stop waits for one commit, not two."""
         self._without_stop(position)
+        rests = self.rest.noted(position)
         entered = replace(
             position, status=PositionStatus.ENTRY_PLACED, entry_price=price or position.entry_price
         )
         stop = self._trigger(entered) if position.id in self._bought else None
-        if intent is not None and stop is not None:
-            following = stop_intent(
-                self._lease, replace(position, quantity=quantity), intent.number + 1, stop
-            )
+        if intent is not None and stop is not None and not rests:
+            sized = replace(position, quantity=quantity)
+            following = stop_intent(self._lease, sized, intent.number + 1, stop)
             self._early.make_ready(following, partial(self._venue.stop, self._market, following))
         progress = await self._store.record_entry(
             self._lease,
@@ -268,9 +279,12 @@ class Flow:
             price=price,
             quantity=quantity,
             stop=stop,
+            rests=rests,
             then=self._early.send,
         )
-        self._scope.moved(replace(progress.position, status=PositionStatus.ENTRY_PLACED), position)
+        age_ms = round(self._unstopped.lasted_ms or 0)
+        now = replace(progress.position, status=PositionStatus.ENTRY_PLACED, age_ms=age_ms)
+        self._scope.moved(now, position)
         if progress.intent is not None:
             self._scope.moved(progress.position, entered)
         return progress
@@ -292,9 +306,12 @@ class Flow:
     # --- the stop ---
 
     async def _intend_stop(self, position: Position) -> Progress | None:
+        if position.id not in self._bought and await self.sweeper.only_waits(position):
+            return await self.ended(position, _GONE)
         self._without_stop(position)
         trigger = self._trigger(position)
         if position.id not in self._bought:
+            position = await less_its_stop(self._scope, position)
             # A standing stop may be a person's, or ours from before a restore: it is kept.
             taken = await self.take_over(position)
             if taken is not None:
@@ -303,6 +320,8 @@ class Flow:
             return await self._leave(position, "it has neither a price nor a percentage to place a stop by")
         if not position.opened_here and await self._beyond(position, trigger):
             return await self._leave(position, f"{_BEYOND} at {trigger}")
+        if self._market.rules.reduction(position.quantity) is None:
+            return await self._leave(position, too_small(self._market, position.quantity))
         progress = await self._store.expect_stop(self._lease, position, trigger)
         self._scope.moved(progress.position, position)
         return progress
@@ -325,80 +344,74 @@ class Flow:
         try:
             moved = await self._store.take_over_stop(self._lease, position, stop)
         except DuplicatePosition as exc:
-            self._scope.alert(
-                position, f"it is a duplicate of position {exc.existing_id}; nothing is done about it"
-            )
+            why = f"it is a duplicate of position {exc.existing_id}; nothing is done about it"
+            self._scope.alert(position, why)
             return position
-        if not covers(stop, position.quantity):
-            told = f"its stop {stop.client_id or stop.id} covers {stop.amount} of {position.quantity}"
-            self._scope.alert(moved, told)
+        self.sweeper.tell_of_rest(moved, waiting)
         return self._has_its_stop(moved, position)
 
     async def _stop(self, position: Position, intent: Intent) -> Progress | None:
         self._without_stop(position)
         outcome = await self._early.placed(intent, partial(self._venue.stop, self._market, intent))
+        await self.sweeper.note_copy(position, intent, outcome)
         match outcome:
             case Executed(order=order):
                 return await self._stopped(position, intent, order)
             case Refused(refusal=Refusal.REDUCE_ONLY):
                 return await self._gone(position, intent, outcome)
             case Refused(refusal=Refusal.WOULD_TRIGGER):
-                await self._settled(position, intent, outcome)
+                await self._settled(position, intent, outcome.message)
                 return await self._out(position, _BEYOND)
             case Refused(refusal=Refusal.INVALID):
-                await self._settled(position, intent, outcome)
+                await self._settled(position, intent, outcome.message)
                 return await self._out(position, f"stop refused: {outcome.message}")
             case Refused():
-                await self._settled(position, intent, outcome)
-                return await self._again(
-                    position, f"stop refused: {outcome.message}", at_once=outcome.passing
-                )
+                await self._settled(position, intent, outcome.message)
+                why = f"stop refused: {outcome.message}"
+                return await self._again(position, why, at_once=outcome.passing)
             case Unknown():
                 # The stop may stand or not: asked for again under the same id, it is found or placed.
+                await self._store.renew_intent(self._lease, position, intent)
                 again = replace(intent, sent_before=True)
                 return await self._again(position, f"stop in doubt: {outcome.message}", again)
             case _:
                 assert_never(outcome)
 
     async def _stopped(self, position: Position, intent: Intent, order: PlacedOrder) -> Progress | None:
-        if order.state is OrderState.CLOSED:
-            moved = await self._store.finish(
-                self._lease,
-                position,
-                PositionStatus.CLOSED,
-                intent=intent,
-                reason="stop",
-                price=order.average,
-                order_id=order.id,
-            )
-            return Progress(self._scope.moved(moved, position))
-        if not order.live:
-            await self._store.settle(self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id)
-            return Progress(position)
+        executed = not order.live and order.filled > 0  # else all of it is held still
+        if order.filling:
+            return await self._leave(position, f"it has filled {order.filled}, and is not done yet")
+        if filled_in_part(order, position):
+            return await less_a_new_one(self._scope, position, intent, order)
+        if not order.live:  # if it was executed, another order of the row may still stand or arrive
+            progress = await self.ended(position, "stop") if executed else Progress(position)
+            outcome = IntentOutcome.EXECUTED if executed else IntentOutcome.CANCELED
+            await self._store.settle(self._lease, position, intent, outcome, order_id=order.id)
+            return progress
         try:
             moved = await self._store.activate(self._lease, position, intent, order.id)
         except DuplicatePosition as exc:
-            return await self._out(position, f"duplicate of position {exc.existing_id}")
+            await self._store.settle(self._lease, position, intent, IntentOutcome.EXECUTED, order_id=order.id)
+            return await self._out(position, f"duplicate of position {exc.existing_id}", stands=True)
+        self.sweeper.tell_of_rest(moved, [order])
         return Progress(self._has_its_stop(moved, position))
 
     async def _gone(self, position: Position, intent: Intent, refused: Refused) -> Progress | None:
-        """Handle a stop refused for want of a position: end the row, unless the exchange still shows one.
-
-        The position may have been liquidated, or closed by hand.
-        """
-        held = None if position.id in self._bought else await self._venue.holding(self._market)
-        if held is not None and held.side == position.side.entry:
-            await self._settled(position, intent, refused)
+        """End a row whose stop was refused for want of a position, unless there may be one all the same."""
+        held = await self._venue.holding(self._market)
+        shown = held is not None and held.side == position.side.entry
+        # Right after a fill the exchange may not know of the position yet: neither word is proof.
+        if shown or position.age_ms < self._scope.pace.grace_ms:
+            await self._settled(position, intent, refused.message)
             return await self._again(position, f"stop refused: {refused.message}")
-        moved = await self._store.finish(
-            self._lease,
-            position,
-            PositionStatus.CLOSED,
-            intent=intent,
-            outcome=IntentOutcome.REFUSED,
-            reason=_GONE,
-        )
-        return Progress(self._scope.moved(moved, position))
+        ended = await self.ended(position, _GONE)
+        await self._settled(position, intent, refused.message)
+        return ended
+
+    async def ended(self, position: Position, reason: str) -> Progress:
+        """Begin to end the row of a position that has ended otherwise: :meth:`drive` it."""
+        self._unstopped.end()  # nothing is left to protect
+        return await self._exits.ended(position, reason)
 
     async def _again(
         self, position: Position, why: str, intent: Intent | None = None, *, at_once: bool = True
@@ -418,35 +431,30 @@ class Flow:
         self._scope.alert(position, f"it has no stop: {why}")
         return None
 
-    # --- moving it ---
-
-    async def move_stop(self, position: Position, trigger: Decimal) -> Position:
-        """Place a second stop, make it the position's, cancel the first; there is always one in place.
-
-        Raises:
-            ExchangeUnreadable: the exchange did not answer; the old stop stands.
-        """
-        return await self.drive(await self._store.expect_move(self._lease, position, trigger))
-
     async def _move(self, position: Position, intent: Intent) -> Progress | None:
-        """Finish a move of the stop that was begun here or by an earlier holder."""
-        if not intent.sent_before:
+        """Move the stop: place a second one, make it the row's, cancel the first; or finish such a move."""
+        if not intent.sent_before or self.rest.of(position):  # all of it is to have a stop, soon
             outcome = await self._venue.stop(self._market, intent)
         else:
             order = await self._venue.find(self._market, intent)
             if order is None and intent.age_ms < self._venue.in_doubt_ms:
                 return None
             outcome = _NEVER_SENT if order is None else Executed(order, found=True)
+        if outcome is not _NEVER_SENT:
+            await self.sweeper.note_copy(position, intent, outcome)
         match outcome:
             case Executed(order=order) if order.live:
                 moved = await self._store.move_stop(self._lease, position, intent, order)
                 self._scope.moved(moved, position)
                 await self.sweeper.sweep_old(moved, was=position)
                 return Progress(moved)
+            case Executed(order=order) if filled_in_part(order, position):
+                return await less_a_new_one(self._scope, position, intent, order)
+            case Executed(order=order) if order.filling:
+                return None  # a later pass reads what it came to
             case Executed(order=order):  # it fired, or was cancelled, before the row had it
-                await self._store.settle(
-                    self._lease, position, intent, IntentOutcome.CANCELED, order_id=order.id
-                )
+                ended = IntentOutcome.CANCELED
+                await self._store.settle(self._lease, position, intent, ended, order_id=order.id)
                 return Progress(position)
             case Refused():
                 settled = IntentOutcome.ABSENT if outcome is _NEVER_SENT else IntentOutcome.REFUSED
@@ -454,6 +462,7 @@ class Flow:
                 await self._store.settle(self._lease, position, intent, settled, details=told)
                 return Progress(await self._store.note_error(self._lease, position, told))
             case Unknown():
+                await self._store.renew_intent(self._lease, position, intent)
                 await self._store.note_error(self._lease, position, f"move in doubt: {outcome.message}")
                 self._scope.alert(
                     position, f"its stop may stand twice, the move is in doubt: {outcome.message}"
@@ -466,39 +475,52 @@ class Flow:
 
     async def intend_close(self, position: Position, reason: str, *, asked: bool = False) -> Progress:
         """Write the intent to close a position, with the reason and whether a person asked for it."""
+        await check_account(self._scope, position)
         return await self._store.expect_close(self._lease, position, reason, asked=asked)
 
-    async def _out(self, position: Position, why: str) -> Progress | None:
+    async def _out(self, position: Position, why: str, *, stands: bool = False) -> Progress | None:
         """Close a position whose stop can never be placed, if it is certainly ours; otherwise raise an alert.
 
-        A position is ours if an order of this table opened it and nothing has changed it since. One entered
-        under this lease is; for any other the exchange must show the same side, amount and price.
+        After an entry of this lease, too: a person may have traded while its stop was refused for seconds.
         """
-        if position.id not in self._bought:
-            held = await self._venue.holding(self._market)
-            if held is None and position.age_ms >= self._scope.pace.grace_ms:
-                ended = await self.closed_elsewhere(position, _GONE, None)
-                return None if ended.status.open else Progress(ended)
-            if held is None or not self._exits.is_ours(position, held):
-                return await self._leave(position, f"{why}; it is not closed without a person's word")
+        if self._market.rules.reduction(position.quantity) is None:
+            return await self._leave(position, too_small(self._market, position.quantity))
+        whose = await self._exits.owner.look(position, quietly=position.id in self._bought)
+        if whose is Whose.NOTHING and position.age_ms >= self._scope.pace.grace_ms:
+            return await self.ended(position, _GONE)
+        if whose is not Whose.OURS:
+            why = f"{why}; it is not closed without a person's word"
+            if position.id in self._bought and whose is not Whose.ANOTHERS and not stands:
+                return await self._again(position, why)  # lists lag behind it, or are not to be had
+            return await self._leave(position, why)
         self._scope.alert(position, f"closing it: {why}")
         return await self.intend_close(position, why)
 
     async def _close(self, position: Position, intent: Intent) -> Progress | None:
         sent = await self._venue.find(self._market, intent) if intent.sent_before else None
-        if intent.sent_before and sent is None and not await self._exits.still_right(position, intent):
-            why = f"{WITHDRAWN}{position.exit_reason}" if intent.asked else "judged again"
-            moved = await self._exits.withdraw(position, intent, IntentOutcome.ABSENT, why)
-            if moved.status is PositionStatus.ACTIVE and not await self._has_stop(moved):
-                return await self._intend_stop(moved)
-            return Progress(moved)
+        if intent.sent_before and sent is None and intent.may_arrive(self._venue.in_doubt_ms):
+            return await self._exits.wait(position, intent)
+        if intent.sent_before and sent is None:
+            intent = await self._exits.judged(position, intent)
+        if intent.ended and sent is None:
+            return await self._exits.end(position, intent)
+        if intent.void and sent is None:
+            return await self._with_its_stop(await self._exits.withdrawn(position, intent))
+        if sent is None and self._market.rules.reduction(intent.amount) is None:
+            return await self._with_its_stop(await self._exits.too_small(position, intent))
         return await self._exits.close(position, intent, sent)
+
+    async def _with_its_stop(self, position: Position) -> Progress | None:
+        bare = position.status is PositionStatus.ACTIVE and not await self._exits.has_stop(position)
+        return (await self._intend_stop(position) if bare else None) or Progress(position)
 
     async def _put_back(self, position: Position) -> Position:
         """Place a stop again at its former price, after it was cancelled for an exit that failed."""
         if position.status is not PositionStatus.ACTIVE or position.stop_price is None:
             return position
         self._without_stop(position)
+        position = await less_its_stop(self._scope, position)
+        assert position.stop_price is not None
         progress = await self._store.expect_move(self._lease, position, position.stop_price)
         assert progress.intent is not None
         moved = await self._move(progress.position, progress.intent)
@@ -511,54 +533,39 @@ class Flow:
             )
         return now
 
-    async def _has_stop(self, position: Position) -> bool:
-        waiting = await self._venue.waiting_stops(self._market)
-        return any(is_own(position, stop) for stop in waiting)
-
-    async def closed_elsewhere(self, position: Position, reason: str, price: Decimal | None) -> Position:
-        """Cancel the stop of a position that the exchange no longer holds, then end its row.
-
-        The row stays open while a stop may still be waiting.
-        """
-        if not await self.sweeper.sweep(position):
-            return position
-        moved = await self._store.finish(
-            self._lease, position, PositionStatus.CLOSED, reason=reason, price=price
-        )
-        return self._scope.moved(moved, position)
-
-    async def replace_stop(self, position: Position) -> Position:
-        """Replace the missing stop of an active position: by one that stands already, or a new one."""
+    async def replace_stop(self, position: Position) -> Position | None:
+        """Replace a missing stop by one that stands already, or a new one; ``None`` if it is left without."""
         self._without_stop(position)
+        position = await less_its_stop(self._scope, position)
         taken = await self.take_over(position)
         if taken is not None:
             return taken
         self._scope.alert(position, "its stop is missing, placing a new one")
         progress = await self._intend_stop(position)
-        return position if progress is None else await self.drive(progress)
-
-    # --- inside ---
+        return None if progress is None else await self.drive(progress)
 
     def _trigger(self, position: Position) -> Decimal | None:
         """The stop's price rounded to the exchange's tick; ``None`` if no price can be derived."""
         planned = position.planned_stop
         return None if planned is None else self._market.rules.price(planned)
 
-    async def _settled(self, position: Position, intent: Intent, refused: Refused) -> None:
-        await self._store.settle(
-            self._lease, position, intent, IntentOutcome.REFUSED, details=refused.message
-        )
+    async def _settled(self, position: Position, intent: Intent, why: str) -> None:
+        await self._store.settle(self._lease, position, intent, IntentOutcome.REFUSED, details=why)
 
     def _has_its_stop(self, now: Position, before: Position) -> Position:
         without_stop_ms = self._unstopped.lasted_ms
         self._unstopped.end()
+        self._already_ms = 0  # a stop that makes room for an exit later begins a time of its own
         return self._scope.moved(now, before, without_stop_ms=without_stop_ms)
 
-    def _without_stop(self, position: Position, *, already_ms: int = 0) -> None:
+    def _without_stop(self, position: Position) -> float:
+        """Begin its time without a stop; returns for how many seconds the rest of its entry may wait."""
+
         def passed(deadline_s: float) -> None:
             self._scope.alert(position, f"without a stop for longer than {deadline_s:g} s")
 
-        self._unstopped.begin(passed, already_ms=already_ms)
+        self._unstopped.begin(passed, already_ms=self._already_ms)
+        return self._unstopped.for_the_rest_s
 
 
 STAGES: Mapping[PositionStatus, Stage] = {

@@ -24,19 +24,19 @@ from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_ccxt import GuardedExchange, Step, UnknownMarket
 from lockguard_ccxt._markets import venue_name
 from lockguard_ccxt._placing import told
+from lockguard_positions._delisted import end_delisted
 from lockguard_positions._duplicates import Duplicates
 from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
 from lockguard_positions._events import (
     Alert,
     LogPositions,
-    Moved,
+    PositionEvent,
     PositionObserver,
 )
 from lockguard_positions._flow import STAGES, Flow
 from lockguard_positions._model import (
     Adopt,
     AlreadyOpen,
-    IntentOutcome,
     NewPosition,
     NotOpened,
     Opened,
@@ -54,9 +54,10 @@ from lockguard_positions._pace import Pace
 from lockguard_positions._reconcile import Reconciler
 from lockguard_positions._scope import SymbolScope
 from lockguard_positions._status import PositionStatus
+from lockguard_positions._stops import is_own
 from lockguard_positions._store import PositionStore
 from lockguard_positions._survey import survey
-from lockguard_positions._telling import Telling
+from lockguard_positions._telling import LeftWithoutStop, Telling
 from lockguard_positions._venue import Quote, Venue
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class AtomicPositionManager:
             on_settled=self._telling.settled,
             on_resolved=self._telling.tell,
         )
+        self._left = LeftWithoutStop(pace.stop_deadline, self._read, self._telling.tell)
         self._venues: dict[str, Venue] = {}
         for exchange in _guarded(exchanges):
             if exchange.name in self._venues:
@@ -268,7 +270,11 @@ class AtomicPositionManager:
                 outcomes += await self._each(venue, found.to_look_at, operation="sync")
             elif outcomes:
                 outcomes[0] = await self._lockable(venue, outcomes[0])
-        look.saw_strange(found.strange_stops)
+            strange = found.strange_stops
+            if strange and found.to_look_at:  # one of them may have become its row's stop meanwhile
+                rows = await self._store.open_on(venue.name)
+                strange = tuple(one for one in strange if not any(is_own(row, one[1]) for row in rows))
+        look.saw_strange(strange)
         look.saw(outcomes, everything=True)
         look.over(outcomes, open_rows=found.rows)
         return SyncReport(venue.name, tuple(outcomes))
@@ -302,7 +308,7 @@ class AtomicPositionManager:
         half_done = {
             row.symbol for row in rows if not STAGES[row.status].rests or row.exit_reason is not None
         }
-        return tuple(sorted(half_done.union(await self._store.symbols_with_loose_stops(venue.name))))
+        return tuple(sorted(half_done.union(await self._store.symbols_with_loose_orders(venue.name))))
 
     async def clean_up(
         self, symbol: str, exchange: str, *, backup: Backup | None = None
@@ -382,8 +388,9 @@ class AtomicPositionManager:
             wait: how long to wait while another holder works on the symbol; the guard's by default.
 
         Returns:
-            ``STOP_MOVED``; ``STOP_KEPT`` with the exchange's reason, where it refused the new stop; or
-            ``IN_DOUBT``, which a later pass settles.
+            ``STOP_MOVED``; ``STOP_KEPT`` with the exchange's reason, where it refused the new stop;
+            ``IN_DOUBT``, which a later pass settles; or what a pass would tell, where nothing is held any
+            more, such as ``CLOSED`` after the old stop has fired.
 
         Raises:
             ConfigurationError: the price is not a number above zero, or there is no active position.
@@ -408,7 +415,8 @@ class AtomicPositionManager:
 
         This call counts as a person's request: it also closes a position that this table did not open, if it
         has a row. It orders no more than the row's quantity and never opens the other side, whatever a person
-        did meanwhile. A row of a contract that the exchange no longer lists is ended without an order.
+        did meanwhile. A row of a contract that the exchange no longer lists is ended without an order,
+        when no order that was sent for it before can arrive any more.
 
         Returns:
             The row as it is now; still open if this exit or one that was begun before is in doubt, or if an
@@ -429,7 +437,7 @@ class AtomicPositionManager:
             # Without a market nothing can be ordered; the row is ended, as a person asked for that.
             symbol = venue.name_of(symbol)
             async with self._guard.hold(venue.resource_of_row(symbol), wait=wait, operation="close") as lease:
-                return await self._end_without_market(venue, symbol, lease, reason)
+                return await end_delisted(self._store, venue, symbol, lease, reason, self._telling.tell)
         market = venue.market(symbol)
         async with self._guard.hold(market.resource, wait=wait, operation="close") as lease:
             scope = self._scope(venue, market, lease)
@@ -516,34 +524,6 @@ class AtomicPositionManager:
         self._telling.tell(Alert(f"{venue.name}:{symbol}", None, why))
         return SyncOutcome(symbol, action, None, why)
 
-    async def _end_without_market(
-        self, venue: Venue, symbol: str, lease: Lease, reason: str
-    ) -> Position | None:
-        """End the open row of a market that is no longer listed, and its intents in doubt, without an order.
-
-        Raises:
-            UnknownMarket: there is neither a row nor an intent of that name.
-        """
-        row = await self._store.open_of(venue.name, symbol)
-        loose = await self._store.loose_stops(venue.name, symbol)
-        if row is None and not loose:
-            venue.market(symbol)  # raises: there is no such market
-        if row is not None:
-            intents = [await self._store.in_doubt(row, step) for step in (Step.ENTRY, Step.STOP, Step.CLOSE)]
-            for intent in intents:
-                if intent is not None:
-                    await self._store.settle(lease, row, intent, IntentOutcome.ABSENT, details=reason)
-            before = row
-            entered = row.status is not PositionStatus.PENDING_ENTRY
-            status = PositionStatus.CLOSED if entered else PositionStatus.ROLLED_BACK
-            row = await self._store.finish(lease, row, status, reason=f"{reason}: its market is gone")
-            self._telling.tell(Moved(row, before.status, lease.grant.operation))
-        for stop in loose:
-            ended = await self._store.get(stop.position_id)
-            if ended is not None:
-                await self._store.settle(lease, ended, stop, IntentOutcome.ABSENT, details=reason)
-        return row
-
     def _venue(self, exchange: str) -> Venue:
         name = venue_name(worded(exchange, name="exchange"))
         if name not in self._venues:
@@ -552,7 +532,14 @@ class AtomicPositionManager:
         return self._venues[name]
 
     def _scope(self, venue: Venue, market: Market, lease: Lease) -> SymbolScope:
-        return SymbolScope(self._store, venue, market, lease, self._pace, self._clock, self._telling.tell)
+        return SymbolScope(self._store, venue, market, lease, self._pace, self._clock, self._tell)
+
+    def _tell(self, event: PositionEvent) -> None:
+        self._left.saw(event)
+        self._telling.tell(event)
+
+    async def _read(self, position_id: int) -> Position | None:
+        return await self._store.get(position_id)
 
     def _workers(self, scope: SymbolScope) -> tuple[Flow, Reconciler]:
         flow = Flow(scope)

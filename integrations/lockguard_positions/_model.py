@@ -14,6 +14,7 @@ from lockguard_ccxt import Side, Step
 from lockguard_positions._status import PositionStatus
 
 __all__ = [
+    "GONE",
     "Adopt",
     "AlreadyOpen",
     "Intent",
@@ -30,9 +31,13 @@ __all__ = [
     "SyncReport",
     "money",
     "percent",
+    "plain_number",
     "stop_price_of",
     "worded",
 ]
+
+GONE = "gone from the exchange; its row ends when no stop of it stands, and none can arrive any more"
+"""The error of an open row whose position has ended otherwise: nothing of it is left to protect."""
 
 _HUNDRED = Decimal(100)
 
@@ -142,7 +147,8 @@ class Position:
         exchange: the account, as in the lock's name.
         symbol: as in the lock's name.
         side: long or short.
-        quantity: how much is held, in the base currency or contracts.
+        quantity: how much is held, in the base currency or contracts; once the row has ended, how much was
+            entered.
         status: where it is in its life.
         signal_id: what asked for it; ``None`` if no signal did.
         entry_price: the average price of the entry; the signal's price before the fill is known.
@@ -227,9 +233,15 @@ class Intent:
         side: the order's own side.
         amount: the amount ordered, in the base currency or contracts.
         trigger: the price of the stop, or of the stop that an entry carries; ``None`` without one.
-        age_ms: milliseconds since the intent was written.
+        age_ms: milliseconds since the intent was written, or since its order was last sent or refused.
         sent_before: whether the intent was read from the table: an earlier holder may have sent its order.
         asked: whether a person asked for this exit, by a call, a signal or a command; closes only.
+        refused: whether its order was refused for now, so that none of it can still arrive; closes only.
+        void: whether less was seen than what it was to close, so that it is never sent again; closes only.
+        ended: whether it was seen that the position has ended otherwise; closes only.
+        unsent: whether it only records that, so that no order of it is ever sent; closes only.
+        entered_since: how much its row has grown by since it was written, as what was left of the entry was
+            filled. Of the entry itself: how much of what it has filled the row has, where that came in parts.
     """
 
     number: int
@@ -242,6 +254,19 @@ class Intent:
     age_ms: int = 0
     sent_before: bool = False
     asked: bool = False
+    refused: bool = False
+    void: bool = False
+    ended: bool = False
+    unsent: bool = False
+    entered_since: Decimal = Decimal(0)
+
+    def may_arrive(self, in_doubt_ms: int) -> bool:
+        """Whether an order of this intent that is not on the exchange may still arrive there.
+
+        Args:
+            in_doubt_ms: for how many milliseconds after it was sent an order may still appear.
+        """
+        return not (self.refused or self.unsent) and self.age_ms < in_doubt_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,9 +371,12 @@ class SyncAction(StrEnum):
     SETTLING = "settling"
     """It changed a moment ago: the exchange's lists may lag, so nothing was decided."""
     UNPROTECTED = "unprotected"
-    """It has no stop and none could be placed now; an alert was raised, and the next pass tries again."""
+    """It has no stop and none could be placed now, or its stops cover only a part of what is held; an alert
+    was raised, and the next pass looks again. Its details tell what else is wrong."""
     IN_DOUBT = "in doubt"
-    """An order's outcome is not known yet; a later pass looks again."""
+    """An order's outcome is not known yet, such as that of a stop being moved; a later pass looks again.
+
+    Also a row whose position is gone, and which is open while a stop of it may still arrive."""
     UNREADABLE = "unreadable"
     """Exchange, Redis or Postgres did not answer; nothing was decided."""
     NO_MARKET = "no market"
@@ -425,16 +453,28 @@ class SyncReport:
 _MONEY_MAX = Decimal("1e15")
 
 
+def plain_number(text: str) -> Decimal | None:
+    """A number as people and exchanges write it, or None.
+
+    Python reads more than that: ``1_0`` and the digits of every script. What was mistyped would be an amount.
+    """
+    if not text.isascii() or "_" in text:
+        return None
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return None
+
+
 def money(value: Decimal | str | float, *, name: str) -> Decimal:
     """Parse a number above zero. A float is read by its shortest decimal text, never its binary value.
 
     Raises:
         ConfigurationError: the value is not a number, not above zero, or beyond what any market takes.
     """
-    try:
-        number = value if isinstance(value, Decimal) else Decimal(str(value))
-    except InvalidOperation:
-        raise ConfigurationError(f"{name}={value!r} is not a number") from None
+    number = value if isinstance(value, Decimal) else plain_number(str(value))
+    if number is None:
+        raise ConfigurationError(f"{name}={value!r} is not a number")
     if not number.is_finite() or number <= 0:
         raise ConfigurationError(f"{name}={value} must be above zero")
     if number >= _MONEY_MAX:  # no longer exact in steps: it would fail between an intent and its order

@@ -12,10 +12,10 @@ try:
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
+from lockguard._cli.numbers import DecimalNumber
 from lockguard._settings import Settings
 from lockguard_positions._connecting import Urls
 from lockguard_positions._exchange_options import read_options
-from lockguard_positions._number_range import NumberRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ def with_urls(command: Callable[..., Any]) -> Callable[..., Any]:
 older_than_option = click.option(
     "--older-than",
     "older_than_s",
-    type=NumberRange(0, 1e9),
+    type=DecimalNumber(0, 1e9),
     default=60,
     show_default=True,
     metavar="SECONDS",

@@ -23,7 +23,8 @@ class Pace:
     """The bounds of the flow's waits. Each wait ends earlier if what it waits for happens.
 
     Attributes:
-        settle: how long an entry may take to be filled.
+        settle: how long an entry may take to be filled. One that is filled in part has at most half of
+            ``stop_deadline`` from then on; what is left of it is cancelled, so that the part gets its stop.
         poll: the pause between two reads of the exchange meanwhile.
         stop_deadline: how long a position may be without a stop before an alert is raised, and how long each
             holder tries to place one before it leaves that to the next pass.
@@ -100,6 +101,14 @@ class StopDeadline:
         if self._tried_since is None:
             return False
         return self._clock.now() - self._tried_since >= self._deadline_s
+
+    @property
+    def for_the_rest_s(self) -> float:
+        """For how many seconds the rest of an entry may be waited for while a part of it has no stop.
+
+        The first half of the deadline is for that, and the other one for the cancel and the stop.
+        """
+        return max(0.0, self._deadline_s / 2 - (self.lasted_ms or 0.0) / 1000)
 
     @property
     def lasted_ms(self) -> float | None:

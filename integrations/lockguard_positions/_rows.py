@@ -25,15 +25,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASKED",
+    "COPIED",
     "NEXT_INTENT",
+    "PART",
+    "UNSENT",
     "WITHDRAWN",
     "Connection",
+    "add_part",
     "changed",
     "decided_on",
+    "details_of",
     "entry_intent",
     "intend",
     "intent_of",
     "intent_to_enter",
+    "is_asked",
     "new_row",
     "next_intent",
     "position_of",
@@ -49,6 +55,24 @@ NEXT_INTENT = "next_intent"
 
 ASKED = "asked for by a person"
 """The details of an intent in doubt that a person asked for, not the flow itself."""
+
+_ASKED_AND_REFUSED = "asked for by a person, and refused for now"
+_VOID = "not sent again, as less is held than it was to close"
+_ENDED = "not sent again, as the position has ended"
+UNSENT = "never sent, as the position has ended"
+"""The details of an intent to close that only records that its position has ended otherwise."""
+
+_AND = "; "
+
+COPIED = "another copy of it may still arrive"
+"""The details of a stop, settled or not, of which a copy was sent that got no answer.
+
+They outlast its settlement, as the position must not end before that copy can no longer arrive."""
+
+PART = "a part that the entry was filled in"
+"""The details of an intent that records a part of an entry, of which the rest could still be filled then.
+
+Together they are what the entry has filled; the intent to enter stays in doubt until nothing more can be."""
 
 WITHDRAWN = "what is held is not what it was: "
 """Starts the details of an exit that was asked for and then not made; the reason to close follows."""
@@ -69,7 +93,8 @@ _OPEN = ", ".join(f"'{status}'" for status in PositionStatus if status in OPEN)
 def statements(file: str, package: str = "lockguard_positions") -> dict[str, str]:
     """All statements of a package's SQL file, by name.
 
-    ``{columns}`` and ``{intent_columns}`` are blocks of the same file, ``{open}`` is the open statuses.
+    ``{columns}`` and ``{intent_columns}`` are blocks of the same file, ``{open}`` is the open statuses,
+    ``{copied}`` is :data:`COPIED`.
     """
     text = (files(package) / "sql" / file).read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
@@ -78,7 +103,8 @@ def statements(file: str, package: str = "lockguard_positions") -> dict[str, str
         for columns in _COLUMNS:
             if columns in blocks:
                 body = body.replace(f"{{{columns}}}", blocks[columns])  # noqa: PLW2901
-        blocks[name] = body.replace("{open}", f"({_OPEN})")
+        body = body.replace("{open}", f"({_OPEN})").replace("{copied}", f"'{COPIED}'")  # noqa: PLW2901
+        blocks[name] = body.replace("{part}", f"'{PART}'")
     return blocks
 
 
@@ -202,6 +228,59 @@ def decided_on(position: Position) -> tuple[int, str]:
     return position.id, position.status.value
 
 
+By: TypeAlias = "tuple[Intent, str | None] | None"
+"""The intent of an order that is not settled yet, and the id that the exchange gave the order."""
+
+
+async def reduce(
+    conn: Connection,
+    lease: Lease,
+    position: Position,
+    filled: Decimal,
+    by: By,
+    *,
+    by_its_stop: bool = False,
+) -> Position:
+    """Leave a row with what an order of it has not filled, and settle the order's intent.
+
+    Args:
+        conn: in a transaction.
+        lease: on the symbol.
+        position: the row.
+        filled: how much was filled; less than the row's quantity.
+        by: the intent of the order, if that is not settled yet, and the order's id.
+        by_its_stop: whether the order was the row's own stop, which is cleared.
+    """
+    text = statement("reduce_by_stop" if by_its_stop else "reduce")
+    args: tuple[object, ...] = (*decided_on(position), position.quantity - filled, lease.token)
+    if by_its_stop:
+        args = (*args, await next_intent(conn, position.exchange, position.symbol))
+    row = await conn.fetchrow(text, *args, timeout=STATEMENT_S)
+    if by is not None:
+        intent, order_id = by
+        told = f"filled {filled} of {intent.amount}"
+        await settle(conn, position, intent, IntentOutcome.EXECUTED, order_id, told)
+    return changed(position, row)
+
+
+async def add_part(
+    conn: Connection, lease: Lease, position: Position, filled: Decimal, order_id: str | None
+) -> Decimal:
+    """Record a part that a row's entry was filled in; returns what the row did not have yet of it.
+
+    Args:
+        conn: in a transaction.
+        lease: on the symbol.
+        position: the row.
+        filled: all that the entry has filled.
+        order_id: the exchange's id of the entry.
+    """
+    number = await next_intent(conn, position.exchange, position.symbol)
+    args = (*decided_on(position), number, filled, lease.token, order_id)
+    added = await conn.fetchval(statement("add_part"), *args, timeout=STATEMENT_S)
+    return Decimal(0) if added is None else Decimal(added)
+
+
 def changed(position: Position, row: asyncpg.Record | None) -> Position:
     """The position in the row that a write returned.
 
@@ -230,8 +309,23 @@ def position_of(row: asyncpg.Record) -> Position:
     )
 
 
+def details_of(intent: Intent) -> str | None:
+    """What is known of an intent in doubt, as :func:`intent_of` reads it from the details of its row."""
+    if intent.unsent:
+        return UNSENT
+    asked = (_ASKED_AND_REFUSED if intent.refused else ASKED) if intent.asked else None
+    gone = _ENDED if intent.ended else _VOID if intent.void else None
+    return _AND.join(known for known in (asked, gone) if known is not None) or None
+
+
+def is_asked(details: str | None) -> bool:
+    """Whether an intent in doubt with these details is one that a person asked for."""
+    return not {ASKED, _ASKED_AND_REFUSED}.isdisjoint((details or "").split(_AND))
+
+
 def intent_of(row: asyncpg.Record) -> Intent:
     """The intent in a row of ``monitoring.position_intents``."""
+    known = frozenset((row["details"] or "").split(_AND))
     return Intent(
         number=row["number"],
         position_id=row["position_id"],
@@ -241,5 +335,10 @@ def intent_of(row: asyncpg.Record) -> Intent:
         amount=row["amount"],
         trigger=row["trigger_price"],
         age_ms=row["age_ms"],
-        asked=row["details"] == ASKED,
+        asked=is_asked(row["details"]),
+        refused=_ASKED_AND_REFUSED in known,
+        void=not known.isdisjoint({_VOID, _ENDED, UNSENT}),
+        ended=not known.isdisjoint({_ENDED, UNSENT}),
+        unsent=UNSENT in known,
+        entered_since=row["entered_since"],
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
 __all__ = [
-    "ATTEMPTS_SINCE",
+    "GIVEN_SINCE",
     "LATEST",
     "SIGNALS_SINCE",
     "TICK_COLUMNS",
@@ -41,8 +41,8 @@ TICK_COLUMNS = ("current_price", "unrealized_pnl", "updated_at")
 _SIGNALS = "monitoring.signals"
 SIGNALS_SINCE = 9
 """The first version with a table of a bot's signals."""
-ATTEMPTS_SINCE = 10
-"""The first version that detects a signal which crashes bot after bot, and has unified symbols in rows."""
+GIVEN_SINCE = 12
+"""The first version that keeps when a signal was given that a bot has begun and not decided."""
 PROTECTED = {"monitoring.positions": TICK_COLUMNS, "monitoring.position_intents": (), _SIGNALS: ()}
 RESOURCE = "{exchange}:{symbol}"
 
@@ -111,9 +111,13 @@ LATEST = migrations()[-1].version
 
 async def version(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) -> int:
     """The schema version of a database; 0 without the schema."""
-    if await conn.fetchval("select to_regclass('monitoring.schema_version')") is None:
-        return 0
-    return int(await conn.fetchval("select coalesce(max(version), 0) from monitoring.schema_version") or 0)
+    # In a transaction of its own: cancelled between a statement's Parse and Bind, asyncpg sends no Sync, and
+    # the server would keep the session in a transaction until its next use.
+    async with whole(conn):
+        if await conn.fetchval("select to_regclass('monitoring.schema_version')") is None:
+            return 0
+        asked = "select coalesce(max(version), 0) from monitoring.schema_version"
+        return int(await conn.fetchval(asked) or 0)
 
 
 async def migrate(

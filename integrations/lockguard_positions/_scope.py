@@ -88,6 +88,7 @@ class SymbolScope:
         self, now: Position, before: Position | None, *, without_stop_ms: float | None = None
     ) -> Position:
         """Emit that a row was written; returns the row as it is now."""
+        self.venue.own_rows.moved(now)
         status = None if before is None else before.status
         self.emit(Moved(now, status, self.lease.grant.operation, without_stop_ms))
         return now

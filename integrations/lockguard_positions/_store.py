@@ -20,8 +20,8 @@ from lockguard.errors import ConfigurationError
 from lockguard_ccxt import Step
 from lockguard_positions import _rows as rows
 from lockguard_positions._errors import DuplicatePosition
-from lockguard_positions._fenced_writes import FencedWrites
 from lockguard_positions._model import Intent, IntentOutcome, NewPosition, Position, Progress
+from lockguard_positions._part_writes import PartWrites
 from lockguard_positions._rows import statement
 from lockguard_positions._status import PositionStatus, check_transition
 from lockguard_tenacity import retry_reads
@@ -42,7 +42,7 @@ _ILLEGAL_CHANGE = "LG102"
 _ONE_OPEN = frozenset({"idx_unique_open_position", "idx_unique_active_position"})
 
 
-class PositionStore(FencedWrites):
+class PositionStore(PartWrites):
     """Reads and writes the rows of one database.
 
     Args:
@@ -104,9 +104,9 @@ class PositionStore(FencedWrites):
         found = await self._rows("loose_stops", exchange, symbol)
         return tuple(replace(rows.intent_of(row), sent_before=True) for row in found)
 
-    async def symbols_with_loose_stops(self, exchange: str) -> tuple[str, ...]:
-        """The symbols for which :meth:`loose_stops` returns any."""
-        found = await self._rows("symbols_with_loose_stops", exchange)
+    async def symbols_with_loose_orders(self, exchange: str) -> tuple[str, ...]:
+        """The symbols of :meth:`loose_stops`, and of active rows with an order of entry or stop in doubt."""
+        found = await self._rows("symbols_with_loose_orders", exchange)
         return tuple(row[0] for row in found)
 
     async def next_intent(self, exchange: str, symbol: str) -> int:
@@ -124,11 +124,17 @@ class PositionStore(FencedWrites):
         """The client order ids of all stops ever intended for a position."""
         return (await self.stops_of(position))[0]
 
-    async def stops_of(self, position: Position) -> tuple[frozenset[str], tuple[Intent, ...]]:
-        """As :meth:`stop_ids`, and the intents of those stops that were placed, or may have been."""
+    async def stops_of(
+        self, position: Position
+    ) -> tuple[frozenset[str], tuple[Intent, ...], tuple[Intent, ...]]:
+        """As :meth:`stop_ids`, and the intents of those stops that were placed, or may have been.
+
+        The last of the three are those of which an order got no answer: while it is young, it may arrive.
+        """
         found = await self._rows("stops_of", position.id)
         may_stand = tuple(rows.intent_of(row) for row in found if row["may_stand"])
-        return frozenset(row["client_id"] for row in found), may_stand
+        unanswered = tuple(rows.intent_of(row) for row in found if row["unanswered"])
+        return frozenset(row["client_id"] for row in found), may_stand, unanswered
 
     async def _knows_markets(self) -> bool:
         """Whether the table has the column ``market`` (schema version 10); asked until it has."""
@@ -233,13 +239,15 @@ class PositionStore(FencedWrites):
         price: Decimal | None,
         quantity: Decimal,
         stop: Decimal | None,
+        rests: bool = False,
         then: Then | None = None,
     ) -> Progress:
         """Record an executed entry and, if ``stop`` is given, the intent to place that stop, in one commit.
 
-        ``then`` is as in :meth:`begin`.
+        The intent of an entry that ``rests`` stays in doubt: see :meth:`entry_filled`. ``then`` is as in
+        :meth:`begin`; it is not called if the entry rests.
         """
-        if intent is not None and stop is not None and await self._fills_with_stop():
+        if intent is not None and stop is not None and not rests and await self._fills_with_stop():
             try:
                 return await self._record_entry_with_stop(
                     lease, position, intent, (order_id, price, quantity), stop, then=then
@@ -252,7 +260,9 @@ class PositionStore(FencedWrites):
 
         async def work(conn: rows.Connection) -> Progress:
             check_transition(position.status, PositionStatus.ENTRY_PLACED)
-            number = None if intent is None else intent.number
+            if rests:
+                await rows.add_part(conn, lease, position, quantity, order_id)
+            number = None if intent is None or rests else intent.number
             entered = (order_id, price, quantity, lease.token, number)
             row = await conn.fetchrow(
                 statement("record_entry"), *rows.decided_on(position), *entered, timeout=rows.STATEMENT_S
@@ -264,7 +274,7 @@ class PositionStore(FencedWrites):
             return await rows.intend(conn, lease, moved, Step.STOP, stop, number=following)
 
         progress = await self._write(lease, work)
-        self._tell_settled(position, intent, IntentOutcome.EXECUTED)
+        self._tell_settled(position, None if rests else intent, IntentOutcome.EXECUTED)
         return progress
 
     async def _record_entry_with_stop(
@@ -377,21 +387,28 @@ class PositionStore(FencedWrites):
     # --- the way out ---
 
     async def expect_close(
-        self, lease: Lease, position: Position, reason: str, *, asked: bool = False
+        self, lease: Lease, position: Position, reason: str, *, asked: bool = False, ended: bool = False
     ) -> Progress:
         """Write the intent to close, with the reason, so that the next holder can finish the exit.
+
+        A position that has ended otherwise has one as well, of which no order is sent: whatever is held
+        afterwards is not the row's, though its stops may keep the row open for a while.
 
         Args:
             lease: on the symbol.
             position: the row.
             reason: why the position is closed.
             asked: whether a person asked for the exit; then it is not judged again.
+            ended: whether the position has ended otherwise.
         """
+        details = rows.UNSENT if ended else rows.ASKED if asked else None
 
         async def work(conn: rows.Connection) -> Progress:
-            return await rows.intend(conn, lease, position, Step.CLOSE, reason, rows.ASKED if asked else None)
+            return await rows.intend(conn, lease, position, Step.CLOSE, reason, details)
 
-        return await self._write(lease, work)
+        progress = await self._write(lease, work)
+        assert progress.intent is not None
+        return replace(progress, intent=replace(progress.intent, unsent=ended, void=ended, ended=ended))
 
     async def withdraw_close(
         self, lease: Lease, position: Position, intent: Intent, outcome: IntentOutcome, details: str
@@ -409,25 +426,78 @@ class PositionStore(FencedWrites):
         self._tell_settled(position, intent, outcome)
         return now
 
+    async def renew_intent(
+        self,
+        lease: Lease,
+        position: Position | NewPosition,
+        intent: Intent,
+        *,
+        copied: bool = False,
+    ) -> None:
+        """Count an intent's age from now, as its order may arrive for some time from its latest sending on.
+
+        That may be long after the intent was written: a refusal that passes is waited for and the order sent
+        again. An order that is given up by the age of its first sending could arrive after that.
+
+        Args:
+            lease: on the symbol.
+            position: the row.
+            intent: the intent, with what is known of it now.
+            copied: whether another copy of a stop that is about to be settled may still arrive.
+        """
+        key = (position.exchange, position.symbol, intent.number)
+        details = rows.COPIED if copied else rows.details_of(intent)
+
+        async def work(conn: rows.Connection) -> None:
+            await conn.fetchval(statement("renew_intent"), *key, details, timeout=rows.STATEMENT_S)
+
+        await self._write(lease, work)
+
+    async def note_gone(self, lease: Lease, position: Position, intent: Intent) -> None:
+        """Write down that what an exit was to close is gone, so that no later holder sends it again.
+
+        The intent has what was found out about it; its age stays, as a copy that was sent may still arrive.
+        """
+        key = (position.exchange, position.symbol, intent.number)
+        details = rows.details_of(intent)
+
+        async def work(conn: rows.Connection) -> None:
+            await conn.fetchval(statement("note_gone"), *key, details, timeout=rows.STATEMENT_S)
+
+        await self._write(lease, work)
+
     async def close_rest(
         self, lease: Lease, position: Position, intent: Intent, order: PlacedOrder
     ) -> Progress:
         """Record an exit that ended partly filled: reduce the row, and write the intent to close the rest."""
 
         async def work(conn: rows.Connection) -> Progress:
-            left = position.quantity - order.filled
-            row = await conn.fetchrow(
-                statement("reduce"), *rows.decided_on(position), left, lease.token, timeout=rows.STATEMENT_S
-            )
-            told = f"filled {order.filled} of {intent.amount}"
-            await rows.settle(conn, position, intent, IntentOutcome.EXECUTED, order.id, told)
+            reduced = await rows.reduce(conn, lease, position, order.filled, (intent, order.id))
             reason = position.exit_reason or "exit"
-            asked = rows.ASKED if intent.asked else None
-            return await rows.intend(conn, lease, rows.changed(position, row), Step.CLOSE, reason, asked)
+            asked = rows.details_of(replace(intent, refused=False))
+            return await rows.intend(conn, lease, reduced, Step.CLOSE, reason, asked)
 
         progress = await self._write(lease, work)
         self._tell_settled(position, intent, IntentOutcome.EXECUTED)
-        return progress
+        assert progress.intent is not None
+        rest = replace(progress.intent, asked=intent.asked, void=intent.void, ended=intent.ended)
+        return replace(progress, intent=rest)
+
+    async def stop_filled(
+        self, lease: Lease, position: Position, filled: Decimal, *, own: bool = False, fired: rows.By = None
+    ) -> Position:
+        """Record a stop that was filled in part and has ended: the row is left with the rest.
+
+        The row's own stop is cleared, so that its fill counts once; the intent of one that the row did not
+        have yet, which is given with its order's id, is settled.
+        """
+
+        async def work(conn: rows.Connection) -> Position:
+            return await rows.reduce(conn, lease, position, filled, fired, by_its_stop=own)
+
+        now = await self._write(lease, work)
+        self._tell_settled(position, None if fired is None else fired[0], IntentOutcome.EXECUTED)
+        return now
 
     async def finish(
         self,
@@ -484,7 +554,7 @@ class PositionStore(FencedWrites):
         self._tell_settled(position, intent, outcome)
 
     def _tell_settled(self, position: Position, intent: Intent | None, outcome: IntentOutcome) -> None:
-        if intent is not None and intent.sent_before and self._on_settled is not None:
+        if self._on_settled is not None and intent is not None and intent.sent_before and not intent.unsent:
             self._on_settled(position, intent, outcome)
 
     async def note_error(self, lease: Lease, position: Position, error: str) -> Position:
@@ -525,7 +595,4 @@ class PositionStore(FencedWrites):
         told = f"{lease.resource!r} has an open position already ({exc.constraint_name})"
         if existing is None and exc.constraint_name not in _ONE_OPEN:  # an index of the table's own
             told = f"{lease.resource!r} has no open position, but {exc.constraint_name} refuses another row"
-        return DuplicatePosition(
-            told,
-            existing_id=None if existing is None else existing.id,
-        )
+        return DuplicatePosition(told, existing_id=None if existing is None else existing.id)

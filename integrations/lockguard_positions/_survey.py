@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._model import SyncAction, SyncOutcome
 from lockguard_positions._status import PositionStatus
-from lockguard_positions._stops import is_own, only_follows
+from lockguard_positions._stops import is_own, only_follows, short_by
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ async def survey(store: PositionStore, venue: Venue) -> Survey:
     with suppress(ExchangeUnreadable):  # each symbol then reports it
         await venue.refresh_for([one.symbol for one in holdings] + [r.market or s for s, r in rows.items()])
     held = {venue.name_of(holding.symbol): holding for holding in holdings}
-    loose = set(await store.symbols_with_loose_stops(venue.name))
+    loose = set(await store.symbols_with_loose_orders(venue.name))
     stops: defaultdict[str, list[PlacedOrder]] = defaultdict(list)
     for stop in listed or ():
         if stop.reduce_only:
@@ -72,7 +72,14 @@ async def survey(store: PositionStore, venue: Venue) -> Survey:
             in_step.append(SyncOutcome(symbol, SyncAction.LEFT_ALONE, None, why))
             continue
         plain = listed is not None and symbol not in loose and row is not None and holding is not None
-        if plain and row is not None and holding is not None and _in_step(row, holding, stops[symbol]):
+        if (
+            plain
+            and row is not None
+            and holding is not None
+            and _in_step(row, holding, stops[symbol])
+            and venue.can_close(holding)
+            and (row.opened_here or not await _has_another_row(store, row, stops[symbol]))
+        ):
             in_step.append(SyncOutcome(symbol, SyncAction.IN_STEP, row.id))
         else:
             to_look_at.append(symbol)
@@ -86,11 +93,22 @@ def _in_step(row: Position, holding: Holding, stops: list[PlacedOrder]) -> bool:
     return (
         row.status is PositionStatus.ACTIVE
         and row.exit_reason is None
+        and not holding.leg
         and row.side.entry == holding.side
         and row.quantity == holding.amount
         and bool(own)
+        and not short_by(stops, row.side.exit, row.quantity, row)
         and not left
     )
+
+
+async def _has_another_row(store: PositionStore, row: Position, stops: list[PlacedOrder]) -> bool:
+    """Whether two labels of one account have adopted a position at the same time, by the other row's stop.
+
+    The position of another account in the same symbol is no reason for a look in each pass.
+    """
+    others = await store.open_under_other_labels(row.exchange, row.symbol)
+    return any(is_own(other, stop) for other in others for stop in stops)
 
 
 def _may_be_left(row: Position, stop: PlacedOrder) -> bool:

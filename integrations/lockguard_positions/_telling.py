@@ -26,18 +26,19 @@ from lockguard_positions._events import (
     PositionObserver,
     WriteRefused,
 )
-from lockguard_positions._model import IntentOutcome, SyncAction, SyncOutcome
+from lockguard_positions._model import GONE, IntentOutcome, SyncAction, SyncOutcome
+from lockguard_positions._status import PositionStatus
 from lockguard_positions._stops import named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from lockguard._clock import Clock
     from lockguard.errors import StaleToken
     from lockguard_ccxt import PlacedOrder
     from lockguard_positions._model import Intent, Position
 
-__all__ = ["PAUSES", "Look", "Repeats", "Telling", "is_over"]
+__all__ = ["PAUSES", "LeftWithoutStop", "Look", "Repeats", "Telling", "is_over"]
 
 PAUSES = (timedelta(minutes=5), timedelta(minutes=30), timedelta(days=1))
 """Pauses between two alerts of one condition; the last is repeated."""
@@ -47,6 +48,7 @@ _NOT_LOOKED = frozenset(
 )
 """After these it is not known whether a condition of the symbol has ended."""
 _CONDITIONS_MAX = 10_000
+_WITHOUT_STOP = frozenset({PositionStatus.ENTRY_PLACED, PositionStatus.PENDING_SL})
 
 
 class Telling:
@@ -386,3 +388,62 @@ class Overdue:
             known.timer = None  # the next report starts the timer again
             known.told = True
             self._tell(about, known.why)
+
+
+class LeftWithoutStop:
+    """Raises an alert for each position that this process entered or resumed and that has no stop in time.
+
+    A flow's own timer ends with the flow. An exit in place of a stop whose answer is lost, or a lease that
+    ends, leaves the position to the next holder, and a pass may come seconds later.
+
+    Args:
+        deadline: how long a position may be without a stop, from its entry.
+        read: reads a row, as another process may have placed the stop.
+        tell: called with the alert.
+    """
+
+    def __init__(
+        self,
+        deadline: timedelta,
+        read: Callable[[int], Awaitable[Position | None]],
+        tell: Callable[[PositionEvent], None],
+    ) -> None:
+        self._deadline_s = deadline.total_seconds()
+        self._read = read
+        self._tell = tell
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._reading: set[asyncio.Task[None]] = set()
+
+    @property
+    def pending(self) -> bool:
+        """Whether an alert may still be raised."""
+        return bool(self._timers or self._reading)
+
+    def saw(self, event: PositionEvent) -> None:
+        """Start or stop a position's timer by what became of its row."""
+        if not isinstance(event, Moved):
+            return
+        row = event.position
+        if row.status not in _WITHOUT_STOP:
+            if (timer := self._timers.pop(row.id, None)) is not None:
+                timer.cancel()
+        elif row.id not in self._timers:
+            left_s = max(0.0, self._deadline_s - row.age_ms / 1000)
+            self._timers[row.id] = asyncio.get_running_loop().call_later(left_s, self._passed, row)
+
+    def _passed(self, row: Position) -> None:
+        del self._timers[row.id]
+        reading = asyncio.create_task(self._judge(row), name=f"look for the stop of {row.id}")
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+
+    async def _judge(self, row: Position) -> None:
+        now: Position | None = row
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                now = await self._read(row.id)
+        except Exception:  # noqa: BLE001, S110 - what cannot be read may well have no stop: the alert is due
+            pass
+        if now is not None and now.status in _WITHOUT_STOP and now.error_details != GONE:
+            why = f"without a stop for longer than {self._deadline_s:g} s"
+            self._tell(Alert(f"{row.exchange}:{row.symbol}", row.id, why))

@@ -18,22 +18,23 @@ from typing import TYPE_CHECKING, Any
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import parse_resource
 from lockguard.errors import ConfigurationError
-from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refused, Step, UnknownMarket, decimal_of
+from lockguard_ccxt import OrderState, Outcome, PlacedOrder, Refusal, Refused, Step, UnknownMarket, decimal_of
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_ccxt._markets import short_name, venue_name
 from lockguard_ccxt._placing import told
 from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._model import PositionSide, stop_price_of
+from lockguard_positions._own_rows import OwnRows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 
-    from lockguard_ccxt import GuardedExchange, Holding, Market
+    from lockguard_ccxt import Fill, GuardedExchange, Holding, Market
     from lockguard_ccxt._prepared import Prepared
     from lockguard_positions._model import Intent, NewPosition, Position
     from lockguard_positions._pace import Pace
 
-__all__ = ["Quote", "Venue", "give_up"]
+__all__ = ["Quote", "Venue", "give_up", "too_small"]
 
 _READS_OF_FILL_MAX = 1_000
 _PRICE_LATE_S = 0.5
@@ -72,6 +73,7 @@ class Venue:
         self._exchange = exchange
         self._pace = pace
         self._lists_all_stops = venue_name(exchange.exchange) in _LISTS_ALL_STOPS
+        self.own_rows = OwnRows(lambda: getattr(exchange.exchange, "apiKey", None))
 
     @property
     def name(self) -> str:
@@ -125,6 +127,13 @@ class Venue:
             return self.market(symbol).refusal
         except ConfigurationError:
             return None
+
+    def can_close(self, held: Holding) -> bool:
+        """Whether orders can close what is held: contracts get other steps while positions are open."""
+        try:
+            return self.market(held.symbol).rules.reduction(held.amount) is not None
+        except ConfigurationError:
+            return False
 
     async def refresh_for(self, symbols: Iterable[str]) -> None:
         """Reload the markets if one of ``symbols`` is missing, as contracts are listed and delisted.
@@ -185,11 +194,16 @@ class Venue:
             ConfigurationError: the exchange would refuse the order, or its stop would trigger at once.
         """
         rules = market.rules
-        stop = rules.price(stop_price_of(new.side, new.entry_price, new.stop_loss_percent))
-        if price is not None and (price <= stop if new.side is PositionSide.LONG else price >= stop):
+        planned = stop_price_of(new.side, new.entry_price, new.stop_loss_percent)
+        stop = rules.price(planned)
+        long = new.side is PositionSide.LONG
+        if price is not None and (price <= stop if long else price >= stop):
+            remedy = "give the price of now as entry_price"
+            if price > planned if long else price < planned:  # only rounding has brought it there
+                remedy = f"that is less than one tick, {rules.price_tick}; give a wider stop_loss_percent"
             raise ConfigurationError(
                 f"{new.symbol} trades at {price}, beyond the stop at {stop} already:"
-                f" {new.stop_loss_percent} % from {new.entry_price}; give the price of now as entry_price"
+                f" {new.stop_loss_percent} % from {new.entry_price}; {remedy}"
             )
         quantity = rules.amount(new.quantity)
         if rules.cost_min is not None and quantity * new.entry_price < rules.cost_min:
@@ -212,8 +226,10 @@ class Venue:
         """Begin :meth:`enter` or :meth:`stop` while its intent is being committed; its request is held."""
         return self._exchange.prepare(call, name=intent.client_id)
 
-    async def enter(self, market: Market, intent: Intent, stop_price: Decimal | None) -> Outcome:
-        """Place an entry that was never sent before."""
+    async def enter(
+        self, market: Market, intent: Intent, stop_price: Decimal | None, renew: Callable[[], Awaitable[None]]
+    ) -> Outcome:
+        """Place an entry that was never sent before; ``renew`` is awaited before it is sent once more."""
         return await self._patiently(
             lambda: self._exchange.place_entry(
                 market,
@@ -221,41 +237,65 @@ class Venue:
                 intent.amount,
                 intent=intent.number,
                 stop_price=stop_price,
-            )
+            ),
+            renew,
         )
 
     async def stop(self, market: Market, intent: Intent) -> Outcome:
-        """Place the stop of an intent; one that may have been sent before is looked for first."""
+        """Place the stop of an intent, for as much as one order can close.
+
+        One that may have been sent before is looked for first.
+        """
         assert intent.trigger is not None
-        trigger = intent.trigger
+        trigger, amount = intent.trigger, market.rules.reduction(intent.amount)
+        if amount is None:
+            return Refused(Refusal.INVALID, None, too_small(market, intent.amount), intent.client_id)
         return await self._patiently(
             lambda: self._exchange.place_stop(
                 market,
                 intent.side,
-                intent.amount,
+                amount,
                 trigger=trigger,
                 intent=intent.number,
                 again=intent.sent_before,
             )
         )
 
-    async def close(self, market: Market, intent: Intent) -> Outcome:
-        """Close a position, reduce-only. The caller looks for an order that may have been sent before."""
+    async def close(
+        self, market: Market, intent: Intent, renew: Callable[[], Awaitable[bool | None]] | None = None
+    ) -> Outcome:
+        """Close a position, reduce-only, as far as one order can.
+
+        The caller looks for an order that may have been sent before. ``renew``, if given, is awaited before
+        it is sent once more; ``False``: it is not. Unasked, it is sent once if its answer is lost.
+        """
+        amount = market.rules.reduction(intent.amount)
+        if amount is None:
+            return Refused(Refusal.INVALID, None, too_small(market, intent.amount), intent.client_id)
         return await self._patiently(
             lambda: self._exchange.close_position(
                 market,
                 intent.side,
-                intent.amount,
+                amount,
                 intent=intent.number,
-            )
+                once=not intent.asked,
+            ),
+            renew,
         )
 
     async def cancel(self, order: PlacedOrder) -> Outcome:
         """Cancel an order; returns what became of the request."""
         return await self._patiently(lambda: self._exchange.cancel(order))
 
-    async def _patiently(self, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Repeat a request while it is refused for a reason that passes."""
+    async def _patiently(
+        self, ask: Callable[[], Awaitable[Outcome]], renew: Callable[[], Awaitable[bool | None]] | None = None
+    ) -> Outcome:
+        """Repeat a request while it is refused for a reason that passes.
+
+        The pauses may be longer than an order is in doubt. If the holder died behind the last try, an order
+        with the age of the first one would be given up at once; hence ``renew``. A stop, and an exit of a
+        position without one, go without it: they must not wait for the database.
+        """
         pause = self._pace.retry_pause
         for _ in range(1, self._pace.attempts):
             with _translated():
@@ -267,6 +307,8 @@ class Venue:
                 return outcome  # the wait is longer than a symbol can be held: left to a later pass
             await asyncio.sleep(max(pause, closed_for).total_seconds())
             pause *= 2
+            if renew is not None and await renew() is False:
+                return outcome
         with _translated():
             return await ask()
 
@@ -302,8 +344,10 @@ class Venue:
         with _translated():
             return await self._exchange.find_order(market, position.stop_client_id, conditional=True)
 
-    async def knows(self, market: Market, position: Position) -> bool:
+    async def knows(self, market: Market, position: Position, *, patiently: bool = False) -> bool:
         """Whether this account has the entry or the stop of a position, by client order id.
+
+        With ``patiently``, it looks for each for as long as the exchange's reads may lag.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
@@ -312,7 +356,7 @@ class Venue:
         with _translated():
             for client_id, conditional in names:
                 if client_id is not None and await self._exchange.find_order(
-                    market, client_id, conditional=conditional
+                    market, client_id, conditional=conditional, patiently=patiently
                 ):
                     return True
         return False
@@ -350,11 +394,15 @@ class Venue:
             reduce_only=True,
         )
 
-    async def done(self, market: Market, intent: Intent, order: PlacedOrder) -> PlacedOrder:
+    async def done(
+        self, market: Market, intent: Intent, order: PlacedOrder, filling: Callable[[], float] | None = None
+    ) -> PlacedOrder:
         """Wait until an order is done. One that is not done in time is cancelled, as it could fill unseen.
 
         The order's own fill counts. The list of positions may show it seconds later, and a bot that waited
         for the list instead has closed good positions.
+
+        ``filling`` is called when a part is seen to be filled, and says for how many s the rest may wait.
 
         Returns:
             The order as it ended; still live if the exchange did not cancel it.
@@ -363,10 +411,14 @@ class Venue:
             ExchangeUnreadable: the exchange did not answer.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._pace.settle.total_seconds()):
+            async with asyncio.timeout(self._pace.settle.total_seconds()) as bound:
                 for _ in range(_READS_OF_FILL_MAX):
                     if not order.live:
                         break
+                    if order.filled and filling is not None:
+                        until = asyncio.get_running_loop().time() + filling()
+                        bound.reschedule(min(until, bound.when() or until))
+                        filling = None
                     await asyncio.sleep(self._pace.poll.total_seconds())
                     order = await self.find(market, intent) or order
         if order.live:
@@ -382,6 +434,15 @@ class Venue:
         """
         with _translated():
             return await self._exchange.holding(market)
+
+    async def fills_since(self, market: Market, order_id: str) -> tuple[Fill, ...] | None:
+        """The account's fills in a market from an order's first one on; ``None`` if not all are shown.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        with _translated():
+            return await self._exchange.fills_since(market, order_id)
 
     @asynccontextmanager
     async def quoting(self, market: Market, *, ahead: bool = False) -> AsyncIterator[Quote]:
@@ -443,7 +504,7 @@ class Venue:
 
     async def _price(self, market: Market) -> Decimal | None:
         try:
-            return decimal_of((await self._exchange.fetch_ticker(market.symbol)).get("last"))
+            return decimal_of((await self._exchange.exchange.fetch_ticker(market.symbol)).get("last"))
         except _exchange_errors():
             return None
 
@@ -465,15 +526,22 @@ class Venue:
                 f"what the exchange holds could not be read: {type(exc).__name__}: {exc}"
             ) from exc
 
+    async def open_orders(self, market: Market) -> tuple[PlacedOrder, ...]:
+        """The open orders of a market, conditional or not.
+
+        Raises:
+            ExchangeUnreadable: the exchange did not answer.
+        """
+        with _translated():
+            return await self._exchange.open_orders(market)
+
     async def waiting_stops(self, market: Market) -> tuple[PlacedOrder, ...]:
         """The open conditional orders of a market.
 
         Raises:
             ExchangeUnreadable: the exchange did not answer.
         """
-        with _translated():
-            orders = await self._exchange.open_orders(market)
-        return tuple(order for order in orders if order.conditional)
+        return tuple(order for order in await self.open_orders(market) if order.conditional)
 
     async def every_waiting_stop(self, symbols: Sequence[str]) -> tuple[PlacedOrder, ...]:
         """The open conditional orders of all symbols, or of ``symbols`` where the exchange cannot list all.
@@ -496,6 +564,15 @@ class Venue:
             ExchangeUnreadable: the exchange did not answer.
         """
         return await self.every_waiting_stop(()) if self._lists_all_stops else None
+
+
+def too_small(market: Market, amount: Decimal) -> str:
+    """Why no order can close an amount, with what a person can do about it."""
+    smallest = max(market.rules.amount_min, market.rules.amount_step)
+    return (
+        f"{amount} is too small for an order of {market.name}, whose smallest is {smallest}; close it with"
+        " the exchange's own button, or set a stop there that closes the whole position, which is taken over"
+    )
 
 
 async def give_up(task: asyncio.Task[Any]) -> None:

@@ -20,6 +20,7 @@ except ImportError as missing:
 
 from lockguard._clock import SYSTEM_CLOCK, Clock
 from lockguard.errors import ConfigurationError
+from lockguard.text import printable
 from lockguard_positions._events import Alert
 from lockguard_positions._telling import is_over
 
@@ -129,7 +130,8 @@ class AppriseAlerts:
             self._waiting.put_nowait(event)
         except asyncio.QueueFull:
             self._told_at.pop(event, None)
-            _LOG.error("too many alerts wait, not sent: %s: %s", event.resource, event.message)
+            told = printable(f"{event.resource}: {event.message}")
+            _LOG.error("too many alerts wait, not sent: %s", told)
 
     def _told_of(self, alert: Alert) -> list[Alert]:
         """The alerts told of the same position and resource since a condition there last ended."""

@@ -8,8 +8,12 @@ error_details, opened_at, closed_at, token, to_jsonb(positions) ->> 'market' as 
 (extract(epoch from clock_timestamp() - coalesce(closed_at, opened_at, created_at)) * 1000)::bigint as age_ms
 
 -- name: intent_columns
-number, position_id, step, client_id, side, amount, trigger_price, details,
-(extract(epoch from clock_timestamp() - recorded_at) * 1000)::bigint as age_ms
+-- Of an intent i. The last one is by how much the row has grown since: a row has the parts that its entry was filled in
+-- as intents of their own.
+i.number, i.position_id, i.step, i.client_id, i.side, i.amount, i.trigger_price, i.details,
+(extract(epoch from clock_timestamp() - i.recorded_at) * 1000)::bigint as age_ms,
+(select coalesce(sum(p.amount), 0) from monitoring.position_intents p
+  where p.position_id = i.position_id and p.number > i.number and p.step = 'entry' and p.details = {part}) as entered_since
 
 -- name: open_of_symbol
 select {columns} from monitoring.positions
@@ -66,7 +70,7 @@ with latest as (
 select position_id from latest where step = 'close' and outcome = 'absent' and details = $3 limit 1
 
 -- name: intent_in_doubt
-select {intent_columns} from monitoring.position_intents
+select {intent_columns} from monitoring.position_intents i
  where position_id = $1 and settled_at is null and step = any($2)
  order by number desc limit 1
 
@@ -78,13 +82,15 @@ select {intent_columns} from monitoring.position_intents i
       where p.id = i.position_id and p.status not in {open})
  order by number
 
--- name: symbols_with_loose_stops
--- Stops in doubt of positions that have ended, and of active ones, whose stop was being moved.
+-- name: symbols_with_loose_orders
+-- Stops in doubt of positions that have ended, and of active ones, whose stop was being moved; and what is left of an
+-- entry that was filled in part. Nothing settles the entry of a row that was ended by hand: it is no reason to look.
 select distinct i.symbol from monitoring.position_intents i
- where i.exchange = $1 and i.step = 'stop' and i.settled_at is null
+ where i.exchange = $1 and i.step in ('entry', 'stop') and i.settled_at is null
    and exists (
      select from monitoring.positions p
-      where p.id = i.position_id and p.status not in ('pending_entry', 'entry_placed', 'pending_sl'))
+      where p.id = i.position_id and p.status not in ('pending_entry', 'entry_placed', 'pending_sl')
+        and (i.step = 'stop' or p.status = 'active'))
  order by 1
 
 -- name: attached_stop
@@ -93,8 +99,9 @@ select trigger_price from monitoring.position_intents
  order by number desc limit 1
 
 -- name: stops_of
-select {intent_columns}, coalesce(outcome, 'executed') = 'executed' as may_stand
-  from monitoring.position_intents
+select {intent_columns}, unanswered or outcome = 'executed' as may_stand, unanswered
+  from monitoring.position_intents i,
+       lateral (select settled_at is null or coalesce(details, '') = {copied}) s (unanswered)
  where position_id = $1 and step = 'stop'
 
 -- name: insert_position
@@ -137,8 +144,10 @@ select greatest(
   (select max(number) + 1 from monitoring.position_intents where exchange = $1 and symbol = $2))
 
 -- name: settle_intent
+-- This and the others that settle a stop keep what says that another copy of it may still arrive.
 update monitoring.position_intents
-   set settled_at = clock_timestamp(), outcome = $4, order_id = coalesce($5, order_id), details = $6
+   set settled_at = clock_timestamp(), outcome = $4, order_id = coalesce($5, order_id),
+       details = case when details = {copied} then details else $6 end
  where exchange = $1 and symbol = $2 and number = $3 and settled_at is null
 returning number
 
@@ -156,6 +165,27 @@ returning {columns}, greatest(
   (extract(epoch from clock_timestamp()) * 1000000)::bigint,
   (select max(i.number) + 1 from monitoring.position_intents i
     where i.exchange = positions.exchange and i.symbol = positions.symbol)) as next_intent
+
+-- name: add_part
+-- What an entry has filled that its row does not have yet, as an intent of its own; no row if it has all of it. What is
+-- asked for is all that the entry has filled, so that nothing counts twice.
+insert into monitoring.position_intents
+  (exchange, symbol, number, position_id, step, client_id, side, amount, token, settled_at, outcome, order_id, details)
+select p.exchange, p.symbol, $3::bigint, p.id, 'entry', p.entry_client_id, case p.side when 'long' then 'buy' else 'sell' end,
+       more.amount, $5::bigint, clock_timestamp(), 'executed', $6::text, {part}
+  from monitoring.positions p,
+       lateral (select $4::numeric - coalesce(sum(i.amount), 0) from monitoring.position_intents i
+                 where i.position_id = p.id and i.step = 'entry' and i.details = {part}) more (amount)
+ where p.id = $1 and p.status = $2 and more.amount > 0
+returning amount
+
+-- name: enlarge
+-- It is as old as its last part, as lists may not show that yet.
+update monitoring.positions
+   set quantity = $3, entry_price = coalesce($4, entry_price), token = $5,
+       opened_at = case when $6::boolean then clock_timestamp() else opened_at end
+ where id = $1 and status = $2
+returning {columns}
 
 -- name: fills_with_stop
 select exists (
@@ -199,7 +229,8 @@ returning {columns}
 -- name: settle_placed_stop
 -- In one statement with the row's becoming active.
 update monitoring.position_intents i
-   set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id), details = null
+   set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id),
+       details = case when details = {copied} then details end
   from lockguard_write moved
  where i.position_id = moved.id and i.number = $5::bigint and i.settled_at is null
 
@@ -210,10 +241,11 @@ update monitoring.positions
 returning {columns}
 
 -- name: take_over_stop
--- A stop that stands already becomes the row's.
+-- A stop that stands already becomes the row's. If it was in doubt, another copy of it may still arrive.
 with settled as (
   update monitoring.position_intents
-     set settled_at = clock_timestamp(), outcome = 'executed', order_id = $3, details = null
+     set settled_at = clock_timestamp(), outcome = 'executed', order_id = $3,
+         recorded_at = clock_timestamp(), details = {copied}
    where position_id = $1 and step = 'stop' and client_id = $4 and settled_at is null
 )
 update monitoring.positions
@@ -241,7 +273,8 @@ returning {columns}
 -- name: move_stop
 with settled as (
   update monitoring.position_intents
-     set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id), details = null
+     set settled_at = clock_timestamp(), outcome = 'executed', order_id = coalesce($3::text, order_id),
+         details = case when details = {copied} then details end
    where position_id = $1 and number = $7::bigint and settled_at is null
 )
 update monitoring.positions
@@ -259,6 +292,24 @@ update monitoring.positions set quantity = $3, token = $4
  where id = $1 and status = $2
 returning {columns}
 
+-- name: reduce_by_stop
+-- The stop is no longer the position's, so that what it has filled counts once. One that was taken over has no
+-- intent: if the row has none yet that says for how much it was entered, one is written that does.
+with kept as (
+  insert into monitoring.position_intents
+    (exchange, symbol, number, position_id, step, client_id, side, amount, trigger_price, token,
+     settled_at, outcome, order_id)
+  select exchange, symbol, $5::bigint, id, 'stop', coalesce(stop_client_id, ''),
+         case side when 'long' then 'sell' else 'buy' end, quantity, stop_price, $4::bigint,
+         clock_timestamp(), 'executed', stop_order_id
+    from monitoring.positions p
+   where id = $1 and status = $2 and not exists (
+     select from monitoring.position_intents i where i.position_id = p.id and i.step <> 'entry')
+)
+update monitoring.positions set quantity = $3, stop_order_id = null, stop_client_id = null, token = $4
+ where id = $1 and status = $2
+returning {columns}
+
 -- name: expect_close
 -- What a person asked for says so in the intent: it is carried on with, and not judged again.
 with intended as (
@@ -271,9 +322,30 @@ update monitoring.positions set exit_client_id = $4, exit_reason = $7, intent = 
  where id = $1 and status = $2
 returning {columns}
 
+-- name: renew_intent
+-- Its order was sent a moment ago or is about to be, or was refused for now: from here on it is as old as that order.
+update monitoring.position_intents
+   set recorded_at = clock_timestamp(), details = $4
+ where exchange = $1 and symbol = $2 and number = $3 and settled_at is null
+returning number
+
+-- name: note_gone
+-- What the exit was to close is gone. Its age stays: a copy of it may still arrive.
+update monitoring.position_intents
+   set details = $4
+ where exchange = $1 and symbol = $2 and number = $3 and settled_at is null
+returning number
+
 -- name: finish
+-- An open row has what is left of its position, an ended one what was entered: the stops and exits were for that
+-- until some of it was filled, and parts of an entry are added up.
 update monitoring.positions
-   set status = $3, exit_reason = coalesce($4, exit_reason), exit_price = $5, exit_order_id = $6,
+   set quantity = greatest(quantity, (
+         select max(i.amount) from monitoring.position_intents i
+          where i.position_id = positions.id and i.step <> 'entry'), (
+         select sum(i.amount) from monitoring.position_intents i
+          where i.position_id = positions.id and i.step = 'entry' and i.details = {part})),
+       status = $3, exit_reason = coalesce($4, exit_reason), exit_price = $5, exit_order_id = $6,
        error_details = coalesce($7, error_details), closed_at = clock_timestamp(), token = $8
  where id = $1 and status = $2
 returning {columns}
