@@ -20,6 +20,7 @@ except ImportError as missing:
 import asyncpg
 
 from lockguard._cli.durations import Duration
+from lockguard._cli.numbers import WholeNumber
 from lockguard._settings import Settings
 from lockguard.errors import ConfigurationError
 from lockguard.text import printable
@@ -129,7 +130,7 @@ async def open_fence(url: str) -> AsyncIterator[PostgresFence]:
 @click.option(
     "--after",
     default=0,
-    type=click.IntRange(0, SCHEMA_VERSION),
+    type=WholeNumber(0, SCHEMA_VERSION),
     help="Only the steps newer than this version, for a database that has it.",
 )
 def sql(after: int) -> None:
@@ -200,7 +201,7 @@ async def uninstall_(conn: asyncpg.Connection[Any], *, confirm: bool) -> None:
 @click.option("--open", "only_open", is_flag=True, help="Only what is held.")
 @click.option(
     "--limit",
-    type=click.IntRange(0),
+    type=WholeNumber(0),
     help="At most so many resources, 0: all.  [default: 1000; all in JSON]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -17,6 +17,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
 from lockguard._context import current_leases, outlived_lease
+from lockguard_asyncpg._copying import copied
 from lockguard_asyncpg._dropin import LIMITS, Pipelined, leases_of, present, run, run_parsed
 from lockguard_asyncpg._errors import DATABASE_ERRORS, ended
 from lockguard_asyncpg._pipelining import PipelinedCheck, executor_with_check, run_as_text, run_pipelined
@@ -158,6 +159,8 @@ def _carrier(name: str, *, has_text: bool) -> Callable[..., Awaitable[Any]]:
         text = first if has_text else ""
 
         def send() -> Any:
+            if name.startswith("copy_"):
+                return copied(self, lambda: parent(first, *args, **options))
             return parent(first, *args, **options)
 
         async def send_pipelined(check: PipelinedCheck) -> Any:

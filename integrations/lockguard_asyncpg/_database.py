@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from lockguard_asyncpg._dropin import alone as run_alone
+from lockguard_asyncpg._dsn import shown
 from lockguard_asyncpg._errors import DATABASE_ERRORS, ERRORS
 from lockguard_asyncpg._pools import require_usable
 from lockguard_asyncpg._transaction_state import bare, give_back, send_plain
@@ -67,8 +68,17 @@ class AsyncpgDatabase:
         )
 
     async def acquire(self) -> PoolConnectionProxy[Any]:
-        """As of the pool."""
-        return await self._pool.acquire()
+        """As of the pool.
+
+        Raises:
+            InvalidAuthorizationSpecificationError: the server, which the text names, refused the log-in. It
+                is no ConfigurationError: what the fence does by itself may be let in a moment later.
+        """
+        try:
+            return await self._pool.acquire()
+        except asyncpg.InvalidAuthorizationSpecificationError as exc:  # it names no server
+            exc.args = (f"{_server_of(self._pool)}: {exc.args[0]}",)
+            raise
 
     def drop(self, conn: PoolConnectionProxy[Any]) -> None:
         """Close a connection at once."""
@@ -102,6 +112,16 @@ class AsyncpgDatabase:
         with unfenced():
             rows: Any = await self._pool.fetch(query)
         return list(rows)
+
+
+def _server_of(pool: asyncpg.Pool[Any]) -> str:
+    """Where a pool connects to, for display; in a dsn that asyncpg reads otherwise it is not looked for."""
+    dsn = next(iter(getattr(pool, "_connect_args", ())), None)
+    if isinstance(dsn, str):
+        return shown(dsn)
+    given = getattr(pool, "_connect_kwargs", {})
+    host, port = given.get("host"), given.get("port") or 5432
+    return f"{host}:{port}" if isinstance(host, str) else "the database"
 
 
 async def _row(conn: PoolConnectionProxy[Any], query: str) -> Any:

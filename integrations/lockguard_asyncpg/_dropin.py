@@ -179,7 +179,7 @@ async def _plainly(con: Any, tx: TransactionState, text: str, send: Callable[[],
     presented = tuple(tx.leases.values())
     ends = may_end_transaction(text)
     try:
-        if presented and is_commit(text):
+        if (presented or tx.unaccepted) and is_commit(text):
             return cast("T", await _commit(con, presented, text))
         result = await send()
     except DATABASE_ERRORS as exc:
@@ -261,6 +261,8 @@ async def present(con: Any, tx: TransactionState, leases: tuple[Lease, ...]) -> 
     presentation = presentation_for(leases, sequence=sequence, limits=LIMITS)
     if tx.claims.issuperset(presentation.claims):
         return
+    # Before anything is sent: a cancel leaves the transaction as failed as an error does.
+    tx.unaccepted = True
     try:
         await send_plain(con, presentation.sql())
     except DATABASE_ERRORS as exc:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from lockguard.errors import ConfigurationError
 from lockguard.text import first_line
+from lockguard_postgres._errors import LOGIN_REMEDY
 
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
@@ -129,8 +130,10 @@ def reason_of(exc: BaseException, *, within_s: float) -> str:
     if isinstance(exc, ValueError):
         # The texts of asyncpg and ssl quote the option's value, which may be a password.
         return "an option of the URL, or a PG* variable, has a value that cannot be read"
-    said = first_line(exc)
-    if getattr(exc, "sqlstate", None) == "25006":
+    said, state = first_line(exc), getattr(exc, "sqlstate", None) or ""
+    if state.startswith("28"):
+        return f"{said}; {LOGIN_REMEDY}"
+    if state == "25006":
         return (
             f"{said}; this is a standby, or default_transaction_read_only is on there: name the primary (or"
             " several hosts and target_session_attrs=read-write), or switch it off"

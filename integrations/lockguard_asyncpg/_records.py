@@ -105,7 +105,7 @@ class FenceRecords:
                     return list(await conn.fetch(query, *args))
         except CONNECT_ERRORS as exc:
             if meaning_of(exc) is Meaning.CONFIGURATION:
-                raise set_up_error(exc) from exc
+                raise ConfigurationError(f"{self._name}: {set_up_error(exc)}") from exc
             told = f"{self._name}: {reason_of(exc, within_s=_WITHIN_S)}"
             if not unreachable(exc):
                 raise ConfigurationError(told) from exc

@@ -150,9 +150,11 @@ async def uninstall(conn: asyncpg.Connection[Any] | PoolConnectionProxy[Any]) ->
     Raises:
         ConfigurationError: the role may not, or tables are still protected.
     """
-    await require_owner(conn)
     try:
         async with whole(conn, isolation="read_committed"):
+            # Inside: cancelled between its statement's Parse and Bind, asyncpg sends no Sync, and the server
+            # would keep the session in a transaction until its next use.
+            await require_owner(conn)
             await conn.execute("select pg_advisory_xact_lock($1)", INSTALL_LOCK_KEY)
             if await conn.fetchval("select to_regnamespace('lockguard')") is None:
                 return False

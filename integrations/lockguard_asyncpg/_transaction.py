@@ -21,6 +21,7 @@ from lockguard_asyncpg._transaction_state import (
     TransactionProxy,
     bare,
     give_back,
+    is_within_another,
     rolled_back,
     transaction_state,
 )
@@ -179,7 +180,7 @@ class FencedTransaction:
         con = self._con
         if con is None or con.is_closed():
             return
-        await rolled_back(con, transaction.rollback())
+        await rolled_back(con, transaction.rollback(), within_another=is_within_another(con, transaction))
 
     async def _obtain(self) -> asyncpg.Connection[Any] | PoolConnectionProxy[Any]:
         if not isinstance(self._target, asyncpg.Pool):

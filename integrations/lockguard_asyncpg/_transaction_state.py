@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from asyncpg.transaction import Transaction
 
 from lockguard._lease import Lease
 from lockguard.errors import LockguardError, StaleToken
@@ -44,6 +45,7 @@ __all__ = [
     "bare",
     "give_back",
     "give_back_soon",
+    "is_within_another",
     "rolled_back",
     "sees_all",
     "send_plain",
@@ -123,21 +125,33 @@ async def send_plain(con: asyncpg.Connection[Any], query: str, *, timeout_s: flo
     return str(await execute(query, timeout=timeout_s))
 
 
-async def rolled_back(con: asyncpg.Connection[Any], rollback: Coroutine[Any, Any, object]) -> None:
+def is_within_another(con: asyncpg.Connection[Any], transaction: Transaction) -> bool:
+    """Whether ``transaction`` is a savepoint of another, which asyncpg ends after it."""
+    return getattr(con, _NOTED) is not transaction
+
+
+async def rolled_back(
+    con: asyncpg.Connection[Any], rollback: Coroutine[Any, Any, object], *, within_another: bool = False
+) -> None:
     """Roll back within a second, or drop the connection: it must not be reused inside the transaction.
 
-    A cancellation, such as that of a body whose lease was lost, drops it too.
+    A cancellation, such as that of a body whose lease was lost, drops it too, unless the rollback is to a
+    savepoint of the caller's own transaction (``within_another``). asyncpg would then raise an InterfaceError
+    at the end of that one, in place of the cancellation, and the body would go on.
     """
     task = asyncio.ensure_future(asyncio.wait_for(rollback, _ROLLBACK_S))
     # If this is cancelled, no other code retrieves the task's exception.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    try:
-        await asyncio.shield(task)
-    except Exception:  # noqa: BLE001 - whatever it was, the connection cannot be reused
-        con.terminate()
-    except asyncio.CancelledError:
-        con.terminate()
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done() and (cancelled is None or within_another):
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if not task.done() or task.cancelled() or task.exception() is not None:
+        con.terminate()  # whatever it was, the connection cannot be reused
+    if cancelled is not None:
+        raise cancelled
 
 
 async def give_back(
@@ -313,7 +327,7 @@ class TransactionProxy:
         """Send COMMIT, unless a lease has ended; raises if it was not made or its outcome is unknown."""
         tx = transaction_state(self._con)
         leases = tuple(tx.leases.values())
-        presentation, refusal = tx.presentation, tx.refusal
+        presentation, refusal, unaccepted = tx.presentation, tx.refusal, tx.unaccepted
         try:
             for lease in leases:
                 lease.ensure()
@@ -339,7 +353,7 @@ class TransactionProxy:
             raise
         NUMBERS.give_back(numbers)
         tx.clear()  # COMMIT AND CHAIN has opened another transaction, which has presented nothing
-        if tag == "ROLLBACK" and presentation is not None:
+        if tag == "ROLLBACK" and (presentation is not None or unaccepted):
             # The server reports this only in the command tag, which asyncpg does not examine.
             raise _not_committed() from refusal
         return tag
@@ -372,7 +386,8 @@ class TransactionProxy:
         if self._con.is_closed() or (answered and not self._con.is_in_transaction()):
             return
         try:
-            await rolled_back(self._con, self._send(undo or "ROLLBACK;"))
+            rollback = self._send(undo or "ROLLBACK;")
+            await rolled_back(self._con, rollback, within_another=undo is not None)
         except asyncio.CancelledError:
             if not isinstance(exc, asyncio.CancelledError):
                 raise

@@ -3,6 +3,9 @@
 A decision is written after the work it records, under the same lease. A bot that dies between the two leaves
 a row that names the signal, committed together with its intent. So the next bot that receives the signal
 finds its outcome and does nothing twice.
+
+What a signal has done counts from its row on, and not from its decision: a bot that carries out an earlier
+signal of the symbol meanwhile must not undo it. So a bot that begins a signal records when it was given.
 """
 
 from __future__ import annotations
@@ -27,15 +30,18 @@ if TYPE_CHECKING:
     import asyncpg
 
     from lockguard._lease import Lease
-    from lockguard_bot._signals import Signal
+    from lockguard_bot._signals import CloseSignal, Signal
     from lockguard_positions._model import Position
 
-__all__ = ["Decision", "Outcome", "Place", "SignalBook"]
+__all__ = ["Decision", "Outcome", "Place", "SignalBook", "exit_reason"]
 
 _FILE = "signals.sql"
 _END_S = 2.0
 _LINE = "line:"
 """Prefix of the key of a line being read. Attempts at a signal have the signal's id as their key."""
+_GIVEN = "given:"
+"""Prefix of the key of the row that says when a signal was given; it stays until the signal is decided."""
+_EXIT_FOR = "signal "
 _STILL_READING_S = 60.0
 
 
@@ -82,11 +88,13 @@ class Place:
 
     Attributes:
         age_s: its age in seconds, negative if it lies ahead; ``None`` if it is undated.
-        overtaken_by: the id of a later signal for the symbol that is already decided, else ``None``.
+        overtaken_by: the id of a later signal for the symbol that was already carried out, else ``None``.
+        under_way: the id of a later one that was begun and may still come to nothing, else ``None``.
     """
 
     age_s: float | None
     overtaken_by: str | None
+    under_way: str | None
 
 
 class SignalBook:
@@ -121,10 +129,10 @@ class SignalBook:
         return Decision(Outcome(row["outcome"]), row["details"], row["position_id"], known=True)
 
     async def place(self, signal: Signal, symbol: str) -> Place:
-        """The age of a signal, and the later signal that overtook it."""
-        row = await self._row("place", _FILE, self._exchange, symbol, signal.at)
+        """The age of a signal, and the later signals for the symbol that came first or may have."""
+        row = await self._row("place", _FILE, self._exchange, symbol, signal.at, _GIVEN, _EXIT_FOR)
         assert row is not None
-        return Place(row["age_s"], row["overtaken_by"])
+        return Place(row["age_s"], row["overtaken_by"], row["under_way"])
 
     async def opened_by(self, signal: Signal, symbol: str) -> Position | None:
         """The last row created for a signal."""
@@ -145,14 +153,17 @@ class SignalBook:
         )
         return None if row is None else int(row["position_id"])
 
-    async def begin(self, signal: Signal) -> tuple[str, ...]:
-        """Record that this bot is carrying out a signal; called under the lease of its symbol.
+    async def begin(self, signal: Signal, symbol: str) -> tuple[str, ...]:
+        """Record that this bot is carrying out a signal; called under the lease of ``symbol``.
 
         Returns:
             The bots that began before and recorded no end: they died while carrying it out.
         """
         await self._end_late()
-        rows = await self._pool.fetch(statement("begin_attempt", _FILE), self._exchange, signal.id, self._bot)
+        given = (_GIVEN, symbol, signal.at)
+        rows = await self._pool.fetch(
+            statement("begin_attempt", _FILE), self._exchange, signal.id, self._bot, *given
+        )
         return tuple(row["bot"] for row in rows)
 
     async def end(self, signal: Signal) -> None:
@@ -200,11 +211,16 @@ class SignalBook:
                 decision.details,
                 lease.token,
             )
-            await conn.execute(statement("end_all_attempts", _FILE), self._exchange, signal.id)
+            await conn.execute(statement("end_decided", _FILE), self._exchange, signal.id, _GIVEN)
 
     @retry_reads()
     async def _row(self, name: str, file: str, *args: object) -> asyncpg.Record | None:
         return await self._pool.fetchrow(statement(name, file), *args)
+
+
+def exit_reason(signal: CloseSignal) -> str:
+    """The reason that a row's exit has when a signal asked for it."""
+    return f"{_EXIT_FOR}{signal.id}"
 
 
 def _action(signal: Signal) -> str:

@@ -17,6 +17,7 @@ except ImportError as missing:
     raise ImportError("the commands need click; pip install 'lockguard[cli]'") from missing
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.numbers import DecimalNumber, WholeNumber
 from lockguard._cli.servers import database_option, namespace_option, redis_option
 from lockguard._settings import Settings
 from lockguard.errors import ConfigurationError, LockguardError
@@ -27,7 +28,6 @@ from lockguard_bot._worker import Rhythm
 from lockguard_positions._cli import adopt_option, exchange_options
 from lockguard_positions._connecting import Urls
 from lockguard_positions._exchange_options import read_options
-from lockguard_positions._number_range import NumberRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def _seconds(name: str, default: float | None, text: str, *, least: float = 0.1)
 
     return click.option(
         name,
-        type=NumberRange(least, _SECONDS_MAX),
+        type=DecimalNumber(least, _SECONDS_MAX),
         default=default,
         callback=read,
         metavar="SECONDS",
@@ -104,7 +104,7 @@ def bot() -> None:
 @_seconds("--max-age", 300, "An open signal that is older is refused, as far as its age is known.")
 @click.option(
     "--set-aside-after",
-    type=click.IntRange(1, 1000),
+    type=WholeNumber(1, 1000),
     default=2,
     show_default=True,
     metavar="BOTS",
@@ -120,19 +120,19 @@ def bot() -> None:
 @_seconds("--ttl", 10, "Life of the leases: a dead bot's symbols are free after that.")
 @click.option(
     "--history",
-    type=click.IntRange(0, 10_000),
+    type=WholeNumber(0, 10_000),
     default=100,
     show_default=True,
     help="Of how many leases of each symbol Redis tells for a week; 0: none.",
 )
 @click.option(
-    "--at-once", type=click.IntRange(1, 100), default=8, show_default=True, help="Signals at the same time."
+    "--at-once", type=WholeNumber(1, 100), default=8, show_default=True, help="Signals at the same time."
 )
 @_seconds(
     "--receive-window",
     None,
     "How late the exchange may still take an order; the shorter, the sooner it is known that an order of a"
-    " dead bot was never placed. Binance only.  [default: 10]",
+    " dead bot was never placed.  [default: 10, at Bybit 5]",
     least=0.5,
 )
 @_seconds("--reads-lag", 6, "How far the exchange's reads may lag behind what it did.")

@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from lockguard._settings import Settings
 from lockguard.errors import ConfigurationError
+from lockguard.text import printable
 from lockguard_ccxt._masking import MASK, masked
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class _Masking(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return self._masked(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of logging
+        """One line: an exchange's error, or a row that another program wrote, forges no other."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
     def _masked(self, text: str) -> str:
         for secret in self._secrets:

@@ -10,16 +10,28 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, TypeAlias
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from lockguard.errors import ConfigurationError
-from lockguard_positions._model import PositionSide, money, percent
+from lockguard_positions._model import PositionSide, money, percent, plain_number
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["BadSignal", "CloseSignal", "OpenSignal", "Signal", "Stop", "Unread", "read_fields", "read_line"]
+__all__ = [
+    "BadSignal",
+    "CloseSignal",
+    "OpenSignal",
+    "Signal",
+    "Stop",
+    "Unread",
+    "each_once",
+    "read_fields",
+    "read_line",
+]
+
+_Name = TypeVar("_Name", str, bytes)
 
 LINE_BYTES_MAX = 16_384
 _TEXT_CHARACTERS_MAX = 200
@@ -31,6 +43,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST, _LATEST = datetime(2015, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 _PER_SECOND = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
 _REFUSED_DIGITS_MAX = 30
+_IN_ORDER_MAX = 999
+"""A stream's entries of one millisecond are a microsecond apart; those after a thousand count as equal."""
 _EXACT_MAX = Decimal("1e20")
 """A larger number is not converted to ``int``: 1e999999999 would fill the memory."""
 
@@ -120,31 +134,76 @@ def read_line(line: bytes, *, where: str) -> Signal:
         raise BadSignal(f"{where}: longer than {LINE_BYTES_MAX} bytes; give one signal a line")
     try:
         # Parse numbers as Decimal: a float would change their value.
-        found = json.loads(line, parse_float=Decimal, parse_int=Decimal)
+        found = json.loads(line, parse_float=Decimal, parse_int=Decimal, object_pairs_hook=_Object)
     except (ValueError, RecursionError, ArithmeticError):
         raise BadSignal(
             f"{where}: {_shown(line.decode(errors='replace').strip())} is not JSON; write one object a line,"
             ' such as {"id": "s1", "action": "open", "symbol": "APTUSDT", ...}'
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(found, _Object):
         raise BadSignal(f"{where}: {_shown(found)} is not an object; write {{...}} with the signal's fields")
+    if found.twice is not None:
+        raise _given_twice(found.twice, where=where, closes=found.closes)
     return _read(found, where=where, at=None)
 
 
-def read_fields(fields: Mapping[bytes, bytes], *, where: str, at_ms: int) -> Signal:
+def each_once(fields: Sequence[bytes], *, where: str) -> dict[bytes, bytes]:
+    """The fields of a stream entry, given as names and values in turn.
+
+    Raises:
+        BadSignal: one stands in it twice; the message names ``where``.
+    """
+    pairs = list(zip(fields[::2], fields[1::2], strict=True))
+    if (twice := _twice(pairs)) is not None:
+        closes = (b"action", b"close") in pairs
+        raise _given_twice(twice.decode(errors="replace"), where=where, closes=closes)
+    return dict(pairs)
+
+
+class _Object(dict[str, Any]):
+    """An object of JSON. Of a key that is there twice Python takes the last, which may be the wrong amount.
+
+    It is refused by who reads it, and not while it is parsed: what stands twice in an object within a signal,
+    of which no order is made, must not cost a close.
+    """
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.twice = _twice(pairs)
+        self.closes = ("action", "close") in pairs
+
+
+def _twice(pairs: Sequence[tuple[_Name, object]]) -> _Name | None:
+    """The first name that is there for the second time; ``None`` if each is there once."""
+    seen = set[_Name]()
+    for name, _ in pairs:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _given_twice(name: str, *, where: str, closes: bool) -> BadSignal:
+    return BadSignal(
+        f"{where}: the field {_shown(name)} stands in it twice; give each field once", closes=closes
+    )
+
+
+def read_fields(fields: Mapping[bytes, bytes], *, where: str, at_ms: int, number: int = 0) -> Signal:
     """Parse a signal from the fields of a stream entry.
 
     Args:
         fields: as returned by Redis.
         where: the entry's name for messages.
         at_ms: when the entry was added, in milliseconds since 1970; a field ``at`` takes precedence.
+        number: the entry's number among those of its millisecond, which then come in their order.
 
     Raises:
         BadSignal: the entry is not a valid signal; the message names ``where``.
     """
     try:
         found = {name.decode(): value.decode() for name, value in fields.items()}
-        added_at = _EPOCH + timedelta(milliseconds=at_ms)
+        added_at = _EPOCH + timedelta(milliseconds=at_ms, microseconds=min(number, _IN_ORDER_MAX))
     except UnicodeDecodeError:
         raise BadSignal(f"{where}: a field is not UTF-8 text; write plain text") from None
     except OverflowError:
@@ -236,11 +295,8 @@ def _at(given: Any, default: datetime | None) -> datetime | None:
 def _plain_number(text: str) -> Decimal | None:
     if len(text) > _REFUSED_DIGITS_MAX:
         return None
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
+    number = plain_number(text)
+    return number if number is not None and number.is_finite() else None
 
 
 def _likely_unit(number: Decimal) -> str | None:

@@ -1,5 +1,8 @@
 """Stop requests: the first SIGTERM or SIGINT stops the bot in good order, the second ends it at once.
 
+SIGHUP, as when the terminal is closed, is a request too. It never ends the bot at once: a shell sends it
+after the terminal has, and an init system beside SIGTERM. Where it is ignored, as by ``nohup``, it stays so.
+
 Stopping must complete even if something hangs: after a deadline the process is ended by force. That leaves
 what a kill leaves: leases that expire by their ttl, and rows that the next bot finishes.
 """
@@ -23,7 +26,7 @@ __all__ = ["StopRequest", "unless_stopped"]
 T = TypeVar("T")
 
 _LOG = logging.getLogger("lockguard.bot")
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _INSISTED = 130
 _HUNG = 1
 
@@ -39,11 +42,15 @@ class StopRequest(asyncio.Event):
         super().__init__()
         self._at_last = at_last
         self._handlers: dict[int, Any] = {}
+        self._insisting = False
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
+        found: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+        if found[signal.SIGHUP] == signal.SIG_IGN:
+            del found[signal.SIGHUP]
+        self._handlers = found
+        for number in self._handlers:
             loop.add_signal_handler(number, self._heard, number)
         return self
 
@@ -51,15 +58,21 @@ class StopRequest(asyncio.Event):
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number, handler in self._handlers.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, self._handlers[number])  # asyncio has restored only Python's default
+            late = number == signal.SIGHUP and self.is_set()  # what follows must not be broken off either
+            signal.signal(
+                number, signal.SIG_IGN if late else handler
+            )  # asyncio has restored Python's default
 
     def _heard(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self.is_set():
+        if self._insisting and number != signal.SIGHUP:
             _LOG.warning("%s again: ending at once; the next bot finishes what was begun", name)
             _end(_INSISTED)
+        self._insisting = self._insisting or number != signal.SIGHUP
+        if self.is_set():
+            return
         _LOG.info("%s: taking no more signals, finishing what was begun", name)
         self.set()
         asyncio.get_running_loop().call_later(self._at_last.total_seconds(), self._give_up)

@@ -32,17 +32,20 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from lockguard._clock import SYSTEM_CLOCK, Clock
+from lockguard._nodes.address import Address
 from lockguard.errors import ConfigurationError, NodeRefused
-from lockguard_bot._signals import BadSignal, Signal, Unread, read_fields
+from lockguard.text import hidden, printable
+from lockguard_bot._signals import BadSignal, Signal, Unread, each_once, read_fields
 from lockguard_bot._sources import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Sequence
     from datetime import timedelta
 
 __all__ = ["StreamSource"]
 
-_Entry: TypeAlias = "tuple[bytes, Mapping[bytes, bytes] | None]"
+_Entry: TypeAlias = "tuple[bytes, Sequence[bytes] | None]"
+"""The id, and names and values in turn: a dict would hide a field that is there twice."""
 
 _LOG = logging.getLogger("lockguard.bot")
 _BLOCK_MS = 500
@@ -52,7 +55,6 @@ _NOT_NOW = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
 _FORGET_AFTER_MS = 600_000
 """A live bot reads twice a second while it has a free worker, and otherwise has entries pending."""
 _FORGET_READERS_S = 7 * 24 * 3600
-_FOR_A_PERSON = ("WRONGTYPE", "NOPERM")
 _SINGLE = ("redis://", "rediss://", "unix://")
 
 
@@ -81,6 +83,9 @@ class StreamSource:
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._client = client
+        parse: Any = client.set_response_callback
+        parse("XREADGROUP", _read)
+        parse("XAUTOCLAIM", _claimed)
         self._key = key
         self._group = group
         self._consumer = f"{socket.gethostname()}:{os.getpid()}"
@@ -140,8 +145,15 @@ class StreamSource:
         Raises:
             ConfigurationError: only an operator can remove the cause.
         """
-        if str(exc).startswith(_FOR_A_PERSON):
-            raise ConfigurationError(f"stream {self._key!r} cannot be read: {exc}; check --stream") from exc
+        if isinstance(exc, NoPermissionError):  # whose text redis-py gives without its NOPERM
+            raise ConfigurationError(
+                f"stream {self._key!r} cannot be read: {self._said(exc)}; give the user of its URL the rights"
+                " of a bot that reads signals, see docs/howto/least-privilege.md"
+            ) from None
+        if str(exc).startswith("WRONGTYPE"):
+            raise ConfigurationError(
+                f"stream {self._key!r} cannot be read: {self._said(exc)}; check --stream"
+            ) from None
         if str(exc).startswith("NOGROUP"):
             # The server lost its data.
             try:
@@ -194,7 +206,8 @@ class StreamSource:
                 pipe.scard(key)
                 *_, readers = await pipe.execute()
         except NoPermissionError as exc:
-            _LOG.warning("bots that end while they read an entry are not counted: %s; allow %s", exc, key)
+            said = self._said(exc)
+            _LOG.warning("bots that end while they read an entry are not counted: %s; allow %s", said, key)
             return 1
         return int(readers)
 
@@ -203,7 +216,8 @@ class StreamSource:
         try:
             await self._client.srem(self._readers(entry_id), self._reader)
         except (RedisError, OSError) as exc:
-            _LOG.warning("%s entry %s is still counted as being read: %s", self._key, entry_id.decode(), exc)
+            told = f"{self._key} entry {entry_id.decode()} is still counted as being read"
+            _LOG.warning("%s: %s", told, self._said(exc))
 
     def _readers(self, entry_id: bytes) -> str:
         return f"{self._key}:{self._group}:readers:{entry_id.decode()}"
@@ -226,7 +240,7 @@ class StreamSource:
                     await understood()
             except (RedisError, OSError) as exc:
                 # The entry is delivered again, and its decision is found in the book.
-                _LOG.warning("%s was not acknowledged: %s", where, exc)
+                _LOG.warning("%s was not acknowledged: %s", where, self._said(exc))
             finally:
                 self._in_hand.discard(entry_id)
 
@@ -238,7 +252,9 @@ class StreamSource:
             )
             return Delivery(where, Unread(told), settle, returns=True)
         try:
-            signal = read_fields(fields or {}, where=where, at_ms=int(name.partition("-")[0]))
+            at_ms, _, number = name.partition("-")
+            found = each_once(fields or (), where=where)
+            signal = read_fields(found, where=where, at_ms=int(at_ms), number=int(number))
         except BadSignal as exc:
             signal = exc
         except Exception as exc:  # noqa: BLE001 - an entry that kills its reader would kill bot after bot
@@ -249,14 +265,16 @@ class StreamSource:
         try:
             await self._client.xgroup_create(self._key, self._group, id="0", mkstream=True)
         except AuthenticationError as exc:
-            raise ConfigurationError(f"the stream's Redis refused the log-in: {exc}") from exc
+            raise ConfigurationError(f"the stream's Redis refused the log-in: {self._said(exc)}") from None
         except _NOT_NOW as exc:
-            raise NodeRefused(f"the stream's Redis does not answer: {exc}", node=self._key) from exc
+            said = self._said(exc)
+            raise NodeRefused(f"the stream's Redis does not answer: {said}", node=self._key) from None
         except ResponseError as exc:
             if not str(exc).startswith("BUSYGROUP"):
                 raise ConfigurationError(
-                    f"stream {self._key!r} cannot be used: {exc}; check --stream, and the rights of the user"
-                ) from exc
+                    f"stream {self._key!r} cannot be used: {self._said(exc)}; check --stream, and the user's"
+                    " rights"
+                ) from None
 
     async def _forget_the_dead(self) -> None:
         """Remove killed bots without pending entries from the group, whose list would grow for ever."""
@@ -265,7 +283,8 @@ class StreamSource:
             # Harmless to a live bot: its next read adds it to the group again.
             await self._client.eval(script, 1, self._key, self._group, str(_FORGET_AFTER_MS))
         except RedisError as exc:
-            _LOG.warning("consumers of killed bots were left in group %s: %s", self._group, exc)
+            said = self._said(exc)
+            _LOG.warning("consumers of killed bots were left in group %s: %s", self._group, said)
 
     async def _leave(self) -> None:
         """Remove this consumer from the group, unless it has pending entries for other bots to claim."""
@@ -276,11 +295,16 @@ class StreamSource:
             if not mine:
                 await self._client.xgroup_delconsumer(self._key, self._group, self._consumer)
         except RedisError as exc:
-            _LOG.warning("consumer %s was left in group %s: %s", self._consumer, self._group, exc)
+            said = self._said(exc)
+            _LOG.warning("consumer %s was left in group %s: %s", self._consumer, self._group, said)
+
+    def _said(self, exc: Exception) -> str:
+        """An error's text without the password, which a server that does not know AUTH quotes."""
+        return printable(hidden(str(exc), self._client.connection_pool.connection_kwargs.get("password")))
 
     async def _wait(self, exc: Exception, stopping: asyncio.Event) -> None:
         if self._reachable:
-            _LOG.warning("stream %s cannot be read, trying again: %s", self._key, exc)
+            _LOG.warning("stream %s cannot be read, trying again: %s", self._key, self._said(exc))
         self._reachable = False
         try:
             async with asyncio.timeout(_PAUSE_S):
@@ -289,8 +313,21 @@ class StreamSource:
             pass
 
 
-def _first(entries: list[tuple[bytes, Mapping[bytes, bytes] | None]]) -> _Entry:
+def _first(entries: list[_Entry]) -> _Entry:
     return entries[0]
+
+
+def _read(reply: Any, **_: Any) -> Any:
+    return [[key, _entries(found)] for key, found in reply or ()]
+
+
+def _claimed(reply: Any, **_: Any) -> Any:
+    return [reply[0], _entries(reply[1]), *reply[2:]]
+
+
+def _entries(found: Any) -> list[Any]:
+    # Redis 6.2 gives none for an entry that was trimmed away while a bot had it.
+    return [(one[0], one[1]) for one in found if one is not None]
 
 
 def _client(url: str) -> Redis:
@@ -299,11 +336,13 @@ def _client(url: str) -> Redis:
             "the stream needs the URL of one server, as redis://host:port; give it with --stream-redis"
         )
     try:
-        # No retries: a command whose reply was lost may already have been executed.
-        pool: Any = ConnectionPool.from_url(
-            url, socket_timeout=_REPLY_S, socket_connect_timeout=_REPLY_S, retry=Retry(NoBackoff(), 0)
-        )
-    except ValueError as exc:
-        raise ConfigurationError(f"the stream's Redis URL cannot be read: {exc}") from exc
+        # redis-py would quote what it cannot read, such as a piece of a password behind a raw '/'.
+        Address.parse(url)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"the stream: {exc}") from None
+    # No retries: a command whose reply was lost may already have been executed.
+    pool: Any = ConnectionPool.from_url(
+        url, socket_timeout=_REPLY_S, socket_connect_timeout=_REPLY_S, retry=Retry(NoBackoff(), 0)
+    )
     pool.connection_kwargs["protocol"] = 2  # replies as lists, whatever the URL says
     return Redis.from_pool(pool)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, assert_never
 
 from lockguard.errors import ConfigurationError
-from lockguard_bot._book import Decision, Outcome
+from lockguard_bot._book import Decision, Outcome, exit_reason
 from lockguard_bot._signals import BadSignal, CloseSignal, OpenSignal
 from lockguard_ccxt import UnknownMarket, decimal_of
 from lockguard_ccxt._classify import ccxt_errors
@@ -120,7 +120,7 @@ class Trader:
             decision = await self._book.decided(signal, symbol)
             if decision is not None:
                 return decision
-            ended = await self._book.begin(signal)
+            ended = await self._book.begin(signal, symbol)
             recorded = False
             try:
                 decision = await self._decide(signal, symbol, ended)
@@ -230,7 +230,7 @@ class Trader:
     # --- close ---
 
     async def _close(self, signal: CloseSignal, symbol: str, aside: Decision | None) -> Decision:
-        reason = f"signal {signal.id}"
+        reason = exit_reason(signal)
         row = await self._book.closed_for(reason, symbol)
         if aside is not None and (row is None or row.status.open):
             return aside if row is None else replace(aside, position_id=row.id)
@@ -241,12 +241,12 @@ class Trader:
             held = await self._manager.store.open_of(self._exchange.name, symbol)
             if held is not None and signal.side not in (None, held.side):
                 return Decision(Outcome.REFUSED, f"the open position is {held.side.value}", held.id)
+        left = None
         if row is None or row.status.open:
-            await self._manager.close_position(signal.symbol, self._exchange.name, reason=reason)
+            left = await self._manager.close_position(signal.symbol, self._exchange.name, reason=reason)
             row = await self._book.closed_for(reason, symbol)
         if row is None:
-            nothing = Decision(Outcome.NOTHING_OPEN, f"{symbol} has no open position")
-            return await self._withdrawn(reason, symbol) or nothing
+            return await self._withdrawn(reason, symbol) or _of_none_closed(symbol, left)
         if row.status.open:
             return Decision(Outcome.UNDECIDED, row.error_details or "its exit is in doubt", row.id)
         return Decision(Outcome.CLOSED, f"at {_shown(row.exit_price)}", row.id)
@@ -270,8 +270,16 @@ class Trader:
         if signal.at is None:
             return None
         place = await self._book.place(signal, symbol)
+        if place.under_way is not None:
+            # Its bot died halfway: finish or undo what that bot began, to see which signal came first.
+            await self._manager.ensure_stop(signal.symbol, self._exchange.name)
+            place = await self._book.place(signal, symbol)
         if place.overtaken_by is not None:
             return Decision(Outcome.OVERTAKEN, f"the later signal {place.overtaken_by} came first")
+        if place.under_way is not None:
+            return Decision(
+                Outcome.UNDECIDED, f"the later signal {place.under_way} was begun, and is in doubt still"
+            )
         assert place.age_s is not None
         if isinstance(signal, OpenSignal) and place.age_s < -_AHEAD_S_MAX:
             return Decision(
@@ -283,6 +291,15 @@ class Trader:
                 f"it is {place.age_s:.0f} s old and --max-age is {self._age_s_max:g} s; give it anew",
             )
         return None
+
+
+def _of_none_closed(symbol: str, left: Position | None) -> Decision:
+    """The decision on a close for which no row was closed."""
+    if left is None or not left.status.open:
+        return Decision(Outcome.NOTHING_OPEN, f"{symbol} has no open position")
+    # Its entry may still arrive, or another's exit be withdrawn: this close has to close it then.
+    why = "its entry" if left.exit_reason is None else "the exit of before"
+    return Decision(Outcome.UNDECIDED, f"{why} is in doubt still: {left.status.value}", left.id)
 
 
 def _of_row(signal: OpenSignal, row: Position) -> Decision:

@@ -29,7 +29,7 @@ from lockguard_positions._events import LogPositions
 from lockguard_positions._exchange_options import credentials_told
 from lockguard_positions._manager import AtomicPositionManager
 from lockguard_positions._pace import Pace
-from lockguard_positions._schema import ATTEMPTS_SINCE, version
+from lockguard_positions._schema import GIVEN_SINCE, version
 
 if TYPE_CHECKING:
     from typing import Any
@@ -219,9 +219,9 @@ async def _sources(stack: AsyncExitStack, settings: BotSettings, book: SignalBoo
 async def _check_schemas(pool: asyncpg.Pool[Any]) -> None:
     async with pool.acquire() as conn:
         found = await version(conn)
-        if found < ATTEMPTS_SINCE:
+        if found < GIVEN_SINCE:
             raise ConfigurationError(
-                f"the positions schema has version {found} and a bot needs {ATTEMPTS_SINCE};"
+                f"the positions schema has version {found} and a bot needs {GIVEN_SINCE};"
                 " 'lockguard positions migrate' brings it there"
             )
         if await schema_version(conn) == 0:

@@ -116,6 +116,7 @@ class Worker:
         self._lines: dict[str, asyncio.Lock] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._left = False
+        self._unreadable: ConfigurationError | None = None
 
     async def run(self) -> bool:
         """Work until asked to stop or, with ``once``, until all signals are decided.
@@ -124,7 +125,7 @@ class Worker:
             Whether all work begun was finished and, with ``once``, every signal was decided.
 
         Raises:
-            ConfigurationError: a source of signals cannot be read.
+            ConfigurationError: a source of signals cannot be read. What was begun is finished before.
         """
         _LOG.info("running on %s, sources of signals: %d", self._exchange, len(self._sources))
         async with asyncio.TaskGroup() as group:
@@ -140,6 +141,8 @@ class Worker:
             if taking:
                 await asyncio.wait(taking)
             await self._finish()
+        if self._unreadable is not None:
+            raise self._unreadable
         return not self._left
 
     # --- signals ---
@@ -148,7 +151,13 @@ class Worker:
         """Take deliveries one by one, each only when one of the ``at_once`` workers is free."""
         while not self._stopping.is_set():
             await self._hands.acquire()
-            delivery = await source.next(self._stopping)
+            try:
+                delivery = await source.next(self._stopping)
+            except ConfigurationError as exc:
+                # Not raised here, where it would cancel an entry that is under way, before its stop.
+                self._unreadable = self._unreadable or exc
+                self._stopping.set()
+                delivery = None
             if delivery is None or self._stopping.is_set():
                 self._hands.release()
                 if delivery is not None:

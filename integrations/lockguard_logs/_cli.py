@@ -22,6 +22,7 @@ try:
 except ImportError as missing:
     raise ImportError("the commands need click and rich; pip install 'lockguard[cli]'") from missing
 
+from lockguard._cli.numbers import DecimalNumber
 from lockguard._private_files import replacing, require_writable
 from lockguard.errors import ConfigurationError
 from lockguard_logs._analysis import Analysis, Told, analyze
@@ -29,7 +30,6 @@ from lockguard_logs._picture import draw
 from lockguard_logs._records import Record, read_logs
 from lockguard_logs._sightings import Sighting, SightingKind
 from lockguard_logs._stamps import read_typed
-from lockguard_positions._number_range import NumberRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,7 +63,7 @@ def logs() -> None:
 @click.option(
     "--window",
     "window_s",
-    type=NumberRange(0, 1e9, min_open=True),
+    type=DecimalNumber(0, 1e9, above=True),
     default=60,
     show_default=True,
     metavar="SECONDS",

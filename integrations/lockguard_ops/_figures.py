@@ -69,7 +69,7 @@ class Figures:
     async def read(self) -> Reading:
         """Read everything once; what does not answer is among the troubles."""
         began = SYSTEM_CLOCK.now()
-        snapshot, answering = await asyncio.gather(self._snapshot(), self._installation.answering())
+        (snapshot, unread), answering = await asyncio.gather(self._snapshot(), self._installation.answering())
         fences = OpenFences(fault=snapshot.database_fault)
         if not snapshot.database_fault:  # one that does not answer is not waited for twice
             fences = await self._installation.open_fences()
@@ -85,7 +85,8 @@ class Figures:
                 held = {view.lock.resource for view in snapshot.locks if view.lock.held}
             _note_fences(fences, fences.at, held, book)
             _note_positions(snapshot, fences.at, book)
-        if not faults.get("database", "no database"):
+        # None that were read is the beginning of the count: later all old ones would be new.
+        if not unread and not faults.get("database", "no database"):
             self._count_refusals(snapshot, book)
         for name, answers in answering.items():
             book.values[the.SERVER_UP][name,] = float(answers)
@@ -97,11 +98,12 @@ class Figures:
         told = {**faults, "locks": snapshot.unread}
         return Reading(now, book.values, {source: fault for source, fault in told.items() if fault})
 
-    async def _snapshot(self) -> Snapshot:
+    async def _snapshot(self) -> tuple[Snapshot, bool]:
+        """What is there, and whether nothing of it could be read, not even the tables."""
         try:
-            return await self._installation.snapshot(refusals=_REFUSALS_MAX)
+            return await self._installation.snapshot(refusals=_REFUSALS_MAX), False
         except LockguardError as exc:  # such as a user without the right to list
-            return Snapshot(datetime.now(UTC), redis_fault=printable(first_line(exc)))
+            return Snapshot(datetime.now(UTC), redis_fault=printable(first_line(exc))), True
 
     def _count_refusals(self, snapshot: Snapshot, book: _Book) -> None:
         for one in snapshot.refusals:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lockguard._lease import Lease
 
 __all__ = [
+    "LOGIN_REMEDY",
     "CommitUnknown",
     "Errors",
     "Meaning",
@@ -147,6 +148,7 @@ _BY_CLASS = {
 }
 
 # PgBouncer's own text; it ends the session, and would end the session of each further attempt.
+LOGIN_REMEDY = "check the user and the password of the database URL, and the server's pg_hba.conf"
 _STATEMENT_POOLING = "statement pooling"
 _ENDS_SESSION = {"FATAL", "PANIC"}
 # Unless commits are lost, a token that was sealed is never higher than the one in force.
@@ -292,7 +294,7 @@ class Errors:
                 " give it pool_mode = transaction or session"
             )
         elif state.startswith("28"):
-            remedy = "check the user and the password of the database URL"
+            remedy = LOGIN_REMEDY
         else:
             remedy = "check the database URL and the schema"
         return ConfigurationError(f"{first}; {remedy}")

@@ -54,6 +54,9 @@ class Presented:
         doubt: whether the row that records the outcome may have been rolled back with a savepoint.
         read_only: whether it was begun READ ONLY: it can neither write nor lock a row of the fence.
         refusal: the fence's refusal in this transaction, in case the caller swallows it.
+        unaccepted: whether leases were sent to be presented after the transaction began, whatever became of
+            that: accepted, refused, failed or cancelled. A COMMIT that is answered by ROLLBACK must then be
+            told as such, also if nothing was presented before.
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class Presented:
         "presentation",
         "read_only",
         "refusal",
+        "unaccepted",
     )
 
     def __init__(self) -> None:
@@ -80,6 +84,7 @@ class Presented:
         self.doubt = False
         self.read_only = False
         self.refusal: StaleToken | None = None
+        self.unaccepted = False
 
     def forget(self) -> None:
         """Discard what was presented: a rollback to a savepoint may have undone it, or will."""

@@ -13,6 +13,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING
 
 from lockguard._clock import SYSTEM_CLOCK
+from lockguard.text import first_line, printable
 from lockguard_postgres._calling import CancelWatch
 from lockguard_postgres._errors import Meaning
 from lockguard_postgres._literals import number, text
@@ -138,7 +139,7 @@ class Recorder:
                 _LOG.info(
                     "lockguard: refused writes are not recorded (%s); run `lockguard fence upgrade`, and"
                     " `lockguard fence install --grant-to` where the rights were given by that",
-                    exc,
+                    printable(first_line(exc)),
                 )
             return False
         return True

@@ -209,6 +209,7 @@ class FenceLayer:
         presentation = presentation_for(leases, sequence=sequence, limits=_LIMITS)
         if tx.claims.issuperset(presentation.claims):
             return
+        tx.unaccepted = True  # before anything is sent: what interrupts it need not be an error of psycopg's
         if self._pipeline:
             yield from self._queue(presentation.piped_sql())
         else:
@@ -272,12 +273,13 @@ class FenceLayer:
     def _before_commit_as_text(self) -> Generator[Any, Any, None]:
         yield from self._before_commit()
         self._in_doubt = self._presented.presentation
-        if self._in_doubt is not None and self.pgconn.transaction_status == _IN_ERROR:
+        is_known = self._in_doubt is not None or self._presented.unaccepted
+        if is_known and self.pgconn.transaction_status == _IN_ERROR:
             self._swallowed = _not_committed()
 
     def _commit(self, sent: Any) -> Generator[Any, Any, None]:
         tx = self._presented
-        if not tx.leases:
+        if not tx.leases and not tx.unaccepted:
             yield from sent()
             self._commits += not self._pipeline  # there it is not answered yet
             return
@@ -334,7 +336,8 @@ class FenceLayer:
             if (said := (yield from self._what_ended(exc))) is not None:
                 raise said from exc
             raise
-        if self._in_doubt is not None and self.pgconn.transaction_status != _ACTIVE:
+        waits = self._in_doubt is not None or self._swallowed is not None
+        if waits and self.pgconn.transaction_status != _ACTIVE:
             swallowed, self._swallowed = self._swallowed, None
             self._committed()
             if swallowed is not None:

@@ -116,6 +116,10 @@ CODES = {
         "min_replicas",
         "A lock counts as granted only when that many replicas have it, so none is granted.",
     ),
+    "replicas.unread": Code(
+        "replicas",
+        "Replicas that the Sentinels do not tell are not looked at, and any of them may be the next master.",
+    ),
     "sentinel.unreachable": Code(
         "Sentinel",
         "A failover needs the majority of the Sentinels, and this one does not answer.",
@@ -154,12 +158,15 @@ CODES = {
         "A server that may have forgotten a lock gives no vote, so fewer failures are survived until"
         " it is back.",
     ),
-    "quorum.majority": Code("majority", "Without a majority of its servers no lock can be acquired."),
+    "quorum.majority": Code(
+        "majority", "Without the votes of a majority of its servers no lock can be acquired."
+    ),
     # --- Postgres ---
     "postgres.unreachable": Code(
         "connection",
         "Without the database no lease can be sealed, so no guarded body begins.",
     ),
+    "postgres.login": Code("log-in", "A bot with this URL is refused in the same way and can write nothing."),
     "postgres.version": Code("version", "The fence needs PostgreSQL 13 or newer."),
     "postgres.schema": Code(
         "schema",

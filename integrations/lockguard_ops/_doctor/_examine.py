@@ -19,10 +19,12 @@ from lockguard_ops._doctor._redis import check_keys, check_server
 from lockguard_ops._doctor._rights import check_rights, check_scripts
 from lockguard_ops._doctor._timing import measure, tell_clocks, tell_latency
 from lockguard_ops._doctor._together import (
-    check_members,
+    Standing,
+    check_identity,
     check_membership,
     check_replicas,
     check_sentinel,
+    check_votes,
 )
 
 if TYPE_CHECKING:
@@ -106,25 +108,28 @@ async def _check_redis(seen: Sequence[Seen], asked: Asked, report: Report) -> No
     for one in seen:
         check_server(one, asked.ttl, report)
     fit = [one for one in seen if not _is_other(one, report)]
-    check_members([one for one in fit if one.place.part is Part.MEMBER], len(asked.redis), report)
+    members = [one for one in fit if one.place.part is Part.MEMBER]
+    check_identity(members, report)
     check_replicas(seen, asked.min_replicas, report)
-    await asyncio.gather(*(_look(one, asked, report) for one in fit))
+    standings: dict[str, Standing] = {}
+    await asyncio.gather(*(_look(one, asked, standings, report) for one in fit))
+    check_votes(members, standings, len(asked.redis), report)
 
 
-async def _look(one: Seen, asked: Asked, report: Report) -> None:
+async def _look(one: Seen, asked: Asked, standings: dict[str, Standing], report: Report) -> None:
     if one.place.part is Part.SENTINEL:
         work = check_sentinel(one, SentinelUrl.parse(asked.redis[0]), asked.ttl, report)
         await _guarded(one.name, "sentinel.unreachable", work, report)
     else:
-        await _guarded(one.name, "redis.unreachable", _try(one, asked, report), report)
+        await _guarded(one.name, "redis.unreachable", _try(one, asked, standings, report), report)
 
 
-async def _try(one: Seen, asked: Asked, report: Report) -> None:
+async def _try(one: Seen, asked: Asked, standings: dict[str, Standing], report: Report) -> None:
     await check_rights(one, report, namespace=asked.namespace, waits=asked.min_replicas > 0)
     if not one.place.part.keeps_locks:
         return
     if one.place.part in {Part.ALONE, Part.MEMBER}:
-        await check_membership(one, len(asked.redis), asked.namespace, report)
+        standings[one.name] = await check_membership(one, len(asked.redis), asked.namespace, report)
     if one.place.part is Part.ALONE and report.has("quorum.named", one.name):
         return  # a bot is refused it alone
     await check_scripts(one, report, namespace=asked.namespace)

@@ -206,7 +206,10 @@ async def _behind_sentinels(
         known = pairs(facts)
         _put(places, url.master, known, Part.MASTER, address_map)
         if isinstance(replicas, Exception):
-            report.skip(f"Replicas: {one.name} says: {first_line(replicas)}")
+            user = shlex.quote(one.place.address.username or "default")
+            remedy = f"{redis_cli(one.place.address)} ACL SETUSER {user} '+sentinel|replicas'"
+            told = first_line(replicas)
+            report.add("replicas.unread", Severity.WARNING, one.name, told, remedy, unread=True)
             continue
         for replica in replicas:
             _put(places, url.master, pairs(replica), Part.REPLICA, address_map)

@@ -14,14 +14,14 @@ import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lockguard._lease import Grant, GrantId, Resource, Token, new_grant_id, parse_resource
+from lockguard._lease import GrantId, Resource, Token, new_grant_id, parse_resource
 from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.member import MemberNode
 from lockguard._nodes.scripted import keys_of
 from lockguard._nodes.standalone import StandaloneNode
-from lockguard._scripts import INSPECT
+from lockguard._scripts import INSPECT, REJOIN
 from lockguard.errors import ConfigurationError, NodeError
-from lockguard.ports import AcquireRequest, Busy, Granted, MaybeExecuted, NotExecuted
+from lockguard.ports import AcquireRequest, Busy, Done, Granted, MaybeExecuted, NotExecuted
 from lockguard_ops._doctor._findings import Report, Severity, advice
 from lockguard_ops._doctor._places import Part, Place, Seen, redis_cli
 
@@ -172,10 +172,10 @@ async def check_scripts(seen: Seen, report: Report, *, namespace: Namespace = NA
         resource = await _served(seen, name, namespace)
         await node.connect()
         try:
-            amiss = await _try_all(node, resource)
+            amiss = await _try_all(node, resource, namespace)
         finally:
             keys = keys_of(namespace, resource)
-            await node.ask("DEL", *{*keys.acquire, *keys.break_})
+            await node.ask("DEL", *{*keys.acquire, *keys.break_}, _scratch_member(namespace, resource))
     except (ConfigurationError, NodeError) as exc:
         amiss = [str(exc)]
     finally:
@@ -228,7 +228,11 @@ async def _served(seen: Seen, name: str, namespace: Namespace) -> Resource:
     raise ConfigurationError("it serves no slots")
 
 
-async def _try_all(node: StandaloneNode, resource: Resource) -> list[str]:
+def _scratch_member(namespace: Namespace, resource: Resource) -> str:
+    return f"{keys_of(namespace, resource).inspect[0]}:member"
+
+
+async def _try_all(node: StandaloneNode, resource: Resource, namespace: Namespace) -> list[str]:
     """Run the scripts; what went wrong, one line each."""
     first, second = new_grant_id(), new_grant_id()
     request = AcquireRequest(resource, first, "lockguard doctor", "doctor", _TTL_MS, history=1)
@@ -255,7 +259,10 @@ async def _try_all(node: StandaloneNode, resource: Resource) -> list[str]:
     await expect("break", node.break_(resource, reason="doctor", token=Token(0)), object, grant=second)
     if isinstance(node, MemberNode):
         await expect("membership", node.membership(), object)
-        await expect("rejoin", node.rejoin(_grant(resource, first, granted.token)), object, found=True)
+        # Not through MemberNode: a new server that has noted a ttl would have to wait before its first vote.
+        keys = (*keys_of(namespace, resource).rejoin, _scratch_member(namespace, resource))
+        args = (first, granted.token, request.holder, request.operation, _TTL_MS, "")
+        await expect("rejoin", node.run(REJOIN, _given_back, keys, *args), Done, found=True)
         await expect("release", node.release(resource, first), object, found=True)
     return amiss
 
@@ -265,5 +272,5 @@ def _wait(node: StandaloneNode, request: AcquireRequest, grant: GrantId) -> asyn
     return StandaloneNode.acquire(node, replace(request, grant=grant, queue=True))
 
 
-def _grant(resource: Resource, grant: GrantId, token: Token) -> Grant:
-    return Grant(resource, grant, token, "lockguard doctor", "doctor", _TTL_MS)
+def _given_back(reply: int) -> Done:
+    return Done(found=reply != 0)

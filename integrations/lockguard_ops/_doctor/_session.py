@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import asyncpg
 
+from lockguard.text import first_line
 from lockguard_asyncpg._dsn import arguments, reason_of, shown
 from lockguard_asyncpg._errors import CONNECT_ERRORS, unreachable
 from lockguard_ops._doctor._findings import Report, Severity, advice
@@ -21,6 +22,10 @@ __all__ = ["CONNECT_S", "Session", "open_session"]
 CONNECT_S = 10.0
 _ANSWER_S = 30.0
 _PORT = 5432
+_REFUSALS = ("28", "3D", "42")
+"""SQLSTATEs of a server that refuses a log-in: the user or the password, the database, the right to it."""
+
+_LOGIN = advice("set the right user, password and database in the URL; lockguard doctor never shows them")
 
 
 class Session:
@@ -85,8 +90,11 @@ async def open_session(url: str, report: Report) -> AsyncIterator[Session | None
         conn = await _connect(url)
         name = await conn.fetchval("select current_database()")
     except CONNECT_ERRORS as exc:
-        told, remedy = reason_of(exc, within_s=CONNECT_S), advice("see that it runs, and its log")
-        report.add("postgres.unreachable", Severity.ERROR, server, told, remedy, unread=unreachable(exc))
+        if str(getattr(exc, "sqlstate", None)).startswith(_REFUSALS):
+            report.add("postgres.login", Severity.ERROR, server, first_line(exc), _LOGIN)
+        else:
+            told, remedy = reason_of(exc, within_s=CONNECT_S), advice("see that it runs, and its log")
+            report.add("postgres.unreachable", Severity.ERROR, server, told, remedy, unread=unreachable(exc))
         yield None
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from lockguard._nodes.link import pairs, text_of
@@ -11,13 +12,20 @@ from lockguard_ops._doctor._findings import Report, Severity, advice
 from lockguard_ops._doctor._places import Part, Seen, redis_cli
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
     from lockguard._namespace import Namespace
     from lockguard._nodes.sentinel import SentinelUrl
 
-__all__ = ["check_members", "check_membership", "check_replicas", "check_sentinel"]
+__all__ = [
+    "Standing",
+    "check_identity",
+    "check_membership",
+    "check_replicas",
+    "check_sentinel",
+    "check_votes",
+]
 
 _SENTINELS_MIN = 3
 _PROMOTION_MS = 1_000
@@ -29,48 +37,81 @@ _HELD_SHARE = 2 / 3
 # --- several independent servers ---
 
 
-def check_members(members: Sequence[Seen], named: int, report: Report) -> None:
-    """Check that enough independent servers answer, and that none counts twice.
+class Standing(Enum):
+    """What one of several independent servers says of its vote."""
 
-    Args:
-        members: those that answered.
-        named: how many were named.
-        report: gets the findings.
-    """
-    if named > 1 and (members or report.unread):
-        _check_identity(members, report)
-        _check_number(members, named, report)
+    VOTES = "it votes, or does not tell"
+    WAITS = "it has to be admitted again, or is in its quarantine"
+    LOST = "it was never admitted, as far as it knows, and knows of leases"
+    NEW = "it was never admitted, and knows nothing"
 
 
-async def check_membership(one: Seen, named: int, namespace: Namespace, report: Report) -> None:
-    """Check that as many servers are named as decide together, and that this one may vote.
+async def check_membership(one: Seen, named: int, namespace: Namespace, report: Report) -> Standing:
+    """Check that as many servers are named as decide together, and ask whether this one may vote.
 
     Raises:
         ConnectionError: the connection ended.
     """
     fields = ("run", "quiet_until_ms", "ttl_max_ms", "nodes")
     known, time = await one.link.ask_all(("HMGET", f"{namespace}:member", *fields), ("TIME",))
-    if isinstance(known, list) and isinstance(time, list) and known[0] is not None:
-        told = [text_of(value or b"0") for value in known]
-        _tell_number(one, int(told[3]), named, namespace, report)
-        if named > 1:
-            _tell_quarantine(one, told, float(text_of(time[0])) * 1000, report)
+    if not isinstance(known, list) or not isinstance(time, list):
+        return Standing.VOTES  # its rights are told by themselves
+    told = [text_of(value or b"0") for value in known[1:]]
+    if known[0] is None:
+        return Standing.LOST if float(told[1]) else Standing.NEW
+    _tell_number(one, int(told[2]), named, namespace, report)
+    if named > 1 and _tell_quarantine(one, text_of(known[0]), told, float(text_of(time[0])) * 1000, report):
+        return Standing.WAITS
+    return Standing.VOTES
 
 
-def _check_number(members: Sequence[Seen], named: int, report: Report) -> None:
-    server = f"Quorum of {named}"
-    found = f"{len(members)} of {named} answer, {majority(named)} decide"
-    if len(members) < majority(named):
-        remedy = advice("start the servers that do not answer")
-        report.add("quorum.majority", Severity.ERROR, server, found, remedy)
-    else:
+def check_votes(
+    members: Sequence[Seen], standings: Mapping[str, Standing], named: int, report: Report
+) -> None:
+    """Check that so many independent servers give a vote that a lock can be acquired.
+
+    Several servers that are all new are admitted at once by the first bot. One that has lost what it knew
+    looks like a new one, but beside servers that know something, or that do not answer, it has to wait.
+
+    Args:
+        members: those that answered.
+        standings: by name, what they said of their votes.
+        named: how many were named.
+        report: gets the findings.
+    """
+    if named == 1 or not (members or report.unread):
+        return
+    if len(standings) == named and all(one is Standing.NEW for one in standings.values()):
+        standings = dict.fromkeys(standings, Standing.VOTES)
+    for name, standing in standings.items():
+        if standing in {Standing.LOST, Standing.NEW}:
+            found = "it was never admitted, or has lost what it knew, and gives no vote"
+            remedy = advice(
+                "let a bot ask for a lock: the server is admitted, and votes as soon as no lease can be left"
+                " that it has forgotten"
+            )
+            report.add("quorum.quarantine", Severity.WARNING, name, found, remedy)
+    _check_number(len(members), list(standings.values()).count(Standing.VOTES), named, report)
+
+
+def _check_number(answer: int, vote: int, named: int, report: Report) -> None:
+    server, decide = f"Quorum of {named}", majority(named)
+    votes = "" if vote == answer else f"{vote} {'gives' if vote == 1 else 'give'} a vote, "
+    found = f"{answer} of {named} answer, {votes}{decide} decide"
+    if vote >= decide:
         report.add("quorum.majority", Severity.OK, server, found)
+    else:
+        remedy = advice("let a bot ask for a lock, wait until the servers vote again, and look again")
+        if answer < decide:
+            remedy = advice("start the servers that do not answer")
+        report.add("quorum.majority", Severity.ERROR, server, found, remedy)
     if named % 2 == 0:
         remedy = advice(f"give {named - 1} or {named + 1} servers, the same in every bot")
         report.add("quorum.number", Severity.WARNING, server, f"{named} servers", remedy)
 
 
-def _check_identity(members: Sequence[Seen], report: Report) -> None:
+def check_identity(members: Sequence[Seen], report: Report) -> None:
+    """Check that no server counts twice."""
     by_id: defaultdict[str, list[Seen]] = defaultdict(list)
     for one in members:
         for identity in {one.info.get("run_id", ""), one.info.get("master_replid", "")} - {""}:
@@ -98,18 +139,26 @@ def _tell_number(one: Seen, decide: int, named: int, namespace: Namespace, repor
         report.add("quorum.named", Severity.ERROR, one.name, found, remedy)
 
 
-def _tell_quarantine(one: Seen, known: Sequence[str], now_ms: float, report: Report) -> None:
-    run, quiet_until, longest, _ = known
+def _tell_quarantine(one: Seen, run: str, known: Sequence[str], now_ms: float, report: Report) -> bool:
+    """Tell why the server gives no vote, if so; an empty ``run`` was recorded without INFO."""
+    quiet_until, longest, _ = known
     left_ms = min(float(quiet_until) - now_ms, float(longest))
-    if one.info.get("run_id", run) != run:
+    if not run and one.info.get("run_id"):
+        found = (
+            "it was admitted by a client without INFO, and once gives those that have it no vote for a while"
+        )
+        remedy = advice("give +info to the users of all clients, and let a bot ask for a lock")
+        report.add("quorum.quarantine", Severity.WARNING, one.name, found, remedy)
+    if run and one.info.get("run_id", run) != run:
         found = "it was restarted, and is no member again until a bot asks for the next lock"
         remedy = advice("let a bot take a lock, then look again")
     elif left_ms > 0:
         found = f"it gives no vote for another {left_ms / 1000:.1f} s"
         remedy = f"sleep {int(left_ms / 1000) + 1}"
     else:
-        return
+        return False
     report.add("quorum.quarantine", Severity.WARNING, one.name, found, remedy)
+    return True
 
 
 # --- replication ---

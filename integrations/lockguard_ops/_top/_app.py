@@ -93,7 +93,7 @@ class Top(Watching):
         if view is None:
             return
         notes = (
-            "Its holder learns of it with its next renewal and ends when it can; nothing is forced. A holder"
+            "Its holder learns of it within a second and ends when it can; nothing is forced. A holder"
             " that does not look at lease.wanted goes on."
         )
         title = f"Ask for a hand-over of {view.lock.resource}"
@@ -104,9 +104,9 @@ class Top(Watching):
         view = self._held(self._no_break)
         if view is None:
             return
-        notes = "From then on Postgres refuses what this grant writes; its body ends with its next renewal."
+        notes = "From then on Postgres refuses what this grant writes; its body ends within a second."
         if not self.installation.has_database:
-            notes = "There is no fence: its holder can go on writing until its next renewal."
+            notes = "There is no fence: its holder can go on writing for up to a second."
         notes += " Only this grant is broken: if the lock changes hands before you confirm, it is left alone."
         self._decide(f"Break {view.lock.resource}", view, notes, self._break)
 

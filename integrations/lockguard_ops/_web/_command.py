@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from lockguard import _interrupt as interrupt
 from lockguard._cli.durations import Duration
+from lockguard._cli.numbers import WholeNumber
 from lockguard._cli.servers import Servers, with_servers
 from lockguard._namespace import NAMESPACE
 from lockguard._nodes.address import split_url
@@ -39,7 +40,7 @@ _CLOSING_S = 2.0
     "--port",
     default=_PORT,
     show_default=True,
-    type=click.IntRange(0, 65535),
+    type=WholeNumber(0, 65535),
     help="The port to listen on; 0: any free one.",
 )
 @click.option(

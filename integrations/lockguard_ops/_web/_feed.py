@@ -11,11 +11,12 @@ import asyncio
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lockguard.errors import LockguardError
 from lockguard.text import first_line, printable
+from lockguard_ops._installation import Snapshot
 from lockguard_ops._web._seen import Seen, View, lock_facts
 from lockguard_ops._web._timeline import Wait, draw, waits_seen
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lockguard._story import Line
-    from lockguard_ops._installation import Snapshot
 
 __all__ = ["PAGES_MAX", "Feed", "Full", "Page", "Source"]
 
@@ -38,6 +38,11 @@ class Full(Exception):
 
 class Source(Protocol):
     """What the pages show."""
+
+    @property
+    def has_database(self) -> bool:
+        """Whether a database is named."""
+        ...
 
     async def snapshot(self) -> Snapshot:
         """Everything now; a server that does not answer is a line in it."""
@@ -161,7 +166,12 @@ class Feed:
             self._wake()
 
     async def _read(self) -> None:
-        snapshot = await self._source.snapshot()
+        try:
+            snapshot = await self._source.snapshot()
+        except LockguardError as exc:  # such as a refused password, which may be right again at any time
+            why = printable(first_line(exc))
+            tables = f"not read: {why}" if self._source.has_database else ""
+            snapshot = Snapshot(datetime.now(UTC), redis_fault=why, database_fault=tables)
         self._seen = seen = Seen.of(snapshot, self._seen)
         opened = {page.view.opened for page in self._pages} - {""}
         self._watched = {name: self._watched.get(name) or _Watched() for name in sorted(opened)}
