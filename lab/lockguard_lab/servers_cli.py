@@ -22,6 +22,7 @@ except ImportError as missing:
 from lockguard import _interrupt as interrupt
 from lockguard._cli.command import Command
 from lockguard._cli.mistake import Mistake
+from lockguard._cli.numbers import WholeNumber
 from lockguard._private_files import new_private, require_writable
 from lockguard.errors import ConfigurationError
 from lockguard.text import printable
@@ -65,15 +66,13 @@ class _Wanted:
     show_default=True,
     help="Which Redis servers: single, redlock:N, sentinel or cluster.",
 )
+@click.option("--redis-port", type=WholeNumber(0, 65535), default=0, help="Of Redis.  [default: a free one]")
 @click.option(
-    "--redis-port", type=click.IntRange(0, 65535), default=0, help="Of Redis.  [default: a free one]"
-)
-@click.option(
-    "--postgres-port", type=click.IntRange(0, 65535), default=0, help="Of Postgres.  [default: a free one]"
+    "--postgres-port", type=WholeNumber(0, 65535), default=0, help="Of Postgres.  [default: a free one]"
 )
 @click.option(
     "--exchange-port",
-    type=click.IntRange(0, 65535),
+    type=WholeNumber(0, 65535),
     help="Of the local exchange, which this starts too.  [default: a free one]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the variables as one line of JSON.")

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from lockguard._cli import tables
+from lockguard._cli.numbers import WholeNumber
 from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError
 from lockguard_lab.bench.contenders import PEERS
@@ -55,7 +56,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG.")
 @click.option(
     "--rounds",
-    type=click.IntRange(1, _ROUNDS_MAX),
+    type=WholeNumber(1, _ROUNDS_MAX),
     default=Sizes().rounds,
     show_default=True,
     help="Turns of each contender; the figures are medians over them.",
@@ -81,7 +82,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--history",
-    type=click.IntRange(0, _HISTORY_MAX),
+    type=WholeNumber(0, _HISTORY_MAX),
     default=100_000,
     show_default=True,
     help="With --fence: up to how many earlier writes.",

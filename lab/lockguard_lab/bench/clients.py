@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib import import_module
+from inspect import signature
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -43,7 +45,7 @@ def aio(url: str) -> Any:
             host, port = _places(url)[0]
             return redis.asyncio.cluster.RedisCluster(host=host, port=port, password=_password(url))
         case _:
-            return redis.asyncio.Redis.from_url(url)
+            return redis.asyncio.Redis.from_url(url, retry=_retry_of(redis.asyncio.Redis))
 
 
 def blocking(url: str) -> Any:
@@ -51,7 +53,12 @@ def blocking(url: str) -> Any:
     if kind_of([url]) == "sentinel":
         kind = import_module("redis.sentinel").Sentinel
         return kind(_places(url), **_sentinel_login(url)).master_for(_service(url))
-    return redis.Redis.from_url(url)
+    return redis.Redis.from_url(url, retry=_retry_of(redis.Redis))
+
+
+def _retry_of(client: type[Any]) -> Any:
+    """The retries that the client's own constructor gives it; ``from_url`` leaves them out."""
+    return deepcopy(signature(client.__init__).parameters["retry"].default)
 
 
 def coredis_client(url: str) -> tuple[Any, Any]:

@@ -101,7 +101,7 @@ class Renewal:
 
     Attributes:
         writes_per_tick: writes to the connection for one renewal of all of them.
-        cpu_share: the share of one core, at a ttl of 30 seconds.
+        cpu_share: the share of one core, at a ttl of 30 seconds, with the checks between two renewals.
     """
 
     writes_per_tick: float

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import redis
 
+from lockguard._cli.numbers import WholeNumber
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.servers import RedisServer
 
@@ -110,10 +111,10 @@ def _processor_s() -> float:
 
 
 @click.command()
-@click.option("--held", type=click.IntRange(1), default=10_000, help="Locks that are held.  [default: 10000]")
-@click.option("--waiters", type=click.IntRange(0), default=100, help="Waiters for one.  [default: 100]")
-@click.option("--foreign", type=click.IntRange(0), default=0, help="Keys of others.  [default: 0]")
-@click.option("--rounds", type=click.IntRange(1), default=3, help="Runs of the command.  [default: 3]")
+@click.option("--held", type=WholeNumber(1), default=10_000, help="Locks that are held.  [default: 10000]")
+@click.option("--waiters", type=WholeNumber(0), default=100, help="Waiters for one.  [default: 100]")
+@click.option("--foreign", type=WholeNumber(0), default=0, help="Keys of others.  [default: 0]")
+@click.option("--rounds", type=WholeNumber(1), default=3, help="Runs of the command.  [default: 3]")
 def main(held: int, waiters: int, foreign: int, rounds: int) -> None:
     """Measure ``lockguard ls``."""
     with RedisServer() as server:

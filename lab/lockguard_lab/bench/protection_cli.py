@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import click
 
+from lockguard._cli.numbers import WholeNumber
 from lockguard._cli.tables import Table, console
 from lockguard_asyncpg._connecting import connected
 from lockguard_asyncpg._dsn import shown
@@ -19,8 +20,8 @@ __all__ = ["bench_command"]
 
 
 @click.command(name="bench")
-@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(100), help="Of each table.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="How often each change.")
+@click.option("--rows", default=20_000, show_default=True, type=WholeNumber(100), help="Of each table.")
+@click.option("--rounds", default=5, show_default=True, type=WholeNumber(1), help="How often each change.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--url", help="A database with the schema to measure on; no environment variable names it.")
 def bench_command(url: str | None, rows: int, rounds: int, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard._exclusive import exclusive
 from lockguard._guard import LockGuard
 from lockguard._nodes.wire import Wire
+from lockguard._scripts import EXTEND
 from lockguard.events import Event, Renewed
 from lockguard_lab.bench.figures import Renewal, Sizes
 from lockguard_lab.bench.speed import in_turns
@@ -22,6 +23,7 @@ from lockguard_lab.bench.speed import in_turns
 __all__ = ["decorator_us", "renewal"]
 
 _TTL_S = 30
+_RENEWAL = EXTEND.sha.encode()
 _RENEWALS_PER_TTL = 3
 _CALLS = 2000
 
@@ -54,7 +56,7 @@ class _Ticks:
 
 
 class _Writes:
-    """Counts the writes of this thread's event loop to these ports while its block runs."""
+    """Counts the writes of this thread's event loop that bring renewals to these ports, in its block."""
 
     def __init__(self, ports: Collection[int]) -> None:
         self._ports = ports
@@ -72,12 +74,17 @@ class _Writes:
         if event != "call" or frame.f_code is not Wire.flush.__code__:
             return
         wire = frame.f_locals["self"]
-        if wire._unsent and wire._transport is not None:
+        if wire._transport is not None and any(_RENEWAL in command for command in wire._unsent):
             self.count += wire._transport.get_extra_info("peername")[1] in self._ports
 
 
 async def renewal(urls: Sequence[str], sizes: Sizes, ports: Collection[int]) -> Renewal:
-    """Hold many leases and measure their renewal on the servers at ``ports``."""
+    """Hold many leases and measure their renewal, and the checks between, on the servers at ``ports``."""
+    long = timedelta(seconds=_TTL_S)
+    async with LockGuard.from_urls(urls, ttl=long) as guard, _all_held(guard, sizes.leases):
+        began, cpu_s = SYSTEM_CLOCK.now(), _cpu_s()
+        await asyncio.sleep(sizes.watch_s)
+        checking_share = (_cpu_s() - cpu_s) / (SYSTEM_CLOCK.now() - began)
     ticks = _Ticks(sizes.leases)
     ttl = timedelta(milliseconds=sizes.renewal_ttl_ms)
     async with LockGuard.from_urls(urls, ttl=ttl, observers=[ticks]) as guard, _all_held(guard, sizes.leases):
@@ -89,7 +96,7 @@ async def renewal(urls: Sequence[str], sizes: Sizes, ports: Collection[int]) -> 
             rounds = await ticks.more(1)
         return Renewal(
             writes_per_tick=writes.count / rounds,
-            cpu_share=per_renewal_s * sizes.leases * _RENEWALS_PER_TTL / _TTL_S,
+            cpu_share=checking_share + per_renewal_s * sizes.leases * _RENEWALS_PER_TTL / _TTL_S,
         )
 
 

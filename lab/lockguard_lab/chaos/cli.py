@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -20,6 +19,7 @@ import click
 import lockguard
 from lockguard import _interrupt as interrupt
 from lockguard._cli.mistake import Mistake
+from lockguard._cli.numbers import DecimalNumber, WholeNumber
 from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg._connecting import connected
@@ -42,7 +42,7 @@ _ROUND = timedelta(seconds=40)
 @click.command(name="chaos")
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0.1, max=100_000),
+    type=DecimalNumber(0.1, 100_000),
     default=1.0,
     show_default=True,
     help="How long to disturb; a part of a minute is 0.5.",
@@ -54,8 +54,8 @@ _ROUND = timedelta(seconds=40)
     show_default=True,
     help="Over which Redis servers; all take turns.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the faults.")
-@click.option("--processes", type=click.IntRange(2, 50), default=4, show_default=True, help="How many bots.")
+@click.option("--seed", type=WholeNumber(0), default=1, show_default=True, help="Of the faults.")
+@click.option("--processes", type=WholeNumber(2, 50), default=4, show_default=True, help="How many bots.")
 @click.option(
     "--planted", is_flag=True, help="Also race checks that look sound and are not: all must be convicted."
 )
@@ -97,8 +97,6 @@ def chaos(
     """
     if check is not None:
         _require_alone(context)
-    if math.isnan(minutes):
-        raise click.BadParameter("nan is no length of time", param_hint="'--minutes'")
     require_writable(json_file)
     command = shlex.join(["lockguard", *sys.argv[1:]])
     try:

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from lockguard import _interrupt as interrupt
+from lockguard._cli.numbers import DecimalNumber, WholeNumber
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError
@@ -36,14 +37,14 @@ class _Wanted:
 @click.command()
 @click.option(
     "--opens",
-    type=click.IntRange(1, 1000),
+    type=WholeNumber(1, 1000),
     default=25,
     show_default=True,
     help="Positions that each race opens.",
 )
 @click.option(
     "--time-scale",
-    type=click.FloatRange(0.01, 10),
+    type=DecimalNumber(0.01, 10),
     default=0.05,
     show_default=True,
     help="What the flow's own waits (3 s for the settlement) are multiplied by.",

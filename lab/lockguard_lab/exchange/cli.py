@@ -16,6 +16,7 @@ except ImportError as missing:
 
 from lockguard import _interrupt as interrupt
 from lockguard._cli.mistake import Mistake
+from lockguard._cli.numbers import WholeNumber
 from lockguard.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ def exchange() -> None:
 @exchange.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option(
-    "--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
+    "--port", default=8080, show_default=True, type=WholeNumber(0, 65535), help="0 takes a free one."
 )
 @click.option(
     "--latency-ms",
     default=0,
     show_default=True,
-    type=click.IntRange(0, 60_000),
+    type=WholeNumber(0, 60_000),
     help="How long each request takes.",
 )
 @click.option(

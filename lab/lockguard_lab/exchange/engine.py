@@ -312,6 +312,13 @@ class Engine:
                 if self._marketable(order):
                     self._fill(order, now_ms)
 
+    def expire_rests(self, symbol: str, now_ms: int) -> None:
+        """End the orders of a contract that a shortage left in the book, as far as they are not filled."""
+        for order_id in sorted(self._held):
+            order = self._orders[order_id].now
+            if order.symbol == symbol:
+                self._end(order, OrderStatus.EXPIRED, now_ms)
+
     def amend(
         self,
         symbol: str,

@@ -64,6 +64,8 @@ class Origin(StrEnum):
     """A program, with the account's key."""
     PERSON = "person"
     """A person, by hand: a control call, such as ``trade_by_hand``."""
+    EXCHANGE = "exchange"
+    """The exchange of its own accord: a liquidation, or an auto-deleveraging."""
 
 
 class OrderType(StrEnum):

@@ -13,6 +13,7 @@ import click
 from lockguard import _interrupt as interrupt
 from lockguard._cli.durations import Duration
 from lockguard._cli.mistake import Mistake
+from lockguard._cli.numbers import WholeNumber
 from lockguard._cli.tables import Table, console
 from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError
@@ -33,22 +34,24 @@ _CONNECTIONS_EACH = 2 * (TASKS + 1)
     "--processes",
     default=8,
     show_default=True,
-    type=click.IntRange(1, 50),
+    type=WholeNumber(1, 50),
     help="How many write, each with a few bodies at once.",
 )
 @click.option(
     "--resources",
     default=1_000,
     show_default=True,
-    type=click.IntRange(1, 1_000_000),
+    type=WholeNumber(1, 1_000_000),
     help="How many resources they write under.",
 )
 @click.option("--duration", type=_DURATION, default="60s", show_default=True, help="90s, 30m, 2h.")
-@click.option("--seed", default=1, show_default=True, help="Of the processes' random choices.")
+@click.option(
+    "--seed", type=WholeNumber(), default=1, show_default=True, help="Of the processes' random choices."
+)
 @click.option(
     "--history",
     default=0,
-    type=click.IntRange(0, 50_000_000),
+    type=WholeNumber(0, 50_000_000),
     help="Also measure a hold and a break after so many earlier writes, beside the same after none.",
 )
 @click.option("--fsync", is_flag=True, help="Have Postgres wait for the disk at each commit.")

@@ -9,6 +9,7 @@ import click
 
 from lockguard import _interrupt as interrupt
 from lockguard._cli.mistake import Mistake
+from lockguard._cli.numbers import WholeNumber
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg._connecting import reason_of
 from lockguard_asyncpg._dsn import checked, shown
@@ -21,10 +22,8 @@ __all__ = ["race_command"]
 
 
 @click.command(name="race")
-@click.option("--writes", type=click.IntRange(1), help="Operations for each run.  [default: 2000]")
-@click.option(
-    "--total", type=click.IntRange(1), help="Operations for all runs together, instead of --writes."
-)
+@click.option("--writes", type=WholeNumber(1), help="Operations for each run.  [default: 2000]")
+@click.option("--total", type=WholeNumber(1), help="Operations for all runs together, instead of --writes.")
 @click.option(
     "--way",
     "ways",
@@ -36,10 +35,12 @@ __all__ = ["race_command"]
     "--holders",
     default=12,
     show_default=True,
-    type=click.IntRange(2, 200),
+    type=WholeNumber(2, 200),
     help="How many write at a time.",
 )
-@click.option("--seed", default=1, show_default=True, help="Of the holders' random choices.")
+@click.option(
+    "--seed", type=WholeNumber(), default=1, show_default=True, help="Of the holders' random choices."
+)
 @click.option(
     "--embedded",
     is_flag=True,

@@ -54,6 +54,7 @@ _TWO = "GRANTS=2"
 _NO_LOSS = "LOSSES=0"
 _NO_FAULT = "FAULTS=0"
 _ONCE = "RENEWALS=0"
+_FORGETS = (_ONCE, "LOSSES=1", "SHORT_KNOWN")
 
 CHECKS: tuple[Check, ...] = (
     _clean(_LOCK, "two grants", _TWO, _NO_FAULT),
@@ -75,6 +76,8 @@ CHECKS: tuple[Check, ...] = (
     _mistake(_LOCK, "BREAK_LOCK_FIRST", "S3", _TWO, "BREAK", _NO_LOSS, _NO_FAULT),
     _mistake(_LOCK, "BREAK_FENCE_ONLY_ONCE", "S5", _TWO, "BREAK", _NO_LOSS, _NO_FAULT),
     _mistake(_LOCK, "BREAK_CLOSES_ONLY_THE_VICTIM", "S5", _TWO, "BREAK", _NO_LOSS, _NO_FAULT),
+    _mistake(_LOCK, "BREAK_KNOWS_STORED_TOKENS_ONLY", "S5", _TWO, "BREAK", _NO_FAULT),
+    _mistake(_LOCK, "BREAK_ABOVE_A_SUCCESSOR", "S3", _TWO, "BREAK", _NO_LOSS, _NO_FAULT),
     _mistake(_LOCK, "FIRST_WRITE_BESIDE_OTHERS", "S1", _TWO, "FIRST_WRITE"),
     _clean(_LOCK, "three grants and faults", "GRANTS=3", store="collapse", long=True),
     _clean(
@@ -85,6 +88,7 @@ CHECKS: tuple[Check, ...] = (
         store="collapse",
         long=True,
     ),
+    _clean(_LOCK, "two grants, a break and a loss", _TWO, _NO_FAULT, "BREAK", long=True),
     _clean(_LOCK, "three grants and a break", "GRANTS=3", _NO_LOSS, "BREAK", store="hash-compact", long=True),
     _clean(
         _LOCK, "two grants, two losses, two faults", _TWO, "LOSSES=2", "FAULTS=2", store="collapse", long=True
@@ -119,10 +123,14 @@ CHECKS: tuple[Check, ...] = (
     _mistake(_REDLOCK, "MINORITY_KEPT", "S8", _ONCE),
     _mistake(_REDLOCK, "NEW_BESIDE_MEMBERS", "S1", _ONCE, "LOSSES=1", long=True),
     _mistake(_REDLOCK, "QUARANTINE_BY_OWN_TTL", "S1", _ONCE, "LOSSES=1", long=True),
+    _mistake(_REDLOCK, "VOTES_ACROSS_ADMISSIONS", "S1", *_FORGETS, "NOBODY_LEAVES"),
     _mistake(_REDLOCK, "DEADLINE_FROM_THE_ANSWER", "S1", _ONCE),
     _mistake(_REDLOCK, "NO_ALLOWANCE", "S1", _ONCE, "DRIFT"),
     _mistake(_REDLOCK, "SILENCE_IS_CONSENT", "S1", _ONCE),
     _clean(_REDLOCK, "two grants that renew", store="collapse", long=True),
+    _clean(
+        _REDLOCK, "a node forgets a long lease among short ones", *_FORGETS, store="hash-compact", long=True
+    ),
     _clean(
         _REDLOCK,
         "a node forgets, clocks drift, none renews",

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from lockguard._cli.numbers import DecimalNumber, WholeNumber
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._private_files import require_writable, write_private
 from lockguard_lab.models import spin
@@ -43,10 +44,10 @@ _HEAD = f"{'states':>12}  {'depth':>6}  {'MiB':>6}  {'s':>7}"
     "--traces", metavar="A..B", help="Take what these schedules of `lockguard sim` did through the model."
 )
 @click.option(
-    "--memory", type=click.IntRange(256), default=6000, show_default=True, help="MiB for one verifier."
+    "--memory", type=WholeNumber(256), default=6000, show_default=True, help="MiB for one verifier."
 )
 @click.option(
-    "--within", type=click.FloatRange(1), default=3600.0, show_default=True, help="Seconds for one search."
+    "--within", type=DecimalNumber(1), default=3600.0, show_default=True, help="Seconds for one search."
 )
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write what was found."

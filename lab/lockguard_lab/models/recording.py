@@ -26,6 +26,8 @@ __all__ = ["Do", "Step", "Trace", "record"]
 _NAMES = {script.sha.encode(): script.name for script in SCRIPTS} | {
     script.source.encode(): script.name for script in SCRIPTS
 }
+_CHANGING = ("acquire", "extend", "settle", "release", "break")
+"""The scripts that the model has an action for; the others read."""
 
 
 class Do(IntEnum):
@@ -147,7 +149,7 @@ def _listening(recorder: _Recorder) -> Iterator[None]:
         return _NAMES.get(words[1], "") if name in ("EVALSHA", "EVAL") else ""
 
     def on_before(self: Ledger, server: Any, name: str, words: tuple[bytes, ...]) -> Any:
-        if script_of(name, words) in ("acquire", "extend", "settle", "release", "break"):
+        if script_of(name, words) in _CHANGING:
             recorder.before(server, words[3], words[3].partition(b"{")[2].rpartition(b"}")[0].decode())
         return before(self, server, name, words)
 
@@ -155,7 +157,7 @@ def _listening(recorder: _Recorder) -> Iterator[None]:
         self: Ledger, server: Any, name: str, words: tuple[bytes, ...], reply: Any, held: bytes | None
     ) -> None:
         script = script_of(name, words)
-        if script and not isinstance(reply, Exception):
+        if script in _CHANGING and not isinstance(reply, Exception):
             recorder.executed(server, script, words[3], words[3 + int(words[2]) :], reply)
         executed(self, server, name, words, reply, held)
 

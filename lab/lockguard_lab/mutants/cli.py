@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from lockguard._cli.numbers import DecimalNumber, WholeNumber
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_lab.mutants.judge import Judge, JudgeError, Result, read_results, write_results
 from lockguard_lab.mutants.mutant import Area, Mutant, load
@@ -34,8 +35,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--survivors", is_flag=True, help="Only what survived in the results of --state, or else on record."
 )
 @click.option("--list", "listed", is_flag=True, help="Only list them, and how each ended.")
-@click.option("--stages", type=click.IntRange(1), help="Only the first so many lists of tests of each area.")
-@click.option("--within", "within_s", type=float, help="Begin no mutant after this many seconds.")
+@click.option("--stages", type=WholeNumber(1), help="Only the first so many lists of tests of each area.")
+@click.option("--within", "within_s", type=DecimalNumber(), help="Begin no mutant after this many seconds.")
 @click.option("--state", type=_FILE, help="Keep results here, and go on after those that are there.")
 @click.option("--json", "json_file", type=_FILE, help="Write the report that scripts/evidence reads.")
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where the copy is made.")

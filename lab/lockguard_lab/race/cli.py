@@ -21,6 +21,7 @@ except ImportError as missing:
 
 from lockguard import _interrupt as interrupt
 from lockguard._cli.mistake import Mistake
+from lockguard._cli.numbers import DecimalNumber, WholeNumber
 from lockguard._private_files import require_writable, write_private
 from lockguard.errors import ConfigurationError, LockguardError
 from lockguard_lab.race.settings import PHASES, SCENARIOS, RaceResult, RaceSettings
@@ -62,14 +63,14 @@ def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
 @click.option("--guard/--no-guard", default=True, help="With lockguard, or the flow without it.")
 @click.option(
     "--processes",
-    type=int,
+    type=WholeNumber(None),
     default=2,
     show_default=True,
     help="Operating system processes; 1 races with itself.",
 )
 @click.option(
     "--threads",
-    type=int,
+    type=WholeNumber(None),
     default=1,
     show_default=True,
     help="Openers in each process. In A, C and stress each opens every symbol; in B and D they share them.",
@@ -77,7 +78,7 @@ def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
 @click.option(
     "--duration",
     "duration_s",
-    type=float,
+    type=DecimalNumber(None),
     metavar="SECONDS",
     help="Go on with further rounds for so long, instead of --opens.",
 )
@@ -86,7 +87,7 @@ def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
 )
 @click.option(
     "--faults",
-    type=float,
+    type=DecimalNumber(None),
     default=0.0,
     show_default=True,
     metavar="SHARE",
@@ -98,19 +99,27 @@ def _listed(title: str, names: Iterable[tuple[str, str]]) -> str:
     is_flag=True,
     help="Do not race: measure the time to open, with the guard and without, in turns in one process.",
 )
-@click.option("--opens", type=int, default=25, show_default=True, help="Positions to open.")
-@click.option("--symbols", type=int, help="At most so many at once.  [default: all of the exchange]")
+@click.option("--opens", type=WholeNumber(None), default=25, show_default=True, help="Positions to open.")
+@click.option(
+    "--symbols", type=WholeNumber(None), help="At most so many at once.  [default: all of the exchange]"
+)
 @click.option(
     "--time-scale",
-    type=float,
+    type=DecimalNumber(None),
     default=0.05,
     show_default=True,
     help="What the flow's own fixed waits (3 s for the settlement) are multiplied by.",
 )
-@click.option("--latency-ms", type=int, default=50, show_default=True, help="Of each exchange request.")
-@click.option("--stagger-ms", type=int, default=120, show_default=True, help="Between a process's opens.")
-@click.option("--ttl-ms", type=int, default=5_000, show_default=True, help="Life of the leases.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of everything random.")
+@click.option(
+    "--latency-ms", type=WholeNumber(None), default=50, show_default=True, help="Of each exchange request."
+)
+@click.option(
+    "--stagger-ms", type=WholeNumber(None), default=120, show_default=True, help="Between a process's opens."
+)
+@click.option(
+    "--ttl-ms", type=WholeNumber(None), default=5_000, show_default=True, help="Life of each lease."
+)
+@click.option("--seed", type=WholeNumber(None), default=1, show_default=True, help="Of everything random.")
 @click.option(
     "--topology",
     metavar="NAME",

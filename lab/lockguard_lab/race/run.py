@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCENARIOS", "RaceResult", "RaceSettings", "Scenario", "StaleWrites", "run_race"]
 
-_REFUSED_STOP = -4131  # the counterparty's best price does not meet the percentage filter
+_REFUSED_STOP = -1111  # more digits than the market has
 
 
 async def run_race(
@@ -141,6 +141,6 @@ async def _begin_round(settings: RaceSettings, control: ControlClient, symbols: 
                 Execution.NEVER,
                 symbol=symbol,
                 code=_REFUSED_STOP,
-                message="The counterparty's best price does not meet the PERCENT_PRICE filter limit.",
+                message="Precision is over the maximum defined for this asset.",
             )
         )

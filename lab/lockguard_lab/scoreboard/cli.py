@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lockguard._cli import tables
+from lockguard._cli.numbers import WholeNumber
 from lockguard._cli.tables import console
 from lockguard._interrupt import interrupted, run
 from lockguard._private_files import require_writable, write_private
@@ -26,7 +27,7 @@ __all__ = ["scoreboard"]
 )
 @click.option(
     "--rounds",
-    type=click.IntRange(1, 100),
+    type=WholeNumber(1, 100),
     default=5,
     show_default=True,
     help="How often a holder is killed.",

@@ -244,6 +244,7 @@ class FaultProxy:
         self._connections: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._links: set[_Link] = set()
+        self._accepted = 0
         self.to_server = Direction()
         """What clients send; :meth:`Direction.set` changes its flow."""
         self.to_client = Direction()
@@ -258,6 +259,11 @@ class FaultProxy:
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._connections)
+
+    @property
+    def accepted(self) -> int:
+        """How many connections there have been, those that are open included."""
+        return self._accepted
 
     def url_for(self, url: str) -> str:
         """The same URL, through the proxy."""
@@ -339,6 +345,7 @@ class FaultProxy:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self._accepted += 1
         try:
             await self._carry(reader, writer)
         except asyncio.CancelledError:

@@ -14,12 +14,13 @@ from typing import Any
 import click
 
 from lockguard._cli.mistake import Mistake
+from lockguard._cli.numbers import WholeNumber
 from lockguard._cli.tables import Table, console
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._private_files import require_writable, write_private
 from lockguard_lab.sim.layers import LAYERS, Layer, OutcomeOf, PlanOf, layer_of, shrunk
 from lockguard_lab.sim.plan import TOPOLOGIES
-from lockguard_lab.sim.planted.command import run_planted
+from lockguard_lab.sim.planted.command import known_seeds, run_planted
 from lockguard_lab.sim.workers import results
 
 __all__ = ["sim"]
@@ -65,7 +66,7 @@ class _Seeds(click.ParamType[range]):
 )
 @click.option(
     "--processes",
-    type=click.IntRange(1, 64),
+    type=WholeNumber(1, 64),
     default=os.cpu_count() or 1,
     show_default="the cores",
     help="How many run at once.",
@@ -75,6 +76,11 @@ class _Seeds(click.ParamType[range]):
     "--planted",
     is_flag=True,
     help="Plant known mistakes in copies of the sources, one at a time: each must break a law.",
+)
+@click.option(
+    "--again",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --planted: try first the seeds that convicted in this report, for a quick check.",
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
@@ -89,6 +95,7 @@ def sim(
     processes: int,
     trace: bool,
     planted: bool,
+    again: Path | None,
     json_file: Path | None,
 ) -> None:
     """Run schedules of a simulated world, each from its seed, and judge them by the guarantees.
@@ -104,7 +111,10 @@ def sim(
         if trace or topology:
             raise Mistake("each planted mistake has its own servers: leave --trace and --topology out")
         require_writable(json_file)
-        raise SystemExit(0 if run_planted(names, seeds or range(1, 3001), processes, json_file) else 1)
+        known = known_seeds(again)
+        raise SystemExit(0 if run_planted(names, seeds or range(1, 3001), processes, json_file, known) else 1)
+    if again:
+        raise Mistake("--again is for planted mistakes: write --planted too")
     if topology and layer != "lock":
         raise Mistake(f"--topology chooses the servers of the lock; leave it out with --layer {layer}")
     if names:

@@ -17,8 +17,9 @@ class Fault:
         lasts: for how long, in seconds.
         where: numbers that choose a process and a server.
         upon: what it waits for, empty for nothing: ``held`` (a body begins), ``granted`` (a server gave the
-            lock, and its answer is under way), ``released`` (a server took it back), ``waits`` (a server
-            queued a caller), ``woken`` (a server keeps the lock for one). It befalls the process of the call.
+            lock, and its answer is under way), ``long`` (the same, for the longer of two ttls), ``released``
+            (a server took it back), ``waits`` (a server queued a caller), ``woken`` (a server keeps the lock
+            for one). It befalls the process of the call.
         nth: at which time of these.
     """
 

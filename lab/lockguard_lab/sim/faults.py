@@ -23,6 +23,9 @@ __all__ = ["Faults"]
 
 _SENTINELS_TELL_S = 1.5
 
+_JUMPS = frozenset({"server clock ahead", "server clock back", "clock apart"})
+"""What is no condition that ends: a clock stays where it has jumped to, by so many seconds."""
+
 _REFUSALS = (
     "OOM command not allowed when used memory > 'maxmemory'.",
     "LOADING Redis is loading the dataset in memory",
@@ -45,6 +48,9 @@ class Faults:
         processes: those of the plan.
         cancel: cancels one call of those under way.
         operate: has an operator break a lock, in a process.
+
+    Attributes:
+        over_at: when the last fault is over that has befallen, or will at its time.
     """
 
     def __init__(
@@ -68,10 +74,12 @@ class Faults:
         self._times: Counter[str] = Counter()
         self._usual: dict[tuple[int, str], object] = {}
         self._under_way: Counter[tuple[int, str]] = Counter()
+        self.over_at = 0.0
         for fault in plan.faults:
             if fault.upon:
                 self._upon.setdefault(fault.upon, []).append(fault)
             else:
+                self._lasts(fault, from_s=fault.at)
                 process = processes[fault.where[0] % len(processes)]
                 world.at(fault.at, partial(self._befall, fault, process))
 
@@ -93,11 +101,16 @@ class Faults:
         if fault.kind == "failover" and self._plan.topology == "sentinel":
             lasts = min(lasts, _SENTINELS_TELL_S)  # the old primary is left, though it goes on
         self._judge.trouble_until = max(self._judge.trouble_until, self._world.now + lasts)
+        self._lasts(fault, from_s=self._world.now)
         if fault.kind == "cancel" and call is not None:
             if not process.dead:
                 call.cancel()
             return
         _BEFALL[fault.kind](self, fault, process, server)
+
+    def _lasts(self, fault: Fault, *, from_s: float) -> None:
+        if fault.kind not in _JUMPS:
+            self.over_at = max(self.over_at, from_s + fault.lasts)
 
     def _meanwhile(self, fault: Fault, thing: object, name: str, value: object) -> None:
         """Change an attribute of a thing until the fault is over: of those that overlap, the last."""
@@ -118,8 +131,9 @@ class Faults:
 
     # The network.
 
-    def _cut(self, _: Fault, process: Process, server: RedisServer) -> None:
-        self._network.cut(process=process.name, server=server.name)
+    def _cut(self, fault: Fault, process: Process, server: RedisServer) -> None:
+        # Upon an event it ends all connections: what others are being told of that is lost as well.
+        self._network.cut(process=None if fault.upon else process.name, server=server.name)
 
     def _stall(self, fault: Fault, process: Process, server: RedisServer) -> None:
         for transport in self._network.between(process.name, server.name):
@@ -177,8 +191,10 @@ class Faults:
     def _wipe(self, _: Fault, __: Process, server: RedisServer) -> None:
         server.wipe()
 
-    def _delete(self, fault: Fault, _: Process, server: RedisServer) -> None:
-        server.lock_vanishes(b"lockguard:{%b}" % self._resource(fault).encode())
+    def _delete(self, fault: Fault, *_: object) -> None:
+        lock = b"lockguard:{%b}" % self._resource(fault).encode()
+        asked = self._servers.asked(lock)
+        asked[fault.where[1] % len(asked)].lock_vanishes(lock)
 
     def _forget_scripts(self, _: Fault, __: Process, server: RedisServer) -> None:
         server.scripts.known.clear()
@@ -210,6 +226,7 @@ class Faults:
 
 _BEFALL: dict[str, Callable[[Faults, Fault, Process, RedisServer], None]] = {
     "break": Faults._break,
+    "clock apart": Faults._clock,
     "cancel": Faults._cancel,
     "crash empty": Faults._crash,
     "crash old": Faults._crash,

@@ -21,6 +21,7 @@ _SEALS_S = 3.0
 _CONNECTS_S = 3.0
 _OUTLIVES_S = 3.0
 _CUTS_MAX = 3
+_NOTICES_S = 0.01
 
 
 class BodyFailed(Exception):
@@ -61,9 +62,14 @@ class Judge:
     outcomes: dict[str, int] = field(default_factory=dict)
     kept_until: Callable[[str, str], float] = lambda *_: float("inf")
     """Until when, in the world's time, enough servers keep a resource for a grant; 0: they do not."""
+    held_at: dict[str, float] = field(default_factory=dict)
+    """When a body on a resource began last."""
     trouble_until: float = 0.0
     """When the last fault so far is over."""
+    ended_early: set[str] = field(default_factory=set)
+    """The grants whose lease was lost under its body."""
     _accused: set[str] = field(default_factory=set)
+    _tokens: dict[str, int] = field(default_factory=dict)
 
     def accuse(self, law: str, told: str) -> None:
         """A law was broken."""
@@ -73,8 +79,14 @@ class Judge:
     def entered(self, body: Body) -> None:
         """A body begins."""
         self.held += 1
+        self.held_at[body.resource] = self.world.now
         self.bodies.append(body)
         self.world.tell(f"{body.process.name} holds {body.resource} with {int(body.lease.token)}")
+        token = int(body.lease.token)
+        if self.plan.excludes and token <= self._tokens.get(body.resource, 0):
+            told = f"{body.resource} had {self._tokens[body.resource]}, and then {token}"
+            self.accuse("S2: tokens grow", told)
+        self._tokens[body.resource] = token
         self.looked_at(body, begins=True)
 
     def left(self, body: Body) -> None:
@@ -90,7 +102,21 @@ class Judge:
         if (late_s > 0 or body.lease.loss is not None) and not went_on:
             told = f"{body.process.name} goes on {late_s:.4f} s after its deadline, {body.lease.state.value}"
             self.accuse("S5: the body of a lost lease is cut", told)
+        held_s = self.world.now - body.since
+        if self.plan.max_hold_s and held_s > self.plan.max_hold_s + _NOTICES_S and not went_on:
+            told = f"{body.process.name} goes on after {held_s:.3f} s"
+            self.accuse("S10: a lease ends with its longest hold", told)
         self._belief(body)
+
+    def is_kept(self, body: Body) -> bool:
+        """Whether the servers keep a body's lock for it now."""
+        return self.kept_until(body.resource, str(body.lease.grant.id)) >= self.world.now
+
+    def confirmed(self, body: Body, *, held: bool) -> None:
+        """The servers have confirmed a lease. ``held``: whether they kept its lock when they were asked."""
+        if not held:
+            told = f"{body.process.name} on {body.resource}"
+            self.accuse("S9: what the servers do not keep is not confirmed", told)
 
     def look(self) -> None:
         """Look at all bodies between their steps."""
@@ -123,7 +149,7 @@ class Judge:
                 self.accuse("S1: mutual exclusion", f"{body.resource} is believed to be held by {both}")
 
     def _noticed(self, body: Body, who: str) -> None:
-        """A lock that was lost is noticed: with the next renewal, once the servers can be reached."""
+        """A lock that was lost is noticed: within a second, once the servers can be reached."""
         plan, grant = self.plan, str(body.lease.grant.id)
         since = max(self.trouble_until, body.since, body.process.went_on_at)
         if self.world.now - since > plan.noticed_s and grant not in self._accused:
@@ -134,12 +160,17 @@ class Judge:
     def lost(self, event: Lost) -> None:
         """A guard says that a lease is over."""
         grant = event.grant
+        # Not before its body begins, as while a slow database takes the seal: no command of it is in flight.
+        if any(body.lease.grant.id == grant.id for body in self.bodies):
+            self.ended_early.add(str(grant.id))
         self.world.tell(f"lost: {grant.resource} with {int(grant.token)}: {event.reason.value}")
         if self.plan.kinds == {"long way"}:
             told = (
                 f"{grant.resource} was lost ({event.reason.value}) though every request was answered in time"
             )
             self.accuse("L7: a long way ends no lease", told)
+        if self.plan.aim == "a renewal that is refused once":
+            self.accuse("L7: one failed renewal ends no lease", f"{grant.resource} was lost")
         if self.plan.aim == "a link dies silently":
             self.accuse("L5: a lease outlives a link that dies", f"{grant.resource} was lost")
         if (
@@ -150,7 +181,8 @@ class Judge:
             self.accuse("L5: a lease outlives a reconnect", f"{grant.resource} was lost")
         if event.reason is not LossReason.REFUSED:
             return
-        if self.plan.excludes and self.kept_until(grant.resource, str(grant.id)) >= self.world.now:
+        kept = self.plan.excludes or self.plan.kinds == {"delete key"}
+        if kept and self.kept_until(grant.resource, str(grant.id)) >= self.world.now:
             self.accuse("L7: a lease that is held is kept", f"{grant.resource} was given up and is held")
         elif self.plan.erodes and any(
             body.lease.grant is grant and self.world.now - body.since > 1.2 * self.plan.ttl_s

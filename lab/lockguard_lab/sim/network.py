@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from lockguard_lab.sim.world import Process, World
@@ -29,6 +30,10 @@ class Peer(Protocol):
 
     def received(self, data: bytes) -> None:
         """Take bytes."""
+        ...
+
+    def heard(self, data: bytes) -> None:
+        """Note which of its bytes have reached the process."""
         ...
 
     def lost(self) -> None:
@@ -97,10 +102,13 @@ class Network:
         if server is None or not server.up:
             raise ConnectionRefusedError(111, f"Connect call failed {name}")
         protocol = factory()
-        self._ports += 1
-        transport = Transport(self, process, link, protocol, server, f"10.0.0.1:{self._ports}")
+        transport = Transport(self, process, link, protocol, server, self._address(process))
         protocol.connection_made(transport)
         return transport, protocol
+
+    def _address(self, process: Process) -> str:
+        self._ports += 1
+        return f"10.0.0.{1 + self.world.processes.index(process)}:{self._ports}"
 
     def _delay(self, link: Link) -> float:
         return self.world.dice.uniform(*link.delay_s)
@@ -129,6 +137,7 @@ class Transport(asyncio.Transport):
         self._protocol = protocol
         self._closed = False
         self._queues: tuple[list[bytes], list[bytes]] = ([], [])
+        self._delivers = (partial(self._deliver, 0), partial(self._deliver, 1))
         self._last = [0.0, 0.0]
         self._gone = [False, False]  # the server's end, the process's end
         self._stalled_until = 0.0
@@ -211,17 +220,18 @@ class Transport(asyncio.Transport):
         if self._gone[way]:
             return
         self._queues[way].append(data)
-        self._at(way, lambda: self._deliver(way))
+        self._at(way, self._delivers[way])
 
     def _at(self, way: int, action: Callable[[], None], *, extra: float = 0.0) -> None:
-        delay = self._world.dice.uniform(*self.link.delay_s) + extra
-        self._last[way] = max(self._last[way], self._world.now + delay)  # bytes never overtake
-        self._world.at(self._last[way], lambda: self._pass(way, action))
+        world, (least_s, most_s) = self._world, self.link.delay_s
+        arrives = world.now + (least_s + (most_s - least_s) * world.dice.random() + extra)
+        self._last[way] = arrives = max(self._last[way], arrives)  # bytes never overtake
+        world.at(arrives, partial(self._pass, way, action))
 
     def _pass(self, way: int, action: Callable[[], None]) -> None:
         if self.link.held[way] or self._world.now < self._stalled_until:
             self._last[way] = max(self._last[way], self._world.now + 0.02)
-            self._world.at(self._last[way], lambda: self._pass(way, action))
+            self._world.at(self._last[way], partial(self._pass, way, action))
         else:
             action()
 
@@ -238,4 +248,5 @@ class Transport(asyncio.Transport):
 
     def _received(self, data: bytes) -> None:
         if not self._gone[1]:
+            self.peer.heard(data)
             self._protocol.data_received(data)

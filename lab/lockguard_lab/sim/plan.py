@@ -45,6 +45,7 @@ LOSING = (
 _FOUND_OUT_S = 3.0
 """A process finds out about a dead connection within two seconds, and makes another within one."""
 
+_VANISHED_S = 1.0
 _AT_ONCE_S = 0.2
 _GIVEN_UP_S = 4.0
 """A connection that does not answer is given up after two seconds, and another is made within one."""
@@ -79,6 +80,14 @@ class Plan:
         cancelled_by: a call is cancelled at one of so many first steps; 0 for none.
         one_after_the_other_s: how much later than the last one each process begins; 0: in any order.
         drifts: whether the clocks of the processes run up to 1 % slower or faster.
+        long_ttl_s: the ttl of all but the first lease of the first process, which rests until ``long_from_s``
+            before it asks for them; 0: it is one like the others.
+        long_from_s: see ``long_ttl_s``.
+        behind: the numbers of servers whose clocks are two seconds behind all along.
+        at_least_s: how long a resource stays closed from its grant on, see ``LockGuard.hold``.
+        max_hold_s: see ``LockGuard``; 0 for none.
+        confirms: the share of a body's steps before which it has its lease confirmed.
+        fenced: whether a fence seals each grant, and bodies write.
     """
 
     seed: int
@@ -99,13 +108,20 @@ class Plan:
     cancelled_by: int = 0
     one_after_the_other_s: float = 0.0
     drifts: bool = False
+    long_ttl_s: float = 0.0
+    long_from_s: float = 0.0
+    behind: tuple[int, ...] = ()
+    at_least_s: float = 0.0
+    max_hold_s: float = 0.0
+    confirms: float = 0.0
+    fenced: bool = True
 
     @classmethod
     def of(cls, seed: int, topology: str | None = None) -> Plan:
         """The plan of a seed; ``topology`` fixes the servers."""
         dice = random.Random(seed ^ 0x5EED)  # noqa: S311 - a simulation, not a secret
         chosen = topology or dice.choice(TOPOLOGIES)
-        if dice.random() < 0.45:
+        if seed % 2:
             drawn: Plan = aimed(cls(seed, chosen), chosen, dice)
             return drawn
         kinds = dice.choice((PASSING, GENTLE, GENTLE + HARSH, GENTLE + HARSH + LOSING))
@@ -151,6 +167,11 @@ class Plan:
         return bool(self.faults) and {fault.kind for fault in self.faults} == {"erode"}
 
     @property
+    def longest_s(self) -> float:
+        """The longest ttl of a lease."""
+        return max(self.ttl_s, self.long_ttl_s)
+
+    @property
     def nodes(self) -> int:
         """How many servers decide."""
         return int(self.topology.rpartition("-")[2]) if self.topology.startswith("quorum") else 1
@@ -193,13 +214,24 @@ class Plan:
             return 0.3  # the server says so
         if self.kinds == {"crash empty"}:
             return 2.0  # as soon as the connection is back
-        renewed_s = 0.45 * self.ttl_s
-        return renewed_s + (0.5 if self.kinds == {"delete key"} else _FOUND_OUT_S)
+        if self.kinds == {"delete key"}:
+            return _VANISHED_S
+        return min(0.45 * self.longest_s, _VANISHED_S) + _FOUND_OUT_S
 
     @property
     def in_order(self) -> bool:
         """Whether it is known who has a free lock next, and how soon."""
-        return self.topology == "single" and self.kinds <= _IN_ORDER and not self.lock_delay_s
+        return self.topology == "single" and self.kinds <= _IN_ORDER and not self.stays_closed
+
+    @property
+    def closes(self) -> bool:
+        """Whether a resource stays closed after some leases, and its server forgets nothing of that."""
+        return self.topology == "single" and self.stays_closed and not self.loses_data
+
+    @property
+    def stays_closed(self) -> bool:
+        """Whether a resource may be closed although nobody holds it."""
+        return bool(self.lock_delay_s or self.at_least_s)
 
     @property
     def trip_s(self) -> float:
@@ -234,7 +266,9 @@ class Plan:
 _UPON = {
     "held": "began a body",
     "granted": "was given the lock",
+    "long": "was given the lock for the longer ttl",
     "waits": "was queued",
     "woken": "was woken",
+    "left": "left a body",
     "released": "gave it back",
 }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import hiredis
 
 from lockguard_lab.sim.scripting import Scripts
-from lockguard_lab.sim.store import ReplyError, Status, Store
+from lockguard_lab.sim.store import ReplyError, Status, Store, copied
 from lockguard_lab.sim.world import EPOCH_S, World
 
 __all__ = ["RedisServer", "encoded"]
@@ -70,6 +69,7 @@ class RedisServer:
         self._stopped = False
         self._waiting: list[Callable[[], None]] = []
         self._sessions: list[_Session] = []
+        self._newest: dict[str, _Session] = {}
         self._ids = 0
 
     def accept(self, answer: Callable[[bytes], None], hang_up: Callable[[], None], address: str) -> _Session:
@@ -120,7 +120,13 @@ class RedisServer:
                 session.push([b"invalidate", None])
 
     def crash(self, down_s: float, data: Any) -> None:
-        """End, and come back after ``down_s`` with ``data``: a snapshot, or ``None`` for none."""
+        """End, and come back after ``down_s`` with ``data``: a snapshot, or ``None`` for none.
+
+        One that is down already cannot end again: it would come back twice, the second time with the data of
+        before the first.
+        """
+        if not self.up:
+            return
         self.world.tell(f"{self.name} crashes for {down_s:.3f} s, {'with old data' if data else 'empty'}")
         self.up = False
         self._waiting.clear()
@@ -145,13 +151,14 @@ class RedisServer:
     def lock_vanishes(self, lock: bytes) -> None:
         """Delete one key, as an eviction or an operator does."""
         self.store.do(b"DEL", lock)
+        self.replicate((lock,))
 
     def replicate(self, keys: tuple[bytes, ...]) -> None:
         """Have the replica learn, a while later, what a command left in these keys."""
         replica, store = self.replica, self.store
         if replica is None:
             return
-        left = [(key, copy.deepcopy(store.values.get(key)), store.ends_ms.get(key)) for key in keys]
+        left = [(key, copied(store.values.get(key)), store.ends_ms.get(key)) for key in keys]
 
         def learn() -> None:
             if replica.master is self:
@@ -178,6 +185,19 @@ class RedisServer:
         """The addresses of those that are connected."""
         return [session.address for session in self._sessions]
 
+    @property
+    def replaced(self) -> list[str]:
+        """The addresses of those that are connected, though their process knows them and has newer ones.
+
+        A process cannot kill a connection that died in its log-in, before it was told its id.
+        """
+        known = [session for session in self._sessions if session.identified]
+        return [session.address for session in known if self._newest[session.host] is not session]
+
+    def identified(self, session: _Session) -> None:
+        """A process was told the id of a connection."""
+        self._newest[session.host] = session
+
     # What its sessions ask of it.
 
     def execute(self, session: _Session, words: tuple[bytes, ...]) -> None:
@@ -188,9 +208,9 @@ class RedisServer:
             self.executed += 1
             session.execute(words)
 
-    def kill(self, id_: bytes) -> int:
-        """CLIENT KILL ID."""
-        found = [one for one in self._sessions if one.id == int(id_)]
+    def kill(self, id_: bytes, address: bytes) -> int:
+        """CLIENT KILL ID ADDR."""
+        found = [one for one in self._sessions if (one.id, one.address) == (int(id_), address.decode())]
         for session in found:
             self._sessions.remove(session)
             session.hang_up()
@@ -240,6 +260,8 @@ class _Session:
         self.channels: set[tuple[bool, bytes]] = set()
         self.tracks = False
         self.resp3 = False
+        self.host = address.partition(":")[0]
+        self.identified = False
         self._asking = False
         self._reader = hiredis.Reader(notEnoughData=_NO_MORE)
 
@@ -247,6 +269,11 @@ class _Session:
         self._reader.feed(data)
         while (words := self._reader.gets()) is not _NO_MORE:
             self.server.execute(self, tuple(words))
+
+    def heard(self, data: bytes) -> None:
+        if b" addr=" in data:  # of the reply to CLIENT INFO
+            self.identified = True
+            self.server.identified(self)
 
     def lost(self) -> None:
         self.server.forget(self)
@@ -327,27 +354,27 @@ class _Session:
                 self.tracks = True
                 return Status(b"OK")
             case "KILL":
-                return self.server.kill(words[3])
+                return self.server.kill(words[3], words[5])
             case _:
                 return Status(b"OK")
 
 
 def encoded(reply: Any, resp3: bool = True) -> bytes:  # noqa: FBT001, FBT002 - called for each part
     """A reply in bytes."""
-    match reply:
-        case None:
-            return b"_\r\n" if resp3 else b"$-1\r\n"
-        case Status():
-            return b"+%b\r\n" % reply
-        case bytes():
-            return b"$%d\r\n%b\r\n" % (len(reply), reply)
-        case int():
-            return b":%d\r\n" % reply
-        case ReplyError():
-            return b"-%b\r\n" % str(reply).replace("\n", " ").encode()
-        case dict():
-            parts = [encoded(part, resp3) for pair in reply.items() for part in pair]
-            kind, size = (b"%", len(reply)) if resp3 else (b"*", len(parts))
-            return b"%b%d\r\n%b" % (kind, size, b"".join(parts))
-        case _:
-            return b"*%d\r\n%b" % (len(reply), b"".join(encoded(part, resp3) for part in reply))
+    kind = type(reply)
+    if kind is bytes:
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)
+    if kind is int:
+        return b":%d\r\n" % reply
+    if kind is list:
+        return b"*%d\r\n%b" % (len(reply), b"".join([encoded(part, resp3) for part in reply]))
+    if reply is None:
+        return b"_\r\n" if resp3 else b"$-1\r\n"
+    if kind is Status:
+        return b"+%b\r\n" % reply
+    if kind is ReplyError:
+        return b"-%b\r\n" % str(reply).replace("\n", " ").encode()
+    assert kind is dict, f"no reply of Redis: {reply!r}"
+    parts = [encoded(part, resp3) for pair in reply.items() for part in pair]
+    begin, size = (b"%", len(reply)) if resp3 else (b"*", len(parts))
+    return b"%b%d\r\n%b" % (begin, size, b"".join(parts))

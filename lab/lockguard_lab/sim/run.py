@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
+import importlib.metadata
 import logging
 import os
 import random
@@ -30,6 +32,7 @@ from lockguard_lab.sim.postgres import CommitLost, Fence, Postgres, Stale, Trans
 from lockguard_lab.sim.redis_server import RedisServer
 from lockguard_lab.sim.servers import Servers
 from lockguard_lab.sim.steps import CancelledAtStep
+from lockguard_lab.sim.store import ReplyError
 from lockguard_lab.sim.world import EPOCH_S, Process, Stuck, World
 
 __all__ = ["Outcome", "run", "violations"]
@@ -37,9 +40,16 @@ __all__ = ["Outcome", "run", "violations"]
 _QUIET_S = 8.0
 """All faults have healed this long after the last hold began; a queue of dead waiters has passed by then."""
 
+_ENDS_S = 0.5
+"""The end of a connection has arrived so long after the last fault."""
+
 _QUARANTINE_S = 40.0
 _LOOK_S = 0.25
+_BEHIND_S = 2.0
 _FAILS_WHEN_CUT = 0.1
+
+_version_of = functools.cache(importlib.metadata.version)
+"""Redis clients look for their version on the disk for every connection."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,11 @@ class Outcome:
 
 def run(plan: Plan) -> Outcome:
     """Run one schedule; the library's clock and dice are the schedule's meanwhile."""
+    with thrown_away():
+        return _run(plan)
+
+
+def _run(plan: Plan) -> Outcome:
     world = World(plan.seed)
     with in_world(world):
         return _Schedule(plan, world).run()
@@ -81,6 +96,23 @@ def run(plan: Plan) -> Outcome:
 def violations(seed: int, topology: str | None) -> tuple[Violation, ...]:
     """The laws that a seed's schedule breaks."""
     return run(Plan.of(seed, topology)).violations
+
+
+@contextlib.contextmanager
+def thrown_away() -> Iterator[None]:
+    """Throw away what a schedule leaves behind, once nobody refers to its world any more.
+
+    What was there before is left out: to look through all modules takes longer than many schedules.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        # Connections of processes that were killed complain when they are thrown away: now, and to nobody.
+        with mock.patch.object(sys, "unraisablehook"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
@@ -102,6 +134,7 @@ def in_world(world: World) -> Iterator[None]:
             mock.patch.object(SystemClock, "wall", property(lambda _: lambda: EPOCH_S + world.now)),
             mock.patch.object(os, "urandom", dice.randbytes),
             mock.patch.object(_hold, "new_grant_id", known_grant_id),
+            mock.patch.object(importlib.metadata, "version", _version_of),
             mock.patch.object(sys, "unraisablehook"),
             warnings.catch_warnings(),
         ):
@@ -134,6 +167,8 @@ class _Schedule:
         self.network = Network(world)
         self.postgres = Postgres(world)
         self.servers = Servers(world, self.network, plan)
+        for number in plan.behind:
+            self.servers.deciding[number].jumped_s = -_BEHIND_S
         self.processes = [self._process(f"p{number}") for number in range(plan.processes)]
         self.guards = {process: self._guard(process) for process in self.processes}
         self.tasks: list[asyncio.Task[None]] = []
@@ -158,6 +193,9 @@ class _Schedule:
     def _executed(
         self, server: RedisServer, name: str, words: Any, reply: Any, before: Any, _: object
     ) -> None:
+        if isinstance(reply, ReplyError) and str(reply).startswith("ERR script:"):
+            # Of Lua itself and no refusal of a command: the script ends there, half done, each time.
+            self.judge.accuse("S8", f"a script of ours failed: {reply}")
         self.ledger.executed(server, name, words, reply, before)
 
     def _process(self, name: str) -> Process:
@@ -170,9 +208,10 @@ class _Schedule:
         plan, urls = self.plan, self.servers.urls
         settings: dict[str, Any] = {
             "ttl": timedelta(seconds=plan.ttl_s),
+            "max_hold": timedelta(seconds=plan.max_hold_s) if plan.max_hold_s else None,
             "wait": timedelta(seconds=plan.wait_s),
             "lock_delay": timedelta(seconds=plan.lock_delay_s),
-            "fence": Fence(self.postgres, process),
+            "fence": Fence(self.postgres, process) if plan.fenced else None,
             "fence_within": timedelta(seconds=2),
             "observers": [_Hears(self.judge)],
         }
@@ -194,7 +233,7 @@ class _Schedule:
         if plan.pollers:
             self._poll()
         healed_s = plan.until_s + max((one.at + one.lasts - plan.until_s for one in plan.faults), default=0.0)
-        latest = max(plan.until_s, healed_s) + plan.work_s + plan.wait_s + _QUIET_S + 4 * plan.ttl_s
+        latest = max(plan.until_s, healed_s) + plan.work_s + plan.wait_s + _QUIET_S + 4 * plan.longest_s
         latest += plan.tasks * plan.processes * plan.work_s * (plan.waits == 1.0)
         world.at(_LOOK_S, self._look)
         try:
@@ -278,6 +317,8 @@ class _Schedule:
             if call.cancelled() and not outside:
                 self.judge.accuse("S10: the caller sees the loss", f"{name} was cancelled by nobody else")
             self.judge.ended(f"{process.name} {resource}", error)
+            if process is self.processes[0]:
+                await asyncio.sleep(max(0.0, plan.long_from_s - self.world.now))
             await asyncio.sleep(dice.choice((0.0, 0.001, dice.uniform(0, 0.3))))
 
     async def _poller(self, process: Process) -> None:
@@ -291,11 +332,16 @@ class _Schedule:
 
     async def _hold(self, process: Process, resource: str, *, waits: bool) -> None:
         """One call: what it raises, and when, is judged."""
-        guard, judge, world = self.guards[process], self.judge, self.world
+        guard, judge, world, plan = self.guards[process], self.judge, self.world, self.plan
         called_at, body, own = world.now, None, BodyFailed()
         ended_at, loss, raised = 0.0, None, True
+        long = process is self.processes[0] and 0.0 < plan.long_from_s <= called_at
+        options: dict[str, Any] = {
+            "ttl": timedelta(seconds=plan.long_ttl_s) if long else None,
+            "at_least": timedelta(seconds=plan.at_least_s) if plan.at_least_s else None,
+        }
         try:
-            async with guard.hold(resource, on_busy="wait" if waits else "raise") as lease:
+            async with guard.hold(resource, on_busy="wait" if waits else "raise", **options) as lease:
                 body = Body(process, resource, lease, world.now)
                 judge.entered_in_time(process, called_at, "entered")
                 judge.entered(body)
@@ -309,6 +355,7 @@ class _Schedule:
                     raise
                 finally:
                     ended_at, loss = world.now, lease.loss
+                    self.faults.happened("left", asyncio.current_task())
             raised = False
         except Exception as error:
             if body is None:
@@ -324,13 +371,18 @@ class _Schedule:
 
     async def _work(self, body: Body, own: BodyFailed) -> None:
         dice, plan = self.world.dice, self.plan
-        left_s = dice.uniform(plan.least_work_s, plan.work_s)
+        brief = plan.long_from_s and body.lease.grant.ttl_ms <= plan.ttl_s * 1000
+        left_s = dice.uniform(plan.least_work_s, plan.ttl_s / 4 if brief else plan.work_s)
         while left_s > 0:
             step_s = dice.choice((0.0, min(left_s, 0.01), left_s))
             await asyncio.sleep(step_s)
             self.judge.looked_at(body)
             left_s -= step_s + 0.001
-            if dice.random() < 0.4:
+            if plan.confirms and dice.random() < plan.confirms:
+                held = self.judge.is_kept(body)
+                await body.lease.confirm()
+                self.judge.confirmed(body, held=held)
+            if plan.fenced and dice.random() < 0.4:
                 await self._write(body)
                 self.judge.looked_at(body)
         if dice.random() < 0.1:
@@ -368,6 +420,7 @@ class _Schedule:
         """Every process alive closes; then no lock is held, nobody waits, and each can be had at once."""
         world, plan = self.world, self.plan
         alive = [process for process in self.processes if not process.dead]
+        self.ledger.closes()
         closing = [process.start(self.guards[process].aclose(), "close") for process in alive]
         world.run(lambda: all(task.done() for task in closing), latest=latest + _QUIET_S)
         for process in alive:
@@ -378,15 +431,24 @@ class _Schedule:
             if left:
                 self.judge.accuse("S8: nothing is left behind", f"{process.name}: {', '.join(sorted(left))}")
         # A release that was lost with its connection, or with its process, is over with its ttl.
-        settled = world.now + 2 * plan.ttl_s + 2 * plan.lock_delay_s + 3.5
-        done: list[bool] = []
-        world.at(settled, lambda: done.append(True))
-        world.run(lambda: bool(done), latest=settled + 1)
+        self._go_on_until(world.now + 2 * plan.longest_s + 2 * plan.lock_delay_s + 3.5)
         if plan.calm:
             self.ledger.nothing_is_left(self.servers.all)
-        if still := [one for server in self.servers.all for one in server.connected]:
-            self.judge.accuse("S8: nothing is left behind", f"connections from {', '.join(still)}")
+        self._nothing_is_connected([one for server in self.servers.all for one in server.replaced])
+        # All processes may have ended before a fault is over, or begins: one that holds back the end of a
+        # connection, or keeps everybody from a lock.
+        self._go_on_until(self.faults.over_at + _ENDS_S)
+        self._nothing_is_connected([one for server in self.servers.all for one in server.connected])
         self._have_each_lock()
+
+    def _nothing_is_connected(self, still: list[str]) -> None:
+        if still:
+            self.judge.accuse("S8: nothing is left behind", f"connections from {', '.join(still)}")
+
+    def _go_on_until(self, moment: float) -> None:
+        done: list[bool] = []
+        self.world.at(max(moment, self.world.now), lambda: done.append(True))
+        self.world.run(lambda: bool(done), latest=max(moment, self.world.now) + 1)
 
     def _have_each_lock(self) -> None:
         world, plan = self.world, self.plan

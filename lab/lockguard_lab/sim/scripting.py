@@ -13,40 +13,58 @@ from lockguard_lab.sim.store import ReplyError, Status, Store
 __all__ = ["Scripts"]
 
 _MAKE = b"""
-return function(text)
-  local body, refusal = loadstring('return function(KEYS, ARGV, redis)\\n' .. text .. '\\nend', '@script')
-  if not body then error(refusal) end
-  return body()
+return function(redis, text)
+  local make, refusal = loadstring('return function(KEYS, ARGV, redis)\\n' .. text .. '\\nend', '@script')
+  if not make then error(refusal) end
+  local body = make()
+  -- What a script returns: a table as true and its parts, what refuses it as false and a text.
+  local function told(ok, value)
+    if type(value) ~= 'table' then
+      if ok then return value == true and 1 or value end
+      return false, 'err', 'ERR ' .. tostring(value)
+    end
+    if value.err then return false, 'err', value.err end
+    if not ok then return false, 'err', 'ERR ' .. tostring(value) end
+    if value.ok then return false, 'ok', value.ok end
+    return true, unpack(value)
+  end
+  return function(keys, ...) return told(pcall(body, keys, {...}, redis)) end
 end
 """
 _TABLE = b"function(...) return {...} end"
 _CALLS = b"""
 return function(call, again)
   local redis = {}
-  local function told(raise, ok, value)
-    if ok then return value end
-    if raise then error({err = value}, 0) end
-    return {err = value}
+  -- What a command returns: a table as true and its parts; an error or a status as false, kind and text.
+  local function told(first, ...)
+    if first == nil then return false end
+    if first == true then return {...} end
+    if first == false then
+      local kind, text = ...
+      return {[kind] = text}
+    end
+    return first
   end
-  redis.call = function(...) return told(true, call(...)) end
-  redis.pcall = function(...) return told(false, call(...)) end
+  redis.pcall = function(...) return told(call(...)) end
+  redis.call = function(...)
+    local value = told(call(...))
+    if type(value) == 'table' and value.err then error(value, 0) end
+    return value
+  end
   redis.error_reply = function(text) return {err = text} end
   redis.status_reply = function(text) return {ok = text} end
   redis.sha1hex = again
   return redis
 end
 """
-_RUN = b"""
-return function(body, keys, argv, redis)
-  local ok, value = pcall(body, keys, argv, redis)
-  if ok then return value end
-  if type(value) == 'table' and value.err then return value end
-  return {err = 'ERR ' .. tostring(value)}
-end
-"""
 
+_NO_GLOBALS = b"""
+setmetatable(_G, {
+  __index = function(_, name) error('Script attempted to access nonexistent global variable ' .. name, 2) end,
+  __newindex = function() error('Attempt to modify a readonly table', 2) end,
+})
+"""
 _TABLES_MAX = 1000
-_NONE = (True, False)
 _AS_THEY_ARE = (bytes, int)
 
 _lupa: Any = lupa.lua51
@@ -80,24 +98,20 @@ class Scripts:
         if sha not in self.known:
             raise ReplyError("NOSCRIPT No matching script. Please use EVAL.")
         lua = self._lua
-        lua.running = self
+        lua.running = self._store
         self._store.begin_script()
         try:
-            reply = lua.run(lua.bodies[sha], lua.keys(keys), lua.table(*args), lua.redis)
+            reply = lua.bodies[sha](lua.keys(keys), *args)
         finally:
             self._store.end_script()
             lua.running = None
-        return _reply_of(reply)
-
-    def call(self, *words: Any) -> Any:
-        """``redis.call`` of the script that runs: whether it succeeded, and its reply or its error."""
-        try:
-            reply = self._store.do(*[word if type(word) is bytes else _word(word) for word in words])
-            if reply is None:
-                return _NONE
-            return True, reply if type(reply) in _AS_THEY_ARE else _lua_of(self._lua, reply)
-        except ReplyError as error:
-            return False, str(error).encode()
+        if type(reply) is not tuple:
+            return [] if reply is True else _reply_of(reply)
+        if reply[0]:
+            return _parts(reply[1:])
+        if reply[1] == b"ok":
+            return Status(reply[2])
+        raise ReplyError(reply[2].decode(errors="replace"))
 
 
 class _Lua:
@@ -109,14 +123,29 @@ class _Lua:
         self._make: Any = self.runtime.execute(_MAKE)
         calls: Any = self.runtime.execute(_CALLS)
         # One for all servers: what Lua refers to is kept until Lua collects it, and a server keeps a world.
-        self.redis: Any = calls(self._call, lambda text: hashlib.sha1(text).hexdigest().encode())  # noqa: S324
-        self.running: Scripts | None = None
-        self.run: Any = self.runtime.execute(_RUN)
-        self.table: Any = self.runtime.eval(_TABLE)
+        self._redis: Any = calls(self._call, lambda text: hashlib.sha1(text).hexdigest().encode())  # noqa: S324
+        self.running: Store | None = None
+        """The data of the server whose script runs."""
+        self._table: Any = self.runtime.eval(_TABLE)
+        self.runtime.execute(_NO_GLOBALS)  # a misspelt local is an error on a server, and no nil
 
     def _call(self, *words: Any) -> Any:
-        assert self.running is not None
-        return self.running.call(*words)
+        """``redis.call`` of the script that runs, as ``_CALLS`` takes it; each takes several of them."""
+        store = self.running
+        assert store is not None
+        try:
+            for word in words:
+                if type(word) is not bytes:
+                    words = tuple(map(_word, words))
+                    break
+            reply = store.do(*words)
+        except ReplyError as error:
+            return False, b"err", str(error).encode()
+        if type(reply) is list:
+            return True, *[False if part is None else part for part in reply]
+        if type(reply) is Status:
+            return False, b"ok", bytes(reply)
+        return reply
 
     def keys(self, keys: Sequence[bytes]) -> Any:
         """KEYS, which no script changes."""
@@ -125,7 +154,7 @@ class _Lua:
         if table is None:
             if len(self._tables) > _TABLES_MAX:
                 self._tables.clear()
-            table = self._tables[words] = self.table(*words)
+            table = self._tables[words] = self._table(*words)
         return table
 
     def sha_of(self, source: bytes) -> str:
@@ -134,7 +163,7 @@ class _Lua:
         if sha is None:
             sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
             try:
-                self.bodies[sha] = self._make(source)
+                self.bodies[sha] = self._make(self._redis, source)
             except _lupa.LuaError as error:
                 raise ReplyError(f"ERR Error compiling script: {error}") from error
             self._known[source] = sha
@@ -158,36 +187,18 @@ def _word(word: Any) -> bytes:
     return b"%d" % word if float(word).is_integer() and abs(word) < 1e17 else f"{word:.17g}".encode()
 
 
-def _lua_of(lua: _Lua, reply: Any) -> Any:
-    """A reply as a script sees it."""
-    if reply is None:
-        return False
-    if isinstance(reply, Status):
-        return lua.runtime.table_from({b"ok": bytes(reply)})
-    if isinstance(reply, list):
-        parts = [
-            False if part is None else part if type(part) in _AS_THEY_ARE else _lua_of(lua, part)
-            for part in reply
-        ]
-        return lua.table(*parts)
-    return reply
+def _parts(values: Sequence[Any]) -> list[Any]:
+    """The parts of a table that a script returned, up to the first nil, as a reply."""
+    end = values.index(None) if None in values else len(values)
+    return [value if type(value) in _AS_THEY_ARE else _reply_of(value) for value in values[:end]]
 
 
 def _reply_of(value: Any) -> Any:
-    """What a script returned, as a reply."""
+    """A value that a script returned, as a reply."""
     if type(value) in _AS_THEY_ARE:
         return value
     if _lupa.lua_type(value) == "table":
-        if (refusal := value[b"err"]) is not None:
-            raise ReplyError(refusal.decode(errors="replace"))
-        if (status := value[b"ok"]) is not None:
-            return Status(status)
-        parts = []
-        for index in range(1, len(value) + 1):
-            if value[index] is None:
-                break
-            parts.append(_reply_of(value[index]))
-        return parts
+        return _parts([value[index] for index in range(1, len(value) + 1)])
     if value is None or value is False:
         return None
     if value is True:

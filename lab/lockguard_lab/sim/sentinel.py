@@ -48,6 +48,9 @@ class _Session:
         while (words := self._reader.gets()) is not _NO_MORE:
             self._answer(encoded(self._reply(words[0].upper(), words), self._resp3))
 
+    def heard(self, data: bytes) -> None:
+        pass
+
     def lost(self) -> None:
         """Nothing is kept of it."""
 

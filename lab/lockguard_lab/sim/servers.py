@@ -73,7 +73,7 @@ class Servers:
     def kept_until(self, resource: str, grant: str) -> float:
         """Until when a majority, or whoever decides alone, keeps a resource for a grant; 0: they do not."""
         lock, ends = b"lockguard:{%b}" % resource.encode(), []
-        for server in self._asked(lock):
+        for server in self.asked(lock):
             held = server.store.values.get(lock)
             if held is not None and held.get(b"grant") == grant.encode():
                 ends.append(server.store.ends_ms.get(lock, 0.0) / 1000 - server.epoch_s)
@@ -81,10 +81,11 @@ class Servers:
                 ends.append(0.0)
         return sorted(ends, reverse=True)[len(ends) // 2]
 
-    def _asked(self, lock: bytes) -> Sequence[RedisServer]:
+    def asked(self, lock: bytes) -> Sequence[RedisServer]:
+        """The servers that decide who holds a lock."""
         if self.cluster is not None:
             holding = [server for server in self.all if server.master is None and lock in server.store.values]
-            return holding[:1] or self.all[:1]
+            return holding[:1] or [self.cluster.owner(key_slot(lock)) or self.all[0]]
         if self._sentinels:
             return [self.primary]
         return self.deciding

@@ -6,11 +6,10 @@ It is held to real servers by generated sequences, see tests/sim. A value is ``b
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["ReplyError", "Scores", "Status", "Store"]
+__all__ = ["ReplyError", "Scores", "Status", "Store", "copied"]
 
 
 class ReplyError(Exception):
@@ -41,6 +40,15 @@ _OK = Status(b"OK")
 _WRONG = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
 
+def copied(value: Any) -> Any:
+    """A copy of a value, of which nothing but the whole ever changes its parts; ``None`` of none."""
+    return value if value is None or type(value) is bytes else type(value)(value)
+
+
+def _all_copied(values: dict[bytes, Any]) -> dict[bytes, Any]:
+    return {key: copied(value) for key, value in values.items()}
+
+
 def number(score: float) -> bytes:
     """A score as Redis writes it."""
     return b"%d" % score if score == int(score) and abs(score) < 1e17 else repr(score).encode()
@@ -64,11 +72,11 @@ class Store:
 
     def snapshot(self) -> tuple[dict[bytes, Any], dict[bytes, float]]:
         """A copy of all data, for a replica or a file."""
-        return copy.deepcopy(self.values), dict(self.ends_ms)
+        return _all_copied(self.values), dict(self.ends_ms)
 
     def restore(self, data: tuple[dict[bytes, Any], dict[bytes, float]]) -> None:
         """Replace all data by a copy."""
-        self.values, self.ends_ms = copy.deepcopy(data[0]), dict(data[1])
+        self.values, self.ends_ms = _all_copied(data[0]), dict(data[1])
 
     def put(self, key: bytes, value: Any, end_ms: float | None) -> None:
         """Set a key and its end, as a replica does; ``None`` deletes it."""

@@ -74,34 +74,46 @@ class World:
         Raises:
             Stuck: ``latest`` is reached first, or nothing is left to happen.
         """
-        turns, moment, due, processes = 0, self.now, self._due, self.processes
-        throw = self.dice.random
+        hooks = sys.get_asyncgen_hooks()
+        try:
+            self._run(until, latest)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
+    def _run(self, until: Callable[[], bool], latest: float) -> None:
+        turns, moment, due, throw = 0, self.now, self._due, self.dice.random
         while not until():
-            now = self.now
-            if now >= latest:
-                raise Stuck(f"not over at {latest:g} s")
-            if due and due[0][0] <= now:
-                while due and due[0][0] <= now:
+            able = self._pass(latest)
+            if not able:
+                while due and due[0][0] <= self.now:
                     heapq.heappop(due)[2]()
                 continue  # which may be what is waited for
-            able = [process for process in processes if process.able]
-            if not able:
-                self._pass()
-                continue
             able[int(throw() * len(able))].turn()
-            turns = turns + 1 if moment == now else 0
-            moment = now
+            turns = turns + 1 if moment == self.now else 0
+            moment = self.now
             if turns > _TURNS_AT_ONE_TIME_MAX:
                 raise Stuck("a moment without an end: something runs without awaiting anything")
 
-    def _pass(self) -> None:
-        soonest = self._due[0][0] if self._due else math.inf
-        for process in self.processes:
-            if not process.stopped and (when := process.next_timer) is not None and when < soonest:
-                soonest = when
-        if soonest == math.inf:
-            raise Stuck("nothing is left that could happen")
-        self.now = max(self.now, soonest)
+    def _pass(self, latest: float) -> list[Process]:
+        """Let time pass until something is due; if that is nothing but processes, return those."""
+        due, able = self._due, []
+        while self.now < latest:
+            now = self.now
+            soonest = due[0][0] if due else math.inf
+            if soonest <= now:
+                return []
+            for process in self.processes:
+                when = process.able_at
+                if when <= now:
+                    able.append(process)
+                elif when < soonest:
+                    soonest = when
+            if able:
+                return able
+            if soonest == math.inf:
+                raise Stuck("nothing is left that could happen")
+            self.now = soonest
+        raise Stuck(f"not over at {latest:g} s")
 
 
 class Process(asyncio.BaseEventLoop):
@@ -135,6 +147,8 @@ class Process(asyncio.BaseEventLoop):
         self.on_burial: list[Callable[[], None]] = []
         """What lets go of what would warn that it was not closed."""
         self._stops_within: tuple[int, float] | None = None
+        # Generators that nobody finishes are closed in their own process, as asyncio does.
+        self._hooks: Any = (self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)  # type: ignore[attr-defined]
         world.processes.append(self)
 
     def __repr__(self) -> str:
@@ -152,6 +166,16 @@ class Process(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Nothing sleeps in a system call here."""
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        """As every loop, without what helps to debug one."""
+        if self._closed:  # type: ignore[attr-defined]
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
 
     def is_running(self) -> bool:
         """Always: it runs whenever it has a turn."""
@@ -171,23 +195,17 @@ class Process(asyncio.BaseEventLoop):
     # What the world asks of it.
 
     @property
-    def able(self) -> bool:
-        """Whether it has something to do now."""
+    def able_at(self) -> float:
+        """When it has something to do, in the world's time: 0 is now, infinity not by itself."""
         if self.stopped or self.dead:
-            return False
+            return math.inf
         if self._ready or self.arrived:  # type: ignore[attr-defined]
-            return True
-        due = self.next_timer
-        return due is not None and due <= self.world.now
-
-    @property
-    def next_timer(self) -> float | None:
-        """When its first timer is due, in the world's time."""
+            return 0.0
         timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
         while timers and timers[0]._cancelled:
             heapq.heappop(timers)._scheduled = False
-        if self.dead or not timers:
-            return None
+        if not timers:
+            return math.inf
         begun: float = self._begun
         when: float = timers[0]._when
         return begun + (when - begun) / self._drift + 1e-9
@@ -199,7 +217,7 @@ class Process(asyncio.BaseEventLoop):
         for callback, args in arrived:
             self.call_soon(callback, *args)
         timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
-        now = self.time()
+        now = self.time() if timers else 0.0
         while timers and (timers[0]._cancelled or timers[0]._when <= now):
             timer = heapq.heappop(timers)
             timer._scheduled = False
@@ -210,13 +228,8 @@ class Process(asyncio.BaseEventLoop):
             most, stops_for_s = min(most, self._stops_within[0]), self._stops_within[1]
             self._stops_within = None
             self.stop_for(stops_for_s)
-        hooks = sys.get_asyncgen_hooks()
         events._set_running_loop(self)
-        # Generators that nobody finishes are closed in their own process, as asyncio does.
-        sys.set_asyncgen_hooks(
-            firstiter=self._asyncgen_firstiter_hook,  # type: ignore[attr-defined]
-            finalizer=self._asyncgen_finalizer_hook,  # type: ignore[attr-defined]
-        )
+        sys.set_asyncgen_hooks(*self._hooks)
         self.world.running = self
         try:
             for _ in range(most):
@@ -225,7 +238,6 @@ class Process(asyncio.BaseEventLoop):
                     handle._run()
         finally:
             events._set_running_loop(None)
-            sys.set_asyncgen_hooks(*hooks)
             self.world.running = None
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:

@@ -14,16 +14,18 @@ import asyncpg
 
 from lockguard import LockGuard, current_lease
 from lockguard.errors import ConfigurationError, LockguardError
-from lockguard_asyncpg import PostgresFence, create_pool
+from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, fenced_transaction
 from lockguard_asyncpg._errors import DATABASE_ERRORS
 from lockguard_lab.sim.fenced.judge import Body
+from lockguard_lab.sim.fenced.outcomes import judged
+from lockguard_lab.sim.fenced.writer import NOTE, begun, pause
 from lockguard_lab.sim.fenced.writes import in_an_earlier_transaction, last, write
 
 if TYPE_CHECKING:
     from random import Random
 
     from lockguard import Lease
-    from lockguard_lab.sim.fenced.judge import FenceJudge
+    from lockguard_lab.sim.fenced.judge import FenceJudge, Op
     from lockguard_lab.sim.fenced.plan import FencedPlan
     from lockguard_lab.sim.world import Process
 
@@ -91,6 +93,8 @@ class Bot:
         )
         self._tasks: list[asyncio.Task[Any]] = []
         self._kept: Any = None
+        self._own: Any = None
+        self._own_is_lent = False
         self._called = {"exclusive": self._exclusive()}
 
     def tell(self, line: str) -> None:
@@ -119,6 +123,23 @@ class Bot:
             raise _Busy
         return self._kept
 
+    @contextlib.asynccontextmanager
+    async def own_connection(self) -> AsyncIterator[Any]:
+        """A connection that one task at a time has, and that is in no transaction when it is given back."""
+        if self._own_is_lent:
+            raise _Busy
+        self._own_is_lent = True
+        try:
+            if self._own is None or self._own.is_closed():
+                self._own = await asyncpg.connect(host=self._host, **_CONNECTING)
+            yield self._own
+        finally:
+            self._own_is_lent = False
+            if self._own is not None and not self._own.is_closed():
+                self.judge.given_back(
+                    f"{self.process.name}'s own connection", in_transaction=self._own.is_in_transaction()
+                )
+
     async def close(self) -> None:
         """Close what it has."""
         for task in self._tasks:
@@ -126,8 +147,9 @@ class Bot:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.guard.aclose()
         await self.fence.aclose()
-        if self._kept is not None:
-            self._kept.terminate()
+        for conn in (self._kept, self._own):
+            if conn is not None:
+                conn.terminate()
         for pool in (self.pool, self.fenced):
             try:
                 async with asyncio.timeout(3):
@@ -142,6 +164,8 @@ class Bot:
         while world.now < plan.until_s:
             resource = f"binance:{dice.choice('AB'[: plan.resources])}"
             shape = dice.choice(_SHAPES)
+            if plan.shape and dice.random() < 0.8:
+                shape = getattr(Bot, plan.shape)
             call = asyncio.create_task(shape(self, resource), name=name)
             watch(call, self.process)
             cancel_after = dice.choice((None, None, None, dice.uniform(0, plan.work_s * 2)))
@@ -169,8 +193,11 @@ class Bot:
             await self._body(resource, lease, closes=self.dice.random() < 0.15)
 
     async def begun_before(self, resource: str) -> None:
-        """A transaction that is open already when the lease is had."""
-        async with self.fenced.acquire() as conn:
+        """A transaction that is open already when the lease is had, perhaps under another one."""
+        async with contextlib.AsyncExitStack() as outer:
+            if self.dice.random() < 0.5:
+                await outer.enter_async_context(self._hold("binance:O"))
+            conn = await outer.enter_async_context(self.fenced.acquire())
             transaction = conn.transaction()
             try:
                 await transaction.start()
@@ -184,9 +211,17 @@ class Bot:
         async with self._hold(resource) as lease:
             body = Body(self.process, resource, lease)
             self.judge.entered(body)
+            ops: list[Op] = []
+            work = in_an_earlier_transaction(self, body, conn, transaction, ops)
+            writing = asyncio.ensure_future(judged(self, body, ops, work, name="begun before"))
+            writing.add_done_callback(lambda done: done.cancelled() or done.exception())
             try:
-                await in_an_earlier_transaction(self, body, conn)
-                await transaction.commit()
+                if self.dice.random() < 0.5:
+                    await writing
+                else:  # a task that is not cut with the body
+                    await _to_its_end(writing)
+                if not conn.is_closed() and conn.is_in_transaction():
+                    conn.terminate()  # the error was swallowed
             finally:
                 self.judge.left(body)
 
@@ -287,7 +322,59 @@ class Bot:
             if isinstance(error, BaseException) and not isinstance(error, LockguardError):
                 raise error
 
+    async def closing(self, resource: str) -> None:
+        """One hold whose last write always closes it."""
+        async with self._hold(resource) as lease:
+            await self._body(resource, lease, closes=True)
+
+    async def closing_two(self, resource: str) -> None:
+        """Two leases, which two tasks close with a write each, and name in another order."""
+        if self.plan.latency_s:
+            return
+        async with self._hold("binance:O") as outer, self._hold(resource) as lease:
+            body = Body(self.process, resource, lease)
+            self.judge.entered(body)
+            try:
+                orders = [[outer, lease], [lease, outer]]
+                self.dice.shuffle(orders)
+                closing = (self._close_both(body, order) for order in orders)
+                await asyncio.gather(self._write_first(body), *closing)
+            finally:
+                self.judge.left(body)
+
+    async def _write_first(self, body: Body) -> None:
+        ops: list[Op] = []
+
+        async def work() -> None:
+            async with fenced_transaction(self.pool, body.lease) as conn:
+                await conn.execute(NOTE, *begun(self, body, ops))
+                await pause(self)
+
+        await judged(self, body, ops, work(), name="before two that close")
+
+    async def _close_both(self, body: Body, leases: list[Lease]) -> None:
+        ops: list[Op] = []
+
+        async def work() -> None:
+            await asyncio.sleep(self.dice.choice((0.0, 0.01)))
+            await fenced_execute(self.pool, NOTE, *begun(self, body, ops), lease=leases, closes=True)
+
+        try:
+            await judged(self, body, ops, work(), name="closing two")
+        except asyncpg.DeadlockDetectedError as error:
+            law = "L6: two that write under the same leases do not wait for each other"
+            self.judge.accuse(law, repr(error))
+
     # What bodies do
+
+    async def _confirm(self, body: Body) -> None:
+        was_over = self.judge.is_over(body.lease)
+        try:
+            await body.lease.confirm()
+        except LockguardError as error:
+            self.tell(f"not confirmed: {type(error).__name__}")
+        else:
+            self.judge.confirmed(body, was_over=was_over)
 
     async def _body(self, resource: str, lease: Lease, *, closes: bool = False) -> None:
         plan, dice, judge = self.plan, self.dice, self.judge
@@ -300,6 +387,8 @@ class Bot:
                 await asyncio.sleep(step_s)
                 judge.looked_at(body)
                 left_s -= step_s + 0.001
+                if dice.random() < 0.1 and not plan.latency_s:
+                    await self._confirm(body)
                 if dice.random() < 0.5 and not plan.latency_s:
                     with contextlib.suppress(_Busy):
                         await write(self, body)
@@ -307,10 +396,22 @@ class Bot:
                     judge.looked_at(body)
             if closes and not plan.latency_s:
                 await last(self, body)
+                if dice.random() < 0.3:
+                    await self._confirm(body)
             if dice.random() < 0.1:
                 raise Own("the body's own")
         finally:
             judge.left(body)
+
+
+async def _to_its_end(task: asyncio.Future[Any]) -> None:
+    """Wait for a task, which a cancel does not end; a second one ends the wait."""
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+    await task
 
 
 class _Busy(Exception):
@@ -328,4 +429,6 @@ _SHAPES = (
     Bot.left_by_another,
     Bot.left_unfinished,
     Bot.called_with_equal_arguments,
+    Bot.closing,
+    Bot.closing_two,
 )

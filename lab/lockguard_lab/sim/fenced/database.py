@@ -216,6 +216,7 @@ class Session:
         lock_ms: its default bound on waiting for a lock, in ms; 0 for none.
         ended: called when the server ends the session, with the error that it sends.
         frozen: whether it executes nothing for now, as a process that was stopped.
+        copying: whether a COPY of its waits for rows.
         changed_at: since when it is in its state.
     """
 
@@ -226,6 +227,7 @@ class Session:
         self.isolation = "read committed"
         self.ended: Callable[[PgError], None] = lambda _: None
         self.frozen = False
+        self.copying = False
         self.over = False
         self.changed_at = database.clock.now()
         self._steps: Steps | None = None
@@ -242,7 +244,7 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether a statement is under way."""
+        """Whether a statement is under way that does not wait for its client."""
         return self._steps is not None
 
     @property

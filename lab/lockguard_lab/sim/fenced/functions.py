@@ -6,14 +6,33 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from lockguard_lab.sim.fenced.database import Level, PgError, Result, Session, Steps, Transaction, Wait
+from lockguard_lab.sim.fenced.database import (
+    Database,
+    PgError,
+    Result,
+    Session,
+    Steps,
+    Transaction,
+    Wait,
+)
 from lockguard_lab.sim.fenced.locks import Key
 from lockguard_lab.sim.fenced.sql import Call, Literal_, Unknown, calls_of
+from lockguard_lab.sim.fenced.transactions import control
 
-__all__ = ["FENCE_ID", "Fence", "Writer", "account", "execute", "fence_key"]
+__all__ = [
+    "COPY_ENTRY",
+    "FENCE_ID",
+    "Fence",
+    "Writer",
+    "account",
+    "copied",
+    "entries",
+    "execute",
+    "fence_key",
+]
 
 FENCE_ID = UUID(int=0x5EA1)
 _NUMBERED = 1 << 62
@@ -21,11 +40,17 @@ _NUMBERED = 1 << 62
 
 @dataclass(frozen=True)
 class Fence:
-    """The fence's row of a resource."""
+    """The fence's row of a resource.
+
+    Attributes:
+        within: whether a savepoint's own transaction wrote it, which is none of those that may go on after a
+            close.
+    """
 
     token: int
     grant: str
     is_open: bool
+    within: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,17 @@ def account(resource: str) -> Key:
     return ("account", resource)
 
 
+def entries(database: Database, resource: str) -> list[str]:
+    """The committed entries of a resource."""
+    found = ((key, database.latest(key)) for key in database.keys("op"))
+    return sorted(str(key[1]) for key, row in found if _is_entry(row, resource))
+
+
+def _is_entry(row: object, resource: str) -> bool:
+    """Whether a row is an entry of a resource, and no write of its account."""
+    return isinstance(row, tuple) and row[0] == resource and row[3] is None
+
+
 def _gate(resource: str) -> Key:
     return ("gate", resource)
 
@@ -61,7 +97,7 @@ def execute(session: Session, text: str, params: Sequence[Literal_] = ()) -> Ste
     verb = text.split(None, 1)[0].lower().rstrip(";") if text else ""
     transaction = session.transaction
     if verb in ("commit", "end", "rollback", "begin", "start", "savepoint", "release"):
-        return (yield from _control(session, verb, text))
+        return (yield from control(session, verb, text))
     if transaction is not None and transaction.failed:
         raise PgError(
             "25P02", "current transaction is aborted, commands ignored until end of transaction block"
@@ -69,65 +105,22 @@ def execute(session: Session, text: str, params: Sequence[Literal_] = ()) -> Ste
     return (yield from _Statement(session, text, params).steps())
 
 
-# Transactions
+def copied(session: Session, rows: Sequence[Sequence[Literal_]] | None) -> Steps:
+    """The steps of the end of a COPY that has waited for its rows: all of them are written, or none.
 
-
-def _control(session: Session, verb: str, text: str) -> Steps:
-    transaction = session.transaction
-    words = text.lower().split()
-    match verb:
-        case "begin" | "start":
-            if transaction is None or transaction.implicit:
-                _begin(session, text)
-            return Result("BEGIN")
-        case "commit" | "end":
-            if transaction is None:
-                return Result("COMMIT")
-            if transaction.failed:
-                session.roll_back()
-                return Result("ROLLBACK")
-            session.commit()
-            return Result("COMMIT")
-        case "rollback" if "to" not in words:
-            session.roll_back()
-            return Result("ROLLBACK")
-    if transaction is None or transaction.implicit:
-        raise PgError("25P01", f"{verb.upper()} can only be used in transaction blocks")
-    if verb != "rollback" and transaction.failed:
-        raise PgError("25P02", "current transaction is aborted")
-    _savepoint(session, transaction, verb, words[-1])
-    yield from ()
-    return Result(verb.upper())
-
-
-def _begin(session: Session, text: str) -> None:
-    found = re.search(r"isolation level (read committed|repeatable read|serializable)", text.lower())
-    isolation = found[1] if found else session.isolation
-    if session.transaction is not None:  # in a text of several statements
-        session.transaction.implicit = False
-        session.transaction.isolation = isolation
-    else:
-        session.transaction = session.database.begin(session, isolation, implicit=False)
-
-
-def _savepoint(session: Session, transaction: Transaction, verb: str, name: str) -> None:
-    levels = transaction.levels
-    if verb == "savepoint":
-        levels.append(Level(name))
-        return
-    place = next((number for number in range(len(levels) - 1, 0, -1) if levels[number].name == name), None)
-    if place is None:
-        raise PgError("3B001", f'savepoint "{name}" does not exist')
-    undone = levels[place:]
-    transaction.levels = levels[:place]
-    if verb == "release":
-        for level in undone:
-            transaction.levels[-1].locks += level.locks
-            transaction.levels[-1].writes |= level.writes
-        return
-    session.database.unlock(transaction, undone)
-    transaction.levels.append(Level(name))
-    transaction.failed = False
+    Args:
+        session: the session that waits for them.
+        rows: a resource, a token and an op each; ``None`` if the client gave up.
+    """
+    session.copying = False
+    if rows is None:
+        raise PgError("57014", "COPY from stdin failed")
+    statement = _Statement(session, COPY_ENTRY, ())
+    for resource, token, op in rows:
+        if not str(token).isdecimal():
+            raise PgError("22P02", f"invalid input syntax for type bigint: {token!r}")
+        yield from statement._enter(str(resource), token, op)
+    return Result(f"COPY {len(rows)}")
 
 
 # Statements
@@ -138,6 +131,10 @@ _ACCOUNT_WRITE = re.compile(
     r"( returning version)?"
 )
 _ENTRY = re.compile(r"insert into entry \(resource, token, op\) values \((\S+), (\S+), (\S+)\)")
+COPY_ENTRY = 'COPY "entry"("resource", "token", "op") FROM STDIN'
+_COPY_OUT = re.compile(r"COPY \((.*)\) TO STDOUT", re.IGNORECASE)
+_ENTRIES_READ = re.compile(r'select op from entry where resource = (\S+) order by op collate "C"')
+_COPIED = (("copied", "text"),)
 _WITH = re.compile(r"with lockguard_write as \((.*?)\) ?select (?:w\.\*|lockguard|\()", re.DOTALL)
 _ASKED_BY_PEOPLE = ("pg_settings", "pg_stat_replication", "lockguard.at_the_gate")
 
@@ -172,6 +169,11 @@ class _Statement:
             return Result("SELECT 0")
         if "generate_series(1, lockguard.prune())" in text:
             return Result("SELECT 0")
+        if text.startswith(COPY_ENTRY.lower()):
+            self.session.copying = True
+            return Result("COPY")
+        if found := _COPY_OUT.match(self.text):
+            return (yield from self._copy_out(found[1]))
         if text.startswith("with lockguard_write"):
             return (yield from self._native())
         if (plain := self._plain()) is not None:
@@ -208,6 +210,8 @@ class _Statement:
 
     def write(self, key: Key, value: object) -> None:
         """Write a row."""
+        if isinstance(value, Fence):
+            value = replace(value, within=len(self.transaction.levels) > 1)
         self.transaction.levels[-1].writes[key] = value
 
     # The schedules' own statements
@@ -275,6 +279,19 @@ class _Statement:
         self.write(("op", op), (resource, token, None, None, None))
         yield from ()
         return Result("INSERT 0 1")
+
+    def _copy_out(self, query: str) -> Steps:
+        """The rows of a query, as texts."""
+        if found := _ENTRIES_READ.fullmatch(query):
+            resource = str(self._value(found[1]))
+            keys = {*self.database.keys("op"), *(key for key in self.transaction.writes if key[0] == "op")}
+            ops = sorted(str(key[1]) for key in keys if _is_entry(self.read(key), resource))
+            return Result(f"COPY {len(ops)}", _COPIED, tuple((op,) for op in ops))
+        if (plain := _Statement(self.session, query, self.params)._plain()) is None:
+            raise Unknown(query)
+        result: Result = yield from plain
+        rows = tuple(tuple(str(value) for value in row) for row in result.rows)
+        return Result(f"COPY {len(rows)}", _COPIED, rows)
 
     # The fence's calls
 
@@ -399,7 +416,7 @@ class _Statement:
             self._refuse(resource, token, grant, "unsealed", None)
         elif (row.token, row.grant) != (token, grant):
             self._refuse(resource, token, grant, "superseded", row)
-        elif not row.is_open and not written:  # what this transaction itself has closed
+        elif not row.is_open and (not written or row.within):  # what this transaction itself has closed
             self._refuse(resource, token, grant, "closed", row)
 
     def _refuse(self, resource: str, token: int, grant: str, reason: str, held: Fence | None) -> None:

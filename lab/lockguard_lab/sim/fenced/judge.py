@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lockguard.errors import LockguardError, LossReason
+from lockguard import LeaseState
+from lockguard.errors import FenceUnavailable, LockguardError, LossReason
 from lockguard.events import Lost
 from lockguard_lab.sim.fenced.functions import Fence, fence_key
 from lockguard_lab.sim.judge import Violation
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from lockguard_lab.sim.world import Process, World
 
 __all__ = ["Body", "FenceJudge", "Op"]
+
+_PASSING = {"kill session", "cut database", "lose answers", "cancel"}
+"""What a call that is made again outlasts."""
 
 
 @dataclass(eq=False)
@@ -67,7 +72,11 @@ class FenceJudge:
     writes: int = 0
     were_in_force: set[str] = field(default_factory=set)
     inside: dict[int, list[tuple[Body, object]]] = field(default_factory=dict)
+    open_transactions: Counter[str] = field(default_factory=Counter)
+    """How many connections each process gave back in a transaction, as bots do that forget a COMMIT."""
     database: Database | None = None
+    happened: Callable[[str, Process], None] = lambda *_: None
+    """Told of what faults wait for, and of the process that it happened to."""
 
     def accuse(self, law: str, told: str) -> None:
         """A law was broken."""
@@ -107,6 +116,8 @@ class FenceJudge:
         name = type(error).__name__ if error is not None else "done"
         self.outcomes[name] = self.outcomes.get(name, 0) + 1
         self.world.tell(f"{who}: {name}")
+        if isinstance(error, FenceUnavailable) and self.plan.kinds <= _PASSING:
+            self.accuse("L7: one lost connection fails no call of the fence", f"{who}: {error}")
         if error is not None and not isinstance(error, LockguardError):
             self.accuse("S12: the outcome of every call", f"{who} raised {error!r}")
 
@@ -114,6 +125,7 @@ class FenceJudge:
         """A write is about to be made."""
         op = Op(f"{body.process.name}-{len(self.ops)}", body.lease, self.world.now)
         self.ops[op.name] = op
+        self.happened("writes", body.process)
         return op
 
     def row(self, resource: str) -> Fence | None:
@@ -134,6 +146,7 @@ class FenceJudge:
         self.bodies.append(body)
         lease = body.lease
         self.world.tell(f"{body.process.name} holds {body.resource} with {int(lease.token)}")
+        self.happened("entered", body.process)
         self.looked_at(body)
         row = self.row(str(lease.resource))
         if not self.plan.first and str(lease.grant.id) not in self.were_in_force:
@@ -145,6 +158,7 @@ class FenceJudge:
         self.bodies.remove(body)
         self.world.tell(f"{body.process.name} leaves {body.resource} with {int(body.lease.token)}")
         self.is_left(body.process, str(body.lease.grant.id))
+        self.happened("left", body.process)
 
     def is_left(self, process: Process, grant: str) -> None:
         """From now on nothing that begins under a grant may be accepted, and it has to be closed."""
@@ -185,11 +199,31 @@ class FenceJudge:
             told = f"{op.name} read {after - 1}, and wrote over {before}"
             self.accuse("S3: the state that a holder reads is final", told)
 
-    def committed_under(self, body: Body, loss: LossReason | None) -> None:
+    def committed_under(self, body: Body, state: LeaseState) -> None:
         """A transaction was committed whose lease had ended, or not, when its body was over."""
-        if loss is not None:
-            told = f"{body.lease.resource} with {int(body.lease.token)}: {loss.value}"
-            self.accuse("S5: nothing is committed under a lease that is known to be lost", told)
+        if state not in (LeaseState.HELD, LeaseState.UNKNOWN):
+            told = f"{body.lease.resource} with {int(body.lease.token)}: {state.value}"
+            self.accuse("S5: nothing is committed under a lease that is known to be over", told)
+
+    def left_open(self, process: Process) -> None:
+        """A bot gave a connection back in a transaction, of which asyncpg tells it once."""
+        self.open_transactions[process.name] += 1
+
+    def sent_under(self, body: Body, state: LeaseState) -> None:
+        """A statement was answered that was sent when its lease was in some state."""
+        if state not in (LeaseState.HELD, LeaseState.UNKNOWN):
+            told = f"{body.lease.resource} with {int(body.lease.token)}: {state.value}"
+            self.accuse("S5: nothing is sent under a lease that is known to be over", told)
+
+    def is_over(self, lease: Lease) -> bool:
+        """Whether the fence has accepted a lease, and does not any more."""
+        return str(lease.grant.id) in self.were_in_force and not self.is_in_force(lease)
+
+    def confirmed(self, body: Body, *, was_over: bool) -> None:
+        """A body's lease was confirmed, which the fence accepted when that was asked, or not."""
+        if was_over:
+            told = f"{body.lease.resource} with {int(body.lease.token)}"
+            self.accuse("S9: what the fence does not accept is not confirmed", told)
 
     def done(self, ops: list[Op]) -> None:
         """A write was answered."""
@@ -204,9 +238,15 @@ class FenceJudge:
                 self.accuse("S15: a write that failed is not there", f"{op.name}: {error!r}")
             op.never = f"it failed with {error!r}"
 
-    def undone(self, op: Op) -> None:
+    def undone(self, body: Body, op: Op) -> None:
         """A write was rolled back with its savepoint."""
         op.never = "it was rolled back"
+        self.happened("undone", body.process)
+
+    def given_back(self, what: str, *, in_transaction: bool) -> None:
+        """A connection is free for whoever uses it next: that one must not find itself in a transaction."""
+        if in_transaction:
+            self.accuse("S8: nothing is left behind", f"{what} is in a transaction")
 
     def resolved(self, op: Op, *, committed: bool) -> None:
         """It was found out what became of a write."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
-from lockguard_lab.sim.plan import Fault
+from lockguard_lab.sim.fault import Fault
+from lockguard_lab.sim.fenced.aims import aimed
 
 __all__ = ["FencedPlan"]
 
@@ -25,9 +27,6 @@ _LOSING = ("wipe", "break", "lose grant", "lose grant")
 """What makes two believe in one lock: then only the fence keeps the order of writes."""
 
 
-_SUPERSEDED = 0.3
-
-
 @dataclass(frozen=True)
 class FencedPlan:
     """One schedule before it begins.
@@ -44,19 +43,25 @@ class FencedPlan:
         first: whether leases are sealed with their first write.
         foreign: whether the event loop is another than asyncio's, whose transports are none of its classes.
         faults: what goes wrong.
+        aim: the mechanism that it aims at; empty for none.
+        shape: the shape of most holds, by the name of its method; empty for any.
+        way: how most writes are made, by the name of its function; empty for any.
     """
 
     seed: int
-    processes: int
-    tasks: int
-    resources: int
-    ttl_s: float
-    latency_s: float
-    work_s: float
-    until_s: float
-    first: bool
+    processes: int = 2
+    tasks: int = 1
+    resources: int = 1
+    ttl_s: float = 1.0
+    latency_s: float = 0.0
+    work_s: float = 0.5
+    until_s: float = 2.0
+    first: bool = False
     foreign: bool = False
     faults: tuple[Fault, ...] = ()
+    aim: str = ""
+    shape: str = ""
+    way: str = ""
 
     @classmethod
     def of(cls, seed: int) -> FencedPlan:
@@ -78,8 +83,9 @@ class FencedPlan:
             )
             for _ in range(0 if far else dice.choice((0, 1, 1, 2, 3, 5, 8)))
         ]
-        if not far and dice.random() < _SUPERSEDED:
-            return _superseded(seed, dice)
+        if seed % 2 == 0:
+            drawn: FencedPlan = aimed(cls(seed), dice)
+            return drawn
         return cls(
             seed=seed,
             processes=dice.choice((1, 2, 2, 3)),
@@ -93,6 +99,10 @@ class FencedPlan:
             foreign=dice.random() < 0.2,
             faults=tuple(sorted(faults, key=lambda fault: fault.at)),
         )
+
+    def with_(self, **changed: Any) -> FencedPlan:
+        """The plan with some of its attributes changed."""
+        return replace(self, **changed)
 
     @property
     def kinds(self) -> set[str]:
@@ -120,31 +130,17 @@ class FencedPlan:
             f" {self.until_s:g} s{', sealed with the first write' if self.first else ''}"
             f"{', on a foreign loop' if self.foreign else ''}"
         )
-        faults = [f"  at {one.at:.4f} s for {one.lasts:.3f} s: {one.kind} {one.where}" for one in self.faults]
-        return "\n".join((first, *faults))
+        more = [f"  aims at: {self.aim}"] if self.aim else []
+        for one in self.faults:
+            since = f" after a process {_UPON[one.upon]} ({one.nth})" if one.upon else ""
+            more.append(f"  at {one.at:.4f} s{since} for {one.lasts:.3f} s: {one.kind} {one.where}")
+        return "\n".join((first, *more))
 
 
-def _superseded(seed: int, dice: random.Random) -> FencedPlan:
-    """Holders that are superseded again and again, and learn of it only by their next renewal or write."""
-    kinds = (*("lose grant",) * 4, "break", "stop process", "lose answers", "kill session")
-    faults = [
-        Fault(
-            dice.choice(kinds),
-            dice.uniform(0.1, 3.0),
-            dice.choice((0.1, 0.5, 1.5)),
-            (dice.randrange(60), dice.randrange(60)),
-        )
-        for _ in range(dice.choice((4, 8, 12)))
-    ]
-    return FencedPlan(
-        seed=seed,
-        processes=dice.choice((2, 3)),
-        tasks=1,
-        resources=1,
-        ttl_s=dice.choice((3.0, 10.0)),
-        latency_s=0.0,
-        work_s=dice.choice((0.5, 1.0, 2.0)),
-        until_s=3.0,
-        first=dice.random() < 0.2,
-        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
-    )
+_UPON = {
+    "entered": "entered a body",
+    "left": "left a body",
+    "parsed": "had a statement parsed in a transaction under its lease",
+    "undone": "rolled back to a savepoint",
+    "writes": "began a write",
+}

@@ -20,9 +20,10 @@ from lockguard import _interrupt as interrupt
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard_asyncpg import install
 from lockguard_lab.servers import PostgresServer
-from lockguard_lab.sim.fenced.database import Database, PgError, Result, Session
-from lockguard_lab.sim.fenced.functions import Fence, account, execute, fence_key
-from lockguard_lab.sim.fenced.sql import split
+from lockguard_lab.sim.fenced.database import Database
+from lockguard_lab.sim.fenced.functions import COPY_ENTRY, Fence, account, entries, fence_key
+from lockguard_lab.sim.fenced.openings import COPIES, RARE, Opening
+from lockguard_lab.sim.fenced.sessions import Modelled, Real
 from lockguard_lab.sim.judge import Violation
 
 __all__ = ["differences", "run_sequences", "violations"]
@@ -38,6 +39,10 @@ create table entry (resource text, token bigint, op text);
 _SEEN = """
 select (select string_agg(pid::text, ',') from pg_locks
          where not granted and pid::text = any (string_to_array($2, ','))) as waiting,
+       (select string_agg(pid::text, ',') from pg_stat_activity
+         where state = 'active' and wait_event = 'ClientRead'
+           and pid::text = any (string_to_array($2, ','))) as copying,
+       array(select e.op from entry e where e.resource = $1 order by e.op collate "C") as entries,
        s.token, s.grant_id, s.is_open, a.version
   from account a left join lockguard.status($1) s on true where a.resource = $1
 """
@@ -80,88 +85,9 @@ class _Step:
     text: str = ""
 
 
-class _Modelled:
-    """A session of the model, and what it was answered last."""
-
-    def __init__(self, database: Database) -> None:
-        self.session: Session = database.connect()
-        self.session.ended = lambda error: setattr(self, "answer", f"ended {error.state}")
-        self.answer = ""
-        self.is_pending = False
-
-    def send(self, text: str) -> None:
-        self.answer, self.is_pending = "", True
-        self._next(list(split(text)), "")
-
-    def _next(self, statements: list[str], answer: str) -> None:
-        session = self.session
-        if not statements:
-            if session.transaction is not None and session.transaction.implicit:
-                session.commit()
-            self.answer, self.is_pending = answer, False
-            return
-        if session.transaction is None:
-            session.transaction = session.database.begin(session, session.isolation, implicit=True)
-
-        def done(result: Result | PgError) -> None:
-            if isinstance(result, PgError):
-                self.answer, self.is_pending = result.state, False
-            else:
-                self._next(statements[1:], _told(statements[0], result))
-
-        session.run(execute(session, statements[0]), done)
-
-
-def _has_row(text: str) -> bool:
-    """Whether the sequence asks for the row, and not for the command tag only."""
-    return text.startswith(("select accepted", "select lockguard.break_", "select version"))
-
-
-def _told(text: str, result: Result) -> str:
-    return f"{result.tag} {[list(row) for row in result.rows]}" if _has_row(text) else result.tag
-
-
-class _Real:
-    """A session of the real server."""
-
-    def __init__(self, conn: asyncpg.Connection[Any]) -> None:
-        self.conn = conn
-        self.pid = conn.get_server_pid()
-        self.answer = ""
-        self.task: asyncio.Task[None] | None = None
-        self.kept: list[object] = []
-
-    @property
-    def is_pending(self) -> bool:
-        return self.task is not None and not self.task.done()
-
-    def send(self, text: str) -> None:
-        self.answer = ""
-        self.task = asyncio.create_task(self._send(text))
-
-    async def _send(self, text: str) -> None:
-        try:
-            if _has_row(text):
-                row = await self.conn.fetchrow(text)
-                assert row is not None, text
-                self.answer = f"SELECT 1 {[list(row.values())]}"
-            else:
-                self.answer = await self.conn.execute(text)
-        except asyncpg.PostgresError as error:
-            self.answer = str(error.sqlstate)
-        except (asyncpg.InterfaceError, OSError):
-            self.answer = "gone"
-
-    async def prepare(self) -> None:
-        """Parse a statement and send no Bind: the backend waits for its client in the middle of a message."""
-        try:
-            self.kept.append(await self.conn.prepare("select 1 as parsed"))
-        except asyncpg.PostgresError:
-            return  # in a transaction that has failed
-
-
 class _Sequence:
-    def __init__(self, seed: int, url: str) -> None:
+    def __init__(self, seed: int, url: str, opening: Opening | None) -> None:
+        self.opening = opening
         self.dice = random.Random(seed)  # noqa: S311 - a simulation, not a secret
         self.url = url
         self.resource = f"sequence:{seed}"
@@ -169,8 +95,8 @@ class _Sequence:
         self.grants = [UUID(int=self.dice.getrandbits(128)) for _ in range(_GRANTS)]
         self.time = _Time()
         self.database = Database(self.time)
-        self.model: list[_Modelled] = []
-        self.real: list[_Real] = []
+        self.model: list[Modelled] = []
+        self.real: list[Real] = []
         self.steps: list[str] = []
         self.numbers = [0] * _GRANTS
         self.numbered = 0
@@ -182,15 +108,18 @@ class _Sequence:
             await look.execute(f"insert into account values ('{self.resource}', 0, 0, '')")  # noqa: S608
             for _ in range(_SESSIONS):
                 await self._connect()
-            for _ in range(_STEPS):
-                step = self._drawn()
+            opening = list(self.dice.choice(_OPENINGS) if self.opening is None else self.opening)
+            for _ in range(_STEPS if self.opening is None else len(opening)):
+                step = self._opened(*opening.pop(0)) if opening else self._drawn()
                 self.steps.append(f"{step.session} {step.kind}")
                 await self._take(step)
+                if any(one.answer == "40P01" for one in self.model):
+                    return None  # which session of a deadlock Postgres ends, or lets go first, is chance
                 if (found := await self._differs(look, step)) is not None:
                     return found
         finally:
             for one in self.real:
-                one.conn.terminate()
+                one.terminate()
                 if one.task is not None:
                     await asyncio.wait([one.task])
             await look.close()
@@ -198,8 +127,8 @@ class _Sequence:
 
     async def _connect(self) -> None:
         conn = await asyncpg.connect(self.url, server_settings={"deadlock_timeout": "20ms"})
-        self.real.append(_Real(conn))
-        self.model.append(_Modelled(self.database))
+        self.real.append(Real(conn))
+        self.model.append(Modelled(self.database))
 
     # What is drawn
 
@@ -208,10 +137,26 @@ class _Sequence:
         if not free:
             return _Step(self.dice.randrange(_SESSIONS), "kill")
         session = self.dice.choice(free)
-        inside = self.model[session].session.status != "I"
-        kinds = _INSIDE if inside else _OUTSIDE
-        kind = self.dice.choice(kinds)
-        return _Step(session, kind, self._text(kind))
+        found = self.model[session].session
+        kinds = _COPYING if found.copying else _OUTSIDE if found.status == "I" else _INSIDE
+        barred = _NUMBERING if self._is_a_number_under_way() else frozenset[str]()
+        kind = self.dice.choice([kind for kind in kinds if kind not in barred])
+        return _Step(session, kind, self._text(kind, self._near()))
+
+    def _is_a_number_under_way(self) -> bool:
+        """Whether a statement waits that may have to insert the row of its number.
+
+        Postgres has no line for a row that is not there yet, nor for those that a gate lets in together:
+        which of two is first there is chance.
+        """
+        waiting = [one.session.waits_for for one in self.model if one.is_pending and one.is_numbering]
+        keys = [wait.key for wait in waiting if wait is not None]
+        return any(key[0] != "row" or self.database.latest(key[1:]) is None for key in keys)
+
+    def _opened(self, session: int, kind: str, ahead: int) -> _Step:
+        row = self.database.latest(fence_key(self.resource))
+        known = row.token - self.base if isinstance(row, Fence) else 1
+        return _Step(session, kind, self._text(kind, known + ahead))
 
     def _near(self) -> int:
         """A grant: mostly the one in force, or one that comes soon after or was before it."""
@@ -219,8 +164,7 @@ class _Sequence:
         known = row.token - self.base if isinstance(row, Fence) and row.token >= self.base else -1
         return min(max(known + self.dice.choice((-1, -1, 0, 0, 0, 0, 0, 1, 1, 2)), 0), _GRANTS - 1)
 
-    def _text(self, kind: str) -> str:
-        which = self._near()
+    def _text(self, kind: str, which: int) -> str:
         if kind in ("numbered check", "begin with a number"):
             self.numbers[which] += self.dice.choice((0, 1, 1))
             self.numbered = which
@@ -245,7 +189,7 @@ class _Sequence:
                 if real.conn.is_closed():
                     real.answer = "gone"
                 elif step.kind == "leave":
-                    real.conn.terminate()
+                    real.terminate()
                 else:
                     await self._terminate(real.pid)
                 model.session.close()
@@ -253,9 +197,17 @@ class _Sequence:
             case "prepare":
                 await real.prepare()
                 model.session.parsed()
+            case "copy rows" | "copy a bad row" | "copy is given up":
+                rows = [line.split("\t") for line in step.text.splitlines()] or None
+                real.end_copy(rows)
+                model.end_copy(rows)
             case _:
                 real.send(step.text)
+                model.is_numbering = step.kind in _NUMBERING
                 model.send(step.text)
+                if step.text == COPY_ENTRY and not model.session.copying:
+                    await asyncio.sleep(0)  # until it is sent
+                    real.end_copy([])  # it was refused, which asyncpg tells behind the last row
         self.time.move(1.0)
         for number, one in enumerate(self.model):
             if one.answer.startswith("ended"):
@@ -271,15 +223,16 @@ class _Sequence:
     async def _again(self, number: int) -> None:
         """A new session in the place of one that has ended; the old one must be seen to end."""
         real = self.real[number]
-        if real.task is not None:
-            await asyncio.wait([real.task], timeout=_SETTLE_S)
         conn = await asyncpg.connect(self.url, server_settings={"deadlock_timeout": "20ms"})
         async with asyncio.timeout(_SETTLE_S):
             while await conn.fetchval(_IS_THERE, real.pid):  # noqa: ASYNC110 - the server does not tell
                 await asyncio.sleep(0.002)
-        real.conn.terminate()
-        self.real[number] = _Real(conn)
-        self.model[number] = _Modelled(self.database)
+        real.end_copy([])  # not before: it would not be in its COPY any more when it is ended
+        if real.task is not None:
+            await asyncio.wait([real.task], timeout=_SETTLE_S)
+        real.terminate()
+        self.real[number] = Real(conn)
+        self.model[number] = Modelled(self.database)
 
     # What is seen
 
@@ -294,10 +247,12 @@ class _Sequence:
     async def _difference(self, look: asyncpg.Connection[Any]) -> str:
         seen = await look.fetchrow(_SEEN, self.resource, ",".join(str(one.pid) for one in self.real))
         assert seen is not None, "its account was made when it began"
-        waiting = {int(pid) for pid in (seen["waiting"] or "").split(",") if pid}
+        waiting, copying = _pids(seen["waiting"]), _pids(seen["copying"])
         for number, (model, real) in enumerate(zip(self.model, self.real, strict=True)):
             expected = "waits" if model.is_pending else self._normal(model.answer)
-            found = "waits" if real.is_pending and real.pid in waiting else self._normal(real.answer)
+            found = self._normal(real.answer)
+            if real.is_pending and real.pid in waiting | copying:
+                found = "waits" if real.pid in waiting else "copies"
             if expected != found:
                 return f"session {number}: {found or 'nothing yet'}, and the model says {expected}"
         known = self.database.latest(fence_key(self.resource))
@@ -313,6 +268,8 @@ class _Sequence:
         expected_version = row_known[0] if isinstance(row_known, tuple) else 0
         if seen["version"] != expected_version:
             return f"version {seen['version']}, and the model says {expected_version}"
+        if seen["entries"] != (expected_entries := entries(self.database, self.resource)):
+            return f"the entries {seen['entries']}, and the model says {expected_entries}"
         return ""
 
     def _row(self, token: int, grant: object, *, is_open: bool) -> str:
@@ -332,12 +289,19 @@ class _Sequence:
         return " ".join(words)
 
 
+def _pids(told: str | None) -> set[int]:
+    return {int(pid) for pid in (told or "").split(",") if pid}
+
+
+# A close has its transaction ended after a second without a statement, which is what a step may take on a
+# slow machine. The model does not end it, so that limit is lifted at once.
+_UNBOUND = "set_config('idle_in_transaction_session_timeout','0',true)"
 _PAIR = "E'{resource}'::text,{token}::bigint,'{grant}'::uuid"
 _TEXTS = {
     "seal": f"select accepted, token from lockguard.seal({_PAIR},E'h'::text,E'o'::text,60000)",  # noqa: S608
     "check": f"select lockguard.check({_PAIR},null::bigint)",
     "numbered check": f"select lockguard.check({_PAIR},{{number}}::bigint)",
-    "close": f"select lockguard.close({_PAIR},60000)",
+    "close": f"select lockguard.close({_PAIR},60000),{_UNBOUND}",
     "last check": f"select lockguard.check_last({_PAIR},null::bigint)",
     "first check": f"select lockguard.check_first({_PAIR},E'h'::text,E'o'::text,null::bigint)",
     "break": "select lockguard.break_(E'{resource}'::text,E'r'::text,60000)",
@@ -350,7 +314,7 @@ _TEXTS = {
     "read": "select version from account where resource = '{resource}'",
     "checked write": (
         f"select lockguard.check({_PAIR},null::bigint);"  # noqa: S608
-        "insert into entry (resource, token, op) values ('r', {which}, 'o{op}')"
+        "insert into entry (resource, token, op) values ('{resource}', {which}, 'o{op}')"
     ),
     "begin with a check": f"begin;select lockguard.check({_PAIR},null::bigint)",
     "begin with a number": f"begin;select lockguard.check({_PAIR},{{number}}::bigint)",
@@ -362,6 +326,14 @@ _TEXTS = {
     "rollback to": "rollback to s",
     "release": "release s",
     "error": "select 1/0",
+    "copy": COPY_ENTRY,
+    "copy rows": "{resource}\t{which}\to{op}\n{resource}\t{which}\to{op}b",
+    "copy a bad row": "{resource}\t{which}\to{op}\n{resource}\tnone\to{op}b",
+    "copy is given up": "",
+    "copy out": "copy (select version from account where resource = '{resource}') to stdout",
+    "copy entries out": (
+        "copy (select op from entry where resource = '{resource}' order by op collate \"C\") to stdout"
+    ),
     "kill": "",
     "leave": "",
     "prepare": "",
@@ -381,23 +353,35 @@ _OUTSIDE = (
         "checked write",
         "checked write",
     ),
-    *("read", "kill"),
+    *("read", "copy", "copy", "copy entries out", "kill"),
 )
 _INSIDE = (
     *("check",) * 5,
     *("numbered check", "numbered check", "write", "write", "read"),
     *("commit", "commit", "commit", "rollback"),
     *("savepoint", "rollback to", "release", "error"),
+    *("copy", "copy", "copy out", "copy entries out"),
     *("close", "last check", "prepare", "prepare", "kill", "leave"),
 )
+_NUMBERING = frozenset({"numbered check", "begin with a number", "resolve"})
+"""What writes the row of a number."""
+_COPYING = (*("copy rows",) * 3, "copy a bad row", "copy is given up", "kill", "leave")
+_OPENINGS: tuple[Opening, ...] = (*((),) * 14, *RARE * 2, *COPIES.values())
+"""How a sequence begins; then its steps are drawn."""
 
 
-async def differences(url: str, seeds: range) -> dict[int, Violation]:
-    """Run sequences on a database with the fence's schema; what differed, by seed."""
+async def differences(url: str, seeds: range, opening: Opening | None = None) -> dict[int, Violation]:
+    """Run sequences on a database with the fence's schema; what differed, by seed.
+
+    Args:
+        url: the database.
+        seeds: the sequences.
+        opening: all their steps; ``None`` to draw how they begin, and go on.
+    """
     found: dict[int, Violation] = {}
     for seed in seeds:
         try:
-            violation = await _Sequence(seed, url).run()
+            violation = await _Sequence(seed, url, opening).run()
         except TimeoutError:
             violation = Violation("the fence's functions: an end", "a session that was ended is still there")
         if violation is not None:
@@ -405,14 +389,14 @@ async def differences(url: str, seeds: range) -> dict[int, Violation]:
     return found
 
 
-def run_sequences(seeds: range) -> dict[int, Violation]:
+def run_sequences(seeds: range, opening: Opening | None = None) -> dict[int, Violation]:
     """As :func:`differences`, on a server that ends with the process."""
     if not _servers:
         server = PostgresServer(max_connections=50).start()
         atexit.register(server.stop)
         interrupt.run(_prepare(server.url))
         _servers.append(server)
-    return interrupt.run(differences(_servers[0].url, seeds))
+    return interrupt.run(differences(_servers[0].url, seeds, opening))
 
 
 async def _prepare(url: str) -> None:

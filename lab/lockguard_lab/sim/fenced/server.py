@@ -9,16 +9,17 @@ from typing import Any
 from uuid import UUID
 
 from lockguard_lab.sim.fenced.database import Database, PgError, Result, Session, Transaction
-from lockguard_lab.sim.fenced.functions import execute
-from lockguard_lab.sim.fenced.sql import Literal_, parameters_of, split
+from lockguard_lab.sim.fenced.functions import copied, execute
+from lockguard_lab.sim.fenced.sql import Literal_, Unknown, parameters_of, split
 from lockguard_lab.sim.world import EPOCH_S, World
 
-__all__ = ["PostgresServer", "WorldClock"]
+__all__ = ["Backend", "PostgresServer", "WorldClock"]
 
 _OIDS = {"text": 25, "int8": 20, "bigint": 20, "uuid": 2950, "bool": 16, "int4": 23, "int": 23}
 _SIZES = {20: 8, 2950: 16, 16: 1, 23: 4}
 _PROTOCOL = 196_608
 _CANCEL = 80_877_102
+_COPY_HEAD = 19
 _SETTINGS = {
     "server_version": "17.2",
     "server_encoding": "UTF8",
@@ -56,6 +57,8 @@ class PostgresServer:
 
     Attributes:
         lose_answers: the share of answers to a COMMIT that are lost with their connection.
+        evictions_to_lose: how many calls that end sessions are lost on their way, with their connections.
+        parsed: told of each session that has parsed a statement and waits for what is to be done with it.
     """
 
     def __init__(self, world: World, name: str) -> None:
@@ -63,15 +66,17 @@ class PostgresServer:
         self.up = True
         self.database = Database(WorldClock(world))
         self.lose_answers = 0.0
+        self.evictions_to_lose = 0
+        self.parsed: Callable[[Session], None] = lambda _: None
         self.executed = 0
-        self._backends: list[_Backend] = []
+        self._backends: list[Backend] = []
         self._stopped = False
         self._late: list[Callable[[], None]] = []
 
-    def accept(self, answer: Callable[[bytes], None], hang_up: Callable[[], None], address: str) -> _Backend:
+    def accept(self, answer: Callable[[bytes], None], hang_up: Callable[[], None], address: str) -> Backend:
         """Take a connection."""
         del address
-        backend = _Backend(self, answer, hang_up)
+        backend = Backend(self, answer, hang_up)
         self._backends.append(backend)
         return backend
 
@@ -108,20 +113,20 @@ class PostgresServer:
             session.close()
         backends, self._backends = self._backends, []
         for backend in backends:
-            backend.hang_up()
+            backend.die()
 
         def again() -> None:
             self.up = True
 
         self.world.after(down_s, again)
 
-    def forget(self, backend: _Backend) -> None:
+    def forget(self, backend: Backend) -> None:
         """A connection is over."""
         if backend in self._backends:
             self._backends.remove(backend)
 
 
-class _Backend:
+class Backend:
     """One connection: messages in, answers out, one after the other."""
 
     def __init__(
@@ -138,6 +143,7 @@ class _Backend:
         self._texts: dict[bytes, str] = {}
         self._portal: tuple[str, list[Literal_]] = ("", [])
         self._lost_answer = False
+        self._copied = b""
 
     # Peer
 
@@ -148,10 +154,18 @@ class _Backend:
             self._inbox.append(message)
         self._go_on()
 
+    def heard(self, data: bytes) -> None:
+        """Nothing depends on it here."""
+
     def lost(self) -> None:
         """The connection has ended: seen behind what was sent before."""
         self._inbox.append(("end", b""))
         self._go_on()
+
+    def die(self) -> None:
+        """The server has crashed: what was not executed yet never is, not by a frozen backend either."""
+        self._closed = True
+        self.hang_up()
 
     def _message(self) -> tuple[str, bytes] | None:
         started = self.session is not None or any(kind == "start" for kind, _ in self._inbox)
@@ -189,6 +203,7 @@ class _Backend:
                 assert self.session is not None
                 self.session.parsed()
                 self._send("1")
+                self.server.parsed(self.session)
             case "D":
                 self._describe(self._texts[body[1:].rstrip(b"\0")])
             case "B":
@@ -199,6 +214,8 @@ class _Backend:
                 self._sync()
             case "C":
                 self._send("3")
+            case "d" | "c" | "f":
+                self._copies(kind, body)
             case "H":
                 pass
             case "X" | "end":
@@ -258,9 +275,18 @@ class _Backend:
         session.run(execute(session, text, params), finished)
 
     def _simple(self, statements: list[str]) -> None:
+        session = self.session
+        assert session is not None
         if not statements:
             self._send("I")
             self._conclude()
+            return
+
+        if self.server.evictions_to_lose and "lockguard.evict" in statements[0]:
+            self.server.evictions_to_lose -= 1
+            self.server.world.tell("an eviction is lost with its connection")
+            self._end()
+            self.hang_up()
             return
 
         def done(result: Result | PgError) -> None:
@@ -268,6 +294,12 @@ class _Backend:
                 self._error(result)
                 self._ready()
                 return
+            if session.copying:
+                self._copied = b""
+                self._send("G", struct.pack("!bh", 1, 3) + struct.pack("!hhh", 1, 1, 1))
+                return
+            if result.tag.startswith("COPY"):
+                raise Unknown("COPY TO, for which asyncpg has its transport hold back what it reads")
             self._rows(result, binary=False, described=False)
             if len(statements) > 1:
                 self._simple(statements[1:])
@@ -275,6 +307,43 @@ class _Backend:
                 self._conclude()
 
         self._run(statements[0], (), done)
+
+    def _copies(self, kind: str, body: bytes) -> None:
+        """Take a message of a COPY. Of one that was refused they still come, and nobody answers them."""
+        session = self.session
+        assert session is not None
+        if not session.copying:
+            return
+        if kind == "d":
+            self._copied += body
+            return
+        self._working = True
+
+        def done(result: Result | PgError) -> None:
+            self._working = False
+            if self._closed:
+                return
+            if isinstance(result, PgError):
+                self._error(result)
+                self._ready()
+            else:
+                self._rows(result, binary=False, described=False)
+                self._conclude()
+            self._go_on()
+
+        session.run(copied(session, self._rows_copied() if kind == "c" else None), done)
+
+    def _rows_copied(self) -> list[list[Literal_]]:
+        rows: list[list[Literal_]] = []
+        at = _COPY_HEAD
+        while (fields := struct.unpack_from("!h", self._copied, at)[0]) >= 0:
+            at += 2
+            rows.append([])
+            for kind in ("text", "int8", "text")[:fields]:
+                (length,) = struct.unpack_from("!i", self._copied, at)
+                rows[-1].append(_decoded(kind, self._copied[at + 4 : at + 4 + length]))
+                at += 4 + length
+        return rows
 
     def _conclude(self) -> None:
         """The end of a message's own transaction."""
@@ -379,6 +448,8 @@ class _Backend:
 
 def _columns(text: str) -> tuple[tuple[str, str], ...]:
     """The columns that a statement gives, before it is run."""
+    if text.startswith('SELECT "resource"'):
+        return (("resource", "text"), ("token", "int8"), ("op", "text"))
     if "select w.*" in text or text.startswith("select version") or text.endswith("returning version"):
         return (("version", "int8"),)
     if text.startswith("select accepted"):

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 __all__ = ["Call", "Literal_", "Unknown", "calls_of", "parameters_of", "split"]
 
+_STATEMENT = re.compile(r"(?:[^;']|'[^']*(?:'|\Z))+")
 _CALL = re.compile(r"\b(?:lockguard\.)(\w+)\(")
 _PARAMETER = re.compile(r"\$(\d+)::(\w+)")
 _TEXT = re.compile(r"E'((?:[^'\\]|\\x[0-9a-f]{2})*)'::text")
@@ -34,15 +35,7 @@ class Call:
 @lru_cache(maxsize=4096)
 def split(text: str) -> tuple[str, ...]:
     """The statements of a text."""
-    parts: list[str] = [""]
-    quoted = False
-    for sign in text:
-        quoted = quoted != (sign == "'")
-        if sign == ";" and not quoted:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return tuple(part.strip() for part in parts if part.strip())
+    return tuple(part.strip() for part in _STATEMENT.findall(text) if part.strip())
 
 
 @lru_cache(maxsize=4096)
@@ -78,7 +71,8 @@ def _closing(text: str, at: int) -> int:
     return at - 1
 
 
-def _parts(text: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def _parts(text: str) -> tuple[str, ...]:
     parts, depth, quoted = [""], 0, False
     for sign in text:
         quoted = quoted != (sign == "'")
@@ -87,7 +81,7 @@ def _parts(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += sign
-    return [part.strip() for part in parts if part.strip()]
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 def _value(text: str, params: Sequence[Literal_]) -> object:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from lockguard import LockGuard
+from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange
 from lockguard_ccxt._classify import ccxt_errors
 from lockguard_lab.exchange import connect
@@ -66,6 +67,7 @@ class Bot:
         quiet: whether it makes no further passes.
         manager: once it has begun.
         client: its ccxt.
+        exchange: the same, guarded.
     """
 
     def __init__(self, scene: Scene, name: str) -> None:
@@ -85,6 +87,7 @@ class Bot:
         self.process.on_burial.append(self.guard._core.abandon)
         self.manager: AtomicPositionManager | None = None
         self.client = self._connected()
+        self.exchange = GuardedExchange(self.client)
         self.life = self.process.start(self._live(), f"{name} lives")
 
     def on(self, event: PositionEvent) -> None:
@@ -101,16 +104,17 @@ class Bot:
 
     async def _live(self) -> None:
         scene, plan, dice = self._scene, self._plan, self._world.dice
-        exchange = GuardedExchange(self.client)
         while True:
             try:
-                await exchange.load([spec.id for spec in scene.markets])
+                await self.exchange.load([spec.id for spec in scene.markets])
                 break
-            except ccxt_errors().BaseError as refused:
+            except (ccxt_errors().BaseError, ConfigurationError) as refused:  # the latter in hedge mode
                 self._world.tell(f"{self.name} cannot begin: {type(refused).__name__}")
                 await asyncio.sleep(1.0)
         pool: Any = Pool(scene.database, self.process)
-        self.manager = AtomicPositionManager(self.guard, pool, [exchange], observers=[self], adopt=plan.adopt)
+        self.manager = AtomicPositionManager(
+            self.guard, pool, [self.exchange], observers=[self], adopt=plan.adopt
+        )
         await self.call("recover", "", self.manager.recover(VENUE))
         tasks = [asyncio.create_task(self._pass(self.manager), name=f"{self.name} passes")]
         while not scene.over:

@@ -12,7 +12,8 @@ import asyncpg
 from lockguard import Lease
 from lockguard.errors import StaleToken
 from lockguard_asyncpg import CommitUnknown
-from lockguard_lab.sim.flow.tables import Row, Tables, name_of
+from lockguard_lab.sim.flow.records import Row, name_of
+from lockguard_lab.sim.flow.tables import Tables
 from lockguard_lab.sim.postgres import Postgres
 from lockguard_lab.sim.world import EPOCH_S, Process
 

@@ -16,7 +16,7 @@ from lockguard_lab.exchange.model import AlgoChange, AlgoStatus, OrderChange, Or
 from lockguard_lab.sim.flow.plan import FINAL_CODES
 from lockguard_lab.sim.judge import Violation
 from lockguard_positions import AlreadyOpen, NotOpened, Opened, SyncOutcome, SyncReport
-from lockguard_positions._rows import ASKED
+from lockguard_positions._rows import is_asked
 from lockguard_positions._status import OPEN
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ _AT_ONCE_S = 3.0
 _DELAYS_ORDERS = {
     *("lose", "refuse passing", "fail reads", "lag", "maintenance", "ban", "deny", "clock", "slow exchange"),
     *("stop", "database down", "lose commit answers", "slow database", "cut redis", "partial", "kill"),
+    "rest ends",
 }
 """What may come between a bot's last look and its order, or has an order filled later."""
 _READS = ("read", "look", "hold")
@@ -60,6 +61,10 @@ _HINDERS_ALERTS = {
         "clock",
         "partial",
         "drop",
+        "short stop",
+        "resting stop",
+        "liquidation",
+        "rest ends",
     ),
 }
 """What may keep every bot from a position for a while; then there is another bound."""
@@ -73,12 +78,12 @@ class Book:
         qty: what is held, below zero if short.
         entry: the client id of the bot's order that opened it; empty for a person's.
         ours: how much of it bots have opened and not closed again.
-        touched: whether a person had a hand in it.
-        person_at: when a person did something there last, with the position or its stops.
+        touched: whether a person had a hand in it, or the exchange of its own accord.
+        person_at: when one of them did something there last, with the position or its stops.
         bare_since: since when the position has no stop; ``None`` while it has.
         final: whether a stop of it was refused for good.
         crowded_at: when an exit of it was refused because of its stops.
-        dropped_at: when the exchange dropped a stop of it, of its own accord.
+        dropped_at: when the exchange dropped a stop of it, of its own accord, or filled only a part of it.
         opened_at: when it was opened, or turned round.
     """
 
@@ -201,7 +206,7 @@ class FlowJudge:
         intent, book = self._intent(request.client_id), self.book(symbol)
         if intent is None:
             return
-        if intent["details"] == ASKED:
+        if is_asked(intent["details"]):
             if symbol not in self.asked:
                 self.accuse("P1: only what a person asked for", f"{request.client_id} says that one did")
         elif not book.final and book.qty:
@@ -253,19 +258,29 @@ class FlowJudge:
         )
         if before * book.qty <= 0:
             book.opened_at = now
-        if order.origin is Origin.PERSON:
-            self._by_a_person(book, before)
-        elif order.client_id.startswith("lge-"):
-            self._by_an_entry(order, fill, book, before)
+        if order.origin is not Origin.API:
+            self._by_others(book, before)
         else:
-            self._by_an_exit(order, fill, book, before)
+            self._by_a_bot(order, fill, book, before)
         if not book.qty:
             self.books[symbol] = Book(person_at=book.person_at)
         elif before * book.qty <= 0 and order.origin is Origin.API and book.entry == order.client_id:
             book.bare_since = None  # what it is without begins anew, and is looked at
         self._look_at_stops(symbol)
 
-    def _by_a_person(self, book: Book, before: Decimal) -> None:
+    def _by_a_bot(self, order: Order, fill: Fill, book: Book, before: Decimal) -> None:
+        intent = self._intent(order.client_id)
+        row = None if intent is None else self.database.tables.positions.get(intent["position_id"])
+        if row is not None and row["status"] not in _OPEN:
+            told = f"{order.client_id} fills {fill.qty}, and row {row['id']} is {row['status']}"
+            self.accuse("P: a row ends when none of its orders can be filled", told)
+        if order.client_id.startswith("lge-"):
+            self._by_an_entry(order, fill, book, before)
+        else:
+            self._by_an_exit(order, fill, book, before)
+
+    def _by_others(self, book: Book, before: Decimal) -> None:
+        """A person, or a liquidation: no order of a bot."""
         book.person_at, book.touched = self.world.now, True
         if before * book.qty <= 0:  # turned round or opened
             book.entry, book.ours = "", _ZERO
@@ -282,7 +297,8 @@ class FlowJudge:
             else:
                 self.accuse("P: one position for one symbol", f"{order.client_id} adds to {whose}")
         if not before or before * book.qty < 0:
-            book.entry, book.final, book.touched = order.client_id, False, False
+            book.entry, book.final = order.client_id, False
+            book.touched = order.executed > fill.qty  # what it had filled before was closed beside it
         book.ours += fill.opened
 
     def _by_an_exit(self, order: Order, fill: Fill, book: Book, before: Decimal) -> None:
@@ -291,7 +307,7 @@ class FlowJudge:
         if fill.opened:
             self.accuse("P1: an exit opens nothing", f"{order.client_id} turned {before} into {book.qty}")
         intent = self._intent(order.client_id)
-        judged = order.algo_id is None and intent is not None and intent["details"] != ASKED
+        judged = order.algo_id is None and intent is not None and not is_asked(intent["details"])
         if judged and fill.qty > book.ours and not self.lately(book, self.crossing_s):
             told = f"{order.client_id} sold {fill.qty}, of which {book.ours} was ours"
             self.accuse("P1: no order reduces what is not ours", told)
@@ -354,7 +370,7 @@ class FlowJudge:
             book.person_at = self.world.now
         if algo.origin is Origin.API and not (algo.reduce_only or algo.close_position):
             self.accuse("P1: every exit is reduce-only", f"{algo.client_id} is not")
-        if algo.status is AlgoStatus.EXPIRED:
+        if algo.status in (AlgoStatus.EXPIRED, AlgoStatus.TRIGGERED, AlgoStatus.FINISHED):
             book.dropped_at = self.world.now
         was_covered = book.ours and book.bare_since is None
         self._look_at_stops(symbol)
@@ -408,6 +424,10 @@ class FlowJudge:
     def _check_end(self, row: dict[str, Any]) -> None:
         """What a row says of its end is what happened."""
         engine, symbol = self.exchange.desk.engine(), row["symbol"]
+        entered = {order.executed for order in self.orders_of(row["entry_client_id"]) if order.executed}
+        if row["entry_order_id"] and entered and row["quantity"] not in entered:
+            told = f"row {row['id']} ended with {row['quantity']}, and {entered} were entered"
+            self.accuse("P: rows tell the truth", told)
         prices = {order.avg_price for order in engine.orders() if order.symbol == symbol and order.executed}
         said = row["exit_price"]
         if said is not None and not any(abs(said - price) < _ROUNDED for price in prices):
@@ -421,8 +441,12 @@ class FlowJudge:
             self.accuse("P: rows tell the truth", f"row {row['id']} ended by its stop, which has not fired")
 
     def _adopted(self, row: dict[str, Any]) -> None:
-        """A row for what was found on the exchange: it is no echo of what has just ended."""
-        if self.book(row["symbol"]).qty:
+        """A row for what was found on the exchange: no leg of hedge mode, no echo of what has just ended."""
+        book = self.book(row["symbol"])
+        if self.exchange.desk.engine().account.hedged and not self.lately(book, self.crossing_s):
+            told = f"row {row['id']} is for {book.qty} in hedge mode, where its stop is refused"
+            self.accuse("P: only positions of one-way mode are kept", told)
+        if book.qty:
             return
         for other in self.database.tables.positions.values():
             if other["symbol"] == row["symbol"] and other["closed_at"] is not None:
@@ -467,6 +491,8 @@ class FlowJudge:
 
     def _may_raise(self, call: str, error: BaseException) -> bool:
         """Whether a call may end like this."""
+        if isinstance(error, ConfigurationError) and "hedge mode" in self.plan.kinds:
+            return call == "move stop" or "is in hedge mode" in str(error)
         if isinstance(error, ConfigurationError):
             return call == "move stop"  # of a position that is not there
         if isinstance(error, DATABASE_ERRORS):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lockguard.errors import ConfigurationError
 from lockguard_lab.exchange import byhand
 from lockguard_lab.exchange.byhand import HandOrder, HandStop
-from lockguard_lab.exchange.model import Side
+from lockguard_lab.exchange.model import PositionSide, Side
 
 if TYPE_CHECKING:
     from lockguard_lab.exchange.desk import Desk
@@ -46,6 +46,65 @@ class Person:
             self._world.tell(f"the person: {refused}")
         finally:
             self._judge.by_hand = False
+
+    def use_hedge_mode(self, number: int) -> None:
+        """Switch the account to hedge mode; the exchange refuses that while anything is open.
+
+        Args:
+            number: whether all that is open is closed first, and whether a leg is opened after.
+        """
+        self._acts += 1
+        self._judge.by_hand = True
+        try:
+            if number % 4:
+                self._close_all()
+            byhand.set_hedge_mode(self._desk, hedged=True)
+            if number % 3 == 0:
+                symbol = min(self._desk.venue.markets)
+                side, leg = ((Side.BUY, PositionSide.LONG), (Side.SELL, PositionSide.SHORT))[number % 2]
+                qty = self._worth(symbol)
+                byhand.trade(
+                    self._desk, HandOrder(symbol, side, qty, position_side=leg, client_id=self._name())
+                )
+        except ConfigurationError as refused:
+            self._world.tell(f"the person: {refused}")
+        finally:
+            self._judge.by_hand = False
+
+    def use_one_way_mode(self) -> None:
+        """Close the legs of hedge mode, and switch the account back.
+
+        The exchange refuses that while anything is open, such as what an order of the person has left.
+        """
+        if not self._desk.engine().account.hedged:
+            return
+        self._acts += 1
+        self._judge.by_hand = True
+        try:
+            self._close_all()
+            byhand.set_hedge_mode(self._desk, hedged=False)
+        except ConfigurationError as refused:
+            self._world.tell(f"the person: {refused}")
+        finally:
+            self._judge.by_hand = False
+
+    def _close_all(self) -> None:
+        """Close all that is held, in either mode, and cancel all orders."""
+        engine, desk = self._desk.engine(), self._desk
+        for position in engine.account.positions():
+            if position.qty:
+                side = Side.SELL if position.qty > 0 else Side.BUY
+                qty, leg = abs(position.qty), position.side
+                byhand.trade(
+                    desk, HandOrder(position.symbol, side, qty, position_side=leg, client_id=self._name())
+                )
+        waiting = [order.id for order in engine.open_orders()]
+        for order_id in waiting + [algo.id for algo in engine.open_algo_orders()]:
+            byhand.cancel(desk, order_id)
+
+    def _worth(self, symbol: str) -> Decimal:
+        spec = self._desk.venue.markets[symbol]
+        return 60 / self._desk.venue.prices[symbol] // spec.step * spec.step
 
     def _name(self) -> str:
         return f"web_{self._acts}_{round(self._world.now * 1000)}"

@@ -9,7 +9,7 @@ __all__ = ["FINAL_CODES", "PASSING_CODES", "FlowPlan", "Trouble"]
 
 PASSING_CODES = (-1015, -4045, -2019, -4118, -2015, -4061, -1016, -9999)
 """Refusals that pass: rate, number of orders, margin, crowded, key, mode, maintenance, an unknown one."""
-FINAL_CODES = (-1111, -4014, -4164, -1013)
+FINAL_CODES = (-1111, -4014, -4003, -4023)
 """Refusals of an order that the exchange will never take as it is."""
 
 _STEPS = ("entry", "stop", "stop", "close", "cancel")
@@ -38,6 +38,14 @@ _AT_EVENTS = {"drop": ("reply stop",), "price": ("", "reply entry", *_EVENTS)}
 _PROCESSES = ("kill", "cancel", "cancel", "stop", "stop")
 _SERVERS = ("database down", "lose commit answers", "slow database", "cut redis", "break", "wipe redis")
 _ALL = _EXCHANGE + _STATES + _PEOPLE + _PROCESSES + _SERVERS
+_RARE = ("short stop", "liquidation", "deleveraging", "hedge mode", "rest ends", "rest ends")
+_RESTING = ("resting stop",)
+_BY_NAME = _RARE + _RESTING
+"""Drawn with dice of their own, so that the schedules without them stay what they were."""
+_BY_OTHERS = {*_BY_HAND, "liquidation", "deleveraging", "hedge mode"}
+
+
+_RARE_SHARE, _RESTING_SHARE = 0.4, 0.15
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,12 @@ class FlowPlan:
         troubles = [_trouble(dice, kinds, until_s) for _ in range(dice.choice((0, 1, 1, 2, 2, 3, 5)))]
         for first in theme.split("+") if theme else ():
             troubles = _some(dice, first, until_s) + troubles[:3]
+        rare = random.Random(seed ^ 0xF11)  # noqa: S311 - a simulation, not a secret
+        if theme is None and rare.random() < _RARE_SHARE:
+            troubles += [_trouble(rare, _RARE, until_s) for _ in range(rare.choice((1, 1, 2)))]
+        resting = random.Random(seed ^ 0xF12)  # noqa: S311 - a simulation, not a secret
+        if theme is None and resting.random() < _RESTING_SHARE:
+            troubles.append(_trouble(resting, _RESTING, until_s))
         return cls(
             seed=seed,
             processes=dice.choice((1, 1, 2, 2, 3)),
@@ -147,9 +161,9 @@ class FlowPlan:
         return not self.troubles
 
     @property
-    def has_people(self) -> bool:
-        """Whether a person trades beside the bots."""
-        return any(kind.startswith("person") for kind in self.kinds)
+    def has_others(self) -> bool:
+        """Whether a person trades beside the bots, or the exchange makes positions smaller itself."""
+        return bool(self.kinds & _BY_OTHERS)
 
     def without(self, *troubles: Trouble) -> FlowPlan:
         """The plan without some of its troubles, to shrink a failure."""
@@ -168,7 +182,8 @@ def _some(dice: random.Random, first: str, until_s: float) -> list[Trouble]:
     """Some troubles whose name, details and event begin as ``first`` says."""
     found: list[Trouble] = []
     while len(found) < 3:
-        drawn = _trouble(dice, tuple(kind for kind in _ALL if first.startswith(kind.split()[0])), until_s)
+        kinds = tuple(kind for kind in _ALL + _BY_NAME if first.startswith(kind.split()[0]))
+        drawn = _trouble(dice, kinds, until_s)
         if " ".join((drawn.kind, *drawn.detail, "on", drawn.on, "after", str(drawn.turns))).startswith(first):
             found.append(drawn)
     return found
@@ -178,6 +193,10 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
     kind = dice.choice(kinds)
     at = dice.uniform(0.0, until_s * 0.9)
     number = dice.randrange(60)
+    return _rare(dice, kind, at, number) if kind in _BY_NAME else _usual(dice, kind, at, number)
+
+
+def _usual(dice: random.Random, kind: str, at: float, number: int) -> Trouble:
     detail: tuple[str, ...]
     match kind:
         case "lose":
@@ -210,3 +229,22 @@ def _trouble(dice: random.Random, kinds: tuple[str, ...], until_s: float) -> Tro
         case _:
             lasts = dice.choice((0.5, 2.0, 6.0, 15.0)) * dice.uniform(0.5, 1.5)
             return Trouble(kind, at, lasts, number=number)
+
+
+def _rare(dice: random.Random, kind: str, at: float, number: int) -> Trouble:
+    if kind == "rest ends":
+        detail = (dice.choice(("entry", "entry", "close")), dice.choice(("expires", "expires", "fills")))
+        lasts = dice.choice((0.1, 0.5, 2.0, 19.5, 25.0)) * dice.uniform(0.5, 1.1)
+        return Trouble(kind, at, lasts, detail=detail, number=dice.choice((0, 30, 50, 99)))
+    turns, on = dice.choice((0, 1, 2, 4)), dice.choice(("", "", "", *_EVENTS))
+    match kind:
+        case "short stop" | "resting stop":
+            how = ("expires" if kind == "short stop" else "rests", dice.choice(("0", "30", "50", "99")))
+            for_s = (0.1, 0.5, 3.0) if kind == "short stop" else (0.1, 0.5, 3.0, 12.0, 25.0)
+            lasts = dice.choice(for_s) * dice.uniform(0.5, 1.5)
+            return Trouble(kind, at, lasts, on, turns, how, number)
+        case "hedge mode":
+            lasts = dice.choice((0.5, 3.0, 12.0)) * dice.uniform(0.5, 1.5)
+            return Trouble(kind, at, lasts, on, turns, number=number)
+        case _:
+            return Trouble(kind, at, 0.0, on, turns, (dice.choice(("100", "100", "60", "30")),), number)

@@ -70,6 +70,8 @@ def _judge_row(judge: FlowJudge, book: Book, row: dict[str, Any], waiting: list[
     held = ("active", "long" if book.qty > 0 else "short", amount)
     if (row["status"], row["side"], row["quantity"]) != held:
         judge.accuse("P: rows tell the truth", f"{said}, and {book.qty} is held")
+    if abs(book.qty) != row["quantity"] and not judge.told_of(row["symbol"]):
+        judge.accuse("P: what others changed is an alert", f"{said}, and {book.qty} is held")
     own = [algo for algo in waiting if str(algo.id) == row["stop_order_id"]]
     if not own:
         judge.accuse("P: rows tell the truth", f"the stop of row {row['id']} does not wait")

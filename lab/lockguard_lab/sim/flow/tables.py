@@ -13,10 +13,11 @@ from typing import Any
 
 import asyncpg
 
-from lockguard_positions._rows import statements
+from lockguard_lab.sim.flow.records import IllegalChange, Row, unique
+from lockguard_positions._rows import COPIED, PART
 from lockguard_positions._status import INITIAL, OPEN, TRANSITIONS, PositionStatus
 
-__all__ = ["Row", "Tables", "name_of"]
+__all__ = ["Tables"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COLUMNS = (
@@ -27,33 +28,8 @@ _COLUMNS = (
 _INTENT_COLUMNS = (
     *("number", "position_id", "step", "client_id", "side", "amount", "trigger_price", "details"),
 )
-_NAMES = {text: name for name, text in statements("positions.sql").items()}
-_INTEND_ENTRY = statements("positions.sql")["intend_entry"]
-_NAMES |= {_INTEND_ENTRY.format(last=f"${number}"): "intend_entry" for number in range(12, 15)}
 _OPEN = {status.value for status in OPEN}
 _ENDED_ON_THE_EXCHANGE = {"closed", "rolled_back", "canceled"}
-
-
-def name_of(text: str) -> str:
-    """The name of a statement of ``positions.sql``.
-
-    Raises:
-        KeyError: it is none of them: the model has to learn it.
-    """
-    return _NAMES[text]
-
-
-class Row(dict[Any, Any]):
-    """As ``asyncpg.Record``: a column by its name or its number."""
-
-    def __getitem__(self, key: Any) -> Any:
-        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
-
-
-class IllegalChange(asyncpg.PostgresError):
-    """What the trigger ``check_status`` raises."""
-
-    sqlstate = "LG102"
 
 
 class Tables:
@@ -175,14 +151,14 @@ class Tables:
         ]
         return [self._intent_shown(row) for row in sorted(rows, key=lambda row: row["number"])]
 
-    def _symbols_with_loose_stops(self, exchange: str) -> list[Row]:
-        half_done = {"pending_entry", "entry_placed", "pending_sl"}
+    def _symbols_with_loose_orders(self, exchange: str) -> list[Row]:
+        loose = {"entry": {"active"}, "stop": {"active"} | {s.value for s in PositionStatus if s not in OPEN}}
         symbols = {
             row["symbol"]
             for row in self.intents.values()
-            if (row["exchange"], row["step"]) == (exchange, "stop")
+            if row["exchange"] == exchange
             and row["settled_at"] is None
-            and self.positions[row["position_id"]]["status"] not in half_done
+            and self.positions[row["position_id"]]["status"] in loose.get(row["step"], ())
         }
         return [Row(symbol=symbol) for symbol in sorted(symbols)]
 
@@ -196,11 +172,13 @@ class Tables:
         return [Row(trigger_price=max(rows, key=lambda row: row["number"])["trigger_price"])] if rows else []
 
     def _stops_of(self, position_id: int) -> list[Row]:
-        return [
-            Row(self._intent_shown(row) | {"may_stand": row["outcome"] in (None, "executed")})
-            for row in self.intents.values()
-            if (row["position_id"], row["step"]) == (position_id, "stop")
-        ]
+        found = []
+        for row in self.intents.values():
+            if (row["position_id"], row["step"]) == (position_id, "stop"):
+                unanswered = row["settled_at"] is None or row["details"] == COPIED
+                stands = {"may_stand": unanswered or row["outcome"] == "executed", "unanswered": unanswered}
+                found.append(Row(self._intent_shown(row) | stands))
+        return found
 
     def _has_market(self) -> list[Row]:
         return [Row(exists=True)]
@@ -276,6 +254,27 @@ class Tables:
         ):
             row["next_intent"] = self._next_number(row["exchange"], row["symbol"])
             yield row
+
+    def _add_part(
+        self, position_id: int, status: str, number: int, filled: Decimal, token: int, order_id: str | None
+    ) -> list[Row]:
+        row = self.positions.get(position_id)
+        more = filled - self._parts_of(position_id)
+        if row is None or row["status"] != status or more <= 0:
+            return []
+        if row["entry_client_id"] is None:
+            raise asyncpg.NotNullViolationError("client_id")
+        side, part = self._side_of(row, entry=True), row | {"quantity": more, "token": token}
+        self._intend(part, number, "entry", row["entry_client_id"], side, None)
+        self._settle_number(position_id, number, order_id, PART)
+        return [Row(amount=more)]
+
+    def _enlarge(self, position_id: int, status: str, quantity: Decimal, *args: Any) -> list[Row]:
+        price, token, anew = args
+        was = self.positions.get(position_id, dict.fromkeys(_COLUMNS))
+        price, opened_at = was["entry_price"] if price is None else price, was["opened_at"]
+        values = {"quantity": quantity, "entry_price": price, "token": token}
+        return self._change(position_id, status, **values, opened_at=self._time() if anew else opened_at)
 
     def _record_entry_with_stop(
         self,
@@ -355,8 +354,9 @@ class Tables:
         token: int,
     ) -> list[Row]:
         for key, row in list(self.intents.items()):
-            if (row["position_id"], row["step"], row["client_id"]) == (position_id, "stop", client_id):
-                self._settle_key(key, "executed", order_id, None, keep=False)
+            is_it = (row["position_id"], row["step"], row["client_id"]) == (position_id, "stop", client_id)
+            if is_it and self._settle_key(key, "executed", order_id, COPIED, keep=False):
+                self.intents[key] |= {"recorded_at": self._time()}
         return self._change(
             position_id,
             status,
@@ -410,6 +410,23 @@ class Tables:
     def _withdraw_close(self, position_id: int, status: str, token: int) -> list[Row]:
         return self._change(position_id, status, exit_client_id=None, exit_reason=None, token=token)
 
+    def _reduce_by_stop(
+        self, position_id: int, status: str, quantity: Decimal, token: int, number: int
+    ) -> list[Row]:
+        none = {"stop_order_id": None, "stop_client_id": None}
+        before = dict(self.positions.get(position_id, {}))
+        rows = self._change(position_id, status, quantity=quantity, token=token, **none)
+        if rows and self._reduced_from(position_id) is None:
+            names = before["stop_client_id"] or "", "sell" if before["side"] == "long" else "buy"
+            self._intend(before | {"token": token}, number, "stop", *names, before["stop_price"])
+            self._settle_number(position_id, number, before["stop_order_id"])
+        return rows
+
+    def _reduced_from(self, position_id: int) -> Decimal | None:
+        """The largest amount of a row's stops and exits."""
+        found = [row for row in self.intents.values() if row["position_id"] == position_id]
+        return max((row["amount"] for row in found if row["step"] != "entry"), default=None)
+
     def _reduce(self, position_id: int, status: str, quantity: Decimal, token: int) -> list[Row]:
         return self._change(position_id, status, quantity=quantity, token=token)
 
@@ -441,10 +458,12 @@ class Tables:
         error: str | None,
         token: int,
     ) -> list[Row]:
+        left, entered = self._held(position_id, "quantity"), self._reduced_from(position_id)
         return self._change(
             position_id,
             status,
             status=new_status,
+            quantity=None if left is None else max(left, entered or left, self._parts_of(position_id)),
             exit_reason=self._held(position_id, "exit_reason") if reason is None else reason,
             exit_price=price,
             exit_order_id=order_id,
@@ -465,10 +484,26 @@ class Tables:
             return []
         return [Row(number=number)]
 
-    def _settle_number(self, position_id: int, number: int | None, order_id: str | None) -> None:
+    def _note_gone(self, exchange: str, symbol: str, number: int, details: str | None) -> list[Row]:
+        return self._know((exchange, symbol, number), details=details)
+
+    def _renew_intent(self, exchange: str, symbol: str, number: int, details: str | None) -> list[Row]:
+        return self._know((exchange, symbol, number), recorded_at=self._time(), details=details)
+
+    def _know(self, key: tuple[str, str, int], **known: object) -> list[Row]:
+        row = self.intents.get(key)
+        if row is None or row["settled_at"] is not None:
+            return []
+        self.intents[key] = row | known
+        self._settled.add(key)
+        return [Row(number=key[2])]
+
+    def _settle_number(
+        self, position_id: int, number: int | None, order_id: str | None, details: str | None = None
+    ) -> None:
         for key, row in list(self.intents.items()):
             if (row["position_id"], row["number"]) == (position_id, number):
-                self._settle_key(key, "executed", order_id, None)
+                self._settle_key(key, "executed", order_id, details)
 
     def _settle_key(
         self,
@@ -487,7 +522,7 @@ class Tables:
             "settled_at": self._time(),
             "outcome": outcome,
             "order_id": order_id,
-            "details": details,
+            "details": COPIED if row["details"] == COPIED else details,
         }
         self._settled.add(key)
         return True
@@ -504,7 +539,7 @@ class Tables:
     ) -> None:
         key = (row["exchange"], row["symbol"], number)
         if key in self.intents:
-            raise _unique("position_intents_pkey")
+            raise unique("position_intents_pkey")
         self.intents[key] = {
             "exchange": row["exchange"],
             "symbol": row["symbol"],
@@ -533,7 +568,7 @@ class Tables:
             for other in self.positions.values():
                 same = (other["exchange"], other["symbol"]) == (row["exchange"], row["symbol"])
                 if same and other["id"] != row["id"] and other["status"] in _OPEN:
-                    raise _unique("idx_unique_open_position")
+                    raise unique("idx_unique_open_position")
         self.positions[row["id"]] = row
         self._touched.add(row["id"])
 
@@ -553,10 +588,11 @@ class Tables:
 
     def _intent_shown(self, row: dict[str, Any]) -> Row:
         shown = {name: row[name] for name in _INTENT_COLUMNS}
-        return Row(shown | {"age_ms": self._age_ms(row["recorded_at"])})
+        since = self._parts_of(row["position_id"], after=row["number"])
+        return Row(shown | {"age_ms": self._age_ms(row["recorded_at"]), "entered_since": since})
 
-
-def _unique(constraint: str) -> asyncpg.UniqueViolationError:
-    exc = asyncpg.UniqueViolationError(f'duplicate key value violates unique constraint "{constraint}"')
-    exc.constraint_name = constraint
-    return exc
+    def _parts_of(self, position_id: int, *, after: int = -1) -> Decimal:
+        """The parts that a row's entry was filled in."""
+        found = [row for row in self.intents.values() if row["position_id"] == position_id]
+        parts = [row for row in found if (row["step"], row["details"]) == ("entry", PART)]
+        return sum((row["amount"] for row in parts if row["number"] > after), Decimal(0))

@@ -9,8 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lockguard.errors import LockguardError
+from lockguard_lab.exchange import byitself
 from lockguard_lab.exchange.desk import Visibility
-from lockguard_lab.exchange.faults import Execution, Fault, FaultKind
+from lockguard_lab.exchange.faults import Execution, Fault, FaultKind, Operation
+from lockguard_lab.exchange.model import Side
 from lockguard_lab.sim.flow.bot import VENUE, Bot, BotProcess
 from lockguard_lab.sim.flow.people import Person, jump
 
@@ -72,6 +74,10 @@ class Troubles:
             if request.step == trouble.detail[0] and left[0]:
                 left[0] -= 1
                 self._desk.inject(_fault(trouble, request))
+                if trouble.kind == "rest ends":
+                    self._end_rests_later(
+                        trouble, request.params["symbol"], fills=trouble.detail[1] == "fills"
+                    )
                 self._world.tell(f"{trouble.kind} {' '.join(trouble.detail)} hits {request.client_id}")
                 return
 
@@ -89,6 +95,7 @@ class Troubles:
         desk.conditions.allow(None)
         desk.set_clock_offset(0)
         desk.release(None)
+        self._person.use_one_way_mode()
         self._exchange.delay_s = _GOOD_LINK_S
         scene.database.up, scene.database.answers_lost = True, 0.0
         scene.postgres.delay_s = _GOOD_DATABASE_S
@@ -114,7 +121,8 @@ class Troubles:
         self._world.after(seconds, action)
 
     def _hit(self, trouble: Trouble, _: Bot) -> None:
-        self._hits.append((trouble, [1 if trouble.kind == "partial" else trouble.number]))
+        once = trouble.kind in ("partial", "rest ends")
+        self._hits.append((trouble, [1 if once else trouble.number]))
 
     def _lag(self, trouble: Trouble, _: Bot) -> None:
         which, ms, desk = trouble.detail[0], trouble.number * 1000, self._desk
@@ -204,6 +212,41 @@ class Troubles:
         if ours:
             engine.drop_algo(ours[-1].id, self._desk.now_ms)
 
+    def _end_rests_later(self, trouble: Trouble, symbol: str, *, fills: bool) -> None:
+        """What a shortage left in the book is filled after a while, or the exchange ends it."""
+
+        def end() -> None:
+            if fills:
+                self._desk.release(symbol)
+            else:
+                self._desk.engine().expire_rests(symbol, self._desk.now_ms)
+
+        self._later(trouble.lasts, end)
+
+    def _short_stop(self, trouble: Trouble, _: Bot) -> None:
+        """The price reaches the stop that comes first; only a share of it is filled."""
+        desk, symbol, (kind, share) = self._desk, self._symbol(trouble), trouble.detail
+        stops = self._scene.judge.stops(symbol)
+        if not stops:
+            return
+        desk.inject(Fault(FaultKind(kind), Operation.TRIGGER, symbol=symbol, share=Decimal(share) / 100))
+        if kind == "rests":
+            self._end_rests_later(trouble, symbol, fills=bool(trouble.number % 2))
+        before, sells = desk.venue.prices[symbol], stops[0].side is Side.SELL
+        desk.set_price(symbol, (max if sells else min)(stop.trigger for stop in stops))
+        if trouble.number % 3:  # it comes back as fast
+            desk.set_price(symbol, before)
+
+    def _liquidate(self, trouble: Trouble, _: Bot) -> None:
+        byitself.liquidate(self._desk, self._symbol(trouble), Decimal(trouble.detail[0]) / 100)
+
+    def _deleverage(self, trouble: Trouble, _: Bot) -> None:
+        byitself.deleverage(self._desk, self._symbol(trouble), Decimal(trouble.detail[0]) / 100)
+
+    def _hedge(self, trouble: Trouble, _: Bot) -> None:
+        self._person.use_hedge_mode(trouble.number)
+        self._later(trouble.lasts, self._person.use_one_way_mode)
+
     def _act(self, trouble: Trouble, _: Bot) -> None:
         self._person.act(trouble.kind, self._symbol(trouble), trouble.number)
 
@@ -215,11 +258,14 @@ _BEFALL: dict[str, Callable[[Troubles, Trouble, Bot], None]] = {
     "clock": Troubles._clock,
     "cut redis": Troubles._cut,
     "database down": Troubles._down,
+    "deleveraging": Troubles._deleverage,
     "deny": Troubles._deny,
     "drop": Troubles._drop,
     "fail reads": Troubles._hit,
+    "hedge mode": Troubles._hedge,
     "kill": Troubles._kill,
     "lag": Troubles._lag,
+    "liquidation": Troubles._liquidate,
     "lose": Troubles._hit,
     "lose commit answers": Troubles._lose_commits,
     "maintenance": Troubles._maintain,
@@ -232,6 +278,9 @@ _BEFALL: dict[str, Callable[[Troubles, Trouble, Bot], None]] = {
     "price": Troubles._price,
     "refuse final": Troubles._hit,
     "refuse passing": Troubles._hit,
+    "rest ends": Troubles._hit,
+    "resting stop": Troubles._short_stop,
+    "short stop": Troubles._short_stop,
     "slow database": Troubles._slow_database,
     "slow exchange": Troubles._slow,
     "stop": Troubles._stop,
@@ -245,5 +294,7 @@ def _fault(trouble: Trouble, request: Request) -> Fault:
         return Fault(FaultKind.REJECTED, operation, code=int(trouble.detail[1]), message="refused")
     if trouble.kind == "partial":
         return Fault(FaultKind(trouble.detail[1]), operation, share=Decimal(trouble.number) / 100)
+    if trouble.kind == "rest ends":
+        return Fault(FaultKind.RESTS, operation, share=Decimal(trouble.number) / 100)
     kind, execution = FaultKind(trouble.detail[1]), Execution(trouble.detail[2])
     return Fault(kind, operation, execution, hold_ms=round(trouble.lasts * 1000))

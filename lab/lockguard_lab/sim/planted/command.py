@@ -33,6 +33,8 @@ class _Found:
     planted: Planted | Raced
     conviction: Conviction | None
     seconds: float
+    again: bool = False
+    """Whether a seed convicted it that was known to: that says nothing of how many it takes."""
 
     def facts(self) -> dict[str, Any]:
         conviction = self.conviction
@@ -45,7 +47,8 @@ class _Found:
             "convicted": conviction is not None,
             "law": conviction.law if conviction else "",
             "told": conviction.told if conviction else "",
-            "seed": conviction.seed if conviction else None,
+            "seed": conviction.seed if conviction and not self.again else None,
+            "again": self.again,
             "seconds": round(self.seconds, 2),
         }
 
@@ -107,8 +110,32 @@ class _Children:
                 child.kill()
 
 
-def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file: Path | None) -> bool:
+def known_seeds(file: Path | None) -> dict[str, int]:
+    """The seed that convicted each mistake in a report of before, by name.
+
+    Raises:
+        Mistake: it is no such report.
+    """
+    if file is None:
+        return {}
+    try:
+        rows = json.loads(file.read_text("utf-8"))["rows"]
+        return {row["name"]: row["seed"] for row in rows if row["seed"] is not None}
+    except (OSError, ValueError, LookupError, TypeError) as exc:
+        raise Mistake(f"{file} is no report of `lockguard sim --planted --json`: {exc!r}") from exc
+
+
+def run_planted(
+    names: tuple[str, ...], seeds: range, processes: int, json_file: Path | None, known: dict[str, int]
+) -> bool:
     """Plant each mistake, show a table, and write it as JSON; returns whether all were convicted.
+
+    Args:
+        names: which; all if there is none.
+        seeds: the schedules of each, until one convicts it.
+        processes: how many mistakes at once.
+        json_file: where the report goes.
+        known: seeds that are tried first, by the mistake's name.
 
     Raises:
         KeyboardInterrupt: it was interrupted; what was found until then is shown and written.
@@ -118,7 +145,7 @@ def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file:
     found: list[_Found] = []
     interrupted: KeyboardInterrupt | None = None
     try:
-        _search_all(found, mistakes, seeds, processes)
+        _search_all(found, mistakes, seeds, processes, known)
     except KeyboardInterrupt as exc:
         if not found:
             raise
@@ -141,11 +168,18 @@ def run_planted(names: tuple[str, ...], seeds: range, processes: int, json_file:
 
 
 def _search_all(
-    found: list[_Found], mistakes: list[tuple[str, Planted | Raced]], seeds: range, processes: int
+    found: list[_Found],
+    mistakes: list[tuple[str, Planted | Raced]],
+    seeds: range,
+    processes: int,
+    known: dict[str, int],
 ) -> None:
     children = _Children()
     with ThreadPoolExecutor(processes) as pool:
-        searches = [pool.submit(_search, layer, planted, seeds, children) for layer, planted in mistakes]
+        searches = [
+            pool.submit(_search, layer, planted, seeds, children, known.get(planted.name))
+            for layer, planted in mistakes
+        ]
         try:
             for search in searches:
                 found.append(search.result())
@@ -157,14 +191,24 @@ def _search_all(
             raise
 
 
-def _search(layer: str, planted: Planted | Raced, seeds: range, children: _Children) -> _Found:
+def _search(
+    layer: str, planted: Planted | Raced, seeds: range, children: _Children, known: int | None
+) -> _Found:
     began = SYSTEM_CLOCK.now()
+    if isinstance(planted, Raced):
+        return _Found(layer, planted, convict_raced(planted), SYSTEM_CLOCK.now() - began)
+    conviction = None
+    if known is not None:
+        conviction = _convict(planted, range(known, known + 1), children)
+    again = conviction is not None
+    if conviction is None:
+        conviction = _convict(planted, seeds, children)
+    return _Found(layer, planted, conviction, SYSTEM_CLOCK.now() - began, again=again)
+
+
+def _convict(planted: Planted, seeds: range, children: _Children) -> Conviction | None:
     with TemporaryDirectory(prefix="lockguard-planted-") as directory:
-        if isinstance(planted, Raced):
-            conviction = convict_raced(planted)
-        else:
-            conviction = convict(planted, Path(directory), seeds=seeds, begun=children.add)
-    return _Found(layer, planted, conviction, SYSTEM_CLOCK.now() - began)
+        return convict(planted, Path(directory), seeds=seeds, begun=children.add)
 
 
 def _tell(found: _Found, number: int, of: int) -> None:
@@ -178,6 +222,8 @@ def _show(found: list[_Found]) -> None:
         law, seed = (
             (one.conviction.law, str(one.conviction.seed)) if one.conviction else ("NOT CONVICTED", "")
         )
+        if one.again:
+            seed = f"again {seed}"
         table.add_row(
             one.planted.name,
             one.planted.origin,

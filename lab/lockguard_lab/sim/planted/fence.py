@@ -182,14 +182,6 @@ _IN_SQL = (
 
 _IN_PYTHON = (
     _in_python(
-        "a savepoint is not checked",
-        _OURS,
-        _STATE,
-        "        if not leases or tx.read_only:\n            return await self._send(query)",
-        "        if not leases or tx.read_only or not outermost:\n            return await self._send(query)",
-        "S1",
-    ),
-    _in_python(
         "a lost COMMIT is called lost",
         "every driver's connection error",
         _STATE,
@@ -225,7 +217,7 @@ _IN_PYTHON = (
         "COMMIT that was answered by ROLLBACK counts as done",
         "asyncpg: the command tag is not looked at",
         _STATE,
-        '        if tag == "ROLLBACK" and presentation is not None:',
+        '        if tag == "ROLLBACK" and (presentation is not None or unaccepted):',
         "        if False:",
         "S15",
     ),

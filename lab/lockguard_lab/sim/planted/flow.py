@@ -58,9 +58,17 @@ FLOW: tuple[Planted, ...] = (
         "an entry of unknown outcome is sent again",
         "bots that retry an order after a timeout",
         f"{_CCXT}/_placing.py",
-        "return plan.step is not Step.ENTRY or self._venue.ids_unique_for_good",
+        "return not plan.once and (plan.step is Step.STOP or self._venue.ids_unique_for_good)",
         "return True",
         theme="lose entry disconnect late",
+    ),
+    _flow(
+        "an exit of unknown outcome is sent again",
+        _OURS,
+        f"{_CCXT}/_placing.py",
+        "return not plan.once and (plan.step is Step.STOP or self._venue.ids_unique_for_good)",
+        "return plan.step is not Step.ENTRY or self._venue.ids_unique_for_good",
+        theme="lose close unavailable late",
     ),
     _flow(
         "a client order id of the attempt",
@@ -126,7 +134,7 @@ FLOW: tuple[Planted, ...] = (
         "            except ccxt_errors().OrderNotFound:",
         "                order = await exchange.fetch_order(None, symbol, params)\n"
         "            except ccxt_errors().BaseError:",
-        theme="lose close disconnect first+fail reads look",
+        theme="lose entry timeout late+fail reads look",
     ),
     _flow(
         "a read that fails is flat",
@@ -170,9 +178,9 @@ FLOW: tuple[Planted, ...] = (
         "a stop that would trigger at once is tried again",
         "TRADING.md: retried",
         f"{_POSITIONS}/_flow.py",
-        "                await self._settled(position, intent, outcome)\n"
+        "                await self._settled(position, intent, outcome.message)\n"
         "                return await self._out(position, _BEYOND)",
-        "                await self._settled(position, intent, outcome)\n"
+        "                await self._settled(position, intent, outcome.message)\n"
         "                return await self._again(position, _BEYOND)",
         theme="price on reply entry",
     ),
@@ -227,6 +235,21 @@ FLOW: tuple[Planted, ...] = (
         "        if order.live:\n            await self.cancel(order)\n",
         "        if order.live:\n",
         theme="partial entry rests",
+        more=(
+            Change(
+                f"{_POSITIONS}/_rest.py",
+                "        if order is not None and order.live:\n            await self._venue.cancel(order)\n",
+                "        if order is not None and order.live:\n",
+            ),
+        ),
+    ),
+    _flow(
+        "what an entry fills later is not its row's",
+        "our own past",
+        f"{_POSITIONS}/_rest.py",
+        "        if rest.unrecorded > 0:\n            position =",
+        "        if False:\n            position =",
+        theme="partial entry rests+refuse passing cancel",
     ),
     _flow(
         "an open does not look at the exchange",
@@ -248,10 +271,10 @@ FLOW: tuple[Planted, ...] = (
     _flow(
         "a move cancels the old stop first",
         "cancel and replace, as most bots trail",
-        f"{_POSITIONS}/_flow.py",
-        "        return await self.drive(await self._store.expect_move(self._lease, position, trigger))",
-        "        await self.sweeper.sweep(position)\n"
-        "        return await self.drive(await self._store.expect_move(self._lease, position, trigger))",
+        f"{_POSITIONS}/_reconcile.py",
+        "        moved = await self._flow.drive(await self._store.expect_move(self._lease, row, trigger))",
+        "        await self._flow.sweeper.sweep(row)\n"
+        "        moved = await self._flow.drive(await self._store.expect_move(self._lease, row, trigger))",
         "P3",
         quick=True,
     ),
@@ -300,7 +323,7 @@ FLOW: tuple[Planted, ...] = (
         f"{_POSITIONS}/_stops.py",
         "                if intent.age_ms >= self._venue.in_doubt_ms:",
         "                if True:",
-        theme="kill on send stop after 0+lose stop disconnect late",
+        theme="cancel on send stop after 0+lose stop disconnect late",
     ),
     _flow(
         "a take-profit is taken for a stop",
@@ -314,8 +337,8 @@ FLOW: tuple[Planted, ...] = (
         "a missing stop is not replaced",
         _BOTS,
         f"{_POSITIONS}/_reconcile.py",
-        "        row = await self._flow.replace_stop(row)\n",
-        "",
+        "        now = await self._flow.replace_stop(row)\n",
+        "        now = row\n",
         theme="drop",
     ),
     # --- the way out ---
@@ -332,8 +355,9 @@ FLOW: tuple[Planted, ...] = (
         "a position that is closed leaves its stop",
         "TRADING.md: the orphan stop opened a reverse position",
         f"{_POSITIONS}/_exits.py",
-        "        if not await self._sweeper.sweep(position):\n            return None\n        was_active",
-        "        was_active",
+        "        if not await self._sweeper.sweep(position):\n            if intent.unsent:",
+        "        if intent.unsent and not await self._sweeper.sweep(position):\n"
+        "            if intent.unsent:",
     ),
     _flow(
         "a refused cancel counts as done",
@@ -355,7 +379,7 @@ FLOW: tuple[Planted, ...] = (
         "an exit that was filled in part ends the row",
         _CLASSIC,
         f"{_POSITIONS}/_exits.py",
-        "        if order.state is not OrderState.CLOSED and order.filled < intent.amount:\n"
+        "        if order.filled < intent.amount and ended:  # the order may be for less than all of it\n"
         "            return await self._partly_closed(position, intent, order)\n",
         "",
         "P",
@@ -371,8 +395,8 @@ FLOW: tuple[Planted, ...] = (
         more=(
             Change(
                 f"{_POSITIONS}/_exits.py",
-                "                sent = await self._venue.find(self._market, intent, patiently=True)\n",
-                "                sent = None\n",
+                "sent = None if intent.unsent else await self._venue.find(",
+                "sent = None and await self._venue.find(",
             ),
         ),
     ),
@@ -380,8 +404,8 @@ FLOW: tuple[Planted, ...] = (
         "a pass does not see an exit in doubt",
         _OURS,
         f"{_POSITIONS}/_survey.py",
-        "        and row.exit_reason is None\n        and row.side",
-        "        and row.side",
+        "        and row.exit_reason is None\n        and not holding.leg",
+        "        and not holding.leg",
         theme="refuse passing close",
     ),
     _flow(
@@ -405,9 +429,9 @@ FLOW: tuple[Planted, ...] = (
     _flow(
         "a position is ours though a person had a hand in it",
         "TRADING.md: adoption sold a position beside its own stop",
-        f"{_POSITIONS}/_flow.py",
-        "            if held is None or not self._exits.is_ours(position, held):",
-        "            if held is None:",
+        f"{_POSITIONS}/_ownership.py",
+        "        if is_ours(self._scope, position, held, fills):",
+        "        if held is not None:",
         "P1",
         theme="person trades+refuse final stop",
     ),
@@ -424,7 +448,7 @@ FLOW: tuple[Planted, ...] = (
         "a position that is not listed yet has vanished",
         "TRADING.md: lists lag",
         f"{_POSITIONS}/_reconcile.py",
-        "        if not fired and row.age_ms < self._grace_ms:",
+        "        if not whole and row.age_ms < self._grace_ms:",
         "        if False:",
         theme="lag positions",
     ),
@@ -440,12 +464,10 @@ FLOW: tuple[Planted, ...] = (
     _flow(
         "a position that vanished leaves its stop",
         _CLASSIC,
-        f"{_POSITIONS}/_flow.py",
-        "        if not await self.sweeper.sweep(position):\n            return position\n"
-        "        moved = await self._store.finish(\n"
-        "            self._lease, position, PositionStatus.CLOSED, reason=reason",
-        "        moved = await self._store.finish(\n"
-        "            self._lease, position, PositionStatus.CLOSED, reason=reason",
+        f"{_POSITIONS}/_exits.py",
+        "        if not await self._sweeper.sweep(position):\n            if intent.unsent:",
+        "        if not intent.unsent and not await self._sweeper.sweep(position):\n"
+        "            if intent.unsent:",
         "P: no stop",
         theme="person closes",
     ),
@@ -471,6 +493,11 @@ FLOW: tuple[Planted, ...] = (
                 f"{_POSITIONS}/_flow.py",
                 '        self._scope.alert(position, f"it has no stop: {why}")\n',
                 "",
+            ),
+            Change(
+                f"{_POSITIONS}/_telling.py",
+                "            left_s = max(0.0, self._deadline_s - row.age_ms / 1000)",
+                "            left_s = 1e6",
             ),
         ),
     ),

@@ -27,6 +27,15 @@ SERVERS = (
         topology="quorum-3",
     ),
     Planted(
+        "votes from before and after an admission count together",
+        "our own past",
+        "lockguard/redlock.py",
+        "            won = round_.won and together(last, known)",
+        "            won = round_.won",
+        law="S1",
+        topology="quorum-3",
+    ),
+    Planted(
         "a minority's grants are not undone",
         "Redlock ports",
         "lockguard/redlock.py",
@@ -38,7 +47,8 @@ SERVERS = (
         "nodes that lost the lease do not get it back",
         "Redlock ports",
         "lockguard/redlock.py",
-        "                    node.rejoin(grant)",
+        "                    rejoins.add(asked_again := node.rejoin(grant))\n"
+        "                    asked_again.add_done_callback(rejoins.discard)",
         "                    pass",
         topology="quorum-3",
     ),
@@ -49,6 +59,15 @@ SERVERS = (
         "    if len(held) >= quorum:",
         "    if len(held) >= 1:",
         law="S",
+        topology="quorum-3",
+    ),
+    Planted(
+        "one node that lost the key ends the lease",
+        "ports of Redlock that stop at the first refusal",
+        "lockguard/_quorum.py",
+        "    if len(asked) - (len(extended) - len(held)) < quorum:",
+        "    if len(held) < len(extended):",
+        law="L7",
         topology="quorum-3",
     ),
     Planted(
@@ -89,8 +108,8 @@ SERVERS = (
         "an old primary is served for as long as it answers",
         "clients that ask the Sentinels only when they connect",
         "lockguard/_nodes/sentinel.py",
-        "                if found != self._connection.address:",
-        "                if False:",
+        "                self._connection.drop(cause, unless_to=found)",
+        "                del cause",
         topology="sentinel",
     ),
     Planted(
