@@ -11,7 +11,8 @@
  *
  * Mistakes that must be convicted: NO_FENCE, HIGHEST_WITHOUT_SEAL, CHECK_OUTSIDE, UNSEALED_WRITE, NUMBER_ONLY,
  * NO_CLOSE, NO_LINE, SETTLE_ANYBODY, RELEASE_ANYBODY, RENEW_ANYBODY, RENEW_REVIVES, NOT_REPEATABLE,
- * BREAK_LOCK_FIRST, BREAK_FENCE_ONLY_ONCE, BREAK_CLOSES_ONLY_THE_VICTIM, FIRST_WRITE_BESIDE_OTHERS.
+ * BREAK_LOCK_FIRST, BREAK_FENCE_ONLY_ONCE, BREAK_CLOSES_ONLY_THE_VICTIM, BREAK_KNOWS_STORED_TOKENS_ONLY,
+ * BREAK_ABOVE_A_SUCCESSOR, FIRST_WRITE_BESIDE_OTHERS.
  */
 
 #ifndef GRANTS
@@ -71,8 +72,11 @@ byte outruns[SIZE];
 bit first[SIZE];   /* its first write, which carries its seal, is on its way */
 byte faults, losses;
 
-/* The operator: 1 asks the fence, 2 the fence is broken, 3 the lock is too, 4 told. */
+/* The operator: 1 asks the fence, 2 the fence is broken, 3 the lock is too, 4 what it showed is closed, 5 told. */
 byte bk; count victim; token bt, bfloor;
+#ifdef BREAK
+token issued; /* Redis's time: no token that Redis made of it is higher. No loss sets it back */
+#endif
 
 /* What the laws are about. No action depends on it. */
 bit alive[SIZE]; count alives; /* whose lock was neither released, nor expired, nor taken */
@@ -108,6 +112,9 @@ inline acquire(g, t) { d_step {
   :: lock == 0 ->
     assert(lost || alives == 0); /* S1: nobody else holds the lock */
     ltok = t; lock = g; floor = ltok; /* t may be made of what changes here */
+#ifdef BREAK
+    issued = (issued > ltok -> issued : ltok);
+#endif
     alive[g] = 1; alives++; before[g] = 0; had[g] = 0; shut[g] = 0
   :: else
   fi;
@@ -180,8 +187,9 @@ inline keep_a_copy() { d_step {
   losses < LOSSES && old_floor == 0 && floor != 0 -> old_lock = lock; old_ltok = ltok; old_floor = floor
 } }
 
+/* Not once a break has freed the lock: the lock that was broken would come back as well. */
 inline restart_with_old_data() { d_step {
-  losses < LOSSES && old_floor != 0 -> losses++; lost = 1;
+  losses < LOSSES && old_floor != 0 && bk < 3 -> losses++; lost = 1;
   if
   :: lock != 0 -> dies(lock)
   :: else
@@ -412,31 +420,49 @@ inline free_lock() {
   fi
 }
 
-/* break.lua with "force". */
+/* break.lua with "force": nobody has bfloor for a token, and who comes has a higher one. */
 inline break_lock() { d_step {
   bk == 2 ->
-  victim = (lock != 0 -> lock : UNKNOWN); floor = (floor > bt -> floor : bt); bfloor = floor;
+  victim = (lock != 0 -> lock : UNKNOWN);
+#ifdef BREAK_KNOWS_STORED_TOKENS_ONLY
+  floor = (floor > bt -> floor : bt); /* and what is no higher than bt is not broken late */
+#else
+  floor = (floor > bt -> floor + 1 : bt + 2);
+#ifdef BREAK
+  floor = (floor > issued -> floor : issued + 1);
+#endif
+#endif
+  bfloor = floor;
 #ifndef BREAK_LOCK_FIRST
   free_lock();
 #endif
   bk = 3
 } }
 
-/* _breaking.py: whatever Redis gave out beyond the fence's token is broken too; a newer grant is left alone. */
-inline break_late() { d_step {
+/* _breaking.py: what Redis gave out beyond the fence's token is closed, be it sealed or not; a newer grant is left alone. */
+inline break_close() { d_step {
 #ifdef BREAK_FENCE_ONLY_ONCE
-  bk == 3 ->
-#elif defined(BREAK_CLOSES_ONLY_THE_VICTIM)
-  bk == 3 && (bfloor <= bt || txs == 0 || NOTHING_TO_CLOSE(victim, bfloor)) ->
-  if
-  :: bfloor > bt -> close_row(victim, bfloor)
-  :: else
-  fi;
+  bk == 3 -> bk = 4
 #else
-  bk == 3 && (bfloor <= bt || txs == 0 || ft > bfloor) ->
+  bk == 3 && (txs == 0 || NOTHING_TO_CLOSE(victim, bfloor)) -> close_row(victim, bfloor); bk = 4
+#endif
+} }
+
+#ifdef BREAK_ABOVE_A_SUCCESSOR
+#define UP_TO (bfloor + 1) /* as where one node's clock is ahead of those that the successor got the lock from */
+#else
+#define UP_TO (bfloor - 1)
+#endif
+
+/* Who has sealed, and is not the victim, is thrown out too if its token is lower than bfloor. */
+inline break_late() { d_step {
+#if defined(BREAK_FENCE_ONLY_ONCE) || defined(BREAK_CLOSES_ONLY_THE_VICTIM)
+  bk == 4 ->
+#else
+  bk == 4 && (txs == 0 || ft > UP_TO) ->
   if
-  :: bfloor > bt && ft <= bfloor ->
-    ft = bfloor + 2; fg = OPERATOR; fopen = 0;
+  :: ft <= UP_TO ->
+    ft = UP_TO + 2; fg = OPERATOR; fopen = 0;
     if
     :: lock == 0 && floor < ft -> floor = ft
     :: else
@@ -444,7 +470,7 @@ inline break_late() { d_step {
   :: else
   fi;
 #endif
-  bk = 4;
+  bk = 5;
   for (h : 1 .. GRANTS) { shut[h] = shut[h] || before[h] }
 } }
 
@@ -519,6 +545,7 @@ end:
   :: break_fence(floor + 1)
   fi;
   break_lock();
+  break_close();
   break_late()
 }
 #endif

@@ -6,9 +6,11 @@
  *   NODES 3 or 5   GRANTS n  how many; the first has the longer ttl    LOSSES n  how often a node forgets, or restarts
  *   DRIFT          the clock of a holder may be as slow as allowed     APART     an admission may not reach all nodes
  *   RENEWALS 0     nobody renews
+ *   SHORT_KNOWN    the nodes have granted short leases, and no long one; a short one is asked for again after the loss
+ *   NOBODY_LEAVES  grants last until their deadline
  *
  * Mistakes that must be convicted: NO_QUARANTINE, HALF_DECIDES, MINORITY_KEPT, QUARANTINE_BY_OWN_TTL,
- * NEW_BESIDE_MEMBERS, DEADLINE_FROM_THE_ANSWER, NO_ALLOWANCE, SILENCE_IS_CONSENT.
+ * NEW_BESIDE_MEMBERS, DEADLINE_FROM_THE_ANSWER, NO_ALLOWANCE, SILENCE_IS_CONSENT, VOTES_ACROSS_ADMISSIONS.
  */
 
 #ifndef NODES
@@ -46,9 +48,11 @@
 
 /* The nodes. */
 byte owner[NS], left[NS];
-bit member[NS];   /* the hash of admit.lua names the current server process */
+bit member[NS];   /* the hash of admit.lua names the current server process, which every client may know */
 byte quiet[NS];   /* for how long it gives no vote yet */
 byte longest[NS]; /* the longest lease that it knows of */
+byte sign[NS];    /* of the last admission that asked it or admitted it */
+byte admissions;
 
 /* The clients. */
 #define IDLE 0
@@ -60,6 +64,9 @@ byte trust[GS];   /* until its deadline, counted from when it asked */
 byte fresh[GS];   /* the same, if its renewal is granted */
 bit renews[GS];
 byte yes[GS], no[GS];
+byte first[GS];   /* the sign of its first vote */
+bit differ[GS];   /* not all of its votes have that */
+bit late[GS];     /* a vote has a sign that was not known when it asked */
 bit slow[GS], slow_fresh[GS], slips[GS]; /* its clock has lost a tick; loses the next one */
 
 /* What is on its way to a node, in this order. */
@@ -67,6 +74,7 @@ bit slow[GS], slow_fresh[GS], slips[GS]; /* its clock has lost a tick; loses the
 #define MAIL (GRANTS * NODES)
 bit acquires[MAIL], extends[MAIL], rejoins[MAIL], releases[MAIL];
 bit refused[MAIL]; /* it told that it does not keep the lease */
+bit since[MAIL];   /* its sign has changed since it was asked for its vote */
 
 byte losses;
 byte hazy[NS], hazies; /* how long what a node forgot may be alive yet, and of how many nodes it may */
@@ -83,8 +91,15 @@ inline others_trust(g) {
   n = 0
 }
 
+inline no_vote_counts(g) {
+  yes[g] = 0; no[g] = 0; first[g] = 0; differ[g] = 0; late[g] = 0;
+  for (n : 1 .. NODES) { since[AT(g, n)] = 0 }
+  n = 0
+}
+
 inline release_all(g) {
-  st[g] = OVER; trust[g] = 0; fresh[g] = 0; renews[g] = 0; yes[g] = 0; no[g] = 0; slips[g] = 0; slow[g] = 0; slow_fresh[g] = 0;
+  no_vote_counts(g);
+  st[g] = OVER; trust[g] = 0; fresh[g] = 0; renews[g] = 0; slips[g] = 0; slow[g] = 0; slow_fresh[g] = 0;
   for (n : 1 .. NODES) {
     refused[AT(g, n)] = 0;
 #ifdef MINORITY_KEPT
@@ -98,7 +113,11 @@ inline release_all(g) {
 
 /* redlock.py: all nodes at once; the validity counts from here. */
 inline send_acquire(g) { d_step {
+#ifdef SHORT_KNOWN
+  st[g] == IDLE && (g == 1 || losses > 0) ->
+#else
   st[g] == IDLE && (g <= 2 || st[g - 1] != IDLE) ->
+#endif
 #ifdef DEADLINE_FROM_THE_ANSWER
   trust[g] = LONG + 1; /* however long that takes */
 #else
@@ -113,26 +132,41 @@ inline send_acquire(g) { d_step {
 inline acquire(g, m) { d_step {
   acquires[AT(g, m)] -> acquires[AT(g, m)] = 0;
   if
-  :: owner[m] == g -> left[m] = TTL(g); yes[g] = yes[g] + (st[g] == ASKS -> 1 : 0)
+  :: owner[m] == g -> left[m] = TTL(g); told = 1
 #ifdef NO_QUARANTINE
   :: owner[m] == 0 ->
 #else
   :: owner[m] == 0 && member[m] && quiet[m] == 0 ->
 #endif
     owner[m] = g; left[m] = TTL(g); longest[m] = (longest[m] < TTL(g) -> TTL(g) : longest[m]);
-    yes[g] = yes[g] + (st[g] == ASKS -> 1 : 0)
-  :: else -> no[g] = no[g] + (st[g] == ASKS -> 1 : 0)
-  fi
+    told = 1
+  :: else
+  fi;
+  if
+  :: st[g] == ASKS && told ->
+    differ[g] = differ[g] || (yes[g] > 0 && first[g] != sign[m]);
+    first[g] = (yes[g] == 0 -> sign[m] : first[g]);
+    late[g] = late[g] || since[AT(g, m)];
+    yes[g]++
+  :: st[g] == ASKS && !told -> no[g]++
+  :: else
+  fi;
+  told = 0
 } }
 
 inline win(g) { d_step {
 #ifdef SILENCE_IS_CONSENT
   st[g] == ASKS && NODES - no[g] >= MAJORITY && yes[g] > 0 && trust[g] > 0 ->
 #else
+#ifdef VOTES_ACROSS_ADMISSIONS
   st[g] == ASKS && yes[g] >= MAJORITY && trust[g] > 0 ->
+#else
+  st[g] == ASKS && yes[g] >= MAJORITY && trust[g] > 0 && (!differ[g] || !late[g]) ->
+#endif
 #endif
   others_trust(g);
-  st[g] = TRUSTS; yes[g] = 0; no[g] = 0;
+  no_vote_counts(g);
+  st[g] = TRUSTS;
 #ifdef DEADLINE_FROM_THE_ANSWER
   trust[g] = TRUST(g)
 #endif
@@ -180,7 +214,8 @@ inline unanswered(g) { d_step {
 inline rejoin(g, m) { d_step {
   rejoins[AT(g, m)] && !extends[AT(g, m)] -> rejoins[AT(g, m)] = 0;
   if
-  :: owner[m] == 0 -> owner[m] = g; left[m] = TTL(g)
+  :: owner[m] == 0 ->
+    owner[m] = g; left[m] = TTL(g); longest[m] = (longest[m] < TTL(g) -> TTL(g) : longest[m])
   :: else
   fi
 } }
@@ -197,16 +232,20 @@ inline release(g, m) { d_step {
 /* _membership.py: g's guard, whether it asks for anything or not, admits m. With apart != 0 that node does not answer. */
 inline admit(g, m, apart) { d_step {
   !member[m] && apart != m ->
-  told = 0; members = 0; most = 0;
+  told = 0; members = 0; most = 0; admissions++;
   for (n : 1 .. NODES) {
     if
     :: n != apart ->
       told++; members = members + member[n];
-      most = (longest[n] > most -> longest[n] : most)
+      most = (longest[n] > most -> longest[n] : most);
+#ifndef VOTES_ACROSS_ADMISSIONS
+      sign[n] = admissions;
+      for (known : 1 .. GRANTS) { since[AT(known, n)] = (st[known] == ASKS && acquires[AT(known, n)]) }
+#endif
     :: else
     fi
   }
-  n = 0;
+  n = 0; known = 0;
   if
 #ifdef NEW_BESIDE_MEMBERS
   :: told == NODES && most == 0 -> skip
@@ -236,6 +275,7 @@ inline forget(m, all) { d_step {
   losses < LOSSES && hazies < MINORITY && hazy[m] == 0 && (losses > 0 || m == 1) -> /* which is first is all one */
   losses++; hazy[m] = LONG; hazies++;
   owner[m] = 0; left[m] = 0; member[m] = 0; quiet[m] = 0;
+  sign[m] = (all -> 0 : sign[m]);
   longest[m] = (all -> 0 : longest[m])
 } }
 
@@ -292,7 +332,9 @@ proctype grant(byte g) {
   do
   :: send_acquire(g)
   :: win(g)
+#ifndef NOBODY_LEAVES
   :: give_up(g)
+#endif
 #if RENEWALS > 0
   :: send_renewal(g)
   :: renewed(g)
@@ -338,7 +380,11 @@ end:
 
 init {
   byte k;
+#ifdef SHORT_KNOWN
+  d_step { for (k : 1 .. NODES) { member[k] = 1; longest[k] = SHORT } k = 0 }
+#else
   d_step { for (k : 1 .. NODES) { member[k] = 1 } k = 0 }
+#endif
   atomic { for (k : 1 .. GRANTS) { run grant(k) } k = 0 }
 }
 #endif

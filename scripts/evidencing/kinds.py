@@ -23,6 +23,8 @@ class Kind:
         seeds_at_once: of a kind that is collected over several sittings, how many seeds one command runs; 0
             for a kind of which each run leaves a file of its own.
         columns: of ``rows``, those that the page shows; all if there is none.
+        joined: the column by which the rows of all runs on the newest code become one table; empty where each
+            run has a table of its own.
     """
 
     title: str
@@ -31,6 +33,7 @@ class Kind:
     counted: tuple[str, str]
     seeds_at_once: int = 0
     columns: tuple[str, ...] = ()
+    joined: str = ""
 
 
 KINDS = {
@@ -39,21 +42,21 @@ KINDS = {
         "lockguard sim",
         (*_LOCK, *_SIM, "!lab/lockguard_lab/sim/flow", "!lab/lockguard_lab/sim/fenced"),
         ("schedules", "schedules"),
-        seeds_at_once=200,
+        seeds_at_once=2_000,
     ),
     "fence": Kind(
         "Simulated schedules of the fence",
         "lockguard sim --layer fence",
         (*_PRODUCT, *_SIM, "!lab/lockguard_lab/sim/flow"),
         ("schedules", "schedules"),
-        seeds_at_once=200,
+        seeds_at_once=1_000,
     ),
     "flow": Kind(
         "Simulated schedules of positions",
         "lockguard sim --layer flow",
         (*_PRODUCT, *_SIM, "!lab/lockguard_lab/sim/fenced", "lab/lockguard_lab/exchange"),
         ("schedules", "schedules"),
-        seeds_at_once=100,
+        seeds_at_once=500,
     ),
     "planted": Kind(
         "Planted mistakes",
@@ -61,6 +64,7 @@ KINDS = {
         (*_PRODUCT, "lab/lockguard_lab/sim"),
         ("planted", "mistakes"),
         columns=("name", "origin", "layer", "law", "seed", "seconds"),
+        joined="name",
     ),
     "chaos": Kind(
         "Recorded chaos on real servers",

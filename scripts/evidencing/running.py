@@ -45,7 +45,7 @@ def run(
         stdout=output,
         stderr=told,
         process_group=0,
-        preexec_fn=_die_with_parent if _LIBC else None,  # noqa: PLW1509 - no threads run here
+        preexec_fn=_can_be_ended,  # noqa: PLW1509 - no threads run here
     ) as child:
         try:
             return child.wait(at_most_s)
@@ -53,12 +53,13 @@ def run(
             child.send_signal(signal.SIGINT)
             try:
                 child.wait(GRACE_S)
-            except BaseException:  # a second interrupt is not waited out
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second interrupt is not waited out
                 os.killpg(child.pid, signal.SIGKILL)
-                raise
             raise
 
 
-def _die_with_parent() -> None:
+def _can_be_ended() -> None:
+    # A shell has its jobs in the background, and what they start, ignore SIGINT: all findings would be lost.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if _LIBC:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

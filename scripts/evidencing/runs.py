@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,8 @@ def save(run: Run, folder: Path = RUNS) -> Path:
                 path, kept = there, before
                 break
         else:
+            if path.exists() and load(folder)[path].command != run.command:  # begun beside it, in one second
+                path = path.with_stem(f"{path.stem}-{sha256(run.command.encode()).hexdigest()[:8]}")
             if path.exists():
                 raise Unusable(
                     f"{path.name} is there already: of one second and one code a single run is kept"

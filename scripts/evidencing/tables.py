@@ -114,13 +114,26 @@ def _counts(kind: str, runs: Runs) -> str:
 
 
 def _rows(kind: str, runs: Runs) -> str:
-    """The kind's own table, of its newest run that has one."""
+    """The kind's own table."""
+    rows = _own_rows(kind, runs)
+    if not rows:
+        return NONE
+    keys = KINDS[kind].columns or tuple(rows[0])
+    return _table([_words(key) for key in keys], [[_cell(row.get(key)) for key in keys] for row in rows])
+
+
+def _own_rows(kind: str, runs: Runs) -> list[dict[str, Any]]:
+    """The rows of the newest run that has some; of a kind that is tried in parts, all of the same code."""
     for run in _of(kind, runs):
+        if run.rows and (by := KINDS[kind].joined):
+            found: dict[str, dict[str, Any]] = {}
+            for part in reversed(_of(kind, runs)):
+                if part.sources == run.sources:
+                    found |= {row[by]: row for row in part.rows}
+            return list(found.values())
         if run.rows:
-            keys = KINDS[kind].columns or tuple(run.rows[0])
-            lines = [[_cell(row.get(key)) for key in keys] for row in run.rows]
-            return _table([_words(key) for key in keys], lines)
-    return NONE
+            return run.rows
+    return []
 
 
 def _about(kind: str, runs: Runs) -> str:
@@ -128,9 +141,14 @@ def _about(kind: str, runs: Runs) -> str:
     for run in _of(kind, runs):
         programs = ", ".join(f"{name} {version}" for name, version in run.versions.items())
         notes = "".join(f"\n{note}" for note in run.notes)
+        parts = [run]
+        if KINDS[kind].joined:
+            parts = [part for part in _of(kind, runs) if part.sources == run.sources]
+        command = run.command if len(parts) == 1 else f"{KINDS[kind].command} NAME"
+        told = "" if len(parts) == 1 else f" in {len(parts)} parts"
         return (
-            f"`{run.command}`, {run.began[:10]}, {_time(run.seconds)} on {_machine(run)}, commit"
-            f" `{run.commits[-1][:7]}`.\n{programs}.{notes}"
+            f"`{command}`{told}, {run.began[:10]}, {_time(sum(part.seconds for part in parts))} on"
+            f" {_machine(run)}, commit `{run.commits[-1][:7]}`.\n{programs}.{notes}"
         )
     return NONE
 
@@ -169,14 +187,13 @@ def _promises(_: str, runs: Runs) -> str:
 
 
 def _by_promise(kind: str, runs: Runs) -> dict[str, int]:
-    """How many rows of the newest run name each promise as the law that they broke, and were convicted."""
+    """How many rows of the kind's own table were convicted by each promise."""
     found: dict[str, int] = {}
-    for run in _of(kind, runs)[:1]:
-        for row in run.rows:
-            laws = " ".join(_cell(row.get(key, "")) for key in ("law", "laws", "promise", "promises"))
-            if row.get("convicted", row.get("killed", True)) not in (False, "no", "", None):
-                for number in set(_PROMISE.findall(laws)):
-                    found[number] = found.get(number, 0) + 1
+    for row in _own_rows(kind, runs):
+        laws = " ".join(_cell(row.get(key, "")) for key in ("law", "laws", "promise", "promises"))
+        if row.get("convicted", row.get("killed", True)) not in (False, "no", "", None):
+            for number in set(_PROMISE.findall(laws)):
+                found[number] = found.get(number, 0) + 1
     return found
 
 
