@@ -34,6 +34,7 @@ ON_EACH_LOOP = (
     "integration/test_fence_cancelled_writes.py",
     "integration/test_fence_cancels.py",
     "integration/test_fence_connections.py",
+    "integration/test_fence_copies.py",
     "integration/test_fence_dropin.py",
     "integration/test_fenced_loss.py",
     "integration/test_hold_left_elsewhere.py",
@@ -213,6 +214,12 @@ def postgres_server() -> Iterator[PostgresServer]:
     """One server for all tests of this process. A test that pauses or kills one starts its own."""
     with PostgresServer(max_connections=200) as server:
         yield server
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holders of this process ask about their locks only with their renewals: Postgres speaks first."""
+    monkeypatch.setattr("lockguard._renewal._CHECKED_EVERY_S", 3600.0)
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import redis.asyncio
@@ -87,3 +89,53 @@ async def test_a_fence_that_answers_at_once_adds_at_most_85_calls():
 
             without, with_fence = await calls(lambda: hold(plain)), await calls(lambda: hold(fenced))
     assert with_fence - without <= 85, (without, with_fence)
+
+
+def questions(guard: LockGuard) -> list[int]:
+    """How often each server is asked for a lease from now on, a count for each."""
+    counts = [0 for _ in guard._core.locks.nodes]
+
+    def counted(number: int, ask: Callable[..., None]) -> Callable[..., None]:
+        def asks(*args: Any) -> None:
+            counts[number] += 1
+            ask(*args)
+
+        return asks
+
+    for number, node in enumerate(guard._core.locks.nodes):
+        node.acquire_into = counted(number, node.acquire_into)
+    return counts
+
+
+async def test_a_lease_over_three_servers_asks_each_once_also_the_first_of_a_guard_and_after_an_admission():
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(RedisServer(password="")) for _ in range(3)]
+        urls = [server.url for server in servers]
+
+        def guard() -> LockGuard:
+            return LockGuard.from_urls(urls, ttl=timedelta(seconds=1), node_timeout=timedelta(seconds=5))
+
+        async def hold(over: LockGuard) -> None:
+            async with over.hold("binance:APTUSDT"):
+                pass
+
+        async with guard() as first:
+            await hold(first)  # admits the servers, which are new
+        async with guard() as second:
+            asked = questions(second)
+            await hold(second)
+            assert asked == [1, 1, 1]
+            await hold(second)
+            assert asked == [2, 2, 2]
+            async with redis.asyncio.Redis.from_url(urls[0]) as client:
+                await client.flushall()
+                await hold(second)  # has it admitted, for its vote after the longest lease
+                while await client.hget("lockguard:member", "admission") is None:
+                    await asyncio.sleep(0.01)
+            asked[:] = [0, 0, 0]
+            await hold(second)
+            assert asked == [1, 1, 1]  # the admission has asked the two others
+        async with guard() as third:
+            asked = questions(third)
+            await hold(third)
+            assert asked == [1, 1, 1]

@@ -27,8 +27,15 @@ async def place(redis_url, database_url):
     return made
 
 
-@pytest.mark.parametrize("case", ["cancel", "lost-reply"])
-@pytest.mark.parametrize(("way", "verdict"), [("lockguard-no-fence", "yes"), ("redis-py", "no")])
+@pytest.mark.parametrize(
+    ("way", "case", "verdict"),
+    [
+        ("lockguard-no-fence", "cancel", "yes"),
+        ("lockguard-no-fence", "lost-reply", "yes"),
+        ("redis-py", "cancel", "no"),
+        ("redis-py", "lost-reply", "late"),  # its retries ask again until its own forgotten lock has run out
+    ],
+)
 async def test_a_case_of_the_board_tells_what_a_way_does(place, way, case, verdict):
     found = await CASES[case].run(Trial(way, place, TTL_S, rounds=1))
     assert (found.way, found.case, found.verdict) == (way, case, verdict), found.told

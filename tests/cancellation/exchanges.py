@@ -73,6 +73,14 @@ async def in_position(world: ExchangeWorld) -> None:
     assert isinstance(entered, Executed)
 
 
+async def with_entry(world: ExchangeWorld) -> None:
+    await numbered(world)
+    with under(world.lease):
+        entered = await world.guarded.place_entry(APT, "buy", TEN, intent=world.state)
+    assert isinstance(entered, Executed)
+    world.state = entered.order
+
+
 async def with_stop(world: ExchangeWorld) -> None:
     await in_position(world)
     with under(world.lease):
@@ -150,6 +158,7 @@ ExchangeWorld.rows = (
     Row((f"{GUARDED}.holdings",), lambda w: w.guarded.holdings()),
     Row((f"{GUARDED}.open_orders",), lambda w: w.guarded.open_orders()),
     Row((f"{GUARDED}.find_order",), lambda w: w.guarded.find_order(APT, "lg-none")),
+    Row((f"{GUARDED}.fills_since",), lambda w: w.guarded.fills_since(APT, w.state.id), with_entry),
     Row(
         (f"{GUARDED}.place_entry",),
         leased(lambda w: w.guarded.place_entry(APT, "buy", TEN, intent=w.state)),

@@ -436,6 +436,7 @@ class EmptyDatabaseWorld(World):
             for row in await self.look.fetch(
                 "select format('%s %s', state, left(query, 60)) from pg_stat_activity where datname ="
                 " current_database() and pid <> pg_backend_pid() and state <> 'idle'"
+                " and backend_type = 'client backend'"
             )
         ]
 

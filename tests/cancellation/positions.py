@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -166,7 +167,25 @@ StoreWorld.rows = (
         closing,
         lambda w: w.store.withdraw_close(w.lease, w.position, w.intent, IntentOutcome.ABSENT, "not held"),
     ),
+    row(
+        "renew_intent",
+        closing,
+        lambda w: w.store.renew_intent(w.lease, w.position, replace(w.intent, refused=True)),
+    ),
+    row("note_gone", closing, lambda w: w.store.note_gone(w.lease, w.position, replace(w.intent, void=True))),
     row("close_rest", closing, lambda w: w.store.close_rest(w.lease, w.position, w.intent, AN_ORDER)),
+    row("entry_filled", active, lambda w: w.store.entry_filled(w.lease, w.position, AN_ORDER)),
+    row(
+        "entry_filled",
+        closing,
+        lambda w: w.store.entry_filled(w.lease, w.position, AN_ORDER, closing=w.intent, by=AN_ORDER),
+    ),
+    row("stop_filled", active, lambda w: w.store.stop_filled(w.lease, w.position, Decimal("0.1"), own=True)),
+    row(
+        "stop_filled",
+        moving,
+        lambda w: w.store.stop_filled(w.lease, w.position, Decimal("0.1"), fired=(w.intent, "9")),
+    ),
     row(
         "finish",
         closing,
@@ -181,7 +200,7 @@ StoreWorld.rows = (
     row("stop_ids", active, lambda w: w.store.stop_ids(w.position)),
     row("stops_of", active, lambda w: w.store.stops_of(w.position)),
     row("open_on", active, lambda w: w.store.open_on("binance")),
-    row("symbols_with_loose_stops", active, lambda w: w.store.symbols_with_loose_stops("binance")),
+    row("symbols_with_loose_orders", active, lambda w: w.store.symbols_with_loose_orders("binance")),
     *(
         row(name, active, lambda w, name=name: getattr(w.store, name)("binance", "APTUSDT"))
         for name in (
@@ -252,6 +271,7 @@ class FlowWorld(World):
         busy = await self.look.fetch(
             "select format('%s %s', state, left(query, 60)) from pg_stat_activity where datname ="
             " current_database() and pid <> pg_backend_pid() and state <> 'idle'"
+            " and backend_type = 'client backend'"
         )
         lent = self.bot.pool.get_size() - self.bot.pool.get_idle_size()
         return [

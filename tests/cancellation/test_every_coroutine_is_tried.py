@@ -18,7 +18,9 @@ _AWAITED = re.compile(
 EXCEPTED = {
     "lockguard.ports.LockNode.": "a future: cancelling it revokes nothing, and whoever waits for it is a row",
     "lockguard.ports.QuorumNode.": "as of LockNode",
+    "lockguard.ports.CheckableNode.": "as of LockNode",
     "lockguard.ports.ReadableNode.history": "as of LockNode",
+    "lockguard.redlock.Redlock.check": "futures, as of LockNode",
     "lockguard.redlock.Redlock.extend": "futures, as of LockNode",
     "lockguard.sync.LockGuard.hold": "synchronous: nothing can cancel it",
     "lockguard_tenacity.retry_reads": "a decorator: what is cancelled is the function under it",

@@ -86,6 +86,27 @@ async def test_a_body_whose_slot_has_no_owner_is_left_in_time_and_its_lock_is_no
             await once(guard, wait=timedelta(seconds=5))
 
 
+async def test_a_release_that_its_caller_waits_for_no_more_is_made_before_its_guard_is_closed(
+    cluster, ask, until
+):
+    def times_refused(server):
+        told = ask(server, "INFO", "errorstats")
+        return told.get("errorstat_CLUSTERDOWN", {"count": 0})["count"]
+
+    guard = LockGuard.from_url(cluster.url, ttl=timedelta(minutes=5))
+    async with LockGuard.from_url(cluster.url) as other:
+        await once(other)
+        async with contextlib.AsyncExitStack() as stack:
+            async with guard.hold(NAME):
+                refusing = cluster.owner_of(SLOT)
+                await stack.enter_async_context(nobody_serves_the_slot(cluster, ask, until))
+            before = times_refused(refusing)
+            closing = asyncio.create_task(guard.aclose())
+            await until(lambda: closing.done() or times_refused(refusing) > before + 1)
+        await closing
+        await once(other, wait=timedelta(seconds=5))
+
+
 @pytest.mark.parametrize("kind", ["MOVED", "ASK"])
 async def test_a_redirection_to_a_dead_server_keeps_nobody_and_is_given_up_when_it_was_wrong(ask, kind):
     with ClusterRedis(password="") as cluster:

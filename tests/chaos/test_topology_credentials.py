@@ -128,6 +128,16 @@ async def test_what_is_wrong_with_a_source_is_one_line_without_the_secret(server
     assert "hunter2" not in repr(guard)
 
 
+async def test_a_refusal_that_tells_what_to_do_has_no_second_remedy_behind_it(server):
+    async with LockGuard.from_url(url_of(server), credentials=lambda: ("bot", "wrong")) as guard:
+        for _ in range(2):  # the first attempt's own refusal, and what is told of the connection afterwards
+            with pytest.raises(QuorumUnavailable, match="WRONGPASS") as refused:
+                await once(guard, on_busy="raise")
+            assert "check the URL" not in str(refused.value)
+    with pytest.raises(QuorumUnavailable, match="; check the URL and that the server runs"):
+        await once(LockGuard.from_url("redis://127.0.0.1:1"), on_busy="raise")
+
+
 @pytest.mark.parametrize("kind", ["one server", "cluster"])
 async def test_a_thousand_callers_ask_a_source_that_fails_no_oftener_than_one_does(server, kind):
     vault = Vault("wrong-hunter2")

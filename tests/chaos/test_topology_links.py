@@ -52,6 +52,38 @@ async def test_a_lease_outlives_a_link_that_dies_silently(link, until, ttl_s, op
             await until(lambda: lease.deadline > first_deadline + 0.3 * ttl_s, within_s=2 * ttl_s)
 
 
+async def test_a_lease_outlives_a_link_that_dies_silently_right_behind_a_slow_reply(link, until):
+    proxy, url = link
+    async with LockGuard.from_url(url, ttl=timedelta(seconds=2)) as guard:
+        async with guard.hold(NAME) as lease:
+            granted = lease.deadline
+            proxy.to_client.set(Flow(latency=timedelta(seconds=0.35)))
+            await until(lambda: lease.deadline > granted, within_s=2)
+            proxy.heal()
+            proxy.forget()
+            renewed = lease.deadline
+            await until(lambda: lease.deadline > renewed, within_s=2)
+            lease.ensure()
+
+
+@pytest.mark.parametrize(("options", "dies"), [("", 2), ("?protocol=2", 2), ("?protocol=2", 3)])
+async def test_a_lease_outlives_a_link_that_dies_silently_and_so_does_the_one_that_replaces_it(
+    link, until, options, dies
+):
+    """The new one dies in the middle of its log-in: the wire for commands, or the one for messages."""
+    proxy, url = link
+    async with LockGuard.from_url(url + options, ttl=timedelta(seconds=3)) as guard:
+        async with guard.hold(NAME) as lease:
+            connected = proxy.connections
+            proxy.to_client.set(Flow(latency=timedelta(seconds=0.05)))  # so that a log-in takes its time
+            proxy.forget()
+            first_deadline = lease.deadline
+            await until(lambda: proxy.connections == connected + dies - 1, within_s=3)
+            proxy.forget()
+            await until(lambda: lease.deadline > first_deadline, within_s=3)
+            lease.ensure()
+
+
 async def test_a_link_that_is_only_slow_is_kept(link, ask, redis_server):
     """A round trip that takes longer than the first doubt: each answer comes on the one connection."""
     proxy, url = link

@@ -236,7 +236,7 @@ async def test_new_nodes_vote_at_once_and_a_new_one_beside_old_ones_does_not(ser
     await asyncio.to_thread(servers[0].restart, keep_data=False)
     async with guard_over(servers, observers=[]) as guard:
         await once(guard)
-        await until(lambda: ask(servers[0], "EXISTS", "lockguard:member"))
+        await until(lambda: ask(servers[0], "HEXISTS", "lockguard:member", "run"))
         assert int(ask(servers[0], "HGET", "lockguard:member", "ttl_max_ms")) == 1000
 
 
@@ -247,7 +247,7 @@ async def test_a_node_that_forgot_beside_members_that_granted_nothing_gives_no_v
         for server in servers:
             ask(server, "HSET", "lockguard:member", "ttl_max_ms", 0)
         await asyncio.to_thread(servers[0].restart, keep_data=False)
-        await until(lambda: ask(servers[0], "EXISTS", "lockguard:member"))
+        await until(lambda: ask(servers[0], "HEXISTS", "lockguard:member", "run"))
         assert int(ask(servers[0], "HGET", "lockguard:member", "ttl_max_ms")) == QUARANTINE_UNKNOWN_MS
         assert int(ask(servers[0], "HGET", "lockguard:member", "quiet_until_ms")) > 0
 

@@ -9,14 +9,18 @@ import statistics
 from datetime import timedelta
 
 import pytest
+import redis
 
 from lockguard import ConfigurationError, LeaseLost, LeaseState, LockGuard, QuorumUnavailable
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._nodes.sentinel import SentinelUrl
-from lockguard_lab.servers import FaultProxy, SentinelRedis
+from lockguard_lab.servers import FaultProxy, Flow, SentinelRedis
 
 NAME = "binance:APTUSDT"
 LOCK = "lockguard:{binance:APTUSDT}"
+ANSWER_BYTES = 1_000
+"""About as much as a Sentinel says of a master."""
+
 FAILOVERS = int(os.environ.get("LOCKGUARD_FAILOVERS", "3"))
 USABLE_AGAIN_S = 2.0
 """Promised is one second after the failover; a busy machine gets another."""
@@ -163,6 +167,40 @@ async def test_a_master_cut_off_with_a_guard_that_is_not_told_never_makes_two_wr
     assert ledger.fallen == 0
 
 
+async def test_a_lease_outlives_sentinels_whose_links_died_silently(setup, ask, until):
+    """Its connection to the master ends, and no Sentinel that was connected says where the master is."""
+    async with contextlib.AsyncExitStack() as stack:
+        links = [await stack.enter_async_context(FaultProxy(sentinel.port)) for sentinel in setup.sentinels]
+        places = ",".join(f"127.0.0.1:{link.port}" for link in links)
+        url = f"redis+sentinel://{places}/{setup.service}/0"
+        guard = await stack.enter_async_context(LockGuard.from_url(url, ttl=timedelta(seconds=2)))
+        async with guard.hold(NAME) as lease:
+            for link in links:
+                link.forget()
+            ask(setup.master, "CLIENT", "KILL", "TYPE", "pubsub")
+            first_deadline = lease.deadline
+            await until(lambda: lease.deadline > first_deadline, within_s=2)
+            lease.ensure()
+
+
+async def test_a_sentinel_that_is_far_away_is_not_connected_anew_for_each_question(setup, until):
+    async with FaultProxy(setup.sentinels[0].port) as link:
+        url = f"redis+sentinel://127.0.0.1:{link.port}/{setup.service}/0"
+        async with LockGuard.from_url(url) as guard:
+            async with guard.hold(NAME):
+                link.to_client.set(Flow(latency=timedelta(seconds=0.35)))
+                async with asyncio.timeout(20):
+                    while not await three_answers_on_one_connection(link, until):
+                        pass
+
+
+async def three_answers_on_one_connection(link, until):
+    known, answered = link.accepted, link.to_client.received_bytes
+    three_bytes = 3 * ANSWER_BYTES
+    await until(lambda: link.to_client.received_bytes > answered + three_bytes or link.accepted > known)
+    return link.accepted == known
+
+
 async def test_a_holder_cut_off_from_the_master_ends_before_anybody_else_can_begin(setup):
     async with contextlib.AsyncExitStack() as stack:
         link = await stack.enter_async_context(FaultProxy(setup.master.port))
@@ -293,8 +331,58 @@ async def test_passwords_of_servers_and_of_sentinels_are_used(setup, ask):
         async with LockGuard.from_url(url.replace(":pw@", ":wrong@")) as guard:
             await hold_on_another_master(guard, 0)
     assert "wrong" not in str(caught.value)
-    async with LockGuard.from_url(f"{url}?sentinel_username=watcher&sentinel_password=wrong") as guard:
-        with pytest.raises(QuorumUnavailable, match="no Sentinel knows") as unknown:
+    assert "sentinel" not in str(caught.value)
+
+
+async def refusal(url):
+    """What is told, and that it is told at once."""
+    with pytest.raises(ConfigurationError) as caught:
+        async with LockGuard.from_url(url) as guard, guard.hold(NAME, on_busy="raise"):
+            pass
+    return str(caught.value)
+
+
+async def test_sentinels_that_refuse_the_log_in_or_the_question_are_no_missing_master(setup, ask):
+    """It is told as a mistake in the configuration, with its remedy: looking at servers mends nothing."""
+    as_watcher = f"{setup.url}?sentinel_username=watcher&sentinel_password="
+    for sentinel in setup.sentinels:
+        ask(sentinel, "ACL", "SETUSER", "watcher", "on", ">hush", "-@all", "+@connection")
+    told = await refusal(f"{as_watcher}wrong")
+    assert "?sentinel_username= and &sentinel_password=" in told
+    assert "wrong" not in told.replace(setup.url, "")
+    told = await refusal(f"{as_watcher}hush")
+    assert told.endswith("give their user +sentinel|master and +sentinel|get-master-addr-by-name")
+    for sentinel in setup.sentinels:
+        ask(sentinel, "ACL", "SETUSER", "watcher", "+sentinel|master", "+sentinel|get-master-addr-by-name")
+    async with LockGuard.from_url(f"{as_watcher}hush") as guard, guard.hold(NAME) as lease:
+        assert lease.state is LeaseState.HELD
+    setup.sentinels[0].stop()  # one that does not answer refuses nothing, and lets nothing pass either
+    assert "sentinel_password" in await refusal(f"{as_watcher}wrong")
+    for sentinel in setup.sentinels[1:]:
+        ask(sentinel, "ACL", "SETUSER", "default", "resetpass", ">hush")
+    told = await refusal(setup.url)
+    assert "sentinel_password" in told
+    ask_as(setup.sentinels[1], "ACL", "SETUSER", "default", "nopass")
+    async with LockGuard.from_url(setup.url.replace("/main/", "/other/")) as guard:
+        with pytest.raises(QuorumUnavailable, match="no Sentinel knows 'other'") as unknown:
             async with guard.hold(NAME, on_busy="raise"):
                 pass
-    assert "sentinel_password" not in str(unknown.value)
+    assert "uthenticat" in str(unknown.value)  # of the one that does not let lockguard ask
+
+
+async def test_a_sentinel_that_refuses_decides_nothing_for_others_that_are_slow(setup, ask):
+    async with contextlib.AsyncExitStack() as stack:
+        links = [await stack.enter_async_context(FaultProxy(sentinel.port)) for sentinel in setup.sentinels]
+        for link in links[1:]:
+            link.to_client.set(Flow(latency=timedelta(seconds=0.35)))  # longer than is waited
+        ask(setup.sentinels[0], "ACL", "SETUSER", "default", "resetpass", ">hush")
+        places = ",".join(f"127.0.0.1:{link.port}" for link in links)
+        url = f"redis+sentinel://{places}/{setup.service}/0"
+        async with LockGuard.from_url(url) as guard, guard.hold(NAME, wait=timedelta(seconds=10)) as lease:
+            assert lease.state is LeaseState.HELD
+
+
+def ask_as(server, *command):
+    """Say one command with the password that the test gave to the default user."""
+    with redis.Redis(port=server.port, password="hush") as client:
+        return client.execute_command(*command)

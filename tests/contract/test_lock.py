@@ -25,6 +25,7 @@ from lockguard._lease import Grant, Token, new_grant_id, parse_resource
 from lockguard._locks import Contended, Found, Locks, Won
 from lockguard._quorum import Renewal, tally
 from lockguard.ports import AcquireRequest, Broken
+from lockguard.testing import FakeClock
 
 NAME = "binance:APTUSDT"
 LOCK = f"lockguard:{{{NAME}}}"
@@ -225,6 +226,49 @@ async def test_a_lease_that_was_taken_away_cancels_its_body_as_lost(new_guard, c
     assert asyncio.current_task().cancelling() == 0
 
 
+async def test_a_key_that_vanishes_is_noticed_by_its_holder_within_a_second(new_guard, cluster):
+    """By the guard's own clock, which no busy machine moves; the next renewal is 20 s away."""
+    clock = FakeClock()
+    guard = new_guard(ttl=timedelta(seconds=60), clock=clock)
+    with pytest.raises(LeaseLost) as caught:
+        async with guard.hold(NAME):
+            cluster.each("DEL", LOCK)
+            clock.advance(timedelta(seconds=1))
+            async with asyncio.timeout(10):
+                await asyncio.Event().wait()
+    assert caught.value.reason is LossReason.REFUSED
+
+
+async def test_an_overwritten_key_is_noticed_by_its_holder_within_a_second(new_guard, cluster):
+    """By a value of another type, which the server answers with an error and no refusal."""
+    clock = FakeClock()
+    guard = new_guard(ttl=timedelta(seconds=60), clock=clock)
+    with pytest.raises(LeaseLost) as caught:
+        async with guard.hold(NAME):
+            cluster.each("SET", LOCK, "x")
+            clock.advance(timedelta(seconds=1))
+            async with asyncio.timeout(10):
+                await asyncio.Event().wait()
+    assert caught.value.reason is LossReason.REFUSED
+
+
+async def test_what_a_minority_of_the_nodes_lost_is_given_back_within_a_second(new_guard):
+    """Else the loss of one more node would end the lease; the next regular renewal is 20 s away."""
+    clock = FakeClock()
+    guard, elsewhere = new_guard(ttl=timedelta(seconds=60), clock=clock), new_guard()
+    nodes = locks_of(elsewhere).nodes
+    async with guard.hold(NAME) as lease:
+        await elsewhere.inspect(NAME)
+        await _take_away(elsewhere, len(nodes) // 2)
+        clock.advance(timedelta(seconds=1))
+
+        async def held_everywhere() -> bool:
+            seen = [await node.inspect(lease.resource) for node in nodes]
+            return [each.grant for each in seen] == [lease.grant.id] * len(nodes)
+
+        await _until_async(held_everywhere)
+
+
 async def test_a_break_ends_the_holder_and_frees_the_lock(new_guard):
     guard, other = new_guard(ttl=timedelta(milliseconds=300)), new_guard()
     with pytest.raises(LeaseLost):
@@ -303,6 +347,16 @@ async def test_a_holder_sees_that_its_lease_is_wanted(new_guard):
     assert not await other.request_handover(NAME, reason="deploy")
 
 
+async def test_a_holder_sees_within_a_second_that_its_lease_is_wanted(new_guard):
+    """By the guard's own clock; the next renewal is 20 s away."""
+    clock = FakeClock()
+    guard, other = new_guard(ttl=timedelta(seconds=60), clock=clock), new_guard()
+    async with guard.hold(NAME) as lease:
+        assert await other.request_handover(NAME, reason="deploy")
+        clock.advance(timedelta(seconds=1))
+        await _until(lambda: lease.wanted)
+
+
 async def test_the_same_task_enters_again_with_the_same_lease(new_guard):
     guard = new_guard()
     async with guard.hold(NAME) as outer:
@@ -371,6 +425,7 @@ async def test_held_is_what_a_majority_shows_and_not_what_a_release_has_still_to
 
 
 async def test_a_break_names_the_holder_of_most_nodes_and_the_highest_token(new_guard):
+    """The highest that a node knows or, on its clock, may have given out since."""
     guard, elsewhere = new_guard(), new_guard()
     wanted = wish(holder="holder")
     for each in (guard, elsewhere):
@@ -378,12 +433,15 @@ async def test_a_break_names_the_holder_of_most_nodes_and_the_highest_token(new_
     won = await locks_of(guard).acquire(wanted)
     assert isinstance(won, Won)
     *others, last = locks_of(elsewhere).nodes
-    later = Token(won.token + 1_000_000)
+    later = Token(won.token + 60_000_000)
     if others:  # this one knows a later token, and has lost the lock
         await last.break_(parse_resource(NAME), reason="test", token=later)
     broken = await elsewhere.break_(NAME, reason="test")
     assert (broken.grant, broken.holder) == (wanted.grant, "holder")
-    assert broken.token == (later if others else won.token)
+    if others:
+        assert broken.token == later + 1  # nobody's
+    else:
+        assert won.token < broken.token < later
 
 
 async def test_a_break_of_one_grant_ends_that_one(new_guard):

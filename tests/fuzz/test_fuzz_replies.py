@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import tracemalloc
 from typing import Any
 
 import hiredis
@@ -83,9 +84,16 @@ def test_no_reply_raises_what_the_node_does_not_expect(reply: Any) -> None:
 PIECES = (
     *(b"*3\r\n", b"*-1\r\n", b"$-1\r\n", b":1\r\n", b"+OK\r\n", b"-ERR no\r\n", b"-", b"*4\r\n:1\r\n"),
     *(b"#t\r\n", b"$99999999999\r\n", b"*99999\r\n", b"%1\r\n*0\r\n", b">3\r\n", b">2\r\n$7\r\nmessage\r\n"),
+    *(
+        b"*99999999\r\n",
+        b">99999999\r\n",
+        b"~1000000\r\n",
+        b"\xff\x1b[2J\r\n",
+        b"-ERR \x1b]0;owned\x07 \xff\r\n",
+    ),
     *(b",inf\r\n", b"(123456789012345678901234567890\r\n", b"_\r\n", b"$3\r\nabc\r\n", b">0\r\n", b"~2\r\n"),
 )
-"""Of the protocol. No longer arrays: hiredis takes the memory for one as soon as its length is read."""
+"""Of the protocol, with headers for which hiredis would take memory as soon as it reads them."""
 RESP = st.lists(st.sampled_from(PIECES) | st.binary(max_size=12), max_size=12).map(b"".join)
 
 
@@ -126,6 +134,7 @@ def test_each_caller_is_answered_once_whatever_bytes_come_and_however_they_are_c
             assert not raised or isinstance(
                 answer, Cut | NotSent | hiredis.ReplyError | hiredis.ProtocolError
             )
+            assert not raised or str(answer).isprintable()  # it goes on to logs and terminals
 
     asyncio.run(feed())
 
@@ -135,3 +144,48 @@ def test_a_renewal_is_unknown_when_its_reply_is_not_the_scripts(reply: Any) -> N
     """Each of these was taken for a lease that is held. What is raised becomes an unknown outcome."""
     with pytest.raises(UNREADABLE):
         scripted.parse_extended(reply)
+
+
+HUGE = (b"*1000000\r\n", b">99999999\r\n", b"~4294967295\r\n", b"%1000000\r\n", b":1\r\n*2\r\n*99999999\r\n")
+
+
+@pytest.mark.parametrize("header", HUGE)
+def test_no_header_takes_memory_for_members_that_have_not_come(header: bytes) -> None:
+    """Twelve bytes of a push of 99,999,999 members took 760 MB; wherever they are cut, they take none."""
+
+    async def feed(cut: int) -> list[str]:
+        ended: list[str] = []
+        wire = Wire(on_push=ended.append, on_end=lambda _, cause: ended.append(cause), reply_timeout_s=60)
+        wire.connection_made(Socket())
+        wire.send(lambda _: None, "PING")
+        wire.send(lambda _: None, "PING")
+        wire.data_received(header[:cut])
+        wire.data_received(header[cut:])
+        return ended
+
+    for cut in range(len(header)):
+        tracemalloc.start()
+        assert asyncio.run(feed(cut)) == ["a reply that is too long: this is no server of locks"]
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert taken < 1_000_000
+
+
+def test_a_reply_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockguard._nodes.wire.REPLY_BYTES_MAX", 1000)
+
+    async def feed() -> list[str]:
+        ended: list[str] = []
+        wire = Wire(on_push=lambda _: None, on_end=lambda _, cause: ended.append(cause), reply_timeout_s=60)
+        wire.connection_made(Socket())
+        for _ in range(100):
+            wire.send(lambda _: None, "PING")
+            wire.data_received(b"$20\r\n" + b"a" * 20 + b"\r\n")  # those that end count for nothing
+        assert not ended
+        wire.send(lambda _: None, "PING")
+        wire.data_received(b"$2000000000\r\n")
+        for _ in range(20):
+            wire.data_received(b"a" * 100)
+        return ended
+
+    assert asyncio.run(feed()) == ["a reply that is too long: this is no server of locks"]

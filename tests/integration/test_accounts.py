@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -9,6 +10,7 @@ from decimal import Decimal
 
 import asyncpg
 import pytest
+from click.testing import CliRunner, Result
 
 from lockguard import LockGuard
 from lockguard.errors import ConfigurationError
@@ -18,6 +20,7 @@ from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, S
 from lockguard_positions import (
     Alert,
     AtomicPositionManager,
+    ExchangeUnreadable,
     NotOpened,
     Opened,
     Pace,
@@ -25,6 +28,7 @@ from lockguard_positions import (
     SyncAction,
     migrate,
 )
+from lockguard_positions._cli import positions
 from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, stage, until
 
 __all__ = ["stage"]
@@ -174,6 +178,71 @@ async def test_one_account_under_two_labels_in_two_processes_is_told_of_and_gets
         exchange.trade_by_hand("APT/USDT:USDT", Side.BUY, Decimal(10), account="second")
         (adopted,) = (await managers["other"].sync_exchange_positions("binance@other")).outcomes
         assert adopted.action is SyncAction.ADOPTED
+
+
+@pytest.mark.parametrize("holds", [25, 0])
+async def test_a_close_with_the_key_of_another_account_sells_nothing_there_then_or_later(
+    redis_url: str, database_url: str, holds: int
+) -> None:
+    """A person asked for it, and holds the same symbol there; or buys it after the close was refused."""
+    async with AsyncExitStack() as stack:
+        exchange = await stack.enter_async_context(LocalExchange())
+        exchange.add_account("second", **SECOND)
+        pool = await stack.enter_async_context(asyncpg.create_pool(database_url, min_size=1, max_size=4))
+        async with pool.acquire() as conn:
+            await install(conn)
+            await migrate(conn)
+        guard = await stack.enter_async_context(LockGuard.from_url(redis_url, fence=PostgresFence(pool)))
+        client = connect(exchange.url)
+        stack.push_async_callback(client.close)
+        guarded = GuardedExchange(client)
+        await guarded.load()
+        opener = AtomicPositionManager(guard, pool, [guarded])
+        opened = await opener.open_position_atomic("s", "APTUSDT", "binance", "long", "10", "8.5", "2")
+        assert isinstance(opened, Opened)
+        # A young row's orders are looked for patiently, as they may not be listed yet.
+        await pool.execute("update monitoring.positions set opened_at = opened_at - '1 h'::interval")
+        urls = {
+            "LOCKGUARD_REDIS_URL": redis_url,
+            "LOCKGUARD_DATABASE_URL": database_url,
+            "LOCKGUARD_EXCHANGE_URL": exchange.url,
+        }
+        theirs = {
+            "LOCKGUARD_EXCHANGE_API_KEY": SECOND["api_key"],
+            "LOCKGUARD_EXCHANGE_SECRET": SECOND["secret"],
+        }
+
+        async def call(*arguments: str, **key: str) -> Result:
+            runner = CliRunner(env={**urls, **key})
+            return await asyncio.to_thread(runner.invoke, positions, list(arguments))
+
+        if holds:
+            exchange.trade_by_hand("APT/USDT:USDT", Side.BUY, Decimal(holds), account="second")
+        for confirmed in ([], ["--confirm"]):
+            done = await call("close", "APTUSDT", *confirmed, **theirs)
+            assert isinstance(done.exception, ExchangeUnreadable), done.output
+            told = str(done.exception)
+            assert told.startswith(
+                f"binance:APTUSDT position {opened.position.id}: the account has never had"
+            )
+            assert "check the key" in told
+        exchange.trade_by_hand("APT/USDT:USDT", Side.BUY, Decimal(10), account="second")
+        assert (await call("recover", "--confirm", **theirs)).exit_code == 0
+        found = await call("diagnose", **theirs)
+        assert (found.exit_code, "mismatch" in found.output) == (1, True), found.output
+        (row,) = await pool.fetch("select status, exit_reason from monitoring.positions")
+        assert tuple(row) == ("active", None)
+        record = exchange.record()
+        assert record.of("second").position("APTUSDT") == holds + 10
+        own = record.of("main")
+        assert (own.position("APTUSDT"), len(own.open_stops("APTUSDT"))) == (10, 1)
+        for confirmed in ([], ["--confirm"]):  # a mistyped label is not a position that is closed
+            done = await call("close", "APTUSDT", "--account", "scalpr", *confirmed)
+            assert done.exit_code == 1
+            assert f"other labels have: position {opened.position.id} of binance" in done.output
+        assert "--confirm takes its stop back" in (await call("close", "APTUSDT")).output
+        assert (await call("close", "APTUSDT", "--confirm")).exit_code == 0
+        assert exchange.record().of("main").position("APTUSDT") == 0
 
 
 class Heard:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 import redis.asyncio
 
 from lockguard_asyncpg import install
+from lockguard_bot import _stopping
+from lockguard_bot._stopping import StopRequest
 from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, Operation, connect
 from lockguard_lab.servers import RedisServer
 from lockguard_positions import migrate
@@ -80,6 +83,9 @@ class Process:
 
     def terminate(self) -> None:
         self._process.terminate()
+
+    def hang_up(self) -> None:
+        self._process.send_signal(signal.SIGHUP)
 
     async def first_line(self) -> str:
         assert self._process.stdout is not None
@@ -258,6 +264,45 @@ async def test_sigterm_finishes_the_running_open_and_gives_the_lease_back(stage:
     assert (ended.code, ended.outcomes()) == (0, {"s1": "opened"})
     assert not await stage.stream.exists(LOCK)
     stage.sound()
+
+
+async def test_a_closed_terminal_is_a_request_to_stop_however_often_it_is_told(stage: Stage) -> None:
+    """The default action would end the bot between an entry and its stop."""
+    stage.exchange.inject(SLOW)
+    bot = await stage.bot("--json", "--signals", "-", *FAST)
+    ending = asyncio.create_task(bot.end(lines(OPEN)))
+    await until(stage.ordered)
+    while not ending.done():
+        bot.hang_up()
+        await asyncio.sleep(0.05)
+    ended = await ending
+    assert (ended.code, ended.outcomes()) == (0, {"s1": "opened"})
+    assert not await stage.stream.exists(LOCK)
+    stage.sound()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+async def test_a_hang_up_is_no_request_where_it_is_ignored_and_no_insistence(
+    *, ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(_stopping, "_end", ended.append)
+    heard = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, heard.set)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with StopRequest(at_last=timedelta(minutes=1)) as stopping:
+            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
+                assert ended == []
+                heard.clear()
+                signal.raise_signal(number)
+                signal.raise_signal(signal.SIGUSR1)  # the loop hears of them in their order
+                await heard.wait()
+                assert stopping.is_set() is not (ignored and number == signal.SIGHUP)
+        assert ended == [130]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)
 
 
 async def test_what_is_not_finished_in_time_is_cut_off_and_its_lease_given_back(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import redis.asyncio
 
 from lockguard_asyncpg import install
 from lockguard_bot import _stream as stream_module
+from lockguard_bot._signals import CloseSignal, OpenSignal
 from lockguard_bot._stream import StreamSource
 from lockguard_positions import migrate, protect_positions
 from tests.integration.test_bot_trader import Desk, closing, desk, opening
@@ -56,6 +58,29 @@ async def test_a_schema_without_signals_is_protected_and_migrated_down_as_well(d
         assert (await migrate(conn, to=8)).after == 8
     finally:
         await conn.close()
+
+
+async def test_signals_of_one_millisecond_come_in_the_order_of_their_entries(
+    desk: Desk, redis_url: str
+) -> None:
+    """Whoever is quicker: the close that was given before an open must not undo it."""
+    async with redis.asyncio.Redis.from_url(redis_url, decode_responses=True) as made:
+        seconds, _ = await made.time()
+        close = {"id": "s1", "action": "close", "symbol": "APTUSDT"}
+        entering = {"id": "s2", "action": "open", "symbol": "APTUSDT", "side": "long", "quantity": "10"}
+        await made.xadd(STREAM, close, f"{seconds * 1000}-0")  # type: ignore[arg-type]
+        await made.xadd(STREAM, {**entering, "stop": "2%"}, f"{seconds * 1000}-1")  # type: ignore[arg-type]
+    async with StreamSource.connect(
+        redis_url, STREAM, GROUP, claim_after=timedelta(hours=1), follow=False
+    ) as source:
+        earlier, later = [await source.next(asyncio.Event()) for _ in range(2)]
+    assert earlier is not None
+    assert later is not None
+    assert isinstance(earlier.signal, CloseSignal)
+    assert isinstance(later.signal, OpenSignal)
+    assert await desk.does(later.signal) == ("opened", False)
+    assert await desk.does(earlier.signal) == ("overtaken", False)
+    assert desk.held() == 10
 
 
 @pytest.fixture

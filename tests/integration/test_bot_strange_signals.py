@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import secrets
+from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
+from lockguard import ConfigurationError
+from lockguard_bot._stream import StreamSource
 from lockguard_lab.exchange import Fault, FaultKind, Operation
-from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, lines, stage, until
+from tests.integration.test_bot import FAST, OPEN, SLOW, STREAM, Stage, lines, stage, until
 from tests.integration.test_bot_trader import Desk, closing, desk, instant, opening
 from tests.unit.test_market_names import FOREIGN
 
@@ -54,6 +61,61 @@ async def test_a_symbol_of_any_platform_is_refused_and_acknowledged_and_ends_no_
     assert await stage.acknowledged()
     told = "a signal to close was refused, its position stays open: standard input line 1: signal x: "
     assert any(told in line["message"] and line["level"] == "ERROR" for line in done.lines)
+    stage.sound()
+
+
+async def test_an_entry_with_a_field_twice_is_refused_and_not_traded_by_its_last(stage: Stage) -> None:
+    """As by an XADD of a script, which Redis takes; a client that reads it into a dict has the last."""
+    given = [word for field in OPEN.items() for word in field]
+    await stage.stream.execute_command("XADD", STREAM, "*", *given, "quantity", "7")
+    done = await stage.run("--once", "--json", "--stream", STREAM, *FAST)
+    assert done.code == 0, done.text[-2000:]
+    (told,) = [line["message"] for line in done.lines if line.get("outcome") == "refused"]
+    assert "the field 'quantity' stands in it twice; give each field once" in told
+    assert await stage.acknowledged()
+
+
+async def test_a_bot_whose_right_to_read_was_taken_away_says_what_it_lacks(stage: Stage) -> None:
+    url = stage.stream.connection_pool.connection_kwargs
+    where = f"{url['host']}:{url['port']}"
+    await stage.stream.execute_command("ACL", "SETUSER", "reader", "on", ">SECRET", "~*", "&*", "+@all")
+    try:
+        stop = asyncio.Event()
+        async with StreamSource.connect(
+            f"redis://reader:SECRET@{where}/{url.get('db', 0)}",
+            STREAM,
+            "g",
+            claim_after=timedelta(seconds=1),
+            follow=True,
+        ) as source:
+            await stage.stream.execute_command("ACL", "SETUSER", "reader", "-xautoclaim", "-xreadgroup")
+            with pytest.raises(ConfigurationError, match=r"cannot be read: .*; give the user of its URL the"):
+                async with asyncio.timeout(20):
+                    await source.next(stop)
+    finally:
+        await stage.stream.execute_command("ACL", "DELUSER", "reader")
+
+
+async def test_a_bot_that_may_not_read_its_stream_any_more_ends_when_what_it_has_begun_is_done(
+    stage: Stage,
+) -> None:
+    """Its entry is under way: cut off there, the position would have no stop, and all bots have that user."""
+    url = stage.stream.connection_pool.connection_kwargs
+    user = f"reader-{secrets.token_hex(4)}"
+    await stage.stream.execute_command("ACL", "SETUSER", user, "on", ">SECRET", "~*", "&*", "+@all")
+    try:
+        where = f"redis://{user}:SECRET@{url['host']}:{url['port']}/{url.get('db', 0)}"
+        stage.exchange.inject(SLOW)
+        await stage.stream.xadd(STREAM, OPEN)
+        bot = await stage.bot("--stream", STREAM, "--stream-redis", where, *FAST)
+        await until(stage.ordered)
+        await stage.stream.execute_command("ACL", "SETUSER", user, "-xautoclaim", "-xreadgroup")
+        done = await bot.end()
+    finally:
+        await stage.stream.execute_command("ACL", "DELUSER", user)
+    assert done.code == 2, done.text[-2000:]
+    assert f"stream {STREAM!r} cannot be read: " in done.text
+    assert await stage.protected()
     stage.sound()
 
 
@@ -209,7 +271,9 @@ async def test_a_bot_that_fails_at_one_signal_without_dying_keeps_it_and_carries
     assert any("signal poison" in line["message"] and "KeyError" in line["message"] for line in ended.lines)
     (group,) = await stage.stream.xinfo_groups(STREAM)
     assert group["pending"] == 1
-    assert await stage.pool.fetchval("select count(*) from monitoring.signal_attempts") == 0
+    # No attempt is left, only when the signal was given that is undecided still.
+    left = await stage.pool.fetch("select signal_id, bot from monitoring.signal_attempts")
+    assert [tuple(row) for row in left] == [("given:poison", "")]
 
 
 async def listening(stage: Stage) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -23,6 +23,7 @@ from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, O
 from lockguard_positions import AtomicPositionManager, Pace, migrate
 from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._model import PositionSide
+from tests.integration.test_positions_not_ours import OLD_INTENTS
 
 MS = timedelta(milliseconds=1)
 SYMBOL = "APT/USDT:USDT"
@@ -113,6 +114,24 @@ async def test_a_refused_open_does_not_come_to_life_when_it_is_delivered_again(d
     assert desk.held() == 0
 
 
+class Killed(BaseException):
+    """The bot ends here."""
+
+
+@contextmanager
+def killed_behind(store: Any, method: str) -> Iterator[None]:
+    """Kill the bot behind the commit of a call of its store, which the body comes to."""
+    call = getattr(store, method)
+
+    async def deadly(*args: Any, **kwargs: Any) -> Any:
+        await call(*args, **kwargs)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(store, method, deadly)
+        yield
+
+
 @pytest.mark.parametrize("first", ["open", "close"])
 async def test_the_last_word_stands_in_whatever_order_signals_come(desk: Desk, first: str) -> None:
     earlier, later = instant(-2000), instant(-1000)
@@ -124,6 +143,84 @@ async def test_the_last_word_stands_in_whatever_order_signals_come(desk: Desk, f
         assert await desk.does(closing("s2", at=later)) == ("nothing open", False)
         assert await desk.does(opening("s1", at=earlier)) == ("overtaken", False)
         assert desk.held() == 0
+
+
+@pytest.mark.parametrize("first", ["open", "close"])
+async def test_the_last_word_stands_although_who_carried_it_out_did_not_write_it_down(
+    desk: Desk, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bot was killed, or its lease had ended, between the order and the book."""
+
+    async def deadly(*_: Any) -> None:
+        raise Killed
+
+    earlier, later = instant(-2000), instant(-1000)
+    if first == "close":
+        assert await desk.does(opening("s0", at=instant(-3000))) == ("opened", False)
+    last, before = (
+        (opening("s2", at=later), closing("s1", at=earlier))
+        if first == "open"
+        else (closing("s2", at=later), opening("s1", at=earlier))
+    )
+    monkeypatch.setattr(SignalBook, "record", deadly)
+    with pytest.raises(Killed):
+        await desk.trader.carry_out(last)
+    monkeypatch.undo()
+    assert await desk.does(before) == ("overtaken", False)
+    assert await desk.does(last) == ("opened" if first == "open" else "closed", False)
+    assert desk.held() == (10 if first == "open" else 0)
+
+
+@pytest.mark.parametrize("where", ["begin", "record_entry", "activate"])
+async def test_a_close_waits_for_what_becomes_of_a_later_open_that_a_dead_bot_had_begun(
+    desk: Desk, where: str
+) -> None:
+    with killed_behind(desk.manager.store, where):
+        await desk.trader.carry_out(opening("s2", at=instant(-1000)))
+    assert (await until_final(desk, closing("s1", at=instant(-2000)))).outcome is Outcome.OVERTAKEN
+    assert (await until_final(desk, opening("s2", at=instant(-1000)))).outcome is Outcome.OPENED
+    assert (desk.held(), desk.entries()) == (10, 1)
+
+
+async def test_an_open_does_not_enter_what_a_later_close_of_an_adopted_position_was_closing(
+    desk: Desk,
+) -> None:
+    """No signal has opened that position, so its row names none."""
+    desk.exchange.trade_by_hand(SYMBOL, Side.BUY, Decimal(10))
+    await desk.manager.sync_exchange_positions("binance")
+    with killed_behind(desk.manager.store, "expect_close"):
+        await desk.trader.carry_out(closing("s2", at=instant(-1000)))
+    entries = desk.entries()
+    assert (await until_final(desk, opening("s1", at=instant(-2000)))).outcome is Outcome.OVERTAKEN
+    assert (await until_final(desk, closing("s2", at=instant(-1000)))).outcome is Outcome.CLOSED
+    assert (desk.held(), desk.entries()) == (0, entries)
+
+
+async def test_a_close_that_meets_an_entry_in_doubt_is_no_decision(desk: Desk) -> None:
+    """It may still arrive, and what it enters is to be closed."""
+    desk.exchange.inject(Fault(FaultKind.HANG, Operation.CREATE_ORDER, Execution.NEVER, hold_ms=60_000))
+    first = asyncio.create_task(desk.trader.carry_out(opening("s1")))
+    async with asyncio.timeout(5):
+        while not await desk.pool.fetchval("select count(*) from monitoring.position_intents"):
+            await asyncio.sleep(0.002)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    desk.exchange.clear_faults()
+    assert await desk.does(closing("s2")) == ("undecided", False)
+    assert (await until_final(desk, closing("s2"))).outcome is Outcome.NOTHING_OPEN
+    assert desk.entries() == 0
+
+
+async def test_a_close_that_meets_an_exit_in_doubt_is_no_decision(desk: Desk) -> None:
+    """That exit may be withdrawn, and this close has to close then."""
+    await desk.does(opening("s1"))
+    desk.exchange.deny(-2015)
+    assert await desk.does(closing("s2")) == ("undecided", False)
+    assert await desk.does(closing("s3")) == ("undecided", False)
+    desk.exchange.allow()
+    assert await desk.does(closing("s3")) == ("nothing open", False)
+    assert await desk.does(closing("s2")) == ("closed", False)
+    assert desk.held() == 0
 
 
 async def test_a_signal_that_cannot_work_overtakes_nothing(desk: Desk) -> None:
@@ -195,46 +292,22 @@ async def test_an_exchange_without_a_price_is_not_a_decision(desk: Desk) -> None
     assert desk.entries() == 1
 
 
-class Killed(BaseException):
-    """The bot ends here."""
-
-
 @pytest.mark.parametrize("where", ["begin", "record_entry", "activate"])
-async def test_what_a_dead_bot_had_begun_is_finished_and_not_begun_again(
-    desk: Desk, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_dead_bot_had_begun_is_finished_and_not_begun_again(desk: Desk, where: str) -> None:
     """Killed behind a commit of the flow; the next delivery finds its row."""
-    store = desk.manager.store
-    method = getattr(store, where)
-
-    async def deadly(*args: Any, **kwargs: Any) -> Any:
-        await method(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(store, where, deadly)
-    with pytest.raises(Killed):
+    with killed_behind(desk.manager.store, where):
         await desk.trader.carry_out(opening("s1"))
-    monkeypatch.undo()
     decision = await until_final(desk, opening("s1"))
     assert decision.outcome is Outcome.OPENED
     assert (desk.held(), desk.entries()) == (10, 1)
 
 
-async def test_a_close_that_a_dead_bot_had_begun_is_finished(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_close_that_a_dead_bot_had_begun_is_finished(desk: Desk) -> None:
     await desk.does(opening("s1"))
-    store = desk.manager.store
-    method = store.expect_close
-
-    async def deadly(*args: Any, **kwargs: Any) -> Any:
-        await method(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(store, "expect_close", deadly)
-    with pytest.raises(Killed):
+    with killed_behind(desk.manager.store, "expect_close"):
         await desk.trader.carry_out(closing("s2"))
-    monkeypatch.undo()
+    assert await desk.does(closing("s2")) == ("undecided", False)  # its order may still arrive
+    await desk.pool.execute(OLD_INTENTS)
     await desk.manager.recover("binance")  # somebody else was quicker
     assert await desk.does(closing("s2")) == ("closed", False)
     assert desk.held() == 0
@@ -327,6 +400,7 @@ async def test_a_close_that_could_not_be_sent_closes_nothing_that_came_after_it(
         await desk.manager.store.expect_close(lease, row, "signal s2", asked=True)
     desk.exchange.trade_by_hand(SYMBOL, Side.SELL, Decimal(10), reduce_only=True)
     desk.exchange.trade_by_hand(SYMBOL, Side.BUY, Decimal(25))
+    await desk.pool.execute(OLD_INTENTS)  # what died is not on its way any more
     if first == "a pass":
         await desk.manager.sync_exchange_positions("binance")
     decision = await desk.trader.carry_out(closing("s2"))

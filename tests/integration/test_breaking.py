@@ -154,9 +154,10 @@ class _BreaksSlowly(PostgresFence):
         return answer
 
 
+@pytest.mark.parametrize("lost", ["", "its token with it"])
 @pytest.mark.parametrize("compared", [False, True], ids=["whoever has it", "the grant that was seen"])
 async def test_a_break_shuts_out_who_sealed_while_it_was_under_way_though_the_lock_has_run_out(
-    pool: asyncpg.Pool[Any], redis_url: str, compared: bool
+    pool: asyncpg.Pool[Any], redis_url: str, compared: bool, lost: str
 ) -> None:
     leases: asyncio.Queue[Lease] = asyncio.Queue()
     accepted: list[Lease] = []
@@ -176,6 +177,8 @@ async def test_a_break_shuts_out_who_sealed_while_it_was_under_way_though_the_lo
             fence.may_seal.set()
             await leases.get()
             client.delete(lock)
+            if lost:
+                client.delete(f"{lock}:token")
 
     async with (
         LockGuard.from_url(redis_url, fence=fence, observers=[]) as holder,
@@ -194,6 +197,22 @@ async def test_a_break_shuts_out_who_sealed_while_it_was_under_way_though_the_lo
         assert not accepted
         async with asyncio.timeout(10), holder.hold(APT) as successor, fenced_transaction(pool, successor):
             pass
+
+
+async def test_a_break_that_nobody_got_into_is_one_row_of_the_audit_and_one_line_of_the_history(
+    pool: asyncpg.Pool[Any], redis_url: str
+) -> None:
+    delay = timedelta(seconds=30)
+    async with LockGuard.from_url(
+        redis_url, fence=PostgresFence(pool), lock_delay=delay, observers=[]
+    ) as guard:
+        with pytest.raises(LeaseLost):
+            async with guard.hold(APT, at_least=2 * delay):
+                await guard.break_(APT, reason="stuck")
+                await asyncio.Event().wait()
+        assert await pool.fetchval("select count(*) from lockguard.audit where action = 'break'") == 1
+        await guard.break_(APT, reason="again")  # only the lock delay is left, and goes on
+        assert [one.event for one in await guard.history(APT)] == ["broken", "granted"]
 
 
 # From the command line

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
@@ -37,6 +38,7 @@ from lockguard_ccxt import (
     PlacedOrder,
     Refusal,
     Refused,
+    Side,
     Step,
     Unknown,
 )
@@ -104,12 +106,15 @@ class Bybit:
         """What every private request is answered with."""
         self.refuse_create: Rejection | None = None
         self.refuse_cancel: Rejection | None = None
-        self.hedged = False
+        self.hedged: frozenset[str] = frozenset()
+        """The contracts in hedge mode."""
         self.keeps_ids = False
         """Whether a stop of the position that is moved stays the same order; Bybit does not say."""
         self.drop_created = False
         """Whether an order is taken and gone a moment later."""
         self.clock_ms = 0
+        self.fills: list[Json] = []
+        self.filled_ago_ms = 0
         self.asked: list[str] = []
         self.page_max = 50
         self._answers = {
@@ -123,6 +128,7 @@ class Bybit:
             "/v5/order/cancel": self.cancel,
             "/v5/order/realtime": self.realtime,
             "/v5/order/history": self.history,
+            "/v5/execution/list": self.executions,
             "/v5/position/list": self.positions,
             "/v5/position/trading-stop": self.trading_stop,
         }
@@ -244,8 +250,13 @@ class Bybit:
             self._attach({**attached[-1], "side": side, "stopLoss": str(stop)} if attached else {})
         return {}
 
-    def pass_price(self, symbol: str, price: Decimal) -> list[str]:
+    def pass_price(self, symbol: str, price: Decimal, *, most: Decimal | None = None) -> list[str]:
         """The price falls to this: every stop of a long position that it reaches fires, the first one first.
+
+        Args:
+            symbol: the contract.
+            price: the price.
+            most: for how much there are buyers; the rest of a stop is cancelled.
 
         Returns:
             The prices of those that sold something.
@@ -259,7 +270,9 @@ class Bybit:
                     order["orderStatus"] = "Rejected"
                     continue
                 quantity = held if order.get("stopOrderType") else Decimal(order["qty"])
-                self._fill(order, quantity)
+                self._fill(order, quantity if most is None else min(quantity, most))
+                if most is not None and quantity > most:
+                    order |= {"orderStatus": "Cancelled", "leavesQty": "0"}
                 fired.append(order["triggerPrice"])
         return fired
 
@@ -292,6 +305,20 @@ class Bybit:
             "cumExecValue": worth,
             "avgPrice": str(PRICE),
         }
+        self.fills.append(
+            {
+                "symbol": order["symbol"],
+                "side": order["side"],
+                "orderId": order["orderId"],
+                "orderLinkId": order["orderLinkId"],
+                "execId": f"x{len(self.fills)}",
+                "execType": "Trade",
+                "execQty": str(quantity),
+                "execPrice": str(PRICE),
+                "execValue": worth,
+                "execTime": str(self._now_ms() - self.filled_ago_ms),
+            }
+        )
 
     def cancel(self, body: Json) -> Json:
         if self.refuse_cancel is not None:
@@ -322,6 +349,20 @@ class Bybit:
     def history(self, query: Json) -> Json:
         wanted = [order for order in self._asked_for(query) if order["orderStatus"] not in _OPEN]
         return {"category": "linear", "list": wanted, "nextPageCursor": ""}
+
+    def executions(self, query: Json) -> Json:
+        """The fills of the last seven days, the latest first."""
+        need(query["category"] == "linear" and query["symbol"] in CONTRACTS, 10001, "symbol invalid")
+        size, begin = min(int(query.get("limit", 50)), self.page_max), int(query.get("cursor") or 0)
+        wanted = [
+            fill
+            for fill in reversed(self.fills)
+            if fill["symbol"] == query["symbol"]
+            and query.get("orderId") in {None, fill["orderId"]}
+            and int(fill["execTime"]) >= int(query.get("startTime", 0))
+        ]
+        page = wanted[begin : begin + size]
+        return {"category": "linear", "list": page, "nextPageCursor": str(begin + size) if page else ""}
 
     def _asked_for(self, query: Json) -> list[Json]:
         need(query["category"] == "linear", 10001, "category invalid")
@@ -356,7 +397,7 @@ class Bybit:
                 "updatedTime": str(now_ms()),
             }
             for name, net in self.nets.items()
-            for index in ((1, 2) if self.hedged else (0,))
+            for index in ((1, 2) if name in self.hedged else (0,))
             if self._is_of(CONTRACTS[name], query) and (net or "symbol" in query)
         ]
         return {"category": "linear", "list": listed, "nextPageCursor": ""}
@@ -436,6 +477,61 @@ async def test_an_entry_carries_its_stop_and_its_fill_is_looked_up(
     assert body["orderLinkId"] == exchange.client_id(APT, 1, Step.ENTRY)
 
 
+async def test_the_fills_since_an_entry_are_those_of_every_page_and_of_nothing_before_it(
+    bybit: Setting,
+) -> None:
+    server, exchange = bybit
+    server.page_max = 2
+    server.filled_ago_ms = 3000
+    for name in ("before", "before too"):
+        person(server, "Buy", name)
+    server.filled_ago_ms = 0
+    entry = order_of(await enter(exchange))
+    for name, side in (("a", "Sell"), ("b", "Buy"), ("c", "Buy")):
+        person(server, side, name)
+    since = await exchange.fills_since(APT, entry.id)
+    assert since is not None
+    assert sorted((fill.side, fill.amount, fill.order_id == entry.id) for fill in since) == [
+        ("buy", Decimal(4), False),
+        ("buy", Decimal(4), False),
+        ("buy", Decimal(10), True),
+        ("sell", Decimal(4), False),
+    ]
+
+
+async def test_the_fills_since_an_entry_that_is_not_shown_or_too_old_are_not_known(bybit: Setting) -> None:
+    server, exchange = bybit
+    assert await exchange.fills_since(APT, "00000001-0000") is None
+    server.filled_ago_ms = 7 * 24 * 3600 * 1000 - 60_000  # shown for one more minute
+    entry = order_of(await enter(exchange))
+    assert await exchange.fills_since(APT, entry.id) is None
+
+
+@pytest.mark.parametrize("whose", ["the entry's own", "a person's"])
+async def test_no_more_fills_are_read_than_are_judged_however_many_there_are(
+    bybit: Setting, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """A position without a stop waits for them. What is not read could name a person: it is not known."""
+    monkeypatch.setattr("lockguard_ccxt._guarded.FILLS_MAX", 6)
+    server, exchange = bybit
+    server.page_max = 2
+    entry = order_of(await enter(exchange))
+    if whose == "a person's":
+        for number in range(40):
+            person(server, "Sell", f"n{number}")
+    else:
+        server.fills *= 40
+    server.asked.clear()
+    assert await exchange.fills_since(APT, entry.id) is None
+    assert server.asked.count("/v5/execution/list") <= 6
+
+
+def person(server: Bybit, side: str, name: str) -> None:
+    """An order of four by hand."""
+    order = {"category": "linear", "symbol": "APTUSDT", "orderType": "Market", "side": side}
+    server.create({**order, "qty": "4", "orderLinkId": name.replace(" ", "-")})
+
+
 async def test_positions_are_what_was_filled_and_flat_ones_are_none(
     bybit: Setting,
 ) -> None:
@@ -458,6 +554,19 @@ async def test_a_stop_is_conditional_reduces_only_and_is_listed(bybit: Setting) 
         (order,) = listed
         assert (order.id, order.client_id) == (placed.id, exchange.client_id(APT, 1, Step.STOP))
         assert (order.state, order.trigger, order.reduce_only) == (OrderState.OPEN, Decimal(8), True)
+
+
+@pytest.mark.parametrize(("side", "trigger"), [("sell", "8"), ("buy", "9")])
+async def test_what_the_answer_leaves_out_of_a_stop_is_as_it_was_asked_for(
+    bybit: Setting, side: Side, trigger: str
+) -> None:
+    """The answer has the ids only; a stop that is told as one of nothing would count as no protection."""
+    _, exchange = bybit
+    await exchange.place_entry(APT, "buy" if side == "sell" else "sell", Decimal(10), intent=1)
+    placed = order_of(await exchange.place_stop(APT, side, Decimal(10), trigger=Decimal(trigger), intent=2))
+    shown = await exchange.find_order(APT, placed.client_id, conditional=True)
+    assert shown is not None
+    assert replace(placed, state=shown.state) == shown
 
 
 async def test_every_open_order_is_listed_in_whatever_coin_and_on_whatever_page(bybit: Setting) -> None:

@@ -118,6 +118,40 @@ async def test_a_lease_with_too_little_left_sends_nothing(
     assert exchange.record().orders == ()
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("name", ["APTUSDT", APT, "NONE", "NONEUSDT"])
+async def test_a_lost_lease_is_told_before_anything_about_the_symbol_of_an_order(
+    exchange: LocalExchange, name: str, loaded: bool
+) -> None:
+    async with connect(exchange.url) as client:
+        guard = GuardedExchange(client, patience=QUICK)
+        if loaded:
+            await guard.load()
+        before = len(exchange.record().requests)
+        with lease(seconds=-1), pytest.raises(LeaseLost):
+            await guard.create_order(name, "market", "buy", 10, None, {"clientOrderId": "lost"})
+        assert len(exchange.record().requests) == before, "and nothing is sent, not even for the markets"
+
+
+async def test_an_order_by_the_exchange_s_own_name_has_the_markets_loaded_first(
+    exchange: LocalExchange,
+) -> None:
+    """As ccxt itself does; only they tell which lease the order needs."""
+    async with connect(exchange.url) as client:
+        guard = GuardedExchange(client, patience=QUICK)
+        order = ("APTUSDT", "market", "buy", 10, None, {"clientOrderId": "first"})
+        with pytest.raises(LeaseNotHeld):
+            await guard.create_order(*order)
+        assert exchange.record().requests == ()
+        with lease("binance:BTCUSDT"), pytest.raises(LeaseNotHeld, match="binance:APTUSDT"):
+            await guard.create_order(*order)
+        assert exchange.record().orders == ()
+    async with connect(exchange.url) as client:
+        with lease():
+            await GuardedExchange(client, patience=QUICK).create_order(*order)
+    assert exchange.record().position(APT) == TEN
+
+
 async def test_entry_stop_and_close_do_what_they_say(
     exchange: LocalExchange, guarded: GuardedExchange
 ) -> None:
@@ -265,7 +299,7 @@ async def test_no_fault_doubles_an_order_or_tells_an_untruth(
                 assert refusal in {Refusal.RATE_LIMITED, Refusal.CLOCK, Refusal.OVERLOADED}
                 assert done(exchange, step) == 0
             case Unknown():
-                assert step is Step.ENTRY
+                assert step is not Step.STOP  # alone sent again within one call: a second copy could fill too
                 assert execution is BEFORE
                 assert done(exchange, step) == 0
         # whoever goes on with the same intent ends with one order

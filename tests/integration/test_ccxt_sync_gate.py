@@ -390,7 +390,7 @@ def test_a_second_gate_is_the_first_and_for_another_account_it_is_refused() -> N
     client = ccxt.binanceusdm()
     gate = gate_orders(client, account="scalper")
     assert gate_orders(client, account="scalper") is gate
-    assert gate.resource("APTUSDT") == "binance@scalper:APTUSDT"
+    assert gate.resource("APT/USDT:USDT") == "binance@scalper:APTUSDT"
     with pytest.raises(ConfigurationError, match="binance@scalper already"):
         gate_orders(client)
 

@@ -16,11 +16,12 @@ from lockguard._audience import Audience
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
 from lockguard_ccxt import GuardedExchange, UnknownMarket
-from lockguard_lab.exchange import Side
+from lockguard_lab.exchange import Execution, Fault, FaultKind, Operation, Side
 from lockguard_positions import Alert, Opened, SyncAction
 from lockguard_positions._cli import positions
 from tests.integration.test_bot import FAST, OPEN, STREAM, Stage, stage, until
 from tests.integration.test_bot_trader import Desk, closing, desk, opening
+from tests.integration.test_positions_not_ours import OLD_INTENTS
 
 __all__ = ["desk", "stage"]
 
@@ -77,6 +78,33 @@ async def test_a_signal_for_a_contract_of_today_is_carried_out_and_a_name_of_not
         with pytest.raises(ValueError, match="has no market 'NOPE"):
             await desk.trader.carry_out(type(signal)("s2", f"NOPE{number}", None, *signal_rest(signal)))
     assert len(infos(desk)) == loads
+
+
+async def test_an_exit_in_doubt_stays_in_doubt_though_its_market_is_gone(desk: Desk) -> None:
+    """Were its row ended, it could still arrive when the contract is back, and reduce what is opened then."""
+    desk.exchange.list_contract(FRESH)
+    await desk.manager._venue("binance")._exchange.exchange.load_markets(True)
+    row = await opened(desk, FRESH)
+    desk.exchange.inject(Fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER, Execution.NEVER))
+    await desk.manager.close_position("FRESHUSDT", "binance")
+    desk.exchange.delist_contract(FRESH)
+    forget_when_markets_were_loaded(desk)
+    report = await desk.manager.sync_exchange_positions("binance")
+    assert by_symbol(report) == {"FRESHUSDT": SyncAction.NO_MARKET}
+    left = await desk.manager.close_position("FRESHUSDT", "binance", reason="closed by hand")
+    assert left is not None
+    assert (left.id, left.unsettled) == (row, True)
+    assert "its exit may still arrive" in (left.error_details or "")
+    orders = len(desk.exchange.record().orders)
+    await desk.pool.execute(OLD_INTENTS)
+    ended = await desk.manager.close_position("FRESHUSDT", "binance", reason="closed by hand")
+    assert ended is not None
+    assert (ended.id, ended.status.value, ended.exit_reason) == (
+        row,
+        "closed",
+        "closed by hand: its market is gone",
+    )
+    assert len(desk.exchange.record().orders) == orders
 
 
 async def test_a_row_whose_market_is_gone_is_told_and_stops_no_other_symbol_and_is_ended_by_a_word(
@@ -149,6 +177,20 @@ async def test_a_bot_lives_through_contracts_that_come_and_go_and_the_commands_e
     assert (dry.exit_code, await rows(stage, "FRESHUSDT")) == (1, ["active"])
     done = await command(runner, "close", "FRESHUSDT", "--confirm")
     assert (done.exit_code, await rows(stage, "FRESHUSDT")) == (0, ["closed"]), done.output
+
+
+async def test_what_is_no_symbol_is_refused_by_close_with_and_without_confirm(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in stage.env.items():
+        monkeypatch.setenv(name, value)
+    for symbol in ("", "a\nb", "NOPEUSDT", "NOPE/USDT:USDT"):
+        told = [await command(CliRunner(), "close", symbol, *more) for more in ((), ("--confirm",))]
+        assert all(isinstance(one.exception, ConfigurationError) for one in told), told
+        assert str(told[0].exception) == str(told[1].exception)
+    none = await command(CliRunner(), "close", "APTUSDT")
+    assert (none.exit_code, none.output) == (0, "binance:APTUSDT has no open position.\n")
 
 
 async def command(runner: CliRunner, *arguments: str) -> Any:

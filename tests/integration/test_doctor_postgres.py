@@ -414,8 +414,11 @@ def test_a_database_that_is_not_there_and_a_wrong_password(
     name = url.rpartition("/")[2]
     wrong = server.url_for(name, user="postgres", password="wrong-secret")
     visit = of(server, sound_redis, wrong).visit()
-    assert (visit.codes, visit.code) == ({"postgres.unreachable"}, 1)
+    assert (visit.codes, visit.code) == ({"postgres.login"}, 1)
     assert "wrong-secret" not in str(visit.told)
+    assert "user, password and database" in visit.of("postgres.login")["remedy"]
+    visit = of(server, sound_redis, server.url_for("no_such_database")).visit()
+    assert (visit.codes, visit.code) == ({"postgres.login"}, 1)
     with PostgresServer() as gone:
         lost = gone.url
     visit = of(server, sound_redis, lost).visit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from lockguard import LockGuard
+from lockguard import LockGuard, QuorumUnavailable
 from lockguard_lab.servers import (
     ClockJumpRedis,
     ClusterRedis,
@@ -58,6 +58,24 @@ def made_sound(servers: Sequence[RedisServer]) -> None:
 async def hold_once(*urls: str) -> None:
     async with LockGuard.from_urls(urls) as guard, guard.hold(NAME):
         pass
+
+
+async def hold_until_admitted(server: RedisServer, *urls: str) -> None:
+    """An admission is made beside the lease, which may end before it."""
+    info = str(server.command("INFO", "server"))
+    run = re.search(r"run_id:(\w+)", info)
+    assert run is not None
+    async with LockGuard.from_urls(urls) as guard, guard.hold(NAME):
+        await until(lambda: server.command("HGET", "lockguard:member", "run") == run[1])
+
+
+async def ask_for_nothing(quorum: IndependentRedis) -> None:
+    """A bot asks for a lock that it is not given, and has all servers admitted."""
+    async with LockGuard.from_urls(quorum.urls) as guard:
+        with suppress(QuorumUnavailable):
+            async with guard.hold(NAME, on_busy="raise"):
+                raise AssertionError("a majority of servers that have lost what they knew")
+        await until(lambda: all(one.command("HEXISTS", "lockguard:member", "run") for one in quorum.servers))
 
 
 @pytest.fixture
@@ -156,8 +174,16 @@ def test_a_user_of_the_sentinels_with_the_least_rights() -> None:
             sentinel.command("ACL", "SETUSER", "watcher", "on", f">{SECRET}", *rights.split())
         url = re.sub(r"\?.*", f"?sentinel_username=watcher&sentinel_password={SECRET}", redis.url)
         visit = doctor_of(url, password="").visit("--strict")
+        assert (visit.codes, visit.code) == ({"replicas.unread"}, 3)
+        more = re.search(r"`lockguard doctor`\]\S+ add `(\S+)`", PAGE)
+        assert more is not None
+        for one in visit.amiss:
+            assert one["unread"]
+            assert one["remedy"].endswith(f"ACL SETUSER watcher '{more[1]}'")
+        for sentinel in redis.sentinels:
+            sentinel.command("ACL", "SETUSER", "watcher", more[1])
+        visit = doctor_of(url, password="").visit("--strict")
         assert (visit.amiss, visit.code) == ([], 0)
-        assert any(what.startswith("Replicas: Sentinel ") for what in visit.told["unchecked"])
 
 
 def test_a_user_with_the_least_rights_is_enough(tmp_path: Path) -> None:
@@ -175,6 +201,20 @@ def test_a_visit_leaves_nothing_behind_and_takes_no_part(quorum: IndependentRedi
     doctor_of(*quorum.urls[:2], password=quorum.servers[0].password).visit()
     assert [server.command("HGETALL", "lockguard:member") for server in quorum.servers] == before
     for server in quorum.servers:
+        assert server.command("KEYS", "*doctor*") == []
+
+
+def test_a_visit_leaves_new_servers_new_and_notes_no_ttl_of_its_own(quorum: IndependentRedis) -> None:
+    """Servers that have noted a ttl and are no members have lost something, and give no vote for 30 s."""
+    doctor = doctor_of(*quorum.urls, password=quorum.servers[0].password)
+    doctor.visit()
+    assert [server.command("HGETALL", "lockguard:member") for server in quorum.servers] == [[], [], []]
+    asyncio.run(hold_once(*quorum.urls))
+    for server in quorum.servers:
+        server.command("HSET", "lockguard:member", "ttl_max_ms", 100)
+    doctor.visit()
+    for server in quorum.servers:
+        assert server.command("HGET", "lockguard:member", "ttl_max_ms") in {b"100", "100"}
         assert server.command("KEYS", "*doctor*") == []
 
 
@@ -421,6 +461,7 @@ def test_a_quorum_without_persistence_and_without_one_server() -> None:
         assert "if all restart at once" in visit.amiss[0]["found"]
         doctor.mend(visit.amiss)
         assert doctor.visit("--strict").code == 0
+        asyncio.run(hold_once(*redis.urls))
         redis.servers[0].kill()
         visit = doctor.visit()
         assert visit.codes == {"redis.unreachable"}
@@ -437,8 +478,56 @@ def test_a_member_that_was_restarted() -> None:
         asyncio.run(hold_once(*urls))
         servers[0].restart()
         assert doctor.visit().codes == {"quorum.quarantine"}
-        asyncio.run(hold_once(*urls))  # it is admitted, and must not vote yet
+        asyncio.run(hold_until_admitted(servers[0], *urls))  # it must not vote yet
         assert doctor.visit().of("quorum.quarantine")["remedy"].startswith("sleep ")
+
+
+@pytest.mark.parametrize("how", ["flushed", "restarted empty"])
+def test_a_quorum_of_which_some_have_lost_what_they_knew_is_judged_by_its_votes(
+    quorum: IndependentRedis, how: str
+) -> None:
+    def lose(server: RedisServer) -> None:
+        if how == "flushed":
+            server.command("FLUSHALL")
+        else:
+            server.restart(keep_data=False)
+        made_sound([server])
+
+    doctor = doctor_of(*quorum.urls, password=quorum.servers[0].password)
+    assert doctor.visit("--strict").code == 0  # all are new, and admitted by the first bot
+    asyncio.run(hold_once(*quorum.urls))
+    lose(quorum.servers[0])
+    visit = doctor.visit()
+    assert (visit.codes, len(visit.amiss), visit.code) == ({"quorum.quarantine"}, 1, 0)
+    assert doctor.visit("--strict").code == 1
+    lose(quorum.servers[1])
+    visit = doctor.visit()
+    assert visit.codes == {"quorum.quarantine", "quorum.majority"}
+    told = visit.of("quorum.majority")
+    assert (told["severity"], visit.code) == ("error", 1)
+    assert told["found"] == "3 of 3 answer, 1 gives a vote, 2 decide"
+    # As the remedy says: a bot asks for a lock, and the servers are in their quarantine.
+    asyncio.run(ask_for_nothing(quorum))
+    visit = doctor.visit()
+    assert (visit.of("quorum.majority")["severity"], visit.code) == ("error", 1)
+    assert all("no vote for another" in one["found"] for one in visit.amiss if one["severity"] == "warning")
+
+
+def test_new_servers_of_which_one_does_not_answer_have_to_wait(quorum: IndependentRedis) -> None:
+    """What the one that does not answer knows may be what these have lost."""
+    quorum.servers[2].kill()
+    visit = doctor_of(*quorum.urls, password=quorum.servers[0].password).visit()
+    assert visit.codes == {"redis.unreachable", "quorum.quarantine", "quorum.majority"}
+    assert visit.of("quorum.majority")["found"] == "2 of 3 answer, 0 give a vote, 2 decide"
+
+
+def test_a_member_that_was_admitted_without_info_is_no_restarted_one(quorum: IndependentRedis) -> None:
+    asyncio.run(hold_once(*quorum.urls))
+    for server in quorum.servers:
+        server.command("HSET", "lockguard:member", "run", "")
+    visit = doctor_of(*quorum.urls, password=quorum.servers[0].password).visit()
+    assert (visit.code, visit.codes) == (0, {"quorum.quarantine"})
+    assert all("admitted by a client without INFO" in finding["found"] for finding in visit.amiss)
 
 
 def test_sentinels_that_are_too_slow_for_the_ttl_and_a_master_that_is_cut_off() -> None:

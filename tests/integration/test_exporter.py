@@ -21,14 +21,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lockguard import LeaseLost, LockGuard, StaleToken
 from lockguard._records import FenceState, Refusal
+from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
 from lockguard_lab.servers import RedisServer
 from lockguard_metrics._groups import Groups, exchange_of
 from lockguard_ops import _exporter_catalog as the
 from lockguard_ops._collector import InstallationCollector
 from lockguard_ops._exporter_catalog import EXPORTED
-from lockguard_ops._figures import Reading, _Book, _note_fences
-from lockguard_ops._installation import OpenFences
+from lockguard_ops._figures import Figures, Reading, _Book, _note_fences
+from lockguard_ops._installation import OpenFences, Snapshot
 from lockguard_ops._refused import RefusedWrites
 from lockguard_positions import migrate
 from tests.integration.test_bot_least_privilege import with_user
@@ -383,6 +384,37 @@ def test_a_collector_keeps_no_thread():
 def refusal(times, *, resource=NAME, reason="closed"):
     at = datetime(2026, 1, 1, tzinfo=UTC)
     return Refusal(resource, 4, 5, "LG001", reason, "h:1/T", "open", "bot", "", times, at, at)
+
+
+class Readings:
+    """An installation that shows each of these in turn; an error is raised."""
+
+    has_database = True
+
+    def __init__(self, *shown):
+        self._shown = iter(shown)
+
+    async def snapshot(self, *, refusals):
+        found = next(self._shown)
+        if isinstance(found, Exception):
+            raise found
+        return Snapshot(datetime.now(UTC), refusals=tuple(found))
+
+    async def answering(self):
+        return {}
+
+    async def open_fences(self):
+        return OpenFences()
+
+
+async def test_old_refusals_are_not_new_ones_where_a_reading_failed_altogether():
+    denied = ConfigurationError("NOPERM this user has no permissions to run the 'scan' command")
+    shown = (denied, [refusal(7)], denied, [refusal(9)])
+    figures, counts = Figures(Readings(*shown)), []
+    for _ in shown:
+        reading = await figures.read()
+        counts.append(sum(reading.values.get(the.REFUSED, {"unread": -1}).values()))
+    assert counts == [-1, 0, -1, 2]
 
 
 def test_what_has_been_refused_again_is_counted_and_what_is_removed_is_not_counted_back():

@@ -92,6 +92,7 @@ async def test_a_break_before_the_first_write_shuts_it_out(
     assert await pool.fetchval(COUNT) == 0
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("state", ["held", "expired"])
 async def test_a_break_shuts_out_who_has_not_sealed_though_redis_is_ahead_of_postgres(
     pool: asyncpg.Pool[Any],

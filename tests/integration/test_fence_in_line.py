@@ -89,9 +89,9 @@ async def test_the_transactions_that_keep_a_seal_waiting_are_listed(pool: asyncp
         pid = await conn.fetchval("select pg_backend_pid()")
         rows = await pool.fetch("select pid, state from lockguard.under_way($1)", APT)
         assert [tuple(row) for row in rows] == [(pid, "idle in transaction")]
-        named = rf"kept out for 0.5 s by session {pid} \(postgres, no application_name, idle in transaction\)"
+        named = rf"kept out for 2 s by session {pid} \(postgres, no application_name, idle in transaction\)"
         with pytest.raises(FenceUnavailable, match=named):
-            await fence.seal(grant_of(8), within=timedelta(seconds=0.5))
+            await fence.seal(grant_of(8), within=timedelta(seconds=2))
 
 
 async def test_a_transaction_may_present_a_thousand_leases(pool: asyncpg.Pool[Any]) -> None:

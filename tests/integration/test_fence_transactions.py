@@ -54,6 +54,27 @@ async def ids(pool: asyncpg.Pool[Any]) -> list[int]:
 # A transaction of the caller's own, on a connection that is not fenced
 
 
+async def test_a_cancel_while_a_savepoint_is_rolled_back_is_one_for_the_callers_own_transaction_too(
+    pool: asyncpg.Pool[Any],
+) -> None:
+    lease = await held(pool, 7)
+
+    async def write(conn: Any) -> None:
+        async with conn.transaction():
+            async with fenced_transaction(conn, lease):
+                writing = asyncio.current_task()
+                assert writing is not None
+                asyncio.get_running_loop().call_soon(writing.cancel)  # once its rollback has begun
+                raise ZeroDivisionError
+
+    async with pool.acquire() as conn:
+        writing = asyncio.create_task(write(conn))
+        await asyncio.wait([writing])
+        assert writing.cancelled()
+        assert not conn.is_closed()
+        assert not conn.is_in_transaction()
+
+
 @pytest.mark.parametrize("end", ["seal", "break", "close"])
 async def test_each_transaction_of_the_callers_is_checked_on_a_connection_used_before(
     pool: asyncpg.Pool[Any], end: str

@@ -189,6 +189,21 @@ def test_without_a_task_it_says_what_to_use(redis_url):
         guard.hold(NAME).__aenter__().send(None)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("used", [False, True])
+def test_a_close_without_a_task_is_refused_or_has_nothing_to_close(redis_url, used):
+    """As under trio, which runs no loop of asyncio: nothing is closed by half, and nothing left unawaited."""
+    guard = LockGuard.from_url(redis_url)
+    if used:
+        run(once(guard))
+        with pytest.raises(StopIteration):
+            guard.aclose().send(None)
+        return
+    with pytest.raises(ConfigurationError, match=r"inside a running asyncio task.*lockguard\.sync"):
+        guard.aclose().send(None)
+    assert run(once(guard))  # it was not closed by half
+
+
 @pytest.mark.parametrize("runs", ENDINGS)
 def test_a_closed_guard_is_opened_again_by_async_with_and_by_nothing_else(redis_url, runs):
     guard = LockGuard.from_url(redis_url)
@@ -208,6 +223,18 @@ def test_a_closed_guard_is_opened_again_by_async_with_and_by_nothing_else(redis_
         runs(bare())
         assert open_sockets() == before
     assert tokens == sorted(set(tokens))
+
+
+async def test_a_release_whose_connection_was_lost_is_made_before_its_guard_is_closed(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        async with LockGuard.from_url(redis_url, ttl=timedelta(minutes=5)) as guard:
+            async with guard.hold(NAME):
+                assert client.exists(LOCK)
+                client.client_kill_filter(_type="normal", skipme=True)
+                client.client_kill_filter(_type="pubsub")
+                while guard._core.locks.nodes[0].ready:
+                    await asyncio.sleep(0)
+        assert not client.exists(LOCK)
 
 
 async def test_a_guard_is_opened_again_in_the_same_loop(redis_url):

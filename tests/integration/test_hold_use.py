@@ -28,6 +28,7 @@ from lockguard import (
 )
 from lockguard.events import Lost, Released
 from lockguard.observe import LogObserver
+from lockguard.testing import FakeClock
 from lockguard_asyncpg import PostgresFence, create_pool, install, unfenced
 
 NAME = "binance:APTUSDT"
@@ -248,9 +249,10 @@ async def test_a_lock_that_was_gone_at_the_end_of_the_body_was_lost(redis_url):
 
 async def test_a_break_elsewhere_is_found_out_by_the_release(redis_url, tmp_path):
     """What ``lockguard break`` in another process does."""
-    async with LockGuard.from_url(redis_url) as guard:
+    standing = FakeClock()  # so that no check or renewal finds it out before
+    async with LockGuard.from_url(redis_url, clock=standing) as guard:
         with pytest.raises(LeaseLost):
-            async with guard.hold(NAME, ttl=timedelta(minutes=2)):  # no renewal finds it out before
+            async with guard.hold(NAME, ttl=timedelta(minutes=2)):
                 operator = await asyncio.create_subprocess_exec(
                     "python3", "-c", _BREAK, redis_url, env=_environment()
                 )

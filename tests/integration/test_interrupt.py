@@ -120,6 +120,14 @@ def test_an_interrupt_is_not_lost_in_a_destructor_nor_between_two_loops():
     assert judged(ends(["hazards"], signal.SIGINT)) == []
 
 
+def test_a_hang_up_ends_a_command_without_a_word_whenever_that_is(redis_url):
+    """Its terminal is gone; a lock that it held ends with its ttl."""
+    first, *others = ends(["inspect", "binance:APTUSDT", "--redis", redis_url], signal.SIGHUP)
+    assert (first.code, first.err) == (0, "")
+    assert {(end.code, end.err) for end in others} <= {(-signal.SIGHUP, ""), (0, "")}
+    assert sum(end.code == -signal.SIGHUP for end in others) > len(others) / 2
+
+
 WHILE_IMPORTED = """
 import os, signal, sys
 

@@ -16,7 +16,7 @@ from lockguard._nodes.scripted import keys_of, parse_done
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard._scripts import REJOIN
 from lockguard.errors import QuorumUnavailable
-from lockguard.ports import AcquireRequest, NotExecuted
+from lockguard.ports import AcquireRequest, Extended, NotExecuted
 
 APT = Resource("binance:APTUSDT")
 KEY = "lockguard:{binance:APTUSDT}"
@@ -34,6 +34,7 @@ CALLS: dict[str, Callable[[StandaloneNode], Any]] = {
     "acquire with a delay": lambda node: node.acquire(wish(OTHER, queue=True, lock_delay_ms=100)),
     "settle": lambda node: node.settle(APT, HOLDER, Token(10**15)),
     "extend": lambda node: node.extend(APT, HOLDER, 60_000, seal="x 1"),
+    "check": lambda node: node.still_holds(APT, HOLDER),
     "release": lambda node: node.release(APT, HOLDER, seal="x 1"),
     "release a lost one": lambda node: node.release(APT, HOLDER, lost=True, seal="x 1"),
     "release what waits": lambda node: node.release(APT, OTHER),
@@ -92,6 +93,34 @@ async def test_a_call_works_or_says_where_to_look_and_changes_nothing(
             assert f"look at the TYPE of {KEY} and {KEY}:*" in str(answer.error)
             assert "WRONGTYPE" not in str(answer.error)
             assert seen(client) == before
+
+
+@pytest.mark.parametrize("call", ["extend", "check"])
+async def test_nobody_holds_a_lock_that_something_else_overwrote(
+    node: StandaloneNode, redis_url: str, call: str
+) -> None:
+    """Else its holder would believe in it until its deadline, as in a server that does not answer."""
+    with redis.Redis.from_url(redis_url) as client:
+        await node.acquire(wish(HOLDER))
+        client.set(KEY, "x")
+        assert await CALLS[call](node) == Extended(held=False)
+        assert client.get(KEY) == b"x"
+
+
+@pytest.mark.parametrize("call", ["extend", "check"])
+async def test_what_a_server_refuses_for_another_reason_is_no_refusal_of_the_lease(
+    node: StandaloneNode, redis_url: str, call: str
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        await node.acquire(wish(HOLDER))
+        # Not by redis-py's acl_setuser(), which resets the user: its password would be gone for later tests.
+        client.execute_command("ACL", "SETUSER", "default", "-hmget")
+        try:
+            answer = await CALLS[call](node)
+        finally:
+            client.execute_command("ACL", "SETUSER", "default", "+hmget")
+        assert isinstance(answer, NotExecuted)
+        assert await CALLS[call](node) == Extended(held=True)
 
 
 async def test_a_guard_in_memory_says_it_as_well() -> None:

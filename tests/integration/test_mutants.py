@@ -12,15 +12,15 @@ from lockguard_lab.mutants.mutant import Mutant, load
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SAMPLE = {
-    ("lua", "release deletes whatever lock is there"): "integration/test_scripts_decide.py::"
+    ("lua", "release deletes whatever lock is there"): "integration/test_scripts_release.py::"
     "test_only_the_grant_that_holds_the_lock_frees_it",
-    ("core", "half of the nodes are a majority"): "unit/test_decisions_of_nodes.py::"
+    ("core", "half of the nodes are a majority"): "unit/test_nodes_asking.py::"
     "test_any_two_majorities_have_a_node_in_common",
     ("nodes", "replies go to who asked last"): "unit/test_replies_of_scripts.py::"
     "test_replies_come_in_the_order_of_their_commands",
-    ("ccxt", "the lease is not checked when the request leaves"): "unit/test_orders_decided.py::"
+    ("ccxt", "the lease is not checked when the request leaves"): "unit/test_orders_guarded.py::"
     "test_each_lease_is_checked_for_the_time_that_a_request_may_take_when_it_leaves",
-    ("positions", "an exit of before closes what is held by now"): "unit/test_positions_decisions.py::"
+    ("positions", "an exit of before closes what is held by now"): "unit/test_positions_exits.py::"
     "test_an_exit_of_before_closes_only_what_a_person_asked_for_and_is_as_it_was",
 }
 """Quick ones: the part of the mutant's name, and the test that kills it."""
@@ -38,7 +38,7 @@ def test_a_sample_of_mutants_is_noticed_and_a_change_without_meaning_is_not(tmp_
     text = (CHECKOUT / "lockguard/_quorum.py").read_text("utf-8")
     old = text.partition("\n")[0]
     nothing = replace(nothing, old=old + "\n", new=old + "\n# planted\n")
-    unit = ("tests/unit/test_decisions_of_nodes.py",)
+    unit = ("tests/unit/test_nodes_asking.py",)
     quick = {name: replace(area, stages=(unit,)) for name, area in areas.items()}
     with Judge(CHECKOUT, tmp_path, areas=quick, mutants=chosen, known={}) as judge:
         killed = {one.name: judge.judge(one).test for one in chosen}

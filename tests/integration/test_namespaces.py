@@ -104,14 +104,15 @@ async def test_every_command_looks_at_the_namespace_that_it_is_told(redis_url: s
             assert {line["grant"] for line in json.loads(out)["lines"]} == {lease.grant.id}
             code, out, _ = await lockguard("show", APT, "--json", **options | {"LOCKGUARD_NAMESPACE": OTHERS})
             assert lease.grant.id not in out
-        with pytest.raises(LeaseLost):
-            async with other.hold(APT) as kept, mine.hold(APT):
-                code, _, err = await lockguard(
-                    "break", APT, "--reason", "mine only", "--no-fence", "--yes", **options
-                )
-                assert (code, err) == (0, "")
-                await kept.confirm()
-                await asyncio.Event().wait()  # until mine is cut
+        async with other.hold(APT) as kept:
+            with pytest.raises(LeaseLost):
+                async with mine.hold(APT):
+                    words = ("break", APT, "--reason", "mine only", "--no-fence", "--yes")
+                    breaking = asyncio.create_task(lockguard(*words, **options))
+                    await asyncio.Event().wait()  # until it is cut, maybe before the command has ended
+            code, _, err = await breaking
+            assert (code, err) == (0, "")
+            await kept.confirm()
 
 
 async def test_a_malformed_namespace_is_told_in_one_line_that_does_not_show_it(redis_url: str) -> None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
-from lockguard import LockGuard
+from lockguard import LockGuard, QuorumUnavailable
 from lockguard_asyncpg import PostgresFence, install
+from lockguard_lab.servers import RedisServer, find_redis, find_system_redis, find_valkey
 from lockguard_positions._schema import migrate
 from tests.integration.fence_leases import APT, SOON, grant_of
 from tests.integration.test_bot_least_privilege import with_user
 from tests.integration.test_cli import lockguard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+
+SERVERS = {"Valkey": find_valkey(), "Redis": find_redis(), "Debian": find_system_redis()}
+"""``None``: not on this machine."""
 
 PAGE = (Path(__file__).parents[2] / "docs/howto/least-privilege.md").read_text(encoding="utf-8")
 WRITES = (
@@ -133,6 +138,44 @@ async def test_an_operator_sees_it_too_and_breaks_and_takes_no_lease(
     assert audit["reason"].endswith(": stuck")
     async with LockGuard.from_url(redis_url) as guard:
         assert not (await guard.inspect(APT)).held
+
+
+@pytest.fixture(params=[name for name, binary in SERVERS.items() if binary])
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server with the users of the page."""
+    with RedisServer(binary=SERVERS[request.param]) as started:
+        for name in ("bot", "operator", "viewer"):
+            rules = re.search(rf"^ACL SETUSER {name} (on .*)$", PAGE, re.MULTILINE)
+            assert rules is not None
+            started.command("ACL", "SETUSER", name, *rules[1].split())
+        yield started
+
+
+async def test_who_lacks_a_right_in_redis_is_told_so_in_one_line_with_what_to_do(server: RedisServer) -> None:
+    async def told(user: str, *command: str) -> str:
+        url = f"redis://{user}:SECRET@127.0.0.1:{server.port}"
+        code, out, err = await lockguard(*command, "--redis", url)
+        assert (code, out, err.count("\n")) == (1, "", 1), err
+        assert f"127.0.0.1:{server.port}: " in err
+        assert "when they answer" not in err
+        return err
+
+    async with LockGuard.from_url(server.url) as guard, guard.hold(APT):
+        operator = "give it the rights of an operator in this namespace, see docs/howto/least-privilege.md"
+        by_force = ("break", APT, "--reason", "x", "--yes", "--no-fence")
+        assert "break: the user of the URL lacks a right: " in (err := await told("viewer", *by_force))
+        assert operator in err
+        asked = ("ask", APT, "--reason", "x")
+        assert "ask: the user of the URL lacks a right: " in (err := await told("viewer", *asked))
+        assert operator in err
+        assert "SCAN: the user of the URL lacks a right: " in (err := await told("bot", "ls"))
+        assert "give it the rights of a viewer" in err
+    server.command("ACL", "SETUSER", "bot", "-hset")
+    bot = LockGuard.from_url(f"redis://bot:SECRET@127.0.0.1:{server.port}", wait=timedelta(0))
+    async with bot:
+        with pytest.raises(QuorumUnavailable, match=r"acquire: the user .*; give it the rights of a bot"):
+            async with bot.hold("other"):
+                pass
 
 
 async def test_an_owner_without_createrole_gives_them_by_name(

@@ -19,6 +19,7 @@ from tortoise.transactions import in_transaction
 from lockguard import LockGuard
 from lockguard.errors import LeaseLost, LossReason, StaleToken
 from lockguard_asyncpg import FencedConnection, PostgresFence, install
+from lockguard_lab.servers import FaultProxy
 from tests.integration.examples import EXAMPLES, Stage
 from tests.integration.fence_leases import held, under
 
@@ -49,12 +50,17 @@ BOTS = (
 
 
 @pytest.mark.parametrize("name", BOTS)
-async def test_a_bot_that_was_stopped_and_superseded_is_refused_as_stale(name, pool, database_url, redis_url):
-    """Its own clock sees nothing wrong: only Postgres knows that somebody broke the lock meanwhile."""
-    async with Stage(redis_url, database_url) as stage:
-        bot = await stage.example(name, "APTUSDT", LOCKGUARD_TTL="60s")
+async def test_a_bot_that_was_stopped_and_superseded_is_refused_as_stale(
+    name, pool, database_url, redis_url, redis_server
+):
+    """Its own clock sees nothing wrong, and Redis is out of reach: only Postgres can tell of the break."""
+    async with Stage(redis_url, database_url) as stage, FaultProxy(redis_server.port) as proxy:
+        bot = await stage.example(
+            name, "APTUSDT", LOCKGUARD_TTL="60s", LOCKGUARD_REDIS_URL=proxy.url_for(redis_url)
+        )
         await bot.says("opening")
         await bot.stop()
+        proxy.partition()
         async with LockGuard.from_url(redis_url, fence=PostgresFence(pool)) as guard:
             await guard.break_("binance:APTUSDT", reason="a test")
             async with guard.hold("binance:APTUSDT", wait=timedelta(seconds=5)):

@@ -33,6 +33,8 @@ from lockguard_lab.own_bot.processes import until
 from lockguard_lab.own_bot.stage import EXEMPT, TABLE, TEMPLATE
 from lockguard_postgres._watching import Readiness
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # a bot whose lock is broken finds it out as it writes
+
 ROOT = Path(__file__).parents[2]
 BOTS = ROOT / "docs/examples/own_bot"
 PAGE = (ROOT / "docs/howto/guard-your-own-bot.md").read_text(encoding="utf-8")

@@ -58,7 +58,7 @@ def test_each_block_is_run_or_says_why_not():
         ("```console\n$ echo one two\none three\n```", "something else than the page shows"),
         ("```console\n$ lockguard ls --no-such-option\n```", "ended with 2"),
         (
-            "```console\n$ setsid sleep 4242 > /dev/null 2>&1 & \n```",
+            "```console\n$ (setsid sleep 4242 > /dev/null 2>&1 &) \n```",
             "a block leaves a process behind: sleep 4242",
         ),
         ("```python\nraise ValueError('why')\n```", "ValueError: why"),

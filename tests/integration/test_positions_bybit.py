@@ -29,6 +29,7 @@ from lockguard_positions import (
     PositionEvent,
     PositionStatus,
     SyncAction,
+    diagnose,
     migrate,
 )
 from tests.integration.test_ccxt_bybit import APT, Bybit, Lost, Rejection, connected
@@ -172,6 +173,19 @@ async def test_a_usdc_contract_is_opened_protected_and_closed_by_its_own_name(st
     assert (stage.server.nets["BTCPERP"], stage.waiting()) == (0, [])
 
 
+@pytest.mark.parametrize(("side", "by_hand"), [("long", "8.2"), ("short", "8.9")])
+async def test_a_stop_that_covers_all_is_never_told_as_one_that_covers_a_part(
+    stage: Stage, side: str, by_hand: str
+) -> None:
+    """Neither right after it was placed, nor in a pass; nor when a person has moved the other one."""
+    opened = await stage.manager.open_position_atomic("s", APT, "bybit", side, "10", "8.5", "2")
+    assert isinstance(opened, Opened)
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
+    stage.move_by_hand(by_hand)
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
+    assert [alert for alert in stage.heard.alerts if "part" in alert] == []
+
+
 async def test_a_stop_is_moved_without_a_moment_without(stage: Stage) -> None:
     await stage.open()
     moved = await stage.manager.move_stop(APT, "bybit", "8.4")
@@ -288,14 +302,61 @@ async def test_a_stop_of_which_it_cannot_be_read_whether_a_person_moved_it_is_to
     assert (stage.waiting(), stage.waiting(attached=True)) == (["8.1"], [])
 
 
+async def test_a_stop_whose_rest_the_exchange_has_cancelled_leaves_its_row_with_that_rest(
+    stage: Stage,
+) -> None:
+    """Bybit calls it cancelled, though it has sold a part."""
+    await stage.open()
+    await stage.manager.move_stop(APT, "bybit", "8.2")  # the one that the entry has brought along goes
+    assert stage.server.pass_price("APTUSDT", Decimal("8.1"), most=Decimal(4)) == ["8.2"]
+    assert (stage.server.net, stage.waiting()) == (6, [])
+    assert await stage.sync() == {"APTUSDT": SyncAction.STOP_PLACED}
+    row = await stage.pool.fetchrow("select status, quantity from monitoring.positions")
+    assert tuple(row or ()) == ("active", 6)
+    assert (stage.server.created[-1]["qty"], stage.waiting()) == ("6", ["8.2"])
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
+
+
 async def test_a_contract_in_hedge_mode_is_refused_before_its_first_order(stage: Stage) -> None:
     """Bybit's mode is one of each contract, and its flat legs tell it; ccxt cannot ask for the account's."""
-    stage.server.hedged = True
+    stage.server.hedged = frozenset({"APTUSDT"})
     with pytest.raises(ConfigurationError, match="in hedge mode"):
         await stage.open()
     assert (stage.server.created, await stage.sync()) == ([], {})
-    stage.server.hedged = False
+    stage.server.hedged = frozenset()
     assert isinstance(await stage.open(), Opened)
+
+
+async def test_a_contract_in_hedge_mode_is_the_trouble_of_its_symbol_and_of_no_other(stage: Stage) -> None:
+    """A person has switched one contract over, and holds it; the others' positions are kept as before."""
+    await stage.open()
+    stage.by_hand("BTCPERP", stop="8")
+    stage.server.hedged = frozenset({"BTCPERP"})
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP, "BTCUSDC": SyncAction.FAILED}
+    (told,) = stage.heard.alerts
+    assert told.startswith(
+        "bybit:BTCUSDC: ConfigurationError: the position in BTC/USDC:USDC is in hedge mode"
+    )
+    stage.server.take_stops_back()
+    assert await stage.sync() == {"APTUSDT": SyncAction.STOP_PLACED, "BTCUSDC": SyncAction.FAILED}
+    assert stage.waiting() == ["8.33"]
+    inside: Any = stage.manager
+    found = (await diagnose(stage.pool, [inside._venues["bybit"]._exchange])).findings
+    assert [(one.symbol, one.kind.value) for one in found] == [("BTCUSDC", "mismatch")]
+    assert "is in hedge mode" in found[0].details
+
+
+async def test_a_position_whose_contract_is_switched_to_hedge_mode_is_left_as_it_is_and_told_of(
+    stage: Stage,
+) -> None:
+    await stage.open()
+    stage.server.hedged = frozenset({"APTUSDT"})
+    created = len(stage.server.created)
+    assert await stage.sync() == {"APTUSDT": SyncAction.FAILED}
+    assert [alert for alert in stage.heard.alerts if "in hedge mode" in alert]
+    assert (len(stage.server.created), stage.waiting(), stage.sold()) == (created, ["8.33"], [])
+    stage.server.hedged = frozenset()
+    assert await stage.sync() == {"APTUSDT": SyncAction.IN_STEP}
 
 
 @pytest.mark.parametrize("code", [10002, 10003, 10004, 10005, 10006, 10010, 10018])

@@ -448,6 +448,19 @@ async def test_a_stop_and_an_exit_do_not_fire_both(bot: Bot) -> None:
     assert await bot.manager.close_position(APT, "binance") is None
 
 
+async def test_what_is_left_of_a_stop_that_fired_does_not_reduce_the_next_position(bot: Bot) -> None:
+    await bot.open()
+    bot.fault(FaultKind.RESTS, Operation.TRIGGER, share=Decimal("0.4"))
+    bot.exchange.set_price(APT, Decimal("8.2"))
+    assert bot.exchange.record().position(APT) == 6
+    closed = await bot.manager.close_position(APT, "binance", reason="signal")
+    assert closed is not None
+    assert closed.status is PositionStatus.CLOSED
+    assert isinstance(await bot.open(), Opened)
+    bot.exchange.release(APT)
+    assert bot.exchange.record().position(APT) == 10
+
+
 async def test_a_stop_that_the_lists_do_not_show_yet_is_taken_back_all_the_same(bot: Bot) -> None:
     bot.exchange.set_visibility(orders=timedelta(seconds=5))
     assert isinstance(await bot.open(), Opened)

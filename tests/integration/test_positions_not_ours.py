@@ -23,6 +23,7 @@ from lockguard_positions import (
     Pace,
     PositionStatus,
     SyncAction,
+    diagnose,
 )
 from tests.integration.test_positions_flow import APT, PACE, Bot, bot, two_bots
 
@@ -210,11 +211,25 @@ async def is_swapped(bot: Bot) -> None:
     by_hand(bot, "10")
 
 
+async def is_opened_anew(bot: Bot) -> None:
+    """For the same price: side, amount and average price are what they were."""
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    by_hand(bot, "10")
+
+
+async def is_opened_anew_a_tick_away(bot: Bot) -> None:
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    bot.exchange.set_price(APT, Decimal("8.5008"))
+    by_hand(bot, "10")
+
+
 async def is_turned(bot: Bot) -> None:
     by_hand(bot, "25", Side.SELL)
 
 
-@pytest.mark.parametrize("change", [grows, shrinks, is_swapped, is_turned])
+@pytest.mark.parametrize(
+    "change", [grows, shrinks, is_swapped, is_opened_anew, is_opened_anew_a_tick_away, is_turned]
+)
 async def test_a_position_that_a_person_had_a_hand_in_is_not_sold_when_its_stop_cannot_be_placed(
     bot: Bot, change: Any
 ) -> None:
@@ -229,6 +244,39 @@ async def test_a_position_that_a_person_had_a_hand_in_is_not_sold_when_its_stop_
     assert bot.watch.alerts
 
 
+@pytest.mark.parametrize("quantity", ["10", "25"])
+async def test_what_a_person_opened_while_the_first_stop_was_refused_for_a_moment_is_not_sold(
+    bot: Bot, quantity: str
+) -> None:
+    """They see a position without a stop, close it and open their own; then the price passes the stop."""
+    bot.fault(FaultKind.OVERLOADED, Operation.CREATE_ALGO, times=1000)
+
+    async def trade() -> None:
+        async with asyncio.timeout(10):
+            while not bot.exchange.record().entries(APT):
+                await asyncio.sleep(0.005)
+        by_hand(bot, "10", Side.SELL, reduce_only=True)
+        by_hand(bot, quantity)
+        bot.exchange.set_price(APT, Decimal("8.2"))
+        bot.exchange.clear_faults()
+
+    result, _ = await asyncio.gather(bot.open(), trade())
+    assert isinstance(result, NotOpened)
+    await passes(bot)
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], Decimal(quantity))
+    assert (await bot.rows())[0]["status"] == "pending_sl"
+    assert any("it is not closed without a person's word" in alert for alert in bot.watch.alerts)
+
+
+async def test_a_stop_that_the_band_of_the_moment_refuses_is_tried_again_and_nothing_is_sold(
+    bot: Bot,
+) -> None:
+    moment = "The counterparty's best price does not meet the PERCENT_PRICE filter limit."
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ALGO, code=-4131, message=moment, times=2)
+    assert isinstance(await bot.open(), Opened)
+    assert (sold(bot), bot.is_sound()) == ([], True)
+
+
 async def test_our_own_position_whose_stop_can_never_be_placed_is_closed_by_its_own_amount(bot: Bot) -> None:
     """The other side of the law: what this table opened, and nobody touched, does not stay without a stop."""
     await bot.open()
@@ -238,6 +286,21 @@ async def test_our_own_position_whose_stop_can_never_be_placed_is_closed_by_its_
     await bot.sync()
     assert bot.exchange.record().position(APT) == 0
     assert (await bot.rows())[0]["exit_reason"] == "the price is beyond the stop already"
+
+
+async def test_the_last_look_before_an_exit_that_nobody_asked_for_is_at_what_is_held(bot: Bot) -> None:
+    """The account's fills are read before it, as a person may trade while they are."""
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    bot.exchange.set_price(APT, Decimal("8.1"))
+    seen = len(bot.exchange.record().requests)
+    await bot.sync()
+    asked = [request.operation for request in bot.exchange.record().requests[seen:]]
+    (last,) = [number for number, one in enumerate(asked) if one is Operation.CREATE_ORDER]
+    assert Operation.TRADES in asked[:last]
+    assert asked[last - 1] is Operation.POSITIONS
+    assert bot.exchange.record().position(APT) == 0
 
 
 async def test_a_stop_that_a_person_moved_is_taken_over(bot: Bot) -> None:
@@ -252,6 +315,78 @@ async def test_a_stop_that_a_person_moved_is_taken_over(bot: Bot) -> None:
     assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
 
 
+async def test_a_part_that_no_stop_covers_is_a_condition_that_lasts_until_all_of_it_is_covered(
+    bot: Bot,
+) -> None:
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("7.5"), qty=Decimal(1))
+    assert await bot.sync() == {"APTUSDT": SyncAction.STOP_TAKEN_OVER}
+    for _ in range(2):
+        assert await bot.sync() == {"APTUSDT": SyncAction.UNPROTECTED}
+    told = "its stops cover only a part of it: 1.0 of 10.0"
+    assert told in bot.watch.alerts
+    assert not [one for one in bot.watch.alerts if "waits beside" in one]
+    findings = (await diagnose(bot.pool, [GuardedExchange(bot.client)], pace=PACE)).findings
+    assert [(one.kind.value, one.details) for one in findings] == [
+        ("without_stop", "its stops cover only 1.0 of 10.0")
+    ]
+    bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("7.4"), qty=Decimal(9))
+    assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
+    assert f"over: {told}" in bot.watch.alerts
+    assert (await diagnose(bot.pool, [GuardedExchange(bot.client)], pace=PACE)).findings == ()
+
+
+async def test_what_a_person_adds_is_told_as_without_a_stop_and_not_only_as_another_amount(bot: Bot) -> None:
+    await bot.open()
+    by_hand(bot)
+    bare, differs = (
+        "its stops cover only a part of it: 10.0 of 20.0",
+        "the row says 10.0, the exchange holds 20.0",
+    )
+    for _ in range(2):
+        report = await bot.manager.sync_exchange_positions("binance")
+        assert [(one.action, one.details) for one in report.outcomes] == [
+            (SyncAction.UNPROTECTED, f"{bare}; {differs}")
+        ]
+    assert {bare, differs} <= set(bot.watch.alerts)
+    findings = (await diagnose(bot.pool, [GuardedExchange(bot.client)], pace=PACE)).findings
+    assert [(one.kind.value, one.details, one.orders) for one in findings] == [
+        ("without_stop", "its stops cover only 10.0 of 20.0", ()),
+        ("mismatch", "the row says long 10.0, the exchange holds long 20.0", ()),
+    ]
+    assert sold(bot) == []
+    bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("7.4"), qty=Decimal(10))
+    assert await bot.sync() == {"APTUSDT": SyncAction.MISMATCH}
+    assert f"over: {bare}" in bot.watch.alerts
+    findings = (await diagnose(bot.pool, [GuardedExchange(bot.client)], pace=PACE)).findings
+    assert [one.kind.value for one in findings] == ["mismatch"]
+
+
+async def test_a_stop_that_is_taken_over_is_not_told_as_one_beside_the_position_s_own(bot: Bot) -> None:
+    """A careful person would cancel it, and it is the only one."""
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    bot.exchange.stop_by_hand(APT, Side.SELL, Decimal("8.1"), qty=Decimal(10))
+    assert await bot.sync() == {"APTUSDT": SyncAction.STOP_TAKEN_OVER}
+    assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
+    assert bot.watch.alerts == []
+
+
+async def test_a_stop_whose_limit_is_above_its_trigger_is_no_stop(bot: Bot) -> None:
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    params = {"triggerPrice": "8.4", "reduceOnly": True}
+    await bot.client.create_order("APT/USDT:USDT", "STOP", "sell", 10, "9.5", params)
+    assert await bot.sync() == {"APTUSDT": SyncAction.STOP_PLACED}
+    assert await bot.sync() == {"APTUSDT": SyncAction.IN_STEP}
+    (row,) = await bot.rows()
+    assert row["stop_price"] == Decimal("8.33")
+
+
 async def test_a_position_that_was_turned_round_by_hand_is_another_one(bot: Bot) -> None:
     await bot.open()
     by_hand(bot, "25", Side.SELL)
@@ -261,6 +396,28 @@ async def test_a_position_that_was_turned_round_by_hand_is_another_one(bot: Bot)
     assert (old["status"], old["exit_reason"]) == ("closed", "turned round on the exchange")
     assert (new["side"], new["quantity"]) == ("short", Decimal(15))
     assert (sold(bot), bot.is_sound()) == ([], True)
+
+
+async def test_what_a_person_opens_while_a_row_waits_for_its_stop_to_be_gone_gets_none_of_its(
+    bot: Bot,
+) -> None:
+    """That the position has ended is in the table before its stop is cancelled."""
+    manager = another_manager(bot, adopt="off")
+    assert isinstance(await bot.open(), Opened)
+    bot.fault(FaultKind.REJECTED, Operation.CANCEL_ALGO, code=-2015, message="Invalid API-key.", times=1000)
+    by_hand(bot, "10", Side.SELL, reduce_only=True)
+    (outcome,) = (await manager.sync_exchange_positions("binance")).outcomes
+    assert outcome.action is SyncAction.IN_DOUBT
+    by_hand(bot, "25")
+    bot.exchange.clear_faults()
+    for _ in range(3):
+        await manager.recover("binance")
+        await manager.sync_exchange_positions("binance")
+    (row,) = await bot.rows()
+    assert (row["status"], row["exit_reason"]) == ("closed", "not on the exchange any more")
+    record = bot.exchange.record()
+    assert (record.position(APT), record.open_stops(APT), len(record.algo_orders)) == (25, (), 1)
+    assert sold(bot) == []
 
 
 async def test_an_entry_that_was_never_placed_does_not_claim_what_a_person_opened_meanwhile(bot: Bot) -> None:
@@ -449,6 +606,22 @@ async def test_a_second_signal_while_the_lists_lag_is_no_reason_to_open_twice(bo
 # --- orders that end otherwise than in full ---
 
 
+async def test_the_part_of_an_entry_that_is_filled_has_its_stop_though_the_rest_may_take_long(
+    bot: Bot,
+) -> None:
+    pace = Pace(settle=timedelta(hours=1), poll=20 * MS, stop_deadline=2000 * MS, grace=0 * MS)
+    bot.fault(FaultKind.RESTS, Operation.CREATE_ORDER, share=Decimal("0.3"))
+    async with asyncio.timeout(20):
+        result = await another_manager(bot, pace=pace).open_position_atomic(
+            "a", APT, "binance", "long", "10", "8.5", "2"
+        )
+    assert isinstance(result, Opened)
+    record = bot.exchange.record()
+    assert [(order.status.value, order.executed) for order in record.orders] == [("CANCELED", 3)]
+    assert [(stop.qty, record.position(APT)) for stop in record.open_stops(APT)] == [(3, 3)]
+    assert (await bot.rows())[0]["quantity"] == 3
+
+
 async def test_a_market_entry_that_stays_in_the_book_is_taken_back_and_the_symbol_is_free(bot: Bot) -> None:
     bot.fault(FaultKind.RESTS, Operation.CREATE_ORDER)
     result = await bot.open()
@@ -477,4 +650,48 @@ async def test_an_exit_of_which_nothing_was_filled_does_not_end_the_row(bot: Bot
     assert any("could not be closed" in alert for alert in bot.watch.alerts)
     await bot.manager.recover("binance")
     assert (await bot.rows())[0]["status"] == "closed"
+    assert bot.exchange.record().position(APT) == 0
+
+
+# --- what proves that a position is ours ---
+
+
+async def test_the_fills_since_an_entry_are_not_known_while_they_are_not_shown_or_cut_off(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand(bot, "3", Side.SELL)
+    guarded, before = GuardedExchange(bot.client), await bot.client.fetch_time()
+    while await bot.client.fetch_time() == before:
+        pass  # fills of one millisecond have no order
+    by_hand(bot, "13")
+    entry = str(bot.exchange.record().orders[-1].id)
+    assert [(f.order_id, f.side, f.amount) for f in await guarded.fills_since(APT, entry) or ()] == [
+        (entry, "buy", Decimal(13))
+    ]
+    bot.exchange.set_visibility(trades=timedelta(minutes=1))
+    assert await guarded.fills_since(APT, entry) is None
+    bot.exchange.set_visibility()
+    ask = bot.client.fetch_my_trades
+
+    async def full(*args: Any) -> Any:
+        return (await ask(*args)) * 1000
+
+    monkeypatch.setattr(bot.client, "fetch_my_trades", full)
+    assert await guarded.fills_since(APT, entry) is None
+
+
+async def test_a_position_is_not_sold_while_its_fills_are_not_shown(bot: Bot) -> None:
+    """They may name a person: no proof that it is ours is a reason to alert, and to look again."""
+    await bot.open()
+    (stop,) = bot.exchange.record().open_stops(APT)
+    bot.exchange.cancel_by_hand(stop.id)
+    bot.exchange.set_price(APT, Decimal("8.1"))
+    bot.exchange.set_visibility(trades=timedelta(minutes=1))
+    assert await bot.sync() == {"APTUSDT": SyncAction.UNPROTECTED}
+    bot.fault(FaultKind.DISCONNECT, Operation.TRADES, times=50)
+    assert await bot.sync() == {"APTUSDT": SyncAction.UNREADABLE}
+    assert (sold(bot), bot.exchange.record().position(APT)) == ([], 10)
+    bot.exchange.clear_faults()
+    bot.exchange.set_visibility()
+    assert await bot.sync() == {"APTUSDT": SyncAction.ENDED}
     assert bot.exchange.record().position(APT) == 0

@@ -6,6 +6,7 @@ The oracle is the exchange's own record of orders.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from decimal import Decimal
@@ -33,7 +34,7 @@ from lockguard_positions import (
     SyncAction,
 )
 from tests.integration.test_positions_flow import APT, Bot, bot, two_bots
-from tests.integration.test_positions_not_ours import by_hand, passes, sold
+from tests.integration.test_positions_not_ours import OLD_INTENTS, by_hand, passes, sold
 
 __all__ = ["bot", "two_bots"]
 
@@ -435,6 +436,82 @@ async def test_binance_with_its_spot_default_finds_the_stops_of_contracts(bot: B
     assert [outcome.action for outcome in report.outcomes] == [SyncAction.IN_STEP]
 
 
+async def test_an_entry_that_was_tried_for_long_and_arrives_late_is_not_called_absent(bot: Bot) -> None:
+    """It was refused for a while; the time for which it may arrive counts from its last sending."""
+    create, tries = bot.client.create_order, 0
+
+    async def paused(*args: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            await bot.pool.execute(OLD_INTENTS)  # as after all the pauses that an exchange asks for
+        return await create(*args)
+
+    bot.client.create_order = paused
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ORDER, code=-1015, message="Too many new orders.")
+    late = {"execution": Execution.LATE, "hold_ms": 900}
+    bot.fault(FaultKind.UNAVAILABLE, Operation.CREATE_ORDER, **late)
+    assert isinstance(await bot.open(), NotOpened)
+    bot.client.create_order = create
+    async with asyncio.timeout(10):
+        while not bot.exchange.record().position(APT):
+            await bot.manager.recover("binance")
+    await passes(bot)
+    (row,) = await bot.rows()
+    assert (tries, row["status"], row["signal_id"], bot.is_sound()) == (2, "active", "s", True)
+
+
+async def end_behind_a_later_try(bot: Bot, order: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
+    """A holder ends behind the second try of an order, which arrives late; the first was refused long before.
+
+    Returns a list of all that is sent, which grows with what later holders send.
+    """
+    create = bot.client.create_order
+    sent: list[Any] = []
+
+    async def paused(*args: Any) -> Any:
+        sent.append(args)
+        try:
+            return await create(*args)
+        except Exception:
+            if len(sent) == 1:
+                await bot.pool.execute(OLD_INTENTS)  # as after all the pauses that an exchange asks for
+            else:
+                holder.cancel()
+            raise
+
+    bot.client.create_order = paused
+    bot.fault(FaultKind.REJECTED, Operation.CREATE_ORDER, code=-1015, message="Too many new orders.")
+    late = {"execution": Execution.LATE, "hold_ms": 900}
+    bot.fault(FaultKind.UNAVAILABLE, Operation.CREATE_ORDER, **late)
+    holder = asyncio.ensure_future(order())
+    with suppress(asyncio.CancelledError):
+        await holder
+    assert (holder.cancelled(), len(sent)) == (True, 2)
+    return sent
+
+
+async def test_an_entry_whose_holder_ends_behind_a_later_try_is_not_called_absent(bot: Bot) -> None:
+    await end_behind_a_later_try(bot, bot.open)
+    async with asyncio.timeout(10):
+        while not bot.exchange.record().position(APT):
+            await bot.manager.recover("binance")
+    await passes(bot)
+    (row,) = await bot.rows()
+    assert (len(bot.exchange.record().entries(APT)), row["status"]) == (1, "active")
+    assert (row["signal_id"], bot.is_sound()) == ("s", True)
+
+
+async def test_an_exit_whose_holder_ends_behind_a_later_try_is_not_sent_beside_it(bot: Bot) -> None:
+    """The late one would reduce what has been opened since."""
+    await bot.open()
+    sent = await end_behind_a_later_try(bot, lambda: bot.manager.close_position(APT, "binance"))
+    async with asyncio.timeout(10):
+        while (await bot.rows())[0]["status"] == "active":
+            await bot.manager.recover("binance")
+    assert (len(sent), len(sold(bot)), bot.exchange.record().position(APT)) == (2, 1, 0)
+
+
 async def test_an_exit_that_could_not_be_sent_is_in_doubt_in_every_pass_and_never_recovered(bot: Bot) -> None:
     """Its stop stands, but whoever counts what is settled must not count this."""
     await bot.open()
@@ -484,6 +561,7 @@ async def test_an_exit_that_is_never_carried_out_leaves_the_position_with_its_st
     assert (bot.exchange.record().position(APT), bot.exchange.record().open_stops(APT)) == (10, (stop,))
     bot.exchange.set_price(APT, Decimal("8.2"))  # and it does its work
     bot.exchange.clear_faults()
+    await bot.pool.execute(OLD_INTENTS)
     await passes(bot)
     assert ((await bot.rows())[0]["status"], bot.exchange.record().position(APT)) == ("closed", 0)
     assert bot.is_sound()

@@ -88,3 +88,11 @@ async def test_a_price_that_does_not_come_holds_nothing_up(bot: Bot) -> None:
     bot.fault(FaultKind.HANG, Operation.TICKER, hold_ms=60_000)
     async with asyncio.timeout(20):
         assert isinstance(await bot.open(), Opened)
+
+
+async def test_an_account_switched_to_hedge_mode_meanwhile_is_told_what_to_do(bot: Bot) -> None:
+    bot.exchange.set_hedge_mode(True)
+    refused = await bot.open()
+    assert isinstance(refused, NotOpened)
+    assert "-4061" in refused.reason
+    assert "set_position_mode(False)" in refused.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -9,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from lockguard_lab.exchange import FaultKind, Operation, Side
+from lockguard_lab.exchange import Execution, FaultKind, Operation, Side
 from lockguard_positions import (
+    AlreadyOpen,
+    NotOpened,
     Opened,
     PositionStatus,
     SyncAction,
 )
 from tests.integration.test_positions_flow import APT, Bot, bot, two_bots
-from tests.integration.test_positions_not_ours import by_hand, passes, sold
+from tests.integration.test_positions_not_ours import OLD_INTENTS, by_hand, passes, sold
 
 __all__ = ["bot", "two_bots"]
 
@@ -165,6 +168,9 @@ async def test_an_exit_that_a_person_asked_for_is_finished_by_whoever_comes_next
     await bot.open()
     await leave_an_exit(bot, asked=True)
     await bot.manager.recover("binance")
+    assert bot.exchange.record().position(APT) == 10  # the order of who died may still arrive
+    await bot.pool.execute(OLD_INTENTS)
+    await bot.manager.recover("binance")
     assert bot.exchange.record().position(APT) == 0
     assert (await bot.rows())[0]["status"] == "closed"
 
@@ -172,6 +178,7 @@ async def test_an_exit_that_a_person_asked_for_is_finished_by_whoever_comes_next
 async def test_an_exit_that_was_the_flows_own_idea_is_judged_again_and_a_stop_is_better(bot: Bot) -> None:
     await bot.open()
     await leave_an_exit(bot, asked=False)
+    await bot.pool.execute(OLD_INTENTS)
     await bot.manager.recover("binance")
     assert (sold(bot), bot.exchange.record().position(APT)) == ([], 10)
     (row,) = await bot.rows()
@@ -191,10 +198,124 @@ async def test_a_second_request_to_close_orders_no_second_exit_beside_one_in_dou
     requests = bot.exchange.record().requests
     assert len({one.client_id for one in requests if (one.client_id or "").startswith("lgc-")}) == 1
     bot.exchange.clear_faults()
+    await bot.pool.execute(OLD_INTENTS)
     await passes(bot)
     assert (bot.exchange.record().position(APT), bot.is_sound()) == (0, True)
     in_doubt = "select count(*) from monitoring.position_intents where settled_at is null"
     assert await bot.pool.fetchval(in_doubt) == 0
+
+
+def arrived(bot: Bot) -> list[Any]:
+    """The exits that have reached the exchange."""
+    requests = bot.exchange.record().requests
+    return [
+        one
+        for one in requests
+        if one.operation is Operation.CREATE_ORDER and (one.client_id or "").startswith("lgc-")
+    ]
+
+
+async def test_an_exit_that_arrives_late_reduces_nothing_that_was_opened_since(bot: Bot) -> None:
+    """The exchange takes an id again once its order has filled: only waiting keeps a second copy away."""
+    await bot.open()
+    copies = 0
+    create = bot.client.create_order
+
+    async def counted(*args: Any) -> Any:
+        nonlocal copies
+        copies += 1
+        return await create(*args)
+
+    bot.client.create_order = counted
+    late = {"execution": Execution.LATE, "hold_ms": 700}
+    bot.fault(FaultKind.UNAVAILABLE, Operation.CREATE_ORDER, times=3, **late)
+    await bot.manager.close_position(APT, "binance")
+    async with asyncio.timeout(10):
+        while (await bot.rows())[0]["status"] == "active":
+            await bot.manager.recover("binance")
+    bot.exchange.clear_faults()
+    bot.client.create_order = create
+    assert isinstance(await bot.open(), Opened)
+    async with asyncio.timeout(10):
+        while len(arrived(bot)) < copies:
+            await asyncio.sleep(0.02)
+    assert (bot.exchange.record().position(APT), bot.is_sound()) == (10, True)
+    assert len(sold(bot)) == 1
+
+
+@pytest.mark.parametrize("gone", ["closed by hand", "stopped", "turned", "made smaller"])
+async def test_an_exit_is_never_sent_again_once_a_pass_has_seen_that_its_position_is_gone(
+    bot: Bot, gone: str
+) -> None:
+    await bot.open()
+    bot.fault(FaultKind.DISCONNECT, Operation.CREATE_ORDER, times=3)
+    await bot.manager.close_position(APT, "binance")
+    bot.exchange.clear_faults()
+    match gone:
+        case "stopped":
+            bot.exchange.set_price(APT, Decimal("8.2"))
+            bot.exchange.set_price(APT, Decimal("8.5"))
+        case "turned":
+            by_hand(bot, "15", Side.SELL)
+        case "closed by hand" | "made smaller" as by_person:
+            by_hand(bot, "10" if by_person == "closed by hand" else "3", Side.SELL, reduce_only=True)
+    await bot.manager.recover("binance")
+    (row,) = await bot.rows()
+    assert row["status"] == "active"  # the order may still arrive
+    (signal,) = [await bot.open()]
+    assert signal.passing  # type: ignore[union-attr]
+    before = sold(bot)
+    by_hand(bot, str(10 - bot.exchange.record().position(APT)))
+    await bot.pool.execute(OLD_INTENTS)
+    await passes(bot)
+    assert (sold(bot), bot.exchange.record().position(APT)) == (before, 10)
+    (row, *_) = await bot.rows()
+    assert row["status"] == ("active" if gone == "made smaller" else "closed")
+    in_doubt = "select count(*) from monitoring.position_intents where settled_at is null"
+    assert (await bot.pool.fetchval(in_doubt), bot.is_sound()) == (0, True)
+
+
+@pytest.mark.parametrize("end", ["an exit", "by hand", "fired"])
+@pytest.mark.parametrize("stop", ["first", "moved"])
+async def test_a_stop_that_arrives_late_cuts_nothing_short_that_was_opened_since(
+    two_bots: tuple[Bot, Bot], stop: str, end: str
+) -> None:
+    """Its second copy was placed, and its id is free again as soon as that one has ended."""
+    first, bot = two_bots
+    if stop == "moved":
+        await first.open()
+    late = {"execution": Execution.LATE, "hold_ms": 1200}
+    first.fault(FaultKind.DISCONNECT, Operation.CREATE_ALGO, **late)
+    if stop == "moved":
+        await first.manager.move_stop(APT, "binance", Decimal("8.4"))
+    else:
+        await first.open()
+    match end:
+        case "an exit":
+            await first.manager.close_position(APT, "binance")
+        case "by hand":
+            bot.exchange.trade_by_hand(APT, Side.SELL, Decimal(10), reduce_only=True)
+        case _:
+            bot.exchange.set_price(APT, Decimal("8.2"))
+            bot.exchange.set_price(APT, Decimal("8.5"))
+    meanwhile = await bot.open()
+    async with asyncio.timeout(20):
+        while (await bot.rows())[0]["status"] == "active":
+            await bot.sync()
+    assert isinstance(meanwhile, Opened) or isinstance(await bot.open(), Opened)
+    async with asyncio.timeout(10):
+        while not late_stops(bot):
+            await asyncio.sleep(0.02)
+    assert (bot.exchange.record().position(APT), bot.is_sound()) == (10, True)
+    assert isinstance(meanwhile, AlreadyOpen | NotOpened)
+    assert meanwhile.passing
+
+
+def late_stops(bot: Bot) -> list[str]:
+    """The requests for a stop that arrived after their sender had given them up."""
+    requests = bot.exchange.record().requests
+    made = [one.outcome for one in requests if one.operation is Operation.CREATE_ALGO]
+    return [outcome for outcome in made if outcome.endswith("late")]
 
 
 async def test_an_exit_that_was_made_and_is_not_listed_yet_is_not_recorded_as_refused(bot: Bot) -> None:
@@ -205,6 +326,7 @@ async def test_an_exit_that_was_made_and_is_not_listed_yet_is_not_recorded_as_re
     bot.exchange.set_visibility(orders=timedelta(milliseconds=250))
     params = {"reduceOnly": True, "clientOrderId": exit_id}
     order = await bot.client.create_order(APT, "market", "sell", 10, None, params)
+    await bot.pool.execute(OLD_INTENTS)
     await bot.manager.recover("binance")
     (row,) = await bot.rows()
     assert (row["status"], row["exit_order_id"]) == ("closed", order["id"])

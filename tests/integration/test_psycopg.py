@@ -697,3 +697,24 @@ def test_a_synchronous_bot_writes_under_its_lease_and_a_broken_one_is_refused_an
     with psycopg.connect(installed, autocommit=True) as operator:  # the guard has sent what it had noted
         found = operator.execute("select resource, reason from lockguard.refusals(null, null, 10)").fetchall()
     assert found == [(APT, "superseded")]
+
+
+@pytest.mark.parametrize("why", ["refused", "kept out"])
+@pytest.mark.parametrize("by_text", [False, True])
+async def test_what_was_never_accepted_is_told_at_commit_in_a_transaction_from_before_its_lease(
+    fence: PsycopgFence, installed: str, why: str, by_text: bool
+) -> None:
+    lease = await held(fence)
+    async with connected(installed) as conn, await psycopg.AsyncConnection.connect(installed) as other:
+        await conn.execute("set local lock_timeout = '20ms'")
+        if why == "refused":
+            await held(fence, 8)
+        else:
+            await other.execute("select pg_advisory_xact_lock(lockguard.gate(%s))", (str(APT),))
+        with under(lease):
+            with pytest.raises((StaleToken, psycopg.errors.LockNotAvailable)):
+                await conn.execute(INSERT, (1,))
+            with pytest.raises((NotCommitted, LeaseLost)):
+                await (conn.execute("commit") if by_text else conn.commit())
+        await conn.rollback()
+        assert await count(conn) == 0

@@ -144,7 +144,12 @@ async def test_a_reservation_a_seal_and_a_membership_are_printed_as_the_page_say
             node: Any = guard._core.locks.nodes[0]
             await _once(guard)
             out = await _shell("redis-cli HGETALL lockguard:member", servers.urls[0])
-            assert re.fullmatch(r"run\n[0-9a-f]{40}\nquiet_until_ms\n\d+\nttl_max_ms\n10000\nnodes\n3\n", out)
+            told = dict(zip(*[iter(out.splitlines())] * 2, strict=True))
+            assert told.keys() == {"run", "quiet_until_ms", "ttl_max_ms", "nodes", "admission", "loss"}
+            assert (told["ttl_max_ms"], told["nodes"], told["loss"]) == ("10000", "3", "")
+            assert re.fullmatch("[0-9a-f]{40}", told["run"])
+            assert re.fullmatch("[0-9a-f]{16}", told["admission"])
+            assert told["quiet_until_ms"].isdecimal()
             async with guard.hold(NAME) as lease:
                 asked = node.release(parse_resource(NAME), lease.grant.id, seal="7c1d 42")
                 assert (await asked).found

@@ -416,6 +416,49 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_run(
     assert told in err
 
 
+@pytest.mark.parametrize(
+    ("max_hold", "options", "stop_within"),
+    [
+        ("2s", (), "3.33"),
+        ("3s", ("--stop-within", "3s"), "3"),
+        ("500ms", ("--ttl", "10s", "--stop-within", "0s"), "0.5"),  # at least a twentieth of the ttl
+    ],
+)
+def test_a_command_that_would_be_ended_at_its_start_is_not_begun(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    max_hold: str,
+    options: tuple[str, ...],
+    stop_within: str,
+) -> None:
+    monkeypatch.setenv("LOCKGUARD_REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("LOCKGUARD_MAX_HOLD", max_hold)
+    assert app.run(["run", NAME, *options, "--", "true"]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    seconds = {"2s": "2", "3s": "3", "500ms": "0.5"}[max_hold]
+    assert f"max_hold={seconds} s cannot work with --stop-within {stop_within} s: " in err
+    assert "; give a shorter --stop-within" in err
+
+
+def test_a_command_that_holds_for_too_long_is_told_so(
+    environment: dict[str, str],
+) -> None:
+    environment |= {"LOCKGUARD_MAX_HOLD": "3s"}
+    for script, code in (("exit 7", 7), ("sleep 30", 123)):
+        ended = subprocess.run(
+            words("--stop-within", "1s", command=("sh", "-c", script)),
+            env=environment,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == code
+    told = ended.stderr.decode()
+    assert told.startswith(f"lockguard: the command was ended: it may hold {NAME!r} for 3 s and no longer")
+    assert "renewed" not in told
+
+
 @pytest.mark.parametrize("options", [(), ("--skip",), ("--operation", "x")])
 def test_a_resource_that_is_missing_is_not_taken_from_the_command(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]

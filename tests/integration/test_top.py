@@ -509,7 +509,7 @@ async def test_without_a_fence_the_dialog_says_that_the_holder_can_go_on() -> No
     installation.has_database = False
     async with shown(installation) as pilot:
         await pilot.press("b")
-        await see(pilot, "There is no fence: its holder can go on writing until its next renewal.")
+        await see(pilot, "There is no fence: its holder can go on writing for up to a second.")
 
 
 # Servers that do not answer

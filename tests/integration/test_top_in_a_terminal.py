@@ -79,6 +79,7 @@ async def press_and_leave(top: PseudoTerminal, *keys: str) -> None:
     await top.end()
 
 
+@pytest.mark.usefixtures("unchecked")  # a check would end its body before it writes
 async def test_a_stuck_bot_is_found_opened_asked_and_broken_and_its_next_write_is_refused(
     bots: LockGuard, pool: asyncpg.Pool[Any], redis_url: str, database_url: str
 ) -> None:

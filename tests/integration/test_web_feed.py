@@ -15,7 +15,7 @@ from lockguard.errors import LockguardError
 from lockguard_ops._web import _feed
 from lockguard_ops._web._feed import Feed, Full, Page
 from lockguard_ops._web._seen import View
-from tests.integration.web_pages import ByHand, busy_story, lock, served, snapshot
+from tests.integration.web_pages import ByHand, busy_story, lock, position, refusal, served, snapshot
 
 
 async def next_of(page: Page) -> dict[str, Any]:
@@ -128,6 +128,43 @@ async def test_no_more_pages_are_served_than_the_limit(monkeypatch: pytest.Monke
     with feed.page(View()) as page:
         await next_of(page)
     await feed.aclose()
+
+
+async def test_what_was_known_stays_with_its_time_where_nothing_could_be_read() -> None:
+    class Refusing(ByHand):
+        refuses = False
+
+        async def snapshot(self) -> Any:
+            if self.refuses:
+                raise LockguardError("invalid username-password pair")
+            return await super().snapshot()
+
+    source = Refusing(snapshot(lock("x"), refusals=(refusal("x"),), positions=(position(1),)))
+    feed = Feed(source, interval_s=0.01)
+    with feed.page(View()) as page:
+        told = await next_of(page)
+        source.refuses = True
+        while not told["redisFault"]:
+            known, told = told, await next_of(page)
+        later = await next_of(page)
+    await feed.aclose()
+    kept = ("locks", "locksAt", "refusals", "positions", "naked", "tablesAt")
+    for each in (told, later):
+        assert {name: each[name] for name in kept} == {name: known[name] for name in kept}
+        assert each["databaseFault"] == "not read: invalid username-password pair"
+    assert len(known["refusals"]) == len(known["naked"]) == 1
+
+
+async def test_a_database_that_there_is_none_of_is_not_told_as_unread() -> None:
+    class Refusing(ByHand):
+        async def snapshot(self) -> Any:
+            raise LockguardError("invalid username-password pair")
+
+    feed = Feed(Refusing(has_database=False), interval_s=0.01)
+    with feed.page(View()) as page:
+        told = await next_of(page)
+    await feed.aclose()
+    assert (told["redisFault"], told["databaseFault"]) == ("invalid username-password pair", "")
 
 
 async def test_a_story_that_cannot_be_read_is_told_and_the_rest_is_shown() -> None:

@@ -115,6 +115,7 @@ class ByHand:
     asked: list[str] = field(default_factory=list)
     done: list[tuple[str, ...]] = field(default_factory=list)
     fails: Exception | None = None
+    has_database: bool = True
     broken: Broken = field(default_factory=lambda: Broken(GRANT, "bot-1:5999/Task-1", Token(7)))
 
     async def snapshot(self) -> Snapshot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import ROUND_UP, Decimal
 from typing import Any
@@ -36,6 +36,8 @@ class Stage:
     client: Any
     urls: dict[str, str]
     ttl: timedelta = TTL
+    hasty: AtomicPositionManager | None = None
+    """The same bot, which waits for an order that rests for a moment only."""
 
     @staticmethod
     def plain(symbol: str) -> str:
@@ -101,7 +103,8 @@ async def stage(request: pytest.FixtureRequest, redis_url: str, database_url: st
         pace = Pace(poll=20 * MS, stop_deadline=500 * MS, retry_pause=20 * MS, grace=0 * MS)
         manager = AtomicPositionManager(guard, pool, [guarded], pace=pace)
         urls = {"redis_url": redis_url, "database_url": database_url, "exchange_url": exchange.url}
-        yield Stage(manager, guard, pool, exchange, client, urls, ttl)
+        hasty = AtomicPositionManager(guard, pool, [guarded], pace=replace(pace, settle=50 * MS))
+        yield Stage(manager, guard, pool, exchange, client, urls, ttl, hasty)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ async def act(plan: dict[str, Any], point: dict[str, str]) -> None:
                 await manager.open_position_atomic(
                     "s", point["symbol"], "binance", "long", point["quantity"], point["price"], "2"
                 )
-            case "close" | "close, filled in part":
+            case "close" | "close, refused" | "close, filled in part":
                 await manager.close_position(point["symbol"], "binance")
             case "move":
                 await manager.move_stop(point["symbol"], "binance", Decimal(point["price"]) * Decimal("0.99"))

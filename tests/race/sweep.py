@@ -403,7 +403,9 @@ async def judged(
 
 def _is_told(outcome: SyncOutcome) -> bool:
     """A person has changed the amount, and is told so in every pass."""
-    return outcome.action is SyncAction.MISMATCH
+    return (
+        outcome.action in (SyncAction.MISMATCH, SyncAction.UNPROTECTED) and "the row says" in outcome.details
+    )
 
 
 async def _rows_against(stage: Stage, held: Decimal, alerts: list[str]) -> list[str]:

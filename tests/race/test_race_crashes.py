@@ -39,11 +39,22 @@ STEPS = {
     "close": ["store.expect_close", "venue.close", "venue.cancel", "store.finish"],
     "sync, no row": ["store.adopt", "store.expect_stop", "venue.stop", "store.activate"],
     "sync, no stop": ["store.expect_stop", "venue.stop", "store.activate"],
-    "sync, no position": ["venue.cancel", "store.finish"],
+    "sync, a stop filled in part": ["store.stop_filled", "store.expect_stop", "venue.stop", "store.activate"],
+    "sync, an entry filled further": [
+        "store.entry_filled",
+        "store.expect_move",
+        "venue.stop",
+        "store.move_stop",
+        "venue.cancel",
+        "store.settle",
+    ],
+    "sync, no position": ["store.expect_close", "venue.cancel", "store.finish"],
     "sync, stop of an ended position": ["venue.cancel", "store.settle"],
     "sync, half open": ["store.record_entry", "store.expect_stop", "venue.stop", "store.activate"],
     "sync, no row but a stop": ["store.adopt", "store.take_over_stop"],
     "sync, an exit of the flow's own": ["store.withdraw_close", "store.expect_stop", "venue.stop"],
+    "sync, an exit of what is gone": ["store.note_gone", "venue.cancel", "store.finish"],
+    "close, refused": ["store.renew_intent"],
     "close, filled in part": ["store.close_rest", "venue.close", "store.finish"],
     "move": ["store.expect_move", "venue.stop", "store.move_stop", "venue.cancel"],
 }
@@ -70,8 +81,6 @@ def points(flow: str) -> list[tuple[str, str]]:
 
 async def prepare(stage: Any, flow: str, symbol: str) -> None:
     match flow:
-        case "sync, no row but a stop" | "sync, an exit of the flow's own" | "close, filled in part":
-            await prepare_more(stage, flow, symbol)
         case "open, refused":
             refuse(stage, Operation.CREATE_ORDER, symbol, -2019, "Margin is insufficient.")
         case "rollback":
@@ -88,6 +97,8 @@ async def prepare(stage: Any, flow: str, symbol: str) -> None:
             await sell(stage, symbol)
         case "sync, stop of an ended position":
             await leave_a_stop(stage, await opened(stage, symbol), symbol)
+        case _:
+            await prepare_more(stage, flow, symbol)
 
 
 async def prepare_more(stage: Any, flow: str, symbol: str) -> None:
@@ -96,11 +107,25 @@ async def prepare_more(stage: Any, flow: str, symbol: str) -> None:
             await stage.client.create_order(symbol, "market", "buy", float(stage.quantity_of(symbol)))
             trigger = stage.exchange.price(symbol) * Decimal("0.9")
             stage.exchange.stop_by_hand(symbol, Side.SELL, trigger, qty=stage.quantity_of(symbol))
-        case "sync, an exit of the flow's own":
+        case "sync, an exit of the flow's own" | "sync, an exit of what is gone":
             position = await opened(stage, symbol)
             async with stage.guard.hold(f"binance:{stage.plain(symbol)}") as lease:
                 await stage.manager.store.expect_close(lease, position, "a reason of its own")
-            await stage.client.cancel_order(position.stop_order_id, symbol, {"trigger": True})
+            # None of it is on its way any more.
+            await stage.pool.execute(
+                "update monitoring.position_intents set recorded_at = recorded_at - interval '1 minute'"
+            )
+            if flow == "sync, an exit of what is gone":
+                await sell(stage, symbol)
+            else:
+                await stage.client.cancel_order(position.stop_order_id, symbol, {"trigger": True})
+        case "close, refused":
+            await opened(stage, symbol)
+            refuse(stage, Operation.CREATE_ORDER, symbol, -2019, "Margin is insufficient.")
+        case "sync, an entry filled further":
+            await fill_further(stage, symbol)
+        case "sync, a stop filled in part":
+            await fire_in_part(stage, await opened(stage, symbol), symbol)
         case "close, filled in part":
             await opened(stage, symbol)
             half = Fault(
@@ -131,6 +156,29 @@ async def leave_a_stop(stage: Any, position: Position, symbol: str) -> None:
         "update monitoring.position_intents set settled_at = null, outcome = null where client_id = $1",
         position.stop_client_id,
     )
+
+
+async def fire_in_part(stage: Any, position: Position, symbol: str) -> None:
+    """Half of the stop is filled, and the price comes back."""
+    half = Fault(FaultKind.EXPIRES, Operation.TRIGGER, symbol=stage.plain(symbol), share=Decimal("0.5"))
+    stage.exchange.inject(half)
+    before = stage.exchange.price(symbol)
+    stage.exchange.set_price(symbol, position.stop_price)
+    stage.exchange.set_price(symbol, before)
+
+
+async def fill_further(stage: Any, symbol: str) -> None:
+    """Half of an entry is filled, no cancel of the rest gets through, and then that is filled too."""
+    name = stage.plain(symbol)
+    half = Fault(FaultKind.RESTS, Operation.CREATE_ORDER, symbol=name, share=Decimal("0.5"))
+    denied = {"code": -2015, "message": "Invalid API-key, IP, or permissions for action."}
+    stage.exchange.inject(half)
+    stage.exchange.inject(Fault(FaultKind.REJECTED, Operation.CANCEL_ORDER, symbol=name, times=2, **denied))
+    quantity, price = 2 * stage.quantity_of(symbol), stage.exchange.price(symbol)
+    result = await stage.hasty.open_position_atomic("s", symbol, "binance", "long", quantity, price, "2")
+    assert isinstance(result, Opened)
+    assert result.position.quantity < quantity
+    stage.exchange.release(name)
 
 
 async def sell(stage: Any, symbol: str) -> None:
@@ -213,6 +261,8 @@ async def test_what_a_killed_process_leaves_is_made_true(stage: Any, flow: str) 
         case (
             "sync, no row"
             | "sync, no stop"
+            | "sync, a stop filled in part"
+            | "sync, an entry filled further"
             | "sync, half open"
             | "sync, no row but a stop"
             | "sync, an exit of the flow's own"
@@ -224,7 +274,7 @@ async def test_what_a_killed_process_leaves_is_made_true(stage: Any, flow: str) 
         case "close":
             # Until it is written down that it is to be closed, a position with its stop is a good one.
             expected = dict.fromkeys(ends, "flat") | {"store.expect_close before": "protected"}
-        case "close, filled in part":
+        case "close, refused" | "close, filled in part" | "sync, an exit of what is gone":
             expected = dict.fromkeys(ends, "flat")
         case _:
             # What the flow meant to close of its own accord is judged again: a stop is better than an exit.

@@ -12,7 +12,8 @@ import asyncpg
 import pytest
 
 from lockguard_asyncpg import install
-from lockguard_lab.sim.flow.tables import Row, Tables
+from lockguard_lab.sim.flow.records import Row
+from lockguard_lab.sim.flow.tables import Tables
 from lockguard_positions import migrate
 from lockguard_positions._rows import ASKED, statements
 from lockguard_positions._status import PositionStatus
@@ -84,9 +85,11 @@ STEPS = (["stop"], ["entry"], ["close", "stop"])
 OUTCOMES = ("executed", "refused", "absent", "canceled")
 ARGUMENTS: dict[str, Callable[[Drawn], tuple[Any, ...]]] = {
     "activate": lambda d: (*d.on, "17", d.token, d.number),
+    "add_part": lambda d: (*d.on, d.new, d.amount, d.token, d.or_none("17")),
     "all_open_of_symbol": lambda d: d.of_symbol,
     "attached_stop": lambda d: d.on[:1],
     "by_id": lambda d: d.on[:1],
+    "enlarge": lambda d: (*d.on, d.amount, d.or_none(d.price), d.token, d.dice.choice((True, False))),
     "expect_close": lambda d: (*d.on, d.new, d.client_id, d.side, d.token, "why", d.or_none(ASKED)),
     "expect_move": lambda d: (*d.on, d.new, d.client_id, d.side, d.token, d.price),
     "expect_stop": lambda d: (*d.on, d.new, d.client_id, d.side, d.token, d.price),
@@ -100,6 +103,7 @@ ARGUMENTS: dict[str, Callable[[Drawn], tuple[Any, ...]]] = {
     "loose_stops": lambda d: d.of_symbol,
     "move_stop": lambda d: (*d.on, "19", d.client_id, d.price, d.token, d.number),
     "next_intent": lambda d: d.of_symbol,
+    "note_gone": lambda d: (*d.of_symbol, d.number, d.or_none(ASKED)),
     "note_error": lambda d: (*d.on, "e", d.token),
     "on_the_way_to_a_stop": lambda d: (*d.on, d.token),
     "open_of_exchange": lambda d: (d.exchange,),
@@ -114,12 +118,14 @@ ARGUMENTS: dict[str, Callable[[Drawn], tuple[Any, ...]]] = {
         *(d.price, d.new, d.client_id),
     ),
     "reduce": lambda d: (*d.on, d.dice.choice((d.amount, d.amount, Decimal(0))), d.token),
+    "reduce_by_stop": lambda d: (*d.on, d.dice.choice((d.amount, d.amount, Decimal(0))), d.token, d.new),
+    "renew_intent": lambda d: (*d.of_symbol, d.number, d.or_none(ASKED)),
     "settle_intent": lambda d: (
         *(*d.of_symbol, d.number, d.dice.choice(OUTCOMES)),
         *(d.or_none("17"), d.or_none("d")),
     ),
     "stops_of": lambda d: d.on[:1],
-    "symbols_with_loose_stops": lambda d: (d.exchange,),
+    "symbols_with_loose_orders": lambda d: (d.exchange,),
     "take_over_stop": lambda d: (*d.on, "18", d.dice.choice((None, d.taken, "web_1")), d.price, d.token),
     "withdraw_close": lambda d: (*d.on, d.token),
 }

@@ -128,6 +128,19 @@ def test_any_scripts_get_the_answers_of_a_real_server(server: redis.Redis, seed:
     pytest.fail(f"{found[-1]}")
 
 
+@pytest.mark.parametrize("text", ["return nobody and 1 or 0", "nobody = 1 return nobody"])
+def test_a_name_that_no_script_declared_is_refused_as_by_a_real_server(
+    server: redis.Redis, text: str
+) -> None:
+    """Or a local that was renamed in one place and not in another would be nil in every schedule."""
+    with pytest.raises(redis.ResponseError):
+        server.eval(text, 0)
+    scripts = Scripts(store_beside(server))
+    sha = scripts.load(text.encode()).decode()
+    with pytest.raises(ReplyError):
+        scripts.run(sha, [], [])
+
+
 def differing(server: redis.Redis, seed: int) -> object:
     dice, store = random.Random(seed), store_beside(server)
     scripts = Scripts(store)

@@ -97,6 +97,26 @@ def test_sittings_on_the_same_code_add_up_and_no_others(tmp_path):
     assert (other.command, newer.sources[:3]) == ("lockguard sim --topology single --seeds 5..6", "0dd")
 
 
+def test_what_was_planted_in_parts_on_the_same_code_is_one_table():
+    def part(began, name, law, **given):
+        row = {"name": name, "law": law, "convicted": True}
+        return a_run(kind="planted", command="lockguard sim --planted x", began=began, rows=[row], **given)
+
+    found = [  # the newest first
+        part("2026-11-30T14:00:00Z", "no seal", "S3"),
+        part("2026-11-30T13:00:00Z", "no check", "S1"),
+        part("2026-11-30T12:00:00Z", "no seal", "S1"),
+        part("2026-11-30T11:00:00Z", "no owner", "S6", sources="0dd" * 5 + "0"),
+    ]
+    lines = tables.TABLES["rows"]("planted", found).splitlines()[2:]
+    assert [[cell.strip() for cell in line.split("|")[1:5]] for line in lines] == [
+        ["no seal", "-", "-", "S3"],
+        ["no check", "-", "-", "S1"],
+    ]
+    about = tables.TABLES["about"]("planted", found)
+    assert "`lockguard sim --planted NAME` in 3 parts, 2026-11-30, 6 s" in about
+
+
 def test_seeds_are_counted_once(tmp_path):
     runs.save(a_run(), tmp_path)
     with pytest.raises(runs.Unusable, match="seeds"):
@@ -271,6 +291,13 @@ def test_a_file_that_is_no_report_is_refused_in_words(tmp_path, report):
     assert runs.load(tmp_path) == {}
 
 
+def test_runs_that_begin_in_one_second_are_all_kept(tmp_path):
+    for seed in (31, 32, 33):
+        run = a_run(kind="models", seeds=[], counts={"states": 1}, command=f"scripts/models --seed {seed}")
+        runs.save(run, tmp_path)
+    assert len(runs.load(tmp_path)) == 3
+
+
 def test_a_run_that_is_kept_is_not_overwritten_by_another_of_its_second(tmp_path):
     runs.save(a_run(kind="models", seeds=[], counts={"states": 1}, violations=["it broke"]), tmp_path)
     with pytest.raises(runs.Unusable, match="is there already"):
@@ -310,7 +337,8 @@ def test_seeds_that_another_process_runs_are_left_to_it(tmp_path):
     assert another(1, 200) == "True"
 
 
-def test_an_interrupted_command_has_the_time_to_stop_its_servers(tmp_path):
+@pytest.mark.parametrize("background", [False, True])
+def test_an_interrupted_command_has_the_time_to_stop_its_servers(tmp_path, background):
     """Half a second, more than the quarter that subprocess.run gives after Ctrl-C."""
     child = (
         "import pathlib, sys, time\n"
@@ -323,6 +351,8 @@ def test_an_interrupted_command_has_the_time_to_stop_its_servers(tmp_path):
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
+    # As a shell starts a job in the background.
+    sigint = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, 1.0, 0)
         with pytest.raises(KeyboardInterrupt):
@@ -330,6 +360,7 @@ def test_an_interrupted_command_has_the_time_to_stop_its_servers(tmp_path):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, sigint)
     assert stopped.exists() or not began.exists()
 
 

@@ -15,7 +15,18 @@ from typing import Any
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
-from lockguard_ccxt import Executed, Holding, Market, OrderState, PlacedOrder, Refusal, Refused, Step, Unknown
+from lockguard_ccxt import (
+    Executed,
+    Fill,
+    Holding,
+    Market,
+    OrderState,
+    PlacedOrder,
+    Refusal,
+    Refused,
+    Step,
+    Unknown,
+)
 from lockguard_ccxt._money import MarketRules
 from lockguard_positions import Alert, AtomicPositionManager, Moved, Pace, PositionStatus
 from lockguard_positions._errors import DuplicatePosition, ExchangeUnreadable
@@ -29,6 +40,7 @@ from lockguard_positions._model import (
     PositionSide,
     Progress,
 )
+from lockguard_positions._own_rows import OwnRows
 from lockguard_positions._reconcile import Reconciler
 from lockguard_positions._scope import SymbolScope
 from lockguard_positions._status import check_transition
@@ -127,12 +139,17 @@ class FakeVenue:
     waiting: list[PlacedOrder] = field(default_factory=list)
     holdings: list[Holding | None] = field(default_factory=lambda: [None])
     """What the next reads of the position show; the last one stays."""
+    fills: tuple[Fill, ...] | None = (Fill("e1", "buy", Decimal(10), 0),)
+    """The account's fills since the entry; ``None`` if the exchange does not show all of them."""
     becomes: PlacedOrder | None = None
     last_price: Decimal = Decimal(100)
     unreadable: bool = False
     closed: bool = False
+    foreign: bool = False
+    """Whether it is another account than that of its rows."""
     name: str = "binance"
     in_doubt_ms: int = DOUBT_MS
+    own_rows: OwnRows = field(default_factory=lambda: OwnRows(lambda: "key"))
     placed_stop: Any = None
     intended_stop: Any = None
 
@@ -150,7 +167,7 @@ class FakeVenue:
         self.sent.append((what, intent))
         return self.answers.pop(0) if self.answers else Executed(taken)
 
-    async def enter(self, market: Market, intent: Intent, stop_price: Decimal | None) -> Any:
+    async def enter(self, market: Market, intent: Intent, stop_price: Decimal | None, renew: Any) -> Any:
         filled = order(intent.client_id, side=intent.side, state=OrderState.CLOSED, reduce_only=False)
         taken = replace(filled, amount=intent.amount, filled=intent.amount, average=Decimal(100))
         return self._answer("enter", intent, taken)
@@ -158,16 +175,22 @@ class FakeVenue:
     async def stop(self, market: Market, intent: Intent) -> Any:
         if intent.sent_before and intent.client_id in self.orders:
             return Executed(self.orders[intent.client_id], found=True)
-        taken = order(intent.client_id, side=intent.side, trigger=str(intent.trigger), amount=intent.amount)
+        amount = market.rules.reduction(intent.amount)
+        if amount is None:
+            return refused(Refusal.INVALID)
+        taken = order(intent.client_id, side=intent.side, trigger=str(intent.trigger), amount=amount)
         answer = self._answer("stop", intent, taken)
         if isinstance(answer, Executed) and answer.order.live:
             self.waiting.append(answer.order)
             self.orders[intent.client_id] = answer.order
         return answer
 
-    async def close(self, market: Market, intent: Intent) -> Any:
+    async def close(self, market: Market, intent: Intent, renew: Any = None) -> Any:
+        amount = market.rules.reduction(intent.amount)
+        if amount is None:
+            return refused(Refusal.INVALID)
         filled = order(intent.client_id, side=intent.side, state=OrderState.CLOSED)
-        taken = replace(filled, amount=intent.amount, filled=intent.amount, average=Decimal(99))
+        taken = replace(filled, amount=amount, filled=amount, average=Decimal(99))
         return self._answer("close", intent, taken)
 
     async def cancel(self, stop: PlacedOrder) -> Any:
@@ -175,9 +198,14 @@ class FakeVenue:
         answer = self.cancels.get(stop.id) or Executed(replace(stop, state=OrderState.CANCELED))
         if isinstance(answer, Executed):
             self.waiting = [one for one in self.waiting if one.id != stop.id]
+            shown = self.orders.get(stop.client_id)
+            if shown is not None and shown.live:
+                self.orders[stop.client_id] = replace(shown, state=OrderState.CANCELED)
         return answer
 
-    async def done(self, market: Market, intent: Intent, placed: PlacedOrder) -> PlacedOrder:
+    async def done(
+        self, market: Market, intent: Intent, placed: PlacedOrder, filling: Any = None
+    ) -> PlacedOrder:
         return self.becomes or placed
 
     def _look(self) -> None:
@@ -193,16 +221,25 @@ class FakeVenue:
         self._look()
         return self.orders.get(row.stop_client_id or "")
 
-    async def knows(self, market: Market, row: Position) -> bool:
+    async def knows(self, market: Market, row: Position, *, patiently: bool = False) -> bool:
+        if row.exchange == self.name:
+            return not self.foreign
         return (row.entry_client_id or "") in self.orders or (row.stop_client_id or "") in self.orders
 
     async def holding(self, market: Market) -> Holding | None:
         self._look()
         return self.holdings.pop(0) if len(self.holdings) > 1 else self.holdings[0]
 
-    async def waiting_stops(self, market: Market) -> tuple[PlacedOrder, ...]:
+    async def fills_since(self, market: Market, order_id: str) -> tuple[Fill, ...] | None:
+        self._look()
+        return self.fills
+
+    async def open_orders(self, market: Market) -> tuple[PlacedOrder, ...]:
         self._look()
         return tuple(self.waiting)
+
+    async def waiting_stops(self, market: Market) -> tuple[PlacedOrder, ...]:
+        return tuple(order for order in await self.open_orders(market) if order.conditional)
 
     async def price(self, market: Market) -> Decimal:
         return self.last_price
@@ -245,21 +282,34 @@ class FakeStore:
     row: Position | None = None
     doubts: list[Intent] = field(default_factory=list)
     settled: list[tuple[str, IntentOutcome]] = field(default_factory=list)
+    gone: list[tuple[str, bool]] = field(default_factory=list)
+    """Exits of which it was noted that they are never sent again, and whether the position had ended."""
+    renewed: list[tuple[str, bool]] = field(default_factory=list)
+    """Intents whose age counts from anew, and whether they were refused."""
     stops: set[str] = field(default_factory=lambda: {"lgs-1"})
     may_stand: list[Intent] = field(default_factory=list)
     """The intents of stops that the lists may not show."""
+    unanswered: list[Intent] = field(default_factory=list)
+    """The intents of stops of which an order may still arrive."""
+    copied: list[str] = field(default_factory=list)
+    """The stops of which another copy was noted to be on its way."""
     attached: Decimal | None = None
     ended: Position | None = None
     others: list[Position] = field(default_factory=list)
     loose: list[Intent] = field(default_factory=list)
     duplicate: bool = False
     number: int = 100
+    parts: Decimal = Decimal(0)
+    """What the row has of its entry, where that came in parts."""
+    entered: Decimal = Decimal(0)
+    """For how much the row's stops and exits were, before some of it was filled."""
     written: list[str] = field(default_factory=list)
 
     def _intent(
         self, row: Position, step: Step, trigger: Decimal | None = None, *, asked: bool = False
     ) -> Intent:
         self.number += 1
+        self.entered = max(self.entered, row.quantity)
         name = f"lg{step.value[0]}-{self.number}"
         if step is Step.STOP:
             self.stops.add(name)
@@ -273,6 +323,9 @@ class FakeStore:
         self.row = replace(base, **changes)  # a statement writes its own columns only
         self.venue.sent.append(("write", None))
         return self.row
+
+    def _in_doubt_no_more(self, intent: Intent) -> None:
+        self.doubts = [one for one in self.doubts if one.client_id != intent.client_id]
 
     async def begin(
         self, lease: Lease, new: NewPosition, *, number: Any, attached: Any, then: Any
@@ -292,12 +345,38 @@ class FakeStore:
         price: Any,
         quantity: Any,
         stop: Any,
+        rests: bool = False,
         then: Any,
     ) -> Progress:
+        if rests:
+            self.parts = quantity
+            self.doubts.append(intent)
         entered = {"entry_order_id": order_id, "entry_price": price or row.entry_price, "quantity": quantity}
         status = PositionStatus.ENTRY_PLACED if stop is None else PositionStatus.PENDING_SL
         now = self._now(row, status=status, stop_price=stop, **entered)
         return Progress(now, None if stop is None else self._intent(now, Step.STOP, stop))
+
+    async def entry_filled(
+        self,
+        lease: Lease,
+        row: Position,
+        entry: PlacedOrder,
+        *,
+        closing: Intent | None = None,
+        by: Any = None,
+        again: bool = False,
+    ) -> Progress:
+        more, self.parts = entry.filled - self.parts, entry.filled
+        if closing is None:
+            return Progress(self._now(row, quantity=row.quantity + more, entry_price=entry.average))
+        self._in_doubt_no_more(closing)
+        self.settled.append(
+            (closing.client_id, IntentOutcome.ABSENT if by is None else IntentOutcome.EXECUTED)
+        )
+        reason = row.exit_reason if again else None
+        none = {"stop_order_id": None, "stop_client_id": None, "exit_reason": reason, "age_ms": 0}
+        now = self._now(row, quantity=more, entry_price=entry.average, **none)
+        return Progress(now, self._intent(now, Step.CLOSE, asked=closing.asked) if again else None)
 
     async def expect_stop(self, lease: Lease, row: Position, trigger: Decimal) -> Progress:
         intent = self._intent(row, Step.STOP, trigger)
@@ -326,19 +405,27 @@ class FakeStore:
             "stop_client_id": stop.client_id or None,
             "stop_price": stop.trigger,
         }
+        for intent in [one for one in self.doubts if one.client_id == stop.client_id]:
+            self._in_doubt_no_more(intent)
+            await self.renew_intent(lease, row, intent, copied=True)
         return self._now(row, status=PositionStatus.ACTIVE, **changes)
 
     async def expect_move(self, lease: Lease, row: Position, trigger: Decimal) -> Progress:
         return Progress(row, self._intent(row, Step.STOP, trigger))
 
     async def move_stop(self, lease: Lease, row: Position, intent: Intent, stop: PlacedOrder) -> Position:
+        self._in_doubt_no_more(intent)
         changes = {"stop_order_id": stop.id, "stop_client_id": intent.client_id, "stop_price": intent.trigger}
         return self._now(row, **changes)
 
     async def expect_close(
-        self, lease: Lease, row: Position, reason: str, *, asked: bool = False
+        self, lease: Lease, row: Position, reason: str, *, asked: bool = False, ended: bool = False
     ) -> Progress:
-        return Progress(self._now(row, exit_reason=reason), self._intent(row, Step.CLOSE, asked=asked))
+        intent = self._intent(row, Step.CLOSE, asked=asked)
+        if ended:
+            intent = replace(intent, unsent=True, void=True, ended=True)
+            self.doubts.append(intent)
+        return Progress(self._now(row, exit_reason=reason), intent)
 
     async def withdraw_close(
         self, lease: Lease, row: Position, intent: Intent, outcome: IntentOutcome, details: str
@@ -346,10 +433,48 @@ class FakeStore:
         self.settled.append((intent.client_id, outcome))
         return self._now(row, exit_reason=None)
 
+    async def renew_intent(
+        self, lease: Lease, row: Position, intent: Intent, *, copied: bool = False
+    ) -> None:
+        if copied:
+            self.copied.append(intent.client_id)
+            self.unanswered.append(replace(intent, age_ms=0))
+            return
+        self.renewed.append((intent.client_id, intent.refused))
+        self._noted(intent, age_ms=0)
+        self.venue.sent.append(("write", None))
+
+    async def note_gone(self, lease: Lease, row: Position, intent: Intent) -> None:
+        self.gone.append((intent.client_id, intent.ended))
+        self._noted(intent)
+        self.venue.sent.append(("write", None))
+
+    def _noted(self, intent: Intent, *, age_ms: int | None = None) -> None:
+        """Write what is known of an intent; its age is the table's, not the one that was read with it."""
+        self.doubts = [
+            replace(intent, age_ms=one.age_ms if age_ms is None else age_ms)
+            if one.number == intent.number
+            else one
+            for one in self.doubts
+        ]
+
     async def close_rest(self, lease: Lease, row: Position, intent: Intent, placed: PlacedOrder) -> Progress:
         self.settled.append((intent.client_id, IntentOutcome.EXECUTED))
+        self.entered = max(self.entered, row.quantity)
         now = self._now(row, quantity=row.quantity - placed.filled)
-        return Progress(now, self._intent(now, Step.CLOSE, asked=intent.asked))
+        rest = self._intent(now, Step.CLOSE, asked=intent.asked)
+        return Progress(now, replace(rest, void=intent.void, ended=intent.ended))
+
+    async def stop_filled(
+        self, lease: Lease, row: Position, filled: Decimal, *, own: bool = False, fired: Any = None
+    ) -> Position:
+        if fired is not None:
+            intent, _ = fired
+            self.settled.append((intent.client_id, IntentOutcome.EXECUTED))
+            self._in_doubt_no_more(intent)
+        none = {"stop_order_id": None, "stop_client_id": None} if own else {}
+        self.entered = max(self.entered, row.quantity)
+        return self._now(row, quantity=row.quantity - filled, **none)
 
     async def finish(
         self,
@@ -362,11 +487,14 @@ class FakeStore:
         **told: Any,
     ) -> Position:
         if intent is not None:
-            self.settled.append((intent.client_id, outcome or IntentOutcome.EXECUTED))
+            self._in_doubt_no_more(intent)
+            if not intent.unsent:
+                self.settled.append((intent.client_id, outcome or IntentOutcome.EXECUTED))
         reason = told.get("reason") or row.exit_reason
         return self._now(
             row,
             status=status,
+            quantity=max(row.quantity, self.entered, self.parts),
             exit_reason=reason,
             exit_price=told.get("price"),
             error_details=told.get("error"),
@@ -375,6 +503,7 @@ class FakeStore:
     async def settle(
         self, lease: Lease, row: Position, intent: Intent, outcome: IntentOutcome, **told: Any
     ) -> None:
+        self._in_doubt_no_more(intent)
         self.settled.append((intent.client_id, outcome))
 
     async def note_error(self, lease: Lease, row: Position, error: str) -> Position:
@@ -394,13 +523,16 @@ class FakeStore:
 
     async def in_doubt(self, row: Position, *steps: Step) -> Intent | None:
         found = [one for one in self.doubts if one.step in steps]
-        return replace(found[-1], sent_before=True) if found else None
+        if not found:
+            return None
+        since = self.parts if found[-1].step is Step.ENTRY else found[-1].entered_since
+        return replace(found[-1], sent_before=True, entered_since=since)
 
     async def stop_ids(self, row: Position) -> frozenset[str]:
         return frozenset(self.stops)
 
-    async def stops_of(self, row: Position) -> tuple[frozenset[str], tuple[Intent, ...]]:
-        return frozenset(self.stops), tuple(self.may_stand)
+    async def stops_of(self, row: Position) -> tuple[frozenset[str], tuple[Intent, ...], tuple[Intent, ...]]:
+        return frozenset(self.stops), tuple(self.may_stand), tuple(self.unanswered)
 
     async def attached_stop(self, row: Position) -> Decimal | None:
         return self.attached
@@ -418,7 +550,7 @@ class FakeStore:
         return tuple(self.loose)
 
     async def get(self, position_id: int) -> Position | None:
-        return self.ended
+        return self.row if self.row is not None and self.row.id == position_id else self.ended
 
     async def next_intent(self, exchange: str, symbol: str) -> int:
         return self.number + 1
@@ -453,7 +585,13 @@ class Desk:
         return [event.position.status.value for event in self.events if isinstance(event, Moved)]
 
     def doubt(
-        self, step: Step, *, age_ms: int = 0, trigger: str | None = None, asked: bool = False
+        self,
+        step: Step,
+        *,
+        age_ms: int = 0,
+        trigger: str | None = None,
+        asked: bool = False,
+        refused: bool = False,
     ) -> Intent:
         """An intent that an earlier holder wrote, and may have sent."""
         number = len(self.store.doubts) + 1
@@ -465,6 +603,7 @@ class Desk:
             None if trigger is None else Decimal(trigger),
             age_ms=age_ms,
             asked=asked,
+            refused=refused,
         )
         self.store.doubts.append(intent)
         self.store.stops.add(intent.client_id)
@@ -497,12 +636,12 @@ class Guard:
         yield self._desk.lease
 
 
-def managed(desk: Desk) -> tuple[AtomicPositionManager, Guard]:
+def managed(desk: Desk, *observers: Any) -> tuple[AtomicPositionManager, Guard]:
     """A manager over the desk's row and exchange."""
     guard = Guard(desk)
     anything: Any = guard
     pool: Any = type("Pool", (), {"acquire": None})()
-    manager = AtomicPositionManager(anything, pool, [], pace=PACE, observers=[])
+    manager = AtomicPositionManager(anything, pool, [], pace=desk.scope.pace, observers=observers)
     inside: Any = manager
     inside._venues, inside._store = {"binance": desk.venue}, desk.store
     return manager, guard

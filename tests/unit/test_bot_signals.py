@@ -72,6 +72,13 @@ def test_an_instant_is_milliseconds_or_has_a_zone(given: Any, at: datetime) -> N
 def test_an_entry_of_a_stream_is_as_old_as_its_id_unless_it_says_otherwise() -> None:
     assert read_fields(fields(), where="", at_ms=1769846400000).at == AT
     assert read_fields(fields(at="2026-01-31T08:00:00Z"), where="", at_ms=5).at == AT
+    second = read_fields(fields(), where="", at_ms=1769846400000, number=1)
+    last = read_fields(fields(), where="", at_ms=1769846400000, number=2**64 - 1)
+    following = read_fields(fields(), where="", at_ms=1769846400001)
+    assert second.at is not None
+    assert last.at is not None
+    assert following.at is not None
+    assert AT < second.at < last.at < following.at
 
 
 @pytest.mark.parametrize(
@@ -89,6 +96,8 @@ def test_an_entry_of_a_stream_is_as_old_as_its_id_unless_it_says_otherwise() -> 
         ({"side": "up"}, "side 'up' is not known; write 'long' or 'short'"),
         ({"quantity": None}, "quantity is missing; say how much"),
         ({"quantity": "much"}, "quantity='much' is not a number"),
+        ({"quantity": "1_0"}, "quantity='1_0' is not a number"),
+        ({"quantity": "\u0661\u0660"}, "quantity='\u0661\u0660' is not a number"),
         ({"quantity": "-1"}, "quantity=-1 must be above zero"),
         ({"quantity": "NaN"}, "quantity=NaN must be above zero"),
         ({"quantity": True}, "quantity=true is empty, too long or not plain text"),
@@ -101,6 +110,7 @@ def test_an_entry_of_a_stream_is_as_old_as_its_id_unless_it_says_otherwise() -> 
         ({"stop": "0"}, "stop=0 must be above zero"),
         ({"at": "yesterday"}, "at='yesterday' is no instant; write milliseconds since 1970"),
         ({"at": "2026-01-31T08:00:00"}, "is no instant"),
+        ({"at": "1_769_846_400_000"}, "is no instant"),
         ({"at": 10**30}, "is no instant"),
     ],
 )
@@ -133,6 +143,23 @@ def test_what_is_no_signal_at_all_is_refused_in_one_line(text: bytes, told: str)
         read_line(text, where="f line 3")
     assert told in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("key", ["quantity", "stop", "id", "action"])
+def test_a_field_that_is_given_twice_is_refused_and_not_read_as_its_last(key: str) -> None:
+    for given in (line(), line(action="close")):
+        twice = given.strip().removesuffix(b"}") + f', "{key}": "7"}}\n'.encode()
+        if f'"{key}"'.encode() not in given:
+            continue
+        with pytest.raises(BadSignal) as caught:
+            read_line(twice, where="f line 3")
+        assert str(caught.value) == f"f line 3: the field {key!r} stands in it twice; give each field once"
+        assert caught.value.closes == (b"close" in given)
+
+
+def test_what_stands_twice_within_a_field_that_no_order_is_made_of_costs_no_close() -> None:
+    text = b'{"id": "s1", "action": "close", "symbol": "APTUSDT", "meta": {"bar": 1, "bar": 2}}'
+    assert read_line(text, where="") == CloseSignal("s1", "APTUSDT", None, None)
 
 
 def test_fields_that_are_no_text_and_ids_that_are_no_time_are_refused() -> None:

@@ -57,7 +57,10 @@ TABLE = [
     (ccxt.InsufficientFunds('binanceusdm {"code":-2019,"msg":"Margin"}'), no(Refusal.FUNDS)),
     (ccxt.OrderNotFound('binanceusdm {"code":-2011,"msg":"Unknown order sent."}'), no(Refusal.NOT_FOUND)),
     (ccxt.AuthenticationError('binanceusdm {"code":-2015,"msg":"key"}'), no(Refusal.AUTHENTICATION)),
-    (ccxt.InvalidOrder('binanceusdm {"code":-4164,"msg":"notional"}'), no(Refusal.INVALID)),
+    (ccxt.InvalidOrder('binanceusdm {"code":-4164,"msg":"notional"}'), no(Refusal.PRICE)),
+    (ccxt.InvalidOrder('binanceusdm {"code":-4131,"msg":"PERCENT_PRICE"}'), no(Refusal.PRICE)),
+    (ccxt.InvalidOrder('bybit {"retCode":110003,"retMsg":"exceeds the range"}'), no(Refusal.PRICE)),
+    (ccxt.InvalidOrder('binanceusdm {"code":-1013,"msg":"Filter failure: X"}'), no(Refusal.UNRECOGNISED)),
     (
         ccxt.AuthenticationError('bybit {"retCode":10003,"retMsg":"API key is invalid."}'),
         no(Refusal.AUTHENTICATION),
@@ -73,6 +76,13 @@ TABLE = [
     (ccxt.BadRequest('binanceusdm {"code":-1111,"msg":"precision"}'), no(Refusal.INVALID)),
     (ccxt.OnMaintenance("binanceusdm 503 under maintenance"), (Doubt.OPEN, None)),
     (ccxt.ExchangeError('binanceusdm {"code":-9999,"msg":"something new"}'), no(Refusal.UNRECOGNISED)),
+    # Where the code is new, or there is none, the class tells: somebody else mends each of these.
+    (ccxt.InsufficientFunds('bybit {"retCode":999999,"retMsg":"new"}'), no(Refusal.FUNDS)),
+    (ccxt.InsufficientFunds("okx not enough margin"), no(Refusal.FUNDS)),
+    (ccxt.AuthenticationError("okx wrong key"), no(Refusal.AUTHENTICATION)),
+    (ccxt.PermissionDenied("okx this key may not trade"), no(Refusal.AUTHENTICATION)),
+    (ccxt.OrderNotFound("okx no such order"), no(Refusal.NOT_FOUND)),
+    (ccxt.MarketClosed("okx closed"), no(Refusal.MARKET_CLOSED)),
 ]
 
 

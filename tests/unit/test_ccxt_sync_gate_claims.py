@@ -257,6 +257,24 @@ def test_a_change_that_names_no_market_is_refused_after_a_lease_was_lost(
     assert recorder.received == []
 
 
+def test_a_lease_that_was_given_back_keeps_no_order_from_leaving_that_needs_none(
+    recorder: Recorder, redis_url: str
+) -> None:
+    """A bot that keeps a collection of its leases may not have taken it out of there yet."""
+    client = client_of("okx", recorder.url)
+    kept = []
+    with LockGuard.from_url(redis_url) as guard:
+        gate = gate_orders(client, leases=lambda: tuple(kept))
+        with guard.hold(gate.resource(SWAP)) as lease:
+            kept.append(lease)
+        with pytest.raises(ccxt.ExchangeError, match="not sent"):
+            order(SWAP, "buy")(client)
+        assert recorder.received == []
+        with suppress(ccxt.ExchangeError, TypeError):  # ccxt makes nothing of "{}"
+            order(SWAP, "sell", reduceOnly=True)(client)
+    assert any(request.startswith("POST") for request in recorder.received)
+
+
 HARMLESS: dict[str, tuple[str, Call]] = {
     "the leverage": (
         "binanceusdm",

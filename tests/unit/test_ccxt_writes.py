@@ -14,7 +14,7 @@ from aiohttp import web
 from lockguard import LockGuard
 from lockguard.errors import ConfigurationError, LeaseLost, LeaseNotHeld, LossReason
 from lockguard_ccxt import GuardedExchange, Step, client_order_id
-from lockguard_ccxt._proxy import is_write
+from lockguard_ccxt._proxy import has_client_id, is_write, symbols_of
 
 READS = ("fetch", "watch", "load", "un_watch", "unWatch", "get_", "get", "is_", "is", "handle", "ensure")
 NEITHER = frozenset(
@@ -89,6 +89,26 @@ def test_each_way_to_write_an_order_is_a_write(called: str) -> None:
 )
 def test_a_coroutine_whose_name_says_nothing_counts_as_a_write(exchange: str, called: str) -> None:
     assert is_write(called, getattr(getattr(import_module("ccxt.pro"), exchange)(), called))
+
+
+def _called(*args: Any) -> inspect.BoundArguments:
+    def create_orders(orders: Any, params: Any = None) -> None: ...
+
+    return inspect.signature(create_orders).bind(*args)
+
+
+def test_each_of_several_orders_needs_a_name_of_its_own() -> None:
+    named, nameless = {"params": {"clientOrderId": "x"}}, {"symbol": "BTC/USDT:USDT"}
+    assert has_client_id(_called([named, {"params": {"orderLinkId": "y"}}]))
+    assert not has_client_id(_called([named, nameless]))
+    assert not has_client_id(_called([nameless, nameless], {"clientOrderId": "x"}))
+
+
+def test_the_markets_of_a_batch_are_seen_also_where_it_is_sent_as_json() -> None:
+    batch = '[{"symbol": "BTCUSDT"}, {"symbol": "APTUSDT", "more": {"instId": "ETH-USDT"}}]'
+    assert symbols_of(_called(None, {"batchOrders": batch})) == ["BTCUSDT", "APTUSDT", "ETH-USDT"]
+    assert symbols_of(_called([{"symbol": "A"}, {"symbol": "B"}], {"symbol": "C"})) == ["C", "A", "B"]
+    assert symbols_of(_called(None, {"text": "[no JSON"})) == []
 
 
 async def test_a_message_of_ones_own_over_a_websocket_needs_a_lease() -> None:

@@ -384,7 +384,7 @@ def test_a_record_is_judged_again(record: Record, run: Callable[..., Result], tm
         (("--history", "{}/file/below"), "cannot be used: not a directory"),
         (("--topology", "ring"), "'ring' is not one of"),
         (("--minutes", "0"), "0"),
-        (("--minutes", "nan"), "nan is no length of time"),
+        (("--minutes", "nan"), "'nan' is no number"),
         (("--seed", "-1"), "-1 is not in the range"),
         (("--processes", "1"), "1 is not in the range"),
     ],

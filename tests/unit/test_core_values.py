@@ -69,7 +69,7 @@ def test_a_lease_ends_at_its_deadline_and_no_renewal_brings_it_back(clock):
     clock.advance(timedelta(seconds=10))
     assert lease.state is LeaseState.LOST
     assert lease.loss is LossReason.EXPIRED
-    lease.mark_renewed(clock.now() + 100, wanted=False)
+    lease.mark_renewed(clock.now() + 100)
     assert lease.state is LeaseState.LOST
     with pytest.raises(LeaseLost, match="token 41"):
         lease.ensure()
@@ -79,7 +79,8 @@ def test_a_renewal_never_shortens_a_lease(clock):
     lease = lease_until(clock, 10)
     lease.mark_unanswered()
     assert lease.state is LeaseState.UNKNOWN
-    lease.mark_renewed(clock.now() + 5, wanted=True)
+    lease.mark_renewed(clock.now() + 5)
+    lease.mark_wanted()
     assert lease.remaining == timedelta(seconds=10)
     assert lease.state is LeaseState.HELD
     assert lease.wanted

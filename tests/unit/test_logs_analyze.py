@@ -159,7 +159,7 @@ async def break_elsewhere(redis_url: str, database_url: str, resource: str) -> N
 
 
 async def test_what_lockguard_and_its_fence_write_is_found(
-    tmp_path: Path, redis_url: str, database_url: str
+    tmp_path: Path, redis_url: str, database_url: str, unchecked: None
 ) -> None:
     log, path = logging.getLogger("some_bot"), tmp_path / "bot.log"
     pool = await asyncpg.create_pool(database_url, min_size=1, max_size=4)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
+import ccxt as sync_ccxt
 import ccxt.async_support as ccxt
 import pytest
 
-from lockguard.errors import ConfigurationError
-from lockguard_ccxt import GuardedExchange, Step, UnknownMarket
+from lockguard._clock import SYSTEM_CLOCK
+from lockguard._lease import Grant, Lease, Resource, Token, new_grant_id
+from lockguard.errors import ConfigurationError, LeaseLost
+from lockguard_ccxt import GuardedExchange, Step, UnknownMarket, gate_orders
 from lockguard_ccxt._venues import every_position
 
 FOREIGN = (
@@ -218,6 +223,81 @@ def test_two_markets_that_locks_could_not_tell_apart_are_both_refused() -> None:
     for name in ("ABC", "AB/C:C", "A/BC:BC"):
         with pytest.raises(ConfigurationError, match="are both called ABC"):
             listed.market(name)
+
+
+LISTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "not loaded": (),
+    "spot": (spot("BTC", "USDT"),),
+    "perpetual": (contract("BTC", "USDT", "USDT"),),
+    "both": (spot("BTC", "USDT"), contract("BTC", "USDT", "USDT")),
+    "the exchange's own name of the coin": (contract("BTC", "USDT", "USDT", id="XBTUSDT"),),
+}
+CLIENTS: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "async": (GuardedExchange, ccxt.binance),
+    "sync": (gate_orders, sync_ccxt.binance),
+}
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+@pytest.mark.parametrize("name", ["BTCUSDT", "btcusdt", "XBTUSDT", "BTC/USDT:USDT", "BTC/USDT:USDT-260327"])
+def test_a_name_is_one_lock_or_none_whatever_markets_are_loaded(name: str, kind: str) -> None:
+    """Else two tasks of one process, one before the load and one after it, would both open the position."""
+    guarded, of = CLIENTS[kind]
+    client = of()
+    names = guarded(client)
+    locks = set()
+    for markets in LISTINGS.values():
+        client.set_markets(list(markets))
+        try:
+            locks.add(str(names.resource(name)))
+        except ConfigurationError as exc:
+            assert "\n" not in str(exc)  # noqa: PT017 - whether it is refused depends on the markets
+    assert len(locks) <= 1
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_before_the_markets_are_loaded_only_a_contract_s_unified_symbol_names_a_lock(kind: str) -> None:
+    guarded, of = CLIENTS[kind]
+    names = guarded(of())
+    assert str(names.resource("BTC/USDT:USDT")) == "binance:BTCUSDT"
+    for name in ("BTCUSDT", "BTC/USDT"):
+        with pytest.raises(ConfigurationError, match="load them first, or write the unified symbol"):
+            names.resource(name)
+
+
+@pytest.mark.parametrize("reduces", [False, True])
+def test_an_order_before_the_markets_are_loaded_needs_the_lease_that_the_markets_name(reduces: bool) -> None:
+    client = sync_ccxt.binance()
+    client.load_markets = lambda: client.set_markets([contract("BTC", "USDT", "USDT", id="XBTUSDT")])
+    asked = []
+
+    class Guard:
+        def inspect(self, resource: Any) -> Any:
+            asked.append(str(resource))
+            return SimpleNamespace(held=True, holder="another")
+
+    gate_orders(client, Guard(), leases=tuple)  # type: ignore[arg-type]
+    refused = "'binance:BTCUSDT' is held by another" if reduces else "no lease on 'binance:BTCUSDT'"
+    with pytest.raises(sync_ccxt.BaseError, match=refused):
+        client.create_order("XBTUSDT", "market", "sell", 1, None, {"reduceOnly": reduces})
+    assert asked == (["binance:BTCUSDT"] if reduces else [])
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("name", ["XBTUSDT", "BTC/USDT:USDT", "NONE"])
+def test_a_lost_lease_is_told_before_anything_about_the_symbol_of_an_order(name: str, loaded: bool) -> None:
+    client = sync_ccxt.binance()
+    if loaded:
+        client.set_markets([contract("BTC", "USDT", "USDT", id="XBTUSDT")])
+    sent: list[Any] = []
+    client.load_markets = client.fetch = lambda *args, **_: sent.append(args)
+    grant = Grant(Resource("binance:BTCUSDT"), new_grant_id(), Token(5), "h", "open", 60_000)
+    lost = Lease(grant, deadline=SYSTEM_CLOCK.now() - 1, clock=SYSTEM_CLOCK)
+    gate_orders(client, leases=lambda: (lost,))
+    with pytest.raises(sync_ccxt.ExchangeError, match="not sent") as refused:
+        client.create_order(name, "market", "buy", 1)
+    assert isinstance(refused.value.__cause__, LeaseLost)
+    assert sent == []
 
 
 def test_two_accounts_at_one_exchange_have_names_of_their_own() -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
-from lockguard_ccxt._masking import masked
+from lockguard_ccxt._masking import mask_error, mask_log, masked
 
 CANARY = "c4n4ryc4n4ry"
+
+
+class Account:
+    """An exchange of ccxt as far as its secrets go."""
+
+    apiKey = CANARY  # noqa: N815 - ccxt's name
+    secret = "s3cr3ts3cr3t"
+    logger = logging.getLogger("test.masked.exchange")
 
 
 @pytest.mark.parametrize(
@@ -43,3 +53,28 @@ def test_no_signature_key_or_log_in_is_told(text: str) -> None:
 )
 def test_what_is_no_secret_stays_readable(text: str) -> None:
     assert masked(text) == text
+
+
+def test_an_error_and_all_that_led_to_it_tell_no_key_of_the_account_in_whatever_words() -> None:
+    root = ValueError(f"the exchange refuses {CANARY}", 7)
+    middle = KeyError("no s3cr3ts3cr3t here")
+    middle.__context__ = root
+    error = RuntimeError(f"POST https://x/order?signature={CANARY}")
+    error.__cause__ = middle
+    root.__context__ = error  # a circle, as a handler that raises what it caught makes one
+    mask_error(error, Account())
+    told = [each.args for each in (error, middle, root)]
+    assert CANARY not in str(told)
+    assert "s3cr3ts3cr3t" not in str(told)
+    assert root.args[1] == 7
+
+
+def test_the_log_of_an_exchange_tells_no_key_and_no_signature(caplog: pytest.LogCaptureFixture) -> None:
+    exchange, logger = Account(), Account.logger
+    for _ in range(2):  # again is harmless
+        mask_log(exchange)
+    with caplog.at_level(logging.DEBUG, logger=logger.name):
+        logger.debug("GET %s with %s", f"/order?signature={'f' * 64}", CANARY)
+    assert CANARY not in caplog.text
+    assert "f" * 64 not in caplog.text
+    assert "/order?signature=***" in caplog.text

@@ -72,6 +72,7 @@ def test_a_slot_is_left_after_a_thousand_transactions() -> None:
         numbers.give_back(seen[-1:])
     assert sorted(seen) == seen
     assert len({slot(number) for number in seen}) == 3
+    assert {number & 1023 for number in seen} == set(range(1, 1001)), "more would be the next slot's"
 
 
 def test_a_slot_is_left_after_twelve_hours_whether_it_is_used_or_not() -> None:
@@ -116,7 +117,11 @@ def test_a_forked_process_counts_in_a_range_of_its_own() -> None:
     assert slot(theirs) != slot(mine)
 
 
-def test_what_a_forked_process_gives_back_of_its_parents_is_left_to_the_parent() -> None:
+@pytest.mark.parametrize("remembered", [4096, 0])
+def test_what_a_forked_process_gives_back_of_its_parents_is_left_to_the_parent(
+    monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    monkeypatch.setattr("lockguard_postgres._numbers._RESOURCES_MAX", remembered)
     for _ in range(20):  # whichever of the two ranges lies above the other
         numbers = Numbers()
         parents = numbers.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -16,7 +17,17 @@ from lockguard_ccxt import Executed, OrderState, Refusal, Step
 from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._model import Intent, NewPosition
 from lockguard_positions._venue import Venue
-from tests.unit.positions_in_memory import LONG, MARKET, PACE, SHORT, order, own_stop, position, refused
+from tests.unit.positions_in_memory import (
+    LONG,
+    MARKET,
+    PACE,
+    RULES,
+    SHORT,
+    order,
+    own_stop,
+    position,
+    refused,
+)
 
 INTENT = Intent(9, 7, Step.STOP, "lgs-1", "sell", Decimal(10), Decimal(98))
 
@@ -46,6 +57,9 @@ class Exchange:
 
     async def place_entry(self, *_: Any, **told: Any) -> Any:
         return await self._next("entry", told)
+
+    async def close_position(self, *_: Any, **told: Any) -> Any:
+        return await self._next("close", told)
 
     async def cancel(self, placed: Any) -> Any:
         return await self._next("cancel", placed.id)
@@ -91,6 +105,25 @@ async def test_a_wait_that_is_longer_than_a_symbol_can_be_held_is_left_to_a_late
     assert len(exchange.asked) == 1
 
 
+@pytest.mark.parametrize("still", [True, False, None])
+async def test_a_refused_exit_is_sent_again_unless_it_is_not_to_be(still: bool | None) -> None:
+    exchange = Exchange(refused(Refusal.OVERLOADED), TAKEN)
+
+    async def renew() -> bool | None:
+        return still
+
+    outcome = await venue(exchange).close(MARKET, replace(INTENT, step=Step.CLOSE), renew)
+    assert (outcome is TAKEN) is (still is not False)
+    assert len(exchange.asked) == (1 if still is False else 2)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_only_an_exit_that_a_person_asked_for_is_sent_again_for_want_of_an_answer(asked: bool) -> None:
+    exchange = Exchange(TAKEN)
+    await venue(exchange).close(MARKET, replace(INTENT, step=Step.CLOSE, asked=asked))
+    assert exchange.asked == [("close", {"intent": 9, "once": not asked})]
+
+
 @pytest.mark.parametrize("before", [True, False])
 async def test_a_stop_that_may_have_been_sent_is_looked_for_by_its_own_number(before: bool) -> None:
     exchange = Exchange(TAKEN)
@@ -123,6 +156,36 @@ async def test_an_entry_that_does_not_fill_in_time_is_cancelled_and_told_as_it_e
     entry = replace(INTENT, step=Step.ENTRY, client_id="lge-9")
     assert await venue(exchange).done(MARKET, entry, waits) == ended
     assert ("cancel", "lge-9") in exchange.asked
+
+
+@pytest.mark.parametrize("filled_at_once", [True, False])
+async def test_the_rest_of_an_entry_is_waited_for_only_as_long_as_its_filled_part_may_wait(
+    filled_at_once: bool,
+) -> None:
+    whole = order("lge-9", side="buy", reduce_only=False)
+    part = replace(whole, filled=Decimal(3))
+    exchange = Exchange(Executed(whole))
+    books: Any = {("lge-9", False): [whole, part]}
+    exchange.orders = books
+
+    async def cancel(placed: Any) -> Any:
+        books["lge-9", False] = [replace(part, state=OrderState.CANCELED)]
+        return Executed(placed)
+
+    exchange.cancel = cancel  # type: ignore[method-assign]
+    seen: list[str] = []
+
+    def filling() -> float:
+        seen.append("a part is filled")
+        return 0.0
+
+    entry = replace(INTENT, step=Step.ENTRY, client_id="lge-9")
+    slow = Venue(exchange, replace(PACE, settle=timedelta(hours=1)))  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        ended = await slow.done(MARKET, entry, part if filled_at_once else whole, filling=filling)
+    assert (ended.state, ended.filled, len(seen)) == (OrderState.CANCELED, Decimal(3), 1)
+    # One read after the cancel, and before it only those up to the one that shows the part.
+    assert [what for what, _ in exchange.asked] == ["find"] * (1 if filled_at_once else 3)
 
 
 async def test_an_error_of_the_exchange_is_unreadable_and_any_other_is_itself() -> None:
@@ -160,6 +223,16 @@ def test_nothing_is_entered_whose_stop_would_trigger_at_once(side: Any, price: s
             venue(Exchange()).in_steps(MARKET, asked_for(side), Decimal(price))
     else:
         venue(Exchange()).in_steps(MARKET, asked_for(side), Decimal(price))
+
+
+@pytest.mark.parametrize(("side", "price"), [(LONG, "100"), (SHORT, "100"), (LONG, "97"), (SHORT, "103")])
+def test_a_stop_nearer_than_one_tick_is_told_as_that(side: Any, price: str) -> None:
+    coarse = replace(MARKET, steps=lambda: replace(RULES, price_tick=Decimal(5)))
+    with pytest.raises(ConfigurationError) as told:
+        venue(Exchange()).in_steps(coarse, asked_for(side), Decimal(price))
+    near = price == "100"
+    assert ("less than one tick, 5; give a wider" in str(told.value)) is near
+    assert ("give the price of now" in str(told.value)) is not near
 
 
 def test_a_quantity_is_in_the_exchange_s_steps_and_worth_what_it_asks_for() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import hiredis
 import pytest
 
+from lockguard._clock import SYSTEM_CLOCK, SystemClock
 from lockguard._lease import Grant, GrantId, Resource, Token
 from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address
@@ -34,6 +35,7 @@ from lockguard._nodes.sentinel import SentinelNode, SentinelUrl, _State
 from lockguard._nodes.standalone import StandaloneNode
 from lockguard._nodes.wire import PENDING_MAX, Cut, NotSent, Wire
 from lockguard._scripts import RELEASE
+from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.ports import (
     AcquireRequest,
     Busy,
@@ -58,8 +60,8 @@ def request(**more: Any) -> AcquireRequest:
 
 
 def test_only_a_grant_is_a_grant() -> None:
-    assert parse_acquired([1, b"7", 5, b"f 3"]) == Granted(Token(7), 5, "f 3")
-    assert parse_acquired([1, 7, 5, b""]) == Granted(Token(7), 5, "")
+    assert parse_acquired([1, b"7", 5, b"f 3", b"ad"]) == Granted(Token(7), 5, "f 3", "ad")
+    assert parse_acquired([1, 7, 5, b"", b""]) == Granted(Token(7), 5, "")
     assert parse_acquired([3, 250]) == Quarantined(250)
     busy = parse_acquired([0, b"h", b"o", b"7", 5, 900, b"11", 1, 3])
     assert busy == Busy("h", "o", Token(7), 5, 900, ticket=11, requeued=True, ahead=3)
@@ -89,12 +91,11 @@ def test_what_a_release_a_break_and_a_request_found() -> None:
 
 
 def test_a_node_of_another_run_is_known_and_no_member() -> None:
-    assert [
-        (one.known, one.member) for one in map(parse_membership, ([0, 0, 0, 0], [1, 0, 0, 0], [2, 5, 9, 3]))
-    ] == [
-        (False, False),
-        (True, False),
-        (True, True),
+    replies = ([0, 0, 0, 0, b"r x", b""], [1, 0, 0, 0, b"", b""], [2, 5, 9, 3, b"", b"a"])
+    assert [(one.known, one.member, one.loss) for one in map(parse_membership, replies)] == [
+        (False, False, "r x"),
+        (True, False, ""),
+        (True, True, ""),
     ]
 
 
@@ -373,7 +374,7 @@ async def test_a_reply_that_cannot_be_read_is_unknown_and_raises_nothing(reply: 
 async def test_a_grant_counts_once_enough_replicas_have_it(have_it: Any, granted: bool) -> None:
     node, link = server(min_replicas=2)
     asked = node.acquire(request())
-    link.sent[0][0]([1, 7, 5, b""])
+    link.sent[0][0]([1, 7, 5, b"", b""])
     await asyncio.sleep(0)
     assert link.sent[1][1:] == ("WAIT", 2, 1_000)
     assert not asked.done()
@@ -381,28 +382,51 @@ async def test_a_grant_counts_once_enough_replicas_have_it(have_it: Any, granted
     assert isinstance(await asked, Granted if granted else MaybeExecuted)
 
 
+class LoggingIn:
+    """A wire on which a server answers INFO, and how many decide together."""
+
+    open = True
+
+    def __init__(self, info: bytes | Exception, nodes: bytes | Exception) -> None:
+        self._replies = [info, nodes]
+
+    def send(self, on_reply: Callable[[Any], None], *_: Any, **__: Any) -> None:
+        on_reply(self._replies.pop(0))
+
+
+INFO = b"redis_version:8.0.0\r\nredis_mode:standalone\r\nrun_id:" + b"1" * 40 + b"\r\nrole:master\r\n"
+
+
 async def test_one_of_several_servers_does_not_decide_alone() -> None:
-    from lockguard.errors import ConfigurationError
-
-    info = (
-        b"# Server\r\nredis_version:8.0.0\r\nredis_mode:standalone\r\nrun_id:"
-        + b"1" * 40
-        + b"\r\nrole:master\r\n"
-    )
-
-    class Answers:
-        open = True
-
-        def __init__(self) -> None:
-            self.replies = [info, b"3"]
-
-        def send(self, on_reply: Callable[[Any], None], *_: Any, **__: Any) -> None:
-            on_reply(self.replies.pop(0))
-
     node, _ = server()
-    wire: Any = Answers()
+    wire: Any = LoggingIn(INFO, b"3")
     with pytest.raises(ConfigurationError, match="one of the 3 servers"):
-        await node._examine(wire)
+        await node._examine(wire, node.address)
+
+
+@pytest.mark.parametrize(
+    ("info", "nodes"),
+    [
+        (hiredis.ReplyError("NOPERM info"), hiredis.ReplyError("LOADING Redis is loading the dataset")),
+        (hiredis.ReplyError("NOPERM info"), hiredis.ReplyError("BUSY Redis is busy")),
+        (hiredis.ReplyError("BUSY Redis is busy"), b"3"),
+        (INFO, hiredis.ReplyError("BUSY Redis is busy")),
+    ],
+)
+async def test_a_server_that_cannot_say_now_whether_it_decides_alone_is_refused(
+    info: Any, nodes: Any
+) -> None:
+    """Nobody asks again on that connection: one of several would give the lock by itself."""
+    node, _ = server()
+    wire: Any = LoggingIn(info, nodes)
+    with pytest.raises(NodeRefused, match="is not ready"):
+        await node._examine(wire, node.address)
+
+
+async def test_a_key_of_several_servers_without_an_owner_in_a_cluster_is_no_matter() -> None:
+    node, _ = server()
+    wire: Any = LoggingIn(INFO, hiredis.ReplyError("CLUSTERDOWN Hash slot not served"))
+    await node._examine(wire, node.address)
 
 
 # --- one of several servers ---
@@ -446,7 +470,7 @@ async def test_a_member_is_admitted_when_it_came_back_or_got_a_lease_back() -> N
 async def test_a_look_at_a_member_admits_it_not() -> None:
     node, link, _ = member()
     node.membership()
-    assert link.sent[0][1].decode().split("\r\n")[2::2][-2:] == ["-1", "0"]
+    assert link.sent[0][1].decode().split("\r\n")[2::2][-5:-1] == ["-1", "0", "", ""]
 
 
 async def test_a_copy_of_a_server_is_not_independent_of_it() -> None:
@@ -506,6 +530,38 @@ async def test_a_server_that_was_only_slow_gets_more_time_and_no_second_connecti
     assert line.wire.doubt_s == pytest.approx(0.4)
     await asyncio.wait([made._attempt])
     assert made._attempt.cancelled()
+    line.wire.end("x")
+
+
+async def test_a_few_slow_replies_do_not_have_a_dead_connection_noticed_late_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, _ = connection()
+    line = Line(reply_timeout_s=2.0)
+    made._wire = line.wire
+    line.wire.doubt_s = 0.2
+    for _ in range(4):
+        made._trusted(line.wire)
+    assert line.wire.doubt_s == pytest.approx(2.0)  # never more than the time limit for replies
+    later = SYSTEM_CLOCK.now() + 31
+    monkeypatch.setattr(SystemClock, "now", lambda _: later)
+    assert line.wire.doubt_s == pytest.approx(0.2)
+    line.wire.end("x")
+
+
+async def test_a_connection_that_dies_behind_a_slow_reply_is_doubted_after_its_new_patience() -> None:
+    made, _ = connection()
+    line = Line(reply_timeout_s=5.0)
+    made._wire = line.wire
+    line.wire.doubt_s = 0.1
+    for times in (1, 2):  # the second reply never comes
+        line.ask("x")
+        async with asyncio.timeout(2.0):
+            while len(line.doubted) < times:
+                await asyncio.sleep(0.005)
+        if times == 1:
+            line.wire.data_received(b"+1\r\n")
+            made._trusted(line.wire)
     line.wire.end("x")
 
 
@@ -619,6 +675,7 @@ class Slots:
     def __init__(self) -> None:
         self.first, self.second = Shard("first"), Shard("second")
         self.refreshed = 0
+        self.heard = 0
         self.owner = ("first", 1)
 
     def shard_for(self, key: str) -> Shard:
@@ -637,8 +694,9 @@ class Slots:
 
     def moved(self, slot: int, endpoint: Any) -> None: ...
 
-    def refresh_soon(self) -> None:
+    def refresh_soon(self, *, heard: bool = False) -> None:
         self.refreshed += 1
+        self.heard += heard
 
 
 def cluster() -> tuple[Any, Slots]:
@@ -675,6 +733,29 @@ async def test_a_slot_without_an_owner_for_a_while_is_tried_again(fault: str) ->
     assert not asked.done()
     for timer in (*node._waiting.values(), *node._bounds.values()):
         timer.cancel()
+
+
+@pytest.mark.parametrize(
+    "fault", [NotSent("x"), Cut("x"), hiredis.ReplyError("CLUSTERDOWN x"), hiredis.ReplyError("TRYAGAIN x")]
+)
+async def test_a_check_is_not_tried_again_while_nobody_serves_its_slot(fault: Exception) -> None:
+    """A guard asks for all its locks every 0.8 s: what nobody can answer must not pile up."""
+    node, slots = cluster()
+    node.still_holds(APT, MINE)
+    assert not node._redirected(fault, slots.first.calls[0])
+    assert not node._waiting
+    assert slots.refreshed == 1
+
+
+async def test_a_shard_that_is_back_is_news_about_the_map_and_one_that_is_tried_is_none() -> None:
+    """It may have come back as a replica; a shard that stays away is tried again, and asks then."""
+    node, slots = cluster()
+    await node._located(seeds_of("redis+cluster://first:1")[0])
+    assert (slots.refreshed, slots.heard) == (1, 0)
+    node._woken(None)
+    assert (slots.refreshed, slots.heard) == (2, 1)
+    node._woken(MINE)
+    assert (slots.refreshed, slots.heard) == (2, 1)
 
 
 async def test_a_waiter_in_a_cluster_listens_where_its_lock_is() -> None:

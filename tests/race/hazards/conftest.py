@@ -142,8 +142,13 @@ class GuardedBot:
         self.guarded = GuardedExchange(
             wire.client, patience=Patience(needed=100 * MS, search=2000 * MS, poll=20 * MS)
         )
-        pace = Pace(poll=20 * MS, retry_pause=20 * MS)
-        self.manager = AtomicPositionManager(guard, pool, [self.guarded], pace=pace)
+        self.pool = pool
+        self.manager = self.managed()
+
+    def managed(self, **pace: timedelta) -> AtomicPositionManager:
+        """A manager of the bot's positions, at a pace of its own."""
+        quick = Pace(poll=20 * MS, retry_pause=20 * MS, **pace)
+        return AtomicPositionManager(self.guard, self.pool, [self.guarded], pace=quick)
 
     async def open(
         self, symbol: str = APT, quantity: Decimal = QUANTITY, *, wait: timedelta | None = None

@@ -194,11 +194,15 @@ async def test_a_position_that_is_gone_before_the_emergency_close_is_not_turned_
     async def sell_by_hand() -> None:
         await world.hand.create_order(APT, "market", "sell", 10, None, {"reduceOnly": True})
 
-    never = "The counterparty's best price does not meet the PERCENT_PRICE filter limit."
-    world.fault(FaultKind.REJECTED, Operation.CREATE_ALGO, times=3, code=-4131, message=never)
+    never = "Precision is over the maximum defined for this asset."
+    world.fault(FaultKind.REJECTED, Operation.CREATE_ALGO, times=3, code=-1111, message=never)
     world.one.wire.before["exit"] = sell_by_hand
+    if world.kind == "guarded":
+        world.one.manager = world.one.managed(grace=timedelta(seconds=1))
     await world.one.open()
     assert world.one.wire.acted == 1
+    if world.kind == "guarded":
+        await world.one.start()  # until the row is old enough for one empty list to be believed
     assert await world.picture() == world.either(naive=(10, -10, -10, 0, 0), guarded=FLAT)
 
 
