@@ -25,7 +25,7 @@ from lockguard_lab.sim.workers import results
 
 __all__ = ["sim"]
 
-_RANGE = re.compile(r"(\d{1,12})(?:\.\.(\d{1,12}))?")
+_RANGE = re.compile(r"(\d{1,12})(?:\.\.(\d{1,12}))?", re.ASCII)
 _AT_ONCE = 50
 """Fewer are not worth another process."""
 _PART = 10
