@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from asyncio import selector_events
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -24,6 +24,8 @@ from lockguard_lab.race.run import RaceSettings
 from lockguard_lab.race.settings import Report
 
 _Transport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+_ON_THE_WAY_S = 0.002
+"""How much later than on loopback an answer is read, as behind a network."""
 REQUESTS = ("positions", "create_order", "create_algo")
 
 
@@ -75,14 +77,22 @@ class Calls:
     def _around(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         method = getattr(_Transport, name)
 
-        def watched(transport: object, *data: Any) -> object:
+        def watched(transport: Any, *data: Any) -> object:
             if not data:
-                self._asked.discard(transport)
-            elif b"/ticker" not in bytes(data[0][0] if name == "writelines" else data[0]):
+                # On loopback a busy machine has an answer there before what is computed meanwhile is.
+                transport._loop._remove_reader(transport._sock_fd)
+                return transport._loop.call_later(_ON_THE_WAY_S, self._read, transport, method)
+            if b"/ticker" not in bytes(data[0][0] if name == "writelines" else data[0]):
                 self._asked.add(transport)  # the price is asked for beside all that, and hides nothing
             return method(transport, *data)
 
         monkeypatch.setattr(_Transport, name, watched)
+
+    def _read(self, transport: Any, method: Callable[[Any], object]) -> None:
+        self._asked.discard(transport)
+        if transport.is_reading():
+            transport._loop._add_reader(transport._sock_fd, transport._read_ready)
+            method(transport)
 
     async def during(self, work: Coroutine[Any, Any, object]) -> int:
         self._asked.clear()
@@ -125,5 +135,5 @@ async def test_an_open_computes_little_more_between_answers_and_requests_than_wi
 
 
 def little_more(counts: dict[bool, list[int]]) -> bool:
-    """By the least of each: on a busy machine answers come in another order, and then less is hidden."""
+    """By the least of each: a timer that is due within an open, as on a busy machine, is computed as well."""
     return min(counts[True]) < min(counts[False]) * 1.15
