@@ -75,7 +75,7 @@ class Link:
         """
         return await ask_all(self._wire, *commands)
 
-    async def refusal(self, *subscribe: str) -> Reply:
+    async def refusal(self, command: str, channel: str) -> Reply:
         """Try a command that is confirmed by a message, such as SSUBSCRIBE; needs RESP3.
 
         Returns:
@@ -86,7 +86,7 @@ class Link:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Reply] = loop.create_future()
-        self._wire.send_listening(answer.set_result, *subscribe)
+        self._wire.send_listening(answer.set_result, command, channel)
         # The answer to this comes behind a refusal, and behind the confirmation too.
         await self.ask("PING")
         return answer.result() if answer.done() else None

@@ -18,6 +18,8 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import hiredis
@@ -59,6 +61,15 @@ def _error_reply(text: str) -> hiredis.ReplyError:
     return hiredis.ReplyError(printable(text[:_ERROR_CHARACTERS_MAX]))
 
 
+@dataclass(eq=False, slots=True)
+class _Listening:
+    """A command that is confirmed by a message, until the reply behind it comes."""
+
+    command: bytes
+    channel: bytes
+    confirmed: bool = False
+
+
 class Wire(asyncio.Protocol):
     """One connection; created by ``loop.create_connection``.
 
@@ -98,6 +109,7 @@ class Wire(asyncio.Protocol):
         self.open = False
         """Whether commands can be sent."""
         self._waiting: deque[OnReply] = deque()
+        self._listening: deque[_Listening] = deque()
         self._unsent: list[bytes] = []
         self._unsent_commands = 0
         self._flush_due = False
@@ -197,24 +209,48 @@ class Wire(asyncio.Protocol):
             self._flush_due = True
             self._loop.call_soon(self.flush)
 
-    def send_listening(self, refused: OnReply, *command: str | bytes | int) -> None:
+    def send_listening(self, refused: OnReply, command: str, channel: str) -> None:
         """Queue a command that is confirmed by a message and refused by a reply, such as SSUBSCRIBE.
+
+        It is left out where no more replies may be outstanding.
 
         Args:
             refused: called with the refusal; on a wire that only listens, it arrives as a message instead.
-            *command: the command's words.
+            command: the command.
+            channel: the channel that it is about.
         """
-        self.send_unanswered(*command)
         if self._listens:
+            self.send_unanswered(command, channel)
             return
+        if not self.open or len(self._waiting) >= PENDING_MAX:
+            return  # without the PING, the reply of a refusal would go to another caller
+        asked = _Listening(command.lower().encode(), channel.encode())
+        self._listening.append(asked)
+        self.send_unanswered(command, channel)
+        self.send(partial(self._listened, asked, refused), "PING")
 
-        def answered(reply: Reply) -> None:
-            # A refusal is taken for the reply to the PING behind it, whose own reply comes next.
-            if isinstance(reply, hiredis.ReplyError):
-                self._waiting.appendleft(lambda _: None)
-                refused(reply)
+    def _listened(self, asked: _Listening, refused: OnReply, reply: Reply) -> None:
+        """Take the first reply behind a command that is confirmed by a message: its refusal, or the PING's.
 
-        self.send(answered, "PING")
+        A server may refuse the PING alone, as Redis does while it cannot save (MISCONF). If that were taken
+        for the refusal of the command, each later reply would go to the caller before the one whose it is.
+        The confirmation comes before any reply to the PING, so it tells the two apart.
+        """
+        self._listening.remove(asked)
+        if not isinstance(reply, hiredis.ReplyError):
+            return
+        if not asked.confirmed:
+            self._waiting.appendleft(lambda _: None)
+            refused(reply)
+        elif asked.command == b"sunsubscribe":
+            # The server may have ended the subscription itself, as the slot moved, with the same message.
+            self.end("a reply that may be that to either of two commands")
+
+    def _confirm(self, message: list[Any]) -> None:
+        for asked in self._listening:
+            if not asked.confirmed and message[:2] == [asked.command, asked.channel]:
+                asked.confirmed = True
+                return
 
     def flush(self) -> None:
         """Write all queued commands now."""
@@ -306,6 +342,7 @@ class Wire(asyncio.Protocol):
             while self.open and (reply := reader.gets()) is not _NO_MORE:
                 self._begun_bytes = 0
                 if isinstance(reply, hiredis.PushNotification):
+                    self._confirm(reply)
                     self._on_push(reply)
                 elif self._waiting:
                     self._waiting.popleft()(reply)

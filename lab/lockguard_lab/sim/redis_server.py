@@ -19,6 +19,9 @@ _INFO = (
     "# Persistence\r\nloading:0\r\n# Memory\r\nmaxmemory:0\r\n"
 )
 _NO_MORE = object()
+_REFUSED = ("PING", "SUBSCRIBE", "SSUBSCRIBE")
+_REFUSE_PING = ("LOADING", "MISCONF", "BUSY")
+"""What refuses PING as well as scripts; only BUSY refuses a subscription too."""
 
 
 class Cluster(Protocol):
@@ -57,7 +60,7 @@ class RedisServer:
         self.before_command: Callable[[str, tuple[bytes, ...]], Any] = lambda *_: None
         self.on_command: Callable[[str, tuple[bytes, ...], Any, Any, _Session], None] = lambda *_: None
         self.refuses = ""
-        """The error by which every script is refused; empty for none."""
+        """The error by which every script is refused, and PING by some; empty for none."""
         self.mute = False
         """Whether messages are lost."""
         self.master: RedisServer | None = None
@@ -283,16 +286,26 @@ class _Session:
 
     def execute(self, words: tuple[bytes, ...]) -> None:
         name, server = words[0].upper().decode(), self.server
-        if name in ("SUBSCRIBE", "SSUBSCRIBE") and not (
-            name == "SSUBSCRIBE"
-            and server.cluster is not None
-            and server.cluster.elsewhere(server, words[1:2], asking=False)
+        if (
+            name in ("SUBSCRIBE", "SSUBSCRIBE")
+            and not server.refuses.startswith("BUSY")
+            and not (
+                name == "SSUBSCRIBE"
+                and server.cluster is not None
+                and server.cluster.elsewhere(server, words[1:2], asking=False)
+            )
         ):
             self.channels.add((name == "SSUBSCRIBE", words[1]))
             self.push([name.lower().encode(), words[1], len(self.channels)])
             return
+        if name == "SUNSUBSCRIBE":
+            self.channels.discard((True, words[1]))
+            self.push([b"sunsubscribe", words[1], len(self.channels)])
+            return
         before = server.before_command(name, words)
         try:
+            if name in _REFUSED and server.refuses.startswith(_REFUSE_PING):
+                raise ReplyError(server.refuses)
             reply = self._reply(name, words)
         except ReplyError as error:
             reply = error
@@ -315,7 +328,7 @@ class _Session:
                 return self._run(name, words)
             case "CLIENT":
                 return self._client(words[1].upper().decode(), words)
-            case "SELECT" | "ASKING" | "SUNSUBSCRIBE":
+            case "SELECT" | "ASKING":
                 self._asking = name == "ASKING"
                 return Status(b"OK")
             case "CLUSTER" if server.cluster is not None:
