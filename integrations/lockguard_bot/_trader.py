@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from lockguard import LockGuard
-    from lockguard_bot._book import SignalBook
+    from lockguard_bot._book import Place, SignalBook
     from lockguard_bot._signals import Signal
     from lockguard_ccxt import GuardedExchange
     from lockguard_positions._manager import AtomicPositionManager
@@ -270,6 +270,8 @@ class Trader:
         if signal.at is None:
             return None
         place = await self._book.place(signal, symbol)
+        if isinstance(signal, OpenSignal) and (refused := self._of_its_age(signal, place)) is not None:
+            return refused  # whatever becomes of a later one
         if place.under_way is not None:
             # Its bot died halfway: finish or undo what that bot began, to see which signal came first.
             await self._manager.ensure_stop(signal.symbol, self._exchange.name)
@@ -280,12 +282,17 @@ class Trader:
             return Decision(
                 Outcome.UNDECIDED, f"the later signal {place.under_way} was begun, and is in doubt still"
             )
+        return None
+
+    def _of_its_age(self, signal: OpenSignal, place: Place) -> Decision | None:
+        """The refusal of an open that is too old, or given for a time to come, else ``None``."""
+        assert signal.at is not None
         assert place.age_s is not None
-        if isinstance(signal, OpenSignal) and place.age_s < -_AHEAD_S_MAX:
+        if place.age_s < -_AHEAD_S_MAX:
             return Decision(
                 Outcome.REFUSED, f"at={signal.at.isoformat()} has not come yet; set the sender's clock"
             )
-        if isinstance(signal, OpenSignal) and place.age_s > self._age_s_max:
+        if place.age_s > self._age_s_max:
             return Decision(
                 Outcome.REFUSED,
                 f"it is {place.age_s:.0f} s old and --max-age is {self._age_s_max:g} s; give it anew",

@@ -331,7 +331,7 @@ async def _close(urls: Urls, symbol: str, *, confirm: bool) -> tuple[dict[str, A
         unknown: UnknownMarket | None = None
         try:
             name = exchange.market(worded(symbol, name="symbol")).name
-            what = "takes its stop back and closes it with a reduce-only market order"
+            what = "closes it with a reduce-only market order and takes its stop back"
         except UnknownMarket as exc:
             name, unknown = short_name(symbol), exc
             what = "ends the row without an order, as the exchange lists no such market"

@@ -361,7 +361,8 @@ class Exits:
             return None
         if rest is not None:
             await self._rest.settle(position, rest)
-        rolled_back = position.status is not PositionStatus.ACTIVE and not (intent.asked or intent.unsent)
+        by_itself = position.status is not PositionStatus.ACTIVE and not (intent.asked or intent.unsent)
+        rolled_back = position.status is PositionStatus.PENDING_ENTRY or by_itself
         absent = IntentOutcome.REFUSED if intent.refused else IntentOutcome.ABSENT
         by = order or stop
         moved = await self._store.finish(

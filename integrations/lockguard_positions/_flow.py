@@ -183,6 +183,8 @@ class Flow:
         if intent is not None and stage.go_on is not None:
             return stage.go_on(self, position, intent)
         if self.rest.due(position):
+            if position.status in _WITHOUT_STOP:
+                self._without_stop(position)  # the look takes of the time for its stop
             return self.rest.catch_up(position)
         return None if stage.begin is None else stage.begin(self, position)
 
@@ -293,13 +295,9 @@ class Flow:
         self, position: Position, intent: Intent, why: str, *, passing: bool = False
     ) -> Progress:
         """End a row whose entry was not executed: ``canceled`` if the reason passes, else ``failed``."""
+        ended, refused = PositionStatus.CANCELED if passing else PositionStatus.FAILED, IntentOutcome.REFUSED
         moved = await self._store.finish(
-            self._lease,
-            position,
-            PositionStatus.CANCELED if passing else PositionStatus.FAILED,
-            intent=intent,
-            outcome=IntentOutcome.REFUSED,
-            error=why,
+            self._lease, position, ended, intent=intent, outcome=refused, error=why
         )
         return Progress(self._scope.moved(moved, position))
 

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from lockguard_positions._model import Position
 
-__all__ = ["OwnRows", "has_our_stop"]
+__all__ = ["OUR_STOPS", "OwnRows", "has_our_stop"]
 
-_OURS = "lgs-"
+OUR_STOPS = "lgs-"
 """The prefix of our stops' client order ids; see :func:`~lockguard_ccxt.client_order_id`."""
 
 
@@ -54,4 +54,4 @@ class OwnRows:
 
 def has_our_stop(position: Position) -> bool:
     """Whether a row's stop is named by us, and not by a person whose stop was taken over."""
-    return (position.stop_client_id or "").startswith(_OURS)
+    return (position.stop_client_id or "").startswith(OUR_STOPS)

@@ -28,6 +28,8 @@ _PRICE_SHARE = Decimal("0.0001")
 Exchanges round the two differently, such as to the tick for an order of several fills."""
 _PROOF_S = 1.0
 """For how long a proof counts, in seconds from its first read on."""
+_READS_MAX = 2
+"""How often a position is read for a proof that counts still when it has been read."""
 
 
 class Whose(Enum):
@@ -83,10 +85,16 @@ class Owner:
 
     async def is_sure(self, position: Position) -> bool:
         """Whether a position was proved to be ours within the last second, or is proved now."""
+        for _ in range(_READS_MAX):
+            if self._is_fresh(position):
+                return True
+            if await self.look(position, quietly=True) is not Whose.OURS:
+                return False
+        return self._is_fresh(position)
+
+    def _is_fresh(self, position: Position) -> bool:
         proved_at = self._proved_at.get(position.id)
-        if proved_at is not None and self._scope.clock.now() - proved_at < _PROOF_S:
-            return True
-        return await self.look(position, quietly=True) is Whose.OURS
+        return proved_at is not None and self._scope.clock.now() - proved_at < _PROOF_S
 
 
 async def fills_since_entry(scope: SymbolScope, position: Position) -> tuple[Fill, ...] | None:

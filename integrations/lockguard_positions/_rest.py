@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from lockguard_ccxt import Step
-from lockguard_positions._account import check_account
+from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._fired import less_its_stop
 from lockguard_positions._model import IntentOutcome, Progress
 from lockguard_positions._status import PositionStatus
@@ -89,7 +89,9 @@ class EntryRest:
     async def look_up(self, position: Position) -> Intent | None:
         """The intent of an entry that could still be filled; read from the table once under one lease."""
         if position.id not in self._entries:
-            self._entries[position.id] = await self._store.in_doubt(position, Step.ENTRY)
+            entry = await self._store.in_doubt(position, Step.ENTRY)
+            # One of which the row has nothing was never recorded: what it has filled is the row's quantity.
+            self._entries[position.id] = entry if entry is not None and entry.entered_since else None
         return self._entries[position.id]
 
     def noted(self, position: Position) -> bool:
@@ -114,10 +116,16 @@ class EntryRest:
         """Take the rest back, record what was filled of it, and have the stop cover that.
 
         Raises:
-            ExchangeUnreadable: the exchange did not answer.
+            ExchangeUnreadable: the exchange did not answer, and the row has its stop.
         """
         self._looks[position.id] += 1
-        rest = await self.taken_back(position)
+        try:
+            rest = await self.taken_back(position)
+        except ExchangeUnreadable:
+            if position.status is PositionStatus.ACTIVE:
+                raise
+            self._looks[position.id] = _LOOKS_MAX  # its stop does not wait for what cannot be read now
+            return Progress(position)
         if rest is None:
             return Progress(position)
         if rest.unrecorded > 0:
@@ -148,7 +156,6 @@ class EntryRest:
             order = await self._venue.find(self._market, entry) or order
         if order is None and entry.age_ms >= self._venue.in_doubt_ms:
             # The exchange has forgotten it: one that can still be filled is never forgotten.
-            await check_account(self._scope, position)
             return Rest(entry, None, open=False)
         if order is None or order.live:
             filled = entry.entered_since if order is None else order.filled

@@ -94,7 +94,7 @@ def statements(file: str, package: str = "lockguard_positions") -> dict[str, str
     """All statements of a package's SQL file, by name.
 
     ``{columns}`` and ``{intent_columns}`` are blocks of the same file, ``{open}`` is the open statuses,
-    ``{copied}`` is :data:`COPIED`.
+    ``{copied}`` is :data:`COPIED`, ``{part}`` is :data:`PART`.
     """
     text = (files(package) / "sql" / file).read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)

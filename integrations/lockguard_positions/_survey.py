@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._model import SyncAction, SyncOutcome
+from lockguard_positions._own_rows import OUR_STOPS
 from lockguard_positions._status import PositionStatus
 from lockguard_positions._stops import is_own, only_follows, short_by
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from lockguard_positions._venue import Venue
 
 __all__ = ["Survey", "survey"]
-
-_OURS = "lgs-"
-"""The prefix of our stops' client order ids; see :func:`~lockguard_ccxt.client_order_id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ async def _has_another_row(store: PositionStore, row: Position, stops: list[Plac
 
 def _may_be_left(row: Position, stop: PlacedOrder) -> bool:
     first = stop.attached and stop.side == row.side.exit and not only_follows(row, stop)
-    return stop.client_id.startswith(_OURS) or first
+    return stop.client_id.startswith(OUR_STOPS) or first
 
 
 def _strange(

@@ -29,6 +29,9 @@ class WholeNumber(click.IntRange):
     def __init__(self, least: int | None = 0, most: int | None = None) -> None:
         super().__init__(least, most)
 
+    def _describe_range(self) -> str:
+        return _described(self, super()._describe_range())
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number that ``value`` names; fails if it is malformed or out of range."""
         text = _written(value)
@@ -49,12 +52,20 @@ class DecimalNumber(click.FloatRange):
     def __init__(self, least: float | None = 0, most: float | None = None, *, above: bool = False) -> None:
         super().__init__(least, most, min_open=above)
 
+    def _describe_range(self) -> str:
+        return _described(self, super()._describe_range())
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number that ``value`` names; fails if it is malformed or out of range."""
         text = _written(value)
         if text is not None and not (_DECIMAL.fullmatch(text) and _is_plain(text)):
             self.fail(f"{value!r} is no number; write its digits only, such as 10 or 0.5", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def _described(number: click.IntRange | click.FloatRange, bounds: str) -> str:
+    """The bounds as ``--help`` shows them; click writes ``x<=None`` where there are none."""
+    return "" if number.min is None and number.max is None else bounds
 
 
 def _is_plain(text: str) -> bool:

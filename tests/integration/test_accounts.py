@@ -240,7 +240,10 @@ async def test_a_close_with_the_key_of_another_account_sells_nothing_there_then_
             done = await call("close", "APTUSDT", "--account", "scalpr", *confirmed)
             assert done.exit_code == 1
             assert f"other labels have: position {opened.position.id} of binance" in done.output
-        assert "--confirm takes its stop back" in (await call("close", "APTUSDT")).output
+        assert (
+            "--confirm closes it with a reduce-only market order and takes its stop back"
+            in (await call("close", "APTUSDT")).output
+        )
         assert (await call("close", "APTUSDT", "--confirm")).exit_code == 0
         assert exchange.record().of("main").position("APTUSDT") == 0
 

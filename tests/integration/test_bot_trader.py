@@ -242,6 +242,15 @@ async def test_an_open_that_is_too_old_or_of_tomorrow_is_refused_and_a_close_is_
     assert await desk.does(closing("s4", at=instant(-61_000))) == ("closed", False)
 
 
+async def test_an_open_that_is_too_old_is_refused_whatever_becomes_of_a_later_one(desk: Desk) -> None:
+    """It was put off for as long as the later one was in doubt, and its symbol was looked at each time."""
+    with killed_behind(desk.manager.store, "begin"):
+        await desk.trader.carry_out(opening("s2", at=instant(-1000)))
+    desk.exchange.deny(-2015)
+    assert await desk.does(opening("s1", at=instant(-59_000))) == ("undecided", False)
+    assert await desk.does(opening("s0", at=instant(-61_000))) == ("refused", False)
+
+
 async def test_an_id_that_is_used_for_something_else_is_refused(desk: Desk) -> None:
     await desk.does(opening("s1"))
     decision = await desk.trader.carry_out(closing("s1"))

@@ -180,6 +180,9 @@ def test_the_command_writes_its_result_and_its_exit_code(tmp_path: Path) -> None
         (["--threads", "0"], "threads=0 must be from 1 to 100"),
         (["--duration", "-1"], "duration=-1 s must be above 0 and at most a day"),
         (["--symbols", "0"], "symbols=0 must be at least 1"),
+        (["--ttl-ms", "99"], "ttl_ms=99 must be at least 100"),
+        (["--latency-ms", "-1"], "latency_ms=-1 must be at least 0"),
+        (["--stagger-ms", "-1"], "stagger_ms=-1 must be at least 0"),
         (
             ["--scenario", "A", "--phase", "after-order"],
             "phase=after-order: passes meet opens at a phase in scenario B only, not in A",

@@ -5,6 +5,7 @@ Whatever it fills later is the row's own: the row says so, its stop covers it, a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from lockguard_ccxt import Executed, OrderState, PlacedOrder, Refusal, Step
 from lockguard_positions import SyncAction
+from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._model import Intent, Progress
 from lockguard_positions._status import PositionStatus
 from tests.unit.positions_in_memory import DOUBT_MS, LOST, Desk, held, order, position, refused
@@ -281,6 +283,63 @@ async def test_an_entry_that_the_exchange_has_forgotten_cannot_be_filled_any_mor
     await a_pass(desk)
     assert not entry_in_doubt(desk)
     assert desk.row.quantity == Decimal(4)
+
+
+async def test_a_position_gets_its_stop_while_what_is_left_of_its_entry_cannot_be_read() -> None:
+    desk = Desk(position("entry_placed", quantity=Decimal(4)))
+    desk.doubt(Step.ENTRY)
+    desk.store.doubts[0] = replace(desk.store.doubts[0], client_id="lge-1", amount=Decimal(10))
+    desk.store.parts = Decimal(4)
+    shows(desk, entry("4"))
+
+    desk.venue.find = unread  # type: ignore[method-assign]
+    with suppress(ExchangeUnreadable):  # of the look behind the stop
+        await desk.flow.resume(desk.row)
+    assert (desk.row.status, stops(desk)) == (PositionStatus.ACTIVE, [Decimal(4)])
+    assert entry_in_doubt(desk)
+
+
+async def test_a_position_with_a_stop_is_told_as_unread_where_what_is_left_of_its_entry_cannot_be() -> None:
+    desk = await opened_in_part()
+    desk.venue.find = unread  # type: ignore[method-assign]
+    with pytest.raises(ExchangeUnreadable):
+        await a_pass(desk)
+    assert entry_in_doubt(desk)
+
+
+async def unread(*_: Any, **__: Any) -> Any:
+    """The exchange's answer to what is asked of an order."""
+    raise ExchangeUnreadable("the exchange did not answer")
+
+
+async def test_an_entry_of_which_its_row_has_nothing_was_never_recorded_in_part() -> None:
+    """Its fill is what the row is closed for already: counted as more, it would be sold twice."""
+    desk = Desk(position("pending_entry", entry_order_id=None, exit_reason="exit"))
+    desk.doubt(Step.ENTRY)
+    desk.store.doubts[0] = replace(desk.store.doubts[0], client_id="lge-1", amount=Decimal(10))
+    all_filled(desk)
+    desk.venue.holdings = [desk.venue.holdings[0], None]
+    await desk.flow.drive(await desk.flow.intend_close(desk.row, "exit", asked=True))
+    sold = [intent.amount for what, intent in desk.venue.sent if what == "close"]
+    assert sold == [Decimal(10)]
+    assert desk.row.status is PositionStatus.ROLLED_BACK
+
+
+async def test_the_time_without_a_stop_runs_while_what_is_left_of_its_entry_is_looked_at() -> None:
+    desk = Desk(position("entry_placed", quantity=Decimal(4)))
+    desk.doubt(Step.ENTRY)
+    desk.store.doubts[0] = replace(desk.store.doubts[0], client_id="lge-1", amount=Decimal(10))
+    desk.store.parts = Decimal(4)
+    shows(desk, entry("4"))
+    find, running = desk.venue.find, list[bool]()
+
+    async def seen(*given: Any, **more: Any) -> Any:
+        running.append(desk.flow._unstopped.running)
+        return await find(*given, **more)
+
+    desk.venue.find = seen  # type: ignore[method-assign]
+    await desk.flow.resume(desk.row)
+    assert running[0]
 
 
 async def close(desk: Desk) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lockguard.testing import FakeClock
 from lockguard_ccxt import Executed, Fill, OrderState, Refusal, Step
 from lockguard_positions import SyncAction
 from lockguard_positions._flow import Flow
@@ -96,6 +97,30 @@ async def test_what_a_person_opened_at_the_same_price_as_the_entry_is_not_the_en
     await desk.flow.resume(desk.row)
     assert ("close" in orders(desk)) is sells
     assert any("not closed without a person's word" in told for told in desk.alerts) is not sells
+
+
+async def test_a_proof_that_took_longer_than_it_counts_is_read_once_more_before_the_exit() -> None:
+    """Between its first read and the order a person may have closed the position, and opened another."""
+    desk = Desk(position("pending_sl"))
+    owner, clock = desk.flow._exits.owner, FakeClock()
+    owner._scope = replace(desk.scope, clock=clock)
+    desk.venue.holdings, desk.venue.fills = [held()], fills()
+    read, reads = desk.venue.fills_since, list[float]()
+
+    async def slowly(*given: Any) -> Any:
+        reads.append(clock.now())
+        found = await read(*given)
+        clock.advance((1100 if len(reads) <= slow else 100) * timedelta(milliseconds=1))
+        return found
+
+    desk.venue.fills_since = slowly  # type: ignore[method-assign]
+    slow = 1
+    assert await owner.is_sure(desk.row)
+    assert len(reads) == 2
+    slow = 9
+    clock.advance(timedelta(seconds=2))
+    assert not await owner.is_sure(desk.row)
+    assert len(reads) == 4
 
 
 @pytest.mark.parametrize(

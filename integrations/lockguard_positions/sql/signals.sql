@@ -45,7 +45,8 @@ with mine as (
    where $6::timestamptz <= clock_timestamp() + interval '1 minute'
   on conflict (exchange, signal_id, bot) do nothing
 )
-select bot from monitoring.signal_attempts where exchange = $1 and signal_id = $2 and bot <> $3 order by begun_at
+select bot from monitoring.signal_attempts where exchange = $1 and signal_id = $2 and bot not in ($3, '')
+ order by begun_at
 
 -- name: begin_reading
 -- A line of a file has no symbol yet, so no lease keeps others from it: only who began long ago has ended.

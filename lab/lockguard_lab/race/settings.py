@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from typing import Any, Literal, TypeAlias, cast, get_args
 
+from lockguard._times import TTL_MIN
 from lockguard.errors import ConfigurationError
 
 __all__ = [
@@ -131,6 +133,12 @@ class RaceSettings:
             raise ConfigurationError(f"opens={self.opens} must be from 1 to {_OPENS_MAX}")
         if self.symbols is not None and self.symbols < 1:
             raise ConfigurationError(f"symbols={self.symbols} must be at least 1")
+        least = TTL_MIN // timedelta(milliseconds=1)
+        if self.ttl_ms < least:
+            raise ConfigurationError(f"ttl_ms={self.ttl_ms} must be at least {least}")
+        for name in ("latency_ms", "stagger_ms"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 0")
 
     def _check_phase(self) -> None:
         if self.phase not in PHASES:
