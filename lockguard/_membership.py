@@ -43,6 +43,7 @@ import logging
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,9 @@ class Members:
                     f"{node.name} cannot be one of several nodes; give independent standalone servers"
                 )
         self._bringing_up: dict[QuorumNode, asyncio.Task[None]] = {}
-        self._tried: set[QuorumNode] = set()
+        self._tried: Counter[QuorumNode] = Counter()
+        """How many attempts to connect to each node have ended."""
+        self._hurry = asyncio.Event()
         self._refusals: dict[QuorumNode, ConfigurationError] = {}
         self._news = asyncio.Event()
         self._admission: asyncio.Task[None] | None = None
@@ -97,7 +100,9 @@ class Members:
     async def connect(self, *, enough: int, grace_s: float) -> None:
         """Wait until ``enough`` nodes are connected, or each of the others was tried once.
 
-        Connecting to the rest goes on in the background.
+        Connecting to the rest goes on in the background. A node that refuses the log-in ends the wait only
+        where it has just done so, and where the nodes that did not refuse could not decide even if all of
+        them were connected: one that is silent, or was repaired since, may still make the majority.
 
         Args:
             enough: how many are needed.
@@ -105,7 +110,8 @@ class Members:
                 that is slow for a moment would decide.
 
         Raises:
-            ConfigurationError: too few are connected and one refused the log-in, or two are not independent.
+            ConfigurationError: so many refused the log-in that the others are too few, or two are not
+                independent.
         """
         for node in self.nodes:
             task = self._bringing_up.get(node)
@@ -113,13 +119,21 @@ class Members:
                 self._bringing_up[node] = asyncio.create_task(
                     self._bring_up(node), name=f"lockguard-connect-{node.name}"
                 )
-        while sum(node.ready for node in self.nodes) < enough and not self._tried.issuperset(self.nodes):
+        before = self._tried.copy()
+        while sum(node.ready for node in self.nodes) < enough:
+            refused = [node for node in self.nodes if node in self._refusals and not node.ready]
+            just_now = [node for node in refused if self._tried[node] > before[node]]
+            if len(self.nodes) - len(just_now) < enough:
+                raise self._refusals[just_now[0]]
+            if len(self.nodes) - len(refused) < enough:
+                self._hurry.set()
+                self._hurry.clear()
+            elif len(self._tried) == len(self.nodes):
+                break
             await self._next_news()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._all_tried()
-        if sum(node.ready for node in self.nodes) < enough and self._refusals:
-            raise next(iter(self._refusals.values()))
         self.check_independence()
 
     def check_independence(self) -> None:
@@ -143,7 +157,7 @@ class Members:
         self._independent = now
 
     async def _all_tried(self) -> None:
-        while not self._tried.issuperset(self.nodes):
+        while len(self._tried) < len(self.nodes):
             await self._next_news()
 
     async def _next_news(self) -> None:
@@ -157,18 +171,24 @@ class Members:
                 await node.connect()
                 self._refusals.pop(node, None)
             except ConfigurationError as exc:
-                # Not tried again before the next connect(): a wrong password does not become right by itself.
-                if self._refusals.get(node) is None:
+                if node not in self._refusals:
                     _LOG.warning("%s does not take part: %s", node.name, exc)
                 self._refusals[node] = exc
-                return
             except NodeError:
-                pass
+                self._refusals.pop(node, None)  # what it would say now is not known
             finally:
-                self._tried.add(node)
+                self._tried[node] += 1
                 self._news.set()
             if not node.ready:
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
+                rest_s = backoff_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+                if (
+                    node in self._refusals
+                ):  # a password may have been set right, and a caller waits to hear it
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(rest_s):
+                            await self._hurry.wait()
+                else:
+                    await asyncio.sleep(rest_s)
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
 
     def note_ttl(self, ttl_ms: int) -> None:

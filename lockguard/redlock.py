@@ -140,7 +140,7 @@ class Redlock:
         :meth:`aclose`.
 
         Raises:
-            ConfigurationError: a node refused the log-in, or nodes are not independent.
+            ConfigurationError: too many nodes refused the log-in, or nodes are not independent.
         """
         await self._members.connect(enough=self._quorum, grace_s=self._node_timeout_s)
 

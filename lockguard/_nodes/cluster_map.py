@@ -109,8 +109,8 @@ class ClusterMap:
         """Read the map and connect to its shards; an unreachable shard is tried again later.
 
         Raises:
-            NodeRefused: no server returned the map.
-            ConfigurationError: a server refused the log-in, or is not part of a cluster.
+            NodeRefused: no server returned the map, and not all of them refused.
+            ConfigurationError: each server refused the log-in, or is not part of a cluster.
         """
         if self.known:
             return
@@ -132,8 +132,8 @@ class ClusterMap:
         """The servers that serve slots, as one of them says now.
 
         Raises:
-            NodeError: no server returned the map.
-            ConfigurationError: a server refused the log-in, or is not part of a cluster.
+            NodeError: no server returned the map, and not all of them refused.
+            ConfigurationError: each server refused the log-in, or is not part of a cluster.
         """
         await first_of(self._to_ask(), self._read)
         self._refreshed()
@@ -163,7 +163,9 @@ class ClusterMap:
         try:
             await first_of([self._shard_of(seed) for seed in self._seeds], self._read)
         except NodeRefused as exc:
-            self.unreached = str(exc)
+            # One of several seeds that refuses decides nothing for one that is only away, but is told.
+            refusal = f", and {exc.__cause__}" if isinstance(exc.__cause__, ConfigurationError) else ""
+            self.unreached = f"{exc}{refusal}"
             raise
         connecting = [self._own(shard.connect()) for shard in self._serving()]
         # Do not wait for a dead shard: calls meant for it are retried until it is reachable.

@@ -105,8 +105,9 @@ async def first_of(candidates: Sequence[C], connect: Callable[[C], Awaitable[T]]
     """Connect to each candidate, the next after a short delay or a failure; returns the first success.
 
     Raises:
-        ConfigurationError: all attempts failed, and one of them with this error.
-        Exception: all attempts failed: the error of the first to fail.
+        ConfigurationError: all attempts failed, and each of them with this error.
+        Exception: all attempts failed: the error of the first to fail in another way, which may pass. The
+            refusal of another candidate, if there is one, is its ``__cause__``.
     """
     if len(candidates) == 1:
         return await connect(candidates[0])
@@ -127,7 +128,11 @@ async def first_of(candidates: Sequence[C], connect: Callable[[C], Awaitable[T]]
         for attempt in trying:
             attempt.cancel()
         await asyncio.gather(*trying, return_exceptions=True)
-    raise next((fault for fault in faults if isinstance(fault, ConfigurationError)), faults[0])
+    refusal = next((fault for fault in faults if isinstance(fault, ConfigurationError)), None)
+    passing = next((fault for fault in faults if not isinstance(fault, ConfigurationError)), None)
+    if passing is None or refusal is None:
+        raise faults[0]
+    raise passing from refusal
 
 
 def keep_alive(transport: asyncio.BaseTransport) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import hiredis
 
 from lockguard._nodes.address import Address
-from lockguard._nodes.remedies import no_right
+from lockguard._nodes.remedies import AGAIN, no_right
 from lockguard._nodes.wire import Reply, Wire
 from lockguard._scripts import SCRIPTS
 from lockguard.errors import ConfigurationError, NodeRefused
@@ -161,7 +161,7 @@ class LogIn:
         # A server that does not know AUTH quotes its arguments, and old ones, and proxies, do so with HELLO.
         text, name = hidden(str(reply), self.address.password), self.address.name
         if text.startswith(NOT_READY):
-            raise NodeRefused(f"Redis at {name} is not ready: {text}", node=name)
+            raise NodeRefused(f"Redis at {name} is not ready: {text}{AGAIN}", node=name)
         if text.startswith("WRONGPASS") and self.address.credentials is not None:
             # They may have been changed since they were fetched, and are fetched anew for the next attempt.
             raise NodeRefused(
@@ -285,7 +285,7 @@ def require(facts: ServerFacts, *, name: str, mode: str) -> None:
     if facts.role == "slave" and mode != "cluster":  # a cluster's replica tells the map and its master
         raise NodeRefused(f"Redis at {name} is a replica of {facts.master}; give its master", node=name)
     if facts.loading:
-        raise NodeRefused(f"Redis at {name} is still loading its data", node=name)
+        raise NodeRefused(f"Redis at {name} is not ready: it is still loading its data{AGAIN}", node=name)
     if facts.evicts:
         _LOG.warning(
             "Redis at %s drops keys when it is full (maxmemory-policy %s), so leases may end early:"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["no_right", "or_check", "with_rights"]
+__all__ = ["AGAIN", "no_right", "or_check", "with_rights"]
+
+AGAIN = "; lockguard tries again until it is"
+"""The remedy for a server that is not ready: nothing is wrong with its URL, and it runs."""
 
 _NO_RIGHT = ("NOPERM", "The user executing the script can't", "ACL failure in script")
 """How a server says that a user lacks a right: the second is Redis 7.0's of a command within a script, the
@@ -31,5 +34,5 @@ def with_rights(asked: str, told: str, role: str) -> str:
 
 
 def or_check(cause: str) -> str:
-    """Why a server is not connected, with a remedy: a cause that is a refusal has its own."""
+    """Why a server is not connected, with a remedy: a refusal has its own, and so has what passes."""
     return cause if "; " in cause else f"{cause}; check the URL and that the server runs"

@@ -45,6 +45,7 @@ _ANSWER_S = 0.5
 _GIVE_UP_S = 5.0
 _SENTINEL_PORT = 26_379
 _NO_SENTINEL = "is no Sentinel"
+_NO_SERVICE = re.compile("No such (master|primary)")
 _LOG_IN = (
     "give the Sentinels' own user and password as ?sentinel_username= and &sentinel_password= of the URL,"
     " or none if they have none"
@@ -177,7 +178,7 @@ class SentinelNode(StandaloneNode):
 
         Raises:
             NodeRefused: no master was found, or it cannot be reached.
-            ConfigurationError: the master or the Sentinels refused the log-in, or the URL names no Sentinels.
+            ConfigurationError: the master or all Sentinels refused the log-in, or the URL names no Sentinels.
         """
         if self._watcher is None:
             self._sentinels = [_Sentinel(endpoint, self._url.service) for endpoint in self._url.sentinels]
@@ -231,7 +232,7 @@ class SentinelNode(StandaloneNode):
 
         Raises:
             NodeRefused: no Sentinel knows the master.
-            ConfigurationError: none of the servers is a Sentinel, or all that answered refused to tell.
+            ConfigurationError: none of the servers is a Sentinel, or each of them refused to tell.
         """
         states = await self._states()
         known = [state for state in states if isinstance(state, _State)]
@@ -246,16 +247,22 @@ class SentinelNode(StandaloneNode):
                 f"{endpoint.name}: {state}"
                 for endpoint, state in zip(self._url.sentinels, states, strict=True)
             )
-            answers = [state for state in states if not isinstance(state, _Silence)]
-            remedies = dict.fromkeys(state.remedy for state in answers if isinstance(state, _Refusal))
-            if answers and all(isinstance(state, _Refusal) for state in answers):
-                raise ConfigurationError(
-                    f"no Sentinel of {self._url.service!r} lets lockguard ask: {told}; {', '.join(remedies)}"
-                )
+            remedies = dict.fromkeys(filter(None, map(self._remedy_for, states)))
+            told = "; ".join([told, ", ".join(remedies)]) if remedies else told
+            # One that is away, or only slow, agrees to nothing, such as that the log-in is a mistake.
+            if all(isinstance(state, _Refusal) for state in states):
+                raise ConfigurationError(f"no Sentinel of {self._url.service!r} lets lockguard ask: {told}")
             raise NodeRefused(f"no Sentinel knows {self._url.service!r}: {told}", node=self._url.service)
         latest = max(known, key=lambda state: (state.epoch, state.promoting))
         host, port = self._url.address_map(latest.host, latest.port)
         return replace(self._url.master, host=host, port=port)
+
+    def _remedy_for(self, state: _State | _Refusal | str) -> str:
+        if isinstance(state, _Refusal):
+            return state.remedy
+        if isinstance(state, str) and _NO_SERVICE.match(state):
+            return f"check the name of the service in the URL, {self._url.service!r}"
+        return ""
 
     async def _states(self) -> list[_State | _Refusal | str]:
         """Each Sentinel's state, or why there is none within half a second.
@@ -265,14 +272,7 @@ class SentinelNode(StandaloneNode):
         """
         asked = [sentinel.ask() for sentinel in self._sentinels]
         await asyncio.wait(asked, timeout=_ANSWER_S)
-        # One that is only slow agrees to nothing, such as that the log-in is a mistake.
         return [task.result() if task.done() else f"no answer within {_ANSWER_S:g} s" for task in asked]
-
-
-class _Silence(str):
-    """Why a Sentinel that cannot be asked gives no answer."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,12 +362,12 @@ class _Sentinel:
         except ResponseError as exc:
             return _NO_SENTINEL if str(exc).startswith("unknown command") else self._said(exc)
         except TimeoutError:
-            return _Silence(f"no answer within {_GIVE_UP_S:g} s")
+            return f"no answer within {_GIVE_UP_S:g} s"
         except (RedisError, OSError, LookupError, ValueError, AttributeError, TypeError) as exc:
             # The last two are redis-py's about an answer that is none of a Sentinel.
             ended = self._endpoint.url.startswith("rediss") and ("reset" in str(exc) or "closed" in str(exc))
             said = self._said(exc)
-            return _Silence(f"{said}, {AS_WITHOUT_CERTIFICATE}" if ended else said)
+            return f"{said}, {AS_WITHOUT_CERTIFICATE}" if ended else said
 
     def _said(self, exc: Exception) -> str:
         """What a Sentinel said, without the password, which one that refuses its log-in may quote."""

@@ -15,7 +15,7 @@ from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address
 from lockguard._nodes.connection import Connection
 from lockguard._nodes.login import NOT_READY, ServerFacts, ask_all, require
-from lockguard._nodes.remedies import with_rights
+from lockguard._nodes.remedies import AGAIN, with_rights
 from lockguard._nodes.scanning import scan
 from lockguard._nodes.scripted import UNREADABLE, ScriptedNode, not_connected, reason_of
 from lockguard._nodes.wire import Cut, NotSent, Reply, Wire
@@ -390,7 +390,7 @@ class StandaloneNode(ScriptedNode):
                 # On this connection nobody would ask again in which run the server is, and whether it is one
                 # of several that decide together.
                 name = self._name_at(address)
-                raise NodeRefused(f"Redis at {name} is not ready: {reply}", node=name)
+                raise NodeRefused(f"Redis at {name} is not ready: {reply}{AGAIN}", node=name)
         facts = ServerFacts.parse(info)
         if not self.ready:  # also of a server that is refused: they tell that it replicates another
             self._facts = facts

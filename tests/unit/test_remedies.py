@@ -10,6 +10,8 @@ import pytest
 from lockguard import LockGuard
 from lockguard._lease import parse_resource
 from lockguard._namespace import NAMESPACE
+from lockguard._nodes.address import Address
+from lockguard._nodes.login import LogIn
 from lockguard._nodes.scanning import scan
 from lockguard._nodes.scripted import keys_of, not_connected, reason_of
 from lockguard._scripts import ACQUIRE, BREAK, EXTEND, HISTORY, INSPECT, RELEASE, Script
@@ -73,6 +75,15 @@ async def test_a_user_who_may_not_scan_is_told_what_it_lacks() -> None:
 )
 def test_a_server_that_is_not_connected_has_one_remedy(cause: str, remedy: str) -> None:
     assert not_connected("a:1", Exception(cause)) == f"Redis at a:1 is not connected ({cause}){remedy}"
+
+
+@pytest.mark.parametrize("said", ["LOADING Redis is loading the dataset in memory", "BUSY Redis is busy"])
+def test_a_server_that_is_not_ready_is_told_without_advice_to_look_at_its_url(said: str) -> None:
+    with pytest.raises(NodeRefused) as refused:
+        LogIn(Address.parse("redis://a:1"), "lockguard:inbox:1").accept(hiredis.ReplyError(said))
+    told = not_connected("a:1", refused.value)
+    assert f"is not ready: {said}; lockguard tries again until it is" in told
+    assert "check" not in told
 
 
 @pytest.mark.filterwarnings("error")  # of an even number of servers: there is one
