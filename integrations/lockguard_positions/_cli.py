@@ -46,7 +46,7 @@ from lockguard_positions._fit._command import fit
 from lockguard_positions._model import Adopt, SyncAction, SyncOutcome, worded
 from lockguard_positions._options import exchange_options, older_than_option, with_urls
 from lockguard_positions._pace import Pace
-from lockguard_positions._schema import migrate, protect_positions
+from lockguard_positions._schema import migrate, protect_positions, version
 from lockguard_positions._venue import Venue
 
 if TYPE_CHECKING:
@@ -372,18 +372,24 @@ async def _close(urls: Urls, symbol: str, *, confirm: bool) -> tuple[dict[str, A
     "--database", envvar="LOCKGUARD_DATABASE_URL", metavar="URL", help="[env: LOCKGUARD_DATABASE_URL]"
 )
 @click.option("--to", type=WholeNumber(), help="The version.  [default: the latest]")
+@click.option("--confirm", is_flag=True, help="Also go down, which removes what later versions keep.")
 @click.option(
     "--protect",
     is_flag=True,
     help="Also have the fence refuse every write of state that presents no lease; price ticks are exempt.",
 )
-def migrate_(*, database: str | None, to: int | None, protect: bool) -> None:
+def migrate_(*, database: str | None, to: int | None, confirm: bool, protect: bool) -> None:
     """Bring the tables of the positions to a version, up or down."""
-    _run(_migrate(database, to, protect=protect))
+    _run(_migrate(database, to, confirm=confirm, protect=protect))
 
 
-async def _migrate(database: str | None, to: int | None, *, protect: bool) -> None:
+async def _migrate(database: str | None, to: int | None, *, confirm: bool, protect: bool) -> None:
     async with connect_any_database(database) as pool, pool.acquire() as conn:
+        if to is not None and not confirm and to < (now := await version(conn)):
+            lost = "the tables, with all their rows" if to == 0 else "what the versions after it keep"
+            raise ConfigurationError(
+                f"--to {to} goes down from version {now}, and removes {lost}; add --confirm if that is meant"
+            )
         done = await migrate(conn, to=to)
         click.echo(f"version {done.after}" + (f", was {done.before}" if done.before != done.after else ""))
         if protect:

@@ -107,6 +107,16 @@ async def leftovers(redis_url: str, database_url: str, tmp_path: Path) -> AsyncI
         yield left
 
 
+async def test_tables_go_down_only_where_that_is_confirmed(leftovers: Leftovers) -> None:
+    run, before = leftovers.terminal.lockguard, await leftovers.rows()
+    assert (await run("positions", "migrate", "--to", "2")).exit_code == 0
+    told = "--to 0 goes down from version 2, and removes the tables, with all their rows; add --confirm"
+    with pytest.raises(AssertionError, match=told):  # the terminal shows the error that main() words
+        await run("positions", "migrate", "--to", "0")
+    assert await leftovers.rows() == before
+    assert (await run("positions", "migrate", "--to", "0", "--confirm")).stdout == "version 0, was 2\n"
+
+
 async def test_leftovers_are_diagnosed_shown_cleaned_up_and_migrated(leftovers: Leftovers) -> None:
     run, before = leftovers.terminal.lockguard, await leftovers.rows()
     assert [status for _, _, status in before] == ["rolled_back", "active", "entry_placed"]
