@@ -245,6 +245,8 @@ class Connection:
                 await self.connect()
                 if self._wire is not None:
                     await ask(self._wire, "PING")
+                if owes():  # refused for a moment
+                    await asyncio.sleep(PAUSE_FIRST_S)
             except (NodeRefused, ConnectionError):  # the next connection is lost too
                 await asyncio.sleep(PAUSE_FIRST_S)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from lockguard._lease import Grant, GrantId, Resource
 from lockguard._namespace import NAMESPACE, Namespace
@@ -18,10 +19,13 @@ from lockguard._nodes.scripted import (
     parse_membership,
 )
 from lockguard._nodes.standalone import Call, StandaloneNode
-from lockguard._scripts import ACQUIRE, ADMIT, REJOIN, RELEASE
+from lockguard._scripts import ACQUIRE, ADMIT, EXTEND, REJOIN, RELEASE
 from lockguard.ports import AcquireRequest, AcquireVote, Answer, Done, Membership, NoVote, Quarantined
 
 __all__ = ["MemberNode"]
+
+_OF_A_GRANT = (ACQUIRE, EXTEND, REJOIN, RELEASE)
+"""Scripts whose first argument is a grant, and after which no earlier release of it may come."""
 
 _LOOK = -1
 _ASK = -2
@@ -64,6 +68,7 @@ class MemberNode(StandaloneNode):
         self._identified: ServerFacts | None = None
         self._server_ids: frozenset[str] = frozenset()
         self._admission_needed: Callable[[], None] = lambda: None
+        self._undoing: WeakValueDictionary[str | int, Call] = WeakValueDictionary()
 
     @property
     def server_ids(self) -> frozenset[str]:
@@ -137,6 +142,21 @@ class MemberNode(StandaloneNode):
         """Run admit.lua to admit the node, unless it is a member or has had another loss."""
         args = (self._facts.run_id, quarantine_ms, ttl_max_ms, admission, loss, self.name)
         return self._run(ADMIT, parse_membership, (self._member,), *args)
+
+    def send_call(self, call: Call, *, lone: bool = False) -> None:
+        """Send a call by its script's SHA; see :meth:`run`.
+
+        A caller whose votes were split undoes them, and asks again with the same grant. An undo that was
+        refused for a moment must not be sent again behind that question. It would take the vote away: two
+        could hold the lock.
+        """
+        if call.script in _OF_A_GRANT and self.ready:
+            undo = self._undoing.pop(call.args[0], None)
+            if undo is not None and undo is not call:
+                undo.withdraw()
+            if call.script is RELEASE:
+                self._undoing[call.args[0]] = call
+        super().send_call(call, lone=lone)
 
     def _send_text(self, call: Call) -> None:
         if call.script is ACQUIRE:

@@ -202,7 +202,7 @@ class SentinelNode(StandaloneNode):
 
     def answered(self, call: Call, reply: Reply) -> None:
         """Turn the reply to a call into its vote; remember a release until no failover can have lost it."""
-        if call.script is RELEASE:
+        if call.script is RELEASE and not call.owed_until:
             # Not the current address: the next connection may already be on its way to another master.
             self._releases.note(self._said_to, call.keys, call.args)
         super().answered(call, reply)
@@ -214,7 +214,8 @@ class SentinelNode(StandaloneNode):
     def _connected(self, *, again: bool) -> None:
         here = self._said_to = self._endpoint()
         for release in self._releases.moved(lambda _: here):
-            self._owed_releases.append((RELEASE.sha, len(release.keys), *release.keys, *release.args))
+            future = self._loop.create_future()
+            self._owe(Call(self, RELEASE, bool, release.keys, release.args, future))
         super()._connected(again=again)
 
     async def _watch(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import hiredis
 
+from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import GrantId, Resource
 from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address
@@ -28,6 +30,10 @@ __all__ = ["SAME_AGAIN", "Call", "StandaloneNode"]
 T = TypeVar("T")
 
 _OWED_RELEASES_MAX = 10_000
+_OWED_PAUSE_S = 0.25
+_OWED_FOR_MIN_S = 30.0
+"""A place in a queue has no ttl of its own."""
+_VOID = -1.0
 _WAIT_MS_MAX = 1_000
 
 _WITH_TTL = (ACQUIRE, EXTEND)
@@ -39,6 +45,9 @@ release with an unknown outcome is repeated too, but its second reply is not tru
 
 _ELSEWHERE = ("READONLY", "MASTERDOWN", "LOADING")
 """Errors of a server that is no longer the master, or not yet again. The command was not executed."""
+
+_PASSING = (*_ELSEWHERE, "BUSY", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "OOM", "NOREPLICAS")
+"""Errors of a server that would take the same command at another moment."""
 
 
 class Call:
@@ -57,9 +66,23 @@ class Call:
         tries: how often it was sent again.
         began_at: when the call was created, by the clock, in seconds; a cluster bounds the call by it.
         fault: why it was sent again last.
+        owed_until: until when a release that failed is worth another try, by the clock, in seconds; 0 before
+            it failed, negative if it must not be sent again.
     """
 
-    __slots__ = ("args", "began_at", "decode", "fault", "future", "keys", "node", "script", "tries")
+    __slots__ = (
+        "__weakref__",
+        "args",
+        "began_at",
+        "decode",
+        "fault",
+        "future",
+        "keys",
+        "node",
+        "owed_until",
+        "script",
+        "tries",
+    )
 
     def __init__(
         self,
@@ -81,6 +104,11 @@ class Call:
         self.tries = 0
         self.began_at = began_at
         self.fault = ""
+        self.owed_until = 0.0
+
+    def withdraw(self) -> None:
+        """Have a release not sent again: its grant is asked for once more, or another release follows."""
+        self.owed_until = _VOID
 
     def __call__(self, reply: Reply) -> None:
         """Pass the reply to the node that sent the call."""
@@ -91,7 +119,9 @@ class StandaloneNode(ScriptedNode):
     """Keeps locks in one server.
 
     A release that was lost with its connection is sent again before any other command on the next one, so
-    that neither a cancelled acquire nor a body that ended leaves the lock closed for its ttl.
+    that neither a cancelled acquire nor a body that ended leaves the lock closed for its ttl. One that the
+    server refused for a moment is sent again after a pause: one release tries, and the others follow once it
+    was taken.
 
     Any other idempotent call that was lost is sent once more, with the same grant, if the first attempt to
     reconnect succeeds and its caller still waits. So a caller is not refused because a NAT dropped an idle
@@ -135,7 +165,10 @@ class StandaloneNode(ScriptedNode):
         self._min_replicas = min_replicas
         self._redirect = redirect
         self._facts = ServerFacts()
-        self._owed_releases: deque[tuple[str | int, ...]] = deque(maxlen=_OWED_RELEASES_MAX)
+        self._owed_releases: deque[Call] = deque(maxlen=_OWED_RELEASES_MAX)
+        self._owed_for_s = _OWED_FOR_MIN_S
+        self._paying: asyncio.TimerHandle | None = None
+        self._one_tries = False
         self._lost: list[tuple[Call, Exception]] = []
         self._ttl_ms: str | int = 0
         self._connection = Connection(
@@ -183,6 +216,8 @@ class StandaloneNode(ScriptedNode):
     async def aclose(self) -> None:
         """Send what is queued, and the releases that are owed, then close the connection."""
         await self._connection.aclose(owes=lambda: self._owed_releases)
+        if self._paying is not None:
+            self._paying.cancel()
         self._give_up()
 
     def abandon(self) -> None:
@@ -244,6 +279,7 @@ class StandaloneNode(ScriptedNode):
         if script in _WITH_TTL and args[_TTL] != self._ttl_ms:
             self._ttl_ms = args[_TTL]
             self._connection.note_ttl(int(self._ttl_ms))
+            self._owed_for_s = max(self._owed_for_s, int(self._ttl_ms) / 1000)
         head, skipped = _head(script.sha, call.keys, len(args))
         packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub takes one word
         self._connection.send_packed(call, head + packed[skipped:], lone=lone)
@@ -332,8 +368,8 @@ class StandaloneNode(ScriptedNode):
     def _no_vote(self, call: Call, fault: Exception) -> NoVote:
         """The vote for a failed call: an error is never a yes (S12)."""
         text = f"{self.name}: {reason_of(call.script, call.keys, call.args, fault)}"
-        if call.script is RELEASE and isinstance(fault, Cut | NotSent) and self._connection.connected_before:
-            self._owed_releases.append((call.script.sha, len(call.keys), *call.keys, *call.args))
+        if call.script is RELEASE and self._connection.connected_before and _passes(fault):
+            self._owe(call)
         if isinstance(fault, Cut):
             return MaybeExecuted(NodeUnknown(text, node=self.name))
         if isinstance(fault, NotSent):
@@ -362,9 +398,7 @@ class StandaloneNode(ScriptedNode):
     def _connected(self, *, again: bool) -> None:
         if not again:
             return
-        for release in tuple(self._owed_releases):
-            self._owed_releases.popleft()
-            self._connection.send(self._release_sent_again(release), "EVALSHA", *release)
+        self._pay_all()
         lost, self._lost = self._lost, []
         for call, _ in lost:
             # Not for a cancelled caller: its release was sent before.
@@ -372,14 +406,45 @@ class StandaloneNode(ScriptedNode):
                 self._send_text(call)
         self._wake(None)
 
-    def _release_sent_again(self, release: tuple[str | int, ...]) -> Callable[[Reply], None]:
-        def answered(reply: Reply) -> None:
-            if isinstance(reply, Cut | NotSent):
-                self._owed_releases.append(release)
-            elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
-                self._connection.send(lambda _: None, "EVAL", RELEASE.source, *release[1:])
+    def _owe(self, release: Call) -> None:
+        """Keep a release that failed, to send it again while the lock may still be closed by it."""
+        now = SYSTEM_CLOCK.now()
+        if not release.owed_until:
+            release.owed_until = now + self._owed_for_s
+        elif now >= release.owed_until:
+            return
+        release.decode = self._taken  # nobody waits for what it finds
+        self._owed_releases.append(release)
+        self._pay_soon()
 
-        return answered
+    def _pay_soon(self) -> None:
+        if self._paying is None and self._owed_releases and self._connection.comes_back:
+            pause_s = _OWED_PAUSE_S * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+            self._paying = self._loop.call_later(pause_s, self._pay_one)
+
+    def _pay_one(self) -> None:
+        self._paying = None
+        if self._connection.ready:  # else the next connection begins with all
+            self._one_tries = True
+            while self._owed_releases and not self._send_owed():
+                pass
+            self._pay_soon()  # for the others, if this one is refused for good
+
+    def _taken(self, _: Reply) -> None:
+        if self._one_tries:  # not for each of those that follow it
+            self._one_tries = False
+            self._pay_all()
+
+    def _pay_all(self) -> None:
+        for _ in range(len(self._owed_releases)):
+            self._send_owed()
+
+    def _send_owed(self) -> bool:
+        release = self._owed_releases.popleft()
+        if release.owed_until < 0:
+            return False
+        self.send_call(release)
+        return True
 
     async def _examine(self, wire: Wire, address: Address) -> Callable[[], None]:
         member = f"{self._namespace}:member"
@@ -427,3 +492,9 @@ def _told(fault: Exception, codes: Sequence[str]) -> bool:
     text = str(fault)
     # Redis 6 prefixes the error of a command within a script with its own text.
     return text.startswith(tuple(codes)) or any(f": -{code} " in text for code in codes)
+
+
+def _passes(fault: Exception) -> bool:
+    if isinstance(fault, hiredis.ReplyError):
+        return _told(fault, _PASSING)
+    return isinstance(fault, Cut | NotSent)

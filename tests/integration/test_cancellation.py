@@ -45,6 +45,14 @@ def leftovers(client):
     return [k for k in client.keys("*") if not k.endswith((":token", ":history"))]
 
 
+def is_busy(client):
+    try:
+        client.ping()
+    except redis.ResponseError as refused:
+        return "BUSY" in str(refused)
+    return False
+
+
 async def test_a_reply_cut_at_any_byte_costs_no_token_and_leaves_nothing(redis_server, redis_url):
     """The connection ends after n bytes of the grant's reply, for every n; the same grant comes back."""
     client = redis.Redis.from_url(redis_url, decode_responses=True)
@@ -67,6 +75,31 @@ async def test_a_reply_cut_at_any_byte_costs_no_token_and_leaves_nothing(redis_s
                 assert told == ["released", "granted"], f"cut at {cut_at}"
                 assert leftovers(client) == []
     client.close()
+
+
+async def test_a_release_that_is_refused_while_a_server_is_busy_is_made_right_after() -> None:
+    """S8: the body's release and a cancelled waiter's, while somebody's slow script runs."""
+    with RedisServer(password="", config=("busy-reply-threshold 50",)) as server:
+        client = redis.Redis.from_url(server.url)
+        slow = "local t = redis.call('TIME')[1] while redis.call('TIME')[1] - t < 2 do end"
+        async with LockGuard.from_url(server.url) as guard, LockGuard.from_url(server.url) as other:
+            async with other.hold(NAME, ttl=timedelta(seconds=30)):
+                waiter = asyncio.create_task(_once(guard))
+                async with asyncio.timeout(5):
+                    while not client.zcard(f"{LOCK}:queue"):
+                        await asyncio.sleep(0.01)
+                running = asyncio.create_task(asyncio.to_thread(client.eval, slow, 0))
+                async with asyncio.timeout(5):
+                    while not is_busy(client):
+                        await asyncio.sleep(0.01)
+                waiter.cancel()
+                await asyncio.gather(waiter, return_exceptions=True)
+            assert not running.done()
+            await running
+            async with asyncio.timeout(2):
+                while leftovers(redis.Redis.from_url(server.url, decode_responses=True)):
+                    await asyncio.sleep(0.05)
+        client.close()
 
 
 async def test_an_acquire_stuck_in_an_old_connection_cannot_run_after_its_release(redis_server, redis_url):
