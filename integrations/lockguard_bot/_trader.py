@@ -270,12 +270,14 @@ class Trader:
         if signal.at is None:
             return None
         place = await self._book.place(signal, symbol)
-        if isinstance(signal, OpenSignal) and (refused := self._of_its_age(signal, place)) is not None:
-            return refused  # whatever becomes of a later one
-        if place.under_way is not None:
+        refused = self._of_its_age(signal, place)  # whatever becomes of a later one
+        if refused is None and place.under_way is not None:
             # Its bot died halfway: finish or undo what that bot began, to see which signal came first.
             await self._manager.ensure_stop(signal.symbol, self._exchange.name)
             place = await self._book.place(signal, symbol)
+            refused = self._of_its_age(signal, place)
+        if refused is not None:
+            return refused
         if place.overtaken_by is not None:
             return Decision(Outcome.OVERTAKEN, f"the later signal {place.overtaken_by} came first")
         if place.under_way is not None:
@@ -284,8 +286,10 @@ class Trader:
             )
         return None
 
-    def _of_its_age(self, signal: OpenSignal, place: Place) -> Decision | None:
+    def _of_its_age(self, signal: Signal, place: Place) -> Decision | None:
         """The refusal of an open that is too old, or given for a time to come, else ``None``."""
+        if not isinstance(signal, OpenSignal):
+            return None
         assert signal.at is not None
         assert place.age_s is not None
         if place.age_s < -_AHEAD_S_MAX:

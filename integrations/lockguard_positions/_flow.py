@@ -183,7 +183,7 @@ class Flow:
         if intent is not None and stage.go_on is not None:
             return stage.go_on(self, position, intent)
         if self.rest.due(position):
-            if position.status in _WITHOUT_STOP:
+            if position.names_no_stop:
                 self._without_stop(position)  # the look takes of the time for its stop
             return self.rest.catch_up(position)
         return None if stage.begin is None else stage.begin(self, position)
@@ -240,17 +240,17 @@ class Flow:
 
     async def _judge_missing_entry(self, position: Position, intent: Intent | None = None) -> Progress | None:
         """Handle an entry that cannot be found, or a row from before intents, whose entry has no id."""
+        if intent is None:
+            intent = await self._store.in_doubt(position, Step.ENTRY)
+            if intent is not None:  # a close of it was withdrawn: its entry goes on
+                return Progress(position, intent)
         age_ms = position.age_ms if intent is None else intent.age_ms
         if age_ms < self._venue.in_doubt_ms:
             return None
         # A position that is held nevertheless may be a person's: it is adopted, or not, like any other.
+        absent, why = IntentOutcome.ABSENT, "the entry was never placed"
         moved = await self._store.finish(
-            self._lease,
-            position,
-            PositionStatus.CANCELED,
-            intent=intent,
-            outcome=IntentOutcome.ABSENT,
-            error="the entry was never placed",
+            self._lease, position, PositionStatus.CANCELED, intent=intent, outcome=absent, error=why
         )
         return Progress(self._scope.moved(moved, position))
 

@@ -200,6 +200,11 @@ class Position:
         return self.market or self.symbol
 
     @property
+    def names_no_stop(self) -> bool:
+        """Whether the table knows no stop of the position, whatever its status is."""
+        return self.stop_client_id is None and self.stop_order_id is None
+
+    @property
     def planned_stop(self) -> Decimal | None:
         """The stop's price before rounding to the tick; ``None`` if the row does not determine it."""
         if self.stop_price is not None:  # the stop may have been moved, or be a person's

@@ -28,8 +28,6 @@ _PRICE_SHARE = Decimal("0.0001")
 Exchanges round the two differently, such as to the tick for an order of several fills."""
 _PROOF_S = 1.0
 """For how long a proof counts, in seconds from its first read on."""
-_READS_MAX = 2
-"""How often a position is read for a proof that counts still when it has been read."""
 
 
 class Whose(Enum):
@@ -85,12 +83,27 @@ class Owner:
 
     async def is_sure(self, position: Position) -> bool:
         """Whether a position was proved to be ours within the last second, or is proved now."""
-        for _ in range(_READS_MAX):
-            if self._is_fresh(position):
-                return True
-            if await self.look(position, quietly=True) is not Whose.OURS:
-                return False
-        return self._is_fresh(position)
+        if self._is_fresh(position):
+            return True
+        if await self.look(position, quietly=True) is not Whose.OURS:
+            return False
+        return self._is_fresh(position) or await self._has_stayed(position)
+
+    async def _has_stayed(self, position: Position) -> bool:
+        """Read the fills again, behind what is held, where the reads of a proof took longer than it counts.
+
+        What a person has traded since the first read is among them. The exchange is slow, and the position
+        may be beyond its stop: that proof decides, however long it took.
+        """
+        entry, began = position.entry_order_id, self._scope.clock.now()
+        try:
+            fills = await fills_since_entry(self._scope, position)
+        except ExchangeUnreadable:
+            return False
+        if fills is None or entry is None or _enlarged(fills, entry, position.side.entry):
+            return False
+        self._proved_at[position.id] = began
+        return True
 
     def _is_fresh(self, position: Position) -> bool:
         proved_at = self._proved_at.get(position.id)

@@ -116,22 +116,20 @@ class EntryRest:
         """Take the rest back, record what was filled of it, and have the stop cover that.
 
         Raises:
-            ExchangeUnreadable: the exchange did not answer, and the row has its stop.
+            ExchangeUnreadable: the exchange did not answer what was asked about the stop.
         """
         self._looks[position.id] += 1
         try:
             rest = await self.taken_back(position)
-        except ExchangeUnreadable:
-            if position.status is PositionStatus.ACTIVE:
-                raise
+        except ExchangeUnreadable as exc:
             self._looks[position.id] = _LOOKS_MAX  # its stop does not wait for what cannot be read now
+            self._scope.alert(position, f"what is left of its entry cannot be read now: {exc}")
             return Progress(position)
         if rest is None:
             return Progress(position)
         if rest.unrecorded > 0:
             position = await self._record(position, rest)
-        bare = position.stop_client_id is None and position.stop_order_id is None
-        progress = await self._with_its_stop(position) if bare else Progress(position)
+        progress = await self._with_its_stop(position) if position.names_no_stop else Progress(position)
         # What has its stop by now may have taken over one of before, for less of it.
         covering = None if progress is None else await self._covering(progress.position)
         if covering is not None:

@@ -5,7 +5,6 @@ Whatever it fills later is the row's own: the row says so, its stop covers it, a
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -293,22 +292,46 @@ async def test_a_position_gets_its_stop_while_what_is_left_of_its_entry_cannot_b
     shows(desk, entry("4"))
 
     desk.venue.find = unread  # type: ignore[method-assign]
-    with suppress(ExchangeUnreadable):  # of the look behind the stop
-        await desk.flow.resume(desk.row)
+    await desk.flow.resume(desk.row)
     assert (desk.row.status, stops(desk)) == (PositionStatus.ACTIVE, [Decimal(4)])
     assert entry_in_doubt(desk)
 
 
-async def test_a_position_with_a_stop_is_told_as_unread_where_what_is_left_of_its_entry_cannot_be() -> None:
+async def test_a_stop_is_looked_at_while_what_is_left_of_its_entry_cannot_be_read() -> None:
     desk = await opened_in_part()
+    desk.venue.waiting = [one for one in desk.venue.waiting if not one.conditional]
+    del desk.venue.orders[desk.row.stop_client_id or ""]
     desk.venue.find = unread  # type: ignore[method-assign]
-    with pytest.raises(ExchangeUnreadable):
-        await a_pass(desk)
+    assert await a_pass(desk) is SyncAction.IN_DOUBT
+    assert stops(desk) == [Decimal(4)]
+    assert any(told.startswith("what is left of its entry cannot be read now") for told in desk.alerts)
     assert entry_in_doubt(desk)
 
 
+async def test_what_an_entry_filled_after_its_stop_fired_gets_one_though_its_rest_cannot_be_read() -> None:
+    desk = await opened_in_part()
+    desk.store.row = replace(desk.row, stop_client_id=None, stop_order_id=None, quantity=Decimal(6))
+    desk.venue.waiting, desk.venue.holdings = [], [held("6")]
+    desk.venue.find = unread  # type: ignore[method-assign]
+    await a_pass(desk)
+    assert stops(desk) == [Decimal(6)]
+
+
+async def test_the_entry_of_a_row_whose_close_is_withdrawn_goes_on() -> None:
+    """It was filled: a row that ends as canceled would say that no order was ever placed."""
+    desk = Desk(position("pending_entry", entry_order_id=None, exit_reason="exit"))
+    desk.doubt(Step.ENTRY)
+    desk.store.doubts[0] = replace(
+        desk.store.doubts[0], client_id="lge-1", amount=Decimal(10), age_ms=DOUBT_MS
+    )
+    all_filled(desk)
+    await desk.flow.drive(Progress(desk.row))
+    assert desk.row.status is PositionStatus.ACTIVE
+    assert not entry_in_doubt(desk)
+
+
 async def unread(*_: Any, **__: Any) -> Any:
-    """The exchange's answer to what is asked of an order."""
+    """The exchange's answer about an order."""
     raise ExchangeUnreadable("the exchange did not answer")
 
 

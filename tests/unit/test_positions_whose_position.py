@@ -12,6 +12,7 @@ import pytest
 from lockguard.testing import FakeClock
 from lockguard_ccxt import Executed, Fill, OrderState, Refusal, Step
 from lockguard_positions import SyncAction
+from lockguard_positions._errors import ExchangeUnreadable
 from lockguard_positions._flow import Flow
 from lockguard_positions._status import PositionStatus
 from lockguard_positions._stops import covers, is_own, only_follows, short_by, standing_stop
@@ -99,28 +100,34 @@ async def test_what_a_person_opened_at_the_same_price_as_the_entry_is_not_the_en
     assert any("not closed without a person's word" in told for told in desk.alerts) is not sells
 
 
-async def test_a_proof_that_took_longer_than_it_counts_is_read_once_more_before_the_exit() -> None:
-    """Between its first read and the order a person may have closed the position, and opened another."""
+@pytest.mark.parametrize(
+    ("last", "sure"),
+    [(fills(), True), (CLOSED_AND_OPENED_ANEW, False), (None, False), (LOST, False)],
+    ids=["alone", "opened anew meanwhile", "not shown", "not answered"],
+)
+@pytest.mark.parametrize("slow", [1, 9], ids=["for a moment", "all the time"])
+async def test_a_proof_that_took_longer_than_it_counts_is_read_behind_what_is_held_before_the_exit(
+    last: Any, slow: int, *, sure: bool
+) -> None:
+    """A person may have traded since its first read. A slow exchange alone keeps no position open."""
     desk = Desk(position("pending_sl"))
     owner, clock = desk.flow._exits.owner, FakeClock()
     owner._scope = replace(desk.scope, clock=clock)
     desk.venue.holdings, desk.venue.fills = [held()], fills()
-    read, reads = desk.venue.fills_since, list[float]()
+    reads = 0
 
-    async def slowly(*given: Any) -> Any:
-        reads.append(clock.now())
-        found = await read(*given)
-        clock.advance((1100 if len(reads) <= slow else 100) * timedelta(milliseconds=1))
+    async def slowly(*_: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        clock.advance((1100 if reads <= slow else 100) * timedelta(milliseconds=1))
+        found = fills() if reads == 1 else last
+        if found is LOST:
+            raise ExchangeUnreadable("the exchange did not answer")
         return found
 
     desk.venue.fills_since = slowly  # type: ignore[method-assign]
-    slow = 1
-    assert await owner.is_sure(desk.row)
-    assert len(reads) == 2
-    slow = 9
-    clock.advance(timedelta(seconds=2))
-    assert not await owner.is_sure(desk.row)
-    assert len(reads) == 4
+    assert await owner.is_sure(desk.row) is sure
+    assert reads == 2
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,8 @@ select count(*) from monitoring.signal_attempts
 delete from monitoring.signal_attempts where exchange = $1 and signal_id = $2 and bot = $3
 
 -- name: end_decided
-delete from monitoring.signal_attempts where exchange = $1 and signal_id in ($2, $3::text || $2)
+delete from monitoring.signal_attempts
+ where exchange = $1 and ((signal_id = $2 and bot <> '') or (signal_id = $3::text || $2 and bot = ''))
 
 -- name: end_all_attempts
 delete from monitoring.signal_attempts where exchange = $1 and signal_id = $2
