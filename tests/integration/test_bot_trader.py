@@ -251,6 +251,44 @@ async def test_an_open_that_is_too_old_is_refused_whatever_becomes_of_a_later_on
     assert await desk.does(opening("s0", at=instant(-61_000))) == ("refused", False)
 
 
+async def test_an_open_that_becomes_too_old_while_a_later_one_is_finished_is_refused(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with killed_behind(desk.manager.store, "begin"):
+        await desk.trader.carry_out(opening("s2", at=instant(-1000)))
+    given, finish = instant(-59_500), desk.manager.ensure_stop
+
+    async def slowly(symbol: str, exchange: str) -> Any:
+        while datetime.now(UTC) - given < timedelta(seconds=60.1):
+            await asyncio.sleep(0.02)
+        return await finish(symbol, exchange)
+
+    monkeypatch.setattr(desk.manager, "ensure_stop", slowly)
+    assert await desk.does(opening("s1", at=given)) == ("refused", False)
+
+
+async def test_a_decision_leaves_alone_when_a_signal_of_a_like_name_was_given(desk: Desk) -> None:
+    with killed_behind(desk.manager.store, "begin"):
+        await desk.trader.carry_out(opening("X", at=instant(-1000)))
+    assert await desk.does(opening("given:X", at=instant(-61_000))) == ("refused", False)
+    place = await desk.trader._book.place(opening("s1", at=instant(-2000)), "APTUSDT")
+    assert place.under_way == "X"
+
+
+@pytest.mark.parametrize("latency_ms", [0, 400])
+async def test_a_position_beyond_its_stop_is_closed_however_slow_the_exchange_is(
+    desk: Desk, latency_ms: int
+) -> None:
+    """The reads that prove whose it is take longer than a proof counts."""
+    with killed_behind(desk.manager.store, "begin"):
+        await desk.trader.carry_out(opening("s1"))
+    price = desk.exchange.price(SYMBOL)
+    desk.exchange.set_price(SYMBOL, price * Decimal("0.9"))
+    desk.exchange.set_latency(latency_ms * MS)
+    await desk.manager.ensure_stop("APTUSDT", "binance")
+    assert desk.held() == 0
+
+
 async def test_an_id_that_is_used_for_something_else_is_refused(desk: Desk) -> None:
     await desk.does(opening("s1"))
     decision = await desk.trader.carry_out(closing("s1"))

@@ -348,6 +348,8 @@ class FakeStore:
         rests: bool = False,
         then: Any,
     ) -> Progress:
+        if intent is not None:
+            self._in_doubt_no_more(intent)
         if rests:
             self.parts = quantity
             self.doubts.append(intent)
