@@ -63,6 +63,8 @@ _ANSWER_S = 1.0
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
+_REFUSED_REST_MAX_S = 20.0
+"""For a node that refuses: each attempt is a line in its log, and may lock a user out."""
 
 
 class Members:
@@ -119,15 +121,17 @@ class Members:
                 self._bringing_up[node] = asyncio.create_task(
                     self._bring_up(node), name=f"lockguard-connect-{node.name}"
                 )
-        before = self._tried.copy()
+        before, hurried = self._tried.copy(), False
         while sum(node.ready for node in self.nodes) < enough:
             refused = [node for node in self.nodes if node in self._refusals and not node.ready]
             just_now = [node for node in refused if self._tried[node] > before[node]]
             if len(self.nodes) - len(just_now) < enough:
                 raise self._refusals[just_now[0]]
             if len(self.nodes) - len(refused) < enough:
-                self._hurry.set()
-                self._hurry.clear()
+                if not hurried:  # again with each answer, a near node would be asked without a pause
+                    self._hurry.set()
+                    self._hurry.clear()
+                    hurried = True
             elif len(self._tried) == len(self.nodes):
                 break
             await self._next_news()
@@ -180,16 +184,19 @@ class Members:
                 self._tried[node] += 1
                 self._news.set()
             if not node.ready:
-                rest_s = backoff_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-                if (
-                    node in self._refusals
-                ):  # a password may have been set right, and a caller waits to hear it
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(rest_s):
-                            await self._hurry.wait()
-                else:
-                    await asyncio.sleep(rest_s)
-                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+                refused = node in self._refusals
+                await self._rest(backoff_s, refused=refused)
+                backoff_s = min(backoff_s * 2, _REFUSED_REST_MAX_S if refused else _BACKOFF_MAX_S)
+
+    async def _rest(self, backoff_s: float, *, refused: bool) -> None:
+        rest_s = backoff_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+        if not refused:
+            await asyncio.sleep(rest_s)
+            return
+        # What was refused may have been set right, and a caller waits to hear that.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rest_s):
+                await self._hurry.wait()
 
     def note_ttl(self, ttl_ms: int) -> None:
         """Note that a lease of this ttl is asked for."""

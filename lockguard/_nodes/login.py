@@ -20,7 +20,7 @@ from lockguard._scripts import SCRIPTS
 from lockguard.errors import ConfigurationError, NodeRefused
 from lockguard.text import hidden
 
-__all__ = ["NOT_READY", "Identity", "LogIn", "ServerFacts", "ask", "ask_all", "require"]
+__all__ = ["NOT_READY", "Identity", "LogIn", "ServerFacts", "ask", "ask_all", "require", "warn_of_eviction"]
 
 _LOG = logging.getLogger("lockguard")
 
@@ -265,7 +265,7 @@ class ServerFacts:
 
 
 def require(facts: ServerFacts, *, name: str, mode: str) -> None:
-    """Refuse a server that cannot keep locks, and log a warning about one that may drop them.
+    """Refuse a server that cannot keep locks.
 
     Args:
         facts: what the server reported; unreported facts are not checked.
@@ -286,13 +286,16 @@ def require(facts: ServerFacts, *, name: str, mode: str) -> None:
         raise NodeRefused(f"Redis at {name} is a replica of {facts.master}; give its master", node=name)
     if facts.loading:
         raise NodeRefused(f"Redis at {name} is not ready: it is still loading its data{AGAIN}", node=name)
-    if facts.evicts:
-        _LOG.warning(
-            "Redis at %s drops keys when it is full (maxmemory-policy %s), so leases may end early:"
-            " set noeviction, or give locks a server of their own",
-            name,
-            facts.evicts,
-        )
+
+
+def warn_of_eviction(facts: ServerFacts, *, name: str) -> None:
+    """Log a warning about a server that may drop locks."""
+    _LOG.warning(
+        "Redis at %s drops keys when it is full (maxmemory-policy %s), so leases may end early:"
+        " set noeviction, or give locks a server of their own",
+        name,
+        facts.evicts,
+    )
 
 
 _OTHER_MODE = {

@@ -16,7 +16,7 @@ from lockguard._lease import GrantId, Resource
 from lockguard._namespace import NAMESPACE, Namespace
 from lockguard._nodes.address import Address
 from lockguard._nodes.connection import Connection
-from lockguard._nodes.login import NOT_READY, ServerFacts, ask_all, require
+from lockguard._nodes.login import NOT_READY, ServerFacts, ask_all, require, warn_of_eviction
 from lockguard._nodes.remedies import AGAIN, with_rights
 from lockguard._nodes.scanning import scan
 from lockguard._nodes.scripted import UNREADABLE, ScriptedNode, not_connected, reason_of
@@ -106,6 +106,11 @@ class Call:
         self.fault = ""
         self.owed_until = 0.0
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it must not be sent again."""
+        return self.owed_until < 0
+
     def withdraw(self) -> None:
         """Have a release not sent again: its grant is asked for once more, or another release follows."""
         self.owed_until = _VOID
@@ -165,6 +170,7 @@ class StandaloneNode(ScriptedNode):
         self._min_replicas = min_replicas
         self._redirect = redirect
         self._facts = ServerFacts()
+        self._evicts = ""
         self._owed_releases: deque[Call] = deque(maxlen=_OWED_RELEASES_MAX)
         self._owed_for_s = _OWED_FOR_MIN_S
         self._paying: asyncio.TimerHandle | None = None
@@ -295,10 +301,12 @@ class StandaloneNode(ScriptedNode):
                 vote = MaybeExecuted(NodeUnknown(text, node=self.name))
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
             # Not executed, so it can be sent again, but not for a cancelled caller: its release is already
-            # in flight and would run first. A release itself has no later command to overtake.
-            if not future.done() or call.script is RELEASE:
+            # in flight and would run first. A release itself has no later command to overtake, unless its
+            # grant is asked for once more: then it would take that vote away.
+            if not call.withdrawn and (not future.done() or call.script is RELEASE):
                 self._send_text(call)
-            return
+                return
+            vote = self._no_vote(call, reply)
         elif self._redirect(reply, call) or self._again_soon(reply, call):
             return
         else:
@@ -441,7 +449,7 @@ class StandaloneNode(ScriptedNode):
 
     def _send_owed(self) -> bool:
         release = self._owed_releases.popleft()
-        if release.owed_until < 0:
+        if release.withdrawn:
             return False
         self.send_call(release)
         return True
@@ -460,6 +468,9 @@ class StandaloneNode(ScriptedNode):
         if not self.ready:  # also of a server that is refused: they tell that it replicates another
             self._facts = facts
         require(facts, name=self._name_at(address), mode=self._mode)
+        if facts.evicts and facts.evicts != self._evicts:  # once, and not at each new connection
+            warn_of_eviction(facts, name=self._name_at(address))
+        self._evicts = facts.evicts
         if self._alone and isinstance(nodes, bytes) and nodes.isdigit() and int(nodes) > 1:
             # A lock that this server grants by itself may be held on the others.
             raise ConfigurationError(

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import redis
 
+from lockguard import LockGuard
 from lockguard._nodes.address import Address
 from lockguard._nodes.connection import Connection
 from lockguard.errors import NodeRefused
-from lockguard_lab.servers import FaultProxy, Flow
+from lockguard_lab.servers import FaultProxy, Flow, RedisServer
 
 
 class Told:
@@ -169,3 +170,16 @@ async def test_a_connection_that_dies_in_its_log_in_is_killed_by_the_one_that_is
         with redis.Redis.from_url(redis_url) as client:
             await until(lambda: dead.addr not in {one["addr"] for one in client.client_list()})
         await made.connection.aclose()
+
+
+async def test_a_server_that_may_drop_locks_is_warned_of_once_and_not_at_each_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A node that refuses its log-in behind that is tried again for ever."""
+    with RedisServer(config=["maxmemory 100mb", "maxmemory-policy allkeys-lru"]) as server:
+        async with LockGuard.from_url(server.url) as guard:
+            for _ in range(3):
+                async with guard.hold("binance:APTUSDT"):
+                    server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        warned = [record for record in caplog.records if "drops keys when it is full" in record.getMessage()]
+        assert len(warned) == 1

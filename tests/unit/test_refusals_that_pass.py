@@ -31,10 +31,13 @@ class Door(Node):
         self.ready = False
         self.says = says
         self.knocked = 0
+        self.answers_after: asyncio.Event | None = None
 
     async def connect(self) -> None:
         await asyncio.sleep(0)
         self.knocked += 1
+        if self.answers_after is not None:
+            await self.answers_after.wait()
         if self.says is not None:
             raise type(self.says)(*self.says.args, **({"node": self.name} if self.says is AWAY else {}))
         self.ready = True
@@ -116,6 +119,26 @@ async def test_a_refusal_is_forgotten_when_the_node_is_silent_afterwards() -> No
         await reach(members)
     b.says = AWAY  # it is restarted, perhaps with another password
     await reach(members)
+    await members.aclose()
+
+
+async def test_a_node_that_refuses_is_asked_once_for_each_caller_however_long_the_others_take() -> None:
+    """A near node was asked again with each of its answers, by a loop that has leases to renew."""
+    a, b, c = Door("a", REFUSED), Door("b", REFUSED), Door("c", REFUSED)
+    members = several(a, b, c)
+    with pytest.raises(ConfigurationError):
+        await reach(members)
+    knocked, answered = a.knocked, asyncio.Event()
+    for far in (b, c):
+        far.answers_after = answered
+    waits = asyncio.create_task(reach(members))
+    await until(lambda: a.knocked > knocked)
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert a.knocked == knocked + 1
+    answered.set()
+    with pytest.raises(ConfigurationError):
+        await waits
     await members.aclose()
 
 

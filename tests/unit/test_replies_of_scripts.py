@@ -483,6 +483,20 @@ async def test_an_undo_that_was_refused_for_a_moment_takes_no_later_vote_away(re
     assert not any(RELEASE.sha.encode() in sent[1] and MINE.encode() in sent[1] for sent in link.sent[4:])
 
 
+async def test_an_undo_whose_script_was_flushed_takes_no_later_vote_away() -> None:
+    """The question behind it was asked by the time that the server says so."""
+    node, link, _ = member()
+    undone = node.release(APT, MINE)
+    node.acquire(request())
+    sent = len(link.sent)
+    link.sent[0][0](hiredis.ReplyError("NOSCRIPT No matching script."))
+    assert len(link.sent) == sent
+    assert isinstance(await undone, NotExecuted)
+    node.release(APT, MINE)
+    link.sent[-1][0](hiredis.ReplyError("NOSCRIPT No matching script."))
+    assert link.sent[-1][1] == "EVAL"
+
+
 async def test_a_server_that_is_the_master_no_more_is_left() -> None:
     node, link = server()
     node.acquire(request())
