@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -82,6 +82,8 @@ class AsyncFencedConnection(FenceLayer, psycopg.AsyncConnection[Row]):
             try:
                 return await super().wait(self._guarded(gen), *args, **options)
             except asyncio.CancelledError as exc:
+                with suppress(Exception):  # or it is said of no one's task, whenever it is thrown away
+                    gen.close()
                 if pipeline and pipeline.level > level:
                     pipeline._exit(exc)  # psycopg forgets to, and its pool would get it in pipeline mode
                 unknown, self._in_doubt = self._in_doubt, None

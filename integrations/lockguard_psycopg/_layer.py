@@ -331,7 +331,10 @@ class FenceLayer:
             yield from self._end_own()
         except Exception as raised:
             if self._answered and isinstance(owner, psycopg.Pipeline | psycopg.AsyncPipeline):
-                return None  # the work is committed: its end must not look like a failure, and be done twice
+                # The work is committed: its end must not look like a failure, or it is done twice. Nor must
+                # that of leaving pipeline mode, which psycopg tries next unless the connection is closed.
+                self.pgconn.finish()
+                return None
             exc = _first_of(raised)
             if (said := (yield from self._what_ended(exc))) is not None:
                 raise said from exc

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -82,7 +82,9 @@ class Process:
         return await self.end()
 
     def terminate(self) -> None:
-        self._process.terminate()
+        # Not by the process object, which would take its exit code from asyncio if it has just ended.
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGTERM)
 
     def hang_up(self) -> None:
         self._process.send_signal(signal.SIGHUP)

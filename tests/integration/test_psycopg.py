@@ -570,6 +570,34 @@ async def test_a_commit_that_was_answered_is_not_told_as_none_when_its_connectio
         assert await count(other) == 2
 
 
+async def test_a_pipeline_that_cannot_be_left_behind_an_answered_commit_is_no_failure_of_the_work(
+    fence: PsycopgFence, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler said that its server was gone, and had not closed the connection yet: libpq is busy still."""
+
+    def lost(self: Any) -> Any:
+        self.pgconn.pipeline_sync()  # whose answer is yet to come
+        raise psycopg.OperationalError("the connection to the server is gone")
+        yield
+
+    with under(await held(fence)):
+        async with connected(installed) as conn:
+            with monkeypatch.context() as patch:
+                async with conn.pipeline():
+                    async with conn.transaction():
+                        await conn.execute(INSERT, [1])
+                    patch.setattr(psycopg.AsyncPipeline, "_exit_gen", lost)
+            assert conn.closed
+        with FencedConnection.connect(installed) as sync, monkeypatch.context() as patch:
+            with sync.pipeline():
+                with sync.transaction():
+                    sync.execute(INSERT, [2])
+                patch.setattr(psycopg.Pipeline, "_exit_gen", lost)
+            assert sync.closed
+    async with connected(installed) as other:
+        assert await count(other) == 2
+
+
 # Round trips
 
 
