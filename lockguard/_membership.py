@@ -63,8 +63,6 @@ _ANSWER_S = 1.0
 
 _BACKOFF_FIRST_S = 0.05
 _BACKOFF_MAX_S = 1.0
-_REFUSED_REST_MAX_S = 20.0
-"""For a node that refuses: each attempt is a line in its log, and may lock a user out."""
 
 
 class Members:
@@ -115,14 +113,10 @@ class Members:
             ConfigurationError: so many refused the log-in that the others are too few, or two are not
                 independent.
         """
-        for node in self.nodes:
-            task = self._bringing_up.get(node)
-            if not node.ready and (task is None or task.done()):
-                self._bringing_up[node] = asyncio.create_task(
-                    self._bring_up(node), name=f"lockguard-connect-{node.name}"
-                )
+        self._bring_all_up()
         before, hurried = self._tried.copy(), False
         while sum(node.ready for node in self.nodes) < enough:
+            self._bring_all_up()  # one that was ready may have gone meanwhile
             refused = [node for node in self.nodes if node in self._refusals and not node.ready]
             just_now = [node for node in refused if self._tried[node] > before[node]]
             if len(self.nodes) - len(just_now) < enough:
@@ -139,6 +133,14 @@ class Members:
             async with asyncio.timeout(grace_s):
                 await self._all_tried()
         self.check_independence()
+
+    def _bring_all_up(self) -> None:
+        for node in self.nodes:
+            task = self._bringing_up.get(node)
+            if not node.ready and (task is None or task.done()):
+                self._bringing_up[node] = asyncio.create_task(
+                    self._bring_up(node), name=f"lockguard-connect-{node.name}"
+                )
 
     def check_independence(self) -> None:
         """Check that no server counts as two nodes: that would make a majority out of a minority.
@@ -166,14 +168,15 @@ class Members:
 
     async def _next_news(self) -> None:
         self._news.clear()
-        await self._news.wait()
+        with contextlib.suppress(TimeoutError):  # no news comes of a node that has reconnected by itself
+            async with asyncio.timeout(_BACKOFF_MAX_S):
+                await self._news.wait()
 
     async def _bring_up(self, node: QuorumNode) -> None:
         backoff_s = _BACKOFF_FIRST_S
         while not node.ready:
             try:
                 await node.connect()
-                self._refusals.pop(node, None)
             except ConfigurationError as exc:
                 if node not in self._refusals:
                     _LOG.warning("%s does not take part: %s", node.name, exc)
@@ -184,19 +187,12 @@ class Members:
                 self._tried[node] += 1
                 self._news.set()
             if not node.ready:
-                refused = node in self._refusals
-                await self._rest(backoff_s, refused=refused)
-                backoff_s = min(backoff_s * 2, _REFUSED_REST_MAX_S if refused else _BACKOFF_MAX_S)
-
-    async def _rest(self, backoff_s: float, *, refused: bool) -> None:
-        rest_s = backoff_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-        if not refused:
-            await asyncio.sleep(rest_s)
-            return
-        # What was refused may have been set right, and a caller waits to hear that.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(rest_s):
-                await self._hurry.wait()
+                rest_s = backoff_s * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(rest_s):
+                        await self._hurry.wait()  # it may be right by now, and a caller waits to hear that
+                backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+        self._refusals.pop(node, None)  # also if it has reconnected by itself
 
     def note_ttl(self, ttl_ms: int) -> None:
         """Note that a lease of this ttl is asked for."""

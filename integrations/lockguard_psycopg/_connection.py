@@ -47,7 +47,12 @@ class FencedConnection(FenceLayer, psycopg.Connection[Row]):
                 _seal_elsewhere(lease)
             if self._is_done(gen):
                 return gen.close()
-            return super().wait(self._guarded(gen), *args, **options)
+            try:
+                return super().wait(self._guarded(gen), *args, **options)
+            except psycopg.Error:
+                if not self._is_over(gen):
+                    raise
+                return self.pgconn.finish()
 
         @contextmanager
         def transaction(self, *args: Any, **options: Any) -> Iterator[Any]:
@@ -81,6 +86,10 @@ class AsyncFencedConnection(FenceLayer, psycopg.AsyncConnection[Row]):
             pipeline, level = self._pipeline, self._pipeline and self._pipeline.level
             try:
                 return await super().wait(self._guarded(gen), *args, **options)
+            except psycopg.Error:
+                if not self._is_over(gen):
+                    raise
+                return self.pgconn.finish()
             except asyncio.CancelledError as exc:
                 with suppress(Exception):  # or it is said of no one's task, whenever it is thrown away
                     gen.close()

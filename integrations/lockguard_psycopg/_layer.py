@@ -58,6 +58,8 @@ _OPEN = {TransactionStatus.INTRANS, _IN_ERROR}
 _FETCH = "fetch"
 # psycopg's generators that end a transaction, and so present nothing.
 _ENDS = {"_commit_gen", "_rollback_gen", "_exit_gen"}
+_END_WORK = {"_commit_gen", "_exit_gen", "_sync_gen"}
+_PIPELINES = (psycopg.Pipeline, psycopg.AsyncPipeline)
 
 
 class FenceLayer:
@@ -330,11 +332,8 @@ class FenceLayer:
             result = yield from operation
             yield from self._end_own()
         except Exception as raised:
-            if self._answered and isinstance(owner, psycopg.Pipeline | psycopg.AsyncPipeline):
-                # The work is committed: its end must not look like a failure, or it is done twice. Nor must
-                # that of leaving pipeline mode, which psycopg tries next unless the connection is closed.
-                self.pgconn.finish()
-                return None
+            if self._is_over(operation) and isinstance(raised, psycopg.Error):
+                raise  # to ``wait``
             exc = _first_of(raised)
             if (said := (yield from self._what_ended(exc))) is not None:
                 raise said from exc
@@ -347,16 +346,21 @@ class FenceLayer:
                 raise swallowed
         return result
 
+    def _is_over(self, operation: Generator[Any, Any, Any]) -> bool:
+        """Whether all work is committed, and ``operation`` only brings a pipeline to its end.
+
+        If it fails, the connection is closed, and that must not look like a failure of the work, or it is
+        done twice. Nor must psycopg's leaving of pipeline mode, which it tries next on an open connection.
+        """
+        return self._answered and getattr(operation, "__name__", "") in _END_WORK
+
     def _is_done(self, operation: Generator[Any, Any, Any]) -> bool:
         """Whether it ends a pipeline whose work is committed, on a connection that was lost since.
 
-        psycopg would raise before it comes to :meth:`_guarded`: the end must not look like a failure there.
+        psycopg would raise before it comes to :meth:`_guarded`.
         """
-        return (
-            self._answered
-            and self.pgconn.status == ConnStatus.BAD
-            and isinstance(_owner(operation), psycopg.Pipeline | psycopg.AsyncPipeline)
-        )
+        lost = self.pgconn.status == ConnStatus.BAD
+        return lost and self._is_over(operation) and isinstance(_owner(operation), _PIPELINES)
 
     def _what_ended(self, exc: Exception) -> Generator[Any, Any, LockguardError | None]:
         """Bring the connection in order after ``exc``; returns the error to raise in its place, if any."""

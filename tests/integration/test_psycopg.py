@@ -542,6 +542,30 @@ class _LostAtCommit:
         self.pgconn.finish()  # type: ignore[attr-defined]
 
 
+async def test_an_explicit_commit_in_a_pipeline_is_no_failure_when_its_connection_is_lost_behind_the_answer(
+    fence: PsycopgFence, installed: str
+) -> None:
+    """psycopg ends it with one more synchronization, which is no part of the work."""
+
+    class Lost(_LostAtCommit, AsyncFencedConnection[Any]):
+        pass
+
+    class SyncLost(_LostAtCommit, FencedConnection[Any]):
+        pass
+
+    with under(await held(fence)):
+        conn = await Lost.connect(installed)
+        async with conn.pipeline():
+            await conn.execute(INSERT, [1])
+            await conn.commit()
+        sync = SyncLost.connect(installed)
+        with sync.pipeline():
+            sync.execute(INSERT, [2])
+            sync.commit()
+    async with connected(installed) as other:
+        assert await count(other) == 2
+
+
 @pytest.mark.parametrize("pipelined", [False, True])
 async def test_a_commit_that_was_answered_is_not_told_as_none_when_its_connection_is_lost_behind_the_answer(
     fence: PsycopgFence, installed: str, pipelined: bool
@@ -575,7 +599,7 @@ async def test_a_pipeline_that_cannot_be_left_behind_an_answered_commit_is_no_fa
 ) -> None:
     """A pooler said that its server was gone, and had not closed the connection yet: libpq is busy still."""
 
-    def lost(self: Any) -> Any:
+    def _exit_gen(self: Any) -> Any:
         self.pgconn.pipeline_sync()  # whose answer is yet to come
         raise psycopg.OperationalError("the connection to the server is gone")
         yield
@@ -586,13 +610,13 @@ async def test_a_pipeline_that_cannot_be_left_behind_an_answered_commit_is_no_fa
                 async with conn.pipeline():
                     async with conn.transaction():
                         await conn.execute(INSERT, [1])
-                    patch.setattr(psycopg.AsyncPipeline, "_exit_gen", lost)
+                    patch.setattr(psycopg.AsyncPipeline, "_exit_gen", _exit_gen)
             assert conn.closed
         with FencedConnection.connect(installed) as sync, monkeypatch.context() as patch:
             with sync.pipeline():
                 with sync.transaction():
                     sync.execute(INSERT, [2])
-                patch.setattr(psycopg.Pipeline, "_exit_gen", lost)
+                patch.setattr(psycopg.Pipeline, "_exit_gen", _exit_gen)
             assert sync.closed
     async with connected(installed) as other:
         assert await count(other) == 2

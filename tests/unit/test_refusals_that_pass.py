@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,42 @@ async def test_a_node_that_refuses_is_asked_once_for_each_caller_however_long_th
     answered.set()
     with pytest.raises(ConfigurationError):
         await waits
+    await members.aclose()
+
+
+async def test_a_node_that_restarts_after_it_refused_is_used_within_a_second_or_two() -> None:
+    a, b, c = Door("a", None), Door("b", REFUSED), Door("c", REFUSED)
+    members = several(a, b, c)
+    for _ in range(8):  # for a while, so that its rests have become as long as they get
+        with pytest.raises(ConfigurationError):
+            await reach(members)
+    b.says = AWAY
+    knocked = b.knocked
+    await until(lambda: b.knocked > knocked)
+    b.says = None
+    async with asyncio.timeout(4):
+        while not b.ready:
+            await asyncio.sleep(0.01)
+    await members.aclose()
+
+
+async def test_a_node_that_reconnected_by_itself_and_goes_again_leaves_no_caller_waiting() -> None:
+    """Nobody brought it up any more, and its refusal of before counted on."""
+    a, b, c = Door("a", REFUSED), Door("b", REFUSED), Door("c", REFUSED)
+    members = several(a, b, c)
+    with pytest.raises(ConfigurationError):
+        await reach(members)
+    a.ready = True  # by its own connection, while its bring-up rests
+    await until(members._bringing_up[a].done)
+    answered = asyncio.Event()
+    b.answers_after = c.answers_after = answered
+    waits = asyncio.create_task(reach(members))
+    await asyncio.sleep(0)
+    a.goes(AWAY)
+    b.says = None
+    answered.set()
+    with contextlib.suppress(ConfigurationError):
+        await waits  # the sooner of both, as reach() bounds it
     await members.aclose()
 
 
