@@ -208,7 +208,8 @@ def _add(arguments: Any) -> int:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        report = json.loads(file.read_text("utf-8"))
+        # A failure may quote where a file of the checkout lies, which is nobody else's business.
+        report = json.loads(file.read_text("utf-8").replace(f"{ROOT}/", ""))
     except (OSError, ValueError) as failed:
         raise Unusable(f"{file} is no report of a run: {failed}") from None
     if not isinstance(report, dict):

@@ -91,7 +91,7 @@ class AsyncFencedConnection(FenceLayer, psycopg.AsyncConnection[Row]):
                     raise
                 return self.pgconn.finish()
             except asyncio.CancelledError as exc:
-                with suppress(Exception):  # or it is said of no one's task, whenever it is thrown away
+                with suppress(Exception):  # or its clean-up would complain when it is thrown away, to nobody
                     gen.close()
                 if pipeline and pipeline.level > level:
                     pipeline._exit(exc)  # psycopg forgets to, and its pool would get it in pipeline mode

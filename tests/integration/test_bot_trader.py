@@ -196,8 +196,8 @@ async def test_an_open_does_not_enter_what_a_later_close_of_an_adopted_position_
     assert (desk.held(), desk.entries()) == (0, entries)
 
 
-async def test_a_close_that_meets_an_entry_in_doubt_is_no_decision(desk: Desk) -> None:
-    """It may still arrive, and what it enters is to be closed."""
+async def dies_before_its_entry_is_sent(desk: Desk) -> None:
+    """The bot of an open ends with its intent written, and its order at no exchange."""
     desk.exchange.inject(Fault(FaultKind.HANG, Operation.CREATE_ORDER, Execution.NEVER, hold_ms=60_000))
     first = asyncio.create_task(desk.trader.carry_out(opening("s1")))
     async with asyncio.timeout(5):
@@ -206,6 +206,11 @@ async def test_a_close_that_meets_an_entry_in_doubt_is_no_decision(desk: Desk) -
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     desk.exchange.clear_faults()
+
+
+async def test_a_close_that_meets_an_entry_in_doubt_is_no_decision(desk: Desk) -> None:
+    """It may still arrive, and what it enters is to be closed."""
+    await dies_before_its_entry_is_sent(desk)
     assert await desk.does(closing("s2")) == ("undecided", False)
     assert (await until_final(desk, closing("s2"))).outcome is Outcome.NOTHING_OPEN
     assert desk.entries() == 0
@@ -389,14 +394,7 @@ async def test_an_entry_without_an_answer_is_in_doubt_and_then_found(desk: Desk)
 
 async def test_a_signal_that_meets_an_entry_of_another_that_may_never_come_is_no_decision(desk: Desk) -> None:
     """Its bot died before it was sent, so that nothing is open in the end: this one has to open."""
-    desk.exchange.inject(Fault(FaultKind.HANG, Operation.CREATE_ORDER, Execution.NEVER, hold_ms=60_000))
-    first = asyncio.create_task(desk.trader.carry_out(opening("s1")))
-    async with asyncio.timeout(5):
-        while not await desk.pool.fetchval("select count(*) from monitoring.position_intents"):
-            await asyncio.sleep(0.002)
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    desk.exchange.clear_faults()
+    await dies_before_its_entry_is_sent(desk)
     assert await desk.does(opening("s2")) == ("undecided", False)
     assert await until_decided(desk, opening("s2")) == ("opened", False)
     assert (desk.held(), desk.entries()) == (10, 1)

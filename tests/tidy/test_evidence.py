@@ -131,6 +131,14 @@ def test_no_more_of_a_machine_is_told_than_its_size(tmp_path):
         runs.save(a_run(machine={"cores": 2, "model": "", "memory_gib": 8, "host": "mine"}), tmp_path)
 
 
+def test_where_the_checkout_of_a_run_lies_is_not_told(tmp_path):
+    """What a process said as it failed named the file of a library."""
+    report = tmp_path / "report.json"
+    told = f"a process failed: {ROOT}/.venv/lib/asyncpg/pool.py:223"
+    report.write_text(json.dumps({"counts": {"operations": 1}, "violations": [told]}))
+    assert evidence._json(report)["violations"] == ["a process failed: .venv/lib/asyncpg/pool.py:223"]
+
+
 def test_the_digest_follows_the_code_and_not_its_comments(tmp_path):
     module = tmp_path / "kept/module.py"
     module.parent.mkdir()
