@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -277,6 +278,41 @@ async def test_p_pauses_and_goes_on() -> None:
         assert (installation.read, "NEWUSDT" in text(pilot)) == (before, False)
         await pilot.press("p")
         await see(pilot, "NEWUSDT", "every 1s")
+
+
+async def test_nothing_is_read_once_it_is_paused() -> None:
+    installation = three()
+    async with shown(installation, interval_s=0.2) as pilot:
+        await pilot.press("p")
+        await see(pilot, "PAUSED, p goes on")
+        before, paused = installation.read, time.monotonic()
+        installation.state = Snapshot(NOW, (lock("binance:NEWUSDT"),))
+        await until(pilot, lambda: time.monotonic() > paused + 3 * 0.2)
+        assert (installation.read, "NEWUSDT" in text(pilot)) == (before, False)
+        await pilot.press("p")
+        await see(pilot, "NEWUSDT")
+
+
+async def test_a_reading_that_ends_while_it_is_paused_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    installation, asked, answered = three(), asyncio.Event(), asyncio.Event()
+    answering, returned = installation.answering, list[object]()
+
+    async def late() -> dict[str, bool]:
+        asked.set()
+        await answered.wait()
+        returned.append(None)
+        return dict(await answering())
+
+    async with shown(installation, interval_s=0.05) as pilot:
+        monkeypatch.setattr(installation, "answering", late)
+        installation.state = Snapshot(NOW, (lock("binance:NEWUSDT"),))
+        await asked.wait()
+        await pilot.press("p")
+        answered.set()
+        await until(pilot, lambda: returned)
+        assert "NEWUSDT" not in await see(pilot, "PAUSED, p goes on")
+        await pilot.press("p")
+        await see(pilot, "NEWUSDT")
 
 
 async def test_plus_and_minus_change_the_interval() -> None:

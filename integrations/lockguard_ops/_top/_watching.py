@@ -107,10 +107,13 @@ class Watching(App[None]):
             self._due.clear()
             before, self._reading_since = self.seen, datetime.now(UTC)
             read, answering = await asyncio.gather(self._snapshot(), self.installation.answering())
+            self._reading_since = None
+            if self.paused and before.at is not None:  # what is being looked at would change under the eyes
+                await self._pause()
+                continue
             silent = tuple(name for name, answers in answering.items() if not answers)
             minority = len(answering) > 1 and not read.redis_fault  # else its fault tells of them
             self.seen = replace(before.after(read), silent=silent if minority else ())
-            self._reading_since = None
             for page in self._pages:
                 page.read_soon()
             for refusal in self.seen.new_refusals(before):
@@ -142,11 +145,13 @@ class Watching(App[None]):
         self.run_worker(guarded())
 
     async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(None if self.paused else self._pause_s):
-                await self._due.wait()
-        except TimeoutError:
-            return
+        while not self._due.is_set():
+            try:
+                async with asyncio.timeout(None if self.paused else self._pause_s):
+                    await self._due.wait()
+            except TimeoutError:
+                if not self.paused:  # else it was paused since
+                    return
 
     @property
     def _pause_s(self) -> float:
