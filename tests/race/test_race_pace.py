@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,8 +25,6 @@ from lockguard_lab.race.run import RaceSettings
 from lockguard_lab.race.settings import Report
 
 _Transport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
-_ON_THE_WAY_S = 0.002
-"""How much later than on loopback an answer is read, as behind a network."""
 REQUESTS = ("positions", "create_order", "create_algo")
 
 
@@ -70,6 +69,7 @@ class Calls:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._asked: set[object] = set()
+        self._answered: list[Callable[[], None]] = []
         self._count = 0
         for name in ("write", "writelines", "_read_ready"):
             self._around(monkeypatch, name)
@@ -81,12 +81,22 @@ class Calls:
             if not data:
                 # On loopback a busy machine has an answer there before what is computed meanwhile is.
                 transport._loop._remove_reader(transport._sock_fd)
-                return transport._loop.call_later(_ON_THE_WAY_S, self._read, transport, method)
+                self._answered.append(partial(self._read, transport, method))
+                return len(self._answered) > 1 or self._read_once_idle(transport._loop)
             if b"/ticker" not in bytes(data[0][0] if name == "writelines" else data[0]):
                 self._asked.add(transport)  # the price is asked for beside all that, and hides nothing
             return method(transport, *data)
 
         monkeypatch.setattr(_Transport, name, watched)
+
+    def _read_once_idle(self, loop: Any) -> None:
+        """Read as behind a network: when all is computed that does not need the answers."""
+        if loop._ready:
+            loop.call_soon(self._read_once_idle, loop)
+            return
+        answered, self._answered = self._answered, []
+        for read in answered:
+            read()
 
     def _read(self, transport: Any, method: Callable[[Any], object]) -> None:
         self._asked.discard(transport)
