@@ -7,10 +7,7 @@ import contextlib
 import sys
 import threading
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from lockguard import ConfigurationError, sync
 from tests.integration.examples import EXAMPLES, Stage
@@ -89,6 +86,10 @@ def notebook(redis_url, monkeypatch):
 
 class Notebook:
     def __init__(self, cells):
+        # Not above: it makes parsers for seconds, in each process that collects the tests.
+        import nbformat
+        from nbclient import NotebookClient
+
         self.book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
         self.client = NotebookClient(self.book, timeout=60, kernel_name="python3")
 
@@ -104,6 +105,12 @@ class Notebook:
         """What a cell printed."""
         cell = await self.client.async_execute_cell(self.book.cells[number], number)
         return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def refused(why):
+    from nbclient.exceptions import CellExecutionError
+
+    return pytest.raises(CellExecutionError, match=why)
 
 
 def example_cells():
@@ -147,7 +154,7 @@ async def test_an_interrupted_cell_releases_and_a_killed_kernel_keeps_the_lock_f
         cell = asyncio.create_task(book.run(1))
         await until_renewed(redis_server, 1)
         await book.client.km.interrupt_kernel()
-        with pytest.raises(CellExecutionError, match=r"CancelledError|KeyboardInterrupt"):
+        with refused(r"CancelledError|KeyboardInterrupt"):
             await cell
         assert not redis_server.command("EXISTS", LOCK)
 
@@ -166,6 +173,6 @@ async def test_a_hold_that_a_cell_enters_and_does_not_leave_ends_with_the_cell(n
     async with notebook(example_cells()[0], ENTERED, "lease.ensure()") as book:
         await book.run(0)
         await book.run(1)
-        with pytest.raises(CellExecutionError, match=r"LeaseLost.*abandoned"):
+        with refused(r"LeaseLost.*abandoned"):
             await book.run(2)
         assert not redis_server.command("EXISTS", LOCK)
