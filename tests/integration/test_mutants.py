@@ -16,7 +16,7 @@ SAMPLE = {
     "test_only_the_grant_that_holds_the_lock_frees_it",
     ("core", "half of the nodes are a majority"): "unit/test_nodes_asking.py::"
     "test_any_two_majorities_have_a_node_in_common",
-    ("nodes", "replies go to who asked last"): "unit/test_replies_of_scripts.py::"
+    ("nodes", "replies go to who asked last"): "unit/test_connection_by_hand.py::"
     "test_replies_come_in_the_order_of_their_commands",
     ("ccxt", "the lease is not checked when the request leaves"): "unit/test_orders_guarded.py::"
     "test_each_lease_is_checked_for_the_time_that_a_request_may_take_when_it_leaves",
