@@ -100,11 +100,11 @@ class Renewal:
     """Many leases held at once.
 
     Attributes:
-        writes_per_tick: writes to the connection for one renewal of all of them.
+        writes_per_tick: writes to the connections for one renewal of all, when they are due at one time.
         cpu_share: the share of one core, at a ttl of 30 seconds, with the checks between two renewals.
     """
 
-    writes_per_tick: float
+    writes_per_tick: int
     cpu_share: float
 
 
