@@ -1,4 +1,4 @@
-"""What is psycopg's own: its modes, what it costs on the wire, lost replies, and life without asyncpg."""
+"""What is psycopg's own: its modes, poolers, synchronous bots, and life without asyncpg."""
 
 from __future__ import annotations
 
@@ -6,84 +6,41 @@ import asyncio
 import subprocess
 import sys
 import textwrap
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
-from sqlalchemy.ext.asyncio import create_async_engine
 
 import lockguard.sync
 from lockguard import LockGuard
-from lockguard._lease import Lease
 from lockguard.errors import ConfigurationError, LeaseLost, LossReason, StaleToken
-from lockguard.ports import Sealed
 from lockguard_asyncpg import PostgresFence
 from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
-from lockguard_lab.servers.fault_proxy import DROP, FaultProxy
 from lockguard_psycopg import (
     AsyncFencedConnection,
-    CommitUnknown,
     FencedConnection,
     NotCommitted,
     PsycopgFence,
     install,
     protect,
-    resolve,
     schema_version,
     unfenced,
     unprotect,
 )
-from tests.integration.fence_leases import APT, SOON, grant_of, lease_of, under
-from tests.integration.test_fence_roundtrips import Counter
+from tests.integration.fence_leases import APT, lease_of, under
+from tests.integration.psycopg_fence import INSERT, connected, count, fence, held, installed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncIterator, Generator
 
     from lockguard_lab.servers import PostgresServer
 
-INSERT = "insert into note (id, text) values (%s, 'x')"
-
-
-@pytest.fixture
-def installed(database_url: str) -> str:
-    """The URL of a database with the fence and a table."""
-    with psycopg.connect(database_url) as conn:
-        install(conn)
-        conn.execute("create table note (id int, text text)")
-    return database_url
-
-
-@pytest.fixture
-async def fence(installed: str) -> AsyncIterator[PsycopgFence]:
-    async with AsyncConnectionPool(installed, min_size=1, max_size=4, open=False) as pool:
-        async with PsycopgFence(pool) as fence:
-            yield fence
-
-
-async def held(fence: PsycopgFence, token: int = 7) -> Lease:
-    grant = grant_of(token)
-    assert isinstance(await fence.seal(grant, within=SOON), Sealed)
-    return lease_of(grant)
-
-
-@asynccontextmanager
-async def connected(url: str, **options: Any) -> AsyncIterator[AsyncFencedConnection[Any]]:
-    async with await AsyncFencedConnection.connect(url, **options) as conn:
-        yield conn
-
-
-async def count(conn: psycopg.AsyncConnection[Any]) -> int:
-    with unfenced():
-        row = await (await conn.execute("select count(*) from note")).fetchone()
-    assert row is not None
-    return int(row[0])
+__all__ = ["fence", "installed"]
 
 
 # Installing, and a process without asyncpg
@@ -404,286 +361,6 @@ async def _sleeping(conn: psycopg.AsyncConnection[Any]) -> None:
             if await asked.fetchone() != (0,):
                 return
             await asyncio.sleep(0.005)
-
-
-# Lost replies
-
-
-async def _lost_reply(proxy: FaultProxy, work: Callable[[], Awaitable[Any]]) -> None:
-    """Let the request through and the reply not; then cut the connection."""
-    before = proxy.to_client.received_bytes
-    proxy.to_client.set(DROP)
-    task = asyncio.ensure_future(work())
-    await asyncio.wait_for(proxy.to_client.wait_received(before + 1), 5)
-    proxy.reset()
-    await task
-
-
-@pytest.mark.parametrize("kind", ["asynchronous", "synchronous"])
-async def test_a_lost_commit_reply_is_unknown_and_found_to_have_committed(
-    fence: PsycopgFence, installed: str, postgres_server: PostgresServer, kind: str
-) -> None:
-    async with FaultProxy(postgres_server.port) as proxy:
-        url = proxy.url_for(installed)
-        with under(await held(fence)), pytest.raises(CommitUnknown) as caught:
-            if kind == "asynchronous":
-                conn: Any = await AsyncFencedConnection.connect(url)
-                await conn.execute(INSERT, [1])
-                await _lost_reply(proxy, conn.commit)
-            else:
-                conn = await asyncio.to_thread(FencedConnection.connect, url)
-                await asyncio.to_thread(conn.execute, INSERT, [1])
-                await _lost_reply(proxy, lambda: asyncio.to_thread(conn.commit))
-    async with AsyncConnectionPool(installed, min_size=1, open=False) as pool:
-        assert await resolve(pool, caught.value) is True
-        async with pool.connection() as other:
-            assert await count(other) == 1
-
-
-async def test_a_connection_that_is_lost_before_commit_is_not_taken_for_a_commit(
-    fence: PsycopgFence, installed: str
-) -> None:
-    async with connected(installed) as conn, connected(installed, autocommit=True) as killer:
-        with under(await held(fence)), pytest.raises(NotCommitted):
-            async with conn.transaction():
-                await conn.execute(INSERT, [1])
-                await killer.execute("select pg_terminate_backend(%s)", [conn.info.backend_pid])
-                with pytest.raises(psycopg.OperationalError):
-                    await conn.execute("select 1")
-        assert await count(killer) == 0
-
-
-@pytest.mark.parametrize("autocommit", [False, True])
-@pytest.mark.parametrize("depth", [1, 2], ids=["a transaction", "a savepoint in one"])
-async def test_a_refusal_after_an_answered_commit_is_told_as_such_in_a_pipeline(
-    fence: PsycopgFence, installed: str, depth: int, autocommit: bool
-) -> None:
-    lease = await held(fence, 7)
-    async with connected(installed, autocommit=autocommit) as conn:
-        with under(lease):
-            with pytest.raises(StaleToken, match="presented 7, current 8"):
-                async with conn.pipeline(), AsyncExitStack() as stack:
-                    async with conn.transaction():
-                        await conn.execute(INSERT, [1])
-                    await held(fence, 8)
-                    for _ in range(depth):
-                        await stack.enter_async_context(conn.transaction())
-                    await conn.execute(INSERT, [2])
-            assert lease.loss is LossReason.FENCED
-        assert conn.info.transaction_status == TransactionStatus.IDLE
-        assert await count(conn) == 1
-
-
-async def test_an_engine_of_sqlalchemy_goes_on_after_a_lost_commit_reply(
-    fence: PsycopgFence, installed: str, postgres_server: PostgresServer
-) -> None:
-    async with FaultProxy(postgres_server.port) as proxy:
-        creator = partial(AsyncFencedConnection.connect, proxy.url_for(installed))
-        engine = create_async_engine(
-            "postgresql+psycopg://", async_creator=creator, pool_pre_ping=True, pool_size=1, max_overflow=0
-        )
-        with under(await held(fence)), pytest.raises(CommitUnknown):
-            async with engine.connect() as conn:
-                await conn.exec_driver_sql(INSERT, (1,))
-                await _lost_reply(proxy, conn.commit)
-        proxy.heal()
-        async with engine.connect() as conn:
-            assert (await conn.exec_driver_sql("select count(*) from note")).scalar() == 1
-        await engine.dispose()
-
-
-async def test_a_body_that_is_cancelled_as_a_pipeline_syncs_leaves_its_connection_out_of_pipeline_mode(
-    fence: PsycopgFence, installed: str
-) -> None:
-    """psycopg forgets to leave it where the operation ends well though it was cancelled."""
-    sleeps = "do $$ begin perform pg_sleep(30); exception when query_canceled then null; end $$"
-    async with connected(installed) as conn, connected(installed, autocommit=True) as other:
-
-        async def body() -> None:
-            async with conn.pipeline():
-                await conn.execute(sleeps)
-                async with conn.transaction():
-                    pass
-
-        with under(await held(fence)):
-            task = asyncio.create_task(body())
-        asleep = "select wait_event = 'PgSleep' from pg_stat_activity where pid = %s"
-        while await (await other.execute(asleep, [conn.info.backend_pid])).fetchone() != (True,):
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await conn.rollback()
-        assert conn.pgconn.pipeline_status == PipelineStatus.OFF
-        async with conn.cursor().copy("copy note from stdin") as copy:  # which no pipeline takes
-            await copy.write_row((1, "x"))
-        assert await count(conn) == 1
-
-
-async def test_a_connection_that_is_lost_after_commit_does_not_make_the_end_of_a_pipeline_a_failure(
-    fence: PsycopgFence, installed: str
-) -> None:
-    """Who is told that it failed does the work twice."""
-    async with connected(installed) as conn, connected(installed, autocommit=True) as killer:
-        with under(await held(fence)):
-            async with conn.pipeline():
-                async with conn.transaction():
-                    await conn.execute(INSERT, [1])
-                await killer.execute("select pg_terminate_backend(%s, 5000)", [conn.info.backend_pid])
-        assert await count(killer) == 1
-        await conn.close()
-
-
-class _LostAtCommit:
-    """The connection is lost right behind the answer to COMMIT."""
-
-    def _committed(self) -> None:
-        super()._committed()  # type: ignore[misc]
-        self.pgconn.finish()  # type: ignore[attr-defined]
-
-
-async def test_an_explicit_commit_in_a_pipeline_is_no_failure_when_its_connection_is_lost_behind_the_answer(
-    fence: PsycopgFence, installed: str
-) -> None:
-    """psycopg ends it with one more synchronization, which is no part of the work."""
-
-    class Lost(_LostAtCommit, AsyncFencedConnection[Any]):
-        pass
-
-    class SyncLost(_LostAtCommit, FencedConnection[Any]):
-        pass
-
-    with under(await held(fence)):
-        conn = await Lost.connect(installed)
-        async with conn.pipeline():
-            await conn.execute(INSERT, [1])
-            await conn.commit()
-        sync = SyncLost.connect(installed)
-        with sync.pipeline():
-            sync.execute(INSERT, [2])
-            sync.commit()
-    async with connected(installed) as other:
-        assert await count(other) == 2
-
-
-@pytest.mark.parametrize("pipelined", [False, True])
-async def test_a_commit_that_was_answered_is_not_told_as_none_when_its_connection_is_lost_behind_the_answer(
-    fence: PsycopgFence, installed: str, pipelined: bool
-) -> None:
-    """Who is told that nothing was committed does the work twice."""
-
-    class Lost(_LostAtCommit, AsyncFencedConnection[Any]):
-        pass
-
-    class SyncLost(_LostAtCommit, FencedConnection[Any]):
-        pass
-
-    with under(await held(fence)):
-        conn = await Lost.connect(installed)
-        async with AsyncExitStack() as stack:
-            if pipelined:
-                await stack.enter_async_context(conn.pipeline())
-            async with conn.transaction():
-                await conn.execute(INSERT, [1])
-        with SyncLost.connect(installed) as sync, ExitStack() as sync_stack:
-            if pipelined:
-                sync_stack.enter_context(sync.pipeline())
-            with sync.transaction():
-                sync.execute(INSERT, [2])
-    async with connected(installed) as other:
-        assert await count(other) == 2
-
-
-async def test_a_pipeline_that_cannot_be_left_behind_an_answered_commit_is_no_failure_of_the_work(
-    fence: PsycopgFence, installed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pooler said that its server was gone, and had not closed the connection yet: libpq is busy still."""
-
-    def _exit_gen(self: Any) -> Any:
-        self.pgconn.pipeline_sync()  # whose answer is yet to come
-        raise psycopg.OperationalError("the connection to the server is gone")
-        yield
-
-    with under(await held(fence)):
-        async with connected(installed) as conn:
-            with monkeypatch.context() as patch:
-                async with conn.pipeline():
-                    async with conn.transaction():
-                        await conn.execute(INSERT, [1])
-                    patch.setattr(psycopg.AsyncPipeline, "_exit_gen", _exit_gen)
-            assert conn.closed
-        with FencedConnection.connect(installed) as sync, monkeypatch.context() as patch:
-            with sync.pipeline():
-                with sync.transaction():
-                    sync.execute(INSERT, [2])
-                patch.setattr(psycopg.Pipeline, "_exit_gen", _exit_gen)
-            assert sync.closed
-    async with connected(installed) as other:
-        assert await count(other) == 2
-
-
-# Round trips
-
-
-@asynccontextmanager
-async def counted(url: str) -> AsyncIterator[tuple[Counter, str]]:
-    async with Counter(urlsplit(url).port or 0).listening() as counter:
-        yield counter, url.replace(f":{urlsplit(url).port}/", f":{counter.port}/")
-
-
-async def _transaction(conn: psycopg.AsyncConnection[Any]) -> None:
-    async with conn.transaction():
-        await conn.execute(INSERT, [1])
-        await conn.execute(INSERT, [2])
-
-
-async def _committed(conn: psycopg.AsyncConnection[Any]) -> None:
-    await conn.execute(INSERT, [1])
-    await conn.commit()
-
-
-async def _pipelined(conn: psycopg.AsyncConnection[Any]) -> None:
-    async with conn.pipeline(), conn.transaction():
-        await conn.execute(INSERT, [1])
-        await conn.execute(INSERT, [2])
-
-
-@pytest.mark.parametrize(
-    ("work", "autocommit", "more"),
-    [
-        pytest.param(lambda c: c.execute(INSERT, [1]), True, 2, id="a statement in autocommit mode"),
-        pytest.param(_committed, False, 0, id="a statement and its commit"),
-        pytest.param(_transaction, True, 0, id="a transaction"),
-        pytest.param(_transaction, False, 0, id="a transaction without autocommit"),
-        pytest.param(_pipelined, True, 2, id="a pipelined transaction"),
-    ],
-)
-async def test_what_presenting_the_lease_adds_in_round_trips(
-    fence: PsycopgFence, installed: str, work: Callable[[Any], Awaitable[Any]], autocommit: bool, more: int
-) -> None:
-    async with counted(installed) as (counter, url):
-        async with connected(f"{url}?sslmode=disable&gssencmode=disable", autocommit=autocommit) as conn:
-            taken = []
-            for lease in ([], [await held(fence)]):
-                before = counter.trips
-                with under(*lease):
-                    await work(conn)
-                taken.append(counter.trips - before)
-            assert taken[1] - taken[0] == more
-
-
-async def test_a_transaction_begun_before_the_lease_presents_it_in_one_round_trip_once(
-    fence: PsycopgFence, installed: str
-) -> None:
-    async with counted(installed) as (counter, url):
-        async with connected(f"{url}?sslmode=disable&gssencmode=disable") as conn:
-            await conn.execute("select 1")
-            with under(await held(fence)):
-                before = counter.trips
-                await conn.execute(INSERT, [1])
-                await conn.execute(INSERT, [2])
-                assert counter.trips - before == 3
-                await conn.commit()
 
 
 # Poolers

@@ -13,9 +13,7 @@ from lockguard._nodes.cluster import ClusterNode, seeds_of
 from lockguard._nodes.member import MemberNode
 from lockguard._nodes.sentinel import SentinelNode, SentinelUrl
 from lockguard._nodes.standalone import StandaloneNode
-from lockguard.ports import (
-    AcquireRequest,
-)
+from lockguard.ports import AcquireRequest
 
 APT = Resource("binance:APTUSDT")
 MINE = GrantId("a" * 32)

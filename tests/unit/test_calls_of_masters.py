@@ -12,9 +12,7 @@ from lockguard._nodes.releases import KEPT_S, Releases
 from lockguard._nodes.sentinel import _State
 from lockguard._nodes.wire import Cut, NotSent
 from lockguard._scripts import RELEASE
-from lockguard.ports import (
-    Done,
-)
+from lockguard.ports import Done
 from tests.unit.nodes_by_hand import (
     APT,
     MINE,

@@ -12,9 +12,7 @@ from lockguard._clock import SYSTEM_CLOCK, SystemClock
 from lockguard._lease import GrantId
 from lockguard._nodes.address import Address
 from lockguard._scripts import RELEASE
-from lockguard.ports import (
-    NotExecuted,
-)
+from lockguard.ports import NotExecuted
 from tests.unit.nodes_by_hand import (
     APT,
     MINE,
