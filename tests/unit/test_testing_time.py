@@ -51,9 +51,8 @@ async def test_a_lease_is_renewed_for_as_long_as_time_runs(lockguard_clock, lock
 
     async with lockguard_memory.hold(NAME) as lease:
         monkeypatch.setattr(loop, "call_at", noted)
-        await lockguard_clock.run_for(
-            60 * S
-        )  # six times the ttl: each instant is a hundred turns of the loop
+        # Six times the ttl is enough: each instant at which something is due is a hundred turns of the loop.
+        await lockguard_clock.run_for(60 * S)
         lease.ensure()
         seen = await lockguard_memory.inspect(NAME)
     assert seen.age_ms == pytest.approx(60_000, abs=10)

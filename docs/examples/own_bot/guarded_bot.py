@@ -327,7 +327,7 @@ async def main():
             "apiKey": os.environ["API_KEY"],
             "secret": os.environ["API_SECRET"],
             "enableRateLimit": os.environ.get("RATE_LIMIT", "on") == "on",
-            "options": {"recvWindow": 2000},
+            "options": {"recvWindow": int(os.environ.get("RECV_WINDOW_MS", "2000"))},
         }
     )
     point_at(client, os.environ["EXCHANGE_URL"])  # the local exchange; without this line, the real one

@@ -25,8 +25,10 @@ TABLE = "monitoring.positions"
 TEMPLATE = "{exchange}:{symbol}"
 EXEMPT = ("current_price", "pnl", "updated_at")
 TTL_S = 1.5
-WINDOW_S = 2.0
-"""How late the exchange still takes an order, by the bot's ``recvWindow``."""
+WINDOW_S = 5.0
+"""How late the exchange still takes an order, by the bot's ``recvWindow``; a request that is slower fails."""
+WINDOW_UNGUARDED_S = 60.0
+"""The same without a guard, where nothing waits until it is over."""
 _ORDERS_TAKE = timedelta(milliseconds=150)
 _READS_TAKE = timedelta(milliseconds=2)
 
@@ -71,6 +73,7 @@ class Stage:
             "SETTLE_SECONDS": "0.2",
             "SYNC_SECONDS": "0.4",
             "TICK_SECONDS": "0.4",
+            "RECV_WINDOW_MS": str(round((WINDOW_S if self.guarded else WINDOW_UNGUARDED_S) * 1000)),
             "LOCKGUARD_REDIS_URL": self.redis_url,
             "LOCKGUARD_TTL": f"{round(TTL_S * 1000)}ms",
             "LOCKGUARD_LOCK_DELAY": f"{round((TTL_S + WINDOW_S) * 1000)}ms",
