@@ -16,6 +16,11 @@ import redis
 from redis.crc import key_slot
 
 from lockguard import LockGuard
+from lockguard._nodes import sentinel
+from lockguard._nodes.cluster import ClusterNode
+from lockguard._nodes.member import MemberNode
+from lockguard._nodes.sentinel import SentinelNode
+from lockguard._nodes.standalone import StandaloneNode
 from lockguard.testing import MemoryStore
 from lockguard_lab.servers import (
     ClusterRedis,
@@ -189,7 +194,21 @@ NewGuard = Callable[..., LockGuard]
 
 
 @pytest.fixture
-async def new_guard(cluster: Cluster) -> AsyncIterator[NewGuard]:
+def patient_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a guard as long as it takes to connect: every server runs, so no law here is about this bound.
+
+    Only a hold tries again by itself. An inspection, a break or a history that is the first call of its guard
+    failed on a busy machine, where a log-in, or what a Sentinel is asked before it, takes more than a second.
+    """
+    for kind in (StandaloneNode, MemberNode, SentinelNode, ClusterNode):
+        defaults = kind.__init__.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "connect_timeout_s", 20.0)
+    monkeypatch.setattr(sentinel, "_ANSWER_S", 20.0)
+
+
+@pytest.fixture
+async def new_guard(cluster: Cluster, patient_connects: None) -> AsyncIterator[NewGuard]:
     """Guards over the cluster; each is its own process as far as Redis can tell."""
     async with contextlib.AsyncExitStack() as stack:
 

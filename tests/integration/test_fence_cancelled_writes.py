@@ -20,7 +20,7 @@ from lockguard_lab.fence_race.running import NOISE_OF_CONNECTING, NOISE_OF_COPY
 from tests.integration.fence_leases import SOON, under
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 
     Way = Callable[[Any], Awaitable[None]]
     Strike = Callable[[asyncio.Task[Any], Any], None]
@@ -273,6 +273,22 @@ async def test_a_call_of_the_fence_cut_at_any_turn_leaves_a_connection_outside_o
                 assert [line for line in told if not any(noise in line for noise in NOISE)] == []
 
 
+@contextlib.contextmanager
+def impatient(con: asyncpg.Connection[Any]) -> Iterator[None]:
+    """Give each command of a connection little time.
+
+    It ends with the write: as an option of the pool it would also bound its making, resetting and closing of
+    connections, which are slower than that on a busy machine.
+    """
+    held: Any = con
+    patient = held._config
+    held._config = patient._replace(command_timeout=0.05)
+    try:
+        yield
+    finally:
+        held._config = patient
+
+
 async def test_a_begin_that_times_out_gives_back_a_connection_outside_of_a_transaction_or_closed(
     database_url: str, pool: asyncpg.Pool[Any], lease: Lease
 ) -> None:
@@ -280,13 +296,13 @@ async def test_a_begin_that_times_out_gives_back_a_connection_outside_of_a_trans
     told: list[str] = []
     told_by_the_loop(told, 0)
     gate = "begin; select pg_advisory_xact_lock(lockguard.gate('x'))"
-    impatient = create_pool(database_url, min_size=1, max_size=1, command_timeout=0.05)
-    async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as other, impatient:
+    ours = create_pool(database_url, min_size=1, max_size=1)
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as other, ours:
         async with other.acquire() as sealing:
             await sealing.execute(gate)
             for way in (alone, in_a_savepoint, in_a_fenced_transaction):
-                async with impatient.acquire() as conn:
-                    with under(lease), pytest.raises(TimeoutError):
+                async with ours.acquire() as conn:
+                    with under(lease), impatient(bare(conn)), pytest.raises(TimeoutError):
                         await way(conn)
                     if (
                         con := bare(conn)
@@ -295,7 +311,7 @@ async def test_a_begin_that_times_out_gives_back_a_connection_outside_of_a_trans
                         assert con.is_closed() or not con.is_in_transaction(), way.__name__
             await sealing.execute("rollback")
             with under(lease):
-                async with impatient.acquire() as conn:
+                async with ours.acquire() as conn:
                     await alone(conn)
     assert told == []
 

@@ -488,7 +488,7 @@ async def test_a_signal_after_a_position_that_ended_in_the_middle_of_a_move_open
     """Who moved its stop has died, and the new one may stand or not: that is no word about what is held."""
     assert isinstance(await bot.open(), Opened)
     asked = len(bot.exchange.record().requests)
-    bot.fault(FaultKind.HANG, Operation.CREATE_ALGO, execution=execution)
+    bot.fault(FaultKind.HANG, Operation.CREATE_ALGO, execution=execution, hold_ms=60_000)
     moving = asyncio.create_task(bot.manager.move_stop(APT, "binance", "8.2"))
     async with asyncio.timeout(5):
         while len(bot.exchange.record().requests) == asked:

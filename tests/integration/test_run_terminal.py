@@ -18,6 +18,7 @@ import redis
 NAME = "deploy"
 LOCK = f"lockguard:{{{NAME}}}"
 
+# What it prints is nowhere in its text: a shell shows the text while it is typed, long before it runs.
 COMMAND = """
 import os, signal, sys
 got = []
@@ -25,7 +26,8 @@ def note(*_):
     got.append(1)
     print(f"<interrupted {len(got)}>", flush=True)
 signal.signal(signal.SIGINT, note)
-print("<in front>" if os.tcgetpgrp(0) == os.getpgrp() else "<behind>", flush=True)
+where = "in front" if os.tcgetpgrp(0) == os.getpgrp() else "behind"
+print(f"<{where} in group {os.getpgrp()}>", flush=True)
 for line in sys.stdin:
     print(f"<{line.strip()} after {len(got)}>", flush=True)
     if line.strip() == "end":
@@ -44,14 +46,25 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def expect(self, text: str) -> None:
-        """Wait until ``text`` is shown; what was shown before it is done with."""
+    def expect_group(self, where: str) -> int:
+        """Wait until COMMAND has told where it runs; returns its process group."""
+        self.expect(f"<{where} in group ")
+        group = self.expect(">")
+        return int(group)
+
+    def until_in_front(self, group: int) -> None:
+        """Wait until the terminal is that process group's; what is typed before may go to the shell."""
+        until(lambda: os.tcgetpgrp(self._master) == group)
+
+    def expect(self, text: str) -> str:
+        """Wait until ``text`` is shown; returns what was shown before it, which is done with."""
         end = time.monotonic() + 30
         while text not in self._unread:
             assert time.monotonic() < end, f"{text!r} was not shown, but {self._unread!r}"
             if select.select([self._master], [], [], 0.1)[0]:
                 self._unread += os.read(self._master, 65_536).decode(errors="replace")
-        self._unread = self._unread.partition(text)[2]
+        before, _, self._unread = self._unread.partition(text)
+        return before
 
 
 @contextmanager
@@ -91,7 +104,7 @@ def shell(redis_url: str) -> Iterator[Terminal]:
 
 def test_the_command_is_in_front_reads_what_is_typed_and_is_interrupted_once(redis_url: str) -> None:
     with terminal(redis_url, *run()) as typed:
-        typed.expect("<in front>")
+        typed.expect_group("in front")
         typed.type("hello\n")
         typed.expect("<hello after 0>")
         typed.type("\x03")
@@ -109,18 +122,20 @@ def test_a_shell_stops_it_with_ctrl_z_and_goes_on_with_it_under_the_same_lease(
 ) -> None:
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         shell.type(quoted(run("--ttl", "1m")) + "\n")
-        shell.expect("<in front>")
+        group = shell.expect_group("in front")
         grant = client.hget(LOCK, "grant")
         shell.type("\x1a")
         shell.expect("Stopped")
         shell.type("echo still $((40 + 1)) here\n")
         shell.expect("still 41 here")
         shell.type("fg\n")
+        shell.until_in_front(group)
         shell.type("hello\n")
         shell.expect("<hello after 0>")
         assert client.hget(LOCK, "grant") == grant
         shell.type("end\n")
         shell.expect("<end after 0>")
+        shell.expect("prompt> ")
         shell.type("echo code $?\n")
         shell.expect("code 41")
 
@@ -130,12 +145,13 @@ def test_stopped_for_longer_than_its_lease_it_is_ended_and_the_shell_is_told(
 ) -> None:
     with redis.Redis.from_url(redis_url) as client:
         shell.type(quoted(run("--ttl", "2s")) + "\n")
-        shell.expect("<in front>")
+        shell.expect_group("in front")
         shell.type("\x1a")
         shell.expect("Stopped")
         until(lambda: not client.exists(LOCK))
         shell.type("fg\n")
         shell.expect("lockguard: the command was ended")
+        shell.expect("prompt> ")
         shell.type("echo code $?\n")
         shell.expect("code 123")
 
@@ -144,24 +160,26 @@ def test_in_the_background_it_leaves_the_terminal_alone_until_it_is_brought_to_t
     shell: Terminal,
 ) -> None:
     shell.type(quoted(run("--ttl", "1m")) + " &\n")
-    shell.expect("<behind>")
+    group = shell.expect_group("behind")
     shell.type("\n\n")
     shell.expect("prompt> ")
     shell.type("fg\n")
     shell.expect("lockguard")
+    shell.until_in_front(group)
     shell.type("hello\n")
     shell.expect("<hello after 0>")
     shell.type("\x03")
     shell.expect("<interrupted 1>")
     shell.type("end\n")
     shell.expect("<end after 1>")
+    shell.expect("prompt> ")
     shell.type("echo code $?\n")
     shell.expect("code 41")
 
 
 def test_in_a_pipe_ctrl_c_reaches_it_once_and_the_reader_too(shell: Terminal) -> None:
     shell.type(quoted(run("--ttl", "1m")) + " | cat\n")
-    shell.expect("<behind>")
+    shell.expect_group("behind")
     shell.type("hello\n")
     shell.expect("<hello after 0>")
     shell.type("end\n")
