@@ -131,11 +131,16 @@ _ONE_NODE = "one-node-valkey"
 _ON_ITS_OWN_SERVER = ("oldest", "15", "uvloop", "uncached")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+"""What was collected, also what ``-m`` or ``-k`` leaves out of the run."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is quick, and what runs on each Postgres.
 
     Of the latter, cases that choose their server are left out, and those that are like another.
     """
+    config.stash[COLLECTED] = list(items)
     for item in items:
         _, _, name = item.nodeid.partition("tests/")
         case = name.partition("[")[2].rstrip("]")
