@@ -6,11 +6,13 @@ import io
 import os
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
+from pathlib import Path
 
 import click
 import pytest
 
-from lockguard._cli import app
+from lockguard._cli import app, plugins
 from lockguard.errors import ConfigurationError
 from lockguard_lab.race import cli
 
@@ -115,8 +117,15 @@ async def _never(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_no_command_shows_a_url_that_it_cannot_use(
-    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    command: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # Each command reads the entry points of all that is installed, and the settings of the directory: for two
+    # thousand commands that is nearly all of the time. Neither changes here.
+    monkeypatch.setattr(plugins, "entry_points", cache(plugins.entry_points))
+    monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith(("LOCKGUARD_", "PG"))]:
         monkeypatch.delenv(name)
     # A race that gets as far as its servers would try to reach them for half a minute.
