@@ -28,7 +28,7 @@ from tests.integration.test_fence_refusals import INSERT, WAYS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-STORM = 10_000
+STORM = 2_000
 
 
 @pytest.fixture
