@@ -321,9 +321,16 @@ FLOW: tuple[Planted, ...] = (
         "a stop that no list shows was not placed",
         _OURS,
         f"{_POSITIONS}/_stops.py",
-        "                if intent.age_ms >= self._venue.in_doubt_ms:",
-        "                if True:",
+        "        if for_good and self._may_arrive(unanswered):",
+        "        if False:",
         theme="cancel on send stop after 0+lose stop disconnect late",
+        more=(
+            Change(
+                f"{_POSITIONS}/_stops.py",
+                "                if intent.age_ms >= self._venue.in_doubt_ms:",
+                "                if True:",
+            ),
+        ),
     ),
     _flow(
         "a take-profit is taken for a stop",
