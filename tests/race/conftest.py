@@ -94,7 +94,10 @@ async def stage(request: pytest.FixtureRequest, redis_url: str, database_url: st
             await install(conn)
             await migrate(conn)
         guard = await stack.enter_async_context(
-            LockGuard.from_url(redis_url, fence=PostgresFence(pool), ttl=ttl)
+            # Where all symbols open at once on a busy machine, the last waits for more than the usual 5 s.
+            LockGuard.from_url(
+                redis_url, fence=PostgresFence(pool), ttl=ttl, fence_within=timedelta(seconds=30)
+            )
         )
         client = connect(exchange.url, config={"options": {"recvWindow": 1000}})
         stack.push_async_callback(client.close)

@@ -82,7 +82,9 @@ class Calls:
                 # On loopback a busy machine has an answer there before what is computed meanwhile is.
                 transport._loop._remove_reader(transport._sock_fd)
                 self._answered.append(partial(self._read, transport, method))
-                return len(self._answered) > 1 or self._read_once_idle(transport._loop)
+                if len(self._answered) == 1:
+                    self._read_once_idle(transport._loop)
+                return None
             if b"/ticker" not in bytes(data[0][0] if name == "writelines" else data[0]):
                 self._asked.add(transport)  # the price is asked for beside all that, and hides nothing
             return method(transport, *data)
