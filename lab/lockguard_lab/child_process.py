@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["Child", "begin_as_child", "open_input", "say", "start_program"]
+__all__ = ["Child", "begin_as_child", "open_input", "say", "signal_child", "start_program"]
 
 _PARENT = "LOCKGUARD_LAB_PARENT"
 _PR_SET_PDEATHSIG = 1
@@ -95,9 +95,7 @@ class Child:
                     async with asyncio.timeout(self._end_s):
                         await process.wait()
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()  # works on a stopped process too
+            signal_child(process, signal.SIGKILL)  # works on a stopped process too
             await asyncio.shield(process.wait())
             self._hearing.cancel()
 
@@ -160,7 +158,7 @@ class Child:
 
     async def suspend(self) -> None:
         """Send SIGSTOP; returns when the kernel shows the child as stopped."""
-        os.kill(self.pid, signal.SIGSTOP)
+        signal_child(self._process, signal.SIGSTOP)
         process = psutil.Process(self.pid)
         async with asyncio.timeout(_SUSPEND_S):
             while process.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 - another process's state
@@ -168,7 +166,7 @@ class Child:
 
     def resume(self) -> None:
         """Send SIGCONT."""
-        os.kill(self.pid, signal.SIGCONT)
+        signal_child(self._process, signal.SIGCONT)
 
     @property
     def _process(self) -> asyncio.subprocess.Process:
@@ -227,6 +225,17 @@ async def start_program(
         stderr=asyncio.subprocess.STDOUT if isinstance(output, int) else output,
         env={**environment, _PARENT: str(os.getpid())},
     )
+
+
+def signal_child(process: asyncio.subprocess.Process, number: int) -> None:
+    """Send a signal to a child of asyncio; one that has ended is left alone, and keeps its exit code.
+
+    The process's own ``send_signal``, ``terminate`` and ``kill`` look first whether it has ended. If it has
+    just done so, they take its exit code before asyncio reads it, and asyncio reports 255.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def begin_as_child() -> None:

@@ -13,6 +13,7 @@ from typing import Self
 
 import psutil
 
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
@@ -58,19 +59,19 @@ class Example:
 
     async def stop(self) -> None:
         """SIGSTOP: it stops running, as on a machine that swaps or sleeps."""
-        self.process.send_signal(signal.SIGSTOP)
+        signal_child(self.process, signal.SIGSTOP)
         inside = psutil.Process(self.pid)
         await until(lambda: inside.status() == psutil.STATUS_STOPPED)
 
     def tell(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        signal_child(self.process, number)
 
     async def kill(self) -> None:
         """SIGKILL, and the processes that it started."""
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.pid).children(recursive=True):
                 child.kill()
-            self.process.kill()
+        signal_child(self.process, signal.SIGKILL)
         await self.ended()
 
 

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ import redis.asyncio
 from lockguard_asyncpg import install
 from lockguard_bot import _stopping
 from lockguard_bot._stopping import StopRequest
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.exchange import Execution, Fault, FaultKind, LocalExchange, Operation, connect
 from lockguard_lab.servers import RedisServer
 from lockguard_positions import migrate
@@ -77,17 +78,14 @@ class Process:
     async def kill(self) -> Ended | None:
         if self._ended:
             return None
-        if self._process.returncode is None:
-            self._process.kill()
+        signal_child(self._process, signal.SIGKILL)
         return await self.end()
 
     def terminate(self) -> None:
-        # Not by the process object, which would take its exit code from asyncio if it has just ended.
-        with suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGTERM)
+        signal_child(self._process, signal.SIGTERM)
 
     def hang_up(self) -> None:
-        self._process.send_signal(signal.SIGHUP)
+        signal_child(self._process, signal.SIGHUP)
 
     async def first_line(self) -> str:
         assert self._process.stdout is not None
@@ -437,5 +435,5 @@ async def test_the_servers_of_the_guide_are_ready_for_a_bot(tmp_path: Path) -> N
         bot = await Process.start({**os.environ, **dict(exports)}, "--once", "--json", "--signals", "-")
         assert (await bot.end(lines(OPEN))).outcomes() == {"s1": "opened"}
     finally:
-        servers.send_signal(signal.SIGINT)
+        signal_child(servers, signal.SIGINT)
         await servers.communicate()

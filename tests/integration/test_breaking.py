@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pty
+import signal
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +20,7 @@ from lockguard._clock import SYSTEM_CLOCK
 from lockguard._lease import Grant, Resource, Token, new_grant_id
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.servers import IndependentRedis, RedisServer
 from tests.integration.fence_leases import APT, SOON, grant_of, lease_of
 from tests.integration.test_cli import lockguard
@@ -238,9 +240,8 @@ class Typed:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
+        signal_child(self._process, signal.SIGKILL)
+        await self._process.wait()
         os.close(self._ours)
 
     async def until(self, what: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -14,7 +16,7 @@ import pytest
 
 import lockguard_lab
 from lockguard.errors import ConfigurationError
-from lockguard_lab.child_process import Child
+from lockguard_lab.child_process import Child, signal_child
 
 PROGRAMS = {
     "talks": "say({'ready': 1})\nfor line in sys.stdin:\n    say({'heard': line.strip()})",
@@ -93,8 +95,8 @@ async def test_a_stopped_child_dies_with_its_parent(program):
     assert owner.stdout is not None
     child = psutil.Process(int(await owner.stdout.readline()))
     child.send_signal(signal.SIGSTOP)
-    owner.kill()
-    await owner.wait()
+    signal_child(owner, signal.SIGKILL)
+    assert await owner.wait() == -signal.SIGKILL
     await asyncio.to_thread(psutil.wait_procs, [child], 10)
     assert not child.is_running()
 
@@ -106,6 +108,33 @@ async def test_a_child_whose_parent_died_before_it_could_be_watched_ends(program
     )
     assert await orphan.communicate() == (b"", None)
     assert orphan.returncode == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="an end cannot be awaited without taking its exit code")
+async def test_a_child_that_ends_at_the_moment_of_its_signal_keeps_its_exit_code(monkeypatch):
+    """Whether asyncio waits for it in a thread, as on Python 3.11, or in its loop, as on newer ones."""
+    signalled = threading.Event()
+    wait = os.waitpid
+
+    def wait_late(pid, options):
+        signalled.wait()
+        return wait(pid, options)
+
+    monkeypatch.setattr(os, "waitpid", wait_late)  # that of asyncio: subprocess keeps its own
+    theirs, ours = os.pipe()
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "input(); raise SystemExit(7)"), stdin=theirs
+    )
+    os.close(theirs)
+    try:
+        os.write(ours, b"\n")
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - no turn for the loop
+        signal_child(child, signal.SIGTERM)
+    finally:
+        signalled.set()
+        os.close(ours)
+    assert await child.wait() == 7
+    signal_child(child, signal.SIGTERM)  # it is not there any more, which is no error
 
 
 def test_each_child_of_the_lab_is_kept_by_the_same_code():

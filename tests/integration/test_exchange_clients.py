@@ -25,6 +25,7 @@ import ccxt.async_support as ccxt
 import pytest
 
 from lockguard.errors import ConfigurationError
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.exchange import AlgoStatus, LocalExchange, ccxt_settings, point_at
 
 APT = "APT/USDT:USDT"
@@ -399,12 +400,12 @@ async def test_freqtrade_enters_gets_its_stops_and_leaves(
             await until(lambda: not exchange.record().orphan_stops(), "cancel the stop that is left over")
         finally:
             if process.returncode is None:
-                process.send_signal(signal.SIGINT)
+                signal_child(process, signal.SIGINT)
                 try:
                     async with asyncio.timeout(30):
                         await process.wait()
                 except TimeoutError:
-                    process.kill()
+                    signal_child(process, signal.SIGKILL)
                     await process.wait()
         record = exchange.record()
         assert [len(record.entries(symbol)) for symbol in (APT, ETH)] == [1, 1]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.exchange import LocalExchange, Side
 
 APT = "APT/USDT:USDT"
@@ -147,12 +148,12 @@ async def test_a_trading_node_hears_of_its_fills_also_after_a_cut(tmp_path: Path
             await until(lambda: bool(told("closed")), "hear that its position is closed")
         finally:
             if process.returncode is None:
-                process.send_signal(signal.SIGINT)
+                signal_child(process, signal.SIGINT)
                 try:
                     async with asyncio.timeout(30):
                         await process.wait()
                 except TimeoutError:
-                    process.kill()
+                    signal_child(process, signal.SIGKILL)
                     await process.wait()
         record = exchange.record()
         assert [(order.side, order.executed) for order in record.orders] == [(Side.BUY, 10), (Side.SELL, 10)]

@@ -17,6 +17,7 @@ import pytest
 from ccxt.base.decimal_to_precision import TICK_SIZE
 
 from lockguard.errors import ConfigurationError
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.exchange import (
     ControlClient,
     Execution,
@@ -539,13 +540,12 @@ async def test_the_command_serves_until_it_is_told_to_stop() -> None:
             url = (await process.stdout.readline()).decode().split()[-1]
             async with ControlClient(url) as control:
                 assert await control.symbols() == ("APTUSDT",)
-            process.send_signal(signal.SIGTERM)
+            signal_child(process, signal.SIGTERM)
             _, errors = await process.communicate()
         assert (process.returncode, errors) == (0, b"")
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        signal_child(process, signal.SIGKILL)
+        await process.wait()
 
 
 async def test_the_command_tells_a_mistake_in_one_line() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import signal
 import sys
 import textwrap
 from datetime import timedelta
@@ -28,6 +28,7 @@ from lockguard_asyncpg import (
     unfenced,
 )
 from lockguard_asyncpg._schema import steps
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.fence_race.pooler import PgBouncer, find_pgbouncer
 from lockguard_lab.servers import FaultProxy
 from lockguard_postgres._unsealed import UNSEALED
@@ -360,12 +361,11 @@ async def test_a_stopped_holder_is_taken_over_by_a_first_write_within_its_ttl_an
             async with guard.hold(APT, wait=SOON):
                 await fenced_execute(pool, INSERT, 2)
                 took = SYSTEM_CLOCK.now() - began
-            os.kill(process.pid, 18)  # SIGCONT: what it does now is stale
+            signal_child(process, signal.SIGCONT)  # what it does now is stale
             _, said = await asyncio.wait_for(process.communicate(), 20)
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        signal_child(process, signal.SIGKILL)
+        await process.wait()
     assert process.returncode != 0, said
     assert await pool.fetchval("select array_agg(id) from note") == [2]
     assert took < 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import textwrap
 from datetime import timedelta
@@ -17,6 +18,7 @@ from lockguard._lease import Token, new_grant_id
 from lockguard.errors import FenceUnavailable, LockguardError, StaleToken
 from lockguard.ports import Outrun, Sealed
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.servers import PostgresServer
 from tests.integration.fence_leases import APT, SOON, blocked, grant_of, lease_of
 
@@ -249,7 +251,7 @@ async def test_a_stopped_holder_is_taken_over_within_its_ttl_and_a_second_whatev
             ):
                 took = SYSTEM_CLOCK.now() - began
         finally:
-            process.kill()
+            signal_child(process, signal.SIGKILL)
             await process.wait()
     any_server.drop_database(name)
     assert took < 2.0

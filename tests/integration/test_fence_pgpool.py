@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from lockguard import LockGuard
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_fetchval, fenced_transaction, install
 from lockguard_asyncpg._cli import fence
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.servers import PostgresServer
 from lockguard_lab.servers.ports import free_port
 from tests.integration.test_fence_primaries import APT, INSERT, Standby, connected
@@ -72,7 +74,7 @@ async def pgpool(
                     await asyncio.sleep(0.05)
         yield url
     finally:
-        process.terminate()
+        signal_child(process, signal.SIGTERM)
         async with asyncio.timeout(20):
             await process.wait()
 

@@ -15,6 +15,7 @@ import redis
 import trustme
 
 from lockguard import LockGuard, QuorumUnavailable
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.servers import RedisServer, find_system_redis
 from tests.tls_files import issued
 
@@ -144,10 +145,10 @@ async def test_a_process_that_was_stopped_does_not_take_its_connection_for_dead(
         server.pause()
         process.stdin.write(b"go\n")
         assert await process.stdout.readline() == b"asked\n"
-        process.send_signal(signal.SIGSTOP)
+        signal_child(process, signal.SIGSTOP)
         server.resume()
         await asyncio.sleep(2.3)  # longer than any patience of a connection
-        process.send_signal(signal.SIGCONT)
+        signal_child(process, signal.SIGCONT)
         _, told = await process.communicate()
         assert process.returncode == 0, told.decode()
 

@@ -20,6 +20,7 @@ import redis
 from lockguard import LeaseLost, LockGuard
 from lockguard._lease import parse_resource
 from lockguard_asyncpg import PostgresFence, install
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.servers import ClusterRedis, IndependentRedis, RedisServer, SentinelRedis
 
 APT, WIF = "binance:APTUSDT", "okx:WIFUSDT"
@@ -207,7 +208,7 @@ async def test_a_watch_prints_a_block_each_time_and_goes_on_while_the_server_is_
                     assert block[2].startswith(APT)
                 server.kill()
                 assert b"could not" in (told := await process.stderr.readline()) or b"127.0.0.1" in told
-                process.send_signal(signal.SIGINT)
+                signal_child(process, signal.SIGINT)
                 _, err = await process.communicate()
                 assert process.returncode == 130
                 assert b"Traceback" not in err
@@ -228,7 +229,7 @@ async def test_a_watch_redraws_a_terminal_of_60_columns_and_gives_it_back(redis_
         async with asyncio.timeout(30):
             while shown.count(APT.encode()) < 2:
                 shown += await asyncio.to_thread(os.read, master, 65536)
-        process.send_signal(signal.SIGINT)
+        signal_child(process, signal.SIGINT)
         with suppress(OSError):  # how Linux says that the process has closed the terminal
             while part := await asyncio.to_thread(os.read, master, 65536):
                 shown += part

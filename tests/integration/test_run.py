@@ -23,6 +23,7 @@ from lockguard import LockGuard
 from lockguard._cli import app
 from lockguard._cli.watchdog import Watchdog
 from lockguard_asyncpg import PostgresFence, install, protect
+from lockguard_lab.child_process import signal_child
 
 NAME = "backup:db1"
 LOCK = f"lockguard:{{{NAME}}}"
@@ -379,7 +380,7 @@ input()
             await operator.break_(NAME, reason="stuck")
     process.stdin.write(b"\n")
     assert await process.stdout.readline() == b"LG001\n"
-    process.terminate()
+    signal_child(process, signal.SIGTERM)
     process.stdin.write(b"\n")
     await process.communicate()
     assert await conn.fetchval("select state from backups") == "begun"

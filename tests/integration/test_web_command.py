@@ -24,6 +24,7 @@ from playwright.async_api import expect
 
 from lockguard import Lease, LeaseLost, LockGuard, StaleToken
 from lockguard_asyncpg import PostgresFence, create_pool, fenced_execute, install
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.servers import IndependentRedis, RedisServer
 from lockguard_positions._schema import migrate
 from tests.integration.fence_leases import lease_of
@@ -47,8 +48,7 @@ class Command:
     url: str
 
     async def end(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
-        if self.process.returncode is None:
-            self.process.send_signal(number)
+        signal_child(self.process, number)
         out, err = await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode, out.decode(), err.decode()
@@ -75,9 +75,8 @@ async def web(*arguments: str, **environment: str) -> AsyncIterator[Command]:
         assert url, (await process.communicate())[1]
         yield Command(process, url)
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        signal_child(process, signal.SIGKILL)
+        await process.wait()
 
 
 async def refused(*arguments: str, **environment: str) -> tuple[int, str]:

@@ -32,6 +32,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ import redis.asyncio
 from lockguard.errors import ConfigurationError
 from lockguard_asyncpg import install
 from lockguard_asyncpg._maintenance import shut_out_all
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.exchange import LOCAL_API_KEY, LOCAL_SECRET, LocalExchange, Origin, Side
 from lockguard_lab.exchange.faults import Operation
 from lockguard_lab.exchange.model import AlgoStatus
@@ -158,13 +160,12 @@ class Bot:
                 yield line
 
     async def end(self) -> int | None:
-        with suppress(ProcessLookupError):
-            self.process.terminate()
+        signal_child(self.process, signal.SIGTERM)
         try:
             async with asyncio.timeout(40):
                 return await self.process.wait()
         except TimeoutError:
-            self.process.kill()
+            signal_child(self.process, signal.SIGKILL)
             await self.process.wait()
             return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -16,15 +15,11 @@ import pytest
 
 from lockguard import LockGuard
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
+from lockguard_lab.child_process import signal_child
 
 RESOURCE = "binance:APTUSDT"
 TTL_S = 2.0
 WAITS = "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1"
-
-
-def end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
 
 
 @pytest.mark.parametrize("doing", ["idle", "waiting"])
@@ -54,13 +49,13 @@ async def test_a_holder_stopped_in_a_transaction_is_taken_over_within_its_ttl_an
             stderr=asyncio.subprocess.DEVNULL,
         )
         stack.push_async_callback(writer.wait)
-        stack.callback(end, writer)
+        stack.callback(signal_child, writer, signal.SIGKILL)
         assert writer.stdout is not None
         word, pid = (await writer.stdout.readline()).split()
         assert word == b"ready"
         while doing == "waiting" and not await pool.fetchval(WAITS, int(pid)):
             await asyncio.sleep(0.005)
-        os.kill(writer.pid, signal.SIGSTOP)
+        signal_child(writer, signal.SIGSTOP)
         while psutil.Process(writer.pid).status() != psutil.STATUS_STOPPED:
             await asyncio.sleep(0)
         loop = asyncio.get_running_loop()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import ROUND_UP, Decimal
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import asyncpg
@@ -25,6 +26,7 @@ import pytest
 import redis.asyncio
 
 from lockguard_asyncpg import install
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.exchange import DEFAULT_MARKETS, ExchangeRecord, LocalExchange
 from lockguard_lab.statements import statement
 from lockguard_positions import migrate
@@ -101,14 +103,12 @@ class BotProcess:
 
     async def kill(self) -> None:
         """Like ``kill -9``."""
-        if self._process.returncode is None:
-            self._process.kill()
+        signal_child(self._process, SIGKILL)
         await self._process.wait()
 
     async def stop(self) -> int:
         """Like ``kill``; gives the exit code."""
-        if self._process.returncode is None:
-            self._process.terminate()
+        signal_child(self._process, SIGTERM)
         return await self._process.wait()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import psutil
 
 from lockguard import LockGuard
 from lockguard_asyncpg import PostgresFence, fenced_transaction, install
+from lockguard_lab.child_process import signal_child
 
 RESOURCE = "binance:APTUSDT"
 
@@ -34,7 +34,7 @@ async def test_a_stopped_holder_that_wakes_up_is_refused_by_postgres(redis_url, 
         )
         word, token = (await first.stdout.readline()).split()
         assert word == b"holding"
-        os.kill(first.pid, signal.SIGSTOP)
+        signal_child(first, signal.SIGSTOP)
         while psutil.Process(first.pid).status() != psutil.STATUS_STOPPED:
             await asyncio.sleep(0)
 
@@ -44,7 +44,7 @@ async def test_a_stopped_holder_that_wakes_up_is_refused_by_postgres(redis_url, 
                 async with fenced_transaction(pool) as connection:
                     await connection.execute("update bot set status = 'taken over', token = $1", lease.token)
 
-        os.kill(first.pid, signal.SIGCONT)
+        signal_child(first, signal.SIGCONT)
         out, err = await first.communicate(b"go\n")
         assert await pool.fetchrow("select * from bot") == ("taken over", lease.token)
     assert (

@@ -21,7 +21,7 @@ import psutil
 
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard.errors import ConfigurationError
-from lockguard_lab.child_process import start_program
+from lockguard_lab.child_process import signal_child, start_program
 from lockguard_lab.exchange import LocalExchange
 from lockguard_lab.servers import RedisServer
 
@@ -90,8 +90,7 @@ class Bot:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        signal_child(self.process, signal.SIGKILL)
         await self.process.wait()
 
     @property
@@ -123,7 +122,7 @@ class Bot:
 
     def resume(self) -> None:
         """Let it go on after ``SIGSTOP``."""
-        self.process.send_signal(signal.SIGCONT)
+        signal_child(self.process, signal.SIGCONT)
 
     @property
     def stands(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import Self
 import psutil
 
 from lockguard.errors import ConfigurationError
-from lockguard_lab.child_process import start_program
+from lockguard_lab.child_process import signal_child, start_program
 
 __all__ = ["BotProcess", "until"]
 
@@ -110,19 +109,18 @@ class BotProcess:
 
     async def stop(self) -> None:
         """SIGSTOP; returns when the kernel shows it as stopped."""
-        self._process.send_signal(signal.SIGSTOP)
+        signal_child(self._process, signal.SIGSTOP)
         inside = psutil.Process(self._process.pid)
         await until(lambda: inside.status() == psutil.STATUS_STOPPED, "a bot's stop")
 
     def resume(self) -> None:
         """SIGCONT."""
-        self._process.send_signal(signal.SIGCONT)
+        signal_child(self._process, signal.SIGCONT)
 
     async def kill(self) -> None:
         """SIGKILL, which works on a stopped process too."""
         assert self._started is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        signal_child(self._process, signal.SIGKILL)
         await self._process.wait()
         await self._started[1]
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +20,7 @@ import asyncpg
 import pytest
 
 from lockguard.errors import LockguardError
+from lockguard_lab.child_process import signal_child
 from lockguard_lab.exchange import Execution, FaultKind, Operation
 from lockguard_positions import ExchangeUnreadable
 
@@ -133,8 +134,7 @@ async def die_waiting_for_the_stop(world: Any) -> None:
         process.stdin.write_eof()
         await world.until(lambda: world.orders(Operation.CREATE_ALGO) or process.returncode is not None)
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
+        signal_child(process, signal.SIGKILL)
         ended = await process.wait()
     assert ended == -signal.SIGKILL
 
