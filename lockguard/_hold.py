@@ -91,6 +91,21 @@ def _why_not(exc: BaseException, request: AcquireRequest) -> NotAcquiredReason:
             return NotAcquiredReason.ERROR
 
 
+def _granted(request: AcquireRequest, won: Won) -> Grant:
+    """What was asked for and given."""
+    return Grant(
+        request.resource,
+        request.grant,
+        won.token,
+        request.holder,
+        request.operation,
+        request.ttl_ms,
+        won.seal,
+        request.lock_delay_ms,
+        request.at_least_ms,
+    )
+
+
 def _used() -> ConfigurationError:
     return ConfigurationError(
         "this hold was entered before; a hold is for one use: write guard.hold(...) in each `async with`"
@@ -277,16 +292,7 @@ class Hold(_ForAsyncWith):
                 won = await core.queue.acquire(request, give_up_at=give_up_at)
             else:
                 won = await self._acquire_inside(surrounding, request, give_up_at, task)
-            grant = Grant(
-                request.resource,
-                request.grant,
-                won.token,
-                request.holder,
-                request.operation,
-                request.ttl_ms,
-                won.seal,
-            )
-            lease = self._binding.lease_type(grant, deadline=won.deadline, clock=core.clock)
+            lease = self._binding.lease_type(_granted(request, won), deadline=won.deadline, clock=core.clock)
             self._task, self._cancels_at_entry = task, task.cancelling()
             self._acquired_at = core.keeper.keep(lease, self._cut_body, max_hold_s=core.max_hold_s)
             sealed_ms = 0.0 if core.fence is None else await self._seal(lease, request)

@@ -153,6 +153,8 @@ class Grant:
         ttl_ms: how long the lock lasts after each renewal, in milliseconds.
         seal: the last seal of the resource that a fence confirmed, as the nodes remember it: this grant's own
             once it is sealed, its predecessor's before. See :class:`~lockguard.ports.Sealed`.
+        lock_delay_ms: how long the resource stays closed if the lease ends otherwise than by release.
+        at_least_ms: how long after the grant the resource opens at the earliest, however the lease ends.
     """
 
     resource: Resource
@@ -162,6 +164,8 @@ class Grant:
     operation: str
     ttl_ms: int
     seal: str = ""
+    lock_delay_ms: int = 0
+    at_least_ms: int = 0
 
 
 class LeaseState(Enum):

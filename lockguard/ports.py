@@ -478,7 +478,7 @@ class QuorumNode(LockNode, Protocol):
         ...
 
     def rejoin(self, grant: Grant) -> Future[Done | NoVote]:
-        """Give the lock to a grant that holds it on other nodes, if it is free here."""
+        """Give the lock, and what closes the resource after it, to a grant of other nodes, if it is free."""
         ...
 
     def on_admission_needed(self, callback: Callable[[], None]) -> None:

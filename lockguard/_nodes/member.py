@@ -126,7 +126,8 @@ class MemberNode(StandaloneNode):
     def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
         """Run rejoin.lua to restore a lease that is held on other nodes."""
         keys = (*keys_of(self._namespace, grant.resource).rejoin, self._member)
-        args = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms, self._facts.run_id)
+        told = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms)
+        args = (*told, self._facts.run_id, closing_of(grant))
         return self._run(REJOIN, self._rejoined, keys, *args)
 
     def membership(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
-from lockguard._lease import GrantId, Resource, Token
+from lockguard._lease import Grant, GrantId, Resource, Token
 from lockguard._namespace import Namespace
 from lockguard._nodes.remedies import or_check, with_rights
 from lockguard._scripts import ACQUIRE, BREAK, CHECK, EXTEND, HISTORY, INSPECT, RELEASE, SETTLE, Script
@@ -253,16 +253,16 @@ def keys_of(namespace: Namespace, resource: Resource) -> Keys:
         release=(lock, queue, inboxes, following, tenure, history, seal, waiting),
         break_=(lock, floor, tenure, history, queue, inboxes, following, waiting),
         inspect=(lock, floor, queue, inboxes, tenure, waiting),
-        rejoin=(lock, floor, history),
+        rejoin=(lock, floor, history, tenure),
         history=(lock, history),
     )
 
 
-def closing_of(request: AcquireRequest) -> str | int:
-    """ARGV[7] of acquire.lua: how long the resource is to stay closed."""
-    if request.at_least_ms:
-        return f"{request.lock_delay_ms} {request.at_least_ms}"
-    return request.lock_delay_ms
+def closing_of(wanted: AcquireRequest | Grant) -> str | int:
+    """ARGV[7] of acquire.lua and of rejoin.lua: how long the resource is to stay closed."""
+    if wanted.at_least_ms:
+        return f"{wanted.lock_delay_ms} {wanted.at_least_ms}"
+    return wanted.lock_delay_ms
 
 
 # What each script's reply means.

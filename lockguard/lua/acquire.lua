@@ -163,6 +163,10 @@ if not untouched then
 end
 if held[1] == grant then
   redis.call('PEXPIRE', KEYS[1], ttl_ms)
+  local delay = tonumber(string.match(ARGV[7], '^%d+'))
+  if delay > 0 then -- it begins when the lease ends, which is later now; at_least may last longer
+    redis.call('PEXPIRE', KEYS[6], math.max(ttl_ms + delay, redis.call('PTTL', KEYS[6])))
+  end
   admission = KEYS[10] and redis.call('HGET', KEYS[10], 'admission') or ''
   return {1, held[4], 0, redis.call('GET', KEYS[8]) or '', admission}
 end

@@ -1,9 +1,10 @@
 -- Restore a held lease on a node that lost it or never had it. Only for a holder that has just renewed the
 -- lease on a majority of the nodes: otherwise an ended lease could block its successor here.
+-- The resource stays closed here for as long as on the others, should the lease not be released.
 -- The node notes how long the lease may last, as with one that it granted: it may be the only one left to tell an
 -- admission, and one that knew of shorter leases only would have the others vote too soon.
 --
--- KEYS[1] lock  KEYS[2] floor  KEYS[3] history  KEYS[4] member   (as in acquire.lua)
+-- KEYS[1] lock  KEYS[2] floor  KEYS[3] history  KEYS[4] tenure  KEYS[5] member   (as in acquire.lua)
 --
 -- ARGV[1] grant
 -- ARGV[2] token
@@ -11,6 +12,7 @@
 -- ARGV[4] operation
 -- ARGV[5] ttl_ms
 -- ARGV[6] run       the server process that the caller is connected to; "" if it may not know (admit.lua)
+-- ARGV[7] closing   as in acquire.lua; at_least counts from here on, as the node does not know since when it is held
 --
 -- Returns
 --   0  another grant holds the lock here: nothing was changed
@@ -25,14 +27,19 @@ if grant then
   return grant == ARGV[1] and 1 or 0
 end
 local floor = tonumber(redis.call('GET', KEYS[2])) or 0
-local standing = redis.call('HMGET', KEYS[4], 'run', 'ttl_max_ms')
+local standing = redis.call('HMGET', KEYS[5], 'run', 'ttl_max_ms')
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], 'grant', ARGV[1], 'token', ARGV[2], 'holder', ARGV[3], 'operation', ARGV[4],
   'acquired_at_ms', string.format('%.0f', now_ms), 'ttl_ms', ARGV[5], 'renewals', '0')
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
+local lock_delay, at_least = string.match(ARGV[7], '^(%d+) ?(%d*)$')
+local closed_ms = math.max(tonumber(lock_delay) > 0 and ARGV[5] + lock_delay or 0, tonumber(at_least) or 0)
+if closed_ms > 0 then
+  redis.call('SET', KEYS[4], ARGV[7], 'PX', closed_ms)
+end
 if (tonumber(standing[2]) or 0) < tonumber(ARGV[5]) then
-  redis.call('HSET', KEYS[4], 'ttl_max_ms', ARGV[5])
+  redis.call('HSET', KEYS[5], 'ttl_max_ms', ARGV[5])
 end
 if not (floor >= tonumber(ARGV[2])) then
   redis.call('SET', KEYS[2], ARGV[2], 'PX', FLOOR_TTL_MS)

@@ -11,7 +11,15 @@ from datetime import timedelta
 
 import pytest
 
-from lockguard import ConfigurationError, LeaseState, LockGuard, QuorumUnavailable, ResourceBusy
+from lockguard import (
+    ConfigurationError,
+    LeaseLost,
+    LeaseState,
+    LockGuard,
+    LossReason,
+    QuorumUnavailable,
+    ResourceBusy,
+)
 from lockguard._clock import SYSTEM_CLOCK
 from lockguard._membership import QUARANTINE_UNKNOWN_MS, Quarantine, quarantine_for
 from lockguard._namespace import NAMESPACE
@@ -116,6 +124,23 @@ async def test_a_split_with_a_silent_node_waits_for_it_once_and_not_again(server
         assert sum("granted" in vote for vote in votes) == 2
         assert sum("no answer in time" in vote for vote in votes) == 1
         servers[4].resume()
+
+
+async def test_a_lock_delay_is_kept_by_those_who_were_given_the_lease_later(servers):
+    """A majority of them was not asked when the resource was taken, and closes it all the same."""
+    delay = timedelta(seconds=2)
+    async with guard_over(servers, lock_delay=delay) as guard, guard_over(servers) as other:
+        await once(other)
+        with pytest.raises(LeaseLost):
+            async with guard.hold(NAME) as lease:
+                for server in servers[:3]:
+                    ask(server, "DEL", LOCK, f"{LOCK}:tenure")
+                    await until(lambda s=server: ask(s, "HGET", LOCK, "grant") == lease.grant.id)
+                lease.end(LossReason.FENCED)
+                lost_at = SYSTEM_CLOCK.now()
+                await asyncio.Event().wait()
+        async with other.hold(NAME):
+            assert SYSTEM_CLOCK.now() - lost_at >= delay.total_seconds()
 
 
 @pytest.mark.parametrize("how", ["dead", "hung", "mixed"])

@@ -581,6 +581,19 @@ async def test_a_lock_delay_keeps_the_resource_closed_after_an_expiry_but_not_af
         assert asyncio.get_running_loop().time() - began >= 0.69
 
 
+async def test_a_lock_delay_begins_at_the_end_of_a_lease_that_was_asked_for_twice(new_guard):
+    """Its first answer was late, and who asks again is trusted for a whole ttl from then on."""
+    guard, other = new_guard(), new_guard()
+    locks = locks_of(guard)
+    await locks.connect()
+    wanted = wish(ttl_ms=900, lock_delay_ms=600)
+    assert isinstance(await locks.acquire(wanted), Won)
+    await asyncio.sleep(0.5)  # more than half of its ttl, which begins again
+    asked_again_at = asyncio.get_running_loop().time()
+    assert isinstance(await locks.acquire(wanted), Won)
+    assert (await _entered_at(other) - asked_again_at) / 1.5 >= MOST
+
+
 MOST = 0.9
 """The share of a time that is kept at least: fakeredis counts an expiry from before its script was read."""
 

@@ -230,6 +230,25 @@ def test_of_a_lock_delay_and_at_least_the_longer_one_holds(server: Server, closi
     assert lasts - 1_000 < server.client.pttl(TENURE) <= lasts
 
 
+@pytest.mark.parametrize(
+    ("closing", "left", "lasts"),
+    [
+        ("5000", 20_000, TTL + 5_000),
+        ("5000 90000", 80_000, 80_000),
+        ("5000 90000", 20_000, TTL + 5_000),
+        ("0 90000", 70_000, 70_000),
+    ],
+)
+def test_a_lock_delay_begins_at_the_end_of_a_lease_that_was_asked_for_again(
+    server: Server, closing: str, left: int, lasts: int
+) -> None:
+    """The answer to the first request was late: the second one starts the ttl again."""
+    server.acquire(A, closing=closing)
+    server.client.pexpire(TENURE, left)
+    assert server.acquire(A, closing=closing)[2] == 0
+    assert lasts - 1_000 < server.client.pttl(TENURE) <= lasts
+
+
 def test_a_closed_resource_is_busy_until_it_opens(server: Server) -> None:
     server.acquire(A, closing="5000")
     server.client.delete(LOCK)

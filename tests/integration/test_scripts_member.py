@@ -12,6 +12,7 @@ from tests.integration.scripts_on_a_server import (
     OTHER_RUN,
     QUEUE,
     RUN,
+    TENURE,
     TTL,
     UNKNOWN,
     A,
@@ -273,6 +274,25 @@ def test_a_lease_that_is_given_back_ends_by_itself_and_raises_the_floor(server: 
     server.client.delete(LOCK)
     server.rejoin(A, token - 1_000)
     assert int(server.client.get(FLOOR)) == token
+
+
+@pytest.mark.parametrize(
+    ("closing", "lasts"),
+    [
+        ("0", -2),
+        ("5000", TTL + 5_000),
+        ("0 90000", 90_000),
+        ("5000 90000", 90_000),
+        ("5000 1000", TTL + 5_000),
+    ],
+)
+def test_a_node_that_is_given_a_lease_back_stays_closed_after_it(
+    server: Server, closing: str, lasts: int
+) -> None:
+    """Or those that were given the lease later are a majority that gives the resource away too early."""
+    server.rejoin(A, server.now_us, closing=closing)
+    assert lasts - 1_000 < server.client.pttl(TENURE) <= lasts
+    assert server.client.get(TENURE) == (None if closing == "0" else closing.encode())
 
 
 def test_a_node_that_is_given_a_lease_back_says_whether_it_must_be_admitted(server: Server) -> None:

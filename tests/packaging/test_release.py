@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 
 import lockguard
@@ -390,6 +388,10 @@ def check_papers(folder: Path, head: str) -> None:
     built, run = statement["predicate"]["buildDefinition"], statement["predicate"]["runDetails"]
     assert built["resolvedDependencies"][0]["digest"] == {"gitCommit": head}
     assert "#unsigned-" in run["builder"]["id"]
+
+    # Not at the top: the import compiles grammars for seconds, in each process that collects tests.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
 
     text = (folder / f"lockguard-{NEXT}.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None

@@ -68,6 +68,8 @@ class Judge:
     """When the last fault so far is over."""
     ended_early: set[str] = field(default_factory=set)
     """The grants whose lease was lost under its body."""
+    opens: dict[str, float] = field(default_factory=dict)
+    """When the lock delay of the last lost lease of a resource is over at the earliest."""
     _accused: set[str] = field(default_factory=set)
     _tokens: dict[str, int] = field(default_factory=dict)
 
@@ -87,6 +89,9 @@ class Judge:
             told = f"{body.resource} had {self._tokens[body.resource]}, and then {token}"
             self.accuse("S2: tokens grow", told)
         self._tokens[body.resource] = token
+        if (early_s := self.opens.get(body.resource, 0.0) - self.world.now) > 0:
+            told = f"{body.resource} was had {early_s:.3f} s too early after its loss"
+            self.accuse("S5: a resource stays closed for as long as was asked for", told)
         self.looked_at(body, begins=True)
 
     def left(self, body: Body) -> None:
@@ -160,9 +165,9 @@ class Judge:
     def lost(self, event: Lost) -> None:
         """A guard says that a lease is over."""
         grant = event.grant
-        # Not before its body begins, as while a slow database takes the seal: no command of it is in flight.
-        if any(body.lease.grant.id == grant.id for body in self.bodies):
-            self.ended_early.add(str(grant.id))
+        for body in self.bodies:
+            if body.lease.grant.id == grant.id:
+                self._ended_early(body)
         self.world.tell(f"lost: {grant.resource} with {int(grant.token)}: {event.reason.value}")
         if self.plan.kinds == {"long way"}:
             told = (
@@ -190,6 +195,19 @@ class Judge:
         ):  # renewed since the last node forgot it, and so on a majority again
             told = f"{grant.resource} was lost with one node at a time"
             self.accuse("L7: a lease that is held is kept", told)
+
+    def _ended_early(self, body: Body) -> None:
+        # Not before a body begins, as while a slow database takes the seal: no command of it is in flight.
+        self.ended_early.add(str(body.lease.grant.id))
+        if not self.plan.loses_data or self._erosion_is_over:
+            # A process that was stopped meanwhile notices it late.
+            over_at = min(self.world.now, body.process.in_the_world(body.lease.deadline))
+            self.opens[body.resource] = over_at + self.plan.lock_delay_s
+
+    @property
+    def _erosion_is_over(self) -> bool:
+        """Whether nodes forgot one after another, and each was given what it had forgotten."""
+        return self.plan.erodes and self.world.now > self.plan.faults[-1].at + self.plan.ttl_s
 
     @property
     def _only_lines_were_cut(self) -> bool:

@@ -31,6 +31,15 @@ LOCK = (
         topology="single",
     ),
     Planted(
+        "a grant that is asked for again prolongs the lock and not what keeps the resource closed",
+        "our own past",
+        "lockguard/lua/acquire.lua",
+        "  if delay > 0 then -- it begins when",
+        "  if delay < 0 then -- it begins when",
+        law="S5",
+        topology="single",
+    ),
+    Planted(
         "renewal that revives an expired lease",
         "recipes that renew by SET",
         "lockguard/lua/extend.lua",

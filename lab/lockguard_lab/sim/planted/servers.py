@@ -97,6 +97,15 @@ SERVERS = (
         topology="quorum-3",
     ),
     Planted(
+        "a lease is given back without what keeps the resource closed after it",
+        "our own past",
+        "lockguard/lua/rejoin.lua",
+        "if closed_ms > 0 then",
+        "if false then",
+        law="S5",
+        topology="quorum-3",
+    ),
+    Planted(
         "the first Sentinel that answers is believed",
         "redis-py's Sentinel client",
         "lockguard/_nodes/sentinel.py",
