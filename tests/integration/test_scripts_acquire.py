@@ -236,7 +236,7 @@ def test_of_a_lock_delay_and_at_least_the_longer_one_holds(server: Server, closi
         ("5000", 20_000, TTL + 5_000),
         ("5000 90000", 80_000, 80_000),
         ("5000 90000", 20_000, TTL + 5_000),
-        ("0 90000", 70_000, 70_000),
+        ("0 90000", 20_000, 20_000),
     ],
 )
 def test_a_lock_delay_begins_at_the_end_of_a_lease_that_was_asked_for_again(
