@@ -121,6 +121,6 @@ class AskedOfSeveral(Asked):
         super().__init__(node)
         self._member = node
 
-    def rejoin(self, grant: Grant) -> Future[Done | NoVote]:
+    def rejoin(self, grant: Grant, *, age_ms: int) -> Future[Done | NoVote]:
         """Give the lock to a grant that holds it on other nodes."""
-        return self._vote("rejoin", Done, partial(self._member.rejoin, grant))
+        return self._vote("rejoin", Done, partial(self._member.rejoin, grant, age_ms=age_ms))

@@ -91,7 +91,7 @@ def _why_not(exc: BaseException, request: AcquireRequest) -> NotAcquiredReason:
             return NotAcquiredReason.ERROR
 
 
-def _granted(request: AcquireRequest, won: Won) -> Grant:
+def _granted(request: AcquireRequest, won: Won, now: float) -> Grant:
     """What was asked for and given."""
     return Grant(
         request.resource,
@@ -103,6 +103,7 @@ def _granted(request: AcquireRequest, won: Won) -> Grant:
         won.seal,
         request.lock_delay_ms,
         request.at_least_ms,
+        now,
     )
 
 
@@ -292,7 +293,8 @@ class Hold(_ForAsyncWith):
                 won = await core.queue.acquire(request, give_up_at=give_up_at)
             else:
                 won = await self._acquire_inside(surrounding, request, give_up_at, task)
-            lease = self._binding.lease_type(_granted(request, won), deadline=won.deadline, clock=core.clock)
+            grant = _granted(request, won, core.clock.now())
+            lease = self._binding.lease_type(grant, deadline=won.deadline, clock=core.clock)
             self._task, self._cancels_at_entry = task, task.cancelling()
             self._acquired_at = core.keeper.keep(lease, self._cut_body, max_hold_s=core.max_hold_s)
             sealed_ms = 0.0 if core.fence is None else await self._seal(lease, request)

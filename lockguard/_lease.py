@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
 from functools import lru_cache
@@ -155,6 +155,7 @@ class Grant:
             once it is sealed, its predecessor's before. See :class:`~lockguard.ports.Sealed`.
         lock_delay_ms: how long the resource stays closed if the lease ends otherwise than by release.
         at_least_ms: how long after the grant the resource opens at the earliest, however the lease ends.
+        acquired_at: when the caller was given it, on the guard's clock, in seconds.
     """
 
     resource: Resource
@@ -166,6 +167,7 @@ class Grant:
     seal: str = ""
     lock_delay_ms: int = 0
     at_least_ms: int = 0
+    acquired_at: float = field(default=0.0, repr=False, compare=False)
 
 
 class LeaseState(Enum):

@@ -477,7 +477,7 @@ class QuorumNode(LockNode, Protocol):
         """
         ...
 
-    def rejoin(self, grant: Grant) -> Future[Done | NoVote]:
+    def rejoin(self, grant: Grant, *, age_ms: int) -> Future[Done | NoVote]:
         """Give the lock, and what closes the resource after it, to a grant of other nodes, if it is free."""
         ...
 

@@ -236,7 +236,8 @@ class Redlock:
                 node = wanting.pop(future)
                 if isinstance(vote := vote_of(future), Extended) and not vote.held:
                     rejoins = self._rejoining.setdefault(grant.id, set())
-                    rejoins.add(asked_again := node.rejoin(grant))
+                    age_ms = max(0, int((self._clock.now() - grant.acquired_at) * 1000))
+                    rejoins.add(asked_again := node.rejoin(grant, age_ms=age_ms))
                     asked_again.add_done_callback(rejoins.discard)
 
         for future in asked:

@@ -123,11 +123,11 @@ class MemberNode(StandaloneNode):
             args = (*args, at_least_ms)
         self.run(RELEASE, parse_done, keys, *args, lone=True, answer=answer)
 
-    def rejoin(self, grant: Grant) -> asyncio.Future[Done | NoVote]:
+    def rejoin(self, grant: Grant, *, age_ms: int) -> asyncio.Future[Done | NoVote]:
         """Run rejoin.lua to restore a lease that is held on other nodes."""
         keys = (*keys_of(self._namespace, grant.resource).rejoin, self._member)
         told = (grant.id, grant.token, grant.holder, grant.operation, grant.ttl_ms)
-        args = (*told, self._facts.run_id, closing_of(grant))
+        args = (*told, self._facts.run_id, closing_of(grant), age_ms)
         return self._run(REJOIN, self._rejoined, keys, *args)
 
     def membership(

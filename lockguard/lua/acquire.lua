@@ -162,8 +162,8 @@ if not untouched then
   held = redis.call('HMGET', KEYS[1], 'grant', 'holder', 'operation', 'token', 'acquired_at_ms', 'ttl_ms')
 end
 if held[1] == grant then
-  redis.call('PEXPIRE', KEYS[1], ttl_ms)
   local delay = tonumber(string.match(ARGV[7], '^%d+'))
+  redis.call('PEXPIRE', KEYS[1], ttl_ms)
   if delay > 0 then -- it begins when the lease ends, which is later now; at_least may last longer
     redis.call('PEXPIRE', KEYS[6], math.max(ttl_ms + delay, redis.call('PTTL', KEYS[6])))
   end

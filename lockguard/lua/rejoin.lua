@@ -12,7 +12,8 @@
 -- ARGV[4] operation
 -- ARGV[5] ttl_ms
 -- ARGV[6] run       the server process that the caller is connected to; "" if it may not know (admit.lua)
--- ARGV[7] closing   as in acquire.lua; at_least counts from here on, as the node does not know since when it is held
+-- ARGV[7] closing   as in acquire.lua
+-- ARGV[8] age_ms    how long it has been held, by the holder's clock: at_least counts from the grant here too
 --
 -- Returns
 --   0  another grant holds the lock here: nothing was changed
@@ -26,17 +27,20 @@ local grant = redis.call('HGET', KEYS[1], 'grant')
 if grant then
   return grant == ARGV[1] and 1 or 0
 end
+local lock_delay, at_least = string.match(ARGV[7], '^(%d+) ?(%d*)$')
+local closed_ms = math.max(tonumber(lock_delay) > 0 and ARGV[5] + lock_delay or 0,
+  (tonumber(at_least) or 0) - ARGV[8])
 local floor = tonumber(redis.call('GET', KEYS[2])) or 0
 local standing = redis.call('HMGET', KEYS[5], 'run', 'ttl_max_ms')
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], 'grant', ARGV[1], 'token', ARGV[2], 'holder', ARGV[3], 'operation', ARGV[4],
-  'acquired_at_ms', string.format('%.0f', now_ms), 'ttl_ms', ARGV[5], 'renewals', '0')
+  'acquired_at_ms', string.format('%.0f', now_ms - ARGV[8]), 'ttl_ms', ARGV[5], 'renewals', '0')
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
-local lock_delay, at_least = string.match(ARGV[7], '^(%d+) ?(%d*)$')
-local closed_ms = math.max(tonumber(lock_delay) > 0 and ARGV[5] + lock_delay or 0, tonumber(at_least) or 0)
 if closed_ms > 0 then
   redis.call('SET', KEYS[4], ARGV[7], 'PX', closed_ms)
+else
+  redis.call('DEL', KEYS[4]) -- of an earlier grant: a majority has found it over
 end
 if (tonumber(standing[2]) or 0) < tonumber(ARGV[5]) then
   redis.call('HSET', KEYS[5], 'ttl_max_ms', ARGV[5])

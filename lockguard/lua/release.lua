@@ -54,7 +54,7 @@ if held then
     else
       redis.call('DEL', KEYS[1], KEYS[3], KEYS[8]) -- nobody waits: what is known of waiters goes too
     end
-    if redis.call('PEXPIRE', KEYS[5], closed_ms) == 0 then -- a node that was given the lease again has none
+    if redis.call('PEXPIRE', KEYS[5], closed_ms) == 0 then -- a node that a client of before gave the lease again has none
       redis.pcall('SET', KEYS[5], '0 ' .. at_least, 'PX', closed_ms)
     end
     return 1

@@ -93,9 +93,9 @@ class Server:
     def settle(self, grant: str, token: int) -> int:
         return int(self.run(SETTLE, KEYS.settle, grant, token))
 
-    def rejoin(self, grant: str, token: int, run: str = RUN, *, closing: str = "0") -> int:
+    def rejoin(self, grant: str, token: int, run: str = RUN, *, closing: str = "0", age_ms: int = 0) -> int:
         keys = (*KEYS.rejoin, MEMBER)
-        return int(self.run(REJOIN, keys, grant, token, "h", "o", TTL, run, closing))
+        return int(self.run(REJOIN, keys, grant, token, "h", "o", TTL, run, closing, age_ms))
 
     def look(self, admission: str = "", run: str = RUN) -> list[Any]:
         return list(self.run(ADMIT, (MEMBER,), run, -1, 0, admission, "", NODE))

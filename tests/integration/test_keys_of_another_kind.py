@@ -46,7 +46,7 @@ CALLS: dict[str, Callable[[StandaloneNode], Any]] = {
         REJOIN,
         parse_done,
         (*keys_of("lockguard", APT).rejoin, "lockguard:member"),
-        *(HOLDER, 10**15, "host:1/Task-1", "open", 60_000, "run", "5000"),
+        *(HOLDER, 10**15, "host:1/Task-1", "open", 60_000, "run", "5000", 0),
     ),
 }
 

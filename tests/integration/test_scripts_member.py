@@ -277,22 +277,33 @@ def test_a_lease_that_is_given_back_ends_by_itself_and_raises_the_floor(server: 
 
 
 @pytest.mark.parametrize(
-    ("closing", "lasts"),
+    ("closing", "age_ms", "lasts"),
     [
-        ("0", -2),
-        ("5000", TTL + 5_000),
-        ("0 90000", 90_000),
-        ("5000 90000", 90_000),
-        ("5000 1000", TTL + 5_000),
+        ("0", 0, -2),
+        ("5000", 0, TTL + 5_000),
+        ("5000", 90_000, TTL + 5_000),
+        ("0 90000", 0, 90_000),
+        ("0 90000", 50_000, 40_000),
+        ("0 90000", 90_001, -2),
+        ("5000 90000", 0, 90_000),
+        ("5000 90000", 80_000, TTL + 5_000),
     ],
 )
 def test_a_node_that_is_given_a_lease_back_stays_closed_after_it(
-    server: Server, closing: str, lasts: int
+    server: Server, closing: str, age_ms: int, lasts: int
 ) -> None:
     """Or those that were given the lease later are a majority that gives the resource away too early."""
-    server.rejoin(A, server.now_us, closing=closing)
+    server.client.set(TENURE, "70000", px=70_000)  # of a grant that a majority has found over
+    server.rejoin(A, server.now_us, closing=closing, age_ms=age_ms)
     assert lasts - 1_000 < server.client.pttl(TENURE) <= lasts
-    assert server.client.get(TENURE) == (None if closing == "0" else closing.encode())
+    assert server.client.get(TENURE) == (None if lasts < 0 else closing.encode())
+
+
+def test_at_least_counts_from_the_grant_where_a_lease_was_given_back_later(server: Server) -> None:
+    server.rejoin(A, server.now_us, closing="0 90000", age_ms=50_000)
+    assert 50_000 <= server.acquire(B)[4] < 51_000
+    server.release(A, at_least=90_000)
+    assert 39_000 < server.client.pttl(TENURE) <= 40_000
 
 
 def test_a_node_that_is_given_a_lease_back_says_whether_it_must_be_admitted(server: Server) -> None:

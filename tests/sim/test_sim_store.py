@@ -182,7 +182,7 @@ def without_order_of_times(reply: Any) -> Any:
     )
     shown = []
     for at, part in enumerate(told):
-        if isinstance(part, bytes) and b" grant=" in part:
+        if isinstance(part, bytes) and re.match(rb"\d{16} ", part):  # a line of the history
             shown.append(re.sub(rb"\d{16}", b"now", part))
         elif isinstance(part, list):
             shown.append([one for place, one in enumerate(part) if place % 5 not in (2, 4)])
@@ -194,9 +194,9 @@ def without_order_of_times(reply: Any) -> Any:
 def any_call(dice: random.Random) -> tuple[Script, tuple[str, ...], tuple[str, ...]]:
     keys = keys_of(NAMESPACE, parse_resource("binance:A"))
     grant, inbox = dice.choice("abcd") * 32, dice.choice(("in:1", "in:2", ""))
+    closing = dice.choice(("0", "0", "0", "60000", "0 60000"))
     match dice.randrange(12):
         case 0 | 1 | 2 | 3:
-            closing = dice.choice(("0", "0", "0", "60000", "0 60000"))
             args = (
                 grant,
                 "60000",
@@ -226,4 +226,11 @@ def any_call(dice: random.Random) -> tuple[Script, tuple[str, ...], tuple[str, .
             if dice.random() < 0.5:
                 return HISTORY, keys.history, ("20",)
             member = (*keys.rejoin, f"{NAMESPACE}:member")
-            return REJOIN, member, (grant, "1795239517492224", "h", "o", "60000", "run")
+            return (
+                REJOIN,
+                member,
+                (
+                    *(grant, "1795239517492224", "h", "o", "60000", "run"),
+                    *(closing, dice.choice(("0", "1500", "70000"))),
+                ),
+            )

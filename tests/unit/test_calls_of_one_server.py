@@ -206,11 +206,11 @@ async def test_a_member_is_admitted_when_it_came_back_or_got_a_lease_back() -> N
     node._connected(again=True)
     assert told == [True]
     granted = Grant(APT, MINE, Token(7), "h", "o", 9_000)
-    rejoining = node.rejoin(granted)
+    rejoining = node.rejoin(granted, age_ms=5)
     link.sent[-1][0](2)
     assert (await rejoining).found
     assert told == [True, True]
-    node.rejoin(granted)
+    node.rejoin(granted, age_ms=5)
     link.sent[-1][0](1)
     assert told == [True, True]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -62,6 +63,7 @@ class Node:
         self.releases: Any = Done(found=True)
         self.extends: Any = Extended(held=True)
         self.rejoins: Any = Done(found=True)
+        self.ages_ms: list[int] = []
         self.told_to_admit: Callable[[], None] = lambda: None
         self.members = [Membership(known=True, member=True, quarantine_ms=0, ttl_max_ms=TTL_MS)]
         self.woken: Callable[[Any], None] = lambda _: None
@@ -111,8 +113,9 @@ class Node:
         self.sent.append(("extend", seal))
         return self._answer(self.extends)
 
-    def rejoin(self, granted: Grant) -> asyncio.Future[Any]:
+    def rejoin(self, granted: Grant, *, age_ms: int) -> asyncio.Future[Any]:
         self.sent.append(("rejoin",))
+        self.ages_ms.append(age_ms)
         self.rejoining = self._answer(self.rejoins)
         return self.rejoining
 
@@ -293,11 +296,11 @@ async def test_a_waiter_is_woken_by_a_majority_and_not_by_the_first_node(over: M
 
 
 async def test_a_node_that_lost_the_lease_gets_it_back_once_a_majority_has_renewed_it(over: Made) -> None:
-    locks, nodes, _ = over(granted(), granted(), granted())
+    locks, nodes, clock = over(granted(), granted(), granted())
     nodes[0].extends = NOT_HELD
-    locks.extend(grant("f 3"))
+    locks.extend(replace(grant("f 3"), acquired_at=clock.now() - 2.5))
     await turns()
-    assert [len(node.did("rejoin")) for node in nodes] == [1, 0, 0]
+    assert [node.ages_ms for node in nodes] == [[2500], [], []]
     assert nodes[0].did("extend") == [("extend", "f 3")]
 
 

@@ -35,6 +35,7 @@ __all__ = ["REQUIRED", "TRIED", "check_rights", "check_scripts"]
 _KEY, _INBOX = "{key}", "{inbox}"
 _SCRATCH_MS = 5_000
 _TTL_MS = 10_000
+_LOCK_DELAY_MS = 1_000
 _PATIENCE_S = 10.0
 """A slow link is a finding of its own."""
 _NO_SCRIPT = "0" * 40
@@ -261,7 +262,7 @@ async def _try_all(node: StandaloneNode, resource: Resource, namespace: Namespac
         await expect("membership", node.membership(), object)
         # Not through MemberNode: a new server that has noted a ttl would have to wait before its first vote.
         keys = (*keys_of(namespace, resource).rejoin, _scratch_member(namespace, resource))
-        args = (first, granted.token, request.holder, request.operation, _TTL_MS, "")
+        args = (first, granted.token, request.holder, request.operation, _TTL_MS, "", _LOCK_DELAY_MS, 0)
         await expect("rejoin", node.run(REJOIN, _given_back, keys, *args), Done, found=True)
         await expect("release", node.release(resource, first), object, found=True)
     return amiss

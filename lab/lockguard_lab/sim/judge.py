@@ -48,6 +48,8 @@ class Body:
     lease: Lease
     since: float = 0.0
     failed: bool = False
+    over: bool = False
+    """Whether its code has ended, however that was."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Judge:
             told = f"{body.resource} had {self._tokens[body.resource]}, and then {token}"
             self.accuse("S2: tokens grow", told)
         self._tokens[body.resource] = token
-        if (early_s := self.opens.get(body.resource, 0.0) - self.world.now) > 0:
+        if (early_s := self._opens(body.resource) - self.world.now) > 0:
             told = f"{body.resource} was had {early_s:.3f} s too early after its loss"
             self.accuse("S5: a resource stays closed for as long as was asked for", told)
         self.looked_at(body, begins=True)
@@ -202,7 +204,17 @@ class Judge:
         if not self.plan.loses_data or self._erosion_is_over:
             # A process that was stopped meanwhile notices it late.
             over_at = min(self.world.now, body.process.in_the_world(body.lease.deadline))
-            self.opens[body.resource] = over_at + self.plan.lock_delay_s
+            opens = over_at + self.plan.lock_delay_s
+            self.opens[body.resource] = max(opens, self.opens.get(body.resource, 0.0))
+
+    def _opens(self, resource: str) -> float:
+        """Before when nobody may have a resource, because of those who lost it or died with it."""
+        opens = self.opens.get(resource, 0.0)
+        if not self.plan.lock_delay_s or self.plan.loses_data:
+            return opens
+        died = [one for one in self.bodies if one.resource == resource and one.process.dead and not one.over]
+        until = [one.process.in_the_world(one.lease.deadline) for one in died]
+        return max([opens, *(at + self.plan.lock_delay_s for at in until)])
 
     @property
     def _erosion_is_over(self) -> bool:

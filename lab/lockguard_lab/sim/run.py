@@ -354,7 +354,7 @@ class _Schedule:
                         raise own from None
                     raise
                 finally:
-                    ended_at, loss = world.now, lease.loss
+                    ended_at, loss, body.over = world.now, lease.loss, True
                     self.faults.happened("left", asyncio.current_task())
             raised = False
         except Exception as error:

@@ -47,7 +47,7 @@ SERVERS = (
         "nodes that lost the lease do not get it back",
         "Redlock ports",
         "lockguard/redlock.py",
-        "                    rejoins.add(asked_again := node.rejoin(grant))\n"
+        "                    rejoins.add(asked_again := node.rejoin(grant, age_ms=age_ms))\n"
         "                    asked_again.add_done_callback(rejoins.discard)",
         "                    pass",
         topology="quorum-3",
