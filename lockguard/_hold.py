@@ -91,20 +91,8 @@ def _why_not(exc: BaseException, request: AcquireRequest) -> NotAcquiredReason:
             return NotAcquiredReason.ERROR
 
 
-def _granted(request: AcquireRequest, won: Won, now: float) -> Grant:
-    """What was asked for and given."""
-    return Grant(
-        request.resource,
-        request.grant,
-        won.token,
-        request.holder,
-        request.operation,
-        request.ttl_ms,
-        won.seal,
-        request.lock_delay_ms,
-        request.at_least_ms,
-        now,
-    )
+def _not_acquired(exc: BaseException, request: AcquireRequest, waited_s: float) -> NotAcquired:
+    return NotAcquired(request.resource, request.grant, _why_not(exc, request), waited_s * 1000)
 
 
 def _used() -> ConfigurationError:
@@ -263,8 +251,8 @@ class Hold(_ForAsyncWith):
         Raises:
             AcquireError: the lock was not obtained; see its subclasses.
             LeaseLost: the lease ended before it was sealed.
-            ConfigurationError: the hold was used before, or the guard is closed or in use in another event
-                loop; or it has ``at_least`` and this task holds the resource already.
+            ConfigurationError: the hold was used before, its guard is closed or in use in another event loop,
+                or it has ``at_least`` and this task holds the resource already.
         """
         if self._stage is not _NEW:
             raise _used()
@@ -293,17 +281,26 @@ class Hold(_ForAsyncWith):
                 won = await core.queue.acquire(request, give_up_at=give_up_at)
             else:
                 won = await self._acquire_inside(surrounding, request, give_up_at, task)
-            grant = _granted(request, won, core.clock.now())
+            grant = Grant(
+                request.resource,
+                request.grant,
+                won.token,
+                request.holder,
+                request.operation,
+                request.ttl_ms,
+                won.seal,
+                request.lock_delay_ms,
+                request.at_least_ms,
+                core.clock.now(),
+            )
             lease = self._binding.lease_type(grant, deadline=won.deadline, clock=core.clock)
             self._task, self._cancels_at_entry = task, task.cancelling()
             self._acquired_at = core.keeper.keep(lease, self._cut_body, max_hold_s=core.max_hold_s)
             sealed_ms = 0.0 if core.fence is None else await self._seal(lease, request)
         except BaseException as exc:
-            waited_ms = (core.clock.now() - called_at) * 1000
-            core.emit(NotAcquired(request.resource, request.grant, _why_not(exc, request), waited_ms))
+            core.emit(_not_acquired(exc, request, core.clock.now() - called_at))
             raise
-        self._lease = lease
-        self._scope = enter_scope(LeaseScope(lease, task, core))
+        self._lease, self._scope = lease, enter_scope(LeaseScope(lease, task, core))
         self._stage = _OPEN
         task.add_done_callback(self._task_ended)
         core.emit(Acquired(lease.grant, (self._acquired_at - called_at) * 1000, sealed_ms))

@@ -93,7 +93,7 @@ def test_a_break_does_not_wake_the_grant_that_it_breaks(server: Server, delay: i
     server.queue(A)
     server.queue(B, inbox="in:2")
     server.client.delete(LOCK)
-    server.rejoin(A, server.now_us)
+    server.rejoin(A, server.now_us, closing=str(delay))
     server.break_()
     assert server.waiting() == ([B] if delay else [])
     assert server.reserved_for() == ("" if delay else B)

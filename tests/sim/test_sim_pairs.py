@@ -12,7 +12,7 @@ pytestmark = pytest.mark.no_cover
 
 PAIRS = (
     (
-        37,
+        39,
         "after a reconnect no waiter asks at once, and waiters ask again only when they are woken",
         Change(
             "lockguard/_nodes/standalone.py",
