@@ -300,17 +300,22 @@ async def test_a_reading_that_ends_while_it_is_paused_is_not_shown(monkeypatch: 
     async def late() -> dict[str, bool]:
         asked.set()
         await answered.wait()
+        answered.clear()
         returned.append(None)
         return dict(await answering())
 
     async with shown(installation, interval_s=0.05) as pilot:
         monkeypatch.setattr(installation, "answering", late)
+        await asked.wait()  # a reading of before is over by now, and could not show what comes
         installation.state = Snapshot(NOW, (lock("binance:NEWUSDT"),))
+        asked.clear()
+        answered.set()
         await asked.wait()
         await pilot.press("p")
         answered.set()
-        await until(pilot, lambda: returned)
+        await until(pilot, lambda: len(returned) == 2)
         assert "NEWUSDT" not in await see(pilot, "PAUSED, p goes on")
+        monkeypatch.setattr(installation, "answering", answering)
         await pilot.press("p")
         await see(pilot, "NEWUSDT")
 
