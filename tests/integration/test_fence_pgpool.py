@@ -73,6 +73,7 @@ async def pgpool(
                 except (OSError, asyncpg.PostgresError):
                     await asyncio.sleep(0.05)
         yield url
+        assert process.returncode is None, (directory / "log").read_text()[-500:]
     finally:
         signal_child(process, signal.SIGTERM)
         async with asyncio.timeout(20):
